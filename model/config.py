@@ -1,0 +1,236 @@
+"""Every number of the method as a validated setting. Plain dataclasses: importing this loads no torch.
+
+The letters in the descriptions are those of the paper: S image side, K keypoints,
+M memory banks, V vectors a bank, D their dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+Value = bool | int | float | str
+
+
+class SettingError(ValueError):
+    """A setting that is unknown or out of its range; the message names both.
+
+    Attributes:
+        name: the setting as it was given.
+    """
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What one setting may be: a closed interval, a set of choices, or both bounds open."""
+
+    description: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    multiple_of: int | None = None
+
+    def __str__(self) -> str:
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        text = f"from {self.low:g} to {self.high:g}" if self.low is not None and self.high is not None else "any value"
+        return text + (f", a multiple of {self.multiple_of}" if self.multiple_of else "")
+
+
+def _setting(
+    default: Any,
+    description: str,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    choices: tuple[str, ...] = (),
+    multiple_of: int | None = None,
+) -> Any:
+    return field(default=default, metadata={"allowed": Allowed(description, low, high, choices, multiple_of)})
+
+
+@dataclass(frozen=True)
+class PPLConfig:
+    """All settings of one model and its training. The defaults are the preset ``paper``.
+
+    Raises:
+        SettingError: from the constructor, for a value of the wrong type or out of range.
+    """
+
+    # the model
+    image_size: int = _setting(128, "S: side of the square the model sees, in pixels", 32, 256, multiple_of=16)
+    num_keypoints: int = _setting(16, "K: keypoints of the prior", 4, 32)
+    base_width: int = _setting(64, "channels of the first block; deeper blocks have 2, 4 and 8 times as many", 8, 128)
+    head: str = _setting(
+        "affine",
+        "how a keypoint is placed: 'affine' transforms the prior alone (PPL eq. 1, 2); 'residual' adds the "
+        "transformed prior, near zero at the start, to the mean position of the keypoint's attention map",
+        choices=("affine", "residual"),
+    )
+    num_banks: int = _setting(34, "M: memory banks", 1, 128)
+    bank_size: int = _setting(16, "V: vectors in a memory bank", 2, 256)
+    token_dim: int = _setting(512, "D: dimension of a memory vector", 8, 1024)
+    link_width: float = _setting(1e-3, "sigma squared of eq. 3, in units of [-1, 1] squared", 1e-5, 0.1)
+    link_width_start: float = _setting(1e-3, "link width at the first step", 1e-5, 0.1)
+    link_width_fraction: float = _setting(
+        0.0, "part of the steps over which the link width falls from its start to its end, geometrically", 0.0, 1.0
+    )
+    link_scale: float = _setting(512.0, "s: factor on the learning rate of the link weights", 1.0, 4096.0)
+    link_init_std: float = _setting(1.0, "spread of the link weights before softplus at the start", 0.0, 4.0)
+    # what it learns from
+    mask_ratio: float = _setting(0.8, "probability that a patch of the reference image is masked", 0.0, 1.0)
+    mask_grid: int = _setting(16, "patches of the reference mask along one side", 2, 64)
+    horizontal_flip: bool = _setting(True, "mirror half of the training pictures; off for sets aligned to one side")
+    perceptual: str = _setting(
+        "vgg19",
+        "network whose activations the reconstruction loss compares",
+        choices=("vgg19", "vgg16", "efficientnet_lite0"),
+    )
+    perceptual_size: int = _setting(128, "side to which pictures are resized for the perceptual network", 32, 256)
+    boundary_weight: float = _setting(1.0, "weight of the boundary loss (eq. 5)", 0.0, 1000.0)
+    link_regularization_weight: float = _setting(1.0, "weight of the link regularisation (eq. 6)", 0.0, 1000.0)
+    memory_decode_weight: float = _setting(
+        100.0, "weight of the memory's keypoint error beside its token error", 0.0, 1e4
+    )
+    memory_decay: float = _setting(0.9, "decay of the codebook's moving averages", 0.0, 0.9999)
+    revive_after: int = _setting(100, "steps without a hit after which a memory vector is revived", 1, 1_000_000)
+    # how it is trained
+    steps: int = _setting(20_000, "training steps", 1, 1_000_000)
+    batch_size: int = _setting(64, "images in one step", 1, 512)
+    learning_rate: float = _setting(1e-4, "learning rate at its highest", 1e-7, 0.1)
+    schedule: str = _setting("constant", "learning rate over the steps", choices=("constant", "cosine"))
+    weight_decay: float = _setting(0.0, "decoupled weight decay of AdamW; 0 is Adam", 0.0, 1.0)
+    precision: str = _setting(
+        "auto",
+        "arithmetic of the convolutions; auto is bf16 where the device has it",
+        choices=("auto", "fp32", "bf16"),
+    )
+    checkpoint_every: int = _setting(250, "steps between two checkpoints", 1, 1_000_000)
+    seed: int = _setting(0, "seed of every random choice", 0, 2**31 - 1)
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            _check(item.name, getattr(self, item.name), item.type, item.metadata["allowed"])
+        if self.mask_grid > self.image_size:
+            raise SettingError(
+                "mask_grid", f"mask_grid is {self.mask_grid}; it may be at most image_size ({self.image_size})"
+            )
+
+    @property
+    def num_links(self) -> int:
+        """L = K(K-1)/2, the number of links i < j."""
+        return self.num_keypoints * (self.num_keypoints - 1) // 2
+
+    def to_dict(self) -> dict[str, Value]:
+        """The settings as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PPLConfig:
+        """The inverse of :meth:`to_dict`; raises SettingError for an unknown name."""
+        parsed: dict[str, Any] = {name: parse(name, value) for name, value in values.items()}
+        return replace(cls(), **parsed)
+
+
+PRESETS: dict[str, dict[str, Value]] = {
+    "paper": {},
+    "compact": {
+        "image_size": 64,
+        "base_width": 16,
+        "head": "residual",
+        "token_dim": 128,
+        "link_width": 2e-3,
+        "link_width_start": 2e-2,
+        "link_width_fraction": 0.5,
+        "link_scale": 64.0,
+        "link_init_std": 0.1,
+        "mask_grid": 8,
+        "horizontal_flip": False,
+        "perceptual": "efficientnet_lite0",
+        "perceptual_size": 64,
+        "link_regularization_weight": 0.0,
+        "steps": 3000,
+        "batch_size": 32,
+        "learning_rate": 1e-3,
+        "schedule": "cosine",
+        "weight_decay": 1e-4,
+    },
+}
+
+
+def settings() -> dict[str, tuple[str, Allowed]]:
+    """Every setting's name with its type ("int", "float", "bool", "str") and what it may be."""
+    return {item.name: (str(item.type), item.metadata["allowed"]) for item in fields(PPLConfig)}
+
+
+def parse(name: str, value: Any) -> Value:
+    """One setting from a form's text or a JSON value, typed and checked.
+
+    Raises:
+        SettingError: unknown name, wrong type or out of range; the message says what is allowed.
+    """
+    known = settings()
+    if name not in known:
+        raise SettingError(name, f"unknown setting '{name}'; known are preset, {', '.join(sorted(known))}")
+    kind, allowed = known[name]
+    if isinstance(value, str) and kind != "str":
+        value = _from_text(name, value, kind, allowed)
+    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind == "int" and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    _check(name, value, kind, allowed)
+    typed: Value = value
+    return typed
+
+
+def resolve(preset: str = "compact", overrides: Mapping[str, Any] | None = None) -> PPLConfig:
+    """A preset with some settings replaced.
+
+    Args:
+        preset: "paper" or "compact".
+        overrides: name to value; text is parsed as a form would send it.
+
+    Raises:
+        SettingError: unknown preset or setting, or a value out of range.
+    """
+    if preset not in PRESETS:
+        raise SettingError("preset", f"preset is '{preset}'; it must be one of {', '.join(PRESETS)}")
+    values = dict(PRESETS[preset])
+    values.update({name: parse(name, value) for name, value in (overrides or {}).items()})
+    return PPLConfig.from_dict(values)
+
+
+def _from_text(name: str, text: str, kind: str, allowed: Allowed) -> Any:
+    text = text.strip()
+    if kind == "bool":
+        lowered = text.lower()
+        if lowered in ("true", "1", "yes", "on"):
+            return True
+        if lowered in ("false", "0", "no", "off"):
+            return False
+        raise SettingError(name, f"{name} is '{text}'; it must be true or false")
+    try:
+        return int(text) if kind == "int" else float(text)
+    except ValueError:
+        raise SettingError(name, f"{name} is '{text}'; it must be a number, {allowed}") from None
+
+
+def _check(name: str, value: Any, kind: Any, allowed: Allowed) -> None:
+    expected = {"int": int, "float": (int, float), "bool": bool, "str": str}[str(kind)]
+    if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):  # type: ignore[arg-type]
+        raise SettingError(name, f"{name} is {value!r}; it must be of type {kind}, {allowed}")
+    if allowed.choices and value not in allowed.choices:
+        raise SettingError(name, f"{name} is '{value}'; it must be {allowed}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        outside = allowed.low is not None and allowed.high is not None and not allowed.low <= value <= allowed.high
+        if not math.isfinite(value) or outside:
+            raise SettingError(name, f"{name} is {value}; it must be {allowed}")
+        if allowed.multiple_of and value % allowed.multiple_of:
+            raise SettingError(name, f"{name} is {value}; it must be {allowed}")
