@@ -1,0 +1,316 @@
+"""The errors that cross the queue and the API, one class for each code.
+
+PPLError
+├── BadRequest                 400  the request itself makes no sense
+│   ├── BadCategoryName        BadVersionName   BadSetting   BadBoxes   BadCursor   BadFolder
+│   ├── NoImages               TooManyImages
+│   ├── BadPicture             NotAnImage  TruncatedImage  TooManyPixels  TooSmall  Animated  UnsupportedFormat
+│   └── BadArchive             UnsafeArchive  EncryptedArchive  ArchiveTooLarge  EmptyArchive
+├── NotFound                   404  UnknownCategory  UnknownVersion  UnknownJob
+├── Conflict                   409  JobNotActive  JobNotEnded
+├── BodyTooLarge               413
+├── QueueFull                  429  says when to come back
+├── Unavailable                503  RedisUnavailable  WorkerUnavailable  EstimateTimeout  PixelsExpired
+│   └── ContractMismatch            gateway and worker are of different releases
+├── ServerFault                500  ModelFailed  StoreCorrupt
+└── JobFailed                  (the reason written into a failed job; never a response of its own)
+    TrainingFailed  TooFewPictures  Diverged  NeedsWeights  DiskFull  Abandoned
+
+A detail is written for the client: no path of the server, no trace.
+Names are those of what went wrong, without the suffix Error that all would share.
+"""
+
+# ruff: noqa: N818
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, ClassVar
+
+
+class ErrorCode(StrEnum):
+    """What went wrong, as a word that programs can compare. Never renamed once released."""
+
+    BAD_REQUEST = "bad_request"
+    BAD_CATEGORY_NAME = "bad_category_name"
+    BAD_VERSION_NAME = "bad_version_name"
+    BAD_SETTING = "bad_setting"
+    BAD_BOXES = "bad_boxes"
+    BAD_CURSOR = "bad_cursor"
+    BAD_FOLDER = "bad_folder"
+    NO_IMAGES = "no_images"
+    TOO_MANY_IMAGES = "too_many_images"
+    BAD_PICTURE = "bad_picture"
+    NOT_AN_IMAGE = "not_an_image"
+    TRUNCATED_IMAGE = "truncated_image"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    IMAGE_TOO_SMALL = "image_too_small"
+    ANIMATED_IMAGE = "animated_image"
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    BAD_ARCHIVE = "bad_archive"
+    UNSAFE_ARCHIVE = "unsafe_archive"
+    ENCRYPTED_ARCHIVE = "encrypted_archive"
+    ARCHIVE_TOO_LARGE = "archive_too_large"
+    EMPTY_ARCHIVE = "empty_archive"
+    NOT_FOUND = "not_found"
+    UNKNOWN_CATEGORY = "unknown_category"
+    UNKNOWN_VERSION = "unknown_version"
+    UNKNOWN_JOB = "unknown_job"
+    CONFLICT = "conflict"
+    JOB_NOT_ACTIVE = "job_not_active"
+    JOB_NOT_ENDED = "job_not_ended"
+    BODY_TOO_LARGE = "body_too_large"
+    QUEUE_FULL = "queue_full"
+    UNAVAILABLE = "unavailable"
+    REDIS_UNAVAILABLE = "redis_unavailable"
+    WORKER_UNAVAILABLE = "worker_unavailable"
+    TIMEOUT = "timeout"
+    PIXELS_EXPIRED = "pixels_expired"
+    CONTRACT_MISMATCH = "contract_mismatch"
+    INTERNAL = "internal"
+    MODEL_FAILED = "model_failed"
+    STORE_CORRUPT = "store_corrupt"
+    TRAINING_FAILED = "training_failed"
+    TOO_FEW_PICTURES = "too_few_pictures"
+    TRAINING_DIVERGED = "training_diverged"
+    WEIGHTS_UNAVAILABLE = "weights_unavailable"
+    DISK_FULL = "disk_full"
+    ABANDONED = "abandoned"
+
+
+class PPLError(Exception):
+    """Base of every error that a client may see.
+
+    Args:
+        detail: one sentence for the client; the class's title where empty.
+        retry_after_s: when asking again makes sense (the header Retry-After).
+        extra: further members of the problem document, plain JSON values.
+
+    Attributes:
+        code: of ErrorCode, fixed by the class.
+        status: HTTP status, fixed by the class.
+        title: short and always the same for one code.
+    """
+
+    code: ClassVar[ErrorCode] = ErrorCode.INTERNAL
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+
+    def __init_subclass__(cls, code: ErrorCode | None = None, status: int | None = None) -> None:
+        cls.code, cls.status = code or cls.code, status or cls.status
+        cls.title = cls.code.replace("_", " ").capitalize()
+
+    def __init__(
+        self, detail: str = "", *, retry_after_s: float | None = None, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail or self.title
+        self.retry_after_s = retry_after_s
+        self.extra: dict[str, Any] = dict(extra or {})
+
+    def to_dict(self) -> dict[str, str]:
+        """{"code", "detail"}: how an error travels in a reply and stands in a job."""
+        return {"code": str(self.code), "detail": self.detail}
+
+
+class BadRequest(PPLError, code=ErrorCode.BAD_REQUEST, status=400):
+    """The request can't be served as it is; sending it again gives the same answer."""
+
+
+class BadCategoryName(BadRequest, code=ErrorCode.BAD_CATEGORY_NAME):
+    """A category is named by lower-case letters, digits, - and _, at most 64 of them."""
+
+
+class BadVersionName(BadRequest, code=ErrorCode.BAD_VERSION_NAME):
+    """A version that no version could be called."""
+
+
+class BadSetting(BadRequest, code=ErrorCode.BAD_SETTING, status=422):
+    """A setting that is unknown or out of its range; the detail names both."""
+
+
+class BadBoxes(BadRequest, code=ErrorCode.BAD_BOXES, status=422):
+    """Boxes that are not one [x, y, width, height] a picture, or lie outside of it."""
+
+
+class BadCursor(BadRequest, code=ErrorCode.BAD_CURSOR):
+    """A cursor that no listing gave out."""
+
+
+class BadFolder(BadRequest, code=ErrorCode.BAD_FOLDER, status=422):
+    """A training folder that is not a folder of pictures below the data root."""
+
+
+class NoImages(BadRequest, code=ErrorCode.NO_IMAGES, status=422):
+    """A request without a picture."""
+
+
+class TooManyImages(BadRequest, code=ErrorCode.TOO_MANY_IMAGES, status=413):
+    """More pictures in one request than the limit."""
+
+
+class BadPicture(BadRequest, code=ErrorCode.BAD_PICTURE, status=422):
+    """A picture that can't be read."""
+
+
+class NotAnImage(BadPicture, code=ErrorCode.NOT_AN_IMAGE, status=415):
+    """Bytes that are no picture at all."""
+
+
+class TruncatedImage(BadPicture, code=ErrorCode.TRUNCATED_IMAGE):
+    """A picture that ends before its end, or is damaged."""
+
+
+class TooManyPixels(BadPicture, code=ErrorCode.TOO_MANY_PIXELS, status=413):
+    """More pixels than the limit; checked before anything is decoded."""
+
+
+class TooSmall(BadPicture, code=ErrorCode.IMAGE_TOO_SMALL):
+    """A picture with a side of too few pixels to hold a pose."""
+
+
+class Animated(BadPicture, code=ErrorCode.ANIMATED_IMAGE):
+    """A picture of more than one frame."""
+
+
+class UnsupportedFormat(BadPicture, code=ErrorCode.UNSUPPORTED_FORMAT, status=415):
+    """A picture of a format other than JPEG, PNG, WebP, BMP and TIFF."""
+
+
+class BadArchive(BadRequest, code=ErrorCode.BAD_ARCHIVE, status=422):
+    """An upload that is no zip, tar or tar.gz, or is damaged."""
+
+
+class UnsafeArchive(BadArchive, code=ErrorCode.UNSAFE_ARCHIVE):
+    """An archive with a member that climbs out of its folder, is a link or a device."""
+
+
+class EncryptedArchive(BadArchive, code=ErrorCode.ENCRYPTED_ARCHIVE):
+    """An archive that wants a password."""
+
+
+class ArchiveTooLarge(BadArchive, code=ErrorCode.ARCHIVE_TOO_LARGE, status=413):
+    """Too many members, or more bytes once unpacked than the limit."""
+
+
+class EmptyArchive(BadArchive, code=ErrorCode.EMPTY_ARCHIVE):
+    """An archive without a picture."""
+
+
+class NotFound(PPLError, code=ErrorCode.NOT_FOUND, status=404):
+    """What the address names does not exist."""
+
+
+class UnknownCategory(NotFound, code=ErrorCode.UNKNOWN_CATEGORY):
+    """No version of this category was ever published."""
+
+
+class UnknownVersion(NotFound, code=ErrorCode.UNKNOWN_VERSION):
+    """The category has no such version."""
+
+
+class UnknownJob(NotFound, code=ErrorCode.UNKNOWN_JOB):
+    """No job of this id, or its record was removed."""
+
+
+class Conflict(PPLError, code=ErrorCode.CONFLICT, status=409):
+    """The state of the thing forbids this now."""
+
+
+class JobNotActive(Conflict, code=ErrorCode.JOB_NOT_ACTIVE):
+    """Only a job that has not ended can be cancelled."""
+
+
+class JobNotEnded(Conflict, code=ErrorCode.JOB_NOT_ENDED):
+    """Only the record of a job that ended can be removed."""
+
+
+class BodyTooLarge(PPLError, code=ErrorCode.BODY_TOO_LARGE, status=413):
+    """A request longer than the limit."""
+
+
+class QueueFull(PPLError, code=ErrorCode.QUEUE_FULL, status=429):
+    """As many pictures wait as may wait."""
+
+
+class Unavailable(PPLError, code=ErrorCode.UNAVAILABLE, status=503):
+    """A part of the platform does not answer now; the same request may be served later."""
+
+
+class RedisUnavailable(Unavailable, code=ErrorCode.REDIS_UNAVAILABLE):
+    """The queue's server does not answer."""
+
+
+class WorkerUnavailable(Unavailable, code=ErrorCode.WORKER_UNAVAILABLE):
+    """No worker took the request in time, and none is alive."""
+
+
+class EstimateTimeout(Unavailable, code=ErrorCode.TIMEOUT):
+    """No answer within the time that a request may take."""
+
+
+class PixelsExpired(Unavailable, code=ErrorCode.PIXELS_EXPIRED):
+    """The batch waited so long that its pixels were gone, or its deadline passed."""
+
+
+class ContractMismatch(Unavailable, code=ErrorCode.CONTRACT_MISMATCH):
+    """A message of a contract version that this side does not speak."""
+
+
+class ServerFault(PPLError):
+    """A fault of ours; the log has the trace."""
+
+
+class ModelFailed(ServerFault, code=ErrorCode.MODEL_FAILED):
+    """The model raised on a batch."""
+
+
+class StoreCorrupt(ServerFault, code=ErrorCode.STORE_CORRUPT):
+    """A published version that lacks a file or can't be parsed."""
+
+
+class JobFailed(PPLError, code=ErrorCode.INTERNAL):
+    """Why a job failed. Written into the job, never a response."""
+
+
+class TrainingFailed(JobFailed, code=ErrorCode.TRAINING_FAILED):
+    """Training raised something that it should not have."""
+
+
+class TooFewPictures(JobFailed, code=ErrorCode.TOO_FEW_PICTURES):
+    """The upload had fewer readable pictures than training needs."""
+
+
+class Diverged(JobFailed, code=ErrorCode.TRAINING_DIVERGED):
+    """A loss became infinite or not a number."""
+
+
+class NeedsWeights(JobFailed, code=ErrorCode.WEIGHTS_UNAVAILABLE):
+    """Weights of the perceptual network can't be had; the detail says what to do."""
+
+
+class DiskFull(JobFailed, code=ErrorCode.DISK_FULL):
+    """No room left under the data root."""
+
+
+class Abandoned(JobFailed, code=ErrorCode.ABANDONED):
+    """The job's worker died again and again without getting further."""
+
+
+def _tree(root: type[PPLError]) -> list[type[PPLError]]:
+    return [root, *(leaf for child in root.__subclasses__() for leaf in _tree(child))]
+
+
+# of two classes with one code the first, the more general, stands
+_BY_CODE: dict[str, type[PPLError]] = {}
+for _class in _tree(PPLError):
+    _BY_CODE.setdefault(str(_class.code), _class)
+
+
+def error_of(code: str, detail: str) -> PPLError:
+    """The error that a reply carries, as the class it was raised as.
+
+    A code of a later release becomes a plain PPLError that keeps its detail.
+    """
+    return _BY_CODE.get(code, PPLError)(detail)

@@ -1,0 +1,142 @@
+"""Where things are: names of queues, tasks and Redis keys, and how both sides reach the broker.
+
+One Redis server holds all. Celery's own keys stand below a prefix of their own for each kind
+of worker, as each kind sweeps for lost messages with its own visibility timeout.
+
+key                            value                                              lives
+ppl:job:<id>                   hash: rev, status, record (JSON)                   until deleted
+ppl:jobs                       sorted set of all job ids (ids sort by creation)   with the jobs
+ppl:jobs:active                set of the ids of jobs that have not ended         with the jobs
+ppl:job:<id>:lease             token of the process that prepares or trains it    LEASE_TTL_S, refreshed
+ppl:job:<id>:cancel            "1" when a job in a worker's hands shall stop      a day
+ppl:pixels:<batch>             uint8 bytes (N, S, S, 3)                           PIXELS_TTL_S
+ppl:reply:<gateway>            list of BatchReply (msgpack)                       REPLY_TTL_S after a push
+ppl:worker:<kind>:<id>         WorkerHeartbeat (JSON)                             HEARTBEAT_TTL_S
+ppl:workers:<kind>             sorted set: worker id by the unix time of its last beat
+ppl:reconcile                  lock of the gateway that looks for lost jobs       RECONCILE_EVERY_S
+ppl:inference:… ppl:training:… Celery's own (queues, unacknowledged messages)
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+Kind = Literal["inference", "training"]
+
+CONTRACT_VERSION = 1
+KINDS: tuple[Kind, ...] = ("inference", "training")
+
+ESTIMATE_TASK = "ppl.estimate"
+TRAIN_TASK = "ppl.train"
+
+LEASE_TTL_S = 15.0
+PIXELS_TTL_S = 120
+REPLY_TTL_S = 120
+HEARTBEAT_TTL_S = 10
+HEARTBEAT_EVERY_S = 3.0
+RECONCILE_EVERY_S = 5.0
+CANCEL_TTL_S = 24 * 3600
+# a batch that a killed worker held is delivered again after this
+INFERENCE_VISIBILITY_S = 15
+TRAINING_VISIBILITY_S = 60
+
+JOBS = "ppl:jobs"
+ACTIVE_JOBS = "ppl:jobs:active"
+RECONCILE_LOCK = "ppl:reconcile"
+
+
+def task_name(kind: Kind) -> str:
+    """The Celery task that workers of a kind serve."""
+    return ESTIMATE_TASK if kind == "inference" else TRAIN_TASK
+
+
+def queue_name(kind: Kind) -> str:
+    """The Celery queue of a kind of worker, without the prefix of its broker."""
+    return kind
+
+
+def key_prefix(kind: Kind) -> str:
+    """What kombu puts before each of its keys."""
+    return f"ppl:{kind}:"
+
+
+def queue_key(kind: Kind) -> str:
+    """The Redis list in which a kind's messages wait."""
+    return key_prefix(kind) + queue_name(kind)
+
+
+def unacked_index_key(kind: Kind) -> str:
+    """The sorted set of delivered, not yet acknowledged messages (delivery tag by unix time)."""
+    return key_prefix(kind) + "unacked_index"
+
+
+def job_key(job_id: str) -> str:
+    """The hash of a job."""
+    return f"ppl:job:{job_id}"
+
+
+def lease_key(job_id: str) -> str:
+    """Who has the job in hand."""
+    return f"ppl:job:{job_id}:lease"
+
+
+def cancel_key(job_id: str) -> str:
+    """Set when a leased job shall stop."""
+    return f"ppl:job:{job_id}:cancel"
+
+
+def pixels_key(batch_id: str) -> str:
+    """The pixels of a batch."""
+    return f"ppl:pixels:{batch_id}"
+
+
+def reply_key(gateway_id: str) -> str:
+    """The list that one gateway process reads its replies from."""
+    return f"ppl:reply:{gateway_id}"
+
+
+def worker_key(kind: Kind, worker_id: str) -> str:
+    """The heartbeat of one worker process."""
+    return f"ppl:worker:{kind}:{worker_id}"
+
+
+def workers_key(kind: Kind) -> str:
+    """The sorted set of a kind's workers by last beat; those above now - HEARTBEAT_TTL_S live."""
+    return f"ppl:workers:{kind}"
+
+
+def broker_options(kind: Kind) -> dict[str, Any]:
+    """Celery's ``broker_transport_options``, the same on both sides of a queue.
+
+    kombu looks for messages of dead workers every interval x throttle, 100 s unless told,
+    whatever the visibility timeout is: here about every 2 s.
+    """
+    return {
+        "global_keyprefix": key_prefix(kind),
+        "visibility_timeout": INFERENCE_VISIBILITY_S if kind == "inference" else TRAINING_VISIBILITY_S,
+        "unacked_restore_interval": 2,
+        "unacked_restore_throttle": 1,
+        # a sweeper killed while it held the lock must not stop the others for kombu's five minutes
+        "unacked_mutex_expire": 10,
+        "socket_timeout": 10.0,
+        "socket_connect_timeout": 5.0,
+        "socket_keepalive": True,
+        "health_check_interval": 10,
+    }
+
+
+def celery_options(kind: Kind, redis_url: str) -> dict[str, Any]:
+    """Celery settings common to the sender and the worker: JSON only, no results, no events."""
+    return {
+        "broker_url": redis_url,
+        "broker_transport_options": broker_options(kind),
+        "broker_connection_retry_on_startup": True,
+        "task_default_queue": queue_name(kind),
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "result_backend": None,
+        "task_ignore_result": True,
+        "task_create_missing_queues": True,
+        "worker_send_task_events": False,
+        "task_send_sent_event": False,
+    }

@@ -1,0 +1,38 @@
+"""Settings that the gateway and the workers share, read from the environment (PPL_…)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class CommonSettings(BaseSettings):
+    """What both sides of the queue must agree on. A relative data root is resolved at the start."""
+
+    model_config = SettingsConfigDict(env_prefix="PPL_", extra="ignore", frozen=True)
+
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="the Redis or Valkey server")
+    data_root: Path = Field(Path("data"), description="folder of versions and job files")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe message logged")
+    # limits on pictures and archives
+    image_max_pixels: int = Field(50_000_000, ge=64, description="pixels of one picture, checked before decoding")
+    image_min_side_px: int = Field(8, ge=1, description="shorter side of a picture")
+    image_max_bytes: int = Field(32 * 2**20, ge=1024, description="bytes of one picture file")
+    archive_max_bytes: int = Field(4 * 2**30, ge=1024, description="bytes of an uploaded archive")
+    archive_max_files: int = Field(200_000, ge=1, description="members of an archive, or files of a folder")
+    archive_max_unpacked_bytes: int = Field(16 * 2**30, ge=1024, description="bytes of an archive once unpacked")
+    archive_max_ratio: float = Field(200.0, gt=1.0, description="unpacked bytes for a packed one")
+    training_min_pictures: int = Field(8, ge=1, description="readable pictures that a training needs")
+
+    @field_validator("data_root")
+    @classmethod
+    def _resolved(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
