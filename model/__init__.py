@@ -1,0 +1,38 @@
+"""The Pose Prior Learner, usable alone: train on pictures, predict poses.
+
+    from pathlib import Path
+    from model import Predictor, Trainer, load_folder, resolve
+
+    config = resolve("compact", {"steps": 1000})
+    trainer = Trainer(load_folder(Path("pictures"), config.image_size), config)
+    for report in trainer.run():
+        print(report.step, report.losses["total"])
+
+Names are imported when first used, so that ``model.config`` can be read where torch is not installed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "PPLConfig": "model.config",
+    "SettingError": "model.config",
+    "resolve": "model.config",
+    "load_folder": "model.data",
+    "PosePriorLearner": "model.ppl",
+    "PosePrior": "model.prior",
+    "Predictor": "model.predictor",
+    "Trainer": "model.trainer",
+    "TrainingDivergedError": "model.trainer",
+    "WeightsUnavailableError": "model.perceptual",
+    "perceptual_network": "model.perceptual",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'model' has no attribute '{name}'")

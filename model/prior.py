@@ -1,0 +1,129 @@
+"""What a category looks like: the pose prior, and the prototypical poses of its memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.links import connectivity_matrix, link_indices
+from model.ppl import PosePriorLearner
+
+
+@dataclass(frozen=True)
+class PosePrior:
+    """The keypoint prior and the connectivity prior of a category.
+
+    Attributes:
+        keypoint_prior: (K, 2) in [-1, 1].
+        link_weights: (L,), positive, over the pairs i < j in row-major order.
+        link_width: sigma squared with which the links were drawn, in units of [-1, 1] squared.
+        keypoint_names: K names.
+    """
+
+    keypoint_prior: Tensor
+    link_weights: Tensor
+    link_width: float
+    keypoint_names: tuple[str, ...]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: PosePriorLearner, keypoint_names: tuple[str, ...] | None = None) -> PosePrior:
+        """The prior that a model has learned so far."""
+        names = keypoint_names or tuple(f"keypoint_{i}" for i in range(model.config.num_keypoints))
+        if len(names) != model.config.num_keypoints:
+            raise ValueError(f"{len(names)} keypoint names given for {model.config.num_keypoints} keypoints")
+        prior, weights = model.memory.keypoint_prior(), model.link_weights
+        return cls(prior.float().cpu(), weights.float().cpu(), model.config.link_width, names)
+
+    def to_json(self) -> dict[str, Any]:
+        """The prior as plain values; links in falling order of weight."""
+        i, j = link_indices(len(self.keypoint_names))
+        links = sorted(zip(i.tolist(), j.tolist(), self.link_weights.tolist(), strict=True), key=lambda link: -link[2])
+        return {
+            "num_keypoints": len(self.keypoint_names),
+            "keypoint_names": list(self.keypoint_names),
+            "keypoint_prior": self.keypoint_prior.tolist(),
+            "connectivity_prior": connectivity_matrix(self.link_weights).tolist(),
+            "links": [{"i": a, "j": b, "weight": weight} for a, b, weight in links],
+            "link_width": self.link_width,
+        }
+
+
+@dataclass(frozen=True)
+class Prototype:
+    """A prototypical pose: the medoid of a cluster of the training pictures' codes.
+
+    Attributes:
+        keypoints: (K, 2) in [-1, 1], decoded from the codes.
+        codes: (M,).
+        count: pictures in its cluster.
+    """
+
+    keypoints: Tensor
+    codes: Tensor
+    count: int
+
+
+def hamming_distances(a: Tensor, b: Tensor, bank_size: int) -> Tensor:
+    """In how many banks two pictures' codes differ: (N, M) and (P, M) to (N, P)."""
+    hot_a = torch.nn.functional.one_hot(a, bank_size).flatten(1).float()
+    hot_b = torch.nn.functional.one_hot(b, bank_size).flatten(1).float()
+    return a.shape[1] - hot_a @ hot_b.T
+
+
+def cluster_codes(
+    codes: Tensor, bank_size: int, num_clusters: int, rounds: int = 20, most: int = 4096
+) -> tuple[Tensor, Tensor]:
+    """K-medoids over Hamming distance: exact combinations hardly ever repeat, so like ones are grouped.
+
+    Starts from the overall medoid and adds the farthest picture each time; deterministic.
+
+    Args:
+        codes: (N, M) of all training pictures.
+        bank_size: V.
+        num_clusters: at most this many clusters; fewer where fewer combinations differ.
+        rounds: of assignment and update, at most.
+        most: medoids are sought among this many pictures, evenly spaced; all pictures are counted.
+
+    Returns:
+        Indices of the medoids into ``codes`` (C,), and the members of each (C,); both by falling members.
+    """
+    if codes.shape[0] == 0:
+        raise ValueError("no codes to cluster; expected at least one picture")
+    chosen = torch.linspace(0, codes.shape[0] - 1, min(most, codes.shape[0])).round().long()
+    sample = codes[chosen]
+    distances = hamming_distances(sample, sample, bank_size)
+    medoids = [int(distances.sum(0).argmin())]
+    nearest = distances[medoids[0]]
+    while len(medoids) < num_clusters and nearest.max() > 0:
+        medoids.append(int(nearest.argmax()))
+        nearest = torch.minimum(nearest, distances[medoids[-1]])
+    centres = torch.tensor(medoids)
+    for _ in range(rounds):
+        member_of = distances[centres].argmin(0)
+        moved = centres.clone()
+        for cluster in range(len(medoids)):
+            members = (member_of == cluster).nonzero().squeeze(1)
+            if members.numel():
+                moved[cluster] = members[distances[members][:, members].sum(0).argmin()]
+        if torch.equal(moved, centres):
+            break
+        centres = moved
+    counts = torch.bincount(hamming_distances(codes, sample[centres], bank_size).argmin(1), minlength=centres.numel())
+    order = counts.argsort(descending=True, stable=True)
+    order = order[counts[order] > 0]
+    return chosen[centres[order]], counts[order]
+
+
+@torch.no_grad()
+def prototypes(model: PosePriorLearner, codes: Tensor, num_clusters: int = 12) -> list[Prototype]:
+    """The prototypical poses of a model, from the codes (N, M) of its training pictures."""
+    medoids, counts = cluster_codes(codes.cpu(), model.config.bank_size, num_clusters)
+    device = model.memory.codebook.device
+    poses = model.memory.decode(model.memory.lookup(codes[medoids].to(device))).float().cpu()
+    return [
+        Prototype(pose, code, int(count)) for pose, code, count in zip(poses, codes[medoids].cpu(), counts, strict=True)
+    ]

@@ -1,0 +1,106 @@
+"""From an image and the keypoint prior to the image's keypoints (PPL eq. 1 and 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.blocks import ResidualDown, Up
+from model.device import full_precision
+from model.geometry import pixel_grid
+
+SCORE_RADIUS = 0.25
+"""Half the side of an eighth of the image, in units of [-1, 1]: see :attr:`Located.scores`."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where the keypoints of a batch are.
+
+    Attributes:
+        keypoints: (B, K, 2) in [-1, 1]; a keypoint may lie outside.
+        scores: (B, K) in [0, 1], the share of a keypoint's attention that lies within ``SCORE_RADIUS`` of
+            the keypoint. Low where the part is hidden or could be in several places. No gradient.
+    """
+
+    keypoints: Tensor
+    scores: Tensor
+
+
+class ImageEncoder(nn.Module):
+    """A 2D CNN trained from scratch: four residual down blocks, two up blocks; (B, 3, S, S) to (B, C, S/4, S/4).
+
+    Differs from the release: the two skips of a U-Net, which cost little and place keypoints better.
+    """
+
+    def __init__(self, base_width: int) -> None:
+        super().__init__()
+        widths = [base_width * factor for factor in (1, 2, 4, 8)]
+        self.down = nn.ModuleList(ResidualDown(a, b) for a, b in zip([3, *widths[:-1]], widths, strict=True))
+        self.up = nn.ModuleList((Up(widths[3], widths[2], widths[2]), Up(widths[2], widths[1], widths[1])))
+        self.out_channels = widths[1]
+
+    def forward(self, image: Tensor) -> Tensor:
+        levels = []
+        x = image
+        for block in self.down:
+            x = block(x)
+            levels.append(x)
+        x = self.up[0](x, levels[2])
+        out: Tensor = self.up[1](x, levels[1])
+        return out
+
+
+class KeypointRegressor(nn.Module):
+    """A 2x2 matrix A_i and a translation t_i for each keypoint, from attention over the image and the prior.
+
+    A 3x3 convolution gives one attention map a keypoint. What it attends to (features joined with embedded
+    coordinates), joined with the embedded prior point, goes through a two-layer network.
+
+    With ``head="affine"`` keypoints_i = A_i prior_i + t_i, A_i starting at the identity (PPL eq. 2). With
+    ``head="residual"`` the same transformed prior, starting near zero, is added to the attention's mean
+    position: differs from the paper; localises better at small sizes.
+    """
+
+    def __init__(self, num_keypoints: int, base_width: int, head: str) -> None:
+        super().__init__()
+        self.head = head
+        self.encoder = ImageEncoder(base_width)
+        channels = self.encoder.out_channels
+        self.attention = nn.Conv2d(channels, num_keypoints, 3, padding=1)
+        self.embed_position = nn.Linear(2, channels)
+        self.embed_prior = nn.Sequential(nn.Linear(2, channels), nn.ReLU(), nn.Linear(channels, channels))
+        self.affine = nn.Sequential(nn.Linear(3 * channels, channels), nn.ReLU(), nn.Linear(channels, 6))
+
+    def forward(self, image: Tensor, keypoint_prior: Tensor) -> Located:
+        """Locate the keypoints.
+
+        Args:
+            image: (B, 3, S, S) in [-1, 1].
+            keypoint_prior: (K, 2) in [-1, 1]; taken as a constant or not as the caller decides.
+        """
+        features = self.encoder(image)
+        logits = self.attention(features).flatten(2)
+        with full_precision(image.device):
+            attention = logits.float().softmax(dim=-1)  # (B, K, P)
+            grid = pixel_grid(features.shape[-1], device=image.device)
+            centre = attention @ grid
+            pooled = torch.bmm(attention, features.flatten(2).transpose(1, 2).float())
+            # the embedding is linear, so pooling the embedded coordinates is embedding the pooled ones
+            descriptor = torch.cat(
+                (pooled, self.embed_position(centre), self.embed_prior(keypoint_prior).expand_as(pooled)), dim=-1
+            )
+            parameters = self.affine(descriptor)
+            matrix, translation = parameters[..., :4].unflatten(-1, (2, 2)), parameters[..., 4:]
+            moved = (matrix @ keypoint_prior[:, :, None]).squeeze(-1) + translation
+            keypoints = centre + 0.1 * moved if self.head == "residual" else keypoint_prior + moved
+            scores = attention_near(attention.detach(), keypoints.detach(), grid)
+        return Located(keypoints, scores)
+
+
+def attention_near(attention: Tensor, keypoints: Tensor, grid: Tensor) -> Tensor:
+    """The share of each attention map (B, K, P) within ``SCORE_RADIUS`` of its keypoint (B, K, 2): (B, K)."""
+    near = (grid - keypoints[:, :, None]).square().sum(-1) <= SCORE_RADIUS**2
+    return (attention * near).sum(-1).clamp(0, 1)
