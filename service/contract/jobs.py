@@ -1,0 +1,261 @@
+"""The one place where training jobs change: their records, leases and cancel flags in Redis.
+
+The record is the truth; a message in the queue only wakes a worker. A process that prepares or
+trains a job holds its lease, and every change it makes is refused once the lease is another's.
+All changes compare a revision, so that two writers can't overwrite each other.
+
+redis-py's errors pass through: callers decide whether to wait or to answer 503. The store is
+safe to share between threads.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import redis
+
+from . import routing, scripts
+from .errors import BadCursor, JobNotEnded, UnknownJob
+from .records import Job, JobError, JobPage, JobRecord, JobSource, JobStatus, Progress, Setting
+
+__all__ = [
+    "Job",
+    "JobError",
+    "JobPage",
+    "JobRecord",
+    "JobSource",
+    "JobStatus",
+    "JobStore",
+    "Lease",
+    "LeaseLost",
+    "Progress",
+    "Setting",
+    "new_job_id",
+]
+
+MAX_PAGE = 200
+
+
+class LeaseLost(Exception):  # noqa: N818 - what happened, as in errors.py
+    """Another process has the job now: stop, and write nothing."""
+
+
+class Lease:
+    """The right to work on a job, held by refreshing it before it expires."""
+
+    def __init__(self, client: Any, job_id: str, token: str, ttl_s: float) -> None:
+        self._redis = client
+        self.job_id = job_id
+        self.token = token
+        self.ttl_s = ttl_s
+
+    def renew(self) -> bool:
+        """Extend it, also when it ran out and nobody took it; False once it is another's."""
+        key, ttl_ms = routing.lease_key(self.job_id), int(self.ttl_s * 1000)
+        return bool(self._redis.eval(scripts.RENEW, 1, key, self.token, ttl_ms))
+
+    def release(self) -> None:
+        """Give it back, if it is still held."""
+        self._redis.eval(scripts.RELEASE, 1, routing.lease_key(self.job_id), self.token)
+
+
+def new_job_id() -> str:
+    """22 hex digits that sort by time of creation."""
+    return f"{int(time.time() * 1000):012x}{secrets.token_hex(5)}"
+
+
+class JobStore:
+    """The jobs in Redis.
+
+    Args:
+        client: redis.Redis that returns bytes (typed Any: redis-py's own types are unions of the
+            synchronous and the asynchronous answer).
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._redis = client
+
+    @classmethod
+    def from_url(cls, url: str) -> JobStore:
+        """A store with a client of its own."""
+        return cls(redis.Redis.from_url(url, socket_connect_timeout=5, socket_timeout=10, health_check_interval=10))
+
+    def create(
+        self,
+        category: str,
+        settings: dict[str, Setting],
+        total_steps: int,
+        source: JobSource | None = None,
+        job_id: str | None = None,
+    ) -> Job:
+        """A new job, ``validating``; its upload must be on disk by now."""
+        job = Job(
+            id=job_id or new_job_id(),
+            category=category,
+            status=JobStatus.VALIDATING,
+            created_at=datetime.now(UTC),
+            progress=Progress(total_steps=total_steps),
+            settings=settings,
+        )
+        record = JobRecord(job=job, source=source or JobSource())
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(routing.job_key(job.id), mapping={"rev": 1, "record": record.model_dump_json()})
+            pipe.zadd(routing.JOBS, {job.id: 0})
+            pipe.sadd(routing.ACTIVE_JOBS, job.id)
+            pipe.execute()
+        return job
+
+    def get(self, job_id: str) -> Job:
+        """A job. Raises UnknownJob."""
+        return self.record(job_id).job
+
+    def record(self, job_id: str) -> JobRecord:
+        """A job with what only the platform needs. Raises UnknownJob."""
+        return self._load(job_id)[1]
+
+    def page(self, limit: int = 50, cursor: str | None = None) -> JobPage:
+        """Jobs, the newest first.
+
+        Args:
+            limit: 1 to MAX_PAGE.
+            cursor: ``next_cursor`` of the page before.
+
+        Raises:
+            BadCursor: not one of ours.
+        """
+        limit = max(1, min(limit, MAX_PAGE))
+        if cursor is not None and not (cursor.isascii() and cursor.isalnum() and len(cursor) <= 64):
+            raise BadCursor(f"cursor {cursor[:80]!r} was not given out by this list")
+        start = f"({cursor}" if cursor else "+"
+        ids = self._redis.zrange(routing.JOBS, start, "-", desc=True, bylex=True, offset=0, num=limit + 1)
+        records = self._records([item.decode() for item in ids[:limit]])
+        more = ids[limit - 1].decode() if len(ids) > limit else None
+        return JobPage(items=[record.job for record in records], next_cursor=more)
+
+    def unfinished(self) -> list[JobRecord]:
+        """Every job that has not ended, the oldest first."""
+        return self._records(sorted(item.decode() for item in self._redis.smembers(routing.ACTIVE_JOBS)))
+
+    def update(
+        self, job_id: str, change: Callable[[JobRecord], Any], lease: Lease | None = None, *, unleased: bool = False
+    ) -> JobRecord:
+        """Read, change and write back; again from the start where somebody else wrote meanwhile.
+
+        Args:
+            change: alters the record in place; what it raises ends the update.
+            lease: the change counts only while this is held.
+            unleased: the change counts only while nobody works on the job.
+
+        Raises:
+            UnknownJob.
+            LeaseLost: the lease is another's, or the job ended meanwhile; nothing was written.
+        """
+        holder = lease.token if lease else ("-" if unleased else "")
+        write = secrets.token_hex(8)
+        keys = [
+            routing.job_key(job_id),
+            routing.ACTIVE_JOBS,
+            routing.lease_key(job_id),
+            routing.cancel_key(job_id),
+        ]
+        while True:
+            revision, record = self._load(job_id)
+            if lease and record.job.status.ended:
+                raise LeaseLost(job_id)
+            change(record)
+            arguments = [revision, record.model_dump_json(), holder, int(record.job.status.ended), job_id, write]
+            outcome = self._redis.eval(scripts.UPDATE, len(keys), *keys, *arguments)
+            if outcome == scripts.WRITTEN:
+                return record
+            if outcome == scripts.NOT_HOLDER:
+                raise LeaseLost(job_id)
+
+    def cancel(self, job_id: str) -> Job:
+        """Stop a job: at once where nobody works on it, else by a flag its worker sees within a few steps.
+
+        Raises:
+            UnknownJob.
+            JobNotActive: it has ended.
+        """
+        record = self.record(job_id)
+        if record.job.status.ended:
+            record.move(JobStatus.CANCELLED)  # raises, and says how it ended
+        # the flag first: whoever takes the job up between the two steps sees it
+        self._redis.set(routing.cancel_key(job_id), "1", ex=routing.CANCEL_TTL_S)
+        try:
+            return self.update(job_id, lambda record: record.move(JobStatus.CANCELLED), unleased=True).job
+        except LeaseLost:
+            return self.get(job_id)
+
+    def cancel_requested(self, job_id: str) -> bool:
+        """Whether the job's worker shall stop."""
+        return bool(self._redis.exists(routing.cancel_key(job_id)))
+
+    def delete(self, job_id: str) -> None:
+        """Remove the record of a job that ended. Raises UnknownJob, JobNotEnded."""
+        if not self.get(job_id).status.ended:
+            raise JobNotEnded(f"job {job_id} has not ended; cancel it first")
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(routing.job_key(job_id), routing.cancel_key(job_id))
+            pipe.zrem(routing.JOBS, job_id)
+            pipe.srem(routing.ACTIVE_JOBS, job_id)
+            pipe.execute()
+
+    def acquire(self, job_id: str, holder: str, ttl_s: float = routing.LEASE_TTL_S) -> Lease | None:
+        """The lease of a job, or None while another process has it."""
+        token = f"{holder}:{secrets.token_hex(4)}"
+        if self._redis.set(routing.lease_key(job_id), token, nx=True, px=int(ttl_s * 1000)):
+            return Lease(self._redis, job_id, token, ttl_s)
+        return None
+
+    def leased(self, job_id: str) -> bool:
+        """Whether some process works on the job."""
+        return bool(self._redis.exists(routing.lease_key(job_id)))
+
+    def waiting_ids(self) -> set[str]:
+        """Ids of the jobs whose message waits in the training queue (the task's id is the job's)."""
+        messages = self._redis.lrange(routing.queue_key("training"), 0, -1)
+        return {str(json.loads(message)["headers"]["id"]) for message in messages}
+
+    def reconcile(self, send: Callable[[str], Any], *, exclusive: bool = False) -> set[str]:
+        """Send the messages of jobs again that would else never be taken up.
+
+        Those are jobs that are queued, or running without a worker, and have no message waiting.
+        A message too many does no harm: who finds the job leased or ended returns.
+
+        Args:
+            send: puts a job's message into the training queue.
+            exclusive: do nothing if another process did it within RECONCILE_EVERY_S.
+
+        Returns:
+            The ids sent.
+        """
+        every_ms = int(routing.RECONCILE_EVERY_S * 900)
+        if exclusive and not self._redis.set(routing.RECONCILE_LOCK, "1", nx=True, px=every_ms):
+            return set()
+        idle = {
+            record.job.id
+            for record in self.unfinished()
+            if record.job.status is not JobStatus.VALIDATING and not self.leased(record.job.id)
+        }
+        lost = idle - self.waiting_ids() if idle else idle
+        for job_id in sorted(lost):
+            send(job_id)
+        return lost
+
+    def _load(self, job_id: str) -> tuple[bytes, JobRecord]:
+        revision, record = self._redis.hmget(routing.job_key(job_id), "rev", "record")
+        if record is None:
+            raise UnknownJob(f"no job {job_id[:80]!r}")
+        return revision, JobRecord.model_validate_json(record)
+
+    def _records(self, ids: Iterable[str]) -> list[JobRecord]:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hget(routing.job_key(job_id), "record")
+            return [JobRecord.model_validate_json(record) for record in pipe.execute() if record is not None]

@@ -1,0 +1,155 @@
+"""The shape of a training job, and the states it goes through.
+
+validating ──▶ queued ◀──▶ running ──▶ succeeded
+    │            │            │
+    └────────────┴────────────┴──────▶ failed, cancelled
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, Field, field_serializer
+
+from .errors import Abandoned, Conflict, JobNotActive, PPLError
+
+Setting = bool | int | float | str
+
+MAX_DEATHS = 3  # of a job's workers without any progress between them
+
+
+class JobStatus(StrEnum):
+    """Where a job stands."""
+
+    VALIDATING = "validating"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will change any more."""
+        return not TRANSITIONS[self]
+
+
+TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.VALIDATING: frozenset({JobStatus.QUEUED, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.RUNNING: frozenset({JobStatus.QUEUED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset(),
+    JobStatus.CANCELLED: frozenset(),
+}
+
+
+class Progress(BaseModel):
+    """How far training is. ``eta_s`` is None until there is something to go by."""
+
+    step: int = 0
+    total_steps: int
+    fraction: float = 0.0
+    eta_s: float | None = None
+
+
+class JobError(BaseModel):
+    """Why a job failed, for its owner."""
+
+    code: str
+    detail: str
+
+
+class Job(BaseModel):
+    """A training job as the API shows it.
+
+    Attributes:
+        metrics: "images", "skipped" and the first "skipped_files" once prepared; the last losses
+            and "steps_per_s" while training.
+        version: the version it published.
+        settings: every setting of the model, and "preset".
+    """
+
+    id: str
+    category: str
+    status: JobStatus
+    created_at: AwareDatetime
+    started_at: AwareDatetime | None = None
+    finished_at: AwareDatetime | None = None
+    progress: Progress
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    version: str | None = None
+    error: JobError | None = None
+    settings: dict[str, Setting] = Field(default_factory=dict)
+
+    @field_serializer("created_at", "started_at", "finished_at")
+    def _utc(self, value: datetime | None) -> str | None:
+        return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if value else None
+
+
+class JobSource(BaseModel):
+    """Where a job's pictures come from: its uploaded archive, or a folder below the data root."""
+
+    kind: Literal["archive", "folder"] = "archive"
+    folder: str | None = None
+
+
+class JobRecord(BaseModel):
+    """A job with what only the platform needs to know.
+
+    Attributes:
+        starts: how often a worker started it since it last got further.
+        reached: the step from which the last start went on.
+    """
+
+    job: Job
+    source: JobSource = JobSource()
+    starts: int = 0
+    reached: int = 0
+
+    def move(self, status: JobStatus) -> None:
+        """Change the status and what goes with it.
+
+        Raises:
+            JobNotActive: it has ended.
+            Conflict: no such transition.
+        """
+        job = self.job
+        if job.status.ended:
+            raise JobNotActive(f"job {job.id} has already {_past(job.status)}")
+        if status not in TRANSITIONS[job.status]:
+            raise Conflict(f"job {job.id} is {job.status} and can't become {status}")
+        job.status = status
+        if status is JobStatus.RUNNING and job.started_at is None:
+            job.started_at = datetime.now(UTC)
+        if status.ended:
+            job.finished_at = datetime.now(UTC)
+            job.progress.eta_s = None
+
+    def fail(self, error: PPLError) -> None:
+        """End as failed, with the reason that its owner sees."""
+        self.move(JobStatus.FAILED)
+        self.job.error = JobError(**error.to_dict())
+
+    def begin(self, reached: int) -> bool:
+        """Count a start from a step; False (and failed) when starts keep dying without getting further."""
+        if reached > self.reached:
+            self.starts, self.reached = 0, reached
+        if self.starts > MAX_DEATHS:
+            self.fail(Abandoned(f"its worker died {self.starts} times at or after step {self.reached}; see its log"))
+            return False
+        self.starts += 1
+        return True
+
+
+class JobPage(BaseModel):
+    """A part of the list of jobs, the newest first."""
+
+    items: list[Job]
+    next_cursor: str | None = None
+
+
+def _past(status: JobStatus) -> str:
+    return "been cancelled" if status is JobStatus.CANCELLED else str(status)

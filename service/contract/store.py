@@ -1,0 +1,295 @@
+"""The data root on disk: published versions, and the files of jobs that have not ended.
+
+A version's folder is written beside its final place, synced, and renamed: a reader sees all of
+it or nothing, at any moment, over any crash. Once published it never changes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .errors import (
+    BadCategoryName,
+    BadFolder,
+    BadVersionName,
+    StoreCorrupt,
+    UnknownCategory,
+    UnknownJob,
+    UnknownVersion,
+)
+
+_CATEGORY = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
+_JOB = re.compile(r"[0-9a-f]{8,64}")
+_STAGING = ".staging-"
+
+
+def check_category(name: str) -> str:
+    """The name, if a category may be called so.
+
+    Raises:
+        BadCategoryName: anything else, paths above all.
+    """
+    if not _CATEGORY.fullmatch(name):
+        raise BadCategoryName(
+            f"category {name[:80]!r} must start with a letter a-z or a digit and hold only a-z, 0-9, - and _, "
+            "64 characters at most"
+        )
+    return name
+
+
+def check_version(name: str) -> str:
+    """The name, if a version may be called so.
+
+    Raises:
+        BadVersionName: anything else, paths above all.
+    """
+    if not _VERSION.fullmatch(name):
+        raise BadVersionName(f"{name[:80]!r} is not the name of a version; GET /priors lists them")
+    return name
+
+
+def new_version_id(job_id: str, now: datetime | None = None) -> str:
+    """A name that sorts by time of publication, e.g. 20261123T064501-1f3a9c (UTC)."""
+    moment = (now or datetime.now(UTC)).astimezone(UTC)
+    return f"{moment:%Y%m%dT%H%M%S}-{job_id[-6:]}"
+
+
+class VersionStore:
+    """The versions under a data root. Reading needs no worker, no queue and no lock.
+
+    Args:
+        data_root: the folder of the setting PPL_DATA_ROOT.
+    """
+
+    def __init__(self, data_root: Path) -> None:
+        self._root = data_root / "categories"
+
+    def categories(self) -> list[str]:
+        """Names of all categories with at least one version, sorted."""
+        return sorted(name for name in _folders(self._root) if _CATEGORY.fullmatch(name) and self._version_names(name))
+
+    def versions(self, category: str) -> list[str]:
+        """Versions of a category, the newest first. Raises UnknownCategory."""
+        names = self._version_names(check_category(category))
+        if not names:
+            raise UnknownCategory(f"no prior was learned for category '{category}' yet")
+        return names
+
+    def active(self, category: str) -> str | None:
+        """The version that requests without one get; None between a first publication and its activation."""
+        self.versions(category)
+        try:
+            version = _read_json(self._root / category / "active.json")["version"]
+        except FileNotFoundError:
+            return None
+        return check_version(str(version))
+
+    def resolve(self, category: str, version: str | None = None) -> str:
+        """The version meant by a request.
+
+        Args:
+            version: the active one where None.
+
+        Raises:
+            BadCategoryName, BadVersionName, UnknownCategory, UnknownVersion.
+        """
+        names = self.versions(category)
+        if version is None:
+            version = self.active(category)
+            if version is None:
+                raise UnknownVersion(f"category '{category}' has no active version yet")
+        if check_version(version) not in names:
+            raise UnknownVersion(f"category '{category}' has no version '{version}'")
+        return version
+
+    def path(self, category: str, version: str) -> Path:
+        """The folder of a version, whether it exists or not; the names are checked."""
+        return self._root / check_category(category) / "versions" / check_version(version)
+
+    def info(self, category: str, version: str) -> dict[str, Any]:
+        """version.json: job, time, preset, settings, how it was trained, checksums."""
+        return self._read(category, version, "version.json")
+
+    def prior(self, category: str, version: str) -> dict[str, Any]:
+        """prior.json: keypoint prior, connectivity prior, links."""
+        return self._read(category, version, "prior.json")
+
+    def memory(self, category: str, version: str) -> dict[str, Any]:
+        """memory.json: sizes, use counts, prototypes."""
+        return self._read(category, version, "memory.json")
+
+    def config(self, category: str, version: str) -> dict[str, Any]:
+        """config.json: every setting of the model."""
+        return self._read(category, version, "config.json")
+
+    def weights_path(self, category: str, version: str) -> Path:
+        """weights.safetensors; the codebook (M, V, D) in it is the tensor "memory.codebook"."""
+        return self.path(category, version) / "weights.safetensors"
+
+    def find_by_job(self, category: str, job_id: str) -> str | None:
+        """The version that a job published, if it did."""
+        for version in self._version_names(check_category(category)):
+            if version.endswith(job_id[-6:]) and self.info(category, version).get("job_id") == job_id:
+                return version
+        return None
+
+    @contextmanager
+    def staging(self, category: str, version: str) -> Iterator[Path]:
+        """A new folder beside the version's place, for :meth:`publish`; removed on the way out if still there."""
+        final = self.path(category, version)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        folder = final.with_name(_STAGING + version)
+        shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, staged: Path, category: str, version: str) -> Path:
+        """Make a staged folder a version, at once and for good.
+
+        Raises:
+            FileExistsError: the version exists; versions never change.
+        """
+        final = self.path(category, version)
+        for file in sorted(staged.rglob("*")):
+            if file.is_file():
+                _sync(file)
+        _sync(staged)
+        if final.exists():
+            raise FileExistsError(f"version {version} of {category} exists")
+        os.rename(staged, final)
+        for folder in (final.parent, final.parent.parent, self._root):
+            _sync(folder)
+        return final
+
+    def activate(self, category: str, version: str) -> None:
+        """Make a published version the one that requests without a version get."""
+        if version not in self._version_names(check_category(category)):
+            raise UnknownVersion(f"category '{category}' has no version '{version}'")
+        write_json(self._root / category / "active.json", {"version": version})
+
+    def _version_names(self, category: str) -> list[str]:
+        return sorted(filter(_VERSION.fullmatch, _folders(self._root / category / "versions")), reverse=True)
+
+    def _read(self, category: str, version: str, name: str) -> dict[str, Any]:
+        self.resolve(category, version)
+        try:
+            return _read_json(self.path(category, version) / name)
+        except FileNotFoundError as error:
+            raise StoreCorrupt(f"version '{version}' of category '{category}' lacks its {name}") from error
+
+
+class JobFiles:
+    """The files of jobs that have not ended: upload, prepared pictures, checkpoint."""
+
+    def __init__(self, data_root: Path) -> None:
+        self._root = data_root / "jobs"
+
+    def folder(self, job_id: str) -> Path:
+        """jobs/<id>. Raises UnknownJob for what can't be an id."""
+        if not _JOB.fullmatch(job_id):
+            raise UnknownJob(f"no job {job_id[:80]!r}")
+        return self._root / job_id
+
+    def create(self, job_id: str) -> Path:
+        """The job's folder, made if need be."""
+        folder = self.folder(job_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def archive(self, job_id: str) -> Path:
+        """The upload as it came."""
+        return self.folder(job_id) / "archive"
+
+    def pictures(self, job_id: str) -> Path:
+        """The prepared pictures, uint8 (N, S, S, 3), .npy."""
+        return self.folder(job_id) / "pictures.npy"
+
+    def pictures_info(self, job_id: str) -> Path:
+        """What was prepared and what was skipped; written last, so its presence means prepared."""
+        return self.folder(job_id) / "pictures.json"
+
+    def checkpoint(self, job_id: str) -> Path:
+        """The trainer's checkpoint folder."""
+        return self.folder(job_id) / "checkpoint"
+
+    def remove(self, job_id: str) -> None:
+        """Remove all of a job's files; nothing to do where there are none."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.folder(job_id))
+
+    def ids(self) -> list[str]:
+        """Ids of the jobs that have files."""
+        return sorted(name for name in _folders(self._root) if _JOB.fullmatch(name))
+
+
+def training_folder(data_root: Path, name: str) -> Path:
+    """A folder of pictures that a job names, below the data root.
+
+    Args:
+        name: relative to the data root, or absolute and inside of it.
+
+    Raises:
+        BadFolder: not there, not below the data root once links are followed, or one of the
+            folders that the platform itself keeps.
+    """
+    root = data_root.resolve()
+    said = f"folder {name[:200]!r}"
+    try:
+        folder = (root / name).resolve()
+        exists = folder.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # name too long, circle of links, NUL in it
+        raise BadFolder(f"{said} is not a folder below the data root") from error
+    if folder == root or not folder.is_relative_to(root):
+        raise BadFolder(f"{said} is not a folder below the data root")
+    if folder.relative_to(root).parts[0] in ("categories", "jobs"):
+        raise BadFolder(f"{said} belongs to the platform itself; put pictures into a folder of their own")
+    if not exists:
+        raise BadFolder(f"{said} does not exist below the data root")
+    return folder
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file so that a reader sees the old or the new one, also after a power cut."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(value, indent=1, allow_nan=False), encoding="utf-8")
+    _sync(draft)
+    os.replace(draft, path)
+    _sync(path.parent)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StoreCorrupt(f"{path.name} is not JSON") from error
+    if not isinstance(value, dict):
+        raise StoreCorrupt(f"{path.name} is not a JSON object")
+    return value
+
+
+def _folders(root: Path) -> list[str]:
+    try:
+        return [entry.name for entry in os.scandir(root) if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
+def _sync(path: Path) -> None:
+    """fsync a file or a folder's entries."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

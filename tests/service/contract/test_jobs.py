@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import pytest
+import redis
+
+from service.contract import routing
+from service.contract.errors import BadCursor, Conflict, Diverged, JobNotActive, JobNotEnded, UnknownJob
+from service.contract.jobs import Job, JobRecord, JobSource, JobStatus, JobStore, LeaseLost, new_job_id
+from service.contract.records import MAX_DEATHS, TRANSITIONS
+
+SHAPE = {
+    "id",
+    "category",
+    "status",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "progress",
+    "metrics",
+    "version",
+    "error",
+    "settings",
+}
+
+
+@pytest.fixture
+def store(redis_client: redis.Redis) -> JobStore:
+    return JobStore(redis_client)
+
+
+def make(store: JobStore, **kwargs: object) -> Job:
+    return store.create("dog", {"preset": "compact", "steps": 10}, 10, **kwargs)  # type: ignore[arg-type]
+
+
+def to(status: JobStatus):
+    return lambda record: record.move(status)
+
+
+def enqueue(client: redis.Redis, job_id: str) -> None:
+    client.lpush(routing.queue_key("training"), json.dumps({"body": "", "headers": {"id": job_id}}))
+
+
+def test_new_job_has_the_documented_shape(store: JobStore) -> None:
+    shown = json.loads(make(store).model_dump_json())
+    assert set(shown) == SHAPE
+    assert set(shown["progress"]) == {"step", "total_steps", "fraction", "eta_s"}
+    assert shown["status"] == "validating"
+    assert shown["created_at"].endswith("Z")
+    assert shown["settings"] == {"preset": "compact", "steps": 10}
+
+
+def test_job_survives_a_round_trip(store: JobStore) -> None:
+    job = make(store, source=JobSource(kind="folder", folder="imports/dogs"))
+    record = store.record(job.id)
+    assert record.source.folder == "imports/dogs"
+    assert record.job.model_dump_json() == job.model_dump_json()
+
+
+def test_unknown_job_is_named(store: JobStore) -> None:
+    with pytest.raises(UnknownJob, match="abc"):
+        store.get("abc")
+
+
+def test_ids_sort_by_creation() -> None:
+    first = new_job_id()
+    time.sleep(0.003)
+    assert first < new_job_id()
+
+
+@pytest.mark.parametrize("status", list(JobStatus))
+def test_only_listed_transitions_happen(store: JobStore, status: JobStatus) -> None:
+    for target in JobStatus:
+        record = JobRecord(job=make(store).model_copy(update={"status": status}))
+        if target in TRANSITIONS[status]:
+            record.move(target)
+            assert record.job.status is target
+        else:
+            with pytest.raises(Conflict):
+                record.move(target)
+
+
+def test_failed_transition_writes_nothing(store: JobStore) -> None:
+    job = make(store)
+    with pytest.raises(Conflict):
+        store.update(job.id, to(JobStatus.SUCCEEDED))
+    assert store.get(job.id).status is JobStatus.VALIDATING
+
+
+def test_ended_job_leaves_the_active_set_and_has_a_finish_time(store: JobStore) -> None:
+    job = make(store)
+    store.update(job.id, lambda record: record.fail(Diverged("loss is nan at step 3")))
+    ended = store.get(job.id)
+    assert store.unfinished() == []
+    assert ended.finished_at is not None
+    assert ended.error is not None
+    assert (ended.error.code, ended.error.detail) == ("training_diverged", "loss is nan at step 3")
+
+
+def test_concurrent_updates_lose_nothing(store: JobStore) -> None:
+    job = make(store)
+
+    def count() -> None:
+        def add(record: JobRecord) -> None:
+            record.job.metrics["n"] = record.job.metrics.get("n", 0) + 1
+
+        for _ in range(25):
+            store.update(job.id, add)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.get(job.id).metrics["n"] == 100
+
+
+def test_update_whose_answer_was_lost_is_not_applied_twice(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make(store)
+    store.update(job.id, to(JobStatus.QUEUED))
+    real = store._redis.eval
+    calls = []
+
+    def twice(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == 1:
+            real(*args)  # redis-py's own retry after a connection that broke behind the write
+        return real(*args)
+
+    monkeypatch.setattr(store._redis, "eval", twice)
+    assert store.update(job.id, to(JobStatus.RUNNING)).job.status is JobStatus.RUNNING
+
+
+def test_lease_has_one_holder_at_a_time(store: JobStore) -> None:
+    job = make(store)
+    lease = store.acquire(job.id, "a")
+    assert lease is not None
+    assert store.acquire(job.id, "b") is None
+    lease.release()
+    assert store.acquire(job.id, "b") is not None
+
+
+def test_lease_expires_unless_renewed_and_can_be_taken_up_again(store: JobStore) -> None:
+    job = make(store)
+    lease = store.acquire(job.id, "a", ttl_s=0.05)
+    assert lease is not None
+    time.sleep(0.08)
+    assert not store.leased(job.id)
+    assert lease.renew()
+    time.sleep(0.08)
+    other = store.acquire(job.id, "b")
+    assert other is not None
+    assert not lease.renew()
+    lease.release()
+    assert store.leased(job.id), "releasing what is another's must change nothing"
+
+
+def test_writer_without_its_lease_is_refused(store: JobStore) -> None:
+    job = make(store)
+    lease = store.acquire(job.id, "a", ttl_s=0.05)
+    assert lease is not None
+    store.update(job.id, to(JobStatus.QUEUED), lease)
+    time.sleep(0.08)
+    assert store.acquire(job.id, "b") is not None
+    with pytest.raises(LeaseLost):
+        store.update(job.id, to(JobStatus.RUNNING), lease)
+    assert store.get(job.id).status is JobStatus.QUEUED
+
+
+def test_holder_learns_that_its_job_ended(store: JobStore) -> None:
+    job = make(store)
+    lease = store.acquire(job.id, "a", ttl_s=0.05)
+    time.sleep(0.08)
+    assert store.cancel(job.id).status is JobStatus.CANCELLED
+    assert lease is not None
+    assert lease.renew()
+    with pytest.raises(LeaseLost):
+        store.update(job.id, lambda record: record.job.metrics.update(loss=1.0), lease)
+
+
+@pytest.mark.parametrize("steps", [(), (JobStatus.QUEUED,), (JobStatus.QUEUED, JobStatus.RUNNING)])
+def test_cancel_ends_a_job_that_nobody_works_on(store: JobStore, steps: tuple[JobStatus, ...]) -> None:
+    job = make(store)
+    for status in steps:
+        store.update(job.id, to(status))
+    assert store.cancel(job.id).status is JobStatus.CANCELLED
+    assert not store.cancel_requested(job.id)
+
+
+def test_cancel_of_a_leased_job_sets_the_flag_only(store: JobStore) -> None:
+    job = make(store)
+    lease = store.acquire(job.id, "a")
+    assert store.cancel(job.id).status is JobStatus.VALIDATING
+    assert store.cancel_requested(job.id)
+    store.update(job.id, to(JobStatus.CANCELLED), lease)
+    assert not store.cancel_requested(job.id)
+
+
+def test_cancel_of_an_ended_job_says_how_it_ended(store: JobStore) -> None:
+    job = make(store)
+    store.cancel(job.id)
+    with pytest.raises(JobNotActive, match="already been cancelled"):
+        store.cancel(job.id)
+
+
+def test_delete_removes_ended_jobs_only(store: JobStore, redis_client: redis.Redis) -> None:
+    job = make(store)
+    with pytest.raises(JobNotEnded):
+        store.delete(job.id)
+    store.cancel(job.id)
+    store.delete(job.id)
+    with pytest.raises(UnknownJob):
+        store.get(job.id)
+    assert list(redis_client.scan_iter("ppl:*")) == []
+
+
+def test_pages_hold_every_job_once_newest_first(store: JobStore) -> None:
+    made = [make(store, job_id=f"{n:022x}").id for n in range(7)]
+    seen: list[str] = []
+    cursor = None
+    while True:
+        page = store.page(limit=3, cursor=cursor)
+        seen += [job.id for job in page.items]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+        make(store)  # newer ones don't shift the pages that follow
+    assert seen == made[::-1]
+
+
+def test_full_last_page_has_no_cursor(store: JobStore) -> None:
+    for _ in range(2):
+        make(store)
+    assert store.page(limit=2).next_cursor is None
+
+
+@pytest.mark.parametrize("cursor", ["", "[", "a b", "x" * 65, "é"])
+def test_cursor_from_elsewhere_is_refused(store: JobStore, cursor: str) -> None:
+    with pytest.raises(BadCursor):
+        store.page(cursor=cursor)
+
+
+def test_reconcile_resends_what_was_lost_and_only_that(store: JobStore, redis_client: redis.Redis) -> None:
+    ids = {name: make(store).id for name in ("validating", "lost", "waiting", "held", "orphan", "trained", "ended")}
+    for name in ("lost", "waiting", "held", "orphan", "trained", "ended"):
+        store.update(ids[name], to(JobStatus.QUEUED))
+    for name in ("orphan", "trained"):
+        store.update(ids[name], to(JobStatus.RUNNING))
+    enqueue(redis_client, ids["waiting"])
+    store.acquire(ids["held"], "a")
+    store.acquire(ids["trained"], "a")
+    store.cancel(ids["ended"])
+    sent: list[str] = []
+    assert store.reconcile(sent.append) == {ids["lost"], ids["orphan"]}
+    assert sorted(sent) == sorted([ids["lost"], ids["orphan"]])
+
+
+def test_exclusive_reconcile_runs_once_within_its_period(store: JobStore) -> None:
+    store.update(make(store).id, to(JobStatus.QUEUED))
+    sent: list[str] = []
+    assert len(store.reconcile(sent.append, exclusive=True)) == 1
+    assert store.reconcile(sent.append, exclusive=True) == set()
+
+
+def test_job_whose_workers_keep_dying_fails(store: JobStore) -> None:
+    record = JobRecord(job=make(store))
+    record.move(JobStatus.QUEUED)
+    for _ in range(MAX_DEATHS + 1):
+        assert record.begin(reached=0)
+    assert not record.begin(reached=0)
+    assert record.job.status is JobStatus.FAILED
+    assert record.job.error is not None
+    assert record.job.error.code == "abandoned"
+
+
+def test_progress_between_deaths_forgives_them(store: JobStore) -> None:
+    record = JobRecord(job=make(store))
+    for step in range(10):
+        assert record.begin(reached=step)
+        assert record.begin(reached=step)
