@@ -1,0 +1,38 @@
+# The gateway: HTTP and nothing that computes, so no torch. Built from the repository root:
+#   docker build -f docker/gateway.Dockerfile -t ppl-gateway .
+FROM python:3.11-slim AS build
+
+# more words for pip, such as "--index-url https://pypi.example.org/simple"
+ARG PIP_ARGS=""
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+WORKDIR /src
+RUN python -m venv /opt/ppl
+
+# what is pinned comes first: a change of the sources does not install it again
+COPY pyproject.toml docker/requirements.py ./
+RUN python requirements.py > requirements.txt && /opt/ppl/bin/pip install $PIP_ARGS -r requirements.txt
+
+COPY README.md LICENSE ./
+COPY model model
+COPY service service
+COPY worker worker
+RUN /opt/ppl/bin/pip install $PIP_ARGS --no-deps . && /opt/ppl/bin/pip uninstall --yes --quiet setuptools pip
+
+FROM python:3.11-slim
+
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /cache --shell /usr/sbin/nologin ppl \
+    && mkdir -p /data /cache && chown ppl:ppl /data /cache
+COPY --from=build /opt/ppl /opt/ppl
+COPY docker/entrypoint.sh /opt/ppl/entrypoint.sh
+
+ENV PATH=/opt/ppl/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONSAFEPATH=1 \
+    PPL_HOST=0.0.0.0 PPL_PORT=8000 PPL_DATA_ROOT=/data
+USER 10001:10001
+WORKDIR /data
+VOLUME /data
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
+ENTRYPOINT ["sh", "/opt/ppl/entrypoint.sh"]
+CMD ["python", "-m", "service.serve"]

@@ -1,0 +1,46 @@
+# The worker: torch and the model. Built from the repository root:
+#   docker build -f docker/worker.Dockerfile -t ppl-worker .                                 torch for CPUs
+#   docker build -f docker/worker.Dockerfile -t ppl-worker --build-arg TORCH_INDEX_URL= .    torch with CUDA, from PyPI
+FROM python:3.11-slim AS build
+
+# where torch comes from: its index of CPU builds, another of its indexes, or nothing for the usual index of packages,
+# whose build for Linux on x86-64 holds CUDA
+ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+# more words for pip, such as "--index-url https://pypi.example.org/simple"
+ARG PIP_ARGS=""
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+WORKDIR /src
+RUN python -m venv /opt/ppl
+
+# what is pinned comes first: a change of the sources does not install it again
+COPY pyproject.toml docker/requirements.py ./
+RUN /opt/ppl/bin/pip install $PIP_ARGS ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} \
+    "$(python requirements.py worker --only torch)"
+RUN python requirements.py worker > requirements.txt && /opt/ppl/bin/pip install $PIP_ARGS -r requirements.txt
+
+COPY README.md LICENSE ./
+COPY model model
+COPY service service
+COPY worker worker
+RUN /opt/ppl/bin/pip install $PIP_ARGS --no-deps . && /opt/ppl/bin/pip uninstall --yes --quiet pip
+
+FROM python:3.11-slim
+
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /cache --shell /usr/sbin/nologin ppl \
+    && mkdir -p /data /cache && chown ppl:ppl /data /cache
+COPY --from=build /opt/ppl /opt/ppl
+COPY docker/entrypoint.sh /opt/ppl/entrypoint.sh
+
+# the two NVIDIA settings count only where the engine has a GPU to give
+ENV PATH=/opt/ppl/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONSAFEPATH=1 \
+    HOME=/cache XDG_CACHE_HOME=/cache \
+    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    PPL_DATA_ROOT=/data
+USER 10001:10001
+WORKDIR /data
+VOLUME /data /cache
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=15s --start-period=60s --retries=3 \
+    CMD ["sh", "/opt/ppl/entrypoint.sh", "python", "-m", "worker", "health"]
+ENTRYPOINT ["sh", "/opt/ppl/entrypoint.sh"]
+CMD ["python", "-m", "worker", "inference"]

@@ -1,0 +1,55 @@
+"""What the images install is what pyproject.toml pins."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("image_requirements", ROOT / "docker" / "requirements.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_gateway_requirements_hold_no_torch(script: ModuleType) -> None:
+    lines = script.requirements(PROJECT, [])
+    assert lines == PROJECT["dependencies"]
+    assert not any(line.startswith("torch") for line in lines)
+
+
+def test_worker_requirements_add_the_extra(script: ModuleType) -> None:
+    lines = script.requirements(PROJECT, ["worker"])
+    assert lines == PROJECT["dependencies"] + PROJECT["optional-dependencies"]["worker"]
+
+
+def test_one_package_can_be_picked_with_its_pin(script: ModuleType) -> None:
+    assert re.fullmatch(r"torch==[0-9.]+", *script.requirements(PROJECT, ["worker"], "torch"))
+
+
+@pytest.mark.parametrize(("extras", "only"), [(["nonsense"], None), ([], "torch")])
+def test_what_pyproject_does_not_have_ends_the_build(script: ModuleType, extras: list[str], only: str | None) -> None:
+    with pytest.raises(SystemExit, match=r"pyproject\.toml"):
+        script.requirements(PROJECT, extras, only)
+
+
+@pytest.mark.parametrize("name", ["gateway", "worker"])
+def test_dockerfile_suits_the_classic_builder_and_a_user_without_rights(name: str) -> None:
+    text = (ROOT / "docker" / f"{name}.Dockerfile").read_text(encoding="utf-8")
+    bases = re.findall(r"^FROM (\S+)", text, re.MULTILINE)
+    assert bases
+    assert all(re.fullmatch(r"[^:]+:(?!latest$).+", base) for base in bases)
+    assert re.findall(r"^USER (\S+)", text, re.MULTILINE) == ["10001:10001"]
+    assert not re.search(r"RUN --|COPY --(chmod|chown|link)|<<[-~]?\w|^# syntax", text, re.MULTILINE)
