@@ -1,0 +1,307 @@
+"""Untrusted bytes to an RGB picture, and a picture to the model's square. The same pixels on both sides.
+
+A picture is opened with its EXIF orientation applied, so its width and height are those that a
+viewer shows. Pixel coordinates have their integers at pixel centres: the picture of width w spans
+-0.5 to w - 0.5. Edge coordinates (boxes, :class:`Frame`) have their integers at pixel edges: it
+spans 0 to w. The model's square is normalised to [-1, 1], pixel centres at (2i + 1)/S - 1.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+# opening with these formats named finds them registered, and loads none of Pillow's forty others
+from PIL import (
+    BmpImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from .errors import Animated, NotAnImage, TooManyPixels, TooSmall, TruncatedImage, UnsupportedFormat
+from .settings import CommonSettings
+
+FORMATS = tuple(
+    plugin.format
+    for plugin in (
+        JpegImagePlugin.JpegImageFile,
+        PngImagePlugin.PngImageFile,
+        WebPImagePlugin.WebPImageFile,
+        BmpImagePlugin.BmpImageFile,
+        TiffImagePlugin.TiffImageFile,
+    )
+)
+SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"))
+MID_GREY = 128
+EXPECTED = "expected a JPEG, PNG, WebP, BMP or TIFF picture"
+
+Box = tuple[float, float, float, float]  # x, y, width, height in edge coordinates of the picture
+
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# formats that people send and we do not read: where they start, how they start, their name
+_OTHER_FORMATS = (
+    (0, b"GIF8", "GIF"),
+    (4, b"ftypheic", "HEIC"),
+    (4, b"ftypheix", "HEIC"),
+    (4, b"ftypmif1", "HEIF"),
+    (4, b"ftypavif", "AVIF"),
+    (0, b"%PDF", "PDF"),
+    (0, b"<svg", "SVG"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
+    (0, b"\xff\x0a", "JPEG XL"),
+)
+# a picture is reduced by whole factors first, leaving at least this many pixels for one of the square
+_REDUCING_GAP = 3
+
+
+@dataclass(frozen=True)
+class PictureLimits:
+    """What a picture may be.
+
+    Raises:
+        ValueError: ``max_pixels`` above the number at which Pillow itself refuses.
+    """
+
+    max_pixels: int = 50_000_000
+    min_side_px: int = 8
+    max_bytes: int = 32 * 2**20
+
+    def __post_init__(self) -> None:
+        highest = Image.MAX_IMAGE_PIXELS
+        if highest is not None and self.max_pixels > highest:
+            raise ValueError(f"a limit of {self.max_pixels} pixels a picture; it may be at most {highest}")
+
+    @classmethod
+    def of(cls, settings: CommonSettings) -> PictureLimits:
+        """The limits as set."""
+        return cls(settings.image_max_pixels, settings.image_min_side_px, settings.image_max_bytes)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the model's square lies on a picture: its left and top edge and its side.
+
+    Edge coordinates, in pixels of the picture with its EXIF orientation applied. The square may
+    reach beyond the picture.
+    """
+
+    x0: float
+    y0: float
+    size: float
+
+    def to_picture(self, normalized: ArrayLike) -> NDArray[np.float64]:
+        """Points (…, 2) in [-1, 1] over the square to pixel coordinates (integers at pixel centres)."""
+        points = np.asarray(normalized, dtype=np.float64)
+        return np.array([self.x0, self.y0]) + (points + 1) / 2 * self.size - 0.5
+
+    def from_picture(self, pixels: ArrayLike) -> NDArray[np.float64]:
+        """The inverse of :meth:`to_picture`."""
+        points = np.asarray(pixels, dtype=np.float64)
+        normalized: NDArray[np.float64] = (points + 0.5 - np.array([self.x0, self.y0])) / self.size * 2 - 1
+        return normalized
+
+
+def open_picture(source: bytes | BinaryIO, limits: PictureLimits | None = None) -> Image.Image:
+    """A picture of any supported format and mode as 8-bit RGB, its EXIF orientation applied.
+
+    CMYK, palette and grey pictures are converted, 16-bit ones scaled, transparent ones laid on
+    mid-grey. The size is checked before anything is decoded.
+
+    Args:
+        source: the file's bytes, or a binary file that can seek.
+        limits: what it may be; the defaults of PictureLimits unless given.
+
+    Raises:
+        NotAnImage, UnsupportedFormat, TruncatedImage, TooManyPixels, TooSmall, Animated: all of
+            them BadPicture, with a detail that says what came and what was expected.
+    """
+    limits = limits or PictureLimits()
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooManyPixels(f"the picture has too many pixels; at most {limits.max_pixels} are allowed") from error
+    except UnidentifiedImageError as error:
+        file.seek(0)
+        raise _unidentified(file.read(32)) from error
+    except Exception as error:  # hostile bytes may make a parser raise anything
+        raise _damaged(error) from error
+    with image:
+        _check_size(image, limits)
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO holds previews, not a film
+            raise Animated(
+                f"the picture is a {image.format} of {getattr(image, 'n_frames', 'several')} frames; "
+                "send one frame as a picture of its own"
+            )
+        try:
+            image.load()
+            orientation = _orientation(image)  # a PNG may tell after its pixels; a TIFF is turned by Pillow
+            rgb = _rgb(image)
+        except Exception as error:  # hostile bytes may make a decoder raise anything
+            raise _damaged(error) from error
+    return rgb.transpose(_TRANSPOSES[orientation]) if orientation in _TRANSPOSES else rgb
+
+
+def fit_square(image: Image.Image, side: int, box: Box | None = None) -> tuple[NDArray[np.uint8], Frame]:
+    """The model's square cut out of an RGB picture, and where it lies.
+
+    The square is centred on the box and as wide as the box's longer side, so nothing is stretched;
+    where it reaches beyond the picture it is mid-grey. Resampled with an antialiasing filter.
+
+    Args:
+        image: RGB.
+        side: S, of the square in pixels.
+        box: x, y, width, height in edge coordinates; the whole picture unless given.
+
+    Returns:
+        uint8 (S, S, 3) and the square's Frame.
+
+    Raises:
+        ValueError: a box without area.
+    """
+    x, y, width, height = box or (0.0, 0.0, float(image.width), float(image.height))
+    size = float(max(width, height))
+    if not (size > 0 and math.isfinite(x + y + size)):
+        raise ValueError(f"a box of {width} x {height} pixels has no square")
+    frame = Frame(x + width / 2 - size / 2, y + height / 2 - size / 2, size)
+    factor = max(1, int(size / side / _REDUCING_GAP))
+    left, top = math.floor(frame.x0), math.floor(frame.y0)
+    columns, rows = (math.ceil((start + size - first) / factor) for start, first in ((frame.x0, left), (frame.y0, top)))
+    canvas = Image.new("RGB", (columns, rows), (MID_GREY,) * 3)
+    _paste_reduced(canvas, image, left, top, factor)
+    start_x, start_y, extent = (frame.x0 - left) / factor, (frame.y0 - top) / factor, size / factor
+    # rounding may leave the far edge a hair outside of the canvas, which Pillow refuses
+    crop = (start_x, start_y, min(start_x + extent, columns), min(start_y + extent, rows))
+    square = canvas.resize((side, side), Image.Resampling.BILINEAR, box=crop)
+    return np.asarray(square, dtype=np.uint8).copy(), frame
+
+
+def unfit_square(square: NDArray[np.uint8], frame: Frame, width: int, height: int) -> Image.Image:
+    """A one-channel square (S, S) laid back on its picture: a grey image of that width and height, 0 outside."""
+    side = square.shape[0]
+    scale = side / frame.size
+    extent = (-frame.x0 * scale, -frame.y0 * scale, (width - frame.x0) * scale, (height - frame.y0) * scale)
+    image = Image.fromarray(np.ascontiguousarray(square))
+    return image.transform((width, height), Image.Transform.EXTENT, extent, Image.Resampling.BILINEAR)
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether a file's name ends as that of a picture that we read."""
+    return Path(name).suffix.lower() in SUFFIXES
+
+
+def _paste_reduced(canvas: Image.Image, image: Image.Image, left: int, top: int, factor: int) -> None:
+    """Draw the picture, shrunk by a whole factor, on a canvas whose corner is at its pixel (left, top).
+
+    The blocks that are averaged start at that corner, and one that the picture covers in part is
+    filled up with mid-grey, so that its edges keep their place to a fraction of a pixel.
+    """
+    region = (
+        max(0, left),
+        max(0, top),
+        min(image.width, left + canvas.width * factor),
+        min(image.height, top + canvas.height * factor),
+    )
+    if region[0] >= region[2] or region[1] >= region[3]:
+        return
+    cells = [
+        (region[0] - left) // factor,
+        (region[1] - top) // factor,
+        -((left - region[2]) // factor),
+        -((top - region[3]) // factor),
+    ]
+    corner = (left + cells[0] * factor, top + cells[1] * factor)
+    size = ((cells[2] - cells[0]) * factor, (cells[3] - cells[1]) * factor)
+    part = image.crop(region)
+    if part.size != size:
+        padded = Image.new("RGB", size, (MID_GREY,) * 3)
+        padded.paste(part, (region[0] - corner[0], region[1] - corner[1]))
+        part = padded
+    canvas.paste(part.reduce(factor) if factor > 1 else part, (cells[0], cells[1]))
+
+
+def _check_size(image: ImageFile.ImageFile, limits: PictureLimits) -> None:
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise TooManyPixels(
+            f"the picture is {width} x {height} pixels; at most {limits.max_pixels} pixels are allowed, scale it down"
+        )
+    if min(width, height) < limits.min_side_px:
+        raise TooSmall(f"the picture is {width} x {height} pixels; each side must have at least {limits.min_side_px}")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # noqa: BLE001  damaged EXIF data of a good picture: shown as stored, as viewers do
+        return 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """A loaded image of any mode as 8-bit RGB."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_wide(image)
+    if image.has_transparency_data:
+        backdrop = Image.new("RGBA", image.size, (MID_GREY, MID_GREY, MID_GREY, 255))
+        return Image.alpha_composite(backdrop, image.convert("RGBA")).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_wide(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits, scaled to 8; the range of 32 bits is the least of 1.0, 8, 16, 31 bits to hold all."""
+    values = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    else:
+        floats = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0).clip(min=0)
+        ranges = (1.0,) if image.mode == "F" else ()
+        highest = float(floats.max())
+        span = next((span for span in (*ranges, 255.0, 65535.0) if highest <= span), max(highest, 2.0**31 - 1))
+        grey = np.rint(floats * (255 / span)).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = MID_GREY
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _unidentified(head: bytes) -> NotAnImage | UnsupportedFormat | TruncatedImage:
+    if not head:
+        return NotAnImage(f"the file is empty; {EXPECTED}")
+    for offset, magic, name in _OTHER_FORMATS:
+        if head[offset:].startswith(magic):
+            return UnsupportedFormat(f"the file is a {name}; {EXPECTED}")
+    if _known_start(head):
+        return TruncatedImage("the picture ends within its first bytes, or these are damaged; send the whole file")
+    return NotAnImage(f"the file is not a picture; {EXPECTED}")
+
+
+def _known_start(head: bytes) -> bool:
+    riff = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
+    starts = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\x00", b"MM\x00*")
+    return riff or head.startswith(starts)
+
+
+def _damaged(error: Exception) -> TruncatedImage:
+    reason = str(error) or type(error).__name__
+    return TruncatedImage(f"the picture ends early or is damaged ({reason}); send the whole file")

@@ -1,0 +1,315 @@
+"""Archives are refused at the door, or read one picture at a time."""
+
+import gzip
+import io
+import os
+import struct
+import tarfile
+import zipfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.contract.archives import ArchiveLimits, check_archive, iter_pictures, resolve_folder
+from service.contract.errors import (
+    ArchiveTooLarge,
+    BadArchive,
+    BadFolder,
+    BadPicture,
+    EmptyArchive,
+    EncryptedArchive,
+    UnsafeArchive,
+)
+
+GOOD = {"a.jpg": b"first", "deep/er/b.PNG": b"second", "notes.txt": b"text"}
+KINDS = ["zip", "tar", "tar.gz"]
+
+
+def zip_of(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def tar_of(files: dict[str, bytes], *, extra: tuple[tarfile.TarInfo, ...] = (), gz: bool = False) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for info in extra:
+            archive.addfile(info, io.BytesIO(bytes(info.size)))
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return gzip.compress(file.getvalue()) if gz else file.getvalue()
+
+
+def archive_of(kind: str, files: dict[str, bytes]) -> bytes:
+    return zip_of(files) if kind == "zip" else tar_of(files, gz=kind == "tar.gz")
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(data: bytes):
+        path = tmp_path / "archive"
+        path.write_bytes(data)
+        return path
+
+    return _write
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_good_archive_is_summed_up_and_read(kind, write):
+    path = write(archive_of(kind, GOOD))
+    summary = check_archive(path)
+    assert (summary.kind, summary.pictures, summary.unpacked_bytes) == (kind, 2, 15)
+    assert list(iter_pictures(path)) == [("a.jpg", b"first"), ("deep/er/b.PNG", b"second")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_and_mac_files_are_passed_over(kind, write):
+    files = {"__MACOSX/._a.jpg": b"x", "set/.thumb.jpg": b"x", ".git/a.png": b"x", "set/a.jpg": b"y"}
+    path = write(archive_of(kind, files))
+    assert check_archive(path).pictures == 1
+    assert [name for name, _ in iter_pictures(path)] == ["set/a.jpg"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "name", ["../a.jpg", "set/../../a.jpg", "/etc/a.jpg", "C:/a.jpg", "c:a.jpg", "..\\a.jpg", "set\\..\\..\\a.jpg"]
+)
+def test_refuses_names_that_lead_out(kind, name, write):
+    path = write(archive_of(kind, {"ok.jpg": b"x", name: b"x"}))
+    with pytest.raises(UnsafeArchive, match="leads out of the archive's folder"):
+        check_archive(path)
+
+
+def test_refuses_a_nul_in_a_zip_name(write):
+    data = zip_of({"aaaaa.jpg": b"x"}).replace(b"aaaaa.jpg", b"aa\0aa.jpg")
+    with pytest.raises(UnsafeArchive):
+        check_archive(write(data))
+
+
+@pytest.mark.parametrize("gz", [False, True])
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"?"]
+)
+def test_refuses_links_and_devices_in_a_tar(kind, gz, write):
+    info = tarfile.TarInfo("a.jpg")
+    info.type, info.linkname = kind, "b.jpg"
+    with pytest.raises((UnsafeArchive, BadArchive)) as caught:
+        check_archive(write(tar_of({"b.jpg": b"x"}, extra=(info,), gz=gz)))
+    assert isinstance(caught.value, UnsafeArchive) or kind == b"?"
+
+
+@pytest.mark.parametrize("mode", [0o120777, 0o010644, 0o020644])
+def test_refuses_links_and_devices_in_a_zip(mode, write):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        info = zipfile.ZipInfo("a.jpg")
+        info.external_attr = mode << 16
+        archive.writestr(info, "/etc/passwd")
+    with pytest.raises(UnsafeArchive, match="link or a device"):
+        check_archive(write(file.getvalue()))
+
+
+def test_refuses_an_encrypted_zip(write):
+    data = bytearray(zip_of({"a.jpg": b"x"}))
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    with pytest.raises(EncryptedArchive, match="without a password"):
+        check_archive(write(bytes(data)))
+
+
+def test_refuses_a_packing_method_that_could_swell_unseen(write):
+    with pytest.raises(BadArchive, match="method"):
+        check_archive(write(zip_of({"a.jpg": b"x" * 1000}, zipfile.ZIP_LZMA)))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_refuses_a_bomb(kind, write):
+    """More than 64 MiB, two hundred times its size or more."""
+    path = write(archive_of(kind, {"a.bmp": bytes(100 * 2**20)}))
+    assert path.stat().st_size < 500_000
+    with pytest.raises(ArchiveTooLarge, match="unpacks to more than"):
+        check_archive(path)
+
+
+def test_refuses_a_tar_gz_whose_header_promises_too_much(write):
+    """The size in a header is not believed: skipping over it would decompress it."""
+    info = tarfile.TarInfo("a.jpg")
+    info.size = 10**13
+    with pytest.raises(ArchiveTooLarge):
+        check_archive(write(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))))
+
+
+@pytest.mark.parametrize("gz", [False, True])
+def test_refuses_a_name_of_gigabytes(gz, write):
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 2**31
+    data = info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+    with pytest.raises((UnsafeArchive, ArchiveTooLarge)):
+        check_archive(write(gzip.compress(data) if gz else data))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_refuses_more_than_the_limits(kind, write):
+    path = write(archive_of(kind, {f"{i}.jpg": os.urandom(100) for i in range(20)}))
+    with pytest.raises(ArchiveTooLarge, match="at most 19"):
+        check_archive(path, ArchiveLimits(max_files=19))
+    with pytest.raises(ArchiveTooLarge, match="1999 bytes"):
+        check_archive(
+            path, ArchiveLimits(max_unpacked_bytes=1999) if kind != "tar.gz" else ArchiveLimits(max_unpacked_bytes=1999)
+        )
+    assert check_archive(path, ArchiveLimits(max_files=20)).pictures == 20
+
+
+def test_entries_of_a_zip_are_counted_before_they_are_read(write, monkeypatch):
+    path = write(zip_of({f"{i}.jpg": b"" for i in range(50)}))
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", lambda self: pytest.fail("the directory was read"))
+    with pytest.raises(ArchiveTooLarge, match="at most 40"):
+        check_archive(path, ArchiveLimits(max_files=40))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("files", [{}, {"readme.txt": b"x"}, {"__MACOSX/a.jpg": b"x"}])
+def test_refuses_an_archive_without_a_picture(kind, files, write):
+    with pytest.raises(EmptyArchive, match="no file named as a picture"):
+        check_archive(write(archive_of(kind, files)))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"hello", os.urandom(4000), b"PK\x03\x04 not really", b"\x1f\x8b not really", b"BZh91AY&SY" + bytes(600)],
+)
+def test_refuses_what_is_no_archive(data, write):
+    with pytest.raises(BadArchive, match="expected a zip, tar or tar.gz"):
+        check_archive(write(data))
+
+
+def test_refuses_a_gzip_that_holds_no_tar(write):
+    with pytest.raises(BadArchive):
+        check_archive(write(gzip.compress(b"hello" * 1000)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_refuses_a_cut_archive(kind, write):
+    data = archive_of(kind, {f"{i}.jpg": os.urandom(3000) for i in range(5)})
+    with pytest.raises(BadArchive):
+        check_archive(write(data[: len(data) * 2 // 3 + 100]))
+
+
+def test_refuses_a_tar_damaged_in_the_middle(write):
+    data = bytearray(tar_of({"a.jpg": b"x", "b.jpg": b"y", "c.jpg": b"z"}))
+    data[1024 + 5] = 99
+    with pytest.raises(BadArchive, match="damaged"):
+        check_archive(write(bytes(data)))
+
+
+def test_damaged_member_of_a_zip_is_named_and_does_not_stop_the_rest(write):
+    data = bytearray(zip_of({"a.jpg": b"first" * 9, "b.jpg": b"second" * 9, "c.jpg": b"third"}, zipfile.ZIP_STORED))
+    data[data.index(b"secondsecond")] ^= 1
+    path = write(bytes(data))
+    assert check_archive(path).pictures == 3
+    result = dict(iter_pictures(path))
+    assert result["a.jpg"] == b"first" * 9
+    assert isinstance(result["b.jpg"], BadPicture)
+    assert "CRC" in result["b.jpg"].detail
+    assert result["c.jpg"] == b"third"
+
+
+def test_size_in_a_zip_directory_bounds_what_is_unpacked(write):
+    """A directory that tells too small a size gets an error for that member, not more bytes."""
+    data = bytearray(zip_of({"a.jpg": bytes(10 * 2**20)}))
+    entry = data.index(b"PK\x01\x02")
+    struct.pack_into("<I", data, entry + 24, 1000)
+    ((_, result),) = iter_pictures(write(bytes(data)))
+    assert isinstance(result, BadPicture) or len(result) <= 1000
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_huge_member_is_named_and_not_read(kind, write):
+    path = write(archive_of(kind, {"big.jpg": bytes(3000), "ok.jpg": b"x"}))
+    result = list(iter_pictures(path, ArchiveLimits(max_picture_bytes=2999)))
+    assert isinstance(result[0][1], BadPicture)
+    assert "at most 2999" in result[0][1].detail
+    assert result[1] == ("ok.jpg", b"x")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6),
+)
+def test_damaged_bytes_give_pictures_or_a_typed_error(kind, edits, tmp_path_factory):
+    data = bytearray(archive_of(kind, GOOD))
+    for where, value in edits:
+        data[int(where * len(data))] = value
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(bytes(data))
+    try:
+        check_archive(path)
+        for _, picture in iter_pictures(path):
+            assert isinstance(picture, bytes | BadPicture)
+    except BadArchive:
+        pass
+
+
+# folders
+
+
+def test_folder_is_read_in_sorted_order_without_links(tmp_path):
+    folder = tmp_path / "set"
+    for name in ("b.jpg", "sub/a.jpg", ".hidden/c.jpg", "note.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    (folder / "link.jpg").symlink_to(folder / "b.jpg")
+    (folder / "out").symlink_to(tmp_path)
+    assert check_archive(folder).kind == "folder"
+    assert list(iter_pictures(folder)) == [("b.jpg", b"b.jpg"), ("sub/a.jpg", b"sub/a.jpg")]
+
+
+def test_folder_without_a_picture_is_refused(tmp_path):
+    with pytest.raises(BadFolder):
+        check_archive(tmp_path)
+
+
+def test_folder_below_the_data_root_is_found(tmp_path):
+    (tmp_path / "mine" / "dogs").mkdir(parents=True)
+    assert resolve_folder(tmp_path, "mine/dogs") == tmp_path / "mine" / "dogs"
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "mine/../..",
+        "/etc",
+        "categories",
+        "jobs/1",
+        "nowhere",
+        "link",
+        "file",
+        "a\0b",
+        "x" * 5000,
+    ],
+)
+def test_folder_elsewhere_is_refused(folder, tmp_path):
+    root = tmp_path / "data"
+    for name in ("categories", "jobs/1", "mine"):
+        (root / name).mkdir(parents=True)
+    (tmp_path / "x").mkdir()
+    (root / "link").symlink_to(tmp_path / "x")
+    (root / "file").write_text("x")
+    with pytest.raises(BadFolder):
+        resolve_folder(root, folder)
+
+
+def test_absolute_path_into_the_data_root_is_refused(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(BadFolder):
+        resolve_folder(tmp_path, str(tmp_path / "mine"))
