@@ -136,26 +136,6 @@ def iter_pictures(path: Path, limits: ArchiveLimits | None = None) -> Iterator[t
         yield member.name, data
 
 
-def resolve_folder(data_root: Path, folder: str) -> Path:
-    """A training folder named in a request: below the data root, and none of the platform's own.
-
-    Raises:
-        BadFolder: it is elsewhere (also through a link), does not exist, or is no folder.
-    """
-    root = data_root.resolve()
-    try:
-        path = (root / folder).resolve()
-        inside = path.is_relative_to(root) and path != root
-        own = inside and path.relative_to(root).parts[0] in ("categories", "jobs")
-        if not inside or own or Path(folder).is_absolute():
-            raise BadFolder("the folder must be named relative to the server's data root, and be a folder of your own")
-        if not path.is_dir():
-            raise BadFolder(f"there is no folder {_shown(folder)} under the server's data root; put the pictures there")
-    except (ValueError, OSError) as error:  # a NUL byte, a name that is too long
-        raise BadFolder("the folder's name can't be that of a folder") from error
-    return path
-
-
 def _kind(path: Path) -> str:
     if path.is_dir():
         return "folder"

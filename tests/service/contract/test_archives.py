@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.contract.archives import ArchiveLimits, check_archive, iter_pictures, resolve_folder
+from service.contract.archives import ArchiveLimits, check_archive, iter_pictures
 from service.contract.errors import (
     ArchiveTooLarge,
     BadArchive,
@@ -159,9 +159,7 @@ def test_refuses_more_than_the_limits(kind, write):
     with pytest.raises(ArchiveTooLarge, match="at most 19"):
         check_archive(path, ArchiveLimits(max_files=19))
     with pytest.raises(ArchiveTooLarge, match="1999 bytes"):
-        check_archive(
-            path, ArchiveLimits(max_unpacked_bytes=1999) if kind != "tar.gz" else ArchiveLimits(max_unpacked_bytes=1999)
-        )
+        check_archive(path, ArchiveLimits(max_unpacked_bytes=1999))
     assert check_archive(path, ArchiveLimits(max_files=20)).pictures == 20
 
 
@@ -182,9 +180,10 @@ def test_refuses_an_archive_without_a_picture(kind, files, write):
 @pytest.mark.parametrize(
     "data",
     [b"", b"hello", os.urandom(4000), b"PK\x03\x04 not really", b"\x1f\x8b not really", b"BZh91AY&SY" + bytes(600)],
+    ids=["empty", "text", "noise", "zip start", "gzip start", "bzip2"],
 )
 def test_refuses_what_is_no_archive(data, write):
-    with pytest.raises(BadArchive, match="expected a zip, tar or tar.gz"):
+    with pytest.raises(BadArchive, match=r"expected a zip, tar or tar\.gz"):
         check_archive(write(data))
 
 
@@ -273,43 +272,3 @@ def test_folder_is_read_in_sorted_order_without_links(tmp_path):
 def test_folder_without_a_picture_is_refused(tmp_path):
     with pytest.raises(BadFolder):
         check_archive(tmp_path)
-
-
-def test_folder_below_the_data_root_is_found(tmp_path):
-    (tmp_path / "mine" / "dogs").mkdir(parents=True)
-    assert resolve_folder(tmp_path, "mine/dogs") == tmp_path / "mine" / "dogs"
-
-
-@pytest.mark.parametrize(
-    "folder",
-    [
-        "",
-        ".",
-        "..",
-        "../x",
-        "mine/../..",
-        "/etc",
-        "categories",
-        "jobs/1",
-        "nowhere",
-        "link",
-        "file",
-        "a\0b",
-        "x" * 5000,
-    ],
-)
-def test_folder_elsewhere_is_refused(folder, tmp_path):
-    root = tmp_path / "data"
-    for name in ("categories", "jobs/1", "mine"):
-        (root / name).mkdir(parents=True)
-    (tmp_path / "x").mkdir()
-    (root / "link").symlink_to(tmp_path / "x")
-    (root / "file").write_text("x")
-    with pytest.raises(BadFolder):
-        resolve_folder(root, folder)
-
-
-def test_absolute_path_into_the_data_root_is_refused(tmp_path):
-    (tmp_path / "mine").mkdir()
-    with pytest.raises(BadFolder):
-        resolve_folder(tmp_path, str(tmp_path / "mine"))
