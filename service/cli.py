@@ -1,0 +1,247 @@
+"""``ppl``: start the platform, train on pictures, estimate poses."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from . import cli_output as output
+from .client import Client, InputError, Job, JobStatus, png_bytes
+from .progress import TrainingProgress
+
+app = typer.Typer(
+    name="ppl",
+    help="Pose priors learned without labels: train on pictures of one kind of thing, then estimate its poses.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout; an error as problem JSON on stderr.")]
+Url = Annotated[
+    str, typer.Option("--url", envvar="PPL_URL", help="Address of the server.", show_envvar=True, metavar="URL")
+]
+Category = Annotated[str, typer.Argument(help="Name of the category: a-z, 0-9, - and _.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
+Version = Annotated[str | None, typer.Option("--version", help="Version of the prior; the active one by default.")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show the progress until the job ends.")]
+_URL = "http://127.0.0.1:8000"
+
+
+@app.command()
+def up(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (PPL_HOST).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the API (PPL_PORT); 0 takes a free one.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of all data (PPL_DATA_ROOT).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start everything on this machine: Valkey, both workers and the API. Ctrl-C ends it."""
+    from . import embedded  # the other commands need neither uvicorn nor redis
+    from .datalock import DataRootInUseError
+    from .settings import Settings
+    from .supervisor import ChildFailedError
+    from .valkey import ValkeyMissingError
+
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("service").setLevel(logging.INFO)
+    given = {"host": host, "port": port, "data_root": data_root}
+    try:
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        reasons = "; ".join(f"PPL_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors())
+        raise output.fail(_problem("bad_setting", reasons), as_json, 2) from error
+
+    signals = _Signals()
+    try:
+        embedded.run_stack(settings, signals.stop, lambda running: _announce(running, as_json), signals.now)
+    except (embedded.StackError, DataRootInUseError, ValkeyMissingError, ChildFailedError, OSError) as error:
+        raise output.fail(_problem("not_started", str(error)), as_json) from error
+
+
+@app.command()
+def train(
+    category: Category,
+    path: Annotated[Path, typer.Argument(help="A folder of pictures, or a zip, tar or tar.gz of them.")],
+    follow: Follow = False,
+    preset: Annotated[str | None, typer.Option(help="compact (for CPUs) or paper.")] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the model, as in --set steps=2000; repeatable."),
+    ] = None,
+    url: Url = _URL,
+    as_json: AsJson = False,
+) -> None:
+    """Upload pictures and learn their pose prior."""
+    with output.errors_shown(as_json), Client(url) as client:
+        job = client.train(category, path, preset, _settings(assignments or []))
+        _show(client, job, follow, as_json)
+
+
+@app.command()
+def job(job_id: JobId, follow: Follow = False, url: Url = _URL, as_json: AsJson = False) -> None:
+    """Show a training job."""
+    with output.errors_shown(as_json), Client(url) as client:
+        _show(client, client.job(job_id), follow, as_json)
+
+
+@app.command()
+def jobs(url: Url = _URL, as_json: AsJson = False) -> None:
+    """List the training jobs, the newest first."""
+    with output.errors_shown(as_json), Client(url) as client:
+        found = list(client.jobs())
+        if as_json:
+            output.print_json({"items": output.plain(found), "next_cursor": None})
+        else:
+            output.show_jobs(found)
+
+
+@app.command()
+def cancel(job_id: JobId, url: Url = _URL, as_json: AsJson = False) -> None:
+    """Stop a training job."""
+    with output.errors_shown(as_json), Client(url) as client:
+        _show(client, client.cancel(job_id), False, as_json)
+
+
+@app.command()
+def estimate(
+    category: Category,
+    images: Annotated[list[Path], typer.Argument(help="Pictures: JPEG, PNG, WebP, BMP or TIFF.")],
+    overlay: Annotated[
+        Path | None,
+        typer.Option(help="Write the picture with its pose drawn; of several pictures each gets a number: OUT-1.png."),
+    ] = None,
+    refine_steps: Annotated[int, typer.Option(min=0, max=10, help="Rounds of iterative refinement.")] = 0,
+    version: Version = None,
+    url: Url = _URL,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate the poses in pictures."""
+    with output.errors_shown(as_json), Client(url) as client:
+        include = ("overlay",) if overlay else ()
+        found = client.estimate(category, images, version, refine_steps, include)
+        written = []
+        for image in found.images:
+            if overlay and image.overlay:
+                written.append(_write(_numbered(overlay, image.index, len(found.images)), png_bytes(image.overlay)))
+        if as_json:
+            output.print_json(found)
+            return
+        output.show_estimate(found, [str(path) for path in images])
+        for path in written:
+            output.out.print(f"written: {path}")
+
+
+@app.command()
+def prior(category: Category, version: Version = None, url: Url = _URL, as_json: AsJson = False) -> None:
+    """Show what was learned about a category."""
+    with output.errors_shown(as_json), Client(url) as client:
+        found = client.prior(category, version)
+        if as_json:
+            output.print_json(found)
+        else:
+            output.show_prior(found, client.memory(category, found.version))
+
+
+def main() -> None:
+    """The entry point of the command ``ppl``."""
+    app()
+
+
+class _Signals:
+    """Ctrl-C, SIGTERM and a closed terminal ask for an end; a second Ctrl-C for an end at once."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self._count = 0
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+
+    def now(self) -> bool:
+        return self._count > 1
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._count += number == signal.SIGINT or not self._count
+        self.stop.set()
+
+
+def _announce(running: Any, as_json: bool) -> None:
+    if as_json:
+        output.print_json(
+            {
+                "url": running.url,
+                "docs": running.docs,
+                "data_root": str(running.data_root),
+                "logs": str(running.logs),
+                "pids": running.pids,
+            }
+        )
+        return
+    output.out.print("[bold green]PPL is up.[/]")
+    for name, where in (
+        ("API", running.url),
+        ("docs", running.docs),
+        ("data", running.data_root),
+        ("logs", running.logs),
+    ):
+        output.out.print(f"  {name:<5} {where}")
+    output.out.print("Ctrl-C ends it; the data stays.")
+
+
+def _show(client: Client, job: Job, follow: bool, as_json: bool) -> None:
+    if follow and not job.status.ended:
+        job = _follow(client, job, as_json)
+    if as_json:
+        output.print_json(job)
+    else:
+        output.show_job(job)
+    if follow and job.status is not JobStatus.SUCCEEDED:
+        raise typer.Exit(1)
+
+
+def _follow(client: Client, job: Job, as_json: bool) -> Job:
+    if as_json:
+        return client.wait(job.id)
+    output.out.print(f"job {job.id}")
+    try:
+        with TrainingProgress(output.out) as progress:
+            return client.wait(job.id, progress.update)
+    except KeyboardInterrupt:
+        output.out.print(f"the job goes on. `ppl job {job.id} --follow` shows it, `ppl cancel {job.id}` stops it.")
+        raise typer.Exit(130) from None
+
+
+def _settings(assignments: list[str]) -> dict[str, str]:
+    pairs = [assignment.partition("=") for assignment in assignments]
+    for name, equals, _ in pairs:
+        if not name or not equals:
+            raise InputError(f"--set takes NAME=VALUE, as in --set steps=2000, not '{name}{equals}'")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _numbered(path: Path, index: int, count: int) -> Path:
+    return path if count == 1 else path.with_name(f"{path.stem}-{index + 1}{path.suffix}")
+
+
+def _write(path: Path, data: bytes) -> Path:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise InputError(f"can't write {path}: {error.strerror}") from error
+    return path
+
+
+def _problem(code: str, detail: str) -> dict[str, Any]:
+    title = code.replace("_", " ").capitalize()
+    return {"type": "about:blank", "title": title, "status": None, "detail": detail, "code": code}
+
+
+if __name__ == "__main__":
+    main()

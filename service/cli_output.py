@@ -1,0 +1,149 @@
+"""What the commands print: tables for people, JSON for programs, errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .client import ClientError, Estimate, Job, JobStatus, Memory, Prior
+from .progress import duration, loss_text
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+_COLOURS = {
+    JobStatus.SUCCEEDED: "green",
+    JobStatus.FAILED: "red",
+    JobStatus.CANCELLED: "yellow",
+    JobStatus.RUNNING: "cyan",
+}
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout and nothing else."""
+    sys.stdout.write(json.dumps(plain(value), ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def plain(value: Any) -> Any:
+    """A model or a list of them as JSON values; members not asked for are left out, as the API does."""
+    if isinstance(value, Job):
+        return value.model_dump(mode="json")
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_none=not isinstance(value, Prior))
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def fail(problem: dict[str, Any], as_json: bool, exit_code: int = 1) -> typer.Exit:
+    """Prints a problem on stderr; the caller raises what this returns."""
+    if as_json:
+        sys.stderr.write(json.dumps(problem, ensure_ascii=False) + "\n")
+    else:
+        err.print(f"[bold red]error:[/] {escape(str(problem['detail']))} [dim]({problem['code']})[/]")
+    return typer.Exit(exit_code)
+
+
+@contextmanager
+def errors_shown(as_json: bool) -> Iterator[None]:
+    """Turns what a user can meet into a message and an exit code, without a traceback."""
+    try:
+        yield
+    except ClientError as error:
+        raise fail(error.problem, as_json) from error
+
+
+def show_job(job: Job) -> None:
+    """A job, one fact a line."""
+    colour = _COLOURS.get(job.status, "white")
+    out.print(f"job {job.id}  [{colour}]{job.status}[/]  category {job.category}")
+    progress = job.progress
+    if progress.step:
+        left = f", {duration(progress.eta_s)} left" if progress.eta_s is not None else ""
+        out.print(f"  step {progress.step} of {progress.total_steps}{left}, loss {loss_text(job)}")
+    if job.version:
+        out.print(f"  version {job.version}")
+    skipped = job.metrics.get("skipped")
+    if skipped:
+        files = "".join(f"\n    {_skipped(item)}" for item in job.metrics.get("skipped_files", []))
+        out.print(f"  {skipped} pictures could not be read:{escape(files)}")
+    if job.error:
+        out.print(f"  [red]{escape(job.error.detail)}[/] [dim]({job.error.code})[/]")
+
+
+def show_jobs(jobs: Iterable[Job]) -> None:
+    """Jobs as a table, the newest first."""
+    table = _table("job", "category", "status", "step", "created", "version")
+    for job in jobs:
+        progress = job.progress
+        table.add_row(
+            job.id,
+            job.category,
+            f"[{_COLOURS.get(job.status, 'white')}]{job.status}[/]",
+            f"{progress.step}/{progress.total_steps}",
+            f"{job.created_at:%Y-%m-%d %H:%M}",
+            job.version or "",
+        )
+    out.print(table if table.row_count else "no jobs yet")
+
+
+def show_estimate(estimate: Estimate, names: Sequence[str]) -> None:
+    """Keypoints in pixels, one table a picture."""
+    for name, image in zip(names, estimate.images, strict=True):
+        out.print(f"{escape(name)}  {image.width} x {image.height} px")
+        table = _table("keypoint", "x", "y", "score")
+        for point in image.keypoints:
+            table.add_row(str(point.id), f"{point.x:.1f}", f"{point.y:.1f}", f"{point.score:.2f}")
+        out.print(table)
+    total = estimate.timing_ms.get("total")
+    out.print(
+        f"category {estimate.category}, version {estimate.version}{f', {total:.0f} ms' if total is not None else ''}"
+    )
+
+
+def show_prior(prior: Prior, memory: Memory) -> None:
+    """The mean pose, the strongest links and the memory in numbers."""
+    out.print(f"category {prior.category}, version {prior.version}: {prior.num_keypoints} keypoints")
+    table = _table("keypoint", "x", "y")
+    for index, (x, y) in enumerate(prior.keypoint_prior):
+        name = prior.keypoint_names[index] if prior.keypoint_names else str(index)
+        table.add_row(escape(name), f"{x:+.3f}", f"{y:+.3f}")
+    out.print(table)
+    strongest = sorted(prior.links, key=lambda link: link.weight, reverse=True)[:12]
+    out.print("strongest links  " + "  ".join(f"{link.i}-{link.j} ({link.weight:.2f})" for link in strongest))
+    trained = ", ".join(f"{name} {_figure(value)}" for name, value in prior.training.items() if not _nested(value))
+    out.print(f"trained  {escape(trained)}")
+    counts = ", ".join(str(prototype.count) for prototype in memory.prototypes[:12])
+    out.print(
+        f"memory  {memory.num_banks} banks of {memory.bank_size} vectors; "
+        f"{len(memory.prototypes)} prototypical poses, for so many pictures each: {counts}"
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in ("x", "y", "score", "step") else "left")
+    return table
+
+
+def _skipped(item: Any) -> str:
+    return f"{item['name']}: {item['reason']}" if isinstance(item, dict) and "reason" in item else str(item)
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, (dict, list))
+
+
+def _figure(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

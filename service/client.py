@@ -1,0 +1,250 @@
+"""A client of the HTTP API.
+
+    from service.client import Client
+
+    with Client("http://127.0.0.1:8000") as ppl:
+        job = ppl.wait(ppl.train("bird", "pictures/").id)
+        estimate = ppl.estimate("bird", ["one.jpg", "two.jpg"])
+
+It raises the errors of :mod:`service.client_errors`, all of them ClientError.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from .client_errors import APIError, ClientError, InputError, Unreachable
+from .client_types import Estimate, Memory, Prior, PriorEntry, png_bytes
+from .contract.jobs import Job, JobStatus
+from .uploads import Picture, archive_of, picture_part
+
+__all__ = [
+    "APIError",
+    "Client",
+    "ClientError",
+    "Estimate",
+    "InputError",
+    "Job",
+    "JobStatus",
+    "Memory",
+    "Prior",
+    "PriorEntry",
+    "Unreachable",
+    "png_bytes",
+]
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+PICTURES_A_REQUEST = 32
+_WAIT_GRACE_S = 60.0
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Client:
+    """Talks to one server. Not for use by several threads at once.
+
+    Args:
+        base_url: of the server; PPL_URL or http://127.0.0.1:8000 by default.
+        timeout_s: for each read and write, not for a whole request.
+    """
+
+    def __init__(
+        self, base_url: str | None = None, timeout_s: float = 120.0, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        self.base_url = (base_url or os.environ.get("PPL_URL") or DEFAULT_URL).rstrip("/")
+        self._http = httpx.Client(base_url=self.base_url, timeout=timeout_s, transport=transport)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    # training
+
+    def train(
+        self,
+        category: str,
+        pictures: str | os.PathLike[str],
+        preset: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Job:
+        """Uploads pictures and starts a training job; returns it without waiting.
+
+        Args:
+            pictures: a zip, tar or tar.gz, or a folder (packed into a temporary file first).
+            preset: "compact" or "paper"; the server's default where None.
+            settings: any setting of the model by name.
+        """
+        fields = {"category": category, **({"preset": preset} if preset else {})}
+        fields.update({name: _as_text(value) for name, value in (settings or {}).items()})
+        with archive_of(Path(pictures)) as (name, file):
+            return self._job("POST", "/train-jobs", data=fields, files={"archive": (name, file)})
+
+    def job(self, job_id: str) -> Job:
+        """The job as it stands."""
+        return self._job("GET", f"/train-jobs/{_quoted(job_id)}")
+
+    def jobs(self) -> Iterator[Job]:
+        """All jobs, the newest first."""
+        return self._pages("/train-jobs", Job)
+
+    def cancel(self, job_id: str) -> Job:
+        """Asks for the job to be stopped; a running one stops at its next step."""
+        return self._job("POST", f"/train-jobs/{_quoted(job_id)}/cancel")
+
+    def delete(self, job_id: str) -> None:
+        """Removes the record of a job that ended."""
+        self._send("DELETE", f"/train-jobs/{_quoted(job_id)}")
+
+    def wait(
+        self,
+        job_id: str,
+        on_progress: Callable[[Job], None] | None = None,
+        poll_s: float = 0.5,
+        timeout_s: float | None = None,
+    ) -> Job:
+        """Waits for the end of a job, whatever it is, and returns it.
+
+        A server that is away for less than a minute (a restart) is waited for.
+
+        Raises:
+            TimeoutError: the job goes on after ``timeout_s``.
+        """
+        begun = seen = time.monotonic()
+        while True:
+            try:
+                job = self.job(job_id)
+            except (Unreachable, APIError) as error:
+                away = isinstance(error, Unreachable) or error.status in (502, 503, 504)
+                if not away or time.monotonic() - seen > _WAIT_GRACE_S:
+                    raise
+            else:
+                seen = time.monotonic()
+                if on_progress is not None:
+                    on_progress(job)
+                if job.status.ended:
+                    return job
+            if timeout_s is not None and time.monotonic() - begun > timeout_s:
+                raise TimeoutError(f"job {job_id} goes on after {timeout_s:g} s")
+            time.sleep(poll_s)
+
+    # poses
+
+    def estimate(
+        self,
+        category: str,
+        images: Sequence[Picture],
+        version: str | None = None,
+        refine_steps: int = 0,
+        include: Sequence[str] = (),
+    ) -> Estimate:
+        """The poses of some pictures, in their order.
+
+        Many pictures are sent in several requests; the answer is one, and its timings are sums.
+
+        Args:
+            images: paths, or the bytes of picture files.
+            include: any of "link_map", "trajectory", "overlay".
+        """
+        answers = [
+            self._estimate(category, images[first : first + PICTURES_A_REQUEST], version, refine_steps, include)
+            for first in range(0, max(len(images), 1), PICTURES_A_REQUEST)
+        ]
+        return Estimate.joined(answers)
+
+    def _estimate(
+        self, category: str, images: Sequence[Picture], version: str | None, refine_steps: int, include: Sequence[str]
+    ) -> Estimate:
+        fields = {"category": category, "refine_steps": str(refine_steps)}
+        if version:
+            fields["version"] = version
+        if include:
+            fields["include"] = ",".join(include)
+        with ExitStack() as stack:
+            files = [("images", picture_part(image, index, stack)) for index, image in enumerate(images)]
+            return self._read(Estimate, self._send("POST", "/estimate", data=fields, files=files))
+
+    # priors
+
+    def priors(self) -> Iterator[PriorEntry]:
+        """What has been learned, by category."""
+        return self._pages("/priors", PriorEntry)
+
+    def prior(self, category: str, version: str | None = None) -> Prior:
+        """The pose prior of a category."""
+        return self._read(Prior, self._get_prior(category, "", version))
+
+    def memory(self, category: str, version: str | None = None) -> Memory:
+        """The memory behind a prior, and its prototypical poses."""
+        return self._read(Memory, self._get_prior(category, "/memory", version))
+
+    def link_map(self, category: str, version: str | None = None) -> bytes:
+        """The prior's link map as a PNG."""
+        return self._get_prior(category, "/link-map", version).content
+
+    # transport
+
+    def get_json(self, path: str) -> Any:
+        """Any JSON of the API, as it came."""
+        return self._send("GET", path).json()
+
+    def _get_prior(self, category: str, what: str, version: str | None) -> httpx.Response:
+        params = {"version": version} if version else None
+        return self._send("GET", f"/priors/{_quoted(category)}{what}", params=params)
+
+    def _job(self, method: str, path: str, **content: Any) -> Job:
+        return self._read(Job, self._send(method, path, **content))
+
+    def _pages(self, path: str, model: type[Model]) -> Iterator[Model]:
+        cursor: str | None = None
+        while True:
+            page = self._send("GET", path, params={"cursor": cursor} if cursor else None).json()
+            yield from (model.model_validate(item) for item in page["items"])
+            cursor = page["next_cursor"]
+            if cursor is None:
+                return
+
+    def _read(self, model: type[Model], response: httpx.Response) -> Model:
+        try:
+            return model.model_validate_json(response.content)
+        except ValidationError as error:
+            raise APIError(
+                {"code": "unexpected_answer", "detail": f"{self.base_url} answered with something else: {error}"},
+                response.status_code,
+            ) from error
+
+    def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **content)
+        except httpx.ConnectError as error:
+            raise Unreachable(f"no server answers at {self.base_url}; start one with `ppl up`") from error
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise Unreachable(f"{self.base_url} gave no answer: {error or type(error).__name__}") from error
+        if not response.is_success:
+            raise APIError.of(response)
+        return response
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _as_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,76 @@
+"""How a training job's progress is shown: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from .client import Job, JobStatus
+
+_LINE_EVERY_S = 10.0
+
+
+class TrainingProgress:
+    """Shows a job from one update to the next. Use as a context around the calls of :meth:`update`."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = console.is_terminal
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("step {task.fields[step]}"),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[left]} left"),
+            console=console,
+            expand=True,
+        )
+        self._task = self._bar.add_task("waiting", total=1, step="-", loss="-", left="-")
+        self._status: JobStatus | None = None
+        self._next_line = 0.0
+
+    def __enter__(self) -> TrainingProgress:
+        if self._live:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._bar.stop()
+
+    def update(self, job: Job) -> None:
+        """Shows the job as it now stands."""
+        progress = job.progress
+        step, loss, left = f"{progress.step}/{progress.total_steps}", loss_text(job), duration(progress.eta_s)
+        if self._live:
+            self._bar.update(
+                self._task, description=job.status, completed=progress.fraction, step=step, loss=loss, left=left
+            )
+            return
+        if job.status is self._status and time.monotonic() < self._next_line:
+            return
+        self._status, self._next_line = job.status, time.monotonic() + _LINE_EVERY_S
+        if job.status is JobStatus.RUNNING:
+            self._console.print(f"{job.status}  step {step}  loss {loss}  {left} left", highlight=False)
+        else:
+            self._console.print(str(job.status), highlight=False)
+
+
+def loss_text(job: Job) -> str:
+    """The last total loss, or a dash before the first step."""
+    loss = job.metrics.get("total")
+    return f"{loss:.4g}" if isinstance(loss, (int, float)) else "-"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as m:ss or h:mm:ss; a dash where unknown."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

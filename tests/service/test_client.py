@@ -1,0 +1,199 @@
+"""The client, against a small HTTP server."""
+
+from __future__ import annotations
+
+import io
+import socket
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.client import APIError, Client, InputError, JobStatus, Unreachable, png_bytes
+
+from .api_double import ApiDouble, job_json, png, problem, serving
+
+
+@pytest.fixture
+def api() -> Iterator[ApiDouble]:
+    with serving(ApiDouble()) as api:
+        yield api
+
+
+@pytest.fixture
+def client(api: ApiDouble) -> Iterator[Client]:
+    with Client(api.url) as client:
+        yield client
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "birds"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "b.PNG").write_bytes(png())
+    (folder / "a.png").write_bytes(png())
+    (folder / ".hidden.png").write_bytes(png())
+    (folder / "notes.txt").write_text("not a picture")
+    (folder / "__MACOSX").mkdir()
+    (folder / "__MACOSX" / "a.png").write_bytes(b"junk")
+    return folder
+
+
+@pytest.fixture
+def nowhere() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_a_folder_is_sent_as_a_zip_of_its_pictures(client: Client, api: ApiDouble, folder: Path) -> None:
+    job = client.train("bird", folder, preset="compact", settings={"steps": 20, "horizontal_flip": False})
+
+    form = api.forms[0]
+    name, content = form.pop("archive")[0]
+    assert name == "birds.zip"
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.namelist() == ["a.png", "sub/b.PNG"]
+        assert archive.read("a.png") == png()
+    assert form == {"category": ["bird"], "preset": ["compact"], "steps": ["20"], "horizontal_flip": ["false"]}
+    assert job.status is JobStatus.VALIDATING
+
+
+def test_an_archive_is_sent_as_it_is(client: Client, api: ApiDouble, tmp_path: Path) -> None:
+    archive = tmp_path / "birds.tar.gz"
+    archive.write_bytes(b"bytes of an archive")
+
+    client.train("bird", archive)
+
+    assert api.forms[0]["archive"] == [("birds.tar.gz", b"bytes of an archive")]
+
+
+def test_a_folder_without_pictures_is_refused_before_anything_is_sent(
+    client: Client, api: ApiDouble, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="holds no picture"):
+        client.train("bird", tmp_path)
+    assert not api.forms
+
+
+def test_a_path_that_does_not_exist_is_refused(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file"):
+        client.train("bird", tmp_path / "absent.zip")
+    with pytest.raises(InputError, match="No such file"):
+        client.estimate("bird", [tmp_path / "absent.png"])
+
+
+def test_a_refusal_carries_code_detail_and_the_time_to_come_back(client: Client, api: ApiDouble) -> None:
+    api.estimate_answer = problem(429, "queue_full", "512 pictures wait already", Retry_After="3")
+
+    with pytest.raises(APIError) as caught:
+        client.estimate("bird", [png()])
+
+    error = caught.value
+    assert (error.status, error.code, error.detail) == (429, "queue_full", "512 pictures wait already")
+    assert error.retry_after_s == 3
+    assert error.problem["type"] == "about:blank"
+
+
+def test_a_page_of_something_else_becomes_an_error_too(client: Client, api: ApiDouble) -> None:
+    from fastapi.responses import HTMLResponse
+
+    api.estimate_answer = HTMLResponse("<h1>Bad gateway</h1>", 502)
+    with pytest.raises(APIError, match="Bad gateway") as caught:
+        client.estimate("bird", [png()])
+    assert caught.value.status == 502
+
+    api.estimate_answer = {"hello": "world"}
+    with pytest.raises(APIError) as caught:
+        client.estimate("bird", [png()])
+    assert caught.value.code == "unexpected_answer"
+
+
+def test_no_server_is_said_with_how_to_start_one(nowhere: str) -> None:
+    with Client(nowhere) as client, pytest.raises(Unreachable, match=r"no server answers at .*ppl up"):
+        client.job("x")
+
+
+def test_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PPL_URL", "http://127.0.0.1:9999/")
+    with Client() as client:
+        assert client.base_url == "http://127.0.0.1:9999"
+
+
+def test_wait_reports_each_state_and_returns_the_end(client: Client, api: ApiDouble) -> None:
+    api.job_answers = [job_json(status=status) for status in ("validating", "queued", "running", "failed")]
+    seen: list[str] = []
+
+    job = client.wait("x", lambda job: seen.append(job.status), poll_s=0.001)
+
+    assert seen == ["validating", "queued", "running", "failed"]
+    assert job.status is JobStatus.FAILED
+
+
+def test_wait_outlasts_a_server_that_is_away_for_a_moment(client: Client, api: ApiDouble) -> None:
+    api.job_answers = [problem(503, "redis_unavailable", "away"), job_json(status="succeeded")]
+
+    assert client.wait("x", poll_s=0.001).status is JobStatus.SUCCEEDED
+
+
+def test_wait_gives_up_on_what_will_not_pass(client: Client, api: ApiDouble) -> None:
+    api.job_answers = [problem(404, "unknown_job", "no such job")]
+
+    with pytest.raises(APIError, match="no such job"):
+        client.wait("x", poll_s=0.001)
+
+
+def test_wait_ends_at_its_time(client: Client, api: ApiDouble) -> None:
+    api.job_answers = [job_json(status="running")]
+
+    with pytest.raises(TimeoutError, match="goes on"):
+        client.wait("x", poll_s=0.01, timeout_s=0.05)
+
+
+def test_jobs_run_through_all_pages(client: Client) -> None:
+    assert [job.id for job in client.jobs()] == ["a" * 12, "b" * 12]
+
+
+def test_cancel_and_delete_name_the_job(client: Client, api: ApiDouble) -> None:
+    assert client.cancel("abc").status is JobStatus.CANCELLED
+    client.delete("abc")
+
+    assert api.cancelled == ["abc"]
+    assert api.deleted == ["abc"]
+
+
+def test_a_name_that_is_a_path_stays_one_segment(client: Client) -> None:
+    with pytest.raises(APIError) as caught:
+        client.prior("../train-jobs")
+    assert caught.value.status == 404
+
+
+def test_many_pictures_are_sent_in_parts_and_answered_as_one(
+    client: Client, api: ApiDouble, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr("service.client.PICTURES_A_REQUEST", 2)
+
+    estimate = client.estimate(
+        "bird", [png(), folder / "a.png", png()], version="v1", refine_steps=3, include=("link_map", "overlay")
+    )
+
+    assert [image.index for image in estimate.images] == [0, 1, 2]
+    assert estimate.timing_ms == {"total": 10.0}
+    assert [len(form["images"]) for form in api.forms] == [2, 1]
+    assert api.forms[0]["images"][1] == ("a.png", png())
+    assert api.forms[1]["refine_steps"] == ["3"]
+    assert api.forms[1]["include"] == ["link_map,overlay"]
+    assert api.forms[1]["version"] == ["v1"]
+    assert png_bytes(estimate.images[2].overlay or "") == png()
+    assert estimate.images[0].keypoints[0].x == 10.5
+
+
+def test_prior_memory_link_map_and_list(client: Client, api: ApiDouble) -> None:
+    prior = client.prior("bird", version="v1")
+
+    assert prior.keypoint_prior == [(-0.5, 0.25), (0.5, 0.0)]
+    assert api.queries == [{"version": "v1"}]
+    assert client.memory("bird").prototypes[0].count == 7
+    assert client.link_map("bird") == png()
+    assert [entry.category for entry in client.priors()] == ["bird"]
