@@ -164,11 +164,15 @@ class Trainer:
             raise checkpoint.CheckpointError(f"{path} was trained with other settings: {', '.join(changed)}")
         prefix = "model."
         self.model.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Any]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = tensor
+                # the fused optimiser walks memory: a moment must lie as its parameter does
+                like = parameters[int(index)]
+                laid_out = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+                state.setdefault(int(index), {})[key] = laid_out
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.step = int(facts["step"])

@@ -1,0 +1,42 @@
+"""A tiny model and a few drawn pictures: enough for every behaviour, fast on one core."""
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import resolve
+
+TINY = {
+    "image_size": 32,
+    "base_width": 8,
+    "num_keypoints": 5,
+    "num_banks": 6,
+    "bank_size": 4,
+    "token_dim": 16,
+    "batch_size": 4,
+    "steps": 6,
+    "perceptual_size": 32,
+    "precision": "fp32",
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def tiny():
+    return resolve("compact", TINY)
+
+
+@pytest.fixture
+def images():
+    """(10, 32, 32, 3): a bright bar at a different slant in each, on a grey ground."""
+    y, x = np.mgrid[:32, :32] - 15.5
+    angles = np.linspace(0, np.pi, 10, endpoint=False)
+    bars = [np.abs(x * np.sin(a) - y * np.cos(a)) < 3 for a in angles]
+    return np.stack([np.where(bar[..., None], [230, 180, 90], [60, 70, 80]) for bar in bars]).astype(np.uint8)

@@ -1,0 +1,127 @@
+import pytest
+import torch
+
+from model.config import resolve
+from model.data import mask_patches, to_tensor
+from model.losses import boundary_loss, link_regularization_loss, memory_loss, reconstruction_loss
+from model.ppl import PosePriorLearner
+from model.refine import refine
+from model.regressor import attention_near
+
+
+@pytest.fixture
+def model(tiny):
+    torch.manual_seed(0)
+    return PosePriorLearner(tiny)
+
+
+@pytest.fixture
+def batch(images):
+    return to_tensor(images[:4], torch.device("cpu"))
+
+
+def _touched(module):
+    return {name for name, p in module.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+
+def test_reconstruction_pathway_reaches_everything_but_the_memory(model, batch):
+    out = model(batch, batch * 0)
+    out.reconstruction.square().mean().backward()
+    assert not _touched(model.memory)
+    assert "link_logits" in _touched(model)
+    assert any(name.startswith("regressor.encoder") for name in _touched(model))
+    assert any(name.startswith("regressor.affine") for name in _touched(model))
+
+
+def test_memory_pathway_reaches_nothing_but_the_memory(model, batch):
+    out = model(batch, batch * 0)
+    memory_loss(out.recalled, out.keypoints, 100).backward()
+    assert {name for name in _touched(model) if not name.startswith("memory.")} == set()
+    assert any(name.startswith("memory.encoder") for name in _touched(model))
+    assert any(name.startswith("memory.decoder") for name in _touched(model))
+
+
+def test_eval_forward_leaves_codebook_unchanged(model, batch):
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model(batch, batch)
+    refine(model, batch, 2)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("head", ["affine", "residual"])
+def test_both_heads_place_keypoints_and_score_them(tiny, batch, head):
+    torch.manual_seed(0)
+    model = PosePriorLearner(resolve("compact", {**tiny.to_dict(), "head": head})).eval()
+    located = model.locate(batch)
+    assert located.keypoints.shape == (4, 5, 2)
+    assert located.scores.shape == (4, 5)
+    assert located.scores.min() >= 0
+    assert located.scores.max() <= 1
+
+
+def test_affine_head_starts_near_the_prior(tiny, batch):
+    torch.manual_seed(0)
+    model = PosePriorLearner(resolve("compact", {**tiny.to_dict(), "head": "affine"})).eval()
+    prior = model.memory.keypoint_prior()
+    assert (model.locate(batch).keypoints - prior).abs().max() < 1.0
+
+
+def test_link_weights_are_positive_and_their_step_is_scaled(tiny):
+    torch.manual_seed(0)
+    model = PosePriorLearner(tiny)
+    assert model.link_weights.min() > 0
+    torch.testing.assert_close(model.link_weights, torch.nn.functional.softplus(tiny.link_scale * model.link_logits))
+    assert model.link_weights.log().mean().item() == pytest.approx(-4, abs=0.3)
+
+
+def test_refinement_returns_every_pose_on_the_way_and_the_last_as_answer(model, batch):
+    model.eval()
+    located, trajectory = refine(model, batch, 3)
+    assert trajectory.shape == (4, 4, 5, 2)
+    torch.testing.assert_close(trajectory[:, -1], located.keypoints)
+    torch.testing.assert_close(trajectory[:, 0], model.locate(batch).keypoints)
+    assert not torch.equal(trajectory[:, 0], trajectory[:, 1])
+
+
+def test_score_is_the_attention_near_the_keypoint():
+    grid = torch.tensor([[0.0, 0.0], [0.2, 0.0], [0.9, 0.0]])
+    attention = torch.tensor([[[0.5, 0.3, 0.2]]])
+    assert attention_near(attention, torch.zeros(1, 1, 2), grid).item() == pytest.approx(0.8)
+
+
+def test_boundary_loss_counts_only_what_lies_outside():
+    keypoints = torch.tensor([[[0.5, -1.5], [2.0, 0.9]], [[0.0, 0.0], [0.0, 0.0]]])
+    assert boundary_loss(keypoints).item() == pytest.approx((1.5 + 2.0) / 4)  # two images, two axes
+
+
+def test_link_regularization_prefers_links_that_keep_their_length_and_moves_weights_only():
+    prior = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.4, 0.4]], requires_grad=True)
+    poses = prior.detach()[None].clone().requires_grad_()
+    weights = torch.full((6,), 0.5, requires_grad=True)
+    link_regularization_loss(prior, poses, weights).backward()
+    assert prior.grad is None
+    assert poses.grad is None
+    assert weights.grad.min() < 0  # unchanged links of medium length are pulled up
+
+
+def test_memory_loss_is_zero_for_a_perfect_memory(model, batch):
+    recalled = model(batch, batch).recalled
+    perfect = type(recalled)(recalled.vectors, recalled.codes, recalled.vectors, recalled.keypoints)
+    assert memory_loss(perfect, recalled.keypoints, 100).item() == 0
+
+
+def test_reconstruction_loss_weighs_levels_alike():
+    one = [torch.ones(1, 2, 4, 4), 100 * torch.ones(1, 2, 2, 2)]
+    two = [level * 1.5 for level in one]
+    assert reconstruction_loss(two, one).item() == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="2 levels compared with 1"):
+        reconstruction_loss(two, one[:1])
+
+
+def test_mask_sets_whole_patches_to_grey_at_the_given_rate():
+    image = torch.ones(8, 3, 32, 32)
+    masked = mask_patches(image, 0.8, 8, torch.Generator().manual_seed(0))
+    patches = masked[:, 0].unfold(1, 4, 4).unfold(2, 4, 4).flatten(3)
+    assert set(patches.mean(-1).unique().tolist()) == {0.0, 1.0}
+    assert 1 - masked.mean().item() == pytest.approx(0.8, abs=0.06)

@@ -1,0 +1,187 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from model.checkpoint import CheckpointError
+from model.config import resolve
+from model.data import Batches, load_folder
+from model.predictor import Predictor
+from model.trainer import Trainer, TrainingDivergedError, learning_rate, link_width
+
+
+def _train(images, config, **kwargs):
+    trainer = Trainer(images, config, device="cpu", **kwargs)
+    reports = list(trainer.run())
+    return trainer, reports
+
+
+def _same(a, b):
+    return all(torch.equal(value, b.state_dict()[name]) for name, value in a.state_dict().items())
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_others(images, tiny):
+    first, _ = _train(images, tiny)
+    again, _ = _train(images, tiny)
+    other, _ = _train(images, resolve("compact", {**tiny.to_dict(), "seed": 1}))
+    assert _same(first.model, again.model)
+    assert not _same(first.model, other.model)
+
+
+def test_stopped_and_resumed_run_equals_an_unbroken_one_bit_for_bit(images, tiny, tmp_path):
+    unbroken, _ = _train(images, tiny)
+    stopped = Trainer(images, tiny, device="cpu")
+    for report in stopped.run():
+        if report.step == 3:
+            stopped.save_checkpoint(tmp_path)
+            break
+    resumed = Trainer(images, tiny, device="cpu")
+    assert resumed.load_checkpoint(tmp_path)
+    assert resumed.step == 3
+    assert [report.step for report in resumed.run()] == [4, 5, 6]
+    assert _same(unbroken.model, resumed.model)
+
+
+def test_training_lowers_the_reconstruction_loss(images, tiny):
+    config = resolve("compact", {**tiny.to_dict(), "steps": 60})
+    _, reports = _train(images, config)
+    losses = [report.losses["reconstruction"] for report in reports]
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+def test_divergence_is_an_error_that_names_loss_and_step(images, tiny):
+    trainer = Trainer(images, tiny, device="cpu")
+    with torch.no_grad():
+        trainer.model.link_logits.fill_(float("nan"))
+    with pytest.raises(TrainingDivergedError, match="loss is nan at step 1 of 6"):
+        next(trainer.run())
+
+
+def test_checkpoint_of_broken_weights_is_refused_and_the_older_one_stays(images, tiny, tmp_path):
+    trainer = Trainer(images, tiny, device="cpu")
+    trainer.save_checkpoint(tmp_path)
+    with torch.no_grad():
+        trainer.model.link_logits.fill_(float("inf"))
+    with pytest.raises(TrainingDivergedError, match="link_logits is not finite"):
+        trainer.save_checkpoint(tmp_path)
+    assert Trainer(images, tiny, device="cpu").load_checkpoint(tmp_path)
+
+
+def test_checkpoint_of_other_settings_or_damaged_is_refused(images, tiny, tmp_path):
+    Trainer(images, tiny, device="cpu").save_checkpoint(tmp_path)
+    other = resolve("compact", {**tiny.to_dict(), "mask_ratio": 0.5})
+    with pytest.raises(CheckpointError, match="other settings: mask_ratio"):
+        Trainer(images, other, device="cpu").load_checkpoint(tmp_path)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        Trainer(images, tiny, device="cpu").load_checkpoint(tmp_path)
+
+
+def test_no_checkpoint_is_told_by_false(images, tiny, tmp_path):
+    assert not Trainer(images, tiny, device="cpu").load_checkpoint(tmp_path)
+
+
+def test_exported_version_predicts_what_the_trained_model_does(images, tiny, tmp_path):
+    trainer, _ = _train(images, tiny)
+    trainer.export(tmp_path)
+    loaded, direct = Predictor.load(tmp_path, "cpu"), Predictor(trainer.model, "cpu")
+    for steps in (0, 2):
+        ours, theirs = loaded.predict(images, steps, link_map=True), direct.predict(images, steps, link_map=True)
+        np.testing.assert_array_equal(ours.trajectory, theirs.trajectory)
+        np.testing.assert_array_equal(ours.link_map, theirs.link_map)
+    assert ours.trajectory.shape == (10, 3, 5, 2)
+    assert ours.link_map.shape == (10, 32, 32)
+
+
+def test_export_writes_prior_and_memory_as_json(images, tiny, tmp_path):
+    trainer, _ = _train(images, tiny)
+    trainer.export(tmp_path, tuple("abcde"))
+    prior = json.loads((tmp_path / "prior.json").read_text())
+    memory = json.loads((tmp_path / "memory.json").read_text())
+    assert prior["keypoint_names"] == list("abcde")
+    assert np.shape(prior["keypoint_prior"]) == (5, 2)
+    assert np.shape(prior["connectivity_prior"]) == (5, 5)
+    weights = [link["weight"] for link in prior["links"]]
+    assert len(weights) == 10
+    assert weights == sorted(weights, reverse=True)
+    assert np.shape(memory["use_counts"]) == (6, 4)
+    assert np.sum(memory["use_counts"]) == 6 * tiny.steps * tiny.batch_size
+    assert sum(prototype["count"] for prototype in memory["prototypes"]) == len(images)
+    assert np.shape(memory["prototypes"][0]["keypoints"]) == (5, 2)
+
+
+def test_weights_of_another_model_are_refused(images, tiny, tmp_path):
+    trainer, _ = _train(images, resolve("compact", {**tiny.to_dict(), "steps": 1}))
+    trainer.export(tmp_path)
+    config = {**tiny.to_dict(), "num_keypoints": 7}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="another model"):
+        Predictor.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (np.zeros((1, 16, 16, 3), np.uint8), "expected uint8"),
+        (np.zeros((1, 32, 32, 3), np.float32), "expected uint8"),
+        (np.zeros((0, 32, 32, 3), np.uint8), "expected uint8"),
+    ],
+)
+def test_predictor_says_what_came_and_what_was_expected(images, tiny, bad, says):
+    trainer = Trainer(images, tiny, device="cpu")
+    with pytest.raises(ValueError, match=says):
+        Predictor(trainer.model, "cpu").predict(bad)
+    with pytest.raises(ValueError, match="refine_steps is -1"):
+        Predictor(trainer.model, "cpu").predict(images, -1)
+
+
+def test_pictures_of_another_size_are_refused(tiny):
+    with pytest.raises(ValueError, match="expected \\(32, 32, 3\\)"):
+        Trainer(np.zeros((4, 64, 64, 3), np.uint8), tiny)
+
+
+def test_every_picture_comes_once_an_epoch(images):
+    batches = Batches(images, 5, seed=0, horizontal_flip=False)
+    epoch = np.concatenate([batches.at(2), batches.at(3)])
+    assert {picture.tobytes() for picture in epoch} == {picture.tobytes() for picture in images}
+
+
+def test_batch_does_not_depend_on_the_step_one_starts_from(images):
+    whole = Batches(images, 4, seed=3, horizontal_flip=True)
+    walked = [whole.at(step) for step in range(8)]
+    np.testing.assert_array_equal(walked[7], Batches(images, 4, seed=3, horizontal_flip=True).at(7))
+
+
+def test_flip_mirrors_about_half_of_the_pictures(images):
+    plain = Batches(images, 10, seed=0, horizontal_flip=False)
+    flipped = Batches(images, 10, seed=0, horizontal_flip=True)
+    mirrored = 0
+    for step in range(20):
+        for a, b in zip(plain.at(step), flipped.at(step), strict=True):
+            assert np.array_equal(a, b) or np.array_equal(a[:, ::-1], b)
+            mirrored += not np.array_equal(a, b)
+    assert 60 < mirrored < 140
+
+
+def test_schedules_are_counted_in_steps(tiny):
+    config = resolve("compact", {**tiny.to_dict(), "steps": 100})
+    assert learning_rate(config, 0) == pytest.approx(1e-3)
+    assert learning_rate(config, 50) == pytest.approx(5e-4)
+    assert learning_rate(config, 100) == pytest.approx(0)
+    assert link_width(config, 0) == pytest.approx(config.link_width_start)
+    assert link_width(config, 50) == pytest.approx(config.link_width)
+    assert link_width(config, 99) == pytest.approx(config.link_width)
+
+
+def test_folder_of_pictures_is_padded_to_squares_with_grey(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "deep").mkdir()
+    Image.new("RGB", (40, 20), (255, 0, 0)).save(tmp_path / "deep" / "wide.png")
+    (tmp_path / "notes.txt").write_text("not a picture")
+    (loaded,) = load_folder(tmp_path, 20)
+    assert loaded[10, 10].tolist() == [255, 0, 0]
+    assert loaded[0, 10].tolist() == [128, 128, 128]
+    with pytest.raises(ValueError, match="holds no picture"):
+        load_folder(tmp_path / "empty", 20)
