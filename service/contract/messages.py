@@ -65,7 +65,7 @@ class BatchReply(BaseModel):
         scores: (N, K) float32 in [0, 1].
         trajectory: (N, T+1, K, 2) float32, T refinement steps.
         link_map: (N, S, S) uint8, where asked for.
-        timing_ms: of the worker: "queue" (sent to taken), "model", "total".
+        timing_ms: of the worker: "load" (reading the version, 0 where resident), "model", "total".
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)

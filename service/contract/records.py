@@ -66,8 +66,9 @@ class Job(BaseModel):
     """A training job as the API shows it.
 
     Attributes:
-        metrics: "images", "skipped" and the first "skipped_files" once prepared; the last losses
-            and "steps_per_s" while training.
+        metrics: "images", "skipped" and the first "skipped_files" ({"name", "reason"}) once
+            prepared; from then on the last losses by name ("total" is the weighted sum),
+            "steps_per_s" and "device".
         version: the version it published.
         settings: every setting of the model, and "preset".
     """
@@ -101,13 +102,15 @@ class JobRecord(BaseModel):
 
     Attributes:
         starts: how often a worker started it since it last got further.
-        reached: the step from which the last start went on.
+        checkpointed: the step that a start goes on from.
+        trained_s: how long it had been trained by then.
     """
 
     job: Job
     source: JobSource = JobSource()
     starts: int = 0
-    reached: int = 0
+    checkpointed: int = 0
+    trained_s: float = 0.0
 
     def move(self, status: JobStatus) -> None:
         """Change the status and what goes with it.
@@ -133,15 +136,29 @@ class JobRecord(BaseModel):
         self.move(JobStatus.FAILED)
         self.job.error = JobError(**error.to_dict())
 
-    def begin(self, reached: int) -> bool:
-        """Count a start from a step; False (and failed) when starts keep dying without getting further."""
-        if reached > self.reached:
-            self.starts, self.reached = 0, reached
+    def begin(self) -> bool:
+        """Count a start; False, and failed, when its workers die again and again without getting further."""
         if self.starts > MAX_DEATHS:
-            self.fail(Abandoned(f"its worker died {self.starts} times at or after step {self.reached}; see its log"))
+            self.fail(
+                Abandoned(
+                    f"its worker died {self.starts} times at the same place (step {self.checkpointed}); "
+                    "the worker's log may say why, and lack of memory is the usual reason"
+                )
+            )
             return False
         self.starts += 1
         return True
+
+    def checkpoint(self, step: int, trained_s: float) -> None:
+        """Note that training can go on from here, which forgives earlier deaths."""
+        self.starts = min(self.starts, 1)
+        self.checkpointed, self.trained_s = step, trained_s
+
+    def pause(self) -> None:
+        """Back to the queue by a worker that stops in good order: no death."""
+        self.move(JobStatus.QUEUED)
+        self.starts = 0
+        self.job.progress.eta_s = None
 
 
 class JobPage(BaseModel):

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class CommonSettings(BaseSettings):
     """What both sides of the queue must agree on. A relative data root is resolved at the start."""
 
-    model_config = SettingsConfigDict(env_prefix="PPL_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="PPL_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="the Redis or Valkey server")
     data_root: Path = Field(Path("data"), description="folder of versions and job files")

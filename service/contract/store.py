@@ -18,7 +18,6 @@ from typing import Any
 
 from .errors import (
     BadCategoryName,
-    BadFolder,
     BadVersionName,
     StoreCorrupt,
     UnknownCategory,

@@ -269,8 +269,8 @@ def test_job_whose_workers_keep_dying_fails(store: JobStore) -> None:
     record = JobRecord(job=make(store))
     record.move(JobStatus.QUEUED)
     for _ in range(MAX_DEATHS + 1):
-        assert record.begin(reached=0)
-    assert not record.begin(reached=0)
+        assert record.begin()
+    assert not record.begin()
     assert record.job.status is JobStatus.FAILED
     assert record.job.error is not None
     assert record.job.error.code == "abandoned"
@@ -278,6 +278,18 @@ def test_job_whose_workers_keep_dying_fails(store: JobStore) -> None:
 
 def test_progress_between_deaths_forgives_them(store: JobStore) -> None:
     record = JobRecord(job=make(store))
+    record.move(JobStatus.QUEUED)
+    record.move(JobStatus.RUNNING)
     for step in range(10):
-        assert record.begin(reached=step)
-        assert record.begin(reached=step)
+        assert record.begin()
+        assert record.begin()
+        record.checkpoint(step, trained_s=1.0)
+
+
+def test_stop_in_good_order_is_no_death(store: JobStore) -> None:
+    record = JobRecord(job=make(store))
+    record.move(JobStatus.QUEUED)
+    for _ in range(10):
+        record.move(JobStatus.RUNNING)
+        assert record.begin()
+        record.pause()
