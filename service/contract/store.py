@@ -18,6 +18,7 @@ from typing import Any
 
 from .errors import (
     BadCategoryName,
+    BadFolder,
     BadVersionName,
     StoreCorrupt,
     UnknownCategory,
