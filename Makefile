@@ -1,21 +1,31 @@
+# make demo          the whole platform on this machine, trained on the samples, serving until Ctrl-C
+# make demo SERVE=0  the same, ending by itself
+# make test          all checks and tests
+#
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch's CPU build: far smaller than the one with CUDA that
+# PyPI has for Linux. PYTHON=python3.12 takes another Python (3.11 or newer).
+
 PYTHON ?= python3
+TORCH_INDEX ?=
+SERVE ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 .PHONY: demo test check clean
 
-# CPU build of torch where the index has one; see "Machines without a GPU" in the README.
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; call make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, as in: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --disable-pip-version-check --index-url $(TORCH_INDEX) $(TORCH))
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[worker,embedded,dev]'
-	touch $(STAMP)
+	@touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/python -m service.demo $(if $(filter 0,$(SERVE)),--no-serve)
+	@$(BIN)/python -m service.demo $(if $(filter 0,$(SERVE)),--no-serve)
 
-test: $(STAMP) check
+test: check
 	$(BIN)/python -m pytest
 
 check: $(STAMP)

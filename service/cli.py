@@ -52,7 +52,7 @@ def up(
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("service").setLevel(logging.INFO)
-    given = {"host": host, "port": port, "data_root": data_root}
+    given: dict[str, Any] = {"host": host, "port": port or None, "data_root": data_root}
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
@@ -61,7 +61,9 @@ def up(
 
     signals = _Signals()
     try:
-        embedded.run_stack(settings, signals.stop, lambda running: _announce(running, as_json), signals.now)
+        embedded.run_stack(
+            settings, signals.stop, lambda running: _announce(running, as_json), signals.now, any_port=port == 0
+        )
     except (embedded.StackError, DataRootInUseError, ValkeyMissingError, ChildFailedError, OSError) as error:
         raise output.fail(_problem("not_started", str(error)), as_json) from error
 

@@ -115,7 +115,7 @@ class Child:
                 cwd=self.spec.cwd,
                 pass_fds=self.spec.pass_fds,
                 start_new_session=True,  # Ctrl-C in the terminal reaches the supervisor alone
-                preexec_fn=_end_with(os.getpid()) if _LIBC else None,
+                preexec_fn=end_with_parent(),
             )
         self.starts += 1
         self.restart_at = None
@@ -284,12 +284,17 @@ def _ending(returncode: int) -> str:
     return f"was killed by {known.get(-returncode, f'signal {-returncode}')}"
 
 
-def _end_with(parent: int) -> Callable[[], None]:
-    """For the child, between fork and exec: die when the parent does (Linux only)."""
+def end_with_parent(number: signal.Signals = signal.SIGKILL) -> Callable[[], None] | None:
+    """For ``preexec_fn``: the child gets the signal when the thread that started it is gone.
+
+    None where the system can't do that (it is Linux's PR_SET_PDEATHSIG).
+    """
+    if _LIBC is None:
+        return None
+    libc, parent = _LIBC, os.getpid()
 
     def arrange() -> None:
-        assert _LIBC is not None
-        if _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:
+        if libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0 or os.getppid() != parent:
             os._exit(127)  # the parent is already gone
 
     return arrange

@@ -1,0 +1,153 @@
+"""``make demo``: the whole platform on this machine, from a zip of pictures to poses with a score.
+
+It does what a user would do: starts `ppl up`, uploads the sample archive, waits for the training,
+sends pictures to POST /estimate. The labels beside the samples only score the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from .client import DEFAULT_URL, Client, ClientError, Job, JobStatus
+from .client_types import ImageEstimate
+from .demo_picture import draw_grid
+from .demo_report import Report, estimate_all, read_zip, score, versions, write_report
+from .demo_stack import DemoError, DemoStack
+from .progress import TrainingProgress, duration
+
+CATEGORY = "dog"
+PRESET = "compact"
+STEPS = 1000
+_GRID_PICTURES = 24
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the demo; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m service.demo", description="The whole platform, demonstrated.")
+    parser.add_argument("--folder", type=Path, default=Path(".demo"), help="where its data and results go")
+    parser.add_argument("--no-serve", action="store_true", help="end when done instead of serving until Ctrl-C")
+    parser.add_argument("--steps", type=int, default=STEPS, help="training steps (%(default)s)")
+    options = parser.parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    done = False
+    try:
+        console.print("Starting the stack: Valkey, two workers, the API ...")
+        with DemoStack(options.folder) as stack:
+            console.print(f"  API  {stack.url}\n  docs {stack.url}/docs")
+            _demonstrate(stack.url, options.folder, options.steps)
+            done = True
+            if not options.no_serve:
+                console.print("\nServing until Ctrl-C.")
+                stack.serve()
+    except (DemoError, ClientError) as error:
+        console.print(f"[bold red]error:[/] {escape(str(error))}")
+        return 1
+    except KeyboardInterrupt:
+        console.print("Ended." if done else "Interrupted; everything is ended.")
+        return 0 if done else 130
+    return 0
+
+
+def _demonstrate(url: str, folder: Path, steps: int) -> None:
+    with Client(url) as client, as_file(files("service") / "samples") as samples:
+        train_archive, heldout_archive = samples / "dog.zip", samples / "dog_heldout.zip"
+        job = _train(client, train_archive, steps)
+        assert job.version is not None
+        train_pictures, heldout_pictures = read_zip(train_archive), read_zip(heldout_archive)
+        heldout = _estimate(client, heldout_pictures, "held-out pictures")
+        train = _estimate(client, train_pictures, "training pictures, to fit the scorer's map")
+        scores = score(train, heldout, samples / "dog_labels.json", folder / "predictions.json")
+
+    overlay, example = folder / "overlay.png", folder / "dog.jpg"
+    chosen = list(heldout)[:: max(1, len(heldout) // _GRID_PICTURES)][:_GRID_PICTURES]
+    draw_grid([(heldout_pictures[name], heldout[name]) for name in chosen], overlay)
+    example.write_bytes(heldout_pictures[chosen[0]])
+    assert job.started_at is not None
+    assert job.finished_at is not None
+    seconds = (job.finished_at - job.started_at).total_seconds()
+    report = Report(
+        error_percent=round(scores.error_percent, 3),
+        mean_pose_percent=round(scores.mean_pose_percent, 3),
+        train_seconds=round(seconds, 1),
+        overlay=str(overlay),
+        versions=versions(),
+        category=CATEGORY,
+        version=job.version,
+        steps=steps,
+        train_images=len(train),
+        heldout_images=len(heldout),
+    )
+    write_report(report, folder / "report.json")
+    _conclude(url, report, folder, example)
+
+
+def _train(client: Client, archive: Path, steps: int) -> Job:
+    console.print(f"\nTraining on {archive.name}: pictures of a dog, no labels; {steps} steps on this machine's CPU.")
+    job = client.train(CATEGORY, archive, PRESET, {"steps": steps})
+    with TrainingProgress(console) as progress:
+        job = client.wait(job.id, progress.update)
+    if job.status is not JobStatus.SUCCEEDED:
+        reason = f": {job.error.detail}" if job.error else ""
+        raise DemoError(f"the training job {job.id} {job.status}{reason}")
+    return job
+
+
+def _estimate(client: Client, pictures: Mapping[str, bytes], what: str) -> dict[str, ImageEstimate]:
+    title = f"{len(pictures)} {what}"
+    if not console.is_terminal:
+        console.print(title)
+        return estimate_all(client, CATEGORY, pictures)
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console) as bar:
+        task = bar.add_task(title, total=len(pictures))
+        return estimate_all(client, CATEGORY, pictures, lambda count: bar.advance(task, count))
+
+
+def _conclude(url: str, report: Report, folder: Path, example: Path) -> None:
+    ppl = _shown(Path(sys.executable).with_name("ppl"))
+    export = "" if url == DEFAULT_URL else f"\n  export PPL_URL={url}"
+    console.print(
+        f"""
+[bold]Error on held-out pictures: {report.error_percent:.2f} % of the picture's side[/] \
+(guessing the mean pose: {report.mean_pose_percent:.2f} %), trained in {duration(report.train_seconds)}.
+  poses    {report.overlay}
+  report   {folder / "report.json"}
+  API      {url}
+  docs     {url}/docs
+
+To try next, in another terminal:{export}
+  {ppl} prior {CATEGORY}
+  {ppl} estimate {CATEGORY} {example} --overlay pose.png
+  curl -F category={CATEGORY} -F images=@{example} {url}/estimate
+With pictures of your own, some hundreds of one kind of thing, each about the middle of its picture:
+  {ppl} train NAME FOLDER --follow
+  {ppl} estimate NAME PICTURE --overlay pose.png"""
+    )
+
+
+def _shown(path: Path) -> Path:
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""``python -m service.serve``: the gateway alone, as ``ppl up`` and the container run it."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+
+import uvicorn
+
+from .app import create_app
+from .settings import Settings
+
+_DRAIN_S = 8
+
+
+def main() -> None:
+    """Serves on PPL_HOST and PPL_PORT, or on a listening socket inherited from ``ppl up``."""
+    parser = argparse.ArgumentParser(prog="python -m service.serve", description=__doc__)
+    parser.add_argument("--fd", type=int, help="file descriptor of a listening socket to serve on")
+    fd = parser.parse_args().fd
+    settings = Settings()
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_level=settings.log_level.lower(),
+        access_log=False,
+        timeout_graceful_shutdown=_DRAIN_S,
+    )
+    uvicorn.Server(config).run(sockets=None if fd is None else [socket.socket(fileno=fd)])
+
+
+if __name__ == "__main__":
+    main()
