@@ -107,10 +107,13 @@ def _specs(settings: Settings, listener: socket.socket, lock: DataRootLock) -> l
         server = EmbeddedValkey.in_folder(settings.data_root / "valkey")
         environment["PPL_REDIS_URL"] = server.url
         specs.append(server.spec(logs / "valkey.log", stage=0, pass_fds=(lock.fd,)))
-    for kind in ("inference", "training"):
+    for offset, kind in enumerate(("inference", "training")):
         name = f"worker-{kind}"
+        own = _metrics_port(offset)
         command = (*python, "worker", kind)
-        specs.append(ChildSpec(name, command, logs / f"{name}.log", 1, environment, stop_timeout_s=_WORKER_STOP_S))
+        specs.append(
+            ChildSpec(name, command, logs / f"{name}.log", 1, {**environment, **own}, stop_timeout_s=_WORKER_STOP_S)
+        )
     specs.append(
         ChildSpec(
             "gateway",
@@ -123,6 +126,12 @@ def _specs(settings: Settings, listener: socket.socket, lock: DataRootLock) -> l
         )
     )
     return specs
+
+
+def _metrics_port(offset: int) -> dict[str, str]:
+    """Two workers on one machine can't share the port of PPL_WORKER_METRICS_PORT: the second takes the next."""
+    port = os.environ.get("PPL_WORKER_METRICS_PORT", "")
+    return {"PPL_WORKER_METRICS_PORT": str(int(port) + offset)} if port.isdigit() else {}
 
 
 def _listening(host: str, port: int) -> socket.socket:
