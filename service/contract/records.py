@@ -150,9 +150,10 @@ class JobRecord(BaseModel):
         return True
 
     def checkpoint(self, step: int, trained_s: float) -> None:
-        """Note that training can go on from here, which forgives earlier deaths."""
-        self.starts = min(self.starts, 1)
-        self.checkpointed, self.trained_s = step, trained_s
+        """Note where training can go on from; getting further forgives earlier deaths."""
+        if step > self.checkpointed:
+            self.starts = min(self.starts, 1)
+            self.checkpointed, self.trained_s = step, trained_s
 
     def pause(self) -> None:
         """Back to the queue by a worker that stops in good order: no death."""

@@ -280,10 +280,18 @@ def test_progress_between_deaths_forgives_them(store: JobStore) -> None:
     record = JobRecord(job=make(store))
     record.move(JobStatus.QUEUED)
     record.move(JobStatus.RUNNING)
-    for step in range(10):
+    for step in range(1, 10):
         assert record.begin()
         assert record.begin()
         record.checkpoint(step, trained_s=1.0)
+
+
+def test_the_same_checkpoint_again_forgives_no_deaths(store: JobStore) -> None:
+    record = JobRecord(job=make(store))
+    for _ in range(MAX_DEATHS + 1):
+        assert record.begin()
+        record.checkpoint(0, trained_s=0.0)
+    assert not record.begin()
 
 
 def test_stop_in_good_order_is_no_death(store: JobStore) -> None:

@@ -1,0 +1,132 @@
+"""The Celery applications of the two kinds of worker, and the parts that their tasks drive."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Protocol
+
+from celery import Celery, Task
+
+from model.device import pick_device
+from model.predictor import Predictor
+from service.contract import routing
+from service.contract.jobs import JobStore
+from service.contract.routing import Kind
+from service.contract.store import JobFiles, VersionStore
+from worker.caretaker import Caretaker
+from worker.casework import Casework
+from worker.custody import Stop
+from worker.heartbeat import Heartbeat, Keepalive, new_worker_id
+from worker.inference import InferenceEngine
+from worker.metrics import InferenceMetrics, Metrics, TrainingMetrics
+from worker.outage import connect
+from worker.preparation import Preparer
+from worker.registry import ModelRegistry
+from worker.settings import WorkerSettings
+from worker.training import TrainingRunner
+
+logger = logging.getLogger(__name__)
+
+
+class Part(Protocol):
+    """What a worker of one kind has beside its task."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """What it counts."""
+
+    def start(self) -> None:
+        """Called once the worker consumes."""
+
+    def stop(self) -> None:
+        """Called when it does no more."""
+
+
+class InferencePart:
+    """Resident models and the threads around them; registers ``ppl.estimate``."""
+
+    def __init__(self, app: Celery, settings: WorkerSettings, stop: Stop) -> None:
+        client = connect(settings.redis_url)
+        self.metrics = InferenceMetrics()
+        device = str(pick_device(settings.device))
+        models = ModelRegistry(
+            VersionStore(settings.data_root),
+            settings.models_resident,
+            lambda folder: Predictor.load(folder, device),
+            self.metrics,
+        )
+        engine = InferenceEngine(client, models, self.metrics, lambda: stop.requested)
+        self.heartbeat = Heartbeat(client, "inference", new_worker_id(), device, self.metrics.text, lambda: engine.busy)
+        self.keepalive = keepalive = Keepalive(client, "inference")
+
+        def estimate(task: Task, message: dict[str, Any]) -> None:
+            with keepalive.holding((task.request.properties or {}).get("delivery_tag")):
+                engine.handle(message)
+
+        # acknowledged when answered: what a killed worker held is delivered again
+        app.task(estimate, name=routing.ESTIMATE_TASK, bind=True, acks_late=True, ignore_result=True)
+
+    def start(self) -> None:
+        """See Part."""
+        self.heartbeat.start()
+        self.keepalive.start()
+
+    def stop(self) -> None:
+        """See Part."""
+        self.keepalive.stop()
+        self.heartbeat.stop()
+
+
+class TrainingPart:
+    """The trainer, the caretaker beside it and the heartbeat; registers ``ppl.train``."""
+
+    def __init__(self, app: Celery, settings: WorkerSettings, stop: Stop) -> None:
+        client = connect(settings.redis_url)
+        worker_id = new_worker_id()
+        self.metrics = TrainingMetrics()
+        jobs, files = JobStore(client), JobFiles(settings.data_root)
+        casework = Casework(jobs, files, self.metrics, worker_id, stop)
+        preparer = Preparer(casework, files, settings, self.metrics)
+        runner = TrainingRunner(jobs, files, VersionStore(settings.data_root), casework, settings, self.metrics)
+        device = str(pick_device(settings.device))
+        self.heartbeat = Heartbeat(client, "training", worker_id, device, self.metrics.text, lambda: runner.busy)
+
+        def train(job_id: str) -> None:
+            runner.run(job_id)
+
+        # acknowledged when taken: the job's record is the truth, and brings a lost job back
+        task = app.task(train, name=routing.TRAIN_TASK, acks_late=False, ignore_result=True)
+
+        def send(job_id: str) -> None:
+            task.apply_async(args=[job_id], task_id=job_id)
+
+        self.caretaker = Caretaker(jobs, files, casework, preparer, send, stop)
+
+    def start(self) -> None:
+        """See Part."""
+        self.heartbeat.start()
+        self.caretaker.start()
+
+    def stop(self) -> None:
+        """See Part."""
+        self.caretaker.stop()
+        self.heartbeat.stop()
+
+
+def make_app(kind: Kind, settings: WorkerSettings) -> Celery:
+    """The Celery application of a kind of worker, without its task."""
+    app = Celery("ppl", set_as_current=False)
+    app.conf.update(routing.celery_options(kind, settings.redis_url))
+    app.conf.update(
+        broker_connection_max_retries=None,
+        worker_enable_remote_control=False,
+        worker_hijack_root_logger=False,
+        worker_prefetch_multiplier=1,
+        worker_redirect_stdouts=False,
+    )
+    return app
+
+
+def make_part(kind: Kind, app: Celery, settings: WorkerSettings, stop: Stop) -> Part:
+    """The parts of a kind of worker, its task registered with the application."""
+    return InferencePart(app, settings, stop) if kind == "inference" else TrainingPart(app, settings, stop)

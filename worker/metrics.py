@@ -1,0 +1,65 @@
+"""What a worker counts, for Prometheus. Inference and training share no name."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
+
+_BATCH_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class Metrics:
+    """A registry of its own, so that two of them can stand in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+    def text(self) -> str:
+        """All of it in Prometheus's text format."""
+        return generate_latest(self.registry).decode()
+
+    def serve(self, host: str, port: int) -> None:
+        """Offer it over HTTP from a thread. Raises OSError where the address is taken."""
+        start_http_server(port, host, registry=self.registry)
+
+
+class InferenceMetrics(Metrics):
+    """Of a worker that estimates poses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches = Counter(
+            "ppl_inference_batches", "Batches by outcome: ok or an error code", ["outcome"], registry=self.registry
+        )
+        self.images = Counter("ppl_inference_images", "Pictures whose poses were estimated", registry=self.registry)
+        self.seconds = Histogram(
+            "ppl_inference_batch_seconds",
+            "Time the model took for a batch",
+            buckets=_BATCH_SECONDS,
+            registry=self.registry,
+        )
+        self.loads = Counter("ppl_models_loaded", "Versions read from disk", registry=self.registry)
+        self.evictions = Counter("ppl_models_evicted", "Versions that made room for others", registry=self.registry)
+        self.resident = Gauge("ppl_models_resident", "Versions in memory", registry=self.registry)
+
+
+class TrainingMetrics(Metrics):
+    """Of a worker that prepares and trains jobs. The gauges are of the current job, 0 between jobs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = Gauge("ppl_training_step", "Steps done", registry=self.registry)
+        self.total_steps = Gauge("ppl_training_total_steps", "Steps to do", registry=self.registry)
+        self.steps_per_s = Gauge("ppl_training_steps_per_second", "Recent speed", registry=self.registry)
+        self.loss = Gauge("ppl_training_loss", "Last losses by name", ["name"], registry=self.registry)
+        self.steps = Counter("ppl_training_steps", "Steps done by this process", registry=self.registry)
+        self.checkpoints = Counter("ppl_training_checkpoints", "Checkpoints written", registry=self.registry)
+        self.jobs = Counter("ppl_training_jobs", "Jobs by outcome", ["outcome"], registry=self.registry)
+        self.pictures = Counter(
+            "ppl_preparation_pictures", "Pictures of uploads by outcome", ["outcome"], registry=self.registry
+        )
+
+    def idle(self) -> None:
+        """Between jobs."""
+        for gauge in (self.step, self.total_steps, self.steps_per_s):
+            gauge.set(0)
+        self.loss.clear()

@@ -1,0 +1,40 @@
+"""Settings of the workers, read from the environment (PPL_…)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+
+from service.contract.settings import CommonSettings
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class WorkerSettings(CommonSettings):
+    """What only the workers need. Inference and training share the cores by their threads."""
+
+    inference_threads: int = Field(
+        default_factory=lambda: max(1, usable_cores() // 2), ge=1, le=512, description="threads of the inference worker"
+    )
+    training_threads: int = Field(
+        default_factory=usable_cores, ge=1, le=512, description="threads of the training worker"
+    )
+    training_nice: int = Field(
+        default=10, ge=0, le=19, description="how far training steps back where inference wants the cores too"
+    )
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda")
+    models_resident: int = Field(
+        default=4, ge=1, description="versions kept in memory, the least recently used leaves first"
+    )
+    perceptual_weights: Path | None = Field(default=None, description="local file of the perceptual network's weights")
+    worker_metrics_port: int | None = Field(
+        default=None, ge=1, le=65535, description="port on which a worker offers its metrics itself"
+    )
+    worker_metrics_host: str = Field(default="0.0.0.0", description="address of that port")  # noqa: S104 - for scraping
