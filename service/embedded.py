@@ -83,6 +83,7 @@ def run_stack(
     ):
         url = _url(listener)
         lock.describe(pid=os.getpid(), url=url, valkey_pid_file=str(settings.data_root / "valkey" / PID_FILE))
+        logger.info("starting; data in %s", settings.data_root)
         supervisor = Supervisor(_specs(settings, listener, lock))
         try:
             supervisor.start(stop)
