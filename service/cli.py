@@ -164,7 +164,8 @@ class _Signals:
         self.stop = threading.Event()
         self._count = 0
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or the background of a script
+                signal.signal(number, self._on_signal)
 
     def now(self) -> bool:
         return self._count > 1

@@ -24,11 +24,11 @@ class TrainingProgress:
             BarColumn(bar_width=None),
             TextColumn("step {task.fields[step]}"),
             TextColumn("loss {task.fields[loss]}"),
-            TextColumn("{task.fields[left]} left"),
+            TextColumn("{task.fields[left]}"),
             console=console,
             expand=True,
         )
-        self._task = self._bar.add_task("waiting", total=1, step="-", loss="-", left="-")
+        self._task = self._bar.add_task("waiting", total=1, step="-", loss="-", left="")
         self._status: JobStatus | None = None
         self._next_line = 0.0
 
@@ -46,7 +46,8 @@ class TrainingProgress:
     def update(self, job: Job) -> None:
         """Shows the job as it now stands."""
         progress = job.progress
-        step, loss, left = f"{progress.step}/{progress.total_steps}", loss_text(job), duration(progress.eta_s)
+        step, loss = f"{progress.step}/{progress.total_steps}", loss_text(job)
+        left = "" if progress.eta_s is None else f"{duration(progress.eta_s)} left"
         if self._live:
             self._bar.update(
                 self._task, description=job.status, completed=progress.fraction, step=step, loss=loss, left=left
@@ -56,7 +57,7 @@ class TrainingProgress:
             return
         self._status, self._next_line = job.status, time.monotonic() + _LINE_EVERY_S
         if job.status is JobStatus.RUNNING:
-            self._console.print(f"{job.status}  step {step}  loss {loss}  {left} left", highlight=False)
+            self._console.print(f"{job.status}  step {step}  loss {loss}  {left}", highlight=False)
         else:
             self._console.print(str(job.status), highlight=False)
 
@@ -64,7 +65,7 @@ class TrainingProgress:
 def loss_text(job: Job) -> str:
     """The last total loss, or a dash before the first step."""
     loss = job.metrics.get("total")
-    return f"{loss:.4g}" if isinstance(loss, (int, float)) else "-"
+    return f"{loss:.3f}" if isinstance(loss, (int, float)) else "-"
 
 
 def duration(seconds: float | None) -> str:
