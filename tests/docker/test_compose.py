@@ -69,12 +69,12 @@ def test_prometheus_sees_gateway_and_workers_and_their_counters_move(stack: Stac
         rows = stack.query(f'sum({name}{{job="{service}"}})')
         return float(rows[0]["value"][1]) if rows else 0.0
 
-    counters = (("ppl_requests_total", "gateway"), ("ppl_worker_images_total", "worker-inference"))
+    counters = (("ppl_http_requests_total", "gateway"), ("ppl_inference_images_total", "worker-inference"))
     before = {name: total(name, service) for name, service in counters}
     _estimate(stack)
     for name, service in counters:
         wait_for(lambda n=name, s=service: total(n, s) > before[n], f"{name} to move")  # type: ignore[misc]
-    assert total("ppl_worker_training_steps_total", "worker-training") >= 6
+    assert total("ppl_training_steps_total", "worker-training") >= 6
 
 
 def test_services_run_without_rights_and_the_gateway_without_torch(stack: Stack) -> None:

@@ -1,4 +1,4 @@
-"""What the images install is what pyproject.toml pins."""
+"""The files of the images and of compose agree with pyproject.toml and the settings; no engine is needed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from service.contract.settings import CommonSettings
+from service.settings import Settings
+from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -53,3 +57,16 @@ def test_dockerfile_suits_the_classic_builder_and_a_user_without_rights(name: st
     assert all(re.fullmatch(r"[^:]+:(?!latest$).+", base) for base in bases)
     assert re.findall(r"^USER (\S+)", text, re.MULTILINE) == ["10001:10001"]
     assert not re.search(r"RUN --|COPY --(chmod|chown|link)|<<[-~]?\w|^# syntax", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("settings", "service"), [(Settings, "gateway"), (WorkerSettings, "worker-inference")])
+def test_every_setting_can_be_given_to_compose(settings: type[CommonSettings], service: str) -> None:
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    common = text[text.index("x-common:") : text.index("x-worker:")]
+    own = text[text.index(f"\n  {service}:\n") :]
+    own = own[: re.search(r"\n\n  [a-z]", own).start()]  # type: ignore[union-attr]
+    offered = set(re.findall(r"^ +(PPL_\w+):", common + own, re.MULTILINE))
+    # the address of Redis is put together from its host and the password's file
+    wanted = {f"PPL_{name.upper()}" for name in settings.model_fields} - {"PPL_REDIS_URL"}
+    assert wanted <= offered
+    assert "PPL_REDIS_PASSWORD_FILE" in offered
