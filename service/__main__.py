@@ -1,0 +1,5 @@
+"""``python -m service``: the gateway alone."""
+
+from .serve import main
+
+main()

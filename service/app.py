@@ -1,0 +1,62 @@
+"""The gateway's application: HTTP in front of the queue. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.responses import RedirectResponse
+from starlette.types import Scope
+
+from . import documentation, errors
+from .gateway import Gateway
+from .middleware import BodyLimit, RequestFigures
+from .routes import estimate, health, jobs, priors
+from .settings import Settings
+
+# what a multipart form weighs beside its archive
+_FORM_BYTES = 2**20
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application, for any ASGI server (``uvicorn --factory service.app:create_app``).
+
+    Starts while Redis or the workers are away, and uses them once they are there.
+    """
+    settings = settings or Settings()
+    gateway = Gateway(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await gateway.start()
+        try:
+            yield
+        finally:
+            await gateway.stop()
+
+    app = FastAPI(title=documentation.TITLE, version=documentation.package_version(), lifespan=lifespan)
+    app.state.gateway = gateway
+    for router in (jobs.router, estimate.make_router(settings), priors.router, health.router):
+        app.include_router(router)
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    errors.install(app)
+    documentation.install(app)
+    app.add_middleware(BodyLimit, limit_of=_limit_of(settings))
+    app.add_middleware(RequestFigures, metrics=gateway.metrics)
+    return app
+
+
+def _limit_of(settings: Settings) -> Callable[[Scope], int]:
+    def limit(scope: Scope) -> int:
+        """Only a training upload may be long, and only as a form."""
+        form = dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/")
+        if scope["path"] == "/train-jobs" and form:
+            return settings.archive_max_bytes + _FORM_BYTES
+        return settings.max_body_bytes
+
+    return limit

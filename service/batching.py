@@ -1,0 +1,305 @@
+"""Batches formed in the gateway: sent at once when nothing is in flight, collected while a batch is.
+
+A request's pictures wait as a :class:`Ticket`; pictures of tickets with one :class:`Group` may share
+a batch. As many batches are in flight as inference workers live. What waits is bounded, and every
+ticket ends: with its poses, or an error within the time that a request may take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .contract.errors import EstimateTimeout, ModelFailed, PPLError, QueueFull, WorkerUnavailable
+from .contract.messages import BatchReply, BatchRequest
+from .errors import QUEUE_ERRORS, queue_problem
+from .metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+Square = NDArray[np.uint8]  # (S, S, 3)
+Send = Callable[[BatchRequest, bytes], Awaitable[None]]
+
+_RETRY_S = 5.0
+
+
+class Group(NamedTuple):
+    """What pictures must have in common to share a batch."""
+
+    category: str
+    version: str
+    side: int
+    refine_steps: int
+    link_map: bool
+
+
+class Pose(NamedTuple):
+    """What the model says about one picture, in the coordinates of its square."""
+
+    keypoints: NDArray[np.float32]  # (K, 2)
+    scores: NDArray[np.float32]  # (K,)
+    trajectory: NDArray[np.float32]  # (T + 1, K, 2)
+    link_map: NDArray[np.uint8] | None  # (S, S)
+
+
+@dataclass(eq=False)
+class Ticket:
+    """The pictures of one request on their way; ``poses`` fills up in any order."""
+
+    group: Group
+    squares: Sequence[Square]
+    deadline: float  # unix time
+    done: asyncio.Future[None]
+    poses: dict[int, Pose] = field(default_factory=dict)
+    model_ms: float = 0.0
+
+    def fail(self, error: PPLError) -> None:
+        """End with an error, unless it has ended."""
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+Waiting = deque[tuple[Ticket, int]]  # a ticket and the index of one of its pictures
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A batch that was sent and not answered."""
+
+    items: list[tuple[Ticket, int]]
+    sent_at: float
+
+
+def collect(waiting: dict[Group, Waiting], limit: int) -> tuple[Group, list[tuple[Ticket, int]]] | None:
+    """Take the next batch out of what waits: the group whose first picture has waited longest.
+
+    ``waiting`` keeps its groups in the order in which their first picture came; a group that is
+    not emptied goes behind the others, so that a busy category does not starve a quiet one.
+    """
+    if not waiting:
+        return None
+    group = next(iter(waiting))
+    queue = waiting.pop(group)
+    items = [queue.popleft() for _ in range(min(limit, len(queue)))]
+    if queue:
+        waiting[group] = queue
+    return group, items
+
+
+class Batcher:
+    """Carries pictures to the workers and their poses back. One event loop's; not for threads.
+
+    Args:
+        send: puts a batch and its pixels into the queue.
+        reply_to: the list that replies come to; they are handed to :meth:`deliver`.
+        batch_limit: pictures in a batch.
+        queue_limit: pictures that may be under way.
+        timeout_s: how long a ticket waits.
+        late_s: a batch without reply for longer no longer counts as in flight (its worker may be
+            dead, and it comes back only once the broker notices).
+        live_workers: how many inference workers live, as far as is known.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        reply_to: str,
+        *,
+        batch_limit: int,
+        queue_limit: int,
+        timeout_s: float,
+        late_s: float,
+        live_workers: Callable[[], int],
+        metrics: Metrics,
+    ) -> None:
+        self._send, self._reply_to = send, reply_to
+        self._batch_limit, self._queue_limit = batch_limit, queue_limit
+        self._timeout_s, self._late_s = timeout_s, late_s
+        self._live_workers = live_workers
+        self._metrics = metrics
+        self._waiting: dict[Group, Waiting] = {}
+        self._flights: dict[str, Flight] = {}
+        self._sending: set[asyncio.Task[None]] = set()
+        self._pending = 0
+        self._picture_s = 0.05  # time between two pictures' answers, lately
+
+    @property
+    def pending(self) -> int:
+        """Pictures under way: waiting or in flight."""
+        return self._pending
+
+    @property
+    def waiting(self) -> int:
+        """Pictures that are in no batch yet."""
+        return sum(map(len, self._waiting.values()))
+
+    @property
+    def in_flight(self) -> int:
+        """Batches sent and not answered, the late ones included."""
+        return len(self._flights)
+
+    def check_room(self, count: int) -> None:
+        """Raise QueueFull unless so many more pictures may wait; asked early, before they are decoded."""
+        if self._pending + count > self._queue_limit:
+            self._metrics.rejected.inc()
+            wait_s = min(30.0, max(1.0, self._pending * self._picture_s))
+            raise QueueFull(
+                f"{self._pending} pictures are waiting and {self._queue_limit} may; "
+                f"try again in {math.ceil(wait_s)} s, or send fewer at once",
+                retry_after_s=wait_s,
+            )
+
+    async def estimate(self, group: Group, squares: Sequence[Square]) -> Ticket:
+        """The poses of some squares, (S, S, 3) each; the ticket comes back with all of them.
+
+        Raises:
+            QueueFull: too many pictures wait.
+            EstimateTimeout, WorkerUnavailable, RedisUnavailable: no answer in time.
+            PPLError: the worker's error.
+        """
+        self.check_room(len(squares))
+        ticket = Ticket(group, squares, time.time() + self._timeout_s, asyncio.get_running_loop().create_future())
+        self._pending += len(squares)
+        self._waiting.setdefault(group, deque()).extend((ticket, index) for index in range(len(squares)))
+        self._pump()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await ticket.done
+        except TimeoutError:
+            raise self._timed_out() from None
+        finally:
+            self._pending -= len(squares)
+            self._withdraw(ticket)
+        return ticket
+
+    def deliver(self, reply: BatchReply) -> None:
+        """A reply as it came off the list; one that nobody waits for any more is dropped."""
+        flight = self._flights.pop(reply.batch_id, None)
+        if flight is None:
+            self._metrics.late_replies.inc()
+            return
+        took_s = time.monotonic() - flight.sent_at
+        self._picture_s += 0.2 * (took_s / len(flight.items) - self._picture_s)
+        error = reply.error or _misfit(reply, flight)
+        for row, (ticket, index) in enumerate(flight.items):
+            if error:
+                ticket.fail(error)
+            elif not ticket.done.done():
+                ticket.poses[index] = _pose(reply, row)
+                if len(ticket.poses) == len(ticket.squares):
+                    ticket.done.set_result(None)
+        for ticket in {ticket for ticket, _ in flight.items}:
+            ticket.model_ms += reply.timing_ms.get("model", 0.0)
+        self._pump()
+
+    async def close(self) -> None:
+        """End what is still being sent."""
+        for task in self._sending:
+            task.cancel()
+        await asyncio.gather(*self._sending, return_exceptions=True)
+
+    def _pump(self) -> None:
+        """Send batches while there are pictures to send and room in flight."""
+        while self._has_room() and (taken := collect(self._waiting, self._batch_limit)):
+            group, items = taken
+            batch_id = uuid.uuid4().hex
+            self._flights[batch_id] = Flight(items, time.monotonic())
+            self._metrics.batch_size.observe(len(items))
+            task = asyncio.create_task(self._launch(batch_id, group, items))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._late_s, self._pump)
+            loop.call_later(self._timeout_s, self._expire, batch_id)
+
+    def _has_room(self) -> bool:
+        oldest = time.monotonic() - self._late_s
+        on_time = sum(flight.sent_at > oldest for flight in self._flights.values())
+        return on_time < max(1, self._live_workers())
+
+    async def _launch(self, batch_id: str, group: Group, items: list[tuple[Ticket, int]]) -> None:
+        pixels = np.stack([ticket.squares[index] for ticket, index in items])
+        request = BatchRequest(
+            batch_id=batch_id,
+            category=group.category,
+            version=group.version,
+            count=len(items),
+            side=group.side,
+            refine_steps=group.refine_steps,
+            link_map=group.link_map,
+            reply_to=self._reply_to,
+            deadline=max(ticket.deadline for ticket, _ in items),
+        )
+        try:
+            await self._send(request, pixels.tobytes())
+        except QUEUE_ERRORS as error:
+            log.warning("batch %s was not sent: %s", batch_id, error)
+            self._abandon(batch_id, items, queue_problem())
+        except Exception:  # whatever it was, those who wait are told now and not after a timeout
+            log.exception("batch %s was not sent", batch_id)
+            self._abandon(batch_id, items, PPLError("the batch could not be sent; the gateway's log says why"))
+
+    def _abandon(self, batch_id: str, items: list[tuple[Ticket, int]], error: PPLError) -> None:
+        self._metrics.unsent.inc()
+        self._flights.pop(batch_id, None)
+        for ticket, _ in items:
+            ticket.fail(error)
+        self._pump()
+
+    def _expire(self, batch_id: str) -> None:
+        """Forget a batch that was never answered; those who waited have timed out by themselves."""
+        if self._flights.pop(batch_id, None):
+            self._metrics.lost.inc()
+            self._pump()
+
+    def _withdraw(self, ticket: Ticket) -> None:
+        """Take the pictures of a ticket that ended out of the queue."""
+        queue = self._waiting.get(ticket.group)
+        if queue and len(ticket.poses) < len(ticket.squares):
+            kept = deque(item for item in queue if item[0] is not ticket)
+            if kept:
+                self._waiting[ticket.group] = kept
+            else:
+                del self._waiting[ticket.group]
+
+    def _timed_out(self) -> PPLError:
+        if self._live_workers() < 1:
+            return WorkerUnavailable(
+                f"no inference worker is running; nothing answered within {self._timeout_s:g} s. "
+                "Start one (`python -m worker inference`; `ppl up` starts it by itself)",
+                retry_after_s=_RETRY_S,
+            )
+        return EstimateTimeout(
+            f"no answer within {self._timeout_s:g} s; the workers are busy or being restarted, try again",
+            retry_after_s=_RETRY_S,
+        )
+
+
+def _misfit(reply: BatchReply, flight: Flight) -> ModelFailed | None:
+    arrays: list[NDArray[Any] | None] = [reply.keypoints, reply.scores, reply.trajectory]
+    if flight.items[0][0].group.link_map:
+        arrays.append(reply.link_map)
+    if all(array is not None and len(array) == len(flight.items) for array in arrays):
+        if all(np.isfinite(array).all() for array in arrays[:3] if array is not None):
+            return None
+        return ModelFailed("the model's poses are not numbers; this version of the category is broken, train it anew")
+    log.error("the reply to batch %s does not fit it", reply.batch_id)
+    return ModelFailed("the worker's reply does not fit the batch")
+
+
+def _pose(reply: BatchReply, row: int) -> Pose:
+    assert reply.keypoints is not None  # _misfit has looked
+    assert reply.scores is not None
+    assert reply.trajectory is not None
+    link_map = None if reply.link_map is None else reply.link_map[row]
+    return Pose(reply.keypoints[row], reply.scores[row], reply.trajectory[row], link_map)

@@ -1,0 +1,187 @@
+"""What /docs shows beyond the code's own types: forms, examples, and errors as problem documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from model.config import PRESETS, PPLConfig, settings
+
+from .contract.messages import MAX_REFINE_STEPS
+from .errors import Problem
+from .images import INCLUDABLE
+
+TITLE = "Pose Prior Learner"
+DEFAULT_PRESET = "compact"
+_CATEGORY = {
+    "type": "string",
+    "pattern": "^[a-z0-9][a-z0-9_-]{0,63}$",
+    "description": "what the pictures show; letters a-z, digits, - and _",
+    "examples": ["dog"],
+}
+_TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
+
+DESCRIPTION = """
+Pictures of one kind of thing in, without labels; its skeleton, and the pose in every further picture out.
+
+1. **Train**: send an archive of pictures of one category and follow the job.
+   ```sh
+   curl -F category=dog -F archive=@pictures.zip http://127.0.0.1:8000/train-jobs
+   curl http://127.0.0.1:8000/train-jobs
+   ```
+2. **Estimate** poses in other pictures of it.
+   ```sh
+   curl -F category=dog -F images=@photo.jpg http://127.0.0.1:8000/estimate
+   ```
+3. **Look** at what was learned: `/priors/dog`, or its picture at `/priors/dog/link-map`.
+
+Every error is a problem document (`application/problem+json`) with `type`, `title`, `status`, `detail` and
+`code`. The detail says what came, what was expected and what to do; the code is a word for programs.
+Lists come in pages: pass `next_cursor` as `cursor` until it is null.
+"""
+
+TAGS = [
+    {"name": "training", "description": "Jobs that learn a category's prior from pictures."},
+    {"name": "poses", "description": "Keypoints and links in pictures."},
+    {"name": "priors", "description": "What has been learned. Served from disk, also while no worker runs."},
+    {"name": "operation", "description": "For whoever runs the service."},
+]
+
+
+def estimate_body(max_images: int) -> dict[str, Any]:
+    """The form of POST /estimate."""
+    properties = {
+        "category": _CATEGORY,
+        "images": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "minItems": 1,
+            "maxItems": max_images,
+            "description": f"JPEG, PNG, WebP, BMP or TIFF pictures, up to {max_images}",
+        },
+        "version": {"type": "string", "description": "a version of the category; the active one unless given"},
+        "refine_steps": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": MAX_REFINE_STEPS,
+            "default": 0,
+            "description": "rounds of refinement; one helps where parts are hidden, more add little",
+        },
+        "include": {
+            "type": "string",
+            "description": f"comma-separated, any of {', '.join(INCLUDABLE)}",
+            "examples": ["overlay,trajectory"],
+        },
+        "boxes": {
+            "type": "string",
+            "description": "JSON list of one [x, y, width, height] in pixels for each picture: where the thing is",
+            "examples": ["[[10, 20, 200, 150]]"],
+        },
+    }
+    return _body({"multipart/form-data": _object(properties, ["category", "images"])})
+
+
+def train_body() -> dict[str, Any]:
+    """The form and the JSON of POST /train-jobs: every setting of the model is a field of its own name."""
+    shared = {
+        "category": _CATEGORY,
+        "preset": {
+            "type": "string",
+            "enum": list(PRESETS),
+            "default": DEFAULT_PRESET,
+            "description": "what the settings are where not given; compact learns on a CPU, paper wants a GPU",
+        },
+    }
+    archive = {
+        "type": "string",
+        "format": "binary",
+        "description": "zip, tar or tar.gz of JPEG, PNG, WebP, BMP or TIFF pictures, in folders or not",
+    }
+    folder = {
+        "type": "string",
+        "description": "a folder of pictures below the server's data root",
+        "examples": ["imports/dog"],
+    }
+    chosen = _settings()
+    return _body(
+        {
+            "multipart/form-data": _object({**shared, "archive": archive, **chosen}, ["category", "archive"]),
+            "application/json": {
+                **_object({**shared, "folder": folder, **chosen}, ["category", "folder"]),
+                "example": {"category": "dog", "folder": "imports/dog", "preset": "compact", "steps": 2000},
+            },
+        }
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Let the application describe itself with our errors instead of the framework's."""
+    app.openapi = _described(app)  # type: ignore[method-assign]
+
+
+def package_version() -> str:
+    """Of the installed distribution."""
+    return version("pose-prior-learner")
+
+
+def _described(app: FastAPI) -> Callable[[], dict[str, Any]]:
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=TITLE, version=app.version, description=DESCRIPTION, tags=TAGS, routes=app.routes
+            )
+            schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+            schemas["Problem"] = Problem.model_json_schema()
+            for operation in _operations(schema):
+                refused = operation["responses"].get("422")
+                if refused and "application/json" in refused.get("content", {}):
+                    refused["content"] = _problem_content()
+                operation["responses"]["default"] = {"description": "Any error", "content": _problem_content()}
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    return openapi
+
+
+def _operations(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    return [operation for path in schema["paths"].values() for operation in path.values()]
+
+
+def _problem_content() -> dict[str, Any]:
+    return {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+
+
+def _settings() -> dict[str, dict[str, Any]]:
+    """Every setting of the model as a JSON schema, with its range and its default in each preset."""
+    configs = {name: PPLConfig.from_dict(values).to_dict() for name, values in PRESETS.items()}
+    described = {}
+    for name, (kind, allowed) in settings().items():
+        values = ", ".join(f"{config[name]} in {preset}" for preset, config in configs.items())
+        schema: dict[str, Any] = {
+            "type": _TYPES[kind],
+            "description": f"{allowed.description}. {str(allowed).capitalize()}; {values}",
+        }
+        if allowed.choices:
+            schema["enum"] = list(allowed.choices)
+        if kind in ("int", "float") and allowed.low is not None:
+            schema["minimum"] = allowed.low
+        if kind in ("int", "float") and allowed.high is not None:
+            schema["maximum"] = allowed.high
+        if allowed.multiple_of:
+            schema["multipleOf"] = allowed.multiple_of
+        described[name] = schema
+    return described
+
+
+def _object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    return {"schema": {"type": "object", "properties": properties, "required": required}}
+
+
+def _body(content: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": content}}

@@ -1,0 +1,159 @@
+"""Errors as problem documents (RFC 9457), whoever raised them: our code, FastAPI, or the queue's server."""
+
+from __future__ import annotations
+
+import http
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import redis.exceptions
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from kombu.exceptions import OperationalError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from .contract.errors import BadRequest, ErrorCode, PPLError, RedisUnavailable
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+# what a broken connection to the queue's server raises, by redis-py and by Celery
+QUEUE_ERRORS: tuple[type[Exception], ...] = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.BusyLoadingError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.OutOfMemoryError,
+    OperationalError,
+)
+_RETRY_S = 2.0
+
+
+class BadField(BadRequest, status=422):
+    """A field of a request that is missing, unknown or not what it must be; ``extra`` names it."""
+
+    def __init__(self, field: str, detail: str) -> None:
+        super().__init__(detail, extra={"field": field})
+
+
+class UnsupportedMedia(BadRequest, status=415):
+    """A body of another media type than the operation reads."""
+
+
+class StorageFull(PPLError, code=ErrorCode.DISK_FULL, status=507):  # noqa: N818 - as in contract/errors.py
+    """No room for an upload under the data root."""
+
+
+class Problem(BaseModel):
+    """What every error answers, as ``application/problem+json``."""
+
+    type: str = Field(examples=["urn:ppl:problem:unknown_category"], description="names the kind of problem")
+    title: str = Field(examples=["Unknown category"], description="the same for one kind of problem")
+    status: int = Field(examples=[404], description="the HTTP status")
+    detail: str = Field(
+        examples=["no prior was learned for category 'cat' yet"],
+        description="what came, what was expected, and what to do",
+    )
+    code: str = Field(examples=["unknown_category"], description="a word for programs; it never changes")
+
+
+def problem(
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    extra: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """A problem document as a response; ``extra`` members never replace the five standard ones."""
+    document = {"type": f"urn:ppl:problem:{code}", "title": title, "status": status, "detail": detail, "code": code}
+    return JSONResponse({**(extra or {}), **document}, status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def problem_of(error: PPLError) -> JSONResponse:
+    """One of our errors as a response."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    return problem(error.status, error.code, error.title, error.detail, error.extra, headers)
+
+
+def queue_problem() -> RedisUnavailable:
+    """The queue's server does not answer: the same words wherever it is found out."""
+    return RedisUnavailable(
+        "the queue's server (Redis) does not answer; nothing was lost, send the request again in a moment",
+        retry_after_s=_RETRY_S,
+    )
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The declaration of problem responses for an operation's documentation."""
+    return {
+        status: {
+            "description": http.HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in statuses
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of an application a problem document."""
+    app.add_exception_handler(PPLError, _on_ppl_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    for kind in QUEUE_ERRORS:
+        app.add_exception_handler(kind, _on_queue_error)
+    app.add_exception_handler(Exception, _on_fault)
+
+
+async def _on_ppl_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, PPLError)
+    if error.status >= 500 and error.status != http.HTTPStatus.SERVICE_UNAVAILABLE:
+        log.error("%s %s: %s", request.method, request.url.path, error.detail, exc_info=error)
+    return problem_of(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status = http.HTTPStatus(error.status_code)
+    details = {
+        404: f"there is nothing at {request.url.path[:200]}; /docs lists the operations",
+        405: f"{request.method} is not possible at {request.url.path[:200]}; /docs lists the operations",
+    }
+    code = "_".join(status.phrase.lower().replace("-", " ").split())
+    detail = details.get(status, str(error.detail))
+    return problem(status, code, status.phrase.capitalize(), detail, headers=error.headers)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    faults = [
+        {"field": str(fault["loc"][-1]), "detail": str(fault["msg"]), "given": str(fault.get("input"))[:200]}
+        for fault in error.errors()
+    ]
+    detail = "; ".join(f"{fault['field']} is {fault['given']!r}: {fault['detail']}" for fault in faults)
+    return problem(422, ErrorCode.BAD_REQUEST, "Bad request", detail, {"errors": faults})
+
+
+async def _on_queue_error(request: Request, error: Exception) -> Response:
+    log.warning("%s %s: Redis: %s", request.method, request.url.path, error)
+    return problem_of(queue_problem())
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    # the server logs the trace; the client gets none of it
+    return problem(
+        500, ErrorCode.INTERNAL, "Internal error", "an unexpected fault of the server; its log says more about it"
+    )

@@ -1,0 +1,182 @@
+"""Everything that one gateway process is made of: its stores, its way to the workers, its loops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from .admission import ByteBudget
+from .batching import Batcher
+from .contract import routing
+from .contract.archives import ArchiveLimits
+from .contract.jobs import JobStore
+from .contract.messages import BatchRequest
+from .contract.pictures import PictureLimits
+from .contract.store import JobFiles, VersionStore
+from .errors import QUEUE_ERRORS
+from .housekeeping import JobCounts, remove_stale_uploads
+from .metrics import Metrics
+from .replies import async_client, read_replies
+from .sending import Sender, redis_client
+from .settings import Settings
+from .versions import Versions
+from .workers import Workers
+
+log = logging.getLogger(__name__)
+
+_IO_THREADS = 8
+_LOOK_EVERY_S = 1.0
+_CLEAN_EVERY_S = 600.0
+_COUNT_EVERY_S = 10.0
+_RESTART_LOOP_S = 1.0
+
+Result = TypeVar("Result")
+
+
+class Gateway:
+    """The parts of one gateway. Making it does no I/O: it starts while Redis is away.
+
+    Attributes:
+        decoding: threads in which pictures are decoded and drawn.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.picture_limits = PictureLimits.of(settings)
+        self.archive_limits = ArchiveLimits.of(settings)
+        self.metrics = Metrics()
+        self.versions = Versions(VersionStore(settings.data_root))
+        self.files = JobFiles(settings.data_root)
+        self.budget = ByteBudget(settings.max_pending_bytes, self.metrics)
+        self._sync_redis = redis_client(settings.redis_url)
+        self.jobs = JobStore(self._sync_redis)
+        self.job_counts = JobCounts(self._sync_redis, self.jobs)
+        self.redis = async_client(settings.redis_url)
+        self.workers = Workers(self.redis)
+        self._sender = Sender(settings.redis_url)
+        self._reply_to = routing.reply_key(uuid.uuid4().hex)
+        self.decoding = ThreadPoolExecutor(settings.decode_threads, "decode")
+        self._io = ThreadPoolExecutor(_IO_THREADS, "io")
+        # one thread: the sender's connections are not shared, and batches leave in order
+        self._sending = ThreadPoolExecutor(1, "send")
+        self.batcher = Batcher(
+            self._send_batch,
+            self._reply_to,
+            batch_limit=settings.batch_limit,
+            queue_limit=settings.queue_limit,
+            timeout_s=settings.estimate_timeout_s,
+            late_s=settings.late_batch_s,
+            live_workers=lambda: self.workers.count("inference"),
+            metrics=self.metrics,
+        )
+        self._loops: list[asyncio.Task[None]] = []
+        self._counted_at = -_COUNT_EVERY_S
+
+    async def start(self) -> None:
+        """Begin to read replies, watch the workers and look after jobs."""
+        read = partial(read_replies, self.settings.redis_url, self._reply_to, self.batcher.deliver)
+        loops: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "replies": read,
+            "workers": partial(_every, _LOOK_EVERY_S, self.workers.look),
+            "reconcile": partial(_every, routing.RECONCILE_EVERY_S, self._reconcile),
+            "uploads": partial(_every, _CLEAN_EVERY_S, self._clean),
+        }
+        self._loops = [asyncio.create_task(_keep_running(name, loop), name=name) for name, loop in loops.items()]
+
+    async def stop(self) -> None:
+        """End the loops and close what is open; requests in flight have been answered by now."""
+        for task in self._loops:
+            task.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        await self.batcher.close()
+        for executor in (self.decoding, self._io, self._sending):
+            executor.shutdown(wait=False, cancel_futures=True)
+        await self.redis.aclose()
+        self._sender.close()
+        self._sync_redis.close()
+
+    async def io(self, function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
+        """Run something that reads disks or Redis in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._io, partial(function, *arguments, **named))
+
+    async def compute(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Run something that decodes, draws or encodes in a thread of the bounded pool."""
+        return await asyncio.get_running_loop().run_in_executor(self.decoding, function, *arguments)
+
+    async def exposition(self) -> bytes:
+        """The figures for Prometheus, brought up to date."""
+        await self._update_gauges()
+        workers = [*self.workers.live("inference"), *self.workers.live("training")]
+        return await self.io(self.metrics.exposition, workers if self.settings.metrics_include_workers else ())
+
+    async def _update_gauges(self) -> None:
+        metrics = self.metrics
+        metrics.waiting.set(self.batcher.waiting)
+        metrics.pending.set(self.batcher.pending)
+        metrics.in_flight.set(self.batcher.in_flight)
+        for kind in routing.KINDS:
+            metrics.workers.labels(kind).set(self.workers.count(kind))
+        try:
+            for kind in routing.KINDS:
+                metrics.messages.labels(kind).set(await self.redis.llen(routing.queue_key(kind)))
+            if time.monotonic() - self._counted_at > _COUNT_EVERY_S:
+                self._counted_at = time.monotonic()
+                for status, count in (await self.io(self.job_counts.count)).items():
+                    metrics.jobs.labels(status).set(count)
+        except QUEUE_ERRORS as error:
+            log.warning("figures without those of Redis: %s", error)
+            metrics.redis_up.set(0)
+        else:
+            metrics.redis_up.set(1)
+
+    async def _send_batch(self, request: BatchRequest, pixels: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._sending, self._sender.send_batch, request, pixels)
+
+    async def _reconcile(self) -> None:
+        sent = await self.io(self.jobs.reconcile, self._sender.send_training, exclusive=True)
+        if sent:
+            log.info("sent again, no worker had them: %s", ", ".join(sorted(sent)))
+
+    async def _clean(self) -> None:
+        removed = await self.io(remove_stale_uploads, self.files, self.jobs, self.settings.stale_upload_s)
+        if removed:
+            log.info("removed the files of ended or abandoned uploads: %s", ", ".join(removed))
+
+
+def gateway_of(request: Request) -> Gateway:
+    """The gateway that serves a request."""
+    gateway = request.app.state.gateway
+    assert isinstance(gateway, Gateway)
+    return gateway
+
+
+async def _every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
+    """Do something again and again; while Redis is away, say so once."""
+    away = False
+    while True:
+        try:
+            await action()
+            away = False
+        except QUEUE_ERRORS as error:
+            if not away:
+                log.warning("Redis is away: %s", error)
+            away = True
+        await asyncio.sleep(seconds)
+
+
+async def _keep_running(name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    while True:
+        try:
+            await loop()
+        except Exception:  # without its loops a gateway looks alive and is not: log it and go on
+            log.exception("the loop %r failed and is started again", name)
+        await asyncio.sleep(_RESTART_LOOP_S)

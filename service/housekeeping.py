@@ -1,0 +1,88 @@
+"""What the gateway does beside serving: it counts jobs, and removes files that nobody needs."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from .contract import routing
+from .contract.errors import UnknownJob
+from .contract.jobs import MAX_PAGE, Job, JobPage, JobStatus, JobStore
+from .contract.store import JobFiles
+
+
+class JobCounts:
+    """Jobs by status. A job that ended is read once only: its status never changes again.
+
+    Args:
+        client: a synchronous Redis client.
+    """
+
+    def __init__(self, client: Any, jobs: JobStore) -> None:
+        self._redis = client
+        self._jobs = jobs
+        self._ended: dict[str, JobStatus] = {}
+
+    def count(self) -> dict[JobStatus, int]:
+        """All statuses with their numbers of jobs, the zeros too."""
+        ids = {item.decode() for item in self._redis.zrange(routing.JOBS, 0, -1)}
+        self._ended = {job_id: status for job_id, status in self._ended.items() if job_id in ids}
+        active: list[JobStatus] = []
+        for job_id in ids - self._ended.keys():
+            try:
+                status = self._jobs.get(job_id).status
+            except UnknownJob:  # deleted meanwhile
+                continue
+            if status.ended:
+                self._ended[job_id] = status
+            else:
+                active.append(status)
+        return {**dict.fromkeys(JobStatus, 0), **Counter(self._ended.values()), **Counter(active)}
+
+
+def list_jobs(
+    jobs: JobStore, limit: int, cursor: str | None, category: str | None, status: JobStatus | None
+) -> JobPage:
+    """A page of the jobs that match, the newest first. Raises BadCursor."""
+    if category is None and status is None:
+        return jobs.page(limit, cursor)
+    found: list[Job] = []
+    while True:
+        page = jobs.page(MAX_PAGE, cursor)
+        for job in page.items:
+            if category not in (None, job.category) or status not in (None, job.status):
+                continue
+            if len(found) == limit:
+                return JobPage(items=found, next_cursor=found[-1].id)
+            found.append(job)
+        cursor = page.next_cursor
+        if cursor is None:
+            return JobPage(items=found)
+
+
+def remove_stale_uploads(files: JobFiles, jobs: JobStore, stale_s: float) -> list[str]:
+    """Remove the files of jobs that ended or never came to be, once nothing has touched them for a while.
+
+    A gateway that was killed in the middle of an upload leaves such files. Returns the ids.
+    """
+    removed = []
+    for job_id in files.ids():
+        if time.time() - _touched(files.folder(job_id)) < stale_s:
+            continue
+        try:
+            if not jobs.get(job_id).status.ended:
+                continue
+        except UnknownJob:
+            pass
+        files.remove(job_id)
+        removed.append(job_id)
+    return removed
+
+
+def _touched(folder: Path) -> float:
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+    except FileNotFoundError:  # changed under our eyes: alive
+        return time.time()

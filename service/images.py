@@ -1,0 +1,159 @@
+"""The pictures of an estimate: bytes → checked picture → the model's square, and poses → the answer.
+
+Everything here computes, and runs in the gateway's decoding threads.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import drawing
+from .batching import Pose
+from .contract.errors import BadBoxes, BodyTooLarge, PPLError
+from .contract.pictures import Box, Frame, PictureLimits, fit_square, open_picture, unfit_square
+from .errors import BadField
+
+INCLUDABLE = ("link_map", "trajectory", "overlay")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One picture as it came."""
+
+    index: int
+    filename: str
+    data: bytes
+    box: Box | None
+
+    @property
+    def label(self) -> str:
+        """How an error names it."""
+        name = f" ({self.filename[:60]})" if self.filename else ""
+        return f"images[{self.index}]{name}"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A picture as the model sees it: its square, and where that lies on a picture of this size."""
+
+    width: int
+    height: int
+    square: NDArray[np.uint8]
+    frame: Frame
+
+
+def fit(upload: Upload, side: int, limits: PictureLimits) -> Fitted:
+    """Decode a picture and cut out the model's square.
+
+    Raises:
+        BadPicture and its kinds, BodyTooLarge, BadBoxes: the detail names the picture.
+    """
+    try:
+        if len(upload.data) > limits.max_bytes:
+            raise BodyTooLarge(f"the file has {len(upload.data)} bytes; a picture may have {limits.max_bytes}")
+        picture = open_picture(upload.data, limits)
+        if upload.box:
+            _check_box(upload.box, picture.width, picture.height)
+    except PPLError as error:
+        raise type(error)(f"{upload.label}: {error.detail}", extra={"index": upload.index}) from error
+    square, frame = fit_square(picture, side, upload.box)
+    return Fitted(picture.width, picture.height, square, frame)
+
+
+def parse_boxes(text: str | None, count: int) -> list[Box | None]:
+    """The form field ``boxes``: None for each picture where it is missing or empty.
+
+    Raises:
+        BadBoxes: not JSON, not one a picture, or not four numbers with an area.
+    """
+    if not text or not text.strip():
+        return [None] * count
+    expected = "expected a JSON list with one [x, y, width, height] in pixels for each picture"
+    try:
+        boxes = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadBoxes(f"boxes is not JSON ({str(error)[:80]}); {expected}") from error
+    if not isinstance(boxes, list):
+        raise BadBoxes(f"boxes is not a list; {expected}")
+    if len(boxes) != count:
+        raise BadBoxes(f"boxes holds {len(boxes)} boxes for {count} pictures; {expected}")
+    return [_box(index, box, expected) for index, box in enumerate(boxes)]
+
+
+def parse_include(text: str | None) -> frozenset[str]:
+    """The form field ``include``.
+
+    Raises:
+        BadField: something that can't be included.
+    """
+    wanted = frozenset(word.strip() for word in (text or "").split(",") if word.strip())
+    for word in sorted(wanted):
+        if word not in INCLUDABLE:
+            raise BadField("include", f"include names {word[:80]!r}; it may name {', '.join(INCLUDABLE)}")
+    return wanted
+
+
+def describe(
+    upload: Upload,
+    fitted: Fitted,
+    pose: Pose,
+    links: Sequence[dict[str, Any]],
+    include: frozenset[str],
+    limits: PictureLimits,
+) -> dict[str, Any]:
+    """One picture's part of the answer, in pixels of the picture as uploaded."""
+    points = fitted.frame.to_picture(pose.keypoints)
+    answer: dict[str, Any] = {
+        "index": upload.index,
+        "width": fitted.width,
+        "height": fitted.height,
+        "keypoints": [
+            {"id": index, "x": round(x, 3), "y": round(y, 3), "score": round(score, 4)}
+            for index, ((x, y), score) in enumerate(zip(points.tolist(), pose.scores.tolist(), strict=True))
+        ],
+        "links": links,
+    }
+    if "trajectory" in include:
+        answer["trajectory"] = [
+            [{"x": round(x, 3), "y": round(y, 3)} for x, y in step]
+            for step in fitted.frame.to_picture(pose.trajectory).tolist()
+        ]
+    if "link_map" in include:
+        assert pose.link_map is not None  # it was asked for
+        laid_back = unfit_square(pose.link_map, fitted.frame, fitted.width, fitted.height)
+        answer["link_map"] = _data_url(drawing.png(laid_back))
+    if "overlay" in include:
+        # decoded once more: pictures are not kept in memory while they wait
+        picture = open_picture(upload.data, limits)
+        answer["overlay"] = _data_url(drawing.png(drawing.overlay(picture, fitted.frame, points, links)))
+    return answer
+
+
+def _box(index: int, box: Any, expected: str) -> Box:
+    numbers = isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)
+    if not numbers or not all(abs(value) < 1e9 for value in box):  # nor NaN, nor infinite
+        raise BadBoxes(f"boxes[{index}] is {str(box)[:80]}; {expected}")
+    x, y, width, height = map(float, box)
+    if width < 1 or height < 1:
+        raise BadBoxes(f"boxes[{index}] is {width:g} x {height:g} pixels; each side must have at least 1")
+    return x, y, width, height
+
+
+def _check_box(box: Box, width: int, height: int) -> None:
+    x, y, box_width, box_height = box
+    if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
+        raise BadBoxes(
+            f"the box {list(box)} lies outside of the picture, which is {width} x {height} pixels "
+            "with its EXIF orientation applied"
+        )
+
+
+def _data_url(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

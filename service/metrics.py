@@ -1,0 +1,78 @@
+"""What the gateway counts, for Prometheus, and what the workers report through their heartbeats."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from .contract.messages import WorkerHeartbeat
+
+log = logging.getLogger(__name__)
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """The gateway's figures in a registry of their own, so that two gateways can stand in one process."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        labels = ["method", "route"]
+        self.requests = Counter(
+            "ppl_http_requests", "Requests by route template and status", [*labels, "status"], registry=registry
+        )
+        self.seconds = Histogram(
+            "ppl_http_request_seconds", "Time to the end of the answer", labels, buckets=_SECONDS, registry=registry
+        )
+        self.in_progress = Gauge("ppl_http_requests_in_progress", "Requests being answered", registry=registry)
+
+        self.waiting = Gauge("ppl_queue_pictures", "Pictures that wait for a batch", registry=registry)
+        self.pending = Gauge("ppl_pending_pictures", "Pictures that wait or are in flight", registry=registry)
+        self.in_flight = Gauge("ppl_batches_in_flight", "Batches sent and not answered", registry=registry)
+        self.batch_size = Histogram("ppl_batch_pictures", "Pictures in a batch", buckets=_SIZES, registry=registry)
+        self.rejected = Counter("ppl_requests_rejected", "Requests refused with 429", registry=registry)
+        self.late_replies = Counter("ppl_replies_late", "Replies that nobody waited for", registry=registry)
+        self.lost = Counter("ppl_batches_lost", "Batches never answered", registry=registry)
+        self.unsent = Counter("ppl_batches_unsent", "Batches that the queue did not take", registry=registry)
+        self.decode_seconds = Histogram(
+            "ppl_decode_seconds", "Time to decode and fit a request's pictures", buckets=_SECONDS, registry=registry
+        )
+
+        self.workers = Gauge("ppl_workers", "Live workers", ["kind"], registry=registry)
+        self.messages = Gauge("ppl_queue_messages", "Messages in the queue of a kind", ["kind"], registry=registry)
+        self.jobs = Gauge("ppl_jobs", "Training jobs by status", ["status"], registry=registry)
+        self.redis_up = Gauge("ppl_redis_up", "Whether the queue's server answers", registry=registry)
+
+    def exposition(self, workers: Iterable[WorkerHeartbeat] = ()) -> bytes:
+        """Everything in Prometheus's text format, the workers' own figures with a label ``worker``."""
+        relayed = CollectorRegistry()
+        relayed.register(_Relayed(workers))
+        return generate_latest(self.registry) + generate_latest(relayed)
+
+
+class _Relayed:
+    """The expositions of workers as one: families of one name are merged, samples told apart by worker."""
+
+    def __init__(self, workers: Iterable[WorkerHeartbeat]) -> None:
+        self._workers = list(workers)
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for worker in self._workers:
+            try:
+                parsed = list(text_string_to_metric_families(worker.metrics))
+            except ValueError as error:
+                log.warning("the figures of worker %s can't be read: %s", worker.id, error)
+                continue
+            for family in parsed:
+                merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    merged.add_sample(
+                        sample.name, {**sample.labels, "worker": worker.id}, sample.value, sample.timestamp
+                    )
+        yield from families.values()

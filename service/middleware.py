@@ -1,0 +1,90 @@
+"""What every request passes: a bound on its body, and the figures. Plain ASGI, so that bodies stream."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .contract.errors import BodyTooLarge
+from .errors import problem_of
+from .metrics import Metrics
+
+_BODY_BYTES = "ppl.body_bytes"
+_NO_ANSWER = 499  # the client went away first
+
+
+def body_bytes(scope: Scope) -> int:
+    """The length of a request's body as declared, or the most it may be."""
+    size: int = scope[_BODY_BYTES]
+    return size
+
+
+class BodyLimit:
+    """Refuses longer bodies with a problem document: at once where the length is declared, else on the way.
+
+    Args:
+        limit_of: the limit in bytes for a request.
+    """
+
+    def __init__(self, app: ASGIApp, limit_of: Callable[[Scope], int]) -> None:
+        self._app = app
+        self._limit_of = limit_of
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit = self._limit_of(scope)
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+        scope[_BODY_BYTES] = int(declared) if declared.isdigit() else limit
+        if scope[_BODY_BYTES] > limit:
+            await problem_of(_too_large(limit, f"{scope[_BODY_BYTES]} bytes"))(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise _too_large(limit, f"more than {limit} bytes")
+            return message
+
+        await self._app(scope, counted, send)
+
+
+class RequestFigures:
+    """Counts requests and their times by method, route template and status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = _NO_ANSWER
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        with self._metrics.in_progress.track_inprogress():
+            try:
+                await self._app(scope, receive, noted)
+            finally:
+                # an address that exists nowhere must not make a label of its own
+                route = getattr(scope.get("route"), "path", "none")
+                method = scope["method"] if route != "none" else "any"
+                self._metrics.requests.labels(method, route, status).inc()
+                self._metrics.seconds.labels(method, route).observe(time.perf_counter() - started)
+
+
+def _too_large(limit: int, came: str) -> BodyTooLarge:
+    return BodyTooLarge(f"the request has {came} and may have {limit}; send less at once")

@@ -1,0 +1,58 @@
+"""/livez, /readyz and /metrics: for whoever runs the service."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.responses import Response
+
+from ..contract.errors import Unavailable
+from ..errors import QUEUE_ERRORS, responses
+from ..gateway import gateway_of
+from ..schemas import Liveness, Readiness
+
+router = APIRouter(tags=["operation"])
+
+_RETRY_S = 2.0
+
+
+@router.get("/livez", summary="Whether the process answers", response_model=Liveness)
+async def livez() -> Liveness:
+    """Always the same while the process runs; looks at nothing else."""
+    return Liveness()
+
+
+@router.get("/readyz", summary="Whether requests can be served", response_model=Readiness, responses=responses(503))
+async def readyz(request: Request) -> Readiness:
+    """Ready once Redis answers and an inference worker is alive; else 503 with `checks` that name what is missing.
+
+    A missing training worker is told but does not make the service unready.
+    """
+    workers = gateway_of(request).workers
+    checks = {"redis": "ok", "inference_worker": "not known", "training_worker": "not known"}
+    try:
+        await workers.look()
+    except QUEUE_ERRORS:
+        checks["redis"] = "does not answer"
+    else:
+        strangers = " (one of another release is)" if workers.strangers else ""
+        for kind in ("inference", "training"):
+            alive = workers.count(kind)
+            checks[f"{kind}_worker"] = "ok" if alive else f"none is running{strangers}"
+    needed = ("redis", "inference_worker")
+    missing = [name for name in needed if checks[name] != "ok"]
+    if missing:
+        detail = "not ready: " + ", ".join(f"{name} {checks[name]}" for name in missing)
+        raise Unavailable(detail, retry_after_s=_RETRY_S, extra={"checks": checks, "missing": missing})
+    return Readiness(checks=checks)
+
+
+@router.get(
+    "/metrics",
+    summary="Figures for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}, "description": "Prometheus's text format"}},
+)
+async def metrics(request: Request) -> Response:
+    """Requests and times, the queue, batches, jobs and workers; the workers' own figures with a label `worker`."""
+    return Response(await gateway_of(request).exposition(), media_type=CONTENT_TYPE_PLAIN_0_0_4)

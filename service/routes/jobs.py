@@ -1,0 +1,140 @@
+"""/train-jobs: start, follow, stop and forget training jobs."""
+
+from __future__ import annotations
+
+import errno
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import JSONResponse, Response
+
+from ..contract.archives import check_archive
+from ..contract.jobs import MAX_PAGE, Job, JobPage, JobSource, JobStatus
+from ..contract.store import training_folder
+from ..documentation import train_body
+from ..errors import StorageFull, UnsupportedMedia, responses
+from ..gateway import Gateway, gateway_of
+from ..housekeeping import list_jobs
+from ..intake import Intake, TrainingRequest, read_json, read_upload
+
+router = APIRouter(tags=["training"])
+
+
+@router.post(
+    "/train-jobs",
+    status_code=202,
+    summary="Train a category",
+    response_model=Job,
+    responses=responses(400, 413, 415, 422, 503, 507),
+    openapi_extra=train_body(),
+)
+async def create_job(request: Request) -> Response:
+    """Starts a job that learns a category's prior from pictures; answers before it has begun.
+
+    Send an archive as a form, with any setting of the model as a field of its own name:
+
+    ```sh
+    curl -F category=dog -F archive=@pictures.zip -F steps=2000 http://127.0.0.1:8000/train-jobs
+    ```
+
+    or name a folder below the server's data root as JSON:
+
+    ```sh
+    curl --json '{"category": "dog", "folder": "imports/dog"}' http://127.0.0.1:8000/train-jobs
+    ```
+
+    Follow it at the address in `Location`. When it succeeds, its version becomes the category's active one. The
+    archive is checked at once; the pictures in it are read while the job is `validating`, and one that can't be
+    read is named in the job's metrics and left out.
+    """
+    gateway = gateway_of(request)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        job = await _from_folder(gateway, await read_json(request))
+    elif kind == "multipart/form-data":
+        job = await _from_upload(gateway, request)
+    else:
+        raise UnsupportedMedia(
+            f"the body is {kind[:80] or 'of no media type'}; send multipart/form-data with an archive, "
+            "or application/json with a folder"
+        )
+    headers = {"Location": f"/train-jobs/{job.id}"}
+    return JSONResponse(job.model_dump(mode="json"), status_code=202, headers=headers)
+
+
+@router.get("/train-jobs", summary="List training jobs", response_model=JobPage, responses=responses(400, 422, 503))
+async def get_jobs(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="jobs in a page")] = 50,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+    category: Annotated[str | None, Query(description="only jobs of this category")] = None,
+    status: Annotated[JobStatus | None, Query(description="only jobs of this status")] = None,
+) -> JobPage:
+    """Jobs, the newest first."""
+    gateway = gateway_of(request)
+    return await gateway.io(list_jobs, gateway.jobs, limit, cursor, category, status)
+
+
+@router.get("/train-jobs/{job_id}", summary="Follow a training job", response_model=Job, responses=responses(404, 503))
+async def get_job(request: Request, job_id: str) -> Job:
+    """The job as it stands.
+
+    `progress.eta_s` is the time left in seconds, null until there is something to go by. `metrics` holds the
+    number of pictures, those that could not be read, and the last losses. A failed job's `error` says why.
+    """
+    gateway = gateway_of(request)
+    return await gateway.io(gateway.jobs.get, job_id)
+
+
+@router.post(
+    "/train-jobs/{job_id}/cancel",
+    summary="Stop a training job",
+    response_model=Job,
+    responses=responses(404, 409, 503),
+)
+async def cancel_job(request: Request, job_id: str) -> Job:
+    """Stops a job. One that is running stops at its next step: its status changes a moment later."""
+    gateway = gateway_of(request)
+    job = await gateway.io(gateway.jobs.cancel, job_id)
+    if job.status.ended:
+        await gateway.io(gateway.files.remove, job_id)
+    return job
+
+
+@router.delete(
+    "/train-jobs/{job_id}", status_code=204, summary="Forget a training job", responses=responses(404, 409, 503)
+)
+async def delete_job(request: Request, job_id: str) -> None:
+    """Removes the record of a job that ended. The version that it published stays."""
+    gateway = gateway_of(request)
+    await gateway.io(gateway.jobs.delete, job_id)
+
+
+async def _from_folder(gateway: Gateway, wanted: TrainingRequest) -> Job:
+    assert wanted.folder is not None  # read_json has looked
+    folder = await gateway.io(training_folder, gateway.settings.data_root, wanted.folder)
+    await gateway.io(check_archive, folder, gateway.archive_limits)
+    return await _create(gateway, wanted, JobSource(kind="folder", folder=wanted.folder), None)
+
+
+async def _from_upload(gateway: Gateway, request: Request) -> Job:
+    """The archive goes straight to where the worker reads it, and is gone again unless a job comes of it."""
+    intake = Intake(gateway.files, gateway.io)
+    try:
+        wanted = await read_upload(request, intake)
+        await intake.sync()
+        await gateway.io(check_archive, intake.path, gateway.archive_limits)
+        job = await _create(gateway, wanted, JobSource(), intake.job_id)
+        intake.hand_over()
+        return job
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull("the server has no room for this upload; its owner must free some") from error
+        raise
+    finally:
+        await intake.close()
+
+
+async def _create(gateway: Gateway, wanted: TrainingRequest, source: JobSource, job_id: str | None) -> Job:
+    settings = {"preset": wanted.preset, **wanted.config.to_dict()}
+    return await gateway.io(gateway.jobs.create, wanted.category, settings, wanted.config.steps, source, job_id)

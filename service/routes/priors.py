@@ -1,0 +1,118 @@
+"""/priors: what has been learned, read from disk; no worker is needed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import JSONResponse, Response
+
+from ..contract.errors import BadCursor
+from ..drawing import png, prior_picture
+from ..errors import BadField, responses
+from ..gateway import Gateway, gateway_of
+from ..schemas import Memory, Prior, PriorPage, VersionPage
+
+router = APIRouter(tags=["priors"])
+
+MAX_PAGE = 200
+MIN_SIDE_PX, MAX_SIDE_PX = 64, 2048
+
+Version = Annotated[str | None, Query(description="a version of the category; the active one unless given")]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="items in a page")]
+Cursor = Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before")]
+
+
+@router.get("/priors", summary="List priors", response_model=PriorPage, responses=responses(400, 422))
+async def get_priors(request: Request, limit: Limit = 50, cursor: Cursor = None) -> dict[str, Any]:
+    """The categories that have been learned, by name."""
+    gateway = gateway_of(request)
+
+    def page() -> dict[str, Any]:
+        names = [name for name in gateway.versions.categories() if cursor is None or name > cursor]
+        items = [gateway.versions.entry(name) for name in names[:limit]]
+        return _page(items, names, limit)
+
+    return await gateway.io(page)
+
+
+@router.get("/priors/{category}", summary="A prior", response_model=Prior, responses=responses(400, 404))
+async def get_prior(request: Request, category: str, version: Version = None) -> Response:
+    """What a category looks like: its typical pose, how strongly its keypoints are linked, how it was learned.
+
+    A prior has no picture: its coordinates are normalised, [-1, 1] over the model's square with y down.
+    """
+    gateway = gateway_of(request)
+    return await _json(gateway, lambda: gateway.versions.prior(category, version))
+
+
+@router.get(
+    "/priors/{category}/link-map",
+    summary="A prior as a picture",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}, "description": "a square PNG"}, **responses(400, 404, 422)},
+)
+async def get_link_map(
+    request: Request,
+    category: str,
+    version: Version = None,
+    size: Annotated[int, Query(ge=MIN_SIDE_PX, le=MAX_SIDE_PX, description="side in pixels")] = 512,
+) -> Response:
+    """The link map of the prior's own pose (PPL eq. 3) in colours, brighter for stronger links, and its keypoints."""
+    gateway = gateway_of(request)
+
+    def draw() -> bytes:
+        return png(prior_picture(gateway.versions.prior(category, version), size))
+
+    return Response(await gateway.compute(draw), media_type="image/png")
+
+
+@router.get(
+    "/priors/{category}/memory", summary="A prior's memory", response_model=Memory, responses=responses(400, 404, 422)
+)
+async def get_memory(
+    request: Request,
+    category: str,
+    version: Version = None,
+    include: Annotated[str, Query(description="`vectors` for all vectors of all banks")] = "",
+) -> Response:
+    """The memory's banks, how often each of their vectors was used, and the prototypical poses.
+
+    A prototype stands for a cluster of training pictures whose codes are alike; `count` says how many.
+    """
+    if include not in ("", "vectors"):
+        raise BadField("include", f"include is {include[:80]!r}; it may be vectors, or left out")
+    gateway = gateway_of(request)
+    return await _json(gateway, lambda: gateway.versions.memory(category, version, vectors=bool(include)))
+
+
+@router.get(
+    "/priors/{category}/versions",
+    summary="List a category's versions",
+    response_model=VersionPage,
+    responses=responses(400, 404, 422),
+)
+async def get_versions(request: Request, category: str, limit: Limit = 50, cursor: Cursor = None) -> dict[str, Any]:
+    """The versions of a category, the newest first."""
+    gateway = gateway_of(request)
+
+    def page() -> dict[str, Any]:
+        store = gateway.versions.store
+        names, active = store.versions(category), store.active(category)
+        if cursor is not None and cursor not in names:
+            raise BadCursor(f"cursor {cursor!r} was not given out by this list")
+        names = [name for name in names if cursor is None or name < cursor]
+        items = [gateway.versions.version_entry(category, name, active) for name in names[:limit]]
+        return _page(items, names, limit)
+
+    return await gateway.io(page)
+
+
+def _page(items: list[dict[str, Any]], names: list[str], limit: int) -> dict[str, Any]:
+    return {"items": items, "next_cursor": names[limit - 1] if len(names) > limit else None}
+
+
+async def _json(gateway: Gateway, make: Any) -> Response:
+    """A document as a response; read and encoded in a thread, as a memory's vectors are many."""
+    body = await gateway.io(lambda: JSONResponse(make()).body)
+    return Response(body, media_type="application/json")

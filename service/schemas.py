@@ -1,0 +1,165 @@
+"""The shapes of the API's answers, for its documentation. Those of jobs stand in ``contract.records``."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+NormalizedPoint = tuple[float, float]
+
+
+class Keypoint(BaseModel):
+    """A keypoint on the picture as uploaded, its EXIF orientation applied."""
+
+    id: int = Field(description="number of the keypoint, the same in every picture of a version")
+    x: float = Field(
+        description="pixels from the left; integers are pixel centres, so a picture spans -0.5 to width-0.5"
+    )
+    y: float = Field(description="pixels from the top")
+    score: float = Field(
+        ge=0,
+        le=1,
+        description="share of the keypoint's attention that lies near it, from 0 to 1: how sure the model is of the "
+        "place. Low where the part is hidden or could be in several places. Comparable between pictures of one "
+        "version; no probability.",
+    )
+
+
+class Point(BaseModel):
+    """A place on the picture as uploaded, in pixels as a keypoint's."""
+
+    x: float
+    y: float
+
+
+class Link(BaseModel):
+    """A pair of keypoints i < j and how strongly the prior links them."""
+
+    i: int
+    j: int
+    weight: float = Field(ge=0, description="0 and up; compare it with the strongest of the prior")
+
+
+class ImageEstimate(BaseModel):
+    """The pose in one picture."""
+
+    index: int = Field(description="place of the picture in the request, from 0")
+    width: int = Field(description="pixels, EXIF orientation applied")
+    height: int
+    keypoints: list[Keypoint]
+    links: list[Link] = Field(description="of the prior, the strongest first; the same for every picture")
+    trajectory: list[list[Point]] | None = Field(
+        None, description="where asked for: the pose after 0, 1, … refine_steps refinements"
+    )
+    link_map: str | None = Field(
+        None,
+        description="where asked for: data URL of a grey PNG of the picture's size, the links as the model drew them",
+    )
+    overlay: str | None = Field(
+        None, description="where asked for: data URL of a PNG of the picture with the pose drawn on it"
+    )
+
+
+class Timing(BaseModel):
+    """Where the time went, in milliseconds."""
+
+    decode: float = Field(description="decoding the pictures and fitting them to the model's square")
+    queue: float = Field(description="waiting for a batch and for the worker, and the way there and back")
+    model: float = Field(description="the model's work on the batches that the pictures were in")
+    total: float = Field(description="from the request's first byte at the application to the answer")
+
+
+class Estimate(BaseModel):
+    """The poses of a request's pictures, in their order."""
+
+    category: str
+    version: str
+    images: list[ImageEstimate]
+    timing_ms: Timing
+
+
+class Prior(BaseModel):
+    """What a category looks like. Coordinates are normalised: [-1, 1] over the model's square, y down."""
+
+    category: str
+    version: str
+    num_keypoints: int
+    keypoint_names: list[str] | None
+    keypoint_prior: list[NormalizedPoint] = Field(description="the typical pose: (x, y) of each keypoint")
+    connectivity_prior: list[list[float]] = Field(description="symmetric matrix of link strengths")
+    links: list[Link] = Field(description="the matrix as a list, the strongest first")
+    link_width: float | None = Field(description="sigma squared of the link map, in units of [-1, 1] squared")
+    settings: dict[str, Any] = Field(description="every setting of the model")
+    training: dict[str, Any] = Field(description="job, time, pictures, steps, seconds, device, last losses")
+
+
+class PriorEntry(BaseModel):
+    """A category that has been learned."""
+
+    category: str
+    version: str | None = Field(description="the active version")
+    num_versions: int
+    num_keypoints: int | None = None
+    created_at: str | None = Field(None, description="of the active version")
+
+
+class PriorPage(BaseModel):
+    """A part of the list of priors, by name of the category."""
+
+    items: list[PriorEntry]
+    next_cursor: str | None = None
+
+
+class VersionEntry(BaseModel):
+    """A version of a category."""
+
+    category: str
+    version: str
+    active: bool = Field(description="whether requests without a version get this one")
+    created_at: str | None = None
+    job_id: str | None = None
+    preset: str | None = None
+
+
+class VersionPage(BaseModel):
+    """A part of the list of versions, the newest first."""
+
+    items: list[VersionEntry]
+    next_cursor: str | None = None
+
+
+class Prototype(BaseModel):
+    """A pose that stands for a cluster of the training pictures."""
+
+    keypoints: list[NormalizedPoint] = Field(description="decoded from the codes, in [-1, 1]")
+    codes: list[int] = Field(description="which vector of each memory bank")
+    count: int = Field(description="training pictures in the cluster")
+
+
+class Memory(BaseModel):
+    """The memory behind a prior: M banks of V vectors of D numbers."""
+
+    category: str
+    version: str
+    num_banks: int = Field(description="M")
+    bank_size: int = Field(description="V")
+    token_dim: int = Field(description="D")
+    use_counts: list[list[float]] = Field(description="(M, V): training pictures that used each vector")
+    prototypes: list[Prototype] = Field(description="the largest cluster first")
+    vectors: list[list[list[float]]] | None = Field(None, description="(M, V, D), with include=vectors")
+
+
+class Liveness(BaseModel):
+    """The process answers."""
+
+    status: Literal["alive"] = "alive"
+
+
+class Readiness(BaseModel):
+    """The parts that a request needs, each "ok" or what is wrong with it."""
+
+    status: Literal["ready"] = "ready"
+    checks: dict[str, str] = Field(
+        examples=[{"redis": "ok", "inference_worker": "ok", "training_worker": "none is running"}]
+    )

@@ -1,0 +1,59 @@
+"""Settings of the gateway, read from the environment (PPL_…)."""
+
+from __future__ import annotations
+
+import os
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from .contract.settings import CommonSettings
+
+
+class Settings(CommonSettings):
+    """What the gateway needs beside the settings that it shares with the workers."""
+
+    host: str = Field(default="127.0.0.1", description="address the gateway listens on")
+    port: int = Field(default=8000, ge=1, le=65535, description="port the gateway listens on")
+
+    max_body_bytes: int = Field(
+        default=64 * 2**20, ge=1024, description="bytes of a request other than a training upload"
+    )
+    max_images: int = Field(default=64, ge=1, le=4096, description="pictures in one request")
+    max_drawn_pixels: int = Field(
+        default=100_000_000, ge=4096, description="pixels of all pictures drawn for one request (overlay, link_map)"
+    )
+    max_pending_bytes: int = Field(
+        default=512 * 2**20, ge=1024, description="bytes of all estimate requests held at once; more get 429"
+    )
+    decode_threads: int = Field(
+        default=max(2, min(8, os.cpu_count() or 2)), ge=1, le=128, description="threads that decode and draw pictures"
+    )
+
+    batch_limit: int = Field(default=32, ge=1, le=512, description="pictures in one batch")
+    queue_limit: int = Field(default=512, ge=1, description="pictures that may wait or be in flight; more get 429")
+    estimate_timeout_s: float = Field(default=30.0, gt=0, le=100, description="how long a request waits for its poses")
+    late_batch_s: float = Field(
+        default=5.0, gt=0, description="after this a batch without reply no longer holds back others"
+    )
+
+    stale_upload_s: float = Field(
+        default=3600.0, gt=0, description="age at which files of an abandoned upload are removed"
+    )
+    metrics_include_workers: bool = Field(
+        default=True, description="show the workers' figures in the gateway's /metrics too"
+    )
+
+    @model_validator(mode="after")
+    def _limits_fit(self) -> Self:
+        if self.queue_limit < self.max_images:
+            raise ValueError(
+                f"PPL_QUEUE_LIMIT is {self.queue_limit}; it must be at least PPL_MAX_IMAGES ({self.max_images}), "
+                "or a full request could never be served"
+            )
+        if self.max_pending_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"PPL_MAX_PENDING_BYTES is {self.max_pending_bytes}; it must be at least PPL_MAX_BODY_BYTES "
+                f"({self.max_body_bytes}), or a full request could never be served"
+            )
+        return self

@@ -1,0 +1,120 @@
+"""What the gateway serves of published versions, read from disk; what never changes is read once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+from safetensors import safe_open
+
+from .contract.errors import StoreCorrupt
+from .contract.store import VersionStore
+
+_KEPT = 64
+_ROUNDED = 6
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version as an estimate needs it: the side of the model's square, and the links of the prior."""
+
+    category: str
+    name: str
+    side: int
+    links: list[dict[str, Any]]
+
+
+class Versions:
+    """Published versions. Blocking: for threads, of which many may call."""
+
+    def __init__(self, store: VersionStore) -> None:
+        self.store = store
+        self._kept: OrderedDict[tuple[str, str], Version] = OrderedDict()
+        self._lock = Lock()
+
+    def version(self, category: str, name: str | None = None) -> Version:
+        """The version that a request means.
+
+        Raises:
+            BadCategoryName, BadVersionName, UnknownCategory, UnknownVersion, StoreCorrupt.
+        """
+        key = (category, self.store.resolve(category, name))
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        version = self._load(*key)
+        with self._lock:
+            self._kept[key] = version
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return version
+
+    def prior(self, category: str, name: str | None = None) -> dict[str, Any]:
+        """The prior as the API shows it. Raises as :meth:`version`."""
+        name = self.store.resolve(category, name)
+        prior, info = self.store.prior(category, name), self.store.info(category, name)
+        training = {key: info.get(key) for key in ("job_id", "created_at", "preset")}
+        return {
+            "category": category,
+            "version": name,
+            "num_keypoints": _member(prior, "num_keypoints"),
+            "keypoint_names": prior.get("keypoint_names"),
+            "keypoint_prior": _member(prior, "keypoint_prior"),
+            "connectivity_prior": _member(prior, "connectivity_prior"),
+            "links": _member(prior, "links"),
+            "link_width": prior.get("link_width"),
+            "settings": info.get("settings") or self.store.config(category, name),
+            "training": {**training, **info.get("training", {})},
+        }
+
+    def memory(self, category: str, name: str | None = None, *, vectors: bool = False) -> dict[str, Any]:
+        """The memory as the API shows it, with all (M, V, D) vectors where asked for."""
+        name = self.store.resolve(category, name)
+        memory = {"category": category, "version": name, **self.store.memory(category, name)}
+        if vectors:
+            path = self.store.weights_path(category, name)
+            try:
+                with safe_open(path, framework="numpy") as tensors:
+                    codebook = tensors.get_tensor("memory.codebook")
+            except Exception as error:  # safetensors raises its own kind, OSError and more
+                raise StoreCorrupt(
+                    f"the codebook of version '{name}' of category '{category}' can't be read"
+                ) from error
+            memory["vectors"] = codebook.astype("float64").round(_ROUNDED).tolist()
+        return memory
+
+    def categories(self) -> list[str]:
+        """Names of the categories, sorted."""
+        return self.store.categories()
+
+    def entry(self, category: str) -> dict[str, Any]:
+        """A category in the list of priors."""
+        names = self.store.versions(category)
+        active = self.store.active(category)
+        entry = {"category": category, "version": active, "num_versions": len(names)}
+        if active is not None:
+            info = self.store.info(category, active)
+            entry["num_keypoints"] = self.store.prior(category, active).get("num_keypoints")
+            entry["created_at"] = info.get("created_at")
+        return entry
+
+    def version_entry(self, category: str, name: str, active: str | None) -> dict[str, Any]:
+        """A version in the list of a category's versions."""
+        info = self.store.info(category, name)
+        facts = {key: info.get(key) for key in ("created_at", "job_id", "preset")}
+        return {"category": category, "version": name, "active": name == active, **facts}
+
+    def _load(self, category: str, name: str) -> Version:
+        config, prior = self.store.config(category, name), self.store.prior(category, name)
+        links = [{**link, "weight": float(f"{link['weight']:.6g}")} for link in _member(prior, "links")]
+        return Version(category, name, int(_member(config, "image_size")), links)
+
+
+def _member(document: dict[str, Any], name: str) -> Any:
+    try:
+        return document[name]
+    except KeyError as error:
+        raise StoreCorrupt(f"a published version lacks {name!r}") from error
