@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import socket
 import sys
 from typing import Any
 
@@ -32,6 +33,8 @@ def run(kind: Kind, settings: WorkerSettings) -> int:
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
+    for noisy in ("celery.worker.strategy", "celery.app.trace"):  # two lines for each batch
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))
     if kind == "training" and settings.training_nice:
         os.nice(settings.training_nice)
     _use_threads(settings.inference_threads if kind == "inference" else settings.training_threads)
@@ -64,6 +67,7 @@ def run(kind: Kind, settings: WorkerSettings) -> int:
     signals.worker_shutting_down.connect(shutting_down, weak=False)
     signals.worker_shutdown.connect(shut_down, weak=False)
     worker = app.Worker(
+        hostname=f"{kind}@{socket.gethostname()}",
         pool="solo",
         concurrency=1,
         queues=[routing.queue_name(kind)],

@@ -96,7 +96,8 @@ class TrainingRunner:
     def _trainer(self, record: JobRecord, custody: Custody) -> Trainer:
         job = record.job
         try:
-            images = np.load(self._files.pictures(job.id), mmap_mode="r", allow_pickle=False)
+            # copy-on-write: torch wants memory that could be written to
+            images = np.load(self._files.pictures(job.id), mmap_mode="c", allow_pickle=False)
         except FileNotFoundError as error:
             raise TrainingFailed("its prepared pictures are gone from the server; send the job again") from error
         settings = self._settings
@@ -225,7 +226,8 @@ class _Run:
         self.trainer.save_checkpoint(self._checkpoint)
         self._saved = (self.trainer.step, self.trained_s)
         self._metrics.checkpoints.inc()
-        logger.info("job %s: checkpoint at step %d, %s", self.record.job.id, self.trainer.step, self._losses)
+        total = self._losses.get("total", float("nan"))
+        logger.info("job %s: checkpoint at step %d, loss %.4g", self.record.job.id, self.trainer.step, total)
 
 
 def _begin(record: JobRecord) -> None:

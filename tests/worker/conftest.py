@@ -1,0 +1,139 @@
+"""Real parts at their smallest: a tiny model, a tiny upload, the worker's objects on the session's Valkey."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import redis
+import torch
+from PIL import Image
+
+from model.config import PPLConfig, resolve
+from model.trainer import Trainer
+from service.contract.jobs import Job, JobSource, JobStore, new_job_id
+from service.contract.store import JobFiles, VersionStore, write_json
+from worker.caretaker import Caretaker
+from worker.casework import Casework
+from worker.custody import Stop
+from worker.metrics import TrainingMetrics
+from worker.preparation import Preparer
+from worker.settings import WorkerSettings
+from worker.training import TrainingRunner
+
+TINY = {
+    "image_size": 32,
+    "base_width": 8,
+    "num_keypoints": 4,
+    "num_banks": 3,
+    "bank_size": 4,
+    "token_dim": 16,
+    "mask_grid": 4,
+    "perceptual_size": 32,
+    "batch_size": 4,
+    "steps": 6,
+    "checkpoint_every": 2,
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def tiny(**changes: object) -> PPLConfig:
+    return resolve("compact", {**TINY, **changes})
+
+
+def settings_of(config: PPLConfig) -> dict[str, bool | int | float | str]:
+    return {"preset": "compact", **config.to_dict()}
+
+
+def picture(seed: int = 0, width: int = 48, height: int = 40, kind: str = "JPEG") -> bytes:
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def tiny_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A version as training exports it, without a step of training."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    folder = tmp_path_factory.mktemp("version")
+    Trainer(images, tiny(), "cpu").export(folder)
+    return folder
+
+
+@pytest.fixture
+def publish(data_root: Path, tiny_version: Path) -> Callable[..., str]:
+    """publish(category, version, job_id) puts the tiny version into the store."""
+
+    def put(category: str = "dog", version: str = "v1", job_id: str = "0123456789") -> str:
+        store = VersionStore(data_root)
+        with store.staging(category, version) as folder:
+            shutil.copytree(tiny_version, folder, dirs_exist_ok=True)
+            write_json(folder / "version.json", {"format": 1, "version": version, "job_id": job_id})
+            store.publish(folder, category, version)
+        return version
+
+    return put
+
+
+@pytest.fixture
+def desk(redis_client: redis.Redis, redis_url: str, data_root: Path) -> SimpleNamespace:
+    """The training worker's parts, wired as worker.app wires them, but driven by the test."""
+    settings = WorkerSettings(redis_url=redis_url, data_root=data_root, device="cpu", training_threads=1)
+    jobs, files, store = JobStore(redis_client), JobFiles(settings.data_root), VersionStore(settings.data_root)
+    metrics, stop, sent = TrainingMetrics(), Stop(), []
+    casework = Casework(jobs, files, metrics, "test", stop)
+    preparer = Preparer(casework, files, settings, metrics)
+    runner = TrainingRunner(jobs, files, store, casework, settings, metrics)
+    caretaker = Caretaker(jobs, files, casework, preparer, sent.append, stop)
+
+    def upload(members: dict[str, bytes] | None = None, config: PPLConfig | None = None) -> Job:
+        members = {f"{n}.jpg": picture(n) for n in range(9)} if members is None else members
+        config = config or tiny()
+        job_id = new_job_id()
+        files.create(job_id)
+        files.archive(job_id).write_bytes(zipped(members))
+        return jobs.create("dog", settings_of(config), config.steps, job_id=job_id)
+
+    def from_folder(folder: str) -> Job:
+        return jobs.create("dog", settings_of(tiny()), 6, JobSource(kind="folder", folder=folder))
+
+    def prepared(config: PPLConfig | None = None) -> Job:
+        job = upload(config=config)
+        caretaker.prepare(job.id)
+        return jobs.get(job.id)
+
+    return SimpleNamespace(
+        settings=settings,
+        jobs=jobs,
+        files=files,
+        store=store,
+        metrics=metrics,
+        stop=stop,
+        sent=sent,
+        runner=runner,
+        caretaker=caretaker,
+        upload=upload,
+        from_folder=from_folder,
+        prepared=prepared,
+        tiny=tiny,
+        picture=picture,
+    )

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.predictor import Predictor
+from service.contract.errors import BadVersionName, StoreCorrupt, UnknownCategory, UnknownVersion
+from service.contract.store import VersionStore
+from worker.metrics import InferenceMetrics
+from worker.registry import ModelRegistry
+
+Publish = Callable[..., str]
+
+
+@pytest.fixture
+def loads() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def registry(data_root: Path, loads: list[str]) -> ModelRegistry:
+    def load(folder: Path) -> Predictor:
+        loads.append(folder.name)
+        return Predictor.load(folder, "cpu")
+
+    return ModelRegistry(VersionStore(data_root), 2, load, InferenceMetrics())
+
+
+def test_model_is_loaded_once_and_predicts(registry: ModelRegistry, publish: Publish, loads: list[str]) -> None:
+    publish()
+    model = registry.get("dog", "v1")
+    assert registry.get("dog", "v1") is model
+    assert loads == ["v1"]
+    assert model.predict(np.zeros((1, 32, 32, 3), np.uint8)).keypoints.shape == (1, 4, 2)
+
+
+def test_least_recently_used_model_leaves_at_the_limit(
+    registry: ModelRegistry, publish: Publish, loads: list[str]
+) -> None:
+    for version in ("v1", "v2", "v3"):
+        publish(version=version)
+    for version in ("v1", "v2", "v1", "v3", "v1", "v2"):
+        registry.get("dog", version)
+    assert loads == ["v1", "v2", "v3", "v2"]
+    assert len(registry) == 2
+    assert "ppl_models_evicted_total 2.0" in registry._metrics.text()
+    assert "ppl_models_resident 2.0" in registry._metrics.text()
+
+
+def test_same_version_name_of_two_categories_is_two_models(registry: ModelRegistry, publish: Publish) -> None:
+    publish("dog")
+    publish("cat")
+    assert registry.get("dog", "v1") is not registry.get("cat", "v1")
+
+
+def test_missing_versions_and_odd_names_are_told_apart(registry: ModelRegistry, publish: Publish) -> None:
+    with pytest.raises(UnknownCategory):
+        registry.get("dog", "v1")
+    publish()
+    with pytest.raises(UnknownVersion):
+        registry.get("dog", "v2")
+    with pytest.raises(BadVersionName):
+        registry.get("dog", "../v1")
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "config.json"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"\0" * 16)])
+def test_damaged_version_is_said_to_be_so_and_not_kept(
+    registry: ModelRegistry, publish: Publish, data_root: Path, file: str, damage: Callable[[Path], object]
+) -> None:
+    publish()
+    damage(VersionStore(data_root).path("dog", "v1") / file)
+    with pytest.raises(StoreCorrupt, match="'v1' of category 'dog'"):
+        registry.get("dog", "v1")
+    assert len(registry) == 0

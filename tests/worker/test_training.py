@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import errno
+import json
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from model.predictor import Predictor
+from model.trainer import Trainer
+from service.contract.errors import TooFewPictures
+from service.contract.jobs import Job, JobRecord, JobStatus
+from service.contract.records import MAX_DEATHS
+from service.contract.routing import lease_key
+from service.contract.store import new_version_id
+from worker import training
+from worker.failures import failure_of
+
+
+def during(monkeypatch: pytest.MonkeyPatch, step: int, act) -> None:
+    """Do something to the trainer right after one of its steps."""
+
+    class Watched(Trainer):
+        def train_step(self):
+            losses = super().train_step()
+            if self.step + 1 == step:
+                act(self)
+            return losses
+
+    monkeypatch.setattr(training, "Trainer", Watched)
+
+
+def error_of(desk: SimpleNamespace, job: Job) -> tuple[str, str]:
+    failed = desk.jobs.get(job.id)
+    assert failed.status is JobStatus.FAILED
+    assert failed.error is not None
+    assert failed.finished_at is not None
+    assert failed.progress.eta_s is None
+    assert desk.files.ids() == []
+    assert not desk.jobs.leased(job.id)
+    return failed.error.code, failed.error.detail
+
+
+def test_job_becomes_the_active_version(desk: SimpleNamespace) -> None:
+    job = desk.prepared()
+    desk.runner.run(job.id)
+    done = desk.jobs.get(job.id)
+    assert done.status is JobStatus.SUCCEEDED
+    assert done.error is None
+    assert (done.progress.step, done.progress.fraction, done.progress.eta_s) == (6, 1.0, None)
+    assert {"images", "skipped", "skipped_files", "total", "steps_per_s", "device"} <= set(done.metrics)
+    assert done.started_at is not None
+    assert done.version == desk.store.active("dog")
+    info = desk.store.info("dog", done.version)
+    assert (info["job_id"], info["preset"], info["settings"]["steps"]) == (job.id, "compact", 6)
+    assert info["training"]["images"] == 9
+    assert info["training"]["steps"] == 6
+    assert info["training"]["seconds"] > 0
+    assert info["training"]["losses"]["total"] == done.metrics["total"]
+    assert set(info["files"]) == {"config.json", "memory.json", "prior.json", "weights.safetensors"}
+    folder = desk.store.path("dog", done.version)
+    assert Predictor.load(folder, "cpu").predict(np.zeros((1, 32, 32, 3), np.uint8)).keypoints.shape == (1, 4, 2)
+    assert desk.files.ids() == []
+    assert not desk.jobs.leased(job.id)
+    assert 'ppl_training_jobs_total{outcome="succeeded"} 1.0' in desk.metrics.text()
+
+
+def test_resumed_job_publishes_what_an_uninterrupted_one_does(
+    desk: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = desk.prepared(), desk.prepared()
+    desk.runner.run(whole.id)
+    with monkeypatch.context() as patch:
+        during(patch, 3, lambda trainer: desk.stop.request())
+        desk.runner.run(stopped.id)
+    paused = desk.jobs.record(stopped.id)
+    assert paused.job.status is JobStatus.QUEUED
+    assert (paused.checkpointed, paused.starts) == (3, 0)
+    assert paused.job.progress.step == 3
+    assert not desk.jobs.leased(stopped.id)
+    desk.stop.requested = False
+    desk.runner.run(stopped.id)
+    versions = [desk.jobs.get(job.id).version for job in (whole, stopped)]
+    checksums = [desk.store.info("dog", version)["files"] for version in versions]
+    models = [Predictor.load(desk.store.path("dog", version), "cpu").model.state_dict() for version in versions]
+    for name, tensor in models[0].items():
+        torch.testing.assert_close(models[1][name], tensor)
+    assert checksums[0]["config.json"] == checksums[1]["config.json"]
+    seconds = desk.store.info("dog", versions[1])["training"]["seconds"]
+    assert seconds > paused.trained_s > 0, "time of both processes counts"
+
+
+def test_nan_fails_the_job_and_leaves_the_active_version(
+    desk: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = desk.prepared(), desk.prepared()
+    desk.runner.run(good.id)
+    active = desk.store.active("dog")
+
+    def poison(trainer: Trainer) -> None:
+        with torch.no_grad():
+            next(trainer.model.reconstructor.parameters()).fill_(float("nan"))
+
+    during(monkeypatch, 3, poison)
+    desk.runner.run(bad.id)
+    code, detail = error_of(desk, bad)
+    assert code == "training_diverged"
+    assert "nan at step 4" in detail
+    assert desk.store.active("dog") == active
+    assert desk.store.versions("dog") == [active]
+
+
+def test_nan_of_the_last_step_is_found_before_anything_is_published(
+    desk: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = desk.prepared()
+
+    def poison(trainer: Trainer) -> None:
+        with torch.no_grad():
+            trainer.model.link_logits.fill_(float("nan"))
+
+    during(monkeypatch, 6, poison)
+    desk.runner.run(job.id)
+    assert error_of(desk, job)[0] == "training_diverged"
+    assert desk.store.categories() == []
+
+
+def test_missing_weights_fail_the_job_and_say_what_to_do(desk: SimpleNamespace) -> None:
+    job = desk.prepared(desk.tiny(perceptual="vgg16"))
+    object.__setattr__(desk.settings, "perceptual_weights", Path("/nonexistent/vgg16.pth"))
+    desk.runner.run(job.id)
+    code, detail = error_of(desk, job)
+    assert code == "weights_unavailable"
+    assert "vgg16.pth" in detail
+
+
+def test_full_disk_fails_the_job_with_a_clear_reason(desk: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = desk.prepared()
+
+    def full(trainer: Trainer) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/secret/path")
+
+    during(monkeypatch, 2, full)
+    desk.runner.run(job.id)
+    code, detail = error_of(desk, job)
+    assert code == "disk_full"
+    assert "/secret" not in detail
+
+
+def test_full_disk_is_known_from_the_words_of_a_library_too() -> None:
+    # as safetensors 0.8 says it on a full tmpfs
+    error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert failure_of(error).code == "disk_full"
+
+
+def test_unexpected_error_fails_the_job_without_telling_its_trace(
+    desk: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = desk.prepared()
+
+    def surprise(trainer: Trainer) -> None:
+        raise KeyError("an inner secret")
+
+    during(monkeypatch, 2, surprise)
+    desk.runner.run(job.id)
+    code, detail = error_of(desk, job)
+    assert code == "training_failed"
+    assert "secret" not in detail
+    assert "an inner secret" in caplog.text
+    assert job.id in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), "training_failed"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "training_failed"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "training_failed"),
+        (TooFewPictures("3 of 4"), "too_few_pictures"),
+    ],
+)
+def test_reasons_are_told_apart(error: Exception, code: str) -> None:
+    reason = failure_of(error)
+    assert reason.code == code
+    assert code != "training_failed" or "batch_size" in reason.detail
+
+
+def test_settings_of_another_release_fail_the_job_by_name(desk: SimpleNamespace) -> None:
+    job = desk.prepared()
+    desk.jobs.update(job.id, lambda record: record.job.settings.update(of_a_later_release=1))
+    desk.runner.run(job.id)
+    assert "of_a_later_release" in error_of(desk, job)[1]
+
+
+def test_cancel_stops_a_running_job_within_a_few_steps(desk: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = desk.prepared(desk.tiny(steps=100_000))
+    during(monkeypatch, 5, lambda trainer: desk.jobs.cancel(job.id))
+    started = time.monotonic()
+    desk.runner.run(job.id)
+    assert time.monotonic() - started < 10
+    stopped = desk.jobs.get(job.id)
+    assert stopped.status is JobStatus.CANCELLED
+    assert 5 <= stopped.progress.step < 1000
+    assert desk.files.ids() == []
+    assert desk.store.categories() == []
+
+
+def test_progress_and_losses_are_shown_while_it_trains(desk: SimpleNamespace) -> None:
+    job = desk.prepared(desk.tiny(steps=100_000))
+    runner = threading.Thread(target=desk.runner.run, args=(job.id,))
+    runner.start()
+    seen: list[Job] = []
+    until = time.monotonic() + 20
+    while time.monotonic() < until and len({item.progress.step for item in seen}) < 4:
+        seen.append(desk.jobs.get(job.id))
+        time.sleep(0.05)
+    text = desk.metrics.text()
+    desk.jobs.cancel(job.id)
+    runner.join()
+    last = seen[-1]
+    assert last.status is JobStatus.RUNNING
+    assert last.progress.step > 0
+    assert last.progress.fraction == pytest.approx(last.progress.step / 100_000)
+    assert last.progress.eta_s == pytest.approx((100_000 - last.progress.step) / last.metrics["steps_per_s"], rel=0.05)
+    assert last.metrics["total"] > 0
+    assert 'ppl_training_loss{name="total"}' in text
+    assert "ppl_training_total_steps 100000.0" in text
+    assert "ppl_training_step 0.0" in desk.metrics.text(), "nothing is left of it once it ended"
+
+
+def test_worker_that_lost_its_lease_stops_and_writes_nothing(
+    desk: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = desk.prepared(desk.tiny(steps=100_000))
+    during(monkeypatch, 3, lambda trainer: desk.jobs._redis.set(lease_key(job.id), "another's"))
+    desk.runner.run(job.id)
+    left = desk.jobs.get(job.id)
+    assert left.status is JobStatus.RUNNING
+    assert desk.jobs._redis.get(lease_key(job.id)) == b"another's"
+    assert desk.files.ids() == [job.id], "the other one needs them"
+
+
+def test_lease_lost_at_the_last_moment_publishes_nothing(
+    desk: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = desk.prepared()
+    during(monkeypatch, 6, lambda trainer: desk.jobs._redis.set(lease_key(job.id), "another's"))
+    desk.runner.run(job.id)
+    assert desk.jobs.get(job.id).status is JobStatus.RUNNING
+    assert desk.store.categories() == []
+
+
+def test_worker_killed_between_publishing_and_activating_is_made_good(desk: SimpleNamespace, publish) -> None:
+    job = desk.prepared()
+    version = publish(version=new_version_id(job.id), job_id=job.id)
+    desk.runner.run(job.id)
+    done = desk.jobs.get(job.id)
+    assert (done.status, done.version) == (JobStatus.SUCCEEDED, version)
+    assert desk.store.active("dog") == version
+    assert desk.store.versions("dog") == [version], "it was not trained again"
+
+
+def test_job_is_trained_on_from_its_checkpoint_after_a_kill(
+    desk: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(trainer: Trainer) -> None:
+        raise Killed
+
+    job = desk.prepared()
+    with monkeypatch.context() as patch:
+        during(patch, 6, kill)
+        with pytest.raises(Killed):
+            desk.runner.run(job.id)
+    assert desk.jobs.get(job.id).status is JobStatus.RUNNING
+    steps: list[int] = []
+    for step in range(1, 7):
+        during(monkeypatch, step, lambda trainer: steps.append(trainer.step + 1))
+    desk.runner.run(job.id)
+    assert desk.jobs.get(job.id).status is JobStatus.SUCCEEDED
+    assert steps == [6], "the checkpoint of step 4 was gone on from, and no earlier step seen"
+
+
+def test_damaged_checkpoint_starts_the_job_over(desk: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
+    job = desk.prepared()
+    folder = desk.files.checkpoint(job.id)
+    folder.mkdir()
+    (folder / "checkpoint.safetensors").write_bytes(b"damaged")
+    desk.runner.run(job.id)
+    assert desk.jobs.get(job.id).status is JobStatus.SUCCEEDED
+    assert "starts over" in caplog.text
+
+
+def test_job_that_kills_every_worker_fails_in_the_end(desk: SimpleNamespace) -> None:
+    job = desk.prepared()
+
+    def died(record: JobRecord) -> None:
+        record.move(JobStatus.RUNNING)
+        record.starts = MAX_DEATHS + 1
+
+    desk.jobs.update(job.id, died)
+    desk.runner.run(job.id)
+    code, detail = error_of(desk, job)
+    assert code == "abandoned"
+    assert "died 4 times" in detail
+
+
+def test_message_for_a_job_that_ended_or_is_unknown_or_held_does_nothing(desk: SimpleNamespace) -> None:
+    ended, held, validating = desk.prepared(), desk.prepared(), desk.upload()
+    desk.jobs.cancel(ended.id)
+    lease = desk.jobs.acquire(held.id, "another")
+    before = [desk.jobs.get(job.id) for job in (ended, held, validating)]
+    for job_id in (ended.id, held.id, validating.id, "0123456789abcdef"):
+        desk.runner.run(job_id)
+    assert [desk.jobs.get(job.id) for job in (ended, held, validating)] == before
+    assert lease is not None
+    assert lease.renew()
+
+
+def test_prepared_pictures_that_are_gone_fail_the_job(desk: SimpleNamespace) -> None:
+    job = desk.prepared()
+    desk.files.pictures(job.id).unlink()
+    desk.runner.run(job.id)
+    assert "send the job again" in error_of(desk, job)[1]
+
+
+def test_version_json_is_plain_json(desk: SimpleNamespace) -> None:
+    job = desk.prepared()
+    desk.runner.run(job.id)
+    path = desk.store.path("dog", desk.store.active("dog")) / "version.json"
+    assert json.loads(path.read_text())["format"] == 1
