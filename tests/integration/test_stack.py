@@ -1,0 +1,176 @@
+"""The whole platform through `ppl up`: train, estimate, die in every part, come back.
+
+The tests share one stack and run in their order; each leaves it working.
+"""
+
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from service.client import Client, Job, JobStatus, png_bytes
+
+from .stack_process import TINY, StackProcess, archive, drawing, running, within
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in Linux's /proc"),
+]
+
+
+class Shared:
+    """The present stack; replaced by the tests that restart it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.stack = StackProcess(root / "data")
+        self.job: Job | None = None
+
+    def restart(self) -> None:
+        self.stack = StackProcess(self.root / "data")
+
+    def client(self) -> Client:
+        return self.stack.client()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    shared = Shared(tmp_path_factory.mktemp("stack"))
+    yield shared
+    shared.stack.end()
+
+
+@pytest.fixture
+def client(shared: Shared) -> Iterator[Client]:
+    with shared.client() as client:
+        yield client
+
+
+def test_pictures_become_a_prior(shared: Shared, client: Client) -> None:
+    job = client.wait(client.train("cross", archive(shared.root / "crosses.zip"), "compact", TINY).id, timeout_s=60)
+
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    assert job.progress.step == job.progress.total_steps == TINY["steps"]
+    assert job.metrics["images"] == 24
+    prior = client.prior("cross")
+    assert prior.version == job.version
+    assert len(prior.keypoint_prior) == prior.num_keypoints == TINY["num_keypoints"]
+    assert len(prior.links) == 6
+    memory = client.memory("cross")
+    assert sum(prototype.count for prototype in memory.prototypes) == 24
+    assert Image.open(io.BytesIO(client.link_map("cross"))).format == "PNG"
+    shared.job = job
+
+
+def test_poses_come_in_pixels_of_the_picture(client: Client) -> None:
+    estimate = client.estimate(
+        "cross", [drawing(100), drawing(101, 64, 200)], refine_steps=2, include=("overlay", "link_map", "trajectory")
+    )
+
+    assert [(image.width, image.height) for image in estimate.images] == [(40, 32), (64, 200)]
+    for image in estimate.images:
+        assert len(image.keypoints) == TINY["num_keypoints"]
+        assert len(image.trajectory or []) == 3
+        for picture in (image.overlay, image.link_map):
+            assert Image.open(io.BytesIO(png_bytes(picture or ""))).size == (image.width, image.height)
+
+
+def test_the_command_line_reaches_it(shared: Shared, tmp_path: Path) -> None:
+    picture, out = tmp_path / "new.png", tmp_path / "out.png"
+    picture.write_bytes(drawing(102))
+    command = [sys.executable, "-m", "service.cli", "estimate", "cross", picture, "--overlay", out]
+
+    done = subprocess.run([*command, "--url", shared.stack.url], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    with Image.open(out) as drawn:
+        assert drawn.size == (40, 32)
+
+
+def test_documentation_and_figures_are_served(shared: Shared) -> None:
+    assert httpx.get(shared.stack.docs).status_code == 200
+    assert "ppl_" in httpx.get(shared.stack.url + "/metrics").text
+
+
+def test_a_killed_gateway_comes_back_and_connections_wait_for_it(shared: Shared, client: Client) -> None:
+    before = shared.stack.kill_child("gateway")
+
+    assert client.prior("cross").num_keypoints == TINY["num_keypoints"]
+    assert shared.stack.child_pid("gateway") != before
+
+
+def test_a_request_outlives_the_worker_that_should_answer_it(shared: Shared, client: Client) -> None:
+    shared.stack.kill_child("worker-inference")
+
+    assert len(client.estimate("cross", [drawing(103)]).images) == 1
+
+
+def test_a_killed_server_comes_back_with_its_jobs(shared: Shared, client: Client) -> None:
+    assert shared.job is not None
+    shared.stack.kill_child("valkey")
+
+    assert client.wait(shared.job.id).version == shared.job.version
+    assert within(20, lambda: httpx.get(shared.stack.url + "/readyz").status_code == 200)
+    assert len(client.estimate("cross", [drawing(104)]).images) == 1
+
+
+def test_a_training_goes_on_after_its_worker_was_killed(shared: Shared, client: Client) -> None:
+    settings = {**TINY, "steps": 300}
+    job = client.train("again", archive(shared.root / "again.zip"), "compact", settings)
+    reached = threading.Event()
+
+    def kill_once(now: Job) -> None:
+        if now.progress.step > 20 and not reached.is_set():
+            reached.set()
+            shared.stack.kill_child("worker-training")
+
+    job = client.wait(job.id, kill_once, poll_s=0.1, timeout_s=80)
+
+    assert reached.is_set()
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    assert job.progress.step == 300
+
+
+def test_nothing_outlives_a_killed_stack_and_all_is_there_after_the_next_start(shared: Shared) -> None:
+    assert shared.job is not None
+    assert shared.job.version is not None
+    names = ("valkey", "worker-inference", "worker-training", "gateway")
+    pids = [shared.stack.child_pid(name) for name in names]
+
+    shared.stack.end(signal.SIGKILL)
+
+    assert within(5, lambda: not any(running(pid) for pid in pids))
+    shared.restart()
+    with shared.client() as client:
+        assert client.job(shared.job.id) == shared.job
+        assert client.prior("cross").version == shared.job.version
+        assert len(client.estimate("cross", [drawing(105)], version=shared.job.version).images) == 1
+
+
+def test_a_second_stack_with_the_same_data_is_refused(shared: Shared) -> None:
+    command = [sys.executable, "-m", "service.cli", "up", "--port", "0", "--data-root", str(shared.stack.data_root)]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+
+    assert done.returncode == 1
+    assert f"process {shared.stack.process.pid}" in done.stderr
+
+
+def test_sigterm_ends_everything_in_order(shared: Shared) -> None:
+    names = ("valkey", "worker-inference", "worker-training", "gateway")
+    pids = [shared.stack.child_pid(name) for name in names]
+
+    assert shared.stack.end() == 0
+    assert not any(running(pid) for pid in pids)
+    logs = shared.stack.data_root / "logs"
+    assert "Finished server process" in (logs / "gateway.log").read_text()
+    assert "ready to exit" in (logs / "valkey.log").read_text()
