@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,10 +37,12 @@ def fit_picture(path: Path, side: int) -> Images:
     with Image.open(path) as opened:
         picture = ImageOps.exif_transpose(opened).convert("RGB")
     longer = max(picture.size)
-    left, top = (longer - picture.width) // 2, (longer - picture.height) // 2
-    square = Image.new("RGB", (longer, longer), (GREY, GREY, GREY))
-    square.paste(picture, (left, top))
-    return np.asarray(square.resize((side, side), Image.Resampling.BILINEAR))
+    x, y = (longer - picture.width) / 2, (longer - picture.height) / 2
+    canvas = Image.new("RGB", (math.ceil(x) + longer, math.ceil(y) + longer), (GREY, GREY, GREY))
+    canvas.paste(picture, (math.ceil(x), math.ceil(y)))
+    left, top = math.ceil(x) - x, math.ceil(y) - y  # half a pixel where the margins are odd
+    box = (left, top, left + longer, top + longer)
+    return np.asarray(canvas.resize((side, side), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0))
 
 
 def to_tensor(images: Images, device: torch.device) -> Tensor:

@@ -1,0 +1,32 @@
+"""The library fits a folder's pictures as the service does."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.data import fit_picture
+from service.contract.pictures import fit_square, open_picture
+
+
+def _photo(width, height):
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / 9 + y / 17 * channel) for channel in (1, 2, 3)]
+    return Image.fromarray(((np.stack(waves, -1) + 1) * 127).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 96), (130, 90), (91, 130), (181, 127)])
+def test_library_and_service_fit_a_picture_to_the_same_pixels(tmp_path, size):
+    path = tmp_path / "photo.png"
+    _photo(*size).save(path)
+    served, _ = fit_square(open_picture(path.read_bytes()), 64)
+    np.testing.assert_array_equal(fit_picture(path, 64), served)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1200, 1801)])
+def test_large_pictures_differ_only_by_how_they_are_reduced_first(tmp_path, size):
+    path = tmp_path / "photo.png"
+    _photo(*size).save(path)
+    served, _ = fit_square(open_picture(path.read_bytes()), 64)
+    difference = fit_picture(path, 64).astype(int) - served
+    assert np.abs(difference).mean() < 1.5
+    assert abs(difference.mean()) < 0.1
