@@ -24,6 +24,7 @@ from .contract.errors import EstimateTimeout, ModelFailed, PPLError, QueueFull, 
 from .contract.messages import BatchReply, BatchRequest
 from .errors import QUEUE_ERRORS, queue_problem
 from .metrics import Metrics
+from .tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -204,9 +205,7 @@ class Batcher:
 
     async def close(self) -> None:
         """End what is still being sent."""
-        for task in self._sending:
-            task.cancel()
-        await asyncio.gather(*self._sending, return_exceptions=True)
+        await end(self._sending)
 
     def _pump(self) -> None:
         """Send batches while there are pictures to send and room in flight."""

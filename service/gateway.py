@@ -27,6 +27,7 @@ from .metrics import Metrics
 from .replies import async_client, read_replies
 from .sending import Sender, redis_client
 from .settings import Settings
+from .tasks import end
 from .versions import Versions
 from .workers import Workers
 
@@ -93,9 +94,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """End the loops and close what is open; requests in flight have been answered by now."""
-        for task in self._loops:
-            task.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        await end(self._loops)
         await self.batcher.close()
         for executor in (self.decoding, self._io, self._sending):
             executor.shutdown(wait=False, cancel_futures=True)

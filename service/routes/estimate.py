@@ -24,6 +24,7 @@ from ..images import Fitted, Upload, describe, fit, parse_boxes, parse_include
 from ..middleware import body_bytes
 from ..schemas import Estimate
 from ..settings import Settings
+from ..tasks import end
 from ..versions import Version
 
 _FIELDS = ("category", "version", "refine_steps", "include", "boxes")
@@ -192,9 +193,7 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> R
             raise ClientDisconnect
         return task.result()
     finally:
-        for each in (task, gone):
-            each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await end((task, gone))
 
 
 async def _gone(request: Request) -> None:

@@ -1,0 +1,283 @@
+"""A gateway on the session's real Valkey, and a consumer that answers its batches in place of a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import redis.asyncio
+from fastapi import FastAPI
+from PIL import Image
+
+from model.config import PPLConfig
+from service.app import create_app
+from service.contract import routing
+from service.contract.errors import PPLError
+from service.contract.messages import BatchReply, BatchRequest, WorkerHeartbeat
+from service.contract.store import VersionStore
+from service.settings import Settings
+from service.tasks import end
+
+NUM_KEYPOINTS = 5
+
+
+class Consumer:
+    """Takes batches off the queue as a worker does, and says where the brightest spot of each picture is.
+
+    Keypoint 0 is the centre of gravity of what is brighter than mid-grey, the others stand around it.
+
+    Attributes:
+        batches: every request taken.
+        gate: batches wait while it is closed.
+        error: the answer to every batch, where set.
+    """
+
+    def __init__(self, url: str, spoil: Callable[[BatchReply], Any] | None = None) -> None:
+        self._spoil = spoil
+        self._redis = redis.asyncio.Redis.from_url(url)
+        self.batches: list[BatchRequest] = []
+        self.pixels: list[np.ndarray] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.error: PPLError | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self.beat()
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task:
+            await end([self._task])
+        await self._redis.aclose()
+
+    async def beat(self, kind: routing.Kind = "inference", worker_id: str = "w1", metrics: str = "") -> None:
+        """Write a heartbeat."""
+        message = WorkerHeartbeat(
+            kind=kind, id=worker_id, pid=1, host="here", started_at=time.time(), device="cpu", metrics=metrics
+        )
+        await self._redis.set(routing.worker_key(kind, worker_id), message.model_dump_json(), ex=60)
+        await self._redis.zadd(routing.workers_key(kind), {worker_id: time.time()})
+
+    async def _run(self) -> None:
+        while True:
+            popped = await self._redis.brpop([routing.queue_key("inference")], timeout=1)
+            if popped is None:
+                continue
+            (message,), _, _ = json.loads(base64.b64decode(json.loads(popped[1])["body"]))
+            request = BatchRequest.parse(message)
+            self.batches.append(request)
+            await self.gate.wait()
+            await self._reply(request)
+
+    async def _reply(self, request: BatchRequest) -> None:
+        data = await self._redis.get(routing.pixels_key(request.batch_id))
+        assert data is not None
+        assert len(data) == request.num_bytes
+        images = np.frombuffer(data, np.uint8).reshape(request.count, request.side, request.side, 3)
+        self.pixels.append(images)
+        reply = BatchReply(batch_id=request.batch_id, error=self.error)
+        if self.error is None:
+            reply = answer(request, images)
+        if self._spoil:
+            self._spoil(reply)
+        await self._redis.rpush(request.reply_to, reply.pack())
+        await self._redis.unlink(routing.pixels_key(request.batch_id))
+
+
+def answer(request: BatchRequest, images: np.ndarray) -> BatchReply:
+    """The reply of a model that finds bright spots."""
+    side = request.side
+    mass = np.clip(images.max(axis=3).astype(np.float64) - 128, 0, None) + 1e-9
+    grid = (2 * np.arange(side) + 1) / side - 1
+    total = mass.sum(axis=(1, 2))
+    spot = np.stack([(mass.sum(axis=1) * grid).sum(1) / total, (mass.sum(axis=2) * grid).sum(1) / total], axis=1)
+    around = np.array([[0, 0], [0.2, 0], [0, 0.2], [-0.2, 0], [0, -0.2]])
+    keypoints = (spot[:, None] + around).astype(np.float32)
+    trajectory = np.repeat(keypoints[:, None], request.refine_steps + 1, axis=1)
+    trajectory += 0.01 * np.arange(request.refine_steps, -1, -1, dtype=np.float32)[None, :, None, None]
+    return BatchReply(
+        batch_id=request.batch_id,
+        keypoints=keypoints,
+        scores=np.full((request.count, NUM_KEYPOINTS), 0.75, np.float32),
+        trajectory=trajectory,
+        link_map=np.where(mass > 10, 255, 0).astype(np.uint8) if request.link_map else None,
+        timing_ms={"model": 3.0},
+    )
+
+
+@pytest.fixture
+def make_picture() -> Callable[..., bytes]:
+    """Encoded pictures: black with a white disc at a place given in parts of the size."""
+
+    def make(width: int = 96, height: int = 64, where: tuple[float, float] = (0.5, 0.5), **options: Any) -> bytes:
+        ys, xs = np.mgrid[:height, :width]
+        near = np.hypot(xs - where[0] * width, ys - where[1] * height) <= 0.12 * min(width, height)
+        file = io.BytesIO()
+        Image.fromarray(np.where(near[..., None], np.uint8([255] * 3), np.uint8([0] * 3))).save(
+            file, options.pop("format", "PNG"), **options
+        )
+        return file.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def publish(data_root: Path) -> Callable[..., str]:
+    """Puts versions of categories under the data root, as a training worker does."""
+    from safetensors.numpy import save_file
+
+    store = VersionStore(data_root)
+
+    def put(category: str = "dog", version: str = "20260101T000000-abc123", side: int = 64) -> str:
+        banks, size, dim = 3, 2, 4
+        codebook = np.arange(banks * size * dim, dtype=np.float32).reshape(banks, size, dim) / 7
+        keypoints = [[0.0, 0.0], [0.5, 0.0], [0.0, 0.5], [-0.5, 0.0], [0.0, -0.5]]
+        links = [
+            {"i": i, "j": j, "weight": 1.0 / (1 + i + j)}
+            for i in range(NUM_KEYPOINTS)
+            for j in range(i + 1, NUM_KEYPOINTS)
+        ]
+        matrix = np.zeros((NUM_KEYPOINTS, NUM_KEYPOINTS))
+        for link in links:
+            matrix[link["i"], link["j"]] = matrix[link["j"], link["i"]] = link["weight"]
+        config = PPLConfig(image_size=side, num_keypoints=NUM_KEYPOINTS).to_dict()
+        documents = {
+            "version.json": {
+                "format": 1,
+                "category": category,
+                "version": version,
+                "job_id": "0123456789abc123",
+                "created_at": "2026-01-01T00:00:00.000Z",
+                "preset": "compact",
+                "settings": config,
+                "training": {"images": 99, "skipped": 1, "steps": 10, "seconds": 1.5, "device": "cpu", "losses": {}},
+                "files": {},
+            },
+            "prior.json": {
+                "num_keypoints": NUM_KEYPOINTS,
+                "keypoint_names": [f"keypoint_{i}" for i in range(NUM_KEYPOINTS)],
+                "keypoint_prior": keypoints,
+                "connectivity_prior": matrix.tolist(),
+                "links": links,
+                "link_width": 1e-3,
+            },
+            "memory.json": {
+                "num_banks": banks,
+                "bank_size": size,
+                "token_dim": dim,
+                "use_counts": [[1.0] * size] * banks,
+                "prototypes": [{"keypoints": keypoints, "codes": [0, 1, 0], "count": 60}],
+            },
+            "config.json": config,
+        }
+        with store.staging(category, version) as folder:
+            for name, document in documents.items():
+                (folder / name).write_text(json.dumps(document))
+            save_file({"memory.codebook": codebook}, folder / "weights.safetensors")
+            store.publish(folder, category, version)
+        store.activate(category, version)
+        return version
+
+    return put
+
+
+@pytest.fixture
+def make_settings(redis_url: str, redis_client: Any, data_root: Path) -> Callable[..., Settings]:
+    """Settings on an empty Redis and an empty data root."""
+
+    def make(**changes: Any) -> Settings:
+        return Settings(**{"redis_url": redis_url, "data_root": data_root, "estimate_timeout_s": 10.0, **changes})
+
+    return make
+
+
+@pytest.fixture
+async def serve(make_settings: Callable[..., Settings]) -> AsyncIterator[Callable[..., Any]]:
+    """Starts gateways in this process; each gives an HTTP client whose ``app`` is the application."""
+    running: list[tuple[Any, httpx.AsyncClient]] = []
+
+    async def start(**changes: Any) -> httpx.AsyncClient:
+        app: FastAPI = create_app(make_settings(**changes))
+        lifespan = app.router.lifespan_context(app)
+        await lifespan.__aenter__()
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        client = httpx.AsyncClient(transport=transport, base_url="http://gateway")
+        client.gateway = app.state.gateway  # type: ignore[attr-defined]
+        client.app = app  # type: ignore[attr-defined]
+        running.append((lifespan, client))
+        return client
+
+    yield start
+    for lifespan, client in running:
+        await client.aclose()
+        await lifespan.__aexit__(None, None, None)
+
+
+@pytest.fixture
+async def http(serve: Callable[..., Any]) -> httpx.AsyncClient:
+    """A client of a gateway with its usual settings."""
+    return await serve()
+
+
+@pytest.fixture
+async def make_consumer(redis_url: str, redis_client: Any) -> AsyncIterator[Callable[..., Any]]:
+    """Starts consumers, which answer batches and have a heartbeat."""
+    started: list[Consumer] = []
+
+    async def make(spoil: Callable[[BatchReply], Any] | None = None) -> Consumer:
+        consumer = Consumer(redis_url, spoil)
+        started.append(consumer)
+        await consumer.start()
+        return consumer
+
+    yield make
+    for consumer in started:
+        await consumer.stop()
+
+
+@pytest.fixture
+async def consumer(make_consumer: Callable[..., Any]) -> Consumer:
+    """One that answers at once."""
+    consumer: Consumer = await make_consumer()
+    return consumer
+
+
+@pytest.fixture
+def no_trace(data_root: Path, redis_client: Any) -> Callable[[], None]:
+    """Holds that nothing is left of a refused request: no file, and no key but those there before."""
+    files, keys = sorted(data_root.rglob("*")), set(redis_client.keys())
+
+    def check() -> None:
+        assert [path for path in sorted(data_root.rglob("*")) if path not in files and path.name != "jobs"] == []
+        assert {key for key in redis_client.scan_iter() if not key.startswith(b"ppl:reconcile")} - keys == set()
+
+    return check
+
+
+@pytest.fixture
+def problem() -> Callable[..., dict[str, Any]]:
+    """Holds that an answer is a problem document, and gives it."""
+
+    def check(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+        assert response.headers["content-type"] == "application/problem+json", response.text
+        document: dict[str, Any] = response.json()
+        assert (response.status_code, document["code"]) == (status, code), document
+        assert document["status"] == status
+        assert document["title"]
+        assert document["type"] == f"urn:ppl:problem:{code}"
+        assert document["detail"]
+        assert "Traceback" not in response.text
+        assert "/work" not in response.text
+        return document
+
+    return check
