@@ -13,7 +13,7 @@ from service.contract.routing import RECONCILE_EVERY_S
 from service.contract.store import JobFiles
 from worker.casework import Casework
 from worker.custody import Stop
-from worker.outage import OUTAGES
+from worker.outage import OUTAGES, OutageLog
 from worker.preparation import Preparer
 
 logger = logging.getLogger(__name__)
@@ -105,10 +105,12 @@ class Caretaker:
         return time.time() - max(times, default=time.time())
 
     def _run(self) -> None:
+        log = OutageLog("caretaker")
         while not self._done.wait(_PERIOD_S):
             try:
                 self.round()
+                log.worked()
             except OUTAGES as error:
-                logger.warning("Redis is away (%s)", error)
+                log.failed(error)
             except Exception:  # this thread must outlive whatever one round meets
                 logger.exception("a round failed")

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from service.contract.jobs import JobRecord, JobStore, Lease, LeaseLost
-from worker.outage import OUTAGES, through_outages
+from worker.outage import OUTAGES, OutageLog, through_outages
 
 logger = logging.getLogger(__name__)
 
@@ -100,16 +100,19 @@ class Custody:
         """
         self._pending = None
         return through_outages(
-            lambda: self._jobs.update(self.job_id, change, self._lease), lambda: self._stop.requested
+            lambda: self._jobs.update(self.job_id, change, self._lease),
+            lambda: self._stop.requested,
+            f"job {self.job_id}",
         )
 
     def confirm(self) -> None:
         """Make sure that the job is still ours, right before doing what can't be undone. Raises as write."""
-        if not through_outages(self._lease.renew, lambda: self._stop.requested):
+        if not through_outages(self._lease.renew, lambda: self._stop.requested, f"job {self.job_id}"):
             raise LeaseLost(self.job_id)
 
     def _run(self) -> None:
         renew_at = 0.0
+        log = OutageLog(f"job {self.job_id}")
         while not self._done.wait(_PERIOD_S):
             change, self._pending = self._pending, None
             try:
@@ -120,8 +123,9 @@ class Custody:
                 self._cancelled = self._cancelled or self._jobs.cancel_requested(self.job_id)
                 if change:
                     self._jobs.update(self.job_id, change, self._lease)
+                log.worked()
             except OUTAGES as error:
-                logger.warning("job %s: Redis is away (%s)", self.job_id, error)
+                log.failed(error)
                 self._pending = self._pending or change
             except LeaseLost:
                 logger.warning("job %s: another process has it now, or it ended", self.job_id)

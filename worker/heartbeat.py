@@ -17,6 +17,7 @@ import redis
 from service.contract import routing
 from service.contract.messages import WorkerHeartbeat
 from service.contract.routing import Kind
+from worker.outage import OutageLog
 
 logger = logging.getLogger(__name__)
 
@@ -94,11 +95,13 @@ class Heartbeat:
             pipe.execute()
 
     def _run(self) -> None:
+        log = OutageLog("heartbeat")
         while True:
             try:
                 self.beat()
+                log.worked()
             except redis.RedisError as error:
-                logger.warning("no heartbeat, Redis is away: %s", error)
+                log.failed(error)
             if self._done.wait(self._every_s):
                 return
 
@@ -136,11 +139,13 @@ class Keepalive:
             self._tag = None
 
     def _run(self) -> None:
+        log = OutageLog("keeping the message in hand from a second delivery")
         while not self._done.wait(self._every_s):
             tag = self._tag
             if tag is None:
                 continue
             try:
                 self._redis.zadd(self._key, {tag: time.time()}, xx=True)
+                log.worked()
             except redis.RedisError as error:
-                logger.warning("the message in hand may be delivered twice, Redis is away: %s", error)
+                log.failed(error)

@@ -87,7 +87,11 @@ class InferenceEngine:
     def _pixels(self, request: BatchRequest) -> NDArray[np.uint8]:
         key = routing.pixels_key(request.batch_id)
         # beyond the deadline an answer is of no use
-        data = through_outages(lambda: self._redis.get(key), lambda: self._stopping() or time.time() > request.deadline)
+        data = through_outages(
+            lambda: self._redis.get(key),
+            lambda: self._stopping() or time.time() > request.deadline,
+            f"batch {request.batch_id}",
+        )
         if data is None:
             raise PixelsExpired("the batch's pixels have expired, or it was answered before")
         if len(data) != request.num_bytes:
@@ -112,6 +116,6 @@ class InferenceEngine:
                 pipe.execute()
 
         try:
-            through_outages(push, lambda: self._stopping() or time.time() > give_up_at)
+            through_outages(push, lambda: self._stopping() or time.time() > give_up_at, f"batch {reply.batch_id}")
         except OUTAGES:
             logger.exception("batch %s: no way to reply before its deadline", reply.batch_id)

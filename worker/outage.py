@@ -22,6 +22,30 @@ OUTAGES = (redis.ConnectionError, redis.TimeoutError, OutOfMemoryError, ReadOnly
 _LONGEST_PAUSE_S = 2.0
 
 
+class OutageLog:
+    """Says once that Redis went, and once that it is back, however often it is asked meanwhile.
+
+    Args:
+        what: is held up by it.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._since: float | None = None
+
+    def failed(self, error: Exception) -> None:
+        """A call did not go through."""
+        if self._since is None:
+            self._since = time.monotonic()
+            logger.warning("%s: Redis is away or full (%s), trying until it is back", self._what, error)
+
+    def worked(self) -> None:
+        """A call went through."""
+        if self._since is not None:
+            logger.info("%s: Redis is back after %.1f s", self._what, time.monotonic() - self._since)
+            self._since = None
+
+
 def connect(url: str) -> redis.Redis:
     """A client that asks again twice at once, and no longer: threads have other things to do meanwhile."""
     return redis.Redis.from_url(
@@ -33,19 +57,27 @@ def connect(url: str) -> redis.Redis:
     )
 
 
-def through_outages(call: Callable[[], Result], give_up: Callable[[], bool]) -> Result:
+def through_outages(call: Callable[[], Result], give_up: Callable[[], bool], what: str) -> Result:
     """What a call returns, tried again for as long as Redis is away.
+
+    Args:
+        give_up: asked after each failure.
+        what: is done, for the log.
 
     Raises:
         redis.RedisError: of the last try, once ``give_up`` says so; others at once.
     """
+    log = OutageLog(what)
     pause_s = 0.1
     while True:
         try:
-            return call()
+            result = call()
         except OUTAGES as error:
+            log.failed(error)
             if give_up():
                 raise
-            logger.warning("Redis is away (%s), trying again", error)
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        else:
+            log.worked()
+            return result

@@ -19,6 +19,7 @@ from model.config import PPLConfig, resolve
 from model.trainer import Trainer
 from service.contract.jobs import Job, JobSource, JobStore, new_job_id
 from service.contract.store import JobFiles, VersionStore, write_json
+from worker import training
 from worker.caretaker import Caretaker
 from worker.casework import Casework
 from worker.custody import Stop
@@ -92,6 +93,29 @@ def publish(data_root: Path, tiny_version: Path) -> Callable[..., str]:
         return version
 
     return put
+
+
+@pytest.fixture
+def during(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """during(step, act) does something to the trainer right after a step; during() undoes it all."""
+    acts: dict[int, Callable[[Trainer], object]] = {}
+
+    class Watched(Trainer):
+        def train_step(self) -> dict[str, torch.Tensor]:
+            losses = super().train_step()
+            if self.step + 1 in acts:
+                acts[self.step + 1](self)
+            return losses
+
+    monkeypatch.setattr(training, "Trainer", Watched)
+
+    def arrange(step: int | None = None, act: Callable[[Trainer], object] | None = None) -> None:
+        if step is None or act is None:
+            acts.clear()
+        else:
+            acts[step] = act
+
+    return arrange
 
 
 @pytest.fixture
