@@ -9,11 +9,17 @@ import socket
 import sys
 from typing import Any
 
+from pydantic import ValidationError
+
 from service.contract import routing
 from service.contract.routing import Kind
 from worker.settings import WorkerSettings
 
 logger = logging.getLogger("worker")
+
+
+class DeviceMissing(Exception):  # noqa: N818 - what is wrong, as in service.contract.errors
+    """The device that was asked for is not there."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,11 +31,19 @@ def main(arguments: list[str] | None = None) -> int:
         from worker import health
 
         return health.main()
-    return run(kind, WorkerSettings())
+    try:
+        return run(kind, WorkerSettings())
+    except (ValidationError, DeviceMissing) as error:
+        print(f"can't start: {error}", file=sys.stderr)
+        return 2
 
 
 def run(kind: Kind, settings: WorkerSettings) -> int:
-    """Work until told to stop: a batch in hand is answered, a job in hand is checkpointed and queued again."""
+    """Work until told to stop: a batch in hand is answered, a job in hand is checkpointed and queued again.
+
+    Raises:
+        DeviceMissing: no such device here.
+    """
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
@@ -42,9 +56,14 @@ def run(kind: Kind, settings: WorkerSettings) -> int:
     # torch and Celery take a second or two, which `health` does not have to pay
     from celery import signals
 
+    from model.device import pick_device
     from worker.app import make_app, make_part
     from worker.custody import Stop
 
+    try:
+        pick_device(settings.device)
+    except ValueError as error:
+        raise DeviceMissing(f"PPL_DEVICE: {error}") from error
     stop = Stop()
     app = make_app(kind, settings)
     part = make_part(kind, app, settings, stop)

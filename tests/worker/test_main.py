@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from worker.__main__ import main
+from worker.settings import WorkerSettings
+
+
+@pytest.mark.parametrize(("name", "value"), [("PPL_DEVICE", "tpu"), ("PPL_INFERENCE_THREADS", "0")])
+def test_bad_setting_is_named_and_nothing_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert main(["inference"]) == 2
+    said = capsys.readouterr().err
+    assert "can't start" in said
+    assert name.removeprefix("PPL_").lower() in said
+
+
+def test_empty_setting_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PPL_WORKER_METRICS_PORT", "")
+    monkeypatch.setenv("PPL_TRAINING_THREADS", "")
+    settings = WorkerSettings()
+    assert settings.worker_metrics_port is None
+    assert settings.training_threads >= 1
+
+
+def test_training_has_all_cores_and_steps_back() -> None:
+    settings = WorkerSettings()
+    assert settings.training_threads >= settings.inference_threads >= 1
+    assert settings.training_nice > 0
+
+
+def test_health_check_needs_no_torch() -> None:
+    code = (
+        "import sys; from worker.__main__ import main\n"
+        "try: main(['health'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'celery' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
