@@ -22,6 +22,8 @@ from .forms import read_form
 
 InThread = Callable[..., Awaitable[Any]]
 
+_SEND_ONE = "send a zip, tar or tar.gz of pictures in the field archive (curl -F archive=@FILE)"
+
 
 @dataclass(frozen=True)
 class TrainingRequest:
@@ -78,16 +80,16 @@ async def read_upload(request: Request, intake: Intake) -> TrainingRequest:
     """The form of a training request; its archive is on disk afterwards.
 
     Raises:
-        BadArchive: no archive came. And as :meth:`TrainingRequest.of`.
+        BadArchive: no archive came, or an empty one. And as :meth:`TrainingRequest.of`.
     """
     form = await read_form(
         request, "archive", 1, lambda: BadField("archive", "more than one archive came; send one"), intake.write
     )
     wanted = TrainingRequest.of(form.fields)
     if not form.files:
-        raise BadArchive(
-            "no archive came; send a zip, tar or tar.gz of pictures in the field archive (curl -F archive=@FILE)"
-        )
+        raise BadArchive(f"no archive came; {_SEND_ONE}")
+    if intake.is_empty:
+        raise BadArchive(f"the archive is an empty file; {_SEND_ONE}")
     return wanted
 
 
@@ -109,6 +111,11 @@ class Intake:
     def path(self) -> Path:
         """Where the archive is."""
         return self._files.archive(self.job_id)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no byte came."""
+        return self._file is None
 
     async def write(self, data: bytes) -> None:
         """Append to the archive."""

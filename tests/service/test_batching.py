@@ -1,0 +1,367 @@
+"""How batches are formed, bounded and ended; with the queue replaced by a list."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+
+import numpy as np
+import pytest
+import redis.exceptions
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.batching import Batcher, Group, collect
+from service.contract.errors import (
+    EstimateTimeout,
+    ModelFailed,
+    PPLError,
+    QueueFull,
+    RedisUnavailable,
+    WorkerUnavailable,
+)
+from service.contract.messages import BatchReply
+from service.metrics import Metrics
+
+DOG = Group("dog", "v1", 8, 0, False)
+CAT = Group("cat", "v1", 8, 0, False)
+
+
+def square(value: int = 0) -> np.ndarray:
+    return np.full((8, 8, 3), value, np.uint8)
+
+
+def reply_to(batch_id: str, pixels: np.ndarray, **changes) -> BatchReply:
+    """Keypoint 0's x is the value of the picture's pixels, in 255ths."""
+    count = len(pixels)
+    keypoints = np.zeros((count, 3, 2), np.float32)
+    keypoints[:, 0, 0] = pixels[:, 0, 0, 0] / 255
+    values = {
+        "keypoints": keypoints,
+        "scores": np.ones((count, 3), np.float32),
+        "trajectory": keypoints[:, None],
+        "timing_ms": {"model": 2.0},
+    }
+    return BatchReply(batch_id=batch_id, **{**values, **changes})
+
+
+class Line:
+    """Stands for queue and worker: keeps what was sent, and answers when told to."""
+
+    def __init__(self, live: int = 1, **limits) -> None:
+        self.live = live
+        self.sent = []
+        self.unanswered = deque()
+        self.broken: Exception | None = None
+        limits = {"batch_limit": 4, "queue_limit": 20, "timeout_s": 5.0, "late_s": 60.0, **limits}
+        self.batcher = Batcher(self._send, "ppl:reply:x", live_workers=lambda: self.live, metrics=Metrics(), **limits)
+
+    async def _send(self, request, pixels):
+        if self.broken:
+            raise self.broken
+        array = np.frombuffer(pixels, np.uint8).reshape(request.count, request.side, request.side, 3)
+        self.sent.append(request)
+        self.unanswered.append((request, array))
+
+    def answer(self, **changes):
+        request, pixels = self.unanswered.popleft()
+        self.batcher.deliver(reply_to(request.batch_id, pixels, **changes))
+
+    async def settle(self):
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    def ask(self, *values: int, group: Group = DOG) -> asyncio.Task:
+        return asyncio.create_task(self.batcher.estimate(group, [square(value) for value in values]))
+
+
+def xs(ticket) -> list[int]:
+    return [round(float(ticket.poses[index].keypoints[0, 0]) * 255) for index in range(len(ticket.squares))]
+
+
+async def test_sends_at_once_when_nothing_is_in_flight():
+    line = Line()
+    task = line.ask(7)
+    await line.settle()
+    assert [request.count for request in line.sent] == [1]
+    line.answer()
+    assert xs(await task) == [7]
+    assert line.batcher.pending == line.batcher.in_flight == line.batcher.waiting == 0
+
+
+async def test_collects_while_a_batch_is_in_flight():
+    line = Line()
+    tasks = [line.ask(value) for value in range(6)]
+    await line.settle()
+    assert [request.count for request in line.sent] == [1]
+    assert line.batcher.waiting == 5
+    line.answer()
+    await line.settle()
+    assert [request.count for request in line.sent] == [1, 4]
+    line.answer()
+    await line.settle()
+    line.answer()
+    assert [xs(await task) for task in tasks] == [[0], [1], [2], [3], [4], [5]]
+    assert [request.count for request in line.sent] == [1, 4, 1]
+
+
+async def test_as_many_batches_in_flight_as_workers_live():
+    line = Line(live=3)
+    tasks = [line.ask(value) for value in range(5)]
+    await line.settle()
+    assert len(line.sent) == 3
+    line.live = 0  # one is tried all the same: a worker may be on its way
+    for _ in range(3):
+        line.answer()
+        await line.settle()
+    while line.unanswered:
+        line.answer()
+        await line.settle()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_request_of_many_pictures_is_spread_over_batches_and_joined():
+    line = Line()
+    task = line.ask(*range(11))
+    for _ in range(3):
+        await line.settle()
+        line.answer()
+    ticket = await task
+    assert xs(ticket) == list(range(11))
+    assert [request.count for request in line.sent] == [4, 4, 3]
+    assert ticket.model_ms == 6.0
+
+
+async def test_groups_are_not_mixed():
+    line = Line()
+    groups = [DOG, CAT, DOG._replace(version="v2"), DOG._replace(refine_steps=1), DOG._replace(link_map=True)]
+    first = line.ask(1)
+    await line.settle()
+    tasks = [line.ask(value, group=group) for value in (1, 2) for group in groups]
+    await line.settle()
+    while line.unanswered:
+        link_map = line.unanswered[0][0].link_map
+        count = line.unanswered[0][0].count
+        line.answer(link_map=np.zeros((count, 8, 8), np.uint8) if link_map else None)
+        await line.settle()
+    await asyncio.gather(first, *tasks)
+    seen = [Group(r.category, r.version, r.side, r.refine_steps, r.link_map) for r in line.sent[1:]]
+    assert sorted(seen) == sorted(groups)
+    assert all(request.count == 2 for request in line.sent[1:])
+
+
+async def test_a_busy_group_does_not_starve_a_quiet_one():
+    line = Line()
+    dogs = [line.ask(value) for value in range(9)]
+    cat = line.ask(99, group=CAT)
+    await line.settle()
+    for _ in range(3):
+        line.answer()
+        await line.settle()
+    assert [request.category for request in line.sent[:3]] == ["dog", "dog", "cat"]
+    while line.unanswered:
+        line.answer()
+        await line.settle()
+    await asyncio.gather(*dogs, cat)
+
+
+async def test_message_says_what_the_worker_needs():
+    line = Line(timeout_s=30.0)
+    task = line.ask(1, 2, group=Group("dog", "v9", 8, 2, True))
+    await line.settle()
+    (request,) = line.sent
+    assert (request.category, request.version, request.count, request.side) == ("dog", "v9", 2, 8)
+    assert (request.refine_steps, request.link_map, request.reply_to) == (2, True, "ppl:reply:x")
+    assert 28 < request.deadline - time.time() <= 30
+    line.answer(link_map=np.zeros((2, 8, 8), np.uint8))
+    assert (await task).poses[1].link_map.shape == (8, 8)
+
+
+async def test_refuses_beyond_the_bound_and_recovers():
+    line = Line(queue_limit=5)
+    first = line.ask(1, 2, 3)
+    await line.settle()
+    with pytest.raises(QueueFull) as caught:
+        await line.batcher.estimate(DOG, [square()] * 3)
+    assert caught.value.retry_after_s >= 1
+    assert "3 pictures are waiting and 5 may" in caught.value.detail
+    second = line.ask(4, 5)
+    await line.settle()
+    line.answer()
+    await line.settle()
+    line.answer()
+    assert xs(await first) + xs(await second) == [1, 2, 3, 4, 5]
+    assert line.batcher.pending == 0
+    line.batcher.check_room(5)
+
+
+async def test_times_out_and_says_whether_a_worker_lives():
+    line = Line(timeout_s=0.05)
+    with pytest.raises(EstimateTimeout) as busy:
+        await line.batcher.estimate(DOG, [square()])
+    line.live = 0
+    with pytest.raises(WorkerUnavailable) as gone:
+        await line.batcher.estimate(DOG, [square()])
+    assert busy.value.retry_after_s
+    assert gone.value.retry_after_s
+    assert line.batcher.pending == line.batcher.waiting == 0
+
+
+async def test_a_batch_that_is_never_answered_is_forgotten():
+    line = Line(timeout_s=0.05)
+    with pytest.raises(EstimateTimeout):
+        await line.batcher.estimate(DOG, [square()])
+    await asyncio.sleep(0.02)
+    assert line.batcher.in_flight == 0
+    task = line.ask(5)
+    await line.settle()
+    line.unanswered.popleft()
+    line.answer()
+    assert xs(await task) == [5]
+
+
+async def test_a_late_batch_does_not_hold_back_others():
+    line = Line(late_s=0.05)
+    first = line.ask(1)
+    await line.settle()
+    second = line.ask(2)
+    await line.settle()
+    assert len(line.sent) == 1
+    await asyncio.sleep(0.08)
+    assert len(line.sent) == 2
+    line.answer()
+    line.answer()
+    assert xs(await first) + xs(await second) == [1, 2]
+
+
+async def test_a_late_reply_is_dropped():
+    line = Line(timeout_s=0.03)
+    with pytest.raises(EstimateTimeout):
+        await line.batcher.estimate(DOG, [square()])
+    await asyncio.sleep(0.02)
+    line.answer()
+    line.batcher.deliver(BatchReply(batch_id="never sent"))
+    assert line.batcher.pending == 0
+
+
+async def test_cancelled_request_leaves_nothing_behind():
+    line = Line()
+    first = line.ask(1)
+    await line.settle()
+    gone, stays = line.ask(2, 3), line.ask(4)
+    await line.settle()
+    gone.cancel()
+    await asyncio.wait([gone])
+    assert line.batcher.pending == 2
+    assert line.batcher.waiting == 1
+    line.answer()
+    await line.settle()
+    assert [request.count for request in line.sent] == [1, 1]
+    line.answer()
+    assert xs(await first) + xs(await stays) == [1, 4]
+
+
+async def test_cancelled_request_in_flight_does_not_harm_those_beside_it():
+    line = Line()
+    first = line.ask(1)
+    await line.settle()
+    gone, stays = line.ask(2), line.ask(3)
+    await line.settle()
+    line.answer()
+    await line.settle()
+    assert line.sent[-1].count == 2
+    gone.cancel()
+    await asyncio.wait([gone])
+    line.answer()
+    assert xs(await stays) == [3]
+    await first
+    assert line.batcher.pending == line.batcher.in_flight == 0
+
+
+async def test_the_workers_error_ends_all_requests_of_the_batch():
+    line = Line()
+    first = line.ask(1)
+    await line.settle()
+    tasks = [line.ask(2), line.ask(3)]
+    await line.settle()
+    line.answer()
+    await line.settle()
+    line.answer(error=ModelFailed("boom"))
+    for task in tasks:
+        with pytest.raises(ModelFailed, match="boom"):
+            await task
+    await first
+
+
+async def test_one_failed_batch_ends_a_request_of_several():
+    line = Line()
+    task = line.ask(*range(6))
+    await line.settle()
+    line.answer(error=ModelFailed("boom"))
+    with pytest.raises(ModelFailed):
+        await task
+    assert line.batcher.pending == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"keypoints": None},
+        {"scores": np.ones((2, 3), np.float32)},
+        {"trajectory": np.zeros((0, 1, 3, 2), np.float32)},
+        {"keypoints": np.full((1, 3, 2), np.nan, np.float32)},
+    ],
+)
+async def test_a_reply_that_does_not_fit_is_an_error(changes):
+    line = Line()
+    task = line.ask(1)
+    await line.settle()
+    line.answer(**changes)
+    with pytest.raises(ModelFailed):
+        await task
+
+
+async def test_a_missing_link_map_is_an_error():
+    line = Line()
+    task = line.ask(1, group=DOG._replace(link_map=True))
+    await line.settle()
+    line.answer()
+    with pytest.raises(ModelFailed, match="does not fit"):
+        await task
+
+
+async def test_queue_that_takes_nothing_ends_the_request_at_once():
+    line = Line()
+    line.broken = redis.exceptions.ConnectionError("refused")
+    with pytest.raises(RedisUnavailable) as caught:
+        await line.batcher.estimate(DOG, [square()])
+    assert caught.value.retry_after_s
+    line.broken = RuntimeError("a bug")
+    with pytest.raises(PPLError, match="could not be sent"):
+        await line.batcher.estimate(DOG, [square()])
+    line.broken = None
+    task = line.ask(3)
+    await line.settle()
+    line.answer()
+    assert xs(await task) == [3]
+
+
+@given(
+    sizes=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), max_size=12),
+    limit=st.integers(1, 6),
+)
+def test_collect_takes_each_picture_once_in_order_and_never_mixes(sizes, limit):
+    waiting = {}
+    expected = {}
+    for number, (name, count) in enumerate(sizes):
+        group = Group(name, "v", 8, 0, False)
+        waiting.setdefault(group, deque()).extend((number, index) for index in range(count))
+        expected.setdefault(group, []).extend((number, index) for index in range(count))
+    taken = {}
+    while (batch := collect(waiting, limit)) is not None:
+        group, items = batch
+        assert 1 <= len(items) <= limit
+        taken.setdefault(group, []).extend(items)
+    assert taken == expected
+    assert waiting == {}

@@ -1,0 +1,157 @@
+"""Priors over HTTP, from disk alone."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.schemas import Memory, Prior, PriorPage, VersionPage
+
+OLD, NEW = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb"
+
+
+@pytest.fixture
+def dog(publish):
+    publish("dog", OLD)
+    return publish("dog", NEW)
+
+
+async def test_list_is_paged_by_name(http, publish):
+    for name in ("owl", "dog", "cat"):
+        publish(name)
+    first = (await http.get("/priors?limit=2")).json()
+    assert [item["category"] for item in first["items"]] == ["cat", "dog"]
+    second = (await http.get("/priors", params={"limit": 2, "cursor": first["next_cursor"]})).json()
+    assert [item["category"] for item in second["items"]] == ["owl"]
+    assert second["next_cursor"] is None
+    PriorPage.model_validate(first)
+
+
+async def test_empty_list(http):
+    assert (await http.get("/priors")).json() == {"items": [], "next_cursor": None}
+
+
+async def test_prior_has_the_documented_shape(http, dog):
+    prior = (await http.get("/priors/dog")).json()
+    assert {
+        "category",
+        "version",
+        "num_keypoints",
+        "keypoint_names",
+        "keypoint_prior",
+        "connectivity_prior",
+        "links",
+        "settings",
+        "training",
+    } <= set(prior)
+    assert (prior["category"], prior["version"], prior["num_keypoints"]) == ("dog", dog, 5)
+    assert np.shape(prior["keypoint_prior"]) == (5, 2)
+    assert np.shape(prior["connectivity_prior"]) == (5, 5)
+    assert len(prior["links"]) == 10
+    assert prior["settings"]["num_keypoints"] == 5
+    assert prior["training"]["images"] == 99
+    assert prior["training"]["job_id"] == "0123456789abc123"
+    Prior.model_validate(prior)
+
+
+async def test_version_is_the_active_one_unless_given(http, dog):
+    for path in ("", "/memory"):
+        assert (await http.get(f"/priors/dog{path}")).json()["version"] == NEW
+        assert (await http.get(f"/priors/dog{path}?version={OLD}")).json()["version"] == OLD
+    assert (await http.get(f"/priors/dog/link-map?version={OLD}")).status_code == 200
+
+
+async def test_versions_are_listed_from_the_newest(http, dog):
+    first = (await http.get("/priors/dog/versions?limit=1")).json()
+    assert [(item["version"], item["active"]) for item in first["items"]] == [(NEW, True)]
+    rest = (await http.get("/priors/dog/versions", params={"cursor": first["next_cursor"]})).json()
+    assert [(item["version"], item["active"]) for item in rest["items"]] == [(OLD, False)]
+    assert rest["next_cursor"] is None
+    VersionPage.model_validate(first)
+
+
+@pytest.mark.parametrize("size", [None, 64, 300])
+async def test_link_map_is_a_square_png(http, dog, size):
+    response = await http.get("/priors/dog/link-map", params={"size": size} if size else {})
+    assert response.headers["content-type"] == "image/png"
+    image = Image.open(io.BytesIO(response.content))
+    assert image.size == (size or 512,) * 2
+    pixels = np.asarray(image).astype(int).sum(axis=2)
+    centre = image.width // 2
+    # the strongest link runs from the centre to the right; the corner is far from all
+    assert pixels[centre, centre + image.width // 8] > 500
+    assert pixels[2, 2] < 120
+
+
+async def test_memory_has_the_documented_shape(http, dog):
+    memory = (await http.get("/priors/dog/memory")).json()
+    assert set(memory) == {
+        "category",
+        "version",
+        "num_banks",
+        "bank_size",
+        "token_dim",
+        "use_counts",
+        "prototypes",
+    }
+    assert set(memory["prototypes"][0]) == {"keypoints", "codes", "count"}
+    Memory.model_validate(memory)
+
+
+async def test_memory_gives_its_vectors_where_asked_for(http, dog):
+    memory = (await http.get("/priors/dog/memory?include=vectors")).json()
+    expected = np.arange(24).reshape(3, 2, 4) / 7
+    assert np.allclose(memory["vectors"], expected, atol=1e-5)
+    Memory.model_validate(memory)
+
+
+@pytest.mark.parametrize("path", ["", "/link-map", "/memory", "/versions"])
+async def test_unknown_category(http, dog, problem, path):
+    problem(await http.get(f"/priors/cat{path}"), 404, "unknown_category")
+    problem(await http.get(f"/priors/Cat!{path}"), 400, "bad_category_name")
+
+
+@pytest.mark.parametrize("path", ["", "/link-map", "/memory"])
+async def test_unknown_version(http, dog, problem, path):
+    problem(await http.get(f"/priors/dog{path}?version=20200101T000000-cccccc"), 404, "unknown_version")
+    problem(await http.get(f"/priors/dog{path}?version=../active"), 400, "bad_version_name")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/priors?limit=0", 422, "bad_request"),
+        ("/priors/dog/link-map?size=10", 422, "bad_request"),
+        ("/priors/dog/link-map?size=100000", 422, "bad_request"),
+        ("/priors/dog/memory?include=everything", 422, "bad_request"),
+        ("/priors/dog/versions?cursor=elsewhere", 400, "bad_cursor"),
+    ],
+)
+async def test_bad_queries_are_refused(http, dog, problem, path, status, code):
+    problem(await http.get(path), status, code)
+
+
+async def test_priors_need_neither_redis_nor_a_worker(serve, dog):
+    http = await serve(redis_url="redis://127.0.0.1:1/0")
+    for path in ("", "/link-map", "/memory", "/versions"):
+        assert (await http.get(f"/priors/dog{path}")).status_code == 200
+    assert (await http.get("/priors")).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["prior.json", "version.json"])
+async def test_damaged_version_is_said_without_a_path(http, publish, problem, data_root, name):
+    file = data_root / "categories" / "owl" / "versions" / publish("owl") / name
+    file.write_text("{")
+    assert str(data_root) not in problem(await http.get("/priors/owl"), 500, "store_corrupt")["detail"]
+    file.unlink()
+    assert str(data_root) not in problem(await http.get("/priors/owl"), 500, "store_corrupt")["detail"]
+
+
+async def test_damaged_weights_are_said(http, publish, problem, data_root):
+    version = publish("owl")
+    (data_root / "categories" / "owl" / "versions" / version / "weights.safetensors").write_bytes(b"junk")
+    problem(await http.get("/priors/owl/memory?include=vectors"), 500, "store_corrupt")
+    assert (await http.get("/priors/owl/memory")).status_code == 200
