@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from .supervisor import ChildSpec
 
@@ -95,7 +97,8 @@ class EmbeddedValkey:
 
     def answers(self) -> bool:
         """Whether the server takes commands now: false while it starts or loads its file."""
-        with redis.Redis(host=_HOST, port=self.port, password=self.password, socket_timeout=1, retry=None) as client:
+        once = Retry(NoBackoff(), 0)
+        with redis.Redis(host=_HOST, port=self.port, password=self.password, socket_timeout=1, retry=once) as client:
             try:
                 return bool(client.ping())
             except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError):
