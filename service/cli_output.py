@@ -18,6 +18,8 @@ from .client import ClientError, Estimate, Job, JobStatus, Memory, Prior
 from .progress import duration, loss_text
 
 out = Console(highlight=False, soft_wrap=True)
+# as wide as they are, whatever the terminal: an id cut short is of no use
+tables = Console(highlight=False, width=1000)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 _COLOURS = {
@@ -94,7 +96,10 @@ def show_jobs(jobs: Iterable[Job]) -> None:
             f"{job.created_at:%Y-%m-%d %H:%M}",
             job.version or "",
         )
-    out.print(table if table.row_count else "no jobs yet")
+    if table.row_count:
+        tables.print(table)
+    else:
+        out.print("no jobs yet")
 
 
 def show_estimate(estimate: Estimate, names: Sequence[str]) -> None:
@@ -104,11 +109,8 @@ def show_estimate(estimate: Estimate, names: Sequence[str]) -> None:
         table = _table("keypoint", "x", "y", "score")
         for point in image.keypoints:
             table.add_row(str(point.id), f"{point.x:.1f}", f"{point.y:.1f}", f"{point.score:.2f}")
-        out.print(table)
-    total = estimate.timing_ms.get("total")
-    out.print(
-        f"category {estimate.category}, version {estimate.version}{f', {total:.0f} ms' if total is not None else ''}"
-    )
+        tables.print(table)
+    out.print(f"category {estimate.category}, version {estimate.version}, {estimate.timing_ms.total:.0f} ms")
 
 
 def show_prior(prior: Prior, memory: Memory) -> None:
@@ -118,7 +120,7 @@ def show_prior(prior: Prior, memory: Memory) -> None:
     for index, (x, y) in enumerate(prior.keypoint_prior):
         name = prior.keypoint_names[index] if prior.keypoint_names else str(index)
         table.add_row(escape(name), f"{x:+.3f}", f"{y:+.3f}")
-    out.print(table)
+    tables.print(table)
     strongest = sorted(prior.links, key=lambda link: link.weight, reverse=True)[:12]
     out.print("strongest links  " + "  ".join(f"{link.i}-{link.j} ({link.weight:.2f})" for link in strongest))
     trained = ", ".join(f"{name} {_figure(value)}" for name, value in prior.training.items() if not _nested(value))

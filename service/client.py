@@ -24,8 +24,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from .client_errors import APIError, ClientError, InputError, Unreachable
-from .client_types import Estimate, Memory, Prior, PriorEntry, png_bytes
-from .contract.jobs import Job, JobStatus
+from .client_types import Estimate, Job, JobStatus, Memory, Prior, PriorEntry, joined, png_bytes
 from .uploads import Picture, archive_of, picture_part
 
 __all__ = [
@@ -167,7 +166,7 @@ class Client:
             self._estimate(category, images[first : first + PICTURES_A_REQUEST], version, refine_steps, include)
             for first in range(0, max(len(images), 1), PICTURES_A_REQUEST)
         ]
-        return Estimate.joined(answers)
+        return joined(answers)
 
     def _estimate(
         self, category: str, images: Sequence[Picture], version: str | None, refine_steps: int, include: Sequence[str]

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("Starting the stack: Valkey, two workers, the API ...")
         with DemoStack(options.folder) as stack:
             console.print(f"  API  {stack.url}\n  docs {stack.url}/docs")
-            _demonstrate(stack.url, options.folder, options.steps)
+            _demonstrate(stack.url, options.folder, options.steps, serving=not options.no_serve)
             done = True
             if not options.no_serve:
                 console.print("\nServing until Ctrl-C.")
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _demonstrate(url: str, folder: Path, steps: int) -> None:
+def _demonstrate(url: str, folder: Path, steps: int, serving: bool) -> None:
     with Client(url) as client, as_file(files("service") / "samples") as samples:
         train_archive, heldout_archive = samples / "dog.zip", samples / "dog_heldout.zip"
         job = _train(client, train_archive, steps)
@@ -93,11 +93,15 @@ def _demonstrate(url: str, folder: Path, steps: int) -> None:
         heldout_images=len(heldout),
     )
     write_report(report, folder / "report.json")
-    _conclude(url, report, folder, example)
+    _conclude(url, report, folder, example, serving)
 
 
 def _train(client: Client, archive: Path, steps: int) -> Job:
     console.print(f"\nTraining on {archive.name}: pictures of a dog, no labels; {steps} steps on this machine's CPU.")
+    for earlier in client.jobs():
+        if earlier.category == CATEGORY and not earlier.status.ended:
+            console.print(f"Job {earlier.id} of an earlier demo, which was interrupted, is cancelled.")
+            client.cancel(earlier.id)
     job = client.train(CATEGORY, archive, PRESET, {"steps": steps})
     with TrainingProgress(console) as progress:
         job = client.wait(job.id, progress.update)
@@ -117,9 +121,13 @@ def _estimate(client: Client, pictures: Mapping[str, bytes], what: str) -> dict[
         return estimate_all(client, CATEGORY, pictures, lambda count: bar.advance(task, count))
 
 
-def _conclude(url: str, report: Report, folder: Path, example: Path) -> None:
+def _conclude(url: str, report: Report, folder: Path, example: Path, serving: bool) -> None:
     ppl = _shown(Path(sys.executable).with_name("ppl"))
-    export = "" if url == DEFAULT_URL else f"\n  export PPL_URL={url}"
+    first, server = "", url
+    if not serving:  # all is about to end, and the next commands need it
+        server, first = DEFAULT_URL, f"\n  {ppl} up --data-root {folder / 'data'}"
+    elif url != DEFAULT_URL:
+        first = f"\n  export PPL_URL={url}"
     console.print(
         f"""
 [bold]Error on held-out pictures: {report.error_percent:.2f} % of the picture's side[/] \
@@ -129,10 +137,10 @@ def _conclude(url: str, report: Report, folder: Path, example: Path) -> None:
   API      {url}
   docs     {url}/docs
 
-To try next, in another terminal:{export}
+To try next{", in another terminal" if serving else ""}:{first}
   {ppl} prior {CATEGORY}
   {ppl} estimate {CATEGORY} {example} --overlay pose.png
-  curl -F category={CATEGORY} -F images=@{example} {url}/estimate
+  curl -F category={CATEGORY} -F images=@{example} {server}/estimate
 With pictures of your own, some hundreds of one kind of thing, each about the middle of its picture:
   {ppl} train NAME FOLDER --follow
   {ppl} estimate NAME PICTURE --overlay pose.png"""

@@ -53,11 +53,12 @@ class TrainingProgress:
                 self._task, description=job.status, completed=progress.fraction, step=step, loss=loss, left=left
             )
             return
-        if job.status is self._status and time.monotonic() < self._next_line:
+        running = job.status is JobStatus.RUNNING
+        if job.status is self._status and not (running and time.monotonic() >= self._next_line):
             return
         self._status, self._next_line = job.status, time.monotonic() + _LINE_EVERY_S
-        if job.status is JobStatus.RUNNING:
-            self._console.print(f"{job.status}  step {step}  loss {loss}  {left}", highlight=False)
+        if running:
+            self._console.print(f"{job.status}  step {step}  loss {loss}  {left}".rstrip(), highlight=False)
         else:
             self._console.print(str(job.status), highlight=False)
 

@@ -1,0 +1,172 @@
+"""What /docs says is true: forms, shapes, problems, and examples that work when pasted."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+import zipfile
+
+import pytest
+
+from model.config import settings
+from service.contract.jobs import JobStatus
+from service.images import INCLUDABLE
+
+
+@pytest.fixture
+async def described(http):
+    response = await http.get("/openapi.json")
+    assert response.status_code == 200
+    return response.json()
+
+
+def operations(described):
+    return [
+        (method, path, operation) for path, item in described["paths"].items() for method, operation in item.items()
+    ]
+
+
+async def test_page_is_served(http):
+    assert "swagger" in (await http.get("/docs")).text.lower()
+    assert (await http.get("/")).headers["location"] == "/docs"
+
+
+async def test_every_operation_is_described_and_declares_problems(described):
+    expected = {
+        "/train-jobs",
+        "/train-jobs/{job_id}",
+        "/train-jobs/{job_id}/cancel",
+        "/estimate",
+        "/priors",
+        "/priors/{category}",
+        "/priors/{category}/link-map",
+        "/priors/{category}/memory",
+        "/priors/{category}/versions",
+        "/livez",
+        "/readyz",
+        "/metrics",
+    }
+    assert set(described["paths"]) == expected
+    for method, path, operation in operations(described):
+        assert operation["summary"], path
+        assert len(operation["description"]) > 20, path
+        assert operation["tags"], path
+        for status, response in operation["responses"].items():
+            if status == "default" or int(status) >= 400:
+                content = response["content"]
+                assert set(content) == {"application/problem+json"}, (method, path, status)
+                assert content["application/problem+json"]["schema"] == {"$ref": "#/components/schemas/Problem"}
+    assert set(described["components"]["schemas"]["Problem"]["properties"]) == {
+        "type",
+        "title",
+        "status",
+        "detail",
+        "code",
+    }
+
+
+async def test_every_reference_leads_somewhere(described):
+    names = re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(described))
+    assert set(names) <= set(described["components"]["schemas"])
+    assert "HTTPValidationError" not in described["components"]["schemas"]
+
+
+async def test_every_setting_stands_in_the_form_with_its_range(described):
+    content = described["paths"]["/train-jobs"]["post"]["requestBody"]["content"]
+    for media in ("multipart/form-data", "application/json"):
+        properties = content[media]["schema"]["properties"]
+        for name, (kind, allowed) in settings().items():
+            assert allowed.description in properties[name]["description"]
+            if kind in ("int", "float"):
+                assert (properties[name]["minimum"], properties[name]["maximum"]) == (allowed.low, allowed.high)
+            if allowed.choices:
+                assert properties[name]["enum"] == list(allowed.choices)
+    assert content["multipart/form-data"]["schema"]["properties"]["archive"]["format"] == "binary"
+    assert content["multipart/form-data"]["schema"]["required"] == ["category", "archive"]
+    assert content["application/json"]["schema"]["required"] == ["category", "folder"]
+
+
+async def test_estimate_form_is_described(described):
+    schema = described["paths"]["/estimate"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(schema["properties"]) == {"category", "images", "version", "refine_steps", "include", "boxes"}
+    assert schema["properties"]["images"]["maxItems"] == 64
+    assert schema["properties"]["refine_steps"]["maximum"] == 10
+    assert all(word in schema["properties"]["include"]["description"] for word in INCLUDABLE)
+
+
+async def test_meaning_of_a_score_is_documented(described):
+    score = described["components"]["schemas"]["Keypoint"]["properties"]["score"]
+    assert (score["minimum"], score["maximum"]) == (0, 1)
+    assert "share of the keypoint's attention" in score["description"]
+    assert "hidden" in score["description"]
+
+
+async def test_job_has_the_agreed_members(described):
+    schemas = described["components"]["schemas"]
+    assert list(schemas["Job"]["properties"]) == [
+        "id",
+        "category",
+        "status",
+        "created_at",
+        "started_at",
+        "finished_at",
+        "progress",
+        "metrics",
+        "version",
+        "error",
+        "settings",
+    ]
+    assert set(schemas["Progress"]["properties"]) == {"step", "total_steps", "fraction", "eta_s"}
+    assert schemas["JobStatus"]["enum"] == [str(status) for status in JobStatus]
+
+
+def curl_commands(described) -> list[str]:
+    texts = [described["info"]["description"], *(operation["description"] for _, _, operation in operations(described))]
+    return [line.strip() for text in texts for line in text.splitlines() if line.strip().startswith("curl ")]
+
+
+async def paste(http, command: str, files: dict[str, bytes]):
+    """Send what a curl command would."""
+    words = shlex.split(command)[1:]
+    form, content, url = [], None, None
+    while words:
+        word = words.pop(0)
+        if word == "-F":
+            name, _, value = words.pop(0).partition("=")
+            form.append((name, (value[1:], files[value[1:]]) if value.startswith("@") else (None, value)))
+        elif word == "--json":
+            content = words.pop(0)
+        else:
+            url = word
+    path = url.removeprefix("http://127.0.0.1:8000")
+    assert path != url
+    if content is not None:
+        return await http.post(path, content=content, headers={"content-type": "application/json"})
+    return await (http.post(path, files=form) if form else http.get(path))
+
+
+async def test_examples_work_when_pasted(http, described, consumer, publish, make_picture, data_root):
+    publish("dog")
+    folder = data_root / "imports" / "dog"
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_bytes(make_picture())
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.png", make_picture())
+    photo = make_picture(format="JPEG")
+    files = {"pictures.zip": packed.getvalue(), "photo.jpg": photo, "one.jpg": photo, "two.png": make_picture()}
+    commands = curl_commands(described)
+    assert len(commands) >= 6
+    for command in commands:
+        response = await paste(http, command, files)
+        assert response.status_code in (200, 202), (command, response.text)
+
+
+async def test_json_example_works(http, described, data_root):
+    folder = data_root / "imports" / "dog"
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_bytes(b"x")
+    example = described["paths"]["/train-jobs"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    assert (await http.post("/train-jobs", json=example)).status_code == 202

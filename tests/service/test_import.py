@@ -1,0 +1,25 @@
+"""The gateway stays small: no torch, no worker, little memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+CODE = """
+import sys
+from service.app import create_app
+from service.settings import Settings
+app = create_app(Settings())
+app.openapi()
+loaded = sorted(name for name in sys.modules if name.partition(".")[0] in ("torch", "worker", "torchvision", "scipy"))
+assert not loaded, loaded
+assert {name for name in sys.modules if name.startswith("model")} <= {"model", "model.config"}
+with open("/proc/self/status") as status:
+    print(next(line for line in status if line.startswith("VmRSS")).split()[1])
+"""
+
+
+def test_gateway_in_a_fresh_interpreter_has_no_torch_and_under_150_mb(tmp_path):
+    done = subprocess.run([sys.executable, "-P", "-c", CODE], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 150_000
