@@ -15,6 +15,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
 
+TIMING = {"decode": 1.0, "queue": 1.0, "model": 3.0, "total": 5.0}
+
 
 def png(side: int = 4) -> bytes:
     buffer = io.BytesIO()
@@ -95,11 +97,11 @@ class ApiDouble:
             if self.estimate_answer is not None:
                 return self.estimate_answer
             images = [self._image(index, "overlay" in str(form.get("include"))) for index in range(len(form["images"]))]
-            return {"category": form["category"][0], "version": "v1", "images": images, "timing_ms": {"total": 5.0}}
+            return {"category": form["category"][0], "version": "v1", "images": images, "timing_ms": TIMING}
 
         @app.get("/priors")
         async def priors() -> Any:
-            return {"items": [{"category": "bird", "version": "v1", "num_keypoints": 2}], "next_cursor": None}
+            return {"items": [{"category": "bird", "version": "v1", "num_versions": 1}], "next_cursor": None}
 
         @app.get("/priors/{category}")
         async def prior(category: str, request: Request) -> Any:
@@ -114,6 +116,7 @@ class ApiDouble:
                 "keypoint_prior": [[-0.5, 0.25], [0.5, 0.0]],
                 "connectivity_prior": [[0.0, 0.7], [0.7, 0.0]],
                 "links": [{"i": 0, "j": 1, "weight": 0.7}],
+                "link_width": 0.001,
                 "settings": {"steps": 20},
                 "training": {"images": 40, "steps": 20, "seconds": 12.5, "losses": {"total": 1.0}},
             }

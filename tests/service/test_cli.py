@@ -25,8 +25,8 @@ def api() -> Iterator[ApiDouble]:
 
 @pytest.fixture
 def ppl(api: ApiDouble, tmp_path: Path) -> Run:
-    def run(*arguments: object, url: str = "") -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PPL_URL": url or api.url, "COLUMNS": "120", "NO_COLOR": "1"}
+    def run(*arguments: object, url: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PPL_URL": url or api.url, "COLUMNS": "120", "NO_COLOR": "1", **more}
         return subprocess.run(
             [sys.executable, "-m", "service.cli", *map(str, arguments)],
             capture_output=True,
@@ -71,6 +71,13 @@ def test_train_follow_prints_plain_lines_where_there_is_no_terminal(ppl: Run, ap
     assert "running  step 5/20  loss 1.235  1:15 left" in done.stdout
     assert "version v7" in done.stdout
     assert "\x1b" not in done.stdout
+
+
+def test_ids_of_jobs_are_whole_in_a_narrow_terminal(ppl: Run) -> None:
+    done = ppl("jobs", COLUMNS="30")
+
+    assert "a" * 12 in done.stdout
+    assert "b" * 12 in done.stdout
 
 
 def test_a_job_that_fails_while_followed_exits_with_an_error(ppl: Run, api: ApiDouble, picture: Path) -> None:
