@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from .batching import Pose
 from .contract.errors import BadBoxes, BodyTooLarge, PPLError
 from .contract.pictures import Box, Frame, PictureLimits, fit_square, open_picture, unfit_square
 from .errors import BadField
+from .versions import Version
 
 INCLUDABLE = ("link_map", "trajectory", "overlay")
 
@@ -104,11 +104,11 @@ def describe(
     upload: Upload,
     fitted: Fitted,
     pose: Pose,
-    links: Sequence[dict[str, Any]],
+    version: Version,
     include: frozenset[str],
     limits: PictureLimits,
-) -> dict[str, Any]:
-    """One picture's part of the answer, in pixels of the picture as uploaded."""
+) -> str:
+    """One picture's part of the answer as JSON, in pixels of the picture as uploaded."""
     points = fitted.frame.to_picture(pose.keypoints)
     answer: dict[str, Any] = {
         "index": upload.index,
@@ -118,7 +118,6 @@ def describe(
             {"id": index, "x": round(x, 3), "y": round(y, 3), "score": round(score, 4)}
             for index, ((x, y), score) in enumerate(zip(points.tolist(), pose.scores.tolist(), strict=True))
         ],
-        "links": links,
     }
     if "trajectory" in include:
         answer["trajectory"] = [
@@ -132,8 +131,9 @@ def describe(
     if "overlay" in include:
         # decoded once more: pictures are not kept in memory while they wait
         picture = open_picture(upload.data, limits)
-        answer["overlay"] = _data_url(drawing.png(drawing.overlay(picture, fitted.frame, points, links)))
-    return answer
+        answer["overlay"] = _data_url(drawing.png(drawing.overlay(picture, fitted.frame, points, version.links)))
+    # the links are the same for every picture, and most of the text
+    return f'{json.dumps(answer)[:-1]}, "links": {version.links_json}}}'
 
 
 def _box(index: int, box: Any, expected: str) -> Box:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from threading import Lock
@@ -18,12 +20,13 @@ _ROUNDED = 6
 
 @dataclass(frozen=True)
 class Version:
-    """A version as an estimate needs it: the side of the model's square, and the links of the prior."""
+    """A version as an estimate needs it: the side of the model's square, and the links of the prior, also as JSON."""
 
     category: str
     name: str
     side: int
     links: list[dict[str, Any]]
+    links_json: str
 
 
 class Versions:
@@ -32,6 +35,7 @@ class Versions:
     def __init__(self, store: VersionStore) -> None:
         self.store = store
         self._kept: OrderedDict[tuple[str, str], Version] = OrderedDict()
+        self._active: dict[str, tuple[tuple[int, int], str]] = {}
         self._lock = Lock()
 
     def version(self, category: str, name: str | None = None) -> Version:
@@ -40,14 +44,15 @@ class Versions:
         Raises:
             BadCategoryName, BadVersionName, UnknownCategory, UnknownVersion, StoreCorrupt.
         """
-        key = (category, self.store.resolve(category, name))
+        name = name or self._active_name(category)
+        if name is not None and self.store.path(category, name).is_dir():
+            with self._lock:
+                if (category, name) in self._kept:
+                    self._kept.move_to_end((category, name))
+                    return self._kept[category, name]
+        version = self._load(category, self.store.resolve(category, name))
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        version = self._load(*key)
-        with self._lock:
-            self._kept[key] = version
+            self._kept[category, version.name] = version
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         return version
@@ -107,10 +112,25 @@ class Versions:
         facts = {key: info.get(key) for key in ("created_at", "job_id", "preset")}
         return {"category": category, "version": name, "active": name == active, **facts}
 
+    def _active_name(self, category: str) -> str | None:
+        """The active version, read anew only when its file was replaced; None where there is no such file."""
+        try:
+            status = os.stat(self.store.path(category, "any").parents[1] / "active.json")
+        except FileNotFoundError:
+            return None
+        stamp = (status.st_mtime_ns, status.st_ino)
+        known = self._active.get(category)
+        if known is None or known[0] != stamp:
+            name = self.store.active(category)
+            if name is None:
+                return None
+            known = self._active[category] = (stamp, name)
+        return known[1]
+
     def _load(self, category: str, name: str) -> Version:
         config, prior = self.store.config(category, name), self.store.prior(category, name)
         links = [{**link, "weight": float(f"{link['weight']:.6g}")} for link in _member(prior, "links")]
-        return Version(category, name, int(_member(config, "image_size")), links)
+        return Version(category, name, int(_member(config, "image_size")), links, json.dumps(links))
 
 
 def _member(document: dict[str, Any], name: str) -> Any:

@@ -151,9 +151,8 @@ async def _describe_all(
     """Each picture's part of the answer as JSON."""
 
     def part(index: int) -> str:
-        pose, limits = ticket.poses[index], gateway.picture_limits
-        described = describe(query.uploads[index], fitted[index], pose, version.links, query.include, limits)
-        return json.dumps(described)
+        limits = gateway.picture_limits
+        return describe(query.uploads[index], fitted[index], ticket.poses[index], version, query.include, limits)
 
     if len(fitted) <= _INLINE_IMAGES and not query.include & {"link_map", "overlay"}:
         return [part(index) for index in range(len(fitted))]
