@@ -23,6 +23,8 @@ _CATEGORY = {
     "description": "what the pictures show; letters a-z, digits, - and _",
     "examples": ["dog"],
 }
+# both ways of saying that a field is a file: the page's form needs one, generators of clients the other
+_FILE = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
 _TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
 
 DESCRIPTION = """
@@ -58,7 +60,7 @@ def estimate_body(max_images: int) -> dict[str, Any]:
         "category": _CATEGORY,
         "images": {
             "type": "array",
-            "items": {"type": "string", "format": "binary"},
+            "items": _FILE,
             "minItems": 1,
             "maxItems": max_images,
             "description": f"JPEG, PNG, WebP, BMP or TIFF pictures, up to {max_images}",
@@ -74,12 +76,11 @@ def estimate_body(max_images: int) -> dict[str, Any]:
         "include": {
             "type": "string",
             "description": f"comma-separated, any of {', '.join(INCLUDABLE)}",
-            "examples": ["overlay,trajectory"],
         },
         "boxes": {
             "type": "string",
-            "description": "JSON list of one [x, y, width, height] in pixels for each picture: where the thing is",
-            "examples": ["[[10, 20, 200, 150]]"],
+            "description": "where the thing is: a JSON list of one [x, y, width, height] in pixels for each picture, "
+            "as in [[10, 20, 200, 150]]",
         },
     }
     return _body({"multipart/form-data": _object(properties, ["category", "images"])})
@@ -97,8 +98,7 @@ def train_body() -> dict[str, Any]:
         },
     }
     archive = {
-        "type": "string",
-        "format": "binary",
+        **_FILE,
         "description": "zip, tar or tar.gz of JPEG, PNG, WebP, BMP or TIFF pictures, in folders or not",
     }
     folder = {

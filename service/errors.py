@@ -46,6 +46,10 @@ class UnsupportedMedia(BadRequest, status=415):
     """A body of another media type than the operation reads."""
 
 
+class SlowBody(BadRequest, status=408):
+    """A body that does not arrive."""
+
+
 class StorageFull(PPLError, code=ErrorCode.DISK_FULL, status=507):  # noqa: N818 - as in contract/errors.py
     """No room for an upload under the data root."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .contract.errors import BodyTooLarge
-from .errors import problem_of
+from .errors import SlowBody, problem_of
 from .metrics import Metrics
 
 _BODY_BYTES = "ppl.body_bytes"
@@ -26,11 +27,13 @@ class BodyLimit:
 
     Args:
         limit_of: the limit in bytes for a request.
+        stall_s: how long a body may pause.
     """
 
-    def __init__(self, app: ASGIApp, limit_of: Callable[[Scope], int]) -> None:
+    def __init__(self, app: ASGIApp, limit_of: Callable[[Scope], int], stall_s: float) -> None:
         self._app = app
         self._limit_of = limit_of
+        self._stall_s = stall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,10 +46,18 @@ class BodyLimit:
             await problem_of(_too_large(limit, f"{scope[_BODY_BYTES]} bytes"))(scope, receive, send)
             return
         received = 0
+        more = True
 
         async def counted() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, more
+            if not more:  # only the client's leaving can come now
+                return await receive()
+            try:
+                async with asyncio.timeout(self._stall_s):
+                    message = await receive()
+            except TimeoutError:
+                raise SlowBody(f"nothing of the body came for {self._stall_s:g} s; send it without a pause") from None
+            more = message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > limit:
                 raise _too_large(limit, f"more than {limit} bytes")

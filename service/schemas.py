@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 NormalizedPoint = tuple[float, float]
 
@@ -73,6 +73,30 @@ class Timing(BaseModel):
 class Estimate(BaseModel):
     """The poses of a request's pictures, in their order."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "category": "dog",
+                    "version": "20261123T064501-1f3a9c",
+                    "images": [
+                        {
+                            "index": 0,
+                            "width": 640,
+                            "height": 480,
+                            "keypoints": [
+                                {"id": 0, "x": 412.204, "y": 131.87, "score": 0.9712},
+                                {"id": 1, "x": 371.55, "y": 168.019, "score": 0.9544},
+                            ],
+                            "links": [{"i": 0, "j": 1, "weight": 1.93121}],
+                        }
+                    ],
+                    "timing_ms": {"decode": 4.1, "queue": 6.3, "model": 5.2, "total": 16.9},
+                }
+            ]
+        }
+    )
+
     category: str
     version: str
     images: list[ImageEstimate]
@@ -89,7 +113,7 @@ class Prior(BaseModel):
     keypoint_prior: list[NormalizedPoint] = Field(description="the typical pose: (x, y) of each keypoint")
     connectivity_prior: list[list[float]] = Field(description="symmetric matrix of link strengths")
     links: list[Link] = Field(description="the matrix as a list, the strongest first")
-    link_width: float | None = Field(description="sigma squared of the link map, in units of [-1, 1] squared")
+    link_width: float = Field(description="sigma squared of the link map, in units of [-1, 1] squared")
     settings: dict[str, Any] = Field(description="every setting of the model")
     training: dict[str, Any] = Field(description="job, time, pictures, steps, seconds, device, last losses")
 
@@ -145,7 +169,7 @@ class Memory(BaseModel):
     num_banks: int = Field(description="M")
     bank_size: int = Field(description="V")
     token_dim: int = Field(description="D")
-    use_counts: list[list[float]] = Field(description="(M, V): training pictures that used each vector")
+    use_counts: list[list[float]] = Field(description="(M, V): how often each vector was the nearest during training")
     prototypes: list[Prototype] = Field(description="the largest cluster first")
     vectors: list[list[list[float]]] | None = Field(None, description="(M, V, D), with include=vectors")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -70,7 +71,7 @@ class Versions:
             "keypoint_prior": _member(prior, "keypoint_prior"),
             "connectivity_prior": _member(prior, "connectivity_prior"),
             "links": _member(prior, "links"),
-            "link_width": prior.get("link_width"),
+            "link_width": _member(prior, "link_width"),
             "settings": info.get("settings") or self.store.config(category, name),
             "training": {**training, **info.get("training", {})},
         }
@@ -100,10 +101,11 @@ class Versions:
         names = self.store.versions(category)
         active = self.store.active(category)
         entry = {"category": category, "version": active, "num_versions": len(names)}
-        if active is not None:
-            info = self.store.info(category, active)
-            entry["num_keypoints"] = self.store.prior(category, active).get("num_keypoints")
-            entry["created_at"] = info.get("created_at")
+        # a damaged version must not hide the other categories; asked for by itself it says what is wrong
+        with suppress(StoreCorrupt):
+            if active is not None:
+                entry["num_keypoints"] = self.store.prior(category, active).get("num_keypoints")
+                entry["created_at"] = self.store.info(category, active).get("created_at")
         return entry
 
     def version_entry(self, category: str, name: str, active: str | None) -> dict[str, Any]:

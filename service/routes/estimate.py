@@ -17,7 +17,7 @@ from ..batching import Group, Ticket
 from ..contract.errors import NoImages, TooManyImages, TooManyPixels
 from ..contract.messages import MAX_REFINE_STEPS
 from ..documentation import estimate_body
-from ..errors import BadField, responses
+from ..errors import BadField, SlowBody, responses
 from ..forms import Form, read_form
 from ..gateway import Gateway, gateway_of
 from ..images import Fitted, Upload, describe, fit, parse_boxes, parse_include
@@ -30,6 +30,7 @@ from ..versions import Version
 _FIELDS = ("category", "version", "refine_steps", "include", "boxes")
 # few poses are turned into JSON at once; more, and drawn pictures, in a thread
 _INLINE_IMAGES = 4
+_DRAWN = frozenset(("link_map", "overlay"))
 
 Result = TypeVar("Result")
 
@@ -81,7 +82,7 @@ def make_router(settings: Settings) -> APIRouter:
         "/estimate",
         summary="Estimate poses",
         response_model=Estimate,
-        responses=responses(400, 404, 413, 415, 422, 429, 503),
+        responses=responses(400, 404, 408, 413, 415, 422, 429, 503),
         openapi_extra=estimate_body(settings.max_images),
     )
     async def estimate(request: Request) -> Response:
@@ -109,7 +110,7 @@ async def _estimate(request: Request, gateway: Gateway) -> Response:
     started = time.perf_counter()
     settings = gateway.settings
     with gateway.budget.hold(body_bytes(request.scope)):
-        query = Query.of(await read_form(request, "images", settings.max_images, lambda: _too_many(settings)))
+        query = Query.of(await _read(request, settings))
         version = await gateway.io(gateway.versions.version, query.category, query.version)
         gateway.batcher.check_room(len(query.uploads))
         decoding = time.perf_counter()
@@ -121,18 +122,28 @@ async def _estimate(request: Request, gateway: Gateway) -> Response:
         ticket = await _unless_gone(request, gateway.batcher.estimate(group, [item.square for item in fitted]))
         answered = time.perf_counter()
         images = await _describe_all(gateway, query, version, fitted, ticket)
-        ended = time.perf_counter()
         timing = {
             "decode": 1e3 * (queued - decoding),
             "queue": max(0.0, 1e3 * (answered - queued) - ticket.model_ms),
             "model": ticket.model_ms,
-            "total": 1e3 * (ended - started),
+            "total": 1e3 * (time.perf_counter() - started),
         }
-        head = {"category": version.category, "version": version.name}
-        tail = {"timing_ms": {name: round(value, 2) for name, value in timing.items()}}
-        # the pictures' parts are JSON already
-        body = f'{json.dumps(head)[:-1]}, "images": [{", ".join(images)}], {json.dumps(tail)[1:]}'
+        if query.include & _DRAWN:  # may be long
+            body = await gateway.compute(_joined, version, images, timing)
+        else:
+            body = _joined(version, images, timing)
         return Response(body, media_type="application/json")
+
+
+async def _read(request: Request, settings: Settings) -> Form:
+    """The form, within the time that it may take to arrive: a slow client must not hold its place for ever."""
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            return await read_form(request, "images", settings.max_images, lambda: _too_many(settings))
+    except TimeoutError:
+        raise SlowBody(
+            f"the body took longer than {settings.body_timeout_s:g} s to arrive; send fewer or smaller pictures"
+        ) from None
 
 
 async def _fit_all(gateway: Gateway, uploads: list[Upload], side: int) -> list[Fitted]:
@@ -154,13 +165,20 @@ async def _describe_all(
         limits = gateway.picture_limits
         return describe(query.uploads[index], fitted[index], ticket.poses[index], version, query.include, limits)
 
-    if len(fitted) <= _INLINE_IMAGES and not query.include & {"link_map", "overlay"}:
+    if len(fitted) <= _INLINE_IMAGES and not query.include & _DRAWN:
         return [part(index) for index in range(len(fitted))]
     return await asyncio.gather(*(gateway.compute(part, index) for index in range(len(fitted))))
 
 
+def _joined(version: Version, images: list[str], timing: dict[str, float]) -> bytes:
+    """The answer; the pictures' parts are JSON already."""
+    head = {"category": version.category, "version": version.name}
+    tail = {"timing_ms": {name: round(value, 2) for name, value in timing.items()}}
+    return f'{json.dumps(head)[:-1]}, "images": [{", ".join(images)}], {json.dumps(tail)[1:]}'.encode()
+
+
 def _check_drawn(settings: Settings, include: frozenset[str], fitted: list[Fitted]) -> None:
-    kinds = len(include & {"link_map", "overlay"})
+    kinds = len(include & _DRAWN)
     pixels = kinds * sum(item.width * item.height for item in fitted)
     if pixels > settings.max_drawn_pixels:
         raise TooManyPixels(

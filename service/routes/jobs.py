@@ -25,7 +25,7 @@ router = APIRouter(tags=["training"])
     status_code=202,
     summary="Train a category",
     response_model=Job,
-    responses=responses(400, 413, 415, 422, 503, 507),
+    responses=responses(400, 408, 413, 415, 422, 503, 507),
     openapi_extra=train_body(),
 )
 async def create_job(request: Request) -> Response:

@@ -272,6 +272,22 @@ async def test_refuses_a_chunked_body_over_the_limit(serve, dog, problem, no_tra
     no_trace()
 
 
+@pytest.mark.parametrize("limits", [{"body_stall_s": 0.1}, {"body_timeout_s": 0.3}])
+async def test_refuses_a_body_that_does_not_arrive(serve, dog, problem, no_trace, limits):
+    http = await serve(**limits)
+
+    async def body():
+        yield b'--b\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+        for _ in range(6):
+            await asyncio.sleep(0.12)
+            yield b"drip"
+
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    problem(await http.post("/estimate", content=body(), headers=headers), 408, "bad_request")
+    assert http.gateway.budget.held == 0
+    no_trace()
+
+
 async def test_refuses_a_picture_file_over_the_limit(serve, dog, problem, make_picture):
     http = await serve(image_max_bytes=2000)
     files = images(make_picture(40, 40), make_picture(100, 100, format="BMP"))

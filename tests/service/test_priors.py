@@ -150,6 +150,21 @@ async def test_damaged_version_is_said_without_a_path(http, publish, problem, da
     assert str(data_root) not in problem(await http.get("/priors/owl"), 500, "store_corrupt")["detail"]
 
 
+async def test_damaged_version_does_not_hide_the_other_categories(http, publish, data_root):
+    publish("dog")
+    (data_root / "categories" / "owl" / "versions" / publish("owl") / "prior.json").write_text("{")
+    items = (await http.get("/priors")).json()["items"]
+    assert [(item["category"], item["num_keypoints"]) for item in items] == [("dog", 5), ("owl", None)]
+
+
+async def test_new_active_version_is_served_at_once(http, consumer, publish, make_picture):
+    for version in ("20260101T000000-aaaaaa", "20260102T000000-bbbbbb", "20260103T000000-cccccc"):
+        publish("dog", version)
+        files = {"images": ("a.png", make_picture())}
+        answer = await http.post("/estimate", data={"category": "dog"}, files=files)
+        assert answer.json()["version"] == version
+
+
 async def test_damaged_weights_are_said(http, publish, problem, data_root):
     version = publish("owl")
     (data_root / "categories" / "owl" / "versions" / version / "weights.safetensors").write_bytes(b"junk")
