@@ -46,7 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     errors.install(app)
     documentation.install(app)
-    app.add_middleware(BodyLimit, limit_of=_limit_of(settings), stall_s=settings.body_stall_s)
+    app.add_middleware(BodyLimit, limit_of=_limit_of(settings))
     app.add_middleware(RequestFigures, metrics=gateway.metrics)
     return app
 

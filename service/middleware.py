@@ -12,6 +12,8 @@ from .contract.errors import BodyTooLarge
 from .errors import SlowBody, problem_of
 from .metrics import Metrics
 
+STALL_S = 30.0  # how long a body may pause
+
 _BODY_BYTES = "ppl.body_bytes"
 _NO_ANSWER = 499  # the client went away first
 
@@ -25,15 +27,15 @@ def body_bytes(scope: Scope) -> int:
 class BodyLimit:
     """Refuses longer bodies with a problem document: at once where the length is declared, else on the way.
 
+    And those that stop arriving.
+
     Args:
         limit_of: the limit in bytes for a request.
-        stall_s: how long a body may pause.
     """
 
-    def __init__(self, app: ASGIApp, limit_of: Callable[[Scope], int], stall_s: float) -> None:
+    def __init__(self, app: ASGIApp, limit_of: Callable[[Scope], int]) -> None:
         self._app = app
         self._limit_of = limit_of
-        self._stall_s = stall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,10 +55,10 @@ class BodyLimit:
             if not more:  # only the client's leaving can come now
                 return await receive()
             try:
-                async with asyncio.timeout(self._stall_s):
+                async with asyncio.timeout(STALL_S):
                     message = await receive()
             except TimeoutError:
-                raise SlowBody(f"nothing of the body came for {self._stall_s:g} s; send it without a pause") from None
+                raise SlowBody(f"nothing of the body came for {STALL_S:g} s; send it without a pause") from None
             more = message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > limit:

@@ -19,8 +19,6 @@ class Settings(CommonSettings):
     max_body_bytes: int = Field(
         default=64 * 2**20, ge=1024, description="bytes of a request other than a training upload"
     )
-    body_timeout_s: float = Field(default=60.0, gt=0, description="how long the body of an estimate may take to arrive")
-    body_stall_s: float = Field(default=30.0, gt=0, description="how long a body may pause, an upload's too")
     max_images: int = Field(default=64, ge=1, le=4096, description="pictures in one request")
     max_drawn_pixels: int = Field(
         default=100_000_000, ge=4096, description="pixels of all pictures drawn for one request (overlay, link_map)"

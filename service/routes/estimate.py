@@ -27,6 +27,8 @@ from ..settings import Settings
 from ..tasks import end
 from ..versions import Version
 
+BODY_S = 120.0  # how long a body may take to arrive
+
 _FIELDS = ("category", "version", "refine_steps", "include", "boxes")
 # few poses are turned into JSON at once; more, and drawn pictures, in a thread
 _INLINE_IMAGES = 4
@@ -138,12 +140,10 @@ async def _estimate(request: Request, gateway: Gateway) -> Response:
 async def _read(request: Request, settings: Settings) -> Form:
     """The form, within the time that it may take to arrive: a slow client must not hold its place for ever."""
     try:
-        async with asyncio.timeout(settings.body_timeout_s):
+        async with asyncio.timeout(BODY_S):
             return await read_form(request, "images", settings.max_images, lambda: _too_many(settings))
     except TimeoutError:
-        raise SlowBody(
-            f"the body took longer than {settings.body_timeout_s:g} s to arrive; send fewer or smaller pictures"
-        ) from None
+        raise SlowBody(f"the body took longer than {BODY_S:g} s to arrive; send fewer or smaller pictures") from None
 
 
 async def _fit_all(gateway: Gateway, uploads: list[Upload], side: int) -> list[Fitted]:

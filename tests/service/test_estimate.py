@@ -272,9 +272,9 @@ async def test_refuses_a_chunked_body_over_the_limit(serve, dog, problem, no_tra
     no_trace()
 
 
-@pytest.mark.parametrize("limits", [{"body_stall_s": 0.1}, {"body_timeout_s": 0.3}])
-async def test_refuses_a_body_that_does_not_arrive(serve, dog, problem, no_trace, limits):
-    http = await serve(**limits)
+@pytest.mark.parametrize(("limit", "seconds"), [("middleware.STALL_S", 0.1), ("routes.estimate.BODY_S", 0.3)])
+async def test_refuses_a_body_that_does_not_arrive(http, dog, problem, no_trace, monkeypatch, limit, seconds):
+    monkeypatch.setattr(f"service.{limit}", seconds)
 
     async def body():
         yield b'--b\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
