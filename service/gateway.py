@@ -34,6 +34,7 @@ from .workers import Workers
 log = logging.getLogger(__name__)
 
 _IO_THREADS = 8
+_UPLOAD_THREADS = 4
 _LOOK_EVERY_S = 1.0
 _CLEAN_EVERY_S = 600.0
 _COUNT_EVERY_S = 10.0
@@ -66,6 +67,8 @@ class Gateway:
         self._reply_to = routing.reply_key(uuid.uuid4().hex)
         self.decoding = ThreadPoolExecutor(settings.decode_threads, "decode")
         self._io = ThreadPoolExecutor(_IO_THREADS, "io")
+        # archives of gigabytes are written and checked in threads of their own, so that nothing else waits for them
+        self._uploads = ThreadPoolExecutor(_UPLOAD_THREADS, "upload")
         # one thread: the sender's connections are not shared, and batches leave in order
         self._sending = ThreadPoolExecutor(1, "send")
         self.batcher = Batcher(
@@ -96,7 +99,7 @@ class Gateway:
         """End the loops and close what is open; requests in flight have been answered by now."""
         await end(self._loops)
         await self.batcher.close()
-        for executor in (self.decoding, self._io, self._sending):
+        for executor in (self.decoding, self._io, self._uploads, self._sending):
             executor.shutdown(wait=False, cancel_futures=True)
         await self.redis.aclose()
         self._sender.close()
@@ -105,6 +108,10 @@ class Gateway:
     async def io(self, function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
         """Run something that reads disks or Redis in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._io, partial(function, *arguments, **named))
+
+    async def upload(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Run a step of an upload in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._uploads, function, *arguments)
 
     async def compute(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Run something that decodes, draws or encodes in a thread of the bounded pool."""

@@ -113,17 +113,17 @@ async def delete_job(request: Request, job_id: str) -> None:
 async def _from_folder(gateway: Gateway, wanted: TrainingRequest) -> Job:
     assert wanted.folder is not None  # read_json has looked
     folder = await gateway.io(training_folder, gateway.settings.data_root, wanted.folder)
-    await gateway.io(check_archive, folder, gateway.archive_limits)
+    await gateway.upload(check_archive, folder, gateway.archive_limits)
     return await _create(gateway, wanted, JobSource(kind="folder", folder=wanted.folder), None)
 
 
 async def _from_upload(gateway: Gateway, request: Request) -> Job:
     """The archive goes straight to where the worker reads it, and is gone again unless a job comes of it."""
-    intake = Intake(gateway.files, gateway.io)
+    intake = Intake(gateway.files, gateway.upload)
     try:
         wanted = await read_upload(request, intake)
         await intake.sync()
-        await gateway.io(check_archive, intake.path, gateway.archive_limits)
+        await gateway.upload(check_archive, intake.path, gateway.archive_limits)
         job = await _create(gateway, wanted, JobSource(), intake.job_id)
         intake.hand_over()
         return job

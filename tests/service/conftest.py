@@ -234,8 +234,8 @@ async def make_consumer(redis_url: str, redis_client: Any) -> AsyncIterator[Call
     """Starts consumers, which answer batches and have a heartbeat."""
     started: list[Consumer] = []
 
-    async def make(spoil: Callable[[BatchReply], Any] | None = None) -> Consumer:
-        consumer = Consumer(redis_url, spoil)
+    async def make(spoil: Callable[[BatchReply], Any] | None = None, url: str = redis_url) -> Consumer:
+        consumer = Consumer(url, spoil)
         started.append(consumer)
         await consumer.start()
         return consumer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import logging
@@ -65,13 +64,14 @@ async def test_fault_tells_the_client_nothing_and_the_log_all(http, problem, cap
 
 
 async def test_redis_away_gives_503_and_is_used_again_when_it_is_back(
-    tmp_path, serve, publish, make_picture, problem, data_root
+    tmp_path, serve, make_consumer, publish, make_picture, problem, data_root
 ):
     publish("dog")
     config = {"save": "", "appendonly": "yes"}
     server = ValkeyServer(data_dir=tmp_path / "valkey", persist=True, config=config)
     server.start()
-    http = await serve(redis_url=f"redis://127.0.0.1:{server.port}/0", estimate_timeout_s=2.0)
+    url = f"redis://127.0.0.1:{server.port}/0"
+    http = await serve(redis_url=url, estimate_timeout_s=2.0)
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("a.png", b"x")
@@ -106,6 +106,8 @@ async def test_redis_away_gives_503_and_is_used_again_when_it_is_back(
         assert (await http.post("/train-jobs", data={"category": "dog"}, files=good)).status_code == 202
         response = await http.post("/estimate", data={"category": "dog"}, files=picture)
         problem(response, 503, "worker_unavailable")
-        await asyncio.sleep(0.1)
+        consumer = await make_consumer(url=url)
+        assert (await http.post("/estimate", data={"category": "dog"}, files=picture)).status_code == 200
+        await consumer.stop()
     finally:
         server.stop()
