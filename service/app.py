@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.responses import RedirectResponse
 from starlette.types import Scope
 
@@ -35,7 +36,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         finally:
             await gateway.stop()
 
-    app = FastAPI(title=documentation.TITLE, version=documentation.package_version(), lifespan=lifespan)
+    # the page of /docs with its scripts, so that it works where the browser has no internet
+    app = FastAPIOffline(title=documentation.TITLE, version=documentation.package_version(), lifespan=lifespan)
     app.state.gateway = gateway
     for router in (jobs.router, estimate.make_router(settings), priors.router, health.router):
         app.include_router(router)

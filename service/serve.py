@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import socket
+import sys
 
 import uvicorn
 
@@ -19,11 +21,15 @@ def main() -> None:
     parser.add_argument("--fd", type=int, help="file descriptor of a listening socket to serve on")
     fd = parser.parse_args().fd
     settings = Settings()
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
         port=settings.port,
         log_level=settings.log_level.lower(),
+        log_config=None,
         access_log=False,
         timeout_graceful_shutdown=_DRAIN_S,
     )
