@@ -12,9 +12,10 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 RUN python -m venv /opt/ppl
 
-# what is pinned comes first: a change of the sources does not install it again
+# what is pinned comes first: a change of the sources does not install it again. torch alone comes from its own index,
+# which need not hold what torch needs
 COPY pyproject.toml docker/requirements.py ./
-RUN /opt/ppl/bin/pip install $PIP_ARGS ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} \
+RUN /opt/ppl/bin/pip install $PIP_ARGS --no-deps ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} \
     "$(python requirements.py worker --only torch)"
 RUN python requirements.py worker > requirements.txt && /opt/ppl/bin/pip install $PIP_ARGS -r requirements.txt
 
