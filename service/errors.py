@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -67,6 +68,14 @@ class Problem(BaseModel):
     code: str = Field(examples=["unknown_category"], description="a word for programs; it never changes")
 
 
+class ProblemResponse(JSONResponse):
+    """JSON in ASCII: what came is quoted as it came, also where it can't be written as UTF-8 (lone surrogates)."""
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
 def problem(
     status: int,
     code: str,
@@ -77,7 +86,7 @@ def problem(
 ) -> JSONResponse:
     """A problem document as a response; ``extra`` members never replace the five standard ones."""
     document = {"type": f"urn:ppl:problem:{code}", "title": title, "status": status, "detail": detail, "code": code}
-    return JSONResponse({**(extra or {}), **document}, status, headers=headers, media_type=MEDIA_TYPE)
+    return ProblemResponse({**(extra or {}), **document}, status, headers=headers, media_type=MEDIA_TYPE)
 
 
 def problem_of(error: PPLError) -> JSONResponse:

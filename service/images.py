@@ -23,6 +23,10 @@ from .versions import Version
 INCLUDABLE = ("link_map", "trajectory", "overlay")
 
 
+# sides of a box, as a multiple of the picture's longer side: beyond it the picture would be a few pixels of the square
+_MAX_BOX = 8
+
+
 @dataclass(frozen=True)
 class Upload:
     """One picture as it came."""
@@ -148,6 +152,12 @@ def _box(index: int, box: Any, expected: str) -> Box:
 
 def _check_box(box: Box, width: int, height: int) -> None:
     x, y, box_width, box_height = box
+    most = _MAX_BOX * max(width, height)
+    if max(box_width, box_height) > most:
+        raise BadBoxes(
+            f"the box {list(box)} is larger than {_MAX_BOX} times the longer side of the picture, which is "
+            f"{width} x {height} pixels; a side may have at most {most}"
+        )
     if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
         raise BadBoxes(
             f"the box {list(box)} lies outside of the picture, which is {width} x {height} pixels "

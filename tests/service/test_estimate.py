@@ -323,6 +323,7 @@ async def test_refuses_a_picture_file_over_the_limit(serve, dog, problem, make_p
         ({"category": "dog", "boxes": "[[1e999,2,3,4]]"}, 422, "bad_boxes"),
         ({"category": "dog", "boxes": "[[1" + "0" * 500 + ",2,3,4]]"}, 422, "bad_boxes"),
         ({"category": "dog", "boxes": "[[500,500,30,30]]"}, 422, "bad_boxes"),
+        ({"category": "dog", "boxes": "[[-4e8,-4e8,9e8,9e8]]"}, 422, "bad_boxes"),
         ({"category": "dog", "boxes": "[" * 100_000}, 422, "bad_boxes"),
     ],
 )

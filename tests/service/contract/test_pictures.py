@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import resource
 import struct
 import zlib
 
@@ -410,3 +411,17 @@ def png_of(width: int, height: int, *, depth: int, colour: int, rows: list[bytes
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     body = zlib.compress(b"".join(b"\0" + row for row in rows))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(3_000_000, 8), (8, 3_000_000)])
+def test_sliver_of_a_picture_is_fitted_in_little_memory(size):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    square, frame = fit_square(Image.new("RGB", size, (255, 0, 0)), 64)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+    assert frame.size == 3_000_000
+    assert square[32, 32, 0] >= square[0, 0, 0] or square[31, 31, 0] >= square[0, 0, 0]
+
+
+def test_box_thousands_of_times_the_picture_is_all_grey():
+    square, _ = fit_square(Image.new("RGB", (40, 30), (255, 0, 0)), 64, (-1e8, -1e8, 2e8, 2e8))
+    assert abs(int(square.mean()) - 128) <= 2
