@@ -74,7 +74,7 @@ def test_prometheus_sees_gateway_and_workers_and_their_counters_move(stack: Stac
     _estimate(stack)
     for name, service in counters:
         wait_for(lambda n=name, s=service: total(n, s) > before[n], f"{name} to move")  # type: ignore[misc]
-    assert total("ppl_training_steps_total", "worker-training") >= 6
+    wait_for(lambda: total("ppl_training_steps_total", "worker-training") >= 6, "the training's steps to be scraped")
 
 
 def test_services_run_without_rights_and_the_gateway_without_torch(stack: Stack) -> None:
