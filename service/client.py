@@ -11,6 +11,7 @@ It raises the errors of :mod:`service.client_errors`, all of them ClientError.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -153,6 +154,7 @@ class Client:
         version: str | None = None,
         refine_steps: int = 0,
         include: Sequence[str] = (),
+        boxes: Sequence[Sequence[float]] | None = None,
     ) -> Estimate:
         """The poses of some pictures, in their order.
 
@@ -161,21 +163,23 @@ class Client:
         Args:
             images: paths, or the bytes of picture files.
             include: any of "link_map", "trajectory", "overlay".
+            boxes: where the thing is in each picture, as x, y, width, height in pixels.
         """
-        answers = [
-            self._estimate(category, images[first : first + PICTURES_A_REQUEST], version, refine_steps, include)
-            for first in range(0, max(len(images), 1), PICTURES_A_REQUEST)
-        ]
-        return joined(answers)
-
-    def _estimate(
-        self, category: str, images: Sequence[Picture], version: str | None, refine_steps: int, include: Sequence[str]
-    ) -> Estimate:
         fields = {"category": category, "refine_steps": str(refine_steps)}
         if version:
             fields["version"] = version
         if include:
             fields["include"] = ",".join(include)
+        if boxes is not None and len(boxes) != len(images):
+            raise InputError(f"{len(images)} pictures came with {len(boxes)} boxes; each picture needs one")
+        answers = []
+        for first in range(0, max(len(images), 1), PICTURES_A_REQUEST):
+            part = slice(first, first + PICTURES_A_REQUEST)
+            own = {"boxes": json.dumps([list(box) for box in boxes[part]])} if boxes is not None else {}
+            answers.append(self._estimate({**fields, **own}, images[part]))
+        return joined(answers)
+
+    def _estimate(self, fields: Mapping[str, str], images: Sequence[Picture]) -> Estimate:
         with ExitStack() as stack:
             files = [("images", picture_part(image, index, stack)) for index, image in enumerate(images)]
             return self._read(Estimate, self._send("POST", "/estimate", data=fields, files=files))

@@ -73,7 +73,11 @@ def test_pictures_become_a_prior(shared: Shared, client: Client) -> None:
 
 def test_poses_come_in_pixels_of_the_picture(client: Client) -> None:
     estimate = client.estimate(
-        "cross", [drawing(100), drawing(101, 64, 200)], refine_steps=2, include=("overlay", "link_map", "trajectory")
+        "cross",
+        [drawing(100), drawing(101, 64, 200)],
+        refine_steps=2,
+        include=("overlay", "link_map", "trajectory"),
+        boxes=[(0, 0, 40, 32), (8, 60, 40, 50)],
     )
 
     assert [(image.width, image.height) for image in estimate.images] == [(40, 32), (64, 200)]

@@ -189,6 +189,16 @@ def test_many_pictures_are_sent_in_parts_and_answered_as_one(
     assert estimate.images[0].keypoints[0].x == 10.5
 
 
+def test_boxes_go_with_their_pictures(client: Client, api: ApiDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.client.PICTURES_A_REQUEST", 2)
+
+    client.estimate("bird", [png()] * 3, boxes=[(0, 0, 4, 4), (1, 1, 2, 2.5), (0, 1, 3, 3)])
+
+    assert [form["boxes"] for form in api.forms] == [["[[0, 0, 4, 4], [1, 1, 2, 2.5]]"], ["[[0, 1, 3, 3]]"]]
+    with pytest.raises(InputError, match="3 pictures came with 1 boxes"):
+        client.estimate("bird", [png()] * 3, boxes=[(0, 0, 4, 4)])
+
+
 def test_prior_memory_link_map_and_list(client: Client, api: ApiDouble) -> None:
     prior = client.prior("bird", version="v1")
 
