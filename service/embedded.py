@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import ipaddress
 import logging
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 _WORKER_STOP_S = 20.0
 _GATEWAY_STOP_S = 12.0
 _REMIND_EVERY_S = 30.0
+# the gateway of a stack that was killed may hold the port a moment longer
+_PORT_GRACE_S = 1.0
 
 
 class StackError(RuntimeError):
@@ -142,18 +145,23 @@ def _listening(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     except socket.gaierror as error:
         raise StackError(f"{host} is no address to listen on: {error.strerror}") from error
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(1024)
-    except OSError as error:
-        listener.close()
-        raise StackError(
-            f"can't listen on {host}:{port}: {error.strerror}. "
-            "Choose another port with --port (0 takes a free one) or PPL_PORT."
-        ) from error
-    return listener
+    deadline = time.monotonic() + _PORT_GRACE_S
+    while True:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            listener.listen(1024)
+        except OSError as error:
+            listener.close()
+            if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
+            raise StackError(
+                f"can't listen on {host}:{port}: {error.strerror}. "
+                "Choose another port with --port (0 takes a free one) or PPL_PORT."
+            ) from error
+        return listener
 
 
 def _url(listener: socket.socket) -> str:
