@@ -13,7 +13,7 @@ import math
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from .tasks import end
 log = logging.getLogger(__name__)
 
 Square = NDArray[np.uint8]  # (S, S, 3)
-Send = Callable[[BatchRequest, bytes], Awaitable[None]]
+Send = Callable[[BatchRequest, bytes | None], Awaitable[None]]
 
 _RETRY_S = 5.0
 
@@ -101,13 +101,15 @@ class Batcher:
     """Carries pictures to the workers and their poses back. One event loop's; not for threads.
 
     Args:
-        send: puts a batch and its pixels into the queue.
+        send: puts a batch and its pixels into the queue; without pixels, the message alone once more.
         reply_to: the list that replies come to; they are handed to :meth:`deliver`.
         batch_limit: pictures in a batch.
         queue_limit: pictures that may be under way.
         timeout_s: how long a ticket waits.
         late_s: a batch without reply for longer no longer counts as in flight (its worker may be
-            dead, and it comes back only once the broker notices).
+            dead, and it comes back only once the broker notices), and its message is sent again: one
+            that the server handed to a dying connection is never delivered by itself. A message too
+            many does no harm, as an answered batch has no pixels left.
         live_workers: how many inference workers live, as far as is known.
     """
 
@@ -214,11 +216,9 @@ class Batcher:
             batch_id = uuid.uuid4().hex
             self._flights[batch_id] = Flight(items, time.monotonic())
             self._metrics.batch_size.observe(len(items))
-            task = asyncio.create_task(self._launch(batch_id, group, items))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            self._start(self._launch(batch_id, group, items))
             loop = asyncio.get_running_loop()
-            loop.call_later(self._late_s, self._pump)
+            loop.call_later(self._late_s, self._late, batch_id)
             loop.call_later(self._timeout_s, self._expire, batch_id)
 
     def _has_room(self) -> bool:
@@ -226,9 +226,26 @@ class Batcher:
         on_time = sum(flight.sent_at > oldest for flight in self._flights.values())
         return on_time < max(1, self._live_workers())
 
-    async def _launch(self, batch_id: str, group: Group, items: list[tuple[Ticket, int]]) -> None:
-        pixels = np.stack([ticket.squares[index] for ticket, index in items])
-        request = BatchRequest(
+    def _start(self, sending: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(sending)
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    def _late(self, batch_id: str) -> None:
+        flight = self._flights.get(batch_id)
+        if flight is not None and any(not ticket.done.done() for ticket, _ in flight.items):
+            self._start(self._launch_again(self._request(batch_id, flight.items[0][0].group, flight.items)))
+        self._pump()
+
+    async def _launch_again(self, request: BatchRequest) -> None:
+        log.warning("batch %s has no answer after %g s: its message is sent again", request.batch_id, self._late_s)
+        try:
+            await self._send(request, None)
+        except QUEUE_ERRORS as error:  # the first message may still be answered
+            log.warning("batch %s was not sent again: %s", request.batch_id, error)
+
+    def _request(self, batch_id: str, group: Group, items: list[tuple[Ticket, int]]) -> BatchRequest:
+        return BatchRequest(
             batch_id=batch_id,
             category=group.category,
             version=group.version,
@@ -239,6 +256,10 @@ class Batcher:
             reply_to=self._reply_to,
             deadline=max(ticket.deadline for ticket, _ in items),
         )
+
+    async def _launch(self, batch_id: str, group: Group, items: list[tuple[Ticket, int]]) -> None:
+        pixels = np.stack([ticket.squares[index] for ticket, index in items])
+        request = self._request(batch_id, group, items)
         try:
             await self._send(request, pixels.tobytes())
         except QUEUE_ERRORS as error:

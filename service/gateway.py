@@ -143,7 +143,7 @@ class Gateway:
         else:
             metrics.redis_up.set(1)
 
-    async def _send_batch(self, request: BatchRequest, pixels: bytes) -> None:
+    async def _send_batch(self, request: BatchRequest, pixels: bytes | None) -> None:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._sending, self._sender.send_batch, request, pixels)
 

@@ -36,9 +36,10 @@ class Sender:
         self._redis = redis_client(redis_url)
         self._apps = {kind: _celery(kind, redis_url) for kind in routing.KINDS}
 
-    def send_batch(self, request: BatchRequest, pixels: bytes) -> None:
-        """Store the pixels under a key of their own, which expires, and send the batch."""
-        self._redis.set(routing.pixels_key(request.batch_id), pixels, ex=routing.PIXELS_TTL_S)
+    def send_batch(self, request: BatchRequest, pixels: bytes | None) -> None:
+        """Store the pixels under a key of their own, which expires, and send the batch; None: they are stored."""
+        if pixels is not None:
+            self._redis.set(routing.pixels_key(request.batch_id), pixels, ex=routing.PIXELS_TTL_S)
         self._send("inference", request.model_dump(), request.batch_id)
 
     def send_training(self, job_id: str) -> None:

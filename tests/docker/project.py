@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import socket
 import subprocess
@@ -102,6 +103,8 @@ def free_port() -> int:
 
 def missing_engine() -> str | None:
     """Why there is no engine to test with, or None."""
+    if os.environ.get("PPL_TEST_DOCKER") != "1":
+        return "building the images takes long: set PPL_TEST_DOCKER=1 where a Docker engine runs"
     if shutil.which("docker") is None:
         return "no Docker engine: the program docker is not installed"
     for command in (["docker", "info"], ["docker", "compose", "version"]):

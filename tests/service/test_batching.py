@@ -52,6 +52,7 @@ class Line:
     def __init__(self, live: int = 1, **limits) -> None:
         self.live = live
         self.sent = []
+        self.sent_again = []
         self.unanswered = deque()
         self.broken: Exception | None = None
         limits = {"batch_limit": 4, "queue_limit": 20, "timeout_s": 5.0, "late_s": 60.0, **limits}
@@ -60,6 +61,9 @@ class Line:
     async def _send(self, request, pixels):
         if self.broken:
             raise self.broken
+        if pixels is None:
+            self.sent_again.append(request)
+            return
         array = np.frombuffer(pixels, np.uint8).reshape(request.count, request.side, request.side, 3)
         self.sent.append(request)
         self.unanswered.append((request, array))
@@ -365,3 +369,32 @@ def test_collect_takes_each_picture_once_in_order_and_never_mixes(sizes, limit):
         taken.setdefault(group, []).extend(items)
     assert taken == expected
     assert waiting == {}
+
+
+async def test_message_of_a_late_batch_is_sent_again_once_and_its_answer_counts():
+    bench = Line(late_s=0.05)
+    asking = bench.ask(7)
+    await asyncio.sleep(0.2)
+    assert bench.sent_again == bench.sent
+    bench.answer()
+    assert xs(await asking) == [7]
+
+
+async def test_answered_batch_is_not_sent_again():
+    bench = Line(late_s=0.05)
+    asking = bench.ask(7)
+    await bench.settle()
+    bench.answer()
+    await asking
+    await asyncio.sleep(0.1)
+    assert bench.sent_again == []
+
+
+async def test_queue_that_fails_the_second_time_leaves_the_first_message_to_be_answered():
+    bench = Line(late_s=0.05)
+    asking = bench.ask(7)
+    await bench.settle()
+    bench.broken = redis.ConnectionError("gone")
+    await asyncio.sleep(0.1)
+    bench.answer()
+    assert xs(await asking) == [7]
