@@ -9,6 +9,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -47,8 +48,8 @@ def compare(batch: int, side: int, device: torch.device) -> dict[str, Any]:
     return {"batch": batch, "side": side, "ours_s": fast, "literal_s": slow, "ratio": slow / fast}
 
 
-def main() -> None:
-    """Print the comparison."""
+def main() -> int:
+    """Print the comparison; the exit code is 1 where it misses the bar."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.link_map", description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--batch", type=int, default=8)
@@ -60,11 +61,12 @@ def main() -> None:
     result = {"subject": "link_map", "rows": [row], "ratio": row["ratio"], "bar": BAR, "holds": row["ratio"] >= BAR}
     if options.json:
         print(json.dumps({**result, "machine": machine}))
-        return
+        return int(not result["holds"])
     print(f"link map, forward + backward, B={row['batch']}, K=16, {row['side']}x{row['side']} ({machine})")
     print(f"  literal eq. 3  {row['literal_s'] * 1e3:9.1f} ms")
     print(f"  ours           {row['ours_s'] * 1e3:9.1f} ms   {row['ratio']:.0f} times faster (bar: {BAR:.0f})")
+    return int(not result["holds"])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

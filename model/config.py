@@ -1,4 +1,4 @@
-"""Every number of the method as a validated setting. Plain dataclasses: importing this loads no torch.
+"""The numbers of the method as validated settings. Plain dataclasses: importing this loads no torch.
 
 The letters in the descriptions are those of the paper: S image side, K keypoints,
 M memory banks, V vectors a bank, D their dimension.
@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 Value = bool | int | float | str
+
+_MOST_DIGITS = 100  # of a number as text: more change nothing about its being out of range
+_HUGE = 10**18  # beyond every range, and still a float
 
 
 class SettingError(ValueError):
@@ -73,15 +76,19 @@ class PPLConfig:
         "transformed prior, near zero at the start, to the mean position of the keypoint's attention map",
         choices=("affine", "residual"),
     )
+    head_scale: float = _setting(0.1, "factor on the transformed prior of the head 'residual'", 0.0, 1.0)
     num_banks: int = _setting(34, "M: memory banks", 1, 128)
     bank_size: int = _setting(16, "V: vectors in a memory bank", 2, 256)
     token_dim: int = _setting(512, "D: dimension of a memory vector", 8, 1024)
+    memory_width: int = _setting(512, "channels of the memory's encoder", 8, 1024)
+    memory_depth: int = _setting(4, "mixer blocks of the memory's encoder", 1, 8)
     link_width: float = _setting(1e-3, "sigma squared of eq. 3, in units of [-1, 1] squared", 1e-5, 0.1)
     link_width_start: float = _setting(1e-3, "link width at the first step", 1e-5, 0.1)
     link_width_fraction: float = _setting(
         0.0, "part of the steps over which the link width falls from its start to its end, geometrically", 0.0, 1.0
     )
     link_scale: float = _setting(512.0, "s: factor on the learning rate of the link weights", 1.0, 4096.0)
+    link_init_mean: float = _setting(-4.0, "mean of the link weights before softplus at the start", -10.0, 4.0)
     link_init_std: float = _setting(1.0, "spread of the link weights before softplus at the start", 0.0, 4.0)
     # what it learns from
     mask_ratio: float = _setting(0.8, "probability that a patch of the reference image is masked", 0.0, 1.0)
@@ -145,6 +152,7 @@ PRESETS: dict[str, dict[str, Value]] = {
         "base_width": 16,
         "head": "residual",
         "token_dim": 128,
+        "memory_width": 128,
         "link_width": 1e-3,
         "link_width_start": 5e-3,
         "link_width_fraction": 0.5,
@@ -182,7 +190,7 @@ def parse(name: str, value: Any) -> Value:
     if isinstance(value, str) and kind != "str":
         value = _from_text(name, value, kind, allowed)
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(min(max(value, -_HUGE), _HUGE))
     if kind == "int" and isinstance(value, float) and value.is_integer():
         value = int(value)
     _check(name, value, kind, allowed)
@@ -217,9 +225,13 @@ def _from_text(name: str, text: str, kind: str, allowed: Allowed) -> Any:
             return False
         raise SettingError(name, f"{name} is '{text}'; it must be true or false")
     try:
-        return int(text) if kind == "int" else float(text)
+        return int(text[:_MOST_DIGITS]) if kind == "int" else float(text)
     except ValueError:
         raise SettingError(name, f"{name} is '{text}'; it must be a number, {allowed}") from None
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, float) or abs(value) < _HUGE else "a number of many digits"
 
 
 def _check(name: str, value: Any, kind: Any, allowed: Allowed) -> None:
@@ -230,7 +242,7 @@ def _check(name: str, value: Any, kind: Any, allowed: Allowed) -> None:
         raise SettingError(name, f"{name} is '{value}'; it must be {allowed}")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         outside = allowed.low is not None and allowed.high is not None and not allowed.low <= value <= allowed.high
-        if not math.isfinite(value) or outside:
-            raise SettingError(name, f"{name} is {value}; it must be {allowed}")
+        if outside or not math.isfinite(value):
+            raise SettingError(name, f"{name} is {_short(value)}; it must be {allowed}")
         if allowed.multiple_of and value % allowed.multiple_of:
             raise SettingError(name, f"{name} is {value}; it must be {allowed}")

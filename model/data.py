@@ -23,7 +23,7 @@ def load_folder(folder: Path, side: int) -> Images:
     Fitting pads to a square with mid-grey and resizes; nothing is cut off or distorted.
 
     Raises:
-        ValueError: the folder has no picture.
+        ValueError: the folder has no picture, or one of 32 bits a channel.
         OSError: a picture can't be read.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
@@ -35,7 +35,7 @@ def load_folder(folder: Path, side: int) -> Images:
 def fit_picture(path: Path, side: int) -> Images:
     """One picture file as a square of a given side in pixels, uint8 (S, S, 3)."""
     with Image.open(path) as opened:
-        picture = ImageOps.exif_transpose(opened).convert("RGB")
+        picture = _rgb(ImageOps.exif_transpose(opened))
     longer = max(picture.size)
     x, y = (longer - picture.width) / 2, (longer - picture.height) / 2
     canvas = Image.new("RGB", (math.ceil(x) + longer, math.ceil(y) + longer), (GREY, GREY, GREY))
@@ -43,6 +43,19 @@ def fit_picture(path: Path, side: int) -> Images:
     left, top = math.ceil(x) - x, math.ceil(y) - y  # half a pixel where the margins are odd
     box = (left, top, left + longer, top + longer)
     return np.asarray(canvas.resize((side, side), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0))
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """8-bit RGB: 16-bit grey scaled, transparency laid on mid-grey."""
+    if picture.mode.startswith("I;16"):
+        wide = np.asarray(picture).astype(np.uint32)
+        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"a picture of mode {picture.mode} has no fixed range; save it with 8 or 16 bits a channel")
+    if picture.has_transparency_data:
+        ground = Image.new("RGBA", picture.size, (GREY, GREY, GREY, 255))
+        return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
+    return picture.convert("RGB")
 
 
 def to_tensor(images: Images, device: torch.device) -> Tensor:

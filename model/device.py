@@ -13,11 +13,14 @@ def pick_device(name: str) -> torch.device:
     """ "auto" is CUDA where there is one, else the CPU; or a device by its torch name.
 
     Raises:
-        ValueError: CUDA was asked for and there is none.
+        ValueError: no such device, or CUDA was asked for and there is none.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is '{name}'; expected auto, cpu, cuda or a torch device name") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is '{name}', but torch {torch.__version__} sees no CUDA device; use cpu or auto")
     return device

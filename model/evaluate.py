@@ -102,6 +102,9 @@ def _paired(predictions: dict[str, Any], labels: dict[str, Any]) -> tuple[Array,
     missing = [name for name in names if name not in labels]
     if missing or not names:
         raise ValueError(f"{len(missing)} of {len(names)} predicted pictures have no label, the first: {missing[:1]}")
+    unseen = sorted(labels.keys() - predictions.keys())
+    if unseen:  # a score over some of the pictures would not be the set's
+        raise ValueError(f"{len(unseen)} of {len(labels)} labelled pictures have no prediction, the first: {unseen[0]}")
     return (
         np.array([predictions[name] for name in names], dtype=np.float64),
         np.array([labels[name]["keypoints"] for name in names], dtype=np.float64),

@@ -12,12 +12,14 @@ from torch.autograd.function import once_differentiable
 from model.geometry import pixel_centres, pixel_grid
 
 _TINY = 1e-12
-_TILE = 1 << 18  # scores worked on at a time on a CPU
+_TILE = 1 << 18  # scores worked on at a time on a CPU: they stay in its cache
+_TILE_GPU = 1 << 27  # the same on a GPU, where they bound the memory: half a gigabyte
 
 
 @lru_cache(maxsize=64)
 def _pairs(num_keypoints: int) -> Tensor:
-    return torch.triu_indices(num_keypoints, num_keypoints, offset=1)
+    with torch.inference_mode(False):  # kept for whoever asks next, who may want gradients
+        return torch.triu_indices(num_keypoints, num_keypoints, offset=1)
 
 
 def link_indices(num_keypoints: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
@@ -50,8 +52,8 @@ def link_map(keypoints: Tensor, link_weights: Tensor, link_width: float, side: i
     of a pixel is exponentiated and gets a gradient.
 
     Args:
-        keypoints: (B, K, 2) in [-1, 1].
-        link_weights: (L,), positive.
+        keypoints: (B, K, 2) in units of [-1, 1], float32 or float64.
+        link_weights: (L,), positive, of the same type.
         link_width: sigma squared, in units of [-1, 1] squared.
         side: S, pixels along one side.
 
@@ -118,7 +120,7 @@ class _LinkMap(torch.autograd.Function):
         at_end = sums[..., 3:5]
         at_start = sums[..., 1:3] - at_end
         grad_keypoints = torch.zeros_like(keypoints).index_add_(1, i, at_start).index_add_(1, j, at_end)
-        return grad_keypoints, sums[..., 0].sum(0) / link_weights, None, None
+        return grad_keypoints, sums[..., 0].sum(0) / link_weights.clamp_min(_TINY), None, None
 
 
 def _winning_links(keypoints: Tensor, link_weights: Tensor, link_width: float, side: int) -> Tensor:
@@ -149,8 +151,10 @@ def _winning_links(keypoints: Tensor, link_weights: Tensor, link_width: float, s
     index = torch.arange(num_links, dtype=as_int, device=keypoints.device)[:, None, None]
     batch = keypoints.shape[0]
     winner = torch.empty(batch, side, side, dtype=torch.long, device=keypoints.device)
-    on_cpu = keypoints.device.type == "cpu"  # there a tile of one image stays in the cache
-    images, rows = (1, max(1, min(side, _TILE // (num_links * side)))) if on_cpu else (batch, side)
+    if keypoints.device.type == "cpu":
+        images, rows = 1, max(1, min(side, _TILE // (num_links * side)))
+    else:
+        images, rows = max(1, _TILE_GPU // (num_links * side * side)), side
     for first in range(0, batch, images):
         b = slice(first, first + images)
         for top in range(0, side, rows):

@@ -40,8 +40,9 @@ def boundary_loss(keypoints: Tensor) -> Tensor:
 def link_regularization_loss(keypoint_prior: Tensor, keypoints: Tensor, link_weights: Tensor) -> Tensor:
     """Eq. 6 in the form of the release: links that keep their length between prior and image deserve weight.
 
-    mean |10 delta + log w| over the links with 0.3 < length < 0.7 in the image, delta being the change of
-    length after both poses are scaled to their bounding boxes. The gradient reaches the weights only.
+    mean |10 delta + log w| over the links with 0.3 < length < 0.7, delta being the change of length from prior
+    to image. Lengths are those after both poses are scaled to their bounding boxes.
+    The gradient reaches the weights only.
 
     Args:
         keypoint_prior: (K, 2).

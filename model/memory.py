@@ -22,7 +22,7 @@ class Recalled:
         tokens: (B, M, D), the encoded poses.
         codes: (B, M), the nearest vector's index in each bank.
         vectors: (B, M, D), those vectors; constants.
-        keypoints: (B, K, 2) in [-1, 1], decoded from the vectors, gradients copied straight to the tokens.
+        keypoints: (B, K, 2) in units of [-1, 1], decoded from the vectors, gradients copied straight to the tokens.
     """
 
     tokens: Tensor
@@ -34,6 +34,8 @@ class Recalled:
 class HierarchicalMemory(nn.Module):
     """M banks of V vectors of dimension D, an encoder of poses into M tokens, and a decoder.
 
+    The first :meth:`update` fills the banks with tokens of its batch, so that no vector starts out of reach.
+
     The codebook is a buffer that only :meth:`update` changes: neither the optimiser nor a forward pass
     (training or not) does. Differs from the release, whose moving average also runs while serving.
 
@@ -42,22 +44,27 @@ class HierarchicalMemory(nn.Module):
         num_banks: M.
         bank_size: V.
         token_dim: D.
+        width: channels of the encoder's mixer blocks; 512 in the paper.
+        depth: mixer blocks of the encoder; 4 in the paper.
     """
 
     codebook: Tensor
+    filled: Tensor
     hits: Tensor
     sums: Tensor
     idle_steps: Tensor
     use_counts: Tensor
 
-    def __init__(self, num_keypoints: int, num_banks: int, bank_size: int, token_dim: int) -> None:
+    def __init__(
+        self, num_keypoints: int, num_banks: int, bank_size: int, token_dim: int, width: int = 512, depth: int = 4
+    ) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
-            nn.Linear(2, token_dim),
-            *(MixerBlock(num_keypoints, token_dim, 64, 512) for _ in range(4)),
-            nn.LayerNorm(token_dim),
+            nn.Linear(2, width),
+            *(MixerBlock(num_keypoints, width, 64, 512) for _ in range(depth)),
+            nn.LayerNorm(width),
             AcrossTokens(num_keypoints, num_banks),
-            nn.Linear(token_dim, token_dim),
+            nn.Linear(width, token_dim),
         )
         self.decoder = nn.Sequential(
             AcrossTokens(num_banks, num_keypoints),
@@ -70,6 +77,7 @@ class HierarchicalMemory(nn.Module):
         self.register_buffer("codebook", codebook)
         self.register_buffer("hits", torch.ones(num_banks, bank_size))  # starting at 0 would divide by almost nothing
         self.register_buffer("sums", codebook.clone())
+        self.register_buffer("filled", torch.zeros((), dtype=torch.bool))
         self.register_buffer("idle_steps", torch.zeros(num_banks, bank_size, dtype=torch.long))
         self.register_buffer("use_counts", torch.zeros(num_banks, bank_size, dtype=torch.long))
 
@@ -123,23 +131,31 @@ class HierarchicalMemory(nn.Module):
         Returns:
             How many vectors were revived.
         """
+        if not self.filled:
+            self._replace(tokens, torch.ones_like(self.hits, dtype=torch.bool), generator)
+            self.filled.fill_(True)
         hits, sums = batch_sums(tokens, codes, self.codebook.shape[1])
         self.use_counts += hits.long()
         moving_average(self.hits, hits, decay)
         moving_average(self.sums, sums, decay)
         self.idle_steps.add_(1).masked_fill_(hits > 0, 0)
-        self.codebook.copy_(self.sums / smoothed(self.hits).unsqueeze(-1))
-        return self._revive(tokens, self.idle_steps >= revive_after, generator)
+        # a vector without hits stays: its counts and sums fade alike, but the smoothing would pull it to zero
+        moved = self.sums / smoothed(self.hits).unsqueeze(-1)
+        self.codebook.copy_(torch.where((hits > 0).unsqueeze(-1), moved, self.codebook))
+        return self._replace(tokens, self.idle_steps >= revive_after, generator)
 
-    def _revive(self, tokens: Tensor, dead: Tensor, generator: torch.Generator) -> int:
+    def _replace(self, tokens: Tensor, dead: Tensor, generator: torch.Generator) -> int:
+        """Put tokens of the batch, a different one for each while there are enough, in the place of vectors."""
         bank, vector = dead.nonzero(as_tuple=True)
         if bank.numel():
-            pick = torch.randint(tokens.shape[0], (bank.numel(),), generator=generator).to(tokens.device)
-            fresh = tokens[pick, bank].to(self.codebook.dtype)
+            order = torch.rand(dead.shape[0], tokens.shape[0], generator=generator).argsort(dim=1).to(tokens.device)
+            rank = (dead.cumsum(dim=1) - 1)[bank, vector] % tokens.shape[0]
+            fresh = tokens[order[bank, rank], bank].to(self.codebook.dtype)
             self.codebook[bank, vector] = fresh
             self.sums[bank, vector] = fresh
             self.hits[bank, vector] = 1
             self.idle_steps[bank, vector] = 0
+            self.use_counts[bank, vector] = 0
         return bank.numel()
 
 

@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from urllib.error import URLError
+from urllib.request import urlopen
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,10 @@ _VGG_STAGES = {"vgg16": (2, 2, 3, 3), "vgg19": (2, 2, 4, 4)}
 _VGG_WIDTHS = (64, 128, 256, 512)
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-# (kernel, stride, widths in and out, expansion) of EfficientNet-Lite0's first five blocks; a comment a level
-_LITE0_BLOCKS = ((3, 1, 32, 16, 1), (3, 2, 16, 24, 6), (3, 1, 24, 24, 6), (5, 2, 24, 40, 6), (5, 1, 40, 40, 6))
+_TIMEOUT_S = 60  # of a download without a byte
+# (stride, widths in and out, expansion) of EfficientNet-Lite0's first five blocks. Strided convolutions are padded
+# alike on both sides where TensorFlow, in which the network was trained, pads more after: a shift of half a stride
+_LITE0_BLOCKS = ((1, 32, 16, 1), (2, 16, 24, 6), (1, 24, 24, 6), (2, 24, 40, 6), (1, 40, 40, 6))
 _LITE0_LEVELS = (0, 2, 4)
 
 
@@ -104,8 +106,8 @@ def _download(url: str, name: str) -> dict[str, Tensor]:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(url, str(target), hash_prefix=prefix, progress=False)
-        except (URLError, OSError, RuntimeError) as error:
+            _fetch(url, target, prefix)
+        except (OSError, ValueError) as error:
             raise WeightsUnavailableError(
                 f"the ImageNet weights of {name} could not be downloaded from {url} ({error}). Download the file on a "
                 f"machine with network access and put it at {target}, or name a local file in PPL_PERCEPTUAL_WEIGHTS, "
@@ -117,6 +119,22 @@ def _download(url: str, name: str) -> dict[str, Tensor]:
             f"{target} has the SHA-256 {digest}, expected one that starts with {prefix}: delete the file, it is damaged"
         )
     return _read(target, name)
+
+
+def _fetch(url: str, target: Path, prefix: str) -> None:
+    """Download a file, and put it in its place only once its SHA-256 is as expected."""
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    digest = hashlib.sha256()
+    try:
+        with urlopen(url, timeout=_TIMEOUT_S) as response, draft.open("wb") as file:  # noqa: S310 (our own addresses)
+            while chunk := response.read(1 << 20):
+                digest.update(chunk)
+                file.write(chunk)
+        if not digest.hexdigest().startswith(prefix):
+            raise ValueError(f"what came has the SHA-256 {digest.hexdigest()}, expected one that starts with {prefix}")
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _lite0_file() -> Path:
@@ -175,7 +193,7 @@ def _lite0_stages(state: dict[str, Tensor]) -> list[nn.Module]:
     stem = nn.Sequential(_folded(state, "_conv_stem", "_bn0", stride=2), nn.ReLU6())
     stages: list[nn.Module] = []
     pending: list[nn.Module] = [stem]
-    for index, (_, stride, width_in, width_out, expansion) in enumerate(_LITE0_BLOCKS):
+    for index, (stride, width_in, width_out, expansion) in enumerate(_LITE0_BLOCKS):
         pending.append(_InvertedResidual(state, f"_blocks.{index}", stride, width_in == width_out, expansion))
         if index in _LITE0_LEVELS:
             stages.append(nn.Sequential(*pending))

@@ -21,7 +21,7 @@ class Forward:
 
     Attributes:
         keypoint_prior: (K, 2), the distilled prior, a constant.
-        keypoints: (B, K, 2) in [-1, 1].
+        keypoints: (B, K, 2) in units of [-1, 1]; the boundary loss keeps them inside.
         link_map: (B, 1, S, S).
         reconstruction: (B, 3, S, S), about [-1, 1].
         recalled: what the memory makes of the keypoints, which it takes as constants.
@@ -46,10 +46,17 @@ class PosePriorLearner(nn.Module):
     def __init__(self, config: PPLConfig) -> None:
         super().__init__()
         self.config = config
-        self.regressor = KeypointRegressor(config.num_keypoints, config.base_width, config.head)
+        self.regressor = KeypointRegressor(config.num_keypoints, config.base_width, config.head, config.head_scale)
         self.reconstructor = Reconstructor(config.base_width)
-        self.memory = HierarchicalMemory(config.num_keypoints, config.num_banks, config.bank_size, config.token_dim)
-        start = torch.randn(config.num_links) * config.link_init_std - 4
+        self.memory = HierarchicalMemory(
+            config.num_keypoints,
+            config.num_banks,
+            config.bank_size,
+            config.token_dim,
+            config.memory_width,
+            config.memory_depth,
+        )
+        start = torch.randn(config.num_links) * config.link_init_std + config.link_init_mean
         self.link_logits = nn.Parameter(start / config.link_scale)
 
     @property

@@ -25,7 +25,7 @@ class Prediction:
     """Poses of a batch of squares.
 
     Attributes:
-        keypoints: float32 (N, K, 2) as (x, y) in [-1, 1] of the square.
+        keypoints: float32 (N, K, 2) as (x, y), the square being [-1, 1]; a keypoint may lie outside.
         scores: float32 (N, K) in [0, 1]: the share of a keypoint's attention that lies near it.
         trajectory: float32 (N, T + 1, K, 2), the pose after each of T refinement steps, the first unrefined.
         link_map: uint8 (N, S, S), the links drawn between the keypoints, 255 at the strongest; None unless asked for.
@@ -48,9 +48,9 @@ class Predictor:
     def __init__(self, model: PosePriorLearner, device: str = "auto") -> None:
         self.device = pick_device(device)
         self.config = model.config
-        self.model = channels_last(model, self.device).eval().requires_grad_(False)
+        self.model = channels_last(model, self.device).eval()
         self.prior = PosePrior.of(self.model)
-        self._strongest = float(self.model.link_weights.max())
+        self._strongest = float(self.model.link_weights.detach().max())
 
     @classmethod
     def load(cls, directory: Path, device: str = "auto") -> Predictor:
@@ -58,9 +58,12 @@ class Predictor:
 
         Raises:
             FileNotFoundError: one of them is missing.
-            CheckpointError: the weights are damaged or of another model.
+            CheckpointError: settings or weights are damaged, or of another model or a later release.
         """
-        config = PPLConfig.from_dict(checkpoint.load_json(directory / "config.json"))
+        try:
+            config = PPLConfig.from_dict(checkpoint.load_json(directory / "config.json"))
+        except ValueError as error:
+            raise checkpoint.CheckpointError(f"the settings in {directory} can't be read: {error}") from error
         weights, _ = checkpoint.load(directory / "weights.safetensors")
         model = PosePriorLearner(config)
         try:

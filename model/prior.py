@@ -17,7 +17,7 @@ class PosePrior:
     """The keypoint prior and the connectivity prior of a category.
 
     Attributes:
-        keypoint_prior: (K, 2) in [-1, 1].
+        keypoint_prior: (K, 2) in units of [-1, 1].
         link_weights: (L,), positive, over the pairs i < j in row-major order.
         link_width: sigma squared with which the links were drawn, in units of [-1, 1] squared.
         keypoint_names: K names.
@@ -67,23 +67,21 @@ class Prototype:
     count: int
 
 
-def hamming_distances(a: Tensor, b: Tensor, bank_size: int) -> Tensor:
+def hamming_distances(a: Tensor, b: Tensor) -> Tensor:
     """In how many banks two pictures' codes differ: (N, M) and (P, M) to (N, P)."""
-    hot_a = torch.nn.functional.one_hot(a, bank_size).flatten(1).float()
-    hot_b = torch.nn.functional.one_hot(b, bank_size).flatten(1).float()
-    return a.shape[1] - hot_a @ hot_b.T
+    distances = torch.zeros(len(a), len(b), dtype=torch.int16)
+    for bank in range(a.shape[1]):  # one at a time: memory for one matrix, whatever M and V are
+        distances += a[:, bank, None] != b[None, :, bank]
+    return distances
 
 
-def cluster_codes(
-    codes: Tensor, bank_size: int, num_clusters: int, rounds: int = 20, most: int = 4096
-) -> tuple[Tensor, Tensor]:
+def cluster_codes(codes: Tensor, num_clusters: int, rounds: int = 20, most: int = 4096) -> tuple[Tensor, Tensor]:
     """K-medoids over Hamming distance: exact combinations hardly ever repeat, so like ones are grouped.
 
     Starts from the overall medoid and adds the farthest picture each time; deterministic.
 
     Args:
         codes: (N, M) of all training pictures.
-        bank_size: V.
         num_clusters: at most this many clusters; fewer where fewer combinations differ.
         rounds: of assignment and update, at most.
         most: medoids are sought among this many pictures, evenly spaced; all pictures are counted.
@@ -95,7 +93,7 @@ def cluster_codes(
         raise ValueError("no codes to cluster; expected at least one picture")
     chosen = torch.linspace(0, codes.shape[0] - 1, min(most, codes.shape[0])).round().long()
     sample = codes[chosen]
-    distances = hamming_distances(sample, sample, bank_size)
+    distances = hamming_distances(sample, sample)
     medoids = [int(distances.sum(0).argmin())]
     nearest = distances[medoids[0]]
     while len(medoids) < num_clusters and nearest.max() > 0:
@@ -112,7 +110,7 @@ def cluster_codes(
         if torch.equal(moved, centres):
             break
         centres = moved
-    counts = torch.bincount(hamming_distances(codes, sample[centres], bank_size).argmin(1), minlength=centres.numel())
+    counts = torch.bincount(hamming_distances(codes, sample[centres]).argmin(1), minlength=centres.numel())
     order = counts.argsort(descending=True, stable=True)
     order = order[counts[order] > 0]
     return chosen[centres[order]], counts[order]
@@ -121,7 +119,7 @@ def cluster_codes(
 @torch.no_grad()
 def prototypes(model: PosePriorLearner, codes: Tensor, num_clusters: int = 12) -> list[Prototype]:
     """The prototypical poses of a model, from the codes (N, M) of its training pictures."""
-    medoids, counts = cluster_codes(codes.cpu(), model.config.bank_size, num_clusters)
+    medoids, counts = cluster_codes(codes.cpu(), num_clusters)
     device = model.memory.codebook.device
     poses = model.memory.decode(model.memory.lookup(codes[medoids].to(device))).float().cpu()
     return [

@@ -12,7 +12,7 @@ from model.device import full_precision
 from model.geometry import pixel_grid
 
 SCORE_RADIUS = 0.25
-"""Half the side of an eighth of the image, in units of [-1, 1]: see :attr:`Located.scores`."""
+"""An eighth of the image's side, in units of [-1, 1]: see :attr:`Located.scores`."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Located:
     Attributes:
         keypoints: (B, K, 2) in [-1, 1]; a keypoint may lie outside.
         scores: (B, K) in [0, 1], the share of a keypoint's attention that lies within ``SCORE_RADIUS`` of
-            the keypoint. Low where the part is hidden or could be in several places. No gradient.
+            the keypoint. Low where the part is hidden or could be in several places. With the head "affine"
+            a keypoint need not lie where its attention is, and the score says less. No gradient.
     """
 
     keypoints: Tensor
@@ -60,19 +61,23 @@ class KeypointRegressor(nn.Module):
     coordinates), joined with the embedded prior point, goes through a two-layer network.
 
     With ``head="affine"`` keypoints_i = A_i prior_i + t_i, A_i starting at the identity (PPL eq. 2). With
-    ``head="residual"`` the same transformed prior, starting near zero, is added to the attention's mean
+    ``head="residual"`` the same transformed prior, times ``head_scale``, is added to the attention's mean
     position: differs from the paper; localises better at small sizes.
     """
 
-    def __init__(self, num_keypoints: int, base_width: int, head: str) -> None:
+    def __init__(self, num_keypoints: int, base_width: int, head: str, head_scale: float = 0.1) -> None:
         super().__init__()
-        self.head = head
+        self.head, self.head_scale = head, head_scale
         self.encoder = ImageEncoder(base_width)
         channels = self.encoder.out_channels
         self.attention = nn.Conv2d(channels, num_keypoints, 3, padding=1)
         self.embed_position = nn.Linear(2, channels)
         self.embed_prior = nn.Sequential(nn.Linear(2, channels), nn.ReLU(), nn.Linear(channels, channels))
-        self.affine = nn.Sequential(nn.Linear(3 * channels, channels), nn.ReLU(), nn.Linear(channels, 6))
+        last = nn.Linear(channels, 6)
+        if head == "affine":  # the identity to start with
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        self.affine = nn.Sequential(nn.Linear(3 * channels, channels), nn.ReLU(), last)
 
     def forward(self, image: Tensor, keypoint_prior: Tensor) -> Located:
         """Locate the keypoints.
@@ -95,7 +100,7 @@ class KeypointRegressor(nn.Module):
             parameters = self.affine(descriptor)
             matrix, translation = parameters[..., :4].unflatten(-1, (2, 2)), parameters[..., 4:]
             moved = (matrix @ keypoint_prior[:, :, None]).squeeze(-1) + translation
-            keypoints = centre + 0.1 * moved if self.head == "residual" else keypoint_prior + moved
+            keypoints = centre + self.head_scale * moved if self.head == "residual" else keypoint_prior + moved
             scores = attention_near(attention.detach(), keypoints.detach(), grid)
         return Located(keypoints, scores)
 

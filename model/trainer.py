@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model import checkpoint
-from model.config import PPLConfig
+from model.config import PPLConfig, SettingError
 from model.data import Batches, Images, in_order, mask_patches, step_generator, to_tensor
 from model.device import autocast, channels_last, pick_device
 from model.losses import boundary_loss, link_regularization_loss, memory_loss, reconstruction_loss
@@ -45,7 +45,8 @@ class Trainer:
     """Trains a :class:`PosePriorLearner` on still pictures.
 
     Every random choice is drawn from the seed and the step's number, so a run that is stopped, saved, loaded
-    and continued takes the same steps as one that was not.
+    and continued takes the same steps as one that was not: bit for bit on a CPU with the same number of threads.
+    On CUDA some sums (``index_add_``, the gradient of bilinear resizing) run in no fixed order.
 
     Args:
         images: uint8 (N, S, S, 3) with S the configured image size; may be a memory map.
@@ -83,7 +84,6 @@ class Trainer:
         Raises:
             TrainingDivergedError: a loss is no longer finite. Weights are then of no use.
         """
-        self.model.train()
         while self.step < self.config.steps:
             losses = self.train_step()
             self.step += 1
@@ -99,6 +99,7 @@ class Trainer:
     def train_step(self) -> dict[str, Tensor]:
         """One optimisation step on the batch of the current step; the losses by name."""
         config, step = self.config, self.step
+        self.model.train()  # an export on the way left it in eval mode
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         image = to_tensor(self.batches.at(step), self.device)
@@ -158,6 +159,13 @@ class Trainer:
         if not path.exists():
             return False
         tensors, facts = checkpoint.load(path)
+        try:
+            self._restore(path, tensors, facts)
+        except (SettingError, RuntimeError, KeyError, IndexError) as error:
+            raise checkpoint.CheckpointError(f"{path} was written by another release: {error}") from error
+        return True
+
+    def _restore(self, path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         saved = PPLConfig.from_dict(facts["config"])
         if saved != self.config:
             changed = [name for name, value in saved.to_dict().items() if value != self.config.to_dict()[name]]
@@ -176,7 +184,6 @@ class Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.step = int(facts["step"])
-        return True
 
     def export(self, directory: Path, keypoint_names: tuple[str, ...] | None = None) -> None:
         """Write a version: weights.safetensors, config.json, prior.json and memory.json.

@@ -13,6 +13,7 @@ TINY = {
     "num_banks": 6,
     "bank_size": 4,
     "token_dim": 16,
+    "memory_width": 16,
     "batch_size": 4,
     "steps": 6,
     "perceptual_size": 32,

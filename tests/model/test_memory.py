@@ -58,17 +58,50 @@ def test_repeated_update_moves_the_chosen_vectors_to_the_mean_of_their_tokens(me
     torch.testing.assert_close(memory.codebook[:, 0], tokens.mean(0), atol=1e-3, rtol=0)
 
 
-def test_vector_without_hits_stays_where_it_was_until_it_is_revived(memory):
-    untouched = memory.codebook[:, 3].clone()
+def _start(memory, tokens):
+    """The first update, which fills the banks, with no code counted."""
+    memory.update(
+        tokens, memory.quantise(tokens), decay=0.9, revive_after=10**6, generator=torch.Generator().manual_seed(0)
+    )
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
+def test_vector_without_hits_stays_where_it_was_until_it_is_revived(memory, decay):
     tokens, codes = torch.randn(8, 6, 16), torch.zeros(8, 6, dtype=torch.long)
-    for step in range(1, 6):
-        revived = memory.update(tokens, codes, decay=0.9, revive_after=6, generator=torch.Generator())
-        assert revived == 0
-        torch.testing.assert_close(memory.codebook[:, 3], untouched, atol=1e-3 * step, rtol=1e-3)
+    _start(memory, tokens)
+    untouched = memory.codebook[:, 3].clone()
+    for _ in range(300):
+        assert memory.update(tokens, codes, decay=decay, revive_after=10**6, generator=torch.Generator()) == 0
+    assert torch.equal(memory.codebook[:, 3], untouched)
+
+
+def test_vector_that_faded_follows_its_tokens_again_once_it_is_chosen(memory):
+    tokens = torch.randn(8, 6, 16)
+    _start(memory, tokens)
+    for code in [0] * 300 + [3] * 100:
+        codes = torch.full((8, 6), code)
+        memory.update(tokens, codes, decay=0.9, revive_after=10**6, generator=torch.Generator())
+    torch.testing.assert_close(memory.codebook[:, 3], tokens.mean(0), atol=1e-3, rtol=0)
+
+
+def test_first_update_fills_the_banks_with_different_tokens_of_the_batch(memory):
+    tokens = torch.randn(8, 6, 16)
+    memory.update(
+        tokens,
+        torch.zeros(8, 6, dtype=torch.long),
+        decay=1 - 1e-9,
+        revive_after=100,
+        generator=torch.Generator().manual_seed(0),
+    )
+    for bank in range(6):
+        distances, source = torch.cdist(memory.codebook[bank, 1:], tokens[:, bank]).min(dim=1)
+        assert distances.max() < 1e-5
+        assert len(set(source.tolist())) == 3
 
 
 def test_dead_vectors_become_tokens_of_the_batch(memory):
     tokens, codes = torch.randn(8, 6, 16), torch.zeros(8, 6, dtype=torch.long)
+    memory.filled.fill_(True)
     revived = 0
     for _ in range(3):
         revived += memory.update(tokens, codes, decay=0.9, revive_after=3, generator=torch.Generator().manual_seed(3))

@@ -7,8 +7,8 @@ from model.prior import PosePrior, cluster_codes, hamming_distances
 
 def test_hamming_distance_counts_the_banks_that_differ():
     a = torch.tensor([[0, 1, 2], [3, 3, 3]])
-    assert hamming_distances(a, a, 4).tolist() == [[0, 3], [3, 0]]
-    assert hamming_distances(a, torch.tensor([[0, 1, 3]]), 4).tolist() == [[1], [2]]
+    assert hamming_distances(a, a).tolist() == [[0, 3], [3, 0]]
+    assert hamming_distances(a, torch.tensor([[0, 1, 3]])).tolist() == [[1], [2]]
 
 
 def test_clusters_find_the_groups_that_codes_were_drawn_from():
@@ -18,24 +18,24 @@ def test_clusters_find_the_groups_that_codes_were_drawn_from():
     codes = torch.cat([centre.repeat(size, 1) for centre, size in zip(centres, sizes, strict=True)])
     noise = torch.rand(codes.shape, generator=generator) < 0.1
     noisy = torch.where(noise, torch.randint(0, 4, codes.shape, generator=generator), codes)
-    medoids, counts = cluster_codes(noisy, 4, num_clusters=3)
+    medoids, counts = cluster_codes(noisy, num_clusters=3)
     assert counts.tolist() == [50, 30, 10]
     assert codes[medoids, 0].tolist() == [0, 1, 2]
 
 
 def test_medoid_is_a_real_picture_and_counts_add_up():
     codes = torch.randint(0, 4, (100, 6), generator=torch.Generator().manual_seed(0))
-    medoids, counts = cluster_codes(codes, 4, num_clusters=7, most=40)
+    medoids, counts = cluster_codes(codes, num_clusters=7, most=40)
     assert counts.sum() == 100
     assert len(set(medoids.tolist())) == len(medoids) <= 7
     assert counts.tolist() == sorted(counts.tolist(), reverse=True)
 
 
 def test_equal_codes_make_one_cluster():
-    medoids, counts = cluster_codes(torch.zeros(5, 3, dtype=torch.long), 4, num_clusters=12)
+    medoids, counts = cluster_codes(torch.zeros(5, 3, dtype=torch.long), num_clusters=12)
     assert (len(medoids), counts.tolist()) == (1, [5])
     with pytest.raises(ValueError, match="no codes"):
-        cluster_codes(torch.zeros(0, 3, dtype=torch.long), 4, 2)
+        cluster_codes(torch.zeros(0, 3, dtype=torch.long), 2)
 
 
 def test_prior_names_every_keypoint(tiny):
