@@ -36,6 +36,10 @@ def test_config_survives_a_round_trip_through_plain_values(preset):
         ("learning_rate", float("inf"), "from 1e-07"),
         ("perceptual", "alexnet", "one of vgg19, vgg16, efficientnet_lite0"),
         ("seed", True, "type int"),
+        ("steps", 10**400, "a number of many digits"),
+        ("steps", "1" + "0" * 5000, "a number of many digits"),
+        ("learning_rate", 10**400, "from 1e-07"),
+        ("learning_rate", "1e999", "from 1e-07"),
     ],
 )
 def test_bad_value_names_the_setting_and_what_it_may_be(name, value, says):

@@ -70,6 +70,10 @@ def test_command_scores_files_by_picture_name(linear, tmp_path, capsys):
     scores = json.loads(capsys.readouterr().out)
     assert scores["error_percent"] < 1e-9 < scores["mean_pose_percent"]
     assert (scores["train_images"], scores["heldout_images"]) == (40, 20)
+    del predictions["heldout"]["059.jpg"]
+    (tmp_path / "p.json").write_text(json.dumps(predictions))
+    assert main(arguments) == 2
+    assert "1 of 20 labelled pictures have no prediction" in capsys.readouterr().err
     del truth["train"]["003.jpg"]
     (tmp_path / "l.json").write_text(json.dumps(truth))
     assert main(arguments) == 2

@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
 
 from model.config import resolve
 from model.data import mask_patches, to_tensor
+from model.links import link_lengths
 from model.losses import boundary_loss, link_regularization_loss, memory_loss, reconstruction_loss
 from model.ppl import PosePriorLearner
 from model.refine import refine
@@ -103,6 +105,46 @@ def test_link_regularization_prefers_links_that_keep_their_length_and_moves_weig
     assert prior.grad is None
     assert poses.grad is None
     assert weights.grad.min() < 0  # unchanged links of medium length are pulled up
+
+
+def test_link_regularization_follows_its_formula():
+    prior = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.4, 0.4]])
+    pose = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.4, 0.2]])
+    weights = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    before, after = link_lengths(prior), link_lengths(pose)
+    counted = [n for n, length in enumerate(after) if 0.3 < length < 0.7]
+    assert counted == [2, 4]  # from (0, 0) and from (1, 0) to the fourth keypoint
+    expected = np.mean([abs(10 * abs(after[n] - before[n]) + weights[n].log()) for n in counted])
+    assert link_regularization_loss(prior, pose[None], weights).item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_attention_and_coordinates_agree_in_axis_order(model):
+    with torch.no_grad():  # attention far to the right, a little down
+        attention = torch.full((1, 5, 8, 8), -50.0)
+        attention[:, :, 4, 7] = 50.0
+    model.regressor.encoder.forward = lambda image: torch.zeros(1, model.regressor.encoder.out_channels, 8, 8)
+    model.regressor.attention.forward = lambda features: attention
+    model.regressor.head_scale = 0.0
+    keypoints = model.locate(torch.zeros(1, 3, 32, 32)).keypoints
+    torch.testing.assert_close(keypoints, torch.tensor([7 / 8, 1 / 8]).expand(1, 5, 2))
+
+
+def test_refinement_draws_what_the_memory_makes_of_the_pose_around_the_original_picture(model, batch):
+    model.eval()
+    seen = []
+    rebuild = model.reconstructor.forward
+    model.reconstructor.forward = lambda reference, drawn: seen.append((reference, drawn)) or rebuild(reference, drawn)
+    refine(model, batch, 2)
+    first = model.memory(model.locate(batch).keypoints).keypoints
+    assert all(torch.equal(reference, batch) for reference, _ in seen)
+    torch.testing.assert_close(seen[0][1], model.draw_links(first).detach())
+
+
+def test_decode_weight_scales_the_keypoint_term(model, batch):
+    recalled = model(batch, batch).recalled
+    target = recalled.keypoints.detach() + 1
+    once, twice = memory_loss(recalled, target, 1).item(), memory_loss(recalled, target, 2).item()
+    assert twice - once == pytest.approx(1.0, rel=1e-4)
 
 
 def test_memory_loss_is_zero_for_a_perfect_memory(model, batch):

@@ -185,3 +185,117 @@ def test_folder_of_pictures_is_padded_to_squares_with_grey(tmp_path):
     assert loaded[0, 10].tolist() == [128, 128, 128]
     with pytest.raises(ValueError, match="holds no picture"):
         load_folder(tmp_path / "empty", 20)
+
+
+class _Spy:
+    """Stands before a method and keeps what it was called with."""
+
+    def __init__(self, method):
+        self.method, self.calls = method, []
+
+    def __call__(self, *args, **kwargs):
+        self.calls.append((args, kwargs))
+        return self.method(*args, **kwargs)
+
+
+def _changed(tiny, **values):
+    return resolve("compact", {**tiny.to_dict(), **values})
+
+
+def test_model_sees_the_picture_and_rebuilds_it_from_a_masked_one(images, tiny):
+    trainer = Trainer(images, tiny, device="cpu")
+    trainer.model.forward = spy = _Spy(trainer.model.forward)
+    next(trainer.run())
+    (image, reference, width), _ = spy.calls[0]
+    hidden = reference.eq(0).all(dim=1)
+    assert 0.5 < hidden.float().mean() < 0.95
+    assert torch.equal(reference.permute(0, 2, 3, 1)[~hidden], image.permute(0, 2, 3, 1)[~hidden])
+    assert width == pytest.approx(tiny.link_width_start)
+
+
+def test_schedules_reach_the_optimiser_and_the_link_map(images, tiny):
+    trainer = Trainer(images, tiny, device="cpu")
+    trainer.model.forward = spy = _Spy(trainer.model.forward)
+    rates = [trainer.optimizer.param_groups[0]["lr"] for _ in trainer.run()]
+    assert rates == pytest.approx([learning_rate(tiny, step) for step in range(tiny.steps)])
+    widths = [args[2] for args, _ in spy.calls]
+    assert widths == pytest.approx([link_width(tiny, step) for step in range(tiny.steps)])
+    assert widths[0] > widths[-1]
+
+
+def test_only_matrices_decay(images, tiny):
+    trainer = Trainer(images, _changed(tiny, weight_decay=0.5), device="cpu")
+    decayed, plain = trainer.optimizer.param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.5, 0.0)
+    assert min(p.ndim for p in decayed["params"]) > 1
+    assert any(p is trainer.model.link_logits for p in plain["params"])
+    count = len(decayed["params"]) + len(plain["params"])
+    assert count == len(list(trainer.model.parameters()))
+
+
+def test_total_is_the_weighted_sum_of_the_losses(images, tiny):
+    config = _changed(tiny, boundary_weight=3.0, link_regularization_weight=2.0)
+    trainer = Trainer(images, config, device="cpu")
+    with torch.no_grad():  # far enough outside for a boundary loss
+        trainer.model.regressor.affine[-1].bias.fill_(30.0)
+    losses = next(trainer.run()).losses
+    assert losses["boundary"] > 1
+    expected = losses["reconstruction"] + 3 * losses["boundary"] + 2 * losses["link_regularization"] + losses["memory"]
+    assert losses["total"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_memory_settings_reach_the_memory(images, tiny):
+    trainer = Trainer(images, _changed(tiny, memory_decay=0.25, revive_after=7), device="cpu")
+    trainer.model.memory.update = spy = _Spy(trainer.model.memory.update)
+    next(trainer.run())
+    assert (spy.calls[0][1]["decay"], spy.calls[0][1]["revive_after"]) == (0.25, 7)
+
+
+@pytest.mark.parametrize("head", ["affine", "residual"])
+def test_resume_is_exact_with_bf16_flips_and_revival(images, tiny, tmp_path, head):
+    config = _changed(tiny, precision="bf16", horizontal_flip=True, revive_after=2, head=head)
+    unbroken, _ = _train(images, config)
+    stopped = Trainer(images, config, device="cpu")
+    for report in stopped.run():
+        if report.step == 4:
+            stopped.save_checkpoint(tmp_path)
+            break
+    resumed = Trainer(images, config, device="cpu")
+    assert resumed.load_checkpoint(tmp_path)
+    list(resumed.run())
+    assert _same(unbroken.model, resumed.model)
+
+
+def test_export_on_the_way_changes_nothing_of_the_run(images, tiny, tmp_path):
+    unbroken, _ = _train(images, tiny)
+    trainer = Trainer(images, tiny, device="cpu")
+    for report in trainer.run():
+        if report.step == 2:
+            trainer.export(tmp_path)
+            Predictor(trainer.model, "cpu").predict(images)
+    assert _same(unbroken.model, trainer.model)
+
+
+def test_checkpoint_of_another_release_is_told_as_such(images, tiny, tmp_path):
+    from model import checkpoint
+
+    Trainer(images, tiny, device="cpu").save_checkpoint(tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    tensors, facts = checkpoint.load(path)
+    for broken, names in (
+        ((tensors, {**facts, "config": {**facts["config"], "later_setting": 1}}), "later_setting"),
+        (({k: v for k, v in tensors.items() if "link_logits" not in k}, facts), "link_logits"),
+        ((tensors, {"config": facts["config"]}), "step"),
+    ):
+        checkpoint.save(path, *broken)
+        with pytest.raises(CheckpointError, match=names):
+            Trainer(images, tiny, device="cpu").load_checkpoint(tmp_path)
+
+
+def test_link_map_of_a_prediction_is_255_where_the_strongest_link_lies(images, tiny):
+    trainer = Trainer(images, tiny, device="cpu")
+    predictor = Predictor(trainer.model, "cpu")
+    drawn = predictor.predict(images, link_map=True).link_map
+    exact = trainer.model.draw_links(torch.from_numpy(predictor.predict(images).keypoints)).detach()
+    strongest = trainer.model.link_weights.max().item()
+    np.testing.assert_allclose(drawn, exact.squeeze(1).numpy() / strongest * 255, atol=0.51)
