@@ -29,7 +29,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from .errors import Animated, NotAnImage, TooManyPixels, TooSmall, TruncatedImage, UnsupportedFormat
+from .errors import Animated, BadPicture, NotAnImage, TooManyPixels, TooSmall, TruncatedImage, UnsupportedFormat
+from .jpeg import MAX_SCANS, too_many_scans
 from .settings import CommonSettings
 
 FORMATS = tuple(
@@ -135,8 +136,9 @@ def open_picture(source: bytes | BinaryIO, limits: PictureLimits | None = None) 
         limits: what it may be; the defaults of PictureLimits unless given.
 
     Raises:
-        NotAnImage, UnsupportedFormat, TruncatedImage, TooManyPixels, TooSmall, Animated: all of
-            them BadPicture, with a detail that says what came and what was expected.
+        BadPicture: a JPEG of too many scans, or one of its kinds (NotAnImage, UnsupportedFormat,
+            TruncatedImage, TooManyPixels, TooSmall, Animated); the detail says what came and what
+            was expected.
     """
     limits = limits or PictureLimits()
     file = io.BytesIO(source) if isinstance(source, bytes) else source
@@ -151,15 +153,13 @@ def open_picture(source: bytes | BinaryIO, limits: PictureLimits | None = None) 
         raise _damaged(error) from error
     with image:
         _check_size(image, limits)
-        if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO holds previews, not a film
-            raise Animated(
-                f"the picture is a {image.format} of {getattr(image, 'n_frames', 'several')} frames; "
-                "send one frame as a picture of its own"
-            )
         try:
+            _check_cost(image, file)
             image.load()
             orientation = _orientation(image)  # a PNG may tell after its pixels; a TIFF is turned by Pillow
             rgb = _rgb(image)
+        except BadPicture:
+            raise
         except Exception as error:  # hostile bytes may make a decoder raise anything
             raise _damaged(error) from error
     return rgb.transpose(_TRANSPOSES[orientation]) if orientation in _TRANSPOSES else rgb
@@ -256,6 +256,17 @@ def _check_size(image: ImageFile.ImageFile, limits: PictureLimits) -> None:
         )
     if min(width, height) < limits.min_side_px:
         raise TooSmall(f"the picture is {width} x {height} pixels; each side must have at least {limits.min_side_px}")
+
+
+def _check_cost(image: ImageFile.ImageFile, file: BinaryIO) -> None:
+    """Refuse what would be long to decode for the size of its picture."""
+    # how many frames there are is not asked: a TIFF's are walked, each from the first, over offsets that may be damaged
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO holds previews, not a film
+        raise Animated(f"the picture is a {image.format} of several frames; send one frame as a picture of its own")
+    if image.format in ("JPEG", "MPO"):
+        file.seek(0)
+        if too_many_scans(file.read()):
+            raise BadPicture(f"the JPEG has more than {MAX_SCANS} scans; save it anew with a common program")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import resource
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -243,8 +244,61 @@ def test_refuses_tiny_pictures(size):
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
 def test_refuses_animated_pictures(kind):
     frames = [Image.fromarray(noise()), Image.fromarray(noise()[::-1].copy())]
-    with pytest.raises(Animated, match="2 frames"):
+    with pytest.raises(Animated, match=f"{kind} of several frames"):
         open_picture(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
+
+
+def test_a_tiff_of_very_many_frames_is_refused_at_once():
+    page = encoded(Image.new("L", (8, 8)), "TIFF")
+    directory = int.from_bytes(page[4:8], "little")
+    entries = int.from_bytes(page[directory : directory + 2], "little")
+    size = 2 + 12 * entries + 4
+    data = bytearray(page)
+    data += bytes(len(data) % 2)
+    first = len(data)
+    for index in range(30_000):
+        data += page[directory : directory + size - 4] + struct.pack("<I", first + (index + 1) * size)
+    data[directory + size - 4 : directory + size] = struct.pack("<I", first)
+    began = time.perf_counter()
+    with pytest.raises(Animated):
+        open_picture(bytes(data))
+    assert time.perf_counter() - began < 0.5
+
+
+@pytest.mark.parametrize("offset", [1, 9, 0x7FFFFFFF])
+def test_a_tiff_with_a_damaged_next_frame_gives_a_typed_error(offset):
+    data = bytearray(encoded(Image.fromarray(noise()), "TIFF"))
+    directory = int.from_bytes(data[4:8], "little")
+    link = directory + 2 + 12 * int.from_bytes(data[directory : directory + 2], "little")
+    data[link : link + 4] = struct.pack("<I", offset)
+    with pytest.raises(BadPicture):
+        open_picture(bytes(data))
+
+
+def progressive(**options) -> bytes:
+    return encoded(Image.fromarray(noise(64, 48, None)), "JPEG", progressive=True, **options)
+
+
+def with_last_scan_repeated(data: bytes, times: int) -> bytes:
+    start = data.rindex(b"\xff\xda")
+    return data[:-2] + data[start:-2] * times + data[-2:]
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_refuses_a_jpeg_of_very_many_scans(as_file):
+    data = with_last_scan_repeated(progressive(), 200)
+    with pytest.raises(BadPicture, match="more than 100 scans"):
+        open_picture(io.BytesIO(data) if as_file else data)
+
+
+def test_a_jpeg_of_many_scans_is_read():
+    assert pixels(with_last_scan_repeated(progressive(), 60)).shape == (48, 64, 3)
+
+
+def test_bytes_like_scans_before_and_after_a_jpegs_picture_do_not_count():
+    film = b"\xff\xda" * 5000  # as in the film after a phone's moving picture
+    data = progressive(icc_profile=b"\0" * 128 + film) + film
+    assert np.array_equal(pixels(data), pixels(progressive()))
 
 
 @settings(max_examples=150, deadline=None)
