@@ -29,8 +29,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from . import jpeg
 from .errors import Animated, BadPicture, NotAnImage, TooManyPixels, TooSmall, TruncatedImage, UnsupportedFormat
-from .jpeg import MAX_SCANS, too_many_scans
 from .settings import CommonSettings
 
 FORMATS = tuple(
@@ -136,12 +136,13 @@ def open_picture(source: bytes | BinaryIO, limits: PictureLimits | None = None) 
         limits: what it may be; the defaults of PictureLimits unless given.
 
     Raises:
-        BadPicture: a JPEG of too many scans, or one of its kinds (NotAnImage, UnsupportedFormat,
+        BadPicture: a JPEG of too many scans or segments, or one of its kinds (NotAnImage, UnsupportedFormat,
             TruncatedImage, TooManyPixels, TooSmall, Animated); the detail says what came and what
             was expected.
     """
     limits = limits or PictureLimits()
     file = io.BytesIO(source) if isinstance(source, bytes) else source
+    _check_jpeg(file)
     try:
         image = Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -154,7 +155,7 @@ def open_picture(source: bytes | BinaryIO, limits: PictureLimits | None = None) 
     with image:
         _check_size(image, limits)
         try:
-            _check_cost(image, file)
+            _check_still(image)
             image.load()
             orientation = _orientation(image)  # a PNG may tell after its pixels; a TIFF is turned by Pillow
             rgb = _rgb(image)
@@ -258,15 +259,21 @@ def _check_size(image: ImageFile.ImageFile, limits: PictureLimits) -> None:
         raise TooSmall(f"the picture is {width} x {height} pixels; each side must have at least {limits.min_side_px}")
 
 
-def _check_cost(image: ImageFile.ImageFile, file: BinaryIO) -> None:
-    """Refuse what would be long to decode for the size of its picture."""
+def _check_jpeg(file: BinaryIO) -> None:
+    """Refuse a JPEG that would take long for the size of its picture; before it is opened, as even this would."""
+    start = file.read(len(jpeg.START))
+    file.seek(0)
+    if start == jpeg.START:
+        too_many = jpeg.too_costly(file.read())
+        file.seek(0)
+        if too_many:
+            raise BadPicture(f"the JPEG has {too_many}; save it anew with a common program")
+
+
+def _check_still(image: ImageFile.ImageFile) -> None:
     # how many frames there are is not asked: a TIFF's are walked, each from the first, over offsets that may be damaged
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO holds previews, not a film
         raise Animated(f"the picture is a {image.format} of several frames; send one frame as a picture of its own")
-    if image.format in ("JPEG", "MPO"):
-        file.seek(0)
-        if too_many_scans(file.read()):
-            raise BadPicture(f"the JPEG has more than {MAX_SCANS} scans; save it anew with a common program")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -291,6 +291,12 @@ def test_refuses_a_jpeg_of_very_many_scans(as_file):
         open_picture(io.BytesIO(data) if as_file else data)
 
 
+def test_refuses_a_jpeg_of_very_many_segments():
+    data = progressive()
+    with pytest.raises(BadPicture, match="segments"):
+        open_picture(data[:2] + b"\xff\xfe\0\2" * 100_000 + data[2:])
+
+
 def test_a_jpeg_of_many_scans_is_read():
     assert pixels(with_last_scan_repeated(progressive(), 60)).shape == (48, 64, 3)
 
