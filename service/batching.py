@@ -73,12 +73,13 @@ class Ticket:
 Waiting = deque[tuple[Ticket, int]]  # a ticket and the index of one of its pictures
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Flight:
-    """A batch that was sent and not answered."""
+    """A batch that was sent and not answered; one that is ``late`` holds no place in flight."""
 
     items: list[tuple[Ticket, int]]
     sent_at: float
+    late: bool = False
 
 
 def collect(waiting: dict[Group, Waiting], limit: int) -> tuple[Group, list[tuple[Ticket, int]]] | None:
@@ -222,8 +223,7 @@ class Batcher:
             loop.call_later(self._timeout_s, self._expire, batch_id)
 
     def _has_room(self) -> bool:
-        oldest = time.monotonic() - self._late_s
-        on_time = sum(flight.sent_at > oldest for flight in self._flights.values())
+        on_time = sum(not flight.late for flight in self._flights.values())
         return on_time < max(1, self._live_workers())
 
     def _start(self, sending: Coroutine[Any, Any, None]) -> None:
@@ -233,9 +233,14 @@ class Batcher:
 
     def _late(self, batch_id: str) -> None:
         flight = self._flights.get(batch_id)
-        if flight is not None and any(not ticket.done.done() for ticket, _ in flight.items):
-            self._start(self._launch_again(self._request(batch_id, flight.items[0][0].group, flight.items)))
-        self._pump()
+        if flight is None:
+            return
+        flight.late = True
+        try:
+            if any(not ticket.done.done() for ticket, _ in flight.items):
+                self._start(self._launch_again(self._request(batch_id, flight.items[0][0].group, flight.items)))
+        finally:
+            self._pump()
 
     async def _launch_again(self, request: BatchRequest) -> None:
         log.warning("batch %s has no answer after %g s: its message is sent again", request.batch_id, self._late_s)
@@ -258,10 +263,9 @@ class Batcher:
         )
 
     async def _launch(self, batch_id: str, group: Group, items: list[tuple[Ticket, int]]) -> None:
-        pixels = np.stack([ticket.squares[index] for ticket, index in items])
-        request = self._request(batch_id, group, items)
         try:
-            await self._send(request, pixels.tobytes())
+            pixels = np.stack([ticket.squares[index] for ticket, index in items])
+            await self._send(self._request(batch_id, group, items), pixels.tobytes())
         except QUEUE_ERRORS as error:
             log.warning("batch %s was not sent: %s", batch_id, error)
             self._abandon(batch_id, items, queue_problem())

@@ -30,6 +30,7 @@ from ..versions import Version
 BODY_S = 120.0  # how long a body may take to arrive
 
 _FIELDS = ("category", "version", "refine_steps", "include", "boxes")
+_DIGITS = len(str(MAX_REFINE_STEPS))
 # few poses are turned into JSON at once; more, and drawn pictures, in a thread
 _INLINE_IMAGES = 4
 _DRAWN = frozenset(("link_map", "overlay"))
@@ -189,7 +190,7 @@ def _check_drawn(settings: Settings, include: frozenset[str], fitted: list[Fitte
 
 def _refine_steps(text: str) -> int:
     text = text.strip() or "0"
-    if not (text.isascii() and text.isdigit() and int(text[:4]) <= MAX_REFINE_STEPS):
+    if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS and int(text) <= MAX_REFINE_STEPS):
         raise BadField("refine_steps", f"refine_steps is {text[:80]!r}; it must be from 0 to {MAX_REFINE_STEPS}")
     return int(text)
 

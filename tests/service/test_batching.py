@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -398,3 +399,45 @@ async def test_queue_that_fails_the_second_time_leaves_the_first_message_to_be_a
     await asyncio.sleep(0.1)
     bench.answer()
     assert xs(await asking) == [7]
+
+
+async def test_batch_whose_message_cannot_be_made_ends_at_once_and_holds_nothing_back():
+    bench = Line()
+    with pytest.raises(PPLError, match="could not be sent"):
+        await asyncio.wait_for(bench.batcher.estimate(DOG._replace(refine_steps=999), [square()]), 1)
+    with pytest.raises(PPLError, match="could not be sent"):
+        await asyncio.wait_for(bench.batcher.estimate(DOG, [square(), np.zeros((4, 4, 3), np.uint8)]), 1)
+    assert bench.batcher.in_flight == bench.batcher.pending == 0
+    asking = bench.ask(7)
+    await bench.settle()
+    bench.answer()
+    assert xs(await asking) == [7]
+
+
+async def test_late_batch_makes_room_also_where_its_timer_ran_early(monkeypatch):
+    bench = Line(late_s=0.05)
+    clock = SimpleNamespace(monotonic=lambda: 100.0, time=time.time)  # as if no time had passed
+    monkeypatch.setattr("service.batching.time", clock)
+    first = bench.ask(1)
+    await bench.settle()
+    second = bench.ask(2)
+    await asyncio.sleep(0.08)
+    assert len(bench.sent) == 2
+    bench.answer()
+    bench.answer()
+    assert xs(await first) + xs(await second) == [1, 2]
+
+
+async def test_late_batch_makes_room_also_where_it_cannot_be_sent_again(monkeypatch):
+    bench = Line(late_s=0.05)
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    first = bench.ask(1)
+    await bench.settle()
+    second = bench.ask(2)
+    await bench.settle()
+    monkeypatch.setattr(bench.batcher, "_launch_again", lambda request: 1 / 0)
+    await asyncio.sleep(0.08)
+    assert len(bench.sent) == 2
+    bench.answer()
+    bench.answer()
+    assert xs(await first) + xs(await second) == [1, 2]

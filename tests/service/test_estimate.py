@@ -308,6 +308,7 @@ async def test_refuses_a_picture_file_over_the_limit(serve, dog, problem, make_p
         ({"category": "dog", "refine_steps": "11"}, 422, "bad_request"),
         ({"category": "dog", "refine_steps": "-1"}, 422, "bad_request"),
         ({"category": "dog", "refine_steps": "two"}, 422, "bad_request"),
+        ({"category": "dog", "refine_steps": "0000999"}, 422, "bad_request"),
         ({"category": "dog", "refine_steps": "²"}, 422, "bad_request"),
         ({"category": "dog", "include": "overlay,skeleton"}, 422, "bad_request"),
         ({"category": "dog", "refine": "1"}, 422, "bad_request"),
