@@ -21,7 +21,18 @@ import redis
 
 from . import routing, scripts
 from .errors import BadCursor, JobNotEnded, UnknownJob
-from .records import Job, JobError, JobPage, JobRecord, JobSource, JobStatus, Progress, Setting
+from .records import (
+    Job,
+    JobError,
+    JobPage,
+    JobRecord,
+    JobSource,
+    JobStatus,
+    Progress,
+    Setting,
+    check_job_id,
+    is_job_id,
+)
 
 __all__ = [
     "Job",
@@ -95,7 +106,7 @@ class JobStore:
     ) -> Job:
         """A new job, ``validating``; its upload must be on disk by now."""
         job = Job(
-            id=job_id or new_job_id(),
+            id=check_job_id(job_id or new_job_id()),
             category=category,
             status=JobStatus.VALIDATING,
             created_at=datetime.now(UTC),
@@ -129,7 +140,7 @@ class JobStore:
             BadCursor: not one of ours.
         """
         limit = max(1, min(limit, MAX_PAGE))
-        if cursor is not None and not (cursor.isascii() and cursor.isalnum() and len(cursor) <= 64):
+        if cursor is not None and not is_job_id(cursor):
             raise BadCursor(f"cursor {cursor[:80]!r} was not given out by this list")
         start = f"({cursor}" if cursor else "+"
         ids = self._redis.zrange(routing.JOBS, start, "-", desc=True, bylex=True, offset=0, num=limit + 1)
@@ -194,7 +205,7 @@ class JobStore:
 
     def cancel_requested(self, job_id: str) -> bool:
         """Whether the job's worker shall stop."""
-        return bool(self._redis.exists(routing.cancel_key(job_id)))
+        return bool(self._redis.exists(routing.cancel_key(check_job_id(job_id))))
 
     def delete(self, job_id: str) -> None:
         """Remove the record of a job that ended. Raises UnknownJob, JobNotEnded."""
@@ -207,15 +218,16 @@ class JobStore:
             pipe.execute()
 
     def acquire(self, job_id: str, holder: str, ttl_s: float = routing.LEASE_TTL_S) -> Lease | None:
-        """The lease of a job, or None while another process has it."""
+        """The lease of a job, or None while another process has it. Raises UnknownJob for what can't be an id."""
+        key = routing.lease_key(check_job_id(job_id))
         token = f"{holder}:{secrets.token_hex(4)}"
-        if self._redis.set(routing.lease_key(job_id), token, nx=True, px=int(ttl_s * 1000)):
+        if self._redis.set(key, token, nx=True, px=int(ttl_s * 1000)):
             return Lease(self._redis, job_id, token, ttl_s)
         return None
 
     def leased(self, job_id: str) -> bool:
         """Whether some process works on the job."""
-        return bool(self._redis.exists(routing.lease_key(job_id)))
+        return bool(self._redis.exists(routing.lease_key(check_job_id(job_id))))
 
     def waiting_ids(self) -> set[str]:
         """Ids of the jobs whose message waits in the training queue (the task's id is the job's)."""
@@ -249,7 +261,7 @@ class JobStore:
         return lost
 
     def _load(self, job_id: str) -> tuple[bytes, JobRecord]:
-        revision, record = self._redis.hmget(routing.job_key(job_id), "rev", "record")
+        revision, record = self._redis.hmget(routing.job_key(check_job_id(job_id)), "rev", "record")
         if record is None:
             raise UnknownJob(f"no job {job_id[:80]!r}")
         return revision, JobRecord.model_validate_json(record)

@@ -7,13 +7,14 @@ validating ──▶ queued ◀──▶ running ──▶ succeeded
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field, field_serializer
 
-from .errors import Abandoned, Conflict, JobNotActive, PPLError
+from .errors import Abandoned, Conflict, JobNotActive, PPLError, UnknownJob
 
 Setting = bool | int | float | str
 
@@ -44,6 +45,21 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.FAILED: frozenset(),
     JobStatus.CANCELLED: frozenset(),
 }
+
+
+_ID = re.compile(r"[0-9a-f]{8,64}")
+
+
+def is_job_id(text: str) -> bool:
+    """Whether a job may be called so: anything else must not become part of a key or of a path."""
+    return bool(_ID.fullmatch(text))
+
+
+def check_job_id(text: str) -> str:
+    """The id, if a job may be called so. Raises UnknownJob."""
+    if not is_job_id(text):
+        raise UnknownJob(f"no job {text[:80]!r}")
+    return text
 
 
 class Progress(BaseModel):

@@ -22,13 +22,12 @@ from .errors import (
     BadVersionName,
     StoreCorrupt,
     UnknownCategory,
-    UnknownJob,
     UnknownVersion,
 )
+from .records import check_job_id, is_job_id
 
 _CATEGORY = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
-_JOB = re.compile(r"[0-9a-f]{8,64}")
 _STAGING = ".staging-"
 
 
@@ -198,9 +197,7 @@ class JobFiles:
 
     def folder(self, job_id: str) -> Path:
         """jobs/<id>. Raises UnknownJob for what can't be an id."""
-        if not _JOB.fullmatch(job_id):
-            raise UnknownJob(f"no job {job_id[:80]!r}")
-        return self._root / job_id
+        return self._root / check_job_id(job_id)
 
     def create(self, job_id: str) -> Path:
         """The job's folder, made if need be."""
@@ -231,7 +228,7 @@ class JobFiles:
 
     def ids(self) -> list[str]:
         """Ids of the jobs that have files."""
-        return sorted(name for name in _folders(self._root) if _JOB.fullmatch(name))
+        return sorted(name for name in _folders(self._root) if is_job_id(name))
 
 
 def training_folder(data_root: Path, name: str) -> Path:

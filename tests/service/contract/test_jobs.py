@@ -237,7 +237,7 @@ def test_full_last_page_has_no_cursor(store: JobStore) -> None:
     assert store.page(limit=2).next_cursor is None
 
 
-@pytest.mark.parametrize("cursor", ["", "[", "a b", "x" * 65, "é"])
+@pytest.mark.parametrize("cursor", ["", "[", "a b", "zzz", "x" * 65, "a" * 65, "é", "0123456789abcdef\n"])
 def test_cursor_from_elsewhere_is_refused(store: JobStore, cursor: str) -> None:
     with pytest.raises(BadCursor):
         store.page(cursor=cursor)
@@ -301,3 +301,18 @@ def test_stop_in_good_order_is_no_death(store: JobStore) -> None:
         record.move(JobStatus.RUNNING)
         assert record.begin()
         record.pause()
+
+
+@pytest.mark.parametrize("suffix", [":lease", ":cancel", "\n", "x", "/../y"])
+def test_what_cannot_be_an_id_is_an_unknown_job_and_never_part_of_a_key(
+    store: JobStore, redis_client: redis.Redis, suffix: str
+) -> None:
+    job = make(store)
+    assert store.acquire(job.id, "worker") is not None
+    redis_client.set(routing.cancel_key(job.id), "1")
+    keys = set(redis_client.keys())
+    acts = [store.get, store.record, store.cancel, store.delete, store.leased, store.cancel_requested]
+    for act in (*acts, lambda name: store.acquire(name, "w"), lambda name: store.update(name, lambda record: None)):
+        with pytest.raises(UnknownJob):
+            act(job.id + suffix)
+    assert set(redis_client.keys()) == keys
