@@ -7,10 +7,12 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse
 from starlette.types import Scope
 
 from . import documentation, errors
+from .forms import media_type
 from .gateway import Gateway
 from .middleware import BodyLimit, RequestFigures
 from .routes import estimate, health, jobs, priors
@@ -18,6 +20,8 @@ from .settings import Settings
 
 # what a multipart form weighs beside its archive
 _FORM_BYTES = 2**20
+# JSON is read in one piece by the event loop, so it must be short; a folder and some settings are
+_JSON_BYTES = 64 * 2**10
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -55,9 +59,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _limit_of(settings: Settings) -> Callable[[Scope], int]:
     def limit(scope: Scope) -> int:
-        """Only a training upload may be long, and only as a form."""
-        form = dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/")
-        if scope["path"] == "/train-jobs" and form:
+        """Only a training upload may be long, and only as a form; JSON must be short."""
+        kind = media_type(Headers(scope=scope))
+        if kind == "application/json":
+            return min(_JSON_BYTES, settings.max_body_bytes)
+        if scope["path"] == "/train-jobs" and kind == "multipart/form-data":
             return settings.archive_max_bytes + _FORM_BYTES
         return settings.max_body_bytes
 

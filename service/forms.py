@@ -6,7 +6,7 @@ would be written twice.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from fastapi import Request
@@ -39,6 +39,11 @@ class Form:
     files: list[Part] = field(default_factory=list)
 
 
+def media_type(headers: Mapping[str, str]) -> str:
+    """The media type of a request's body in small letters, without its options; empty where it has none."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def read_form(
     request: Request, file_field: str, max_files: int, too_many: Callable[[], Exception], sink: Write | None = None
 ) -> Form:
@@ -61,7 +66,10 @@ async def read_form(
             f"the body is {kind.decode('latin-1')[:80] or 'of no media type'}; "
             "send multipart/form-data with its boundary, as `curl -F` does"
         )
-    reader = _Reader(options[b"boundary"], file_field, max_files, too_many, sink)
+    try:
+        reader = _Reader(options[b"boundary"], file_field, max_files, too_many, sink)
+    except FormParserError as error:
+        raise BadRequest(f"the multipart body's boundary is of no use: {error}") from error
     async for chunk in request.stream():
         await reader.feed(chunk)
     return await reader.finish()

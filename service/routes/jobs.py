@@ -13,6 +13,7 @@ from ..contract.jobs import MAX_PAGE, Job, JobPage, JobSource, JobStatus
 from ..contract.store import training_folder
 from ..documentation import train_body
 from ..errors import StorageFull, UnsupportedMedia, responses
+from ..forms import media_type
 from ..gateway import Gateway, gateway_of
 from ..housekeeping import list_jobs
 from ..intake import Intake, TrainingRequest, read_json, read_upload
@@ -48,7 +49,7 @@ async def create_job(request: Request) -> Response:
     read is named in the job's metrics and left out.
     """
     gateway = gateway_of(request)
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = media_type(request.headers)
     if kind == "application/json":
         job = await _from_folder(gateway, await read_json(request))
     elif kind == "multipart/form-data":

@@ -341,7 +341,8 @@ async def test_two_archives_are_refused(http, problem, no_trace):
     [
         (b"", 400, "bad_request"),
         (b"{", 400, "bad_request"),
-        (b"[" * 100_000, 400, "bad_request"),
+        (b"[" * 60_000, 400, "bad_request"),
+        (b'{"category": "dog", "folder": "mine", "steps": ' + b" " * 2**16 + b"1}", 413, "body_too_large"),
         (b"[]", 400, "bad_request"),
         (b'{"folder": "mine"}', 422, "bad_request"),
         (b'{"category": "dog"}', 422, "bad_request"),
@@ -372,6 +373,31 @@ async def test_bad_json_is_refused(http, problem, data_root, tmp_path, body, sta
     problem(response, status, code)
     assert not (data_root / "jobs").exists()
     assert (await http.get("/train-jobs")).json()["items"] == []
+
+
+async def test_long_json_without_a_declared_length_is_refused(http, problem):
+    async def body():
+        for _ in range(100):
+            yield b" " * 2**10
+
+    response = await http.post("/train-jobs", content=body(), headers={"content-type": "Application/JSON; a=b"})
+    problem(response, 413, "body_too_large")
+
+
+async def test_form_may_be_named_in_capitals(serve):
+    client = await serve(max_body_bytes=1024)
+    form = client.build_request("POST", "/train-jobs", data={"category": "dog"}, files={"archive": ("a.zip", GOOD)})
+    kind = form.headers["content-type"].replace("multipart/form-data", "Multipart/Form-Data")
+    content = form.read() + b" " * 2000  # longer than other bodies may be
+    response = await client.post("/train-jobs", content=content, headers={"content-type": kind})
+    assert response.status_code == 202, response.text
+
+
+async def test_boundary_that_is_too_long_is_refused(http, problem, no_trace):
+    headers = {"content-type": "multipart/form-data; boundary=" + "b" * 300}
+    response = await http.post("/train-jobs", content=b"x", headers=headers)
+    assert "boundary" in problem(response, 400, "bad_request")["detail"]
+    no_trace()
 
 
 async def test_other_media_are_refused(http, problem):
@@ -414,3 +440,17 @@ async def test_files_of_ended_and_abandoned_uploads_are_removed(http, post, data
             os.utime(path, (old, old))
     assert sorted(remove_stale_uploads(http.gateway.files, http.gateway.jobs, 3600)) == sorted([ids[0], orphan])
     assert http.gateway.files.ids() == sorted(ids[1:])
+
+
+@pytest.mark.parametrize("suffix", [":lease", ":cancel"])
+async def test_key_beside_a_job_is_an_unknown_job(http, post, problem, redis_client, suffix):
+    job_id = (await post()).json()["id"]
+    redis_client.set(f"ppl:job:{job_id}{suffix}", "1")
+    path = f"/train-jobs/{job_id}{suffix}"
+    for response in (await http.get(path), await http.delete(path), await http.post(f"{path}/cancel")):
+        problem(response, 404, "unknown_job")
+
+
+@pytest.mark.parametrize("query", ["cursor=zzz", "cursor=zzz&status=queued"])
+async def test_cursor_that_is_no_id_is_refused(http, problem, query):
+    problem(await http.get(f"/train-jobs?{query}"), 400, "bad_cursor")
