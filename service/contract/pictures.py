@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -30,6 +31,7 @@ from PIL import (
 )
 
 from . import jpeg
+from .colours import MID_GREY, to_rgb
 from .errors import Animated, BadPicture, NotAnImage, TooManyPixels, TooSmall, TruncatedImage, UnsupportedFormat
 from .settings import CommonSettings
 
@@ -44,7 +46,6 @@ FORMATS = tuple(
     )
 )
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"))
-MID_GREY = 128
 EXPECTED = "expected a JPEG, PNG, WebP, BMP or TIFF picture"
 
 Box = tuple[float, float, float, float]  # x, y, width, height in edge coordinates of the picture
@@ -74,6 +75,8 @@ _OTHER_FORMATS = (
 )
 # a picture is reduced by whole factors first, leaving at least this many pixels for one of the square
 _REDUCING_GAP = 3
+# pixels that are reduced at a time; a row of blocks may have more
+_BAND_PIXELS = 4_000_000
 # pixels that filling up blocks may always add
 _PADDING_PIXELS = 4_000_000
 
@@ -125,7 +128,9 @@ class Frame:
         return normalized
 
 
-def open_picture(source: bytes | BinaryIO, limits: PictureLimits | None = None) -> Image.Image:
+def open_picture(
+    source: bytes | BinaryIO, limits: PictureLimits | None = None, before_decoding: Callable[[int], None] | None = None
+) -> Image.Image:
     """A picture of any supported format and mode as 8-bit RGB, its EXIF orientation applied.
 
     CMYK, palette and grey pictures are converted, 16-bit ones scaled, transparent ones laid on
@@ -134,6 +139,7 @@ def open_picture(source: bytes | BinaryIO, limits: PictureLimits | None = None) 
     Args:
         source: the file's bytes, or a binary file that can seek.
         limits: what it may be; the defaults of PictureLimits unless given.
+        before_decoding: called with the number of its pixels once these are within the limits.
 
     Raises:
         BadPicture: a JPEG of too many scans or segments, or one of its kinds (NotAnImage, UnsupportedFormat,
@@ -154,15 +160,18 @@ def open_picture(source: bytes | BinaryIO, limits: PictureLimits | None = None) 
         raise _damaged(error) from error
     with image:
         _check_size(image, limits)
+        if before_decoding is not None:
+            before_decoding(image.width * image.height)
         try:
             _check_still(image)
             image.load()
             orientation = _orientation(image)  # a PNG may tell after its pixels; a TIFF is turned by Pillow
-            rgb = _rgb(image)
+            rgb = to_rgb(image)
         except BadPicture:
             raise
         except Exception as error:  # hostile bytes may make a decoder raise anything
             raise _damaged(error) from error
+    del image  # its pixels need not be kept while they are turned
     return rgb.transpose(_TRANSPOSES[orientation]) if orientation in _TRANSPOSES else rgb
 
 
@@ -234,19 +243,23 @@ def _paste_reduced(canvas: Image.Image, image: Image.Image, left: int, top: int,
         -((left - region[2]) // factor),
         -((top - region[3]) // factor),
     ]
-    corner = (left + cells[0] * factor, top + cells[1] * factor)
+    corner = left + cells[0] * factor
     size = ((cells[2] - cells[0]) * factor, (cells[3] - cells[1]) * factor)
     if size[0] * size[1] > 4 * (region[2] - region[0]) * (region[3] - region[1]) + _PADDING_PIXELS:
         # a sliver, thinner than a block: filling it up could take any amount of memory
         sliver = image.resize((cells[2] - cells[0], cells[3] - cells[1]), Image.Resampling.BOX, box=region)
         canvas.paste(sliver, (cells[0], cells[1]))
         return
-    part = image.crop(region)
-    if part.size != size:
-        padded = Image.new("RGB", size, (MID_GREY,) * 3)
-        padded.paste(part, (region[0] - corner[0], region[1] - corner[1]))
-        part = padded
-    canvas.paste(part.reduce(factor) if factor > 1 else part, (cells[0], cells[1]))
+    rows = max(1, _BAND_PIXELS // (size[0] * factor))
+    for first in range(cells[1], cells[3], rows):
+        start, stop = (top + row * factor for row in (first, min(first + rows, cells[3])))
+        covered = (region[0], max(region[1], start), region[2], min(region[3], stop))
+        band = image.crop(covered)
+        if band.size != (size[0], stop - start):
+            part = band
+            band = Image.new("RGB", (size[0], stop - start), (MID_GREY,) * 3)
+            band.paste(part, (region[0] - corner, covered[1] - start))
+        canvas.paste(band.reduce(factor) if factor > 1 else band, (cells[0], first))
 
 
 def _check_size(image: ImageFile.ImageFile, limits: PictureLimits) -> None:
@@ -281,33 +294,6 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # noqa: BLE001  damaged EXIF data of a good picture: shown as stored, as viewers do
         return 1
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """A loaded image of any mode as 8-bit RGB."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return _from_wide(image)
-    if image.has_transparency_data:
-        backdrop = Image.new("RGBA", image.size, (MID_GREY, MID_GREY, MID_GREY, 255))
-        return Image.alpha_composite(backdrop, image.convert("RGBA")).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _from_wide(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits, scaled to 8; the range of 32 bits is the least of 1.0, 8, 16, 31 bits to hold all."""
-    values = np.asarray(image)
-    if image.mode.startswith("I;16"):
-        grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    else:
-        floats = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0).clip(min=0)
-        ranges = (1.0,) if image.mode == "F" else ()
-        highest = float(floats.max())
-        span = next((span for span in (*ranges, 255.0, 65535.0) if highest <= span), max(highest, 2.0**31 - 1))
-        grey = np.rint(floats * (255 / span)).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = MID_GREY
-    return Image.fromarray(grey).convert("RGB")
 
 
 def _unidentified(head: bytes) -> NotAnImage | UnsupportedFormat | TruncatedImage:

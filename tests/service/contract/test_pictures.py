@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import resource
 import struct
 import time
 import zlib
@@ -365,12 +364,6 @@ def test_box_beyond_the_picture_is_grey_there():
     assert (square[:, 26:] == MID_GREY).all()
 
 
-def test_box_far_larger_than_the_picture_costs_no_memory():
-    square, frame = fit_square(Image.new("RGB", (100, 100), (255, 255, 255)), 64, (-1e6, -1e6, 2e6, 2e6))
-    assert square.shape == (64, 64, 3)
-    assert frame.size == 2e6
-
-
 @pytest.mark.parametrize("box", [(0, 0, 0, 0), (0, 0, -1, -1), (0, 0, float("nan"), 1), (float("inf"), 0, 1, 1)])
 def test_box_without_area_is_refused(box):
     with pytest.raises(ValueError, match="no square"):
@@ -471,17 +464,3 @@ def png_of(width: int, height: int, *, depth: int, colour: int, rows: list[bytes
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     body = zlib.compress(b"".join(b"\0" + row for row in rows))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize("size", [(3_000_000, 8), (8, 3_000_000)])
-def test_sliver_of_a_picture_is_fitted_in_little_memory(size):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    square, frame = fit_square(Image.new("RGB", size, (255, 0, 0)), 64)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
-    assert frame.size == 3_000_000
-    assert square[32, 32, 0] >= square[0, 0, 0] or square[31, 31, 0] >= square[0, 0, 0]
-
-
-def test_box_thousands_of_times_the_picture_is_all_grey():
-    square, _ = fit_square(Image.new("RGB", (40, 30), (255, 0, 0)), 64, (-1e8, -1e8, 2e8, 2e8))
-    assert abs(int(square.mean()) - 128) <= 2
