@@ -16,6 +16,7 @@ STALL_S = 30.0  # how long a body may pause
 
 _BODY_BYTES = "ppl.body_bytes"
 _NO_ANSWER = 499  # the client went away first
+_FAULT = 500
 
 
 def body_bytes(scope: Scope) -> int:
@@ -91,6 +92,9 @@ class RequestFigures:
         with self._metrics.in_progress.track_inprogress():
             try:
                 await self._app(scope, receive, noted)
+            except Exception:  # answered with 500 further out
+                status = _FAULT
+                raise
             finally:
                 # an address that exists nowhere must not make a label of its own
                 route = getattr(scope.get("route"), "path", "none")

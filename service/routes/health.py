@@ -16,12 +16,14 @@ router = APIRouter(tags=["operation"])
 _RETRY_S = 2.0
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez", summary="Whether the process answers", response_model=Liveness)
 async def livez() -> Liveness:
     """Always the same while the process runs; looks at nothing else."""
     return Liveness()
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Whether requests can be served", response_model=Readiness, responses=responses(503))
 async def readyz(request: Request) -> Readiness:
     """Ready once Redis answers and an inference worker is alive; else 503 with `checks` that name what is missing.
@@ -47,6 +49,7 @@ async def readyz(request: Request) -> Readiness:
     return Readiness(checks=checks)
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get(
     "/metrics",
     summary="Figures for Prometheus",

@@ -30,6 +30,13 @@ async def test_alive_whatever_else_is_away(serve):
     assert (await http.get("/livez")).json() == {"status": "alive"}
 
 
+async def test_health_can_be_asked_without_a_body(http, consumer, redis_client):
+    for path in ("/livez", "/readyz", "/metrics"):
+        assert (await http.head(path)).status_code == 200
+    redis_client.delete(routing.worker_key("inference", "w1"))
+    assert (await http.head("/readyz")).status_code == 503
+
+
 async def test_not_ready_without_redis(serve, problem):
     http = await serve(redis_url="redis://127.0.0.1:1/0")
     document = problem(await http.get("/readyz"), 503, "unavailable")
@@ -85,6 +92,14 @@ async def test_requests_are_counted_by_route_template(http, publish):
     unknown = [key for key in found if key[0] == "ppl_http_requests_total" and ("route", "none") in key]
     assert sum(found[key] for key in unknown if ("status", "404") in key) == 2
     assert not any("nowhere" in str(key) for key in found)
+
+
+async def test_fault_is_counted_as_one(http, problem, monkeypatch):
+    monkeypatch.setattr(http.gateway.jobs, "get", lambda job_id: 1 / 0)
+    problem(await http.get("/train-jobs/0123456789abcdef"), 500, "internal")
+    found = await samples(http)
+    counted = {key: value for key, value in found.items() if ("route", "/train-jobs/{job_id}") in key}
+    assert {dict(key[1:])["status"] for key in counted if key[0] == "ppl_http_requests_total"} == {"500"}
 
 
 async def test_queue_and_batches_are_measured(http, consumer, publish, make_picture):
