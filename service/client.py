@@ -16,10 +16,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -62,7 +63,9 @@ class Client:
         self, base_url: str | None = None, timeout_s: float = 120.0, transport: httpx.BaseTransport | None = None
     ) -> None:
         self.base_url = (base_url or os.environ.get("PPL_URL") or DEFAULT_URL).rstrip("/")
-        self._http = httpx.Client(base_url=self.base_url, timeout=timeout_s, transport=transport)
+        # a proxy of the environment does not know this machine's own addresses
+        trust_env = not _is_loopback(self.base_url)
+        self._http = httpx.Client(base_url=self.base_url, timeout=timeout_s, transport=transport, trust_env=trust_env)
 
     def __enter__(self) -> Client:
         return self
@@ -243,6 +246,14 @@ class Client:
         if not response.is_success:
             raise APIError.of(response)
         return response
+
+
+def _is_loopback(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # a name, or no address at all
+        return False
 
 
 def _quoted(name: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.client import APIError, Client, InputError, JobStatus, Unreachable, png_bytes
+from service.client import APIError, Client, InputError, JobStatus, Unreachable, _is_loopback, png_bytes
 
 from .api_double import ApiDouble, job_json, png, problem, serving
 
@@ -207,3 +207,29 @@ def test_prior_memory_link_map_and_list(client: Client, api: ApiDouble) -> None:
     assert client.memory("bird").prototypes[0].count == 7
     assert client.link_map("bird") == png()
     assert [entry.category for entry in client.priors()] == ["bird"]
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
+    api: ApiDouble, nowhere: str, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, nowhere)
+    for url in (api.url, api.url.replace("127.0.0.1", "localhost")):
+        with Client(url) as client:
+            assert list(client.priors()) is not None
+
+
+@pytest.mark.parametrize(
+    ("url", "loopback"),
+    [
+        ("http://localhost:8000", True),
+        ("http://127.8.9.10", True),
+        ("http://[::1]:80/x", True),
+        ("http://10.0.0.1:8000", False),
+        ("http://localhost.example.org", False),
+        ("http://[", False),
+        ("nonsense", False),
+    ],
+)
+def test_addresses_of_this_machine_are_told_from_others(url: str, loopback: bool) -> None:
+    assert _is_loopback(url) is loopback
