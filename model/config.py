@@ -42,7 +42,8 @@ class Allowed:
     def __str__(self) -> str:
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        text = f"from {self.low:g} to {self.high:g}" if self.low is not None and self.high is not None else "any value"
+        bounded = self.low is not None and self.high is not None
+        text = f"from {self.low:.9g} to {self.high:.9g}" if bounded else "any value"
         return text + (f", a multiple of {self.multiple_of}" if self.multiple_of else "")
 
 

@@ -186,9 +186,9 @@ def test_usage_errors_exit_with_two(ppl: Run, picture: Path) -> None:
 
 
 def test_a_setting_refused_by_the_server_is_shown(ppl: Run, api: ApiDouble, picture: Path) -> None:
-    api.train_answer = problem(422, "bad_setting", "steps is 0; it must be from 1 to 1e+06")
+    api.train_answer = problem(422, "bad_setting", "steps is 0; it must be from 1 to 1000000")
 
     done = ppl("train", "bird", picture.parent, "--set", "steps=0")
 
     assert done.returncode == 1
-    assert "steps is 0; it must be from 1 to 1e+06" in done.stderr
+    assert "steps is 0; it must be from 1 to 1000000" in done.stderr
