@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from .batching import Pose
 from .contract.errors import BadBoxes, BodyTooLarge, PPLError
 from .contract.pictures import Box, Frame, PictureLimits, fit_square, open_picture, unfit_square
 from .errors import BadField
+from .room import PixelRoom
 from .versions import Version
 
 INCLUDABLE = ("link_map", "trajectory", "overlay")
@@ -25,6 +27,9 @@ INCLUDABLE = ("link_map", "trajectory", "overlay")
 
 # sides of a box, as a multiple of the picture's longer side: beyond it the picture would be a few pixels of the square
 _MAX_BOX = 8
+# pictures of the largest size that are held decoded at once; all requests share the memory of the process
+_LARGEST_AT_ONCE = 2
+_room = PixelRoom()
 
 
 @dataclass(frozen=True)
@@ -59,16 +64,21 @@ def fit(upload: Upload, side: int, limits: PictureLimits) -> Fitted:
     Raises:
         BadPicture and its kinds, BodyTooLarge, BadBoxes: the detail names the picture.
     """
-    try:
-        if len(upload.data) > limits.max_bytes:
-            raise BodyTooLarge(f"the file has {len(upload.data)} bytes; a picture may have {limits.max_bytes}")
-        picture = open_picture(upload.data, limits)
-        if upload.box:
-            _check_box(upload.box, picture.width, picture.height)
-    except PPLError as error:
-        raise type(error)(f"{upload.label}: {error.detail}", extra={"index": upload.index}) from error
-    square, frame = fit_square(picture, side, upload.box)
-    return Fitted(picture.width, picture.height, square, frame)
+    with ExitStack() as held:
+
+        def wait_for_room(pixels: int) -> None:
+            held.enter_context(_room.hold(pixels, _LARGEST_AT_ONCE * limits.max_pixels))
+
+        try:
+            if len(upload.data) > limits.max_bytes:
+                raise BodyTooLarge(f"the file has {len(upload.data)} bytes; a picture may have {limits.max_bytes}")
+            picture = open_picture(upload.data, limits, wait_for_room)
+            if upload.box:
+                _check_box(upload.box, picture.width, picture.height)
+        except PPLError as error:
+            raise type(error)(f"{upload.label}: {error.detail}", extra={"index": upload.index}) from error
+        square, frame = fit_square(picture, side, upload.box)
+        return Fitted(picture.width, picture.height, square, frame)
 
 
 def parse_boxes(text: str | None, count: int) -> list[Box | None]:
@@ -134,8 +144,9 @@ def describe(
         answer["link_map"] = _data_url(drawing.png(laid_back))
     if "overlay" in include:
         # decoded once more: pictures are not kept in memory while they wait
-        picture = open_picture(upload.data, limits)
-        answer["overlay"] = _data_url(drawing.png(drawing.overlay(picture, fitted.frame, points, version.links)))
+        with _room.hold(fitted.width * fitted.height, _LARGEST_AT_ONCE * limits.max_pixels):
+            picture = open_picture(upload.data, limits)
+            answer["overlay"] = _data_url(drawing.png(drawing.overlay(picture, fitted.frame, points, version.links)))
     # the links are the same for every picture, and most of the text
     return f'{json.dumps(answer)[:-1]}, "links": {version.links_json}}}'
 

@@ -1,0 +1,88 @@
+"""Pictures that are decoded at the same time are bounded in pixels."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import pytest
+from PIL import Image
+
+from service import images
+from service.contract.errors import BadPicture
+from service.contract.pictures import PictureLimits
+from service.room import PixelRoom
+
+
+def upload(data: bytes) -> images.Upload:
+    return images.Upload(0, "a.png", data, None)
+
+
+def png(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_no_more_than_the_limit_is_held_at_once():
+    room, most = PixelRoom(), []
+
+    def work(pixels: int) -> None:
+        with room.hold(pixels, 100):
+            most.append(room.held)
+            time.sleep(0.002)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, [40, 30, 90, 10, 100, 5, 60, 1] * 5))
+    assert 40 < max(most) <= 100
+    assert room.held == 0
+
+
+def test_more_than_the_limit_waits_until_nothing_is_held_and_is_not_passed():
+    room, order, entered = PixelRoom(), [], threading.Event()
+    leave = threading.Event()
+
+    def first() -> None:
+        with room.hold(10, 100):
+            entered.set()
+            leave.wait(5)
+
+    def later(pixels: int) -> None:
+        with room.hold(pixels, 100):
+            order.append(pixels)
+
+    with ThreadPoolExecutor(3) as threads:
+        threads.submit(first)
+        entered.wait(5)
+        large = threads.submit(later, 500)
+        time.sleep(0.05)
+        small = threads.submit(later, 1)
+        time.sleep(0.05)
+        assert order == []
+        leave.set()
+        wait((large, small), 5)
+    assert order == [500, 1]
+
+
+def test_pictures_wait_for_room_to_be_decoded(monkeypatch):
+    room = PixelRoom()
+    monkeypatch.setattr(images, "_room", room)
+    limits = PictureLimits(max_pixels=10_000)
+    with ThreadPoolExecutor(1) as threads:
+        with room.hold(15_000, 20_000):
+            assert images.fit(upload(png(50, 50)), 16, limits).width == 50
+            waiting = threads.submit(images.fit, upload(png(100, 100)), 16, limits)
+            time.sleep(0.1)
+            assert not waiting.done()
+        assert waiting.result(5).width == 100
+    assert room.held == 0
+
+
+def test_room_is_given_back_after_a_bad_picture(monkeypatch):
+    room = PixelRoom()
+    monkeypatch.setattr(images, "_room", room)
+    with pytest.raises(BadPicture):
+        images.fit(upload(png(200, 200)[:-30]), 16, PictureLimits())
+    assert room.held == 0
