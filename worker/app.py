@@ -87,7 +87,8 @@ class TrainingPart:
         jobs, files = JobStore(client), JobFiles(settings.data_root)
         casework = Casework(jobs, files, self.metrics, worker_id, stop)
         preparer = Preparer(casework, files, settings, self.metrics)
-        runner = TrainingRunner(jobs, files, VersionStore(settings.data_root), casework, settings, self.metrics)
+        store = VersionStore(settings.data_root)
+        runner = TrainingRunner(jobs, files, store, casework, settings, self.metrics)
         device = str(pick_device(settings.device))
         self.heartbeat = Heartbeat(client, "training", worker_id, device, self.metrics.text, lambda: runner.busy)
 
@@ -100,7 +101,7 @@ class TrainingPart:
         def send(job_id: str) -> None:
             task.apply_async(args=[job_id], task_id=job_id)
 
-        self.caretaker = Caretaker(jobs, files, casework, preparer, send, stop)
+        self.caretaker = Caretaker(jobs, files, casework, preparer, send, stop, store)
 
     def start(self) -> None:
         """See Part."""
@@ -119,6 +120,9 @@ def make_app(kind: Kind, settings: WorkerSettings) -> Celery:
     app.conf.update(routing.celery_options(kind, settings.redis_url))
     app.conf.update(
         broker_connection_max_retries=None,
+        # On a lost connection a batch is worked out and answered all the same: a solo pool can't interrupt its
+        # task, and a second delivery finds no pixels. A job is not concerned: its message is acknowledged early.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_enable_remote_control=False,
         worker_hijack_root_logger=False,
         worker_prefetch_multiplier=1,

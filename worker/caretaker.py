@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from service.contract.errors import UnknownJob
 from service.contract.jobs import JobStatus, JobStore
 from service.contract.routing import RECONCILE_EVERY_S
-from service.contract.store import JobFiles
+from service.contract.store import JobFiles, VersionStore
 from worker.casework import Casework
 from worker.custody import Stop
 from worker.outage import OUTAGES, OutageLog
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 _PERIOD_S = 0.5
 _SWEEP_EVERY_S = 15.0
 _UPLOAD_MAY_TAKE_S = 3600.0
+_PUBLISHING_MAY_TAKE_S = 3600.0
 
 
 class Caretaker:
@@ -38,9 +41,11 @@ class Caretaker:
         preparer: Preparer,
         send: Callable[[str], object],
         stop: Stop,
+        store: VersionStore,
     ) -> None:
         self._jobs = jobs
         self._files = files
+        self._store = store
         self._casework = casework
         self._preparer = preparer
         self._send = send
@@ -91,6 +96,16 @@ class Caretaker:
             if ended and not self._jobs.leased(job_id):
                 logger.info("job %s: its files are swept up", job_id)
                 self._files.remove(job_id)
+        self._sweep_staged()
+
+    def _sweep_staged(self) -> None:
+        """Publications that were cut off, of jobs that nobody will take up again."""
+        folders = [path for path in self._store.staged() if _age_s(path) > _PUBLISHING_MAY_TAKE_S]
+        unfinished = {record.job.id[-6:] for record in self._jobs.unfinished()} if folders else set()
+        for path in folders:
+            if path.name[-6:] not in unfinished:
+                logger.info("%s is swept up", path.name)
+                shutil.rmtree(path, ignore_errors=True)
 
     def _queued(self, job_id: str) -> bool:
         try:
@@ -100,9 +115,7 @@ class Caretaker:
 
     def _age_s(self, job_id: str) -> float:
         """Time since anything in the job's folder was last written to."""
-        folder = self._files.folder(job_id)
-        times = [path.stat().st_mtime for path in (folder, *folder.rglob("*")) if path.exists()]
-        return time.time() - max(times, default=time.time())
+        return _age_s(self._files.folder(job_id))
 
     def _run(self) -> None:
         log = OutageLog("caretaker")
@@ -114,3 +127,8 @@ class Caretaker:
                 log.failed(error)
             except Exception:  # this thread must outlive whatever one round meets
                 logger.exception("a round failed")
+
+
+def _age_s(folder: Path) -> float:
+    times = [path.stat().st_mtime for path in (folder, *folder.rglob("*")) if path.exists()]
+    return time.time() - max(times, default=time.time())

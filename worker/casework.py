@@ -92,4 +92,10 @@ class Casework:
 
     def _fail(self, custody: Custody, error: PPLError) -> None:
         logger.warning("job %s failed: %s (%s)", custody.job_id, error.detail, error.code)
-        self.end(custody, lambda record: record.fail(error))
+
+        def fail(record: JobRecord) -> None:
+            if custody.findings:
+                custody.findings(record)
+            record.fail(error)
+
+        self.end(custody, fail)

@@ -48,10 +48,14 @@ class Custody:
         jobs: where the job is.
         lease: held when the block begins; released when it ends.
         stop: of the process.
+
+    Attributes:
+        findings: what the record shall show also where the job fails; written together with the failure.
     """
 
     def __init__(self, jobs: JobStore, lease: Lease, stop: Stop) -> None:
         self.job_id = lease.job_id
+        self.findings: Change | None = None
         self._jobs = jobs
         self._lease = lease
         self._stop = stop

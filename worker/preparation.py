@@ -101,6 +101,7 @@ class Preparer:
         def progress(record: JobRecord) -> None:
             record.job.metrics = tally.metrics()
 
+        custody.findings = progress
         self._files.create(job_id)
         with SquareFile(self._files.pictures(job_id), side) as squares:
             for name, data in iter_pictures(self._source(record), ArchiveLimits.of(self._settings)):

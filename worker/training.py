@@ -65,6 +65,7 @@ class TrainingRunner:
         if job.status not in (JobStatus.QUEUED, JobStatus.RUNNING):
             logger.info("job %s is %s: nothing to train", job.id, job.status)
             return
+        self._store.sweep_staged(job.category, job.id)
         version = self._store.find_by_job(job.category, job.id)
         if version:
             logger.info("job %s had published %s already", job.id, version)

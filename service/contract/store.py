@@ -154,6 +154,17 @@ class VersionStore:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def staged(self, category: str | None = None) -> list[Path]:
+        """Staging folders of a category, or of all: of publications under way, and of processes that were killed."""
+        roots = [self._root / check_category(category)] if category else sorted(self._root.glob("*"))
+        return [path for root in roots for path in sorted((root / "versions").glob(_STAGING + "*"))]
+
+    def sweep_staged(self, category: str, job_id: str) -> None:
+        """Remove what a killed publication of a job left; for whoever holds the job's lease."""
+        for path in self.staged(category):
+            if path.name.endswith("-" + job_id[-6:]):
+                shutil.rmtree(path, ignore_errors=True)
+
     def publish(self, staged: Path, category: str, version: str) -> Path:
         """Make a staged folder a version, at once and for good.
 

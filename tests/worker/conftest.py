@@ -127,7 +127,7 @@ def desk(redis_client: redis.Redis, redis_url: str, data_root: Path) -> SimpleNa
     casework = Casework(jobs, files, metrics, "test", stop)
     preparer = Preparer(casework, files, settings, metrics)
     runner = TrainingRunner(jobs, files, store, casework, settings, metrics)
-    caretaker = Caretaker(jobs, files, casework, preparer, sent.append, stop)
+    caretaker = Caretaker(jobs, files, casework, preparer, sent.append, stop, store)
 
     def upload(members: dict[str, bytes] | None = None, config: PPLConfig | None = None) -> Job:
         members = {f"{n}.jpg": picture(n) for n in range(9)} if members is None else members

@@ -68,6 +68,8 @@ def test_too_few_readable_pictures_fail_the_job_and_say_why(desk: SimpleNamespac
     assert failed.error.code == "too_few_pictures"
     assert "5 of 6 pictures" in failed.error.detail
     assert "bad.jpg" in failed.error.detail
+    assert (failed.metrics["images"], failed.metrics["skipped"]) == (5, 1)
+    assert [item["name"] for item in failed.metrics["skipped_files"]] == ["bad.jpg"]
     assert desk.sent == []
     assert desk.files.ids() == []
 

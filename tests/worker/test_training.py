@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -149,6 +150,34 @@ def test_job_is_trained_on_from_its_checkpoint_after_a_kill(desk: SimpleNamespac
     desk.runner.run(job.id)
     assert desk.jobs.get(job.id).status is JobStatus.SUCCEEDED
     assert steps == [5, 6], "it went on from the checkpoint of step 4"
+
+
+def test_what_a_killed_publication_left_is_removed_when_the_job_is_taken_up_again(desk: SimpleNamespace) -> None:
+    job = desk.prepared()
+    versions = desk.store.path("dog", "v1").parent
+    left, other = (versions / f".staging-20260101T000000-{suffix}" for suffix in (job.id[-6:], "ffffff"))
+    for folder in (left, other):
+        folder.mkdir(parents=True)
+        (folder / "weights.safetensors").write_bytes(b"half of it")
+    desk.runner.run(job.id)
+    assert desk.jobs.get(job.id).status is JobStatus.SUCCEEDED
+    assert not left.exists()
+    assert other.exists(), "another job may be publishing it"
+
+
+def test_staged_folders_of_jobs_that_are_over_are_swept_up_once_old(desk: SimpleNamespace) -> None:
+    job, over = desk.prepared(), desk.prepared()
+    desk.jobs.cancel(over.id)
+    versions = desk.store.path("dog", "v1").parent
+    folders = [versions / f".staging-20260101T000000-{item.id[-6:]}" for item in (job, over)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    desk.caretaker.sweep()
+    assert all(folder.exists() for folder in folders)
+    for folder in folders:
+        os.utime(folder, (time.time() - 7200,) * 2)
+    desk.caretaker.sweep()
+    assert [folder.exists() for folder in folders] == [True, False]
 
 
 def test_damaged_checkpoint_starts_the_job_over(desk: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
