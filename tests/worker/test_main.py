@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from worker.__main__ import main
+from worker.app import make_app
 from worker.settings import WorkerSettings
 
 
@@ -42,3 +44,10 @@ def test_health_check_needs_no_torch() -> None:
         "assert 'torch' not in sys.modules and 'celery' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("kind", ["inference", "training"])
+def test_what_happens_on_a_lost_connection_is_said_and_not_left_to_celerys_version(kind: Any) -> None:
+    app = make_app(kind, WorkerSettings())
+    changes = app.conf.changes
+    assert changes["worker_cancel_long_running_tasks_on_connection_loss"] is False
