@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
+from starlette.responses import Response
+from starlette.routing import Route
 
 from model.config import PRESETS, PPLConfig, settings
 
@@ -15,6 +19,8 @@ from .contract.messages import MAX_REFINE_STEPS
 from .errors import Problem
 from .images import INCLUDABLE
 
+_EXAMPLE_ADDRESS = "http://127.0.0.1:8000"
+_ADDRESS = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]{1,255}(/[A-Za-z0-9._/-]{0,255})?")
 TITLE = "Pose Prior Learner"
 DEFAULT_PRESET = "compact"
 _CATEGORY = {
@@ -103,7 +109,7 @@ def train_body() -> dict[str, Any]:
     }
     folder = {
         "type": "string",
-        "description": "a folder of pictures below the server's data root",
+        "description": "a folder of pictures below the server's data root (PPL_DATA_ROOT); it must be there already",
         "examples": ["imports/dog"],
     }
     chosen = _settings()
@@ -112,15 +118,34 @@ def train_body() -> dict[str, Any]:
             "multipart/form-data": _object({**shared, "archive": archive, **chosen}, ["category", "archive"]),
             "application/json": {
                 **_object({**shared, "folder": folder, **chosen}, ["category", "folder"]),
-                "example": {"category": "dog", "folder": "imports/dog", "preset": "compact", "steps": 2000},
+                "examples": {
+                    "folder": {
+                        "summary": "pictures in imports/dog below the data root",
+                        "description": "first make the folder imports/dog below the server's data root, and put "
+                        "pictures into it",
+                        "value": {"category": "dog", "folder": "imports/dog", "preset": "compact", "steps": 2000},
+                    }
+                },
             },
         }
     )
 
 
 def install(app: FastAPI) -> None:
-    """Let the application describe itself with our errors instead of the framework's."""
+    """Let the application describe itself with our errors, and its own address in the examples."""
     app.openapi = _described(app)  # type: ignore[method-assign]
+
+    async def openapi(request: Request) -> Response:
+        text = json.dumps(app.openapi(), ensure_ascii=False)
+        address = str(request.base_url).rstrip("/")
+        # it comes from the client and goes into commands to be pasted
+        if _ADDRESS.fullmatch(address):
+            text = text.replace(_EXAMPLE_ADDRESS, address)
+        return Response(text, media_type="application/json")
+
+    assert app.openapi_url is not None
+    # before the framework's own
+    app.router.routes.insert(0, Route(app.openapi_url, openapi, include_in_schema=False))
 
 
 def package_version() -> str:

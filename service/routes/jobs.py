@@ -38,7 +38,7 @@ async def create_job(request: Request) -> Response:
     curl -F category=dog -F archive=@pictures.zip -F steps=2000 http://127.0.0.1:8000/train-jobs
     ```
 
-    or name a folder below the server's data root as JSON:
+    or name a folder below the server's data root as JSON. Make it first, here `imports/dog`, and put pictures into it:
 
     ```sh
     curl --json '{"category": "dog", "folder": "imports/dog"}' http://127.0.0.1:8000/train-jobs

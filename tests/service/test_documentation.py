@@ -140,7 +140,7 @@ async def paste(http, command: str, files: dict[str, bytes]):
             content = words.pop(0)
         else:
             url = word
-    path = url.removeprefix("http://127.0.0.1:8000")
+    path = url.removeprefix("http://gateway")
     assert path != url
     if content is not None:
         return await http.post(path, content=content, headers={"content-type": "application/json"})
@@ -168,5 +168,18 @@ async def test_json_example_works(http, described, data_root):
     folder = data_root / "imports" / "dog"
     folder.mkdir(parents=True)
     (folder / "a.png").write_bytes(b"x")
-    example = described["paths"]["/train-jobs"]["post"]["requestBody"]["content"]["application/json"]["example"]
-    assert (await http.post("/train-jobs", json=example)).status_code == 202
+    content = described["paths"]["/train-jobs"]["post"]["requestBody"]["content"]["application/json"]
+    (example,) = content["examples"].values()
+    assert "first make the folder imports/dog" in example["description"]
+    assert (await http.post("/train-jobs", json=example["value"])).status_code == 202
+
+
+async def test_examples_carry_the_address_that_was_asked(http):
+    asked = await http.get("/openapi.json", headers={"host": "poses.example:9123"})
+    assert "curl http://poses.example:9123/train-jobs" in asked.json()["info"]["description"]
+    assert "127.0.0.1:8000" not in asked.text
+
+
+async def test_address_that_could_be_a_command_is_not_put_into_examples(http):
+    asked = await http.get("/openapi.json", headers={"host": "a;$(reboot)"})
+    assert "reboot" not in asked.text
