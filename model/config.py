@@ -100,7 +100,9 @@ class PPLConfig:
         "network whose activations the reconstruction loss compares",
         choices=("vgg19", "vgg16", "efficientnet_lite0"),
     )
-    perceptual_size: int = _setting(128, "side to which pictures are resized for the perceptual network", 32, 256)
+    perceptual_size: int = _setting(
+        128, "side to which pictures are resized for the perceptual network; 224 in the release", 32, 256
+    )
     boundary_weight: float = _setting(1.0, "weight of the boundary loss (eq. 5)", 0.0, 1000.0)
     link_regularization_weight: float = _setting(1.0, "weight of the link regularisation (eq. 6)", 0.0, 1000.0)
     memory_decode_weight: float = _setting(
