@@ -59,6 +59,12 @@ class StackProcess:
     def client(self) -> Client:
         return Client(self.url)
 
+    @property
+    def redis_url(self) -> str:
+        """Where the stack's own server is, as its gateway was told."""
+        environment = Path(f"/proc/{self.child_pid('gateway')}/environ").read_text().split("\0")
+        return next(item.partition("=")[2] for item in environment if item.startswith("PPL_REDIS_URL="))
+
     def kill_child(self, name: str) -> int:
         """kill -9 of a child by its present process id, which is returned."""
         pid = self.child_pid(name)
@@ -111,12 +117,12 @@ def running(pid: int) -> bool:
         return False
 
 
-def within(seconds: float, condition: Callable[[], bool]) -> bool:
+def within(seconds: float, condition: Callable[[], bool], every_s: float = 0.1) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if condition():
             return True
-        time.sleep(0.1)
+        time.sleep(every_s)
     return condition()
 
 

@@ -6,6 +6,7 @@ The tests share one stack and run in their order; each leaves it working.
 from __future__ import annotations
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 from PIL import Image
+from redis import Redis
 
-from service.client import Client, Job, JobStatus, png_bytes
+from service.client import APIError, Client, Job, JobStatus, png_bytes
 
 from .stack_process import TINY, StackProcess, archive, drawing, running, within
 
@@ -115,6 +117,48 @@ def test_a_killed_gateway_comes_back_and_connections_wait_for_it(shared: Shared,
 def test_a_request_outlives_the_worker_that_should_answer_it(shared: Shared, client: Client) -> None:
     shared.stack.kill_child("worker-inference")
 
+    assert len(client.estimate("cross", [drawing(103)]).images) == 1
+
+
+def test_a_request_outlives_the_worker_that_was_killed_in_the_middle_of_its_batch(
+    shared: Shared, client: Client
+) -> None:
+    """The worker holds the batch: taken, not acknowledged, its pixels still there, and never to be answered by it."""
+    assert within(20, lambda: httpx.get(shared.stack.url + "/readyz").status_code == 200)
+    keys = Redis.from_url(shared.stack.redis_url)
+    worker = shared.stack.child_pid("worker-inference")
+    answers: list[object] = []
+
+    def ask() -> None:
+        with shared.client() as own:
+            try:
+                answers.append(own.estimate("cross", [drawing(n) for n in range(32)], refine_steps=10))
+            except APIError as error:
+                answers.append(error)
+
+    asking = threading.Thread(target=ask)
+    held = False
+    try:
+        asking.start()
+        # stopped as soon as it has taken the message, long before 32 pictures of 10 refinements are done
+        held = within(10, lambda: keys.hlen("ppl:inference:unacked") > 0, every_s=0.001)
+        os.kill(worker, signal.SIGSTOP)
+        assert held
+        assert keys.hlen("ppl:inference:unacked") == 1
+        assert keys.keys("ppl:pixels:*"), "not answered yet"
+        assert not answers
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        asking.join(45)
+        keys.close()
+    assert not asking.is_alive()
+    (answer,) = answers
+    if isinstance(answer, APIError):
+        assert answer.status == 503
+        assert answer.code in ("timeout", "worker_unavailable")
+    else:
+        assert len(answer.images) == 32
+    assert shared.stack.child_pid("worker-inference") != worker
     assert len(client.estimate("cross", [drawing(103)]).images) == 1
 
 
