@@ -23,6 +23,11 @@ _OUTLINE = np.array([16, 18, 24], np.float32)
 _BACKGROUND = (13, 15, 33)
 # the link map's colours from 0 to 1: night blue over violet and orange to near white
 _STOPS = np.array([_BACKGROUND, (74, 31, 110), (178, 46, 105), (243, 120, 64), (253, 209, 105), (255, 252, 235)])
+_POSITIONS = np.linspace(0, len(_STOPS) - 1, 1024)
+_COLOURS = np.stack([np.interp(_POSITIONS, range(len(_STOPS)), stops) for stops in _STOPS.T], axis=1).round()
+_COLOURS = _COLOURS.astype(np.uint8)
+# a link map is smooth: larger ones are enlarged, as each of hundreds of links is a pass over the whole
+_MOST_RENDERED_PX = 512
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
@@ -89,13 +94,12 @@ def prior_picture(prior: dict[str, Any], side: int) -> Image.Image:
         side: of the picture in pixels.
     """
     keypoints = np.asarray(prior["keypoint_prior"], np.float32)
-    values = render_link_map(keypoints, prior["links"], float(prior["link_width"]), side)
+    values = render_link_map(keypoints, prior["links"], float(prior["link_width"]), min(side, _MOST_RENDERED_PX))
     strongest = float(values.max())
     levels = (values / strongest) ** 0.75 if strongest > 0 else values  # weak links stay visible
-    position = levels * (len(_STOPS) - 1)
-    below = np.minimum(position.astype(int), len(_STOPS) - 2)
-    part = (position - below)[..., None]
-    canvas = np.rint(_STOPS[below] * (1 - part) + _STOPS[below + 1] * part).astype(np.uint8)
+    if side > _MOST_RENDERED_PX:
+        levels = np.asarray(Image.fromarray(levels).resize((side, side), Image.Resampling.BICUBIC)).clip(0, 1)
+    canvas = _COLOURS[np.rint(levels * (len(_COLOURS) - 1)).astype(np.uint16)]
     radius = side / 110
     for index, point in enumerate((keypoints + 1) / 2 * side - 0.5):
         _disc(canvas, point, radius + side / 350, _OUTLINE)

@@ -24,6 +24,7 @@ from .contract.store import JobFiles, VersionStore
 from .errors import QUEUE_ERRORS
 from .housekeeping import JobCounts, remove_stale_uploads
 from .metrics import Metrics
+from .picture_cache import PictureCache
 from .replies import async_client, read_replies
 from .sending import Sender, redis_client
 from .settings import Settings
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _IO_THREADS = 8
 _UPLOAD_THREADS = 4
+_PRIOR_PICTURE_BYTES = 32 * 2**20
 _LOOK_EVERY_S = 1.0
 _CLEAN_EVERY_S = 600.0
 _COUNT_EVERY_S = 10.0
@@ -48,6 +50,7 @@ class Gateway:
 
     Attributes:
         decoding: threads in which pictures are decoded and drawn.
+        prior_pictures: pictures of priors that were drawn before.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -66,6 +69,9 @@ class Gateway:
         self._sender = Sender(settings.redis_url)
         self._reply_to = routing.reply_key(uuid.uuid4().hex)
         self.decoding = ThreadPoolExecutor(settings.decode_threads, "decode")
+        # priors are drawn one after the other: estimates go before
+        self._drawing = ThreadPoolExecutor(1, "draw")
+        self.prior_pictures = PictureCache(_PRIOR_PICTURE_BYTES)
         self._io = ThreadPoolExecutor(_IO_THREADS, "io")
         # archives of gigabytes are written and checked in threads of their own, so that nothing else waits for them
         self._uploads = ThreadPoolExecutor(_UPLOAD_THREADS, "upload")
@@ -99,7 +105,7 @@ class Gateway:
         """End the loops and close what is open; requests in flight have been answered by now."""
         await end(self._loops)
         await self.batcher.close()
-        for executor in (self.decoding, self._io, self._uploads, self._sending):
+        for executor in (self.decoding, self._drawing, self._io, self._uploads, self._sending):
             executor.shutdown(wait=False, cancel_futures=True)
         await self.redis.aclose()
         self._sender.close()
@@ -114,8 +120,12 @@ class Gateway:
         return await asyncio.get_running_loop().run_in_executor(self._uploads, function, *arguments)
 
     async def compute(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Run something that decodes, draws or encodes in a thread of the bounded pool."""
+        """Run something that decodes pictures, draws on them or encodes them in a thread of the bounded pool."""
         return await asyncio.get_running_loop().run_in_executor(self.decoding, function, *arguments)
+
+    async def draw(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Run something that draws a prior, after those asked for before it."""
+        return await asyncio.get_running_loop().run_in_executor(self._drawing, function, *arguments)
 
     async def exposition(self) -> bytes:
         """The figures for Prometheus, brought up to date."""

@@ -60,11 +60,17 @@ async def get_link_map(
 ) -> Response:
     """The link map of the prior's own pose (PPL eq. 3) in colours, brighter for stronger links, and its keypoints."""
     gateway = gateway_of(request)
+    kept = gateway.prior_pictures
+    name = await gateway.io(gateway.versions.store.resolve, category, version)
 
     def draw() -> bytes:
-        return png(prior_picture(gateway.versions.prior(category, version), size))
+        picture = kept.get((category, name, size))  # it may have been drawn while this waited
+        if picture is None:
+            picture = png(prior_picture(gateway.versions.prior(category, name), size))
+            kept.put((category, name, size), picture)
+        return picture
 
-    return Response(await gateway.compute(draw), media_type="image/png")
+    return Response(kept.get((category, name, size)) or await gateway.draw(draw), media_type="image/png")
 
 
 @router.get(

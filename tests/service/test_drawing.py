@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from service import drawing
 from service.contract.pictures import Frame
 from service.drawing import (
     STRONG,
@@ -129,6 +130,32 @@ def test_prior_picture_is_bright_on_links_and_dark_elsewhere():
     assert pixels[128, 128].min() > 200
     assert pixels[200, 128].max() < 60
     assert np.abs(pixels[25, 128] - keypoint_colour(2)).max() < 40
+
+
+def test_large_prior_picture_is_that_of_each_pixel_drawn(monkeypatch):
+    prior = {
+        "keypoint_prior": [[-0.5, 0.1], [0.5, -0.3], [0.0, -0.8]],
+        "links": [{"i": 0, "j": 1, "weight": 1.0}, {"i": 0, "j": 2, "weight": 0.3}],
+        "link_width": 1e-3,
+    }
+    enlarged = np.asarray(prior_picture(prior, 1000)).astype(int)
+    monkeypatch.setattr(drawing, "_MOST_RENDERED_PX", 1000)
+    drawn = np.asarray(prior_picture(prior, 1000)).astype(int)
+    assert np.abs(enlarged - drawn).mean() < 0.5
+    assert np.abs(enlarged - drawn).max() < 24
+
+
+def test_links_of_a_large_prior_picture_are_not_drawn_in_its_size(monkeypatch):
+    sides = []
+
+    def render(*arguments):
+        sides.append(arguments[-1])
+        return render_link_map(*arguments)
+
+    monkeypatch.setattr(drawing, "render_link_map", render)
+    prior = {"keypoint_prior": [[0.0, 0.0], [0.5, 0.5]], "links": [{"i": 0, "j": 1, "weight": 1.0}], "link_width": 1e-3}
+    assert [prior_picture(prior, side).width for side in (64, 512, 2048)] == [64, 512, 2048]
+    assert sides == [64, 512, 512]
 
 
 def test_prior_without_strength_is_dark_and_no_error():

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from service.drawing import prior_picture
+from service.picture_cache import PictureCache
+from service.routes import priors
 from service.schemas import Memory, Prior, PriorPage, VersionPage
 
 OLD, NEW = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb"
@@ -84,6 +89,44 @@ async def test_link_map_is_a_square_png(http, dog, size):
     # the strongest link runs from the centre to the right; the corner is far from all
     assert pixels[centre, centre + image.width // 8] > 500
     assert pixels[2, 2] < 120
+
+
+async def test_link_map_is_drawn_once_for_a_version_and_size(http, dog, monkeypatch):
+    drawn = []
+
+    def draw(prior, side):
+        drawn.append((prior["version"], side))
+        return prior_picture(prior, side)
+
+    monkeypatch.setattr(priors, "prior_picture", draw)
+    paths = [f"?size={size}&version={version}" for size in (64, 65) for version in (OLD, NEW)] * 3
+    bodies = await asyncio.gather(*(http.get(f"/priors/dog/link-map{path}") for path in [*paths, "?size=64"]))
+    assert sorted(drawn) == [(OLD, 64), (OLD, 65), (NEW, 64), (NEW, 65)]
+    assert bodies[1].content == bodies[-1].content  # the active version's
+    assert bodies[0].content == bodies[4].content
+
+
+async def test_link_map_does_not_wait_for_pictures_to_be_decoded(http, dog):
+    leave = threading.Event()
+    for _ in range(http.gateway.settings.decode_threads):
+        http.gateway.decoding.submit(leave.wait, 10)
+    try:
+        assert (await asyncio.wait_for(http.get("/priors/dog/link-map"), 5)).status_code == 200
+    finally:
+        leave.set()
+
+
+def test_kept_pictures_are_bounded_in_bytes():
+    cache = PictureCache(100)
+    for key in range(5):
+        cache.put(key, bytes(30))
+        assert cache.get(0) is not None or key > 3
+    assert [key for key in range(5) if cache.get(key)] == [0, 3, 4]
+    cache.put(0, bytes(10))
+    assert cache.size == 70
+    cache.put("large", bytes(101))
+    assert cache.size <= 100
+    assert cache.get("large") is None
 
 
 async def test_memory_has_the_documented_shape(http, dog):

@@ -1,0 +1,36 @@
+"""Drawn pictures that are kept for whoever asks again, the last used first."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from threading import Lock
+
+
+class PictureCache:
+    """Encoded pictures of things that never change; thread-safe.
+
+    Args:
+        limit: bytes to keep at most.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._kept: OrderedDict[Hashable, bytes] = OrderedDict()
+        self._lock = Lock()
+        self.size = 0
+
+    def get(self, key: Hashable) -> bytes | None:
+        """The picture, if it is kept."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def put(self, key: Hashable, picture: bytes) -> None:
+        """Keep a picture, in place of those not used for longest."""
+        with self._lock:
+            self.size += len(picture) - len(self._kept.pop(key, b""))
+            self._kept[key] = picture
+            while self.size > self._limit:
+                self.size -= len(self._kept.popitem(last=False)[1])
