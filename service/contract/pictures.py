@@ -32,8 +32,10 @@ from PIL import (
 
 from . import jpeg
 from .colours import MID_GREY, to_rgb
-from .errors import Animated, BadPicture, NotAnImage, TooManyPixels, TooSmall, TruncatedImage, UnsupportedFormat
+from .errors import Animated, BadPicture, TooManyPixels, TooSmall, TruncatedImage
 from .settings import CommonSettings
+from .signatures import EXPECTED as EXPECTED
+from .signatures import unidentified
 
 FORMATS = tuple(
     plugin.format
@@ -46,7 +48,6 @@ FORMATS = tuple(
     )
 )
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"))
-EXPECTED = "expected a JPEG, PNG, WebP, BMP or TIFF picture"
 
 Box = tuple[float, float, float, float]  # x, y, width, height in edge coordinates of the picture
 
@@ -60,19 +61,6 @@ _TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# formats that people send and we do not read: where they start, how they start, their name
-_OTHER_FORMATS = (
-    (0, b"GIF8", "GIF"),
-    (4, b"ftypheic", "HEIC"),
-    (4, b"ftypheix", "HEIC"),
-    (4, b"ftypmif1", "HEIF"),
-    (4, b"ftypavif", "AVIF"),
-    (0, b"%PDF", "PDF"),
-    (0, b"<svg", "SVG"),
-    (0, b"8BPS", "Photoshop"),
-    (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
-    (0, b"\xff\x0a", "JPEG XL"),
-)
 # a picture is reduced by whole factors first, leaving at least this many pixels for one of the square
 _REDUCING_GAP = 3
 # pixels that are reduced at a time; a row of blocks may have more
@@ -155,7 +143,7 @@ def open_picture(
         raise TooManyPixels(f"the picture has too many pixels; at most {limits.max_pixels} are allowed") from error
     except UnidentifiedImageError as error:
         file.seek(0)
-        raise _unidentified(file.read(32)) from error
+        raise unidentified(file.read(32)) from error
     except Exception as error:  # hostile bytes may make a parser raise anything
         raise _damaged(error) from error
     with image:
@@ -294,23 +282,6 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # noqa: BLE001  damaged EXIF data of a good picture: shown as stored, as viewers do
         return 1
-
-
-def _unidentified(head: bytes) -> NotAnImage | UnsupportedFormat | TruncatedImage:
-    if not head:
-        return NotAnImage(f"the file is empty; {EXPECTED}")
-    for offset, magic, name in _OTHER_FORMATS:
-        if head[offset:].startswith(magic):
-            return UnsupportedFormat(f"the file is a {name}; {EXPECTED}")
-    if _known_start(head):
-        return TruncatedImage("the picture ends within its first bytes, or these are damaged; send the whole file")
-    return NotAnImage(f"the file is not a picture; {EXPECTED}")
-
-
-def _known_start(head: bytes) -> bool:
-    riff = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
-    starts = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\x00", b"MM\x00*")
-    return riff or head.startswith(starts)
 
 
 def _damaged(error: Exception) -> TruncatedImage:
