@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -29,7 +30,16 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 def start(folder: Path, steps: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "service.demo", "--no-serve", "--folder", str(folder), "--steps", str(steps)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = {**os.environ, "PPL_TRAINING_THREADS": "1", "PPL_INFERENCE_THREADS": "1"}
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        # a shell that runs the tests in the background has it ignored, and the demo would respect that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def belonging_to(folder: Path) -> list[int]:
