@@ -28,7 +28,7 @@ from .progress import TrainingProgress, duration
 
 CATEGORY = "dog"
 PRESET = "compact"
-STEPS = 1000
+STEPS = 1200
 _GRID_PICTURES = 24
 
 console = Console(highlight=False, soft_wrap=True)
