@@ -31,13 +31,18 @@ _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
 _STAGING = ".staging-"
 
 
+def is_category(name: str) -> bool:
+    """Whether a category may be called so."""
+    return bool(_CATEGORY.fullmatch(name))
+
+
 def check_category(name: str) -> str:
     """The name, if a category may be called so.
 
     Raises:
         BadCategoryName: anything else, paths above all.
     """
-    if not _CATEGORY.fullmatch(name):
+    if not is_category(name):
         raise BadCategoryName(
             f"category {name[:80]!r} must start with a letter a-z or a digit and hold only a-z, 0-9, - and _, "
             "64 characters at most"

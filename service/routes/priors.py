@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from ..contract.errors import BadCursor
+from ..contract.store import is_category
 from ..drawing import png, prior_picture
 from ..errors import BadField, responses
 from ..gateway import Gateway, gateway_of
@@ -27,6 +28,8 @@ Cursor = Annotated[str | None, Query(max_length=64, description="`next_cursor` o
 async def get_priors(request: Request, limit: Limit = 50, cursor: Cursor = None) -> dict[str, Any]:
     """The categories that have been learned, by name."""
     gateway = gateway_of(request)
+    if cursor is not None and not is_category(cursor):
+        raise BadCursor(f"cursor {cursor[:80]!r} was not given out by this list")
 
     def page() -> dict[str, Any]:
         names = [name for name in gateway.versions.categories() if cursor is None or name > cursor]

@@ -171,6 +171,7 @@ async def test_unknown_version(http, dog, problem, path):
         ("/priors/dog/link-map?size=100000", 422, "bad_request"),
         ("/priors/dog/memory?include=everything", 422, "bad_request"),
         ("/priors/dog/versions?cursor=elsewhere", 400, "bad_cursor"),
+        ("/priors?cursor=no%2Fname", 400, "bad_cursor"),
     ],
 )
 async def test_bad_queries_are_refused(http, dog, problem, path, status, code):
