@@ -30,7 +30,9 @@ class CommonSettings(BaseSettings):
     archive_max_unpacked_bytes: int = Field(
         default=16 * 2**30, ge=1024, description="bytes of an archive once unpacked"
     )
-    archive_max_ratio: float = Field(default=200.0, gt=1.0, description="unpacked bytes for a packed one")
+    archive_max_ratio: float = Field(
+        default=200.0, gt=1.0, description="unpacked bytes for a packed one, where an archive unpacks to 64 MiB or more"
+    )
     training_min_pictures: int = Field(default=8, ge=1, description="readable pictures that a training needs")
 
     @field_validator("data_root")
