@@ -67,6 +67,27 @@ class PPLConfig:
         SettingError: from the constructor, for a value of the wrong type or out of range.
     """
 
+    # the method
+    method: str = _setting(
+        "ppl",
+        "'ppl' learns a pose prior with a memory; 'autolink' takes keypoints straight from the attention maps and "
+        "has neither prior nor memory (He et al. 2022)",
+        choices=("ppl", "autolink"),
+    )
+    keypoint_prior: str = _setting(
+        "memory",
+        "where the keypoint prior comes from: distilled from the memory, predefined (a prior is sent along), or random",
+        choices=("memory", "predefined", "random"),
+    )
+    keypoint_prior_trainable: bool = _setting(
+        False, "train a keypoint prior that is predefined or random; the memory's is always distilled"
+    )
+    connectivity_prior: str = _setting(
+        "random",
+        "how the link weights start: at random, or predefined (a prior is sent along)",
+        choices=("random", "predefined"),
+    )
+    connectivity_prior_trainable: bool = _setting(True, "train the link weights")
     # the model
     image_size: int = _setting(128, "S: side of the square the model sees, in pixels", 32, 256, multiple_of=16)
     num_keypoints: int = _setting(16, "K: keypoints of the prior", 4, 32)
@@ -92,6 +113,13 @@ class PPLConfig:
     link_init_mean: float = _setting(-4.0, "mean of the link weights before softplus at the start", -10.0, 4.0)
     link_init_std: float = _setting(1.0, "spread of the link weights before softplus at the start", 0.0, 4.0)
     # what it learns from
+    mode: str = _setting(
+        "auto",
+        "what the reference image is: 'clips', another frame of the same clip; 'stills', the image itself, masked; "
+        "auto takes videos as clips and pictures as stills",
+        choices=("auto", "stills", "clips"),
+    )
+    frames_per_clip: int = _setting(200, "frames taken of a video file, evenly spaced", 2, 10_000)
     mask_ratio: float = _setting(0.8, "probability that a patch of the reference image is masked", 0.0, 1.0)
     mask_grid: int = _setting(16, "patches of the reference mask along one side", 2, 64)
     horizontal_flip: bool = _setting(True, "mirror half of the training pictures; off for sets aligned to one side")
@@ -122,6 +150,9 @@ class PPLConfig:
         choices=("auto", "fp32", "bf16"),
     )
     checkpoint_every: int = _setting(250, "steps between two checkpoints", 1, 1_000_000)
+    history_snapshots: int = _setting(
+        50, "snapshots of the prior kept along the run, evenly spaced, beside the first and the last", 0, 1000
+    )
     seed: int = _setting(0, "seed of every random choice", 0, 2**31 - 1)
 
     def __post_init__(self) -> None:
@@ -131,6 +162,17 @@ class PPLConfig:
             raise SettingError(
                 "mask_grid", f"mask_grid is {self.mask_grid}; it may be at most image_size ({self.image_size})"
             )
+        if self.keypoint_prior == "memory" and self.keypoint_prior_trainable:
+            raise SettingError(
+                "keypoint_prior_trainable",
+                "keypoint_prior_trainable is true; a prior from the memory is distilled, never trained: "
+                "set keypoint_prior to predefined or random, or leave this false",
+            )
+
+    @property
+    def needs_prior(self) -> bool:
+        """Whether training starts from a prior that the caller gives."""
+        return self.connectivity_prior == "predefined" or self.keypoint_prior == "predefined"
 
     @property
     def num_links(self) -> int:
