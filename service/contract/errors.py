@@ -3,10 +3,10 @@
 PPLError
 ├── BadRequest                 400  the request itself makes no sense
 │   ├── BadCategoryName        BadVersionName   BadSetting   BadBoxes   BadCursor   BadFolder
-│   ├── NoImages               TooManyImages
+│   ├── NoImages               TooManyImages   BadPrior   BadLabels   NoMemory
 │   ├── BadPicture             NotAnImage  TruncatedImage  TooManyPixels  TooSmall  Animated  UnsupportedFormat
 │   └── BadArchive             UnsafeArchive  EncryptedArchive  ArchiveTooLarge  EmptyArchive
-├── NotFound                   404  UnknownCategory  UnknownVersion  UnknownJob
+├── NotFound                   404  UnknownCategory  UnknownVersion  UnknownJob  NoHistory
 ├── Conflict                   409  JobNotActive  JobNotEnded
 ├── BodyTooLarge               413
 ├── QueueFull                  429  says when to come back
@@ -39,6 +39,9 @@ class ErrorCode(StrEnum):
     BAD_BOXES = "bad_boxes"
     BAD_CURSOR = "bad_cursor"
     BAD_FOLDER = "bad_folder"
+    BAD_PRIOR = "bad_prior"
+    BAD_LABELS = "bad_labels"
+    NO_MEMORY = "no_memory"
     NO_IMAGES = "no_images"
     TOO_MANY_IMAGES = "too_many_images"
     BAD_PICTURE = "bad_picture"
@@ -57,6 +60,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_CATEGORY = "unknown_category"
     UNKNOWN_VERSION = "unknown_version"
     UNKNOWN_JOB = "unknown_job"
+    NO_HISTORY = "no_history"
     CONFLICT = "conflict"
     JOB_NOT_ACTIVE = "job_not_active"
     JOB_NOT_ENDED = "job_not_ended"
@@ -142,6 +146,18 @@ class BadFolder(BadRequest, code=ErrorCode.BAD_FOLDER, status=422):
     """A training folder that is not a folder of pictures below the data root."""
 
 
+class BadPrior(BadRequest, code=ErrorCode.BAD_PRIOR, status=422):
+    """A prior to start from that can't be one, does not suit the settings, or is missing."""
+
+
+class BadLabels(BadRequest, code=ErrorCode.BAD_LABELS, status=422):
+    """Labels that can't be read or scored, or name no picture of the job."""
+
+
+class NoMemory(BadRequest, code=ErrorCode.NO_MEMORY, status=422):
+    """Refinement asked of a version that was trained without a memory."""
+
+
 class NoImages(BadRequest, code=ErrorCode.NO_IMAGES, status=422):
     """A request without a picture."""
 
@@ -212,6 +228,10 @@ class UnknownVersion(NotFound, code=ErrorCode.UNKNOWN_VERSION):
 
 class UnknownJob(NotFound, code=ErrorCode.UNKNOWN_JOB):
     """No job of this id, or its record was removed."""
+
+
+class NoHistory(NotFound, code=ErrorCode.NO_HISTORY):
+    """The version was published by a release that kept no history."""
 
 
 class Conflict(PPLError, code=ErrorCode.CONFLICT, status=409):
