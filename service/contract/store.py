@@ -20,6 +20,7 @@ from .errors import (
     BadCategoryName,
     BadFolder,
     BadVersionName,
+    NoHistory,
     StoreCorrupt,
     UnknownCategory,
     UnknownVersion,
@@ -127,6 +128,20 @@ class VersionStore:
         """prior.json: keypoint prior, connectivity prior, links."""
         return self._read(category, version, "prior.json")
 
+    def history(self, category: str, version: str) -> dict[str, Any]:
+        """history.json: snapshots of the prior along the training.
+
+        Raises:
+            NoHistory: the version has none. And as :meth:`resolve`.
+        """
+        self.resolve(category, version)
+        try:
+            return _read_json(self.path(category, version) / "history.json")
+        except FileNotFoundError as error:
+            raise NoHistory(
+                f"version '{version}' of category '{category}' was published by a release that kept no history"
+            ) from error
+
     def memory(self, category: str, version: str) -> dict[str, Any]:
         """memory.json: sizes, use counts, prototypes."""
         return self._read(category, version, "memory.json")
@@ -232,6 +247,18 @@ class JobFiles:
     def pictures_info(self, job_id: str) -> Path:
         """What was prepared and what was skipped; written last, so its presence means prepared."""
         return self.folder(job_id) / "pictures.json"
+
+    def clips(self, job_id: str) -> Path:
+        """Of which clip each prepared picture is, int64 (N,), .npy; there only where the job learns from clips."""
+        return self.folder(job_id) / "clips.npy"
+
+    def labels(self, job_id: str) -> Path:
+        """The labels as they came, where any did; training never reads them."""
+        return self.folder(job_id) / "labels"
+
+    def prior(self, job_id: str) -> Path:
+        """The prior that training starts from, checked, where one came; as a version's prior.json."""
+        return self.folder(job_id) / "prior.json"
 
     def checkpoint(self, job_id: str) -> Path:
         """The trainer's checkpoint folder."""
