@@ -168,6 +168,12 @@ class PPLConfig:
                 "keypoint_prior_trainable is true; a prior from the memory is distilled, never trained: "
                 "set keypoint_prior to predefined or random, or leave this false",
             )
+        if self.method == "autolink" and self.keypoint_prior != "memory":
+            raise SettingError(
+                "keypoint_prior",
+                f"keypoint_prior is {self.keypoint_prior}, but the method autolink has no keypoint prior: "
+                "set method to ppl, or leave this at memory",
+            )
 
     @property
     def needs_prior(self) -> bool:

@@ -14,59 +14,87 @@ from model.memory import HierarchicalMemory, Recalled
 from model.reconstructor import Reconstructor
 from model.regressor import KeypointRegressor, Located
 
+LEAST_LINK_WEIGHT = 1e-4
+"""What a predefined weight of 0 becomes: invisible in a link map, yet softplus still passes a gradient."""
+_RANDOM_PRIOR_REACH = 0.5  # a random prior lies in the middle half of the image, where the thing is
+
 
 @dataclass(frozen=True)
 class Forward:
     """Everything that one training pass gives.
 
     Attributes:
-        keypoint_prior: (K, 2), the distilled prior, a constant.
+        keypoint_prior: (K, 2); None for AutoLink.
         keypoints: (B, K, 2) in units of [-1, 1]; the boundary loss keeps them inside.
         link_map: (B, 1, S, S).
         reconstruction: (B, 3, S, S), about [-1, 1].
-        recalled: what the memory makes of the keypoints, which it takes as constants.
+        recalled: what the memory makes of the keypoints, which it takes as constants; None for AutoLink.
     """
 
-    keypoint_prior: Tensor
+    keypoint_prior: Tensor | None
     keypoints: Tensor
     link_map: Tensor
     reconstruction: Tensor
-    recalled: Recalled
+    recalled: Recalled | None
 
 
 class PosePriorLearner(nn.Module):
     """PPL (sections 3.1 to 3.4): the prior is transformed to keypoints, linked, and drawn back to the image.
 
-    Two pathways see each other as constants (appendix A6): keypoints and reconstruction take the distilled
-    prior as given, the memory takes the keypoints as given.
+    Two pathways see each other as constants (appendix A6): keypoints and reconstruction take the memory's
+    distilled prior as given, the memory takes the keypoints as given.
+
+    The keypoint prior is the memory's, or a tensor of the model's own (``own_prior``), trained or frozen, as are
+    the link weights: the paper's table of prior variants. The memory learns in each of them; refinement needs it.
+    With the method "autolink" keypoints come straight from the attention maps: no keypoint prior, no memory.
+
+    Args:
+        config: all settings.
+        keypoint_prior: (K, 2) in units of [-1, 1], where the settings say "predefined". Zeros without it: a
+            model made to load trained weights into needs none.
+        link_weights: (L,), at least 0, where the settings say that connectivity is "predefined". Random without.
     """
 
-    link_width: Tensor
+    memory: HierarchicalMemory | None
+    own_prior: nn.Parameter | None
 
-    def __init__(self, config: PPLConfig) -> None:
+    def __init__(
+        self, config: PPLConfig, *, keypoint_prior: Tensor | None = None, link_weights: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.config = config
-        self.regressor = KeypointRegressor(config.num_keypoints, config.base_width, config.head, config.head_scale)
+        autolink = config.method == "autolink"
+        head = "attention" if autolink else config.head
+        self.regressor = KeypointRegressor(config.num_keypoints, config.base_width, head, config.head_scale)
         self.reconstructor = Reconstructor(config.base_width)
-        self.memory = HierarchicalMemory(
-            config.num_keypoints,
-            config.num_banks,
-            config.bank_size,
-            config.token_dim,
-            config.memory_width,
-            config.memory_depth,
-        )
+        self.memory = None if autolink else _memory(config)
         start = torch.randn(config.num_links) * config.link_init_std + config.link_init_mean
-        self.link_logits = nn.Parameter(start / config.link_scale)
+        if config.connectivity_prior == "predefined" and link_weights is not None:
+            start = inverse_softplus(link_weights.float().clamp_min(LEAST_LINK_WEIGHT))
+        self.link_logits = nn.Parameter(start / config.link_scale, requires_grad=config.connectivity_prior_trainable)
+        self.own_prior = None
+        if config.keypoint_prior != "memory":
+            points = torch.zeros(config.num_keypoints, 2)
+            if config.keypoint_prior == "random":
+                points.uniform_(-_RANDOM_PRIOR_REACH, _RANDOM_PRIOR_REACH)
+            elif keypoint_prior is not None:
+                points = keypoint_prior.detach().clone().float()
+            self.own_prior = nn.Parameter(points, requires_grad=config.keypoint_prior_trainable)
 
     @property
     def link_weights(self) -> Tensor:
         """(L,), positive: softplus(s * theta), s being the paper's factor on their learning rate."""
         return functional.softplus(self.config.link_scale * self.link_logits)
 
+    def keypoint_prior(self) -> Tensor | None:
+        """The keypoint prior (K, 2): the memory's as a constant, or the model's own; None for AutoLink."""
+        if self.own_prior is not None:
+            return self.own_prior
+        return None if self.memory is None else self.memory.keypoint_prior().detach()
+
     def locate(self, image: Tensor) -> Located:
-        """Keypoints of images (B, 3, S, S) in [-1, 1], from the distilled prior taken as a constant."""
-        located: Located = self.regressor(image, self.memory.keypoint_prior().detach())
+        """Keypoints of images (B, 3, S, S) in [-1, 1], from the keypoint prior where the method has one."""
+        located: Located = self.regressor(image, self.keypoint_prior())
         return located
 
     def draw_links(self, keypoints: Tensor, link_width: float | None = None) -> Tensor:
@@ -81,9 +109,25 @@ class PosePriorLearner(nn.Module):
             reference: (B, 3, S, S), another frame of the clip or the image itself, masked.
             link_width: sigma squared at this step.
         """
-        keypoint_prior = self.memory.keypoint_prior().detach()
+        keypoint_prior = self.keypoint_prior()
         keypoints = self.regressor(image, keypoint_prior).keypoints
         drawn = self.draw_links(keypoints, link_width)
         reconstruction = self.reconstructor(reference, drawn)
-        recalled = self.memory(keypoints.detach())
+        recalled = None if self.memory is None else self.memory(keypoints.detach())
         return Forward(keypoint_prior, keypoints, drawn, reconstruction, recalled)
+
+
+def inverse_softplus(value: Tensor) -> Tensor:
+    """What softplus makes a positive value of, without overflow for large ones."""
+    return value + (-torch.expm1(-value)).log()
+
+
+def _memory(config: PPLConfig) -> HierarchicalMemory:
+    return HierarchicalMemory(
+        config.num_keypoints,
+        config.num_banks,
+        config.bank_size,
+        config.token_dim,
+        config.memory_width,
+        config.memory_depth,
+    )

@@ -43,13 +43,17 @@ class Predictor:
     Args:
         model: put into eval mode and moved to the device.
         device: "auto", "cpu", "cuda" or a torch device name.
+
+    Attributes:
+        prior: what the model has learned; None for AutoLink, which has no keypoint prior (the prior.json of its
+            versions holds the mean pose of the training pictures instead).
     """
 
     def __init__(self, model: PosePriorLearner, device: str = "auto") -> None:
         self.device = pick_device(device)
         self.config = model.config
         self.model = channels_last(model, self.device).eval()
-        self.prior = PosePrior.of(self.model)
+        self.prior = None if model.config.method == "autolink" else PosePrior.of(self.model)
         self._strongest = float(self.model.link_weights.detach().max())
 
     @classmethod
@@ -83,6 +87,7 @@ class Predictor:
 
         Raises:
             ValueError: another shape or type, or a negative number of steps.
+            NoMemoryError: (a ValueError) steps of a model without memory, one of the method "autolink".
         """
         side = self.config.image_size
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (side, side, 3) or not len(images):

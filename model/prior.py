@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from model.config import PPLConfig
 from model.links import connectivity_matrix, link_indices
 from model.ppl import PosePriorLearner
+from model.prior_values import read_prior
+from model.refine import NoMemoryError
 
 
 @dataclass(frozen=True)
@@ -18,25 +22,79 @@ class PosePrior:
 
     Attributes:
         keypoint_prior: (K, 2) in units of [-1, 1].
-        link_weights: (L,), positive, over the pairs i < j in row-major order.
+        link_weights: (L,), over the pairs i < j in row-major order; positive, or 0 where a given prior has no link.
         link_width: sigma squared with which the links were drawn, in units of [-1, 1] squared.
         keypoint_names: K names.
+        keypoint_prior_source: "memory" (distilled), "predefined", "random", or "mean_pose": the mean of the
+            training pictures' poses, which stands in for a prior with the method "autolink".
     """
 
     keypoint_prior: Tensor
     link_weights: Tensor
     link_width: float
     keypoint_names: tuple[str, ...]
+    keypoint_prior_source: str = "memory"
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: PosePriorLearner, keypoint_names: tuple[str, ...] | None = None) -> PosePrior:
-        """The prior that a model has learned so far."""
+    def of(
+        cls,
+        model: PosePriorLearner,
+        keypoint_names: tuple[str, ...] | None = None,
+        *,
+        mean_pose: Tensor | None = None,
+    ) -> PosePrior:
+        """The prior that a model has learned so far.
+
+        Args:
+            model: of any method.
+            keypoint_names: K names; numbered where not given.
+            mean_pose: (K, 2), needed of a model that has no keypoint prior (AutoLink), ignored for others.
+
+        Raises:
+            ValueError: another number of names than keypoints, or no mean pose where one is needed.
+        """
         names = keypoint_names or tuple(f"keypoint_{i}" for i in range(model.config.num_keypoints))
         if len(names) != model.config.num_keypoints:
             raise ValueError(f"{len(names)} keypoint names given for {model.config.num_keypoints} keypoints")
-        prior, weights = model.memory.keypoint_prior(), model.link_weights
-        return cls(prior.float().cpu(), weights.float().cpu(), model.config.link_width, names)
+        learned, source = model.keypoint_prior(), model.config.keypoint_prior
+        if learned is None:
+            learned, source = mean_pose, "mean_pose"
+        if learned is None:
+            raise ValueError(f"a model of the method {model.config.method} has no keypoint prior; expected a mean_pose")
+        prior, weights = learned.detach().float().cpu().clone(), model.link_weights.float().cpu()
+        return cls(prior, weights, model.config.link_width, names, source)
+
+    @classmethod
+    def from_json(cls, mapping: Mapping[str, Any]) -> PosePrior:
+        """The inverse of :meth:`to_json`; reads priors that were edited or written by hand too.
+
+        The rules are those of :func:`model.prior_values.read_prior`. Keys it does not know, such as those that
+        ``GET /priors/{category}`` adds, are ignored.
+
+        Raises:
+            ValueError: says which part is wrong, what came and what was expected.
+        """
+        values = read_prior(mapping)
+        return cls(
+            torch.tensor(values.keypoint_prior),
+            torch.tensor(values.link_weights),
+            values.link_width,
+            values.keypoint_names,
+            values.keypoint_prior_source,
+        )
+
+    def check(self, config: PPLConfig) -> None:
+        """Whether a training with these settings can start from this prior.
+
+        Raises:
+            ValueError: it has another number of keypoints, or no link where the settings take the links from it.
+        """
+        count = len(self.keypoint_names)
+        if count != config.num_keypoints:
+            raise ValueError(f"the prior has {count} keypoints; the setting num_keypoints is {config.num_keypoints}")
+        if config.connectivity_prior == "predefined" and not (self.link_weights > 0).any():
+            raise ValueError("the prior has no link with a weight above 0; connectivity_prior=predefined needs some")
 
     def to_json(self) -> dict[str, Any]:
         """The prior as plain values; links in falling order of weight."""
@@ -49,6 +107,7 @@ class PosePrior:
             "connectivity_prior": connectivity_matrix(self.link_weights).tolist(),
             "links": [{"i": a, "j": b, "weight": weight} for a, b, weight in links],
             "link_width": self.link_width,
+            "keypoint_prior_source": self.keypoint_prior_source,
         }
 
 
@@ -118,10 +177,16 @@ def cluster_codes(codes: Tensor, num_clusters: int, rounds: int = 20, most: int 
 
 @torch.no_grad()
 def prototypes(model: PosePriorLearner, codes: Tensor, num_clusters: int = 12) -> list[Prototype]:
-    """The prototypical poses of a model, from the codes (N, M) of its training pictures."""
+    """The prototypical poses of a model, from the codes (N, M) of its training pictures.
+
+    Raises:
+        NoMemoryError: the model has no memory.
+    """
+    memory = model.memory
+    if memory is None:
+        raise NoMemoryError(f"a model of the method {model.config.method} has no memory, and no prototypes")
     medoids, counts = cluster_codes(codes.cpu(), num_clusters)
-    device = model.memory.codebook.device
-    poses = model.memory.decode(model.memory.lookup(codes[medoids].to(device))).float().cpu()
+    poses = memory.decode(memory.lookup(codes[medoids].to(memory.codebook.device))).float().cpu()
     return [
         Prototype(pose, code, int(count)) for pose, code, count in zip(poses, codes[medoids].cpu(), counts, strict=True)
     ]

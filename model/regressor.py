@@ -62,7 +62,8 @@ class KeypointRegressor(nn.Module):
 
     With ``head="affine"`` keypoints_i = A_i prior_i + t_i, A_i starting at the identity (PPL eq. 2). With
     ``head="residual"`` the same transformed prior, times ``head_scale``, is added to the attention's mean
-    position: differs from the paper; localises better at small sizes.
+    position: differs from the paper; localises better at small sizes. With ``head="attention"`` keypoints_i is
+    that mean position alone, without prior and without transformation (AutoLink, He et al. 2022).
     """
 
     def __init__(self, num_keypoints: int, base_width: int, head: str, head_scale: float = 0.1) -> None:
@@ -71,6 +72,8 @@ class KeypointRegressor(nn.Module):
         self.encoder = ImageEncoder(base_width)
         channels = self.encoder.out_channels
         self.attention = nn.Conv2d(channels, num_keypoints, 3, padding=1)
+        if head == "attention":
+            return
         self.embed_position = nn.Linear(2, channels)
         self.embed_prior = nn.Sequential(nn.Linear(2, channels), nn.ReLU(), nn.Linear(channels, channels))
         last = nn.Linear(channels, 6)
@@ -79,12 +82,13 @@ class KeypointRegressor(nn.Module):
             nn.init.zeros_(last.bias)
         self.affine = nn.Sequential(nn.Linear(3 * channels, channels), nn.ReLU(), last)
 
-    def forward(self, image: Tensor, keypoint_prior: Tensor) -> Located:
+    def forward(self, image: Tensor, keypoint_prior: Tensor | None) -> Located:
         """Locate the keypoints.
 
         Args:
             image: (B, 3, S, S) in [-1, 1].
-            keypoint_prior: (K, 2) in [-1, 1]; taken as a constant or not as the caller decides.
+            keypoint_prior: (K, 2) in [-1, 1]; taken as a constant or not as the caller decides. None with the
+                head "attention".
         """
         features = self.encoder(image)
         logits = self.attention(features).flatten(2)
@@ -92,17 +96,26 @@ class KeypointRegressor(nn.Module):
             attention = logits.float().softmax(dim=-1)  # (B, K, P)
             grid = pixel_grid(features.shape[-1], device=image.device)
             centre = attention @ grid
-            pooled = torch.bmm(attention, features.flatten(2).transpose(1, 2).float())
-            # the embedding is linear, so pooling the embedded coordinates is embedding the pooled ones
-            descriptor = torch.cat(
-                (pooled, self.embed_position(centre), self.embed_prior(keypoint_prior).expand_as(pooled)), dim=-1
-            )
-            parameters = self.affine(descriptor)
-            matrix, translation = parameters[..., :4].unflatten(-1, (2, 2)), parameters[..., 4:]
-            moved = (matrix @ keypoint_prior[:, :, None]).squeeze(-1) + translation
-            keypoints = centre + self.head_scale * moved if self.head == "residual" else keypoint_prior + moved
+            if self.head == "attention":
+                keypoints = centre
+            else:
+                assert keypoint_prior is not None
+                moved = self._transform(attention, features, centre, keypoint_prior)
+                keypoints = centre + self.head_scale * moved if self.head == "residual" else keypoint_prior + moved
             scores = attention_near(attention.detach(), keypoints.detach(), grid)
         return Located(keypoints, scores)
+
+    def _transform(self, attention: Tensor, features: Tensor, centre: Tensor, keypoint_prior: Tensor) -> Tensor:
+        """A_i prior_i + t_i, (B, K, 2), of what each keypoint attends to."""
+        pooled = torch.bmm(attention, features.flatten(2).transpose(1, 2).float())
+        # the embedding is linear, so pooling the embedded coordinates is embedding the pooled ones
+        descriptor = torch.cat(
+            (pooled, self.embed_position(centre), self.embed_prior(keypoint_prior).expand_as(pooled)), dim=-1
+        )
+        parameters = self.affine(descriptor)
+        matrix, translation = parameters[..., :4].unflatten(-1, (2, 2)), parameters[..., 4:]
+        moved: Tensor = (matrix @ keypoint_prior[:, :, None]).squeeze(-1) + translation
+        return moved
 
 
 def attention_near(attention: Tensor, keypoints: Tensor, grid: Tensor) -> Tensor:

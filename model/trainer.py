@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from model import checkpoint
+from model import checkpoint, export
 from model.config import PPLConfig, SettingError
-from model.data import Batches, Images, in_order, mask_patches, step_generator, to_tensor
+from model.data import Batches, Images, mask_patches, step_generator, to_tensor
 from model.device import autocast, channels_last, pick_device
+from model.history import History
 from model.losses import boundary_loss, link_regularization_loss, memory_loss, reconstruction_loss
 from model.perceptual import perceptual_network
-from model.ppl import PosePriorLearner
-from model.prior import PosePrior, prototypes
+from model.ppl import Forward, PosePriorLearner
+from model.prior import PosePrior
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
@@ -42,7 +45,10 @@ class StepReport:
 
 
 class Trainer:
-    """Trains a :class:`PosePriorLearner` on still pictures.
+    """Trains a :class:`PosePriorLearner` on still pictures, or on the frames of clips.
+
+    The model rebuilds each picture from a reference: of stills the picture itself, masked; of clips another frame
+    of the same clip, as it is.
 
     Every random choice is drawn from the seed and the step's number, so a run that is stopped, saved, loaded
     and continued takes the same steps as one that was not: bit for bit on a CPU with the same number of threads.
@@ -53,30 +59,52 @@ class Trainer:
         config: all settings.
         device: "auto", "cpu", "cuda" or a torch device name.
         perceptual_weights: a local file of the perceptual network's weights.
+        clips: which clip each picture is a frame of, integers (N,); None for stills.
+        prior: what the settings ``keypoint_prior=predefined`` and ``connectivity_prior=predefined`` start from.
+            The exported prior bears its keypoint names.
+
+    Attributes:
+        mode: "clips" or "stills", what the setting of that name came to.
+        history: snapshots of the prior along the run.
 
     Raises:
-        ValueError: pictures of another size, or no such device.
+        ValueError: pictures of another size, clips or a prior that do not fit the settings, or no such device.
         WeightsUnavailableError: the perceptual network can't be had.
     """
 
     def __init__(
-        self, images: Images, config: PPLConfig, device: str = "auto", perceptual_weights: Path | None = None
+        self,
+        images: Images,
+        config: PPLConfig,
+        device: str = "auto",
+        perceptual_weights: Path | None = None,
+        *,
+        clips: NDArray[np.int64] | None = None,
+        prior: PosePrior | None = None,
     ) -> None:
         if images.shape[1:] != (config.image_size, config.image_size, 3):
             raise ValueError(f"images are {images.shape[1:]}; expected ({config.image_size}, {config.image_size}, 3)")
+        _check_prior(config, prior)
         self.config = config
+        self.mode = _mode(config, clips)
         self.device = pick_device(device)
-        self.batches = Batches(images, config.batch_size, config.seed, horizontal_flip=config.horizontal_flip)
+        self.batches = Batches(
+            images, config.batch_size, config.seed, horizontal_flip=config.horizontal_flip, clips=clips
+        )
         perceptual = perceptual_network(config.perceptual, config.perceptual_size, perceptual_weights)
         self.perceptual = channels_last(perceptual, self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            model = PosePriorLearner(config)
+            given = {"keypoint_prior": prior.keypoint_prior, "link_weights": prior.link_weights} if prior else {}
+            model = PosePriorLearner(config, **given)
         self.model = channels_last(model, self.device)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, config.weight_decay), lr=config.learning_rate, fused=True
         )
         self.step = 0
+        self.keypoint_names = prior.keypoint_names if prior else None
+        self.history = History(config.steps, config.history_snapshots)
+        self.history.watch(self.model, self.step)
 
     def run(self) -> Iterator[StepReport]:
         """Train to the configured number of steps, reporting each.
@@ -87,6 +115,7 @@ class Trainer:
         while self.step < self.config.steps:
             losses = self.train_step()
             self.step += 1
+            self.history.watch(self.model, self.step)
             values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
             for name, value in values.items():
                 if not math.isfinite(value):
@@ -103,36 +132,45 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         image = to_tensor(self.batches.at(step), self.device)
-        masking = step_generator(config.seed, "mask", step)
-        reference = mask_patches(image, config.mask_ratio, config.mask_grid, masking)
+        reference = self._reference(image)
         with autocast(config.precision, self.device):
             with torch.no_grad():
                 target = self.perceptual(image)
             out = self.model(image, reference, link_width(config, step))
             drawn = self.perceptual(out.reconstruction)
-        losses = {
-            "reconstruction": reconstruction_loss(drawn, target),
-            "boundary": boundary_loss(out.keypoints),
-            "link_regularization": link_regularization_loss(out.keypoint_prior, out.keypoints, self.model.link_weights),
-            "memory": memory_loss(out.recalled, out.keypoints, config.memory_decode_weight),
-        }
-        total = (
-            losses["reconstruction"]
-            + config.boundary_weight * losses["boundary"]
-            + config.link_regularization_weight * losses["link_regularization"]
-            + losses["memory"]
-        )
+        losses = {"reconstruction": reconstruction_loss(drawn, target), **self._pose_losses(out)}
+        total = losses["reconstruction"] + config.boundary_weight * losses["boundary"]
+        if self.model.memory is not None:
+            total = total + config.link_regularization_weight * losses["link_regularization"] + losses["memory"]
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self.model.memory.update(
-            out.recalled.tokens.detach(),
-            out.recalled.codes,
-            decay=config.memory_decay,
-            revive_after=config.revive_after,
-            generator=step_generator(config.seed, "revive", step),
-        )
+        if self.model.memory is not None and out.recalled is not None:
+            self.model.memory.update(
+                out.recalled.tokens.detach(),
+                out.recalled.codes,
+                decay=config.memory_decay,
+                revive_after=config.revive_after,
+                generator=step_generator(config.seed, "revive", step),
+            )
         return {name: value.detach() for name, value in {**losses, "total": total}.items()}
+
+    def _reference(self, image: Tensor) -> Tensor:
+        """What the batch of the current step (B, 3, S, S) is rebuilt from, of the same shape."""
+        config, step = self.config, self.step
+        if self.mode == "clips":
+            return to_tensor(self.batches.references_at(step), self.device)
+        return mask_patches(image, config.mask_ratio, config.mask_grid, step_generator(config.seed, "mask", step))
+
+    def _pose_losses(self, out: Forward) -> dict[str, Tensor]:
+        """The losses beside reconstruction; AutoLink has no prior and no memory to lose."""
+        losses = {"boundary": boundary_loss(out.keypoints)}
+        if out.keypoint_prior is not None and out.recalled is not None:
+            losses["link_regularization"] = link_regularization_loss(
+                out.keypoint_prior, out.keypoints, self.model.link_weights
+            )
+            losses["memory"] = memory_loss(out.recalled, out.keypoints, self.config.memory_decode_weight)
+        return losses
 
     def save_checkpoint(self, directory: Path) -> None:
         """Write all that continuing needs into a directory; an older checkpoint there is replaced at once.
@@ -146,7 +184,8 @@ class Trainer:
                 raise TrainingDivergedError(f"{name} is not finite after step {self.step}")
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors.update({f"optimizer.{index}.{name}": value for name, value in state.items()})
-        facts = {"step": self.step, "config": self.config.to_dict(), "saved_at": time.time()}
+        tensors.update({f"history.{name}": value for name, value in self.history.to_tensors().items()})
+        facts = {"step": self.step, "config": self.config.to_dict(), "mode": self.mode, "saved_at": time.time()}
         checkpoint.save(directory / CHECKPOINT_FILE, tensors, facts)
 
     def load_checkpoint(self, directory: Path) -> bool:
@@ -170,8 +209,10 @@ class Trainer:
         if saved != self.config:
             changed = [name for name, value in saved.to_dict().items() if value != self.config.to_dict()[name]]
             raise checkpoint.CheckpointError(f"{path} was trained with other settings: {', '.join(changed)}")
-        prefix = "model."
-        self.model.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+        mode = facts.get("mode", "stills")  # of a release that knew no clips
+        if mode != self.mode:
+            raise checkpoint.CheckpointError(f"{path} was trained on {mode}; these are {self.mode}")
+        self.model.load_state_dict(_named(tensors, "model."))
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Any]] = {}
         for name, tensor in tensors.items():
@@ -184,42 +225,55 @@ class Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.step = int(facts["step"])
+        self.history.restore(_named(tensors, "history."))
+        self.history.watch(self.model, self.step)
 
     def export(self, directory: Path, keypoint_names: tuple[str, ...] | None = None) -> None:
-        """Write a version: weights.safetensors, config.json, prior.json and memory.json.
+        """Write a version: weights.safetensors, config.json, prior.json, memory.json and history.json.
 
         Args:
             directory: an existing, empty directory.
-            keypoint_names: K names; numbered where not given.
+            keypoint_names: K names; those of the prior that was given, or numbers, where not given.
         """
-        self.model.eval()
-        weights = self.model.state_dict()
-        checkpoint.save(directory / "weights.safetensors", weights, {"step": self.step})
-        checkpoint.save_json(directory / "config.json", self.config.to_dict())
-        checkpoint.save_json(directory / "prior.json", PosePrior.of(self.model, keypoint_names).to_json())
-        memory = self.model.memory
-        facts = {
-            "num_banks": self.config.num_banks,
-            "bank_size": self.config.bank_size,
-            "token_dim": self.config.token_dim,
-            "use_counts": memory.use_counts.tolist(),
-            "prototypes": [
-                {"keypoints": pose.keypoints.tolist(), "codes": pose.codes.tolist(), "count": pose.count}
-                for pose in prototypes(self.model, self.codes())
-            ],
-        }
-        checkpoint.save_json(directory / "memory.json", facts)
+        export.write_version(
+            directory,
+            self.model,
+            self.batches.images,
+            self.history,
+            step=self.step,
+            keypoint_names=keypoint_names or self.keypoint_names,
+        )
 
-    @torch.no_grad()
     def codes(self, batch_size: int = 64) -> Tensor:
         """The memory's codes (N, M) of all training pictures, by the model as it is."""
-        self.model.eval()
-        found = []
-        for images in in_order(self.batches.images, batch_size):
-            with autocast(self.config.precision, self.device):
-                keypoints = self.model.locate(to_tensor(images, self.device)).keypoints
-            found.append(self.model.memory(keypoints).codes.cpu())
-        return torch.cat(found)
+        return export.codes(self.model, self.batches.images, batch_size)
+
+
+def _mode(config: PPLConfig, clips: NDArray[np.int64] | None) -> str:
+    if config.mode == "clips" and clips is None:
+        raise ValueError("mode is clips, but no clips are given; expected the number of each picture's clip")
+    if config.mode == "stills" and clips is not None:
+        raise ValueError("mode is stills, but clips are given; expected none, or the mode clips or auto")
+    return "stills" if clips is None else "clips"
+
+
+def _check_prior(config: PPLConfig, prior: PosePrior | None) -> None:
+    if prior is not None and not config.needs_prior:
+        raise ValueError(
+            "a prior is given, but keypoint_prior and connectivity_prior are not predefined; "
+            "set one of them, or give no prior"
+        )
+    if prior is None and config.needs_prior:
+        raise ValueError(
+            f"no prior is given; keypoint_prior={config.keypoint_prior} with "
+            f"connectivity_prior={config.connectivity_prior} needs one"
+        )
+    if prior is not None:
+        prior.check(config)
+
+
+def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def learning_rate(config: PPLConfig, step: int) -> float:
@@ -238,7 +292,8 @@ def link_width(config: PPLConfig, step: int) -> float:
 
 
 def _parameter_groups(model: PosePriorLearner, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms and the link weights do not."""
-    decayed = [p for name, p in model.named_parameters() if p.ndim > 1]
-    plain = [p for name, p in model.named_parameters() if p.ndim <= 1]
+    """Matrices decay; biases, norms, the link weights and a keypoint prior do not. What is frozen is in no group."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in trained if p.ndim > 1 and name != "own_prior"]
+    plain = [p for name, p in trained if p.ndim <= 1 or name == "own_prior"]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
