@@ -12,16 +12,18 @@ from starlette.responses import RedirectResponse
 from starlette.types import Scope
 
 from . import documentation, errors
+from .contract.priors import MAX_PRIOR_BYTES
+from .contract.store import MAX_LABELS_BYTES
 from .forms import media_type
 from .gateway import Gateway
 from .middleware import BodyLimit, RequestFigures
 from .routes import estimate, health, jobs, priors
 from .settings import Settings
 
-# what a multipart form weighs beside its archive
+# what a multipart form weighs beside its files
 _FORM_BYTES = 2**20
-# JSON is read in one piece by the event loop, so it must be short; a folder and some settings are
-_JSON_BYTES = 64 * 2**10
+# JSON is read in one piece by the event loop, so it must be short; a folder, some settings and a prior are
+_JSON_BYTES = 256 * 2**10
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -64,7 +66,7 @@ def _limit_of(settings: Settings) -> Callable[[Scope], int]:
         if kind == "application/json":
             return min(_JSON_BYTES, settings.max_body_bytes)
         if scope["path"] == "/train-jobs" and kind == "multipart/form-data":
-            return settings.archive_max_bytes + _FORM_BYTES
+            return settings.archive_max_bytes + MAX_LABELS_BYTES + MAX_PRIOR_BYTES + _FORM_BYTES
         return settings.max_body_bytes
 
     return limit

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from model.config import PRESETS, PPLConfig, settings
 
 from .contract.messages import MAX_REFINE_STEPS
+from .contract.store import MAX_LABELS_BYTES
 from .errors import Problem
 from .images import INCLUDABLE
 
@@ -105,19 +106,39 @@ def train_body() -> dict[str, Any]:
     }
     archive = {
         **_FILE,
-        "description": "zip, tar or tar.gz of JPEG, PNG, WebP, BMP or TIFF pictures, in folders or not",
+        "description": "zip, tar or tar.gz of JPEG, PNG, WebP, BMP or TIFF pictures, in folders or not, or of videos; "
+        "or one bare video file",
+    }
+    labels = {
+        **_FILE,
+        "description": f"keypoints of some of the pictures, CSV or COCO keypoints JSON, {MAX_LABELS_BYTES >> 20} MiB "
+        "at most; never seen by training, only to measure what was learned",
+    }
+    prior_rule = "needed where keypoint_prior or connectivity_prior is predefined, refused elsewhere"
+    prior = {**_FILE, "description": f"a prior to start from, JSON as GET /priors/{{category}} gives it; {prior_rule}"}
+    prior_from = {
+        "type": "string",
+        "description": f"CATEGORY or CATEGORY@VERSION whose prior to start from, instead of sending one; {prior_rule}",
+        "examples": ["dog"],
     }
     folder = {
         "type": "string",
         "description": "a folder of pictures below the server's data root (PPL_DATA_ROOT); it must be there already",
         "examples": ["imports/dog"],
     }
+    uploads = {"archive": archive, "labels": labels, "prior": prior, "prior_from": prior_from}
+    named = {
+        "folder": folder,
+        "labels": {"type": "string", "description": "a CSV or JSON file of labels below the server's data root"},
+        "prior": {"type": "object", "description": f"a prior as GET /priors/{{category}} gives it; {prior_rule}"},
+        "prior_from": prior_from,
+    }
     chosen = _settings()
     return _body(
         {
-            "multipart/form-data": _object({**shared, "archive": archive, **chosen}, ["category", "archive"]),
+            "multipart/form-data": _object({**shared, **uploads, **chosen}, ["category", "archive"]),
             "application/json": {
-                **_object({**shared, "folder": folder, **chosen}, ["category", "folder"]),
+                **_object({**shared, **named, **chosen}, ["category", "folder"]),
                 "examples": {
                     "folder": {
                         "summary": "pictures in imports/dog below the data root",

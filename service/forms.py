@@ -13,7 +13,7 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from .contract.errors import BadRequest
+from .contract.errors import BadRequest, BodyTooLarge
 from .errors import BadField, UnsupportedMedia
 
 Write = Callable[[bytes], Awaitable[None]]
@@ -23,20 +23,45 @@ MAX_FIELD_BYTES = 256 * 2**10
 _FLUSH_BYTES = 2**20
 
 
+@dataclass(frozen=True)
+class FileField:
+    """A field of a form that takes files.
+
+    Attributes:
+        most: as many may come.
+        too_many: makes the error raised for more.
+        sink: where the bytes go as they arrive, instead of into memory.
+        max_bytes: of one file; None where the limit on the whole body is enough.
+        or_text: whether the content may also come as plain text, as a file without a name.
+    """
+
+    most: int
+    too_many: Callable[[], Exception]
+    sink: Write | None = None
+    max_bytes: int | None = None
+    or_text: bool = False
+
+
 @dataclass
 class Part:
-    """A file of a form; ``data`` is empty when its bytes went to a sink."""
+    """A file of a form, in its field; ``data`` is empty when its bytes went to a sink, ``size`` counts them all."""
 
     filename: str
     data: bytearray = field(default_factory=bytearray)
+    name: str = ""
+    size: int = 0
 
 
 @dataclass
 class Form:
-    """What a multipart body held: its fields by name, and the files of the one field that takes files."""
+    """What a multipart body held: its fields by name, and the files of the fields that take files."""
 
     fields: dict[str, str] = field(default_factory=dict)
     files: list[Part] = field(default_factory=list)
+
+    def first(self, name: str) -> Part | None:
+        """The first file of a field, if one came."""
+        return next((part for part in self.files if part.name == name), None)
 
 
 def media_type(headers: Mapping[str, str]) -> str:
@@ -44,20 +69,16 @@ def media_type(headers: Mapping[str, str]) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_form(
-    request: Request, file_field: str, max_files: int, too_many: Callable[[], Exception], sink: Write | None = None
-) -> Form:
+async def read_form(request: Request, file_fields: Mapping[str, FileField]) -> Form:
     """Read a request's multipart body. A browser's empty file choice counts as no file.
 
     Args:
-        file_field: the one field that takes files.
-        max_files: as many may come.
-        too_many: makes the error raised for more.
-        sink: where the files' bytes go as they arrive, instead of into memory.
+        file_fields: the fields that take files, by name.
 
     Raises:
         UnsupportedMedia: the body is no multipart form.
         BadField: a field was given twice or is too long, or a file came in another one.
+        BodyTooLarge: a file is longer than its field allows.
         BadRequest: the body is malformed, or ends early.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
@@ -67,7 +88,7 @@ async def read_form(
             "send multipart/form-data with its boundary, as `curl -F` does"
         )
     try:
-        reader = _Reader(options[b"boundary"], file_field, max_files, too_many, sink)
+        reader = _Reader(options[b"boundary"], file_fields)
     except FormParserError as error:
         raise BadRequest(f"the multipart body's boundary is of no use: {error}") from error
     async for chunk in request.stream():
@@ -76,12 +97,11 @@ async def read_form(
 
 
 class _Reader:
-    def __init__(
-        self, boundary: bytes, file_field: str, max_files: int, too_many: Callable[[], Exception], sink: Write | None
-    ) -> None:
+    def __init__(self, boundary: bytes, file_fields: Mapping[str, FileField]) -> None:
         self._form = Form()
-        self._file_field, self._max_files, self._too_many, self._sink = file_field, max_files, too_many, sink
-        self._name, self._is_file = "", False
+        self._file_fields = file_fields
+        self._part: Part | None = None  # the file that is being read
+        self._name = ""
         self._data = bytearray()  # of the part that is being read
         self._headers: dict[str, bytes] = {}
         self._header = (bytearray(), bytearray())
@@ -111,17 +131,16 @@ class _Reader:
         if not self._ended:
             raise BadRequest("the multipart body ends before its last boundary; send all of it")
         await self._flush(0)
-        self._form.files = [part for part in self._form.files if part.filename or part.data]
+        self._form.files = [part for part in self._form.files if part.filename or part.size]
         return self._form
 
     async def _flush(self, above_bytes: int) -> None:
-        if self._sink is None:
-            return
         for part in self._form.files:
-            if len(part.data) > above_bytes:
+            sink = self._file_fields[part.name].sink
+            if sink is not None and len(part.data) > above_bytes:
                 data = bytes(part.data)
                 part.data.clear()
-                await self._sink(data)
+                await sink(data)
 
     def _on_header_end(self) -> None:
         name, value = self._header
@@ -132,11 +151,12 @@ class _Reader:
         _, options = parse_options_header(self._headers.get("content-disposition"))
         if b"name" not in options:
             raise BadRequest("a part of the multipart body has no name")
-        self._name, self._is_file = _text(options[b"name"])[:80], b"filename" in options
+        self._name, self._part = _text(options[b"name"])[:80], None
         self._data = bytearray()
-        if self._is_file:
-            self._begin_file(_text(options[b"filename"]))
-        elif self._name == self._file_field:
+        file_field = self._file_fields.get(self._name)
+        if b"filename" in options or (file_field and file_field.or_text):
+            self._begin_file(_text(options.get(b"filename", b"")))
+        elif file_field:
             raise BadField(self._name, f"{self._name} came as text; send the file itself (curl -F {self._name}=@FILE)")
         elif self._name in self._form.fields:
             raise BadField(self._name, f"the field {self._name!r} was given twice; give it once")
@@ -144,19 +164,28 @@ class _Reader:
             raise BadRequest(f"the form has more than {MAX_FIELDS} fields")
 
     def _begin_file(self, filename: str) -> None:
-        if self._name != self._file_field:
-            raise BadField(self._name, f"a file came in the field {self._name!r}; files go into {self._file_field!r}")
-        if len(self._form.files) >= self._max_files:
-            raise self._too_many()
-        self._form.files.append(Part(filename, self._data))
+        file_field = self._file_fields.get(self._name)
+        if file_field is None:
+            fields = " or ".join(map(repr, self._file_fields))
+            raise BadField(self._name, f"a file came in the field {self._name!r}; files go into {fields}")
+        if sum(part.name == self._name for part in self._form.files) >= file_field.most:
+            raise file_field.too_many()
+        self._part = Part(filename, self._data, self._name)
+        self._form.files.append(self._part)
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if not self._is_file and len(self._data) + end - start > MAX_FIELD_BYTES:
-            raise BadField(self._name, f"the field {self._name!r} has more than {MAX_FIELD_BYTES} bytes")
+        if self._part is None:
+            if len(self._data) + end - start > MAX_FIELD_BYTES:
+                raise BadField(self._name, f"the field {self._name!r} has more than {MAX_FIELD_BYTES} bytes")
+        else:
+            self._part.size += end - start
+            most = self._file_fields[self._name].max_bytes
+            if most is not None and self._part.size > most:
+                raise BodyTooLarge(f"the file in the field {self._name!r} has more than {most} bytes")
         self._data += data[start:end]
 
     def _on_part_end(self) -> None:
-        if not self._is_file:
+        if self._part is None:
             self._form.fields[self._name] = _text(bytes(self._data))
 
     def _on_end(self) -> None:

@@ -1,116 +1,118 @@
-"""A request for training, read and checked; and its archive on its way to disk."""
+"""The files of a training request on their way to disk: there for the job, or gone again without a trace."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+import shutil
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import IO, Any
 
-from fastapi import Request
-
-from model.config import PPLConfig, SettingError, resolve
-
-from .contract.errors import BadArchive, BadRequest, BadSetting
+from .contract.errors import BadLabels
 from .contract.jobs import new_job_id
-from .contract.store import JobFiles, check_category
-from .documentation import DEFAULT_PRESET
-from .errors import BadField
-from .forms import read_form
+from .contract.store import MAX_LABELS_BYTES, JobFiles, write_json
 
 InThread = Callable[..., Awaitable[Any]]
 
-_SEND_ONE = "send a zip, tar or tar.gz of pictures in the field archive (curl -F archive=@FILE)"
-
-
-@dataclass(frozen=True)
-class TrainingRequest:
-    """What shall be trained: the settings are complete and in their ranges."""
-
-    category: str
-    preset: str
-    config: PPLConfig
-    folder: str | None = None
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any], folder: str | None = None) -> TrainingRequest:
-        """From a form's fields or a JSON object's members.
-
-        Raises:
-            BadField, BadCategoryName: the category is missing or can't be one.
-            BadSetting: unknown or out of its range; the detail names both.
-        """
-        values = {name: value for name, value in values.items() if value != ""}  # a field left empty is not given
-        category, preset = values.pop("category", None), values.pop("preset", DEFAULT_PRESET)
-        if not isinstance(category, str):
-            raise BadField("category", "category is missing or no text; it names what the pictures show")
-        try:
-            config = resolve(str(preset), values)
-        except SettingError as error:
-            raise BadSetting(str(error), extra={"field": error.name}) from error
-        return cls(check_category(category.strip()), str(preset), config, folder)
-
-
-async def read_json(request: Request) -> TrainingRequest:
-    """The JSON body of a training request, which names a folder.
-
-    Raises:
-        BadRequest: no JSON object. And as :meth:`TrainingRequest.of`.
-    """
-    try:
-        values = json.loads(await request.body())
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the body is not JSON: {str(error)[:200]}") from error
-    if not isinstance(values, dict):
-        raise BadRequest("the body is not a JSON object with category and folder")
-    nested = values.pop("settings", {})
-    if not isinstance(nested, dict):
-        raise BadField("settings", "settings is not a JSON object; it may hold settings of the model by name")
-    folder = values.pop("folder", None)
-    if not isinstance(folder, str) or not folder:
-        raise BadField(
-            "folder", "folder is missing or no text; it names a folder of pictures below the server's data root"
-        )
-    return TrainingRequest.of({**nested, **values}, folder)
-
-
-async def read_upload(request: Request, intake: Intake) -> TrainingRequest:
-    """The form of a training request; its archive is on disk afterwards.
-
-    Raises:
-        BadArchive: no archive came, or an empty one. And as :meth:`TrainingRequest.of`.
-    """
-    form = await read_form(
-        request, "archive", 1, lambda: BadField("archive", "more than one archive came; send one"), intake.write
-    )
-    wanted = TrainingRequest.of(form.fields)
-    if not form.files:
-        raise BadArchive(f"no archive came; {_SEND_ONE}")
-    if intake.is_empty:
-        raise BadArchive(f"the archive is an empty file; {_SEND_ONE}")
-    return wanted
-
 
 class Intake:
-    """The file of an upload: it appears with its first bytes, and is gone in the end unless a job owns it.
+    """The files of one request; they are gone in the end unless a job owns them.
 
     Args:
         in_thread: runs a blocking function.
+        max_archive_bytes: of the archive.
+
+    Attributes:
+        job_id: of the job that may come of it.
     """
 
-    def __init__(self, files: JobFiles, in_thread: InThread) -> None:
+    def __init__(self, files: JobFiles, in_thread: InThread, max_archive_bytes: int) -> None:
         self.job_id = new_job_id()
         self._files = files
         self._in_thread = in_thread
-        self._file: IO[bytes] | None = None
         self._owned = False
+        self.archive = UploadFile(files, self.job_id, files.archive(self.job_id), in_thread, max_archive_bytes)
+        self.labels = UploadFile(files, self.job_id, files.labels(self.job_id), in_thread, MAX_LABELS_BYTES)
 
-    @property
-    def path(self) -> Path:
-        """Where the archive is."""
-        return self._files.archive(self.job_id)
+    async def put_prior(self, document: dict[str, Any]) -> None:
+        """Lay down the prior that the job starts from."""
+
+        def put() -> None:
+            self._files.create(self.job_id)
+            write_json(self._files.prior(self.job_id), document)
+
+        await self._in_thread(put)
+
+    async def copy_labels(self, source: Path) -> None:
+        """Take labels that lie on the server already, as they are now.
+
+        Raises:
+            BadLabels: an empty file, or one that is too long.
+        """
+
+        def copy() -> None:
+            size = source.stat().st_size
+            if not 0 < size <= MAX_LABELS_BYTES:
+                raise BadLabels(f"the labels have {size} bytes; from 1 to {MAX_LABELS_BYTES} are allowed")
+            self._files.create(self.job_id)
+            shutil.copyfile(source, self._files.labels(self.job_id))
+
+        await self._in_thread(copy)
+
+    async def flush(self) -> None:
+        """Let others read what came so far."""
+        for upload in (self.archive, self.labels):
+            await self._in_thread(upload.flush)
+
+    async def sync(self) -> None:
+        """Have it all on the disk: the job must not outlive its files."""
+        await self._in_thread(self._sync)
+
+    def hand_over(self) -> None:
+        """A job owns the files now."""
+        self._owned = True
+
+    async def close(self) -> None:
+        """Close the files, and remove them unless a job owns them."""
+        await self._in_thread(self._close)
+
+    def _sync(self) -> None:
+        folder = self._files.folder(self.job_id)
+        if not folder.exists():
+            return
+        for upload in (self.archive, self.labels):
+            upload.flush()
+        for path in (*folder.iterdir(), folder):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _close(self) -> None:
+        try:
+            for upload in (self.archive, self.labels):
+                upload.close()
+        finally:
+            if not self._owned:
+                self._files.remove(self.job_id)
+
+
+class UploadFile:
+    """A file that appears with its first bytes.
+
+    Attributes:
+        path: where it is.
+        max_bytes: how long it may be; whoever writes looks.
+    """
+
+    def __init__(self, files: JobFiles, job_id: str, path: Path, in_thread: InThread, max_bytes: int) -> None:
+        self.path = path
+        self.max_bytes = max_bytes
+        self._files = files
+        self._job_id = job_id
+        self._in_thread = in_thread
+        self._file: IO[bytes] | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -118,41 +120,21 @@ class Intake:
         return self._file is None
 
     async def write(self, data: bytes) -> None:
-        """Append to the archive."""
+        """Append."""
         await self._in_thread(self._write, data)
 
-    async def sync(self) -> None:
-        """Have it all on the disk: the job must not outlive its archive."""
-        await self._in_thread(self._sync)
+    def flush(self) -> None:
+        """Hand all that came to the system."""
+        if self._file is not None:
+            self._file.flush()
 
-    def hand_over(self) -> None:
-        """A job owns the file now."""
-        self._owned = True
-
-    async def close(self) -> None:
-        """Close the file, and remove it unless a job owns it."""
-        await self._in_thread(self._close)
+    def close(self) -> None:
+        """Close it, if it was opened."""
+        if self._file is not None:
+            self._file.close()
 
     def _write(self, data: bytes) -> None:
         if self._file is None:
-            self._files.create(self.job_id)
+            self._files.create(self._job_id)
             self._file = self.path.open("xb")
         self._file.write(data)
-
-    def _sync(self) -> None:
-        assert self._file is not None  # there is something to sync
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def _close(self) -> None:
-        try:
-            if self._file is not None:
-                self._file.close()
-        finally:
-            if not self._owned:
-                self._files.remove(self.job_id)

@@ -63,12 +63,17 @@ def check_job_id(text: str) -> str:
 
 
 class Progress(BaseModel):
-    """How far training is. ``eta_s`` is None until there is something to go by."""
+    """How far training is. ``eta_s`` is None until there is something to go by.
+
+    ``stage`` is "training", or "evaluating" once all steps are done and the labels that came along are scored;
+    None while no worker trains.
+    """
 
     step: int = 0
     total_steps: int
     fraction: float = 0.0
     eta_s: float | None = None
+    stage: Literal["training", "evaluating"] | None = None
 
 
 class JobError(BaseModel):
@@ -83,10 +88,12 @@ class Job(BaseModel):
 
     Attributes:
         metrics: "images", "skipped" and the first "skipped_files" ({"name", "reason"}) once
-            prepared; from then on the last losses by name ("total" is the weighted sum),
-            "steps_per_s" and "device".
+            prepared, with the "mode" taken (stills or clips) and the number of "clips"; from then on the last
+            losses by name ("total" is the weighted sum), "steps_per_s" and "device".
         version: the version it published.
         settings: every setting of the model, and "preset".
+        evaluation: of a job with labels that succeeded: the errors by protocol, on how many pictures they were
+            measured, and how these were split.
     """
 
     id: str
@@ -100,6 +107,7 @@ class Job(BaseModel):
     version: str | None = None
     error: JobError | None = None
     settings: dict[str, Setting] = Field(default_factory=dict)
+    evaluation: dict[str, Any] | None = None
 
     @field_serializer("created_at", "started_at", "finished_at")
     def _utc(self, value: datetime | None) -> str | None:
@@ -145,7 +153,7 @@ class JobRecord(BaseModel):
             job.started_at = datetime.now(UTC)
         if status.ended:
             job.finished_at = datetime.now(UTC)
-            job.progress.eta_s = None
+            job.progress.eta_s = job.progress.stage = None
 
     def fail(self, error: PPLError) -> None:
         """End as failed, with the reason that its owner sees."""
@@ -175,7 +183,7 @@ class JobRecord(BaseModel):
         """Back to the queue by a worker that stops in good order: no death."""
         self.move(JobStatus.QUEUED)
         self.starts = 0
-        self.job.progress.eta_s = None
+        self.job.progress.eta_s = self.job.progress.stage = None
 
 
 class JobPage(BaseModel):

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,8 @@ from typing import Any
 from .errors import (
     BadCategoryName,
     BadFolder,
+    BadLabels,
+    BadRequest,
     BadVersionName,
     NoHistory,
     StoreCorrupt,
@@ -30,6 +32,8 @@ from .records import check_job_id, is_job_id
 _CATEGORY = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
 _STAGING = ".staging-"
+
+MAX_LABELS_BYTES = 64 * 2**20
 
 
 def is_category(name: str) -> bool:
@@ -284,20 +288,29 @@ def training_folder(data_root: Path, name: str) -> Path:
         BadFolder: not there, not below the data root once links are followed, or one of the
             folders that the platform itself keeps.
     """
+    return _below(data_root, name, "folder", Path.is_dir, BadFolder)
+
+
+def training_file(data_root: Path, name: str) -> Path:
+    """A file of labels that a job names, below the data root; as :func:`training_folder`. Raises BadLabels."""
+    return _below(data_root, name, "file", Path.is_file, BadLabels)
+
+
+def _below(data_root: Path, name: str, kind: str, is_kind: Callable[[Path], bool], refused: type[BadRequest]) -> Path:
     root = data_root.resolve()
-    said = f"folder {name[:200]!r}"
+    said = f"{kind} {name[:200]!r}"
     try:
-        folder = (root / name).resolve()
-        exists = folder.is_dir()
+        path = (root / name).resolve()
+        exists = is_kind(path)
     except (OSError, RuntimeError, ValueError) as error:  # name too long, circle of links, NUL in it
-        raise BadFolder(f"{said} is not a folder below the data root") from error
-    if folder == root or not folder.is_relative_to(root):
-        raise BadFolder(f"{said} is not a folder below the data root")
-    if folder.relative_to(root).parts[0] in ("categories", "jobs"):
-        raise BadFolder(f"{said} belongs to the platform itself; put pictures into a folder of their own")
+        raise refused(f"{said} is not a {kind} below the data root") from error
+    if path == root or not path.is_relative_to(root):
+        raise refused(f"{said} is not a {kind} below the data root")
+    if path.relative_to(root).parts[0] in ("categories", "jobs"):
+        raise refused(f"{said} belongs to the platform itself; put what you train on into a folder of its own")
     if not exists:
-        raise BadFolder(f"{said} does not exist below the data root")
-    return folder
+        raise refused(f"{said} does not exist below the data root")
+    return path
 
 
 def write_json(path: Path, value: Any) -> None:

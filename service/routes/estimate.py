@@ -18,7 +18,7 @@ from ..contract.errors import NoImages, TooManyImages, TooManyPixels
 from ..contract.messages import MAX_REFINE_STEPS
 from ..documentation import estimate_body
 from ..errors import BadField, SlowBody, responses
-from ..forms import Form, read_form
+from ..forms import FileField, Form, read_form
 from ..gateway import Gateway, gateway_of
 from ..images import Fitted, Upload, describe, fit, parse_boxes, parse_include
 from ..middleware import body_bytes
@@ -142,7 +142,7 @@ async def _read(request: Request, settings: Settings) -> Form:
     """The form, within the time that it may take to arrive: a slow client must not hold its place for ever."""
     try:
         async with asyncio.timeout(BODY_S):
-            return await read_form(request, "images", settings.max_images, lambda: _too_many(settings))
+            return await read_form(request, {"images": FileField(settings.max_images, lambda: _too_many(settings))})
     except TimeoutError:
         raise SlowBody(f"the body took longer than {BODY_S:g} s to arrive; send fewer or smaller pictures") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -10,15 +11,19 @@ from starlette.responses import JSONResponse, Response
 
 from ..contract.archives import check_archive
 from ..contract.jobs import MAX_PAGE, Job, JobPage, JobSource, JobStatus
-from ..contract.store import training_folder
+from ..contract.priors import document_of
+from ..contract.store import training_file, training_folder
 from ..documentation import train_body
 from ..errors import StorageFull, UnsupportedMedia, responses
 from ..forms import media_type
 from ..gateway import Gateway, gateway_of
 from ..housekeeping import list_jobs
-from ..intake import Intake, TrainingRequest, read_json, read_upload
+from ..intake import Intake
+from ..training_request import TrainingRequest, read_json, read_upload
 
 router = APIRouter(tags=["training"])
+
+Taken = tuple[TrainingRequest, JobSource]
 
 
 @router.post(
@@ -51,9 +56,9 @@ async def create_job(request: Request) -> Response:
     gateway = gateway_of(request)
     kind = media_type(request.headers)
     if kind == "application/json":
-        job = await _from_folder(gateway, await read_json(request))
+        job = await _accept(gateway, request, _from_folder)
     elif kind == "multipart/form-data":
-        job = await _from_upload(gateway, request)
+        job = await _accept(gateway, request, _from_upload)
     else:
         raise UnsupportedMedia(
             f"the body is {kind[:80] or 'of no media type'}; send multipart/form-data with an archive, "
@@ -111,21 +116,20 @@ async def delete_job(request: Request, job_id: str) -> None:
     await gateway.io(gateway.jobs.delete, job_id)
 
 
-async def _from_folder(gateway: Gateway, wanted: TrainingRequest) -> Job:
-    assert wanted.folder is not None  # read_json has looked
-    folder = await gateway.io(training_folder, gateway.settings.data_root, wanted.folder)
-    await gateway.upload(check_archive, folder, gateway.archive_limits)
-    return await _create(gateway, wanted, JobSource(kind="folder", folder=wanted.folder), None)
-
-
-async def _from_upload(gateway: Gateway, request: Request) -> Job:
-    """The archive goes straight to where the worker reads it, and is gone again unless a job comes of it."""
-    intake = Intake(gateway.files, gateway.upload)
+async def _accept(
+    gateway: Gateway, request: Request, take: Callable[[Gateway, Request, Intake], Awaitable[Taken]]
+) -> Job:
+    """Take a request's files to where the worker reads them; they are gone again unless a job comes of it."""
+    intake = Intake(gateway.files, gateway.upload, gateway.settings.archive_max_bytes)
     try:
-        wanted = await read_upload(request, intake)
+        wanted, source = await take(gateway, request, intake)
+        if wanted.prior:
+            await intake.put_prior(document_of(wanted.prior))
         await intake.sync()
-        await gateway.upload(check_archive, intake.path, gateway.archive_limits)
-        job = await _create(gateway, wanted, JobSource(), intake.job_id)
+        settings = {"preset": wanted.preset, **wanted.config.to_dict()}
+        job = await gateway.io(
+            gateway.jobs.create, wanted.category, settings, wanted.config.steps, source, intake.job_id
+        )
         intake.hand_over()
         return job
     except OSError as error:
@@ -136,6 +140,19 @@ async def _from_upload(gateway: Gateway, request: Request) -> Job:
         await intake.close()
 
 
-async def _create(gateway: Gateway, wanted: TrainingRequest, source: JobSource, job_id: str | None) -> Job:
-    settings = {"preset": wanted.preset, **wanted.config.to_dict()}
-    return await gateway.io(gateway.jobs.create, wanted.category, settings, wanted.config.steps, source, job_id)
+async def _from_folder(gateway: Gateway, request: Request, intake: Intake) -> Taken:
+    wanted = await read_json(request, gateway.versions.store, gateway.io)
+    assert wanted.folder is not None  # read_json has looked
+    root = gateway.settings.data_root
+    folder = await gateway.io(training_folder, root, wanted.folder)
+    await gateway.upload(check_archive, folder, gateway.archive_limits)
+    if wanted.labels:
+        await intake.copy_labels(await gateway.io(training_file, root, wanted.labels))
+    return wanted, JobSource(kind="folder", folder=wanted.folder)
+
+
+async def _from_upload(gateway: Gateway, request: Request, intake: Intake) -> Taken:
+    wanted = await read_upload(request, intake, gateway.versions.store, gateway.io)
+    await intake.flush()
+    await gateway.upload(check_archive, intake.archive.path, gateway.archive_limits)
+    return wanted, JobSource()

@@ -7,9 +7,9 @@ from fastapi import Request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.contract.errors import BadRequest, TooManyImages
+from service.contract.errors import BadRequest, BodyTooLarge, TooManyImages
 from service.errors import BadField
-from service.forms import MAX_FIELD_BYTES, Form, read_form
+from service.forms import MAX_FIELD_BYTES, FileField, Form, read_form
 
 BOUNDARY = "b0undary"
 
@@ -36,7 +36,8 @@ def request(chunks: list[bytes]) -> Request:
 
 async def read(body: bytes, size: int = 10**9, **options) -> Form:
     chunks = [body[start : start + size] for start in range(0, len(body), size)]
-    return await read_form(request(chunks), "images", 3, lambda: TooManyImages("too many"), **options)
+    field = FileField(3, lambda: TooManyImages("too many"), **options)
+    return await read_form(request(chunks), {"images": field, "prior": FileField(1, RuntimeError, None, 100, True)})
 
 
 @settings(max_examples=60, deadline=None)
@@ -80,13 +81,31 @@ async def test_text_that_is_not_utf_8_is_read_as_latin_1():
     assert (await read(part("note", b"caf\xe9") + END)).fields == {"note": "café"}
 
 
+@pytest.mark.parametrize("filename", [None, "prior.json"])
+async def test_field_may_take_a_file_or_text(filename):
+    form = await read(part("prior", b"{}", filename) + part("images", b"x", "a") + END, 7)
+    found = form.first("prior")
+    assert found is not None
+    assert (bytes(found.data), found.size, found.filename) == (b"{}", 2, filename or "")
+    assert form.fields == {}
+
+
+async def test_text_left_empty_counts_as_no_file():
+    assert (await read(part("prior", b"") + END)).first("prior") is None
+
+
+async def test_refuses_a_file_longer_than_its_field_allows():
+    with pytest.raises(BodyTooLarge, match="'prior' has more than 100 bytes"):
+        await read(part("prior", bytes(101), "a") + END, 50)
+
+
 async def test_refuses_more_files_than_allowed():
     with pytest.raises(TooManyImages):
         await read(b"".join(part("images", b"x", "a") for _ in range(4)) + END)
 
 
 async def test_refuses_a_file_in_another_field_before_it_is_read():
-    with pytest.raises(BadField, match="files go into 'images'"):
+    with pytest.raises(BadField, match="files go into 'images' or 'prior'"):
         await read(part("picture", b"x", "a") + END)
 
 

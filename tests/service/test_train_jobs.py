@@ -80,9 +80,10 @@ async def test_upload_becomes_a_job(http, post, data_root, archive):
         "version",
         "error",
         "settings",
+        "evaluation",
     }
     assert (job["category"], job["status"]) == ("dog", "validating")
-    assert job["progress"] == {"step": 0, "total_steps": 123, "fraction": 0.0, "eta_s": None}
+    assert job["progress"] == {"step": 0, "total_steps": 123, "fraction": 0.0, "eta_s": None, "stage": None}
     expected = resolve("compact", {"steps": 123, "seed": 7, "horizontal_flip": True})
     assert job["settings"] == {"preset": "compact", **expected.to_dict()}
     assert (data_root / "jobs" / job["id"] / "archive").read_bytes() == archive
@@ -342,7 +343,7 @@ async def test_two_archives_are_refused(http, problem, no_trace):
         (b"", 400, "bad_request"),
         (b"{", 400, "bad_request"),
         (b"[" * 60_000, 400, "bad_request"),
-        (b'{"category": "dog", "folder": "mine", "steps": ' + b" " * 2**16 + b"1}", 413, "body_too_large"),
+        (b'{"category": "dog", "folder": "mine", "steps": ' + b" " * 2**18 + b"1}", 413, "body_too_large"),
         (b"[]", 400, "bad_request"),
         (b'{"folder": "mine"}', 422, "bad_request"),
         (b'{"category": "dog"}', 422, "bad_request"),
@@ -378,7 +379,7 @@ async def test_bad_json_is_refused(http, problem, data_root, tmp_path, body, sta
 async def test_long_json_without_a_declared_length_is_refused(http, problem):
     async def body():
         for _ in range(100):
-            yield b" " * 2**10
+            yield b" " * 2**12
 
     response = await http.post("/train-jobs", content=body(), headers={"content-type": "Application/JSON; a=b"})
     problem(response, 413, "body_too_large")

@@ -1,0 +1,154 @@
+"""A request for training, read and checked: a form with its uploads, or JSON that names what lies on the server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+
+from model.config import PPLConfig, SettingError, resolve
+from model.prior_values import PriorValues
+
+from .contract.errors import BadArchive, BadLabels, BadPrior, BadRequest, BadSetting
+from .contract.priors import MAX_PRIOR_BYTES, check_prior, check_use, read_prior
+from .contract.store import MAX_LABELS_BYTES, VersionStore, check_category
+from .documentation import DEFAULT_PRESET
+from .errors import BadField
+from .forms import FileField, read_form
+from .intake import Intake
+
+InThread = Callable[..., Any]
+
+_SEND_ONE = "send a zip, tar or tar.gz of pictures or clips, or one video, in the field archive (curl -F archive=@FILE)"
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What shall be trained: the settings are complete and in their ranges, the prior suits them.
+
+    Attributes:
+        folder: of the pictures, below the data root; None where an archive was uploaded.
+        labels: path of the labels below the data root, where the request names one.
+        prior: to start from, where one came.
+    """
+
+    category: str
+    preset: str
+    config: PPLConfig
+    folder: str | None = None
+    labels: str | None = None
+    prior: PriorValues | None = None
+
+    @classmethod
+    def of(
+        cls,
+        values: Mapping[str, Any],
+        folder: str | None = None,
+        labels: str | None = None,
+        prior: PriorValues | None = None,
+    ) -> TrainingRequest:
+        """From a form's fields or a JSON object's members; K is the prior's unless num_keypoints is given.
+
+        Raises:
+            BadField, BadCategoryName: the category is missing or can't be one.
+            BadSetting: unknown or out of its range; the detail names both.
+            BadPrior: the settings and the prior do not suit each other.
+        """
+        values = {name: value for name, value in values.items() if value != ""}  # a field left empty is not given
+        category, preset = values.pop("category", None), values.pop("preset", DEFAULT_PRESET)
+        if not isinstance(category, str):
+            raise BadField("category", "category is missing or no text; it names what the pictures show")
+        if prior is not None:
+            values.setdefault("num_keypoints", len(prior.keypoint_prior))
+        try:
+            config = resolve(str(preset), values)
+        except SettingError as error:
+            raise BadSetting(str(error), extra={"field": error.name}) from error
+        check_use(prior, config)
+        return cls(check_category(category.strip()), str(preset), config, folder, labels, prior)
+
+
+async def read_json(request: Request, store: VersionStore, in_thread: InThread) -> TrainingRequest:
+    """The JSON body of a training request, which names a folder.
+
+    Args:
+        store: of the versions whose prior the request may name.
+        in_thread: runs a blocking function.
+
+    Raises:
+        BadRequest: no JSON object. And as :meth:`TrainingRequest.of` and :func:`_prior_of`.
+    """
+    try:
+        values = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is not JSON: {str(error)[:200]}") from error
+    if not isinstance(values, dict):
+        raise BadRequest("the body is not a JSON object with category and folder")
+    nested = values.pop("settings", {})
+    if not isinstance(nested, dict):
+        raise BadField("settings", "settings is not a JSON object; it may hold settings of the model by name")
+    folder, labels = values.pop("folder", None), values.pop("labels", None)
+    if not isinstance(folder, str) or not folder:
+        raise BadField(
+            "folder", "folder is missing or no text; it names a folder of pictures below the server's data root"
+        )
+    if labels is not None and (not isinstance(labels, str) or not labels):
+        raise BadField("labels", "labels is no text; it names a CSV or JSON file below the server's data root")
+    given, named = values.pop("prior", None), values.pop("prior_from", None)
+    prior = await in_thread(_prior_of, None if given is None else lambda: check_prior(given), named, store)
+    return TrainingRequest.of({**nested, **values}, folder, labels, prior)
+
+
+async def read_upload(request: Request, intake: Intake, store: VersionStore, in_thread: InThread) -> TrainingRequest:
+    """The form of a training request; its archive and labels are on disk afterwards.
+
+    Raises:
+        BadArchive, BadLabels: no archive came, or an empty file.
+        BodyTooLarge: a file is longer than it may be.
+        And as :meth:`TrainingRequest.of` and :func:`_prior_of`.
+    """
+    fields = {
+        "archive": FileField(1, lambda: _twice("archive"), intake.archive.write, intake.archive.max_bytes),
+        "labels": FileField(1, lambda: _twice("labels"), intake.labels.write, MAX_LABELS_BYTES),
+        "prior": FileField(1, lambda: _twice("prior"), None, MAX_PRIOR_BYTES, or_text=True),
+    }
+    form = await read_form(request, fields)
+    if form.first("archive") is None:
+        raise BadArchive(f"no archive came; {_SEND_ONE}")
+    if intake.archive.is_empty:
+        raise BadArchive(f"the archive is an empty file; {_SEND_ONE}")
+    if form.first("labels") and intake.labels.is_empty:
+        raise BadLabels("the labels are an empty file; send CSV or JSON, or leave the field labels out")
+    part = form.first("prior")
+    named = form.fields.pop("prior_from", "").strip() or None
+    prior = await in_thread(_prior_of, part and (lambda: read_prior(bytes(part.data))), named, store)
+    return TrainingRequest.of(form.fields, prior=prior)
+
+
+def _prior_of(given: Callable[[], PriorValues] | None, named: Any, store: VersionStore) -> PriorValues | None:
+    """The prior that a request holds, or the one of a version that it names as CATEGORY or CATEGORY@VERSION.
+
+    Raises:
+        BadField: both, or a name that is no text.
+        BadPrior: it can't be one.
+        UnknownCategory, UnknownVersion, BadCategoryName, BadVersionName, StoreCorrupt.
+    """
+    if named is None:
+        return given() if given else None
+    if given:
+        raise BadField("prior_from", "both prior and prior_from came; one of them says what to start from")
+    if not isinstance(named, str):
+        raise BadField("prior_from", "prior_from is no text; it names a CATEGORY or CATEGORY@VERSION")
+    category, at, version = named.partition("@")
+    name = store.resolve(category, version if at else None)
+    try:
+        return check_prior(store.prior(category, name))
+    except BadPrior as error:
+        raise BadPrior(f"the prior of {category}@{name}: {error.detail}") from error
+
+
+def _twice(name: str) -> BadField:
+    return BadField(name, f"more than one file came in the field {name}; send one")

@@ -1,0 +1,208 @@
+"""What may come beside the pictures of a training job: labels, a prior to start from, or the name of one."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+
+import pytest
+
+from model.config import resolve
+from service.contract.store import MAX_LABELS_BYTES
+
+
+def _archive():
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.png", b"x")
+    return file.getvalue()
+
+
+GOOD = _archive()
+LABELS = b"image,keypoint,x,y\na.png,nose,3,4\n"
+PREDEFINED = {"keypoint_prior": "predefined", "connectivity_prior": "predefined"}
+
+
+def prior(**changes):
+    """A prior of four keypoints with two links."""
+    document = {
+        "keypoint_names": ["nose", "neck", "hip", "tail"],
+        "keypoint_prior": [[-0.5, -0.5], [0, -0.25], [0.25, 0.25], [1, 0]],
+        "links": [{"i": 0, "j": 1, "weight": 2.0}, {"i": 1, "j": 2, "weight": 0.5}],
+    }
+    return {**document, **changes}
+
+
+@pytest.fixture
+def post(http):
+    async def send(fields=(), client=None, **files):
+        parts = {name: (f"{name}.bin", data) for name, data in {"archive": GOOD, **files}.items()}
+        return await (client or http).post("/train-jobs", data={"category": "dog", **dict(fields)}, files=parts)
+
+    return send
+
+
+@pytest.fixture
+def pictures(data_root):
+    """A folder of pictures below the data root, with labels beside it."""
+    folder = data_root / "imports" / "dogs"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(b"x")
+    (data_root / "imports" / "dogs.csv").write_bytes(LABELS)
+    return {"category": "dog", "folder": "imports/dogs"}
+
+
+# labels
+
+
+async def test_labels_are_kept_beside_the_archive(post, data_root):
+    job = (await post(labels=LABELS)).json()
+    assert (data_root / "jobs" / job["id"] / "labels").read_bytes() == LABELS
+    assert (data_root / "jobs" / job["id"] / "archive").read_bytes() == GOOD
+
+
+async def test_labels_may_come_before_the_archive(http, data_root):
+    form = [("labels", ("l.csv", LABELS)), ("archive", ("a.zip", GOOD)), ("category", (None, "cat"))]
+    job = (await http.post("/train-jobs", files=form)).json()
+    assert (data_root / "jobs" / job["id"] / "labels").read_bytes() == LABELS
+
+
+async def test_labels_of_a_folder_are_taken_as_they_are_now(http, data_root, pictures):
+    response = await http.post("/train-jobs", json={**pictures, "labels": "imports/dogs.csv"})
+    assert response.status_code == 202, response.text
+    (data_root / "imports" / "dogs.csv").write_bytes(b"changed")
+    assert (data_root / "jobs" / response.json()["id"] / "labels").read_bytes() == LABELS
+
+
+@pytest.mark.parametrize("name", ["../l.csv", "/etc/passwd", "nowhere.csv", "imports", "out.csv", "jobs/x/labels", "e"])
+async def test_labels_that_are_no_file_below_the_data_root_are_refused(
+    http, data_root, tmp_path, pictures, problem, no_trace, name
+):
+    (tmp_path / "l.csv").write_bytes(LABELS)
+    (data_root / "out.csv").symlink_to(tmp_path / "l.csv")
+    (data_root / "e").write_bytes(b"")
+    response = await http.post("/train-jobs", json={**pictures, "labels": name})
+    problem(response, 422, "bad_labels")
+    assert not list(data_root.glob("jobs/*"))
+
+
+async def test_empty_labels_are_refused(post, problem, no_trace):
+    assert "empty" in problem(await post(labels=b""), 422, "bad_labels")["detail"]
+    no_trace()
+
+
+async def test_labels_over_the_limit_are_refused(post, problem, no_trace):
+    document = problem(await post(labels=bytes(MAX_LABELS_BYTES + 1)), 413, "body_too_large")
+    assert "'labels'" in document["detail"]
+    no_trace()
+
+
+async def test_labels_without_an_archive_leave_nothing(http, problem, no_trace):
+    form = [("category", (None, "dog")), ("labels", ("l.csv", LABELS))]
+    problem(await http.post("/train-jobs", files=form), 422, "bad_archive")
+    no_trace()
+
+
+async def test_labels_given_twice_are_refused(http, problem, no_trace):
+    form = [("category", (None, "dog")), ("archive", ("a", GOOD)), ("labels", ("l", b"x")), ("labels", ("l", b"y"))]
+    problem(await http.post("/train-jobs", files=form), 422, "bad_request")
+    no_trace()
+
+
+# priors
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+async def test_prior_is_checked_and_kept_for_the_worker(http, data_root, as_file):
+    text = json.dumps(prior(category="cat", version="v3")).encode()
+    form = {name: (None, value) for name, value in {"category": "dog", **PREDEFINED}.items()}
+    form |= {"archive": ("a.zip", GOOD), "prior": ("prior.json" if as_file else None, text)}
+    response = await http.post("/train-jobs", files=form)
+    assert response.status_code == 202, response.text
+    job = response.json()
+    kept = json.loads((data_root / "jobs" / job["id"] / "prior.json").read_text())
+    assert kept["keypoint_names"] == ["nose", "neck", "hip", "tail"]
+    assert [link["weight"] for link in kept["links"]] == [2.0, 0.0, 0.0, 0.5, 0.0, 0.0]
+    assert job["settings"]["num_keypoints"] == 4, "the prior's, as none was given"
+    assert job["settings"]["keypoint_prior"] == "predefined"
+
+
+async def test_prior_of_a_category_is_copied_when_the_job_is_accepted(http, post, publish, data_root):
+    publish("cat", "20260101T000000-aaaaaa")
+    publish("cat", "20260102T000000-bbbbbb")
+    folder = data_root / "categories" / "cat" / "versions" / "20260101T000000-aaaaaa"
+    edited = json.loads((folder / "prior.json").read_text())
+    edited["keypoint_prior"][0] = [0.125, 0.0]
+    (folder / "prior.json").write_text(json.dumps(edited))
+    for named, x in (("cat", 0.0), ("cat@20260101T000000-aaaaaa", 0.125)):
+        response = await post({**PREDEFINED, "prior_from": named})
+        assert response.status_code == 202, response.text
+        kept = json.loads((data_root / "jobs" / response.json()["id"] / "prior.json").read_text())
+        assert kept["keypoint_prior"][0] == [x, 0.0]
+        assert response.json()["settings"]["num_keypoints"] == 5
+
+
+async def test_json_may_hold_or_name_a_prior(http, data_root, pictures, publish):
+    publish("cat")
+    for given, count in (({"prior": prior()}, 4), ({"prior_from": "cat"}, 5)):
+        response = await http.post("/train-jobs", json={**pictures, **given, "settings": PREDEFINED})
+        assert response.status_code == 202, response.text
+        assert response.json()["settings"]["num_keypoints"] == count
+        assert (data_root / "jobs" / response.json()["id"] / "prior.json").exists()
+
+
+async def test_largest_prior_fits_into_a_json_body(http, pictures):
+    count = 32
+    matrix = [[0.0 if i == j else 1 / 3 for j in range(count)] for i in range(count)]
+    links = [{"i": i, "j": j, "weight": 1 / 3} for i in range(count) for j in range(i + 1, count)]
+    points = [[1 / 3, -1 / 7]] * count
+    large = {"keypoint_prior": points, "connectivity_prior": matrix, "links": links}
+    body = json.dumps({**pictures, **PREDEFINED, "prior": large, "settings": resolve().to_dict()}, indent=2)
+    body = body.replace('"num_keypoints": 16', '"num_keypoints": 32')
+    for name, value in PREDEFINED.items():
+        body = body.replace(f'"{name}": "{resolve().to_dict()[name]}"', f'"{name}": "{value}"')
+    response = await http.post("/train-jobs", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 202, response.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "document", "code", "said"),
+    [
+        (PREDEFINED, None, "bad_prior", "none came"),
+        ({}, prior(), "bad_prior", "the settings use none"),
+        ({**PREDEFINED, "num_keypoints": "16"}, prior(), "bad_prior", "the prior has 4 keypoints and num_keypoints is"),
+        (PREDEFINED, prior(keypoint_prior=[[0, 9]] * 4), "bad_prior", "-1.5 to 1.5"),
+        (PREDEFINED, "no object", "bad_prior", "JSON object"),
+        ({**PREDEFINED, "prior_from": "cat"}, prior(), "bad_request", "both prior and prior_from"),
+    ],
+)
+async def test_priors_that_do_not_suit_are_refused(post, problem, no_trace, fields, document, code, said):
+    files = {} if document is None else {"prior": json.dumps(document).encode()}
+    assert said in problem(await post(fields, **files), 422, code)["detail"]
+    no_trace()
+
+
+@pytest.mark.parametrize(
+    ("named", "status", "code"),
+    [
+        ("cow", 404, "unknown_category"),
+        ("cat@v9", 404, "unknown_version"),
+        ("../cat", 400, "bad_category_name"),
+        ("cat@", 400, "bad_version_name"),
+        ("cat@../v", 400, "bad_version_name"),
+    ],
+)
+async def test_unknown_priors_are_refused(post, publish, problem, named, status, code):
+    publish("cat")
+    problem(await post({**PREDEFINED, "prior_from": named}), status, code)
+
+
+async def test_prior_over_the_limit_is_refused(post, problem, no_trace):
+    problem(await post(PREDEFINED, prior=b" " * (2**20 + 1)), 413, "body_too_large")
+    no_trace()
+
+
+async def test_folder_job_without_extras_has_no_files(http, data_root, pictures):
+    assert (await http.post("/train-jobs", json=pictures)).status_code == 202
+    assert not (data_root / "jobs").exists()
