@@ -1,0 +1,174 @@
+"""The program that decodes one video, in a process of its own: what a hostile file does to it harms nothing else.
+
+    python -m service.contract.decoding ORDER
+
+ORDER is the JSON of a :class:`~service.contract.videos.Order`. Frames leave on standard output, each a
+:data:`~service.contract.videos.HEADER` (kind, number, width, height) and the bytes of its RGB pixels.
+The last message is DONE, or FAILED with a reason of that many bytes; frames that came before count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from PIL import Image
+
+from service.contract.videofile import Unusable, opened, said, stream_of, upright
+from service.contract.videoindex import Index, evenly, index_of, nearest
+from service.contract.videos import DONE, FAILED, FRAME, HEADER, Order
+
+
+def frames(order: Order) -> Iterator[tuple[int, Image.Image]]:
+    """Frames evenly spaced over a video: number as shown, from 0, and RGB picture, upright and with square pixels.
+
+    A video of more than ``order.max_frames`` frames gives of its key frames those nearest to
+    where the others would be taken, and only these are decoded.
+
+    Raises:
+        Unusable: nothing can be read, or nothing after the frames that came.
+    """
+    index = index_of(order)
+    if not index.count:
+        raise Unusable(index.damage or "it holds no frame")
+    picks = evenly(order.count, index.count)
+    with opened(order) as container:
+        stream = stream_of(container, order)
+        if index.count <= order.max_frames:
+            yield from _all(container, stream, index, picks)
+        else:
+            yield from _keys(container, stream, nearest(picks, index.keys))
+    if index.damage:
+        raise Unusable(index.damage)
+
+
+def _all(
+    container: InputContainer, stream: VideoStream, index: Index, picks: list[int]
+) -> Iterator[tuple[int, Image.Image]]:
+    """Decode from the first frame on, and give those that were picked."""
+    wanted = iter(picks)
+    pick = next(wanted)
+    counted = good = 0
+    for frame in _decoded(container, stream):
+        number = counted if frame.pts is None or not index.times else bisect_left(index.times, frame.pts)
+        counted += 1
+        if frame.is_corrupt:
+            if good:
+                raise Unusable(f"it is damaged at frame {number}")
+            continue  # a video may be cut out of a longer one right before a key frame
+        good += 1
+        if number < pick:
+            continue
+        yield number, upright(frame, stream)
+        following = next((later for later in wanted if later > number), None)
+        if following is None:
+            return
+        pick = following
+
+
+def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """Every frame; damage before the first one is passed over, damage after it is told."""
+    some = False
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+            if packet is None:
+                return
+            decoded = stream.decode(packet)
+        except av.FFmpegError as error:
+            if isinstance(error, av.error.EOFError):
+                return
+            if some or isinstance(error, av.error.MemoryError):
+                raise Unusable(f"it is damaged ({said(error)})") from error
+            continue
+        for frame in decoded:
+            some = True
+            yield frame
+
+
+def _keys(container: InputContainer, stream: VideoStream, chosen: dict[int, int]) -> Iterator[tuple[int, Image.Image]]:
+    """Decode the chosen key frames, each as if it were alone; one that is damaged is left out."""
+    left = len(chosen)
+    at = 0
+    for packet in container.demux(stream):
+        if not packet.size:
+            continue
+        if at in chosen:
+            frame = _alone(stream, packet)
+            if frame is not None:
+                yield chosen[at], upright(frame, stream)
+            left -= 1
+            if not left:
+                return
+        at += 1
+
+
+def _alone(stream: VideoStream, packet: Packet[VideoStream]) -> VideoFrame | None:
+    decoded: list[VideoFrame] = []
+    with contextlib.suppress(av.FFmpegError):
+        decoded = [*stream.decode(packet), *stream.decode(None)]
+    stream.codec_context.flush_buffers()
+    return next((frame for frame in decoded if not frame.is_corrupt), None)
+
+
+def _confine(order: Order) -> None:
+    """Limits that the system holds this process to; where it knows none, only the parent's clock does."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    seconds = int(order.timeout_s * order.threads) + 1
+    for kind, most in (
+        (resource.RLIMIT_AS, order.memory_bytes),
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        with contextlib.suppress(ValueError, OSError):  # a harder limit holds already
+            resource.setrlimit(kind, (most, most))
+
+
+def _send(out: BinaryIO, kind: int, number: int, width: int, height: int, data: bytes) -> None:
+    out.write(HEADER.pack(kind, number, width, height))
+    out.write(data)
+    out.flush()
+
+
+def main(arguments: list[str]) -> None:
+    """Decode, send, and end with DONE or FAILED; quietly where nobody reads any more."""
+    order = Order(**json.loads(arguments[0]))
+    _confine(order)
+    out = sys.stdout.buffer
+    try:
+        try:
+            for number, image in frames(order):
+                _send(out, FRAME, number, image.width, image.height, image.tobytes())
+        except Unusable as error:
+            reason = str(error)
+        except MemoryError:
+            reason = f"it needs more than {order.memory_bytes} bytes of memory"
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # noqa: BLE001  hostile bytes may make a decoder raise anything
+            reason = f"it can't be decoded ({said(error)})"
+        else:
+            _send(out, DONE, 0, 0, 0, b"")
+            return
+        data = reason[:1000].encode("utf-8", "replace")
+        _send(out, FAILED, 0, len(data), 0, data)
+    except BrokenPipeError:
+        sys.stdout = None  # else Python complains at exit about what it can't flush
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,194 @@
+"""Untrusted videos to frames. Decoding happens in another process (:mod:`.decoding`), the only one to load PyAV.
+
+A video's frames are numbered from 0 as they are shown. A frame counts as a picture whose name is
+the video's, ``#``, and the number in six digits: ``walk.mp4#000012``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import select
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image
+
+SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"))
+EXPECTED = "expected an MP4, MOV, AVI, MKV or WebM video"
+MISSING = "videos need PyAV, which this worker lacks: pip install 'pose-prior-learner[video]'"
+
+# what the decoding process sends: kind, number, width, height
+HEADER = struct.Struct("<4I")
+FRAME, DONE, FAILED = 1, 2, 3
+
+_CHANNELS = 3
+_POLL_S = 0.25
+_READ_BYTES = 2**20
+_LONGEST_REASON = 4000
+_EBML = b"\x1a\x45\xdf\xa3"
+_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+_STILL_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
+
+
+class BadVideo(Exception):  # noqa: N818 - as the pictures' errors; it never crosses the API by itself
+    """A video that can't be read, or its rest; the message is written for whoever sent it."""
+
+
+class NoDecoder(Exception):  # noqa: N818
+    """PyAV is not installed; the message names the extra that brings it."""
+
+
+@dataclass(frozen=True)
+class VideoLimits:
+    """What a video may be, and may cost.
+
+    Attributes:
+        max_pixels, min_side_px: of a frame.
+        max_bytes: of the file.
+        max_frames: decoded of one video; a longer one gives only key frames.
+        max_duration_s: longest video.
+        timeout_s: time for decoding one video.
+        memory_bytes: of the decoding process.
+        threads: of the decoding process.
+    """
+
+    max_pixels: int = 50_000_000
+    min_side_px: int = 8
+    max_bytes: int = 4 * 2**30
+    max_frames: int = 20_000
+    max_duration_s: float = 4 * 3600.0
+    timeout_s: float = 600.0
+    memory_bytes: int = 4 * 2**30
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the decoding process is asked for: ``count`` frames of a file, within limits."""
+
+    path: str
+    count: int
+    max_pixels: int
+    max_frames: int
+    max_duration_s: float
+    timeout_s: float
+    memory_bytes: int
+    threads: int
+
+
+def is_video_name(name: str) -> bool:
+    """Whether a file's name ends as that of a video that we read."""
+    return Path(name).suffix.lower() in SUFFIXES
+
+
+def is_video(head: bytes) -> bool:
+    """Whether a file that starts so (12 bytes or more) is a video rather than an archive.
+
+    A tar starts with a name, so no byte of a video's first box that could be text counts.
+    """
+    if head.startswith(_EBML) or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
+        return True
+    is_box = head[:1] < b"\x20" and head[4:8] in _BOXES
+    return is_box and not (head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS)
+
+
+def frame_name(video: str, number: int) -> str:
+    """How a video's frame is named among an upload's pictures."""
+    return f"{video}#{number:06d}"
+
+
+def iter_frames(
+    path: Path, count: int, limits: VideoLimits | None = None, check: Callable[[], None] = lambda: None
+) -> Iterator[tuple[int, Image.Image]]:
+    """Frames evenly spaced over a video, all where it has no more: number and RGB picture.
+
+    Turned and mirrored as the file says, pixels made square. One frame is held at a time.
+
+    Args:
+        path: the video's file.
+        count: most frames wanted.
+        limits: the defaults of VideoLimits unless given.
+        check: called several times a second; what it raises ends the decoding.
+
+    Raises:
+        BadVideo: after the frames before the damage, or before any.
+        NoDecoder: PyAV is not installed.
+    """
+    limits = limits or VideoLimits()
+    if importlib.util.find_spec("av") is None:
+        raise NoDecoder(MISSING)
+    size = path.stat().st_size
+    if size > limits.max_bytes:
+        raise BadVideo(f"{size} bytes; at most {limits.max_bytes} are read")
+    with _Decoder(path, count, limits, check) as decoder:
+        while (frame := decoder.next()) is not None:
+            yield frame
+
+
+class _Decoder:
+    """The decoding process of one video; killed at the end of the block, whatever it does."""
+
+    def __init__(self, path: Path, count: int, limits: VideoLimits, check: Callable[[], None]) -> None:
+        self._limits = limits
+        self._check = check
+        self._deadline = time.monotonic() + limits.timeout_s
+        values = {name: value for name, value in asdict(limits).items() if name in Order.__dataclass_fields__}
+        order = Order(path=str(path.resolve()), count=count, **values)
+        self._process = subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
+            [sys.executable, "-m", f"{__package__}.decoding", json.dumps(asdict(order))],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,  # Ctrl-C is for us: the video would look damaged
+        )
+
+    def __enter__(self) -> _Decoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def next(self) -> tuple[int, Image.Image] | None:
+        """The next frame, None after the last. Raises BadVideo."""
+        kind, number, width, height = HEADER.unpack(self._read(HEADER.size))
+        if kind == DONE:
+            return None
+        if kind == FAILED:
+            raise BadVideo(self._read(min(width, _LONGEST_REASON)).decode("utf-8", "replace"))
+        if kind != FRAME or width * height > self._limits.max_pixels or not width or not height:
+            raise BadVideo(f"a frame is {width} x {height} pixels; at most {self._limits.max_pixels} are read")
+        if min(width, height) < self._limits.min_side_px:
+            raise BadVideo(
+                f"its frames are {width} x {height} pixels; each side must have at least {self._limits.min_side_px}"
+            )
+        data = self._read(width * height * _CHANNELS)
+        return number, Image.frombytes("RGB", (width, height), data)
+
+    def _read(self, size: int) -> bytes:
+        assert self._process.stdout is not None
+        pipe = self._process.stdout.fileno()
+        data = bytearray()
+        while len(data) < size:
+            self._check()
+            if time.monotonic() > self._deadline:
+                raise BadVideo(f"decoding it took more than {self._limits.timeout_s:g} seconds")
+            if select.select([pipe], [], [], _POLL_S)[0]:
+                part = os.read(pipe, min(size - len(data), _READ_BYTES))
+                if not part:
+                    raise BadVideo(f"the decoder {self._ending()}")
+                data += part
+        return bytes(data)
+
+    def _ending(self) -> str:
+        code = self._process.wait()
+        return f"crashed on it (signal {-code})" if code < 0 else f"gave it up (exit code {code})"
