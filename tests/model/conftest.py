@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from model.config import resolve
+from model.prior import PosePrior
 
 TINY = {
     "image_size": 32,
@@ -41,3 +42,22 @@ def images():
     angles = np.linspace(0, np.pi, 10, endpoint=False)
     bars = [np.abs(x * np.sin(a) - y * np.cos(a)) < 3 for a in angles]
     return np.stack([np.where(bar[..., None], [230, 180, 90], [60, 70, 80]) for bar in bars]).astype(np.uint8)
+
+
+@pytest.fixture
+def clips():
+    """Which clip each of the ten pictures is of: three clips of three, two and five frames, not in order."""
+    return np.array([7, 7, 2, 2, 2, 7, 9, 2, 9, 2], dtype=np.int64)
+
+
+@pytest.fixture
+def prior():
+    """A prior of five keypoints as a person would write it: a cross of four links, the other six absent."""
+    return PosePrior.from_json(
+        {
+            "keypoint_names": ["middle", "top", "right", "bottom", "left"],
+            "keypoint_prior": [[0.0, 0.1], [0.0, -0.8], [0.6, 0.0], [0.0, 0.7], [-0.6, 0.0]],
+            "links": [{"i": 0, "j": j, "weight": 0.2 * j} for j in range(1, 5)],
+            "keypoint_prior_source": "predefined",
+        }
+    )
