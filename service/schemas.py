@@ -114,8 +114,35 @@ class Prior(BaseModel):
     connectivity_prior: list[list[float]] = Field(description="symmetric matrix of link strengths")
     links: list[Link] = Field(description="the matrix as a list, the strongest first")
     link_width: float = Field(description="sigma squared of the link map, in units of [-1, 1] squared")
+    keypoint_prior_source: Literal["memory", "predefined", "random", "mean_pose"] = Field(
+        description="where the keypoint prior comes from: distilled from the memory, predefined or random as the "
+        "settings say, or, with the method autolink, the mean pose of the training pictures"
+    )
+    method: str = Field(description="ppl, or autolink, which has no prior of its own and no memory")
+    mode: str = Field(description="stills or clips: what the training learned from")
     settings: dict[str, Any] = Field(description="every setting of the model")
     training: dict[str, Any] = Field(description="job, time, pictures, steps, seconds, device, last losses")
+    evaluation: dict[str, Any] | None = Field(
+        None, description="where labels came with the job: the errors by protocol, and on how many pictures"
+    )
+
+
+class Snapshot(BaseModel):
+    """The prior as it was after some steps."""
+
+    step: int
+    keypoint_prior: list[NormalizedPoint] | None = Field(
+        description="(x, y) of each keypoint in [-1, 1]; null with the method autolink, which has none"
+    )
+    link_weights: list[float] = Field(description="of the pairs i < j in the order 0-1, 0-2, …, 1-2, …")
+
+
+class History(BaseModel):
+    """How a prior came to be: snapshots along the training, the first step first."""
+
+    category: str
+    version: str
+    snapshots: list[Snapshot]
 
 
 class PriorEntry(BaseModel):

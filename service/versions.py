@@ -28,6 +28,7 @@ class Version:
     side: int
     links: list[dict[str, Any]]
     links_json: str
+    has_memory: bool = True
 
 
 class Versions:
@@ -63,6 +64,7 @@ class Versions:
         name = self.store.resolve(category, name)
         prior, info = self.store.prior(category, name), self.store.info(category, name)
         training = {key: info.get(key) for key in ("job_id", "created_at", "preset")}
+        config = info.get("settings") or self.store.config(category, name)
         return {
             "category": category,
             "version": name,
@@ -72,15 +74,28 @@ class Versions:
             "connectivity_prior": _member(prior, "connectivity_prior"),
             "links": _member(prior, "links"),
             "link_width": _member(prior, "link_width"),
-            "settings": info.get("settings") or self.store.config(category, name),
+            # the first release had one method and one mode, and did not say so
+            "keypoint_prior_source": prior.get("keypoint_prior_source", "memory"),
+            "method": config.get("method", "ppl"),
+            "mode": info.get("training", {}).get("mode", "stills"),
+            "settings": config,
             "training": {**training, **info.get("training", {})},
+            "evaluation": info.get("evaluation"),
         }
+
+    def history(self, category: str, name: str | None = None) -> dict[str, Any]:
+        """Snapshots of the prior along the training. Raises NoHistory, and as :meth:`version`."""
+        name = self.store.resolve(category, name)
+        history = self.store.history(category, name)
+        return {"category": category, "version": name, "snapshots": _member(history, "snapshots")}
 
     def memory(self, category: str, name: str | None = None, *, vectors: bool = False) -> dict[str, Any]:
         """The memory as the API shows it, with all (M, V, D) vectors where asked for."""
         name = self.store.resolve(category, name)
         memory = {"category": category, "version": name, **self.store.memory(category, name)}
-        if vectors:
+        if vectors and not _member(memory, "num_banks"):
+            memory["vectors"] = []
+        elif vectors:
             path = self.store.weights_path(category, name)
             try:
                 with safe_open(path, framework="numpy") as tensors:
@@ -132,7 +147,8 @@ class Versions:
     def _load(self, category: str, name: str) -> Version:
         config, prior = self.store.config(category, name), self.store.prior(category, name)
         links = [{**link, "weight": float(f"{link['weight']:.6g}")} for link in _member(prior, "links")]
-        return Version(category, name, int(_member(config, "image_size")), links, json.dumps(links))
+        has_memory = config.get("method", "ppl") != "autolink"
+        return Version(category, name, int(_member(config, "image_size")), links, json.dumps(links), has_memory)
 
 
 def _member(document: dict[str, Any], name: str) -> Any:

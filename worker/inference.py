@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.refine import NoMemoryError
 from service.contract import routing
-from service.contract.errors import ModelFailed, PixelsExpired, PPLError
+from service.contract.errors import ModelFailed, NoMemory, PixelsExpired, PPLError
 from service.contract.messages import BatchReply, BatchRequest
 from worker.metrics import InferenceMetrics
 from worker.outage import OUTAGES, through_outages
@@ -67,7 +68,10 @@ class InferenceEngine:
         images = self._pixels(request)
         model = self._models.get(request.category, request.version)
         loaded = time.perf_counter()
-        prediction = model.predict(images, request.refine_steps, link_map=request.link_map)
+        try:
+            prediction = model.predict(images, request.refine_steps, link_map=request.link_map)
+        except NoMemoryError as error:
+            raise NoMemory(str(error)) from error
         ended = time.perf_counter()
         self._metrics.seconds.observe(ended - loaded)
         self._metrics.images.inc(request.count)

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from ..batching import Group, Ticket
-from ..contract.errors import NoImages, TooManyImages, TooManyPixels
+from ..contract.errors import NoImages, NoMemory, TooManyImages, TooManyPixels
 from ..contract.messages import MAX_REFINE_STEPS
 from ..documentation import estimate_body
 from ..errors import BadField, SlowBody, responses
@@ -115,6 +115,7 @@ async def _estimate(request: Request, gateway: Gateway) -> Response:
     with gateway.budget.hold(body_bytes(request.scope)):
         query = Query.of(await _read(request, settings))
         version = await gateway.io(gateway.versions.version, query.category, query.version)
+        _check_memory(query, version)
         gateway.batcher.check_room(len(query.uploads))
         decoding = time.perf_counter()
         fitted = await _fit_all(gateway, query.uploads, version.side)
@@ -176,6 +177,15 @@ def _joined(version: Version, images: list[str], timing: dict[str, float]) -> by
     head = {"category": version.category, "version": version.name}
     tail = {"timing_ms": {name: round(value, 2) for name, value in timing.items()}}
     return f'{json.dumps(head)[:-1]}, "images": [{", ".join(images)}], {json.dumps(tail)[1:]}'.encode()
+
+
+def _check_memory(query: Query, version: Version) -> None:
+    if query.refine_steps and not version.has_memory:
+        raise NoMemory(
+            f"refine_steps is {query.refine_steps}, and version '{version.name}' of category '{version.category}' was "
+            "trained with the method autolink, which has no memory to refine with; leave refine_steps out, or name a "
+            "version of the method ppl"
+        )
 
 
 def _check_drawn(settings: Settings, include: frozenset[str], fitted: list[Fitted]) -> None:

@@ -12,7 +12,7 @@ from ..contract.store import is_category
 from ..drawing import png, prior_picture
 from ..errors import BadField, responses
 from ..gateway import Gateway, gateway_of
-from ..schemas import Memory, Prior, PriorPage, VersionPage
+from ..schemas import History, Memory, Prior, PriorPage, VersionPage
 
 router = APIRouter(tags=["priors"])
 
@@ -87,12 +87,28 @@ async def get_memory(
 ) -> Response:
     """The memory's banks, how often each of their vectors was used, and the prototypical poses.
 
-    A prototype stands for a cluster of training pictures whose codes are alike; `count` says how many.
+    A prototype stands for a cluster of training pictures whose codes are alike; `count` says how many. A version
+    of the method `autolink` has no memory: no banks and no prototypes.
     """
     if include not in ("", "vectors"):
         raise BadField("include", f"include is {include[:80]!r}; it may be vectors, or left out")
     gateway = gateway_of(request)
     return await _json(gateway, lambda: gateway.versions.memory(category, version, vectors=bool(include)))
+
+
+@router.get(
+    "/priors/{category}/history",
+    summary="How a prior came to be",
+    response_model=History,
+    responses=responses(400, 404),
+)
+async def get_history(request: Request, category: str, version: Version = None) -> Response:
+    """Snapshots of the keypoint prior and of the link weights, from the first training step to the last.
+
+    A version of a release that kept none answers 404 with the code `no_history`.
+    """
+    gateway = gateway_of(request)
+    return await _json(gateway, lambda: gateway.versions.history(category, version))
 
 
 @router.get(

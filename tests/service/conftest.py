@@ -138,8 +138,8 @@ def publish(data_root: Path) -> Callable[..., str]:
 
     store = VersionStore(data_root)
 
-    def put(category: str = "dog", version: str = "20260101T000000-abc123", side: int = 64) -> str:
-        banks, size, dim = 3, 2, 4
+    def put(category: str = "dog", version: str = "20260101T000000-abc123", side: int = 64, method: str = "ppl") -> str:
+        banks, size, dim = (3, 2, 4) if method == "ppl" else (0, 0, 0)
         codebook = np.arange(banks * size * dim, dtype=np.float32).reshape(banks, size, dim) / 7
         keypoints = [[0.0, 0.0], [0.5, 0.0], [0.0, 0.5], [-0.5, 0.0], [0.0, -0.5]]
         links = [
@@ -150,7 +150,9 @@ def publish(data_root: Path) -> Callable[..., str]:
         matrix = np.zeros((NUM_KEYPOINTS, NUM_KEYPOINTS))
         for link in links:
             matrix[link["i"], link["j"]] = matrix[link["j"], link["i"]] = link["weight"]
-        config = PPLConfig(image_size=side, num_keypoints=NUM_KEYPOINTS).to_dict()
+        config = PPLConfig(image_size=side, num_keypoints=NUM_KEYPOINTS, method=method).to_dict()
+        weights = [link["weight"] for link in links]
+        poses = [None] * 2 if method == "autolink" else [[[0.0, 0.0]] * NUM_KEYPOINTS, keypoints]
         documents = {
             "version.json": {
                 "format": 1,
@@ -170,20 +172,28 @@ def publish(data_root: Path) -> Callable[..., str]:
                 "connectivity_prior": matrix.tolist(),
                 "links": links,
                 "link_width": 1e-3,
+                "keypoint_prior_source": "memory" if method == "ppl" else "mean_pose",
+            },
+            "history.json": {
+                "format": 1,
+                "snapshots": [
+                    {"step": step, "keypoint_prior": pose, "link_weights": weights}
+                    for step, pose in zip((0, 10), poses, strict=True)
+                ],
             },
             "memory.json": {
                 "num_banks": banks,
                 "bank_size": size,
                 "token_dim": dim,
                 "use_counts": [[1.0] * size] * banks,
-                "prototypes": [{"keypoints": keypoints, "codes": [0, 1, 0], "count": 60}],
+                "prototypes": [{"keypoints": keypoints, "codes": [0, 1, 0], "count": 60}] if banks else [],
             },
             "config.json": config,
         }
         with store.staging(category, version) as folder:
             for name, document in documents.items():
                 (folder / name).write_text(json.dumps(document))
-            save_file({"memory.codebook": codebook}, folder / "weights.safetensors")
+            save_file({"memory.codebook": codebook} if banks else {}, folder / "weights.safetensors")
             store.publish(folder, category, version)
         store.activate(category, version)
         return version

@@ -43,6 +43,7 @@ async def test_every_operation_is_described_and_declares_problems(described):
         "/priors/{category}",
         "/priors/{category}/link-map",
         "/priors/{category}/memory",
+        "/priors/{category}/history",
         "/priors/{category}/versions",
         "/livez",
         "/readyz",
@@ -117,8 +118,9 @@ async def test_job_has_the_agreed_members(described):
         "version",
         "error",
         "settings",
+        "evaluation",
     ]
-    assert set(schemas["Progress"]["properties"]) == {"step", "total_steps", "fraction", "eta_s"}
+    assert set(schemas["Progress"]["properties"]) == {"step", "total_steps", "fraction", "eta_s", "stage"}
     assert schemas["JobStatus"]["enum"] == [str(status) for status in JobStatus]
 
 

@@ -518,3 +518,12 @@ async def test_broken_poses_are_an_error(http, make_consumer, dog, problem, make
     consumer = await make_consumer(spoil=lambda reply: reply.keypoints.__setitem__((0, 0, 0), np.nan))
     problem(await http.post("/estimate", data={"category": "dog"}, files=images(make_picture())), 500, "model_failed")
     assert len(consumer.batches) == 1
+
+
+async def test_refinement_without_a_memory_is_refused(http, consumer, publish, make_picture, problem):
+    publish("owl", method="autolink")
+    files = {"images": ("a.png", make_picture())}
+    response = await http.post("/estimate", data={"category": "owl", "refine_steps": "1"}, files=files)
+    assert "leave refine_steps out" in problem(response, 422, "no_memory")["detail"]
+    assert (await http.post("/estimate", data={"category": "owl"}, files=files)).status_code == 200
+    assert [batch.refine_steps for batch in consumer.batches] == [0]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from service.contract.priors import check_prior
 from service.drawing import prior_picture
 from service.picture_cache import PictureCache
 from service.routes import priors
-from service.schemas import Memory, Prior, PriorPage, VersionPage
+from service.schemas import History, Memory, Prior, PriorPage, VersionPage
 
 OLD, NEW = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb"
 
@@ -59,11 +61,63 @@ async def test_prior_has_the_documented_shape(http, dog):
     assert prior["settings"]["num_keypoints"] == 5
     assert prior["training"]["images"] == 99
     assert prior["training"]["job_id"] == "0123456789abc123"
+    assert (prior["keypoint_prior_source"], prior["method"], prior["mode"]) == ("memory", "ppl", "stills")
     Prior.model_validate(prior)
 
 
+async def test_version_of_the_first_release_is_served(http, dog, data_root):
+    folder = data_root / "categories" / "dog" / "versions" / NEW
+    documents = {name: json.loads((folder / name).read_text()) for name in ("version.json", "prior.json")}
+    del documents["prior.json"]["keypoint_prior_source"], documents["version.json"]["settings"]["method"]
+    for name, document in documents.items():
+        (folder / name).write_text(json.dumps(document))
+    prior = (await http.get("/priors/dog")).json()
+    assert (prior["keypoint_prior_source"], prior["method"], prior["mode"]) == ("memory", "ppl", "stills")
+
+
+async def test_exported_prior_is_one_to_start_from(http, dog):
+    prior = (await http.get("/priors/dog")).json()
+    assert check_prior(prior).keypoint_prior == [tuple(point) for point in prior["keypoint_prior"]]
+
+
+async def test_evaluation_is_shown_with_the_prior(http, dog, data_root):
+    assert (await http.get("/priors/dog")).json()["evaluation"] is None
+    path = data_root / "categories" / "dog" / "versions" / NEW / "version.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "evaluation": {"heldout_images": 7}}))
+    assert (await http.get("/priors/dog")).json()["evaluation"] == {"heldout_images": 7}
+
+
+async def test_history_has_the_documented_shape(http, dog):
+    history = (await http.get("/priors/dog/history")).json()
+    assert (history["category"], history["version"]) == ("dog", NEW)
+    assert [snapshot["step"] for snapshot in history["snapshots"]] == [0, 10]
+    assert np.shape(history["snapshots"][1]["keypoint_prior"]) == (5, 2)
+    assert len(history["snapshots"][1]["link_weights"]) == 10
+    History.model_validate(history)
+
+
+async def test_version_without_a_history_says_so(http, dog, problem, data_root):
+    (data_root / "categories" / "dog" / "versions" / NEW / "history.json").unlink()
+    problem(await http.get("/priors/dog/history"), 404, "no_history")
+    assert (await http.get(f"/priors/dog/history?version={OLD}")).status_code == 200
+
+
+async def test_version_of_autolink_has_no_memory_and_no_prior_on_the_way(http, publish):
+    publish("owl", method="autolink")
+    for query in ("", "?include=vectors"):
+        memory = (await http.get(f"/priors/owl/memory{query}")).json()
+        assert (memory["num_banks"], memory["prototypes"]) == (0, [])
+        assert memory.get("vectors", []) == []
+        Memory.model_validate(memory)
+    prior = (await http.get("/priors/owl")).json()
+    assert (prior["method"], prior["keypoint_prior_source"]) == ("autolink", "mean_pose")
+    history = (await http.get("/priors/owl/history")).json()
+    assert [snapshot["keypoint_prior"] for snapshot in history["snapshots"]] == [None, None]
+    History.model_validate(history)
+
+
 async def test_version_is_the_active_one_unless_given(http, dog):
-    for path in ("", "/memory"):
+    for path in ("", "/memory", "/history"):
         assert (await http.get(f"/priors/dog{path}")).json()["version"] == NEW
         assert (await http.get(f"/priors/dog{path}?version={OLD}")).json()["version"] == OLD
     assert (await http.get(f"/priors/dog/link-map?version={OLD}")).status_code == 200
@@ -151,13 +205,13 @@ async def test_memory_gives_its_vectors_where_asked_for(http, dog):
     Memory.model_validate(memory)
 
 
-@pytest.mark.parametrize("path", ["", "/link-map", "/memory", "/versions"])
+@pytest.mark.parametrize("path", ["", "/link-map", "/memory", "/history", "/versions"])
 async def test_unknown_category(http, dog, problem, path):
     problem(await http.get(f"/priors/cat{path}"), 404, "unknown_category")
     problem(await http.get(f"/priors/Cat!{path}"), 400, "bad_category_name")
 
 
-@pytest.mark.parametrize("path", ["", "/link-map", "/memory"])
+@pytest.mark.parametrize("path", ["", "/link-map", "/memory", "/history"])
 async def test_unknown_version(http, dog, problem, path):
     problem(await http.get(f"/priors/dog{path}?version=20200101T000000-cccccc"), 404, "unknown_version")
     problem(await http.get(f"/priors/dog{path}?version=../active"), 400, "bad_version_name")

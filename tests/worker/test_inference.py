@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import redis
 
+from model.config import resolve
+from model.ppl import PosePriorLearner
 from model.predictor import Predictor
 from service.contract import routing
 from service.contract.messages import BatchReply, BatchRequest
@@ -146,3 +148,16 @@ def test_next_batch_is_answered_after_a_failed_one(engine: InferenceEngine, redi
     assert reply(redis_client).error is not None
     engine.handle(batch(redis_client))
     assert reply(redis_client).error is None
+
+
+def test_refinement_of_a_model_without_a_memory_is_said(
+    redis_client: redis.Redis, data_root: Path, publish: Callable[..., str], metrics: InferenceMetrics
+) -> None:
+    publish()
+    config = resolve("compact", {"method": "autolink", "image_size": 32, "base_width": 8, "num_keypoints": 4})
+    bare = Predictor(PosePriorLearner(config), "cpu")
+    models = ModelRegistry(VersionStore(data_root), 1, lambda folder: bare, metrics)
+    InferenceEngine(redis_client, models, metrics, lambda: False).handle(batch(redis_client, refine_steps=1))
+    error = reply(redis_client).error
+    assert error is not None
+    assert error.code == "no_memory"
