@@ -13,8 +13,8 @@
 ``keypoints`` [x, y, v, …], one a picture; ``categories`` with ``keypoints`` and, counted from 1, ``skeleton``.
 Coordinates are read as pixels, integers at pixel centres; v > 0 counts, as in COCO's own score.
 
-**Samples**: ``keypoint_names``, ``edges`` (optional, counted from 0), ``train`` and ``heldout``: by file name
-``keypoints`` [x, y] in [0, 1] of the model's square, and ``visibility``.
+**Samples**: ``keypoint_names`` and ``edges`` (both optional, edges counted from 0), ``train`` and ``heldout``: by
+file name ``keypoints`` [x, y] in [0, 1] of the model's square, and ``visibility``.
 
 Other keys and columns are ignored.
 """

@@ -70,7 +70,7 @@ def read_samples(content: dict[str, Any]) -> Labels:
     Raises:
         LabelsError: a key is missing, or a list has the wrong length.
     """
-    joints = _names(_list(content, "keypoint_names"))
+    joints = _sample_joints(content)
     names: list[str] = []
     split: list[str] = []
     poses: list[Any] = []
@@ -98,6 +98,14 @@ def read_samples(content: dict[str, Any]) -> Labels:
         raise LabelsError(f"'{names[int(worst.argmax())]}' has a keypoint far outside of [0, 1] of the square")
     edges = _edges(content.get("edges") or [], len(joints), first=0)
     return Labels(tuple(names), joints, keypoints, visibility, tuple(split), None, edges, in_square=True)
+
+
+def _sample_joints(content: dict[str, Any]) -> tuple[str, ...]:
+    if "keypoint_names" in content:
+        return _names(_list(content, "keypoint_names"))
+    labels = [label for part in SPLITS if part in content for label in _field(content, part, dict, "the file").values()]
+    first = labels[0] if labels and isinstance(labels[0], dict) else {}
+    return _names([f"keypoint_{joint}" for joint in range(len(_field(first, "keypoints", list, "the first picture")))])
 
 
 def _coco_category(content: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:

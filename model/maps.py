@@ -1,0 +1,91 @@
+"""The linear maps from learned keypoints to labelled ones, and their errors. Numpy only.
+
+All coordinates are (x, y) in [0, 1] of the image side: a map without bias depends on that.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+# learned keypoints (N, K, 2), labels (N, J, 2), visibility (N, J), of the same N pictures
+Split = tuple[Array, Array, Array]
+
+
+def fit_maps(keypoints: Array, labels: Array, visibility: Array, *, bias: bool = True) -> Array:
+    """One linear map a labelled keypoint, fitted on the pictures where it is visible.
+
+    Args:
+        keypoints: (N, K, 2) learned keypoints in [0, 1] of the image side (a map without bias depends on that).
+        labels: (N, J, 2) in [0, 1].
+        visibility: (N, J), non-zero where the label counts.
+        bias: add a constant to the learned coordinates.
+
+    Returns:
+        (J, 2K [+ 1], 2).
+
+    Raises:
+        ValueError: a labelled keypoint is visible in no picture, or shapes do not fit.
+    """
+    check_split(keypoints, labels, visibility)
+    inputs = _design(keypoints, bias)
+    maps = []
+    for joint in range(labels.shape[1]):
+        seen = visibility[:, joint] > 0
+        if not seen.any():
+            raise ValueError(f"labelled keypoint {joint} is visible in none of the {len(seen)} training pictures")
+        maps.append(np.linalg.lstsq(inputs[seen], labels[seen, joint], rcond=None)[0])
+    return np.stack(maps)
+
+
+def apply_maps(keypoints: Array, maps: Array) -> Array:
+    """Learned keypoints (N, K, 2) through maps (J, 2K [+ 1], 2) to labelled ones (N, J, 2)."""
+    bias = maps.shape[1] % 2 == 1
+    mapped: Array = np.einsum("nd,jdc->njc", _design(keypoints, bias), maps)
+    return mapped
+
+
+def error_percent(predicted: Array, labels: Array, visibility: Array) -> float:
+    """Mean L2 distance over the visible keypoints (N, J, 2) in [0, 1], in percent of the image side."""
+    check_split(predicted, labels, visibility)
+    distance = np.linalg.norm(predicted - labels, axis=-1)
+    return float(100 * distance[visibility > 0].mean())
+
+
+def mean_pose_percent(train_labels: Array, train_visibility: Array, labels: Array, visibility: Array) -> float:
+    """The error of guessing every keypoint at its mean training position: what a model must beat."""
+    mean = mean_pose(train_labels, train_visibility)
+    return error_percent(np.broadcast_to(mean, labels.shape), labels, visibility)
+
+
+def check_split(keypoints: Array, labels: Array, visibility: Array) -> None:
+    """Refuse arrays that do not belong together.
+
+    Raises:
+        ValueError: shapes other than (N, K, 2), (N, J, 2), (N, J) with N of at least one, or a value that counts
+            is not finite.
+    """
+    if keypoints.ndim != 3 or keypoints.shape[-1] != 2 or labels.shape != (*visibility.shape, 2):
+        raise ValueError(
+            f"keypoints {keypoints.shape}, labels {labels.shape}, visibility {visibility.shape}; "
+            "expected (N, K, 2), (N, J, 2), (N, J)"
+        )
+    if len(keypoints) != len(labels):
+        raise ValueError(f"{len(keypoints)} pictures have keypoints and {len(labels)} have labels")
+    if not len(keypoints):
+        raise ValueError("no pictures to score; expected at least one in each split")
+    if not np.isfinite(keypoints).all() or not np.isfinite(labels[visibility > 0]).all():
+        raise ValueError("a learned keypoint or a visible label is not finite")
+
+
+def mean_pose(labels: Array, visibility: Array) -> Array:
+    """The mean position (J, 2) of each labelled keypoint over the pictures where it is visible; 0 where in none."""
+    weight = (visibility > 0)[..., None]
+    mean: Array = np.where(weight, labels, 0).sum(0) / weight.sum(0).clip(1)
+    return mean
+
+
+def _design(keypoints: Array, bias: bool) -> Array:
+    flat = keypoints.reshape(len(keypoints), -1)
+    return np.concatenate((flat, np.ones((len(flat), 1))), axis=1) if bias else flat

@@ -1,0 +1,129 @@
+"""Predicted keypoints beside their labels, by the pictures' names. Numpy only.
+
+A **predictions** file is JSON. Keypoints are (x, y) in [0, 1] of the model's square, by the picture's file name:
+
+- ``{"train": {name: [[x, y], …]}, "heldout": {…}}``, or ``{"pictures": {name: …}}``, which is split as the labels
+  say and, where they don't, by the names (:func:`model.labels.hashed_split`);
+- ``"sizes": {name: [width, height]}`` in pixels, where the labels are in pixels and don't tell.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.labels import Labels, LabelsError, hashed_split
+from model.maps import Array, Split
+
+_SPLITS = {"train": "train", "heldout": "test"}  # as predictions and as labels call them
+Sizes = Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Predictions and labels of the same pictures.
+
+    Attributes:
+        names: the pictures' names, by split ("train" and "heldout").
+        splits: learned keypoints, labels and visibility of these, by split.
+        unlabelled: pictures that are predicted and have no label; they don't count.
+        unpredicted: labels whose picture is not predicted; they don't count.
+        split_from: who split the pictures: "predictions", "labels" or "names".
+    """
+
+    names: dict[str, list[str]]
+    splits: dict[str, Split]
+    unlabelled: tuple[str, ...]
+    unpredicted: tuple[str, ...]
+    split_from: str
+
+
+def read_predictions(path: Path) -> dict[str, Any]:
+    """A predictions file as it is.
+
+    Raises:
+        ValueError: it is no JSON object.
+        OSError: it can't be read.
+    """
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    return content
+
+
+def pair(predictions: Mapping[str, Any], labels: Labels) -> Paired:
+    """The pictures that have both; see :class:`Paired`.
+
+    Args:
+        predictions: the content of a predictions file.
+        labels: of these pictures, and perhaps of others.
+
+    Raises:
+        ValueError: a name fits no or two labels, a size is unknown, or a split would be empty.
+    """
+    rows, split_from = _rows(predictions, labels)
+    empty = [split for split, group in rows.items() if not group]
+    if empty:
+        raise LabelsError(f"no labelled picture is in '{empty[0]}'; both splits are needed, split by {split_from}")
+    splits = {
+        split: (
+            poses_of(predictions.get(split) or predictions["pictures"], list(group)),
+            *square_labels(labels, group, predictions.get("sizes") or {}),
+        )
+        for split, group in rows.items()
+    }
+    groups = [predictions["pictures"]] if "pictures" in predictions else [predictions[split] for split in _SPLITS]
+    named = [set(group) for group in (rows.values() if len(groups) > 1 else [rows["train"] | rows["heldout"]])]
+    unlabelled = tuple(name for group, known in zip(groups, named, strict=True) for name in group if name not in known)
+    used = {row for group in rows.values() for row in group.values()}
+    unpredicted = tuple(name for row, name in enumerate(labels.names) if row not in used)
+    return Paired({split: list(group) for split, group in rows.items()}, splits, unlabelled, unpredicted, split_from)
+
+
+def square_labels(labels: Labels, rows: Mapping[str, int], sizes: Mapping[str, Any]) -> tuple[Array, Array]:
+    """Labels (N, J, 2) in [0, 1] of the square and visibility (N, J) of pictures, by name and row of the labels."""
+    known = {
+        labels.names[row]: (int(sizes[name][0]), int(sizes[name][1])) for name, row in rows.items() if name in sizes
+    }
+    chosen = labels.rows(list(rows.values())).to_square(known)
+    return chosen.keypoints, chosen.visibility.astype(np.float64)
+
+
+def poses_of(poses: Mapping[str, Any], names: Sequence[str]) -> Array:
+    """The predicted poses of some pictures as one array (N, …, 2).
+
+    Raises:
+        ValueError: they differ in shape, or are no points.
+    """
+    try:
+        stacked = np.array([poses[name] for name in names], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the predicted keypoints differ in shape or are no numbers: {error}") from error
+    if stacked.ndim < 3 or stacked.shape[-1] != 2:
+        raise ValueError(f"predicted keypoints have shape {stacked.shape[1:]}; expected (K, 2) a picture")
+    return stacked
+
+
+def _rows(predictions: Mapping[str, Any], labels: Labels) -> tuple[dict[str, dict[str, int]], str]:
+    """By split, the row of the labels for each picture that has one; and who split them."""
+    if "pictures" not in predictions:
+        rows = {}
+        for split, called in _SPLITS.items():
+            mine = [row for row in range(len(labels)) if labels.split is None or labels.split[row] == called]
+            found = _found(labels.rows(mine), list(predictions[split]))
+            rows[split] = {name: mine[row] for name, row in found.items()}
+        return rows, "predictions"
+    found = _found(labels, list(predictions["pictures"]))
+    said = [labels.split[row] for row in found.values()] if labels.split else hashed_split(list(found))
+    by_split = dict(zip(found, said, strict=True))
+    rows = {s: {name: row for name, row in found.items() if by_split[name] == called} for s, called in _SPLITS.items()}
+    return rows, "labels" if labels.split else "names"
+
+
+def _found(labels: Labels, names: list[str]) -> dict[str, int]:
+    return {name: int(row) for name, row in zip(names, labels.match(names), strict=True) if row >= 0}

@@ -1,0 +1,209 @@
+"""How the field scores keypoints learned without labels: linear maps from all learned keypoints of a picture to the
+labelled ones, fitted on training pictures and applied to held-out ones. Numpy only.
+
+All coordinates are (x, y) in [0, 1] of the image side: a map without bias depends on that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.maps import (
+    Array,
+    Split,
+    apply_maps,
+    check_split,
+    error_percent,
+    fit_maps,
+    mean_pose,
+    mean_pose_percent,
+)
+
+_SCALE = 255  # of the summed error: a picture of 256 pixels, corner to corner
+_FEWEST_SWAPS = 10  # the fit of whole poses ends when fewer change
+_MOST_ROUNDS = 100  # and at the latest here: distances are judged by their mean, maps by squares, so it may circle
+_OUTLIER_DEVIATIONS = 3
+
+
+def evaluate(train: Split, heldout: Split, swap: Sequence[int] | None = None) -> dict[str, Any]:
+    """Every protocol that applies to a set of pictures, with the error of guessing the mean pose beside each.
+
+    - "headline": :func:`per_keypoint` with bias, the project's own number.
+    - "per_keypoint": without bias, as CUB is scored.
+    - "whole_pose": :func:`whole_pose`, as Human3.6m; only with ``swap``.
+    - "summed": :func:`summed`, as Taichi.
+
+    Args:
+        train: learned keypoints (N, K, 2), labels (N, J, 2), visibility (N, J), non-zero where a label counts.
+        heldout: the same of other pictures.
+        swap: for each labelled keypoint the one of the other side, or itself; see :func:`sides`.
+
+    Returns:
+        The protocols' numbers, and "train_images", "heldout_images", "labelled_keypoints" (those scored),
+        "left_out_keypoints" (indices of those visible in no training or no held-out picture), "fewest_fitted" (on
+        how many pictures the least visible one was fitted) and "map_inputs" (2K + 1; fewer pictures than these fit
+        anything).
+
+    Raises:
+        ValueError: shapes do not fit, a value is not finite, or no labelled keypoint is visible in both.
+    """
+    for split in (train, heldout):
+        check_split(*split)
+    if train[0].shape[1] != heldout[0].shape[1] or train[1].shape[1] != heldout[1].shape[1]:
+        raise ValueError(
+            f"training pictures have {train[0].shape[1]} keypoints and {train[1].shape[1]} labels, "
+            f"held-out ones {heldout[0].shape[1]} and {heldout[1].shape[1]}"
+        )
+    counts = (train[2] > 0).sum(0)
+    kept = np.flatnonzero((counts > 0) & (heldout[2] > 0).any(0))
+    if not len(kept):
+        raise ValueError(f"none of {len(counts)} labelled keypoints is visible in training and in held-out pictures")
+    scored, against = _only(train, kept), _only(heldout, kept)
+    numbers: dict[str, Any] = {
+        "headline": headline(scored, against),
+        "per_keypoint": per_keypoint(scored, against, bias=False),
+        "summed": summed(scored, against),
+    }
+    if swap is not None:
+        partners = _checked_swap(swap, len(counts))
+        paired = np.flatnonzero(np.isin(np.arange(len(counts)), kept) & np.isin(partners, kept))
+        within = np.searchsorted(paired, partners[paired])
+        numbers["whole_pose"] = whole_pose(_only(train, paired), _only(heldout, paired), within.tolist())
+    return numbers | {
+        "train_images": len(train[0]),
+        "heldout_images": len(heldout[0]),
+        "labelled_keypoints": len(kept),
+        "left_out_keypoints": sorted(set(range(len(counts))) - set(kept.tolist())),
+        "fewest_fitted": int(counts[kept].min()),
+        "map_inputs": 2 * train[0].shape[1] + 1,
+    }
+
+
+def headline(train: Split, heldout: Split) -> dict[str, float]:
+    """The project's own headline: :func:`per_keypoint` with bias."""
+    return per_keypoint(train, heldout, bias=True)
+
+
+def per_keypoint(train: Split, heldout: Split, *, bias: bool) -> dict[str, float]:
+    """One map a labelled keypoint from the training pictures where it is visible; CUB's protocol without ``bias``.
+
+    Returns:
+        "error_percent", the mean L2 distance over the visible held-out keypoints in percent of the image side, and
+        "mean_pose_percent", that of guessing each keypoint's mean training position.
+    """
+    maps = fit_maps(*train, bias=bias)
+    return {
+        "error_percent": error_percent(apply_maps(heldout[0], maps), heldout[1], heldout[2]),
+        "mean_pose_percent": mean_pose_percent(train[1], train[2], heldout[1], heldout[2]),
+    }
+
+
+def whole_pose(train: Split, heldout: Split, swap: Sequence[int]) -> dict[str, float]:
+    """Human3.6m's protocol: one map for the whole pose, blind to which side is left and which right.
+
+    While fitting, poses whose swapped labels lie nearer to the mapped ones are swapped, round by round, until fewer
+    than ten change; then poses farther than three standard deviations beyond the mean are dropped and the map is
+    fitted again. A held-out pose counts as it is or swapped, whichever is nearer. No bias. A pose's distance is the
+    mean L2 distance of its visible keypoints, so a map is fitted keypoint by keypoint where they are visible: where
+    all are, that is the one map of the paper. Pictures without a visible keypoint count in neither.
+
+    Args:
+        train: as :func:`evaluate`'s.
+        heldout: the same.
+        swap: for each of the J labelled keypoints that of the other side, or itself.
+
+    Returns:
+        "error_percent" and "mean_pose_percent", means over the held-out poses in percent of the image side.
+
+    Raises:
+        ValueError: ``swap`` is no pairing, or a keypoint is visible in no training picture (any more).
+    """
+    partners = _checked_swap(swap, train[1].shape[1])
+    keypoints, labels, visibility = _with_labels(train)
+    labels, visibility = labels.copy(), visibility.copy()
+    distance = np.zeros(len(labels))
+    for _ in range(_MOST_ROUNDS):
+        predicted = apply_maps(keypoints, fit_maps(keypoints, labels, visibility, bias=False))
+        distance = _pose_distance(predicted, labels, visibility)
+        nearer = _pose_distance(predicted, labels[:, partners], visibility[:, partners]) < distance
+        if nearer.sum() < _FEWEST_SWAPS:
+            break
+        labels[nearer], visibility[nearer] = labels[nearer][:, partners], visibility[nearer][:, partners]
+    spread = distance.std(ddof=1) if len(distance) > 1 else 0.0
+    kept = distance <= distance.mean() + _OUTLIER_DEVIATIONS * spread
+    maps = fit_maps(keypoints[kept], labels[kept], visibility[kept], bias=False)
+    held, held_labels, held_visibility = _with_labels(heldout)
+    constant = np.broadcast_to(mean_pose(labels, visibility), held_labels.shape)
+    errors = []
+    for predicted in (apply_maps(held, maps), constant):
+        as_is = _pose_distance(predicted, held_labels, held_visibility)
+        swapped = _pose_distance(predicted, held_labels[:, partners], held_visibility[:, partners])
+        errors.append(float(100 * np.minimum(as_is, swapped).mean()))
+    return {"error_percent": errors[0], "mean_pose_percent": errors[1]}
+
+
+def summed(train: Split, heldout: Split) -> dict[str, float]:
+    """Taichi's protocol: a map with bias for each keypoint and axis, coordinates times 255.
+
+    Returns:
+        "summed_error" and "mean_pose_summed_error": the mean absolute error over the held-out pictures where a
+        keypoint is visible, summed over keypoints and axes; in pixels of a picture of 256.
+    """
+    constant = np.broadcast_to(mean_pose(train[1], train[2]), heldout[1].shape)
+    errors = []
+    for predicted in (apply_maps(heldout[0], fit_maps(*train)), constant):
+        seen = heldout[2] > 0
+        absolute = np.where(seen[..., None], np.abs(predicted - heldout[1]), 0)
+        errors.append(float(_SCALE * (absolute.sum(0) / seen.sum(0)[:, None]).sum()))
+    return {"summed_error": errors[0], "mean_pose_summed_error": errors[1]}
+
+
+def sides(keypoint_names: Sequence[str]) -> tuple[int, ...] | None:
+    """For each keypoint that of the other side, told by "left" and "right", or by L and R as a word of its own.
+
+    Returns:
+        J indices, a keypoint without a partner its own; None where no two are partners.
+    """
+    where = {_plain(name): index for index, name in enumerate(keypoint_names)}
+    partners = tuple(where.get(_mirrored(_plain(name)), index) for index, name in enumerate(keypoint_names))
+    paired = any(partner != index for index, partner in enumerate(partners))
+    return partners if paired and all(partners[partners[index]] == index for index in range(len(partners))) else None
+
+
+def _pose_distance(predicted: Array, labels: Array, visibility: Array) -> Array:
+    seen = visibility > 0
+    distance: Array = np.where(seen, np.linalg.norm(predicted - labels, axis=-1), 0).sum(1) / seen.sum(1)
+    return distance
+
+
+def _with_labels(split: Split) -> Split:
+    keypoints, labels, visibility = split
+    any_seen = (visibility > 0).any(1)
+    return keypoints[any_seen], labels[any_seen], visibility[any_seen]
+
+
+def _only(split: Split, joints: NDArray[np.int64]) -> Split:
+    return split[0], split[1][:, joints], split[2][:, joints]
+
+
+def _checked_swap(swap: Sequence[int], count: int) -> NDArray[np.int64]:
+    partners = np.asarray(swap, dtype=np.int64)
+    if sorted(partners.tolist()) != list(range(count)) or (partners[partners] != np.arange(count)).any():
+        raise ValueError(f"swap is {partners.tolist()}; expected each of {count} keypoints' partner, or itself")
+    return partners
+
+
+_SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
+
+
+def _plain(name: str) -> tuple[str, ...]:
+    spaced = "".join(letter if letter.isalnum() else " " for letter in name.lower())
+    return tuple(spaced.split())
+
+
+def _mirrored(words: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_SIDES.get(word, word) for word in words)
