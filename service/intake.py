@@ -104,11 +104,13 @@ class UploadFile:
     Attributes:
         path: where it is.
         max_bytes: how long it may be; whoever writes looks.
+        name: as its sender calls it; empty where nobody said.
     """
 
     def __init__(self, files: JobFiles, job_id: str, path: Path, in_thread: InThread, max_bytes: int) -> None:
         self.path = path
         self.max_bytes = max_bytes
+        self.name = ""
         self._files = files
         self._job_id = job_id
         self._in_thread = in_thread

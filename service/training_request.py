@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from fastapi import Request
@@ -22,6 +23,7 @@ from .intake import Intake
 
 InThread = Callable[..., Any]
 
+_LONGEST_NAME = 200
 _SEND_ONE = "send a zip, tar or tar.gz of pictures or clips, or one video, in the field archive (curl -F archive=@FILE)"
 
 
@@ -116,10 +118,12 @@ async def read_upload(request: Request, intake: Intake, store: VersionStore, in_
         "prior": FileField(1, lambda: _twice("prior"), None, MAX_PRIOR_BYTES, or_text=True),
     }
     form = await read_form(request, fields)
-    if form.first("archive") is None:
+    archive = form.first("archive")
+    if archive is None:
         raise BadArchive(f"no archive came; {_SEND_ONE}")
     if intake.archive.is_empty:
         raise BadArchive(f"the archive is an empty file; {_SEND_ONE}")
+    intake.archive.name = PurePosixPath(archive.filename.replace("\\", "/")).name[-_LONGEST_NAME:]
     if form.first("labels") and intake.labels.is_empty:
         raise BadLabels("the labels are an empty file; send CSV or JSON, or leave the field labels out")
     part = form.first("prior")

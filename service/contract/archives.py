@@ -1,294 +1,118 @@
-"""Uploaded archives and folders of pictures: checked at the door, then read one picture at a time.
+"""Uploaded archives, folders and videos: checked at the door, then read one picture or video at a time.
 
-Nothing is ever unpacked to disk. The gateway checks an archive as a whole (:func:`check_archive`)
-and refuses one that is unsafe, too large or without a picture; the worker reads its pictures
-(:func:`iter_pictures`) by the same rules.
+Nothing is ever unpacked as a whole. The gateway checks an upload (:func:`check_archive`) and
+refuses one that is unsafe, too large or without anything to learn from; the worker reads its
+pictures and videos (:func:`iter_media`) by the same rules.
 """
 
 from __future__ import annotations
 
-import gzip
-import os
-import re
-import stat
-import tarfile
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from pathlib import Path
+from typing import Literal
 
-from .errors import (
-    ArchiveTooLarge,
-    BadArchive,
-    BadFolder,
-    BadPicture,
-    EmptyArchive,
-    EncryptedArchive,
-    PPLError,
-    TruncatedImage,
-    UnsafeArchive,
-)
-from .pictures import EXPECTED, is_picture_name
-from .settings import CommonSettings
+from .errors import BadFolder, BadPicture, BadSetting, EmptyArchive, TruncatedImage
+from .members import ArchiveLimits as ArchiveLimits
+from .members import Member as Member
+from .members import kind_of, members, reason_of
+from .pictures import EXPECTED as PICTURE_EXPECTED
+from .videos import EXPECTED as VIDEO_EXPECTED
 
-_ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
-_ZIP_ENTRY = b"PK\x01\x02"
-_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_ZIP_ENCRYPTED = 0x1 | 0x40
-_GZIP_START = b"\x1f\x8b"
-# an archive that unpacks to less than this may shrink as much as it likes: drawn pictures do
-_RATIO_FROM_BYTES = 64 * 2**20
-# no header, name or directory of an honest archive is longer
-_LONGEST_READ_BYTES = 64 * 2**20
-_KINDS_EXPECTED = "expected a zip, tar or tar.gz of pictures"
+Mode = Literal["stills", "clips"]
 
-
-@dataclass(frozen=True)
-class ArchiveLimits:
-    """What an archive or a folder may hold."""
-
-    max_files: int = 200_000
-    max_unpacked_bytes: int = 16 * 2**30
-    max_ratio: float = 200.0
-    max_picture_bytes: int = 32 * 2**20
-
-    @classmethod
-    def of(cls, settings: CommonSettings) -> ArchiveLimits:
-        """The limits as set."""
-        return cls(
-            settings.archive_max_files,
-            settings.archive_max_unpacked_bytes,
-            settings.archive_max_ratio,
-            settings.image_max_bytes,
-        )
+_EXPECTED = f"{PICTURE_EXPECTED}s or {VIDEO_EXPECTED.removeprefix('expected an ')}s in it"
 
 
 @dataclass(frozen=True)
 class ArchiveSummary:
-    """What :func:`check_archive` found. ``kind`` is zip, tar, tar.gz or folder; ``pictures`` are named as such."""
+    """What :func:`check_archive` found.
+
+    Attributes:
+        kind: zip, tar, tar.gz, folder or video.
+        pictures, videos: files named as such.
+        mode: what the training takes them for.
+    """
 
     kind: str
     pictures: int
+    videos: int
     unpacked_bytes: int
+    mode: Mode
 
 
-@dataclass(frozen=True)
-class _Member:
-    """A file in an archive; ``read`` works until the next member is asked for."""
-
-    name: str
-    size: int
-    read: Callable[[], bytes]
-
-    @property
-    def is_picture(self) -> bool:
-        parts = PurePosixPath(self.name.replace("\\", "/")).parts
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-        return not hidden and is_picture_name(self.name)
-
-
-def check_archive(path: Path, limits: ArchiveLimits | None = None) -> ArchiveSummary:
-    """Refuse an archive (or a folder) that must not or need not be read.
+def check_archive(path: Path, limits: ArchiveLimits | None = None, mode: str = "auto") -> ArchiveSummary:
+    """Refuse an upload (or a folder) that must not or need not be read.
 
     A zip is judged by its directory; a tar.gz has to be decompressed once, within the limits.
 
+    Args:
+        mode: the setting of that name.
+
     Raises:
-        BadArchive: not a zip, tar or tar.gz, or damaged.
+        BadArchive: not a zip, tar, tar.gz or video, or damaged.
         UnsafeArchive: a member leads out of the archive's folder, is a link or a device.
         EncryptedArchive, ArchiveTooLarge, EmptyArchive: as they say.
-        BadFolder: a folder without a picture, or no folder.
+        BadFolder: a folder without a picture or video, or no folder.
+        BadSetting: pictures and videos, and ``mode`` does not say what they are.
     """
-    kind = _kind(path)
-    pictures = unpacked_bytes = 0
-    for member in _members(path, kind, limits or ArchiveLimits()):
+    kind = kind_of(path)
+    pictures = videos = unpacked_bytes = 0
+    for member in members(path, kind, limits or ArchiveLimits()):
         pictures += member.is_picture
+        videos += member.is_video
         unpacked_bytes += member.size
-    if not pictures:
+    if not pictures + videos:
+        said = f"holds no file named as a picture or a video; {_EXPECTED}"
         if kind == "folder":
-            raise BadFolder(f"the folder holds no file named as a picture; {EXPECTED}s in it")
-        raise EmptyArchive(f"the archive holds no file named as a picture; {EXPECTED}s in it, in folders or not")
-    return ArchiveSummary(kind, pictures, unpacked_bytes)
+            raise BadFolder(f"the folder {said}")
+        raise EmptyArchive(f"the archive {said}, in folders or not")
+    return ArchiveSummary(kind, pictures, videos, unpacked_bytes, mode_of(mode, pictures, videos))
 
 
-def iter_pictures(path: Path, limits: ArchiveLimits | None = None) -> Iterator[tuple[str, bytes | BadPicture]]:
-    """Every picture-named file of an archive or a folder: its name there, and its bytes.
+def mode_of(mode: str, pictures: int, videos: int) -> Mode:
+    """What an upload is taken for: videos are clips and pictures are stills, unless the setting says otherwise.
 
-    In the order of the archive (of a folder: sorted), which is the same every time. One that can't
-    be read comes with the reason in place of bytes. Hidden files and ``__MACOSX`` are passed over.
+    Args:
+        mode: "auto", "stills" or "clips".
+        pictures, videos: how many it holds, of one kind at least.
+
+    Raises:
+        BadSetting: both, and the setting is "auto".
+    """
+    if mode == "clips" or mode == "stills":
+        return "clips" if mode == "clips" else "stills"
+    if pictures and videos:
+        raise BadSetting(
+            f"mode is auto, and {pictures} pictures came together with {videos} videos: set mode to clips (each video "
+            "and each folder of pictures is a clip) or to stills (every picture and every frame stands for itself)",
+            extra={"field": "mode"},
+        )
+    return "clips" if videos else "stills"
+
+
+def iter_media(path: Path, limits: ArchiveLimits | None = None) -> Iterator[tuple[str, bytes | BadPicture | Member]]:
+    """Every picture and video of an upload or a folder: its name there, and the picture's bytes or the video.
+
+    In the order of the archive (of a folder: sorted), which is the same every time. A picture that
+    can't be read comes with the reason in place of bytes. A video can be read or copied until the
+    next one is asked for. Hidden files and ``__MACOSX`` are passed over.
 
     Raises:
         as :func:`check_archive`, when the offending member is reached.
     """
     limits = limits or ArchiveLimits()
-    for member in _members(path, _kind(path), limits):
-        if not member.is_picture:
-            continue
-        if member.size > limits.max_picture_bytes:
-            yield member.name, BadPicture(f"{member.size} bytes; at most {limits.max_picture_bytes} are read")
-            continue
-        try:
-            data = member.read()
-        except Exception as error:  # noqa: BLE001  hostile bytes may make a reader raise anything
-            yield member.name, TruncatedImage(f"damaged in the archive ({_reason(error)})")
-            continue
-        yield member.name, data
+    for member in members(path, kind_of(path), limits):
+        if member.is_video:
+            yield member.name, member
+        elif member.is_picture:
+            yield member.name, _picture(member, limits)
 
 
-def _kind(path: Path) -> str:
-    if path.is_dir():
-        return "folder"
-    with path.open("rb") as file:
-        head = file.read(4)
-    if not head:
-        raise BadArchive(f"the archive is empty; {_KINDS_EXPECTED}")
-    if head in _ZIP_STARTS:
-        return "zip"
-    return "tar.gz" if head.startswith(_GZIP_START) else "tar"
-
-
-def _members(path: Path, kind: str, limits: ArchiveLimits) -> Iterator[_Member]:
-    """The files of an archive or folder, each checked; raises as check_archive does."""
-    if kind == "folder":
-        yield from _counted(_folder_members(path), limits, limits.max_unpacked_bytes)
-        return
-    allowance = int(min(limits.max_unpacked_bytes, max(_RATIO_FROM_BYTES, limits.max_ratio * path.stat().st_size)))
-    reader = _zip_members if kind == "zip" else _tar_members
-    with path.open("rb") as file:
-        try:
-            packed = cast(IO[bytes], gzip.GzipFile(fileobj=file)) if kind == "tar.gz" else file
-            yield from _counted(reader(_Guarded(packed, allowance, limits)), limits, allowance)
-        except PPLError:
-            raise
-        except Exception as error:  # hostile bytes may make a reader raise anything
-            raise BadArchive(f"not an archive, or damaged ({_reason(error)}); {_KINDS_EXPECTED}") from error
-
-
-def _counted(members: Iterator[_Member], limits: ArchiveLimits, allowance: int) -> Iterator[_Member]:
-    unpacked_bytes = 0
-    for count, member in enumerate(members, start=1):
-        if count > limits.max_files:
-            raise _too_many(limits)
-        unpacked_bytes += member.size
-        if unpacked_bytes > allowance:
-            raise _too_large(allowance)
-        yield member
-
-
-def _zip_members(file: _Guarded) -> Iterator[_Member]:
-    with zipfile.ZipFile(cast(IO[bytes], file)) as archive:
-        for info in archive.infolist():
-            _check_name(info.orig_filename)
-            if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _unsafe(info.filename, "is a link or a device")
-            if info.is_dir():
-                continue
-            if info.flag_bits & _ZIP_ENCRYPTED:
-                raise EncryptedArchive(f"{_shown(info.filename)} is encrypted; pack the pictures without a password")
-            if info.compress_type not in _ZIP_METHODS:
-                raise BadArchive(f"{_shown(info.filename)} is packed by a method other than store and deflate")
-            yield _Member(info.filename, info.file_size, partial(archive.read, info))
-
-
-def _tar_members(file: _Guarded) -> Iterator[_Member]:
-    with tarfile.open(fileobj=cast(IO[bytes], file), mode="r:") as archive:
-        while (info := archive.next()) is not None:
-            archive.members = []  # type: ignore[attr-defined]  # else it keeps a record of every member it passed
-            _check_name(info.name)
-            if info.isdir():
-                continue
-            if not info.isfile() or info.issparse():
-                raise _unsafe(info.name, "is a link, a device or sparse")
-            yield _Member(info.name, info.size, partial(_tar_read, archive, info))
-        if file.last_read.strip(b"\0"):  # tarfile takes a damaged header for the end
-            raise BadArchive(f"the archive is damaged after its first files; {_KINDS_EXPECTED}")
-
-
-def _tar_read(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(info)
-    assert file is not None  # it is a plain file
-    data = file.read()
-    if len(data) != info.size:
-        raise EOFError("it ends early")
-    return data
-
-
-def _folder_members(path: Path) -> Iterator[_Member]:
-    """The files below a folder in sorted order; links are passed over."""
-    for folder, folders, files in os.walk(path):
-        folders.sort()
-        for name in sorted(files):
-            file = Path(folder) / name
-            if file.is_symlink() or not file.is_file():
-                continue
-            yield _Member(file.relative_to(path).as_posix(), file.stat().st_size, file.read_bytes)
-
-
-class _Guarded:
-    """A binary file that refuses what a hostile archive makes the standard library do.
-
-    That is: one huge read (a name or a directory of gigabytes), reading on and on (decompression),
-    and a zip directory of more entries than are allowed.
-    """
-
-    def __init__(self, file: IO[bytes], allowance: int, limits: ArchiveLimits) -> None:
-        self._file = file
-        self._allowance = allowance
-        self._limits = limits
-        self.last_read = b""
-
-    def read(self, size: int = -1) -> bytes:
-        longest = max(_LONGEST_READ_BYTES, self._limits.max_picture_bytes)
-        if size > longest:
-            raise UnsafeArchive(f"the archive has a header of {size} bytes; {_KINDS_EXPECTED}")
-        data = self._file.read(size if size >= 0 else longest)
-        self._check_position(self._file.tell())
-        if data.count(_ZIP_ENTRY) > self._limits.max_files:
-            raise _too_many(self._limits)
-        self.last_read = data
-        return data
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence == os.SEEK_SET:
-            self._check_position(offset)
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def seekable(self) -> bool:
-        return True
-
-    def _check_position(self, position: int) -> None:
-        if isinstance(self._file, gzip.GzipFile) and position > self._allowance:
-            raise _too_large(self._allowance)
-
-
-def _check_name(name: str) -> None:
-    plain = name.replace("\\", "/")
-    if "\0" in name or plain.startswith("/") or re.match(r"[A-Za-z]:", plain) or ".." in plain.split("/"):
-        raise _unsafe(name, "leads out of the archive's folder")
-
-
-def _unsafe(name: str, why: str) -> UnsafeArchive:
-    return UnsafeArchive(f"{_shown(name)} in the archive {why}; pack plain files under relative names")
-
-
-def _too_many(limits: ArchiveLimits) -> ArchiveTooLarge:
-    return ArchiveTooLarge(f"more than {limits.max_files} files; send at most {limits.max_files}")
-
-
-def _too_large(allowance: int) -> ArchiveTooLarge:
-    return ArchiveTooLarge(
-        f"the archive unpacks to more than {allowance} bytes, the most that is allowed for one of its size; "
-        "send fewer or smaller pictures"
-    )
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
-
-
-def _shown(name: str) -> str:
-    return repr(name if len(name) <= 80 else name[:77] + "...")
+def _picture(member: Member, limits: ArchiveLimits) -> bytes | BadPicture:
+    if member.size > limits.max_picture_bytes:
+        return BadPicture(f"{member.size} bytes; at most {limits.max_picture_bytes} are read")
+    try:
+        return member.read()
+    except Exception as error:  # noqa: BLE001  hostile bytes may make a reader raise anything
+        return TruncatedImage(f"damaged in the archive ({reason_of(error)})")

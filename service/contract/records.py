@@ -115,10 +115,14 @@ class Job(BaseModel):
 
 
 class JobSource(BaseModel):
-    """Where a job's pictures come from: its uploaded archive, or a folder below the data root."""
+    """Where a job's pictures come from: its uploaded archive, or a folder below the data root.
+
+    ``name`` is the uploaded file's, as its sender calls it: the frames of a video sent by itself are named after it.
+    """
 
     kind: Literal["archive", "folder"] = "archive"
     folder: str | None = None
+    name: str | None = None
 
 
 class JobRecord(BaseModel):

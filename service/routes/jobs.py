@@ -145,7 +145,7 @@ async def _from_folder(gateway: Gateway, request: Request, intake: Intake) -> Ta
     assert wanted.folder is not None  # read_json has looked
     root = gateway.settings.data_root
     folder = await gateway.io(training_folder, root, wanted.folder)
-    await gateway.upload(check_archive, folder, gateway.archive_limits)
+    await gateway.upload(check_archive, folder, gateway.archive_limits, wanted.config.mode)
     if wanted.labels:
         await intake.copy_labels(await gateway.io(training_file, root, wanted.labels))
     return wanted, JobSource(kind="folder", folder=wanted.folder)
@@ -154,5 +154,5 @@ async def _from_folder(gateway: Gateway, request: Request, intake: Intake) -> Ta
 async def _from_upload(gateway: Gateway, request: Request, intake: Intake) -> Taken:
     wanted = await read_upload(request, intake, gateway.versions.store, gateway.io)
     await intake.flush()
-    await gateway.upload(check_archive, intake.archive.path, gateway.archive_limits)
-    return wanted, JobSource()
+    await gateway.upload(check_archive, intake.archive.path, gateway.archive_limits, wanted.config.mode)
+    return wanted, JobSource(name=intake.archive.name or None)

@@ -11,9 +11,9 @@ from service.app import create_app
 from service.settings import Settings
 app = create_app(Settings())
 app.openapi()
-loaded = sorted(name for name in sys.modules if name.partition(".")[0] in ("torch", "worker", "torchvision", "scipy"))
+loaded = sorted(name for name in sys.modules if name.partition(".")[0] in ("torch", "worker", "torchvision", "scipy", "av"))
 assert not loaded, loaded
-assert {name for name in sys.modules if name.startswith("model")} <= {"model", "model.config"}
+assert {name for name in sys.modules if name.startswith("model")} <= {"model", "model.config", "model.prior_values"}
 with open("/proc/self/status") as status:
     print(next(line for line in status if line.startswith("VmRSS")).split()[1])
 """

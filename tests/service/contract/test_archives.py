@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.contract.archives import ArchiveLimits, check_archive, iter_pictures
+from service.contract.archives import ArchiveLimits, check_archive, iter_media
 from service.contract.errors import (
     ArchiveTooLarge,
     BadArchive,
@@ -65,7 +65,7 @@ def test_good_archive_is_summed_up_and_read(kind, write):
     path = write(archive_of(kind, GOOD))
     summary = check_archive(path)
     assert (summary.kind, summary.pictures, summary.unpacked_bytes) == (kind, 2, 15)
-    assert list(iter_pictures(path)) == [("a.jpg", b"first"), ("deep/er/b.PNG", b"second")]
+    assert list(iter_media(path)) == [("a.jpg", b"first"), ("deep/er/b.PNG", b"second")]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -73,7 +73,7 @@ def test_hidden_and_mac_files_are_passed_over(kind, write):
     files = {"__MACOSX/._a.jpg": b"x", "set/.thumb.jpg": b"x", ".git/a.png": b"x", "set/a.jpg": b"y"}
     path = write(archive_of(kind, files))
     assert check_archive(path).pictures == 1
-    assert [name for name, _ in iter_pictures(path)] == ["set/a.jpg"]
+    assert [name for name, _ in iter_media(path)] == ["set/a.jpg"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -211,7 +211,7 @@ def test_damaged_member_of_a_zip_is_named_and_does_not_stop_the_rest(write):
     data[data.index(b"secondsecond")] ^= 1
     path = write(bytes(data))
     assert check_archive(path).pictures == 3
-    result = dict(iter_pictures(path))
+    result = dict(iter_media(path))
     assert result["a.jpg"] == b"first" * 9
     assert isinstance(result["b.jpg"], BadPicture)
     assert "CRC" in result["b.jpg"].detail
@@ -223,14 +223,14 @@ def test_size_in_a_zip_directory_bounds_what_is_unpacked(write):
     data = bytearray(zip_of({"a.jpg": bytes(10 * 2**20)}))
     entry = data.index(b"PK\x01\x02")
     struct.pack_into("<I", data, entry + 24, 1000)
-    ((_, result),) = iter_pictures(write(bytes(data)))
+    ((_, result),) = iter_media(write(bytes(data)))
     assert isinstance(result, BadPicture) or len(result) <= 1000
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_huge_member_is_named_and_not_read(kind, write):
     path = write(archive_of(kind, {"big.jpg": bytes(3000), "ok.jpg": b"x"}))
-    result = list(iter_pictures(path, ArchiveLimits(max_picture_bytes=2999)))
+    result = list(iter_media(path, ArchiveLimits(max_picture_bytes=2999)))
     assert isinstance(result[0][1], BadPicture)
     assert "at most 2999" in result[0][1].detail
     assert result[1] == ("ok.jpg", b"x")
@@ -249,7 +249,7 @@ def test_damaged_bytes_give_pictures_or_a_typed_error(kind, edits, tmp_path_fact
     path.write_bytes(bytes(data))
     try:
         check_archive(path)
-        for _, picture in iter_pictures(path):
+        for _, picture in iter_media(path):
             assert isinstance(picture, bytes | BadPicture)
     except BadArchive:
         pass
@@ -266,7 +266,7 @@ def test_folder_is_read_in_sorted_order_without_links(tmp_path):
     (folder / "link.jpg").symlink_to(folder / "b.jpg")
     (folder / "out").symlink_to(tmp_path)
     assert check_archive(folder).kind == "folder"
-    assert list(iter_pictures(folder)) == [("b.jpg", b"b.jpg"), ("sub/a.jpg", b"sub/a.jpg")]
+    assert list(iter_media(folder)) == [("b.jpg", b"b.jpg"), ("sub/a.jpg", b"sub/a.jpg")]
 
 
 def test_folder_without_a_picture_is_refused(tmp_path):
