@@ -111,6 +111,26 @@ class PosePrior:
         }
 
 
+def check_given(prior: PosePrior | None, config: PPLConfig) -> None:
+    """Whether a training gets a prior if and only if its settings start from one, and one that fits.
+
+    Raises:
+        ValueError: says what is missing or too much, or as :meth:`PosePrior.check`.
+    """
+    if prior is not None and not config.needs_prior:
+        raise ValueError(
+            "a prior is given, but keypoint_prior and connectivity_prior are not predefined; "
+            "set one of them, or give no prior"
+        )
+    if prior is None and config.needs_prior:
+        raise ValueError(
+            f"no prior is given; keypoint_prior={config.keypoint_prior} with "
+            f"connectivity_prior={config.connectivity_prior} needs one"
+        )
+    if prior is not None:
+        prior.check(config)
+
+
 @dataclass(frozen=True)
 class Prototype:
     """A prototypical pose: the medoid of a cluster of the training pictures' codes.

@@ -22,7 +22,8 @@ from model.history import History
 from model.losses import boundary_loss, link_regularization_loss, memory_loss, reconstruction_loss
 from model.perceptual import perceptual_network
 from model.ppl import Forward, PosePriorLearner
-from model.prior import PosePrior
+from model.prior import PosePrior, check_given
+from model.schedules import learning_rate, link_width
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
@@ -84,7 +85,7 @@ class Trainer:
     ) -> None:
         if images.shape[1:] != (config.image_size, config.image_size, 3):
             raise ValueError(f"images are {images.shape[1:]}; expected ({config.image_size}, {config.image_size}, 3)")
-        _check_prior(config, prior)
+        check_given(prior, config)
         self.config = config
         self.mode = _mode(config, clips)
         self.device = pick_device(device)
@@ -212,7 +213,12 @@ class Trainer:
         mode = facts.get("mode", "stills")  # of a release that knew no clips
         if mode != self.mode:
             raise checkpoint.CheckpointError(f"{path} was trained on {mode}; these are {self.mode}")
-        self.model.load_state_dict(_named(tensors, "model."))
+        step, history = int(facts["step"]), _named(tensors, "history.")
+        weights = _named(tensors, "model.")
+        if weights.keys() != self.model.state_dict().keys():  # before any is loaded: half a state is of no use
+            strange = sorted(weights.keys() ^ self.model.state_dict().keys())
+            raise checkpoint.CheckpointError(f"{path} was written by another release: {', '.join(strange[:5])}")
+        self.model.load_state_dict(weights)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Any]] = {}
         for name, tensor in tensors.items():
@@ -224,8 +230,8 @@ class Trainer:
                 state.setdefault(int(index), {})[key] = laid_out
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.step = int(facts["step"])
-        self.history.restore(_named(tensors, "history."))
+        self.step = step
+        self.history.restore(history)
         self.history.watch(self.model, self.step)
 
     def export(self, directory: Path, keypoint_names: tuple[str, ...] | None = None) -> None:
@@ -257,38 +263,8 @@ def _mode(config: PPLConfig, clips: NDArray[np.int64] | None) -> str:
     return "stills" if clips is None else "clips"
 
 
-def _check_prior(config: PPLConfig, prior: PosePrior | None) -> None:
-    if prior is not None and not config.needs_prior:
-        raise ValueError(
-            "a prior is given, but keypoint_prior and connectivity_prior are not predefined; "
-            "set one of them, or give no prior"
-        )
-    if prior is None and config.needs_prior:
-        raise ValueError(
-            f"no prior is given; keypoint_prior={config.keypoint_prior} with "
-            f"connectivity_prior={config.connectivity_prior} needs one"
-        )
-    if prior is not None:
-        prior.check(config)
-
-
 def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def learning_rate(config: PPLConfig, step: int) -> float:
-    """The learning rate of a step counted from 0."""
-    if config.schedule == "constant":
-        return config.learning_rate
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-
-
-def link_width(config: PPLConfig, step: int) -> float:
-    """sigma squared of a step: falls geometrically over the first part of the run, then stays."""
-    span = config.link_width_fraction * config.steps
-    done = min(1.0, step / span) if span > 0 else 1.0
-    width: float = config.link_width_start ** (1 - done) * config.link_width**done
-    return width
 
 
 def _parameter_groups(model: PosePriorLearner, weight_decay: float) -> list[dict[str, Any]]:
