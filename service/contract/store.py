@@ -260,6 +260,14 @@ class JobFiles:
         """The labels as they came, where any did; training never reads them."""
         return self.folder(job_id) / "labels"
 
+    def labelled(self, job_id: str) -> Path:
+        """The labels matched to the prepared pictures, .npz; the worker's own."""
+        return self.folder(job_id) / "labelled.npz"
+
+    def training_pictures(self, job_id: str) -> Path:
+        """The prepared pictures without those held out, .npy; there only where any are."""
+        return self.folder(job_id) / "training.npy"
+
     def prior(self, job_id: str) -> Path:
         """The prior that training starts from, checked, where one came; as a version's prior.json."""
         return self.folder(job_id) / "prior.json"
