@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, as in: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --disable-pip-version-check --index-url $(TORCH_INDEX) $(TORCH))
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[worker,video,embedded,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[worker,video,plots,embedded,dev]'
 	@touch $(STAMP)
 
 demo: $(STAMP)

@@ -1,0 +1,54 @@
+"""Plots of measurements. matplotlib comes with the extra ``plots`` and is imported where it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_AXES = {"random": "share of hidden patches, at random", "centre": "hidden centred square, patches of 16"}
+_WIDTH_IN, _HEIGHT_IN, _DPI = 9.0, 4.0, 120
+
+
+class PlotsUnavailableError(ImportError):
+    """matplotlib is not installed; the message names the extra that brings it."""
+
+
+def plot_occlusion(rows: Sequence[dict[str, Any]], path: Path, title: str = "") -> None:
+    """The occlusion table as a PNG: error by level, a line for each refinement iteration, a panel for each kind.
+
+    Args:
+        rows: of :func:`model.occlusion.occlusion_table`; the clean row is level 0 of both panels.
+        path: of the PNG.
+        title: above the panels.
+
+    Raises:
+        PlotsUnavailableError: matplotlib is not installed.
+        ValueError: no level to draw.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise PlotsUnavailableError("plots need matplotlib: pip install 'pose-prior-learner[plots]'") from error
+    kinds = [kind for kind in _AXES if any(row["kind"] == kind for row in rows)]
+    if not kinds:
+        raise ValueError("the table has no level of occlusion to plot")
+    figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    for panel, kind in zip(panels, kinds, strict=True):
+        drawn = sorted((row for row in rows if row["kind"] in ("clean", kind)), key=lambda row: float(row["level"]))
+        levels = [row["level"] for row in drawn]
+        for iteration in range(len(drawn[0]["errors"])):
+            label = "no refinement" if iteration == 0 else f"iteration {iteration}"
+            panel.plot(levels, [row["errors"][iteration] for row in drawn], marker="o", markersize=3, label=label)
+        panel.set_xlabel(_AXES[kind])
+        panel.set_xticks(levels)
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("error, % of the image side")
+    panels[0].legend()
+    if title:
+        figure.suptitle(title)
+    figure.savefig(path, format="png")
