@@ -34,6 +34,13 @@ class WorkerSettings(CommonSettings):
         default=4, ge=1, description="versions kept in memory, the least recently used leaves first"
     )
     perceptual_weights: Path | None = Field(default=None, description="local file of the perceptual network's weights")
+    video_max_bytes: int = Field(default=4 * 2**30, ge=1024, description="bytes of one video file")
+    video_max_duration_s: float = Field(default=14_400.0, gt=0, description="length of one video")
+    video_max_frames: int = Field(
+        default=20_000, ge=2, description="frames decoded of one video; of a longer one only key frames are taken"
+    )
+    video_timeout_s: float = Field(default=600.0, gt=0, description="time for decoding one video")
+    video_memory_bytes: int = Field(default=4 * 2**30, ge=2**28, description="memory for decoding a video")
     worker_metrics_port: int | None = Field(
         default=None, ge=1, le=65535, description="port on which a worker offers its metrics itself"
     )
