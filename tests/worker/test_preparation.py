@@ -10,7 +10,7 @@ from PIL import Image
 from service.contract.jobs import JobStatus
 from service.contract.pictures import fit_square, open_picture
 from service.contract.records import MAX_DEATHS
-from worker.preparation import SquareFile
+from worker.training_set import SquareFile
 
 
 def test_upload_becomes_squares_and_the_job_is_queued(desk: SimpleNamespace) -> None:
@@ -19,7 +19,13 @@ def test_upload_becomes_squares_and_the_job_is_queued(desk: SimpleNamespace) -> 
     desk.caretaker.prepare(job.id)
     queued = desk.jobs.get(job.id)
     assert queued.status is JobStatus.QUEUED
-    assert queued.metrics == {"images": 9, "skipped": 0, "skipped_files": []}
+    assert queued.metrics == {
+        "images": 9,
+        "skipped": 0,
+        "skipped_files": [],
+        "mode": "stills",
+        "clips": 0,
+    }
     assert desk.sent == [job.id]
     assert not desk.jobs.leased(job.id)
     assert not desk.files.archive(job.id).exists(), "the upload is of no more use"

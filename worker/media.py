@@ -1,0 +1,100 @@
+"""Pictures and videos of an upload → squares of the training set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from model.config import PPLConfig
+from service.contract.archives import Member
+from service.contract.errors import BadPicture, PPLError, TrainingFailed
+from service.contract.pictures import PictureLimits, fit_square, open_picture
+from service.contract.videos import BadVideo, NoDecoder, VideoLimits, frame_name, iter_frames
+from worker.custody import Custody
+from worker.settings import WorkerSettings
+from worker.tally import Tally
+from worker.training_set import LEAST_FRAMES, TrainingSet, clip_of_picture
+
+_MOST_THREADS = 4  # for decoding; each takes memory
+
+
+class MediaReader:
+    """Pictures and videos to squares; what can't be read is told to the tally."""
+
+    def __init__(
+        self,
+        squares: TrainingSet,
+        tally: Tally,
+        config: PPLConfig,
+        settings: WorkerSettings,
+        folder: Path,
+        custody: Custody,
+    ) -> None:
+        self._squares = squares
+        self._tally = tally
+        self._config = config
+        self._picture_limits = PictureLimits.of(settings)
+        self._video_limits = video_limits(settings)
+        self._spare = folder / "video"  # a video of an archive, while it is decoded
+        self._custody = custody
+
+    def take_picture(self, data: bytes | BadPicture, name: str) -> None:
+        """One picture's bytes, or why there are none."""
+        try:
+            if isinstance(data, BadPicture):
+                raise data
+            image = open_picture(data, self._picture_limits)
+        except BadPicture as error:
+            self._tally.skip(name, error.detail)
+        else:
+            self._keep(image, name, clip_of_picture(name))
+
+    def take_video(self, video: Member, name: str) -> None:
+        """A video's frames; of a damaged one those before the damage."""
+        before = self._tally.images
+        try:
+            if video.size > self._video_limits.max_bytes:
+                raise BadVideo(f"{video.size} bytes; at most {self._video_limits.max_bytes} are read")
+            path = video.path or self._unpacked(video)
+            count = self._config.frames_per_clip
+            for number, image in iter_frames(path, count, self._video_limits, self._custody.check):
+                self._keep(image, frame_name(name, number), name)
+        except BadVideo as error:
+            kept = self._tally.images - before
+            enough = kept >= (LEAST_FRAMES if self._tally.mode == "clips" else 1)
+            self._tally.skip(name, f"{error}; {kept} frames from before are kept" if enough else str(error))
+        except NoDecoder as error:
+            raise TrainingFailed(str(error)) from error
+        finally:
+            self._spare.unlink(missing_ok=True)
+
+    def _keep(self, image: Image.Image, name: str, clip: str) -> None:
+        square, _ = fit_square(image, self._config.image_size)
+        self._squares.append(square, name, clip)
+        self._tally.images += 1
+
+    def _unpacked(self, video: Member) -> Path:
+        try:
+            video.copy(self._spare)
+        except PPLError:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:  # no room, say: not the archive's fault
+                raise
+            raise BadVideo(f"damaged in the archive ({error or type(error).__name__})") from error
+        return self._spare
+
+
+def video_limits(settings: WorkerSettings) -> VideoLimits:
+    """What a video may be and cost, as set."""
+    return VideoLimits(
+        max_pixels=settings.image_max_pixels,
+        min_side_px=settings.image_min_side_px,
+        max_bytes=settings.video_max_bytes,
+        max_frames=settings.video_max_frames,
+        max_duration_s=settings.video_max_duration_s,
+        timeout_s=settings.video_timeout_s,
+        memory_bytes=settings.video_memory_bytes,
+        threads=min(_MOST_THREADS, settings.training_threads),
+    )
