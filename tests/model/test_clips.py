@@ -79,6 +79,15 @@ def test_references_do_not_depend_on_the_step_one_starts_from(frames, clips):
     assert not np.array_equal(walked[6], walked[7])
 
 
+def test_references_are_drawn_anew_at_every_step(frames):
+    batches = Batches(frames, 10, seed=0, horizontal_flip=False, clips=np.zeros(10, np.int64))
+    ahead = set()
+    for step in range(20):
+        image, reference = (_numbers(frames, batch) for batch in (batches.at(step), batches.references_at(step)))
+        ahead.add(tuple((b - a) % 10 for a, b in zip(image, reference, strict=True)))
+    assert len(ahead) == 20
+
+
 def test_pictures_of_a_batch_are_those_of_a_training_on_stills(frames, clips):
     stills = Batches(frames, 4, seed=0, horizontal_flip=True)
     as_clips = Batches(frames, 4, seed=0, horizontal_flip=True, clips=clips)
