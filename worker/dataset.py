@@ -20,7 +20,7 @@ _COPIED_AT_ONCE = 1024  # pictures
 
 
 @dataclass(frozen=True)
-class TrainingSet:
+class TrainingInput:
     """What a job trains on.
 
     Attributes:
@@ -48,7 +48,7 @@ def labelled_pictures(files: JobFiles, job_id: str) -> Labelled | None:
     return Labelled.load(path) if path.exists() else None
 
 
-def training_set(files: JobFiles, job_id: str) -> TrainingSet:
+def training_input(files: JobFiles, job_id: str) -> TrainingInput:
     """What a job trains on; a picture that is held out is not among it.
 
     Raises:
@@ -63,7 +63,7 @@ def training_set(files: JobFiles, job_id: str) -> TrainingSet:
     if not rows.all():
         images = _without(images, rows, files, job_id)
         clips = None if clips is None else clips[rows]
-    return TrainingSet(images, clips, prior)
+    return TrainingInput(images, clips, prior)
 
 
 def _without(images: Images, rows: NDArray[np.bool_], files: JobFiles, job_id: str) -> Images:

@@ -71,7 +71,7 @@ class MediaReader:
 
     def _keep(self, image: Image.Image, name: str, clip: str) -> None:
         square, _ = fit_square(image, self._config.image_size)
-        self._squares.append(square, name, clip)
+        self._squares.append(square, name, clip, image.size)
         self._tally.images += 1
 
     def _unpacked(self, video: Member) -> Path:

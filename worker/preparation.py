@@ -14,6 +14,7 @@ from service.contract.jobs import JobRecord, JobStatus
 from service.contract.store import JobFiles, training_folder, write_json
 from worker.casework import Casework
 from worker.custody import Custody, Stopping
+from worker.labelling import take_labels
 from worker.media import MediaReader
 from worker.metrics import TrainingMetrics
 from worker.settings import WorkerSettings
@@ -46,6 +47,7 @@ class Preparer:
             return
         try:
             tally = self._prepared(record) or self._prepare(record, custody)
+            take_labels(self._files, record.job.id, self._settings.training_min_pictures)
         except Stopping:
             custody.write(_set_aside)
             raise
@@ -107,6 +109,7 @@ class Preparer:
             "skipped_count": tally.skipped,
             "skipped": tally.named,
             "names": [as_text(name) for name in squares.names],
+            "sizes": squares.sizes,
         }
         write_json(self._files.pictures_info(job_id), info)
         return tally

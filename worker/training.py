@@ -15,7 +15,7 @@ from service.contract.jobs import JobRecord, JobStatus, JobStore
 from service.contract.store import JobFiles, VersionStore, new_version_id, write_json
 from worker.casework import Casework
 from worker.custody import Change, Custody
-from worker.dataset import labelled_pictures, prepared_pictures, training_set
+from worker.dataset import labelled_pictures, prepared_pictures, training_input
 from worker.evaluation import evaluate_labelled
 from worker.metrics import TrainingMetrics
 from worker.preparation import config_of
@@ -94,7 +94,7 @@ class TrainingRunner:
 
     def _trainer(self, record: JobRecord, custody: Custody) -> Trainer:
         job, settings = record.job, self._settings
-        given = training_set(self._files, job.id)
+        given = training_input(self._files, job.id)
         trainer = Trainer(
             given.images,
             config_of(job.settings),

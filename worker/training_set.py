@@ -40,6 +40,7 @@ class TrainingSet:
 
     Attributes:
         names: of the squares, in the order of the file.
+        sizes: width and height in pixels of the pictures they were cut from, in the same order.
     """
 
     def __init__(self, pictures: Path, clips: Path, side: int) -> None:
@@ -49,6 +50,7 @@ class TrainingSet:
         self._file = SquareFile(pictures, side)
         self._clip_names: list[str] = []
         self.names: list[str] = []
+        self.sizes: list[tuple[int, int]] = []
 
     def __enter__(self) -> TrainingSet:
         self._file.__enter__()
@@ -59,10 +61,11 @@ class TrainingSet:
     ) -> None:
         self._file.__exit__(kind, error, trace)
 
-    def append(self, square: NDArray[np.uint8], name: str, clip: str) -> None:
-        """One picture (S, S, 3), its name and that of its clip."""
+    def append(self, square: NDArray[np.uint8], name: str, clip: str, size: tuple[int, int]) -> None:
+        """One picture (S, S, 3), its name and that of its clip, and the size it had."""
         self._file.append(square)
         self.names.append(name)
+        self.sizes.append(size)
         self._clip_names.append(clip)
 
     def arrange(self) -> tuple[int, dict[str, int]]:
@@ -100,6 +103,7 @@ class TrainingSet:
                 del squares
         os.replace(draft, self._pictures)
         self.names = [self.names[at] for at in order]
+        self.sizes = [self.sizes[at] for at in order]
         self._clip_names = [self._clip_names[at] for at in order]
 
 
