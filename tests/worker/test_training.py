@@ -34,7 +34,9 @@ def test_job_becomes_the_active_version(desk: SimpleNamespace) -> None:
     assert info["training"]["steps"] == 6
     assert info["training"]["seconds"] > 0
     assert info["training"]["losses"]["total"] == done.metrics["total"]
-    assert set(info["files"]) == {"config.json", "memory.json", "prior.json", "weights.safetensors"}
+    assert set(info["files"]) == {f"{name}.json" for name in ("config", "history", "memory", "prior")} | {
+        "weights.safetensors"
+    }
     folder = desk.store.path("dog", done.version)
     assert Predictor.load(folder, "cpu").predict(np.zeros((1, 32, 32, 3), np.uint8)).keypoints.shape == (1, 4, 2)
     assert desk.files.ids() == []
