@@ -14,6 +14,8 @@ import typer
 from pydantic import ValidationError
 
 from . import cli_output as output
+from .cli_evaluate import evaluate
+from .cli_options import URL, AsJson, Category, Follow, JobId, Url, Version
 from .client import Client, InputError, Job, JobStatus, png_bytes
 from .progress import TrainingProgress
 
@@ -24,16 +26,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout; an error as problem JSON on stderr.")]
-Url = Annotated[
-    str, typer.Option("--url", envvar="PPL_URL", help="Address of the server.", show_envvar=True, metavar="URL")
-]
-Category = Annotated[str, typer.Argument(help="Name of the category: a-z, 0-9, - and _.")]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
-Version = Annotated[str | None, typer.Option("--version", help="Version of the prior; the active one by default.")]
-Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show the progress until the job ends.")]
-_URL = "http://127.0.0.1:8000"
 
 
 @app.command()
@@ -71,31 +63,44 @@ def up(
 @app.command()
 def train(
     category: Category,
-    path: Annotated[Path, typer.Argument(help="A folder of pictures, or a zip, tar or tar.gz of them.")],
+    path: Annotated[
+        Path, typer.Argument(help="A folder of pictures or clips, a zip, tar or tar.gz of it, or a video.")
+    ],
     follow: Follow = False,
     preset: Annotated[str | None, typer.Option(help="compact (for CPUs) or paper.")] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A setting of the model, as in --set steps=2000; repeatable."),
     ] = None,
-    url: Url = _URL,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Keypoints of some of the pictures, CSV or COCO JSON: to measure by, never to train on."),
+    ] = None,
+    prior_file: Annotated[
+        Path | None, typer.Option("--prior", help="A prior to start from, as `ppl prior --json` prints it.")
+    ] = None,
+    prior_from: Annotated[
+        str | None, typer.Option(metavar="CATEGORY[@VERSION]", help="Start from the prior of this category.")
+    ] = None,
+    url: Url = URL,
     as_json: AsJson = False,
 ) -> None:
     """Upload pictures and learn their pose prior."""
     with output.errors_shown(as_json), Client(url) as client:
-        job = client.train(category, path, preset, _settings(assignments or []))
+        chosen = _settings(assignments or [])
+        job = client.train(category, path, preset, chosen, labels=labels, prior=prior_file, prior_from=prior_from)
         _show(client, job, follow, as_json)
 
 
 @app.command()
-def job(job_id: JobId, follow: Follow = False, url: Url = _URL, as_json: AsJson = False) -> None:
+def job(job_id: JobId, follow: Follow = False, url: Url = URL, as_json: AsJson = False) -> None:
     """Show a training job."""
     with output.errors_shown(as_json), Client(url) as client:
         _show(client, client.job(job_id), follow, as_json)
 
 
 @app.command()
-def jobs(url: Url = _URL, as_json: AsJson = False) -> None:
+def jobs(url: Url = URL, as_json: AsJson = False) -> None:
     """List the training jobs, the newest first."""
     with output.errors_shown(as_json), Client(url) as client:
         found = list(client.jobs())
@@ -106,7 +111,7 @@ def jobs(url: Url = _URL, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def cancel(job_id: JobId, url: Url = _URL, as_json: AsJson = False) -> None:
+def cancel(job_id: JobId, url: Url = URL, as_json: AsJson = False) -> None:
     """Stop a training job."""
     with output.errors_shown(as_json), Client(url) as client:
         _show(client, client.cancel(job_id), False, as_json)
@@ -122,7 +127,7 @@ def estimate(
     ] = None,
     refine_steps: Annotated[int, typer.Option(min=0, max=10, help="Rounds of iterative refinement.")] = 0,
     version: Version = None,
-    url: Url = _URL,
+    url: Url = URL,
     as_json: AsJson = False,
 ) -> None:
     """Estimate the poses in pictures."""
@@ -142,7 +147,7 @@ def estimate(
 
 
 @app.command()
-def prior(category: Category, version: Version = None, url: Url = _URL, as_json: AsJson = False) -> None:
+def prior(category: Category, version: Version = None, url: Url = URL, as_json: AsJson = False) -> None:
     """Show what was learned about a category."""
     with output.errors_shown(as_json), Client(url) as client:
         found = client.prior(category, version)
@@ -150,6 +155,20 @@ def prior(category: Category, version: Version = None, url: Url = _URL, as_json:
             output.print_json(found)
         else:
             output.show_prior(found, client.memory(category, found.version))
+
+
+@app.command()
+def history(category: Category, version: Version = None, url: Url = URL, as_json: AsJson = False) -> None:
+    """Show how a prior came to be along its training."""
+    with output.errors_shown(as_json), Client(url) as client:
+        found = client.history(category, version)
+        if as_json:
+            output.print_json(found)
+        else:
+            output.show_history(found)
+
+
+app.command()(evaluate)
 
 
 def main() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import combinations
+from math import dist
 from typing import Any
 
 import typer
@@ -14,7 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .client import ClientError, Estimate, Job, JobStatus, Memory, Prior
+from .client import ClientError, Estimate, History, Job, JobStatus, Memory, Prior
+from .client_types import Snapshot
 from .progress import duration, loss_text
 
 out = Console(highlight=False, soft_wrap=True)
@@ -41,7 +44,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Job):
         return value.model_dump(mode="json")
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json", exclude_none=not isinstance(value, Prior))
+        return value.model_dump(mode="json", exclude_none=not isinstance(value, (Prior, History)))
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return value
@@ -79,8 +82,58 @@ def show_job(job: Job) -> None:
     if skipped:
         files = "".join(f"\n    {_skipped(item)}" for item in job.metrics.get("skipped_files", []))
         out.print(f"  {skipped} pictures could not be read:{escape(files)}")
+    metrics = job.metrics
+    if metrics.get("mode") == "clips":
+        out.print(f"  learns from {metrics.get('clips', '?')} clips, {metrics.get('images', '?')} frames in all")
+    elif "images" in metrics:
+        out.print(f"  learns from {metrics['images']} pictures")
+    if job.evaluation:
+        show_scores(job.evaluation)
     if job.error:
         out.print(f"  [red]{escape(job.error.detail)}[/] [dim]({job.error.code})[/]")
+
+
+_PROTOCOLS = {
+    "headline": ("a map with bias for each keypoint", "error_percent", "mean_pose_percent", "%"),
+    "per_keypoint": ("a map without bias for each keypoint (CUB)", "error_percent", "mean_pose_percent", "%"),
+    "whole_pose": ("left and right may be swapped (Human3.6m)", "error_percent", "mean_pose_percent", "%"),
+    "summed": ("sum over all keypoints at 256 pixels (Taichi)", "summed_error", "mean_pose_summed_error", "px"),
+}
+
+
+def show_scores(scores: Mapping[str, Any]) -> None:
+    """An evaluation: the error by each protocol, beside that of guessing the mean pose."""
+    if "reason" in scores:
+        out.print(f"  the labels could not be scored: {escape(str(scores['reason']))}")
+        return
+    split = "as the labels say" if scores.get("split_from") == "labels" else "a fifth, by a hash of the names"
+    out.print(
+        f"  {scores['labelled_keypoints']} labelled keypoints, {scores['train_images']} pictures to fit the maps, "
+        f"{scores['heldout_images']} held out ({split})"
+    )
+    table = _table("protocol", "error", "mean pose", "what it is")
+    for name, (what, error, mean_pose, unit) in _PROTOCOLS.items():
+        if name in scores:
+            numbers = scores[name]
+            table.add_row(name, f"{numbers[error]:.2f} {unit}", f"{numbers[mean_pose]:.2f} {unit}", what)
+    tables.print(table)
+
+
+def show_evaluation(found: Mapping[str, Any]) -> None:
+    """The scores of a version on labelled pictures, and the error at each refinement iteration under occlusion."""
+    out.print(f"category {found['category']}, version {found['version']}: {found['images']} pictures")
+    for item in found["skipped_files"]:
+        out.print(f"  could not be read: {escape(_skipped(item))}")
+    show_scores(found["scores"])
+    if "occlusion" not in found:
+        return
+    rows = found["occlusion"]["rows"]
+    steps = len(rows[0]["errors"])
+    table = _table("hidden", "level", *("unrefined", *(f"{step} x refined" for step in range(1, steps))))
+    for row in rows:
+        table.add_row(row["kind"], f"{row['level']:g}", *(f"{error:.2f} %" for error in row["errors"]))
+    tables.print(table)
+    out.print("random: share of 16 x 16 patches hidden; centre: side of the hidden square in such patches")
 
 
 def show_jobs(jobs: Iterable[Job]) -> None:
@@ -132,10 +185,35 @@ def show_prior(prior: Prior, memory: Memory) -> None:
     )
 
 
+def show_history(history: History) -> None:
+    """A line a snapshot: how far the prior still moved, and its strongest links."""
+    out.print(f"category {history.category}, version {history.version}: {len(history.snapshots)} snapshots")
+    table = _table("step", "moved", "strongest links")
+    before: Snapshot | None = None
+    for snapshot in history.snapshots:
+        table.add_row(str(snapshot.step), _moved(before, snapshot), "  ".join(_strongest(snapshot.link_weights)))
+        before = snapshot
+    tables.print(table)
+    out.print("moved: mean way of a keypoint since the line above, the square being 2 wide")
+
+
+def _moved(before: Snapshot | None, now: Snapshot) -> str:
+    if before is None or before.keypoint_prior is None or now.keypoint_prior is None:
+        return "-"
+    ways = [dist(a, b) for a, b in zip(before.keypoint_prior, now.keypoint_prior, strict=True)]
+    return f"{sum(ways) / len(ways):.3f}"
+
+
+def _strongest(weights: Sequence[float], count: int = 5) -> list[str]:
+    keypoints = round((1 + (1 + 8 * len(weights)) ** 0.5) / 2)
+    links = sorted(zip(combinations(range(keypoints), 2), weights, strict=True), key=lambda link: -link[1])
+    return [f"{i}-{j} ({weight:.2f})" for (i, j), weight in links[:count]]
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in ("x", "y", "score", "step") else "left")
+        table.add_column(column, justify="right" if column in ("x", "y", "score", "step", "moved") else "left")
     return table
 
 

@@ -26,14 +26,15 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from .client_errors import APIError, ClientError, InputError, Unreachable
-from .client_types import Estimate, Job, JobStatus, Memory, Prior, PriorEntry, joined, png_bytes
-from .uploads import Picture, archive_of, picture_part
+from .client_types import Estimate, History, Job, JobStatus, Memory, Prior, PriorEntry, joined, png_bytes
+from .uploads import Picture, archive_of, file_part, picture_part
 
 __all__ = [
     "APIError",
     "Client",
     "ClientError",
     "Estimate",
+    "History",
     "InputError",
     "Job",
     "JobStatus",
@@ -87,18 +88,33 @@ class Client:
         pictures: str | os.PathLike[str],
         preset: str | None = None,
         settings: Mapping[str, Any] | None = None,
+        *,
+        labels: str | os.PathLike[str] | None = None,
+        prior: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        prior_from: str | None = None,
     ) -> Job:
         """Uploads pictures and starts a training job; returns it without waiting.
 
         Args:
-            pictures: a zip, tar or tar.gz, or a folder (packed into a temporary file first).
+            pictures: a zip, tar or tar.gz, a video, or a folder (packed into a temporary file first).
             preset: "compact" or "paper"; the server's default where None.
             settings: any setting of the model by name.
+            labels: a CSV or COCO JSON file of keypoints; training never sees it, the result is measured by it.
+            prior: to start from, a JSON file or what :meth:`prior` gave as JSON values.
+            prior_from: CATEGORY or CATEGORY@VERSION to take the prior of.
         """
-        fields = {"category": category, **({"preset": preset} if preset else {})}
+        fields = {"category": category, "preset": preset or "", "prior_from": prior_from or ""}
+        fields = {name: value for name, value in fields.items() if value}
         fields.update({name: _as_text(value) for name, value in (settings or {}).items()})
-        with archive_of(Path(pictures)) as (name, file):
-            return self._job("POST", "/train-jobs", data=fields, files={"archive": (name, file)})
+        with archive_of(Path(pictures)) as (name, file), ExitStack() as stack:
+            files: dict[str, Any] = {"archive": (name, file)}
+            if labels is not None:
+                files["labels"] = file_part(Path(labels), stack)
+            if isinstance(prior, Mapping):
+                files["prior"] = ("prior.json", json.dumps(prior).encode())
+            elif prior is not None:
+                files["prior"] = file_part(Path(prior), stack)
+            return self._job("POST", "/train-jobs", data=fields, files=files)
 
     def job(self, job_id: str) -> Job:
         """The job as it stands."""
@@ -200,6 +216,10 @@ class Client:
     def memory(self, category: str, version: str | None = None) -> Memory:
         """The memory behind a prior, and its prototypical poses."""
         return self._read(Memory, self._get_prior(category, "/memory", version))
+
+    def history(self, category: str, version: str | None = None) -> History:
+        """Snapshots of a prior along its training."""
+        return self._read(History, self._get_prior(category, "/history", version))
 
     def link_map(self, category: str, version: str | None = None) -> bytes:
         """The prior's link map as a PNG."""

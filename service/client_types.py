@@ -6,10 +6,23 @@ import base64
 from collections.abc import Sequence
 
 from .contract.records import Job, JobStatus
-from .schemas import Estimate, ImageEstimate, Keypoint, Link, Memory, Prior, PriorEntry, Prototype, Timing
+from .schemas import (
+    Estimate,
+    History,
+    ImageEstimate,
+    Keypoint,
+    Link,
+    Memory,
+    Prior,
+    PriorEntry,
+    Prototype,
+    Snapshot,
+    Timing,
+)
 
 __all__ = [
     "Estimate",
+    "History",
     "ImageEstimate",
     "Job",
     "JobStatus",
@@ -19,6 +32,7 @@ __all__ = [
     "Prior",
     "PriorEntry",
     "Prototype",
+    "Snapshot",
     "joined",
     "png_bytes",
 ]

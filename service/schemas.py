@@ -115,11 +115,12 @@ class Prior(BaseModel):
     links: list[Link] = Field(description="the matrix as a list, the strongest first")
     link_width: float = Field(description="sigma squared of the link map, in units of [-1, 1] squared")
     keypoint_prior_source: Literal["memory", "predefined", "random", "mean_pose"] = Field(
+        "memory",
         description="where the keypoint prior comes from: distilled from the memory, predefined or random as the "
-        "settings say, or, with the method autolink, the mean pose of the training pictures"
+        "settings say, or, with the method autolink, the mean pose of the training pictures",
     )
-    method: str = Field(description="ppl, or autolink, which has no prior of its own and no memory")
-    mode: str = Field(description="stills or clips: what the training learned from")
+    method: str = Field("ppl", description="ppl, or autolink, which has no prior of its own and no memory")
+    mode: str = Field("stills", description="stills or clips: what the training learned from")
     settings: dict[str, Any] = Field(description="every setting of the model")
     training: dict[str, Any] = Field(description="job, time, pictures, steps, seconds, device, last losses")
     evaluation: dict[str, Any] | None = Field(

@@ -133,6 +133,14 @@ class ApiDouble:
                 "prototypes": [{"keypoints": [[0, 0], [1, 1]], "codes": [0], "count": 7}],
             }
 
+        @app.get("/priors/{category}/history")
+        async def history(category: str) -> Any:
+            snapshots = [
+                {"step": step, "keypoint_prior": [[-0.5, 0.25], [x, 0.0]], "link_weights": [0.1 + x]}
+                for step, x in ((0, 0.0), (20, 0.5))
+            ]
+            return {"category": "bird", "version": "v1", "snapshots": snapshots}
+
         @app.get("/priors/{category}/link-map")
         async def link_map(category: str) -> Response:
             return Response(png(), media_type="image/png")

@@ -57,6 +57,52 @@ def test_train_sends_the_folder_and_its_settings(ppl: Run, api: ApiDouble, pictu
     assert api.forms[0]["preset"] == ["compact"]
 
 
+def test_train_sends_labels_and_a_prior(ppl: Run, api: ApiDouble, picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("image")
+    (tmp_path / "p.json").write_text("{}")
+
+    first = ppl("train", "bird", picture.parent, "--labels", "l.csv", "--prior", "p.json")
+    second = ppl("train", "bird", picture.parent, "--prior-from", "bird@v1")
+
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert api.forms[0]["labels"] == [("l.csv", b"image")]
+    assert api.forms[0]["prior"] == [("p.json", b"{}")]
+    assert api.forms[1]["prior_from"] == ["bird@v1"]
+
+
+def test_job_shows_what_it_learns_from_and_how_well(ppl: Run, api: ApiDouble) -> None:
+    error = {"error_percent": 4.321, "mean_pose_percent": 11.0}
+    evaluation = {
+        "headline": error,
+        "per_keypoint": error,
+        "summed": {"summed_error": 123.0, "mean_pose_summed_error": 456.0},
+        "train_images": 80,
+        "heldout_images": 20,
+        "labelled_keypoints": 7,
+        "split_from": "names",
+    }
+    api.job_answers = [
+        job_json(status="succeeded", metrics={"mode": "clips", "clips": 5, "images": 100}, evaluation=evaluation)
+    ]
+
+    said = ppl("job", "abc").stdout
+
+    assert "learns from 5 clips, 100 frames" in said
+    assert "4.32 %" in said
+    assert "123.00 px" in said
+    assert "20 held out (a fifth, by a hash of the names)" in said
+    api.job_answers = [job_json(evaluation={"reason": "no keypoint is visible in both"})]
+    assert "no keypoint is visible in both" in ppl("job", "abc").stdout
+
+
+def test_history_tells_how_far_the_prior_moved(ppl: Run) -> None:
+    lines = ppl("history", "bird").stdout.splitlines()
+
+    assert lines[0] == "category bird, version v1: 2 snapshots"
+    assert lines[2].split() == ["0", "-", "0-1", "(0.10)"]
+    assert lines[3].split() == ["20", "0.250", "0-1", "(0.60)"]
+
+
 def test_train_follow_prints_plain_lines_where_there_is_no_terminal(ppl: Run, api: ApiDouble, picture: Path) -> None:
     running = {"step": 5, "total_steps": 20, "fraction": 0.25, "eta_s": 75.0}
     api.job_answers = [
@@ -99,6 +145,7 @@ def test_json_is_all_that_stands_on_stdout(ppl: Run, api: ApiDouble, picture: Pa
         "cancel": ppl("cancel", "abc", "--json"),
         "estimate": ppl("estimate", "bird", picture, "--json"),
         "prior": ppl("prior", "bird", "--json"),
+        "history": ppl("history", "bird", "--json"),
     }
 
     answers = {name: json.loads(done.stdout) for name, done in runs.items()}

@@ -69,6 +69,38 @@ def test_an_archive_is_sent_as_it_is(client: Client, api: ApiDouble, tmp_path: P
     assert api.forms[0]["archive"] == [("birds.tar.gz", b"bytes of an archive")]
 
 
+def test_a_folder_of_videos_is_sent_with_them(client: Client, api: ApiDouble, tmp_path: Path) -> None:
+    (tmp_path / "walk.mp4").write_bytes(b"bytes of a video")
+
+    client.train("bird", tmp_path)
+
+    with zipfile.ZipFile(io.BytesIO(api.forms[0]["archive"][0][1])) as archive:
+        assert archive.namelist() == ["walk.mp4"]
+
+
+def test_labels_and_a_prior_go_along(client: Client, api: ApiDouble, folder: Path, tmp_path: Path) -> None:
+    labels, prior = tmp_path / "labels.csv", tmp_path / "mine.json"
+    labels.write_bytes(b"image,keypoint,x,y")
+    prior.write_bytes(b"{}")
+
+    client.train("bird", folder, labels=labels, prior=prior)
+    client.train("bird", folder, prior={"keypoint_prior": []})
+    client.train("bird", folder, prior_from="bird@v1")
+
+    assert api.forms[0]["labels"] == [("labels.csv", b"image,keypoint,x,y")]
+    assert api.forms[0]["prior"] == [("mine.json", b"{}")]
+    assert api.forms[1]["prior"] == [("prior.json", b'{"keypoint_prior": []}')]
+    assert api.forms[2]["prior_from"] == ["bird@v1"]
+    assert set(api.forms[2]) == {"category", "archive", "prior_from"}
+    with pytest.raises(InputError, match="No such file"):
+        client.train("bird", folder, labels=tmp_path / "absent.csv")
+
+
+def test_history_is_read(client: Client) -> None:
+    history = client.history("bird")
+    assert [snapshot.step for snapshot in history.snapshots] == [0, 20]
+
+
 def test_a_folder_without_pictures_is_refused_before_anything_is_sent(
     client: Client, api: ApiDouble, tmp_path: Path
 ) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from service.client import Client
+from service.client_errors import InputError
 from service.client_types import ImageEstimate, Keypoint
 from service.datalock import DataRootLock
 from service.demo_report import Report, estimate_all, normalised, read_zip, score, versions, write_report
-from service.demo_stack import DemoError
 
 from .api_double import ApiDouble, png, serving
 
@@ -74,7 +74,7 @@ def test_the_scorer_fits_a_linear_map(tmp_path: Path) -> None:
 
 
 def test_a_scorer_that_refuses_is_quoted(tmp_path: Path) -> None:
-    with pytest.raises(DemoError, match="scoring failed"):
+    with pytest.raises(InputError, match="scoring failed"):
         score({}, {}, tmp_path / "absent.json", tmp_path / "predictions.json")
 
 

@@ -1,0 +1,17 @@
+"""What the commands' arguments and options have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout; an error as problem JSON on stderr.")]
+Url = Annotated[
+    str, typer.Option("--url", envvar="PPL_URL", help="Address of the server.", show_envvar=True, metavar="URL")
+]
+Category = Annotated[str, typer.Argument(help="Name of the category: a-z, 0-9, - and _.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
+Version = Annotated[str | None, typer.Option("--version", help="Version of the prior; the active one by default.")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show the progress until the job ends.")]
+URL = "http://127.0.0.1:8000"

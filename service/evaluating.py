@@ -1,0 +1,194 @@
+"""What a category's poses are worth on labelled pictures: poses through POST /estimate, scores by the scorer.
+
+Pictures are fitted to the model's square here, as the server would, and sent as such: with parts of the square
+hidden, they must not be fitted again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .client import PICTURES_A_REQUEST, Client
+from .client_errors import InputError
+from .contract.archives import iter_media
+from .contract.errors import BadPicture, PPLError
+from .contract.members import Member
+from .contract.pictures import PictureLimits, fit_square, is_picture_name, open_picture
+from .scoring import run_scorer
+
+OnDone = Callable[[int, int], object]
+
+
+@dataclass
+class Squares:
+    """Pictures fitted to the model's square.
+
+    Attributes:
+        names: of N pictures, those of an archive or folder with their folders in it.
+        sizes: width and height of each in pixels, EXIF orientation applied.
+        pixels: N squares, uint8 (S, S, 3).
+        skipped: {"name", "reason"} of what could not be read.
+    """
+
+    names: list[str] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    pixels: list[NDArray[np.uint8]] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+
+def read_squares(paths: Sequence[Path], side: int) -> Squares:
+    """Fit pictures to squares of a model's side.
+
+    Args:
+        paths: pictures, folders of them, and zips, tars and tar.gz.
+
+    Raises:
+        InputError: a path that can't be read, a name that comes twice, or no picture at all.
+    """
+    squares = Squares()
+    for name, found in _media(paths):
+        try:
+            if isinstance(found, Member):
+                raise BadPicture("a video; take pictures out of it")
+            if isinstance(found, BadPicture):
+                raise found
+            picture = open_picture(found, PictureLimits())
+        except BadPicture as error:
+            squares.skipped.append({"name": name, "reason": error.detail})
+            continue
+        squares.names.append(name)
+        squares.sizes.append(picture.size)
+        squares.pixels.append(fit_square(picture, side)[0])
+    if not squares.names:
+        reasons = "".join(f"; {item['name']}: {item['reason']}" for item in squares.skipped[:3])
+        raise InputError(f"no picture could be read{reasons}")
+    if len(set(squares.names)) < len(squares.names):
+        twice = next(name for name in squares.names if squares.names.count(name) > 1)
+        raise InputError(f"two pictures are called {twice}; labels could not tell them apart")
+    return squares
+
+
+def estimate_poses(
+    client: Client,
+    category: str,
+    version: str,
+    pixels: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
+    refine_steps: int = 0,
+    on_done: Callable[[int], object] = lambda count: None,
+) -> list[Any]:
+    """The poses of squares after 0 to T refinement steps, N x (T + 1) x K x 2 in [0, 1] of the square."""
+    found: list[Any] = []
+    for first in range(0, len(pixels), PICTURES_A_REQUEST):
+        batch = pixels[first : first + PICTURES_A_REQUEST]
+        answer = client.estimate(category, [_png(square) for square in batch], version, refine_steps, ["trajectory"])
+        for image in answer.images:
+            assert image.trajectory is not None  # it was asked for
+            found.append(
+                [
+                    [((point.x + 0.5) / image.width, (point.y + 0.5) / image.height) for point in pose]
+                    for pose in image.trajectory
+                ]
+            )
+        on_done(len(batch))
+    return found
+
+
+def evaluate_category(
+    client: Client,
+    category: str,
+    paths: Sequence[Path],
+    labels: Path,
+    version: str | None = None,
+    *,
+    occlusion: bool = False,
+    refine_steps: int = 3,
+    plot: Path | None = None,
+    on_done: OnDone = lambda done, total: None,
+) -> dict[str, Any]:
+    """Score a version on labelled pictures: without refinement by every protocol, and if wanted under occlusion.
+
+    Args:
+        labels: CSV, COCO keypoints JSON or JSON as our samples'; where it gives no split, a fifth of the pictures
+            is scored by maps that were fitted on the others.
+        occlusion: also hide parts of the scored pictures, and refine.
+        refine_steps: of the occlusion test.
+        plot: PNG of the occlusion test to write.
+        on_done: told how many poses are there, of how many.
+
+    Returns:
+        "category", "version", "images", "skipped_files", "scores" and, where wanted, "occlusion".
+
+    Raises:
+        InputError: pictures or labels that are of no use. And as the client.
+    """
+    if plot and not occlusion:
+        raise InputError("a plot shows the occlusion test; ask for that too (--occlusion)")
+    prior = client.prior(category, version)
+    squares = read_squares(paths, int(prior.settings["image_size"]))
+    count = len(squares.names)
+    done, total = 0, count
+
+    def tell(more: int) -> None:
+        nonlocal done
+        done += more
+        on_done(done, total)
+
+    poses = estimate_poses(client, category, prior.version, squares.pixels, 0, tell)
+    unrefined = {name: pose[0] for name, pose in zip(squares.names, poses, strict=True)}
+    sizes = dict(zip(squares.names, squares.sizes, strict=True))
+    answer: dict[str, Any] = {
+        "category": category,
+        "version": prior.version,
+        "images": count,
+        "skipped_files": squares.skipped,
+    }
+    with TemporaryDirectory(prefix="ppl-") as folder:
+        work = Path(folder)
+        predictions, split = work / "predictions.json", work / "split.json"
+        predictions.write_text(json.dumps({"pictures": unrefined, "sizes": sizes}))
+        scores = run_scorer("protocols", "--predictions", predictions, "--labels", labels, "--split-out", split)
+        answer["scores"] = scores
+        if not occlusion:
+            return answer
+        names = json.loads(split.read_text())
+        at = {name: index for index, name in enumerate(squares.names)}
+        np.save(work / "heldout.npy", np.stack([squares.pixels[at[name]] for name in names["heldout"]]))
+        masks = run_scorer("masks", "--squares", work / "heldout.npy", "--out", work / "masked")
+        total += len(names["heldout"]) * len(masks["levels"])
+        for level in masks["levels"]:
+            pixels = np.load(work / "masked" / level.pop("file"), mmap_mode="r", allow_pickle=False)
+            level["poses"] = estimate_poses(client, category, prior.version, pixels, refine_steps, tell)
+        train = {name: unrefined[name] for name in names["train"]}
+        predictions.write_text(json.dumps({"train": train, "heldout": names["heldout"], "sizes": sizes, **masks}))
+        drawn = ("--plot", plot) if plot else ()
+        answer["occlusion"] = run_scorer("occlusion", "--predictions", predictions, "--labels", labels, *drawn)
+    return answer
+
+
+def _media(paths: Sequence[Path]) -> Iterator[tuple[str, bytes | BadPicture | Member]]:
+    for path in paths:
+        try:
+            if path.is_file() and is_picture_name(path.name):
+                yield path.name, path.read_bytes()
+            else:
+                yield from iter_media(path)
+        except OSError as error:
+            raise InputError(f"can't read {path}: {error.strerror or error}") from error
+        except PPLError as error:
+            raise InputError(f"can't read {path}: {error.detail}") from error
+
+
+def _png(square: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(square).save(file, "PNG", compress_level=1)
+    return file.getvalue()

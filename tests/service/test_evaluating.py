@@ -1,0 +1,207 @@
+"""``ppl evaluate`` against a small server that sees bright spots: poses come from there, scores from the real scorer."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi import Request
+from PIL import Image
+
+from service.client import Client, InputError
+from service.evaluating import evaluate_category, read_squares
+
+from .api_double import TIMING, ApiDouble, serving
+
+SIDE = 32
+
+
+class Seer(ApiDouble):
+    """Answers /estimate with the centre of the red and of the green light in each picture.
+
+    Attributes:
+        sizes: of all pictures that came.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: set[tuple[int, int]] = set()
+        self.refine_steps: list[int] = []
+
+    def _route(self) -> None:
+        @self.app.get("/priors/{category}")
+        async def prior(category: str) -> Any:
+            return {
+                "category": category,
+                "version": "v1",
+                "num_keypoints": 2,
+                "keypoint_names": None,
+                "keypoint_prior": [[0, 0], [0, 0]],
+                "connectivity_prior": [[0, 1], [1, 0]],
+                "links": [],
+                "link_width": 0.001,
+                "settings": {"image_size": SIDE},
+                "training": {},
+            }
+
+        @self.app.post("/estimate")
+        async def estimate(request: Request) -> Any:
+            form = await self._note(request)
+            steps = int(form["refine_steps"][0])
+            self.refine_steps.append(steps)
+            images = [self._seen(index, data, steps) for index, (_, data) in enumerate(form["images"])]
+            return {"category": form["category"][0], "version": "v1", "images": images, "timing_ms": TIMING}
+
+    def _seen(self, index: int, data: bytes, steps: int) -> dict[str, Any]:
+        image = Image.open(io.BytesIO(data))
+        self.sizes.add(image.size)
+        light = np.asarray(image, dtype=np.float64)[..., :2].clip(150) - 150 + 1e-9
+        ys, xs = np.mgrid[: image.height, : image.width]
+        mass = light.sum((0, 1))
+        points = [
+            {"x": (light[..., c] * xs).sum() / mass[c], "y": (light[..., c] * ys).sum() / mass[c]} for c in (0, 1)
+        ]
+        keypoints = [{"id": c, "score": 1.0, **point} for c, point in enumerate(points)]
+        return {
+            "index": index,
+            "width": image.width,
+            "height": image.height,
+            "keypoints": keypoints,
+            "links": [],
+            "trajectory": [points] * (steps + 1),
+        }
+
+
+@pytest.fixture
+def api() -> Iterator[Seer]:
+    with serving(Seer()) as api:
+        assert isinstance(api, Seer)
+        yield api
+
+
+def drawn(places: np.ndarray) -> bytes:
+    """A picture of 96 x 64 pixels with a red and a green light, in pixels."""
+    ys, xs = np.mgrid[:64, :96]
+    channels = [np.where(np.hypot(xs - x, ys - y) < 5, 255, 0) for x, y in places]
+    file = io.BytesIO()
+    Image.fromarray(np.stack([*channels, np.zeros_like(xs)], axis=-1).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> tuple[Path, Path]:
+    """A folder of pictures, and their labels as CSV: the two lights, in pixels."""
+    rng = np.random.default_rng(3)
+    folder, rows = tmp_path / "photos", ["image,keypoint,x,y,split"]
+    (folder / "sub").mkdir(parents=True)
+    for number in range(30):
+        places = rng.uniform((12, 12), (84, 52), (2, 2))
+        name = f"{'sub/' if number % 2 else ''}{number:03}.png"
+        (folder / name).write_bytes(drawn(places))
+        split = "test" if number % 3 == 0 else "train"
+        rows += [f"{name},{light},{x},{y},{split}" for light, (x, y) in zip(("red", "green"), places, strict=True)]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    return folder, tmp_path / "labels.csv"
+
+
+def test_poses_are_scored_by_every_protocol(api: Seer, photos: tuple[Path, Path]) -> None:
+    with Client(api.url) as client:
+        found = evaluate_category(client, "bird", [photos[0]], photos[1])
+    assert (found["version"], found["images"], found["skipped_files"]) == ("v1", 30, [])
+    scores = found["scores"]
+    assert (scores["train_images"], scores["heldout_images"], scores["split_from"]) == (20, 10, "labels")
+    assert scores["headline"]["error_percent"] < 1.5  # it sees lights to a pixel or so of 32
+    assert scores["headline"]["mean_pose_percent"] > 10
+    assert "summed_error" in scores["summed"]
+    assert api.sizes == {(SIDE, SIDE)}
+    assert set(api.refine_steps) == {0}
+
+
+def test_occlusion_hides_parts_of_the_scored_pictures(api: Seer, photos: tuple[Path, Path]) -> None:
+    told = []
+    with Client(api.url) as client:
+        found = evaluate_category(
+            client,
+            "bird",
+            [photos[0]],
+            photos[1],
+            occlusion=True,
+            refine_steps=2,
+            on_done=lambda done, total: told.append((done, total)),
+        )
+    rows = {(row["kind"], row["level"]): row["errors"] for row in found["occlusion"]["rows"]}
+    assert all(len(errors) == 3 for errors in rows.values())
+    clean = rows.pop(("clean", 0.0))
+    assert clean[0] == pytest.approx(found["scores"]["headline"]["error_percent"], abs=1e-3)
+    assert {kind for kind, _ in rows} == {"random", "centre"}
+    assert rows["random", 0.4][0] > clean[0]
+    assert rows["centre", 12.0][0] > 5 > clean[0]
+    assert set(api.refine_steps) == {0, 2}
+    assert told[-1][0] == told[-1][1] == 30 + 10 * (len(rows) + 1)
+
+
+def test_pictures_may_lie_in_an_archive_or_come_one_by_one(photos: tuple[Path, Path], tmp_path: Path) -> None:
+    names = ["000.png", "sub/001.png"]
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        for name in names:
+            archive.write(photos[0] / name, name)
+        archive.writestr("broken.png", b"no picture")
+    packed = read_squares([tmp_path / "some.zip"], SIDE)
+    single = read_squares([photos[0] / name for name in names], SIDE)
+    assert (packed.names, single.names) == (names, ["000.png", "001.png"])
+    assert packed.sizes == [(96, 64)] * 2
+    np.testing.assert_array_equal(packed.pixels, single.pixels)
+    assert [item["name"] for item in packed.skipped] == ["broken.png"]
+
+
+@pytest.mark.parametrize("what", ["nothing there", "no picture", "a name twice"])
+def test_pictures_of_no_use_are_refused(photos: tuple[Path, Path], tmp_path: Path, what: str) -> None:
+    (tmp_path / "junk.png").write_bytes(b"junk")
+    one = photos[0] / "000.png"
+    paths = {"nothing there": [tmp_path / "absent"], "no picture": [tmp_path / "junk.png"], "a name twice": [one, one]}
+    with pytest.raises(InputError):
+        read_squares(paths[what], SIDE)
+
+
+@pytest.fixture
+def ppl(api: Seer, tmp_path: Path) -> Any:
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "service.cli", "evaluate", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PPL_URL": api.url, "COLUMNS": "120", "NO_COLOR": "1"},
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+def test_command_prints_a_table_or_json(ppl: Any, photos: tuple[Path, Path]) -> None:
+    done = ppl("bird", photos[0], "--labels", photos[1], "--occlusion", "--refine-steps", 1)
+    assert done.returncode == 0, done.stderr
+    assert "headline" in done.stdout
+    assert "1 x refined" in done.stdout
+    answer = ppl("bird", photos[0], "--labels", photos[1], "--json")
+    assert answer.stderr == ""
+    assert json.loads(answer.stdout)["scores"]["heldout_images"] == 10
+
+
+def test_labels_of_no_use_are_quoted(ppl: Any, photos: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("image,keypoint,x,y\nelsewhere.png,nose,3,4\n")
+    done = ppl("bird", photos[0], "--labels", "other.csv", "--json")
+    assert done.returncode == 1
+    assert "elsewhere.png" in json.loads(done.stderr)["detail"]
+    plotted = ppl("bird", photos[0], "--labels", photos[1], "--plot", "o.png", "--json")
+    assert "--occlusion" in json.loads(plotted.stderr)["detail"]
