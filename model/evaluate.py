@@ -4,8 +4,11 @@ Numpy only. In Python: :func:`evaluate`, and the modules that it comes from. As 
 
     python -m model.evaluate --predictions P.json --labels L.json            the headline
     python -m model.evaluate protocols --predictions P.json --labels L       every protocol
+    python -m model.evaluate masks --squares S.npy --out DIR                 occluded pictures, to predict on
+    python -m model.evaluate occlusion --predictions O.json --labels L [--plot OUT.png]
+    python -m model.evaluate skeleton --predictions P.json --labels L --prior prior.json
 
-The files' forms are told in :mod:`model.pairing`, those of labels in :mod:`model.label_files`.
+The files' forms are told in :mod:`model.pairing`, :mod:`model.measuring` and :mod:`model.label_files`.
 """
 
 from __future__ import annotations

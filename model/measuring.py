@@ -1,4 +1,14 @@
-"""The commands of ``python -m model.evaluate``: files in, JSON out. Numpy only; forms in :mod:`model.pairing`."""
+"""The commands of ``python -m model.evaluate``: files in, JSON out. Numpy only.
+
+The forms of predictions are told in :mod:`model.pairing`, those of labels in :mod:`model.label_files`. Occlusion takes
+two steps, for the pictures' poses come from elsewhere:
+
+1. ``masks`` hides parts of held-out squares, uint8 (N, S, S, 3) as NumPy wrote them, and writes a file of squares for
+   each level into a folder. It prints ``{"seed", "levels": [{"kind", "level", "file"}, …]}``.
+2. ``occlusion`` takes the poses of all of them: ``{"train": {name: [[x, y], …]}`` (clean, unrefined), ``"heldout":
+   [name, …]`` (in the order of the squares), ``"seed"``, ``"levels": [{"kind", "level", "poses"}, …]}``, poses being
+   (N, T + 1, K, 2), those of each refinement iteration; coordinates in [0, 1] of the square.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +19,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from model.label_files import read_labels
-from model.pairing import Paired, pair, read_predictions
+from model.maps import fit_maps
+from model.occlusion import cover, levels, occlusion_row, verdict
+from model.pairing import Paired, pair, poses_of, read_predictions, rows_by_split, square_labels
+from model.plots import plot_occlusion
+from model.prior_values import read_prior
 from model.protocols import evaluate, headline, sides
+from model.skeleton import STRONG, skeleton_scores
 
 
 def run(arguments: list[str]) -> int:
@@ -46,8 +63,62 @@ def _protocols(options: argparse.Namespace) -> dict[str, Any]:
     """Every protocol that applies, over the pictures that have both a prediction and a label."""
     labels = read_labels(options.labels)
     paired = pair(read_predictions(options.predictions), labels)
+    if options.split_out:
+        options.split_out.write_text(json.dumps(paired.names))
     swap = sides(labels.keypoint_names)
     return evaluate(paired.splits["train"], paired.splits["heldout"], swap) | _told(paired)
+
+
+def _masks(options: argparse.Namespace) -> dict[str, Any]:
+    """Hide parts of squares at every level of occlusion, a file each."""
+    squares = np.load(options.squares, mmap_mode="r", allow_pickle=False)
+    if squares.dtype != np.uint8 or squares.ndim != 4 or squares.shape[-1] != 3:
+        raise ValueError(f"the squares are {squares.dtype} {squares.shape}; expected uint8 (N, S, S, 3)")
+    options.out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for kind, level, hidden in levels(len(squares), options.seed):
+        file = options.out / f"{kind}-{level:g}.npy"
+        np.save(file, cover(squares, hidden))
+        written.append({"kind": kind, "level": level, "file": file.name})
+    return {"seed": options.seed, "levels": written}
+
+
+def _occlusion(options: argparse.Namespace) -> dict[str, Any]:
+    """The error at each refinement iteration at every level of occlusion, and what that says of refinement."""
+    predictions, labels = read_predictions(options.predictions), read_labels(options.labels)
+    sizes = predictions.get("sizes") or {}
+    rows = rows_by_split(predictions, labels)
+    train = (poses_of(predictions["train"], list(rows["train"])), *square_labels(labels, rows["train"], sizes))
+    truth, visibility = square_labels(labels, rows["heldout"], sizes)
+    heldout = list(predictions["heldout"])
+    chosen = [index for index, name in enumerate(heldout) if name in rows["heldout"]]
+    hidden = {(kind, level): patches[chosen] for kind, level, patches in levels(len(heldout), predictions["seed"])}
+    maps = fit_maps(*train)
+    table = []
+    for entry in predictions["levels"]:
+        kind, level = entry["kind"], float(entry["level"])
+        if (kind, level) not in hidden:
+            raise ValueError(f"there is no level {kind} {level:g}; expected those that 'masks' wrote")
+        if len(entry["poses"]) != len(heldout):
+            raise ValueError(f"{kind} {level:g} has {len(entry['poses'])} poses for {len(heldout)} pictures")
+        poses = poses_of(dict(zip(heldout, entry["poses"], strict=True)), list(rows["heldout"]))
+        table.append(occlusion_row(kind, level, hidden[kind, level], poses, truth, visibility, maps))
+    if options.plot:
+        plot_occlusion(table, options.plot)
+    counts = {f"{split}_images": len(group) for split, group in rows.items()}
+    return {"rows": table, "refinement": verdict(table)} | counts
+
+
+def _skeleton(options: argparse.Namespace) -> dict[str, Any]:
+    """The prior against the true skeleton that the labels name."""
+    labels = read_labels(options.labels)
+    splits = pair(read_predictions(options.predictions), labels).splits
+    keypoints, truth, visibility = (
+        np.concatenate(parts) for parts in zip(splits["train"], splits["heldout"], strict=True)
+    )
+    prior = read_prior(json.loads(options.prior.read_text()))
+    points, weights = np.array(prior.keypoint_prior), np.array(prior.link_weights)
+    return skeleton_scores(points, weights, keypoints, truth, visibility, labels.edges, strong=options.strong)
 
 
 def _told(paired: Paired) -> dict[str, Any]:
@@ -59,11 +130,23 @@ def _told(paired: Paired) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m model.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m model.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, command in (("headline", _headline), ("protocols", _protocols)):
-        added = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
-        added.set_defaults(command=command)
-        added.add_argument("--predictions", type=Path, required=True, help="JSON: split: {name: [[x, y], …] in [0, 1]}")
-        added.add_argument("--labels", type=Path, required=True, help="CSV, COCO keypoints JSON or samples JSON")
+    added = {}
+    for command in (_headline, _protocols, _masks, _occlusion, _skeleton):
+        name = command.__name__.removeprefix("_")
+        added[name] = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
+        added[name].set_defaults(command=command)
+        if command is not _masks:
+            added[name].add_argument("--predictions", type=Path, required=True, help="JSON")
+            added[name].add_argument("--labels", type=Path, required=True, help="CSV, COCO or samples JSON")
+    added["protocols"].add_argument("--split-out", type=Path, help="JSON to write: the pictures' names by split")
+    added["masks"].add_argument("--squares", type=Path, required=True, help="NumPy file, uint8 (N, S, S, 3)")
+    added["masks"].add_argument("--out", type=Path, required=True, help="folder to write to")
+    added["masks"].add_argument("--seed", type=int, default=0, help="of the random masks")
+    added["occlusion"].add_argument("--plot", type=Path, help="PNG to write; needs the extra 'plots'")
+    added["skeleton"].add_argument("--prior", type=Path, required=True, help="a prior as GET /priors exports it")
+    added["skeleton"].add_argument("--strong", type=float, default=STRONG, help="share of the strongest link's weight")
     return parser

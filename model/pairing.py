@@ -66,10 +66,8 @@ def pair(predictions: Mapping[str, Any], labels: Labels) -> Paired:
     Raises:
         ValueError: a name fits no or two labels, a size is unknown, or a split would be empty.
     """
-    rows, split_from = _rows(predictions, labels)
-    empty = [split for split, group in rows.items() if not group]
-    if empty:
-        raise LabelsError(f"no labelled picture is in '{empty[0]}'; both splits are needed, split by {split_from}")
+    rows = rows_by_split(predictions, labels)
+    split_from = "predictions" if "pictures" not in predictions else "labels" if labels.split else "names"
     splits = {
         split: (
             poses_of(predictions.get(split) or predictions["pictures"], list(group)),
@@ -109,20 +107,29 @@ def poses_of(poses: Mapping[str, Any], names: Sequence[str]) -> Array:
     return stacked
 
 
-def _rows(predictions: Mapping[str, Any], labels: Labels) -> tuple[dict[str, dict[str, int]], str]:
-    """By split, the row of the labels for each picture that has one; and who split them."""
-    if "pictures" not in predictions:
+def rows_by_split(predictions: Mapping[str, Any], labels: Labels) -> dict[str, dict[str, int]]:
+    """For "train" and "heldout", the row of the labels for each predicted picture that has one.
+
+    Raises:
+        LabelsError: a name fits two labels, or no picture of a split has a label.
+    """
+    if "pictures" in predictions:
+        found = _found(labels, list(predictions["pictures"]))
+        said = [labels.split[row] for row in found.values()] if labels.split else hashed_split(list(found))
+        split_of = dict(zip(found, said, strict=True))
+        rows = {
+            split: {n: row for n, row in found.items() if split_of[n] == called} for split, called in _SPLITS.items()
+        }
+    else:
         rows = {}
         for split, called in _SPLITS.items():
             mine = [row for row in range(len(labels)) if labels.split is None or labels.split[row] == called]
             found = _found(labels.rows(mine), list(predictions[split]))
             rows[split] = {name: mine[row] for name, row in found.items()}
-        return rows, "predictions"
-    found = _found(labels, list(predictions["pictures"]))
-    said = [labels.split[row] for row in found.values()] if labels.split else hashed_split(list(found))
-    by_split = dict(zip(found, said, strict=True))
-    rows = {s: {name: row for name, row in found.items() if by_split[name] == called} for s, called in _SPLITS.items()}
-    return rows, "labels" if labels.split else "names"
+    empty = [split for split, group in rows.items() if not group]
+    if empty:
+        raise LabelsError(f"no labelled picture is in '{empty[0]}'; pictures are needed to fit on, and others to score")
+    return rows
 
 
 def _found(labels: Labels, names: list[str]) -> dict[str, int]:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _AXES = {"random": "share of hidden patches, at random", "centre": "hidden centred square, patches of 16"}
 _WIDTH_IN, _HEIGHT_IN, _DPI = 9.0, 4.0, 120
@@ -15,11 +19,15 @@ class PlotsUnavailableError(ImportError):
 
 
 def plot_occlusion(rows: Sequence[dict[str, Any]], path: Path, title: str = "") -> None:
-    """The occlusion table as a PNG: error by level, a line for each refinement iteration, a panel for each kind.
+    """The occlusion table as a PNG; see :func:`occlusion_figure`, which raises the same."""
+    occlusion_figure(rows, title).savefig(path, format="png")
+
+
+def occlusion_figure(rows: Sequence[dict[str, Any]], title: str = "") -> Figure:
+    """Error by level of occlusion, a line for each refinement iteration, a panel for each kind.
 
     Args:
         rows: of :func:`model.occlusion.occlusion_table`; the clean row is level 0 of both panels.
-        path: of the PNG.
         title: above the panels.
 
     Raises:
@@ -38,17 +46,21 @@ def plot_occlusion(rows: Sequence[dict[str, Any]], path: Path, title: str = "") 
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     for panel, kind in zip(panels, kinds, strict=True):
-        drawn = sorted((row for row in rows if row["kind"] in ("clean", kind)), key=lambda row: float(row["level"]))
-        levels = [row["level"] for row in drawn]
-        for iteration in range(len(drawn[0]["errors"])):
-            label = "no refinement" if iteration == 0 else f"iteration {iteration}"
-            panel.plot(levels, [row["errors"][iteration] for row in drawn], marker="o", markersize=3, label=label)
-        panel.set_xlabel(_AXES[kind])
-        panel.set_xticks(levels)
-        panel.set_ylim(bottom=0)
-        panel.grid(alpha=0.3)
+        _draw(panel, kind, rows)
+    panels[0].set_ylim(bottom=0)  # only now: it ends the fitting to the lines
     panels[0].set_ylabel("error, % of the image side")
     panels[0].legend()
     if title:
         figure.suptitle(title)
-    figure.savefig(path, format="png")
+    return figure
+
+
+def _draw(panel: Axes, kind: str, rows: Sequence[dict[str, Any]]) -> None:
+    drawn = sorted((row for row in rows if row["kind"] in ("clean", kind)), key=lambda row: float(row["level"]))
+    levels = [row["level"] for row in drawn]
+    for iteration in range(len(drawn[0]["errors"])):
+        label = "no refinement" if iteration == 0 else f"iteration {iteration}"
+        panel.plot(levels, [row["errors"][iteration] for row in drawn], marker="o", markersize=3, label=label)
+    panel.set_xlabel(_AXES[kind])
+    panel.set_xticks(levels)
+    panel.grid(alpha=0.3)

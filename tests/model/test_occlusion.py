@@ -19,7 +19,7 @@ from model.occlusion import (
     random_patches,
     verdict,
 )
-from model.plots import plot_occlusion
+from model.plots import occlusion_figure, plot_occlusion
 
 
 @pytest.fixture
@@ -169,10 +169,19 @@ def test_plot_is_a_picture_with_both_kinds(tmp_path):
         plot_occlusion(rows[:1], tmp_path / "none.png")
 
 
+def test_every_error_lies_within_its_panel():
+    rows = [row("clean", 0.0, 4.0, 4.1), row("random", 0.2, 6.0, 5.0), row("centre", 4.0, 70.0, 5.0)]
+    for panel in occlusion_figure(rows).axes:
+        low, high = panel.get_ylim()
+        heights = [y for line in panel.get_lines() for y in line.get_ydata()]
+        assert low == 0 < max(heights) < high
+        assert len(heights) == 4
+
+
 def test_plot_without_matplotlib_names_the_extra(tmp_path):
     script = (
         "import sys; sys.modules['matplotlib'] = None\n"
-        "from model.plots import plot_occlusion\n"
+        "from model.plots import occlusion_figure, plot_occlusion\n"
         "plot_occlusion([], 'x.png')"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)

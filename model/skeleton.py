@@ -1,0 +1,214 @@
+"""The prior against the true skeleton, where that is known. Numpy only.
+
+A link is **strong** where its weight is at least a share (0.25) of the strongest link's. Two ways to say which of them
+are right, for a learned keypoint may lie between two joints:
+
+- **geometric**: drawn in every picture. A link follows the skeleton in a picture where at least 80 % of its length
+  lies within 5 % of the image side of some true limb. Precision: the mean over strong links and pictures of
+  following. Recall: the share of the true limbs' length, over all pictures, that lies within 5 % of some strong link.
+- **matched**: each keypoint stands for one joint at most (the one-to-one matching of least mean distance over the
+  pictures; a pair more than 10 % of the side apart is none). A strong link is right where the way along the skeleton
+  between its two joints has at most three limbs and passes no joint that has a keypoint of its own. Precision: the
+  share of strong links that are right; one with an unmatched end is wrong. Recall: the share of limbs on the way of
+  some right link.
+
+Beside each precision stands that of all links alike ("chance_precision"): on a slim animal many a link follows.
+
+**Procrustes**: how far the keypoint prior is from the mean true pose (each joint's mean position) once position, size
+and rotation are taken away; no mirroring. The distance is sqrt(1 - s²), s the best alignment of the two point sets
+scaled to unit norm: 0 alike, 1 unrelated. "mapped" takes the prior to the joints by the linear maps with bias that
+score the poses (:func:`model.maps.fit_maps`); keypoints that say nothing would map to the mean pose whatever the prior
+is, so "matched" compares the matched keypoints as they are (at least three). "typical" is the mean distance of one
+true pose from the mean pose.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.maps import Array, apply_maps, check_split, fit_maps, mean_pose
+from model.matching import Edges, Matching, limbs_of, match_joints
+
+STRONG = 0.25
+TOLERANCE = 0.05
+FOLLOWING = 0.8
+MOST_MATCH_DISTANCE = 0.1
+MOST_LIMBS = 3
+_NO_EXTENT = 1e-9
+_SAMPLES = 32  # points along a link or limb
+_MOST_PICTURES = 512  # drawn for the geometric form, evenly spaced
+
+
+def skeleton_scores(
+    keypoint_prior: Array,
+    link_weights: Array,
+    keypoints: Array,
+    labels: Array,
+    visibility: Array,
+    edges: Edges,
+    *,
+    strong: float = STRONG,
+) -> dict[str, Any]:
+    """All that is said above of one learned prior.
+
+    Args:
+        keypoint_prior: (K, 2) in [-1, 1].
+        link_weights: (L,), at least 0, over the pairs i < j in row-major order.
+        keypoints: (N, K, 2) learned keypoints of the pictures in [0, 1].
+        labels: (N, J, 2) true joints in [0, 1].
+        visibility: (N, J), non-zero where a joint's place is known; in a rendered set also where it can't be seen.
+        edges: pairs of joints, the true limbs.
+        strong: share of the strongest weight from which on a link is strong.
+
+    Returns:
+        "strong_links" [[i, j, weight, share of pictures where it follows], …] by falling weight, "geometric",
+        "matched" and "procrustes".
+
+    Raises:
+        ValueError: shapes do not fit, there are no limbs, or none is known in any picture.
+    """
+    check_split(keypoints, labels, visibility)
+    count, joints = keypoints.shape[1], labels.shape[1]
+    if keypoint_prior.shape != (count, 2) or link_weights.shape != (count * (count - 1) // 2,):
+        raise ValueError(f"a prior of {keypoint_prior.shape} and {len(link_weights)} links for {count} keypoints")
+    if not edges or not all(0 <= end < joints for edge in edges for end in edge):
+        raise ValueError(f"the skeleton is {list(edges)[:3]}…; expected pairs from 0 to {joints - 1}")
+    if not (np.isfinite(link_weights).all() and (link_weights >= 0).all() and link_weights.max() > 0 < strong <= 1):
+        raise ValueError(
+            "link weights must be finite and not negative, one above 0, and 'strong' above 0 and at most 1"
+        )
+    links = np.stack(np.triu_indices(count, 1), axis=1)
+    is_strong = link_weights >= strong * link_weights.max()
+    matching = match_joints(keypoints, labels, visibility, MOST_MATCH_DISTANCE)
+    follows, geometric = _geometric(links, is_strong, keypoints, labels, visibility, edges)
+    by_weight = [int(link) for link in np.argsort(-link_weights, kind="stable") if is_strong[link]]
+    return {
+        "strong_links": [[*links[n].tolist(), float(link_weights[n]), float(follows[n])] for n in by_weight],
+        "geometric": geometric,
+        "matched": _matched(links, is_strong, matching, edges),
+        "procrustes": _procrustes_scores((keypoint_prior + 1) / 2, matching, keypoints, labels, visibility),
+    }
+
+
+def procrustes(points: Array, truth: Array) -> tuple[float, float]:
+    """The Procrustes distance of two point sets (P, 2), as told above.
+
+    Returns:
+        The distance in [0, 1], and the root mean square residual a point once ``points`` is laid on ``truth``, in
+        units of ``truth``.
+
+    A set without extent is like no other: distance 1.
+
+    Raises:
+        ValueError: all points of ``truth`` are the same.
+    """
+    a, b = points - points.mean(0), truth - truth.mean(0)
+    norm_a, norm_b = np.linalg.norm(a), np.linalg.norm(b)
+    if norm_b < _NO_EXTENT:
+        raise ValueError("all true points are the same; expected a shape")
+    product = (a / max(norm_a, _NO_EXTENT)).T @ (b / norm_b)
+    turned = np.linalg.svd(product, compute_uv=False)
+    alignment = turned[0] + np.sign(np.linalg.det(product)) * turned[1]
+    distance = float(np.sqrt(max(0.0, 1 - alignment**2)))
+    return distance, float(distance * norm_b / np.sqrt(len(b)))
+
+
+def _geometric(
+    links: NDArray[np.int64],
+    strong: NDArray[np.bool_],
+    keypoints: Array,
+    labels: Array,
+    visibility: Array,
+    edges: Edges,
+) -> tuple[Array, dict[str, float]]:
+    """Of each link, the share of pictures where it follows (L,); and the numbers."""
+    ends = np.array(edges)
+    known: NDArray[np.bool_] = np.logical_and.reduce(visibility[:, ends] > 0, axis=2)
+    rows = np.flatnonzero(known.any(1))
+    if not len(rows):
+        raise ValueError("no limb has both of its ends known in any picture")
+    rows = rows[np.linspace(0, len(rows) - 1, min(_MOST_PICTURES, len(rows))).round().astype(int)]
+    limbs = np.where(np.expand_dims(known[rows], (2, 3)), labels[rows][:, ends], np.inf)
+    drawn = keypoints[rows][:, links]
+    share = np.stack([_within(drawn[:, link], limbs).mean(1) for link in range(len(links))], axis=1)
+    follows = share >= FOLLOWING
+    length = np.linalg.norm(drawn[..., 1, :] - drawn[..., 0, :], axis=-1)
+    covered, total = 0.0, 0.0
+    for limb in range(len(ends)):
+        here = known[rows, limb]
+        pieces = limbs[here, limb]
+        weight = np.linalg.norm(pieces[:, 1] - pieces[:, 0], axis=-1)
+        covered += float((weight * _within(pieces, drawn[here][:, strong]).mean(1)).sum())
+        total += float(weight.sum())
+    precision, recall = float(follows[:, strong].mean()), covered / total if total else 0.0
+    return follows.mean(0), {
+        "precision": precision,
+        "recall": recall,
+        "f1": _f1(precision, recall),
+        "precision_by_length": float((share * length)[:, strong].sum() / max(length[:, strong].sum(), 1e-12)),
+        "chance_precision": float(follows.mean()),
+    }
+
+
+def _within(pieces: Array, segments: Array) -> NDArray[np.bool_]:
+    """Which points along a piece (n, 2, 2) lie within the tolerance of one of the segments (n, E, 2, 2): (n, P).
+
+    A segment at infinity is near to nothing.
+    """
+    t = ((np.arange(_SAMPLES) + 0.5) / _SAMPLES)[:, None]
+    points = pieces[:, None, 0] * (1 - t) + pieces[:, None, 1] * t  # (n, P, 2)
+    near = np.zeros(points.shape[:2], dtype=np.bool_)
+    for segment in range(segments.shape[1]):
+        start, end = segments[:, None, segment, 0], segments[:, None, segment, 1]
+        known = np.logical_and.reduce(np.isfinite(start), axis=-1)
+        start, end = (np.where(np.expand_dims(known, -1), place, 0) for place in (start, end))
+        along = end - start
+        square = (along**2).sum(-1).clip(1e-18)
+        part = (((points - start) * along).sum(-1) / square).clip(0, 1)
+        apart = np.linalg.norm(points - start - part[..., None] * along, axis=-1)
+        near |= known & (apart <= TOLERANCE)
+    return near
+
+
+def _matched(links: NDArray[np.int64], strong: NDArray[np.bool_], matching: Matching, edges: Edges) -> dict[str, Any]:
+    ways = [limbs_of(i, j, matching.joint_of, edges, MOST_LIMBS) for i, j in links.tolist()]
+    right = np.array([way is not None for way in ways])
+    covered = {limb for way, is_strong in zip(ways, strong, strict=True) if way and is_strong for limb in way}
+    precision, recall = float(right[strong].mean()), len(covered) / len(edges)
+    return {
+        "precision": precision,
+        "recall": recall,
+        "f1": _f1(precision, recall),
+        "chance_precision": float(right.mean()),
+        "joint_of": [int(joint) if joint >= 0 else None for joint in matching.joint_of],
+        "mean_distance_percent": float(100 * matching.distance[matching.joint_of >= 0].mean())
+        if (matching.joint_of >= 0).any()
+        else None,
+    }
+
+
+def _procrustes_scores(
+    prior: Array, matching: Matching, keypoints: Array, labels: Array, visibility: Array
+) -> dict[str, Any]:
+    seen = np.flatnonzero((visibility > 0).any(0))
+    mean = mean_pose(labels, visibility)
+    mapped = apply_maps(prior[None], fit_maps(keypoints, labels[:, seen], visibility[:, seen]))[0]
+    whole = labels[:, seen][(visibility[:, seen] > 0).all(1)]
+    typical = [procrustes(pose, mean[seen])[0] for pose in whole]
+    chosen = np.flatnonzero(matching.joint_of >= 0)
+    scores = {"mapped": _told(mapped, mean[seen])}
+    if len(chosen) >= 3:
+        scores["matched"] = _told(prior[chosen], mean[matching.joint_of[chosen]])
+    return scores | {"typical": float(np.mean(typical)) if typical else None, "matched_keypoints": len(chosen)}
+
+
+def _told(points: Array, truth: Array) -> dict[str, float]:
+    distance, residual = procrustes(points, truth)
+    return {"distance": distance, "residual_percent": 100 * residual}
+
+
+def _f1(precision: float, recall: float) -> float:
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
