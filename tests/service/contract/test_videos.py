@@ -1,0 +1,308 @@
+"""Videos are decoded in a process of their own, within limits, up to their first damage."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from service.contract import videos
+from service.contract.videoindex import evenly
+from service.contract.videos import BadVideo, NoDecoder, VideoLimits, frame_name, is_video, is_video_name, iter_frames
+
+RED = (255, 0, 0)
+MANY = 10_000
+
+
+@pytest.fixture
+def put(tmp_path: Path, video: Callable[..., bytes]) -> Callable[..., Path]:
+    """put(…) writes a video, put(data=…) any bytes."""
+
+    def _put(data: bytes | None = None, kind: str = "mp4", **options: object) -> Path:
+        path = tmp_path / f"clip.{kind}"
+        path.write_bytes(video(kind=kind, **options) if data is None else data)
+        return path
+
+    return _put
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """The decoding processes that were started."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Noted(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)  # type: ignore[call-overload]
+            started.append(self)
+
+    monkeypatch.setattr(videos.subprocess, "Popen", Noted)
+    return started
+
+
+def read(path: Path, count: int = MANY, limits: VideoLimits | None = None) -> tuple[dict[int, Image.Image], str]:
+    """What a video gives: its frames by number, and why it ended early, if it did."""
+    found: dict[int, Image.Image] = {}
+    try:
+        for number, image in iter_frames(path, count, limits):
+            assert number not in found
+            found[number] = image
+    except BadVideo as error:
+        return found, str(error)
+    return found, ""
+
+
+def level(image: Image.Image) -> float:
+    """The grey that tells a frame's number, taken away from the red corner."""
+    return float(np.asarray(image)[image.height * 3 // 4, image.width * 3 // 4].mean())
+
+
+def assert_numbered(found: dict[int, Image.Image]) -> None:
+    for number, image in found.items():
+        assert level(image) == pytest.approx(4 * number, abs=5), f"frame {number} is another one"
+
+
+@pytest.mark.parametrize(
+    ("kind", "codec"),
+    [
+        ("mp4", "libx264"),
+        ("m4v", "mpeg4"),
+        ("mov", "mjpeg"),
+        ("avi", "mpeg4"),
+        ("avi", "mjpeg"),
+        ("mkv", "libx264"),
+        ("webm", "libvpx"),
+        ("webm", "libvpx-vp9"),
+    ],
+)
+def test_every_frame_of_every_kind_comes_in_order_with_its_number(put, kind, codec):
+    found, problem = read(put(kind=kind, codec=codec, frames=14))
+    assert problem == ""
+    assert list(found) == list(range(14))
+    assert {image.size for image in found.values()} == {(48, 32)}
+    assert {image.mode for image in found.values()} == {"RGB"}
+    assert_numbered(found)
+
+
+def test_frames_are_evenly_spaced_over_the_whole_video(put):
+    found, _ = read(put(frames=50), 5)
+    assert list(found) == [5, 15, 25, 35, 45]
+    assert_numbered(found)
+
+
+@given(count=st.integers(1, 300), total=st.integers(0, 5000))
+def test_spacing_is_even(count, total):
+    picks = evenly(count, total)
+    assert len(picks) == min(count, total)
+    assert picks == sorted(set(picks))
+    if total > count:
+        gaps = np.diff([-1 - picks[0], *picks, 2 * total - picks[-1] - 1])  # mirrored at both ends
+        assert gaps.max() - gaps.min() <= 2
+
+
+def test_sound_beside_the_pictures_does_not_matter(put):
+    found, problem = read(put(frames=10, sound=True))
+    assert problem == ""
+    assert list(found) == list(range(10))
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("turned", [0, 90, 180, 270])
+def test_frames_are_turned_and_mirrored_as_players_do(put, turned, mirrored):
+    found, _ = read(put(frames=2, orientation=(turned, mirrored), kind="mov"))
+    stored = Image.new("RGB", (48, 32))
+    stored.paste(RED, (0, 0, 8, 8))
+    shown = stored.rotate(turned, expand=True)  # counter-clockwise, as the file's angle is written
+    if mirrored:
+        shown = shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    assert found[0].size == shown.size
+    np.testing.assert_allclose(np.asarray(found[0]), np.asarray(shown), atol=60)
+
+
+@pytest.mark.parametrize(("aspect", "size"), [(Fraction(2), (96, 32)), (Fraction(1, 2), (48, 64))])
+def test_pixels_that_are_not_square_are_made_so(put, aspect, size):
+    found, _ = read(put(frames=2, aspect=aspect))
+    assert found[0].size == size
+
+
+def test_of_a_long_video_only_key_frames_are_decoded(put):
+    path = put(frames=60, gop=10)
+    with av.open(str(path)) as container:
+        keys = {number for number, frame in enumerate(container.decode(video=0)) if frame.key_frame}
+    assert len(keys) < 10
+    found, problem = read(path, 4, VideoLimits(max_frames=20))
+    assert problem == ""
+    assert len(found) == 4
+    assert set(found) <= keys
+    assert_numbered(found)
+
+
+def test_of_a_long_video_with_few_key_frames_there_are_fewer_frames(put):
+    found, _ = read(put(frames=60, gop=30), 12, VideoLimits(max_frames=20))
+    assert 1 < len(found) <= 3
+    assert_numbered(found)
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (VideoLimits(max_pixels=48 * 32 - 1), "48 x 32 pixels; at most 1535"),
+        (VideoLimits(min_side_px=33), "each side must have at least 33"),
+        (VideoLimits(max_bytes=1000), "at most 1000 are read"),
+        (VideoLimits(max_duration_s=1), "it lasts 2 seconds; at most 1"),
+        (VideoLimits(timeout_s=0), "took more than 0 seconds"),
+        (VideoLimits(memory_bytes=2**20), "memory|gave it up|crashed"),
+    ],
+)
+def test_video_beyond_a_limit_is_refused_with_the_reason(put, limits, reason):
+    with pytest.raises(BadVideo, match=reason):
+        list(iter_frames(put(frames=50), 5, limits))
+
+
+def test_frames_that_need_more_memory_than_allowed_do_not_get_it(put):
+    path = put(frames=2, size=(4000, 3000), kind="mov")
+    assert len(read(path)[0]) == 2
+    found, problem = read(path, limits=VideoLimits(memory_bytes=280 * 2**20))
+    assert not found
+    assert problem
+
+
+@pytest.mark.parametrize("kind", ["mp4", "avi", "mkv", "webm"])
+def test_video_cut_short_gives_the_frames_before_the_cut_and_says_so(put, video, kind):
+    whole = video(frames=60, kind=kind)
+    found, problem = read(put(whole[: len(whole) * 3 // 4], kind))
+    assert "damaged" in problem or "ends early" in problem
+    assert 5 < len(found) < 60
+    assert_numbered(found)
+
+
+def test_damage_in_the_middle_ends_a_video_there(put, video):
+    data = bytearray(video(frames=40))
+    middle = data.index(b"mdat") + (len(data) - data.index(b"mdat")) * 2 // 3
+    data[middle : middle + 4] = b"\x55" * 4
+    found, problem = read(put(bytes(data)))
+    assert "damaged" in problem
+    assert 5 < len(found) < 40
+    assert_numbered(found)
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", os.urandom(5000)], ids=["empty", "text", "noise"])
+def test_what_is_no_video_is_refused(put, data):
+    found, problem = read(put(data))
+    assert not found
+    assert "not a video" in problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{other}\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile other.mp4\n",
+        "<?xml version='1.0'?><MPD><Period><AdaptationSet><BaseURL>{other}</BaseURL></AdaptationSet></Period></MPD>",
+    ],
+    ids=["hls", "concat", "dash"],
+)
+def test_playlist_does_not_make_the_server_read_other_files(put, video, tmp_path, text):
+    other = tmp_path / "other.mp4"
+    other.write_bytes(video())
+    found, problem = read(put(text.format(other=other).encode()))
+    assert not found
+    assert "not a video" in problem
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_damaged_bytes_give_true_frames_or_a_reason(put, video, seed):
+    """Whatever the damage, nothing but BadVideo comes out, and no frame of another size."""
+    generator = np.random.default_rng(seed)
+    data = bytearray(video(frames=20, kind=["mp4", "avi", "webm"][seed % 3]))
+    for place in generator.integers(40, len(data), 8):
+        data[place] = generator.integers(256)
+    found, _ = read(put(bytes(data)), 10)
+    assert all(image.mode == "RGB" for image in found.values())
+
+
+def test_without_pyav_the_error_names_the_extra(put, monkeypatch):
+    path = put(frames=2)
+    monkeypatch.setattr(videos.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(NoDecoder, match=r"pose-prior-learner\[video\]"):
+        next(iter_frames(path, 2))
+
+
+def test_decoder_that_dies_is_told_and_the_frames_before_it_are_kept(put, processes):
+    frames = iter_frames(put(frames=200, size=(640, 480)), MANY)
+    first = next(frames)
+    os.kill(processes[0].pid, signal.SIGKILL)
+    with pytest.raises(BadVideo, match="signal 9"):
+        list(frames)
+    assert first[0] == 0
+
+
+def test_what_check_raises_ends_the_decoding_at_once(put, processes):
+    class Enough(Exception):  # noqa: N818
+        pass
+
+    def check() -> None:
+        if processes:
+            raise Enough
+
+    with pytest.raises(Enough):
+        list(iter_frames(put(frames=50), MANY, check=check))
+    assert processes[0].poll() is not None
+
+
+def test_frames_that_nobody_wants_any_more_end_the_decoder(put, processes):
+    frames = iter_frames(put(frames=50), MANY)
+    next(frames)
+    frames.close()
+    assert processes[0].poll() is not None
+
+
+def test_pyav_is_loaded_in_the_decoding_process_alone():
+    code = (
+        "import sys, service.contract.videos, service.contract.archives, worker.preparation; print('av' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("kind", "codec"), [("mp4", ""), ("mov", ""), ("avi", ""), ("mkv", ""), ("webm", ""), ("m4v", "")]
+)
+def test_video_is_known_by_its_first_bytes(video, kind, codec):
+    assert is_video(video(frames=2, kind=kind, codec=codec)[:12])
+
+
+def test_other_files_are_not_taken_for_videos():
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("the_free_dogs.jpg"))  # a box of QuickTime may be called free
+    webp = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(webp, "WEBP")
+    heads = [
+        tar.getvalue(),
+        webp.getvalue(),
+        b"PK\x03\x04" + bytes(8),
+        b"\x1f\x8b" + bytes(10),
+        b"\0\0\0\x18ftypheic",
+        b"",
+    ]
+    assert not any(is_video(head[:12]) for head in heads)
+
+
+def test_names():
+    assert is_video_name("a/b/Walk.MP4")
+    assert not is_video_name("walk.mp4.jpg")
+    assert frame_name("a/walk.mp4", 12) == "a/walk.mp4#000012"
