@@ -119,23 +119,6 @@ def read_pack(path: Path, side: int) -> Pack:
     return Pack(path.stem, parts["train"], parts["test"], names, edges)
 
 
-def swap_of(names: tuple[str, ...]) -> list[int] | None:
-    """For each keypoint the index of its mirror image by name (``_L`` and ``_R``, ``left_`` and ``right_``), itself
-    where it has none; None where no keypoint has one."""
-    mirrored = [names.index(other) if (other := _mirror(name)) in names else index for index, name in enumerate(names)]
-    return None if mirrored == list(range(len(names))) else mirrored
-
-
-def _mirror(name: str) -> str:
-    for here, there in (("_L", "_R"), ("_R", "_L")):
-        if name.endswith(here):
-            return name.removesuffix(here) + there
-    for here, there in (("left_", "right_"), ("right_", "left_")):
-        if name.startswith(here):
-            return there + name.removeprefix(here)
-    return ""
-
-
 def _square(jpeg: bytes, side: int, what: str) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(jpeg)) as opened:

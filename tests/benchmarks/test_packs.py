@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.packs import PackError, read_pack, swap_of
+from benchmarks.packs import PackError, read_pack
 from model.data import fit_picture
 
 from .drawn_pack import NAMES, pack_values
@@ -73,8 +73,3 @@ def test_file_that_is_no_archive_is_refused(tmp_path):
     (tmp_path / "pack.npz").write_text(json.dumps({"jpeg_blob": []}))
     with pytest.raises(PackError, match=r"pack.npz is no image pack"):
         read_pack(tmp_path / "pack.npz", 32)
-
-
-def test_left_and_right_are_swapped_by_name_in_either_style():
-    assert swap_of(NAMES) == [0, 2, 1, 4, 3]
-    assert swap_of(("nose", "paw_L", "left_eye")) is None  # no partner

@@ -1,0 +1,92 @@
+"""What a trained model is measured by: the protocols at several refinements, occlusion curves, its prior's skeleton."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.packs import Pack, Part
+from model.maps import Split, fit_maps
+from model.occlusion import occlusion_table, verdict
+from model.predictor import Predictor
+from model.prior import PosePrior
+from model.protocols import evaluate, sides
+from model.skeleton import skeleton_scores
+
+REFINE_STEPS = 3  # the paper's number of iterations
+_SCORED = (0, 1, REFINE_STEPS)
+_BATCH = 64
+
+
+def mean_pose(pack: Pack) -> dict[str, Any]:
+    """The protocols' numbers of a model that always says the same: a map of it is the mean training pose."""
+    if not pack.labelled:
+        raise ValueError(f"{pack.name} has no labels to take the mean of")
+    same = [np.full((len(part.images), 1, 2), 0.5) for part in (pack.train, pack.test)]
+    return {"scores": {"0": evaluate(_split(same[0], pack.train), _split(same[1], pack.test), _swap(pack))}}
+
+
+def measure(predictor: Predictor, prior: PosePrior, pack: Pack) -> dict[str, Any]:
+    """All measures of a model on a set that apply; on one without labels there are none.
+
+    Args:
+        prior: as the model's version has it; that of AutoLink is the mean of its poses.
+
+    Returns:
+        "scores": by the number of refinements of the held-out pictures, every protocol; the maps are fitted on
+        training pictures that are not refined. "scores_own_maps": the same with maps fitted on training pictures
+        that are refined as often. A model without a memory has neither of more than none. "occlusion" and
+        "refinement": the table and the verdict of ``model/occlusion.py``. "skeleton": what ``model/skeleton.py``
+        says of the prior, by the unrefined poses of the held-out pictures, where the true one is known.
+    """
+    if not pack.labelled:
+        return {}
+    most = REFINE_STEPS if predictor.model.memory is not None else 0
+    train, test = (in_unit(batched(predictor, part.images, most)) for part in (pack.train, pack.test))
+    heldout = {n: _split(test[:, n], pack.test) for n in _SCORED if n <= most}
+    swap = _swap(pack)
+    unrefined = _split(train[:, 0], pack.train)
+    rows = occlusion_table(
+        lambda images, steps: in_unit(batched(predictor, images, steps)),
+        pack.test.images,
+        pack.test.keypoints,
+        pack.test.visibility,
+        fit_maps(*unrefined),
+        most,
+    )
+    own = {n: evaluate(_split(train[:, n], pack.train), held, swap) for n, held in heldout.items() if n}
+    return {
+        "scores": {str(n): evaluate(unrefined, held, swap) for n, held in heldout.items()},
+        "scores_own_maps": {str(n): scores for n, scores in own.items()} or None,
+        "occlusion": rows,
+        "refinement": verdict(rows) if most else None,
+        "skeleton": skeleton_scores(
+            prior.keypoint_prior.double().numpy(),
+            prior.link_weights.double().numpy(),
+            *heldout[0],
+            pack.edges,
+        )
+        if pack.edges
+        else None,
+    }
+
+
+def batched(predictor: Predictor, images: NDArray[np.uint8], refine_steps: int) -> NDArray[np.float64]:
+    """The poses of any number of squares at each iteration, (N, T + 1, K, 2) in [-1, 1]."""
+    chunks = [images[first : first + _BATCH] for first in range(0, len(images), _BATCH)]
+    return np.concatenate([predictor.predict(chunk, refine_steps).trajectory for chunk in chunks]).astype(np.float64)
+
+
+def in_unit(keypoints: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[-1, 1] to [0, 1], as labels are."""
+    return (keypoints + 1) / 2
+
+
+def _split(keypoints: NDArray[np.float64], part: Part) -> Split:
+    return keypoints, part.keypoints, part.visibility
+
+
+def _swap(pack: Pack) -> tuple[int, ...] | None:
+    return sides(pack.keypoint_names)

@@ -1,0 +1,164 @@
+"""Results to tables in markdown, between markers in a file whose prose stays, and a plot of the occlusion curves."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks.groups import Group
+from benchmarks.rows import MEAN_POSE
+
+REFINES = ("0", "1", "3")
+_ERRORS = (
+    "Errors on the held-out pictures, mean ± standard deviation over the seeds. *Refine*: percent of the image side, "
+    "maps with bias fitted on training pictures that are not refined. The other protocols at refine 0: CUB's (a map "
+    "a keypoint without bias), Human3.6m's (whole poses, sides may swap, no bias), Taichi's (summed, at 256 pixels)."
+)
+_HEADLINE = ("headline", "error_percent")
+# where a result has another protocol's number, the head of its column, and its digits
+_PROTOCOLS = (
+    (("per_keypoint", "error_percent"), "CUB's, %", 2),
+    (("whole_pose", "error_percent"), "Human3.6m's, %", 2),
+    (("summed", "summed_error"), "Taichi's, summed", 1),
+)
+
+_SKELETON = (
+    (("geometric", "precision"), "geometric precision"),
+    (("geometric", "chance_precision"), "chance"),
+    (("geometric", "recall"), "recall"),
+    (("matched", "precision"), "matched precision"),
+    (("matched", "chance_precision"), "chance"),
+    (("matched", "recall"), "recall"),
+    (("procrustes", "mapped", "distance"), "Procrustes, mapped"),
+    (("procrustes", "matched", "distance"), "Procrustes, matched"),
+    (("procrustes", "typical"), "typical pose"),
+)
+_ITERATIONS = 4  # the first, and the paper's three
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean ± standard deviation over the seeds (of the sample); a dash where there is no value."""
+    if not values:
+        return "–"
+    text = f"{statistics.fmean(values):.{digits}f}"
+    return text + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def tables(name: str, members: Sequence[Group], plot: str | None) -> str:
+    """All tables of one set in markdown; ``plot`` is the name of its picture."""
+    parts = []
+    if any(group.first.get("scores") for group in members):
+        parts.append(_accuracy(members))
+        parts.append(_own_maps(members))
+    else:
+        parts.append(_losses(members))
+    parts += [_skeleton(members), _occlusion(members)]
+    if plot:
+        parts.append(f"![Error under occlusion, {name}]({plot})")
+    commands = "\n".join(group.command for group in members)
+    parts.append(f"The commands, in the order of the rows:\n\n```\n{commands}\n```")
+    return "\n\n".join(part for part in parts if part)
+
+
+def update(file: Path, name: str, text: str) -> None:
+    """Write a set's tables between its markers; where the file has none, at its end. The rest stays as it is.
+
+    Raises:
+        ValueError: the file has one of the two markers, or one twice, or both in the wrong order.
+    """
+    begin, end = f"<!-- tables of {name}: begin (written by benchmarks.accuracy) -->", f"<!-- tables of {name}: end -->"
+    old = file.read_text() if file.exists() else "# Accuracy\n"
+    if begin not in old and end not in old:
+        old = f"{old.rstrip()}\n\n## {name}\n\n{begin}\n{end}\n"
+    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
+        raise ValueError(f"{file.name} does not have the two markers of {name} once each and in order")
+    before, _, rest = old.partition(begin)
+    file.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
+
+
+def _accuracy(members: Sequence[Group]) -> str:
+    heads = ["row", "steps", "minutes", "seeds", *(f"refine {refine}" for refine in REFINES)]
+    heads += [head for _, head, _ in _PROTOCOLS]
+    lines = []
+    for group in members:
+        cells = [*_budget(group)]
+        cells += [spread(group.values("scores", refine, *_HEADLINE)) for refine in REFINES]
+        cells += [spread(group.values("scores", "0", *path), digits) for path, _, digits in _PROTOCOLS]
+        lines.append(cells)
+    return f"{_ERRORS}\n\n" + _table(heads, lines)
+
+
+def _own_maps(members: Sequence[Group]) -> str:
+    lines = []
+    for group in members:
+        cells = [spread(group.values("scores_own_maps", n, *_HEADLINE)) for n in REFINES[1:]]
+        if any(cell != "–" for cell in cells):
+            lines.append([group.title, *cells])
+    heads = ["row", *(f"refine {n}" for n in REFINES[1:])]
+    note = "The same error where the map is fitted on training pictures refined as often as the held-out ones:"
+    return f"{note}\n\n{_table(heads, lines)}" if lines else ""
+
+
+def _losses(members: Sequence[Group]) -> str:
+    names = list(dict.fromkeys(name for group in members for name in group.first.get("losses", {})))
+    lines = [[*_budget(g), *(spread(g.values("losses", n), 4) for n in names)] for g in members]
+    note = "No labels: the losses of the last steps tell that it learned, and the pictures what."
+    return f"{note}\n\n" + _table(["row", "steps", "minutes", "seeds", *names], lines)
+
+
+def _skeleton(members: Sequence[Group]) -> str:
+    lines = []
+    for group in members:
+        if group.first.get("skeleton"):
+            cells = [spread(group.values("skeleton", *path)) for path, _ in _SKELETON]
+            lines.append([group.title, *cells])
+    note = "The prior against the true skeleton, as `model/skeleton.py` has it; *chance* is the precision of all links:"
+    return f"{note}\n\n" + _table(["row", *(head for _, head in _SKELETON)], lines) if lines else ""
+
+
+def _occlusion(members: Sequence[Group]) -> str:
+    lines, verdicts = [], []
+    for group in members:
+        for kind, level in group.levels():
+            errors = [spread(values) for values in group.curve(kind, level)]
+            hidden = [spread(values) for values in group.curve(kind, level, "hidden_errors")]
+            shown = "clean" if kind == "clean" else f"{kind} {level:g}"
+            ends = [hidden[0], hidden[-1]] if hidden else ["–", "–"]
+            lines.append([group.title, shown, *errors, *["–"] * (_ITERATIONS - len(errors)), *ends])
+        if group.first.get("refinement"):
+            verdicts.append(f"- {group.title}: {_verdict(group)}")
+    heads = ["row", "occlusion", *(f"iteration {n}" for n in range(_ITERATIONS)), "hidden, first", "hidden, last"]
+    note = (
+        "Occluded pictures: the error at each iteration of refinement over all labelled keypoints, and over those in "
+        "hidden patches at the first and the last iteration; maps fitted on clean training pictures, not refined."
+    )
+    parts = [note, _table(heads, lines), "\n".join(verdicts)]
+    return "\n\n".join(part for part in parts if part) if lines else ""
+
+
+def _verdict(group: Group) -> str:
+    """The last iteration against the first, by the means over the seeds."""
+    change = {}
+    for kind, level in group.levels():
+        values = group.curve(kind, level)
+        change[kind, level] = statistics.fmean(values[-1]) - statistics.fmean(values[0])
+    worse = [f"{kind} {level:g}" for (kind, level), value in change.items() if kind != "clean" and value >= 0]
+    lowered = f"does not lower the error at {', '.join(worse)}" if worse else "lowers the error at every level"
+    return f"refinement {lowered}; clean pictures change by {change.get(('clean', 0.0), 0.0):+.2f} points"
+
+
+def _budget(group: Group) -> list[str]:
+    minutes = [result["seconds_trained"] / 60 for result in group.results]
+    trained = group.first["row"] != MEAN_POSE
+    return [
+        group.title,
+        f"{group.first['steps']:,}" if trained else "–",
+        f"{statistics.fmean(minutes):.0f}" if trained else "–",
+        str(len(group.results)) if trained else "–",
+    ]
+
+
+def _table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
