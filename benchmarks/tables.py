@@ -22,7 +22,6 @@ _PROTOCOLS = (
     (("whole_pose", "error_percent"), "Human3.6m's, %", 2),
     (("summed", "summed_error"), "Taichi's, summed", 1),
 )
-
 _SKELETON = (
     (("geometric", "precision"), "geometric precision"),
     (("geometric", "chance_precision"), "chance"),
@@ -111,9 +110,18 @@ def _skeleton(members: Sequence[Group]) -> str:
     lines = []
     for group in members:
         if group.first.get("skeleton"):
-            cells = [spread(group.values("skeleton", *path)) for path, _ in _SKELETON]
+            found = [group.values("skeleton", *path) for path, _ in _SKELETON]
+            seeds = len(group.results)
+            cells = [
+                spread(values) + (f" ({len(values)} of {seeds} seeds)" if 0 < len(values) < seeds else "")
+                for values in found
+            ]
             lines.append([group.title, *cells])
-    note = "The prior against the true skeleton, as `model/skeleton.py` has it; *chance* is the precision of all links:"
+    note = (
+        "The prior against the true skeleton, as `model/skeleton.py` has it; *chance* is the precision of all links. "
+        "AutoLink has no prior: its mean pose stands for one, which maps to the mean true pose whatever it is, so its "
+        "*Procrustes, mapped* says nothing."
+    )
     return f"{note}\n\n" + _table(["row", *(head for _, head in _SKELETON)], lines) if lines else ""
 
 

@@ -136,3 +136,12 @@ def test_folder_without_results_is_an_error(tmp_path, capsys):
     (tmp_path / "other.json").write_text("{}")
     assert main(["table", str(tmp_path)]) == 2
     assert "other.json is no result" in capsys.readouterr().err
+
+
+def test_measure_that_some_seeds_lack_says_so(tmp_path):
+    for seed, skeleton in enumerate(
+        ({"geometric": {"precision": 0.5, "recall": 0.25}}, {"geometric": {"recall": 0.75}})
+    ):
+        (tmp_path / f"{seed}.json").write_text(json.dumps(result(seed=seed, skeleton=skeleton)))
+    lines = tables("bars", groups(read_results(tmp_path)), None).splitlines()
+    assert "| ppl | 0.50 (1 of 2 seeds) | – | 0.50 ± 0.35 | – | – | – | – | – | – |" in lines
