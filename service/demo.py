@@ -98,6 +98,10 @@ def _demonstrate(url: str, folder: Path, steps: int, serving: bool) -> None:
 
 def _train(client: Client, archive: Path, steps: int) -> Job:
     console.print(f"\nTraining on {archive.name}: pictures of a dog, no labels; {steps} steps on this machine's CPU.")
+    if any(entry.category == CATEGORY and entry.version for entry in client.priors()):
+        console.print(
+            f"There is a version of '{CATEGORY}' already; the one trained now takes its place as the active one."
+        )
     for earlier in client.jobs():
         if earlier.category == CATEGORY and not earlier.status.ended:
             console.print(f"Job {earlier.id} of an earlier demo, which was interrupted, is cancelled.")

@@ -10,6 +10,8 @@ import sys
 import uvicorn
 
 from .app import create_app
+from .contract.store import VersionStore
+from .sample_categories import install_samples
 from .settings import Settings
 
 _DRAIN_S = 8
@@ -24,6 +26,8 @@ def main() -> None:
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
+    if settings.sample_categories:
+        install_samples(VersionStore(settings.data_root))
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,

@@ -40,6 +40,9 @@ class Settings(CommonSettings):
     stale_upload_s: float = Field(
         default=3600.0, gt=0, description="age at which files of an abandoned upload are removed"
     )
+    sample_categories: bool = Field(
+        default=True, description="put the sample category `dog` into a data root that has none of that name"
+    )
     metrics_include_workers: bool = Field(
         default=True, description="show the workers' figures in the gateway's /metrics too"
     )

@@ -1,4 +1,4 @@
-"""``ppl evaluate`` against a small server that sees bright spots: poses come from there, scores from the real scorer."""
+"""``ppl evaluate`` against a small server that sees bright spots: its poses, scored by the real scorer."""
 
 from __future__ import annotations
 
