@@ -29,7 +29,7 @@ class TrainingProgress:
             expand=True,
         )
         self._task = self._bar.add_task("waiting", total=1, step="-", loss="-", left="")
-        self._status: JobStatus | None = None
+        self._shown = ""
         self._next_line = 0.0
 
     def __enter__(self) -> TrainingProgress:
@@ -48,19 +48,20 @@ class TrainingProgress:
         progress = job.progress
         step, loss = f"{progress.step}/{progress.total_steps}", loss_text(job)
         left = "" if progress.eta_s is None else f"{duration(progress.eta_s)} left"
+        shown = "evaluating" if progress.stage == "evaluating" else str(job.status)
         if self._live:
             self._bar.update(
-                self._task, description=job.status, completed=progress.fraction, step=step, loss=loss, left=left
+                self._task, description=shown, completed=progress.fraction, step=step, loss=loss, left=left
             )
             return
         running = job.status is JobStatus.RUNNING
-        if job.status is self._status and not (running and time.monotonic() >= self._next_line):
+        if shown == self._shown and not (running and time.monotonic() >= self._next_line):
             return
-        self._status, self._next_line = job.status, time.monotonic() + _LINE_EVERY_S
+        self._shown, self._next_line = shown, time.monotonic() + _LINE_EVERY_S
         if running:
-            self._console.print(f"{job.status}  step {step}  loss {loss}  {left}".rstrip(), highlight=False)
+            self._console.print(f"{shown}  step {step}  loss {loss}  {left}".rstrip(), highlight=False)
         else:
-            self._console.print(str(job.status), highlight=False)
+            self._console.print(shown, highlight=False)
 
 
 def loss_text(job: Job) -> str:

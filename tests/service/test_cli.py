@@ -108,12 +108,14 @@ def test_train_follow_prints_plain_lines_where_there_is_no_terminal(ppl: Run, ap
     api.job_answers = [
         job_json(status="queued"),
         job_json(status="running", progress=running, metrics={"total": 1.23456}),
+        job_json(status="running", progress={**running, "step": 20, "eta_s": None, "stage": "evaluating"}),
         job_json(status="succeeded", version="v7"),
     ]
 
     done = ppl("train", "bird", picture.parent, "--follow")
 
     assert done.returncode == 0, done.stderr
+    assert "evaluating  step 20/20" in done.stdout
     assert "running  step 5/20  loss 1.235  1:15 left" in done.stdout
     assert "version v7" in done.stdout
     assert "\x1b" not in done.stdout
