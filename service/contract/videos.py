@@ -142,7 +142,7 @@ class _Decoder:
         values = {name: value for name, value in asdict(limits).items() if name in Order.__dataclass_fields__}
         order = Order(path=str(path.resolve()), count=count, **values)
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
-            [sys.executable, "-m", f"{__package__}.decoding", json.dumps(asdict(order))],
+            [sys.executable, "-P", "-m", f"{__package__}.decoding", json.dumps(asdict(order))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             bufsize=0,

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.contract.archives import ArchiveLimits, check_archive, iter_media
+from service.contract.archives import ArchiveLimits, Member, check_archive, iter_media, mode_of
 from service.contract.errors import (
     ArchiveTooLarge,
     BadArchive,
     BadFolder,
     BadPicture,
+    BadSetting,
     EmptyArchive,
     EncryptedArchive,
     UnsafeArchive,
@@ -255,6 +256,67 @@ def test_damaged_bytes_give_pictures_or_a_typed_error(kind, edits, tmp_path_fact
         pass
 
 
+# videos
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_videos_are_counted_and_can_be_copied_out(kind, write, tmp_path):
+    film = os.urandom(3_000_000)
+    path = write(archive_of(kind, {"set/walk.mp4": film, "set/.walk.mp4": b"hidden", "run.WEBM": b"short"}))
+    summary = check_archive(path)
+    assert (summary.pictures, summary.videos, summary.mode) == (0, 2, "clips")
+    copied = {}
+    for name, video in iter_media(path):
+        assert isinstance(video, Member)
+        assert video.path is None
+        video.copy(tmp_path / "copy")
+        copied[name] = (tmp_path / "copy").read_bytes()
+    assert copied == {"set/walk.mp4": film, "run.WEBM": b"short"}
+
+
+def test_video_damaged_in_its_archive_is_not_copied_as_if_whole(write, tmp_path):
+    data = bytearray(zip_of({"walk.mp4": os.urandom(300_000)}, zipfile.ZIP_STORED))
+    data[len(data) // 2] ^= 1
+    media = iter_media(write(bytes(data)))
+    _, video = next(media)
+    with pytest.raises(zipfile.BadZipFile, match="CRC"):
+        video.copy(tmp_path / "copy")
+
+
+def test_video_by_itself_is_an_upload(write, video):
+    path = write(video(frames=2))
+    summary = check_archive(path)
+    assert (summary.kind, summary.videos, summary.mode) == ("video", 1, "clips")
+    ((_, found),) = iter_media(path)
+    assert found.bare_video
+    assert found.path == path
+
+
+def test_tar_whose_first_name_reads_like_a_video_is_a_tar(write):
+    assert check_archive(write(tar_of({"the_free_dogs.jpg": b"x"}))).kind == "tar"
+
+
+def test_pictures_and_videos_together_need_a_mode(write):
+    path = write(zip_of({"a.jpg": b"x", "b.jpg": b"x", "walk.mp4": b"x"}))
+    with pytest.raises(BadSetting, match="2 pictures came together with 1 videos: set mode to clips"):
+        check_archive(path)
+    assert check_archive(path, mode="clips").mode == "clips"
+    assert check_archive(path, mode="stills").mode == "stills"
+
+
+@pytest.mark.parametrize(
+    ("mode", "pictures", "videos", "taken"),
+    [
+        ("auto", 3, 0, "stills"),
+        ("auto", 0, 3, "clips"),
+        ("clips", 3, 0, "clips"),
+        ("stills", 0, 3, "stills"),
+    ],
+)
+def test_pictures_are_stills_and_videos_clips_unless_the_mode_says_otherwise(mode, pictures, videos, taken):
+    assert mode_of(mode, pictures, videos) == taken
+
+
 # folders
 
 
@@ -267,6 +329,13 @@ def test_folder_is_read_in_sorted_order_without_links(tmp_path):
     (folder / "out").symlink_to(tmp_path)
     assert check_archive(folder).kind == "folder"
     assert list(iter_media(folder)) == [("b.jpg", b"b.jpg"), ("sub/a.jpg", b"sub/a.jpg")]
+
+
+def test_videos_of_a_folder_are_read_in_place(tmp_path):
+    (tmp_path / "walk.mp4").write_bytes(b"x")
+    assert check_archive(tmp_path).mode == "clips"
+    ((name, video),) = iter_media(tmp_path)
+    assert (name, video.path) == ("walk.mp4", tmp_path / "walk.mp4")
 
 
 def test_folder_without_a_picture_is_refused(tmp_path):
