@@ -83,10 +83,11 @@ def show_job(job: Job) -> None:
         files = "".join(f"\n    {_skipped(item)}" for item in job.metrics.get("skipped_files", []))
         out.print(f"  {skipped} pictures could not be read:{escape(files)}")
     metrics = job.metrics
+    held_out = f", {metrics['held_out']} of them held out" if "held_out" in metrics else ""
     if metrics.get("mode") == "clips":
-        out.print(f"  learns from {metrics.get('clips', '?')} clips, {metrics.get('images', '?')} frames in all")
+        out.print(f"  {metrics.get('clips', '?')} clips, {metrics.get('images', '?')} frames in all{held_out}")
     elif "images" in metrics:
-        out.print(f"  learns from {metrics['images']} pictures")
+        out.print(f"  {metrics['images']} pictures{held_out}")
     if job.evaluation:
         show_scores(job.evaluation)
     if job.error:
@@ -178,6 +179,9 @@ def show_prior(prior: Prior, memory: Memory) -> None:
     out.print("strongest links  " + "  ".join(f"{link.i}-{link.j} ({link.weight:.2f})" for link in strongest))
     trained = ", ".join(f"{name} {_figure(value)}" for name, value in prior.training.items() if not _nested(value))
     out.print(f"trained  {escape(trained)}")
+    if not memory.num_banks:
+        out.print(f"method {prior.method}: no memory")
+        return
     counts = ", ".join(str(prototype.count) for prototype in memory.prototypes[:12])
     out.print(
         f"memory  {memory.num_banks} banks of {memory.bank_size} vectors; "

@@ -47,7 +47,7 @@ class Preparer:
             return
         try:
             tally = self._prepared(record) or self._prepare(record, custody)
-            take_labels(self._files, record.job.id, self._settings.training_min_pictures)
+            labelled = take_labels(self._files, record.job.id, self._settings.training_min_pictures)
         except Stopping:
             custody.write(_set_aside)
             raise
@@ -56,6 +56,8 @@ class Preparer:
             record.move(JobStatus.QUEUED)
             record.starts = 0
             record.job.metrics = tally.metrics()
+            if labelled:
+                record.job.metrics["held_out"] = int(labelled.heldout.sum())
 
         custody.write(queue)
         self._files.archive(record.job.id).unlink(missing_ok=True)

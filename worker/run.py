@@ -19,7 +19,8 @@ from worker.pace import Pace
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of a version's folder
-_NOT_LOSSES = ("images", "skipped", "skipped_files", "mode", "clips", "steps_per_s", "device")  # among a job's metrics
+# among a job's metrics
+_NOT_LOSSES = ("images", "skipped", "skipped_files", "held_out", "mode", "clips", "steps_per_s", "device")
 
 
 class Run:

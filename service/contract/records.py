@@ -88,8 +88,9 @@ class Job(BaseModel):
 
     Attributes:
         metrics: "images", "skipped" and the first "skipped_files" ({"name", "reason"}) once
-            prepared, with the "mode" taken (stills or clips) and the number of "clips"; from then on the last
-            losses by name ("total" is the weighted sum), "steps_per_s" and "device".
+            prepared, with the "mode" taken (stills or clips) and the number of "clips", and where labels came
+            how many pictures are "held_out" of the training; from then on the last losses by name ("total" is
+            the weighted sum), "steps_per_s" and "device".
         version: the version it published.
         settings: every setting of the model, and "preset".
         evaluation: of a job with labels that succeeded: the errors by protocol, on how many pictures they were

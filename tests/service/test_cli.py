@@ -82,12 +82,16 @@ def test_job_shows_what_it_learns_from_and_how_well(ppl: Run, api: ApiDouble) ->
         "split_from": "names",
     }
     api.job_answers = [
-        job_json(status="succeeded", metrics={"mode": "clips", "clips": 5, "images": 100}, evaluation=evaluation)
+        job_json(
+            status="succeeded",
+            metrics={"mode": "clips", "clips": 5, "images": 100, "held_out": 20},
+            evaluation=evaluation,
+        )
     ]
 
     said = ppl("job", "abc").stdout
 
-    assert "learns from 5 clips, 100 frames" in said
+    assert "5 clips, 100 frames in all, 20 of them held out" in said
     assert "4.32 %" in said
     assert "123.00 px" in said
     assert "20 held out (a fifth, by a hash of the names)" in said

@@ -81,7 +81,7 @@ def test_test_pictures_are_held_out_and_scored(
     info = desk.store.info("dog", done.version)
     assert info["evaluation"] == done.evaluation
     assert info["training"]["images"] == 10
-    assert done.metrics["images"] == 12
+    assert (done.metrics["images"], done.metrics["held_out"]) == (12, 2)
     poses = Predictor.load(desk.store.path("dog", done.version), "cpu").predict(pictures).keypoints
     found, labels = (poses.astype(np.float64) + 1) / 2, to_square(points, 48, 40)
     seen = np.ones(labels.shape[:2])
