@@ -12,8 +12,8 @@ from starlette.responses import RedirectResponse
 from starlette.types import Scope
 
 from . import documentation, errors
+from .contract.job_files import MAX_LABELS_BYTES
 from .contract.priors import MAX_PRIOR_BYTES
-from .contract.store import MAX_LABELS_BYTES
 from .forms import media_type
 from .gateway import Gateway
 from .middleware import BodyLimit, RequestFigures

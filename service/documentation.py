@@ -15,8 +15,8 @@ from starlette.routing import Route
 
 from model.config import PRESETS, PPLConfig, settings
 
+from .contract.job_files import MAX_LABELS_BYTES
 from .contract.messages import MAX_REFINE_STEPS
-from .contract.store import MAX_LABELS_BYTES
 from .errors import Problem
 from .images import INCLUDABLE
 

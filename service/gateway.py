@@ -17,10 +17,11 @@ from .admission import ByteBudget
 from .batching import Batcher
 from .contract import routing
 from .contract.archives import ArchiveLimits
+from .contract.job_files import JobFiles
 from .contract.jobs import JobStore
 from .contract.messages import BatchRequest
 from .contract.pictures import PictureLimits
-from .contract.store import JobFiles, VersionStore
+from .contract.store import VersionStore
 from .errors import QUEUE_ERRORS
 from .housekeeping import JobCounts, remove_stale_uploads
 from .metrics import Metrics

@@ -9,8 +9,8 @@ from typing import Any
 
 from .contract import routing
 from .contract.errors import UnknownJob
+from .contract.job_files import JobFiles
 from .contract.jobs import MAX_PAGE, Job, JobPage, JobStatus, JobStore
-from .contract.store import JobFiles
 
 
 class JobCounts:

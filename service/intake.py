@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from .contract.errors import BadLabels
+from .contract.job_files import MAX_LABELS_BYTES, JobFiles
 from .contract.jobs import new_job_id
-from .contract.store import MAX_LABELS_BYTES, JobFiles, write_json
+from .contract.store import write_json
 
 InThread = Callable[..., Awaitable[Any]]
 

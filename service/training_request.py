@@ -14,8 +14,9 @@ from model.config import PPLConfig, SettingError, resolve
 from model.prior_values import PriorValues
 
 from .contract.errors import BadArchive, BadLabels, BadPrior, BadRequest, BadSetting
+from .contract.job_files import MAX_LABELS_BYTES
 from .contract.priors import MAX_PRIOR_BYTES, check_prior, check_use, read_prior
-from .contract.store import MAX_LABELS_BYTES, VersionStore, check_category
+from .contract.store import VersionStore, check_category
 from .documentation import DEFAULT_PRESET
 from .errors import BadField
 from .forms import FileField, read_form

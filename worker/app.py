@@ -10,9 +10,10 @@ from celery import Celery, Task
 from model.device import pick_device
 from model.predictor import Predictor
 from service.contract import routing
+from service.contract.job_files import JobFiles
 from service.contract.jobs import JobStore
 from service.contract.routing import Kind
-from service.contract.store import JobFiles, VersionStore
+from service.contract.store import VersionStore
 from worker.caretaker import Caretaker
 from worker.casework import Casework
 from worker.custody import Stop

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from service.contract.errors import UnknownJob
+from service.contract.job_files import JobFiles
 from service.contract.jobs import JobStatus, JobStore
 from service.contract.routing import RECONCILE_EVERY_S
-from service.contract.store import JobFiles, VersionStore
+from service.contract.store import VersionStore
 from worker.casework import Casework
 from worker.custody import Stop
 from worker.outage import OUTAGES, OutageLog

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 
 from service.contract.errors import PPLError, UnknownJob
+from service.contract.job_files import JobFiles
 from service.contract.jobs import JobRecord, JobStatus, JobStore, LeaseLost
-from service.contract.store import JobFiles
 from worker.custody import Cancelled, Change, Custody, Stop, Stopping
 from worker.failures import failure_of
 from worker.metrics import TrainingMetrics

@@ -18,7 +18,7 @@ from model.label_files import read_labels
 from model.labels import Labels, LabelsError, hashed_split
 from model.protocols import sides
 from service.contract.errors import BadLabels
-from service.contract.store import JobFiles
+from service.contract.job_files import JobFiles
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import Any
 from model.config import PPLConfig
 from service.contract.archives import ArchiveLimits, Member, iter_media, mode_of
 from service.contract.errors import TooFewPictures, TrainingFailed
+from service.contract.job_files import JobFiles, training_folder
 from service.contract.jobs import JobRecord, JobStatus
-from service.contract.store import JobFiles, training_folder, write_json
+from service.contract.store import write_json
 from worker.casework import Casework
 from worker.custody import Custody, Stopping
 from worker.labelling import take_labels

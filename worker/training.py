@@ -11,8 +11,9 @@ from typing import Any
 from model.checkpoint import CheckpointError
 from model.predictor import Predictor
 from model.trainer import Trainer
+from service.contract.job_files import JobFiles
 from service.contract.jobs import JobRecord, JobStatus, JobStore
-from service.contract.store import JobFiles, VersionStore, new_version_id, write_json
+from service.contract.store import VersionStore, new_version_id, write_json
 from worker.casework import Casework
 from worker.custody import Change, Custody
 from worker.dataset import labelled_pictures, prepared_pictures, training_input

@@ -1,4 +1,4 @@
-"""The data root on disk: published versions, and the files of jobs that have not ended.
+"""The data root on disk: published versions. What lies there of jobs is told in :mod:`.job_files`.
 
 A version's folder is written beside its final place, synced, and renamed: a reader sees all of
 it or nothing, at any moment, over any crash. Once published it never changes.
@@ -10,30 +10,24 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from .errors import (
     BadCategoryName,
-    BadFolder,
-    BadLabels,
-    BadRequest,
     BadVersionName,
     NoHistory,
     StoreCorrupt,
     UnknownCategory,
     UnknownVersion,
 )
-from .records import check_job_id, is_job_id
 
 _CATEGORY = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
 _STAGING = ".staging-"
-
-MAX_LABELS_BYTES = 64 * 2**20
 
 
 def is_category(name: str) -> bool:
@@ -84,7 +78,9 @@ class VersionStore:
 
     def categories(self) -> list[str]:
         """Names of all categories with at least one version, sorted."""
-        return sorted(name for name in _folders(self._root) if _CATEGORY.fullmatch(name) and self._version_names(name))
+        return sorted(
+            name for name in folder_names(self._root) if _CATEGORY.fullmatch(name) and self._version_names(name)
+        )
 
     def versions(self, category: str) -> list[str]:
         """Versions of a category, the newest first. Raises UnknownCategory."""
@@ -214,7 +210,7 @@ class VersionStore:
         write_json(self._root / category / "active.json", {"version": version})
 
     def _version_names(self, category: str) -> list[str]:
-        return sorted(filter(_VERSION.fullmatch, _folders(self._root / category / "versions")), reverse=True)
+        return sorted(filter(_VERSION.fullmatch, folder_names(self._root / category / "versions")), reverse=True)
 
     def _read(self, category: str, version: str, name: str) -> dict[str, Any]:
         self.resolve(category, version)
@@ -222,103 +218,6 @@ class VersionStore:
             return _read_json(self.path(category, version) / name)
         except FileNotFoundError as error:
             raise StoreCorrupt(f"version '{version}' of category '{category}' lacks its {name}") from error
-
-
-class JobFiles:
-    """The files of jobs that have not ended: upload, prepared pictures, checkpoint."""
-
-    def __init__(self, data_root: Path) -> None:
-        self._root = data_root / "jobs"
-
-    def folder(self, job_id: str) -> Path:
-        """jobs/<id>. Raises UnknownJob for what can't be an id."""
-        return self._root / check_job_id(job_id)
-
-    def create(self, job_id: str) -> Path:
-        """The job's folder, made if need be."""
-        folder = self.folder(job_id)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def archive(self, job_id: str) -> Path:
-        """The upload as it came."""
-        return self.folder(job_id) / "archive"
-
-    def pictures(self, job_id: str) -> Path:
-        """The prepared pictures, uint8 (N, S, S, 3), .npy."""
-        return self.folder(job_id) / "pictures.npy"
-
-    def pictures_info(self, job_id: str) -> Path:
-        """What was prepared and what was skipped; written last, so its presence means prepared."""
-        return self.folder(job_id) / "pictures.json"
-
-    def clips(self, job_id: str) -> Path:
-        """Of which clip each prepared picture is, int64 (N,), .npy; there only where the job learns from clips."""
-        return self.folder(job_id) / "clips.npy"
-
-    def labels(self, job_id: str) -> Path:
-        """The labels as they came, where any did; training never reads them."""
-        return self.folder(job_id) / "labels"
-
-    def labelled(self, job_id: str) -> Path:
-        """The labels matched to the prepared pictures, .npz; the worker's own."""
-        return self.folder(job_id) / "labelled.npz"
-
-    def training_pictures(self, job_id: str) -> Path:
-        """The prepared pictures without those held out, .npy; there only where any are."""
-        return self.folder(job_id) / "training.npy"
-
-    def prior(self, job_id: str) -> Path:
-        """The prior that training starts from, checked, where one came; as a version's prior.json."""
-        return self.folder(job_id) / "prior.json"
-
-    def checkpoint(self, job_id: str) -> Path:
-        """The trainer's checkpoint folder."""
-        return self.folder(job_id) / "checkpoint"
-
-    def remove(self, job_id: str) -> None:
-        """Remove all of a job's files; nothing to do where there are none."""
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.folder(job_id))
-
-    def ids(self) -> list[str]:
-        """Ids of the jobs that have files."""
-        return sorted(name for name in _folders(self._root) if is_job_id(name))
-
-
-def training_folder(data_root: Path, name: str) -> Path:
-    """A folder of pictures that a job names, below the data root.
-
-    Args:
-        name: relative to the data root, or absolute and inside of it.
-
-    Raises:
-        BadFolder: not there, not below the data root once links are followed, or one of the
-            folders that the platform itself keeps.
-    """
-    return _below(data_root, name, "folder", Path.is_dir, BadFolder)
-
-
-def training_file(data_root: Path, name: str) -> Path:
-    """A file of labels that a job names, below the data root; as :func:`training_folder`. Raises BadLabels."""
-    return _below(data_root, name, "file", Path.is_file, BadLabels)
-
-
-def _below(data_root: Path, name: str, kind: str, is_kind: Callable[[Path], bool], refused: type[BadRequest]) -> Path:
-    root = data_root.resolve()
-    said = f"{kind} {name[:200]!r}"
-    try:
-        path = (root / name).resolve()
-        exists = is_kind(path)
-    except (OSError, RuntimeError, ValueError) as error:  # name too long, circle of links, NUL in it
-        raise refused(f"{said} is not a {kind} below the data root") from error
-    if path == root or not path.is_relative_to(root):
-        raise refused(f"{said} is not a {kind} below the data root")
-    if path.relative_to(root).parts[0] in ("categories", "jobs"):
-        raise refused(f"{said} belongs to the platform itself; put what you train on into a folder of its own")
-    if not exists:
-        raise refused(f"{said} does not exist below the data root")
-    return path
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -340,7 +239,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _folders(root: Path) -> list[str]:
+def folder_names(root: Path) -> list[str]:
+    """Names of the folders in a folder; none where it does not exist."""
     try:
         return [entry.name for entry in os.scandir(root) if entry.is_dir()]
     except FileNotFoundError:

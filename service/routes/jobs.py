@@ -10,9 +10,9 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from ..contract.archives import check_archive
+from ..contract.job_files import training_file, training_folder
 from ..contract.jobs import MAX_PAGE, Job, JobPage, JobSource, JobStatus
 from ..contract.priors import document_of
-from ..contract.store import training_file, training_folder
 from ..documentation import train_body
 from ..errors import StorageFull, UnsupportedMedia, responses
 from ..forms import media_type

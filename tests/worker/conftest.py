@@ -17,8 +17,9 @@ from PIL import Image
 
 from model.config import PPLConfig, resolve
 from model.trainer import Trainer
+from service.contract.job_files import JobFiles
 from service.contract.jobs import Job, JobSource, JobStore, new_job_id
-from service.contract.store import JobFiles, VersionStore, write_json
+from service.contract.store import VersionStore, write_json
 from worker import training
 from worker.caretaker import Caretaker
 from worker.casework import Casework

@@ -16,14 +16,8 @@ from service.contract.errors import (
     UnknownJob,
     UnknownVersion,
 )
-from service.contract.store import (
-    JobFiles,
-    VersionStore,
-    check_category,
-    new_version_id,
-    training_folder,
-    write_json,
-)
+from service.contract.job_files import JobFiles, training_folder
+from service.contract.store import VersionStore, check_category, new_version_id, write_json
 
 JOB = "0192a3b4c5d6deadbeef01"
 
