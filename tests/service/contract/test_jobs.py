@@ -24,6 +24,7 @@ SHAPE = {
     "version",
     "error",
     "settings",
+    "evaluation",
 }
 
 
@@ -47,7 +48,7 @@ def enqueue(client: redis.Redis, job_id: str) -> None:
 def test_new_job_has_the_documented_shape(store: JobStore) -> None:
     shown = json.loads(make(store).model_dump_json())
     assert set(shown) == SHAPE
-    assert set(shown["progress"]) == {"step", "total_steps", "fraction", "eta_s"}
+    assert set(shown["progress"]) == {"step", "total_steps", "fraction", "eta_s", "stage"}
     assert shown["status"] == "validating"
     assert shown["created_at"].endswith("Z")
     assert shown["settings"] == {"preset": "compact", "steps": 10}
