@@ -29,21 +29,30 @@ class ResidualDown(nn.Module):
 
 
 class Up(nn.Module):
-    """Doubles the side, joins a skip connection if there is one, and convolves.
+    """Doubles the side, joins a skip connection, and convolves.
 
-    (B, in, S, S) [and (B, skip, 2S, 2S)] to (B, out, 2S, 2S).
+    (B, in, S, S) and (B, out, 2S, 2S) to (B, out, 2S, 2S). With ``skips="concat"`` both are convolved side by
+    side, as in a U-Net. With "sum" a 1x1 convolution narrows the deep one before it is enlarged, and the skip is
+    added: a third of the multiplications, and no less accurate at small sizes.
     """
 
-    def __init__(self, width_in: int, width_out: int, width_skip: int = 0) -> None:
+    def __init__(self, width_in: int, width_out: int, skips: str) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width_in + width_skip, width_out, 3, padding=1, bias=False)
+        self.narrow = nn.Conv2d(width_in, width_out, 1) if skips == "sum" else None
+        joined = width_out if skips == "sum" else width_in + width_out
+        self.conv = nn.Conv2d(joined, width_out, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(width_out)
 
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        x = functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-        if skip is not None:
-            x = torch.cat((x, skip), dim=1)
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        if self.narrow is not None:
+            x = _doubled(self.narrow(x)) + skip
+        else:
+            x = torch.cat((_doubled(x), skip), dim=1)
         return functional.leaky_relu(self.norm(self.conv(x)), 0.2)
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 class MixerBlock(nn.Module):

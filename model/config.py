@@ -99,6 +99,11 @@ class PPLConfig:
         choices=("affine", "residual"),
     )
     head_scale: float = _setting(0.1, "factor on the transformed prior of the head 'residual'", 0.0, 1.0)
+    skips: str = _setting(
+        "concat",
+        "how the networks join their skip connections: 'concat' as a U-Net; 'sum' narrows and adds, at a third of it",
+        choices=("concat", "sum"),
+    )
     num_banks: int = _setting(34, "M: memory banks", 1, 128)
     bank_size: int = _setting(16, "V: vectors in a memory bank", 2, 256)
     token_dim: int = _setting(512, "D: dimension of a memory vector", 8, 1024)
@@ -135,6 +140,18 @@ class PPLConfig:
     link_regularization_weight: float = _setting(1.0, "weight of the link regularisation (eq. 6)", 0.0, 1000.0)
     memory_decode_weight: float = _setting(
         100.0, "weight of the memory's keypoint error beside its token error", 0.0, 1e4
+    )
+    occlusion_weight: float = _setting(
+        0.0, "weight of keypoints staying in place where parts of the picture are hidden; PPL only", 0.0, 1000.0
+    )
+    refinement_weight: float = _setting(
+        0.0, "weight of keypoints staying in place after a step of refinement; PPL only", 0.0, 1000.0
+    )
+    occlusion_start: float = _setting(
+        0.4, "part of the steps after which those two count, keypoints having settled", 0.0, 1.0
+    )
+    refine_gain: float = _setting(
+        1.0, "how far a step of refinement goes from the first pose to the one found again; 1 in the paper", 0.0, 1.0
     )
     memory_decay: float = _setting(0.9, "decay of the codebook's moving averages", 0.0, 0.9999)
     revive_after: int = _setting(100, "steps without a hit after which a memory vector is revived", 1, 1_000_000)
@@ -202,6 +219,7 @@ PRESETS: dict[str, dict[str, Value]] = {
         "image_size": 64,
         "base_width": 16,
         "head": "residual",
+        "skips": "sum",
         "token_dim": 128,
         "memory_width": 128,
         "link_width": 7e-4,
@@ -214,6 +232,9 @@ PRESETS: dict[str, dict[str, Value]] = {
         "perceptual": "efficientnet_lite0",
         "perceptual_size": 64,
         "link_regularization_weight": 0.0,
+        "occlusion_weight": 1.0,
+        "refinement_weight": 1.0,
+        "refine_gain": 0.35,
         "steps": 3000,
         "batch_size": 32,
         "learning_rate": 1e-3,

@@ -65,8 +65,10 @@ class PosePriorLearner(nn.Module):
         self.config = config
         autolink = config.method == "autolink"
         head = "attention" if autolink else config.head
-        self.regressor = KeypointRegressor(config.num_keypoints, config.base_width, head, config.head_scale)
-        self.reconstructor = Reconstructor(config.base_width)
+        self.regressor = KeypointRegressor(
+            config.num_keypoints, config.base_width, head, config.head_scale, config.skips
+        )
+        self.reconstructor = Reconstructor(config.base_width, config.skips)
         self.memory = None if autolink else _memory(config)
         start = torch.randn(config.num_links) * config.link_init_std + config.link_init_mean
         if config.connectivity_prior == "predefined" and link_weights is not None:

@@ -16,13 +16,13 @@ class Reconstructor(nn.Module):
     The reference is multiplied by a learned scalar that starts at 1.
     """
 
-    def __init__(self, base_width: int) -> None:
+    def __init__(self, base_width: int, skips: str = "concat") -> None:
         super().__init__()
         self.reference_scale = nn.Parameter(torch.ones(()))
         widths = [base_width * factor for factor in (1, 2, 4, 8, 8)]
         self.stem = nn.Conv2d(4, widths[0], 3, padding=1)
         self.down = nn.ModuleList(ResidualDown(a, b) for a, b in itertools.pairwise(widths))
-        self.up = nn.ModuleList(Up(deep, shallow, shallow) for deep, shallow in itertools.pairwise(reversed(widths)))
+        self.up = nn.ModuleList(Up(deep, shallow, skips) for deep, shallow in itertools.pairwise(reversed(widths)))
         self.out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, reference: Tensor, link_map: Tensor) -> Tensor:

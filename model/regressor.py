@@ -36,11 +36,11 @@ class ImageEncoder(nn.Module):
     Differs from the release: the two skips of a U-Net, which cost little and place keypoints better.
     """
 
-    def __init__(self, base_width: int) -> None:
+    def __init__(self, base_width: int, skips: str = "concat") -> None:
         super().__init__()
         widths = [base_width * factor for factor in (1, 2, 4, 8)]
         self.down = nn.ModuleList(ResidualDown(a, b) for a, b in zip([3, *widths[:-1]], widths, strict=True))
-        self.up = nn.ModuleList((Up(widths[3], widths[2], widths[2]), Up(widths[2], widths[1], widths[1])))
+        self.up = nn.ModuleList((Up(widths[3], widths[2], skips), Up(widths[2], widths[1], skips)))
         self.out_channels = widths[1]
 
     def forward(self, image: Tensor) -> Tensor:
@@ -66,10 +66,12 @@ class KeypointRegressor(nn.Module):
     that mean position alone, without prior and without transformation (AutoLink, He et al. 2022).
     """
 
-    def __init__(self, num_keypoints: int, base_width: int, head: str, head_scale: float = 0.1) -> None:
+    def __init__(
+        self, num_keypoints: int, base_width: int, head: str, head_scale: float = 0.1, skips: str = "concat"
+    ) -> None:
         super().__init__()
         self.head, self.head_scale = head, head_scale
-        self.encoder = ImageEncoder(base_width)
+        self.encoder = ImageEncoder(base_width, skips)
         channels = self.encoder.out_channels
         self.attention = nn.Conv2d(channels, num_keypoints, 3, padding=1)
         if head == "attention":

@@ -18,6 +18,7 @@ from model import checkpoint, export
 from model.config import PPLConfig, SettingError
 from model.data import Batches, Images, mask_patches, step_generator, to_tensor
 from model.device import autocast, channels_last, pick_device
+from model.hiding import hidden_part_losses
 from model.history import History
 from model.losses import boundary_loss, link_regularization_loss, memory_loss, reconstruction_loss
 from model.perceptual import perceptual_network
@@ -139,10 +140,14 @@ class Trainer:
                 target = self.perceptual(image)
             out = self.model(image, reference, link_width(config, step))
             drawn = self.perceptual(out.reconstruction)
-        losses = {"reconstruction": reconstruction_loss(drawn, target), **self._pose_losses(out)}
+            hidden = self._hidden_part_losses(image, out)
+        losses = {"reconstruction": reconstruction_loss(drawn, target), **self._pose_losses(out), **hidden}
         total = losses["reconstruction"] + config.boundary_weight * losses["boundary"]
         if self.model.memory is not None:
             total = total + config.link_regularization_weight * losses["link_regularization"] + losses["memory"]
+        if hidden:
+            total = total + config.occlusion_weight * hidden["occlusion"]
+            total = total + config.refinement_weight * hidden["refinement"]
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -172,6 +177,16 @@ class Trainer:
             )
             losses["memory"] = memory_loss(out.recalled, out.keypoints, self.config.memory_decode_weight)
         return losses
+
+    def _hidden_part_losses(self, image: Tensor, out: Forward) -> dict[str, Tensor]:
+        """The losses of hidden parts, of half of the batch; none before they count, and none for AutoLink."""
+        config, step = self.config, self.step
+        wanted = config.occlusion_weight + config.refinement_weight > 0
+        if self.model.memory is None or not wanted or step < config.occlusion_start * config.steps:
+            return {}
+        some = (len(image) + 1) // 2
+        hiding = step_generator(config.seed, "hide", step)
+        return hidden_part_losses(self.model, image[:some], out.keypoints[:some], link_width(config, step), hiding)
 
     def save_checkpoint(self, directory: Path) -> None:
         """Write all that continuing needs into a directory; an older checkpoint there is replaced at once.

@@ -245,6 +245,23 @@ def test_total_is_the_weighted_sum_of_the_losses(images, tiny):
     assert losses["total"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_losses_of_hidden_parts_count_with_their_weights_from_their_start_on(images, tiny):
+    config = _changed(tiny, occlusion_weight=5.0, refinement_weight=7.0, occlusion_start=0.5, link_width=1e-3, steps=6)
+    reports = list(Trainer(images, config, device="cpu").run())
+    assert ["occlusion" in report.losses for report in reports] == [False] * 3 + [True] * 3
+    losses = reports[-1].losses
+    expected = losses["reconstruction"] + config.boundary_weight * losses["boundary"] + losses["memory"]
+    expected += 5 * losses["occlusion"] + 7 * losses["refinement"]
+    assert losses["occlusion"] > 0
+    assert losses["refinement"] > 0
+    assert losses["total"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_autolink_has_no_losses_of_hidden_parts(images, tiny):
+    config = _changed(tiny, method="autolink", occlusion_weight=1.0, refinement_weight=1.0, occlusion_start=0.0)
+    assert "occlusion" not in next(Trainer(images, config, device="cpu").run()).losses
+
+
 def test_memory_settings_reach_the_memory(images, tiny):
     trainer = Trainer(images, _changed(tiny, memory_decay=0.25, revive_after=7), device="cpu")
     trainer.model.memory.update = spy = _Spy(trainer.model.memory.update)
