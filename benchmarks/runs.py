@@ -126,7 +126,7 @@ def _train(request: Request, chosen: Plan, pack: Pack, seed: int, out: Path) -> 
         **timing,
         "seconds_trained": round(clock.seconds, 1),
         "seconds_per_step": round(clock.seconds / config.steps, 5),
-        "losses": {name: float(np.mean([step[name] for step in latest])) for name in (latest[-1] if latest else ())},
+        "losses": {name: _mean_of(name, latest) for name in (latest[-1] if latest else ())},
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         **_counts(pack),
         **measure(Predictor.load(version, request.device), prior, pack),
@@ -219,3 +219,8 @@ def _write(file: Path, facts: Mapping[str, Any]) -> None:
     beside = file.with_name(f".{file.name}.part")
     beside.write_text(json.dumps(facts, indent=1) + "\n")
     beside.replace(file)
+
+
+def _mean_of(name: str, reports: list[dict[str, float]]) -> float:
+    """The mean of a loss over the steps that had it: those of hidden parts count from some step on."""
+    return float(np.mean([losses[name] for losses in reports if name in losses]))
