@@ -148,7 +148,7 @@ class PPLConfig:
         0.0, "weight of keypoints staying in place after a step of refinement; PPL only", 0.0, 1000.0
     )
     occlusion_start: float = _setting(
-        0.4, "part of the steps after which those two count, keypoints having settled", 0.0, 1.0
+        0.75, "part of the steps after which those two count, keypoints having settled", 0.0, 1.0
     )
     refine_gain: float = _setting(
         1.0, "how far a step of refinement goes from the first pose to the one found again; 1 in the paper", 0.0, 1.0
@@ -232,8 +232,8 @@ PRESETS: dict[str, dict[str, Value]] = {
         "perceptual": "efficientnet_lite0",
         "perceptual_size": 64,
         "link_regularization_weight": 0.0,
-        "occlusion_weight": 1.0,
-        "refinement_weight": 1.0,
+        "occlusion_weight": 0.5,
+        "refinement_weight": 0.5,
         "refine_gain": 0.35,
         "steps": 3000,
         "batch_size": 32,
