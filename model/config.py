@@ -192,6 +192,15 @@ class PPLConfig:
                 "set method to ppl, or leave this at memory",
             )
 
+    def check_processes(self, processes: int) -> None:
+        """Raises SettingError where a batch can't be shared evenly by so many training processes."""
+        if self.batch_size % processes:
+            raise SettingError(
+                "batch_size",
+                f"batch_size is {self.batch_size}; it must be a multiple of {processes}, "
+                "the number of processes that share a batch here",
+            )
+
     @property
     def needs_prior(self) -> bool:
         """Whether training starts from a prior that the caller gives."""

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from model.group import ALONE, Group
+
 GREY = 128  # mid-grey: about 0 in [-1, 1], what masking and padding use
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 Images = NDArray[np.uint8]
@@ -115,6 +117,8 @@ class Batches:
         seed: batch k is the same for the same seed, whichever step a run starts from.
         horizontal_flip: mirror each picture with probability one half, its reference with it.
         clips: which clip each frame is of, (N,); None for stills.
+        group: of each batch only this process's share is read; the pictures, their order and what is mirrored are
+            those of one process.
 
     Raises:
         ValueError: images or clips of another shape or type, or a clip of a single frame.
@@ -128,16 +132,17 @@ class Batches:
         *,
         horizontal_flip: bool,
         clips: NDArray[np.int64] | None = None,
+        group: Group = ALONE,
     ) -> None:
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not len(images):
             raise ValueError(f"images have shape {images.shape} and type {images.dtype}; expected uint8 (N, S, S, 3)")
         self.images, self.batch_size, self.seed = images, batch_size, seed
-        self.horizontal_flip = horizontal_flip
+        self.horizontal_flip, self.group = horizontal_flip, group
         self.clips = None if clips is None else Clips(clips, len(images))
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def at(self, step: int) -> Images:
-        """The batch of one step (counted from 0), uint8 (B, S, S, 3)."""
+        """This process's share of the batch of one step (counted from 0), uint8 (B, S, S, 3)."""
         return self._take(self._indices(step), step)
 
     def references_at(self, step: int) -> Images:
@@ -150,9 +155,10 @@ class Batches:
         return np.array([self._index(first + offset) for offset in range(self.batch_size)], dtype=np.int64)
 
     def _take(self, indices: NDArray[np.int64], step: int) -> Images:
-        batch = np.asarray(self.images[indices])
+        batch = np.asarray(self.images[self.group.share(indices)])
         if self.horizontal_flip:
             mirrored = torch.rand(self.batch_size, generator=step_generator(self.seed, "flip", step)).numpy() < 0.5
+            mirrored = self.group.share(mirrored)
             batch[mirrored] = batch[mirrored, :, ::-1]
         return batch
 
@@ -207,16 +213,17 @@ def in_order(images: Images, batch_size: int) -> Iterator[Images]:
         yield np.asarray(images[first : first + batch_size])
 
 
-def mask_patches(image: Tensor, ratio: float, grid: int, generator: torch.Generator) -> Tensor:
+def mask_patches(image: Tensor, ratio: float, grid: int, generator: torch.Generator, group: Group = ALONE) -> Tensor:
     """Set patches of a grid to mid-grey (0), each independently with probability ``ratio``.
 
     Args:
         image: (B, 3, S, S) in [-1, 1].
         ratio: probability of a patch to be masked.
         grid: patches along one side; where it does not divide S, patches differ by a pixel.
-        generator: on the CPU.
+        generator: on the CPU; draws for the whole batch.
+        group: of whose batch the images are this process's share.
     """
     batch, _, height, width = image.shape
-    keep = torch.rand(batch, 1, grid, grid, generator=generator) >= ratio
+    keep = group.share(torch.rand(batch * group.size, 1, grid, grid, generator=generator) >= ratio)
     mask = torch.nn.functional.interpolate(keep.to(image), size=(height, width), mode="nearest")
     return image * mask

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from model.blocks import AcrossTokens, MixerBlock
 from model.device import full_precision
+from model.group import ALONE, Group
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,14 @@ class HierarchicalMemory(nn.Module):
 
     @torch.no_grad()
     def update(
-        self, tokens: Tensor, codes: Tensor, *, decay: float, revive_after: int, generator: torch.Generator
+        self,
+        tokens: Tensor,
+        codes: Tensor,
+        *,
+        decay: float,
+        revive_after: int,
+        generator: torch.Generator,
+        group: Group = ALONE,
     ) -> int:
         """Move every bank's vectors towards the tokens that chose them; replace those that no token chooses.
 
@@ -127,14 +135,16 @@ class HierarchicalMemory(nn.Module):
             decay: of both moving averages, 0.9 in the paper.
             revive_after: steps without a hit after which a vector is replaced by a token of the batch.
             generator: on the CPU; decides which tokens.
+            group: of whose batch tokens and codes are this process's share; hits and sums are those of the whole,
+                and so are the tokens that vectors are replaced by. All its processes keep one codebook.
 
         Returns:
             How many vectors were revived.
         """
         if not self.filled:
-            self._replace(tokens, torch.ones_like(self.hits, dtype=torch.bool), generator)
+            self._replace(tokens, torch.ones_like(self.hits, dtype=torch.bool), generator, group)
             self.filled.fill_(True)
-        hits, sums = batch_sums(tokens, codes, self.codebook.shape[1])
+        hits, sums = (group.total(part) for part in batch_sums(tokens, codes, self.codebook.shape[1]))
         self.use_counts += hits.long()
         moving_average(self.hits, hits, decay)
         moving_average(self.sums, sums, decay)
@@ -142,12 +152,13 @@ class HierarchicalMemory(nn.Module):
         # a vector without hits stays: its counts and sums fade alike, but the smoothing would pull it to zero
         moved = self.sums / smoothed(self.hits).unsqueeze(-1)
         self.codebook.copy_(torch.where((hits > 0).unsqueeze(-1), moved, self.codebook))
-        return self._replace(tokens, self.idle_steps >= revive_after, generator)
+        return self._replace(tokens, self.idle_steps >= revive_after, generator, group)
 
-    def _replace(self, tokens: Tensor, dead: Tensor, generator: torch.Generator) -> int:
+    def _replace(self, share: Tensor, dead: Tensor, generator: torch.Generator, group: Group) -> int:
         """Put tokens of the batch, a different one for each while there are enough, in the place of vectors."""
         bank, vector = dead.nonzero(as_tuple=True)
         if bank.numel():
+            tokens = group.gather(share)
             order = torch.rand(dead.shape[0], tokens.shape[0], generator=generator).argsort(dim=1).to(tokens.device)
             rank = (dead.cumsum(dim=1) - 1)[bank, vector] % tokens.shape[0]
             fresh = tokens[order[bank, rank], bank].to(self.codebook.dtype)

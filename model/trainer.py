@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from model import checkpoint, export
 from model.config import PPLConfig, SettingError
 from model.data import Batches, Images, mask_patches, step_generator, to_tensor
 from model.device import autocast, channels_last, pick_device
+from model.group import ALONE, Group
 from model.hiding import hidden_part_losses
 from model.history import History
 from model.losses import boundary_loss, link_regularization_loss, memory_loss, reconstruction_loss
@@ -54,6 +55,10 @@ class Trainer:
 
     Every random choice is drawn from the seed and the step's number, so a run that is stopped, saved, loaded
     and continued takes the same steps as one that was not: bit for bit on a CPU with the same number of threads.
+    Several processes, a group, train one model together: each takes its share of every batch, and gradients, codebook
+    and reported losses are those of the whole batch, so that the weights of all stay the same. Batch norms take the
+    statistics of the whole batch on CUDA; elsewhere each process normalises its share by itself, and the running
+    statistics are averaged.
     On CUDA some sums (``index_add_``, the gradient of bilinear resizing) run in no fixed order.
 
     Args:
@@ -64,6 +69,7 @@ class Trainer:
         clips: which clip each picture is a frame of, integers (N,); None for stills.
         prior: what the settings ``keypoint_prior=predefined`` and ``connectivity_prior=predefined`` start from.
             The exported prior bears its keypoint names.
+        group: the processes that train together; their joint batch is ``batch_size``.
 
     Attributes:
         mode: "clips" or "stills", what the setting of that name came to.
@@ -71,6 +77,7 @@ class Trainer:
 
     Raises:
         ValueError: pictures of another size, clips or a prior that do not fit the settings, or no such device.
+        SettingError: a batch that the group can't share evenly.
         WeightsUnavailableError: the perceptual network can't be had.
     """
 
@@ -83,15 +90,17 @@ class Trainer:
         *,
         clips: NDArray[np.int64] | None = None,
         prior: PosePrior | None = None,
+        group: Group = ALONE,
     ) -> None:
         if images.shape[1:] != (config.image_size, config.image_size, 3):
             raise ValueError(f"images are {images.shape[1:]}; expected ({config.image_size}, {config.image_size}, 3)")
         check_given(prior, config)
-        self.config = config
+        config.check_processes(group.size)
+        self.config, self.group = config, group
         self.mode = _mode(config, clips)
         self.device = pick_device(device)
         self.batches = Batches(
-            images, config.batch_size, config.seed, horizontal_flip=config.horizontal_flip, clips=clips
+            images, config.batch_size, config.seed, horizontal_flip=config.horizontal_flip, clips=clips, group=group
         )
         perceptual = perceptual_network(config.perceptual, config.perceptual_size, perceptual_weights)
         self.perceptual = channels_last(perceptual, self.device)
@@ -99,7 +108,7 @@ class Trainer:
             torch.manual_seed(config.seed)
             given = {"keypoint_prior": prior.keypoint_prior, "link_weights": prior.link_weights} if prior else {}
             model = PosePriorLearner(config, **given)
-        self.model = channels_last(model, self.device)
+        self.model = channels_last(_synchronised(model, group, self.device), self.device)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, config.weight_decay), lr=config.learning_rate, fused=True
         )
@@ -108,7 +117,7 @@ class Trainer:
         self.history = History(config.steps, config.history_snapshots)
         self.history.watch(self.model, self.step)
 
-    def run(self) -> Iterator[StepReport]:
+    def run(self) -> Generator[StepReport]:
         """Train to the configured number of steps, reporting each.
 
         Raises:
@@ -118,7 +127,7 @@ class Trainer:
             losses = self.train_step()
             self.step += 1
             self.history.watch(self.model, self.step)
-            values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+            values = dict(zip(losses, self.group.mean(torch.stack(list(losses.values()))).tolist(), strict=True))
             for name, value in values.items():
                 if not math.isfinite(value):
                     raise TrainingDivergedError(
@@ -128,7 +137,7 @@ class Trainer:
             yield StepReport(self.step, values)
 
     def train_step(self) -> dict[str, Tensor]:
-        """One optimisation step on the batch of the current step; the losses by name."""
+        """One optimisation step on the batch of the current step; the losses of this process's share by name."""
         config, step = self.config, self.step
         self.model.train()  # an export on the way left it in eval mode
         for group in self.optimizer.param_groups:
@@ -141,7 +150,7 @@ class Trainer:
             out = self.model(image, reference, link_width(config, step))
             drawn = self.perceptual(out.reconstruction)
             hidden = self._hidden_part_losses(image, out)
-        losses = {"reconstruction": reconstruction_loss(drawn, target), **self._pose_losses(out), **hidden}
+        losses = {"reconstruction": reconstruction_loss(drawn, target, self.group), **self._pose_losses(out), **hidden}
         total = losses["reconstruction"] + config.boundary_weight * losses["boundary"]
         if self.model.memory is not None:
             total = total + config.link_regularization_weight * losses["link_regularization"] + losses["memory"]
@@ -150,6 +159,7 @@ class Trainer:
             total = total + config.refinement_weight * hidden["refinement"]
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
+        self.group.average(_shared(self.model))
         self.optimizer.step()
         if self.model.memory is not None and out.recalled is not None:
             self.model.memory.update(
@@ -158,6 +168,7 @@ class Trainer:
                 decay=config.memory_decay,
                 revive_after=config.revive_after,
                 generator=step_generator(config.seed, "revive", step),
+                group=self.group,
             )
         return {name: value.detach() for name, value in {**losses, "total": total}.items()}
 
@@ -166,14 +177,15 @@ class Trainer:
         config, step = self.config, self.step
         if self.mode == "clips":
             return to_tensor(self.batches.references_at(step), self.device)
-        return mask_patches(image, config.mask_ratio, config.mask_grid, step_generator(config.seed, "mask", step))
+        generator = step_generator(config.seed, "mask", step)
+        return mask_patches(image, config.mask_ratio, config.mask_grid, generator, self.group)
 
     def _pose_losses(self, out: Forward) -> dict[str, Tensor]:
         """The losses beside reconstruction; AutoLink has no prior and no memory to lose."""
         losses = {"boundary": boundary_loss(out.keypoints)}
         if out.keypoint_prior is not None and out.recalled is not None:
             losses["link_regularization"] = link_regularization_loss(
-                out.keypoint_prior, out.keypoints, self.model.link_weights
+                out.keypoint_prior, out.keypoints, self.model.link_weights, self.group
             )
             losses["memory"] = memory_loss(out.recalled, out.keypoints, self.config.memory_decode_weight)
         return losses
@@ -184,9 +196,12 @@ class Trainer:
         wanted = config.occlusion_weight + config.refinement_weight > 0
         if self.model.memory is None or not wanted or step < config.occlusion_start * config.steps:
             return {}
-        some = (len(image) + 1) // 2
+        some = (config.batch_size + 1) // 2
+        own = len(self.group.share(range(some)))
         hiding = step_generator(config.seed, "hide", step)
-        return hidden_part_losses(self.model, image[:some], out.keypoints[:some], link_width(config, step), hiding)
+        return hidden_part_losses(
+            self.model, image[:own], out.keypoints[:own], link_width(config, step), hiding, self.group, some
+        )
 
     def save_checkpoint(self, directory: Path) -> None:
         """Write all that continuing needs into a directory; an older checkpoint there is replaced at once.
@@ -288,3 +303,17 @@ def _parameter_groups(model: PosePriorLearner, weight_decay: float) -> list[dict
     decayed = [p for name, p in trained if p.ndim > 1 and name != "own_prior"]
     plain = [p for name, p in trained if p.ndim <= 1 or name == "own_prior"]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def _synchronised(model: PosePriorLearner, group: Group, device: torch.device) -> PosePriorLearner:
+    """The model, its batch norms taking the statistics of the group's whole batch where torch can do so."""
+    if group.size == 1 or device.type != "cuda":
+        return model
+    synchronised: PosePriorLearner = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return synchronised
+
+
+def _shared(model: PosePriorLearner) -> Iterator[Tensor]:
+    """What a group averages before each step: the gradients, and the running statistics of batch norms."""
+    yield from (p.grad for p in model.parameters() if p.grad is not None)
+    yield from (value for name, value in model.named_buffers() if name.endswith(("running_mean", "running_var")))

@@ -1,0 +1,131 @@
+"""Training by several processes, one a GPU, or several on a CPU.
+
+``torchrun --nproc-per-node 2 -m model.distributed PICTURES VERSION`` trains on a folder of pictures and writes a
+version into a folder that is made for it. ``--clips`` takes each folder below it as a clip, ``--preset`` and
+``--set name=value`` give the settings (``batch_size`` is that of all processes together), ``--checkpoint FOLDER``
+goes on from a checkpoint there and writes one every ``checkpoint_every`` steps: the number of processes may be
+another one then. ``--device`` is auto, cpu or cuda. Rank 0 prints every step as a line of JSON.
+
+The processes agree over NCCL on CUDA, each on the GPU of its local rank, and over Gloo elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from model.config import SettingError, resolve
+from model.data import load_clips, load_folder
+from model.device import pick_device
+from model.group import Group
+from model.trainer import Trainer
+
+_SILENCE = timedelta(minutes=30)  # of another process, until it counts as gone: a checkpoint may be slow to write
+
+
+def device_of(device: str, local_rank: int, processes: int) -> str:
+    """The torch device of one of the processes on a machine.
+
+    Args:
+        device: "auto", "cpu" or "cuda"; a certain GPU only for one process.
+        local_rank: of the process, from 0.
+        processes: on this machine.
+
+    Raises:
+        ValueError: no such device, or fewer GPUs than processes.
+    """
+    found = pick_device(device)
+    if found.type != "cuda" or processes == 1:
+        return str(found)
+    if found.index is not None:
+        raise ValueError(f"device is '{device}', one GPU for {processes} processes; expected cuda, auto or cpu")
+    if torch.cuda.device_count() < processes:
+        raise ValueError(
+            f"there are {torch.cuda.device_count()} GPUs for {processes} processes; expected one each, or device cpu"
+        )
+    return f"cuda:{local_rank}"
+
+
+@contextmanager
+def joined(device: str, rank: int, processes: int, meeting: str = "env://") -> Iterator[Group]:
+    """The group of this process and its peers, until the block ends.
+
+    Args:
+        device: of this process.
+        rank: of this process in the whole group.
+        processes: in the whole group.
+        meeting: where they find each other, torch.distributed's ``init_method``.
+    """
+    on_cuda = torch.device(device).type == "cuda"
+    if on_cuda:
+        torch.cuda.set_device(device)
+    backend = "nccl" if on_cuda else "gloo"
+    distributed.init_process_group(backend, init_method=meeting, rank=rank, world_size=processes, timeout=_SILENCE)
+    try:
+        yield Group(rank, processes)
+    finally:
+        distributed.destroy_process_group()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """One of the processes that torchrun starts; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="torchrun -m model.distributed", description=__doc__)
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("version", type=Path)
+    parser.add_argument("--clips", action="store_true")
+    parser.add_argument("--preset", default="compact")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings")
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--perceptual-weights", type=Path)
+    given = parser.parse_args(arguments)
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    try:
+        config = resolve(given.preset, dict(setting.partition("=")[::2] for setting in given.settings))
+        config.check_processes(processes)
+        device = device_of(given.device, int(os.environ.get("LOCAL_RANK", "0")), here)
+        side = config.image_size
+        images, clips = load_clips(given.pictures, side) if given.clips else (load_folder(given.pictures, side), None)
+        if rank == 0:
+            given.version.mkdir(parents=True)
+    except (SettingError, ValueError, OSError) as error:
+        print(f"can't train: {error}", file=sys.stderr)
+        return 2
+    if processes == 1:
+        _train(Trainer(images, config, device, given.perceptual_weights, clips=clips), given.version, given.checkpoint)
+        return 0
+    with joined(device, rank, processes) as group:
+        trainer = Trainer(images, config, device, given.perceptual_weights, clips=clips, group=group)
+        _train(trainer, given.version, given.checkpoint)
+    return 0
+
+
+def _train(trainer: Trainer, version: Path, checkpoint: Path | None) -> None:
+    first = trainer.group.rank == 0
+    if checkpoint:
+        trainer.load_checkpoint(checkpoint)
+        trainer.group.wait()  # until all have read it: rank 0 goes on to write the next
+    for report in trainer.run():
+        if first:
+            print(json.dumps({"step": report.step, "losses": report.losses}), flush=True)
+            if checkpoint and report.step % trainer.config.checkpoint_every == 0:
+                trainer.save_checkpoint(checkpoint)
+    if first:
+        if checkpoint:
+            trainer.save_checkpoint(checkpoint)
+        trainer.export(version)
+    trainer.group.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
