@@ -73,6 +73,13 @@ class TrainingRequest:
         check_use(prior, config)
         return cls(check_category(category.strip()), str(preset), config, folder, labels, prior)
 
+    def check_processes(self, processes: int) -> None:
+        """Raises BadSetting where so many training processes can't share a batch evenly."""
+        try:
+            self.config.check_processes(processes)
+        except SettingError as error:
+            raise BadSetting(str(error), extra={"field": error.name}) from error
+
 
 async def read_json(request: Request, store: VersionStore, in_thread: InThread) -> TrainingRequest:
     """The JSON body of a training request, which names a folder.

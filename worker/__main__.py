@@ -59,11 +59,14 @@ def run(kind: Kind, settings: WorkerSettings) -> int:
     from model.device import pick_device
     from worker.app import make_app, make_part
     from worker.custody import Stop
+    from worker.distributed import check_devices
 
     try:
         pick_device(settings.device)
+        if kind == "training":
+            check_devices(settings.device, settings.training_processes)
     except ValueError as error:
-        raise DeviceMissing(f"PPL_DEVICE: {error}") from error
+        raise DeviceMissing(f"PPL_DEVICE, PPL_TRAINING_PROCESSES: {error}") from error
     stop = Stop()
     app = make_app(kind, settings)
     part = make_part(kind, app, settings, stop)

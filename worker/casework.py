@@ -9,6 +9,7 @@ from service.contract.errors import PPLError, UnknownJob
 from service.contract.job_files import JobFiles
 from service.contract.jobs import JobRecord, JobStatus, JobStore, LeaseLost
 from worker.custody import Cancelled, Change, Custody, Stop, Stopping
+from worker.distributed import RankDied
 from worker.failures import failure_of
 from worker.metrics import TrainingMetrics
 from worker.outage import OUTAGES
@@ -57,6 +58,8 @@ class Casework:
                 logger.info("job %s: its record is gone", job_id)
             except Stopping:
                 logger.info("job %s: set aside, it goes on later", job_id)
+            except RankDied as error:
+                logger.error("job %s: set aside, %s; it goes on from its checkpoint", job_id, error)
             except Cancelled:
                 logger.info("job %s: cancelled", job_id)
                 self.end(custody, lambda record: record.move(JobStatus.CANCELLED))

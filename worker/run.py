@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,12 @@ class Run:
         job_id = self.record.job.id
         self._metrics.total_steps.set(total)
         logger.info("job %s: from step %d to %d on %s", job_id, trainer.step, total, trainer.device)
-        for report in trainer.run():
-            self._tell(report)
-            if report.step % trainer.config.checkpoint_every == 0:
-                self._save()
-            self._custody.check()
+        with closing(trainer.run()) as reports, self.pausing():  # paused before it is closed
+            for report in reports:
+                self._tell(report)
+                if report.step % trainer.config.checkpoint_every == 0:
+                    self._save()
+                self._custody.check()
         self._save()
 
     @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from service.contract.store import VersionStore, new_version_id, write_json
 from worker.casework import Casework
 from worker.custody import Change, Custody
 from worker.dataset import labelled_pictures, prepared_pictures, training_input
+from worker.distributed import SharedTrainer, rank_order
 from worker.evaluation import evaluate_labelled
 from worker.metrics import TrainingMetrics
 from worker.preparation import config_of
@@ -72,8 +75,8 @@ class TrainingRunner:
             self._casework.ended(record)  # as failed: it was begun too often
             return
         run = Run(self._trainer(record, custody), record, custody, self._files.checkpoint(job.id), self._metrics)
+        run.train()
         with run.pausing():
-            run.train()
             evaluation = self._evaluate(run)
         self._succeed(custody, self._publish(run, custody, evaluation), run.show)
 
@@ -95,16 +98,20 @@ class TrainingRunner:
 
     def _trainer(self, record: JobRecord, custody: Custody) -> Trainer:
         job, settings = record.job, self._settings
-        given = training_input(self._files, job.id)
-        trainer = Trainer(
-            given.images,
-            config_of(job.settings),
-            settings.device,
-            settings.perceptual_weights,
-            clips=given.clips,
-            prior=given.prior,
-        )
+        given, config = training_input(self._files, job.id), config_of(job.settings)
         checkpoint = self._files.checkpoint(job.id)
+        make: Callable[..., Trainer] = Trainer
+        if settings.training_processes > 1:
+            make = partial(
+                SharedTrainer,
+                processes=settings.training_processes,
+                order=rank_order(job.id, config, settings),
+                checkpoint=checkpoint,
+                check=custody.check,
+            )
+        trainer = make(
+            given.images, config, settings.device, settings.perceptual_weights, clips=given.clips, prior=given.prior
+        )
         try:
             trainer.load_checkpoint(checkpoint)
         except CheckpointError:

@@ -33,6 +33,9 @@ class CommonSettings(BaseSettings):
     archive_max_ratio: float = Field(
         default=200.0, gt=1.0, description="unpacked bytes for a packed one, where an archive unpacks to 64 MiB or more"
     )
+    training_processes: int = Field(
+        default=1, ge=1, le=64, description="processes that train a job together, one a GPU; they share each batch"
+    )
     training_min_pictures: int = Field(default=8, ge=1, description="readable pictures that a training needs")
 
     @field_validator("data_root")

@@ -123,6 +123,7 @@ async def _accept(
     intake = Intake(gateway.files, gateway.upload, gateway.settings.archive_max_bytes)
     try:
         wanted, source = await take(gateway, request, intake)
+        wanted.check_processes(gateway.settings.training_processes)
         if wanted.prior:
             await intake.put_prior(document_of(wanted.prior))
         await intake.sync()

@@ -283,6 +283,15 @@ async def test_archive_over_the_limit_is_refused(serve, post, problem, no_trace)
     no_trace()
 
 
+async def test_batch_that_the_training_processes_cannot_share_is_refused(serve, post, problem, no_trace):
+    client = await serve(training_processes=3)
+    answer = await post(client=client, batch_size="32")
+    problem(answer, 422, "bad_setting")
+    assert "batch_size is 32; it must be a multiple of 3" in answer.json()["detail"]
+    no_trace()
+    assert (await post(client=client, batch_size="33")).status_code == 202
+
+
 async def test_chunked_archive_over_the_limit_is_refused(serve, problem, no_trace):
     client = await serve(archive_max_bytes=2000)
 
