@@ -68,12 +68,16 @@ def joined(device: str, rank: int, processes: int, meeting: str = "env://") -> I
     on_cuda = torch.device(device).type == "cuda"
     if on_cuda:
         torch.cuda.set_device(device)
-    backend = "nccl" if on_cuda else "gloo"
-    distributed.init_process_group(backend, init_method=meeting, rank=rank, world_size=processes, timeout=_SILENCE)
-    try:
-        yield Group(rank, processes)
-    finally:
-        distributed.destroy_process_group()
+    distributed.init_process_group(
+        "nccl" if on_cuda else "gloo",
+        init_method=meeting,
+        rank=rank,
+        world_size=processes,
+        timeout=_SILENCE,
+        device_id=torch.device(device) if on_cuda else None,
+    )
+    yield Group(rank, processes)
+    distributed.destroy_process_group()  # not after an error: it may wait for peers that are gone
 
 
 def main(arguments: list[str] | None = None) -> int:

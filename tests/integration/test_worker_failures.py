@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -252,3 +253,24 @@ def test_workers_outlive_a_restart_of_redis(lab: Lab) -> None:
     lab.until(lambda: lab.jobs.get(again.id).status is JobStatus.SUCCEEDED, 30)
     assert training.poll() is None
     assert inference.poll() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_killed_worker_leaves_no_training_process_behind(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PPL_TRAINING_PROCESSES", "2")
+    worker = lab.start("training")
+    job = lab.submit(steps=100_000)
+    lab.until(lambda: lab.step(job) >= 2, 60)
+    ranks = [int(pid) for pid in re.findall(r"training process . of 2 is pid (\d+)", lab.log("training"))]
+    assert len(ranks) == 2
+    assert all(Path(f"/proc/{pid}").exists() for pid in ranks)
+    lab.kill(worker, "training")
+    lab.until(lambda: not any(_runs(pid) for pid in ranks), 10)
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process, and it is more than a name that nobody has asked after."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,24 +164,3 @@ def test_batch_that_two_processes_cannot_share_is_refused(pair: SimpleNamespace)
     done = pair.jobs.get(job.id)
     assert done.status is JobStatus.FAILED
     assert "batch_size is 5; it must be a multiple of 2" in done.error.detail
-
-
-def test_processes_end_when_their_worker_is_killed(tmp_path: Path) -> None:
-    """A stand-in for the worker holds their pipes; they train nothing before they have an order."""
-    code = (
-        "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-m', 'worker.rank'], stdin=subprocess.PIPE)\n"
-        "print(child.pid, flush=True)\n"
-        "time.sleep(100)\n"
-    )
-    worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    try:
-        assert worker.stdout is not None
-        child = int(worker.stdout.readline())
-    finally:
-        worker.kill()
-        worker.communicate()
-    until = time.monotonic() + 20
-    while Path(f"/proc/{child}").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{child}").exists()
