@@ -12,13 +12,13 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
-
-from model.device import full_precision
 
 VGG_URLS = {
     "vgg16": "https://download.pytorch.org/models/vgg16-397923af.pth",
@@ -221,10 +221,10 @@ class _InvertedResidual(nn.Module):
 
 
 class _StridedDepthwise(nn.Module):
-    """A strided depthwise convolution, on a CPU always in fp32.
+    """A strided depthwise convolution whose bf16 gradient is fast on a CPU.
 
-    oneDNN has no bf16 kernel for its gradient and takes a reference path: 36 ms against 0.3 ms
-    for 144 channels of 16x16, batch 32, one core.
+    oneDNN has no bf16 kernel for that gradient and takes a reference path (36 ms against 0.3 ms for 144 channels of
+    16x16, batch 32, one core); in fp32 the conversions cost as much as the convolution.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -232,14 +232,34 @@ class _StridedDepthwise(nn.Module):
         self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or x.dtype == torch.float32:
-            return self._convolve(x)
-        with full_precision(x.device):
-            return self._convolve(x.float()).to(x.dtype)
+        conv = self.conv
+        if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+            plain: Tensor = conv(x)
+            return plain
+        return _FrozenStrided.apply(x, conv.weight.bfloat16(), conv.bias.bfloat16(), conv.stride[0])  # type: ignore
 
-    def _convolve(self, x: Tensor) -> Tensor:
-        y: Tensor = self.conv(x)
-        return y
+
+class _FrozenStrided(torch.autograd.Function):
+    """A depthwise convolution with constant weights (C, 1, k, k), k odd, padded to keep the side before the stride.
+
+    Its gradient as an unstrided convolution: the incoming gradient spread over the side of the input, the kernel
+    turned round.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.stride, ctx.shape = stride, x.shape
+        return functional.conv2d(x, weight, bias, stride, weight.shape[-1] // 2, groups=len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (weight,) = ctx.saved_tensors
+        spread = torch.empty(ctx.shape, dtype=grad.dtype, memory_format=torch.channels_last).zero_()
+        spread[:, :, :: ctx.stride, :: ctx.stride] = grad
+        turned = weight.flip(-1, -2).contiguous(memory_format=torch.channels_last)
+        return functional.conv2d(spread, turned, None, 1, weight.shape[-1] // 2, groups=len(weight)), None, None, None
 
 
 def _folded(state: dict[str, Tensor], conv: str, norm: str, stride: int = 1, *, depthwise: bool = False) -> nn.Conv2d:

@@ -131,3 +131,18 @@ def test_file_of_something_else_is_refused(tmp_path, state, says):
 def test_missing_file_is_refused(tmp_path):
     with pytest.raises(WeightsUnavailableError, match="can't be read"):
         perceptual_network("vgg16", 32, tmp_path / "absent.pth")
+
+
+@pytest.mark.parametrize(("kernel", "side"), [(3, 16), (5, 12), (3, 7)])
+def test_strided_depthwise_convolution_has_the_same_gradient_in_bf16_as_in_fp32(kernel, side):
+    conv = nn.Conv2d(6, 6, kernel, stride=2, padding=kernel // 2, groups=6).requires_grad_(False)
+    image = torch.randn(2, 6, side, side, requires_grad=True)
+    exact = conv(image)
+    towards = torch.randn_like(exact)
+    (expected,) = torch.autograd.grad(exact, image, towards)
+    narrow = image.detach().bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+    found = perceptual._StridedDepthwise(conv)(narrow)
+    (gradient,) = torch.autograd.grad(found, narrow, towards.bfloat16())
+    assert found.dtype == gradient.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, atol=0.03, rtol=0.03)
+    torch.testing.assert_close(gradient.float(), expected, atol=0.03, rtol=0.03)
