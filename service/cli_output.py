@@ -159,7 +159,8 @@ def show_jobs(jobs: Iterable[Job]) -> None:
 def show_estimate(estimate: Estimate, names: Sequence[str]) -> None:
     """Keypoints in pixels, one table a picture."""
     for name, image in zip(names, estimate.images, strict=True):
-        out.print(f"{escape(name)}  {image.width} x {image.height} px")
+        surprise = "" if image.surprise is None else f", surprise {image.surprise:.2f}"
+        out.print(f"{escape(name)}  {image.width} x {image.height} px{surprise}")
         table = _table("keypoint", "x", "y", "score")
         for point in image.keypoints:
             table.add_row(str(point.id), f"{point.x:.1f}", f"{point.y:.1f}", f"{point.score:.2f}")

@@ -22,7 +22,7 @@ from .errors import BadField
 from .room import PixelRoom
 from .versions import Version
 
-INCLUDABLE = ("link_map", "trajectory", "overlay")
+INCLUDABLE = ("link_map", "trajectory", "overlay", "codes")
 
 
 # sides of a box, as a multiple of the picture's longer side: beyond it the picture would be a few pixels of the square
@@ -133,6 +133,10 @@ def describe(
             for index, ((x, y), score) in enumerate(zip(points.tolist(), pose.scores.tolist(), strict=True))
         ],
     }
+    answer["surprise"] = None if pose.surprise is None else round(pose.surprise, 4)
+    if "codes" in include:
+        assert pose.codes is not None  # they were asked for
+        answer["codes"] = pose.codes.tolist()
     if "trajectory" in include:
         answer["trajectory"] = [
             [{"x": round(x, 3), "y": round(y, 3)} for x, y in step]

@@ -122,7 +122,14 @@ async def _estimate(request: Request, gateway: Gateway) -> Response:
         _check_drawn(settings, query.include, fitted)
         queued = time.perf_counter()
         gateway.metrics.decode_seconds.observe(queued - decoding)
-        group = Group(version.category, version.name, version.side, query.refine_steps, "link_map" in query.include)
+        group = Group(
+            version.category,
+            version.name,
+            version.side,
+            query.refine_steps,
+            "link_map" in query.include,
+            "codes" in query.include,
+        )
         ticket = await _unless_gone(request, gateway.batcher.estimate(group, [item.square for item in fitted]))
         answered = time.perf_counter()
         images = await _describe_all(gateway, query, version, fitted, ticket)
@@ -180,6 +187,11 @@ def _joined(version: Version, images: list[str], timing: dict[str, float]) -> by
 
 
 def _check_memory(query: Query, version: Version) -> None:
+    if "codes" in query.include and not version.has_memory:
+        raise NoMemory(
+            f"include names codes, and version '{version.name}' of category '{version.category}' was trained with the "
+            "method autolink, which has no memory; leave codes out, or name a version of the method ppl"
+        )
     if query.refine_steps and not version.has_memory:
         raise NoMemory(
             f"refine_steps is {query.refine_steps}, and version '{version.name}' of category '{version.category}' was "
