@@ -89,6 +89,12 @@ def problem(
     return ProblemResponse({**(extra or {}), **document}, status, headers=headers, media_type=MEDIA_TYPE)
 
 
+def document_of(error: PPLError) -> dict[str, Any]:
+    """One of our errors as a problem document, where it stands among good answers."""
+    facts = {"title": error.title, "status": error.status, "detail": error.detail, "code": str(error.code)}
+    return {**error.extra, "type": f"urn:ppl:problem:{error.code}", **facts}
+
+
 def problem_of(error: PPLError) -> JSONResponse:
     """One of our errors as a response."""
     headers = {}

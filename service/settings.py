@@ -19,7 +19,10 @@ class Settings(CommonSettings):
     max_body_bytes: int = Field(
         default=64 * 2**20, ge=1024, description="bytes of a request other than a training upload"
     )
-    max_images: int = Field(default=64, ge=1, le=4096, description="pictures in one request")
+    max_images: int = Field(default=64, ge=1, le=4096, description="pictures in one request; each box counts")
+    max_streamed_images: int = Field(
+        default=1024, ge=1, le=100_000, description="pictures in one request that is answered as JSON lines, or later"
+    )
     max_drawn_pixels: int = Field(
         default=100_000_000, ge=4096, description="pixels of all pictures drawn for one request (overlay, link_map)"
     )

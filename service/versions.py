@@ -21,7 +21,11 @@ _ROUNDED = 6
 
 @dataclass(frozen=True)
 class Version:
-    """A version as an estimate needs it: the side of the model's square, and the links of the prior, also as JSON."""
+    """A version as an estimate needs it: the side of the model's square, and the links of the prior, also as JSON.
+
+    Attributes:
+        keypoint_names: of the prior, where it has them; else their numbers.
+    """
 
     category: str
     name: str
@@ -29,6 +33,7 @@ class Version:
     links: list[dict[str, Any]]
     links_json: str
     has_memory: bool = True
+    keypoint_names: tuple[str, ...] = ()
 
 
 class Versions:
@@ -148,7 +153,10 @@ class Versions:
         config, prior = self.store.config(category, name), self.store.prior(category, name)
         links = [{**link, "weight": float(f"{link['weight']:.6g}")} for link in _member(prior, "links")]
         has_memory = config.get("method", "ppl") != "autolink"
-        return Version(category, name, int(_member(config, "image_size")), links, json.dumps(links), has_memory)
+        count = int(_member(prior, "num_keypoints"))
+        names = tuple(prior.get("keypoint_names") or (f"keypoint_{index}" for index in range(count)))
+        side = int(_member(config, "image_size"))
+        return Version(category, name, side, links, json.dumps(links), has_memory, names)
 
 
 def _member(document: dict[str, Any], name: str) -> Any:
