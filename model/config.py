@@ -117,6 +117,16 @@ class PPLConfig:
     link_scale: float = _setting(512.0, "s: factor on the learning rate of the link weights", 1.0, 4096.0)
     link_init_mean: float = _setting(-4.0, "mean of the link weights before softplus at the start", -10.0, 4.0)
     link_init_std: float = _setting(1.0, "spread of the link weights before softplus at the start", 0.0, 4.0)
+    link_colours: int = _setting(
+        0,
+        "learned colours that each link is drawn in beside its strength, which tell the reconstructor the links "
+        "apart; 0 in the paper",
+        0,
+        16,
+    )
+    object_colour: bool = _setting(
+        False, "tell the reconstructor the mean colour of what lies under the links; false in the paper"
+    )
     # what it learns from
     mode: str = _setting(
         "auto",
@@ -236,6 +246,8 @@ PRESETS: dict[str, dict[str, Value]] = {
         "link_width_fraction": 0.5,
         "link_scale": 64.0,
         "link_init_std": 0.1,
+        "link_colours": 3,
+        "object_colour": True,
         "mask_grid": 8,
         "horizontal_flip": False,
         "perceptual": "efficientnet_lite0",

@@ -27,6 +27,7 @@ from model.ppl import Forward, PosePriorLearner
 from model.prior import PosePrior, check_given
 from model.schedules import learning_rate, link_width
 
+_PRIORS = ("own_prior", "link_colours")  # tables, not matrices that multiply: they do not decay
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
@@ -298,10 +299,11 @@ def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _parameter_groups(model: PosePriorLearner, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms, the link weights and a keypoint prior do not. What is frozen is in no group."""
+    """Matrices decay; biases, norms, link weights and colours, and a keypoint prior do not. What is frozen is in no
+    group."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in trained if p.ndim > 1 and name != "own_prior"]
-    plain = [p for name, p in trained if p.ndim <= 1 or name == "own_prior"]
+    decayed = [p for name, p in trained if p.ndim > 1 and name not in _PRIORS]
+    plain = [p for name, p in trained if p.ndim <= 1 or name in _PRIORS]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
