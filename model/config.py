@@ -138,6 +138,13 @@ class PPLConfig:
     mask_ratio: float = _setting(0.8, "probability that a patch of the reference image is masked", 0.0, 1.0)
     mask_grid: int = _setting(16, "patches of the reference mask along one side", 2, 64)
     horizontal_flip: bool = _setting(True, "mirror half of the training pictures; off for sets aligned to one side")
+    augmentation: float = _setting(
+        0.0,
+        "how far training pictures are turned, resized, moved and tinted at random: at 1 by up to 16 degrees, 16 %, "
+        "5 % of the side and 0.3 in contrast and brightness; 0 in the paper",
+        0.0,
+        2.0,
+    )
     perceptual: str = _setting(
         "vgg19",
         "network whose activations the reconstruction loss compares",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model import checkpoint, export
+from model.augmentation import augment
 from model.config import PPLConfig, SettingError
 from model.data import Batches, Images, mask_patches, step_generator, to_tensor
 from model.device import autocast, channels_last, pick_device
@@ -143,7 +144,7 @@ class Trainer:
         self.model.train()  # an export on the way left it in eval mode
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        image = to_tensor(self.batches.at(step), self.device)
+        image = self._augmented(self.batches.at(step))
         reference = self._reference(image)
         with autocast(config.precision, self.device):
             with torch.no_grad():
@@ -173,11 +174,18 @@ class Trainer:
             )
         return {name: value.detach() for name, value in {**losses, "total": total}.items()}
 
+    def _augmented(self, images: Images) -> Tensor:
+        """Pictures of the current step's batch as a tensor (B, 3, S, S); a picture and its reference alike."""
+        image, strength = to_tensor(images, self.device), self.config.augmentation
+        if not strength:
+            return image
+        return augment(image, strength, step_generator(self.config.seed, "augment", self.step), self.group)
+
     def _reference(self, image: Tensor) -> Tensor:
         """What the batch of the current step (B, 3, S, S) is rebuilt from, of the same shape."""
         config, step = self.config, self.step
         if self.mode == "clips":
-            return to_tensor(self.batches.references_at(step), self.device)
+            return self._augmented(self.batches.references_at(step))
         generator = step_generator(config.seed, "mask", step)
         return mask_patches(image, config.mask_ratio, config.mask_grid, generator, self.group)
 
