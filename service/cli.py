@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from . import cli_output as output
 from .cli_evaluate import evaluate
 from .cli_options import URL, AsJson, Category, Follow, JobId, Url, Version
+from .cli_versions import aliases, versions
 from .client import Client, InputError, Job, JobStatus, png_bytes
 from .progress import TrainingProgress
 
@@ -82,13 +83,17 @@ def train(
     prior_from: Annotated[
         str | None, typer.Option(metavar="CATEGORY[@VERSION]", help="Start from the prior of this category.")
     ] = None,
+    activate: Annotated[
+        bool, typer.Option("--activate/--no-activate", help="Whether the version becomes the active one.")
+    ] = True,
     url: Url = URL,
     as_json: AsJson = False,
 ) -> None:
     """Upload pictures and learn their pose prior."""
     with output.errors_shown(as_json), Client(url) as client:
         chosen = _settings(assignments or [])
-        job = client.train(category, path, preset, chosen, labels=labels, prior=prior_file, prior_from=prior_from)
+        given: dict[str, Any] = {"labels": labels, "prior": prior_file, "prior_from": prior_from, "activate": activate}
+        job = client.train(category, path, preset, chosen, **given)
         _show(client, job, follow, as_json)
 
 
@@ -169,6 +174,8 @@ def history(category: Category, version: Version = None, url: Url = URL, as_json
 
 
 app.command()(evaluate)
+app.add_typer(versions)
+app.add_typer(aliases)
 
 
 def main() -> None:

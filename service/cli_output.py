@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .client import ClientError, Estimate, History, Job, JobStatus, Memory, Prior
-from .client_types import Snapshot
+from .client_types import AliasEntry, Snapshot, VersionEntry
 from .progress import duration, loss_text
 
 out = Console(highlight=False, soft_wrap=True)
@@ -199,6 +199,31 @@ def show_history(history: History) -> None:
         before = snapshot
     tables.print(table)
     out.print("moved: mean way of a keypoint since the line above, the square being 2 wide")
+
+
+def show_versions(versions: Iterable[VersionEntry]) -> None:
+    """The versions of a category with the names that point to them, the newest first."""
+    table = _table("version", "created", "preset", "aliases")
+    for entry in versions:
+        created = (entry.created_at or "")[:16].replace("T", " ")
+        table.add_row(entry.version, created, entry.preset or "", ", ".join(entry.aliases))
+    tables.print(table)
+
+
+def show_aliases(aliases: Iterable[AliasEntry]) -> None:
+    """The aliases of a category and where they point."""
+    table = _table("alias", "version")
+    for entry in aliases:
+        table.add_row(entry.alias, entry.version)
+    tables.print(table)
+
+
+def show_done(value: Any, said: str, as_json: bool) -> None:
+    """What a change came to: JSON, or a line."""
+    if as_json:
+        print_json(value)
+    else:
+        out.print(escape(said))
 
 
 def _moved(before: Snapshot | None, now: Snapshot) -> str:

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ValidationError
 
 from .client_errors import APIError, ClientError, InputError, Unreachable
 from .client_types import Estimate, History, Job, JobStatus, Memory, Prior, PriorEntry, joined, png_bytes
+from .client_versions import AliasCalls, VersionCalls
 from .uploads import Picture, archive_of, file_part, picture_part
 
 __all__ = [
@@ -58,6 +59,10 @@ class Client:
     Args:
         base_url: of the server; PPL_URL or http://127.0.0.1:8000 by default.
         timeout_s: for each read and write, not for a whole request.
+
+    Attributes:
+        versions: what to do with the versions of a category.
+        aliases: what to do with the names that point to them.
     """
 
     def __init__(
@@ -67,6 +72,8 @@ class Client:
         # a proxy of the environment does not know this machine's own addresses
         trust_env = not _is_loopback(self.base_url)
         self._http = httpx.Client(base_url=self.base_url, timeout=timeout_s, transport=transport, trust_env=trust_env)
+        self.versions = VersionCalls(self)
+        self.aliases = AliasCalls(self)
 
     def __enter__(self) -> Client:
         return self
@@ -92,6 +99,7 @@ class Client:
         labels: str | os.PathLike[str] | None = None,
         prior: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         prior_from: str | None = None,
+        activate: bool = True,
     ) -> Job:
         """Uploads pictures and starts a training job; returns it without waiting.
 
@@ -102,9 +110,12 @@ class Client:
             labels: a CSV or COCO JSON file of keypoints; training never sees it, the result is measured by it.
             prior: to start from, a JSON file or what :meth:`prior` gave as JSON values.
             prior_from: CATEGORY or CATEGORY@VERSION to take the prior of.
+            activate: whether the version becomes the active one when the job succeeds.
         """
         fields = {"category": category, "preset": preset or "", "prior_from": prior_from or ""}
         fields = {name: value for name, value in fields.items() if value}
+        if not activate:
+            fields["activate"] = "false"
         fields.update({name: _as_text(value) for name, value in (settings or {}).items()})
         with archive_of(Path(pictures)) as (name, file), ExitStack() as stack:
             files: dict[str, Any] = {"archive": (name, file)}
@@ -230,6 +241,18 @@ class Client:
     def get_json(self, path: str) -> Any:
         """Any JSON of the API, as it came."""
         return self._send("GET", path).json()
+
+    def send(self, method: str, path: str, **content: Any) -> httpx.Response:
+        """Any request of the API; ``content`` as httpx takes it. Raises Unreachable, APIError."""
+        return self._send(method, path, **content)
+
+    def read(self, model: type[Model], response: httpx.Response) -> Model:
+        """An answer as the model that it should be. Raises APIError."""
+        return self._read(model, response)
+
+    def pages(self, path: str, model: type[Model]) -> Iterator[Model]:
+        """All items of a list that comes in pages."""
+        return self._pages(path, model)
 
     def _get_prior(self, category: str, what: str, version: str | None) -> httpx.Response:
         params = {"version": version} if version else None

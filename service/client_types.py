@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from .contract.records import Job, JobStatus
 from .schemas import (
+    AliasEntry,
     Estimate,
     History,
     ImageEstimate,
@@ -18,9 +19,11 @@ from .schemas import (
     Prototype,
     Snapshot,
     Timing,
+    VersionEntry,
 )
 
 __all__ = [
+    "AliasEntry",
     "Estimate",
     "History",
     "ImageEstimate",
@@ -33,6 +36,7 @@ __all__ = [
     "PriorEntry",
     "Prototype",
     "Snapshot",
+    "VersionEntry",
     "joined",
     "png_bytes",
 ]

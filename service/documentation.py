@@ -57,6 +57,7 @@ TAGS = [
     {"name": "training", "description": "Jobs that learn a category's prior from pictures."},
     {"name": "poses", "description": "Keypoints and links in pictures."},
     {"name": "priors", "description": "What has been learned. Served from disk, also while no worker runs."},
+    {"name": "versions", "description": "Aliases that move from version to version, and versions that go and come."},
     {"name": "operation", "description": "For whoever runs the service."},
 ]
 
@@ -72,7 +73,10 @@ def estimate_body(max_images: int) -> dict[str, Any]:
             "maxItems": max_images,
             "description": f"JPEG, PNG, WebP, BMP or TIFF pictures, up to {max_images}",
         },
-        "version": {"type": "string", "description": "a version of the category; the active one unless given"},
+        "version": {
+            "type": "string",
+            "description": "a version of the category, or an alias of one; the active one unless given",
+        },
         "refine_steps": {
             "type": "integer",
             "minimum": 0,
@@ -102,6 +106,11 @@ def train_body() -> dict[str, Any]:
             "enum": list(PRESETS),
             "default": DEFAULT_PRESET,
             "description": "what the settings are where not given; compact learns on a CPU, paper wants a GPU",
+        },
+        "activate": {
+            "type": "boolean",
+            "default": True,
+            "description": "whether the version becomes the category's active one when the job succeeds",
         },
     }
     archive = {

@@ -169,6 +169,7 @@ class VersionEntry(BaseModel):
     category: str
     version: str
     active: bool = Field(description="whether requests without a version get this one")
+    aliases: list[str] = Field(default=[], description="the names that point to it, `active` among them")
     created_at: str | None = None
     job_id: str | None = None
     preset: str | None = None
@@ -179,6 +180,29 @@ class VersionPage(BaseModel):
 
     items: list[VersionEntry]
     next_cursor: str | None = None
+
+
+class AliasEntry(BaseModel):
+    """A name and the version that it points to."""
+
+    category: str
+    alias: str = Field(examples=["champion"])
+    version: str = Field(examples=["20261123T064501-1f3a9c"])
+
+
+class AliasPage(BaseModel):
+    """The aliases of a category: `active` first, the others by name."""
+
+    items: list[AliasEntry]
+    next_cursor: str | None = None
+
+
+class AliasTarget(BaseModel):
+    """Where an alias shall point."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": "20261123T064501-1f3a9c"}]})
+
+    version: str = Field(description="a version of the category, or an alias of it: that points to it now")
 
 
 class Prototype(BaseModel):

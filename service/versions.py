@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from .contract.aliases import ACTIVE
 from .contract.errors import StoreCorrupt
 from .contract.store import VersionStore
 
@@ -36,25 +37,28 @@ class Versions:
 
     def __init__(self, store: VersionStore) -> None:
         self.store = store
-        self._kept: OrderedDict[tuple[str, str], Version] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, tuple[int, int]], Version] = OrderedDict()
         self._active: dict[str, tuple[tuple[int, int], str]] = {}
         self._lock = Lock()
 
     def version(self, category: str, name: str | None = None) -> Version:
-        """The version that a request means.
+        """The version that a request means, by its name or an alias; the active one where None.
 
         Raises:
             BadCategoryName, BadVersionName, UnknownCategory, UnknownVersion, StoreCorrupt.
         """
-        name = name or self._active_name(category)
+        name = self._active_name(category) if name in (None, ACTIVE) else name
         if name is not None and self.store.path(category, name).is_dir():
+            key = (category, name, self.store.stamp(category, name))
             with self._lock:
-                if (category, name) in self._kept:
-                    self._kept.move_to_end((category, name))
-                    return self._kept[category, name]
-        version = self._load(category, self.store.resolve(category, name))
+                if key in self._kept:
+                    self._kept.move_to_end(key)
+                    return self._kept[key]
+        name = self.store.resolve(category, name)
+        stamp = self.store.stamp(category, name)
+        version = self._load(category, name)
         with self._lock:
-            self._kept[category, version.name] = version
+            self._kept[category, name, stamp] = version
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         return version
@@ -123,11 +127,16 @@ class Versions:
                 entry["created_at"] = self.store.info(category, active).get("created_at")
         return entry
 
-    def version_entry(self, category: str, name: str, active: str | None) -> dict[str, Any]:
-        """A version in the list of a category's versions."""
+    def version_entry(self, category: str, name: str, pointers: dict[str, str]) -> dict[str, Any]:
+        """A version in the list of a category's versions.
+
+        Args:
+            pointers: the aliases of the category, with their versions.
+        """
         info = self.store.info(category, name)
         facts = {key: info.get(key) for key in ("created_at", "job_id", "preset")}
-        return {"category": category, "version": name, "active": name == active, **facts}
+        aliases = [alias for alias, version in pointers.items() if version == name]
+        return {"category": category, "version": name, "active": ACTIVE in aliases, "aliases": aliases, **facts}
 
     def _active_name(self, category: str) -> str | None:
         """The active version, read anew only when its file was replaced; None where there is no such file."""

@@ -19,7 +19,9 @@ router = APIRouter(tags=["priors"])
 MAX_PAGE = 200
 MIN_SIDE_PX, MAX_SIDE_PX = 64, 2048
 
-Version = Annotated[str | None, Query(description="a version of the category; the active one unless given")]
+Version = Annotated[
+    str | None, Query(description="a version of the category, or an alias of one; the active one unless given")
+]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="items in a page")]
 Cursor = Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before")]
 
@@ -64,16 +66,18 @@ async def get_link_map(
     """The link map of the prior's own pose (PPL eq. 3) in colours, brighter for stronger links, and its keypoints."""
     gateway = gateway_of(request)
     kept = gateway.prior_pictures
-    name = await gateway.io(gateway.versions.store.resolve, category, version)
+    store = gateway.versions.store
+    name = await gateway.io(store.resolve, category, version)
+    key = (category, name, await gateway.io(store.stamp, category, name), size)
 
     def draw() -> bytes:
-        picture = kept.get((category, name, size))  # it may have been drawn while this waited
+        picture = kept.get(key)  # it may have been drawn while this waited
         if picture is None:
             picture = png(prior_picture(gateway.versions.prior(category, name), size))
-            kept.put((category, name, size), picture)
+            kept.put(key, picture)
         return picture
 
-    return Response(kept.get((category, name, size)) or await gateway.draw(draw), media_type="image/png")
+    return Response(kept.get(key) or await gateway.draw(draw), media_type="image/png")
 
 
 @router.get(
@@ -123,11 +127,11 @@ async def get_versions(request: Request, category: str, limit: Limit = 50, curso
 
     def page() -> dict[str, Any]:
         store = gateway.versions.store
-        names, active = store.versions(category), store.active(category)
+        names, pointers = store.versions(category), store.aliases(category)
         if cursor is not None and cursor not in names:
             raise BadCursor(f"cursor {cursor!r} was not given out by this list")
         names = [name for name in names if cursor is None or name < cursor]
-        items = [gateway.versions.version_entry(category, name, active) for name in names[:limit]]
+        items = [gateway.versions.version_entry(category, name, pointers) for name in names[:limit]]
         return _page(items, names, limit)
 
     return await gateway.io(page)

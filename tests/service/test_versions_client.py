@@ -1,0 +1,78 @@
+"""The client's calls and the commands about versions, against a real gateway."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.client import APIError, Client
+
+from .live_gateway import live_gateway
+
+OLD, NEW = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb"
+
+
+@pytest.fixture
+def url(make_settings: Callable[..., Any], publish: Callable[..., str]) -> Iterator[str]:
+    publish("dog", OLD)
+    publish("dog", NEW)
+    with live_gateway(make_settings()) as url:
+        yield url
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Client]:
+    with Client(url) as client:
+        yield client
+
+
+@pytest.fixture
+def ppl(url: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "service.cli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PPL_URL": url, "COLUMNS": "120", "NO_COLOR": "1"},
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+def test_aliases_are_moved_and_versions_deleted(client: Client) -> None:
+    assert [(entry.alias, entry.version) for entry in client.aliases.list("dog")] == [("active", NEW)]
+    assert client.aliases.put("dog", "champion", "active").version == NEW
+    assert client.aliases.put("dog", "active", OLD).version == OLD
+    assert client.prior("dog").version == OLD
+    assert client.prior("dog", "champion").version == NEW
+    with pytest.raises(APIError) as caught:
+        client.aliases.put("dog", "champion", OLD, expected=OLD)
+    assert caught.value.status == 412
+    with pytest.raises(APIError) as caught:
+        client.versions.delete("dog", NEW)
+    assert (caught.value.status, caught.value.code) == (409, "version_in_use")
+    client.aliases.delete("dog", "champion")
+    client.versions.delete("dog", NEW)
+    assert [(entry.version, entry.aliases) for entry in client.versions.list("dog")] == [(OLD, ["active"])]
+
+
+def test_commands_move_aliases_and_delete_versions(ppl: Any) -> None:
+    moved = ppl("aliases", "set", "dog", "active", OLD, "--expected", NEW)
+    assert (moved.returncode, moved.stdout) == (0, f"dog: active -> {OLD}\n"), moved.stderr
+    refused = ppl("aliases", "set", "dog", "active", OLD, "--expected", NEW, "--json")
+    assert json.loads(refused.stderr)["code"] == "precondition_failed"
+    assert json.loads(ppl("aliases", "list", "dog", "--json").stdout)["items"][0]["version"] == OLD
+    assert ppl("versions", "delete", "dog", NEW).returncode == 0
+    listed = ppl("versions", "list", "dog").stdout.splitlines()
+    assert len(listed) == 2
+    assert listed[1].split() == [OLD, "2026-01-01", "00:00", "compact", "active"]
