@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from . import cli_output as output
 from .cli_evaluate import evaluate
+from .cli_naming import names
 from .cli_options import URL, AsJson, Category, Follow, JobId, Url, Version
 from .cli_versions import aliases, versions
 from .client import Client, InputError, Job, JobStatus, png_bytes
@@ -174,6 +175,7 @@ def history(category: Category, version: Version = None, url: Url = URL, as_json
 
 
 app.command()(evaluate)
+app.command()(names)
 app.add_typer(versions)
 app.add_typer(aliases)
 

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .client import ClientError, Estimate, History, Job, JobStatus, Memory, Prior
-from .client_types import AliasEntry, Snapshot, VersionEntry
+from .client_types import AliasEntry, KeypointNames, Snapshot, VersionEntry
 from .progress import duration, loss_text
 
 out = Console(highlight=False, soft_wrap=True)
@@ -162,7 +162,8 @@ def show_estimate(estimate: Estimate, names: Sequence[str]) -> None:
         out.print(f"{escape(name)}  {image.width} x {image.height} px")
         table = _table("keypoint", "x", "y", "score")
         for point in image.keypoints:
-            table.add_row(str(point.id), f"{point.x:.1f}", f"{point.y:.1f}", f"{point.score:.2f}")
+            name = str(point.id) if point.name is None else f"{point.id} {point.name}"
+            table.add_row(escape(name), f"{point.x:.1f}", f"{point.y:.1f}", f"{point.score:.2f}")
         tables.print(table)
     out.print(f"category {estimate.category}, version {estimate.version}, {estimate.timing_ms.total:.0f} ms")
 
@@ -216,6 +217,13 @@ def show_aliases(aliases: Iterable[AliasEntry]) -> None:
     for entry in aliases:
         table.add_row(entry.alias, entry.version)
     tables.print(table)
+
+
+def show_names(found: KeypointNames) -> None:
+    """Keypoints by number and name."""
+    out.print(f"category {found.category}, version {found.version}")
+    for index, name in enumerate(found.names):
+        out.print(f"  {index:>2}  {escape(name)}")
 
 
 def show_done(value: Any, said: str, as_json: bool) -> None:

@@ -26,7 +26,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from .client_errors import APIError, ClientError, InputError, Unreachable
-from .client_types import Estimate, History, Job, JobStatus, Memory, Prior, PriorEntry, joined, png_bytes
+from .client_types import Estimate, History, Job, JobStatus, KeypointNames, Memory, Prior, PriorEntry, joined, png_bytes
 from .client_versions import AliasCalls, VersionCalls
 from .uploads import Picture, archive_of, file_part, picture_part
 
@@ -231,6 +231,19 @@ class Client:
     def history(self, category: str, version: str | None = None) -> History:
         """Snapshots of a prior along its training."""
         return self._read(History, self._get_prior(category, "/history", version))
+
+    def keypoint_names(self, category: str, version: str | None = None) -> KeypointNames:
+        """What the keypoints of a version are called."""
+        return self._read(KeypointNames, self._get_prior(category, "/keypoint-names", version))
+
+    def name_keypoints(self, category: str, names: Sequence[str], version: str | None = None) -> KeypointNames:
+        """Give all keypoints of a version names, in the order of their numbers; they take the place of older ones."""
+        path = f"/priors/{_quoted(category)}/keypoint-names"
+        found = self._get_prior(category, "/keypoint-names", version)
+        params = {"version": self._read(KeypointNames, found).version}
+        headers = {"If-Match": found.headers["ETag"]}
+        answer = self._send("PUT", path, params=params, json={"names": list(names)}, headers=headers)
+        return self._read(KeypointNames, answer)
 
     def link_map(self, category: str, version: str | None = None) -> bytes:
         """The prior's link map as a PNG."""

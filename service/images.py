@@ -129,7 +129,13 @@ def describe(
         "width": fitted.width,
         "height": fitted.height,
         "keypoints": [
-            {"id": index, "x": round(x, 3), "y": round(y, 3), "score": round(score, 4)}
+            {
+                "id": index,
+                **({"name": version.names[index]} if version.names else {}),
+                "x": round(x, 3),
+                "y": round(y, 3),
+                "score": round(score, 4),
+            }
             for index, ((x, y), score) in enumerate(zip(points.tolist(), pose.scores.tolist(), strict=True))
         ],
     }

@@ -13,6 +13,7 @@ class Keypoint(BaseModel):
     """A keypoint on the picture as uploaded, its EXIF orientation applied."""
 
     id: int = Field(description="number of the keypoint, the same in every picture of a version")
+    name: str | None = Field(None, description="where the keypoints of the version were named")
     x: float = Field(
         description="pixels from the left; integers are pixel centres, so a picture spans -0.5 to width-0.5"
     )
@@ -180,6 +181,26 @@ class VersionPage(BaseModel):
 
     items: list[VersionEntry]
     next_cursor: str | None = None
+
+
+class KeypointNames(BaseModel):
+    """The names of a version's keypoints, in the order of their numbers."""
+
+    category: str
+    version: str
+    names: list[str] = Field(description="K names; keypoint_0, keypoint_1, … where nobody gave any")
+
+
+class NewKeypointNames(BaseModel):
+    """Names to give to a version's keypoints."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"names": ["nose", "neck", "tail", "left paw", "right paw"]}]}
+    )
+
+    names: list[str] = Field(
+        max_length=1000, description="K different names of 1 to 64 characters, in the order of the keypoints' numbers"
+    )
 
 
 class AliasEntry(BaseModel):

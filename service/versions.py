@@ -7,14 +7,19 @@ import os
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from safetensors import safe_open
 
+from .contract.additions import Additions, numbered
 from .contract.aliases import ACTIVE
 from .contract.errors import StoreCorrupt
 from .contract.store import VersionStore
+
+_Stamp = tuple[int, int]
+_Key = tuple[str, str, _Stamp, _Stamp | None]
 
 _KEPT = 64
 _ROUNDED = 6
@@ -22,7 +27,11 @@ _ROUNDED = 6
 
 @dataclass(frozen=True)
 class Version:
-    """A version as an estimate needs it: the side of the model's square, and the links of the prior, also as JSON."""
+    """A version as an estimate needs it: the side of the model's square, and the links of the prior, also as JSON.
+
+    Attributes:
+        names: of the keypoints, where somebody named them.
+    """
 
     category: str
     name: str
@@ -30,6 +39,7 @@ class Version:
     links: list[dict[str, Any]]
     links_json: str
     has_memory: bool = True
+    names: tuple[str, ...] | None = None
 
 
 class Versions:
@@ -37,7 +47,8 @@ class Versions:
 
     def __init__(self, store: VersionStore) -> None:
         self.store = store
-        self._kept: OrderedDict[tuple[str, str, tuple[int, int]], Version] = OrderedDict()
+        self.additions = Additions(store)
+        self._kept: OrderedDict[_Key, Version] = OrderedDict()
         self._active: dict[str, tuple[tuple[int, int], str]] = {}
         self._lock = Lock()
 
@@ -49,16 +60,16 @@ class Versions:
         """
         name = self._active_name(category) if name in (None, ACTIVE) else name
         if name is not None and self.store.path(category, name).is_dir():
-            key = (category, name, self.store.stamp(category, name))
+            key = self._key(category, name)
             with self._lock:
                 if key in self._kept:
                     self._kept.move_to_end(key)
                     return self._kept[key]
         name = self.store.resolve(category, name)
-        stamp = self.store.stamp(category, name)
+        key = self._key(category, name)
         version = self._load(category, name)
         with self._lock:
-            self._kept[category, name, stamp] = version
+            self._kept[key] = version
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         return version
@@ -73,7 +84,7 @@ class Versions:
             "category": category,
             "version": name,
             "num_keypoints": _member(prior, "num_keypoints"),
-            "keypoint_names": prior.get("keypoint_names"),
+            "keypoint_names": self.additions.names(category, name) or prior.get("keypoint_names"),
             "keypoint_prior": _member(prior, "keypoint_prior"),
             "connectivity_prior": _member(prior, "connectivity_prior"),
             "links": _member(prior, "links"),
@@ -140,11 +151,9 @@ class Versions:
 
     def _active_name(self, category: str) -> str | None:
         """The active version, read anew only when its file was replaced; None where there is no such file."""
-        try:
-            status = os.stat(self.store.path(category, "any").parents[1] / "active.json")
-        except FileNotFoundError:
+        stamp = _stamp(self.store.path(category, "any").parents[1] / "active.json")
+        if stamp is None:
             return None
-        stamp = (status.st_mtime_ns, status.st_ino)
         known = self._active.get(category)
         if known is None or known[0] != stamp:
             name = self.store.active(category)
@@ -153,11 +162,34 @@ class Versions:
             known = self._active[category] = (stamp, name)
         return known[1]
 
+    def keypoint_names(self, category: str, name: str | None = None) -> dict[str, Any]:
+        """The names of a version's keypoints as the API shows them. Raises as :meth:`version`."""
+        name = self.store.resolve(category, name)
+        prior = self.store.prior(category, name)
+        names = self.additions.names(category, name) or prior.get("keypoint_names")
+        count = int(_member(prior, "num_keypoints"))
+        names = list(names or (f"keypoint_{index}" for index in range(count)))
+        return {"category": category, "version": name, "names": names}
+
+    def _key(self, category: str, name: str) -> _Key:
+        return category, name, self.store.stamp(category, name), _stamp(self.additions.names_path(category, name))
+
     def _load(self, category: str, name: str) -> Version:
         config, prior = self.store.config(category, name), self.store.prior(category, name)
         links = [{**link, "weight": float(f"{link['weight']:.6g}")} for link in _member(prior, "links")]
         has_memory = config.get("method", "ppl") != "autolink"
-        return Version(category, name, int(_member(config, "image_size")), links, json.dumps(links), has_memory)
+        names: Any = self.additions.names(category, name) or prior.get("keypoint_names")
+        named = None if numbered(names) else tuple(names)
+        return Version(category, name, int(_member(config, "image_size")), links, json.dumps(links), has_memory, named)
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    """Tells a file from the one that took its place; None where there is none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_ino
 
 
 def _member(document: dict[str, Any], name: str) -> Any:

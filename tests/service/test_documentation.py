@@ -46,6 +46,7 @@ async def test_every_operation_is_described_and_declares_problems(described):
         "/priors/{category}/history",
         "/priors/{category}/versions",
         "/priors/{category}/versions/{version}",
+        "/priors/{category}/keypoint-names",
         "/priors/{category}/aliases",
         "/priors/{category}/aliases/{alias}",
         "/livez",

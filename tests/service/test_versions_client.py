@@ -76,3 +76,15 @@ def test_commands_move_aliases_and_delete_versions(ppl: Any) -> None:
     listed = ppl("versions", "list", "dog").stdout.splitlines()
     assert len(listed) == 2
     assert listed[1].split() == [OLD, "2026-01-01", "00:00", "compact", "active"]
+
+
+def test_keypoints_are_named_by_client_and_command(client: Client, ppl: Any) -> None:
+    names = ["nose", "neck", "tail", "left paw", "right paw"]
+    assert client.name_keypoints("dog", names).names == names
+    assert client.name_keypoints("dog", names[::-1]).names == names[::-1]
+    assert client.prior("dog").keypoint_names == names[::-1]
+    done = ppl("names", "dog", *names, "--version", OLD)
+    assert done.returncode == 0, done.stderr
+    assert "3  left paw" in done.stdout
+    assert json.loads(ppl("names", "dog", "--json").stdout) == {"category": "dog", "version": NEW, "names": names[::-1]}
+    assert "5 keypoints" in ppl("names", "dog", "nose").stderr
