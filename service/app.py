@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -17,13 +18,14 @@ from .contract.priors import MAX_PRIOR_BYTES
 from .forms import media_type
 from .gateway import Gateway
 from .middleware import BodyLimit, RequestFigures
-from .routes import estimate, health, jobs, naming, priors, versions
+from .routes import estimate, health, jobs, landmarks, naming, priors, versions
 from .settings import Settings
 
 # what a multipart form weighs beside its files
 _FORM_BYTES = 2**20
 # JSON is read in one piece by the event loop, so it must be short; a folder, some settings and a prior are
 _JSON_BYTES = 256 * 2**10
+_LANDMARKS = re.compile(r"/priors/[^/]+/landmarks")
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -50,6 +52,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         estimate.make_router(settings),
         priors.router,
         naming.router,
+        landmarks.make_router(settings),
         versions.router,
         health.router,
     ):
@@ -68,12 +71,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _limit_of(settings: Settings) -> Callable[[Scope], int]:
     def limit(scope: Scope) -> int:
-        """Only a training upload may be long, and only as a form; JSON must be short."""
+        """Only uploads to train or to fit may be long, and only as a form; JSON must be short."""
         kind = media_type(Headers(scope=scope))
         if kind == "application/json":
             return min(_JSON_BYTES, settings.max_body_bytes)
         if scope["path"] == "/train-jobs" and kind == "multipart/form-data":
             return settings.archive_max_bytes + MAX_LABELS_BYTES + MAX_PRIOR_BYTES + _FORM_BYTES
+        if _LANDMARKS.fullmatch(scope["path"]) and kind == "multipart/form-data":
+            return min(settings.landmarks_max_bytes, settings.max_pending_bytes)
         return settings.max_body_bytes
 
     return limit

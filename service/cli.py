@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from . import cli_output as output
 from .cli_evaluate import evaluate
+from .cli_landmarks import landmarks
 from .cli_naming import names
 from .cli_options import URL, AsJson, Category, Follow, JobId, Url, Version
 from .cli_versions import aliases, versions
@@ -132,6 +133,9 @@ def estimate(
         typer.Option(help="Write the picture with its pose drawn; of several pictures each gets a number: OUT-1.png."),
     ] = None,
     refine_steps: Annotated[int, typer.Option(min=0, max=10, help="Rounds of iterative refinement.")] = 0,
+    marks: Annotated[
+        str | None, typer.Option("--landmarks", metavar="NAME", help="Landmarks of the version to tell too.")
+    ] = None,
     version: Version = None,
     url: Url = URL,
     as_json: AsJson = False,
@@ -139,7 +143,7 @@ def estimate(
     """Estimate the poses in pictures."""
     with output.errors_shown(as_json), Client(url) as client:
         include = ("overlay",) if overlay else ()
-        found = client.estimate(category, images, version, refine_steps, include)
+        found = client.estimate(category, images, version, refine_steps, include, landmarks=marks)
         written = []
         for image in found.images:
             if overlay and image.overlay:
@@ -178,6 +182,7 @@ app.command()(evaluate)
 app.command()(names)
 app.add_typer(versions)
 app.add_typer(aliases)
+app.add_typer(landmarks)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .client import ClientError, Estimate, History, Job, JobStatus, Memory, Prior
-from .client_types import AliasEntry, KeypointNames, Snapshot, VersionEntry
+from .client_types import AliasEntry, KeypointNames, Landmarks, LandmarksEntry, Snapshot, VersionEntry
 from .progress import duration, loss_text
 
 out = Console(highlight=False, soft_wrap=True)
@@ -165,6 +165,11 @@ def show_estimate(estimate: Estimate, names: Sequence[str]) -> None:
             name = str(point.id) if point.name is None else f"{point.id} {point.name}"
             table.add_row(escape(name), f"{point.x:.1f}", f"{point.y:.1f}", f"{point.score:.2f}")
         tables.print(table)
+        if image.landmarks:
+            table = _table("landmark", "x", "y")
+            for place in image.landmarks:
+                table.add_row(escape(place.name), f"{place.x:.1f}", f"{place.y:.1f}")
+            tables.print(table)
     out.print(f"category {estimate.category}, version {estimate.version}, {estimate.timing_ms.total:.0f} ms")
 
 
@@ -226,12 +231,43 @@ def show_names(found: KeypointNames) -> None:
         out.print(f"  {index:>2}  {escape(name)}")
 
 
+def show_landmarks(found: Landmarks) -> None:
+    """A set of landmarks: how far each is off on pictures that it was not fitted on."""
+    checked = found.cross_validation
+    out.print(
+        f"category {found.category}, version {found.version}, landmarks {found.name}: fitted on {found.images} "
+        f"pictures, {checked.folds} folds"
+    )
+    table = _table("landmark", "pictures", "error %", "error px")
+    for one in checked.per_landmark:
+        table.add_row(escape(one.name), str(one.visible), _error(one.error_percent), _error(one.error_px))
+    table.add_row("all", str(found.images), _error(checked.error_percent), _error(checked.error_px))
+    tables.print(table)
+    out.print(f"error: on pictures left out, % of the square's side; mean places: {checked.mean_place_percent:.2f} %")
+
+
+def show_landmark_sets(sets: Iterable[LandmarksEntry]) -> None:
+    """The sets of landmarks of a version."""
+    table = _table("name", "landmarks", "pictures", "error %", "created")
+    for entry in sets:
+        created = entry.created_at[:16].replace("T", " ")
+        table.add_row(entry.name, str(len(entry.landmarks)), str(entry.images), _error(entry.error_percent), created)
+    if table.row_count:
+        tables.print(table)
+    else:
+        out.print("no landmarks yet; `ppl landmarks fit` fits some")
+
+
 def show_done(value: Any, said: str, as_json: bool) -> None:
     """What a change came to: JSON, or a line."""
     if as_json:
         print_json(value)
     else:
         out.print(escape(said))
+
+
+def _error(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _moved(before: Snapshot | None, now: Snapshot) -> str:

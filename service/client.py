@@ -27,7 +27,7 @@ from pydantic import BaseModel, ValidationError
 
 from .client_errors import APIError, ClientError, InputError, Unreachable
 from .client_types import Estimate, History, Job, JobStatus, KeypointNames, Memory, Prior, PriorEntry, joined, png_bytes
-from .client_versions import AliasCalls, VersionCalls
+from .client_versions import AliasCalls, LandmarkCalls, VersionCalls
 from .uploads import Picture, archive_of, file_part, picture_part
 
 __all__ = [
@@ -63,6 +63,7 @@ class Client:
     Attributes:
         versions: what to do with the versions of a category.
         aliases: what to do with the names that point to them.
+        landmarks: what to do with points of one's own, told from the keypoints of a version.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Client:
         self._http = httpx.Client(base_url=self.base_url, timeout=timeout_s, transport=transport, trust_env=trust_env)
         self.versions = VersionCalls(self)
         self.aliases = AliasCalls(self)
+        self.landmarks = LandmarkCalls(self)
 
     def __enter__(self) -> Client:
         return self
@@ -185,6 +187,7 @@ class Client:
         refine_steps: int = 0,
         include: Sequence[str] = (),
         boxes: Sequence[Sequence[float]] | None = None,
+        landmarks: str | None = None,
     ) -> Estimate:
         """The poses of some pictures, in their order.
 
@@ -194,8 +197,11 @@ class Client:
             images: paths, or the bytes of picture files.
             include: any of "link_map", "trajectory", "overlay".
             boxes: where the thing is in each picture, as x, y, width, height in pixels.
+            landmarks: a set of landmarks of the version, whose points the answer shall have too.
         """
         fields = {"category": category, "refine_steps": str(refine_steps)}
+        if landmarks:
+            fields["landmarks"] = landmarks
         if version:
             fields["version"] = version
         if include:

@@ -6,12 +6,26 @@ ppl.versions.delete("bird", "20261124T081500-77ab21")
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from .client_errors import APIError
-from .client_types import AliasEntry, VersionEntry
+import httpx
+
+from .client_errors import APIError, InputError
+from .client_types import (
+    AliasEntry,
+    FittedLandmarks,
+    Landmarks,
+    LandmarksEntry,
+    LandmarksPage,
+    VersionEntry,
+)
+from .uploads import file_part, pictures_in
 
 if TYPE_CHECKING:
     from .client import Client
@@ -71,6 +85,60 @@ class VersionCalls:
         self._client.send("DELETE", f"{prior_path(category)}/versions/{quoted(version)}")
 
 
+class LandmarkCalls:
+    """Points of a user's own, told from the keypoints of a version. Reached as ``client.landmarks``."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def fit(
+        self,
+        category: str,
+        name: str,
+        pictures: Sequence[str | os.PathLike[str]],
+        labels: str | os.PathLike[str],
+        version: str | None = None,
+        boxes: Sequence[Sequence[float]] | None = None,
+    ) -> FittedLandmarks:
+        """Fit landmarks on labelled pictures, 10 to 50 as a rule.
+
+        Args:
+            name: of the set; ``estimate`` takes it as ``landmarks``.
+            pictures: files, and folders of them; of those in a folder the labels may name the folders below it too.
+            labels: a CSV or COCO keypoints JSON file.
+            boxes: where the thing is in each picture, as x, y, width, height in pixels; with files only.
+        """
+        named = list(_named(pictures))
+        if boxes is not None and len(boxes) != len(named):
+            raise InputError(f"{len(named)} pictures came with {len(boxes)} boxes; each picture needs one")
+        fields = {"name": name, **({"version": version} if version else {})}
+        if boxes is not None:
+            fields["boxes"] = json.dumps([list(box) for box in boxes])
+        with ExitStack() as stack:
+            files: list[tuple[str, Any]] = [("labels", file_part(Path(labels), stack))]
+            files += [("images", (told, file_part(path, stack)[1])) for told, path in named]
+            answer = self._client.send("POST", f"{prior_path(category)}/landmarks", data=fields, files=files)
+        return self._client.read(FittedLandmarks, answer)
+
+    def list(self, category: str, version: str | None = None) -> Iterator[LandmarksEntry]:
+        """The sets of landmarks of a version, by name."""
+        query = f"?version={quoted(version)}" if version else ""
+        page = self._client.send("GET", f"{prior_path(category)}/landmarks{query}")
+        return iter(self._client.read(LandmarksPage, page).items)
+
+    def get(self, category: str, name: str, version: str | None = None) -> Landmarks:
+        """A set of landmarks with its maps and errors."""
+        return self._client.read(Landmarks, self._one("GET", category, name, version))
+
+    def delete(self, category: str, name: str, version: str | None = None) -> None:
+        """Delete a set of landmarks."""
+        self._one("DELETE", category, name, version)
+
+    def _one(self, method: str, category: str, name: str, version: str | None) -> httpx.Response:
+        params = {"version": version} if version else None
+        return self._client.send(method, f"{prior_path(category)}/landmarks/{quoted(name)}", params=params)
+
+
 def prior_path(category: str) -> str:
     """The address of a category's prior."""
     return f"/priors/{quoted(category)}"
@@ -83,3 +151,11 @@ def quoted(name: str) -> str:
 
 def _alias_path(category: str, alias: str) -> str:
     return f"{prior_path(category)}/aliases/{quoted(alias)}"
+
+
+def _named(pictures: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, Path]]:
+    for path in map(Path, pictures):
+        if path.is_dir():
+            yield from ((found.relative_to(path).as_posix(), found) for found in pictures_in(path))
+        else:
+            yield path.name, path

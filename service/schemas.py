@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .contract.landmarks import LandmarkSet
+
 NormalizedPoint = tuple[float, float]
 
 
@@ -42,6 +44,12 @@ class Link(BaseModel):
     weight: float = Field(ge=0, description="0 and up; compare it with the strongest of the prior")
 
 
+class LandmarkPoint(Point):
+    """A landmark of a user's own, on the picture as uploaded."""
+
+    name: str
+
+
 class ImageEstimate(BaseModel):
     """The pose in one picture."""
 
@@ -50,6 +58,9 @@ class ImageEstimate(BaseModel):
     height: int
     keypoints: list[Keypoint]
     links: list[Link] = Field(description="of the prior, the strongest first; the same for every picture")
+    landmarks: list[LandmarkPoint] | None = Field(
+        None, description="where a set of landmarks was named: its points, told from the keypoints"
+    )
     trajectory: list[list[Point]] | None = Field(
         None, description="where asked for: the pose after 0, 1, … refine_steps refinements"
     )
@@ -201,6 +212,39 @@ class NewKeypointNames(BaseModel):
     names: list[str] = Field(
         max_length=1000, description="K different names of 1 to 64 characters, in the order of the keypoints' numbers"
     )
+
+
+class Landmarks(LandmarkSet):
+    """A set of landmarks of a version: a linear map from its keypoints to points that a user labelled."""
+
+    category: str
+    version: str
+
+
+class FittedLandmarks(Landmarks):
+    """A set of landmarks that was just fitted."""
+
+    unlabelled_images: int = Field(description="pictures of the request without labels; they did not count")
+    labels_without_image: int = Field(description="labelled pictures that did not come; they did not count")
+
+
+class LandmarksEntry(BaseModel):
+    """A set of landmarks in the list of a version's."""
+
+    category: str
+    version: str
+    name: str
+    landmarks: list[str]
+    images: int
+    error_percent: float = Field(description="cross-validated, in percent of the side of the model's square")
+    created_at: str
+
+
+class LandmarksPage(BaseModel):
+    """The sets of landmarks of a version, by name."""
+
+    items: list[LandmarksEntry]
+    next_cursor: str | None = None
 
 
 class AliasEntry(BaseModel):

@@ -17,6 +17,7 @@ from .contract.additions import Additions, numbered
 from .contract.aliases import ACTIVE
 from .contract.errors import StoreCorrupt
 from .contract.store import VersionStore
+from .landmarks import LandmarkMaps
 
 _Stamp = tuple[int, int]
 _Key = tuple[str, str, _Stamp, _Stamp | None]
@@ -50,6 +51,7 @@ class Versions:
         self.additions = Additions(store)
         self._kept: OrderedDict[_Key, Version] = OrderedDict()
         self._active: dict[str, tuple[tuple[int, int], str]] = {}
+        self._maps: OrderedDict[tuple[str, str, str], tuple[_Stamp | None, LandmarkMaps]] = OrderedDict()
         self._lock = Lock()
 
     def version(self, category: str, name: str | None = None) -> Version:
@@ -161,6 +163,26 @@ class Versions:
                 return None
             known = self._active[category] = (stamp, name)
         return known[1]
+
+    def landmarks(self, version: Version, name: str) -> LandmarkMaps:
+        """A set of landmarks of a version, read anew only when its file was replaced.
+
+        Raises:
+            BadLandmarks, UnknownLandmarks, StoreCorrupt.
+        """
+        key = (version.category, version.name, name)
+        stamp = _stamp(self.additions.landmarks_path(*key))
+        with self._lock:
+            known = self._maps.get(key)
+            if known is not None and known[0] == stamp:
+                self._maps.move_to_end(key)
+                return known[1]
+        found = LandmarkMaps.load(self.additions.landmarks(*key))
+        with self._lock:
+            self._maps[key] = (stamp, found)
+            while len(self._maps) > _KEPT:
+                self._maps.popitem(last=False)
+        return found
 
     def keypoint_names(self, category: str, name: str | None = None) -> dict[str, Any]:
         """The names of a version's keypoints as the API shows them. Raises as :meth:`version`."""

@@ -14,8 +14,9 @@ from typing import Any
 
 from model.prior_values import read_names
 
-from .errors import BadKeypointNames, StoreCorrupt
-from .files import read_json, write_json
+from .errors import BadKeypointNames, BadLandmarks, Conflict, NameTaken, StoreCorrupt, UnknownLandmarks
+from .files import read_json, sync, write_json
+from .landmarks import MOST_SETS, LandmarkSet, check_set_name
 from .store import VersionStore
 
 NAMES_FILE = "keypoint-names.json"
@@ -84,3 +85,72 @@ class Additions:
             check(self.names(category, version))
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {"names": list(names)})
+
+    def landmarks_path(self, category: str, version: str, name: str) -> Path:
+        """The file of a set of landmarks, whether it exists or not. Raises BadLandmarks for a name that is none."""
+        return self._store.additions_path(category, version) / "landmarks" / f"{check_set_name(name)}.json"
+
+    def landmark_sets(self, category: str, version: str) -> list[str]:
+        """Names of the sets of landmarks of a version, sorted."""
+        folder = self.landmarks_path(category, version, "any").parent
+        try:
+            return sorted(path.stem for path in folder.iterdir() if path.suffix == ".json" and path.stem[0] != ".")
+        except FileNotFoundError:
+            return []
+
+    def landmarks(self, category: str, version: str, name: str) -> LandmarkSet:
+        """A set of landmarks.
+
+        Raises:
+            UnknownLandmarks: the version has none of this name.
+        """
+        path = self.landmarks_path(category, version, name)
+        try:
+            return LandmarkSet.parse(read_json(path))
+        except FileNotFoundError as error:
+            raise self._unknown(category, version, name) from error
+        except BadLandmarks as error:
+            raise StoreCorrupt(f"landmarks '{name}' of version '{version}' of '{category}' can't be read") from error
+
+    def put_landmarks(self, category: str, version: str, found: LandmarkSet) -> None:
+        """Add a set of landmarks.
+
+        Raises:
+            UnknownCategory, UnknownVersion: there is no such version (any more).
+            NameTaken: the version has one of this name.
+            Conflict: it has as many as it may.
+        """
+        path = self.landmarks_path(category, version, found.name)
+        with self._store.pointers(category).lock():
+            self._store.stamp(category, version)
+            self.check_free(category, version, found.name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, found.model_dump(mode="json"))
+
+    def check_free(self, category: str, version: str, name: str) -> None:
+        """Raises NameTaken or Conflict where a set of landmarks of this name can't be added."""
+        sets = self.landmark_sets(category, version)
+        if check_set_name(name) in sets:
+            raise NameTaken(
+                f"version '{version}' of category '{category}' has landmarks '{name}' already; choose another name, "
+                "or delete them first"
+            )
+        if len(sets) >= MOST_SETS:
+            raise Conflict(f"version '{version}' of category '{category}' has {MOST_SETS} sets of landmarks already")
+
+    def remove_landmarks(self, category: str, version: str, name: str) -> None:
+        """Remove a set of landmarks. Raises UnknownLandmarks."""
+        path = self.landmarks_path(category, version, name)
+        with self._store.pointers(category).lock():
+            try:
+                path.unlink()
+            except FileNotFoundError as error:
+                raise self._unknown(category, version, name) from error
+            sync(path.parent)
+
+    def _unknown(self, category: str, version: str, name: str) -> UnknownLandmarks:
+        sets = ", ".join(self.landmark_sets(category, version)[:20]) or "none"
+        return UnknownLandmarks(
+            f"version '{version}' of category '{category}' has no landmarks '{name}'; it has {sets}. Landmarks are "
+            "fitted for one version: another one finds other keypoints"
+        )

@@ -47,6 +47,8 @@ async def test_every_operation_is_described_and_declares_problems(described):
         "/priors/{category}/versions",
         "/priors/{category}/versions/{version}",
         "/priors/{category}/keypoint-names",
+        "/priors/{category}/landmarks",
+        "/priors/{category}/landmarks/{name}",
         "/priors/{category}/aliases",
         "/priors/{category}/aliases/{alias}",
         "/livez",
@@ -95,7 +97,15 @@ async def test_every_setting_stands_in_the_form_with_its_range(described):
 
 async def test_estimate_form_is_described(described):
     schema = described["paths"]["/estimate"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert set(schema["properties"]) == {"category", "images", "version", "refine_steps", "include", "boxes"}
+    assert set(schema["properties"]) == {
+        "category",
+        "images",
+        "version",
+        "refine_steps",
+        "include",
+        "boxes",
+        "landmarks",
+    }
     assert schema["properties"]["images"]["maxItems"] == 64
     assert schema["properties"]["refine_steps"]["maximum"] == 10
     assert all(word in schema["properties"]["include"]["description"] for word in INCLUDABLE)

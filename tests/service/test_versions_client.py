@@ -88,3 +88,30 @@ def test_keypoints_are_named_by_client_and_command(client: Client, ppl: Any) -> 
     assert "3  left paw" in done.stdout
     assert json.loads(ppl("names", "dog", "--json").stdout) == {"category": "dog", "version": NEW, "names": names[::-1]}
     assert "5 keypoints" in ppl("names", "dog", "nose").stderr
+
+
+def test_landmarks_by_client_and_command(client: Client, ppl: Any, make_picture: Any, tmp_path: Path) -> None:
+    folder, rows = tmp_path / "photos", ["image,keypoint,x,y"]
+    (folder / "sub").mkdir(parents=True)
+    for number in range(8):
+        name, where = f"{'sub/' if number % 2 else ''}{number}.png", (0.3 + 0.05 * number, 0.7 - 0.04 * number)
+        (folder / name).write_bytes(make_picture(96, 64, where))
+        rows += [f"{name},nose,{where[0] * 96},{where[1] * 64}"]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(rows))
+    found = client.landmarks.fit("dog", "anatomy", [folder], labels)
+    assert (found.images, found.landmarks) == (8, ["nose"])
+    (image,) = client.estimate("dog", [folder / "0.png"], landmarks="anatomy").images
+    assert image.landmarks is not None
+    assert (image.landmarks[0].x, image.landmarks[0].y) == pytest.approx((0.3 * 96, 0.7 * 64), abs=2)
+    assert [entry.name for entry in client.landmarks.list("dog")] == ["anatomy"]
+    assert client.landmarks.get("dog", "anatomy", NEW).maps == found.maps
+    done = ppl("landmarks", "fit", "dog", "again", folder, "--labels", labels, "--version", OLD)
+    assert done.returncode == 0, done.stderr
+    assert "fitted on 8 pictures" in done.stdout
+    assert "nose" in ppl("estimate", "dog", folder / "0.png", "--landmarks", "again", "--version", OLD).stdout
+    assert ppl("landmarks", "list", "dog").stdout.splitlines()[1].split()[:3] == ["anatomy", "1", "8"]
+    assert json.loads(ppl("landmarks", "show", "dog", "anatomy", "--json").stdout)["strength"] == found.strength
+    assert ppl("landmarks", "delete", "dog", "anatomy").returncode == 0
+    assert list(client.landmarks.list("dog")) == []
+    client.landmarks.delete("dog", "again", OLD)
