@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,6 +40,42 @@ def delete_version(
     with output.errors_shown(as_json), Client(url) as client:
         client.versions.delete(category, version)
         output.show_done({"category": category, "deleted": version}, f"deleted: {category} {version}", as_json)
+
+
+@versions.command("export")
+def export_version(
+    category: Category,
+    version: AVersion = "active",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="The file; CATEGORY-VERSION.zip by default.")
+    ] = None,
+    url: Url = URL,
+    as_json: AsJson = False,
+) -> None:
+    """Write a version into one file that another server imports."""
+    with output.errors_shown(as_json), Client(url) as client:
+        if out is None:
+            version = client.prior(category, version).version
+        path = client.versions.export(category, version, out or Path(f"{category}-{version}.zip"))
+        output.show_done({"category": category, "version": version, "file": str(path)}, f"written: {path}", as_json)
+
+
+@versions.command("import")
+def import_version(
+    category: Category,
+    file: Annotated[Path, typer.Argument(help="A file that 'ppl versions export' wrote.")],
+    activate: Annotated[
+        bool | None,
+        typer.Option("--activate/--no-activate", help="Whether it becomes the active version; it does if none is."),
+    ] = None,
+    url: Url = URL,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version of a file that another server exported."""
+    with output.errors_shown(as_json), Client(url) as client:
+        entry = client.versions.import_file(category, file, activate)
+        state = ", active" if entry.active else ""
+        output.show_done(entry, f"imported: {category} {entry.version}{state}", as_json)
 
 
 @aliases.command("list")

@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
@@ -273,6 +273,23 @@ class Client:
         """All items of a list that comes in pages."""
         return self._pages(path, model)
 
+    def download(self, path: str, to: Path) -> Path:
+        """An answer into a file, a little at a time. Raises Unreachable, APIError, InputError."""
+        draft = to.with_name(f".{to.name}.part")
+        try:
+            with self._errors(), self._http.stream("GET", path) as response, draft.open("wb") as file:
+                if not response.is_success:
+                    response.read()
+                    raise APIError.of(response)
+                for part in response.iter_bytes():
+                    file.write(part)
+            draft.replace(to)
+        except OSError as error:
+            raise InputError(f"can't write {to}: {error.strerror or error}") from error
+        finally:
+            draft.unlink(missing_ok=True)
+        return to
+
     def _get_prior(self, category: str, what: str, version: str | None) -> httpx.Response:
         params = {"version": version} if version else None
         return self._send("GET", f"/priors/{_quoted(category)}{what}", params=params)
@@ -299,15 +316,20 @@ class Client:
             ) from error
 
     def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
-        try:
+        with self._errors():
             response = self._http.request(method, path, **content)
+        if not response.is_success:
+            raise APIError.of(response)
+        return response
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
         except httpx.ConnectError as error:
             raise Unreachable(f"no server answers at {self.base_url}; start one with `ppl up`") from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise Unreachable(f"{self.base_url} gave no answer: {error or type(error).__name__}") from error
-        if not response.is_success:
-            raise APIError.of(response)
-        return response
 
 
 def _is_loopback(url: str) -> bool:

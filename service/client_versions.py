@@ -84,6 +84,28 @@ class VersionCalls:
         """Delete a version for good; one that an alias points to is refused."""
         self._client.send("DELETE", f"{prior_path(category)}/versions/{quoted(version)}")
 
+    def export(self, category: str, version: str, to: str | os.PathLike[str]) -> Path:
+        """Write a version into one file that another server imports.
+
+        Args:
+            version: a version, or an alias of one.
+            to: the file; it takes the place of an older one once all of it is there.
+        """
+        return self._client.download(f"{prior_path(category)}/versions/{quoted(version)}/export", Path(to))
+
+    def import_file(self, category: str, file: str | os.PathLike[str], activate: bool | None = None) -> VersionEntry:
+        """Make a version of a file that :meth:`export` wrote.
+
+        Args:
+            category: where it goes, that of its origin or another.
+            activate: whether it becomes the active version; where None it does if the category has none.
+        """
+        fields = {} if activate is None else {"activate": str(activate).lower()}
+        with ExitStack() as stack:
+            files = {"file": file_part(Path(file), stack)}
+            answer = self._client.send("POST", f"{prior_path(category)}/versions/import", data=fields, files=files)
+        return self._client.read(VersionEntry, answer)
+
 
 class LandmarkCalls:
     """Points of a user's own, told from the keypoints of a version. Reached as ``client.landmarks``."""

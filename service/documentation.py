@@ -136,6 +136,18 @@ def landmarks_body(max_images: int) -> dict[str, Any]:
     return _body({"multipart/form-data": _object(properties, ["name", "images", "labels"])})
 
 
+def import_body() -> dict[str, Any]:
+    """The form of POST /priors/{category}/versions/import."""
+    properties = {
+        "file": {**_FILE, "description": "the zip that an export gave"},
+        "activate": {
+            "type": "boolean",
+            "description": "whether it becomes the active version; unless given, it does where the category has none",
+        },
+    }
+    return _body({"multipart/form-data": _object(properties, ["file"])})
+
+
 def train_body() -> dict[str, Any]:
     """The form and the JSON of POST /train-jobs: every setting of the model is a field of its own name."""
     shared = {

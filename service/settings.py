@@ -19,6 +19,7 @@ class Settings(CommonSettings):
     max_body_bytes: int = Field(
         default=64 * 2**20, ge=1024, description="bytes of a request other than an upload to train, fit or import"
     )
+    version_max_bytes: int = Field(default=4 * 2**30, ge=1024, description="bytes of an imported version")
     landmarks_max_bytes: int = Field(
         default=256 * 2**20,
         ge=1024,

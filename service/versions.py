@@ -80,25 +80,8 @@ class Versions:
         """The prior as the API shows it. Raises as :meth:`version`."""
         name = self.store.resolve(category, name)
         prior, info = self.store.prior(category, name), self.store.info(category, name)
-        training = {key: info.get(key) for key in ("job_id", "created_at", "preset")}
         config = info.get("settings") or self.store.config(category, name)
-        return {
-            "category": category,
-            "version": name,
-            "num_keypoints": _member(prior, "num_keypoints"),
-            "keypoint_names": self.additions.names(category, name) or prior.get("keypoint_names"),
-            "keypoint_prior": _member(prior, "keypoint_prior"),
-            "connectivity_prior": _member(prior, "connectivity_prior"),
-            "links": _member(prior, "links"),
-            "link_width": _member(prior, "link_width"),
-            # the first release had one method and one mode, and did not say so
-            "keypoint_prior_source": prior.get("keypoint_prior_source", "memory"),
-            "method": config.get("method", "ppl"),
-            "mode": info.get("training", {}).get("mode", "stills"),
-            "settings": config,
-            "training": {**training, **info.get("training", {})},
-            "evaluation": info.get("evaluation"),
-        }
+        return shown_prior(category, name, prior, info, config, self.additions.names(category, name))
 
     def history(self, category: str, name: str | None = None) -> dict[str, Any]:
         """Snapshots of the prior along the training. Raises NoHistory, and as :meth:`version`."""
@@ -203,6 +186,40 @@ class Versions:
         names: Any = self.additions.names(category, name) or prior.get("keypoint_names")
         named = None if numbered(names) else tuple(names)
         return Version(category, name, int(_member(config, "image_size")), links, json.dumps(links), has_memory, named)
+
+
+def shown_prior(
+    category: str,
+    name: str,
+    prior: dict[str, Any],
+    info: dict[str, Any],
+    config: dict[str, Any],
+    names: tuple[str, ...] | None,
+) -> dict[str, Any]:
+    """A version's prior as the API shows it.
+
+    Args:
+        prior, info, config: its prior.json, version.json and settings.
+        names: that users gave to the keypoints.
+    """
+    training = {key: info.get(key) for key in ("job_id", "created_at", "preset")}
+    return {
+        "category": category,
+        "version": name,
+        "num_keypoints": _member(prior, "num_keypoints"),
+        "keypoint_names": names or prior.get("keypoint_names"),
+        "keypoint_prior": _member(prior, "keypoint_prior"),
+        "connectivity_prior": _member(prior, "connectivity_prior"),
+        "links": _member(prior, "links"),
+        "link_width": _member(prior, "link_width"),
+        # the first release had one method and one mode, and did not say so
+        "keypoint_prior_source": prior.get("keypoint_prior_source", "memory"),
+        "method": config.get("method", "ppl"),
+        "mode": info.get("training", {}).get("mode", "stills"),
+        "settings": config,
+        "training": {**training, **info.get("training", {})},
+        "evaluation": info.get("evaluation"),
+    }
 
 
 def _stamp(path: Path) -> _Stamp | None:

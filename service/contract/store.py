@@ -213,7 +213,7 @@ class VersionStore:
                 shutil.rmtree(path, ignore_errors=True)
 
     def publish(self, staged: Path, category: str, version: str) -> Path:
-        """Make a staged folder a version, at once and for good.
+        """Make a staged folder, or another one on the same disk, a version, at once and for good.
 
         Raises:
             VersionExists: there is one of this name; versions never change.
@@ -230,6 +230,7 @@ class VersionStore:
                 raise VersionExists(f"category '{category}' has a version '{version}' already; versions never change")
             if version == ACTIVE or (is_alias(version) and aliases.target(version) is not None):
                 raise NameTaken(f"'{version}' is an alias of category '{category}'; a version can't have its name")
+            final.parent.mkdir(exist_ok=True)
             os.rename(staged, final)
         for folder in (final.parent, final.parent.parent, self._root):
             sync(folder)

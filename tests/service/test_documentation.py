@@ -46,6 +46,8 @@ async def test_every_operation_is_described_and_declares_problems(described):
         "/priors/{category}/history",
         "/priors/{category}/versions",
         "/priors/{category}/versions/{version}",
+        "/priors/{category}/versions/{version}/export",
+        "/priors/{category}/versions/import",
         "/priors/{category}/keypoint-names",
         "/priors/{category}/landmarks",
         "/priors/{category}/landmarks/{name}",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from service.client import APIError, Client
+from service.client import APIError, Client, InputError
+from service.contract.store import VersionStore
+from service.sample_categories import install_samples
 
 from .live_gateway import live_gateway
 
@@ -115,3 +119,29 @@ def test_landmarks_by_client_and_command(client: Client, ppl: Any, make_picture:
     assert ppl("landmarks", "delete", "dog", "anatomy").returncode == 0
     assert list(client.landmarks.list("dog")) == []
     client.landmarks.delete("dog", "again", OLD)
+
+
+def test_sample_version_is_exported_and_imported_by_client_and_command(
+    client: Client, ppl: Any, data_root: Path, tmp_path: Path
+) -> None:
+    client.versions.delete("dog", OLD)
+    install_samples(VersionStore(data_root.parent / "samples"))
+    shutil.copytree(data_root.parent / "samples" / "categories" / "dog", data_root / "categories" / "terrier")
+    done = ppl("versions", "export", "terrier")
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.glob("terrier-*.zip")
+    assert file.name in done.stdout
+    entry = client.versions.import_file("dog", file)
+    assert (entry.active, entry.version) == (False, client.prior("terrier").version)
+    brought = ppl("versions", "import", "hound", file, "--json")
+    assert json.loads(brought.stdout)["active"] is True
+    again = client.versions.export("hound", "active", tmp_path / "again.zip")
+    assert zipfile.is_zipfile(again)
+    refused = ppl("versions", "import", "hound", file)
+    assert refused.returncode == 1
+    assert "version_exists" in refused.stderr
+    with pytest.raises(APIError):
+        client.versions.export("hound", "nosuch", tmp_path / "never.zip")
+    assert not list(tmp_path.glob("*never*"))
+    with pytest.raises(InputError):
+        client.versions.export("hound", "active", tmp_path / "no" / "such.zip")
