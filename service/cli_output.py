@@ -17,7 +17,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from .client import ClientError, Estimate, History, Job, JobStatus, Memory, Prior
-from .client_types import AliasEntry, KeypointNames, Landmarks, LandmarksEntry, Snapshot, VersionEntry
+from .client_types import (
+    AliasEntry,
+    KeypointNames,
+    Landmarks,
+    LandmarksEntry,
+    LinkChange,
+    PriorDiff,
+    Snapshot,
+    VersionEntry,
+)
 from .progress import duration, loss_text
 
 out = Console(highlight=False, soft_wrap=True)
@@ -224,6 +233,24 @@ def show_aliases(aliases: Iterable[AliasEntry]) -> None:
     tables.print(table)
 
 
+def show_diff(found: PriorDiff) -> None:
+    """How two priors differ."""
+    out.print(f"category {found.category}: {found.from_version} -> {found.to_version}")
+    out.print(f"keypoints matched by {found.matched_by}: {found.why}")
+    table = _table("from", "to", "name", "moved", "x", "y")
+    for point in found.keypoints:
+        way = f"{point.moved:.3f}", f"{point.dx:+.3f}", f"{point.dy:+.3f}"
+        table.add_row(str(point.from_id), str(point.to_id), escape(point.name or ""), *way)
+    tables.print(table)
+    out.print(f"moved {found.mean_moved:.3f} in the mean, the square being 2 wide")
+    for told, ids in (("lost", found.lost_keypoints), ("gained", found.gained_keypoints)):
+        if ids:
+            out.print(f"{told} keypoints: {', '.join(map(str, ids))}")
+    for told, links in (("lost", found.lost_links), ("gained", found.gained_links)):
+        shown = "  ".join(_link_change(link) for link in links[:12])
+        out.print(f"{told} links, of {found.strong:g} of the strongest and more: {shown or 'none'}")
+
+
 def show_names(found: KeypointNames) -> None:
     """Keypoints by number and name."""
     out.print(f"category {found.category}, version {found.version}")
@@ -264,6 +291,12 @@ def show_done(value: Any, said: str, as_json: bool) -> None:
         print_json(value)
     else:
         out.print(escape(said))
+
+
+def _link_change(link: LinkChange) -> str:
+    ends = link.to_ends or link.from_ends or (0, 0)
+    shares = ["-" if share is None else f"{share:.2f}" for share in (link.from_share, link.to_share)]
+    return f"{ends[0]}-{ends[1]} ({' -> '.join(shares)})"
 
 
 def _error(value: float | None) -> str:

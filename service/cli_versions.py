@@ -42,6 +42,29 @@ def delete_version(
         output.show_done({"category": category, "deleted": version}, f"deleted: {category} {version}", as_json)
 
 
+@versions.command("diff")
+def diff_versions(
+    category: Category,
+    older: AVersion,
+    newer: Annotated[str, typer.Argument(metavar="[OTHER]", help="Another version or alias.")] = "active",
+    match: Annotated[
+        str, typer.Option(help="Which keypoints are the same: of one number, near in position, or auto.")
+    ] = "auto",
+    strong: Annotated[
+        float | None, typer.Option(help="Share of its prior's strongest link from which on a link counts.")
+    ] = None,
+    url: Url = URL,
+    as_json: AsJson = False,
+) -> None:
+    """Show how two versions differ: how far keypoints moved, which links came and went."""
+    with output.errors_shown(as_json), Client(url) as client:
+        found = client.versions.diff(category, older, newer, match, strong)
+        if as_json:
+            output.print_json(found.model_dump(mode="json"))
+        else:
+            output.show_diff(found)
+
+
 @versions.command("export")
 def export_version(
     category: Category,

@@ -23,6 +23,7 @@ from .client_types import (
     Landmarks,
     LandmarksEntry,
     LandmarksPage,
+    PriorDiff,
     VersionEntry,
 )
 from .uploads import file_part, pictures_in
@@ -83,6 +84,22 @@ class VersionCalls:
     def delete(self, category: str, version: str) -> None:
         """Delete a version for good; one that an alias points to is refused."""
         self._client.send("DELETE", f"{prior_path(category)}/versions/{quoted(version)}")
+
+    def diff(
+        self, category: str, older: str, newer: str = "active", match: str = "auto", strong: float | None = None
+    ) -> PriorDiff:
+        """How the prior of one version differs from that of another.
+
+        Args:
+            older, newer: versions, or aliases of such.
+            match: which keypoints are the same: of one "number", near in "position", or what fits ("auto").
+            strong: share of its prior's strongest link from which on a link counts; the server's default where None.
+        """
+        params: dict[str, str | float] = {"from": older, "to": newer, "match": match}
+        if strong is not None:
+            params["strong"] = strong
+        answer = self._client.send("GET", f"{prior_path(category)}/diff", params=params)
+        return self._client.read(PriorDiff, answer)
 
     def export(self, category: str, version: str, to: str | os.PathLike[str]) -> Path:
         """Write a version into one file that another server imports.

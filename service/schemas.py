@@ -194,6 +194,46 @@ class VersionPage(BaseModel):
     next_cursor: str | None = None
 
 
+class KeypointChange(BaseModel):
+    """A keypoint in two priors."""
+
+    from_id: int = Field(description="its number in the one version")
+    to_id: int = Field(description="its number in the other")
+    name: str | None = Field(description="where the keypoints of a version were named")
+    dx: float = Field(description="how far it moved to the right, the square being 2 wide")
+    dy: float = Field(description="and down")
+    moved: float = Field(description="how far it moved in all")
+
+
+class LinkChange(BaseModel):
+    """A link in two priors; where its keypoints have no match in one of them, the ends and weights there are null."""
+
+    from_ends: tuple[int, int] | None
+    to_ends: tuple[int, int] | None
+    from_weight: float | None
+    to_weight: float | None
+    from_share: float | None = Field(description="of the strongest link of its prior, from 0 to 1")
+    to_share: float | None
+
+
+class PriorDiff(BaseModel):
+    """How one prior differs from another of its category."""
+
+    category: str
+    from_version: str
+    to_version: str
+    matched_by: Literal["number", "name", "position"] = Field(description="how it was told which keypoint is which")
+    why: str = Field(description="and why so")
+    keypoints: list[KeypointChange]
+    mean_moved: float
+    lost_keypoints: list[int] = Field(description="of the one version, without a match in the other")
+    gained_keypoints: list[int] = Field(description="of the other, without a match in the one")
+    strong: float = Field(description="share of its prior's strongest link from which on a link counts as one")
+    lost_links: list[LinkChange] = Field(description="that count in the one version and not in the other")
+    gained_links: list[LinkChange]
+    links: list[LinkChange] = Field(description="all pairs of matched keypoints, what changed most first")
+
+
 class KeypointNames(BaseModel):
     """The names of a version's keypoints, in the order of their numbers."""
 

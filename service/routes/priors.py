@@ -7,12 +7,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
+from ..comparing import STRONG, Match, compare
 from ..contract.errors import BadCursor
 from ..contract.store import is_category
 from ..drawing import png, prior_picture
 from ..errors import BadField, responses
 from ..gateway import Gateway, gateway_of
-from ..schemas import History, Memory, Prior, PriorPage, VersionPage
+from ..schemas import History, Memory, Prior, PriorDiff, PriorPage, VersionPage
 
 router = APIRouter(tags=["priors"])
 
@@ -135,6 +136,36 @@ async def get_versions(request: Request, category: str, limit: Limit = 50, curso
         return _page(items, names, limit)
 
     return await gateway.io(page)
+
+
+@router.get(
+    "/priors/{category}/diff",
+    summary="How two priors differ",
+    response_model=PriorDiff,
+    responses=responses(400, 404, 422),
+)
+async def get_diff(
+    request: Request,
+    category: str,
+    older: Annotated[str, Query(alias="from", description="a version of the category, or an alias of one")],
+    newer: Annotated[str, Query(alias="to", description="another one")] = "active",
+    match: Annotated[
+        Match,
+        Query(description="which keypoints are the same: of one `number`, near in `position`, or what fits (`auto`)"),
+    ] = "auto",
+    strong: Annotated[
+        float, Query(gt=0, le=1, description="share of its prior's strongest link from which on a link counts")
+    ] = STRONG,
+) -> Response:
+    """How far each keypoint moved from one version to another, which links came and went, and how weights changed.
+
+    Two trainings find other keypoints, in another order and perhaps another number. So the keypoints of two versions
+    are matched, one to one with the least sum of distances between their places in the typical poses, unless both were
+    given the same names; `matched_by` and `why` say what was done, and keypoints without a match are listed.
+    """
+    gateway = gateway_of(request)
+    priors = gateway.versions.prior
+    return await _json(gateway, lambda: compare(priors(category, older), priors(category, newer), match, strong))
 
 
 def _page(items: list[dict[str, Any]], names: list[str], limit: int) -> dict[str, Any]:

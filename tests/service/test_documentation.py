@@ -48,6 +48,7 @@ async def test_every_operation_is_described_and_declares_problems(described):
         "/priors/{category}/versions/{version}",
         "/priors/{category}/versions/{version}/export",
         "/priors/{category}/versions/import",
+        "/priors/{category}/diff",
         "/priors/{category}/keypoint-names",
         "/priors/{category}/landmarks",
         "/priors/{category}/landmarks/{name}",

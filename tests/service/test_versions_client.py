@@ -145,3 +145,13 @@ def test_sample_version_is_exported_and_imported_by_client_and_command(
     assert not list(tmp_path.glob("*never*"))
     with pytest.raises(InputError):
         client.versions.export("hound", "active", tmp_path / "no" / "such.zip")
+
+
+def test_diff_by_client_and_command(client: Client, ppl: Any) -> None:
+    found = client.versions.diff("dog", OLD, strong=0.3)
+    assert (found.from_version, found.to_version, found.matched_by, found.strong) == (OLD, NEW, "position", 0.3)
+    assert client.versions.diff("dog", OLD, NEW, match="number").matched_by == "number"
+    said = ppl("versions", "diff", "dog", OLD).stdout
+    assert "keypoints matched by position" in said
+    assert "gained links, of 0.25 of the strongest and more: none" in said
+    assert json.loads(ppl("versions", "diff", "dog", OLD, "active", "--json").stdout)["lost_keypoints"] == []
