@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
@@ -287,7 +287,8 @@ class Client:
         except OSError as error:
             raise InputError(f"can't write {to}: {error.strerror or error}") from error
         finally:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink()
         return to
 
     def _get_prior(self, category: str, what: str, version: str | None) -> httpx.Response:

@@ -195,6 +195,9 @@ def _parse(name: str, data: bytes) -> dict[str, Any]:
 
     try:
         value = json.loads(data, parse_constant=refuse)
+        json.dumps(
+            value, ensure_ascii=False, allow_nan=False
+        ).encode()  # as it will be answered: no 1e999, no half letters
     except (ValueError, RecursionError) as error:
         raise BadVersionFile(f"{name} is not JSON: {str(error)[:200]}") from error
     if not isinstance(value, dict):

@@ -25,6 +25,7 @@ Array = NDArray[np.float64]
 
 _FARTHEST = 1.0  # sides of the picture's square that a label may lie outside of it
 _DIGITS = 9
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,11 @@ def read_labelled(data: bytes, pictures: Sequence[str]) -> tuple[Labels, list[in
             f"{len(labelled)} of {len(pictures)} pictures have labels; at least {FEWEST_PICTURES} are needed, and "
             "10 to 50 are usual"
         )
+    for name in found.keypoint_names:
+        if not name or len(name) > _LONGEST_NAME or not name.isprintable():
+            raise BadLandmarks(
+                f"a landmark is called {name[:80]!r}; expected 1 to {_LONGEST_NAME} printable characters"
+            )
     for name, count in zip(found.keypoint_names, found.visibility.astype(bool).sum(0), strict=True):
         if count < FEWEST_VISIBLE:
             raise BadLandmarks(

@@ -58,7 +58,7 @@ class Aliases:
     def lock(self) -> Iterator[None]:
         """Hold the category's lock; it waits for others, in this process and in any other."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield

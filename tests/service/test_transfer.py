@@ -304,6 +304,12 @@ def hurt(files: dict[str, bytes], what: str) -> bytes:
             return packed(changed(files, "prior.json", links=...))
         case "NaN":
             return packed({**files, "prior.json": files["prior.json"].replace(b"0.5", b"NaN", 1)})
+        case "infinite":
+            return packed(
+                {**files, "version.json": files["version.json"].replace(b'"seconds": 1.5', b'"seconds": 1e999')}
+            )
+        case "half a letter":
+            return packed(changed(files, "version.json", training={"device": "\ud800"}))
         case "deep":
             return packed({**files, "history.json": b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"})
         case "memory":
@@ -366,6 +372,8 @@ def hurt(files: dict[str, bytes], what: str) -> bytes:
         ("prior of other K", "4 keypoints"),
         ("prior without links", "links"),
         ("NaN", "NaN"),
+        ("infinite", "version.json"),
+        ("half a letter", "version.json"),
         ("deep", "history.json"),
         ("memory", "memory.json"),
         ("use counts", "memory.json"),
