@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from . import cli_output as output
+from . import cli_output_versions as shown
 from .cli_options import URL, AsJson, Category, Url, Version
 from .client import Client
 
@@ -34,7 +35,7 @@ def fit_landmarks(
         if as_json:
             output.print_json(found)
             return
-        output.show_landmarks(found)
+        shown.show_landmarks(found)
         if found.unlabelled_images:
             output.out.print(f"{found.unlabelled_images} pictures have no labels and did not count")
         if found.labels_without_image:
@@ -49,7 +50,7 @@ def list_landmarks(category: Category, version: Version = None, url: Url = URL, 
         if as_json:
             output.print_json({"items": output.plain(found), "next_cursor": None})
         else:
-            output.show_landmark_sets(found)
+            shown.show_landmark_sets(found)
 
 
 @landmarks.command("show")
@@ -62,7 +63,7 @@ def show_landmarks(
         if as_json:
             output.print_json(found)
         else:
-            output.show_landmarks(found)
+            shown.show_landmarks(found)
 
 
 @landmarks.command("delete")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from . import cli_output as output
+from . import cli_output_versions as shown
 from .cli_options import URL, AsJson, Category, Url, Version
 from .client import Client
 
@@ -30,4 +31,4 @@ def names(
         if as_json:
             output.print_json(found)
         else:
-            output.show_names(found)
+            shown.show_names(found)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from . import cli_output as output
+from . import cli_output_versions as shown
 from .cli_options import URL, AsJson, Category, Url
 from .client import Client
 
@@ -26,7 +27,7 @@ def list_versions(category: Category, url: Url = URL, as_json: AsJson = False) -
         if as_json:
             output.print_json({"items": output.plain(found), "next_cursor": None})
         else:
-            output.show_versions(found)
+            shown.show_versions(found)
 
 
 @versions.command("delete")
@@ -62,7 +63,7 @@ def diff_versions(
         if as_json:
             output.print_json(found.model_dump(mode="json"))
         else:
-            output.show_diff(found)
+            shown.show_diff(found)
 
 
 @versions.command("export")
@@ -109,7 +110,7 @@ def list_aliases(category: Category, url: Url = URL, as_json: AsJson = False) ->
         if as_json:
             output.print_json({"items": output.plain(found), "next_cursor": None})
         else:
-            output.show_aliases(found)
+            shown.show_aliases(found)
 
 
 @aliases.command("set")

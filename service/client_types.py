@@ -7,27 +7,29 @@ from collections.abc import Sequence
 
 from .contract.records import Job, JobStatus
 from .schemas import (
-    AliasEntry,
     Estimate,
-    FittedLandmarks,
     History,
     ImageEstimate,
     Keypoint,
-    KeypointNames,
     LandmarkPoint,
-    Landmarks,
-    LandmarksEntry,
-    LandmarksPage,
     Link,
-    LinkChange,
     Memory,
     Prior,
-    PriorDiff,
     PriorEntry,
     Prototype,
     Snapshot,
     Timing,
     VersionEntry,
+)
+from .version_schemas import (
+    AliasEntry,
+    FittedLandmarks,
+    KeypointNames,
+    Landmarks,
+    LandmarksEntry,
+    LandmarksPage,
+    LinkChange,
+    PriorDiff,
 )
 
 __all__ = [

@@ -21,8 +21,8 @@ from ..gateway import Gateway, gateway_of
 from ..images import Upload, fit, parse_boxes
 from ..landmarks import Array, Sight, fit_set, read_labelled
 from ..middleware import body_bytes
-from ..schemas import FittedLandmarks, Landmarks, LandmarksPage
 from ..settings import Settings
+from ..version_schemas import FittedLandmarks, Landmarks, LandmarksPage
 from ..versions import Version as ReadyVersion
 from .priors import Version
 

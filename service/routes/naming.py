@@ -10,7 +10,7 @@ from ..contract.additions import check_names
 from ..errors import responses
 from ..gateway import gateway_of
 from ..preconditions import IfMatch, expecting, tag_of_json
-from ..schemas import KeypointNames, NewKeypointNames
+from ..version_schemas import KeypointNames, NewKeypointNames
 from .priors import Version
 
 router = APIRouter(tags=["priors"])

@@ -13,7 +13,8 @@ from ..contract.store import is_category
 from ..drawing import png, prior_picture
 from ..errors import BadField, responses
 from ..gateway import Gateway, gateway_of
-from ..schemas import History, Memory, Prior, PriorDiff, PriorPage, VersionPage
+from ..schemas import History, Memory, Prior, PriorPage, VersionPage
+from ..version_schemas import PriorDiff
 
 router = APIRouter(tags=["priors"])
 

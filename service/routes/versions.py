@@ -10,7 +10,7 @@ from ..contract.changes import delete_version, move_alias, remove_alias
 from ..errors import responses
 from ..gateway import gateway_of
 from ..preconditions import IfMatch, expecting, tag_of
-from ..schemas import AliasEntry, AliasPage, AliasTarget
+from ..version_schemas import AliasEntry, AliasPage, AliasTarget
 
 router = APIRouter(tags=["versions"])
 

@@ -10,7 +10,7 @@ import pytest
 
 from service.comparing import compare
 from service.contract.errors import BadRequest
-from service.schemas import PriorDiff
+from service.version_schemas import PriorDiff
 
 POSE = [[0.0, 0.0], [0.5, 0.0], [0.0, 0.5], [-0.5, 0.0], [0.0, -0.5]]
 

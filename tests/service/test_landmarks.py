@@ -8,7 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from service.schemas import Estimate, FittedLandmarks, Landmarks, LandmarksPage
+from service.schemas import Estimate
+from service.version_schemas import FittedLandmarks, Landmarks, LandmarksPage
 
 OLD, NEW = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb"
 SIZES = [(96, 64), (60, 100), (64, 64)]

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from service.schemas import Estimate, KeypointNames, Prior
+from service.schemas import Estimate, Prior
+from service.version_schemas import KeypointNames
 
 OLD, NEW = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb"
 NAMES = ["nose", "neck", "tail", "left paw", "right paw"]
