@@ -163,3 +163,31 @@ async def test_job_keeps_whether_it_shall_activate(http, data_root, make_picture
         "bad_request",
     )
     assert told["field"] == "activate"
+
+
+@pytest.mark.parametrize("odd", ["%00", "%FF%FE", "..%2F..%2Fx", "%ED%A0%80", "a" * 300, "%0A", "DOG", "%E2%80%AE"])
+async def test_odd_names_anywhere_in_an_address_are_the_clients_fault(http, dog, odd):
+    named = {"json": {"names": ["a", "b", "c", "d", "e"]}}
+    asked = [
+        ("GET", f"/priors/{odd}/aliases", {}),
+        ("GET", f"/priors/dog/aliases/{odd}", {}),
+        ("PUT", f"/priors/dog/aliases/{odd}", {"json": {"version": OLD}}),
+        ("PUT", f"/priors/{odd}/aliases/champion", {"json": {"version": OLD}}),
+        ("DELETE", f"/priors/dog/aliases/{odd}", {}),
+        ("DELETE", f"/priors/dog/versions/{odd}", {}),
+        ("DELETE", f"/priors/{odd}/versions/{OLD}", {}),
+        ("GET", f"/priors/dog/versions/{odd}/export", {}),
+        ("POST", f"/priors/{odd}/versions/import", {"files": [("file", ("a.zip", b"x"))]}),
+        ("GET", f"/priors/dog/diff?from={odd}", {}),
+        ("GET", f"/priors/dog/keypoint-names?version={odd}", {}),
+        ("PUT", f"/priors/{odd}/keypoint-names", named),
+        ("GET", f"/priors/dog/landmarks?version={odd}", {}),
+        ("GET", f"/priors/dog/landmarks/{odd}", {}),
+        ("DELETE", f"/priors/dog/landmarks/{odd}", {}),
+        ("POST", f"/priors/{odd}/landmarks", {"files": [("images", ("a.png", b"x"))]}),
+    ]
+    for method, address, content in asked:
+        answer = await http.request(method, address, **content)
+        assert 400 <= answer.status_code < 500, (method, address, answer.status_code, answer.text)
+        assert answer.headers["content-type"] == "application/problem+json"
+    assert (await http.get("/priors")).json()["items"][0]["num_versions"] == 2
