@@ -15,7 +15,10 @@ from pydantic import ValidationError
 
 from . import cli_output as output
 from .cli_evaluate import evaluate
+from .cli_landmarks import landmarks
+from .cli_naming import names
 from .cli_options import URL, AsJson, Category, Follow, JobId, Url, Version
+from .cli_versions import aliases, versions
 from .client import Client, InputError, Job, JobStatus, png_bytes
 from .progress import TrainingProgress
 
@@ -82,13 +85,17 @@ def train(
     prior_from: Annotated[
         str | None, typer.Option(metavar="CATEGORY[@VERSION]", help="Start from the prior of this category.")
     ] = None,
+    activate: Annotated[
+        bool, typer.Option("--activate/--no-activate", help="Whether the version becomes the active one.")
+    ] = True,
     url: Url = URL,
     as_json: AsJson = False,
 ) -> None:
     """Upload pictures and learn their pose prior."""
     with output.errors_shown(as_json), Client(url) as client:
         chosen = _settings(assignments or [])
-        job = client.train(category, path, preset, chosen, labels=labels, prior=prior_file, prior_from=prior_from)
+        given: dict[str, Any] = {"labels": labels, "prior": prior_file, "prior_from": prior_from, "activate": activate}
+        job = client.train(category, path, preset, chosen, **given)
         _show(client, job, follow, as_json)
 
 
@@ -126,6 +133,9 @@ def estimate(
         typer.Option(help="Write the picture with its pose drawn; of several pictures each gets a number: OUT-1.png."),
     ] = None,
     refine_steps: Annotated[int, typer.Option(min=0, max=10, help="Rounds of iterative refinement.")] = 0,
+    marks: Annotated[
+        str | None, typer.Option("--landmarks", metavar="NAME", help="Landmarks of the version to tell too.")
+    ] = None,
     version: Version = None,
     url: Url = URL,
     as_json: AsJson = False,
@@ -133,7 +143,7 @@ def estimate(
     """Estimate the poses in pictures."""
     with output.errors_shown(as_json), Client(url) as client:
         include = ("overlay",) if overlay else ()
-        found = client.estimate(category, images, version, refine_steps, include)
+        found = client.estimate(category, images, version, refine_steps, include, landmarks=marks)
         written = []
         for image in found.images:
             if overlay and image.overlay:
@@ -169,6 +179,10 @@ def history(category: Category, version: Version = None, url: Url = URL, as_json
 
 
 app.command()(evaluate)
+app.command()(names)
+app.add_typer(versions)
+app.add_typer(aliases)
+app.add_typer(landmarks)
 
 
 def main() -> None:

@@ -162,8 +162,14 @@ def show_estimate(estimate: Estimate, names: Sequence[str]) -> None:
         out.print(f"{escape(name)}  {image.width} x {image.height} px")
         table = _table("keypoint", "x", "y", "score")
         for point in image.keypoints:
-            table.add_row(str(point.id), f"{point.x:.1f}", f"{point.y:.1f}", f"{point.score:.2f}")
+            name = str(point.id) if point.name is None else f"{point.id} {point.name}"
+            table.add_row(escape(name), f"{point.x:.1f}", f"{point.y:.1f}", f"{point.score:.2f}")
         tables.print(table)
+        if image.landmarks:
+            table = _table("landmark", "x", "y")
+            for place in image.landmarks:
+                table.add_row(escape(place.name), f"{place.x:.1f}", f"{place.y:.1f}")
+            tables.print(table)
     out.print(f"category {estimate.category}, version {estimate.version}, {estimate.timing_ms.total:.0f} ms")
 
 
@@ -199,6 +205,14 @@ def show_history(history: History) -> None:
         before = snapshot
     tables.print(table)
     out.print("moved: mean way of a keypoint since the line above, the square being 2 wide")
+
+
+def show_done(value: Any, said: str, as_json: bool) -> None:
+    """What a change came to: JSON, or a line."""
+    if as_json:
+        print_json(value)
+    else:
+        out.print(escape(said))
 
 
 def _moved(before: Snapshot | None, now: Snapshot) -> str:

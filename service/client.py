@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,8 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from .client_errors import APIError, ClientError, InputError, Unreachable
-from .client_types import Estimate, History, Job, JobStatus, Memory, Prior, PriorEntry, joined, png_bytes
+from .client_types import Estimate, History, Job, JobStatus, KeypointNames, Memory, Prior, PriorEntry, joined, png_bytes
+from .client_versions import AliasCalls, LandmarkCalls, VersionCalls
 from .uploads import Picture, archive_of, file_part, picture_part
 
 __all__ = [
@@ -58,6 +59,11 @@ class Client:
     Args:
         base_url: of the server; PPL_URL or http://127.0.0.1:8000 by default.
         timeout_s: for each read and write, not for a whole request.
+
+    Attributes:
+        versions: what to do with the versions of a category.
+        aliases: what to do with the names that point to them.
+        landmarks: what to do with points of one's own, told from the keypoints of a version.
     """
 
     def __init__(
@@ -67,6 +73,9 @@ class Client:
         # a proxy of the environment does not know this machine's own addresses
         trust_env = not _is_loopback(self.base_url)
         self._http = httpx.Client(base_url=self.base_url, timeout=timeout_s, transport=transport, trust_env=trust_env)
+        self.versions = VersionCalls(self)
+        self.aliases = AliasCalls(self)
+        self.landmarks = LandmarkCalls(self)
 
     def __enter__(self) -> Client:
         return self
@@ -92,6 +101,7 @@ class Client:
         labels: str | os.PathLike[str] | None = None,
         prior: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         prior_from: str | None = None,
+        activate: bool = True,
     ) -> Job:
         """Uploads pictures and starts a training job; returns it without waiting.
 
@@ -102,9 +112,12 @@ class Client:
             labels: a CSV or COCO JSON file of keypoints; training never sees it, the result is measured by it.
             prior: to start from, a JSON file or what :meth:`prior` gave as JSON values.
             prior_from: CATEGORY or CATEGORY@VERSION to take the prior of.
+            activate: whether the version becomes the active one when the job succeeds.
         """
         fields = {"category": category, "preset": preset or "", "prior_from": prior_from or ""}
         fields = {name: value for name, value in fields.items() if value}
+        if not activate:
+            fields["activate"] = "false"
         fields.update({name: _as_text(value) for name, value in (settings or {}).items()})
         with archive_of(Path(pictures)) as (name, file), ExitStack() as stack:
             files: dict[str, Any] = {"archive": (name, file)}
@@ -174,6 +187,7 @@ class Client:
         refine_steps: int = 0,
         include: Sequence[str] = (),
         boxes: Sequence[Sequence[float]] | None = None,
+        landmarks: str | None = None,
     ) -> Estimate:
         """The poses of some pictures, in their order.
 
@@ -183,8 +197,11 @@ class Client:
             images: paths, or the bytes of picture files.
             include: any of "link_map", "trajectory", "overlay".
             boxes: where the thing is in each picture, as x, y, width, height in pixels.
+            landmarks: a set of landmarks of the version, whose points the answer shall have too.
         """
         fields = {"category": category, "refine_steps": str(refine_steps)}
+        if landmarks:
+            fields["landmarks"] = landmarks
         if version:
             fields["version"] = version
         if include:
@@ -221,6 +238,19 @@ class Client:
         """Snapshots of a prior along its training."""
         return self._read(History, self._get_prior(category, "/history", version))
 
+    def keypoint_names(self, category: str, version: str | None = None) -> KeypointNames:
+        """What the keypoints of a version are called."""
+        return self._read(KeypointNames, self._get_prior(category, "/keypoint-names", version))
+
+    def name_keypoints(self, category: str, names: Sequence[str], version: str | None = None) -> KeypointNames:
+        """Give all keypoints of a version names, in the order of their numbers; they take the place of older ones."""
+        path = f"/priors/{_quoted(category)}/keypoint-names"
+        found = self._get_prior(category, "/keypoint-names", version)
+        params = {"version": self._read(KeypointNames, found).version}
+        headers = {"If-Match": found.headers["ETag"]}
+        answer = self._send("PUT", path, params=params, json={"names": list(names)}, headers=headers)
+        return self._read(KeypointNames, answer)
+
     def link_map(self, category: str, version: str | None = None) -> bytes:
         """The prior's link map as a PNG."""
         return self._get_prior(category, "/link-map", version).content
@@ -230,6 +260,36 @@ class Client:
     def get_json(self, path: str) -> Any:
         """Any JSON of the API, as it came."""
         return self._send("GET", path).json()
+
+    def send(self, method: str, path: str, **content: Any) -> httpx.Response:
+        """Any request of the API; ``content`` as httpx takes it. Raises Unreachable, APIError."""
+        return self._send(method, path, **content)
+
+    def read(self, model: type[Model], response: httpx.Response) -> Model:
+        """An answer as the model that it should be. Raises APIError."""
+        return self._read(model, response)
+
+    def pages(self, path: str, model: type[Model]) -> Iterator[Model]:
+        """All items of a list that comes in pages."""
+        return self._pages(path, model)
+
+    def download(self, path: str, to: Path) -> Path:
+        """An answer into a file, a little at a time. Raises Unreachable, APIError, InputError."""
+        draft = to.with_name(f".{to.name}.part")
+        try:
+            with self._errors(), self._http.stream("GET", path) as response, draft.open("wb") as file:
+                if not response.is_success:
+                    response.read()
+                    raise APIError.of(response)
+                for part in response.iter_bytes():
+                    file.write(part)
+            draft.replace(to)
+        except OSError as error:
+            raise InputError(f"can't write {to}: {error.strerror or error}") from error
+        finally:
+            with suppress(OSError):
+                draft.unlink()
+        return to
 
     def _get_prior(self, category: str, what: str, version: str | None) -> httpx.Response:
         params = {"version": version} if version else None
@@ -257,15 +317,20 @@ class Client:
             ) from error
 
     def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
-        try:
+        with self._errors():
             response = self._http.request(method, path, **content)
+        if not response.is_success:
+            raise APIError.of(response)
+        return response
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
         except httpx.ConnectError as error:
             raise Unreachable(f"no server answers at {self.base_url}; start one with `ppl up`") from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise Unreachable(f"{self.base_url} gave no answer: {error or type(error).__name__}") from error
-        if not response.is_success:
-            raise APIError.of(response)
-        return response
 
 
 def _is_loopback(url: str) -> bool:

@@ -57,6 +57,8 @@ TAGS = [
     {"name": "training", "description": "Jobs that learn a category's prior from pictures."},
     {"name": "poses", "description": "Keypoints and links in pictures."},
     {"name": "priors", "description": "What has been learned. Served from disk, also while no worker runs."},
+    {"name": "landmarks", "description": "Points of your own, told from the keypoints after a few labelled pictures."},
+    {"name": "versions", "description": "Aliases that move from version to version, and versions that go and come."},
     {"name": "operation", "description": "For whoever runs the service."},
 ]
 
@@ -72,7 +74,10 @@ def estimate_body(max_images: int) -> dict[str, Any]:
             "maxItems": max_images,
             "description": f"JPEG, PNG, WebP, BMP or TIFF pictures, up to {max_images}",
         },
-        "version": {"type": "string", "description": "a version of the category; the active one unless given"},
+        "version": {
+            "type": "string",
+            "description": "a version of the category, or an alias of one; the active one unless given",
+        },
         "refine_steps": {
             "type": "integer",
             "minimum": 0,
@@ -90,7 +95,57 @@ def estimate_body(max_images: int) -> dict[str, Any]:
             "as in [[10, 20, 200, 150]]",
         },
     }
+    properties["landmarks"] = {
+        "type": "string",
+        "description": "a set of landmarks of the version; each picture's answer has these points too",
+    }
     return _body({"multipart/form-data": _object(properties, ["category", "images"])})
+
+
+def landmarks_body(max_images: int) -> dict[str, Any]:
+    """The form of POST /priors/{category}/landmarks."""
+    properties = {
+        "name": {
+            "type": "string",
+            "pattern": "^[a-z0-9][a-z0-9_-]{0,63}$",
+            "description": "of the set; POST /estimate takes it as landmarks=NAME",
+            "examples": ["anatomy"],
+        },
+        "images": {
+            "type": "array",
+            "items": _FILE,
+            "minItems": 5,
+            "maxItems": max_images,
+            "description": f"the labelled pictures, from 5 to {max_images}; 10 to 50 are usual",
+        },
+        "labels": {
+            **_FILE,
+            "description": "where the landmarks are: CSV with the columns image, keypoint, x, y (and visible), or COCO "
+            "keypoints JSON; in pixels of the pictures",
+        },
+        "version": {
+            "type": "string",
+            "description": "a version of the category, or an alias of one; the active one unless given",
+        },
+        "boxes": {
+            "type": "string",
+            "description": "where the thing is, as in POST /estimate: a JSON list of one [x, y, width, height] for "
+            "each picture",
+        },
+    }
+    return _body({"multipart/form-data": _object(properties, ["name", "images", "labels"])})
+
+
+def import_body() -> dict[str, Any]:
+    """The form of POST /priors/{category}/versions/import."""
+    properties = {
+        "file": {**_FILE, "description": "the zip that an export gave"},
+        "activate": {
+            "type": "boolean",
+            "description": "whether it becomes the active version; unless given, it does where the category has none",
+        },
+    }
+    return _body({"multipart/form-data": _object(properties, ["file"])})
 
 
 def train_body() -> dict[str, Any]:
@@ -102,6 +157,11 @@ def train_body() -> dict[str, Any]:
             "enum": list(PRESETS),
             "default": DEFAULT_PRESET,
             "description": "what the settings are where not given; compact learns on a CPU, paper wants a GPU",
+        },
+        "activate": {
+            "type": "boolean",
+            "default": True,
+            "description": "whether the version becomes the category's active one when the job succeeds",
         },
     }
     archive = {

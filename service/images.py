@@ -19,6 +19,7 @@ from .batching import Pose
 from .contract.errors import BadBoxes, BodyTooLarge, PPLError
 from .contract.pictures import Box, Frame, PictureLimits, fit_square, open_picture, unfit_square
 from .errors import BadField
+from .landmarks import LandmarkMaps
 from .room import PixelRoom
 from .versions import Version
 
@@ -121,6 +122,7 @@ def describe(
     version: Version,
     include: frozenset[str],
     limits: PictureLimits,
+    landmarks: LandmarkMaps | None = None,
 ) -> str:
     """One picture's part of the answer as JSON, in pixels of the picture as uploaded."""
     points = fitted.frame.to_picture(pose.keypoints)
@@ -129,10 +131,22 @@ def describe(
         "width": fitted.width,
         "height": fitted.height,
         "keypoints": [
-            {"id": index, "x": round(x, 3), "y": round(y, 3), "score": round(score, 4)}
+            {
+                "id": index,
+                **({"name": version.names[index]} if version.names else {}),
+                "x": round(x, 3),
+                "y": round(y, 3),
+                "score": round(score, 4),
+            }
             for index, ((x, y), score) in enumerate(zip(points.tolist(), pose.scores.tolist(), strict=True))
         ],
     }
+    if landmarks is not None:
+        places = fitted.frame.to_picture(landmarks.of(pose.keypoints)).tolist()
+        answer["landmarks"] = [
+            {"name": name, "x": round(x, 3), "y": round(y, 3)}
+            for name, (x, y) in zip(landmarks.names, places, strict=True)
+        ]
     if "trajectory" in include:
         answer["trajectory"] = [
             [{"x": round(x, 3), "y": round(y, 3)} for x, y in step]

@@ -13,6 +13,7 @@ class Keypoint(BaseModel):
     """A keypoint on the picture as uploaded, its EXIF orientation applied."""
 
     id: int = Field(description="number of the keypoint, the same in every picture of a version")
+    name: str | None = Field(None, description="where the keypoints of the version were named")
     x: float = Field(
         description="pixels from the left; integers are pixel centres, so a picture spans -0.5 to width-0.5"
     )
@@ -41,6 +42,12 @@ class Link(BaseModel):
     weight: float = Field(ge=0, description="0 and up; compare it with the strongest of the prior")
 
 
+class LandmarkPoint(Point):
+    """A landmark of a user's own, on the picture as uploaded."""
+
+    name: str
+
+
 class ImageEstimate(BaseModel):
     """The pose in one picture."""
 
@@ -49,6 +56,9 @@ class ImageEstimate(BaseModel):
     height: int
     keypoints: list[Keypoint]
     links: list[Link] = Field(description="of the prior, the strongest first; the same for every picture")
+    landmarks: list[LandmarkPoint] | None = Field(
+        None, description="where a set of landmarks was named: its points, told from the keypoints"
+    )
     trajectory: list[list[Point]] | None = Field(
         None, description="where asked for: the pose after 0, 1, … refine_steps refinements"
     )
@@ -169,6 +179,7 @@ class VersionEntry(BaseModel):
     category: str
     version: str
     active: bool = Field(description="whether requests without a version get this one")
+    aliases: list[str] = Field(default=[], description="the names that point to it, `active` among them")
     created_at: str | None = None
     job_id: str | None = None
     preset: str | None = None

@@ -82,7 +82,8 @@ class TrainingRunner:
 
     def _succeed(self, custody: Custody, version: str, show: Change) -> None:
         job = self._jobs.get(custody.job_id)
-        self._store.activate(job.category, version)
+        if job.activate:
+            self._store.activate(job.category, version)
 
         def succeed(record: JobRecord) -> None:
             show(record)
@@ -94,7 +95,8 @@ class TrainingRunner:
             record.job.progress.step, record.job.progress.fraction = record.job.progress.total_steps, 1.0
 
         if self._casework.end(custody, succeed):
-            logger.info("job %s succeeded: version %s of %s is active", job.id, version, job.category)
+            state = "active" if job.activate else "there"
+            logger.info("job %s succeeded: version %s of %s is %s", job.id, version, job.category, state)
 
     def _trainer(self, record: JobRecord, custody: Custody) -> Trainer:
         job, settings = record.job, self._settings

@@ -103,6 +103,7 @@ class JobStore:
         total_steps: int,
         source: JobSource | None = None,
         job_id: str | None = None,
+        activate: bool = True,
     ) -> Job:
         """A new job, ``validating``; its upload must be on disk by now."""
         job = Job(
@@ -112,6 +113,7 @@ class JobStore:
             created_at=datetime.now(UTC),
             progress=Progress(total_steps=total_steps),
             settings=settings,
+            activate=activate,
         )
         record = JobRecord(job=job, source=source or JobSource())
         with self._redis.pipeline(transaction=True) as pipe:

@@ -93,6 +93,7 @@ class Job(BaseModel):
             the weighted sum), "steps_per_s" and "device".
         version: the version it published.
         settings: every setting of the model, and "preset".
+        activate: whether its version becomes the active one when it succeeds.
         evaluation: of a job with labels that succeeded: the errors by protocol, on how many pictures they were
             measured, and how these were split.
     """
@@ -109,6 +110,7 @@ class Job(BaseModel):
     error: JobError | None = None
     settings: dict[str, Setting] = Field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
+    activate: bool = True
 
     @field_serializer("created_at", "started_at", "finished_at")
     def _utc(self, value: datetime | None) -> str | None:

@@ -21,6 +21,7 @@ from ..errors import BadField, SlowBody, responses
 from ..forms import FileField, Form, read_form
 from ..gateway import Gateway, gateway_of
 from ..images import Fitted, Upload, describe, fit, parse_boxes, parse_include
+from ..landmarks import LandmarkMaps
 from ..middleware import body_bytes
 from ..schemas import Estimate
 from ..settings import Settings
@@ -29,7 +30,7 @@ from ..versions import Version
 
 BODY_S = 120.0  # how long a body may take to arrive
 
-_FIELDS = ("category", "version", "refine_steps", "include", "boxes")
+_FIELDS = ("category", "version", "refine_steps", "include", "boxes", "landmarks")
 _DIGITS = len(str(MAX_REFINE_STEPS))
 # few poses are turned into JSON at once; more, and drawn pictures, in a thread
 _INLINE_IMAGES = 4
@@ -47,6 +48,7 @@ class Query:
     refine_steps: int
     include: frozenset[str]
     uploads: list[Upload]
+    landmarks: str | None = None
 
     @classmethod
     def of(cls, form: Form) -> Query:
@@ -74,6 +76,7 @@ class Query:
             _refine_steps(values.get("refine_steps", "")),
             parse_include(values.get("include")),
             uploads,
+            values.get("landmarks", "").strip() or None,
         )
 
 
@@ -100,7 +103,8 @@ def make_router(settings: Settings) -> APIRouter:
         Coordinates in the answer are pixels of the picture as uploaded, with its EXIF orientation applied.
 
         A keypoint's **score** is the share of its attention that lies near it, from 0 to 1: low where the part
-        is hidden. `link_map`, `trajectory` and `overlay` are there only where `include` names them.
+        is hidden. `link_map`, `trajectory` and `overlay` are there only where `include` names them, and `landmarks`
+        where the field of that name has a set of the version (`POST /priors/{category}/landmarks`).
 
         When too many pictures wait, the answer is 429 with `Retry-After`.
         """
@@ -116,6 +120,7 @@ async def _estimate(request: Request, gateway: Gateway) -> Response:
         query = Query.of(await _read(request, settings))
         version = await gateway.io(gateway.versions.version, query.category, query.version)
         _check_memory(query, version)
+        landmarks = await gateway.io(gateway.versions.landmarks, version, query.landmarks) if query.landmarks else None
         gateway.batcher.check_room(len(query.uploads))
         decoding = time.perf_counter()
         fitted = await _fit_all(gateway, query.uploads, version.side)
@@ -125,7 +130,7 @@ async def _estimate(request: Request, gateway: Gateway) -> Response:
         group = Group(version.category, version.name, version.side, query.refine_steps, "link_map" in query.include)
         ticket = await _unless_gone(request, gateway.batcher.estimate(group, [item.square for item in fitted]))
         answered = time.perf_counter()
-        images = await _describe_all(gateway, query, version, fitted, ticket)
+        images = await _describe_all(gateway, query, version, fitted, ticket, landmarks)
         timing = {
             "decode": 1e3 * (queued - decoding),
             "queue": max(0.0, 1e3 * (answered - queued) - ticket.model_ms),
@@ -159,13 +164,19 @@ async def _fit_all(gateway: Gateway, uploads: list[Upload], side: int) -> list[F
 
 
 async def _describe_all(
-    gateway: Gateway, query: Query, version: Version, fitted: list[Fitted], ticket: Ticket
+    gateway: Gateway,
+    query: Query,
+    version: Version,
+    fitted: list[Fitted],
+    ticket: Ticket,
+    landmarks: LandmarkMaps | None,
 ) -> list[str]:
     """Each picture's part of the answer as JSON."""
 
     def part(index: int) -> str:
         limits = gateway.picture_limits
-        return describe(query.uploads[index], fitted[index], ticket.poses[index], version, query.include, limits)
+        pose = ticket.poses[index]
+        return describe(query.uploads[index], fitted[index], pose, version, query.include, limits, landmarks)
 
     if len(fitted) <= _INLINE_IMAGES and not query.include & _DRAWN:
         return [part(index) for index in range(len(fitted))]

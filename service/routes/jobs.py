@@ -49,9 +49,9 @@ async def create_job(request: Request) -> Response:
     curl --json '{"category": "dog", "folder": "imports/dog"}' http://127.0.0.1:8000/train-jobs
     ```
 
-    Follow it at the address in `Location`. When it succeeds, its version becomes the category's active one. The
-    archive is checked at once; the pictures in it are read while the job is `validating`, and one that can't be
-    read is named in the job's metrics and left out.
+    Follow it at the address in `Location`. When it succeeds, its version becomes the category's active one, unless
+    `activate` is false. The archive is checked at once; the pictures in it are read while the job is `validating`,
+    and one that can't be read is named in the job's metrics and left out.
     """
     gateway = gateway_of(request)
     kind = media_type(request.headers)
@@ -129,7 +129,13 @@ async def _accept(
         await intake.sync()
         settings = {"preset": wanted.preset, **wanted.config.to_dict()}
         job = await gateway.io(
-            gateway.jobs.create, wanted.category, settings, wanted.config.steps, source, intake.job_id
+            gateway.jobs.create,
+            wanted.category,
+            settings,
+            wanted.config.steps,
+            source,
+            intake.job_id,
+            wanted.activate,
         )
         intake.hand_over()
         return job

@@ -96,6 +96,14 @@ def test_labels_and_a_prior_go_along(client: Client, api: ApiDouble, folder: Pat
         client.train("bird", folder, labels=tmp_path / "absent.csv")
 
 
+def test_training_that_shall_not_activate_says_so(client: Client, api: ApiDouble, folder: Path) -> None:
+    client.train("bird", folder)
+    client.train("bird", folder, activate=False)
+
+    assert ["activate" in form for form in api.forms] == [False, True]
+    assert api.forms[1]["activate"] == ["false"]
+
+
 def test_history_is_read(client: Client) -> None:
     history = client.history("bird")
     assert [snapshot.step for snapshot in history.snapshots] == [0, 20]

@@ -44,6 +44,17 @@ def test_job_becomes_the_active_version(desk: SimpleNamespace) -> None:
     assert 'ppl_training_jobs_total{outcome="succeeded"} 1.0' in desk.metrics.text()
 
 
+def test_job_that_shall_not_activate_leaves_the_active_version(desk: SimpleNamespace) -> None:
+    first, second = desk.prepared(), desk.prepared()
+    desk.runner.run(first.id)
+    desk.jobs.update(second.id, lambda record: setattr(record.job, "activate", False))
+    desk.runner.run(second.id)
+    versions = [desk.jobs.get(job.id).version for job in (first, second)]
+    assert desk.jobs.get(second.id).status is JobStatus.SUCCEEDED
+    assert desk.store.active("dog") == versions[0]
+    assert set(desk.store.versions("dog")) == set(versions)
+
+
 def test_resumed_job_publishes_what_an_uninterrupted_one_does(
     desk: SimpleNamespace, during: Callable[..., None]
 ) -> None:

@@ -25,6 +25,7 @@ SHAPE = {
     "error",
     "settings",
     "evaluation",
+    "activate",
 }
 
 
