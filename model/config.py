@@ -228,6 +228,11 @@ class PPLConfig:
         """L = K(K-1)/2, the number of links i < j."""
         return self.num_keypoints * (self.num_keypoints - 1) // 2
 
+    @property
+    def drawing_channels(self) -> int:
+        """The channels of a drawn pose: the link map, those of the links' colours, and the object's colour."""
+        return 1 + self.link_colours + (3 if self.object_colour else 0)
+
     def to_dict(self) -> dict[str, Value]:
         """The settings as plain JSON values."""
         return asdict(self)

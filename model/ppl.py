@@ -17,7 +17,6 @@ from model.regressor import KeypointRegressor, Located
 
 LEAST_LINK_WEIGHT = 1e-4
 """What a predefined weight of 0 becomes: invisible in a link map, yet softplus still passes a gradient."""
-_RGB = 3  # channels
 _RANDOM_PRIOR_REACH = 0.5  # a random prior lies in the middle half of the image, where the thing is
 
 
@@ -71,8 +70,7 @@ class PosePriorLearner(nn.Module):
         self.regressor = KeypointRegressor(
             config.num_keypoints, config.base_width, head, config.head_scale, config.skips
         )
-        drawing_channels = 1 + config.link_colours + (_RGB if config.object_colour else 0)
-        self.reconstructor = Reconstructor(config.base_width, config.skips, drawing_channels)
+        self.reconstructor = Reconstructor(config.base_width, config.skips, config.drawing_channels)
         self.memory = None if autolink else _memory(config)
         start = torch.randn(config.num_links) * config.link_init_std + config.link_init_mean
         if config.connectivity_prior == "predefined" and link_weights is not None:

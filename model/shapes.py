@@ -17,6 +17,8 @@ Tensor = tuple[str, tuple[int, ...]]
 def expected_tensors(config: PPLConfig) -> dict[str, Tensor]:
     """Every tensor of a model of these settings, by name."""
     found = {"link_logits": _f32(config.num_links)}
+    if config.link_colours:
+        found["link_colours"] = _f32(config.num_links, config.link_colours)
     found |= _under("regressor", _regressor(config))
     found |= _under("reconstructor", _reconstructor(config))
     if config.method != "autolink":
@@ -44,7 +46,7 @@ def _reconstructor(config: PPLConfig) -> dict[str, Tensor]:
     widths = [config.base_width * factor for factor in (1, 2, 4, 8, 8)]
     return {
         "reference_scale": _f32(),
-        **_under("stem", _conv(4, widths[0], 3)),
+        **_under("stem", _conv(3 + config.drawing_channels, widths[0], 3)),
         **_under("down", _downs(widths)),
         **_under("up", _ups(widths[::-1], config.skips)),
         **_under("out", _conv(widths[0], 3, 3)),

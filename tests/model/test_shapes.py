@@ -22,6 +22,8 @@ SAMPLE = Path(__file__).resolve().parents[2] / "service" / "samples" / "dog"
         {"memory_depth": 2, "memory_width": 24},
         {"skips": "concat"},
         {"head": "affine"},
+        {"link_colours": 0},
+        {"object_colour": False},
         {"method": "autolink"},
         {"keypoint_prior": "random", "keypoint_prior_trainable": True},
         {"keypoint_prior": "predefined", "connectivity_prior": "predefined"},
