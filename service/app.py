@@ -17,7 +17,7 @@ from .contract.priors import MAX_PRIOR_BYTES
 from .forms import media_type
 from .gateway import Gateway
 from .middleware import BodyLimit, RequestFigures
-from .routes import estimate, health, jobs, priors
+from .routes import estimate, health, job_events, jobs, priors
 from .settings import Settings
 
 # what a multipart form weighs beside its files
@@ -45,7 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # the page of /docs with its scripts, so that it works where the browser has no internet
     app = FastAPIOffline(title=documentation.TITLE, version=documentation.package_version(), lifespan=lifespan)
     app.state.gateway = gateway
-    for router in (jobs.router, estimate.make_router(settings), priors.router, health.router):
+    for router in (jobs.router, job_events.router, estimate.make_router(settings), priors.router, health.router):
         app.include_router(router)
 
     @app.get("/", include_in_schema=False)

@@ -97,7 +97,7 @@ class EventLog:
         self._check(job_id)
         start = f"{after + 1}-0"
         entries = self._redis.xrange(routing.events_key(job_id), min=start, count=limit + 1)
-        items = [_event(entry) for entry in entries[:limit]]
+        items = [event_of(entry) for entry in entries[:limit]]
         return EventPage(items=items, has_more=len(entries) > limit, next=items[-1].id if items else after)
 
     def checkpoints(self, job_id: str) -> CheckpointList:
@@ -121,7 +121,8 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _event(entry: tuple[bytes, dict[bytes, bytes]]) -> JobEvent:
+def event_of(entry: tuple[bytes, dict[bytes, bytes]]) -> JobEvent:
+    """An entry of the stream."""
     name, fields = entry
     number = int(name.partition(b"-")[0])
     at = datetime.fromisoformat(fields[b"at"].decode())
