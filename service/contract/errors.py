@@ -278,7 +278,7 @@ class Conflict(PPLError, code=ErrorCode.CONFLICT, status=409):
 
 
 class JobNotActive(Conflict, code=ErrorCode.JOB_NOT_ACTIVE):
-    """Only a job that has not ended can be cancelled."""
+    """Only a job that has not ended can be cancelled, paused or resumed."""
 
 
 class JobNotEnded(Conflict, code=ErrorCode.JOB_NOT_ENDED):

@@ -99,11 +99,45 @@ async def get_job(request: Request, job_id: str) -> Job:
     responses=responses(404, 409, 503),
 )
 async def cancel_job(request: Request, job_id: str) -> Job:
-    """Stops a job. One that is running stops at its next step: its status changes a moment later."""
+    """Stops a job for good. One that is running stops at its next step: its status changes a moment later."""
     gateway = gateway_of(request)
     job = await gateway.io(gateway.jobs.cancel, job_id)
     if job.status.ended:
         await gateway.io(gateway.files.remove, job_id)
+    return job
+
+
+@router.post(
+    "/train-jobs/{job_id}/pause",
+    summary="Pause a training job",
+    response_model=Job,
+    responses=responses(404, 409, 503),
+)
+async def pause_job(request: Request, job_id: str) -> Job:
+    """Sets a job aside until it is resumed; its worker takes up others meanwhile.
+
+    A queued job is paused at once. One that is running writes a checkpoint at its next step: its status changes a
+    moment later. One whose upload is still read is paused once that is done. Nothing happens to one that is paused
+    already.
+    """
+    gateway = gateway_of(request)
+    return await gateway.io(gateway.jobs.pause, job_id)
+
+
+@router.post(
+    "/train-jobs/{job_id}/resume",
+    summary="Resume a training job",
+    response_model=Job,
+    responses=responses(404, 409, 503),
+)
+async def resume_job(request: Request, job_id: str) -> Job:
+    """Puts a paused job back into the queue; it goes on from its checkpoint as if it had never stopped.
+
+    A pause that its worker has not seen yet is taken back. Nothing happens to a job that is not paused.
+    """
+    gateway = gateway_of(request)
+    job = await gateway.io(gateway.jobs.resume, job_id)
+    await gateway.wake_trainers()
     return job
 
 
