@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from . import cli_output as output
 from .cli_evaluate import evaluate
+from .cli_jobs import checkpoints, events, pause, resume
 from .cli_landmarks import landmarks
 from .cli_naming import names
 from .cli_options import URL, AsJson, Category, Follow, JobId, Url, Version
@@ -107,10 +108,15 @@ def job(job_id: JobId, follow: Follow = False, url: Url = URL, as_json: AsJson =
 
 
 @app.command()
-def jobs(url: Url = URL, as_json: AsJson = False) -> None:
+def jobs(
+    category: Annotated[str | None, typer.Option(help="Only jobs of this category.")] = None,
+    status: Annotated[JobStatus | None, typer.Option(help="Only jobs of this status.")] = None,
+    url: Url = URL,
+    as_json: AsJson = False,
+) -> None:
     """List the training jobs, the newest first."""
     with output.errors_shown(as_json), Client(url) as client:
-        found = list(client.jobs())
+        found = list(client.jobs(category, status))
         if as_json:
             output.print_json({"items": output.plain(found), "next_cursor": None})
         else:
@@ -178,11 +184,10 @@ def history(category: Category, version: Version = None, url: Url = URL, as_json
             output.show_history(found)
 
 
-app.command()(evaluate)
-app.command()(names)
-app.add_typer(versions)
-app.add_typer(aliases)
-app.add_typer(landmarks)
+for command in (pause, resume, events, checkpoints, evaluate, names):
+    app.command()(command)
+for group in (versions, aliases, landmarks):
+    app.add_typer(group)
 
 
 def main() -> None:

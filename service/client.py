@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -26,6 +25,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from .client_errors import APIError, ClientError, InputError, Unreachable
+from .client_jobs import JobCalls
 from .client_types import Estimate, History, Job, JobStatus, KeypointNames, Memory, Prior, PriorEntry, joined, png_bytes
 from .client_versions import AliasCalls, LandmarkCalls, VersionCalls
 from .uploads import Picture, archive_of, file_part, picture_part
@@ -48,12 +48,11 @@ __all__ = [
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 PICTURES_A_REQUEST = 32
-_WAIT_GRACE_S = 60.0
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class Client:
+class Client(JobCalls):
     """Talks to one server. Not for use by several threads at once.
 
     Args:
@@ -128,54 +127,6 @@ class Client:
             elif prior is not None:
                 files["prior"] = file_part(Path(prior), stack)
             return self._job("POST", "/train-jobs", data=fields, files=files)
-
-    def job(self, job_id: str) -> Job:
-        """The job as it stands."""
-        return self._job("GET", f"/train-jobs/{_quoted(job_id)}")
-
-    def jobs(self) -> Iterator[Job]:
-        """All jobs, the newest first."""
-        return self._pages("/train-jobs", Job)
-
-    def cancel(self, job_id: str) -> Job:
-        """Asks for the job to be stopped; a running one stops at its next step."""
-        return self._job("POST", f"/train-jobs/{_quoted(job_id)}/cancel")
-
-    def delete(self, job_id: str) -> None:
-        """Removes the record of a job that ended."""
-        self._send("DELETE", f"/train-jobs/{_quoted(job_id)}")
-
-    def wait(
-        self,
-        job_id: str,
-        on_progress: Callable[[Job], None] | None = None,
-        poll_s: float = 0.5,
-        timeout_s: float | None = None,
-    ) -> Job:
-        """Waits for the end of a job, whatever it is, and returns it.
-
-        A server that is away for less than a minute (a restart) is waited for.
-
-        Raises:
-            TimeoutError: the job goes on after ``timeout_s``.
-        """
-        begun = seen = time.monotonic()
-        while True:
-            try:
-                job = self.job(job_id)
-            except (Unreachable, APIError) as error:
-                away = isinstance(error, Unreachable) or error.status in (502, 503, 504)
-                if not away or time.monotonic() - seen > _WAIT_GRACE_S:
-                    raise
-            else:
-                seen = time.monotonic()
-                if on_progress is not None:
-                    on_progress(job)
-                if job.status.ended:
-                    return job
-            if timeout_s is not None and time.monotonic() - begun > timeout_s:
-                raise TimeoutError(f"job {job_id} goes on after {timeout_s:g} s")
-            time.sleep(poll_s)
 
     # poses
 
@@ -295,13 +246,11 @@ class Client:
         params = {"version": version} if version else None
         return self._send("GET", f"/priors/{_quoted(category)}{what}", params=params)
 
-    def _job(self, method: str, path: str, **content: Any) -> Job:
-        return self._read(Job, self._send(method, path, **content))
-
-    def _pages(self, path: str, model: type[Model]) -> Iterator[Model]:
+    def _pages(self, path: str, model: type[Model], params: Mapping[str, Any] | None = None) -> Iterator[Model]:
         cursor: str | None = None
         while True:
-            page = self._send("GET", path, params={"cursor": cursor} if cursor else None).json()
+            here = {"cursor": cursor} if cursor else {}
+            page = self._send("GET", path, params={**(params or {}), **here}).json()
             yield from (model.model_validate(item) for item in page["items"])
             cursor = page["next_cursor"]
             if cursor is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 
-from .contract.records import Job, JobStatus
+from .contract.events import EventKind, JobEvent
+from .contract.records import Checkpoint, Job, JobStatus
 from .schemas import (
     Estimate,
     History,
@@ -34,11 +35,14 @@ from .version_schemas import (
 
 __all__ = [
     "AliasEntry",
+    "Checkpoint",
     "Estimate",
+    "EventKind",
     "FittedLandmarks",
     "History",
     "ImageEstimate",
     "Job",
+    "JobEvent",
     "JobStatus",
     "Keypoint",
     "KeypointNames",
