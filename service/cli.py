@@ -89,6 +89,9 @@ def train(
     activate: Annotated[
         bool, typer.Option("--activate/--no-activate", help="Whether the version becomes the active one.")
     ] = True,
+    idempotency_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Names this request: sent again, it gives the same job.")
+    ] = None,
     url: Url = URL,
     as_json: AsJson = False,
 ) -> None:
@@ -96,7 +99,7 @@ def train(
     with output.errors_shown(as_json), Client(url) as client:
         chosen = _settings(assignments or [])
         given: dict[str, Any] = {"labels": labels, "prior": prior_file, "prior_from": prior_from, "activate": activate}
-        job = client.train(category, path, preset, chosen, **given)
+        job = client.train(category, path, preset, chosen, idempotency_key=idempotency_key, **given)
         _show(client, job, follow, as_json)
 
 

@@ -101,6 +101,7 @@ class Client(JobCalls):
         prior: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         prior_from: str | None = None,
         activate: bool = True,
+        idempotency_key: str | None = None,
     ) -> Job:
         """Uploads pictures and starts a training job; returns it without waiting.
 
@@ -112,6 +113,7 @@ class Client(JobCalls):
             prior: to start from, a JSON file or what :meth:`prior` gave as JSON values.
             prior_from: CATEGORY or CATEGORY@VERSION to take the prior of.
             activate: whether the version becomes the active one when the job succeeds.
+            idempotency_key: names this request: sent again, it gives the same job.
         """
         fields = {"category": category, "preset": preset or "", "prior_from": prior_from or ""}
         fields = {name: value for name, value in fields.items() if value}
@@ -126,7 +128,8 @@ class Client(JobCalls):
                 files["prior"] = ("prior.json", json.dumps(prior).encode())
             elif prior is not None:
                 files["prior"] = file_part(Path(prior), stack)
-            return self._job("POST", "/train-jobs", data=fields, files=files)
+            headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+            return self._job("POST", "/train-jobs", data=fields, files=files, headers=headers)
 
     # poses
 

@@ -47,6 +47,9 @@ class Settings(CommonSettings):
     stale_upload_s: float = Field(
         default=3600.0, gt=0, description="age at which files of an abandoned upload are removed"
     )
+    idempotency_ttl_s: int = Field(
+        default=24 * 3600, ge=1, description="how long the Idempotency-Key of a request to train is remembered"
+    )
     sample_categories: bool = Field(
         default=True, description="put the sample category `dog` into a data root that has none of that name"
     )

@@ -14,13 +14,14 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import redis
 
 from . import routing, scripts
-from .errors import BadCursor, JobNotEnded, UnknownJob
+from .errors import BadCursor, JobNotEnded, KeyReused, UnknownJob
 from .events import KEPT_CHECKPOINTS, KEPT_EVENTS, EventKind, Told, Watch, as_json, now
 from .records import (
     Job,
@@ -45,12 +46,27 @@ __all__ = [
     "JobStore",
     "Lease",
     "LeaseLost",
+    "NamedRequest",
     "Progress",
     "Setting",
     "new_job_id",
 ]
 
 MAX_PAGE = 200
+
+
+@dataclass(frozen=True)
+class NamedRequest:
+    """A request whose sender gave it a name, so that sending it twice does no harm.
+
+    Attributes:
+        fingerprint: of all that it asks for; without spaces.
+        ttl_s: how long the name is remembered.
+    """
+
+    name: str
+    fingerprint: str
+    ttl_s: int
 
 
 class LeaseLost(Exception):  # noqa: N818 - what happened, as in errors.py
@@ -105,8 +121,17 @@ class JobStore:
         source: JobSource | None = None,
         job_id: str | None = None,
         activate: bool = True,
+        request: NamedRequest | None = None,
     ) -> Job:
-        """A new job, ``validating``; its upload must be on disk by now."""
+        """A new job, ``validating``; its upload must be on disk by now.
+
+        Args:
+            request: the name that its sender gave the request, if any; where one of that name made a job before, that
+                job is the answer, as its id tells, and nothing is created.
+
+        Raises:
+            KeyReused: the request of that name was another.
+        """
         job = Job(
             id=check_job_id(job_id or new_job_id()),
             category=category,
@@ -119,8 +144,21 @@ class JobStore:
         record = JobRecord(job=job, source=source or JobSource())
         keys = [routing.job_key(job.id), routing.JOBS, routing.ACTIVE_JOBS, *_event_keys(job.id)]
         told = as_json([(EventKind.STATUS, {"status": str(job.status)})])
-        self._redis.eval(scripts.CREATE, len(keys), *keys, record.model_dump_json(), job.id, *_telling(told))
-        return job
+        arguments = [record.model_dump_json(), job.id, *_telling(told)]
+        if request is not None:
+            keys.append(routing.request_key(request.name))
+            arguments += [request.fingerprint, request.ttl_s]
+        before = self._redis.eval(scripts.CREATE, len(keys), *keys, *arguments).decode()
+        if not before or request is None:
+            return job
+        made, _, fingerprint = before.partition(" ")
+        if fingerprint != request.fingerprint:
+            raise KeyReused(
+                f"the Idempotency-Key {request.name!r} came with another request before, which made job {made}; send "
+                "the same request again, or give this one a key of its own",
+                extra={"job_id": made},
+            )
+        return self.get(made)
 
     def get(self, job_id: str) -> Job:
         """A job. Raises UnknownJob."""

@@ -11,6 +11,7 @@ ppl:job:<id>:lease             token of the process that prepares or trains it  
 ppl:job:<id>:cancel            "1" when a job in a worker's hands shall stop      a day
 ppl:job:<id>:events            stream of what happened to it, ids 1-0, 2-0, …     with the job
 ppl:job:<id>:checkpoints       list of the checkpoints it wrote (JSON)            with the job
+ppl:request:<digest>           hash: job, fingerprint of a request to train       PPL_IDEMPOTENCY_TTL_S
 ppl:pixels:<batch>             uint8 bytes (N, S, S, 3)                           PIXELS_TTL_S
 ppl:reply:<gateway>            list of BatchReply (msgpack)                       REPLY_TTL_S after a push
 ppl:worker:<kind>:<id>         WorkerHeartbeat (JSON)                             HEARTBEAT_TTL_S
@@ -21,6 +22,7 @@ ppl:inference:… ppl:training:… Celery's own (queues, unacknowledged messages
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Literal
 
 Kind = Literal["inference", "training"]
@@ -75,6 +77,11 @@ def unacked_index_key(kind: Kind) -> str:
 def job_key(job_id: str) -> str:
     """The hash of a job."""
     return f"ppl:job:{job_id}"
+
+
+def request_key(name: str) -> str:
+    """What became of a request that its sender gave a name; names are longer and odder than keys should be."""
+    return f"ppl:request:{hashlib.sha256(name.encode()).hexdigest()}"
 
 
 def lease_key(job_id: str) -> str:

@@ -47,19 +47,27 @@ return 1
 """
 )
 
-# Create a job's record, unless it is there already: a write whose answer was lost comes again.
+# Create a job's record, unless it is there already: a write whose answer was lost comes again. Where the request has
+# a name of its own and one of that name made a job before, nothing is created and that one's job and fingerprint are
+# the answer; a name whose job was deleted since is free again.
 CREATE = (
     _TELL
     + """
-local job, jobs, active, stream, checkpoints = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local record, id = ARGV[1], ARGV[2]
-if redis.call('EXISTS', job) == 1 then return 0 end
+local job, jobs, active, stream, checkpoints, name = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local record, id, fingerprint, keep = ARGV[1], ARGV[2], ARGV[7], ARGV[8]
+if redis.call('EXISTS', job) == 1 then return '' end
+if name then
+  local before = redis.call('HMGET', name, 'job', 'fingerprint')
+  if before[1] and redis.call('ZSCORE', jobs, before[1]) then return before[1] .. ' ' .. before[2] end
+  redis.call('HSET', name, 'job', id, 'fingerprint', fingerprint)
+  redis.call('EXPIRE', name, keep)
+end
 redis.call('DEL', stream, checkpoints)
 redis.call('HSET', job, 'rev', 1, 'record', record)
 redis.call('ZADD', jobs, 0, id)
 redis.call('SADD', active, id)
 tell(job, stream, checkpoints, ARGV[3], ARGV[4], ARGV[5], ARGV[6])
-return 1
+return ''
 """
 )
 

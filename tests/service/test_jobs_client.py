@@ -140,7 +140,8 @@ def test_commands(ppl: Ppl, jobs: JobStore, job_id: str) -> None:
     assert job_id in ppl("jobs", "--category", "dog", "--status", "queued").stdout
     assert job_id not in ppl("jobs", "--status", "paused").stdout
     table = ppl("checkpoints", job_id).stdout
-    assert "3.0 MiB" in table and "0.250" in table
+    assert "3.0 MiB" in table
+    assert "0.250" in table
     assert json.loads(ppl("checkpoints", job_id, "--json").stdout)["items"][0]["step"] == 4
     move(jobs, job_id, JobStatus.RUNNING, JobStatus.SUCCEEDED)
     shown = ppl("events", job_id, "--follow").stdout.splitlines()
