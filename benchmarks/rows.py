@@ -5,8 +5,8 @@
 ``ppl``
     The preset as it is.
 ``autolink``
-    The baseline with the same widths, schedules, learning rate, perceptual network and time as ``ppl``: only the
-    prior and the memory are gone. What the two rows differ by is the method.
+    The baseline with the same widths, schedules, learning rate, perceptual network and time as ``ppl``, and AutoLink's
+    own link map, without colours: what the two rows differ by is the method.
 ``autolink-published``
     AutoLink (He et al. 2022) with the settings of its public release (train.py's defaults, models/ and utils_/loss.py):
     first width 64, batches of 64, AdamW at a constant 1e-4 with weight decay 1e-3, link weights softplus(512 theta)
@@ -37,8 +37,9 @@ from model.prior import PosePrior
 DOG_PRIOR = Path(__file__).parent / "dog_prior.json"
 MEAN_POSE = "mean-pose"
 
+_AUTOLINK: dict[str, Value] = {"method": "autolink", "link_colours": 0, "object_colour": False}
 _PUBLISHED: dict[str, Value] = {
-    "method": "autolink",
+    **_AUTOLINK,
     "base_width": 64,
     "batch_size": 64,
     "learning_rate": 1e-4,
@@ -119,7 +120,7 @@ def _overrides(row: str, preset: str) -> dict[str, Value]:
     if row == "ppl":
         return {}
     if row == "autolink":
-        return {"method": "autolink"}
+        return _AUTOLINK
     if row == "autolink-published":
         return {**_PUBLISHED, **(_PUBLISHED_NETWORK if preset == "paper" else {})}
     keypoints, keypoints_trained, links, links_trained = _VARIANTS[int(row.removeprefix("variant:")) - 1]

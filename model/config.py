@@ -117,6 +117,16 @@ class PPLConfig:
     link_scale: float = _setting(512.0, "s: factor on the learning rate of the link weights", 1.0, 4096.0)
     link_init_mean: float = _setting(-4.0, "mean of the link weights before softplus at the start", -10.0, 4.0)
     link_init_std: float = _setting(1.0, "spread of the link weights before softplus at the start", 0.0, 4.0)
+    link_colours: int = _setting(
+        0,
+        "learned colours that each link is drawn in beside its strength, which tell the reconstructor the links "
+        "apart; 0 in the paper",
+        0,
+        16,
+    )
+    object_colour: bool = _setting(
+        False, "tell the reconstructor the mean colour of what lies under the links; false in the paper"
+    )
     # what it learns from
     mode: str = _setting(
         "auto",
@@ -128,6 +138,13 @@ class PPLConfig:
     mask_ratio: float = _setting(0.8, "probability that a patch of the reference image is masked", 0.0, 1.0)
     mask_grid: int = _setting(16, "patches of the reference mask along one side", 2, 64)
     horizontal_flip: bool = _setting(True, "mirror half of the training pictures; off for sets aligned to one side")
+    augmentation: float = _setting(
+        0.0,
+        "how far training pictures are turned, resized, moved and tinted at random: at 1 by up to 16 degrees, 16 %, "
+        "5 % of the side and 0.3 in contrast and brightness; 0 in the paper",
+        0.0,
+        2.0,
+    )
     perceptual: str = _setting(
         "vgg19",
         "network whose activations the reconstruction loss compares",
@@ -211,6 +228,11 @@ class PPLConfig:
         """L = K(K-1)/2, the number of links i < j."""
         return self.num_keypoints * (self.num_keypoints - 1) // 2
 
+    @property
+    def drawing_channels(self) -> int:
+        """The channels of a drawn pose: the link map, those of the links' colours, and the object's colour."""
+        return 1 + self.link_colours + (3 if self.object_colour else 0)
+
     def to_dict(self) -> dict[str, Value]:
         """The settings as plain JSON values."""
         return asdict(self)
@@ -236,6 +258,8 @@ PRESETS: dict[str, dict[str, Value]] = {
         "link_width_fraction": 0.5,
         "link_scale": 64.0,
         "link_init_std": 0.1,
+        "link_colours": 3,
+        "object_colour": True,
         "mask_grid": 8,
         "horizontal_flip": False,
         "perceptual": "efficientnet_lite0",

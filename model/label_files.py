@@ -47,8 +47,13 @@ def read_labels(path: Path, most_bytes: int = MOST_BYTES) -> Labels:
     size = path.stat().st_size
     if size > most_bytes:
         raise LabelsError(f"the labels file has {size} bytes; at most {most_bytes} are allowed")
+    return parse_labels(path.read_bytes())
+
+
+def parse_labels(data: bytes) -> Labels:
+    """The labels in the bytes of a file. Raises LabelsError, as :func:`read_labels`."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise LabelsError(f"the labels file is not UTF-8 text (byte {error.start}); expected CSV or JSON") from error
     if not text.strip():

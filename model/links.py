@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from model.geometry import pixel_centres, pixel_grid
 
@@ -63,6 +64,41 @@ def link_map(keypoints: Tensor, link_weights: Tensor, link_width: float, side: i
     Raises:
         ValueError: shapes that do not belong together.
     """
+    values, _ = _drawn(keypoints, link_weights, link_width, side)
+    return values.view(-1, 1, side, side)
+
+
+def coloured_link_map(
+    keypoints: Tensor, link_weights: Tensor, link_colours: Tensor, link_width: float, side: int
+) -> Tensor:
+    """The link map, and beside it the same once for each colour, times that colour of the link which won the pixel.
+
+    Not in the paper, whose map does not say which link is drawn where. The colours are no part of eq. 3: which link
+    wins, and how far it reaches, is decided by the weights alone.
+
+    Args:
+        keypoints, link_weights, link_width, side: as for :func:`link_map`.
+        link_colours: (L, C), any values.
+
+    Returns:
+        (B, 1 + C, S, S), the link map first.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+    if link_colours.ndim != 2 or link_colours.shape[0] != link_weights.shape[0]:
+        raise ValueError(
+            f"link_colours have shape {tuple(link_colours.shape)}; {link_weights.shape[0]} links need "
+            f"({link_weights.shape[0]}, C)"
+        )
+    values, winner = _drawn(keypoints, link_weights, link_width, side)
+    values = values.unsqueeze(-1)
+    coloured = torch.cat((values, values * functional.embedding(winner, link_colours)), dim=-1)  # (B, P, 1 + C)
+    return coloured.view(len(keypoints), side, side, -1).permute(0, 3, 1, 2)
+
+
+def _drawn(keypoints: Tensor, link_weights: Tensor, link_width: float, side: int) -> tuple[Tensor, Tensor]:
+    """The link map's values (B, P) and the links (B, P) that they come from, shapes checked."""
     if keypoints.ndim != 3 or keypoints.shape[-1] != 2:
         raise ValueError(f"keypoints have shape {tuple(keypoints.shape)}; expected (B, K, 2)")
     num_keypoints = keypoints.shape[1]
@@ -71,8 +107,10 @@ def link_map(keypoints: Tensor, link_weights: Tensor, link_width: float, side: i
         raise ValueError(
             f"link_weights have shape {tuple(link_weights.shape)}; {num_keypoints} keypoints need ({expected},)"
         )
-    values: Tensor = _LinkMap.apply(keypoints, link_weights, link_width, side)  # type: ignore[no-untyped-call]
-    return values.view(-1, 1, side, side)
+    drawn: tuple[Tensor, Tensor] = _LinkMap.apply(  # type: ignore[no-untyped-call]
+        keypoints, link_weights, link_width, side
+    )
+    return drawn
 
 
 def link_map_literal(keypoints: Tensor, link_weights: Tensor, link_width: float, side: int) -> Tensor:
@@ -89,21 +127,24 @@ def link_map_literal(keypoints: Tensor, link_weights: Tensor, link_width: float,
 
 
 class _LinkMap(torch.autograd.Function):
-    """Values (B, P) of the winning links; the backward pass knows the winners only."""
+    """Values (B, P) of the winning links, and these links; the backward pass knows the winners only."""
 
     @staticmethod
-    def forward(ctx: Any, keypoints: Tensor, link_weights: Tensor, link_width: float, side: int) -> Tensor:
+    def forward(
+        ctx: Any, keypoints: Tensor, link_weights: Tensor, link_width: float, side: int
+    ) -> tuple[Tensor, Tensor]:
         grid = pixel_grid(side, dtype=keypoints.dtype, device=keypoints.device)
         winner = _winning_links(keypoints.detach(), link_weights.detach(), link_width, side)
         squared, _, _ = _distance_to(keypoints, winner, grid)
         values = link_weights[winner] * torch.exp(squared / -link_width)
         ctx.save_for_backward(keypoints, link_weights, winner, values)
         ctx.link_width, ctx.side = link_width, side
-        return values
+        ctx.mark_non_differentiable(winner)
+        return values, winner
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor, _of_winner: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
         keypoints, link_weights, winner, values = ctx.saved_tensors
         batch, num_keypoints = keypoints.shape[:2]
         num_links = link_weights.numel()

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.config import PPLConfig
-from model.links import link_map
+from model.device import full_precision
+from model.links import coloured_link_map, link_map
 from model.memory import HierarchicalMemory, Recalled
 from model.reconstructor import Reconstructor
 from model.regressor import KeypointRegressor, Located
@@ -56,6 +57,7 @@ class PosePriorLearner(nn.Module):
     """
 
     memory: HierarchicalMemory | None
+    link_colours: nn.Parameter | None
     own_prior: nn.Parameter | None
 
     def __init__(
@@ -68,12 +70,15 @@ class PosePriorLearner(nn.Module):
         self.regressor = KeypointRegressor(
             config.num_keypoints, config.base_width, head, config.head_scale, config.skips
         )
-        self.reconstructor = Reconstructor(config.base_width, config.skips)
+        self.reconstructor = Reconstructor(config.base_width, config.skips, config.drawing_channels)
         self.memory = None if autolink else _memory(config)
         start = torch.randn(config.num_links) * config.link_init_std + config.link_init_mean
         if config.connectivity_prior == "predefined" and link_weights is not None:
             start = inverse_softplus(link_weights.float().clamp_min(LEAST_LINK_WEIGHT))
         self.link_logits = nn.Parameter(start / config.link_scale, requires_grad=config.connectivity_prior_trainable)
+        self.link_colours = (
+            nn.Parameter(torch.randn(config.num_links, config.link_colours)) if config.link_colours else None
+        )
         self.own_prior = None
         if config.keypoint_prior != "memory":
             points = torch.zeros(config.num_keypoints, 2)
@@ -103,6 +108,31 @@ class PosePriorLearner(nn.Module):
         """The link map (B, 1, S, S) of poses (B, K, 2), at the final link width unless another is given."""
         return link_map(keypoints, self.link_weights, link_width or self.config.link_width, self.config.image_size)
 
+    def draw(self, keypoints: Tensor, image: Tensor, link_width: float | None = None) -> Tensor:
+        """What the reconstructor is told of poses: the link map, in learned colours and that of what lies under it.
+
+        The latter is the mean colour of the image where links are drawn, one for all of them: what the thing looks
+        like, and nothing of where it is. Differs from the paper, which draws the link map alone, as the settings
+        ``link_colours=0`` and ``object_colour=false`` do.
+
+        Args:
+            keypoints: (B, K, 2).
+            image: (B, 3, S, S) in [-1, 1], of which these are the poses; hidden parts may be grey.
+            link_width: the final one unless given.
+
+        Returns:
+            (B, C, S, S), the link map first; C is 1, with the settings' ``link_colours`` and 3 more for the colour of
+            the object.
+        """
+        if self.link_colours is None:
+            drawn = self.draw_links(keypoints, link_width)
+        else:
+            width = link_width or self.config.link_width
+            drawn = coloured_link_map(keypoints, self.link_weights, self.link_colours, width, self.config.image_size)
+        if self.config.object_colour:
+            drawn = torch.cat((drawn, drawn[:, :1] * colour_under(drawn[:, :1], image)), dim=1)
+        return drawn
+
     def forward(self, image: Tensor, reference: Tensor, link_width: float | None = None) -> Forward:
         """One training pass.
 
@@ -113,10 +143,22 @@ class PosePriorLearner(nn.Module):
         """
         keypoint_prior = self.keypoint_prior()
         keypoints = self.regressor(image, keypoint_prior).keypoints
-        drawn = self.draw_links(keypoints, link_width)
+        drawn = self.draw(keypoints, image, link_width)
         reconstruction = self.reconstructor(reference, drawn)
         recalled = None if self.memory is None else self.memory(keypoints.detach())
-        return Forward(keypoint_prior, keypoints, drawn, reconstruction, recalled)
+        return Forward(keypoint_prior, keypoints, drawn[:, :1], reconstruction, recalled)
+
+
+def colour_under(link_map: Tensor, image: Tensor) -> Tensor:
+    """The mean colour (B, 3, 1, 1) of images (B, 3, S, S) under link maps (B, 1, S, S), by their squares.
+
+    Constants: a keypoint is not moved for the sake of a colour.
+    """
+    with full_precision(image.device), torch.no_grad():
+        weight = link_map.float().square()
+        total = weight.sum(dim=(2, 3), keepdim=True).clamp_min(1e-6)
+        mean: Tensor = (weight * image.float()).sum(dim=(2, 3), keepdim=True) / total
+    return mean
 
 
 def inverse_softplus(value: Tensor) -> Tensor:

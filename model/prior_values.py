@@ -68,7 +68,30 @@ def read_prior(mapping: Mapping[str, Any]) -> PriorValues:
     source = "memory" if source is None else source  # versions of the first release do not say
     if source not in SOURCES:
         raise ValueError(f"keypoint_prior_source is {_short(source)}; expected one of {', '.join(SOURCES)}")
-    return PriorValues(points, _weights(mapping, count), width, _names(mapping.get("keypoint_names"), count), source)
+    return PriorValues(
+        points, _weights(mapping, count), width, read_names(mapping.get("keypoint_names"), count), source
+    )
+
+
+def read_names(value: Any, count: int) -> tuple[str, ...]:
+    """Check the names of K keypoints; numbered ones where the value is None.
+
+    Raises:
+        ValueError: as :func:`read_prior`.
+    """
+    if value is None:
+        return tuple(f"keypoint_{i}" for i in range(count))
+    if not isinstance(value, list | tuple) or len(value) != count:
+        came = f"has {len(value)} names" if isinstance(value, list | tuple) else f"is {_short(value)}"
+        raise ValueError(f"keypoint_names {came}; expected {count}, one for each point of keypoint_prior")
+    seen: set[str] = set()
+    for index, name in enumerate(value):
+        if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
+            raise ValueError(f"keypoint_names[{index}] is {_short(name)}; expected 1 to {LONGEST_NAME} characters")
+        if name in seen:
+            raise ValueError(f"keypoint_names[{index}] is {_short(name)}, which another keypoint has too")
+        seen.add(name)
+    return tuple(value)
 
 
 def _points(value: Any) -> list[tuple[float, float]]:
@@ -84,22 +107,6 @@ def _points(value: Any) -> list[tuple[float, float]]:
         x, y = (_number(value, f"keypoint_prior[{index}]", -REACH, REACH) for value in point)
         points.append((x, y))
     return points
-
-
-def _names(value: Any, count: int) -> tuple[str, ...]:
-    if value is None:
-        return tuple(f"keypoint_{i}" for i in range(count))
-    if not isinstance(value, list | tuple) or len(value) != count:
-        came = f"has {len(value)} names" if isinstance(value, list | tuple) else f"is {_short(value)}"
-        raise ValueError(f"keypoint_names {came}; expected {count}, one for each point of keypoint_prior")
-    seen: set[str] = set()
-    for index, name in enumerate(value):
-        if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
-            raise ValueError(f"keypoint_names[{index}] is {_short(name)}; expected 1 to {LONGEST_NAME} characters")
-        if name in seen:
-            raise ValueError(f"keypoint_names[{index}] is {_short(name)}, which another keypoint has too")
-        seen.add(name)
-    return tuple(value)
 
 
 def _weights(mapping: Mapping[str, Any], count: int) -> list[float]:

@@ -11,22 +11,23 @@ from model.blocks import ResidualDown, Up
 
 
 class Reconstructor(nn.Module):
-    """A U-Net that draws the image: (B, 3, S, S) reference and (B, 1, S, S) link map to (B, 3, S, S).
+    """A U-Net that draws the image: (B, 3, S, S) reference and (B, C, S, S) drawing of a pose to (B, 3, S, S).
 
-    The reference is multiplied by a learned scalar that starts at 1.
+    The reference is multiplied by a learned scalar that starts at 1. The drawing is the link map, C being 1, or
+    that with more channels which say what the links look like.
     """
 
-    def __init__(self, base_width: int, skips: str = "concat") -> None:
+    def __init__(self, base_width: int, skips: str = "concat", drawing_channels: int = 1) -> None:
         super().__init__()
         self.reference_scale = nn.Parameter(torch.ones(()))
         widths = [base_width * factor for factor in (1, 2, 4, 8, 8)]
-        self.stem = nn.Conv2d(4, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(3 + drawing_channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(ResidualDown(a, b) for a, b in itertools.pairwise(widths))
         self.up = nn.ModuleList(Up(deep, shallow, skips) for deep, shallow in itertools.pairwise(reversed(widths)))
         self.out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
-    def forward(self, reference: Tensor, link_map: Tensor) -> Tensor:
-        x = torch.cat((reference * self.reference_scale, link_map), dim=1).contiguous(memory_format=torch.channels_last)
+    def forward(self, reference: Tensor, drawing: Tensor) -> Tensor:
+        x = torch.cat((reference * self.reference_scale, drawing), dim=1).contiguous(memory_format=torch.channels_last)
         levels = [nn.functional.leaky_relu(self.stem(x), 0.2)]
         for block in self.down:
             levels.append(block(levels[-1]))

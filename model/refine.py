@@ -24,7 +24,7 @@ def fill_in(model: PosePriorLearner, image: Tensor, keypoints: Tensor, link_widt
     """
     assert model.memory is not None
     recalled = model.memory(keypoints).keypoints
-    drawn = model.reconstructor(image, model.draw_links(recalled, link_width))
+    drawn = model.reconstructor(image, model.draw(recalled, image, link_width))
     filled: Tensor = drawn.clamp(-1, 1).contiguous(memory_format=torch.channels_last)
     return filled
 

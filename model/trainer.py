@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model import checkpoint, export
+from model.augmentation import augment
 from model.config import PPLConfig, SettingError
 from model.data import Batches, Images, mask_patches, step_generator, to_tensor
 from model.device import autocast, channels_last, pick_device
@@ -27,6 +28,7 @@ from model.ppl import Forward, PosePriorLearner
 from model.prior import PosePrior, check_given
 from model.schedules import learning_rate, link_width
 
+_PRIORS = ("own_prior", "link_colours")  # tables, not matrices that multiply: they do not decay
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
@@ -142,7 +144,7 @@ class Trainer:
         self.model.train()  # an export on the way left it in eval mode
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        image = to_tensor(self.batches.at(step), self.device)
+        image = self._augmented(self.batches.at(step))
         reference = self._reference(image)
         with autocast(config.precision, self.device):
             with torch.no_grad():
@@ -172,11 +174,18 @@ class Trainer:
             )
         return {name: value.detach() for name, value in {**losses, "total": total}.items()}
 
+    def _augmented(self, images: Images) -> Tensor:
+        """Pictures of the current step's batch as a tensor (B, 3, S, S); a picture and its reference alike."""
+        image, strength = to_tensor(images, self.device), self.config.augmentation
+        if not strength:
+            return image
+        return augment(image, strength, step_generator(self.config.seed, "augment", self.step), self.group)
+
     def _reference(self, image: Tensor) -> Tensor:
         """What the batch of the current step (B, 3, S, S) is rebuilt from, of the same shape."""
         config, step = self.config, self.step
         if self.mode == "clips":
-            return to_tensor(self.batches.references_at(step), self.device)
+            return self._augmented(self.batches.references_at(step))
         generator = step_generator(config.seed, "mask", step)
         return mask_patches(image, config.mask_ratio, config.mask_grid, generator, self.group)
 
@@ -298,10 +307,11 @@ def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _parameter_groups(model: PosePriorLearner, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms, the link weights and a keypoint prior do not. What is frozen is in no group."""
+    """Matrices decay; biases, norms, link weights and colours, and a keypoint prior do not. What is frozen is in no
+    group."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in trained if p.ndim > 1 and name != "own_prior"]
-    plain = [p for name, p in trained if p.ndim <= 1 or name == "own_prior"]
+    decayed = [p for name, p in trained if p.ndim > 1 and name not in _PRIORS]
+    plain = [p for name, p in trained if p.ndim <= 1 or name in _PRIORS]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 

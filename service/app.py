@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -17,13 +18,15 @@ from .contract.priors import MAX_PRIOR_BYTES
 from .forms import media_type
 from .gateway import Gateway
 from .middleware import BodyLimit, RequestFigures
-from .routes import estimate, health, jobs, priors
+from .routes import estimate, health, job_events, jobs, landmarks, naming, priors, transfer, versions
 from .settings import Settings
 
 # what a multipart form weighs beside its files
 _FORM_BYTES = 2**20
 # JSON is read in one piece by the event loop, so it must be short; a folder, some settings and a prior are
 _JSON_BYTES = 256 * 2**10
+_IMPORT = re.compile(r"/priors/[^/]+/versions/import")
+_LANDMARKS = re.compile(r"/priors/[^/]+/landmarks")
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -45,7 +48,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # the page of /docs with its scripts, so that it works where the browser has no internet
     app = FastAPIOffline(title=documentation.TITLE, version=documentation.package_version(), lifespan=lifespan)
     app.state.gateway = gateway
-    for router in (jobs.router, estimate.make_router(settings), priors.router, health.router):
+    for router in (
+        jobs.router,
+        job_events.router,
+        estimate.make_router(settings),
+        priors.router,
+        naming.router,
+        landmarks.make_router(settings),
+        transfer.router,
+        versions.router,
+        health.router,
+    ):
         app.include_router(router)
 
     @app.get("/", include_in_schema=False)
@@ -61,12 +74,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _limit_of(settings: Settings) -> Callable[[Scope], int]:
     def limit(scope: Scope) -> int:
-        """Only a training upload may be long, and only as a form; JSON must be short."""
+        """Only uploads to train, to fit or to import may be long, and only as a form; JSON must be short."""
         kind = media_type(Headers(scope=scope))
         if kind == "application/json":
             return min(_JSON_BYTES, settings.max_body_bytes)
         if scope["path"] == "/train-jobs" and kind == "multipart/form-data":
             return settings.archive_max_bytes + MAX_LABELS_BYTES + MAX_PRIOR_BYTES + _FORM_BYTES
+        if _IMPORT.fullmatch(scope["path"]) and kind == "multipart/form-data":
+            return settings.version_max_bytes + _FORM_BYTES
+        if _LANDMARKS.fullmatch(scope["path"]) and kind == "multipart/form-data":
+            return min(settings.landmarks_max_bytes, settings.max_pending_bytes)
         return settings.max_body_bytes
 
     return limit

@@ -33,10 +33,6 @@ class PictureBoxes:
         """How an answer names the box at a place."""
         return place if self.numbered else None
 
-    def to_json(self) -> Any:
-        """As the form field's entry."""
-        return [list(box or ()) for box in self.boxes] if self.numbered else self.boxes[0]
-
 
 def parse_boxes(text: str | None, count: int) -> list[PictureBoxes]:
     """The form field ``boxes``: the whole picture for each where it is missing or empty.

@@ -12,6 +12,8 @@ Url = Annotated[
 ]
 Category = Annotated[str, typer.Argument(help="Name of the category: a-z, 0-9, - and _.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
-Version = Annotated[str | None, typer.Option("--version", help="Version of the prior; the active one by default.")]
+Version = Annotated[
+    str | None, typer.Option("--version", help="Version of the prior, or an alias of one; the active one by default.")
+]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show the progress until the job ends.")]
 URL = "http://127.0.0.1:8000"

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .client import ClientError, Estimate, History, Job, JobStatus, Memory, Prior
-from .client_types import Snapshot
+from .client_types import Checkpoint, Snapshot
 from .progress import duration, loss_text
 
 out = Console(highlight=False, soft_wrap=True)
@@ -30,6 +30,7 @@ _COLOURS = {
     JobStatus.FAILED: "red",
     JobStatus.CANCELLED: "yellow",
     JobStatus.RUNNING: "cyan",
+    JobStatus.PAUSED: "magenta",
 }
 
 
@@ -156,6 +157,18 @@ def show_jobs(jobs: Iterable[Job]) -> None:
         out.print("no jobs yet")
 
 
+def show_checkpoints(found: Iterable[Checkpoint]) -> None:
+    """A line a checkpoint, the newest first."""
+    table = _table("step", "saved", "size", "loss")
+    for made in found:
+        saved, size = f"{made.saved_at.astimezone():%Y-%m-%d %H:%M:%S}", f"{made.size_bytes / 2**20:.1f} MiB"
+        table.add_row(str(made.step), saved, size, f"{made.losses['total']:.3f}" if "total" in made.losses else "-")
+    if table.row_count:
+        tables.print(table)
+    else:
+        out.print("no checkpoints yet")
+
+
 def show_estimate(estimate: Estimate, names: Sequence[str]) -> None:
     """Keypoints in pixels, one table a picture."""
     for name, image in zip(names, estimate.images, strict=True):
@@ -163,8 +176,14 @@ def show_estimate(estimate: Estimate, names: Sequence[str]) -> None:
         out.print(f"{escape(name)}  {image.width} x {image.height} px{surprise}")
         table = _table("keypoint", "x", "y", "score")
         for point in image.keypoints:
-            table.add_row(str(point.id), f"{point.x:.1f}", f"{point.y:.1f}", f"{point.score:.2f}")
+            name = str(point.id) if point.name is None else f"{point.id} {point.name}"
+            table.add_row(escape(name), f"{point.x:.1f}", f"{point.y:.1f}", f"{point.score:.2f}")
         tables.print(table)
+        if image.landmarks:
+            table = _table("landmark", "x", "y")
+            for place in image.landmarks:
+                table.add_row(escape(place.name), f"{place.x:.1f}", f"{place.y:.1f}")
+            tables.print(table)
     out.print(f"category {estimate.category}, version {estimate.version}, {estimate.timing_ms.total:.0f} ms")
 
 
@@ -200,6 +219,14 @@ def show_history(history: History) -> None:
         before = snapshot
     tables.print(table)
     out.print("moved: mean way of a keypoint since the line above, the square being 2 wide")
+
+
+def show_done(value: Any, said: str, as_json: bool) -> None:
+    """What a change came to: JSON, or a line."""
+    if as_json:
+        print_json(value)
+    else:
+        out.print(escape(said))
 
 
 def _moved(before: Snapshot | None, now: Snapshot) -> str:

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
@@ -26,8 +25,11 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from .client_errors import APIError, ClientError, InputError, Unreachable
-from .client_types import Estimate, History, Job, JobStatus, Memory, Prior, PriorEntry, joined, png_bytes
-from .uploads import Picture, archive_of, file_part, picture_part
+from .client_estimate import EstimateCalls
+from .client_jobs import JobCalls
+from .client_types import Estimate, History, Job, JobStatus, KeypointNames, Memory, Prior, PriorEntry, png_bytes
+from .client_versions import AliasCalls, LandmarkCalls, VersionCalls
+from .uploads import archive_of, file_part
 
 __all__ = [
     "APIError",
@@ -46,18 +48,21 @@ __all__ = [
 ]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-PICTURES_A_REQUEST = 32
-_WAIT_GRACE_S = 60.0
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class Client:
+class Client(JobCalls, EstimateCalls):
     """Talks to one server. Not for use by several threads at once.
 
     Args:
         base_url: of the server; PPL_URL or http://127.0.0.1:8000 by default.
         timeout_s: for each read and write, not for a whole request.
+
+    Attributes:
+        versions: what to do with the versions of a category.
+        aliases: what to do with the names that point to them.
+        landmarks: what to do with points of one's own, told from the keypoints of a version.
     """
 
     def __init__(
@@ -67,6 +72,9 @@ class Client:
         # a proxy of the environment does not know this machine's own addresses
         trust_env = not _is_loopback(self.base_url)
         self._http = httpx.Client(base_url=self.base_url, timeout=timeout_s, transport=transport, trust_env=trust_env)
+        self.versions = VersionCalls(self)
+        self.aliases = AliasCalls(self)
+        self.landmarks = LandmarkCalls(self)
 
     def __enter__(self) -> Client:
         return self
@@ -92,6 +100,8 @@ class Client:
         labels: str | os.PathLike[str] | None = None,
         prior: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         prior_from: str | None = None,
+        activate: bool = True,
+        idempotency_key: str | None = None,
     ) -> Job:
         """Uploads pictures and starts a training job; returns it without waiting.
 
@@ -102,9 +112,13 @@ class Client:
             labels: a CSV or COCO JSON file of keypoints; training never sees it, the result is measured by it.
             prior: to start from, a JSON file or what :meth:`prior` gave as JSON values.
             prior_from: CATEGORY or CATEGORY@VERSION to take the prior of.
+            activate: whether the version becomes the active one when the job succeeds.
+            idempotency_key: names this request: sent again, it gives the same job.
         """
         fields = {"category": category, "preset": preset or "", "prior_from": prior_from or ""}
         fields = {name: value for name, value in fields.items() if value}
+        if not activate:
+            fields["activate"] = "false"
         fields.update({name: _as_text(value) for name, value in (settings or {}).items()})
         with archive_of(Path(pictures)) as (name, file), ExitStack() as stack:
             files: dict[str, Any] = {"archive": (name, file)}
@@ -114,94 +128,8 @@ class Client:
                 files["prior"] = ("prior.json", json.dumps(prior).encode())
             elif prior is not None:
                 files["prior"] = file_part(Path(prior), stack)
-            return self._job("POST", "/train-jobs", data=fields, files=files)
-
-    def job(self, job_id: str) -> Job:
-        """The job as it stands."""
-        return self._job("GET", f"/train-jobs/{_quoted(job_id)}")
-
-    def jobs(self) -> Iterator[Job]:
-        """All jobs, the newest first."""
-        return self._pages("/train-jobs", Job)
-
-    def cancel(self, job_id: str) -> Job:
-        """Asks for the job to be stopped; a running one stops at its next step."""
-        return self._job("POST", f"/train-jobs/{_quoted(job_id)}/cancel")
-
-    def delete(self, job_id: str) -> None:
-        """Removes the record of a job that ended."""
-        self._send("DELETE", f"/train-jobs/{_quoted(job_id)}")
-
-    def wait(
-        self,
-        job_id: str,
-        on_progress: Callable[[Job], None] | None = None,
-        poll_s: float = 0.5,
-        timeout_s: float | None = None,
-    ) -> Job:
-        """Waits for the end of a job, whatever it is, and returns it.
-
-        A server that is away for less than a minute (a restart) is waited for.
-
-        Raises:
-            TimeoutError: the job goes on after ``timeout_s``.
-        """
-        begun = seen = time.monotonic()
-        while True:
-            try:
-                job = self.job(job_id)
-            except (Unreachable, APIError) as error:
-                away = isinstance(error, Unreachable) or error.status in (502, 503, 504)
-                if not away or time.monotonic() - seen > _WAIT_GRACE_S:
-                    raise
-            else:
-                seen = time.monotonic()
-                if on_progress is not None:
-                    on_progress(job)
-                if job.status.ended:
-                    return job
-            if timeout_s is not None and time.monotonic() - begun > timeout_s:
-                raise TimeoutError(f"job {job_id} goes on after {timeout_s:g} s")
-            time.sleep(poll_s)
-
-    # poses
-
-    def estimate(
-        self,
-        category: str,
-        images: Sequence[Picture],
-        version: str | None = None,
-        refine_steps: int = 0,
-        include: Sequence[str] = (),
-        boxes: Sequence[Sequence[float]] | None = None,
-    ) -> Estimate:
-        """The poses of some pictures, in their order.
-
-        Many pictures are sent in several requests; the answer is one, and its timings are sums.
-
-        Args:
-            images: paths, or the bytes of picture files.
-            include: any of "link_map", "trajectory", "overlay".
-            boxes: where the thing is in each picture, as x, y, width, height in pixels.
-        """
-        fields = {"category": category, "refine_steps": str(refine_steps)}
-        if version:
-            fields["version"] = version
-        if include:
-            fields["include"] = ",".join(include)
-        if boxes is not None and len(boxes) != len(images):
-            raise InputError(f"{len(images)} pictures came with {len(boxes)} boxes; each picture needs one")
-        answers = []
-        for first in range(0, max(len(images), 1), PICTURES_A_REQUEST):
-            part = slice(first, first + PICTURES_A_REQUEST)
-            own = {"boxes": json.dumps([list(box) for box in boxes[part]])} if boxes is not None else {}
-            answers.append(self._estimate({**fields, **own}, images[part]))
-        return joined(answers)
-
-    def _estimate(self, fields: Mapping[str, str], images: Sequence[Picture]) -> Estimate:
-        with ExitStack() as stack:
-            files = [("images", picture_part(image, index, stack)) for index, image in enumerate(images)]
-            return self._read(Estimate, self._send("POST", "/estimate", data=fields, files=files))
+            headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+            return self._job("POST", "/train-jobs", data=fields, files=files, headers=headers)
 
     # priors
 
@@ -221,6 +149,19 @@ class Client:
         """Snapshots of a prior along its training."""
         return self._read(History, self._get_prior(category, "/history", version))
 
+    def keypoint_names(self, category: str, version: str | None = None) -> KeypointNames:
+        """What the keypoints of a version are called."""
+        return self._read(KeypointNames, self._get_prior(category, "/keypoint-names", version))
+
+    def name_keypoints(self, category: str, names: Sequence[str], version: str | None = None) -> KeypointNames:
+        """Give all keypoints of a version names, in the order of their numbers; they take the place of older ones."""
+        path = f"/priors/{_quoted(category)}/keypoint-names"
+        found = self._get_prior(category, "/keypoint-names", version)
+        params = {"version": self._read(KeypointNames, found).version}
+        headers = {"If-Match": found.headers["ETag"]}
+        answer = self._send("PUT", path, params=params, json={"names": list(names)}, headers=headers)
+        return self._read(KeypointNames, answer)
+
     def link_map(self, category: str, version: str | None = None) -> bytes:
         """The prior's link map as a PNG."""
         return self._get_prior(category, "/link-map", version).content
@@ -231,17 +172,45 @@ class Client:
         """Any JSON of the API, as it came."""
         return self._send("GET", path).json()
 
+    def send(self, method: str, path: str, **content: Any) -> httpx.Response:
+        """Any request of the API; ``content`` as httpx takes it. Raises Unreachable, APIError."""
+        return self._send(method, path, **content)
+
+    def read(self, model: type[Model], response: httpx.Response) -> Model:
+        """An answer as the model that it should be. Raises APIError."""
+        return self._read(model, response)
+
+    def pages(self, path: str, model: type[Model]) -> Iterator[Model]:
+        """All items of a list that comes in pages."""
+        return self._pages(path, model)
+
+    def download(self, path: str, to: Path) -> Path:
+        """An answer into a file, a little at a time. Raises Unreachable, APIError, InputError."""
+        draft = to.with_name(f".{to.name}.part")
+        try:
+            with self._errors(), self._http.stream("GET", path) as response, draft.open("wb") as file:
+                if not response.is_success:
+                    response.read()
+                    raise APIError.of(response)
+                for part in response.iter_bytes():
+                    file.write(part)
+            draft.replace(to)
+        except OSError as error:
+            raise InputError(f"can't write {to}: {error.strerror or error}") from error
+        finally:
+            with suppress(OSError):
+                draft.unlink()
+        return to
+
     def _get_prior(self, category: str, what: str, version: str | None) -> httpx.Response:
         params = {"version": version} if version else None
         return self._send("GET", f"/priors/{_quoted(category)}{what}", params=params)
 
-    def _job(self, method: str, path: str, **content: Any) -> Job:
-        return self._read(Job, self._send(method, path, **content))
-
-    def _pages(self, path: str, model: type[Model]) -> Iterator[Model]:
+    def _pages(self, path: str, model: type[Model], params: Mapping[str, Any] | None = None) -> Iterator[Model]:
         cursor: str | None = None
         while True:
-            page = self._send("GET", path, params={"cursor": cursor} if cursor else None).json()
+            here = {"cursor": cursor} if cursor else {}
+            page = self._send("GET", path, params={**(params or {}), **here}).json()
             yield from (model.model_validate(item) for item in page["items"])
             cursor = page["next_cursor"]
             if cursor is None:
@@ -257,15 +226,20 @@ class Client:
             ) from error
 
     def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
-        try:
+        with self._errors():
             response = self._http.request(method, path, **content)
+        if not response.is_success:
+            raise APIError.of(response)
+        return response
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
         except httpx.ConnectError as error:
             raise Unreachable(f"no server answers at {self.base_url}; start one with `ppl up`") from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise Unreachable(f"{self.base_url} gave no answer: {error or type(error).__name__}") from error
-        if not response.is_success:
-            raise APIError.of(response)
-        return response
 
 
 def _is_loopback(url: str) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from .contract.videos import frame_name
 from .drawing import strong_links
 from .images import Answer
 from .results import Results
@@ -31,19 +30,17 @@ def coco(results: Results) -> dict[str, Any]:
         "images": [_image(results, images[index]) for index in sorted(images)],
         "annotations": [_annotation(results, number, pose) for number, pose in enumerate(poses, 1)],
         "categories": [_category(results)],
-        "errors": results.errors(),
     }
 
 
 def _image(results: Results, pose: Answer) -> dict[str, Any]:
     index = pose["index"]
-    name = results.name(index) if results.video is None else frame_name(results.video, pose["frame"])
-    return {"id": index, "file_name": name, "width": pose["width"], "height": pose["height"]}
+    return {"id": index, "file_name": results.name(index), "width": pose["width"], "height": pose["height"]}
 
 
 def _annotation(results: Results, number: int, pose: Answer) -> dict[str, Any]:
     points = pose["keypoints"]
-    box = results.boxes_of(pose["index"]).boxes[pose.get("box", 0)] or _extent(points)
+    box = results.boxes[pose["index"]].boxes[pose.get("box", 0)] or _extent(points)
     triples = [(point["x"], point["y"], 2 if point["score"] >= VISIBLE_SCORE else 1) for point in points]
     return {
         "id": number,

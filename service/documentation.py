@@ -17,8 +17,10 @@ from model.config import PRESETS, PPLConfig, settings
 
 from .contract.job_files import MAX_LABELS_BYTES
 from .contract.messages import MAX_REFINE_STEPS
-from .errors import Problem
+from .formats import FORMATS
 from .images import INCLUDABLE
+from .lines import MEDIA_TYPES as LINES
+from .schemas import Problem
 
 _EXAMPLE_ADDRESS = "http://127.0.0.1:8000"
 _ADDRESS = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]{1,255}(/[A-Za-z0-9._/-]{0,255})?")
@@ -57,8 +59,28 @@ TAGS = [
     {"name": "training", "description": "Jobs that learn a category's prior from pictures."},
     {"name": "poses", "description": "Keypoints and links in pictures."},
     {"name": "priors", "description": "What has been learned. Served from disk, also while no worker runs."},
+    {"name": "landmarks", "description": "Points of your own, told from the keypoints after a few labelled pictures."},
+    {"name": "versions", "description": "Aliases that move from version to version, and versions that go and come."},
     {"name": "operation", "description": "For whoever runs the service."},
 ]
+
+
+_LINES = (
+    '{"index": 1, "width": 640, "height": 480, "keypoints": [{"id": 0, "x": 101.5, "y": 88.2, "score": 0.94}], '
+    '"surprise": 0.41}\n'
+    '{"index": 0, "error": {"code": "not_an_image", "status": 422, "detail": "images[0] (a.png): …"}}\n'
+    '{"summary": {"category": "dog", "version": "20261123T120613-dbc588", "pictures": 2, "poses": 1, "failed": 1, '
+    '"links": [{"i": 0, "j": 3, "weight": 0.71}], "timing_ms": {"total": 61.2}}}\n'
+)
+
+
+def estimate_answers() -> dict[str, Any]:
+    """The answer of POST /estimate in its media types beside our JSON."""
+    text = {"schema": {"type": "string"}}
+    table = {**text, "example": "scorer,PPL_dog_20261123T120613-dbc588,…\nbodyparts,keypoint_0,…\ncoords,x,…\n"}
+    described = "the poses, in the format or the media type asked for"
+    kinds = {kind: {**text, "example": _LINES} for kind in LINES}
+    return {"description": described, "content": {**kinds, "text/csv": table}}
 
 
 def estimate_body(max_images: int) -> dict[str, Any]:
@@ -72,7 +94,10 @@ def estimate_body(max_images: int) -> dict[str, Any]:
             "maxItems": max_images,
             "description": f"JPEG, PNG, WebP, BMP or TIFF pictures, up to {max_images}",
         },
-        "version": {"type": "string", "description": "a version of the category; the active one unless given"},
+        "version": {
+            "type": "string",
+            "description": "a version of the category, or an alias of one; the active one unless given",
+        },
         "refine_steps": {
             "type": "integer",
             "minimum": 0,
@@ -86,11 +111,68 @@ def estimate_body(max_images: int) -> dict[str, Any]:
         },
         "boxes": {
             "type": "string",
-            "description": "where the thing is: a JSON list of one [x, y, width, height] in pixels for each picture, "
-            "as in [[10, 20, 200, 150]]",
+            "description": "where the things are: a JSON list with an entry for each picture, [x, y, width, height] in "
+            "pixels, a list of such boxes for several things in it, or null for the whole, as in "
+            "[[10, 20, 200, 150], [[0, 0, 90, 90], [95, 5, 80, 80]], null]; a box counts as a picture",
+        },
+        "format": {
+            "type": "string",
+            "enum": list(FORMATS),
+            "default": FORMATS[0],
+            "description": "native JSON; coco: a COCO keypoints data set, with scores; csv: DeepLabCut's table",
         },
     }
+    properties["landmarks"] = {
+        "type": "string",
+        "description": "a set of landmarks of the version; each picture's answer has these points too",
+    }
     return _body({"multipart/form-data": _object(properties, ["category", "images"])})
+
+
+def landmarks_body(max_images: int) -> dict[str, Any]:
+    """The form of POST /priors/{category}/landmarks."""
+    properties = {
+        "name": {
+            "type": "string",
+            "pattern": "^[a-z0-9][a-z0-9_-]{0,63}$",
+            "description": "of the set; POST /estimate takes it as landmarks=NAME",
+            "examples": ["anatomy"],
+        },
+        "images": {
+            "type": "array",
+            "items": _FILE,
+            "minItems": 5,
+            "maxItems": max_images,
+            "description": f"the labelled pictures, from 5 to {max_images}; 10 to 50 are usual",
+        },
+        "labels": {
+            **_FILE,
+            "description": "where the landmarks are: CSV with the columns image, keypoint, x, y (and visible), or COCO "
+            "keypoints JSON; in pixels of the pictures",
+        },
+        "version": {
+            "type": "string",
+            "description": "a version of the category, or an alias of one; the active one unless given",
+        },
+        "boxes": {
+            "type": "string",
+            "description": "where the thing is, as in POST /estimate: a JSON list of one [x, y, width, height] for "
+            "each picture",
+        },
+    }
+    return _body({"multipart/form-data": _object(properties, ["name", "images", "labels"])})
+
+
+def import_body() -> dict[str, Any]:
+    """The form of POST /priors/{category}/versions/import."""
+    properties = {
+        "file": {**_FILE, "description": "the zip that an export gave"},
+        "activate": {
+            "type": "boolean",
+            "description": "whether it becomes the active version; unless given, it does where the category has none",
+        },
+    }
+    return _body({"multipart/form-data": _object(properties, ["file"])})
 
 
 def train_body() -> dict[str, Any]:
@@ -102,6 +184,11 @@ def train_body() -> dict[str, Any]:
             "enum": list(PRESETS),
             "default": DEFAULT_PRESET,
             "description": "what the settings are where not given; compact learns on a CPU, paper wants a GPU",
+        },
+        "activate": {
+            "type": "boolean",
+            "default": True,
+            "description": "whether the version becomes the category's active one when the job succeeds",
         },
     }
     archive = {

@@ -14,7 +14,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from kombu.exceptions import OperationalError
-from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -53,19 +52,6 @@ class SlowBody(BadRequest, status=408):
 
 class StorageFull(PPLError, code=ErrorCode.DISK_FULL, status=507):  # noqa: N818 - as in contract/errors.py
     """No room for an upload under the data root."""
-
-
-class Problem(BaseModel):
-    """What every error answers, as ``application/problem+json``."""
-
-    type: str = Field(examples=["urn:ppl:problem:unknown_category"], description="names the kind of problem")
-    title: str = Field(examples=["Unknown category"], description="the same for one kind of problem")
-    status: int = Field(examples=[404], description="the HTTP status")
-    detail: str = Field(
-        examples=["no prior was learned for category 'cat' yet"],
-        description="what came, what was expected, and what to do",
-    )
-    code: str = Field(examples=["unknown_category"], description="a word for programs; it never changes")
 
 
 class ProblemResponse(JSONResponse):

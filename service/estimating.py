@@ -6,14 +6,15 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any
 
 from .batching import Group, Ticket
-from .contract.errors import ContractMismatch, PPLError, QueueFull, TooManyPixels, Unavailable
-from .contract.pictures import PictureLimits
+from .contract.errors import PPLError, QueueFull, TooManyPixels, Unavailable
 from .errors import document_of
 from .gateway import Gateway
-from .images import Answer, Fitted, describe
+from .images import Answer, Fitted, Upload, describe
+from .landmarks import LandmarkMaps
 from .query import Query
 from .results import Outcome
 from .settings import Settings
@@ -25,90 +26,55 @@ log = logging.getLogger(__name__)
 _PAUSE_S = 0.5
 
 
-class Source(Protocol):
-    """A picture that waits to be looked at; both methods block."""
-
-    @property
-    def index(self) -> int:
-        """Its place among the pictures."""
-
-    def fit(self, side: int, limits: PictureLimits) -> list[Fitted]:
-        """Its squares, one a box. Raises PPLError."""
-
-    def read(self) -> bytes:
-        """Its file, for drawing on it."""
-
-
 class Estimator:
-    """The poses of the pictures of one request.
+    """The poses of the pictures of one request."""
 
-    Args:
-        patient: whether to wait for as long as it takes while no worker lives or too many pictures wait, rather than
-            to give up after the time that a request may take.
-    """
-
-    def __init__(self, gateway: Gateway, query: Query, version: Version, *, patient: bool = False) -> None:
+    def __init__(self, gateway: Gateway, query: Query, version: Version, landmarks: LandmarkMaps | None = None) -> None:
         self._gateway = gateway
         self._query = query
         self._version = version
-        self._patient = patient
+        self._landmarks = landmarks
         self._group = group_of(query, version)
         self._drawn_pixels = 0
         self._down: Unavailable | None = None
 
-    async def outcomes(self, sources: AsyncIterator[Source]) -> AsyncIterator[Outcome]:
-        """What came of each picture, as it comes. No more are under way than fill a batch.
-
-        What ``sources`` raises of PPLError ends them, and is the last outcome, of no index.
-        """
-        window = self._gateway.settings.batch_limit
+    async def outcomes(self, uploads: Iterable[Upload]) -> AsyncIterator[Outcome]:
+        """What came of each picture, as it comes. No more are under way than fill a batch."""
+        waiting = iter(uploads)
         running: set[asyncio.Task[Outcome]] = set()
-        pull: asyncio.Task[Source | None] | None = asyncio.create_task(_next(sources))
-        failure: PPLError | None = None
         try:
-            while pull or running:
-                waited: set[asyncio.Task[Any]] = {*running}
-                if pull and len(running) < window:
-                    waited.add(pull)
-                done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-                if pull in done:
-                    try:
-                        source = pull.result()
-                    except PPLError as error:
-                        source, failure = None, error
-                    pull = None
-                    if source is not None:
-                        running.add(asyncio.create_task(self._one(source)))
-                        pull = asyncio.create_task(_next(sources))
-                for task in done & running:
-                    running.discard(task)
+            while True:
+                free = self._gateway.settings.batch_limit - len(running)
+                running |= {asyncio.create_task(self._one(upload)) for upload in islice(waiting, free)}
+                if not running:
+                    return
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
                     yield task.result()
-            if failure:
-                yield Outcome(None, error=document_of(failure))
         finally:
-            await end((*running, pull) if pull else running)
+            await end(running)
 
-    async def _one(self, source: Source) -> Outcome:
+    async def _one(self, upload: Upload) -> Outcome:
         started = time.perf_counter()
         try:
             if self._down:
                 raise self._down
-            fitted = await self._gateway.compute(source.fit, self._version.side, self._gateway.picture_limits)
+            fitted = await self._gateway.compute(upload.fit, self._version.side, self._gateway.picture_limits)
             self._count_drawn(fitted)
             queued = time.perf_counter()
             ticket = await self._ask([item.square for item in fitted])
             answered = time.perf_counter()
-            poses = await self._gateway.compute(self._described, source, fitted, ticket)
+            poses = await self._gateway.compute(self._described, upload, fitted, ticket)
         except PPLError as error:
             if isinstance(error, Unavailable):
                 self._down = error  # the others need not wait as long for the same answer
-            return Outcome(source.index, error={**document_of(error), "index": source.index})
+            return Outcome(upload.index, error={**document_of(error), "index": upload.index})
         except Exception:  # a fault of ours with one picture; the log says more, the others go on
-            log.exception("picture %d of a request failed", source.index)
+            log.exception("picture %d of a request failed", upload.index)
             fault = PPLError("an unexpected fault of the server; its log says more about it")
-            return Outcome(source.index, error={**document_of(fault), "index": source.index})
+            return Outcome(upload.index, error={**document_of(fault), "index": upload.index})
         waited = max(0.0, 1e3 * (answered - queued) - ticket.model_ms)
-        return Outcome(source.index, poses, timing_ms=(1e3 * (queued - started), waited, ticket.model_ms))
+        return Outcome(upload.index, poses, timing_ms=(1e3 * (queued - started), waited, ticket.model_ms))
 
     async def _ask(self, squares: list[Any]) -> Ticket:
         """The poses of some squares, asked for again where there was no room for them."""
@@ -116,16 +82,15 @@ class Estimator:
         while True:
             try:
                 return await self._gateway.batcher.estimate(self._group, squares)
-            except (QueueFull, Unavailable) as error:
-                passing = isinstance(error, QueueFull) or (self._patient and not isinstance(error, ContractMismatch))
-                if not passing or (not self._patient and time.monotonic() > deadline):
+            except QueueFull:
+                if time.monotonic() > deadline:
                     raise
             await asyncio.sleep(_PAUSE_S)
 
-    def _described(self, source: Source, fitted: list[Fitted], ticket: Ticket) -> list[Answer]:
+    def _described(self, upload: Upload, fitted: list[Fitted], ticket: Ticket) -> list[Answer]:
         include, limits = self._query.include, self._gateway.picture_limits
         return [
-            describe(source.read, item, ticket.poses[place], self._version, include, limits)
+            describe(upload.read, item, ticket.poses[place], self._version, include, limits, self._landmarks)
             for place, item in enumerate(fitted)
         ]
 
@@ -158,13 +123,3 @@ def check_drawn(settings: Settings, pixels: int) -> None:
             f"the pictures to draw would have {pixels} pixels and {settings.max_drawn_pixels} are allowed in one "
             "request; send fewer or smaller pictures, or leave link_map and overlay out of include"
         )
-
-
-async def each(sources: Iterable[Source]) -> AsyncIterator[Source]:
-    """Pictures that are all there already."""
-    for source in sources:
-        yield source
-
-
-async def _next(sources: AsyncIterator[Source]) -> Source | None:
-    return await anext(sources, None)

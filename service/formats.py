@@ -16,13 +16,11 @@ MEDIA_TYPES = {"native": "application/json", "coco": "application/json", "csv": 
 
 
 def native(results: Results) -> bytes:
-    """The poses as the API's own JSON; what went wrong, if anything did, is listed in ``errors``."""
+    """The poses as the API's own JSON."""
     version = results.version
     head = {"category": version.category, "version": version.name}
     images = ", ".join(with_links(pose, version) for pose in results.poses())
-    errors = results.errors()
-    timing = {name: round(value, 2) for name, value in results.timing_ms.items()}
-    tail = {**({"errors": errors} if errors else {}), "timing_ms": timing}
+    tail = {"timing_ms": {name: round(value, 2) for name, value in results.timing_ms.items()}}
     return f'{json.dumps(head)[:-1]}, "images": [{images}], {json.dumps(tail)[1:]}'.encode()
 
 
@@ -38,8 +36,12 @@ def written(results: Results, chosen: str) -> bytes:
     return _WRITERS[chosen](results)
 
 
-def check_format(chosen: str, include: frozenset[str]) -> None:
+def check_format(chosen: str, include: frozenset[str], landmarks: str | None = None) -> None:
     """Raises BadField where a format has no place for what is to be included."""
+    if chosen != "native" and landmarks:
+        raise BadField(
+            "landmarks", f"landmarks are asked for, for which the format {chosen} has no place; take the format native"
+        )
     if chosen != "native" and include:
         raise BadField(
             "include",

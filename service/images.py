@@ -22,6 +22,7 @@ from .boxes import PictureBoxes, check_box
 from .contract.errors import BodyTooLarge, PPLError
 from .contract.pictures import Frame, PictureLimits, fit_square, open_picture, unfit_square
 from .errors import BadField
+from .landmarks import LandmarkMaps
 from .room import PixelRoom
 from .versions import Version
 
@@ -42,7 +43,6 @@ class Fitted:
     Attributes:
         index: of the picture.
         box: number of its box, where the picture has a list of them.
-        frame_number, time_s: of a video's frame.
     """
 
     index: int
@@ -51,8 +51,6 @@ class Fitted:
     square: NDArray[np.uint8]
     frame: Frame
     box: int | None = None
-    frame_number: int | None = None
-    time_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,6 @@ def fit_boxes(
     index: int,
     boxes: PictureBoxes,
     side: int,
-    frame_number: int | None = None,
-    time_s: float | None = None,
 ) -> list[Fitted]:
     """The square of each box of an RGB picture.
 
@@ -117,8 +113,6 @@ def fit_boxes(
             picture.height,
             *fit_square(picture, side, box),
             boxes.number(place),
-            frame_number,
-            time_s,
         )
         for place, box in enumerate(boxes.boxes)
     ]
@@ -144,25 +138,38 @@ def describe(
     version: Version,
     include: frozenset[str],
     limits: PictureLimits,
+    landmarks: LandmarkMaps | None = None,
 ) -> Answer:
     """One pose's part of the answer, in pixels of the picture as uploaded; without the links, which all have.
 
     Args:
         read: gives the picture's bytes once more, to draw on.
+        landmarks: to be told from the keypoints.
     """
     points = fitted.frame.to_picture(pose.keypoints)
-    places = {"box": fitted.box, "frame": fitted.frame_number, "time_s": fitted.time_s}
     answer: Answer = {
         "index": fitted.index,
-        **{name: value for name, value in places.items() if value is not None},
+        **({} if fitted.box is None else {"box": fitted.box}),
         "width": fitted.width,
         "height": fitted.height,
         "keypoints": [
-            {"id": index, "x": round(x, 3), "y": round(y, 3), "score": round(score, 4)}
+            {
+                "id": index,
+                **({"name": version.names[index]} if version.names else {}),
+                "x": round(x, 3),
+                "y": round(y, 3),
+                "score": round(score, 4),
+            }
             for index, ((x, y), score) in enumerate(zip(points.tolist(), pose.scores.tolist(), strict=True))
         ],
         "surprise": None if pose.surprise is None else round(pose.surprise, 4),
     }
+    if landmarks is not None:
+        points_of = fitted.frame.to_picture(landmarks.of(pose.keypoints)).tolist()
+        answer["landmarks"] = [
+            {"name": name, "x": round(x, 3), "y": round(y, 3)}
+            for name, (x, y) in zip(landmarks.names, points_of, strict=True)
+        ]
     if "codes" in include:
         assert pose.codes is not None  # they were asked for
         answer["codes"] = pose.codes.tolist()

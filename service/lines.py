@@ -36,8 +36,7 @@ def check_lines(chosen: str) -> None:
     if chosen != "native":
         raise BadField(
             "format",
-            f"format is {chosen}, which is one document, and Accept asks for JSON lines; "
-            "leave one of them out, or send `Prefer: respond-async`",
+            f"format is {chosen}, which is one document, and Accept asks for JSON lines; leave one of them out",
         )
 
 
@@ -59,19 +58,16 @@ class LinesResponse(StreamingResponse):
                 await self._lines.aclose()  # type: ignore[attr-defined]  # it is a generator
 
 
-async def lines(
-    outcomes: AsyncIterator[Outcome], version: Version, started: float, facts: dict[str, Any] | None = None
-) -> AsyncIterator[bytes]:
+async def lines(outcomes: AsyncIterator[Outcome], version: Version, started: float) -> AsyncIterator[bytes]:
     """The lines of a request's outcomes.
 
     Args:
         started: of the request, by ``time.perf_counter``.
-        facts: more members of the summary, looked at when all outcomes have come.
     """
     pictures = poses = failed = 0
     sums = [0.0, 0.0, 0.0]
     async for outcome in outcomes:
-        pictures += outcome.index is not None
+        pictures += 1
         poses += len(outcome.poses)
         failed += outcome.error is not None
         sums = [total + part for total, part in zip(sums, outcome.timing_ms, strict=True)]
@@ -84,7 +80,6 @@ async def lines(
         "pictures": pictures,
         "poses": poses,
         "failed": failed,
-        **(facts or {}),
         "links": version.links,
         "timing_ms": {name: round(value, 2) for name, value in timing.items()},
     }

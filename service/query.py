@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from .boxes import PictureBoxes, parse_boxes
 from .contract.errors import BadBoxes, NoImages, NoMemory, TooManyImages
@@ -14,7 +13,7 @@ from .formats import FORMATS, check_format
 from .images import DRAWN, parse_include
 from .versions import Version
 
-_FIELDS = ("category", "version", "refine_steps", "include", "boxes", "format")
+_FIELDS = ("category", "version", "refine_steps", "include", "boxes", "format", "landmarks")
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,7 @@ class Query:
         version: None is the active one.
         names: of the pictures' files as they were sent; empty where nobody said.
         boxes: of each picture.
+        landmarks: name of a set that is to be told from the keypoints.
     """
 
     category: str
@@ -34,6 +34,7 @@ class Query:
     format: str
     names: tuple[str, ...]
     boxes: tuple[PictureBoxes, ...]
+    landmarks: str | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, str], names: Sequence[str], most: int, most_boxes: int) -> Query:
@@ -63,6 +64,7 @@ class Query:
             _format(values.get("format", "")),
             tuple(names),
             tuple(boxes),
+            values.get("landmarks", "").strip() or None,
         )
         if query.num_poses > most:
             raise TooManyImages(
@@ -71,7 +73,7 @@ class Query:
         for index, entry in enumerate(boxes):
             if len(entry.boxes) > most_boxes:
                 raise BadBoxes(f"boxes[{index}] holds {len(entry.boxes)} boxes; a picture may have {most_boxes}")
-        check_format(query.format, query.include)
+        check_format(query.format, query.include, query.landmarks)
         return query
 
     @property
@@ -99,16 +101,6 @@ class Query:
                 f"refine_steps is {self.refine_steps}, and {of}, which has no memory to refine with; leave "
                 "refine_steps out, or name a version of the method ppl"
             )
-
-    def to_json(self) -> dict[str, Any]:
-        """The form's fields again, to be read by :meth:`of`."""
-        return {
-            "category": self.category,
-            "version": self.version,
-            "refine_steps": str(self.refine_steps),
-            "include": ",".join(sorted(self.include)),
-            "format": self.format,
-        }
 
 
 def _format(text: str) -> str:

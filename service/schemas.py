@@ -9,10 +9,24 @@ from pydantic import BaseModel, ConfigDict, Field
 NormalizedPoint = tuple[float, float]
 
 
+class Problem(BaseModel):
+    """What every error answers, as ``application/problem+json``."""
+
+    type: str = Field(examples=["urn:ppl:problem:unknown_category"], description="names the kind of problem")
+    title: str = Field(examples=["Unknown category"], description="the same for one kind of problem")
+    status: int = Field(examples=[404], description="the HTTP status")
+    detail: str = Field(
+        examples=["no prior was learned for category 'cat' yet"],
+        description="what came, what was expected, and what to do",
+    )
+    code: str = Field(examples=["unknown_category"], description="a word for programs; it never changes")
+
+
 class Keypoint(BaseModel):
     """A keypoint on the picture as uploaded, its EXIF orientation applied."""
 
     id: int = Field(description="number of the keypoint, the same in every picture of a version")
+    name: str | None = Field(None, description="where the keypoints of the version were named")
     x: float = Field(
         description="pixels from the left; integers are pixel centres, so a picture spans -0.5 to width-0.5"
     )
@@ -41,10 +55,17 @@ class Link(BaseModel):
     weight: float = Field(ge=0, description="0 and up; compare it with the strongest of the prior")
 
 
+class LandmarkPoint(Point):
+    """A landmark of a user's own, on the picture as uploaded."""
+
+    name: str
+
+
 class ImageEstimate(BaseModel):
-    """The pose in one picture."""
+    """The pose in one picture, or in one of its boxes."""
 
     index: int = Field(description="place of the picture in the request, from 0")
+    box: int | None = Field(None, description="place of the box in the picture's list of them, where it has one")
     width: int = Field(description="pixels, EXIF orientation applied")
     height: int
     keypoints: list[Keypoint]
@@ -58,6 +79,9 @@ class ImageEstimate(BaseModel):
     links: list[Link] = Field(description="of the prior, the strongest first; the same for every picture")
     codes: list[int] | None = Field(
         None, description="where asked for: which vector of each memory bank the pose retrieves, before refinement"
+    )
+    landmarks: list[LandmarkPoint] | None = Field(
+        None, description="where a set of landmarks was named: its points, told from the keypoints"
     )
     trajectory: list[list[Point]] | None = Field(
         None, description="where asked for: the pose after 0, 1, … refine_steps refinements"
@@ -180,6 +204,7 @@ class VersionEntry(BaseModel):
     category: str
     version: str
     active: bool = Field(description="whether requests without a version get this one")
+    aliases: list[str] = Field(default=[], description="the names that point to it, `active` among them")
     created_at: str | None = None
     job_id: str | None = None
     preset: str | None = None

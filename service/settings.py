@@ -17,11 +17,18 @@ class Settings(CommonSettings):
     port: int = Field(default=8000, ge=1, le=65535, description="port the gateway listens on")
 
     max_body_bytes: int = Field(
-        default=64 * 2**20, ge=1024, description="bytes of a request other than a training upload"
+        default=64 * 2**20, ge=1024, description="bytes of a request other than an upload to train, fit or import"
     )
+    version_max_bytes: int = Field(default=4 * 2**30, ge=1024, description="bytes of an imported version")
+    landmarks_max_bytes: int = Field(
+        default=256 * 2**20,
+        ge=1024,
+        description="bytes of a request that fits landmarks; PPL_MAX_PENDING_BYTES at most",
+    )
+    landmarks_max_images: int = Field(default=256, ge=5, le=4096, description="pictures in such a request")
     max_images: int = Field(default=64, ge=1, le=4096, description="pictures in one request; each box counts")
     max_streamed_images: int = Field(
-        default=1024, ge=1, le=100_000, description="pictures in one request that is answered as JSON lines, or later"
+        default=1024, ge=1, le=100_000, description="pictures in one request that is answered as JSON lines"
     )
     max_drawn_pixels: int = Field(
         default=100_000_000, ge=4096, description="pixels of all pictures drawn for one request (overlay, link_map)"
@@ -42,6 +49,9 @@ class Settings(CommonSettings):
 
     stale_upload_s: float = Field(
         default=3600.0, gt=0, description="age at which files of an abandoned upload are removed"
+    )
+    idempotency_ttl_s: int = Field(
+        default=24 * 3600, ge=1, description="how long the Idempotency-Key of a request to train is remembered"
     )
     sample_categories: bool = Field(
         default=True, description="put the sample category `dog` into a data root that has none of that name"

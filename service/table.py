@@ -16,7 +16,7 @@ _COORDS = ("x", "y", "likelihood")
 
 
 def table(results: Results) -> str:
-    """A row a picture, by its file's name, or a row a frame, by its number; empty where there is no pose."""
+    """A row a picture, by its file's name; empty where there is no pose."""
     version = results.version
     poses: dict[int, dict[int, Answer]] = {}
     for pose in results.poses():
@@ -34,8 +34,8 @@ def table(results: Results) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows(header)
     num_individuals = len(_individuals(results))
-    for index in _rows(results, poses):
-        row: list[object] = [_label(results, index, poses.get(index, {}))]
+    for index in range(len(results.names)):
+        row: list[object] = [results.name(index)]
         for individual in range(num_individuals):
             row += _cells(poses.get(index, {}).get(individual), len(version.keypoint_names))
         writer.writerow(row)
@@ -44,17 +44,6 @@ def table(results: Results) -> str:
 
 def _individuals(results: Results) -> list[str]:
     return [f"box{number}" for number in range(max(len(boxes.boxes) for boxes in results.boxes))]
-
-
-def _rows(results: Results, poses: dict[int, dict[int, Answer]]) -> list[int]:
-    """All pictures, the failed ones too; of a video the frames that were read."""
-    return list(range(len(results.names))) if results.video is None else sorted(poses)
-
-
-def _label(results: Results, index: int, boxes: dict[int, Answer]) -> str:
-    if results.video is None:
-        return results.name(index)
-    return str(next(iter(boxes.values()))["frame"])
 
 
 def _cells(pose: Answer | None, num_keypoints: int) -> list[object]:

@@ -36,6 +36,7 @@ class TrainingRequest:
         folder: of the pictures, below the data root; None where an archive was uploaded.
         labels: path of the labels below the data root, where the request names one.
         prior: to start from, where one came.
+        activate: whether the version becomes the category's active one.
     """
 
     category: str
@@ -44,6 +45,7 @@ class TrainingRequest:
     folder: str | None = None
     labels: str | None = None
     prior: PriorValues | None = None
+    activate: bool = True
 
     @classmethod
     def of(
@@ -56,12 +58,13 @@ class TrainingRequest:
         """From a form's fields or a JSON object's members; K is the prior's unless num_keypoints is given.
 
         Raises:
-            BadField, BadCategoryName: the category is missing or can't be one.
+            BadField, BadCategoryName: the category is missing or can't be one, or activate is no truth value.
             BadSetting: unknown or out of its range; the detail names both.
             BadPrior: the settings and the prior do not suit each other.
         """
         values = {name: value for name, value in values.items() if value != ""}  # a field left empty is not given
         category, preset = values.pop("category", None), values.pop("preset", DEFAULT_PRESET)
+        activate = _truth("activate", values.pop("activate", True))
         if not isinstance(category, str):
             raise BadField("category", "category is missing or no text; it names what the pictures show")
         if prior is not None:
@@ -71,7 +74,7 @@ class TrainingRequest:
         except SettingError as error:
             raise BadSetting(str(error), extra={"field": error.name}) from error
         check_use(prior, config)
-        return cls(check_category(category.strip()), str(preset), config, folder, labels, prior)
+        return cls(check_category(category.strip()), str(preset), config, folder, labels, prior, activate)
 
     def check_processes(self, processes: int) -> None:
         """Raises BadSetting where so many training processes can't share a batch evenly."""
@@ -160,6 +163,13 @@ def _prior_of(given: Callable[[], PriorValues] | None, named: Any, store: Versio
         return check_prior(store.prior(category, name))
     except BadPrior as error:
         raise BadPrior(f"the prior of {category}@{name}: {error.detail}") from error
+
+
+def _truth(name: str, value: Any) -> bool:
+    text = str(value).strip().lower()
+    if text not in ("true", "false"):
+        raise BadField(name, f"{name} is {str(value)[:80]!r}; it must be true or false")
+    return text == "true"
 
 
 def _twice(name: str) -> BadField:

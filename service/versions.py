@@ -7,13 +7,20 @@ import os
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from safetensors import safe_open
 
+from .contract.additions import Additions, numbered
+from .contract.aliases import ACTIVE
 from .contract.errors import StoreCorrupt
 from .contract.store import VersionStore
+from .landmarks import LandmarkMaps
+
+_Stamp = tuple[int, int]
+_Key = tuple[str, str, _Stamp, _Stamp | None]
 
 _KEPT = 64
 _ROUNDED = 6
@@ -24,7 +31,7 @@ class Version:
     """A version as an estimate needs it: the side of the model's square, and the links of the prior, also as JSON.
 
     Attributes:
-        keypoint_names: of the prior, where it has them; else their numbers.
+        names: of the keypoints, where somebody named them.
     """
 
     category: str
@@ -33,7 +40,13 @@ class Version:
     links: list[dict[str, Any]]
     links_json: str
     has_memory: bool = True
-    keypoint_names: tuple[str, ...] = ()
+    names: tuple[str, ...] | None = None
+    num_keypoints: int = 0
+
+    @property
+    def keypoint_names(self) -> tuple[str, ...]:
+        """What the keypoints are called: their names, else their numbers."""
+        return self.names or tuple(f"keypoint_{index}" for index in range(self.num_keypoints))
 
 
 class Versions:
@@ -41,25 +54,30 @@ class Versions:
 
     def __init__(self, store: VersionStore) -> None:
         self.store = store
-        self._kept: OrderedDict[tuple[str, str], Version] = OrderedDict()
+        self.additions = Additions(store)
+        self._kept: OrderedDict[_Key, Version] = OrderedDict()
         self._active: dict[str, tuple[tuple[int, int], str]] = {}
+        self._maps: OrderedDict[tuple[str, str, str], tuple[_Stamp | None, LandmarkMaps]] = OrderedDict()
         self._lock = Lock()
 
     def version(self, category: str, name: str | None = None) -> Version:
-        """The version that a request means.
+        """The version that a request means, by its name or an alias; the active one where None.
 
         Raises:
             BadCategoryName, BadVersionName, UnknownCategory, UnknownVersion, StoreCorrupt.
         """
-        name = name or self._active_name(category)
+        name = self._active_name(category) if name in (None, ACTIVE) else name
         if name is not None and self.store.path(category, name).is_dir():
+            key = self._key(category, name)
             with self._lock:
-                if (category, name) in self._kept:
-                    self._kept.move_to_end((category, name))
-                    return self._kept[category, name]
-        version = self._load(category, self.store.resolve(category, name))
+                if key in self._kept:
+                    self._kept.move_to_end(key)
+                    return self._kept[key]
+        name = self.store.resolve(category, name)
+        key = self._key(category, name)
+        version = self._load(category, name)
         with self._lock:
-            self._kept[category, version.name] = version
+            self._kept[key] = version
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         return version
@@ -68,25 +86,8 @@ class Versions:
         """The prior as the API shows it. Raises as :meth:`version`."""
         name = self.store.resolve(category, name)
         prior, info = self.store.prior(category, name), self.store.info(category, name)
-        training = {key: info.get(key) for key in ("job_id", "created_at", "preset")}
         config = info.get("settings") or self.store.config(category, name)
-        return {
-            "category": category,
-            "version": name,
-            "num_keypoints": _member(prior, "num_keypoints"),
-            "keypoint_names": prior.get("keypoint_names"),
-            "keypoint_prior": _member(prior, "keypoint_prior"),
-            "connectivity_prior": _member(prior, "connectivity_prior"),
-            "links": _member(prior, "links"),
-            "link_width": _member(prior, "link_width"),
-            # the first release had one method and one mode, and did not say so
-            "keypoint_prior_source": prior.get("keypoint_prior_source", "memory"),
-            "method": config.get("method", "ppl"),
-            "mode": info.get("training", {}).get("mode", "stills"),
-            "settings": config,
-            "training": {**training, **info.get("training", {})},
-            "evaluation": info.get("evaluation"),
-        }
+        return shown_prior(category, name, prior, info, config, self.additions.names(category, name))
 
     def history(self, category: str, name: str | None = None) -> dict[str, Any]:
         """Snapshots of the prior along the training. Raises NoHistory, and as :meth:`version`."""
@@ -128,19 +129,22 @@ class Versions:
                 entry["created_at"] = self.store.info(category, active).get("created_at")
         return entry
 
-    def version_entry(self, category: str, name: str, active: str | None) -> dict[str, Any]:
-        """A version in the list of a category's versions."""
+    def version_entry(self, category: str, name: str, pointers: dict[str, str]) -> dict[str, Any]:
+        """A version in the list of a category's versions.
+
+        Args:
+            pointers: the aliases of the category, with their versions.
+        """
         info = self.store.info(category, name)
         facts = {key: info.get(key) for key in ("created_at", "job_id", "preset")}
-        return {"category": category, "version": name, "active": name == active, **facts}
+        aliases = [alias for alias, version in pointers.items() if version == name]
+        return {"category": category, "version": name, "active": ACTIVE in aliases, "aliases": aliases, **facts}
 
     def _active_name(self, category: str) -> str | None:
         """The active version, read anew only when its file was replaced; None where there is no such file."""
-        try:
-            status = os.stat(self.store.path(category, "any").parents[1] / "active.json")
-        except FileNotFoundError:
+        stamp = _stamp(self.store.path(category, "any").parents[1] / "active.json")
+        if stamp is None:
             return None
-        stamp = (status.st_mtime_ns, status.st_ino)
         known = self._active.get(category)
         if known is None or known[0] != stamp:
             name = self.store.active(category)
@@ -149,14 +153,89 @@ class Versions:
             known = self._active[category] = (stamp, name)
         return known[1]
 
+    def landmarks(self, version: Version, name: str) -> LandmarkMaps:
+        """A set of landmarks of a version, read anew only when its file was replaced.
+
+        Raises:
+            BadLandmarks, UnknownLandmarks, StoreCorrupt.
+        """
+        key = (version.category, version.name, name)
+        stamp = _stamp(self.additions.landmarks_path(*key))
+        with self._lock:
+            known = self._maps.get(key)
+            if known is not None and known[0] == stamp:
+                self._maps.move_to_end(key)
+                return known[1]
+        found = LandmarkMaps.load(self.additions.landmarks(*key))
+        with self._lock:
+            self._maps[key] = (stamp, found)
+            while len(self._maps) > _KEPT:
+                self._maps.popitem(last=False)
+        return found
+
+    def keypoint_names(self, category: str, name: str | None = None) -> dict[str, Any]:
+        """The names of a version's keypoints as the API shows them. Raises as :meth:`version`."""
+        name = self.store.resolve(category, name)
+        prior = self.store.prior(category, name)
+        names = self.additions.names(category, name) or prior.get("keypoint_names")
+        count = int(_member(prior, "num_keypoints"))
+        names = list(names or (f"keypoint_{index}" for index in range(count)))
+        return {"category": category, "version": name, "names": names}
+
+    def _key(self, category: str, name: str) -> _Key:
+        return category, name, self.store.stamp(category, name), _stamp(self.additions.names_path(category, name))
+
     def _load(self, category: str, name: str) -> Version:
         config, prior = self.store.config(category, name), self.store.prior(category, name)
         links = [{**link, "weight": float(f"{link['weight']:.6g}")} for link in _member(prior, "links")]
         has_memory = config.get("method", "ppl") != "autolink"
-        count = int(_member(prior, "num_keypoints"))
-        names = tuple(prior.get("keypoint_names") or (f"keypoint_{index}" for index in range(count)))
-        side = int(_member(config, "image_size"))
-        return Version(category, name, side, links, json.dumps(links), has_memory, names)
+        names: Any = self.additions.names(category, name) or prior.get("keypoint_names")
+        named = None if numbered(names) else tuple(names)
+        side, count = int(_member(config, "image_size")), int(_member(prior, "num_keypoints"))
+        return Version(category, name, side, links, json.dumps(links), has_memory, named, count)
+
+
+def shown_prior(
+    category: str,
+    name: str,
+    prior: dict[str, Any],
+    info: dict[str, Any],
+    config: dict[str, Any],
+    names: tuple[str, ...] | None,
+) -> dict[str, Any]:
+    """A version's prior as the API shows it.
+
+    Args:
+        prior, info, config: its prior.json, version.json and settings.
+        names: that users gave to the keypoints.
+    """
+    training = {key: info.get(key) for key in ("job_id", "created_at", "preset")}
+    return {
+        "category": category,
+        "version": name,
+        "num_keypoints": _member(prior, "num_keypoints"),
+        "keypoint_names": names or prior.get("keypoint_names"),
+        "keypoint_prior": _member(prior, "keypoint_prior"),
+        "connectivity_prior": _member(prior, "connectivity_prior"),
+        "links": _member(prior, "links"),
+        "link_width": _member(prior, "link_width"),
+        # the first release had one method and one mode, and did not say so
+        "keypoint_prior_source": prior.get("keypoint_prior_source", "memory"),
+        "method": config.get("method", "ppl"),
+        "mode": info.get("training", {}).get("mode", "stills"),
+        "settings": config,
+        "training": {**training, **info.get("training", {})},
+        "evaluation": info.get("evaluation"),
+    }
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    """Tells a file from the one that took its place; None where there is none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_ino
 
 
 def _member(document: dict[str, Any], name: str) -> Any:

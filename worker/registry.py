@@ -34,7 +34,7 @@ class ModelRegistry:
         self._limit = limit
         self._load = load
         self._metrics = metrics
-        self._resident: OrderedDict[tuple[str, str], Predictor] = OrderedDict()
+        self._resident: OrderedDict[tuple[str, str, tuple[int, int]], Predictor] = OrderedDict()
 
     def get(self, category: str, version: str) -> Predictor:
         """The model of a version, read from disk if it is not resident.
@@ -43,13 +43,12 @@ class ModelRegistry:
             UnknownCategory, UnknownVersion, BadCategoryName, BadVersionName.
             StoreCorrupt: its files are missing or damaged.
         """
-        key = (category, version)
+        key = (category, version, self._store.stamp(category, version))
         if key in self._resident:
             self._resident.move_to_end(key)
             return self._resident[key]
-        self._store.resolve(category, version)
         while len(self._resident) >= self._limit:  # first make room, then load: memory is what the limit is for
-            (old_category, old_version), _ = self._resident.popitem(last=False)
+            (old_category, old_version, _), _ = self._resident.popitem(last=False)
             self._metrics.evictions.inc()
             logger.info("%s %s leaves memory", old_category, old_version)
         self._metrics.resident.set(len(self._resident))

@@ -4,10 +4,15 @@ PPLError
 ├── BadRequest                 400  the request itself makes no sense
 │   ├── BadCategoryName        BadVersionName   BadSetting   BadBoxes   BadCursor   BadFolder
 │   ├── NoImages               TooManyImages   BadPrior   BadLabels   NoMemory
+│   ├── BadAliasName           BadKeypointNames   BadLandmarks   BadVersionFile
 │   ├── BadPicture             NotAnImage  TruncatedImage  TooManyPixels  TooSmall  Animated  UnsupportedFormat
 │   └── BadArchive             UnsafeArchive  EncryptedArchive  ArchiveTooLarge  EmptyArchive
 ├── NotFound                   404  UnknownCategory  UnknownVersion  UnknownJob  NoHistory
-├── Conflict                   409  JobNotActive  JobNotEnded
+│                                   UnknownAlias  UnknownLandmarks
+├── KeyReused                  422  an Idempotency-Key that came with another request before
+├── Conflict                   409  JobNotActive  JobNotEnded  NameTaken  VersionExists  VersionInUse
+├── PreconditionFailed         412  If-Match names another state than there is
+├── PreconditionRequired       428  a change of what exists says nothing of the state that it expects
 ├── BodyTooLarge               413
 ├── QueueFull                  429  says when to come back
 ├── Unavailable                503  RedisUnavailable  WorkerUnavailable  EstimateTimeout  PixelsExpired
@@ -42,6 +47,10 @@ class ErrorCode(StrEnum):
     BAD_PRIOR = "bad_prior"
     BAD_LABELS = "bad_labels"
     NO_MEMORY = "no_memory"
+    BAD_ALIAS_NAME = "bad_alias_name"
+    BAD_KEYPOINT_NAMES = "bad_keypoint_names"
+    BAD_LANDMARKS = "bad_landmarks"
+    BAD_VERSION_FILE = "bad_version_file"
     NO_IMAGES = "no_images"
     TOO_MANY_IMAGES = "too_many_images"
     BAD_PICTURE = "bad_picture"
@@ -61,9 +70,17 @@ class ErrorCode(StrEnum):
     UNKNOWN_VERSION = "unknown_version"
     UNKNOWN_JOB = "unknown_job"
     NO_HISTORY = "no_history"
+    UNKNOWN_ALIAS = "unknown_alias"
+    UNKNOWN_LANDMARKS = "unknown_landmarks"
     CONFLICT = "conflict"
     JOB_NOT_ACTIVE = "job_not_active"
     JOB_NOT_ENDED = "job_not_ended"
+    NAME_TAKEN = "name_taken"
+    VERSION_EXISTS = "version_exists"
+    VERSION_IN_USE = "version_in_use"
+    KEY_REUSED = "idempotency_key_reused"
+    PRECONDITION_FAILED = "precondition_failed"
+    PRECONDITION_REQUIRED = "precondition_required"
     BODY_TOO_LARGE = "body_too_large"
     QUEUE_FULL = "queue_full"
     UNAVAILABLE = "unavailable"
@@ -158,6 +175,22 @@ class NoMemory(BadRequest, code=ErrorCode.NO_MEMORY, status=422):
     """Refinement asked of a version that was trained without a memory."""
 
 
+class BadAliasName(BadRequest, code=ErrorCode.BAD_ALIAS_NAME):
+    """An alias that none could be called."""
+
+
+class BadKeypointNames(BadRequest, code=ErrorCode.BAD_KEYPOINT_NAMES, status=422):
+    """Names that are not K different ones."""
+
+
+class BadLandmarks(BadRequest, code=ErrorCode.BAD_LANDMARKS, status=422):
+    """Landmarks that can't be called so, or labelled pictures that no map can be fitted on."""
+
+
+class BadVersionFile(BadRequest, code=ErrorCode.BAD_VERSION_FILE, status=422):
+    """An upload that is no exported version, is damaged, or of a later release."""
+
+
 class NoImages(BadRequest, code=ErrorCode.NO_IMAGES, status=422):
     """A request without a picture."""
 
@@ -234,16 +267,48 @@ class NoHistory(NotFound, code=ErrorCode.NO_HISTORY):
     """The version was published by a release that kept no history."""
 
 
+class UnknownAlias(NotFound, code=ErrorCode.UNKNOWN_ALIAS):
+    """The category has no such alias."""
+
+
+class UnknownLandmarks(NotFound, code=ErrorCode.UNKNOWN_LANDMARKS):
+    """The version has no landmarks of this name."""
+
+
 class Conflict(PPLError, code=ErrorCode.CONFLICT, status=409):
     """The state of the thing forbids this now."""
 
 
 class JobNotActive(Conflict, code=ErrorCode.JOB_NOT_ACTIVE):
-    """Only a job that has not ended can be cancelled."""
+    """Only a job that has not ended can be cancelled, paused or resumed."""
 
 
 class JobNotEnded(Conflict, code=ErrorCode.JOB_NOT_ENDED):
     """Only the record of a job that ended can be removed."""
+
+
+class NameTaken(Conflict, code=ErrorCode.NAME_TAKEN):
+    """Something else has this name."""
+
+
+class VersionExists(Conflict, code=ErrorCode.VERSION_EXISTS):
+    """The category has a version of this name, and versions never change."""
+
+
+class VersionInUse(Conflict, code=ErrorCode.VERSION_IN_USE):
+    """A version that is active, or that another alias points to, can't be deleted."""
+
+
+class KeyReused(PPLError, code=ErrorCode.KEY_REUSED, status=422):
+    """An Idempotency-Key came with another request before."""
+
+
+class PreconditionFailed(PPLError, code=ErrorCode.PRECONDITION_FAILED, status=412):
+    """What shall be changed is not as the request expects it."""
+
+
+class PreconditionRequired(PPLError, code=ErrorCode.PRECONDITION_REQUIRED, status=428):
+    """What exists is changed only by a request that says which state it expects."""
 
 
 class BodyTooLarge(PPLError, code=ErrorCode.BODY_TOO_LARGE, status=413):

@@ -8,7 +8,7 @@ import re
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -118,7 +118,7 @@ def kind_of(path: Path) -> str:
     return "tar.gz" if head.startswith(_GZIP_START) else "tar"
 
 
-def members(path: Path, kind: str, limits: ArchiveLimits) -> Iterator[Member]:
+def members(path: Path, kind: str, limits: ArchiveLimits) -> Generator[Member]:
     """The files of an archive or folder, each checked; raises as check_archive does.
 
     Args:
@@ -220,7 +220,7 @@ class _Guarded:
         longest = max(_LONGEST_READ_BYTES, self._limits.max_picture_bytes)
         if size > longest:
             raise UnsafeArchive(f"the archive has a header of {size} bytes; {_KINDS_EXPECTED}")
-        data = self._file.read(size if size >= 0 else longest)
+        data = self._file.read(size) if size >= 0 else self._rest(longest)
         self._check_position(self._file.tell())
         if data.count(_ZIP_ENTRY) > self._limits.max_files:
             raise _too_many(self._limits)
@@ -237,6 +237,14 @@ class _Guarded:
 
     def seekable(self) -> bool:
         return True
+
+    def _rest(self, most: int) -> bytes:
+        """What is left, a little at a time: a buffered file takes room for as much as it is asked for."""
+        parts = []
+        while most > 0 and (part := self._file.read(min(most, _COPIED_BYTES))):
+            parts.append(part)
+            most -= len(part)
+        return b"".join(parts)
 
     def _check_position(self, position: int) -> None:
         if isinstance(self._file, gzip.GzipFile) and position > self._allowance:

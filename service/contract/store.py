@@ -1,12 +1,13 @@
 """The data root on disk: published versions. What lies there of jobs is told in :mod:`.job_files`.
 
 A version's folder is written beside its final place, synced, and renamed: a reader sees all of
-it or nothing, at any moment, over any crash. Once published it never changes.
+it or nothing, at any moment, over any crash. Once published it never changes. Names that point to
+versions are told in :mod:`.aliases`, what users add to a version in :mod:`.additions`, and what they
+change in :mod:`.changes`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -16,18 +17,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from .aliases import ACTIVE, Aliases, is_alias
 from .errors import (
     BadCategoryName,
     BadVersionName,
+    NameTaken,
     NoHistory,
     StoreCorrupt,
+    UnknownAlias,
     UnknownCategory,
     UnknownVersion,
+    VersionExists,
 )
+from .files import read_json, sync
+from .files import write_json as write_json
 
 _CATEGORY = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
-_STAGING = ".staging-"
+STAGING = ".staging-"
 
 
 def is_category(name: str) -> bool:
@@ -92,29 +99,49 @@ class VersionStore:
     def active(self, category: str) -> str | None:
         """The version that requests without one get; None between a first publication and its activation."""
         self.versions(category)
-        try:
-            version = _read_json(self._root / category / "active.json")["version"]
-        except FileNotFoundError:
-            return None
-        return check_version(str(version))
+        version = self.pointers(category).target(ACTIVE)
+        return None if version is None else check_version(version)
+
+    def aliases(self, category: str) -> dict[str, str]:
+        """The aliases of a category with their versions, ``active`` first. Raises UnknownCategory."""
+        self.versions(category)
+        return self.pointers(category).all()
+
+    def alias(self, category: str, alias: str) -> str:
+        """The version that an alias points to.
+
+        Raises:
+            BadCategoryName, BadAliasName, UnknownCategory, UnknownAlias.
+        """
+        self.versions(category)
+        version = self.pointers(category).target(alias)
+        if version is None:
+            raise UnknownAlias(f"category '{category}' has no alias '{alias}'; GET /priors/{category}/aliases has all")
+        return version
 
     def resolve(self, category: str, version: str | None = None) -> str:
         """The version meant by a request.
 
         Args:
-            version: the active one where None.
+            version: its name, or an alias; the active one where None.
 
         Raises:
             BadCategoryName, BadVersionName, UnknownCategory, UnknownVersion.
         """
         names = self.versions(category)
-        if version is None:
+        if version in (None, ACTIVE):
             version = self.active(category)
             if version is None:
-                raise UnknownVersion(f"category '{category}' has no active version yet")
-        if check_version(version) not in names:
-            raise UnknownVersion(f"category '{category}' has no version '{version}'")
-        return version
+                raise UnknownVersion(
+                    f"category '{category}' has no active version yet; name one of its versions, or make one active "
+                    f"(PUT /priors/{category}/aliases/active)"
+                )
+        if check_version(version) in names:
+            return version
+        target = self.pointers(category).target(version) if is_alias(version) else None
+        if target is None or target not in names:
+            raise UnknownVersion(f"category '{category}' has no version and no alias '{version}'")
+        return target
 
     def path(self, category: str, version: str) -> Path:
         """The folder of a version, whether it exists or not; the names are checked."""
@@ -136,7 +163,7 @@ class VersionStore:
         """
         self.resolve(category, version)
         try:
-            return _read_json(self.path(category, version) / "history.json")
+            return read_json(self.path(category, version) / "history.json")
         except FileNotFoundError as error:
             raise NoHistory(
                 f"version '{version}' of category '{category}' was published by a release that kept no history"
@@ -166,7 +193,7 @@ class VersionStore:
         """A new folder beside the version's place, for :meth:`publish`; removed on the way out if still there."""
         final = self.path(category, version)
         final.parent.mkdir(parents=True, exist_ok=True)
-        folder = final.with_name(_STAGING + version)
+        folder = final.with_name(STAGING + version)
         shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
         folder.mkdir()
         try:
@@ -177,7 +204,7 @@ class VersionStore:
     def staged(self, category: str | None = None) -> list[Path]:
         """Staging folders of a category, or of all: of publications under way, and of processes that were killed."""
         roots = [self._root / check_category(category)] if category else sorted(self._root.glob("*"))
-        return [path for root in roots for path in sorted((root / "versions").glob(_STAGING + "*"))]
+        return [path for root in roots for path in sorted((root / "versions").glob(STAGING + "*"))]
 
     def sweep_staged(self, category: str, job_id: str) -> None:
         """Remove what a killed publication of a job left; for whoever holds the job's lease."""
@@ -186,28 +213,57 @@ class VersionStore:
                 shutil.rmtree(path, ignore_errors=True)
 
     def publish(self, staged: Path, category: str, version: str) -> Path:
-        """Make a staged folder a version, at once and for good.
+        """Make a staged folder, or another one on the same disk, a version, at once and for good.
 
         Raises:
-            FileExistsError: the version exists; versions never change.
+            VersionExists: there is one of this name; versions never change.
+            NameTaken: an alias is called so.
         """
         final = self.path(category, version)
         for file in sorted(staged.rglob("*")):
             if file.is_file():
-                _sync(file)
-        _sync(staged)
-        if final.exists():
-            raise FileExistsError(f"version {version} of {category} exists")
-        os.rename(staged, final)
+                sync(file)
+        sync(staged)
+        aliases = self.pointers(category)
+        with aliases.lock():
+            if final.exists():
+                raise VersionExists(f"category '{category}' has a version '{version}' already; versions never change")
+            if version == ACTIVE or (is_alias(version) and aliases.target(version) is not None):
+                raise NameTaken(f"'{version}' is an alias of category '{category}'; a version can't have its name")
+            final.parent.mkdir(exist_ok=True)
+            os.rename(staged, final)
         for folder in (final.parent, final.parent.parent, self._root):
-            _sync(folder)
+            sync(folder)
         return final
 
     def activate(self, category: str, version: str) -> None:
         """Make a published version the one that requests without a version get."""
-        if version not in self._version_names(check_category(category)):
-            raise UnknownVersion(f"category '{category}' has no version '{version}'")
-        write_json(self._root / category / "active.json", {"version": version})
+        aliases = self.pointers(category)
+        with aliases.lock():
+            if version not in self._version_names(category):
+                raise UnknownVersion(f"category '{category}' has no version '{version}'")
+            aliases.put(ACTIVE, version)
+
+    def additions_path(self, category: str, version: str) -> Path:
+        """The folder of what users add to a version, whether it exists or not; see :mod:`.additions`."""
+        return self._root / check_category(category) / "additions" / check_version(version)
+
+    def stamp(self, category: str, version: str) -> tuple[int, int]:
+        """Tells a version from another of its name that took its place after it was deleted.
+
+        Raises:
+            BadCategoryName, BadVersionName, UnknownCategory, UnknownVersion.
+        """
+        try:
+            status = os.stat(self.path(category, version))
+        except FileNotFoundError as error:
+            self.versions(category)
+            raise UnknownVersion(f"category '{category}' has no version '{version}'") from error
+        return status.st_ino, status.st_ctime_ns
+
+    def pointers(self, category: str) -> Aliases:
+        """The aliases of a category as files, and its lock; to be changed by :mod:`.changes` only."""
+        return Aliases(self._root / check_category(category))
 
     def _version_names(self, category: str) -> list[str]:
         return sorted(filter(_VERSION.fullmatch, folder_names(self._root / category / "versions")), reverse=True)
@@ -215,28 +271,10 @@ class VersionStore:
     def _read(self, category: str, version: str, name: str) -> dict[str, Any]:
         self.resolve(category, version)
         try:
-            return _read_json(self.path(category, version) / name)
+            return read_json(self.path(category, version) / name)
         except FileNotFoundError as error:
+            self.stamp(category, version)  # it may have been deleted meanwhile
             raise StoreCorrupt(f"version '{version}' of category '{category}' lacks its {name}") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file so that a reader sees the old or the new one, also after a power cut."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(value, indent=1, allow_nan=False), encoding="utf-8")
-    _sync(draft)
-    os.replace(draft, path)
-    _sync(path.parent)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StoreCorrupt(f"{path.name} is not JSON") from error
-    if not isinstance(value, dict):
-        raise StoreCorrupt(f"{path.name} is not a JSON object")
-    return value
 
 
 def folder_names(root: Path) -> list[str]:
@@ -245,12 +283,3 @@ def folder_names(root: Path) -> list[str]:
         return [entry.name for entry in os.scandir(root) if entry.is_dir()]
     except FileNotFoundError:
         return []
-
-
-def _sync(path: Path) -> None:
-    """fsync a file or a folder's entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

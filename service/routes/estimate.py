@@ -15,13 +15,14 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from ..contract.errors import TooManyImages
-from ..documentation import estimate_body
+from ..documentation import estimate_answers, estimate_body
 from ..errors import SlowBody, responses
-from ..estimating import Estimator, check_drawn, drawn_pixels, each, group_of
+from ..estimating import Estimator, check_drawn, drawn_pixels, group_of
 from ..formats import MEDIA_TYPES, written
 from ..forms import FileField, Form, read_form
 from ..gateway import Gateway, gateway_of
 from ..images import Answer, Fitted, Upload, describe
+from ..landmarks import LandmarkMaps
 from ..lines import LinesResponse, check_lines, lines, wanted_lines
 from ..middleware import body_bytes
 from ..query import Query
@@ -47,7 +48,7 @@ def make_router(settings: Settings) -> APIRouter:
         "/estimate",
         summary="Estimate poses",
         response_model=Estimate,
-        responses=responses(400, 404, 408, 413, 415, 422, 429, 503),
+        responses={200: estimate_answers(), **responses(400, 404, 408, 413, 415, 422, 429, 503)},
         openapi_extra=estimate_body(settings.max_images),
     )
     async def estimate(request: Request) -> Response:
@@ -62,7 +63,15 @@ def make_router(settings: Settings) -> APIRouter:
         Coordinates in the answer are pixels of the picture as uploaded, with its EXIF orientation applied.
 
         A keypoint's **score** is the share of its attention that lies near it, from 0 to 1: low where the part
-        is hidden. `link_map`, `trajectory` and `overlay` are there only where `include` names them.
+        is hidden. `link_map`, `trajectory` and `overlay` are there only where `include` names them, and `landmarks`
+        where the field of that name has a set of the version (`POST /priors/{category}/landmarks`).
+
+        **Surprise** says how far a pose is from the poses that were learned: above 1 the picture may not show the
+        category at all. `include=codes` adds what the memory retrieved.
+
+        With `Accept: application/jsonl` (or `application/x-ndjson`) the poses come line by line as they are found, in
+        order of completion: a line a pose with its `index` (and `box`), `{"index": …, "error": …}` for a picture that
+        failed, which does not hinder the others, and `{"summary": …}` as the last line, with the links that all share.
 
         When too many pictures wait, the answer is 429 with `Retry-After`.
         """
@@ -84,19 +93,26 @@ async def _estimate(request: Request, gateway: Gateway) -> Response:
             check_lines(query.format)
         version = await gateway.io(gateway.versions.version, query.category, query.version)
         query.check_memory(version)
+        landmarks = await gateway.io(gateway.versions.landmarks, version, query.landmarks) if query.landmarks else None
         uploads = [
             Upload(index, part.filename, partial(bytes, part.data), boxes)
             for index, (part, boxes) in enumerate(zip(form.files, query.boxes, strict=True))
         ]
         if lines_type:
-            outcomes = Estimator(gateway, query, version).outcomes(each(uploads))
+            outcomes = Estimator(gateway, query, version, landmarks).outcomes(uploads)
             return LinesResponse(lines(outcomes, version, started), lines_type, held.pop_all())
         gateway.batcher.check_room(query.num_poses)
-        return await _answered(request, gateway, query, version, uploads, started)
+        return await _answered(request, gateway, query, version, landmarks, uploads, started)
 
 
 async def _answered(
-    request: Request, gateway: Gateway, query: Query, version: Version, uploads: list[Upload], started: float
+    request: Request,
+    gateway: Gateway,
+    query: Query,
+    version: Version,
+    landmarks: LandmarkMaps | None,
+    uploads: list[Upload],
+    started: float,
 ) -> Response:
     """All poses as one document, or the first error."""
     decoding = time.perf_counter()
@@ -115,7 +131,8 @@ async def _answered(
 
     def part(place: int) -> Answer:
         item, limits = fitted[place], gateway.picture_limits
-        return describe(uploads[item.index].read, item, ticket.poses[place], version, query.include, limits)
+        pose = ticket.poses[place]
+        return describe(uploads[item.index].read, item, pose, version, query.include, limits, landmarks)
 
     few = len(fitted) <= _INLINE_IMAGES and not query.kinds_drawn
     if few:

@@ -7,19 +7,23 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
+from ..comparing import STRONG, Match, compare
 from ..contract.errors import BadCursor
 from ..contract.store import is_category
 from ..drawing import png, prior_picture
 from ..errors import BadField, responses
 from ..gateway import Gateway, gateway_of
 from ..schemas import History, Memory, Prior, PriorPage, VersionPage
+from ..version_schemas import PriorDiff
 
 router = APIRouter(tags=["priors"])
 
 MAX_PAGE = 200
 MIN_SIDE_PX, MAX_SIDE_PX = 64, 2048
 
-Version = Annotated[str | None, Query(description="a version of the category; the active one unless given")]
+Version = Annotated[
+    str | None, Query(description="a version of the category, or an alias of one; the active one unless given")
+]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="items in a page")]
 Cursor = Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before")]
 
@@ -64,16 +68,18 @@ async def get_link_map(
     """The link map of the prior's own pose (PPL eq. 3) in colours, brighter for stronger links, and its keypoints."""
     gateway = gateway_of(request)
     kept = gateway.prior_pictures
-    name = await gateway.io(gateway.versions.store.resolve, category, version)
+    store = gateway.versions.store
+    name = await gateway.io(store.resolve, category, version)
+    key = (category, name, await gateway.io(store.stamp, category, name), size)
 
     def draw() -> bytes:
-        picture = kept.get((category, name, size))  # it may have been drawn while this waited
+        picture = kept.get(key)  # it may have been drawn while this waited
         if picture is None:
             picture = png(prior_picture(gateway.versions.prior(category, name), size))
-            kept.put((category, name, size), picture)
+            kept.put(key, picture)
         return picture
 
-    return Response(kept.get((category, name, size)) or await gateway.draw(draw), media_type="image/png")
+    return Response(kept.get(key) or await gateway.draw(draw), media_type="image/png")
 
 
 @router.get(
@@ -123,14 +129,44 @@ async def get_versions(request: Request, category: str, limit: Limit = 50, curso
 
     def page() -> dict[str, Any]:
         store = gateway.versions.store
-        names, active = store.versions(category), store.active(category)
+        names, pointers = store.versions(category), store.aliases(category)
         if cursor is not None and cursor not in names:
             raise BadCursor(f"cursor {cursor!r} was not given out by this list")
         names = [name for name in names if cursor is None or name < cursor]
-        items = [gateway.versions.version_entry(category, name, active) for name in names[:limit]]
+        items = [gateway.versions.version_entry(category, name, pointers) for name in names[:limit]]
         return _page(items, names, limit)
 
     return await gateway.io(page)
+
+
+@router.get(
+    "/priors/{category}/diff",
+    summary="How two priors differ",
+    response_model=PriorDiff,
+    responses=responses(400, 404, 422),
+)
+async def get_diff(
+    request: Request,
+    category: str,
+    older: Annotated[str, Query(alias="from", description="a version of the category, or an alias of one")],
+    newer: Annotated[str, Query(alias="to", description="another one")] = "active",
+    match: Annotated[
+        Match,
+        Query(description="which keypoints are the same: of one `number`, near in `position`, or what fits (`auto`)"),
+    ] = "auto",
+    strong: Annotated[
+        float, Query(gt=0, le=1, description="share of its prior's strongest link from which on a link counts")
+    ] = STRONG,
+) -> Response:
+    """How far each keypoint moved from one version to another, which links came and went, and how weights changed.
+
+    Two trainings find other keypoints, in another order and perhaps another number. So the keypoints of two versions
+    are matched, one to one with the least sum of distances between their places in the typical poses, unless both were
+    given the same names; `matched_by` and `why` say what was done, and keypoints without a match are listed.
+    """
+    gateway = gateway_of(request)
+    priors = gateway.versions.prior
+    return await _json(gateway, lambda: compare(priors(category, older), priors(category, newer), match, strong))
 
 
 def _page(items: list[dict[str, Any]], names: list[str], limit: int) -> dict[str, Any]:

@@ -20,9 +20,10 @@ def test_eleven_variants_differ_and_the_last_is_the_method_itself():
     assert describe("variant:6") == "variant:6 (keypoints predefined, frozen; links random, trained)"
 
 
-def test_autolink_differs_from_ours_by_the_method_alone():
+def test_autolink_differs_from_ours_by_the_method_and_what_the_link_map_shows():
     ours, theirs = (plan(row, "compact", {}).config.to_dict() for row in ("ppl", "autolink"))
-    assert {name for name in ours if ours[name] != theirs[name]} == {"method"}
+    assert {name for name in ours if ours[name] != theirs[name]} == {"method", "link_colours", "object_colour"}
+    assert (theirs["link_colours"], theirs["object_colour"]) == (0, False)
 
 
 def test_published_autolink_takes_its_own_network_under_paper_and_ours_under_compact():

@@ -6,15 +6,18 @@ The tests share one stack and run in their order; each leaves it working.
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 from redis import Redis
@@ -22,6 +25,8 @@ from redis import Redis
 from service.client import APIError, Client, Job, JobStatus, png_bytes
 
 from .stack_process import TINY, StackProcess, archive, drawing, running, within
+
+SAMPLES = Path(__file__).resolve().parents[2] / "service" / "samples"
 
 pytestmark = [
     pytest.mark.integration,
@@ -100,6 +105,41 @@ def test_the_command_line_reaches_it(shared: Shared, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     with Image.open(out) as drawn:
         assert drawn.size == (40, 32)
+
+
+def test_landmarks_of_the_sample_category_are_told_by_the_real_model(client: Client, tmp_path: Path) -> None:
+    labels = json.loads((SAMPLES / "dog_labels.json").read_text())["heldout"]
+    names, sizes = sorted(labels)[:24], {}
+    with zipfile.ZipFile(SAMPLES / "dog_heldout.zip") as pictures:
+        for name in names:
+            (tmp_path / name).write_bytes(pictures.read(f"dog/{name}"))
+            with Image.open(tmp_path / name) as picture:
+                sizes[name] = picture.width
+    places = {name: np.array(labels[name]["keypoints"]) * sizes[name] - 0.5 for name in names}  # they are square
+    rows = [f"{name},{mark},{x},{y}" for name in names[:16] for mark, (x, y) in enumerate(places[name])]
+    (tmp_path / "labels.csv").write_text("\n".join(["image,keypoint,x,y", *rows]))
+
+    fitted = client.landmarks.fit("dog", "joints", [tmp_path / name for name in names[:16]], tmp_path / "labels.csv")
+    found = client.estimate("dog", [tmp_path / name for name in names[16:]], landmarks="joints")
+
+    told = fitted.cross_validation
+    assert told.error_percent < 0.8 * told.mean_place_percent
+    off = [
+        np.hypot(*(np.array([(mark.x, mark.y) for mark in image.landmarks or ()]) - places[name]).T) / sizes[name]
+        for name, image in zip(names[16:], found.images, strict=True)
+    ]
+    assert 100 * np.mean(off) < 0.9 * told.mean_place_percent
+
+
+def test_exported_version_poses_as_before_where_it_is_imported(client: Client, tmp_path: Path) -> None:
+    client.name_keypoints("dog", [f"part {index}" for index in range(16)])
+    client.versions.import_file("hound", client.versions.export("dog", "active", tmp_path / "dog.zip"))
+
+    poses = [client.estimate(category, [drawing(103)]).images[0].keypoints for category in ("dog", "hound")]
+
+    assert poses[0] == poses[1]
+    assert poses[1][15].name == "part 15"
+    assert [entry.name for entry in client.landmarks.list("hound")] == ["joints"]
 
 
 def test_documentation_and_figures_are_served(shared: Shared) -> None:

@@ -4,7 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.geometry import pixel_centres, pixel_grid, scale_to_box
-from model.links import connectivity_matrix, link_indices, link_lengths, link_map, link_map_literal
+from model.links import (
+    coloured_link_map,
+    connectivity_matrix,
+    link_indices,
+    link_lengths,
+    link_map,
+    link_map_literal,
+)
 
 
 def _poses(batch, keypoints, seed=0, dtype=torch.float64):
@@ -91,3 +98,28 @@ def test_scale_to_box_ignores_shift_and_scale():
     pose = torch.tensor([[0.1, 0.2], [0.5, -0.3], [-0.4, 0.9]])
     torch.testing.assert_close(scale_to_box(pose), scale_to_box(pose * torch.tensor([2.0, 0.5]) + 7), atol=1e-5, rtol=0)
     assert scale_to_box(torch.ones(3, 2)).eq(0).all()
+
+
+def test_each_pixel_has_the_colour_of_the_link_that_won_it():
+    poses = torch.tensor([[[-0.9, -0.5], [0.9, -0.5], [-0.9, 0.5], [0.9, 0.5]]])
+    weights = torch.full((6,), 1e-6)
+    weights[0], weights[5] = 0.5, 1.0  # the upper and the lower side of the square
+    colours = torch.arange(12.0).view(6, 2)
+    drawn = coloured_link_map(poses, weights, colours, 1e-2, 16)
+    assert drawn.shape == (1, 3, 16, 16)
+    assert torch.equal(drawn[:, :1], link_map(poses, weights, 1e-2, 16))
+    torch.testing.assert_close(drawn[0, 1:, 4, 8], colours[0] * drawn[0, 0, 4, 8])
+    torch.testing.assert_close(drawn[0, 1:, 11, 8], colours[5] * drawn[0, 0, 11, 8])
+    assert drawn[0, 0, 4, 8] > 0.3
+    assert drawn[0, 0, 11, 8] > 0.6
+
+
+def test_coloured_link_map_passes_gradcheck():
+    poses, weights = _poses(2, 5)
+    colours = torch.randn(10, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda k, w, c: coloured_link_map(k, w, c, 2e-2, 8), (poses, weights, colours))
+
+
+def test_colours_of_another_number_of_links_are_refused():
+    with pytest.raises(ValueError, match=r"link_colours have shape \(5, 3\); 6 links need \(6, C\)"):
+        coloured_link_map(torch.zeros(1, 4, 2), torch.ones(6), torch.zeros(5, 3), 1e-3, 8)

@@ -1,6 +1,7 @@
 """What the first release wrote is read: settings that did not exist then have the value of what it did."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,11 +22,19 @@ LATER = (
     "mode",
     "frames_per_clip",
     "history_snapshots",
+    "link_colours",
+    "object_colour",
 )
 
 
 def _older(settings):
     return {name: value for name, value in settings.items() if name not in LATER}
+
+
+@pytest.fixture
+def tiny(tiny):
+    """Without what later presets have switched on."""
+    return replace(tiny, link_colours=0, object_colour=False)
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from model.config import resolve
 from model.data import mask_patches, to_tensor
 from model.links import link_lengths
 from model.losses import boundary_loss, link_regularization_loss, memory_loss, reconstruction_loss
-from model.ppl import PosePriorLearner
+from model.ppl import PosePriorLearner, colour_under
 from model.refine import refine
 from model.regressor import attention_near
 
@@ -137,7 +139,34 @@ def test_refinement_draws_what_the_memory_makes_of_the_pose_around_the_original_
     refine(model, batch, 2)
     first = model.memory(model.locate(batch).keypoints).keypoints
     assert all(torch.equal(reference, batch) for reference, _ in seen)
-    torch.testing.assert_close(seen[0][1], model.draw_links(first).detach())
+    torch.testing.assert_close(seen[0][1], model.draw(first, batch).detach())
+    torch.testing.assert_close(seen[0][1][:, :1], model.draw_links(first).detach())
+
+
+def test_object_colour_is_that_of_what_lies_under_the_links_and_moves_no_keypoint():
+    image = torch.zeros(1, 3, 8, 8)
+    image[0, :, :, 4:] = torch.tensor([0.5, -0.25, 1.0])[:, None, None]
+    drawn = torch.zeros(1, 1, 8, 8, requires_grad=True)
+    covered = drawn + torch.nn.functional.pad(torch.ones(1, 1, 8, 3), (5, 0))
+    colour = colour_under(covered, image)
+    torch.testing.assert_close(colour.flatten(), torch.tensor([0.5, -0.25, 1.0]))
+    assert not colour.requires_grad
+    assert colour_under(torch.zeros(1, 1, 8, 8), image).flatten().tolist() == [0, 0, 0]
+
+
+def test_drawing_has_the_channels_that_the_settings_ask_for(tiny, batch):
+    for colours, object_colour, channels in ((0, False, 1), (2, False, 3), (0, True, 4), (3, True, 7)):
+        model = PosePriorLearner(replace(tiny, link_colours=colours, object_colour=object_colour))
+        drawn = model.draw(model.locate(batch).keypoints, batch)
+        assert drawn.shape == (len(batch), channels, *batch.shape[2:])
+        assert torch.equal(drawn[:, :1], model.draw_links(model.locate(batch).keypoints))
+        assert model(batch, batch).link_map.shape == (len(batch), 1, *batch.shape[2:])
+
+
+def test_link_colours_learn(model, batch):
+    out = model(batch, batch)
+    out.reconstruction.square().mean().backward()
+    assert model.link_colours.grad.abs().max() > 0
 
 
 def test_decode_weight_scales_the_keypoint_term(model, batch):

@@ -62,12 +62,13 @@ def test_train_sends_labels_and_a_prior(ppl: Run, api: ApiDouble, picture: Path,
     (tmp_path / "p.json").write_text("{}")
 
     first = ppl("train", "bird", picture.parent, "--labels", "l.csv", "--prior", "p.json")
-    second = ppl("train", "bird", picture.parent, "--prior-from", "bird@v1")
+    second = ppl("train", "bird", picture.parent, "--prior-from", "bird@v1", "--no-activate")
 
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert api.forms[0]["labels"] == [("l.csv", b"image")]
     assert api.forms[0]["prior"] == [("p.json", b"{}")]
     assert api.forms[1]["prior_from"] == ["bird@v1"]
+    assert (api.forms[0].get("activate"), api.forms[1]["activate"]) == (None, ["false"])
 
 
 def test_job_shows_what_it_learns_from_and_how_well(ppl: Run, api: ApiDouble) -> None:

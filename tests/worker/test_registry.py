@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from model.predictor import Predictor
+from service.contract.changes import delete_version
 from service.contract.errors import BadVersionName, StoreCorrupt, UnknownCategory, UnknownVersion
 from service.contract.store import VersionStore
 from worker.metrics import InferenceMetrics
@@ -54,6 +55,20 @@ def test_same_version_name_of_two_categories_is_two_models(registry: ModelRegist
     publish("dog")
     publish("cat")
     assert registry.get("dog", "v1") is not registry.get("cat", "v1")
+
+
+def test_version_that_was_deleted_and_came_back_is_loaded_anew(
+    registry: ModelRegistry, publish: Publish, loads: list[str], data_root: Path
+) -> None:
+    publish()
+    publish(version="v2")
+    registry.get("dog", "v1")
+    delete_version(VersionStore(data_root), "dog", "v1")
+    with pytest.raises(UnknownVersion):
+        registry.get("dog", "v1")
+    publish()
+    registry.get("dog", "v1")
+    assert loads == ["v1", "v1"]
 
 
 def test_missing_versions_and_odd_names_are_told_apart(registry: ModelRegistry, publish: Publish) -> None:

@@ -15,6 +15,7 @@ from service.contract.errors import (
     UnknownCategory,
     UnknownJob,
     UnknownVersion,
+    VersionExists,
 )
 from service.contract.job_files import JobFiles, training_folder
 from service.contract.store import VersionStore, check_category, new_version_id, write_json
@@ -80,7 +81,7 @@ def test_published_and_activated_version_is_found(store: VersionStore) -> None:
 
 def test_version_never_changes_once_published(store: VersionStore) -> None:
     publish(store, "v1", job_id=JOB)
-    with pytest.raises(FileExistsError):
+    with pytest.raises(VersionExists):
         publish(store, "v1", job_id="other")
     assert store.info("dog", "v1")["job_id"] == JOB
 

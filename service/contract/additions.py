@@ -1,0 +1,156 @@
+"""What users add to a version after it was published: names of its keypoints, and landmarks fitted on them.
+
+It lies beside the versions, which never change, and goes when its version is deleted:
+
+categories/<category>/additions/<version>/keypoint-names.json     {"names": [K names]}
+categories/<category>/additions/<version>/landmarks/<name>.json   a document of :mod:`.landmarks`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from model.prior_values import read_names
+
+from .errors import BadKeypointNames, BadLandmarks, Conflict, NameTaken, StoreCorrupt, UnknownLandmarks
+from .files import read_json, sync, write_json
+from .landmarks import MOST_SETS, LandmarkSet, check_set_name
+from .store import VersionStore
+
+NAMES_FILE = "keypoint-names.json"
+
+
+def check_names(value: Any, count: int) -> tuple[str, ...]:
+    """Names for K keypoints.
+
+    Raises:
+        BadKeypointNames: not K different ones of 1 to 64 printable characters.
+    """
+    try:
+        return read_names(value, count)
+    except ValueError as error:
+        raise BadKeypointNames(f"these can't be the names of {count} keypoints: {error}") from error
+
+
+def numbered(names: Sequence[str] | None) -> bool:
+    """Whether keypoints have no names but those that publishing gives them: keypoint_0, keypoint_1, …"""
+    return not names or all(name == f"keypoint_{index}" for index, name in enumerate(names))
+
+
+class Additions:
+    """What was added to the versions of a data root. Reading needs no lock.
+
+    Every method takes the name of a version, not an alias, and raises BadCategoryName and BadVersionName for what
+    can't be names.
+    """
+
+    def __init__(self, store: VersionStore) -> None:
+        self._store = store
+
+    def names_path(self, category: str, version: str) -> Path:
+        """The file of the keypoints' names, whether it exists or not."""
+        return self._store.additions_path(category, version) / NAMES_FILE
+
+    def names(self, category: str, version: str) -> tuple[str, ...] | None:
+        """The names given to a version's keypoints; None where nobody gave any."""
+        try:
+            names = read_json(self.names_path(category, version)).get("names")
+        except FileNotFoundError:
+            return None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise StoreCorrupt(f"the keypoint names of version '{version}' of category '{category}' can't be read")
+        return tuple(names)
+
+    def put_names(
+        self,
+        category: str,
+        version: str,
+        names: Sequence[str],
+        check: Callable[[tuple[str, ...] | None], object] = lambda now: None,
+    ) -> None:
+        """Name a version's keypoints.
+
+        Args:
+            names: as :func:`check_names` gave them.
+            check: told the names given before, None where there were none; what it raises leaves all as it is.
+
+        Raises:
+            UnknownCategory, UnknownVersion: there is no such version (any more).
+        """
+        path = self.names_path(category, version)
+        with self._store.pointers(category).lock():
+            self._store.stamp(category, version)
+            check(self.names(category, version))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"names": list(names)})
+
+    def landmarks_path(self, category: str, version: str, name: str) -> Path:
+        """The file of a set of landmarks, whether it exists or not. Raises BadLandmarks for a name that is none."""
+        return self._store.additions_path(category, version) / "landmarks" / f"{check_set_name(name)}.json"
+
+    def landmark_sets(self, category: str, version: str) -> list[str]:
+        """Names of the sets of landmarks of a version, sorted."""
+        folder = self.landmarks_path(category, version, "any").parent
+        try:
+            return sorted(path.stem for path in folder.iterdir() if path.suffix == ".json" and path.stem[0] != ".")
+        except FileNotFoundError:
+            return []
+
+    def landmarks(self, category: str, version: str, name: str) -> LandmarkSet:
+        """A set of landmarks.
+
+        Raises:
+            UnknownLandmarks: the version has none of this name.
+        """
+        path = self.landmarks_path(category, version, name)
+        try:
+            return LandmarkSet.parse(read_json(path))
+        except FileNotFoundError as error:
+            raise self._unknown(category, version, name) from error
+        except BadLandmarks as error:
+            raise StoreCorrupt(f"landmarks '{name}' of version '{version}' of '{category}' can't be read") from error
+
+    def put_landmarks(self, category: str, version: str, found: LandmarkSet) -> None:
+        """Add a set of landmarks.
+
+        Raises:
+            UnknownCategory, UnknownVersion: there is no such version (any more).
+            NameTaken: the version has one of this name.
+            Conflict: it has as many as it may.
+        """
+        path = self.landmarks_path(category, version, found.name)
+        with self._store.pointers(category).lock():
+            self._store.stamp(category, version)
+            self.check_free(category, version, found.name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, found.model_dump(mode="json"))
+
+    def check_free(self, category: str, version: str, name: str) -> None:
+        """Raises NameTaken or Conflict where a set of landmarks of this name can't be added."""
+        sets = self.landmark_sets(category, version)
+        if check_set_name(name) in sets:
+            raise NameTaken(
+                f"version '{version}' of category '{category}' has landmarks '{name}' already; choose another name, "
+                "or delete them first"
+            )
+        if len(sets) >= MOST_SETS:
+            raise Conflict(f"version '{version}' of category '{category}' has {MOST_SETS} sets of landmarks already")
+
+    def remove_landmarks(self, category: str, version: str, name: str) -> None:
+        """Remove a set of landmarks. Raises UnknownLandmarks."""
+        path = self.landmarks_path(category, version, name)
+        with self._store.pointers(category).lock():
+            try:
+                path.unlink()
+            except FileNotFoundError as error:
+                raise self._unknown(category, version, name) from error
+            sync(path.parent)
+
+    def _unknown(self, category: str, version: str, name: str) -> UnknownLandmarks:
+        sets = ", ".join(self.landmark_sets(category, version)[:20]) or "none"
+        return UnknownLandmarks(
+            f"version '{version}' of category '{category}' has no landmarks '{name}'; it has {sets}. Landmarks are "
+            "fitted for one version: another one finds other keypoints"
+        )

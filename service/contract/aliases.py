@@ -1,0 +1,109 @@
+"""Names that move from version to version: ``active``, and others that users give.
+
+An alias is a small JSON file that is replaced as a whole: a reader sees where it pointed or where it points. Whoever
+moves one, or removes a version, holds the category's lock, a file that is locked and never removed. So gateways and
+a worker that publishes at the same moment agree on what points where, on any file system that knows such locks.
+
+categories/<category>/active.json              the alias ``active``, where every release has put it
+categories/<category>/aliases/<alias>.json     each of the others
+categories/<category>/.lock                    the lock
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import BadAliasName, Conflict, StoreCorrupt
+from .files import read_json, sync, write_json
+
+ACTIVE = "active"
+MAX_ALIASES = 100  # of a category
+_ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+
+
+def is_alias(name: str) -> bool:
+    """Whether an alias may be called so."""
+    return bool(_ALIAS.fullmatch(name))
+
+
+def check_alias(name: str) -> str:
+    """The name, if an alias may be called so.
+
+    Raises:
+        BadAliasName: anything else, paths above all.
+    """
+    if not is_alias(name):
+        raise BadAliasName(
+            f"alias {name[:80]!r} must start with a letter a-z and hold only a-z, 0-9, - and _, 64 characters at most"
+        )
+    return name
+
+
+class Aliases:
+    """The aliases of one category. Reading needs no lock; writing needs :meth:`lock`.
+
+    Args:
+        folder: of the category.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the category's lock; it waits for others, in this process and in any other."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)  # and gives the lock back
+
+    def target(self, alias: str) -> str | None:
+        """The version that an alias points to; None where there is no such alias."""
+        try:
+            version = read_json(self._path(alias)).get("version")
+        except FileNotFoundError:
+            return None
+        if not isinstance(version, str):
+            raise StoreCorrupt(f"the alias '{alias}' of category '{self._folder.name}' names no version")
+        return version
+
+    def all(self) -> dict[str, str]:
+        """Every alias with its version: ``active`` first, the others by name."""
+        try:
+            names = sorted(path.stem for path in (self._folder / "aliases").iterdir() if path.suffix == ".json")
+        except FileNotFoundError:
+            names = []
+        found = {name: self.target(name) for name in (ACTIVE, *filter(is_alias, names))}
+        return {name: version for name, version in found.items() if version is not None}
+
+    def put(self, alias: str, version: str) -> None:
+        """Point an alias to a version.
+
+        Raises:
+            Conflict: the category has as many aliases as it may.
+        """
+        path = self._path(alias)
+        if not path.exists() and len(self.all()) >= MAX_ALIASES:
+            raise Conflict(f"category '{self._folder.name}' has {MAX_ALIASES} aliases already; remove one first")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"version": version})
+
+    def remove(self, alias: str) -> None:
+        """Remove an alias, if it is there."""
+        path = self._path(alias)
+        with suppress(FileNotFoundError):
+            path.unlink()
+            sync(path.parent)
+
+    def _path(self, alias: str) -> Path:
+        if alias == ACTIVE:
+            return self._folder / "active.json"
+        return self._folder / "aliases" / f"{check_alias(alias)}.json"

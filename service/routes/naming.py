@@ -1,0 +1,77 @@
+"""/priors/{category}/keypoint-names: what users call the keypoints of a version."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request, Response
+
+from ..contract.additions import check_names
+from ..errors import responses
+from ..gateway import gateway_of
+from ..preconditions import IfMatch, expecting, tag_of_json
+from ..version_schemas import KeypointNames, NewKeypointNames
+from .priors import Version
+
+router = APIRouter(tags=["priors"])
+
+_ETAG = {"ETag": {"description": "of these names; for If-Match", "schema": {"type": "string"}}}
+
+
+@router.get(
+    "/priors/{category}/keypoint-names",
+    summary="The names of keypoints",
+    response_model=KeypointNames,
+    responses={200: {"headers": _ETAG, "description": "the names"}, **responses(400, 404)},
+)
+async def get_keypoint_names(
+    request: Request, response: Response, category: str, version: Version = None
+) -> dict[str, Any]:
+    """What the keypoints of a version are called; the `ETag` goes into `If-Match` when they are named anew."""
+    gateway = gateway_of(request)
+    found = await gateway.io(gateway.versions.keypoint_names, category, version)
+    response.headers["ETag"] = tag_of_json(found["names"])
+    return found
+
+
+@router.put(
+    "/priors/{category}/keypoint-names",
+    summary="Name the keypoints",
+    response_model=KeypointNames,
+    responses={
+        200: {"headers": _ETAG, "description": "they are called so now"},
+        **responses(400, 404, 412, 422, 428),
+    },
+)
+async def put_keypoint_names(
+    request: Request,
+    response: Response,
+    category: str,
+    given: Annotated[NewKeypointNames, Body()],
+    version: Version = None,
+    if_match: IfMatch = None,
+) -> dict[str, Any]:
+    """Names the keypoints of one version, the active one unless `version` says otherwise.
+
+    The names are in its prior and its estimates from then on. They stay with the version: another training finds
+    other keypoints. The first names need no `If-Match`, later ones do.
+    """
+    gateway = gateway_of(request)
+    versions = gateway.versions
+    check = expecting(if_match, "a list of names")
+
+    def put() -> dict[str, Any]:
+        before = versions.keypoint_names(category, version)
+        name = before["version"]
+        names = check_names(given.names, len(before["names"]))
+
+        def unchanged(now: tuple[str, ...] | None) -> None:
+            if now is not None or if_match is not None:
+                check(tag_of_json(list(now or before["names"])))
+
+        versions.additions.put_names(category, name, names, unchanged)
+        return {"category": category, "version": name, "names": list(names)}
+
+    found = await gateway.io(put)
+    response.headers["ETag"] = tag_of_json(found["names"])
+    return found

@@ -1,0 +1,105 @@
+"""/priors/{category}/versions: a version as one file, out of one server and into another."""
+
+from __future__ import annotations
+
+import errno
+from itertools import chain
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from ..contract.aliases import ACTIVE
+from ..contract.errors import BadVersionFile
+from ..contract.store import check_category
+from ..documentation import import_body
+from ..errors import BadField, StorageFull, responses
+from ..exporting import export_version
+from ..forms import FileField, read_form
+from ..gateway import Gateway, gateway_of
+from ..importing import import_version
+from ..intake import Intake
+from ..schemas import VersionEntry
+
+router = APIRouter(tags=["versions"])
+
+_TRUTHS = {"": None, "true": True, "false": False}
+
+
+@router.get(
+    "/priors/{category}/versions/{version}/export",
+    summary="Export a version",
+    response_class=Response,
+    responses={
+        200: {"content": {"application/zip": {}}, "description": "a zip of the version's files and a manifest"},
+        **responses(400, 404),
+    },
+)
+async def get_export(request: Request, category: str, version: str) -> Response:
+    """A version as one file that another server imports: its weights as safetensors, all else as JSON, and a manifest
+    with the size and the SHA-256 of each. Names and landmarks that were added to it go along.
+    """
+    gateway = gateway_of(request)
+    name = await gateway.io(gateway.versions.store.resolve, category, version)
+    parts = export_version(gateway.versions, category, name)
+    first = await gateway.upload(next, parts)  # all that can be wrong is found before the first part
+    headers = {"Content-Disposition": f'attachment; filename="{category}-{name}.zip"'}
+    return StreamingResponse(chain((first,), parts), media_type="application/zip", headers=headers)
+
+
+@router.post(
+    "/priors/{category}/versions/import",
+    status_code=201,
+    summary="Import a version",
+    response_model=VersionEntry,
+    responses=responses(400, 408, 409, 413, 415, 422, 507),
+    openapi_extra=import_body(),
+)
+async def post_import(request: Request, category: str) -> Response:
+    """Makes a version of a file that an export gave, under its own name, in this category or in another.
+
+    Everything in it is checked before it is there: the format, every checksum, the settings, and by the header of the
+    weights that they are those of such a model. It becomes the active version where `activate` is true, or where the
+    category has no active version yet and `activate` is not given.
+    """
+    gateway = gateway_of(request)
+    check_category(category)
+    intake = Intake(gateway.files, gateway.upload, gateway.settings.version_max_bytes)
+    try:
+        activate = await _receive(request, intake)
+        entry = await gateway.upload(_publish, gateway, intake, category, activate)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull("the server has no room for this version; its owner must free some") from error
+        raise
+    finally:
+        await intake.close()
+    headers = {"Location": f"/priors/{category}?version={entry['version']}"}
+    return JSONResponse(entry, status_code=201, headers=headers)
+
+
+async def _receive(request: Request, intake: Intake) -> bool | None:
+    def twice() -> BadField:
+        return BadField("file", "more than one file came; send one version at a time")
+
+    form = await read_form(request, {"file": FileField(1, twice, intake.archive.write, intake.archive.max_bytes)})
+    for field in form.fields:
+        if field != "activate":
+            raise BadField(field, f"unknown field {field!r}; known are file and activate")
+    if intake.archive.is_empty:
+        raise BadVersionFile("no version came, or an empty file; send one in the field file (curl -F file=@FILE.zip)")
+    text = form.fields.get("activate", "").strip().lower()
+    if text not in _TRUTHS:
+        raise BadField("activate", f"activate is {text[:80]!r}; it must be true or false")
+    await intake.flush()
+    return _TRUTHS[text]
+
+
+def _publish(gateway: Gateway, intake: Intake, category: str, activate: bool | None) -> dict[str, Any]:
+    versions = gateway.versions
+    store = versions.store
+    folder = gateway.files.folder(intake.job_id) / "version"
+    name = import_version(store, intake.archive.path, folder, category, gateway.settings.version_max_bytes)
+    if activate or (activate is None and ACTIVE not in store.aliases(category)):
+        store.activate(category, name)
+    return versions.version_entry(category, name, store.aliases(category))

@@ -1,0 +1,118 @@
+"""/priors/{category}/aliases and the end of versions: names that move, and roll back by being moved."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request, Response
+
+from ..contract.changes import delete_version, move_alias, remove_alias
+from ..errors import responses
+from ..gateway import gateway_of
+from ..preconditions import IfMatch, expecting, tag_of
+from ..version_schemas import AliasEntry, AliasPage, AliasTarget
+
+router = APIRouter(tags=["versions"])
+
+_ETAG = {"ETag": {"description": "names the version that it points to; for If-Match", "schema": {"type": "string"}}}
+
+
+@router.get(
+    "/priors/{category}/aliases",
+    summary="List a category's aliases",
+    response_model=AliasPage,
+    responses=responses(400, 404),
+)
+async def get_aliases(request: Request, category: str) -> dict[str, Any]:
+    """The names that point to versions: `active`, which requests without a version get, then the others by name.
+
+    A category has at most 100, so they come in one page.
+    """
+    gateway = gateway_of(request)
+    found = await gateway.io(gateway.versions.store.aliases, category)
+    return {"items": [_entry(category, alias, version) for alias, version in found.items()], "next_cursor": None}
+
+
+@router.get(
+    "/priors/{category}/aliases/{alias}",
+    summary="An alias",
+    response_model=AliasEntry,
+    responses={200: {"headers": _ETAG, "description": "where it points"}, **responses(400, 404)},
+)
+async def get_alias(request: Request, response: Response, category: str, alias: str) -> dict[str, Any]:
+    """The version that an alias points to; its `ETag` goes into `If-Match` when it is moved."""
+    gateway = gateway_of(request)
+    version = await gateway.io(gateway.versions.store.alias, category, alias)
+    response.headers["ETag"] = tag_of(version)
+    return _entry(category, alias, version)
+
+
+@router.put(
+    "/priors/{category}/aliases/{alias}",
+    summary="Point an alias to a version",
+    response_model=AliasEntry,
+    responses={
+        200: {"headers": _ETAG, "description": "it was moved"},
+        201: {"model": AliasEntry, "headers": _ETAG, "description": "it is new"},
+        **responses(400, 404, 409, 412, 422, 428),
+    },
+)
+async def put_alias(
+    request: Request,
+    response: Response,
+    category: str,
+    alias: str,
+    target: Annotated[AliasTarget, Body()],
+    if_match: IfMatch = None,
+) -> dict[str, Any]:
+    """Makes an alias, or moves it at once for everybody. Moving `active` back to an older version is a roll back.
+
+    A new alias needs no `If-Match`; one that exists is moved only by a request that names where it points now,
+    so that of two who move it at the same moment one is told (412).
+
+    ```sh
+    curl -X PUT --json '{"version": "active"}' http://127.0.0.1:8000/priors/dog/aliases/champion
+    ```
+    """
+    gateway = gateway_of(request)
+    check = expecting(if_match, f"the alias '{alias[:80]}'")
+    store = gateway.versions.store
+    version, new = await gateway.io(
+        move_alias, store, category, alias, target.version, lambda now: check(now and tag_of(now))
+    )
+    response.status_code = 201 if new else 200
+    response.headers["ETag"] = tag_of(version)
+    return _entry(category, alias, version)
+
+
+@router.delete(
+    "/priors/{category}/aliases/{alias}",
+    status_code=204,
+    summary="Remove an alias",
+    responses=responses(400, 404, 409, 412, 422),
+)
+async def delete_alias(request: Request, category: str, alias: str, if_match: IfMatch = None) -> None:
+    """Removes an alias; its version stays. `active` can only be moved."""
+    gateway = gateway_of(request)
+    check = expecting(if_match, f"the alias '{alias[:80]}'", needed=False)
+    store = gateway.versions.store
+    await gateway.io(remove_alias, store, category, alias, lambda now: check(now and tag_of(now)))
+
+
+@router.delete(
+    "/priors/{category}/versions/{version}",
+    status_code=204,
+    summary="Delete a version",
+    responses=responses(400, 404, 409),
+)
+async def remove_version(request: Request, category: str, version: str) -> None:
+    """Deletes a version for good, with the names and landmarks that were added to it.
+
+    One that an alias points to, the active one above all, is refused (409, `version_in_use`): move the alias first.
+    """
+    gateway = gateway_of(request)
+    await gateway.io(delete_version, gateway.versions.store, category, version)
+
+
+def _entry(category: str, alias: str, version: str) -> dict[str, Any]:
+    return {"category": category, "alias": alias, "version": version}
