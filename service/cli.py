@@ -14,13 +14,14 @@ import typer
 from pydantic import ValidationError
 
 from . import cli_output as output
+from .cli_estimate import estimate
 from .cli_evaluate import evaluate
 from .cli_jobs import checkpoints, events, pause, resume
 from .cli_landmarks import landmarks
 from .cli_naming import names
 from .cli_options import URL, AsJson, Category, Follow, JobId, Url, Version
 from .cli_versions import aliases, versions
-from .client import Client, InputError, Job, JobStatus, png_bytes
+from .client import Client, InputError, Job, JobStatus
 from .progress import TrainingProgress
 
 app = typer.Typer(
@@ -134,38 +135,6 @@ def cancel(job_id: JobId, url: Url = URL, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def estimate(
-    category: Category,
-    images: Annotated[list[Path], typer.Argument(help="Pictures: JPEG, PNG, WebP, BMP or TIFF.")],
-    overlay: Annotated[
-        Path | None,
-        typer.Option(help="Write the picture with its pose drawn; of several pictures each gets a number: OUT-1.png."),
-    ] = None,
-    refine_steps: Annotated[int, typer.Option(min=0, max=10, help="Rounds of iterative refinement.")] = 0,
-    marks: Annotated[
-        str | None, typer.Option("--landmarks", metavar="NAME", help="Landmarks of the version to tell too.")
-    ] = None,
-    version: Version = None,
-    url: Url = URL,
-    as_json: AsJson = False,
-) -> None:
-    """Estimate the poses in pictures."""
-    with output.errors_shown(as_json), Client(url) as client:
-        include = ("overlay",) if overlay else ()
-        found = client.estimate(category, images, version, refine_steps, include, landmarks=marks)
-        written = []
-        for image in found.images:
-            if overlay and image.overlay:
-                written.append(_write(_numbered(overlay, image.index, len(found.images)), png_bytes(image.overlay)))
-        if as_json:
-            output.print_json(found)
-            return
-        output.show_estimate(found, [str(path) for path in images])
-        for path in written:
-            output.out.print(f"written: {path}")
-
-
-@app.command()
 def prior(category: Category, version: Version = None, url: Url = URL, as_json: AsJson = False) -> None:
     """Show what was learned about a category."""
     with output.errors_shown(as_json), Client(url) as client:
@@ -187,7 +156,7 @@ def history(category: Category, version: Version = None, url: Url = URL, as_json
             output.show_history(found)
 
 
-for command in (pause, resume, events, checkpoints, evaluate, names):
+for command in (estimate, pause, resume, events, checkpoints, evaluate, names):
     app.command()(command)
 for group in (versions, aliases, landmarks):
     app.add_typer(group)
@@ -268,18 +237,6 @@ def _settings(assignments: list[str]) -> dict[str, str]:
         if not name or not equals:
             raise InputError(f"--set takes NAME=VALUE, as in --set steps=2000, not '{name}{equals}'")
     return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _numbered(path: Path, index: int, count: int) -> Path:
-    return path if count == 1 else path.with_name(f"{path.stem}-{index + 1}{path.suffix}")
-
-
-def _write(path: Path, data: bytes) -> Path:
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise InputError(f"can't write {path}: {error.strerror}") from error
-    return path
 
 
 def _problem(code: str, detail: str) -> dict[str, Any]:

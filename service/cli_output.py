@@ -172,7 +172,8 @@ def show_checkpoints(found: Iterable[Checkpoint]) -> None:
 def show_estimate(estimate: Estimate, names: Sequence[str]) -> None:
     """Keypoints in pixels, one table a picture."""
     for name, image in zip(names, estimate.images, strict=True):
-        out.print(f"{escape(name)}  {image.width} x {image.height} px")
+        surprise = "" if image.surprise is None else f", surprise {image.surprise:.2f}"
+        out.print(f"{escape(name)}  {image.width} x {image.height} px{surprise}")
         table = _table("keypoint", "x", "y", "score")
         for point in image.keypoints:
             name = str(point.id) if point.name is None else f"{point.id} {point.name}"

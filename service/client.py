@@ -25,10 +25,11 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from .client_errors import APIError, ClientError, InputError, Unreachable
+from .client_estimate import EstimateCalls
 from .client_jobs import JobCalls
-from .client_types import Estimate, History, Job, JobStatus, KeypointNames, Memory, Prior, PriorEntry, joined, png_bytes
+from .client_types import Estimate, History, Job, JobStatus, KeypointNames, Memory, Prior, PriorEntry, png_bytes
 from .client_versions import AliasCalls, LandmarkCalls, VersionCalls
-from .uploads import Picture, archive_of, file_part, picture_part
+from .uploads import archive_of, file_part
 
 __all__ = [
     "APIError",
@@ -47,12 +48,11 @@ __all__ = [
 ]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-PICTURES_A_REQUEST = 32
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class Client(JobCalls):
+class Client(JobCalls, EstimateCalls):
     """Talks to one server. Not for use by several threads at once.
 
     Args:
@@ -130,49 +130,6 @@ class Client(JobCalls):
                 files["prior"] = file_part(Path(prior), stack)
             headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
             return self._job("POST", "/train-jobs", data=fields, files=files, headers=headers)
-
-    # poses
-
-    def estimate(
-        self,
-        category: str,
-        images: Sequence[Picture],
-        version: str | None = None,
-        refine_steps: int = 0,
-        include: Sequence[str] = (),
-        boxes: Sequence[Sequence[float]] | None = None,
-        landmarks: str | None = None,
-    ) -> Estimate:
-        """The poses of some pictures, in their order.
-
-        Many pictures are sent in several requests; the answer is one, and its timings are sums.
-
-        Args:
-            images: paths, or the bytes of picture files.
-            include: any of "link_map", "trajectory", "overlay".
-            boxes: where the thing is in each picture, as x, y, width, height in pixels.
-            landmarks: a set of landmarks of the version, whose points the answer shall have too.
-        """
-        fields = {"category": category, "refine_steps": str(refine_steps)}
-        if landmarks:
-            fields["landmarks"] = landmarks
-        if version:
-            fields["version"] = version
-        if include:
-            fields["include"] = ",".join(include)
-        if boxes is not None and len(boxes) != len(images):
-            raise InputError(f"{len(images)} pictures came with {len(boxes)} boxes; each picture needs one")
-        answers = []
-        for first in range(0, max(len(images), 1), PICTURES_A_REQUEST):
-            part = slice(first, first + PICTURES_A_REQUEST)
-            own = {"boxes": json.dumps([list(box) for box in boxes[part]])} if boxes is not None else {}
-            answers.append(self._estimate({**fields, **own}, images[part]))
-        return joined(answers)
-
-    def _estimate(self, fields: Mapping[str, str], images: Sequence[Picture]) -> Estimate:
-        with ExitStack() as stack:
-            files = [("images", picture_part(image, index, stack)) for index, image in enumerate(images)]
-            return self._read(Estimate, self._send("POST", "/estimate", data=fields, files=files))
 
     # priors
 
