@@ -111,6 +111,7 @@ async def test_estimate_form_is_described(described):
         "refine_steps",
         "include",
         "boxes",
+        "format",
         "landmarks",
     }
     assert schema["properties"]["images"]["maxItems"] == 64

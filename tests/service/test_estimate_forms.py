@@ -1,4 +1,4 @@
-"""POST /estimate as JSON lines, with several boxes a picture, and as COCO's and DeepLabCut's files; client and command."""
+"""POST /estimate: JSON lines, several boxes a picture, COCO's and DeepLabCut's files; client and command."""
 
 from __future__ import annotations
 
@@ -74,9 +74,7 @@ async def test_lines_may_have_more_pictures_than_a_document(serve, consumer, dog
     problem(await http.post("/estimate", data={"category": "dog"}, files=files, headers=LINES), 413, "too_many_images")
 
 
-async def test_what_is_wrong_with_the_whole_request_is_a_problem_and_no_line(
-    http, consumer, dog, make_picture, problem
-):
+async def test_what_is_wrong_with_a_whole_request_is_a_problem(http, consumer, dog, make_picture, problem):
     files = images(make_picture())
     problem(await http.post("/estimate", data={"category": "cat"}, files=files, headers=LINES), 404, "unknown_category")
     data = {"category": "dog", "format": "csv"}
