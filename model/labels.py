@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -80,7 +81,8 @@ class Labels:
         """The row of each picture's labels, -1 where it has none.
 
         A picture and a label belong together where their names are equal or one is the end of the other, folder by
-        folder: the label "0001.jpg" is that of "dog/0001.jpg".
+        folder: the label "0001.jpg" is that of "dog/0001.jpg". A letter with an accent is the same in its two
+        spellings in Unicode, for macOS writes the other one than most editors do.
 
         Args:
             pictures: file names, with or without folders.
@@ -224,7 +226,8 @@ def plain_size(name: str, width: float, height: float) -> tuple[int, int]:
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    parts = tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+    spelled = unicodedata.normalize("NFC", name)
+    parts = tuple(part for part in spelled.replace("\\", "/").split("/") if part not in ("", "."))
     return parts or (name,)
 
 
