@@ -39,7 +39,10 @@ def run(arguments: list[str]) -> int:
     try:
         command: Callable[[argparse.Namespace], dict[str, Any]] = options.command
         answer = command(options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except KeyError as error:
+        print(f"can't score: the predictions have no {error}", file=sys.stderr)
+        return 2
+    except (OSError, ValueError, ImportError) as error:
         print(f"can't score: {error}", file=sys.stderr)
         return 2
     print(json.dumps(answer))

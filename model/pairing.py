@@ -44,15 +44,23 @@ class Paired:
 
 
 def read_predictions(path: Path) -> dict[str, Any]:
-    """A predictions file as it is.
+    """A predictions file as it is. Of the pictures held out it may have the names alone.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: it is no JSON object, or holds something else than poses and sizes by name.
         OSError: it can't be read.
     """
-    content = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not JSON: {str(error)[:200]}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} is not a JSON object")
+    for part in ("pictures", *_SPLITS, "sizes"):
+        value = content.get(part) or {}
+        names = part == "heldout" and isinstance(value, list) and all(isinstance(name, str) for name in value)
+        if not isinstance(value, dict) and not names:
+            raise ValueError(f"'{part}' in {path.name} is a {type(value).__name__}; expected an object by picture name")
     return content
 
 
@@ -85,9 +93,7 @@ def pair(predictions: Mapping[str, Any], labels: Labels) -> Paired:
 
 def square_labels(labels: Labels, rows: Mapping[str, int], sizes: Mapping[str, Any]) -> tuple[Array, Array]:
     """Labels (N, J, 2) in [0, 1] of the square and visibility (N, J) of pictures, by name and row of the labels."""
-    known = {
-        labels.names[row]: (int(sizes[name][0]), int(sizes[name][1])) for name, row in rows.items() if name in sizes
-    }
+    known = {labels.names[row]: _size(name, sizes[name]) for name, row in rows.items() if name in sizes}
     chosen = labels.rows(list(rows.values())).to_square(known)
     return chosen.keypoints, chosen.visibility.astype(np.float64)
 
@@ -112,7 +118,11 @@ def rows_by_split(predictions: Mapping[str, Any], labels: Labels) -> dict[str, d
 
     Raises:
         LabelsError: a name fits two labels, or no picture of a split has a label.
+        ValueError: there are no pictures.
     """
+    lacking = [split for split in _SPLITS if split not in predictions]
+    if "pictures" not in predictions and lacking:
+        raise ValueError(f"the predictions have no '{lacking[0]}'; expected pictures, or train and heldout")
     if "pictures" in predictions:
         found = _found(labels, list(predictions["pictures"]))
         said = [labels.split[row] for row in found.values()] if labels.split else hashed_split(list(found))
@@ -134,3 +144,9 @@ def rows_by_split(predictions: Mapping[str, Any], labels: Labels) -> dict[str, d
 
 def _found(labels: Labels, names: list[str]) -> dict[str, int]:
     return {name: int(row) for name, row in zip(names, labels.match(names), strict=True) if row >= 0}
+
+
+def _size(name: str, size: Any) -> tuple[int, int]:
+    if not isinstance(size, list | tuple) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise ValueError(f"the size of '{name}' is {str(size)[:40]}; expected [width, height] in pixels")
+    return size[0], size[1]

@@ -101,8 +101,34 @@ def test_what_can_not_be_scored_is_said_in_a_line(call, truth, names):
         "differ in shape"
         in call("protocols", predictions={"pictures": ragged, "sizes": sizes}, labels=csv(names, labels))[1]
     )
-    assert "can't score" in call("protocols", predictions={"other": {}}, labels=csv(names, labels))[1]
     assert "not a JSON object" in call("protocols", predictions=[], labels=csv(names, labels))[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "predictions", "message"),
+    [
+        ("protocols", "{", "predictions is not JSON"),
+        ("protocols", {"other": {}}, "the predictions have no 'train'; expected pictures, or train and heldout"),
+        ("protocols", {"pictures": ["000.jpg"]}, "'pictures' in predictions is a list"),
+        ("protocols", {"pictures": {"000.jpg": [[0, 0]]}, "sizes": [[2, 1]]}, "'sizes' in predictions is a list"),
+        ("protocols", {"train": {}, "heldout": [7]}, "'heldout' in predictions is a list"),
+        ("protocols", {"pictures": {}, "sizes": {}}, "none of the 60 labelled pictures"),
+        ("occlusion", {"train": {"000.jpg": [[0, 0]]}, "heldout": ["001.jpg"]}, "the predictions have no 'seed'"),
+    ],
+)
+def test_predictions_of_another_form_are_refused_in_a_line(call, truth, names, command, predictions, message):
+    if isinstance(predictions, dict) and "sizes" not in predictions:
+        predictions = {**predictions, "sizes": {name: [200, 100] for name in names}}
+    status, said = call(command, predictions=predictions, labels=csv(names, truth[1]))
+    assert (status, said.count("\n")) == (2, 1)
+    assert message in said
+
+
+@pytest.mark.parametrize("size", [200, [200], [200, "100"], [0, 100], [1.5, 2]])
+def test_size_that_is_none_is_refused_by_name(call, truth, names, size):
+    predictions = {"pictures": by_name(names, truth[0]), "sizes": {name: [200, 100] for name in names}}
+    predictions["sizes"]["003.jpg"] = size
+    assert "the size of '003.jpg' is" in call("protocols", predictions=predictions, labels=csv(names, truth[1]))[1]
 
 
 def test_masks_are_written_for_every_level_and_scored_with_their_poses(call, truth, names, tmp_path):
