@@ -124,6 +124,14 @@ def test_predictions_of_another_form_are_refused_in_a_line(call, truth, names, c
     assert message in said
 
 
+def test_labels_are_held_against_pictures_that_have_no_pose_yet(call, truth, names):
+    pictures = {"pictures": dict.fromkeys(names), "sizes": {name: [200, 100] for name in names}}
+    labels = csv(names, truth[1], lambda i: "test" if i < 20 else "train")
+    assert call("check", predictions=pictures, labels=labels) == {"train_images": 40, "heldout_images": 20, "limbs": 0}
+    tall = pictures | {"sizes": {name: [20, 10] for name in names}}
+    assert "far outside of the picture" in call("check", predictions=tall, labels=labels)[1]
+
+
 @pytest.mark.parametrize("size", [200, [200], [200, "100"], [0, 100], [1.5, 2]])
 def test_size_that_is_none_is_refused_by_name(call, truth, names, size):
     predictions = {"pictures": by_name(names, truth[0]), "sizes": {name: [200, 100] for name in names}}
