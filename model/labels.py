@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -179,16 +179,29 @@ def from_square(square: ArrayLike, width: ArrayLike, height: ArrayLike) -> Array
     return pixels
 
 
-def hashed_split(names: Sequence[str], test_share: float = 0.2) -> tuple[str, ...]:
+def hashed_split(
+    names: Sequence[str], test_share: float = 0.2, clips: Sequence[Hashable] | None = None
+) -> tuple[str, ...]:
     """ "train" or "test" for each picture, where nobody has said: the share of lowest SHA-256 of the name is "test".
 
     The same names have the same split on every machine, in whatever order they come; of two pictures or more, each
     split has one.
+
+    Args:
+        clips: which clip each picture is a frame of. Clips are split then, each by the first of its names: frames of
+            one are too alike to be in both.
     """
-    count = min(max(round(test_share * len(names)), 1), max(len(names) - 1, 0))
-    ranked = sorted(range(len(names)), key=lambda row: (hashlib.sha256(names[row].encode()).digest(), names[row]))
-    test = set(ranked[:count])
-    return tuple("test" if row in test else "train" for row in range(len(names)))
+    of: Sequence[Hashable] = range(len(names)) if clips is None else clips
+    first: dict[Hashable, str] = {}
+    for clip, name in zip(of, names, strict=True):
+        first[clip] = min(name, first.get(clip, name))
+    count = min(max(round(test_share * len(first)), 1), max(len(first) - 1, 0))
+
+    def rank(clip: Hashable) -> tuple[bytes, str]:
+        return hashlib.sha256(first[clip].encode("utf-8", "surrogatepass")).digest(), first[clip]
+
+    test = set(sorted(first, key=rank)[:count])
+    return tuple("test" if clip in test else "train" for clip in of)
 
 
 def check_extent(pictures: int, keypoints: int) -> None:

@@ -4,15 +4,16 @@ A **predictions** file is JSON. Keypoints are (x, y) in [0, 1] of the model's sq
 
 - ``{"train": {name: [[x, y], …]}, "heldout": {…}}``, or ``{"pictures": {name: …}}``, which is split as the labels
   say and, where they don't, by the names (:func:`model.labels.hashed_split`);
+- ``"clips": true``, where the pictures of a folder are frames of one clip: of several folders whole ones are held out;
 - ``"sizes": {name: [width, height]}`` in pixels, where the labels are in pixels and don't tell.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -125,7 +126,8 @@ def rows_by_split(predictions: Mapping[str, Any], labels: Labels) -> dict[str, d
         raise ValueError(f"the predictions have no '{lacking[0]}'; expected pictures, or train and heldout")
     if "pictures" in predictions:
         found = _found(labels, list(predictions["pictures"]))
-        said = [labels.split[row] for row in found.values()] if labels.split else hashed_split(list(found))
+        clips = _folders(found) if predictions.get("clips") else None
+        said = [labels.split[row] for row in found.values()] if labels.split else hashed_split([*found], clips=clips)
         split_of = dict(zip(found, said, strict=True))
         rows = {
             split: {n: row for n, row in found.items() if split_of[n] == called} for split, called in _SPLITS.items()
@@ -140,6 +142,12 @@ def rows_by_split(predictions: Mapping[str, Any], labels: Labels) -> dict[str, d
     if empty:
         raise LabelsError(f"no labelled picture is in '{empty[0]}'; pictures are needed to fit on, and others to score")
     return rows
+
+
+def _folders(names: Iterable[str]) -> list[str] | None:
+    """The folder of each picture; None where all lie in one."""
+    folders = [str(PurePosixPath(name.replace("\\", "/")).parent) for name in names]
+    return folders if len(set(folders)) > 1 else None
 
 
 def _found(labels: Labels, names: list[str]) -> dict[str, int]:

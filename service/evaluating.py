@@ -126,7 +126,7 @@ def evaluate_category(
 
     Args:
         labels: CSV, COCO keypoints JSON or JSON as our samples'; where it gives no split, a fifth of the pictures
-            is scored by maps that were fitted on the others.
+            is scored by maps that were fitted on the others; for a version trained on clips whole folders are.
         occlusion: also hide parts of the scored pictures, and refine.
         refine_steps: of the occlusion test; 3 unless given, 0 for the method autolink, which has no memory.
         plot: PNG of the occlusion test to write.
@@ -163,12 +163,13 @@ def evaluate_category(
         work = Path(folder)
         predictions, split = work / "predictions.json", work / "split.json"
         told = ("--predictions", predictions, "--labels", labels)
-        predictions.write_text(json.dumps({"pictures": dict.fromkeys(squares.names), "sizes": sizes}))
+        facts = {"sizes": sizes, "clips": prior.mode == "clips"}
+        predictions.write_text(json.dumps({"pictures": dict.fromkeys(squares.names), **facts}))
         if not run_scorer("check", *told)["limbs"] and skeleton:
             raise InputError("the labels name no skeleton; COCO's category has it in 'skeleton', samples in 'edges'")
         poses = estimate_poses(client, category, prior.version, squares.pixels, 0, tell)
         unrefined = {name: pose[0] for name, pose in zip(squares.names, poses, strict=True)}
-        predictions.write_text(json.dumps({"pictures": unrefined, "sizes": sizes}))
+        predictions.write_text(json.dumps({"pictures": unrefined, **facts}))
         answer["scores"] = run_scorer("protocols", *told, "--split-out", split)
         if skeleton:
             (work / "prior.json").write_text(prior.model_dump_json())

@@ -269,3 +269,13 @@ def test_split_by_name_is_the_same_in_any_order_and_never_empty():
     assert dict(zip(names[::-1], hashed_split(names[::-1]), strict=True)) == split
     assert sorted(hashed_split(["a", "b"])) == ["test", "train"]
     assert hashed_split([]) == ()
+    assert sorted(hashed_split(["\udcff.jpg", "b.jpg"])) == ["test", "train"]  # a file name that is no UTF-8
+
+
+def test_split_of_clips_takes_them_whole_and_in_any_order():
+    names = [f"{clip}/{frame}.jpg" for clip in range(10) for frame in range(4)]
+    clips = [name.split("/")[0] for name in names]
+    split = dict(zip(names, hashed_split(names, clips=clips), strict=True))
+    assert sum(part == "test" for part in split.values()) == 8
+    assert len({(clip, split[name]) for clip, name in zip(clips, names, strict=True)}) == 10
+    assert dict(zip(names[::-1], hashed_split(names[::-1], clips=clips[::-1]), strict=True)) == split

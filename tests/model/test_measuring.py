@@ -79,6 +79,19 @@ def test_pictures_whose_labels_have_no_split_are_split_by_name(call, truth, name
     assert (scores["train_images"], scores["heldout_images"], scores["split_from"]) == (48, 12, "names")
 
 
+@pytest.mark.parametrize(("folders", "whole"), [(6, True), (1, False)])
+def test_whole_folders_are_held_out_where_they_are_clips(call, truth, names, tmp_path, folders, whole):
+    keypoints, labels = truth
+    inside = [f"clip{index % folders}/{name}" for index, name in enumerate(names)]
+    predictions = {"pictures": by_name(inside, keypoints), "sizes": {name: [200, 100] for name in inside}}
+    split = tmp_path / "split.json"
+    call("protocols", "--split-out", split, predictions={**predictions, "clips": True}, labels=csv(names, labels))
+    found = {part: {name.split("/")[0] for name in group} for part, group in json.loads(split.read_text()).items()}
+    assert found["train"].isdisjoint(found["heldout"]) == whole
+    call("protocols", "--split-out", split, predictions=predictions, labels=csv(names, labels))
+    assert len(json.loads(split.read_text())["heldout"]) == 12, "of stills single pictures, whatever their folders"
+
+
 def test_a_split_of_the_predictions_goes_before_the_labels_having_none(call, truth, names):
     keypoints, labels = truth
     predictions = {"train": by_name(names[:50], keypoints[:50]), "heldout": by_name(names[50:], keypoints[50:])}

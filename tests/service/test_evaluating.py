@@ -31,7 +31,7 @@ class Seer(ApiDouble):
     Attributes:
         sizes: of all pictures that came.
         refine_steps: of all requests that came.
-        method: of the version.
+        method, mode: of the version.
         links: of its prior.
     """
 
@@ -39,7 +39,7 @@ class Seer(ApiDouble):
         super().__init__()
         self.sizes: set[tuple[int, int]] = set()
         self.refine_steps: list[int] = []
-        self.method = "ppl"
+        self.method, self.mode = "ppl", "stills"
         self.links = [{"i": 0, "j": 1, "weight": 1.0}]
 
     def _route(self) -> None:
@@ -55,6 +55,7 @@ class Seer(ApiDouble):
                 "links": self.links,
                 "link_width": 0.001,
                 "method": self.method,
+                "mode": self.mode,
                 "settings": {"image_size": SIDE},
                 "training": {},
             }
@@ -184,6 +185,15 @@ def test_version_without_memory_is_measured_unrefined(api: Seer, photos: tuple[P
         assert set(api.refine_steps) == {0}
         with pytest.raises(InputError, match=r"refine_steps is 2, and version v1 of bird .* autolink.* no memory"):
             evaluate_category(client, "bird", [photos[0]], photos[1], occlusion=True, refine_steps=2)
+
+
+def test_pictures_of_a_version_of_clips_are_held_out_by_folders(api: Seer, photos: tuple[Path, Path]) -> None:
+    api.mode = "clips"
+    rows = photos[1].read_text().splitlines()
+    photos[1].write_text("\n".join(row.rpartition(",")[0] for row in rows))  # without the split
+    with Client(api.url) as client:
+        scores = evaluate_category(client, "bird", [photos[0]], photos[1])["scores"]
+    assert (scores["split_from"], scores["train_images"], scores["heldout_images"]) == ("names", 15, 15)
 
 
 def skeletal(csv: Path) -> dict[str, Any]:
