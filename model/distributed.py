@@ -2,9 +2,11 @@
 
 ``torchrun --nproc-per-node 2 -m model.distributed PICTURES VERSION`` trains on a folder of pictures and writes a
 version into a folder that is made for it. ``--clips`` takes each folder below it as a clip, ``--preset`` and
-``--set name=value`` give the settings (``batch_size`` is that of all processes together), ``--checkpoint FOLDER``
-goes on from a checkpoint there and writes one every ``checkpoint_every`` steps: the number of processes may be
-another one then. ``--device`` is auto, cpu or cuda. Rank 0 prints every step as a line of JSON.
+``--set name=value`` give the settings (``batch_size`` is that of all processes together), ``--prior FILE`` the prior
+to start from, as the API exports it, where the settings want one; the number of keypoints is then the prior's.
+``--checkpoint FOLDER`` goes on from a checkpoint there and writes one every ``checkpoint_every`` steps: the same
+command goes on with a run that was stopped, and the number of processes may be another one then. ``--device`` is
+auto, cpu or cuda. Rank 0 prints every step as a line of JSON.
 
 The processes agree over NCCL on CUDA, each on the GPU of its local rank, and over Gloo elsewhere.
 """
@@ -16,17 +18,20 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from torch import distributed
 
-from model.config import SettingError, resolve
+from model import checkpoint
+from model.config import PPLConfig, resolve
 from model.data import load_clips, load_folder
 from model.device import pick_device
-from model.group import Group
+from model.group import ALONE, Group
+from model.perceptual import WeightsUnavailableError
+from model.prior import PosePrior, check_given
 from model.trainer import Trainer
 
 _SILENCE = timedelta(minutes=30)  # of another process, until it counts as gone: a checkpoint may be slow to write
@@ -80,53 +85,90 @@ def joined(device: str, rank: int, processes: int, meeting: str = "env://") -> I
     distributed.destroy_process_group()  # not after an error: it may wait for peers that are gone
 
 
+class _Refused(Exception):  # noqa: N818 - it never leaves this module
+    """What the command was given can't be trained on; the message is for whoever gave it."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """One of the processes that torchrun starts; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    here, local_rank = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    try:
+        with _refusing():
+            prior = given.prior and PosePrior.from_json(checkpoint.load_json(given.prior))
+            config = _config(given.preset, given.settings, prior)
+            config.check_processes(processes)
+            check_given(prior, config)
+            device, side = device_of(given.device, local_rank, here), config.image_size
+            images, clips = (
+                load_clips(given.pictures, side) if given.clips else (load_folder(given.pictures, side), None)
+            )
+            if rank == 0:
+                _check_free(given.version)
+        with joined(device, rank, processes) if processes > 1 else nullcontext(ALONE) as group:
+            with _refusing():
+                trainer = Trainer(
+                    images, config, device, given.perceptual_weights, clips=clips, prior=prior, group=group
+                )
+                if given.checkpoint:
+                    trainer.load_checkpoint(given.checkpoint)
+                if rank == 0:  # only now: what is refused leaves no folder behind
+                    given.version.mkdir(parents=True, exist_ok=True)
+            _train(trainer, given.version, given.checkpoint)
+    except _Refused as refused:
+        print(f"can't train: {refused}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="torchrun -m model.distributed", description=__doc__)
     parser.add_argument("pictures", type=Path)
     parser.add_argument("version", type=Path)
     parser.add_argument("--clips", action="store_true")
     parser.add_argument("--preset", default="compact")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings")
+    parser.add_argument("--prior", type=Path)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--perceptual-weights", type=Path)
-    given = parser.parse_args(arguments)
-    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return parser
+
+
+def _config(preset: str, assignments: list[str], prior: PosePrior | None) -> PPLConfig:
+    values = dict(assignment.partition("=")[::2] for assignment in assignments)
+    if prior is not None:
+        values.setdefault("num_keypoints", str(len(prior.keypoint_names)))
+    return resolve(preset, values)
+
+
+def _check_free(version: Path) -> None:
+    """An empty folder will do: a run that was killed leaves one behind."""
+    if version.exists() and (not version.is_dir() or any(version.iterdir())):
+        raise ValueError(f"{version} is there already and not empty; expected a folder that is new or empty")
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What is wrong with the given becomes :class:`_Refused`; an error of the training itself keeps its traceback."""
     try:
-        config = resolve(given.preset, dict(setting.partition("=")[::2] for setting in given.settings))
-        config.check_processes(processes)
-        device = device_of(given.device, int(os.environ.get("LOCAL_RANK", "0")), here)
-        side = config.image_size
-        images, clips = load_clips(given.pictures, side) if given.clips else (load_folder(given.pictures, side), None)
-        if rank == 0:
-            given.version.mkdir(parents=True)
-    except (SettingError, ValueError, OSError) as error:
-        print(f"can't train: {error}", file=sys.stderr)
-        return 2
-    if processes == 1:
-        _train(Trainer(images, config, device, given.perceptual_weights, clips=clips), given.version, given.checkpoint)
-        return 0
-    with joined(device, rank, processes) as group:
-        trainer = Trainer(images, config, device, given.perceptual_weights, clips=clips, group=group)
-        _train(trainer, given.version, given.checkpoint)
-    return 0
+        yield
+    except (ValueError, OSError, WeightsUnavailableError) as error:
+        raise _Refused(str(error)) from error
 
 
-def _train(trainer: Trainer, version: Path, checkpoint: Path | None) -> None:
+def _train(trainer: Trainer, version: Path, kept: Path | None) -> None:
     first = trainer.group.rank == 0
-    if checkpoint:
-        trainer.load_checkpoint(checkpoint)
-        trainer.group.wait()  # until all have read it: rank 0 goes on to write the next
+    trainer.group.wait()  # until all have read the checkpoint: rank 0 goes on to write the next
     for report in trainer.run():
         if first:
             print(json.dumps({"step": report.step, "losses": report.losses}), flush=True)
-            if checkpoint and report.step % trainer.config.checkpoint_every == 0:
-                trainer.save_checkpoint(checkpoint)
+            if kept and report.step % trainer.config.checkpoint_every == 0:
+                trainer.save_checkpoint(kept)
     if first:
-        if checkpoint:
-            trainer.save_checkpoint(checkpoint)
+        if kept:
+            trainer.save_checkpoint(kept)
         trainer.export(version)
     trainer.group.wait()
 

@@ -3,6 +3,7 @@
 Numpy only. In Python: :func:`evaluate`, and the modules that it comes from. As a command, JSON on standard output:
 
     python -m model.evaluate --predictions P.json --labels L.json            the headline
+    python -m model.evaluate check --predictions P.json --labels L           whether they fit; poses may be null
     python -m model.evaluate protocols --predictions P.json --labels L       every protocol
     python -m model.evaluate masks --squares S.npy --out DIR                 occluded pictures, to predict on
     python -m model.evaluate occlusion --predictions O.json --labels L [--plot OUT.png]

@@ -13,6 +13,7 @@ from model.labels import SPLITS, Labels, LabelsError, check_extent, check_not_no
 
 _NEEDED = ("image", "keypoint", "x", "y")
 _TRUTHS = {"1": True, "true": True, "yes": True, "2": True, "0": False, "false": False, "no": False, "": True}
+_TRUTHS |= {"1.0": True, "2.0": True, "0.0": False}  # as a table writes whole numbers once one cell was empty
 
 
 @dataclass

@@ -14,12 +14,14 @@ _BEYOND = 1e9  # a coordinate that is none
 
 
 def read_coco(content: dict[str, Any]) -> Labels:
-    """The labels of a COCO keypoints file. Crowds and annotations without a labelled keypoint are passed over.
+    """The labels of a COCO keypoints file.
+
+    Crowds, annotations of other categories, such as boxes, and those without a labelled keypoint are passed over.
 
     Raises:
         LabelsError: a key is missing, an image is unknown or has two annotations, or a list has the wrong length.
     """
-    joints, edges = _coco_category(content)
+    joints, edges, category = _coco_category(content)
     images = {}
     for image in _list(content, "images"):
         name = _text(image, "file_name", "an image")
@@ -30,6 +32,8 @@ def read_coco(content: dict[str, Any]) -> Labels:
     named: dict[str, Any] = {}
     poses: list[Sequence[Any]] = []
     for annotation in _list(content, "annotations"):
+        if category is not None and annotation.get("category_id", category) != category:
+            continue
         points = _field(annotation, "keypoints", list, "an annotation")
         if annotation.get("iscrowd") or not any(points[2::3]):
             continue
@@ -108,12 +112,13 @@ def _sample_joints(content: dict[str, Any]) -> tuple[str, ...]:
     return _names([f"keypoint_{joint}" for joint in range(len(_field(first, "keypoints", list, "the first picture")))])
 
 
-def _coco_category(content: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+def _coco_category(content: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...], Any]:
+    """Names, skeleton and id of the category that has keypoints; the id is None where the file gives none."""
     categories = [entry for entry in _list(content, "categories") if isinstance(entry, dict) and entry.get("keypoints")]
     if len(categories) != 1:
         raise LabelsError(f"{len(categories)} categories name keypoints; expected one")
     joints = _names(_field(categories[0], "keypoints", list, "the category"))
-    return joints, _edges(categories[0].get("skeleton") or [], len(joints), first=1)
+    return joints, _edges(categories[0].get("skeleton") or [], len(joints), first=1), categories[0].get("id")
 
 
 def _coco_split(images: dict[str, Any]) -> tuple[str, ...] | None:

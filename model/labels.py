@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -80,7 +81,8 @@ class Labels:
         """The row of each picture's labels, -1 where it has none.
 
         A picture and a label belong together where their names are equal or one is the end of the other, folder by
-        folder: the label "0001.jpg" is that of "dog/0001.jpg".
+        folder: the label "0001.jpg" is that of "dog/0001.jpg". A letter with an accent is the same in its two
+        spellings in Unicode, for macOS writes the other one than most editors do.
 
         Args:
             pictures: file names, with or without folders.
@@ -177,16 +179,29 @@ def from_square(square: ArrayLike, width: ArrayLike, height: ArrayLike) -> Array
     return pixels
 
 
-def hashed_split(names: Sequence[str], test_share: float = 0.2) -> tuple[str, ...]:
+def hashed_split(
+    names: Sequence[str], test_share: float = 0.2, clips: Sequence[Hashable] | None = None
+) -> tuple[str, ...]:
     """ "train" or "test" for each picture, where nobody has said: the share of lowest SHA-256 of the name is "test".
 
     The same names have the same split on every machine, in whatever order they come; of two pictures or more, each
     split has one.
+
+    Args:
+        clips: which clip each picture is a frame of. Clips are split then, each by the first of its names: frames of
+            one are too alike to be in both.
     """
-    count = min(max(round(test_share * len(names)), 1), max(len(names) - 1, 0))
-    ranked = sorted(range(len(names)), key=lambda row: (hashlib.sha256(names[row].encode()).digest(), names[row]))
-    test = set(ranked[:count])
-    return tuple("test" if row in test else "train" for row in range(len(names)))
+    of: Sequence[Hashable] = range(len(names)) if clips is None else clips
+    first: dict[Hashable, str] = {}
+    for clip, name in zip(of, names, strict=True):
+        first[clip] = min(name, first.get(clip, name))
+    count = min(max(round(test_share * len(first)), 1), max(len(first) - 1, 0))
+
+    def rank(clip: Hashable) -> tuple[bytes, str]:
+        return hashlib.sha256(first[clip].encode("utf-8", "surrogatepass")).digest(), first[clip]
+
+    test = set(sorted(first, key=rank)[:count])
+    return tuple("test" if clip in test else "train" for clip in of)
 
 
 def check_extent(pictures: int, keypoints: int) -> None:
@@ -224,7 +239,8 @@ def plain_size(name: str, width: float, height: float) -> tuple[int, int]:
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    parts = tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+    spelled = unicodedata.normalize("NFC", name)
+    parts = tuple(part for part in spelled.replace("\\", "/").split("/") if part not in ("", "."))
     return parts or (name,)
 
 

@@ -39,7 +39,10 @@ def run(arguments: list[str]) -> int:
     try:
         command: Callable[[argparse.Namespace], dict[str, Any]] = options.command
         answer = command(options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except KeyError as error:
+        print(f"can't score: the predictions have no {error}", file=sys.stderr)
+        return 2
+    except (OSError, ValueError, ImportError) as error:
         print(f"can't score: {error}", file=sys.stderr)
         return 2
     print(json.dumps(answer))
@@ -57,6 +60,15 @@ def _headline(options: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"{len(names)} {lacking}, the first: {names[0]}")
     scores: dict[str, Any] = dict(headline(paired.splits["train"], paired.splits["heldout"]))
     return scores | {f"{split}_images": len(names) for split, names in paired.names.items()}
+
+
+def _check(options: argparse.Namespace) -> dict[str, Any]:
+    """Whether labels fit pictures, before these are predicted: poses may be null. How many would be scored."""
+    predictions, labels = read_predictions(options.predictions), read_labels(options.labels)
+    rows = rows_by_split(predictions, labels)
+    for group in rows.values():
+        square_labels(labels, group, predictions.get("sizes") or {})
+    return {f"{split}_images": len(group) for split, group in rows.items()} | {"limbs": len(labels.edges)}
 
 
 def _protocols(options: argparse.Namespace) -> dict[str, Any]:
@@ -135,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     added = {}
-    for command in (_headline, _protocols, _masks, _occlusion, _skeleton):
+    for command in (_headline, _check, _protocols, _masks, _occlusion, _skeleton):
         name = command.__name__.removeprefix("_")
         added[name] = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
         added[name].set_defaults(command=command)

@@ -4,15 +4,16 @@ A **predictions** file is JSON. Keypoints are (x, y) in [0, 1] of the model's sq
 
 - ``{"train": {name: [[x, y], …]}, "heldout": {…}}``, or ``{"pictures": {name: …}}``, which is split as the labels
   say and, where they don't, by the names (:func:`model.labels.hashed_split`);
+- ``"clips": true``, where the pictures of a folder are frames of one clip: of several folders whole ones are held out;
 - ``"sizes": {name: [width, height]}`` in pixels, where the labels are in pixels and don't tell.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -44,15 +45,23 @@ class Paired:
 
 
 def read_predictions(path: Path) -> dict[str, Any]:
-    """A predictions file as it is.
+    """A predictions file as it is. Of the pictures held out it may have the names alone.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: it is no JSON object, or holds something else than poses and sizes by name.
         OSError: it can't be read.
     """
-    content = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not JSON: {str(error)[:200]}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} is not a JSON object")
+    for part in ("pictures", *_SPLITS, "sizes"):
+        value = content.get(part) or {}
+        names = part == "heldout" and isinstance(value, list) and all(isinstance(name, str) for name in value)
+        if not isinstance(value, dict) and not names:
+            raise ValueError(f"'{part}' in {path.name} is a {type(value).__name__}; expected an object by picture name")
     return content
 
 
@@ -85,9 +94,7 @@ def pair(predictions: Mapping[str, Any], labels: Labels) -> Paired:
 
 def square_labels(labels: Labels, rows: Mapping[str, int], sizes: Mapping[str, Any]) -> tuple[Array, Array]:
     """Labels (N, J, 2) in [0, 1] of the square and visibility (N, J) of pictures, by name and row of the labels."""
-    known = {
-        labels.names[row]: (int(sizes[name][0]), int(sizes[name][1])) for name, row in rows.items() if name in sizes
-    }
+    known = {labels.names[row]: _size(name, sizes[name]) for name, row in rows.items() if name in sizes}
     chosen = labels.rows(list(rows.values())).to_square(known)
     return chosen.keypoints, chosen.visibility.astype(np.float64)
 
@@ -112,10 +119,15 @@ def rows_by_split(predictions: Mapping[str, Any], labels: Labels) -> dict[str, d
 
     Raises:
         LabelsError: a name fits two labels, or no picture of a split has a label.
+        ValueError: there are no pictures.
     """
+    lacking = [split for split in _SPLITS if split not in predictions]
+    if "pictures" not in predictions and lacking:
+        raise ValueError(f"the predictions have no '{lacking[0]}'; expected pictures, or train and heldout")
     if "pictures" in predictions:
         found = _found(labels, list(predictions["pictures"]))
-        said = [labels.split[row] for row in found.values()] if labels.split else hashed_split(list(found))
+        clips = _folders(found) if predictions.get("clips") else None
+        said = [labels.split[row] for row in found.values()] if labels.split else hashed_split([*found], clips=clips)
         split_of = dict(zip(found, said, strict=True))
         rows = {
             split: {n: row for n, row in found.items() if split_of[n] == called} for split, called in _SPLITS.items()
@@ -132,5 +144,17 @@ def rows_by_split(predictions: Mapping[str, Any], labels: Labels) -> dict[str, d
     return rows
 
 
+def _folders(names: Iterable[str]) -> list[str] | None:
+    """The folder of each picture; None where all lie in one."""
+    folders = [str(PurePosixPath(name.replace("\\", "/")).parent) for name in names]
+    return folders if len(set(folders)) > 1 else None
+
+
 def _found(labels: Labels, names: list[str]) -> dict[str, int]:
     return {name: int(row) for name, row in zip(names, labels.match(names), strict=True) if row >= 0}
+
+
+def _size(name: str, size: Any) -> tuple[int, int]:
+    if not isinstance(size, list | tuple) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise ValueError(f"the size of '{name}' is {str(size)[:40]}; expected [width, height] in pixels")
+    return size[0], size[1]

@@ -34,7 +34,8 @@ def evaluate(train: Split, heldout: Split, swap: Sequence[int] | None = None) ->
 
     - "headline": :func:`per_keypoint` with bias, the project's own number.
     - "per_keypoint": without bias, as CUB is scored.
-    - "whole_pose": :func:`whole_pose`, as Human3.6m; only with ``swap``.
+    - "whole_pose": :func:`whole_pose`, as Human3.6m; only with ``swap``. Where it can't be fitted,
+      "whole_pose_left_out" says why, and the others stand.
     - "summed": :func:`summed`, as Taichi.
 
     Args:
@@ -72,7 +73,10 @@ def evaluate(train: Split, heldout: Split, swap: Sequence[int] | None = None) ->
         partners = _checked_swap(swap, len(counts))
         paired = np.flatnonzero(np.isin(np.arange(len(counts)), kept) & np.isin(partners, kept))
         within = np.searchsorted(paired, partners[paired])
-        numbers["whole_pose"] = whole_pose(_only(train, paired), _only(heldout, paired), within.tolist())
+        try:
+            numbers["whole_pose"] = whole_pose(_only(train, paired), _only(heldout, paired), within.tolist())
+        except ValueError as error:
+            numbers["whole_pose_left_out"] = str(error)
     return numbers | {
         "train_images": len(train[0]),
         "heldout_images": len(heldout[0]),
@@ -120,9 +124,12 @@ def whole_pose(train: Split, heldout: Split, swap: Sequence[int]) -> dict[str, f
         "error_percent" and "mean_pose_percent", means over the held-out poses in percent of the image side.
 
     Raises:
-        ValueError: ``swap`` is no pairing, or a keypoint is visible in no training picture (any more).
+        ValueError: ``swap`` is no pairing, no keypoint is left whose partner is seen too, or one is visible in no
+            training picture (any more).
     """
     partners = _checked_swap(swap, train[1].shape[1])
+    if not len(partners):
+        raise ValueError("no keypoint's two sides are both visible in training and in held-out pictures")
     keypoints, labels, visibility = _with_labels(train)
     labels, visibility = labels.copy(), visibility.copy()
     distance = np.zeros(len(labels))

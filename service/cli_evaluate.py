@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from . import cli_output as output
 from .cli_options import URL, AsJson, Category, Url, Version
+from .cli_output_skeleton import show_skeleton
 from .client import Client
 from .evaluating import evaluate_category
 
@@ -21,10 +22,16 @@ def evaluate(
     occlusion: Annotated[
         bool, typer.Option("--occlusion", help="Also hide parts of the scored pictures, and refine.")
     ] = False,
-    refine_steps: Annotated[int, typer.Option(min=0, max=10, help="Refinement iterations of --occlusion.")] = 3,
+    refine_steps: Annotated[
+        int | None,
+        typer.Option(min=0, max=10, help="Refinement iterations of --occlusion; 3, or 0 where there is no memory."),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="OUT.png", help="Draw the errors of --occlusion (extra 'plots').")
     ] = None,
+    skeleton: Annotated[
+        bool, typer.Option("--skeleton", help="Also hold the prior against the true skeleton that the labels name.")
+    ] = False,
     version: Version = None,
     url: Url = URL,
     as_json: AsJson = False,
@@ -51,11 +58,14 @@ def evaluate(
             occlusion=occlusion,
             refine_steps=refine_steps,
             plot=plot,
+            skeleton=skeleton,
             on_done=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if as_json:
         output.print_json(found)
         return
     output.show_evaluation(found)
+    if skeleton:
+        show_skeleton(found["skeleton"])
     if plot:
         output.out.print(f"written: {plot}")

@@ -119,6 +119,8 @@ def show_scores(scores: Mapping[str, Any]) -> None:
             numbers = scores[name]
             table.add_row(name, f"{numbers[error]:.2f} {unit}", f"{numbers[mean_pose]:.2f} {unit}", what)
     tables.print(table)
+    if "whole_pose_left_out" in scores:
+        out.print(f"  whole_pose is left out: {escape(str(scores['whole_pose_left_out']))}")
 
 
 def show_evaluation(found: Mapping[str, Any]) -> None:

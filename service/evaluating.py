@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +22,7 @@ from PIL import Image
 from .client import Client
 from .client_errors import InputError
 from .client_estimate import POSES_A_REQUEST
+from .client_types import Prior
 from .contract.archives import iter_media
 from .contract.errors import BadPicture, PPLError
 from .contract.members import Member
@@ -28,6 +30,8 @@ from .contract.pictures import PictureLimits, fit_square, is_picture_name, open_
 from .scoring import run_scorer
 
 OnDone = Callable[[int, int], object]
+
+_REFINE_STEPS = 3  # of the occlusion test, as in the paper's figures
 
 
 @dataclass
@@ -112,29 +116,34 @@ def evaluate_category(
     version: str | None = None,
     *,
     occlusion: bool = False,
-    refine_steps: int = 3,
+    refine_steps: int | None = None,
     plot: Path | None = None,
+    skeleton: bool = False,
     on_done: OnDone = lambda done, total: None,
 ) -> dict[str, Any]:
     """Score a version on labelled pictures: without refinement by every protocol, and if wanted under occlusion.
 
+    Whether labels and pictures fit is found out before any pose is estimated.
+
     Args:
         labels: CSV, COCO keypoints JSON or JSON as our samples'; where it gives no split, a fifth of the pictures
-            is scored by maps that were fitted on the others.
+            is scored by maps that were fitted on the others; for a version trained on clips whole folders are.
         occlusion: also hide parts of the scored pictures, and refine.
-        refine_steps: of the occlusion test.
+        refine_steps: of the occlusion test; 3 unless given, 0 for the method autolink, which has no memory.
         plot: PNG of the occlusion test to write.
+        skeleton: also hold the prior against the true skeleton that the labels name, over all pictures.
         on_done: told how many poses are there, of how many.
 
     Returns:
-        "category", "version", "images", "skipped_files", "scores" and, where wanted, "occlusion".
+        "category", "version", "images", "skipped_files", "scores" and, where wanted, "skeleton" and "occlusion".
 
     Raises:
-        InputError: pictures or labels that are of no use. And as the client.
+        InputError: pictures or labels that are of no use, or refinement of a version without memory. And as the client.
     """
-    if plot and not occlusion:
-        raise InputError("a plot shows the occlusion test; ask for that too (--occlusion)")
+    if plot:
+        _check_plot(plot, occlusion)
     prior = client.prior(category, version)
+    steps = _steps_for(prior, refine_steps)
     squares = read_squares(paths, int(prior.settings["image_size"]))
     count = len(squares.names)
     done, total = 0, count
@@ -144,8 +153,6 @@ def evaluate_category(
         done += more
         on_done(done, total)
 
-    poses = estimate_poses(client, category, prior.version, squares.pixels, 0, tell)
-    unrefined = {name: pose[0] for name, pose in zip(squares.names, poses, strict=True)}
     sizes = dict(zip(squares.names, squares.sizes, strict=True))
     answer: dict[str, Any] = {
         "category": category,
@@ -156,9 +163,18 @@ def evaluate_category(
     with TemporaryDirectory(prefix="ppl-") as folder:
         work = Path(folder)
         predictions, split = work / "predictions.json", work / "split.json"
-        predictions.write_text(json.dumps({"pictures": unrefined, "sizes": sizes}))
-        scores = run_scorer("protocols", "--predictions", predictions, "--labels", labels, "--split-out", split)
-        answer["scores"] = scores
+        told = ("--predictions", predictions, "--labels", labels)
+        facts = {"sizes": sizes, "clips": prior.mode == "clips"}
+        predictions.write_text(json.dumps({"pictures": dict.fromkeys(squares.names), **facts}))
+        if not run_scorer("check", *told)["limbs"] and skeleton:
+            raise InputError("the labels name no skeleton; COCO's category has it in 'skeleton', samples in 'edges'")
+        poses = estimate_poses(client, category, prior.version, squares.pixels, 0, tell)
+        unrefined = {name: pose[0] for name, pose in zip(squares.names, poses, strict=True)}
+        predictions.write_text(json.dumps({"pictures": unrefined, **facts}))
+        answer["scores"] = run_scorer("protocols", *told, "--split-out", split)
+        if skeleton:
+            (work / "prior.json").write_text(prior.model_dump_json())
+            answer["skeleton"] = run_scorer("skeleton", *told, "--prior", work / "prior.json")
         if not occlusion:
             return answer
         names = json.loads(split.read_text())
@@ -168,12 +184,32 @@ def evaluate_category(
         total += len(names["heldout"]) * len(masks["levels"])
         for level in masks["levels"]:
             pixels = np.load(work / "masked" / level.pop("file"), mmap_mode="r", allow_pickle=False)
-            level["poses"] = estimate_poses(client, category, prior.version, pixels, refine_steps, tell)
+            level["poses"] = estimate_poses(client, category, prior.version, pixels, steps, tell)
         train = {name: unrefined[name] for name in names["train"]}
         predictions.write_text(json.dumps({"train": train, "heldout": names["heldout"], "sizes": sizes, **masks}))
-        drawn = ("--plot", plot) if plot else ()
-        answer["occlusion"] = run_scorer("occlusion", "--predictions", predictions, "--labels", labels, *drawn)
+        answer["occlusion"] = run_scorer("occlusion", *told, *(("--plot", plot) if plot else ()))
     return answer
+
+
+def _steps_for(prior: Prior, wanted: int | None) -> int:
+    """How often to refine; what the worker would refuse is refused before all the pictures are estimated."""
+    if prior.method != "autolink":
+        return _REFINE_STEPS if wanted is None else wanted
+    if wanted:
+        raise InputError(
+            f"refine_steps is {wanted}, and version {prior.version} of {prior.category} was trained with the method "
+            "autolink, which has no memory to refine with; leave it out"
+        )
+    return 0
+
+
+def _check_plot(plot: Path, occlusion: bool) -> None:
+    if not occlusion:
+        raise InputError("a plot shows the occlusion test; ask for that too (--occlusion)")
+    if find_spec("matplotlib") is None:
+        raise InputError("plots need matplotlib: pip install 'pose-prior-learner[plots]'")
+    if not plot.absolute().parent.is_dir():
+        raise InputError(f"can't write {plot}: there is no folder {plot.absolute().parent}")
 
 
 def _media(paths: Sequence[Path]) -> Iterator[tuple[str, bytes | BadPicture | Member]]:

@@ -132,8 +132,8 @@ def match_labels(
     pictures = np.flatnonzero(rows >= 0)
     known = {labels.names[rows[index]]: (sizes[index][0], sizes[index][1]) for index in pictures.tolist()}
     chosen = labels.rows(rows[pictures]).to_square(known)
-    split = chosen.split or _split(
-        [names[index] for index in pictures.tolist()], None if clips is None else clips[pictures]
+    split = chosen.split or hashed_split(
+        [names[index] for index in pictures.tolist()], clips=None if clips is None else clips[pictures].tolist()
     )
     heldout = np.array([mine == "test" for mine in split], dtype=np.bool_)
     for lacking, what in ((heldout.all(), "train"), (not heldout.any(), "test")):
@@ -160,13 +160,3 @@ def training_rows(count: int, labelled: Labelled | None, clips: NDArray[np.int64
         left = np.bincount(clips[rows], minlength=int(clips.max()) + 1)
         rows &= left[clips] > 1
     return rows
-
-
-def _split(names: list[str], clips: NDArray[np.int64] | None) -> tuple[str, ...]:
-    if clips is None:
-        return hashed_split(names)
-    first: dict[int, str] = {}
-    for name, clip in sorted(zip(names, clips.tolist(), strict=True)):
-        first.setdefault(clip, name)
-    by_clip = dict(zip(first, hashed_split(list(first.values())), strict=True))
-    return tuple(by_clip[clip] for clip in clips.tolist())

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 from model import checkpoint
-from model.config import SettingError
+from model.config import SettingError, resolve
 from model.data import Batches
-from model.distributed import device_of
+from model.distributed import device_of, main
 from model.group import Group
 from model.predictor import Predictor
+from model.prior import PosePrior
 from model.trainer import Trainer
 
 HELPER = Path(__file__).with_name("ranks.py")
@@ -150,6 +151,67 @@ def test_torchrun_trains_on_a_folder(images, tiny, tmp_path):
     assert run.returncode == 0, run.stderr
     assert [json.loads(line)["step"] for line in run.stdout.splitlines()] == [1, 2, 3], "only one process tells"
     assert Predictor.load(tmp_path / "version", "cpu").predict(images).keypoints.shape == (10, 5, 2)
+
+
+@pytest.fixture
+def command(images, tiny, tmp_path, capsys):
+    """Run the command in this process, alone, on the ten pictures; its exit code and what it said on failing."""
+    (tmp_path / "pictures").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "pictures" / f"{number}.png")
+
+    def _run(version, *options, **changes):
+        settings = {**tiny.to_dict(), "steps": 3, "checkpoint_every": 1, **changes}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+        code = main([str(tmp_path / "pictures"), str(version), "--device", "cpu", *map(str, options), *given])
+        return code, capsys.readouterr().err
+
+    return _run
+
+
+def test_command_starts_from_a_prior(command, prior, tmp_path):
+    (tmp_path / "prior.json").write_text(json.dumps(prior.to_json()))
+    changes = {"keypoint_prior": "predefined", "connectivity_prior": "predefined", "num_keypoints": None}
+    assert command(tmp_path / "version", "--prior", tmp_path / "prior.json", **changes) == (0, "")
+    made = PosePrior.from_json(json.loads((tmp_path / "version" / "prior.json").read_text()))
+    assert made.keypoint_names == prior.keypoint_names
+    assert torch.equal(made.keypoint_prior, prior.keypoint_prior)
+
+
+def test_command_goes_on_with_a_run_that_was_killed(command, images, tiny, tmp_path):
+    started = Trainer(images, resolve("compact", {**tiny.to_dict(), "steps": 3, "checkpoint_every": 1}), "cpu")
+    next(started.run())
+    started.save_checkpoint(tmp_path / "kept")
+    (tmp_path / "stopped").mkdir()  # what else a killed run leaves behind
+    assert command(tmp_path / "whole") == (0, "")
+    assert command(tmp_path / "stopped", "--checkpoint", tmp_path / "kept") == (0, "")
+    ours, theirs = (checkpoint.load(tmp_path / name / "weights.safetensors")[0] for name in ("whole", "stopped"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    code, said = command(tmp_path / "whole")
+    assert (code, "is there already and not empty" in said) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "message"),
+    [
+        ((), {"keypoint_prior": "predefined"}, "no prior is given"),
+        (("--prior", "absent.json"), {}, "absent.json"),
+        ((), {"mode": "clips"}, "no clips are given"),
+        (("--clips",), {"mode": "stills"}, "mode is stills, but clips are given"),
+        (("--perceptual-weights", "absent.pt"), {}, "absent.pt can't be read"),
+        (("--checkpoint", "kept"), {"steps": 4}, "trained with other settings: steps"),
+    ],
+)
+def test_command_refuses_in_a_line_and_leaves_no_folder(
+    command, images, tiny, tmp_path, monkeypatch, options, changes, message
+):
+    monkeypatch.chdir(tmp_path)
+    Trainer(images, tiny, "cpu").save_checkpoint(tmp_path / "kept")
+    code, said = command(tmp_path / "version", *options, **changes)
+    assert (code, said.count("\n")) == (2, 1)
+    assert message in said
+    assert not (tmp_path / "version").exists()
 
 
 def test_batch_that_processes_cannot_share_evenly_is_refused(images, tiny):

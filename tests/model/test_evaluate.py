@@ -186,6 +186,28 @@ def test_whole_pose_passes_over_what_is_not_visible(mirrored):
     assert evaluate(train, held, SWAP)["whole_pose"]["error_percent"] < 1e-9
 
 
+def test_sides_that_are_never_seen_together_cost_the_whole_pose_alone(mirrored):
+    train, held = (tuple(part[:, 1:] if part.ndim == 2 or part.shape[1] == 3 else part for part in s) for s in mirrored)
+    held[2][:, 1] = 0  # one side is visible in training pictures only
+    scores = evaluate(train, held, (1, 0))
+    assert scores["headline"]["error_percent"] > 0
+    assert (scores["left_out_keypoints"], "whole_pose" in scores) == ([1], False)
+    assert "no keypoint's two sides" in scores["whole_pose_left_out"]
+
+
+def test_keypoint_whose_only_pose_is_dropped_costs_the_whole_pose_alone():
+    rng = np.random.default_rng(4)
+    keypoints, seen = rng.random((150, 4, 2)), np.ones((150, 3))
+    labels = (keypoints.reshape(150, 8) @ (rng.normal(size=(8, 6)) * 0.3)).reshape(150, 3, 2)
+    spoiled, rare = labels.copy(), seen.copy()
+    spoiled[7] += 3
+    rare[:, 0] = 0
+    rare[7, 0] = 1
+    scores = evaluate((keypoints, spoiled, rare), (keypoints, labels, seen), SWAP)
+    assert scores["labelled_keypoints"] == 3
+    assert "labelled keypoint 0 is visible in none" in scores["whole_pose_left_out"]
+
+
 def test_swap_that_is_no_pairing_is_refused(mirrored):
     for swap in ((0, 1), (1, 2, 0), (0, 0, 1)):
         with pytest.raises(ValueError, match="expected each of 3 keypoints' partner"):

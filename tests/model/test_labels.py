@@ -97,6 +97,11 @@ def test_keypoint_without_a_row_and_empty_invisible_coordinates_count_as_not_vis
     assert labels.sizes is None
 
 
+@pytest.mark.parametrize(("said", "seen"), [("1.0", 1), ("2.0", 1), ("0.0", 0), ("True", 1), ("False", 0), ("2", 1)])
+def test_visibility_may_be_written_as_tables_do(read, said, seen):
+    assert read(f"image,keypoint,x,y,visible\na.jpg,nose,10,20,{said}\n").visibility.tolist() == [[seen]]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -169,6 +174,14 @@ def test_coco_image_without_a_plain_size_is_refused(read, size):
         read(content)
 
 
+def test_coco_boxes_of_another_category_are_passed_over(read):
+    content = coco()
+    content["categories"].append({"id": 2, "name": "collar"})
+    content["annotations"][0]["category_id"] = 1
+    content["annotations"].append({"image_id": 7, "category_id": 2, "bbox": [1, 2, 3, 4]})
+    assert read(content).keypoints.tolist() == read(coco()).keypoints.tolist()
+
+
 def test_coco_with_two_images_of_one_name_is_refused(read):
     content = coco()
     content["images"][1]["file_name"] = "a.jpg"
@@ -199,6 +212,12 @@ def test_pictures_match_labels_by_the_end_of_their_path():
         labelled(["a/1.jpg", "b/1.jpg"]).match(["1.jpg"])
     with pytest.raises(LabelsError, match=r"none of the 4 .*'0001.jpg', .*…\) is among the 2 .*\('1.png', '11.jpg'\)"):
         labels.match(["1.png", "11.jpg"])
+
+
+def test_accents_are_the_same_letters_in_both_spellings():
+    composed, apart = "caf\u00e9/n\u00famero.jpg", "cafe\u0301/nu\u0301mero.jpg"
+    assert labelled([composed]).match([apart]).tolist() == [0]
+    assert labelled([apart]).match(["set/" + composed]).tolist() == [0]
 
 
 def test_many_labels_of_one_file_name_match_in_a_moment():
@@ -250,3 +269,13 @@ def test_split_by_name_is_the_same_in_any_order_and_never_empty():
     assert dict(zip(names[::-1], hashed_split(names[::-1]), strict=True)) == split
     assert sorted(hashed_split(["a", "b"])) == ["test", "train"]
     assert hashed_split([]) == ()
+    assert sorted(hashed_split(["\udcff.jpg", "b.jpg"])) == ["test", "train"]  # a file name that is no UTF-8
+
+
+def test_split_of_clips_takes_them_whole_and_in_any_order():
+    names = [f"{clip}/{frame}.jpg" for clip in range(10) for frame in range(4)]
+    clips = [name.split("/")[0] for name in names]
+    split = dict(zip(names, hashed_split(names, clips=clips), strict=True))
+    assert sum(part == "test" for part in split.values()) == 8
+    assert len({(clip, split[name]) for clip, name in zip(clips, names, strict=True)}) == 10
+    assert dict(zip(names[::-1], hashed_split(names[::-1], clips=clips[::-1]), strict=True)) == split

@@ -79,6 +79,19 @@ def test_pictures_whose_labels_have_no_split_are_split_by_name(call, truth, name
     assert (scores["train_images"], scores["heldout_images"], scores["split_from"]) == (48, 12, "names")
 
 
+@pytest.mark.parametrize(("folders", "whole"), [(6, True), (1, False)])
+def test_whole_folders_are_held_out_where_they_are_clips(call, truth, names, tmp_path, folders, whole):
+    keypoints, labels = truth
+    inside = [f"clip{index % folders}/{name}" for index, name in enumerate(names)]
+    predictions = {"pictures": by_name(inside, keypoints), "sizes": {name: [200, 100] for name in inside}}
+    split = tmp_path / "split.json"
+    call("protocols", "--split-out", split, predictions={**predictions, "clips": True}, labels=csv(names, labels))
+    found = {part: {name.split("/")[0] for name in group} for part, group in json.loads(split.read_text()).items()}
+    assert found["train"].isdisjoint(found["heldout"]) == whole
+    call("protocols", "--split-out", split, predictions=predictions, labels=csv(names, labels))
+    assert len(json.loads(split.read_text())["heldout"]) == 12, "of stills single pictures, whatever their folders"
+
+
 def test_a_split_of_the_predictions_goes_before_the_labels_having_none(call, truth, names):
     keypoints, labels = truth
     predictions = {"train": by_name(names[:50], keypoints[:50]), "heldout": by_name(names[50:], keypoints[50:])}
@@ -101,8 +114,42 @@ def test_what_can_not_be_scored_is_said_in_a_line(call, truth, names):
         "differ in shape"
         in call("protocols", predictions={"pictures": ragged, "sizes": sizes}, labels=csv(names, labels))[1]
     )
-    assert "can't score" in call("protocols", predictions={"other": {}}, labels=csv(names, labels))[1]
     assert "not a JSON object" in call("protocols", predictions=[], labels=csv(names, labels))[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "predictions", "message"),
+    [
+        ("protocols", "{", "predictions is not JSON"),
+        ("protocols", {"other": {}}, "the predictions have no 'train'; expected pictures, or train and heldout"),
+        ("protocols", {"pictures": ["000.jpg"]}, "'pictures' in predictions is a list"),
+        ("protocols", {"pictures": {"000.jpg": [[0, 0]]}, "sizes": [[2, 1]]}, "'sizes' in predictions is a list"),
+        ("protocols", {"train": {}, "heldout": [7]}, "'heldout' in predictions is a list"),
+        ("protocols", {"pictures": {}, "sizes": {}}, "none of the 60 labelled pictures"),
+        ("occlusion", {"train": {"000.jpg": [[0, 0]]}, "heldout": ["001.jpg"]}, "the predictions have no 'seed'"),
+    ],
+)
+def test_predictions_of_another_form_are_refused_in_a_line(call, truth, names, command, predictions, message):
+    if isinstance(predictions, dict) and "sizes" not in predictions:
+        predictions = {**predictions, "sizes": {name: [200, 100] for name in names}}
+    status, said = call(command, predictions=predictions, labels=csv(names, truth[1]))
+    assert (status, said.count("\n")) == (2, 1)
+    assert message in said
+
+
+def test_labels_are_held_against_pictures_that_have_no_pose_yet(call, truth, names):
+    pictures = {"pictures": dict.fromkeys(names), "sizes": {name: [200, 100] for name in names}}
+    labels = csv(names, truth[1], lambda i: "test" if i < 20 else "train")
+    assert call("check", predictions=pictures, labels=labels) == {"train_images": 40, "heldout_images": 20, "limbs": 0}
+    tall = pictures | {"sizes": {name: [20, 10] for name in names}}
+    assert "far outside of the picture" in call("check", predictions=tall, labels=labels)[1]
+
+
+@pytest.mark.parametrize("size", [200, [200], [200, "100"], [0, 100], [1.5, 2]])
+def test_size_that_is_none_is_refused_by_name(call, truth, names, size):
+    predictions = {"pictures": by_name(names, truth[0]), "sizes": {name: [200, 100] for name in names}}
+    predictions["sizes"]["003.jpg"] = size
+    assert "the size of '003.jpg' is" in call("protocols", predictions=predictions, labels=csv(names, truth[1]))[1]
 
 
 def test_masks_are_written_for_every_level_and_scored_with_their_poses(call, truth, names, tmp_path):

@@ -26,16 +26,21 @@ SIDE = 32
 
 
 class Seer(ApiDouble):
-    """Answers /estimate with the centre of the red and of the green light in each picture.
+    """Answers /estimate with four points on the line from the red to the green light in each picture.
 
     Attributes:
         sizes: of all pictures that came.
+        refine_steps: of all requests that came.
+        method, mode: of the version.
+        links: of its prior.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.sizes: set[tuple[int, int]] = set()
         self.refine_steps: list[int] = []
+        self.method, self.mode = "ppl", "stills"
+        self.links = [{"i": 0, "j": 1, "weight": 1.0}]
 
     def _route(self) -> None:
         @self.app.get("/priors/{category}")
@@ -43,12 +48,14 @@ class Seer(ApiDouble):
             return {
                 "category": category,
                 "version": "v1",
-                "num_keypoints": 2,
+                "num_keypoints": 4,
                 "keypoint_names": None,
-                "keypoint_prior": [[0, 0], [0, 0]],
-                "connectivity_prior": [[0, 1], [1, 0]],
-                "links": [],
+                "keypoint_prior": [[-0.3, 0], [-0.1, 0], [0.1, 0], [0.3, 0]],
+                "connectivity_prior": [[self._weight(i, j) for j in range(4)] for i in range(4)],
+                "links": self.links,
                 "link_width": 0.001,
+                "method": self.method,
+                "mode": self.mode,
                 "settings": {"image_size": SIDE},
                 "training": {},
             }
@@ -61,16 +68,19 @@ class Seer(ApiDouble):
             images = [self._seen(index, data, steps) for index, (_, data) in enumerate(form["images"])]
             return {"category": form["category"][0], "version": "v1", "images": images, "timing_ms": TIMING}
 
+    def _weight(self, i: int, j: int) -> float:
+        return sum(float(link["weight"]) for link in self.links if {link["i"], link["j"]} == {i, j})
+
     def _seen(self, index: int, data: bytes, steps: int) -> dict[str, Any]:
         image = Image.open(io.BytesIO(data))
         self.sizes.add(image.size)
         light = np.asarray(image, dtype=np.float64)[..., :2].clip(150) - 150 + 1e-9
         ys, xs = np.mgrid[: image.height, : image.width]
         mass = light.sum((0, 1))
-        points = [
-            {"x": (light[..., c] * xs).sum() / mass[c], "y": (light[..., c] * ys).sum() / mass[c]} for c in (0, 1)
-        ]
-        keypoints = [{"id": c, "score": 1.0, **point} for c, point in enumerate(points)]
+        red, green = (np.array([(light[..., c] * axis).sum() / mass[c] for axis in (xs, ys)]) for c in (0, 1))
+        places = [red + (green - red) * share / 3 for share in range(4)]
+        points = [{"x": float(x), "y": float(y)} for x, y in places]
+        keypoints = [{"id": number, "score": 1.0, **point} for number, point in enumerate(points)]
         return {
             "index": index,
             "width": image.width,
@@ -147,6 +157,74 @@ def test_occlusion_hides_parts_of_the_scored_pictures(api: Seer, photos: tuple[P
     assert rows["centre", 12.0][0] > 5 > clean[0]
     assert set(api.refine_steps) == {0, 2}
     assert told[-1][0] == told[-1][1] == 30 + 10 * (len(rows) + 1)
+
+
+def test_what_does_not_fit_is_found_out_before_any_pose_is_estimated(
+    api: Seer, photos: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "other.csv").write_text("image,keypoint,x,y\nelsewhere.png,nose,3,4\n")
+    wrong: list[tuple[Path, dict[str, Any], str]] = [
+        (tmp_path / "other.csv", {}, "elsewhere.png"),
+        (tmp_path / "absent.csv", {}, "absent.csv"),
+        (photos[1], {"skeleton": True}, "the labels name no skeleton"),
+        (photos[1], {"occlusion": True, "plot": tmp_path / "absent" / "o.png"}, "there is no folder"),
+        (photos[1], {"plot": tmp_path / "o.png"}, "--occlusion"),
+    ]
+    with Client(api.url) as client:
+        for labels, wanted, message in wrong:
+            with pytest.raises(InputError, match=message):
+                evaluate_category(client, "bird", [photos[0]], labels, **wanted)
+    assert api.refine_steps == []
+
+
+def test_version_without_memory_is_measured_unrefined(api: Seer, photos: tuple[Path, Path]) -> None:
+    api.method = "autolink"
+    with Client(api.url) as client:
+        found = evaluate_category(client, "bird", [photos[0]], photos[1], occlusion=True)
+        assert {len(row["errors"]) for row in found["occlusion"]["rows"]} == {1}
+        assert set(api.refine_steps) == {0}
+        with pytest.raises(InputError, match=r"refine_steps is 2, and version v1 of bird .* autolink.* no memory"):
+            evaluate_category(client, "bird", [photos[0]], photos[1], occlusion=True, refine_steps=2)
+
+
+def test_pictures_of_a_version_of_clips_are_held_out_by_folders(api: Seer, photos: tuple[Path, Path]) -> None:
+    api.mode = "clips"
+    rows = photos[1].read_text().splitlines()
+    photos[1].write_text("\n".join(row.rpartition(",")[0] for row in rows))  # without the split
+    with Client(api.url) as client:
+        scores = evaluate_category(client, "bird", [photos[0]], photos[1])["scores"]
+    assert (scores["split_from"], scores["train_images"], scores["heldout_images"]) == ("names", 15, 15)
+
+
+def skeletal(csv: Path) -> dict[str, Any]:
+    """The labels of :func:`photos` as COCO, with a limb from light to light."""
+    rows = [line.split(",") for line in csv.read_text().splitlines()[1:]]
+    places = {(name, light): [float(x), float(y), 2] for name, light, x, y, _ in rows}
+    names = list(dict.fromkeys(name for name, _ in places))
+    return {
+        "images": [{"id": n, "file_name": name, "width": 96, "height": 64} for n, name in enumerate(names)],
+        "annotations": [
+            {"image_id": n, "keypoints": [*places[name, "red"], *places[name, "green"]]} for n, name in enumerate(names)
+        ],
+        "categories": [{"id": 1, "keypoints": ["red", "green"], "skeleton": [[1, 2]]}],
+    }
+
+
+def test_prior_is_held_against_the_skeleton_that_the_labels_name(
+    api: Seer, ppl: Any, photos: tuple[Path, Path], tmp_path: Path
+) -> None:
+    api.links = [{"i": 0, "j": 3, "weight": 1.0}, {"i": 0, "j": 1, "weight": 0.1}]
+    (tmp_path / "coco.json").write_text(json.dumps(skeletal(photos[1])))
+    with Client(api.url) as client:
+        found = evaluate_category(client, "bird", [photos[0]], tmp_path / "coco.json", skeleton=True)
+    scores = found["skeleton"]
+    assert [link[:3] for link in scores["strong_links"]] == [[0, 3, 1.0]]
+    assert (scores["matched"]["precision"], scores["matched"]["recall"]) == (1, 1)
+    assert scores["geometric"]["recall"] > 0.99
+    done = ppl("bird", photos[0], "--labels", "coco.json", "--skeleton")
+    assert done.returncode == 0, done.stderr
+    assert "of 1 strong links" in done.stdout
+    assert "Procrustes" in done.stdout
 
 
 def test_pictures_may_lie_in_an_archive_or_come_one_by_one(photos: tuple[Path, Path], tmp_path: Path) -> None:
