@@ -114,6 +114,7 @@ class JobStore:
             progress=Progress(total_steps=total_steps),
             settings=settings,
             activate=activate,
+            dataset=source.dataset if source else None,
         )
         record = JobRecord(job=job, source=source or JobSource())
         with self._redis.pipeline(transaction=True) as pipe:

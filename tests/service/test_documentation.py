@@ -38,6 +38,9 @@ async def test_every_operation_is_described_and_declares_problems(described):
         "/train-jobs",
         "/train-jobs/{job_id}",
         "/train-jobs/{job_id}/cancel",
+        "/datasets",
+        "/datasets/{dataset_id}",
+        "/datasets/{dataset_id}/contact-sheet",
         "/estimate",
         "/priors",
         "/priors/{category}",
@@ -94,8 +97,10 @@ async def test_every_setting_stands_in_the_form_with_its_range(described):
             if allowed.choices:
                 assert properties[name]["enum"] == list(allowed.choices)
     assert content["multipart/form-data"]["schema"]["properties"]["archive"]["format"] == "binary"
-    assert content["multipart/form-data"]["schema"]["required"] == ["category", "archive"]
-    assert content["application/json"]["schema"]["required"] == ["category", "folder"]
+    for media, source in (("multipart/form-data", "archive"), ("application/json", "folder")):
+        schema = content[media]["schema"]
+        assert schema["required"] == ["category"]
+        assert schema["oneOf"] == [{"required": [source]}, {"required": ["dataset"]}]
 
 
 async def test_estimate_form_is_described(described):
@@ -137,6 +142,7 @@ async def test_job_has_the_agreed_members(described):
         "settings",
         "evaluation",
         "activate",
+        "dataset",
     ]
     assert set(schemas["Progress"]["properties"]) == {"step", "total_steps", "fraction", "eta_s", "stage"}
     assert schemas["JobStatus"]["enum"] == [str(status) for status in JobStatus]
