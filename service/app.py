@@ -18,7 +18,7 @@ from .contract.priors import MAX_PRIOR_BYTES
 from .forms import media_type
 from .gateway import Gateway
 from .middleware import BodyLimit, RequestFigures
-from .routes import estimate, health, job_events, jobs, landmarks, naming, priors, transfer, versions
+from .routes import datasets, estimate, health, job_events, jobs, landmarks, naming, priors, transfer, versions
 from .settings import Settings
 
 # what a multipart form weighs beside its files
@@ -51,6 +51,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in (
         jobs.router,
         job_events.router,
+        datasets.router,
         estimate.make_router(settings),
         priors.router,
         naming.router,
@@ -74,11 +75,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _limit_of(settings: Settings) -> Callable[[Scope], int]:
     def limit(scope: Scope) -> int:
-        """Only uploads to train, to fit or to import may be long, and only as a form; JSON must be short."""
+        """Only uploads to keep, to train, to fit or to import may be long, and only as a form; JSON must be short."""
         kind = media_type(Headers(scope=scope))
         if kind == "application/json":
             return min(_JSON_BYTES, settings.max_body_bytes)
-        if scope["path"] == "/train-jobs" and kind == "multipart/form-data":
+        if scope["path"] in ("/train-jobs", "/datasets") and kind == "multipart/form-data":
             return settings.archive_max_bytes + MAX_LABELS_BYTES + MAX_PRIOR_BYTES + _FORM_BYTES
         if _IMPORT.fullmatch(scope["path"]) and kind == "multipart/form-data":
             return settings.version_max_bytes + _FORM_BYTES

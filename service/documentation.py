@@ -57,6 +57,7 @@ Lists come in pages: pass `next_cursor` as `cursor` until it is null.
 
 TAGS = [
     {"name": "training", "description": "Jobs that learn a category's prior from pictures."},
+    {"name": "datasets", "description": "Pictures that are kept, looked at, and trained from as often as wanted."},
     {"name": "poses", "description": "Keypoints and links in pictures."},
     {"name": "priors", "description": "What has been learned. Served from disk, also while no worker runs."},
     {"name": "landmarks", "description": "Points of your own, told from the keypoints after a few labelled pictures."},
@@ -213,9 +214,15 @@ def train_body() -> dict[str, Any]:
         "description": "a folder of pictures below the server's data root (PPL_DATA_ROOT); it must be there already",
         "examples": ["imports/dog"],
     }
-    uploads = {"archive": archive, "labels": labels, "prior": prior, "prior_from": prior_from}
+    dataset = {
+        "type": "string",
+        "pattern": "^[0-9a-f]{24}$",
+        "description": "id of a dataset to train on, instead of sending or naming pictures",
+    }
+    uploads = {"archive": archive, "dataset": dataset, "labels": labels, "prior": prior, "prior_from": prior_from}
     named = {
         "folder": folder,
+        "dataset": dataset,
         "labels": {"type": "string", "description": "a CSV or JSON file of labels below the server's data root"},
         "prior": {"type": "object", "description": f"a prior as GET /priors/{{category}} gives it; {prior_rule}"},
         "prior_from": prior_from,
@@ -223,9 +230,9 @@ def train_body() -> dict[str, Any]:
     chosen = _settings()
     return _body(
         {
-            "multipart/form-data": _object({**shared, **uploads, **chosen}, ["category", "archive"]),
+            "multipart/form-data": _either({**shared, **uploads, **chosen}, "archive"),
             "application/json": {
-                **_object({**shared, **named, **chosen}, ["category", "folder"]),
+                **_either({**shared, **named, **chosen}, "folder"),
                 "examples": {
                     "folder": {
                         "summary": "pictures in imports/dog below the data root",
@@ -314,6 +321,13 @@ def _settings() -> dict[str, dict[str, Any]]:
 
 def _object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
     return {"schema": {"type": "object", "properties": properties, "required": required}}
+
+
+def _either(properties: dict[str, Any], source: str) -> dict[str, Any]:
+    """Of a training: the category, and either the source or a dataset."""
+    described = _object(properties, ["category"])
+    described["schema"]["oneOf"] = [{"required": [source]}, {"required": ["dataset"]}]
+    return described
 
 
 def _body(content: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ would be written twice.
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -33,6 +34,7 @@ class FileField:
         sink: where the bytes go as they arrive, instead of into memory.
         max_bytes: of one file; None where the limit on the whole body is enough.
         or_text: whether the content may also come as plain text, as a file without a name.
+        sink_of: makes the sink of each file, where several may come; the bytes of one come before those of the next.
     """
 
     most: int
@@ -40,6 +42,7 @@ class FileField:
     sink: Write | None = None
     max_bytes: int | None = None
     or_text: bool = False
+    sink_of: Callable[[Part], Write] | None = None
 
 
 @dataclass
@@ -101,6 +104,8 @@ class _Reader:
         self._form = Form()
         self._file_fields = file_fields
         self._part: Part | None = None  # the file that is being read
+        self._counts: Counter[str] = Counter()  # of files by field
+        self._leaving: deque[tuple[Part, Write]] = deque()  # files whose bytes are not all at their sink
         self._name = ""
         self._data = bytearray()  # of the part that is being read
         self._headers: dict[str, bytes] = {}
@@ -135,12 +140,16 @@ class _Reader:
         return self._form
 
     async def _flush(self, above_bytes: int) -> None:
-        for part in self._form.files:
-            sink = self._file_fields[part.name].sink
-            if sink is not None and len(part.data) > above_bytes:
+        while self._leaving:
+            part, sink = self._leaving[0]
+            complete = part is not self._part
+            if len(part.data) > (0 if complete else above_bytes):
                 data = bytes(part.data)
                 part.data.clear()
                 await sink(data)
+            if not complete:
+                return
+            self._leaving.popleft()
 
     def _on_header_end(self) -> None:
         name, value = self._header
@@ -168,10 +177,14 @@ class _Reader:
         if file_field is None:
             fields = " or ".join(map(repr, self._file_fields))
             raise BadField(self._name, f"a file came in the field {self._name!r}; files go into {fields}")
-        if sum(part.name == self._name for part in self._form.files) >= file_field.most:
+        if self._counts[self._name] >= file_field.most:
             raise file_field.too_many()
+        self._counts[self._name] += 1
         self._part = Part(filename, self._data, self._name)
         self._form.files.append(self._part)
+        sink = file_field.sink_of(self._part) if file_field.sink_of else file_field.sink
+        if sink is not None:
+            self._leaving.append((self._part, sink))
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._part is None:

@@ -17,6 +17,7 @@ from .admission import ByteBudget
 from .batching import Batcher
 from .contract import routing
 from .contract.archives import ArchiveLimits
+from .contract.dataset_files import DatasetFiles
 from .contract.events import EventLog
 from .contract.job_files import JobFiles
 from .contract.jobs import JobStore
@@ -63,6 +64,7 @@ class Gateway:
         self.metrics = Metrics()
         self.versions = Versions(VersionStore(settings.data_root))
         self.files = JobFiles(settings.data_root)
+        self.datasets = DatasetFiles(settings.data_root)
         self.budget = ByteBudget(settings.max_pending_bytes, self.metrics)
         self._sync_redis = redis_client(settings.redis_url)
         self.jobs = JobStore(self._sync_redis)
@@ -173,6 +175,7 @@ class Gateway:
             log.info("sent again, no worker had them: %s", ", ".join(sorted(sent)))
 
     async def _clean(self) -> None:
+        await self.io(self.datasets.sweep)
         removed = await self.io(remove_stale_uploads, self.files, self.jobs, self.settings.stale_upload_s)
         if removed:
             log.info("removed the files of ended or abandoned uploads: %s", ", ".join(removed))

@@ -60,6 +60,30 @@ class Intake:
 
         await self._in_thread(copy)
 
+    async def link(self, archive: Path, labels: Path | None) -> None:
+        """Take an archive, and labels, that lie on the server already and never change.
+
+        They become further names of the same bytes: no room is taken, and the job keeps them whatever becomes of
+        the others. Where the disk knows no such names, they are copied.
+
+        Raises:
+            FileNotFoundError: they have gone.
+        """
+
+        def link() -> None:
+            self._files.create(self.job_id)
+            for source, to in ((archive, self.archive.path), (labels, self.labels.path)):
+                if source is None:
+                    continue
+                try:
+                    os.link(source, to)
+                except FileNotFoundError:
+                    raise
+                except OSError:
+                    shutil.copyfile(source, to)
+
+        await self._in_thread(link)
+
     async def flush(self) -> None:
         """Let others read what came so far."""
         for upload in (self.archive, self.labels):

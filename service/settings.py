@@ -17,9 +17,10 @@ class Settings(CommonSettings):
     port: int = Field(default=8000, ge=1, le=65535, description="port the gateway listens on")
 
     max_body_bytes: int = Field(
-        default=64 * 2**20, ge=1024, description="bytes of a request other than an upload to train, fit or import"
+        default=64 * 2**20, ge=1024, description="bytes of a request other than an upload to keep, train, fit or import"
     )
     version_max_bytes: int = Field(default=4 * 2**30, ge=1024, description="bytes of an imported version")
+    datasets_max_bytes: int = Field(default=64 * 2**30, ge=1024, description="bytes of all datasets together")
     landmarks_max_bytes: int = Field(
         default=256 * 2**20,
         ge=1024,

@@ -33,10 +33,11 @@ class TrainingRequest:
     """What shall be trained: the settings are complete and in their ranges, the prior suits them.
 
     Attributes:
-        folder: of the pictures, below the data root; None where an archive was uploaded.
+        folder: of the pictures, below the data root; None where an archive was uploaded or a dataset named.
         labels: path of the labels below the data root, where the request names one.
         prior: to start from, where one came.
         activate: whether the version becomes the category's active one.
+        dataset: id of the dataset to train on, where the request names one.
     """
 
     category: str
@@ -46,6 +47,7 @@ class TrainingRequest:
     labels: str | None = None
     prior: PriorValues | None = None
     activate: bool = True
+    dataset: str | None = None
 
     @classmethod
     def of(
@@ -54,6 +56,7 @@ class TrainingRequest:
         folder: str | None = None,
         labels: str | None = None,
         prior: PriorValues | None = None,
+        dataset: str | None = None,
     ) -> TrainingRequest:
         """From a form's fields or a JSON object's members; K is the prior's unless num_keypoints is given.
 
@@ -74,7 +77,7 @@ class TrainingRequest:
         except SettingError as error:
             raise BadSetting(str(error), extra={"field": error.name}) from error
         check_use(prior, config)
-        return cls(check_category(category.strip()), str(preset), config, folder, labels, prior, activate)
+        return cls(check_category(category.strip()), str(preset), config, folder, labels, prior, activate, dataset)
 
     def check_processes(self, processes: int) -> None:
         """Raises BadSetting where so many training processes can't share a batch evenly."""
@@ -85,7 +88,7 @@ class TrainingRequest:
 
 
 async def read_json(request: Request, store: VersionStore, in_thread: InThread) -> TrainingRequest:
-    """The JSON body of a training request, which names a folder.
+    """The JSON body of a training request, which names a folder or a dataset.
 
     Args:
         store: of the versions whose prior the request may name.
@@ -99,24 +102,27 @@ async def read_json(request: Request, store: VersionStore, in_thread: InThread) 
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {str(error)[:200]}") from error
     if not isinstance(values, dict):
-        raise BadRequest("the body is not a JSON object with category and folder")
+        raise BadRequest("the body is not a JSON object with category and folder, or category and dataset")
     nested = values.pop("settings", {})
     if not isinstance(nested, dict):
         raise BadField("settings", "settings is not a JSON object; it may hold settings of the model by name")
     folder, labels = values.pop("folder", None), values.pop("labels", None)
-    if not isinstance(folder, str) or not folder:
+    dataset = _dataset_of(values.pop("dataset", None), "a folder" if folder is not None else None)
+    if not dataset and (not isinstance(folder, str) or not folder):
         raise BadField(
-            "folder", "folder is missing or no text; it names a folder of pictures below the server's data root"
+            "folder",
+            "folder is missing or no text; it names a folder of pictures below the server's data root (or name a "
+            "dataset, in dataset)",
         )
     if labels is not None and (not isinstance(labels, str) or not labels):
         raise BadField("labels", "labels is no text; it names a CSV or JSON file below the server's data root")
     given, named = values.pop("prior", None), values.pop("prior_from", None)
     prior = await in_thread(_prior_of, None if given is None else lambda: check_prior(given), named, store)
-    return TrainingRequest.of({**nested, **values}, folder, labels, prior)
+    return TrainingRequest.of({**nested, **values}, folder, labels, prior, dataset)
 
 
 async def read_upload(request: Request, intake: Intake, store: VersionStore, in_thread: InThread) -> TrainingRequest:
-    """The form of a training request; its archive and labels are on disk afterwards.
+    """The form of a training request; its archive, unless it names a dataset, and labels are on disk afterwards.
 
     Raises:
         BadArchive, BadLabels: no archive came, or an empty file.
@@ -130,17 +136,30 @@ async def read_upload(request: Request, intake: Intake, store: VersionStore, in_
     }
     form = await read_form(request, fields)
     archive = form.first("archive")
-    if archive is None:
-        raise BadArchive(f"no archive came; {_SEND_ONE}")
-    if intake.archive.is_empty:
-        raise BadArchive(f"the archive is an empty file; {_SEND_ONE}")
-    intake.archive.name = PurePosixPath(archive.filename.replace("\\", "/")).name[-_LONGEST_NAME:]
+    dataset = _dataset_of(form.fields.pop("dataset", "").strip() or None, "an archive" if archive else None)
+    if archive is None and not dataset:
+        raise BadArchive(f"no archive and no dataset came; {_SEND_ONE}, or name a dataset in the field dataset")
+    if archive:
+        if intake.archive.is_empty:
+            raise BadArchive(f"the archive is an empty file; {_SEND_ONE}")
+        intake.archive.name = PurePosixPath(archive.filename.replace("\\", "/")).name[-_LONGEST_NAME:]
     if form.first("labels") and intake.labels.is_empty:
         raise BadLabels("the labels are an empty file; send CSV or JSON, or leave the field labels out")
     part = form.first("prior")
     named = form.fields.pop("prior_from", "").strip() or None
     prior = await in_thread(_prior_of, part and (lambda: read_prior(bytes(part.data))), named, store)
-    return TrainingRequest.of(form.fields, prior=prior)
+    return TrainingRequest.of(form.fields, prior=prior, dataset=dataset)
+
+
+def _dataset_of(named: Any, other: str | None) -> str | None:
+    """The dataset that a request names, which it does in place of the other source. Raises BadField."""
+    if named is None:
+        return None
+    if not isinstance(named, str) or not named:
+        raise BadField("dataset", "dataset is no text; it is the id of a dataset, as GET /datasets lists them")
+    if other:
+        raise BadField("dataset", f"both a dataset and {other} came; one of them says what to train on")
+    return named
 
 
 def _prior_of(given: Callable[[], PriorValues] | None, named: Any, store: VersionStore) -> PriorValues | None:

@@ -10,6 +10,7 @@ from celery import Celery, Task
 from model.device import pick_device
 from model.predictor import Predictor
 from service.contract import routing
+from service.contract.dataset_files import DatasetFiles
 from service.contract.job_files import JobFiles
 from service.contract.jobs import JobStore
 from service.contract.routing import Kind
@@ -19,6 +20,7 @@ from worker.casework import Casework
 from worker.custody import Stop
 from worker.heartbeat import Heartbeat, Keepalive, new_worker_id
 from worker.inference import InferenceEngine
+from worker.inspector import Inspector
 from worker.metrics import InferenceMetrics, Metrics, TrainingMetrics
 from worker.outage import connect
 from worker.preparation import Preparer
@@ -79,7 +81,7 @@ class InferencePart:
 
 
 class TrainingPart:
-    """The trainer, the caretaker beside it and the heartbeat; registers ``ppl.train``."""
+    """The trainer, the caretaker and the inspector beside it, and the heartbeat; registers ``ppl.train``."""
 
     def __init__(self, app: Celery, settings: WorkerSettings, stop: Stop) -> None:
         client = connect(settings.redis_url)
@@ -103,14 +105,17 @@ class TrainingPart:
             task.apply_async(args=[job_id], task_id=job_id)
 
         self.caretaker = Caretaker(jobs, files, casework, preparer, send, stop, store)
+        self.inspector = Inspector(DatasetFiles(settings.data_root), settings, stop)
 
     def start(self) -> None:
         """See Part."""
         self.heartbeat.start()
         self.caretaker.start()
+        self.inspector.start()
 
     def stop(self) -> None:
         """See Part."""
+        self.inspector.stop()
         self.caretaker.stop()
         self.heartbeat.stop()
 

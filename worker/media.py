@@ -1,43 +1,51 @@
-"""Pictures and videos of an upload → squares of the training set."""
+"""Pictures and videos of an upload → pictures in memory, one at a time."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
-from model.config import PPLConfig
 from service.contract.archives import Member
 from service.contract.errors import BadPicture, PPLError, TrainingFailed
-from service.contract.pictures import PictureLimits, fit_square, open_picture
+from service.contract.pictures import PictureLimits, open_picture
 from service.contract.videos import BadVideo, NoDecoder, VideoLimits, frame_name, iter_frames
-from worker.custody import Custody
 from worker.settings import WorkerSettings
 from worker.tally import Tally
-from worker.training_set import LEAST_FRAMES, TrainingSet, clip_of_picture
+from worker.training_set import LEAST_FRAMES, clip_of_picture
+
+Keep = Callable[[Image.Image, str, str], None]  # an RGB picture, its name, that of its clip
 
 _MOST_THREADS = 4  # for decoding; each takes memory
 
 
 class MediaReader:
-    """Pictures and videos to squares; what can't be read is told to the tally."""
+    """Decodes pictures and videos; what can't be read is told to the tally.
+
+    Args:
+        keep: is given every picture and frame.
+        frames_per_clip: taken of a video.
+        folder: for a video of an archive, while it is decoded.
+        check: called often while a video is decoded; what it raises ends it.
+    """
 
     def __init__(
         self,
-        squares: TrainingSet,
+        keep: Keep,
         tally: Tally,
-        config: PPLConfig,
+        frames_per_clip: int,
         settings: WorkerSettings,
         folder: Path,
-        custody: Custody,
+        check: Callable[[], None],
     ) -> None:
-        self._squares = squares
+        self._to = keep
         self._tally = tally
-        self._config = config
+        self._frames_per_clip = frames_per_clip
         self._picture_limits = PictureLimits.of(settings)
         self._video_limits = video_limits(settings)
-        self._spare = folder / "video"  # a video of an archive, while it is decoded
-        self._custody = custody
+        self._spare = folder / "video"
+        self._check = check
 
     def take_picture(self, data: bytes | BadPicture, name: str) -> None:
         """One picture's bytes, or why there are none."""
@@ -57,8 +65,7 @@ class MediaReader:
             if video.size > self._video_limits.max_bytes:
                 raise BadVideo(f"{video.size} bytes; at most {self._video_limits.max_bytes} are read")
             path = video.path or self._unpacked(video)
-            count = self._config.frames_per_clip
-            for number, image in iter_frames(path, count, self._video_limits, self._custody.check):
+            for number, image in iter_frames(path, self._frames_per_clip, self._video_limits, self._check):
                 self._keep(image, frame_name(name, number), name)
         except BadVideo as error:
             kept = self._tally.images - before
@@ -70,8 +77,7 @@ class MediaReader:
             self._spare.unlink(missing_ok=True)
 
     def _keep(self, image: Image.Image, name: str, clip: str) -> None:
-        square, _ = fit_square(image, self._config.image_size)
-        self._squares.append(square, name, clip, image.size)
+        self._to(image, name, clip)
         self._tally.images += 1
 
     def _unpacked(self, video: Member) -> Path:

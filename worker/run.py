@@ -101,6 +101,7 @@ class Run:
                 "seconds": round(self.trained_s, 3),
                 "device": str(self.trainer.device),
                 "losses": self._losses,
+                **({"dataset": job.dataset.model_dump()} if job.dataset else {}),
             },
             **({} if evaluation is None else {"evaluation": evaluation}),
             "files": checksums,

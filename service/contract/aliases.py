@@ -11,15 +11,13 @@ categories/<category>/.lock                    the lock
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import BadAliasName, Conflict, StoreCorrupt
-from .files import read_json, sync, write_json
+from .files import locked, read_json, sync, write_json
 
 ACTIVE = "active"
 MAX_ALIASES = 100  # of a category
@@ -58,12 +56,8 @@ class Aliases:
     def lock(self) -> Iterator[None]:
         """Hold the category's lock; it waits for others, in this process and in any other."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with locked(self._folder / ".lock"):
             yield
-        finally:
-            os.close(descriptor)  # and gives the lock back
 
     def target(self, alias: str) -> str | None:
         """The version that an alias points to; None where there is no such alias."""

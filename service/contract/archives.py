@@ -7,7 +7,7 @@ pictures and videos (:func:`iter_media`) by the same rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -91,12 +91,17 @@ def mode_of(mode: str, pictures: int, videos: int) -> Mode:
     return "clips" if videos else "stills"
 
 
-def iter_media(path: Path, limits: ArchiveLimits | None = None) -> Iterator[tuple[str, bytes | BadPicture | Member]]:
+def iter_media(
+    path: Path, limits: ArchiveLimits | None = None, passed_over: Callable[[Member], None] = lambda member: None
+) -> Iterator[tuple[str, bytes | BadPicture | Member]]:
     """Every picture and video of an upload or a folder: its name there, and the picture's bytes or the video.
 
     In the order of the archive (of a folder: sorted), which is the same every time. A picture that
     can't be read comes with the reason in place of bytes. A video can be read or copied until the
-    next one is asked for. Hidden files and ``__MACOSX`` are passed over.
+    next one is asked for. Hidden files and ``__MACOSX`` are passed over, as is what is named as neither.
+
+    Args:
+        passed_over: told of each file that is named as neither, and is not hidden.
 
     Raises:
         as :func:`check_archive`, when the offending member is reached.
@@ -107,6 +112,8 @@ def iter_media(path: Path, limits: ArchiveLimits | None = None) -> Iterator[tupl
             yield member.name, member
         elif member.is_picture:
             yield member.name, _picture(member, limits)
+        elif not member.is_hidden:
+            passed_over(member)
 
 
 def _picture(member: Member, limits: ArchiveLimits) -> bytes | BadPicture:

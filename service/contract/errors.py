@@ -8,12 +8,14 @@ PPLError
 │   ├── BadPicture             NotAnImage  TruncatedImage  TooManyPixels  TooSmall  Animated  UnsupportedFormat
 │   └── BadArchive             UnsafeArchive  EncryptedArchive  ArchiveTooLarge  EmptyArchive
 ├── NotFound                   404  UnknownCategory  UnknownVersion  UnknownJob  NoHistory
-│                                   UnknownAlias  UnknownLandmarks
+│                                   UnknownAlias  UnknownLandmarks  UnknownDataset
 ├── KeyReused                  422  an Idempotency-Key that came with another request before
 ├── Conflict                   409  JobNotActive  JobNotEnded  NameTaken  VersionExists  VersionInUse
+│                                   DatasetInUse  DatasetNotReady
 ├── PreconditionFailed         412  If-Match names another state than there is
 ├── PreconditionRequired       428  a change of what exists says nothing of the state that it expects
 ├── BodyTooLarge               413
+├── DatasetsFull               507  as many bytes of datasets as may be kept
 ├── QueueFull                  429  says when to come back
 ├── Unavailable                503  RedisUnavailable  WorkerUnavailable  EstimateTimeout  PixelsExpired
 │   └── ContractMismatch            gateway and worker are of different releases
@@ -72,16 +74,20 @@ class ErrorCode(StrEnum):
     NO_HISTORY = "no_history"
     UNKNOWN_ALIAS = "unknown_alias"
     UNKNOWN_LANDMARKS = "unknown_landmarks"
+    UNKNOWN_DATASET = "unknown_dataset"
     CONFLICT = "conflict"
     JOB_NOT_ACTIVE = "job_not_active"
     JOB_NOT_ENDED = "job_not_ended"
     NAME_TAKEN = "name_taken"
     VERSION_EXISTS = "version_exists"
     VERSION_IN_USE = "version_in_use"
+    DATASET_IN_USE = "dataset_in_use"
+    DATASET_NOT_READY = "dataset_not_ready"
     KEY_REUSED = "idempotency_key_reused"
     PRECONDITION_FAILED = "precondition_failed"
     PRECONDITION_REQUIRED = "precondition_required"
     BODY_TOO_LARGE = "body_too_large"
+    DATASETS_FULL = "datasets_full"
     QUEUE_FULL = "queue_full"
     UNAVAILABLE = "unavailable"
     REDIS_UNAVAILABLE = "redis_unavailable"
@@ -275,6 +281,10 @@ class UnknownLandmarks(NotFound, code=ErrorCode.UNKNOWN_LANDMARKS):
     """The version has no landmarks of this name."""
 
 
+class UnknownDataset(NotFound, code=ErrorCode.UNKNOWN_DATASET):
+    """No dataset of this id, or it was deleted."""
+
+
 class Conflict(PPLError, code=ErrorCode.CONFLICT, status=409):
     """The state of the thing forbids this now."""
 
@@ -299,6 +309,14 @@ class VersionInUse(Conflict, code=ErrorCode.VERSION_IN_USE):
     """A version that is active, or that another alias points to, can't be deleted."""
 
 
+class DatasetInUse(Conflict, code=ErrorCode.DATASET_IN_USE):
+    """A dataset that a job which has not ended was started with can't be deleted."""
+
+
+class DatasetNotReady(Conflict, code=ErrorCode.DATASET_NOT_READY):
+    """What is in the dataset is not known yet, or can't be used."""
+
+
 class KeyReused(PPLError, code=ErrorCode.KEY_REUSED, status=422):
     """An Idempotency-Key came with another request before."""
 
@@ -313,6 +331,10 @@ class PreconditionRequired(PPLError, code=ErrorCode.PRECONDITION_REQUIRED, statu
 
 class BodyTooLarge(PPLError, code=ErrorCode.BODY_TOO_LARGE, status=413):
     """A request longer than the limit."""
+
+
+class DatasetsFull(PPLError, code=ErrorCode.DATASETS_FULL, status=507):
+    """All datasets together have as many bytes as they may; some must be deleted first."""
 
 
 class QueueFull(PPLError, code=ErrorCode.QUEUE_FULL, status=429):

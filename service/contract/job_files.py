@@ -104,7 +104,7 @@ def _below(data_root: Path, name: str, kind: str, is_kind: Callable[[Path], bool
         raise refused(f"{said} is not a {kind} below the data root") from error
     if path == root or not path.is_relative_to(root):
         raise refused(f"{said} is not a {kind} below the data root")
-    if path.relative_to(root).parts[0] in ("categories", "jobs"):
+    if path.relative_to(root).parts[0] in ("categories", "datasets", "jobs"):
         raise refused(f"{said} belongs to the platform itself; put what you train on into a folder of its own")
     if not exists:
         raise refused(f"{said} does not exist below the data root")

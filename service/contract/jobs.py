@@ -140,6 +140,7 @@ class JobStore:
             progress=Progress(total_steps=total_steps),
             settings=settings,
             activate=activate,
+            dataset=source.dataset if source else None,
         )
         record = JobRecord(job=job, source=source or JobSource())
         keys = [routing.job_key(job.id), routing.JOBS, routing.ACTIVE_JOBS, *_event_keys(job.id)]

@@ -73,15 +73,16 @@ class Member:
     @property
     def is_picture(self) -> bool:
         """Whether it is named as a picture, and not hidden."""
-        return is_picture_name(self.name) and not self._hidden
+        return is_picture_name(self.name) and not self.is_hidden
 
     @property
     def is_video(self) -> bool:
         """Whether it is named as a video, and not hidden."""
-        return self.bare_video or (is_video_name(self.name) and not self._hidden)
+        return self.bare_video or (is_video_name(self.name) and not self.is_hidden)
 
     @property
-    def _hidden(self) -> bool:
+    def is_hidden(self) -> bool:
+        """Whether it is hidden, or what a Mac adds to an archive."""
         parts = PurePosixPath(self.name.replace("\\", "/")).parts
         return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 

@@ -114,6 +114,18 @@ class JobError(BaseModel):
     detail: str
 
 
+class JobDataset(BaseModel):
+    """The dataset that a job trains on, as it was when the job was started.
+
+    Attributes:
+        digest: "sha256:" and the hash of the dataset's archive.
+    """
+
+    id: str
+    digest: str
+    name: str | None = None
+
+
 class Job(BaseModel):
     """A training job as the API shows it.
 
@@ -125,6 +137,7 @@ class Job(BaseModel):
         version: the version it published.
         settings: every setting of the model, and "preset".
         activate: whether its version becomes the active one when it succeeds.
+        dataset: that it trains on; None where its pictures came with it.
         evaluation: of a job with labels that succeeded: the errors by protocol, on how many pictures they were
             measured, and how these were split.
     """
@@ -142,6 +155,7 @@ class Job(BaseModel):
     settings: dict[str, Setting] = Field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
     activate: bool = True
+    dataset: JobDataset | None = None
 
     @field_serializer("created_at", "started_at", "finished_at")
     def _utc(self, value: datetime | None) -> str | None:
@@ -152,11 +166,13 @@ class JobSource(BaseModel):
     """Where a job's pictures come from: its uploaded archive, or a folder below the data root.
 
     ``name`` is the uploaded file's, as its sender calls it: the frames of a video sent by itself are named after it.
+    ``dataset`` says whose archive it is, where it was not sent for this job alone.
     """
 
     kind: Literal["archive", "folder"] = "archive"
     folder: str | None = None
     name: str | None = None
+    dataset: JobDataset | None = None
 
 
 class JobRecord(BaseModel):

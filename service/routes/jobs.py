@@ -13,6 +13,7 @@ from ..contract.archives import check_archive
 from ..contract.job_files import training_file, training_folder
 from ..contract.jobs import MAX_PAGE, Job, JobPage, JobSource, JobStatus, NamedRequest
 from ..contract.priors import document_of
+from ..dataset_training import from_dataset
 from ..documentation import train_body
 from ..errors import StorageFull, UnsupportedMedia, responses
 from ..forms import media_type
@@ -32,7 +33,7 @@ Taken = tuple[TrainingRequest, JobSource]
     status_code=202,
     summary="Train a category",
     response_model=Job,
-    responses=responses(400, 408, 413, 415, 422, 503, 507),
+    responses=responses(400, 404, 408, 409, 413, 415, 422, 503, 507),
     openapi_extra=train_body(),
 )
 async def create_job(
@@ -56,6 +57,8 @@ async def create_job(
     curl --json '{"category": "dog", "folder": "imports/dog"}' http://127.0.0.1:8000/train-jobs
     ```
 
+    or name in `dataset`, in a form or as JSON, a dataset that was sent before; any number of jobs may share one.
+
     Follow it at the address in `Location`. When it succeeds, its version becomes the category's active one, unless
     `activate` is false. The archive is checked at once; the pictures in it are read while the job is `validating`,
     and one that can't be read is named in the job's metrics and left out.
@@ -73,7 +76,7 @@ async def create_job(
     else:
         raise UnsupportedMedia(
             f"the body is {kind[:80] or 'of no media type'}; send multipart/form-data with an archive, "
-            "or application/json with a folder"
+            "or application/json with a folder; both may name a dataset instead"
         )
     headers = {"Location": f"/train-jobs/{job.id}", **({REPLAYED: "true"} if replayed else {})}
     return JSONResponse(job.model_dump(mode="json"), status_code=202, headers=headers)
@@ -181,7 +184,7 @@ async def _accept(
         named = None
         if key is not None:
             asked = {"category": wanted.category, "settings": settings, "activate": wanted.activate}
-            asked["folder"] = source.folder
+            asked |= {"folder": source.folder, "dataset": wanted.dataset}
             digest = await gateway.upload(fingerprint, asked, gateway.files.folder(intake.job_id))
             named = NamedRequest(key, digest, gateway.settings.idempotency_ttl_s)
         job = await gateway.io(
@@ -208,8 +211,12 @@ async def _accept(
 
 async def _from_folder(gateway: Gateway, request: Request, intake: Intake) -> Taken:
     wanted = await read_json(request, gateway.versions.store, gateway.io)
-    assert wanted.folder is not None  # read_json has looked
     root = gateway.settings.data_root
+    if wanted.dataset:
+        if wanted.labels:
+            await intake.copy_labels(await gateway.io(training_file, root, wanted.labels))
+        return await from_dataset(gateway, wanted, wanted.dataset, intake)
+    assert wanted.folder is not None  # read_json has looked
     folder = await gateway.io(training_folder, root, wanted.folder)
     await gateway.upload(check_archive, folder, gateway.archive_limits, wanted.config.mode)
     if wanted.labels:
@@ -219,6 +226,8 @@ async def _from_folder(gateway: Gateway, request: Request, intake: Intake) -> Ta
 
 async def _from_upload(gateway: Gateway, request: Request, intake: Intake) -> Taken:
     wanted = await read_upload(request, intake, gateway.versions.store, gateway.io)
+    if wanted.dataset:
+        return await from_dataset(gateway, wanted, wanted.dataset, intake)
     await intake.flush()
     await gateway.upload(check_archive, intake.archive.path, gateway.archive_limits, wanted.config.mode)
     return wanted, JobSource(name=intake.archive.name or None)

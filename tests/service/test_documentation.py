@@ -42,6 +42,9 @@ async def test_every_operation_is_described_and_declares_problems(described):
         "/train-jobs/{job_id}/resume",
         "/train-jobs/{job_id}/events",
         "/train-jobs/{job_id}/checkpoints",
+        "/datasets",
+        "/datasets/{dataset_id}",
+        "/datasets/{dataset_id}/contact-sheet",
         "/estimate",
         "/priors",
         "/priors/{category}",
@@ -98,8 +101,10 @@ async def test_every_setting_stands_in_the_form_with_its_range(described):
             if allowed.choices:
                 assert properties[name]["enum"] == list(allowed.choices)
     assert content["multipart/form-data"]["schema"]["properties"]["archive"]["format"] == "binary"
-    assert content["multipart/form-data"]["schema"]["required"] == ["category", "archive"]
-    assert content["application/json"]["schema"]["required"] == ["category", "folder"]
+    for media, source in (("multipart/form-data", "archive"), ("application/json", "folder")):
+        schema = content[media]["schema"]
+        assert schema["required"] == ["category"]
+        assert schema["oneOf"] == [{"required": [source]}, {"required": ["dataset"]}]
 
 
 async def test_estimate_form_is_described(described):
@@ -142,6 +147,7 @@ async def test_job_has_the_agreed_members(described):
         "settings",
         "evaluation",
         "activate",
+        "dataset",
     ]
     assert set(schemas["Progress"]["properties"]) == {"step", "total_steps", "fraction", "eta_s", "stage"}
     assert schemas["JobStatus"]["enum"] == [str(status) for status in JobStatus]

@@ -1,0 +1,52 @@
+"""A training job's pictures out of a dataset, instead of an upload of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .contract.datasets import DatasetStatus
+from .contract.errors import DatasetInUse, DatasetNotReady, UnknownDataset
+from .contract.jobs import JobSource, JobStore
+from .gateway import Gateway
+from .intake import Intake
+from .training_request import TrainingRequest
+
+
+async def from_dataset(
+    gateway: Gateway, wanted: TrainingRequest, dataset_id: str, intake: Intake
+) -> tuple[TrainingRequest, JobSource]:
+    """The dataset's files as the job's; its mode where the job says none, its labels where none came with the job.
+
+    One that is still inspected will do: the job looks at its pictures itself.
+
+    Raises:
+        UnknownDataset, StoreCorrupt.
+        DatasetNotReady: no picture of it can be used.
+    """
+    datasets = gateway.datasets
+    record = await gateway.io(datasets.record, dataset_id)
+    findings = await gateway.io(datasets.findings, dataset_id)
+    if findings.status is DatasetStatus.FAILED:
+        reason = findings.error.detail if findings.error else "nothing in it can be used"
+        raise DatasetNotReady(f"dataset {dataset_id} can't be trained from: {reason}")
+    own_labels = await gateway.io(intake.labels.path.exists)
+    labels = datasets.labels(dataset_id) if record.labels and not own_labels else None
+    try:
+        await intake.link(datasets.archive(dataset_id), labels)
+    except FileNotFoundError as error:
+        raise UnknownDataset(f"dataset {dataset_id} was deleted meanwhile") from error
+    if wanted.config.mode == "auto":
+        wanted = replace(wanted, config=replace(wanted.config, mode=record.mode))
+    return wanted, JobSource(name=record.file_name, dataset=record.reference)
+
+
+def check_unused(jobs: JobStore, dataset_id: str) -> None:
+    """Raises DatasetInUse while a job that has not ended was started with the dataset. Blocking."""
+    unfinished = (record.job for record in jobs.unfinished())
+    ids = [job.id for job in unfinished if job.dataset and job.dataset.id == dataset_id]
+    if ids:
+        shown = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
+        raise DatasetInUse(
+            f"dataset {dataset_id} is used by {shown}; wait for the end of its jobs, or cancel them",
+            extra={"jobs": ids[:100]},
+        )

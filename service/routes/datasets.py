@@ -1,0 +1,130 @@
+"""/datasets: pictures sent once, looked at before training, and trained from as often as wanted."""
+
+from __future__ import annotations
+
+import errno
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import JSONResponse, Response
+
+from ..contract.datasets import CreatedDataset, Dataset, DatasetPage, DatasetStatus
+from ..contract.errors import DatasetNotReady
+from ..contract.jobs import MAX_PAGE
+from ..dataset_documentation import dataset_body
+from ..dataset_request import keep_dataset, read_dataset
+from ..dataset_training import check_unused
+from ..errors import StorageFull, responses
+from ..gateway import gateway_of
+from ..intake import Intake
+
+router = APIRouter(tags=["datasets"])
+
+_AGAIN_S = 2.0
+
+
+@router.post(
+    "/datasets",
+    status_code=201,
+    summary="Send a dataset",
+    response_model=CreatedDataset,
+    responses={
+        200: {"model": CreatedDataset, "description": "the dataset was there already, and is left as it is"},
+        **responses(400, 408, 413, 415, 422, 507),
+    },
+    openapi_extra=dataset_body(),
+)
+async def post_dataset(request: Request) -> Response:
+    """Keeps pictures or clips, so that any number of jobs can be trained from them.
+
+    Send an archive, or the files themselves:
+
+    ```sh
+    curl -F archive=@pictures.zip http://127.0.0.1:8000/datasets
+    curl -F images=@photo.jpg http://127.0.0.1:8000/datasets
+    ```
+
+    What is in it is told at the address in `Location` once a training worker has looked at every file: its `status`
+    is `inspecting` until then. Then name it in `dataset` of `POST /train-jobs`. The same bytes, sent with the same
+    mode and labels, are the same dataset: they are kept once, and the answer is 200 with `already_there`.
+    """
+    gateway = gateway_of(request)
+    settings = gateway.settings
+    declared = request.headers.get("content-length", "")
+    expected = int(declared) if declared.isdigit() else 0
+    await gateway.io(gateway.datasets.check_room, expected, settings.datasets_max_bytes)
+    intake = Intake(gateway.files, gateway.upload, min(settings.archive_max_bytes, settings.datasets_max_bytes))
+    try:
+        wanted = await read_dataset(request, gateway, intake)
+        await intake.sync()
+        dataset_id, is_new = await gateway.upload(keep_dataset, gateway, intake, wanted)
+        if is_new:
+            intake.hand_over()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull("the server has no room for this dataset; its owner must free some") from error
+        raise
+    finally:
+        await intake.close()
+    dataset = await gateway.io(gateway.datasets.get, dataset_id)
+    return JSONResponse(
+        {**dataset.model_dump(mode="json"), "already_there": not is_new},
+        status_code=201 if is_new else 200,
+        headers={"Location": f"/datasets/{dataset_id}"},
+    )
+
+
+@router.get("/datasets", summary="List datasets", response_model=DatasetPage, responses=responses(400, 422))
+async def get_datasets(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="datasets in a page")] = 50,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+) -> DatasetPage:
+    """Datasets, the newest first."""
+    gateway = gateway_of(request)
+    return await gateway.io(gateway.datasets.page, limit, cursor)
+
+
+@router.get(
+    "/datasets/{dataset_id}", summary="See what is in a dataset", response_model=Dataset, responses=responses(404)
+)
+async def get_dataset(request: Request, dataset_id: str) -> Dataset:
+    """The dataset as it stands: how many pictures and clips, of which sizes and formats, and what will be left out
+    and why. While it is inspected, what was found so far. A failed one's `error` says why no job can use it.
+    """
+    gateway = gateway_of(request)
+    return await gateway.io(gateway.datasets.get, dataset_id)
+
+
+@router.get(
+    "/datasets/{dataset_id}/contact-sheet",
+    summary="Look at a dataset",
+    response_class=Response,
+    responses={200: {"content": {"image/jpeg": {}}, "description": "a JPEG"}, **responses(404, 409)},
+)
+async def get_contact_sheet(request: Request, dataset_id: str) -> Response:
+    """One picture of up to 48 pictures spread over the dataset, each cut to the square in its middle; with mode
+    clips a row of 8 frames for each of up to 12 clips. It is there once the dataset is ready.
+    """
+    gateway = gateway_of(request)
+    dataset = await gateway.io(gateway.datasets.get, dataset_id)
+    if dataset.status is not DatasetStatus.READY:
+        again_s = _AGAIN_S if dataset.status is DatasetStatus.INSPECTING else None
+        raise DatasetNotReady(
+            f"dataset {dataset_id} is {dataset.status}; it has a contact sheet once it is ready", retry_after_s=again_s
+        )
+    sheet = await gateway.io(gateway.datasets.sheet(dataset_id).read_bytes)
+    return Response(sheet, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+
+@router.delete(
+    "/datasets/{dataset_id}", status_code=204, summary="Delete a dataset", responses=responses(404, 409, 503)
+)
+async def delete_dataset(request: Request, dataset_id: str) -> None:
+    """Deletes a dataset for good, unless a job that has not ended was started with it. Versions that were trained
+    from it stay as they are.
+    """
+    gateway = gateway_of(request)
+    await gateway.io(gateway.datasets.record, dataset_id)
+    await gateway.io(check_unused, gateway.jobs, dataset_id)
+    await gateway.io(gateway.datasets.remove, dataset_id)
