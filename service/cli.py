@@ -14,6 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from . import cli_output as output
+from .cli_datasets import datasets
 from .cli_evaluate import evaluate
 from .cli_landmarks import landmarks
 from .cli_naming import names
@@ -67,8 +68,8 @@ def up(
 def train(
     category: Category,
     path: Annotated[
-        Path, typer.Argument(help="A folder of pictures or clips, a zip, tar or tar.gz of it, or a video.")
-    ],
+        Path | None, typer.Argument(help="A folder of pictures or clips, a zip, tar or tar.gz of it, or a video.")
+    ] = None,
     follow: Follow = False,
     preset: Annotated[str | None, typer.Option(help="compact (for CPUs) or paper.")] = None,
     assignments: Annotated[
@@ -88,14 +89,17 @@ def train(
     activate: Annotated[
         bool, typer.Option("--activate/--no-activate", help="Whether the version becomes the active one.")
     ] = True,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="ID", help="Train on this dataset; no pictures are sent then.")
+    ] = None,
     url: Url = URL,
     as_json: AsJson = False,
 ) -> None:
-    """Upload pictures and learn their pose prior."""
+    """Learn the pose prior of pictures that are uploaded, or of a dataset."""
     with output.errors_shown(as_json), Client(url) as client:
         chosen = _settings(assignments or [])
-        given: dict[str, Any] = {"labels": labels, "prior": prior_file, "prior_from": prior_from, "activate": activate}
-        job = client.train(category, path, preset, chosen, **given)
+        given: dict[str, Any] = {"labels": labels, "prior": prior_file, "prior_from": prior_from}
+        job = client.train(category, path, preset, chosen, activate=activate, dataset=dataset, **given)
         _show(client, job, follow, as_json)
 
 
@@ -180,6 +184,7 @@ def history(category: Category, version: Version = None, url: Url = URL, as_json
 
 app.command()(evaluate)
 app.command()(names)
+app.add_typer(datasets)
 app.add_typer(versions)
 app.add_typer(aliases)
 app.add_typer(landmarks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 
+from .contract.datasets import CreatedDataset, Dataset, DatasetStatus
 from .contract.records import Job, JobStatus
 from .schemas import (
     Estimate,
@@ -34,6 +35,9 @@ from .version_schemas import (
 
 __all__ = [
     "AliasEntry",
+    "CreatedDataset",
+    "Dataset",
+    "DatasetStatus",
     "Estimate",
     "FittedLandmarks",
     "History",
