@@ -14,6 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from . import cli_output as output
+from .cli_datasets import datasets
 from .cli_estimate import estimate
 from .cli_evaluate import evaluate
 from .cli_jobs import checkpoints, events, pause, resume
@@ -69,8 +70,8 @@ def up(
 def train(
     category: Category,
     path: Annotated[
-        Path, typer.Argument(help="A folder of pictures or clips, a zip, tar or tar.gz of it, or a video.")
-    ],
+        Path | None, typer.Argument(help="A folder of pictures or clips, a zip, tar or tar.gz of it, or a video.")
+    ] = None,
     follow: Follow = False,
     preset: Annotated[str | None, typer.Option(help="compact (for CPUs) or paper.")] = None,
     assignments: Annotated[
@@ -90,17 +91,21 @@ def train(
     activate: Annotated[
         bool, typer.Option("--activate/--no-activate", help="Whether the version becomes the active one.")
     ] = True,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="ID", help="Train on this dataset; no pictures are sent then.")
+    ] = None,
     idempotency_key: Annotated[
         str | None, typer.Option(metavar="KEY", help="Names this request: sent again, it gives the same job.")
     ] = None,
     url: Url = URL,
     as_json: AsJson = False,
 ) -> None:
-    """Upload pictures and learn their pose prior."""
+    """Learn the pose prior of pictures that are uploaded, or of a dataset."""
     with output.errors_shown(as_json), Client(url) as client:
         chosen = _settings(assignments or [])
         given: dict[str, Any] = {"labels": labels, "prior": prior_file, "prior_from": prior_from, "activate": activate}
-        job = client.train(category, path, preset, chosen, idempotency_key=idempotency_key, **given)
+        given |= {"dataset": dataset, "idempotency_key": idempotency_key}
+        job = client.train(category, path, preset, chosen, **given)
         _show(client, job, follow, as_json)
 
 
@@ -158,7 +163,7 @@ def history(category: Category, version: Version = None, url: Url = URL, as_json
 
 for command in (estimate, pause, resume, events, checkpoints, evaluate, names):
     app.command()(command)
-for group in (versions, aliases, landmarks):
+for group in (datasets, versions, aliases, landmarks):
     app.add_typer(group)
 
 

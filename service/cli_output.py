@@ -79,6 +79,8 @@ def show_job(job: Job) -> None:
         out.print(f"  step {progress.step} of {progress.total_steps}{left}, loss {loss_text(job)}")
     if job.version:
         out.print(f"  version {job.version}")
+    if job.dataset:
+        out.print(f"  dataset {job.dataset.id}  {escape(job.dataset.name or '')}".rstrip())
     skipped = job.metrics.get("skipped")
     if skipped:
         files = "".join(f"\n    {_skipped(item)}" for item in job.metrics.get("skipped_files", []))

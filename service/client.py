@@ -24,6 +24,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from .client_datasets import DatasetCalls
 from .client_errors import APIError, ClientError, InputError, Unreachable
 from .client_estimate import EstimateCalls
 from .client_jobs import JobCalls
@@ -62,6 +63,7 @@ class Client(JobCalls, EstimateCalls):
     Attributes:
         versions: what to do with the versions of a category.
         aliases: what to do with the names that point to them.
+        datasets: what to do with pictures that are kept to train from.
         landmarks: what to do with points of one's own, told from the keypoints of a version.
     """
 
@@ -74,6 +76,7 @@ class Client(JobCalls, EstimateCalls):
         self._http = httpx.Client(base_url=self.base_url, timeout=timeout_s, transport=transport, trust_env=trust_env)
         self.versions = VersionCalls(self)
         self.aliases = AliasCalls(self)
+        self.datasets = DatasetCalls(self)
         self.landmarks = LandmarkCalls(self)
 
     def __enter__(self) -> Client:
@@ -93,7 +96,7 @@ class Client(JobCalls, EstimateCalls):
     def train(
         self,
         category: str,
-        pictures: str | os.PathLike[str],
+        pictures: str | os.PathLike[str] | None = None,
         preset: str | None = None,
         settings: Mapping[str, Any] | None = None,
         *,
@@ -101,9 +104,10 @@ class Client(JobCalls, EstimateCalls):
         prior: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         prior_from: str | None = None,
         activate: bool = True,
+        dataset: str | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
-        """Uploads pictures and starts a training job; returns it without waiting.
+        """Uploads pictures, or names a dataset, and starts a training job; returns it without waiting.
 
         Args:
             pictures: a zip, tar or tar.gz, a video, or a folder (packed into a temporary file first).
@@ -113,15 +117,21 @@ class Client(JobCalls, EstimateCalls):
             prior: to start from, a JSON file or what :meth:`prior` gave as JSON values.
             prior_from: CATEGORY or CATEGORY@VERSION to take the prior of.
             activate: whether the version becomes the active one when the job succeeds.
+            dataset: id of a dataset to train on, in place of pictures.
             idempotency_key: names this request: sent again, it gives the same job.
         """
+        if (pictures is None) == (dataset is None):
+            raise InputError("name what to train on: either pictures or a dataset")
         fields = {"category": category, "preset": preset or "", "prior_from": prior_from or ""}
         fields = {name: value for name, value in fields.items() if value}
         if not activate:
             fields["activate"] = "false"
         fields.update({name: _as_text(value) for name, value in (settings or {}).items()})
-        with archive_of(Path(pictures)) as (name, file), ExitStack() as stack:
-            files: dict[str, Any] = {"archive": (name, file)}
+        with ExitStack() as stack:
+            # a part without a file name is a field
+            files: dict[str, Any] = {"dataset": (None, dataset)}
+            if pictures is not None:
+                files = {"archive": stack.enter_context(archive_of(Path(pictures)))}
             if labels is not None:
                 files["labels"] = file_part(Path(labels), stack)
             if isinstance(prior, Mapping):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, Field
 
+from .contract.datasets import CreatedDataset, Dataset, DatasetStatus
 from .contract.events import EventKind, JobEvent
 from .contract.records import Checkpoint, Job, JobStatus
 from .schemas import (
@@ -39,6 +40,9 @@ from .version_schemas import (
 __all__ = [
     "AliasEntry",
     "Checkpoint",
+    "CreatedDataset",
+    "Dataset",
+    "DatasetStatus",
     "Estimate",
     "EventKind",
     "FailedPicture",

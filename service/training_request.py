@@ -138,7 +138,7 @@ async def read_upload(request: Request, intake: Intake, store: VersionStore, in_
     archive = form.first("archive")
     dataset = _dataset_of(form.fields.pop("dataset", "").strip() or None, "an archive" if archive else None)
     if archive is None and not dataset:
-        raise BadArchive(f"no archive and no dataset came; {_SEND_ONE}, or name a dataset in the field dataset")
+        raise BadArchive(f"no archive came; {_SEND_ONE}, or name a dataset in the field dataset")
     if archive:
         if intake.archive.is_empty:
             raise BadArchive(f"the archive is an empty file; {_SEND_ONE}")

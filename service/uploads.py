@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
@@ -15,6 +16,8 @@ from .contract.pictures import is_picture_name
 from .contract.videos import is_video_name
 
 Picture = str | os.PathLike[str] | bytes
+
+_NOTHING = "no picture (JPEG, PNG, WebP, BMP or TIFF) and no video (MP4, MOV, AVI, MKV or WebM)"
 
 
 @contextmanager
@@ -35,6 +38,22 @@ def archive_of(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
             yield f"{path.resolve().name}.zip", file
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def archive_of_all(paths: Sequence[Path]) -> Iterator[tuple[str, IO[bytes]]]:
+    """As :func:`archive_of`; several files and folders go into one temporary zip, each folder under its name."""
+    if len(paths) == 1:
+        with archive_of(paths[0]) as archive:
+            yield archive
+        return
+    with tempfile.TemporaryFile(prefix="ppl-") as file:
+        try:
+            _pack_all(paths, file)
+        except OSError as error:
+            raise InputError(f"can't read {error.filename or 'the files'}: {error.strerror or error}") from error
+        file.seek(0)
+        yield "pictures.zip", file
 
 
 def pictures_in(folder: Path, *, videos: bool = False) -> Iterator[Path]:
@@ -66,11 +85,34 @@ def file_part(path: Path, stack: ExitStack) -> tuple[str, IO[bytes]]:
 def _pack(folder: Path, file: IO[bytes]) -> None:
     count = 0
     # pictures and videos are compressed already: stored as they are
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for picture in pictures_in(folder, videos=True):
-            archive.write(picture, picture.relative_to(folder).as_posix())
+            _put(archive, picture, picture.relative_to(folder).as_posix())
             count += 1
     if not count:
-        raise InputError(
-            f"{folder} holds no picture (JPEG, PNG, WebP, BMP or TIFF) and no video (MP4, MOV, AVI, MKV or WebM)"
-        )
+        raise InputError(f"{folder} holds {_NOTHING}")
+
+
+def _pack_all(paths: Sequence[Path], file: IO[bytes]) -> None:
+    names = set()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for path in paths:
+            is_folder = path.is_dir()
+            for picture in pictures_in(path, videos=True) if is_folder else [path]:
+                # a folder may have been named as "."
+                name = f"{path.resolve().name}/{picture.relative_to(path).as_posix()}" if is_folder else path.name
+                if name in names:
+                    raise InputError(f"two of the files are called {name}; rename one, or send their common folder")
+                names.add(name)
+                _put(archive, picture, name)
+    if not names:
+        raise InputError(f"the folders hold {_NOTHING}")
+
+
+def _put(archive: zipfile.ZipFile, path: Path, name: str) -> None:
+    """Add a file without its time: the same pictures make the same archive, which a server keeps once."""
+    info = zipfile.ZipInfo(name)
+    with path.open("rb") as source:
+        info.file_size = os.fstat(source.fileno()).st_size  # whether it needs the large format
+        with archive.open(info, "w") as member:
+            shutil.copyfileobj(source, member)
