@@ -85,7 +85,7 @@ class Inspector:
         try:
             inspection = Inspection(self._files, self._files.record(dataset_id), self._settings, self._check)
             findings.found = inspection.run(tell)
-            inspection.sheet.save(self._files.sheet(dataset_id))
+            inspection.save_sheet(self._files.sheet(dataset_id))
         except Stopping:
             findings.starts = 0  # a stop in good order is no death
             self._files.write_findings(dataset_id, findings)

@@ -234,6 +234,22 @@ def test_sheet_shows_pictures_spread_over_the_whole_set_cut_to_squares(lab: Simp
     assert max(corners) < 40, "the sides are cut off"
 
 
+def test_pictures_that_cannot_be_read_leave_no_hole_in_the_sheet(lab: SimpleNamespace) -> None:
+    members = {f"{n}.png": plain((20 * n, 0, 0)) for n in range(10)} | {"3.png": b"x"}
+    sheet = sheet_of(lab, lab.found(members))
+    assert sheet.size == (8 * 132 + 4, 2 * 132 + 4)
+    reds = [sheet.getpixel((68 + 132 * (n % 8), 68 + 132 * (n // 8)))[0] / 20 for n in range(9)]
+    np.testing.assert_allclose(reds, [0, 1, 2, 4, 5, 6, 7, 8, 9], atol=0.3)
+    assert sheet.getpixel((68 + 132, 68 + 132)) == (255, 255, 255), "none came for the last cells"
+
+
+def test_frame_that_cannot_be_read_leaves_its_place_in_the_row_of_its_clip(lab: SimpleNamespace) -> None:
+    members = {f"{clip}/{n}.png": plain((0, 0, 20 * n)) for clip in "ab" for n in range(8)} | {"a/2.png": b"x"}
+    sheet = sheet_of(lab, lab.found(members, mode="clips"))
+    assert sheet.getpixel((68 + 132 * 2, 68))[0] > 240
+    assert abs(sheet.getpixel((68 + 132 * 3, 68))[2] - 60) < 8
+
+
 def test_sheet_of_few_pictures_is_small(lab: SimpleNamespace) -> None:
     sheet = sheet_of(lab, lab.found({f"{n}.png": plain((n, n, n)) for n in range(3)}))
     assert sheet.size == (3 * 132 + 4, 132 + 4)
