@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import multiprocessing
@@ -362,6 +363,24 @@ def test_fault_of_ours_is_told_and_does_not_come_again_and_again(
     assert dataset.error is not None
     assert (dataset.status, dataset.error.code) == (DatasetStatus.FAILED, "training_failed")
     assert lab.files.waiting() == []
+
+
+def test_one_that_failed_is_looked_into_again_once_its_findings_are_gone(
+    lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(inspection.ContactSheet, "save", fault)
+        dataset = lab.found({"a.jpg": picture()})
+    assert dataset.error is not None
+    assert dataset.error.code == "disk_full"
+    lab.inspector.round()
+    assert lab.files.get(dataset.id).status is DatasetStatus.FAILED
+    (lab.files.folder(dataset.id) / "findings.json").unlink()  # as the gateway does where the same bytes come again
+    lab.inspector.round()
+    assert lab.files.get(dataset.id).status is DatasetStatus.READY
 
 
 def test_what_was_found_so_far_is_told_on_the_way(lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ SHAPE = {
     "settings",
     "evaluation",
     "activate",
+    "dataset",
 }
 
 
