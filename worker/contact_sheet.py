@@ -8,7 +8,6 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from service.contract.colours import MID_GREY
 from worker.training_set import LEAST_FRAMES, natural_key
 
 COLUMNS = 8  # also the frames taken of a video
@@ -34,16 +33,20 @@ class ContactSheet:
         if cell is not None and cell not in self._pictures:
             self._pictures[cell] = ImageOps.fit(image, (_SIDE_PX, _SIDE_PX), Image.Resampling.BICUBIC)
 
-    def save(self, path: Path) -> None:
-        """Write it so that a reader sees all of it or nothing. Cells that nothing came for are grey."""
-        rows, columns = (max((cell[axis] for cell in self._pictures), default=0) + 1 for axis in (0, 1))
+    def save(self, path: Path, *, close_up: bool = False) -> None:
+        """Write it so that a reader sees all of it or nothing. Cells that nothing came for stay white.
+
+        Args:
+            close_up: leave no such cell between others.
+        """
+        cells = sorted(self._pictures)
+        places = {cell: divmod(index, COLUMNS) if close_up else cell for index, cell in enumerate(cells)}
+        rows, columns = (max((place[axis] for place in places.values()), default=0) + 1 for axis in (0, 1))
         width, height = (count * (_SIDE_PX + _GAP_PX) + _GAP_PX for count in (columns, rows))
         sheet = Image.new("RGB", (width, height), _PAPER)
-        empty = Image.new("RGB", (_SIDE_PX, _SIDE_PX), (MID_GREY,) * 3)
-        for row in range(rows):
-            for column in range(columns):
-                corner = (_GAP_PX + column * (_SIDE_PX + _GAP_PX), _GAP_PX + row * (_SIDE_PX + _GAP_PX))
-                sheet.paste(self._pictures.get((row, column), empty), corner)
+        for cell, (row, column) in places.items():
+            corner = (_GAP_PX + column * (_SIDE_PX + _GAP_PX), _GAP_PX + row * (_SIDE_PX + _GAP_PX))
+            sheet.paste(self._pictures[cell], corner)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         sheet.save(draft, "JPEG", quality=_QUALITY)
         os.replace(draft, path)

@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 from PIL import Image
 
@@ -56,7 +57,7 @@ class Inspection:
         self._number = 0  # of the picture or frame, those that can't be read included
         self._video: str | None = None  # that is being read
         self._frames = 0  # taken of it
-        self.sheet = ContactSheet()
+        self._sheet = ContactSheet()
 
     def run(self, tell: Callable[[], None]) -> Found:
         """Look at everything.
@@ -97,6 +98,10 @@ class Inspection:
         found.sizes = sizes_of(self._sizes)
         return found
 
+    def save_sheet(self, path: Path) -> None:
+        """Write pictures of what was seen on one page; with clips each has a row."""
+        self._sheet.save(path, close_up=self._by_clip is None)
+
     def _take_video(self, video: Member, name: str) -> None:
         self._video, self._frames = name, 0
         self._reader.take_video(video, name)
@@ -111,7 +116,7 @@ class Inspection:
             cell = self._by_clip.of_frame(self._video, self._frames)
         else:
             cell = self._by_clip.of_picture(name)
-        self.sheet.offer(cell, image)
+        self._sheet.offer(cell, image)
         if not self._frames:
             self._sizes.append(image.size)
         self._frames += self._video is not None

@@ -8,10 +8,10 @@ import time
 
 from service.contract.dataset_files import DatasetFiles
 from service.contract.datasets import DatasetStatus, Findings
-from service.contract.errors import Abandoned, PPLError, UnknownDataset
+from service.contract.errors import Abandoned, DiskFull, PPLError, TrainingFailed, UnknownDataset
 from service.contract.records import MAX_DEATHS, JobError
 from worker.custody import Stop, Stopping
-from worker.failures import failure_of
+from worker.failures import is_disk_full
 from worker.inspection import Inspection
 from worker.settings import WorkerSettings
 
@@ -85,7 +85,7 @@ class Inspector:
         try:
             inspection = Inspection(self._files, self._files.record(dataset_id), self._settings, self._check)
             findings.found = inspection.run(tell)
-            inspection.sheet.save(self._files.sheet(dataset_id))
+            inspection.save_sheet(self._files.sheet(dataset_id))
         except Stopping:
             findings.starts = 0  # a stop in good order is no death
             self._files.write_findings(dataset_id, findings)
@@ -98,7 +98,7 @@ class Inspector:
                 logger.exception("dataset %s can't be looked into", dataset_id)
             if inspection is not None:
                 findings.found = inspection.found()
-            self._fail(dataset_id, findings, failure_of(error))
+            self._fail(dataset_id, findings, _reason(error))
             return
         findings.status = DatasetStatus.READY
         self._files.write_findings(dataset_id, findings)
@@ -126,3 +126,12 @@ class Inspector:
                 self.round()
             except Exception:  # this thread must outlive whatever one round meets
                 logger.exception("a round failed")
+
+
+def _reason(error: Exception) -> PPLError:
+    """What the owner is told; the log has the error itself."""
+    if isinstance(error, PPLError):
+        return error
+    if is_disk_full(error):
+        return DiskFull("the server's disk is full; send the dataset again once there is room")
+    return TrainingFailed("an internal error; the worker's log has its trace under the dataset's id")

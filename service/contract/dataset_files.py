@@ -41,6 +41,7 @@ class DatasetFiles:
 
     def __init__(self, data_root: Path) -> None:
         self._root = data_root / "datasets"
+        self._settled: dict[str, int] = {}  # when the findings of those looked through were written
 
     def folder(self, dataset_id: str) -> Path:
         """datasets/<id>. Raises UnknownDataset for what can't be an id."""
@@ -81,6 +82,13 @@ class DatasetFiles:
         except FileNotFoundError as error:
             raise _unknown(dataset_id) from error
 
+    def read_sheet(self, dataset_id: str) -> bytes:
+        """The contact sheet of a dataset that is ready. Raises UnknownDataset where it was deleted meanwhile."""
+        try:
+            return self.sheet(dataset_id).read_bytes()
+        except FileNotFoundError as error:
+            raise _unknown(dataset_id) from error
+
     def get(self, dataset_id: str) -> Dataset:
         """A dataset as the API shows it. Raises UnknownDataset."""
         return Dataset.of(self.record(dataset_id), self.findings(dataset_id))
@@ -107,9 +115,18 @@ class DatasetFiles:
         return DatasetPage(items=items, next_cursor=more)
 
     def waiting(self) -> list[str]:
-        """Ids of the datasets that are not looked through yet, the oldest first."""
-        records = sorted(self._records(), key=_place)
-        return [record.id for record in records if self.findings(record.id).status is DatasetStatus.INSPECTING]
+        """Ids of the datasets that are not looked through yet, the oldest first. Cheap enough to ask every second."""
+        found = []
+        for dataset_id in self._ids():
+            stamp = self._stamp(dataset_id)
+            if stamp is not None and self._settled.get(dataset_id) == stamp:
+                continue
+            if self.findings(dataset_id).status is DatasetStatus.INSPECTING:
+                with suppress(UnknownDataset):  # deleted meanwhile
+                    found.append(self.record(dataset_id))
+            elif stamp is not None:
+                self._settled[dataset_id] = stamp
+        return [record.id for record in sorted(found, key=_place)]
 
     def add(self, staged: Path, record: DatasetRecord, max_bytes: int) -> bool:
         """Make a folder with all files of a dataset that dataset, unless it is there already.
@@ -180,10 +197,19 @@ class DatasetFiles:
     def _findings(self, dataset_id: str) -> Path:
         return self.folder(dataset_id) / "findings.json"
 
+    def _stamp(self, dataset_id: str) -> int | None:
+        try:
+            return self._findings(dataset_id).stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+
+    def _ids(self) -> list[str]:
+        return list(filter(_ID.fullmatch, folder_names(self._root)))
+
     def _records(self) -> Iterator[DatasetRecord]:
-        for name in filter(_ID.fullmatch, folder_names(self._root)):
+        for dataset_id in self._ids():
             with suppress(UnknownDataset):  # deleted meanwhile
-                yield self.record(name)
+                yield self.record(dataset_id)
 
 
 def _read(model: type[Shape], path: Path) -> Shape:

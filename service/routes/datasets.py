@@ -113,7 +113,7 @@ async def get_contact_sheet(request: Request, dataset_id: str) -> Response:
         raise DatasetNotReady(
             f"dataset {dataset_id} is {dataset.status}; it has a contact sheet once it is ready", retry_after_s=again_s
         )
-    sheet = await gateway.io(gateway.datasets.sheet(dataset_id).read_bytes)
+    sheet = await gateway.io(gateway.datasets.read_sheet, dataset_id)
     return Response(sheet, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 

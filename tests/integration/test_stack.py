@@ -23,6 +23,7 @@ from PIL import Image
 from redis import Redis
 
 from service.client import APIError, Client, Job, JobStatus, png_bytes
+from service.client_types import Dataset
 
 from .stack_process import TINY, StackProcess, archive, drawing, running, within
 
@@ -41,6 +42,7 @@ class Shared:
         self.root = root
         self.stack = StackProcess(root / "data")
         self.job: Job | None = None
+        self.dataset: Dataset | None = None
 
     def restart(self) -> None:
         self.stack = StackProcess(self.root / "data")
@@ -142,6 +144,23 @@ def test_exported_version_poses_as_before_where_it_is_imported(client: Client, t
     assert [entry.name for entry in client.landmarks.list("hound")] == ["joints"]
 
 
+def test_dataset_is_looked_into_and_trained_from_and_its_version_outlives_it(
+    shared: Shared, client: Client, tmp_path: Path
+) -> None:
+    created = client.datasets.create(archive(tmp_path / "a.zip", 12), name="twelve")
+    dataset = client.datasets.wait(created.id, timeout_s=60)
+
+    assert (dataset.status, dataset.found.pictures, dataset.found.formats) == ("ready", 12, {"PNG": 12})
+    assert Image.open(io.BytesIO(client.datasets.contact_sheet(dataset.id))).format == "JPEG"
+    job = client.wait(client.train("twelve", None, "compact", TINY, dataset=dataset.id).id, timeout_s=60)
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    assert client.prior("twelve").training["dataset"] == {"id": dataset.id, "digest": dataset.digest, "name": "twelve"}
+    assert client.datasets.get(dataset.id) == dataset, "training takes nothing from it"
+    client.datasets.delete(dataset.id)
+    assert len(client.estimate("twelve", [drawing(104)]).images) == 1
+    shared.dataset = client.datasets.create(archive(tmp_path / "b.zip", 9))
+
+
 def test_documentation_and_figures_are_served(shared: Shared) -> None:
     assert httpx.get(shared.stack.docs).status_code == 200
     assert "ppl_" in httpx.get(shared.stack.url + "/metrics").text
@@ -241,6 +260,8 @@ def test_nothing_outlives_a_killed_stack_and_all_is_there_after_the_next_start(s
     with shared.client() as client:
         assert client.job(shared.job.id) == shared.job
         assert client.prior("cross").version == shared.job.version
+        assert shared.dataset is not None
+        assert client.datasets.wait(shared.dataset.id, timeout_s=60).found.pictures == 9
         assert len(client.estimate("cross", [drawing(105)], version=shared.job.version).images) == 1
 
 

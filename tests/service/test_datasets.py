@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -299,6 +300,28 @@ async def test_folder_of_datasets_is_no_folder_to_train_on(post, train, problem)
     dataset = (await post()).json()["id"]
     answer = await train(True, folder=f"datasets/{dataset}")
     assert "belongs to the platform" in problem(answer, 422, "bad_folder")["detail"]
+
+
+async def test_files_are_copied_where_the_disk_knows_no_links(post, train, data_root, monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    dataset = (await post()).json()["id"]
+    monkeypatch.setattr("service.intake.os.link", refuse)
+    job = (await train(dataset=dataset)).json()
+    assert (data_root / "jobs" / job["id"] / "archive").read_bytes() == GOOD
+
+
+async def test_full_disk_is_told_and_leaves_nothing(post, problem, no_trace, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("service.intake.UploadFile._write", full)
+    problem(await post(), 507, "disk_full")
+    no_trace()
+    monkeypatch.setattr("zipfile._ZipWriteFile.write", full)
+    problem(await post(None, images=[("a.png", b"x")]), 507, "disk_full")
+    no_trace()
 
 
 # going

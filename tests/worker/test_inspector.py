@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import multiprocessing
@@ -234,6 +235,22 @@ def test_sheet_shows_pictures_spread_over_the_whole_set_cut_to_squares(lab: Simp
     assert max(corners) < 40, "the sides are cut off"
 
 
+def test_pictures_that_cannot_be_read_leave_no_hole_in_the_sheet(lab: SimpleNamespace) -> None:
+    members = {f"{n}.png": plain((20 * n, 0, 0)) for n in range(10)} | {"3.png": b"x"}
+    sheet = sheet_of(lab, lab.found(members))
+    assert sheet.size == (8 * 132 + 4, 2 * 132 + 4)
+    reds = [sheet.getpixel((68 + 132 * (n % 8), 68 + 132 * (n // 8)))[0] / 20 for n in range(9)]
+    np.testing.assert_allclose(reds, [0, 1, 2, 4, 5, 6, 7, 8, 9], atol=0.3)
+    assert sheet.getpixel((68 + 132, 68 + 132)) == (255, 255, 255), "none came for the last cells"
+
+
+def test_frame_that_cannot_be_read_leaves_its_place_in_the_row_of_its_clip(lab: SimpleNamespace) -> None:
+    members = {f"{clip}/{n}.png": plain((0, 0, 20 * n)) for clip in "ab" for n in range(8)} | {"a/2.png": b"x"}
+    sheet = sheet_of(lab, lab.found(members, mode="clips"))
+    assert sheet.getpixel((68 + 132 * 2, 68))[0] > 240
+    assert abs(sheet.getpixel((68 + 132 * 3, 68))[2] - 60) < 8
+
+
 def test_sheet_of_few_pictures_is_small(lab: SimpleNamespace) -> None:
     sheet = sheet_of(lab, lab.found({f"{n}.png": plain((n, n, n)) for n in range(3)}))
     assert sheet.size == (3 * 132 + 4, 132 + 4)
@@ -346,6 +363,24 @@ def test_fault_of_ours_is_told_and_does_not_come_again_and_again(
     assert dataset.error is not None
     assert (dataset.status, dataset.error.code) == (DatasetStatus.FAILED, "training_failed")
     assert lab.files.waiting() == []
+
+
+def test_one_that_failed_is_looked_into_again_once_its_findings_are_gone(
+    lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(inspection.ContactSheet, "save", fault)
+        dataset = lab.found({"a.jpg": picture()})
+    assert dataset.error is not None
+    assert dataset.error.code == "disk_full"
+    lab.inspector.round()
+    assert lab.files.get(dataset.id).status is DatasetStatus.FAILED
+    (lab.files.folder(dataset.id) / "findings.json").unlink()  # as the gateway does where the same bytes come again
+    lab.inspector.round()
+    assert lab.files.get(dataset.id).status is DatasetStatus.READY
 
 
 def test_what_was_found_so_far_is_told_on_the_way(lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:

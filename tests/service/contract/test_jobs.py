@@ -27,6 +27,7 @@ SHAPE = {
     "settings",
     "evaluation",
     "activate",
+    "dataset",
 }
 
 
