@@ -1,6 +1,7 @@
 # make demo          the whole platform on this machine, trained on the samples, serving until Ctrl-C
 # make demo SERVE=0  the same, ending by itself
 # make test          all checks and tests
+# make bench         the benchmarks of speed, into benchmarks/SPEED.md; some minutes
 #
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch's CPU build: far smaller than the one with CUDA that
 # PyPI has for Linux. PYTHON=python3.12 takes another Python (3.11 or newer).
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, as in: make PYTHON=python3.11"; exit 1; }
@@ -33,6 +34,10 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m benchmarks.speed
 
 clean:
 	rm -rf $(VENV) .demo build *.egg-info

@@ -77,7 +77,7 @@ def _table(options: argparse.Namespace) -> int:
         picture = options.into.with_name(f"occlusion_{name}.png")
         drawn = [g for g in members if g.first["row"] in options.curves and not g.first["options"]]
         plotted = plot_curves(drawn, f"{name}: error under occlusion", picture)
-        update(options.into, name, tables(name, members, picture.name if plotted else None))
+        update(options.into, name, tables(name, members, drawn, picture.name if plotted else None))
     return 0
 
 

@@ -37,6 +37,11 @@ class Group:
         return "; ".join(part for part in parts if part)
 
     @property
+    def name(self) -> str:
+        """The title, and how many steps it was trained: what tells the rows of one set apart."""
+        return f"{self.title}, {self.first['steps']:,} steps" if self.first["row"] != MEAN_POSE else self.title
+
+    @property
     def command(self) -> str:
         """What gives these results again."""
         first = self.first

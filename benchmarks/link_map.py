@@ -1,72 +1,88 @@
-"""The link map, forward and backward, against eq. 3 written out literally; both in this run.
+"""The link map, forward and backward, against eq. 3 written out literally: (B, L, P, 2) tensors, one exp a link.
 
-python -m benchmarks.link_map [--json] [--batch 8] [--side 128] [--device cpu]
+python -m benchmarks.link_map [--json] [--batches 8 16] [--side 128] [--device cpu] [--threads 1] [--repeats 5]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from benchmarks.memory import MovedBytes, copy_bytes_per_s, peak_bytes
+from benchmarks.report import Check, Report, Row, run
+from benchmarks.timing import add_torch_arguments, device_of, interleaved
 from model.links import link_map, link_map_literal
 
-BAR = 30.0
+BAR, GPU_BAR = 40.0, 10.0
+MEMORY_BAR = 20.0
+NUM_KEYPOINTS, LINK_WIDTH = 16, 1e-3
+
 LinkMap = Callable[[Tensor, Tensor, float, int], Tensor]
 
 
-def measure(draw: LinkMap, batch: int, side: int, device: torch.device, repeats: int) -> float:
-    """Median seconds of one forward and backward pass, K = 16, link width 1e-3."""
+def passes(draw: LinkMap, batch: int, side: int, device: torch.device) -> Callable[[], None]:
+    """One forward and backward pass of random poses and weights, to be called again and again."""
     generator = torch.Generator().manual_seed(0)
-    keypoints = (torch.rand(batch, 16, 2, generator=generator) * 1.6 - 0.8).to(device).requires_grad_()
-    weights = torch.rand(120, generator=generator).to(device).requires_grad_()
-    taken = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        draw(keypoints, weights, 1e-3, side).sum().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken[1:])  # the first warms up
+    keypoints = (torch.rand(batch, NUM_KEYPOINTS, 2, generator=generator) * 1.6 - 0.8).to(device).requires_grad_()
+    num_links = NUM_KEYPOINTS * (NUM_KEYPOINTS - 1) // 2
+    weights = torch.rand(num_links, generator=generator).to(device).requires_grad_()
+
+    def both_ways() -> None:
+        keypoints.grad = weights.grad = None
+        draw(keypoints, weights, LINK_WIDTH, side).sum().backward()
+
+    return both_ways
 
 
-def compare(batch: int, side: int, device: torch.device) -> dict[str, Any]:
-    """Both forms, one after the other, twice; the medians and their ratio."""
-    ours, literal = [], []
-    for _ in range(2):
-        ours.append(measure(link_map, batch, side, device, repeats=10))
-        literal.append(measure(link_map_literal, batch, side, device, repeats=2))
-    fast, slow = statistics.median(ours), statistics.median(literal)
-    return {"batch": batch, "side": side, "ours_s": fast, "literal_s": slow, "ratio": slow / fast}
+def compare(batch: int, side: int, device: torch.device, repeats: int, copied_per_s: float) -> Row:
+    """Both forms in turn: their times, the memory that each needs, and the bytes that ours moves."""
+    forms = {"ours": link_map, "literal": link_map_literal}
+    works = {name: passes(draw, batch, side, device) for name, draw in forms.items()}
+    seconds = interleaved(works, repeats, device)
+    memory = {name: peak_bytes(work, device) for name, work in works.items()}
+    with MovedBytes() as moved:
+        works["ours"]()
+    return {
+        "batch": batch,
+        "side": side,
+        "ours_ms": 1e3 * seconds["ours"],
+        "literal_ms": 1e3 * seconds["literal"],
+        "ratio": seconds["literal"] / seconds["ours"],
+        "ours_mib": memory["ours"] / 2**20,
+        "literal_mib": memory["literal"] / 2**20,
+        "memory_ratio": memory["literal"] / memory["ours"],
+        "moved_mib": moved.count / 2**20,
+        "of_copy_bandwidth": moved.count / seconds["ours"] / copied_per_s,
+    }
 
 
-def main() -> int:
-    """Print the comparison; the exit code is 1 where it misses the bar."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.link_map", description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--batch", type=int, default=8)
+def measure(options: argparse.Namespace) -> Report:
+    """Every batch size; the ratio is the least of them."""
+    device = device_of(options)
+    one = partial(compare, device=device, repeats=options.repeats, copied_per_s=copy_bytes_per_s(device))
+    rows = [one(batch, options.side) for batch in options.batches]
+    return Report(
+        "link_map",
+        f"link map, forward + backward, K={NUM_KEYPOINTS}, against eq. 3 written out literally, on {device}",
+        rows,
+        ratio=min(row["ratio"] for row in rows),
+        bar=GPU_BAR if device.type == "cuda" else BAR,
+        checks=[Check("memory of the literal form / ours", min(row["memory_ratio"] for row in rows), MEMORY_BAR)],
+        notes=["moved_mib counts what each operation reads and writes; in a cache it costs less than a copy does"],
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Sizes, beside what all have that use torch."""
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--side", type=int, default=128)
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    row = compare(options.batch, options.side, torch.device(options.device))
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    result = {"subject": "link_map", "rows": [row], "ratio": row["ratio"], "bar": BAR, "holds": row["ratio"] >= BAR}
-    if options.json:
-        print(json.dumps({**result, "machine": machine}))
-        return int(not result["holds"])
-    print(f"link map, forward + backward, B={row['batch']}, K=16, {row['side']}x{row['side']} ({machine})")
-    print(f"  literal eq. 3  {row['literal_s'] * 1e3:9.1f} ms")
-    print(f"  ours           {row['ours_s'] * 1e3:9.1f} ms   {row['ratio']:.0f} times faster (bar: {BAR:.0f})")
-    return int(not result["holds"])
+    add_torch_arguments(parser, repeats=5)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(measure, add_arguments))

@@ -44,7 +44,7 @@ def plot_curves(members: Sequence[Group], title: str, file: Path) -> bool:
             points = clean + [(level, group.curve(k, level)) for k, level in group.levels() if k == kind]
             last = len(points[0][1]) - 1
             for style, iteration in zip(_STYLES, sorted({0, last}), strict=False):
-                name = group.title.replace("`", "") + (f", iteration {iteration}" if last else "")
+                name = group.name.replace("`", "") + (f", iteration {iteration}" if last else "")
                 heights = [statistics.fmean(values[iteration]) for _, values in points]
                 panel.plot([x for x, _ in points], heights, style, color=f"C{index}", marker=".", label=name)
         panel.set_xlabel(label)

@@ -44,15 +44,21 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return text + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def tables(name: str, members: Sequence[Group], plot: str | None) -> str:
-    """All tables of one set in markdown; ``plot`` is the name of its picture."""
+def tables(name: str, members: Sequence[Group], in_full: Sequence[Group], plot: str | None) -> str:
+    """All tables of one set in markdown.
+
+    Args:
+        members: the set's rows.
+        in_full: of these, whose errors under occlusion are shown at every level and iteration; the others' in short.
+        plot: the name of the set's picture.
+    """
     parts = []
     if any(group.first.get("scores") for group in members):
         parts.append(_accuracy(members))
         parts.append(_own_maps(members))
     else:
         parts.append(_losses(members))
-    parts += [_skeleton(members), _occlusion(members)]
+    parts += [_skeleton(members), _occlusion(in_full), _occlusion_in_short(members)]
     if plot:
         parts.append(f"![Error under occlusion, {name}]({plot})")
     commands = "\n".join(group.command for group in members)
@@ -93,7 +99,7 @@ def _own_maps(members: Sequence[Group]) -> str:
     for group in members:
         cells = [spread(group.values("scores_own_maps", n, *_HEADLINE)) for n in REFINES[1:]]
         if any(cell != "–" for cell in cells):
-            lines.append([group.title, *cells])
+            lines.append([group.name, *cells])
     heads = ["row", *(f"refine {n}" for n in REFINES[1:])]
     note = "The same error where the map is fitted on training pictures refined as often as the held-out ones:"
     return f"{note}\n\n{_table(heads, lines)}" if lines else ""
@@ -116,7 +122,7 @@ def _skeleton(members: Sequence[Group]) -> str:
                 spread(values) + (f" ({len(values)} of {seeds} seeds)" if 0 < len(values) < seeds else "")
                 for values in found
             ]
-            lines.append([group.title, *cells])
+            lines.append([group.name, *cells])
     note = (
         "The prior against the true skeleton, as `model/skeleton.py` has it; *chance* is the precision of all links. "
         "AutoLink has no prior: its mean pose stands for one, which maps to the mean true pose whatever it is, so its "
@@ -126,23 +132,47 @@ def _skeleton(members: Sequence[Group]) -> str:
 
 
 def _occlusion(members: Sequence[Group]) -> str:
-    lines, verdicts = [], []
+    lines = []
     for group in members:
         for kind, level in group.levels():
             errors = [spread(values) for values in group.curve(kind, level)]
             hidden = [spread(values) for values in group.curve(kind, level, "hidden_errors")]
-            shown = "clean" if kind == "clean" else f"{kind} {level:g}"
             ends = [hidden[0], hidden[-1]] if hidden else ["–", "–"]
-            lines.append([group.title, shown, *errors, *["–"] * (_ITERATIONS - len(errors)), *ends])
-        if group.first.get("refinement"):
-            verdicts.append(f"- {group.title}: {_verdict(group)}")
+            lines.append([group.name, _shown(kind, level), *errors, *["–"] * (_ITERATIONS - len(errors)), *ends])
     heads = ["row", "occlusion", *(f"iteration {n}" for n in range(_ITERATIONS)), "hidden, first", "hidden, last"]
     note = (
         "Occluded pictures: the error at each iteration of refinement over all labelled keypoints, and over those in "
         "hidden patches at the first and the last iteration; maps fitted on clean training pictures, not refined."
     )
-    parts = [note, _table(heads, lines), "\n".join(verdicts)]
-    return "\n\n".join(part for part in parts if part) if lines else ""
+    return f"{note}\n\n{_table(heads, lines)}" if lines else ""
+
+
+def _occlusion_in_short(members: Sequence[Group]) -> str:
+    measured = [group for group in members if group.levels()]
+    if not measured:
+        return ""
+    levels = _telling(measured[0].levels())
+    lines = []
+    for group in measured:
+        cells = []
+        for kind, level in levels:
+            values = group.curve(kind, level)
+            ends = [spread(values[n]) for n in sorted({0, len(values) - 1})] if values else ["–"]
+            cells.append(" → ".join(ends))
+        lines.append([group.name, *cells, _verdict(group) if group.first.get("refinement") else "–"])
+    heads = ["row", *(_shown(kind, level) for kind, level in levels), "what refinement does"]
+    return f"The same of every row in short, from the first iteration to the last:\n\n{_table(heads, lines)}"
+
+
+def _telling(levels: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Clean pictures, the most that is hidden at random, and the middle one of the growing squares."""
+    by_kind = {kind: sorted(level for k, level in levels if k == kind) for kind, _ in levels}
+    middle = {"clean": 0, "random": -1, "centre": len(by_kind.get("centre", ())) // 2}
+    return [(kind, found[middle.get(kind, -1)]) for kind, found in by_kind.items()]
+
+
+def _shown(kind: str, level: float) -> str:
+    return "clean" if kind == "clean" else f"{kind} {level:g}"
 
 
 def _verdict(group: Group) -> str:
@@ -152,8 +182,8 @@ def _verdict(group: Group) -> str:
         values = group.curve(kind, level)
         change[kind, level] = statistics.fmean(values[-1]) - statistics.fmean(values[0])
     worse = [f"{kind} {level:g}" for (kind, level), value in change.items() if kind != "clean" and value >= 0]
-    lowered = f"does not lower the error at {', '.join(worse)}" if worse else "lowers the error at every level"
-    return f"refinement {lowered}; clean pictures change by {change.get(('clean', 0.0), 0.0):+.2f} points"
+    lowered = f"not lower at {', '.join(worse)}" if worse else "lower at every level"
+    return f"{lowered}; clean {change.get(('clean', 0.0), 0.0):+.2f} points"
 
 
 def _budget(group: Group) -> list[str]:

@@ -16,8 +16,16 @@ from model.history import History, Snapshot
 from model.ppl import PosePriorLearner
 from model.prior import PosePrior, prototypes
 from model.refine import NoMemoryError
+from model.surprise import recall_all, scale_of
 
-_NO_MEMORY: dict[str, Any] = {"num_banks": 0, "bank_size": 0, "token_dim": 0, "use_counts": [], "prototypes": []}
+_NO_MEMORY: dict[str, Any] = {
+    "num_banks": 0,
+    "bank_size": 0,
+    "token_dim": 0,
+    "use_counts": [],
+    "prototypes": [],
+    "surprise_scale": None,
+}
 
 
 def write_version(
@@ -55,11 +63,9 @@ def codes(model: PosePriorLearner, images: Images, batch_size: int = 64) -> Tens
     Raises:
         NoMemoryError: the model has no memory.
     """
-    memory = model.memory
-    if memory is None:
+    if model.memory is None:
         raise NoMemoryError(f"a model of the method {model.config.method} has no memory, and no codes")
-    with torch.no_grad():
-        return torch.cat([memory(keypoints).codes.cpu() for keypoints in _located(model, images, batch_size)])
+    return recall_all(model.memory, _located(model, images, batch_size))[0]
 
 
 def mean_pose(model: PosePriorLearner, images: Images, batch_size: int = 64) -> Tensor:
@@ -71,7 +77,7 @@ def mean_pose(model: PosePriorLearner, images: Images, batch_size: int = 64) -> 
 
 
 @torch.no_grad()
-def _located(model: PosePriorLearner, images: Images, batch_size: int) -> Iterator[Tensor]:
+def _located(model: PosePriorLearner, images: Images, batch_size: int = 64) -> Iterator[Tensor]:
     """The keypoints (B, K, 2) of all pictures, a batch at a time, by the model as it is."""
     model.eval()
     device = model.link_logits.device
@@ -86,6 +92,7 @@ def _memory(model: PosePriorLearner, images: Images) -> dict[str, Any]:
     if model.memory is None:
         return _NO_MEMORY
     config = model.config
+    found, distances = recall_all(model.memory, _located(model, images))
     return {
         "num_banks": config.num_banks,
         "bank_size": config.bank_size,
@@ -93,6 +100,7 @@ def _memory(model: PosePriorLearner, images: Images) -> dict[str, Any]:
         "use_counts": model.memory.use_counts.tolist(),
         "prototypes": [
             {"keypoints": pose.keypoints.tolist(), "codes": pose.codes.tolist(), "count": pose.count}
-            for pose in prototypes(model, codes(model, images))
+            for pose in prototypes(model, found)
         ],
+        "surprise_scale": scale_of(distances),
     }

@@ -18,7 +18,7 @@ from .contract.priors import MAX_PRIOR_BYTES
 from .forms import media_type
 from .gateway import Gateway
 from .middleware import BodyLimit, RequestFigures
-from .routes import estimate, health, jobs, landmarks, naming, priors, transfer, versions
+from .routes import estimate, health, job_events, jobs, landmarks, naming, priors, transfer, versions
 from .settings import Settings
 
 # what a multipart form weighs beside its files
@@ -50,6 +50,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.gateway = gateway
     for router in (
         jobs.router,
+        job_events.router,
         estimate.make_router(settings),
         priors.router,
         naming.router,

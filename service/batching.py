@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .contract.errors import EstimateTimeout, ModelFailed, PPLError, QueueFull, WorkerUnavailable
+from .contract.errors import ContractMismatch, EstimateTimeout, ModelFailed, PPLError, QueueFull, WorkerUnavailable
 from .contract.messages import BatchReply, BatchRequest
 from .errors import QUEUE_ERRORS, queue_problem
 from .metrics import Metrics
@@ -42,6 +42,7 @@ class Group(NamedTuple):
     side: int
     refine_steps: int
     link_map: bool
+    codes: bool = False
 
 
 class Pose(NamedTuple):
@@ -51,6 +52,8 @@ class Pose(NamedTuple):
     scores: NDArray[np.float32]  # (K,)
     trajectory: NDArray[np.float32]  # (T + 1, K, 2)
     link_map: NDArray[np.uint8] | None  # (S, S)
+    surprise: float | None = None
+    codes: NDArray[np.uint16] | None = None  # (M,)
 
 
 @dataclass(eq=False)
@@ -258,6 +261,7 @@ class Batcher:
             side=group.side,
             refine_steps=group.refine_steps,
             link_map=group.link_map,
+            codes=group.codes,
             reply_to=self._reply_to,
             deadline=max(ticket.deadline for ticket, _ in items),
         )
@@ -309,12 +313,20 @@ class Batcher:
         )
 
 
-def _misfit(reply: BatchReply, flight: Flight) -> ModelFailed | None:
+def _misfit(reply: BatchReply, flight: Flight) -> PPLError | None:
     arrays: list[NDArray[Any] | None] = [reply.keypoints, reply.scores, reply.trajectory]
-    if flight.items[0][0].group.link_map:
+    group = flight.items[0][0].group
+    if group.link_map:
         arrays.append(reply.link_map)
+    arrays += [array for array in (reply.surprises, reply.codes) if array is not None]
     if all(array is not None and len(array) == len(flight.items) for array in arrays):
-        if all(np.isfinite(array).all() for array in arrays[:3] if array is not None):
+        numbers = (*arrays[:3], reply.surprises)
+        if all(np.isfinite(array).all() for array in numbers if array is not None):
+            if group.codes and reply.codes is None:
+                return ContractMismatch(
+                    "the worker that answered is of an older release and says no codes; "
+                    "leave codes out of include, or run gateway and workers of one release"
+                )
             return None
         return ModelFailed("the model's poses are not numbers; this version of the category is broken, train it anew")
     log.error("the reply to batch %s does not fit it", reply.batch_id)
@@ -326,4 +338,6 @@ def _pose(reply: BatchReply, row: int) -> Pose:
     assert reply.scores is not None
     assert reply.trajectory is not None
     link_map = None if reply.link_map is None else reply.link_map[row]
-    return Pose(reply.keypoints[row], reply.scores[row], reply.trajectory[row], link_map)
+    surprise = None if reply.surprises is None else float(reply.surprises[row])
+    codes = None if reply.codes is None else reply.codes[row]
+    return Pose(reply.keypoints[row], reply.scores[row], reply.trajectory[row], link_map, surprise, codes)

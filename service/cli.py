@@ -14,12 +14,14 @@ import typer
 from pydantic import ValidationError
 
 from . import cli_output as output
+from .cli_estimate import estimate
 from .cli_evaluate import evaluate
+from .cli_jobs import checkpoints, events, pause, resume
 from .cli_landmarks import landmarks
 from .cli_naming import names
 from .cli_options import URL, AsJson, Category, Follow, JobId, Url, Version
 from .cli_versions import aliases, versions
-from .client import Client, InputError, Job, JobStatus, png_bytes
+from .client import Client, InputError, Job, JobStatus
 from .progress import TrainingProgress
 
 app = typer.Typer(
@@ -88,6 +90,9 @@ def train(
     activate: Annotated[
         bool, typer.Option("--activate/--no-activate", help="Whether the version becomes the active one.")
     ] = True,
+    idempotency_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Names this request: sent again, it gives the same job.")
+    ] = None,
     url: Url = URL,
     as_json: AsJson = False,
 ) -> None:
@@ -95,7 +100,7 @@ def train(
     with output.errors_shown(as_json), Client(url) as client:
         chosen = _settings(assignments or [])
         given: dict[str, Any] = {"labels": labels, "prior": prior_file, "prior_from": prior_from, "activate": activate}
-        job = client.train(category, path, preset, chosen, **given)
+        job = client.train(category, path, preset, chosen, idempotency_key=idempotency_key, **given)
         _show(client, job, follow, as_json)
 
 
@@ -107,10 +112,15 @@ def job(job_id: JobId, follow: Follow = False, url: Url = URL, as_json: AsJson =
 
 
 @app.command()
-def jobs(url: Url = URL, as_json: AsJson = False) -> None:
+def jobs(
+    category: Annotated[str | None, typer.Option(help="Only jobs of this category.")] = None,
+    status: Annotated[JobStatus | None, typer.Option(help="Only jobs of this status.")] = None,
+    url: Url = URL,
+    as_json: AsJson = False,
+) -> None:
     """List the training jobs, the newest first."""
     with output.errors_shown(as_json), Client(url) as client:
-        found = list(client.jobs())
+        found = list(client.jobs(category, status))
         if as_json:
             output.print_json({"items": output.plain(found), "next_cursor": None})
         else:
@@ -122,38 +132,6 @@ def cancel(job_id: JobId, url: Url = URL, as_json: AsJson = False) -> None:
     """Stop a training job."""
     with output.errors_shown(as_json), Client(url) as client:
         _show(client, client.cancel(job_id), False, as_json)
-
-
-@app.command()
-def estimate(
-    category: Category,
-    images: Annotated[list[Path], typer.Argument(help="Pictures: JPEG, PNG, WebP, BMP or TIFF.")],
-    overlay: Annotated[
-        Path | None,
-        typer.Option(help="Write the picture with its pose drawn; of several pictures each gets a number: OUT-1.png."),
-    ] = None,
-    refine_steps: Annotated[int, typer.Option(min=0, max=10, help="Rounds of iterative refinement.")] = 0,
-    marks: Annotated[
-        str | None, typer.Option("--landmarks", metavar="NAME", help="Landmarks of the version to tell too.")
-    ] = None,
-    version: Version = None,
-    url: Url = URL,
-    as_json: AsJson = False,
-) -> None:
-    """Estimate the poses in pictures."""
-    with output.errors_shown(as_json), Client(url) as client:
-        include = ("overlay",) if overlay else ()
-        found = client.estimate(category, images, version, refine_steps, include, landmarks=marks)
-        written = []
-        for image in found.images:
-            if overlay and image.overlay:
-                written.append(_write(_numbered(overlay, image.index, len(found.images)), png_bytes(image.overlay)))
-        if as_json:
-            output.print_json(found)
-            return
-        output.show_estimate(found, [str(path) for path in images])
-        for path in written:
-            output.out.print(f"written: {path}")
 
 
 @app.command()
@@ -178,11 +156,10 @@ def history(category: Category, version: Version = None, url: Url = URL, as_json
             output.show_history(found)
 
 
-app.command()(evaluate)
-app.command()(names)
-app.add_typer(versions)
-app.add_typer(aliases)
-app.add_typer(landmarks)
+for command in (estimate, pause, resume, events, checkpoints, evaluate, names):
+    app.command()(command)
+for group in (versions, aliases, landmarks):
+    app.add_typer(group)
 
 
 def main() -> None:
@@ -260,18 +237,6 @@ def _settings(assignments: list[str]) -> dict[str, str]:
         if not name or not equals:
             raise InputError(f"--set takes NAME=VALUE, as in --set steps=2000, not '{name}{equals}'")
     return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _numbered(path: Path, index: int, count: int) -> Path:
-    return path if count == 1 else path.with_name(f"{path.stem}-{index + 1}{path.suffix}")
-
-
-def _write(path: Path, data: bytes) -> Path:
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise InputError(f"can't write {path}: {error.strerror}") from error
-    return path
 
 
 def _problem(code: str, detail: str) -> dict[str, Any]:

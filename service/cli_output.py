@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .client import ClientError, Estimate, History, Job, JobStatus, Memory, Prior
-from .client_types import Snapshot
+from .client_types import Checkpoint, Snapshot
 from .progress import duration, loss_text
 
 out = Console(highlight=False, soft_wrap=True)
@@ -30,6 +30,7 @@ _COLOURS = {
     JobStatus.FAILED: "red",
     JobStatus.CANCELLED: "yellow",
     JobStatus.RUNNING: "cyan",
+    JobStatus.PAUSED: "magenta",
 }
 
 
@@ -158,10 +159,23 @@ def show_jobs(jobs: Iterable[Job]) -> None:
         out.print("no jobs yet")
 
 
+def show_checkpoints(found: Iterable[Checkpoint]) -> None:
+    """A line a checkpoint, the newest first."""
+    table = _table("step", "saved", "size", "loss")
+    for made in found:
+        saved, size = f"{made.saved_at.astimezone():%Y-%m-%d %H:%M:%S}", f"{made.size_bytes / 2**20:.1f} MiB"
+        table.add_row(str(made.step), saved, size, f"{made.losses['total']:.3f}" if "total" in made.losses else "-")
+    if table.row_count:
+        tables.print(table)
+    else:
+        out.print("no checkpoints yet")
+
+
 def show_estimate(estimate: Estimate, names: Sequence[str]) -> None:
     """Keypoints in pixels, one table a picture."""
     for name, image in zip(names, estimate.images, strict=True):
-        out.print(f"{escape(name)}  {image.width} x {image.height} px")
+        surprise = "" if image.surprise is None else f", surprise {image.surprise:.2f}"
+        out.print(f"{escape(name)}  {image.width} x {image.height} px{surprise}")
         table = _table("keypoint", "x", "y", "score")
         for point in image.keypoints:
             name = str(point.id) if point.name is None else f"{point.id} {point.name}"

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -26,9 +25,11 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from .client_errors import APIError, ClientError, InputError, Unreachable
-from .client_types import Estimate, History, Job, JobStatus, KeypointNames, Memory, Prior, PriorEntry, joined, png_bytes
+from .client_estimate import EstimateCalls
+from .client_jobs import JobCalls
+from .client_types import Estimate, History, Job, JobStatus, KeypointNames, Memory, Prior, PriorEntry, png_bytes
 from .client_versions import AliasCalls, LandmarkCalls, VersionCalls
-from .uploads import Picture, archive_of, file_part, picture_part
+from .uploads import archive_of, file_part
 
 __all__ = [
     "APIError",
@@ -47,13 +48,11 @@ __all__ = [
 ]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-PICTURES_A_REQUEST = 32
-_WAIT_GRACE_S = 60.0
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class Client:
+class Client(JobCalls, EstimateCalls):
     """Talks to one server. Not for use by several threads at once.
 
     Args:
@@ -102,6 +101,7 @@ class Client:
         prior: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         prior_from: str | None = None,
         activate: bool = True,
+        idempotency_key: str | None = None,
     ) -> Job:
         """Uploads pictures and starts a training job; returns it without waiting.
 
@@ -113,6 +113,7 @@ class Client:
             prior: to start from, a JSON file or what :meth:`prior` gave as JSON values.
             prior_from: CATEGORY or CATEGORY@VERSION to take the prior of.
             activate: whether the version becomes the active one when the job succeeds.
+            idempotency_key: names this request: sent again, it gives the same job.
         """
         fields = {"category": category, "preset": preset or "", "prior_from": prior_from or ""}
         fields = {name: value for name, value in fields.items() if value}
@@ -127,98 +128,8 @@ class Client:
                 files["prior"] = ("prior.json", json.dumps(prior).encode())
             elif prior is not None:
                 files["prior"] = file_part(Path(prior), stack)
-            return self._job("POST", "/train-jobs", data=fields, files=files)
-
-    def job(self, job_id: str) -> Job:
-        """The job as it stands."""
-        return self._job("GET", f"/train-jobs/{_quoted(job_id)}")
-
-    def jobs(self) -> Iterator[Job]:
-        """All jobs, the newest first."""
-        return self._pages("/train-jobs", Job)
-
-    def cancel(self, job_id: str) -> Job:
-        """Asks for the job to be stopped; a running one stops at its next step."""
-        return self._job("POST", f"/train-jobs/{_quoted(job_id)}/cancel")
-
-    def delete(self, job_id: str) -> None:
-        """Removes the record of a job that ended."""
-        self._send("DELETE", f"/train-jobs/{_quoted(job_id)}")
-
-    def wait(
-        self,
-        job_id: str,
-        on_progress: Callable[[Job], None] | None = None,
-        poll_s: float = 0.5,
-        timeout_s: float | None = None,
-    ) -> Job:
-        """Waits for the end of a job, whatever it is, and returns it.
-
-        A server that is away for less than a minute (a restart) is waited for.
-
-        Raises:
-            TimeoutError: the job goes on after ``timeout_s``.
-        """
-        begun = seen = time.monotonic()
-        while True:
-            try:
-                job = self.job(job_id)
-            except (Unreachable, APIError) as error:
-                away = isinstance(error, Unreachable) or error.status in (502, 503, 504)
-                if not away or time.monotonic() - seen > _WAIT_GRACE_S:
-                    raise
-            else:
-                seen = time.monotonic()
-                if on_progress is not None:
-                    on_progress(job)
-                if job.status.ended:
-                    return job
-            if timeout_s is not None and time.monotonic() - begun > timeout_s:
-                raise TimeoutError(f"job {job_id} goes on after {timeout_s:g} s")
-            time.sleep(poll_s)
-
-    # poses
-
-    def estimate(
-        self,
-        category: str,
-        images: Sequence[Picture],
-        version: str | None = None,
-        refine_steps: int = 0,
-        include: Sequence[str] = (),
-        boxes: Sequence[Sequence[float]] | None = None,
-        landmarks: str | None = None,
-    ) -> Estimate:
-        """The poses of some pictures, in their order.
-
-        Many pictures are sent in several requests; the answer is one, and its timings are sums.
-
-        Args:
-            images: paths, or the bytes of picture files.
-            include: any of "link_map", "trajectory", "overlay".
-            boxes: where the thing is in each picture, as x, y, width, height in pixels.
-            landmarks: a set of landmarks of the version, whose points the answer shall have too.
-        """
-        fields = {"category": category, "refine_steps": str(refine_steps)}
-        if landmarks:
-            fields["landmarks"] = landmarks
-        if version:
-            fields["version"] = version
-        if include:
-            fields["include"] = ",".join(include)
-        if boxes is not None and len(boxes) != len(images):
-            raise InputError(f"{len(images)} pictures came with {len(boxes)} boxes; each picture needs one")
-        answers = []
-        for first in range(0, max(len(images), 1), PICTURES_A_REQUEST):
-            part = slice(first, first + PICTURES_A_REQUEST)
-            own = {"boxes": json.dumps([list(box) for box in boxes[part]])} if boxes is not None else {}
-            answers.append(self._estimate({**fields, **own}, images[part]))
-        return joined(answers)
-
-    def _estimate(self, fields: Mapping[str, str], images: Sequence[Picture]) -> Estimate:
-        with ExitStack() as stack:
-            files = [("images", picture_part(image, index, stack)) for index, image in enumerate(images)]
-            return self._read(Estimate, self._send("POST", "/estimate", data=fields, files=files))
+            headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+            return self._job("POST", "/train-jobs", data=fields, files=files, headers=headers)
 
     # priors
 
@@ -295,13 +206,11 @@ class Client:
         params = {"version": version} if version else None
         return self._send("GET", f"/priors/{_quoted(category)}{what}", params=params)
 
-    def _job(self, method: str, path: str, **content: Any) -> Job:
-        return self._read(Job, self._send(method, path, **content))
-
-    def _pages(self, path: str, model: type[Model]) -> Iterator[Model]:
+    def _pages(self, path: str, model: type[Model], params: Mapping[str, Any] | None = None) -> Iterator[Model]:
         cursor: str | None = None
         while True:
-            page = self._send("GET", path, params={"cursor": cursor} if cursor else None).json()
+            here = {"cursor": cursor} if cursor else {}
+            page = self._send("GET", path, params={**(params or {}), **here}).json()
             yield from (model.model_validate(item) for item in page["items"])
             cursor = page["next_cursor"]
             if cursor is None:

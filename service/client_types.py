@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 
-from .contract.records import Job, JobStatus
+from pydantic import BaseModel, Field
+
+from .contract.events import EventKind, JobEvent
+from .contract.records import Checkpoint, Job, JobStatus
 from .schemas import (
     Estimate,
     History,
@@ -16,6 +19,7 @@ from .schemas import (
     Memory,
     Prior,
     PriorEntry,
+    Problem,
     Prototype,
     Snapshot,
     Timing,
@@ -34,11 +38,15 @@ from .version_schemas import (
 
 __all__ = [
     "AliasEntry",
+    "Checkpoint",
     "Estimate",
+    "EventKind",
+    "FailedPicture",
     "FittedLandmarks",
     "History",
     "ImageEstimate",
     "Job",
+    "JobEvent",
     "JobStatus",
     "Keypoint",
     "KeypointNames",
@@ -49,9 +57,11 @@ __all__ = [
     "Link",
     "LinkChange",
     "Memory",
+    "PoseLine",
     "Prior",
     "PriorDiff",
     "PriorEntry",
+    "Problem",
     "Prototype",
     "Snapshot",
     "VersionEntry",
@@ -60,15 +70,32 @@ __all__ = [
 ]
 
 
-def joined(parts: Sequence[Estimate]) -> Estimate:
-    """Several answers as one: the pictures' numbers run through, the timings are sums."""
+class PoseLine(ImageEstimate):
+    """A pose as it comes line by line, without the links, which all poses of a version share."""
+
+    links: list[Link] = Field(default_factory=list)
+
+
+class FailedPicture(BaseModel):
+    """A picture among others for which there is no pose."""
+
+    index: int
+    error: Problem
+
+
+def joined(parts: Sequence[tuple[int, Estimate]]) -> Estimate:
+    """Several answers as one: the pictures' numbers run through, the timings are sums.
+
+    Args:
+        parts: each with the number of its first picture.
+    """
     if len(parts) == 1:
-        return parts[0]
-    images = [image for part in parts for image in part.images]
-    timings = [part.timing_ms.model_dump() for part in parts]
-    return parts[0].model_copy(
+        return parts[0][1]
+    images = [image.model_copy(update={"index": image.index + first}) for first, part in parts for image in part.images]
+    timings = [part.timing_ms.model_dump() for _, part in parts]
+    return parts[0][1].model_copy(
         update={
-            "images": [image.model_copy(update={"index": index}) for index, image in enumerate(images)],
+            "images": images,
             "timing_ms": Timing(**{name: sum(timing[name] for timing in timings) for name in timings[0]}),
         }
     )

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 
-from .client import PICTURES_A_REQUEST, Client
+from .client import Client
+from .client_estimate import POSES_A_REQUEST
 from .client_types import ImageEstimate
 from .contract.pictures import is_picture_name
 from .scoring import run_scorer
@@ -62,8 +63,8 @@ def estimate_all(
     """
     names = list(pictures)
     found: dict[str, ImageEstimate] = {}
-    for first in range(0, len(names), PICTURES_A_REQUEST):
-        batch = names[first : first + PICTURES_A_REQUEST]
+    for first in range(0, len(names), POSES_A_REQUEST):
+        batch = names[first : first + POSES_A_REQUEST]
         answer = client.estimate(category, [pictures[name] for name in batch])
         found.update(zip(batch, answer.images, strict=True))
         if on_done:

@@ -17,8 +17,10 @@ from model.config import PRESETS, PPLConfig, settings
 
 from .contract.job_files import MAX_LABELS_BYTES
 from .contract.messages import MAX_REFINE_STEPS
-from .errors import Problem
+from .formats import FORMATS
 from .images import INCLUDABLE
+from .lines import MEDIA_TYPES as LINES
+from .schemas import Problem
 
 _EXAMPLE_ADDRESS = "http://127.0.0.1:8000"
 _ADDRESS = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]{1,255}(/[A-Za-z0-9._/-]{0,255})?")
@@ -63,6 +65,24 @@ TAGS = [
 ]
 
 
+_LINES = (
+    '{"index": 1, "width": 640, "height": 480, "keypoints": [{"id": 0, "x": 101.5, "y": 88.2, "score": 0.94}], '
+    '"surprise": 0.41}\n'
+    '{"index": 0, "error": {"code": "not_an_image", "status": 422, "detail": "images[0] (a.png): …"}}\n'
+    '{"summary": {"category": "dog", "version": "20261123T120613-dbc588", "pictures": 2, "poses": 1, "failed": 1, '
+    '"links": [{"i": 0, "j": 3, "weight": 0.71}], "timing_ms": {"total": 61.2}}}\n'
+)
+
+
+def estimate_answers() -> dict[str, Any]:
+    """The answer of POST /estimate in its media types beside our JSON."""
+    text = {"schema": {"type": "string"}}
+    table = {**text, "example": "scorer,PPL_dog_20261123T120613-dbc588,…\nbodyparts,keypoint_0,…\ncoords,x,…\n"}
+    described = "the poses, in the format or the media type asked for"
+    kinds = {kind: {**text, "example": _LINES} for kind in LINES}
+    return {"description": described, "content": {**kinds, "text/csv": table}}
+
+
 def estimate_body(max_images: int) -> dict[str, Any]:
     """The form of POST /estimate."""
     properties = {
@@ -91,8 +111,15 @@ def estimate_body(max_images: int) -> dict[str, Any]:
         },
         "boxes": {
             "type": "string",
-            "description": "where the thing is: a JSON list of one [x, y, width, height] in pixels for each picture, "
-            "as in [[10, 20, 200, 150]]",
+            "description": "where the things are: a JSON list with an entry for each picture, [x, y, width, height] in "
+            "pixels, a list of such boxes for several things in it, or null for the whole, as in "
+            "[[10, 20, 200, 150], [[0, 0, 90, 90], [95, 5, 80, 80]], null]; a box counts as a picture",
+        },
+        "format": {
+            "type": "string",
+            "enum": list(FORMATS),
+            "default": FORMATS[0],
+            "description": "native JSON; coco: a COCO keypoints data set, with scores; csv: DeepLabCut's table",
         },
     }
     properties["landmarks"] = {

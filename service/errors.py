@@ -14,7 +14,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from kombu.exceptions import OperationalError
-from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -55,19 +54,6 @@ class StorageFull(PPLError, code=ErrorCode.DISK_FULL, status=507):  # noqa: N818
     """No room for an upload under the data root."""
 
 
-class Problem(BaseModel):
-    """What every error answers, as ``application/problem+json``."""
-
-    type: str = Field(examples=["urn:ppl:problem:unknown_category"], description="names the kind of problem")
-    title: str = Field(examples=["Unknown category"], description="the same for one kind of problem")
-    status: int = Field(examples=[404], description="the HTTP status")
-    detail: str = Field(
-        examples=["no prior was learned for category 'cat' yet"],
-        description="what came, what was expected, and what to do",
-    )
-    code: str = Field(examples=["unknown_category"], description="a word for programs; it never changes")
-
-
 class ProblemResponse(JSONResponse):
     """JSON in ASCII: what came is quoted as it came, also where it can't be written as UTF-8 (lone surrogates)."""
 
@@ -87,6 +73,12 @@ def problem(
     """A problem document as a response; ``extra`` members never replace the five standard ones."""
     document = {"type": f"urn:ppl:problem:{code}", "title": title, "status": status, "detail": detail, "code": code}
     return ProblemResponse({**(extra or {}), **document}, status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def document_of(error: PPLError) -> dict[str, Any]:
+    """One of our errors as a problem document, where it stands among good answers."""
+    facts = {"title": error.title, "status": error.status, "detail": error.detail, "code": str(error.code)}
+    return {**error.extra, "type": f"urn:ppl:problem:{error.code}", **facts}
 
 
 def problem_of(error: PPLError) -> JSONResponse:

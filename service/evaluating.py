@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .client import PICTURES_A_REQUEST, Client
+from .client import Client
 from .client_errors import InputError
+from .client_estimate import POSES_A_REQUEST
 from .client_types import Prior
 from .contract.archives import iter_media
 from .contract.errors import BadPicture, PPLError
@@ -92,8 +93,8 @@ def estimate_poses(
 ) -> list[Any]:
     """The poses of squares after 0 to T refinement steps, N x (T + 1) x K x 2 in [0, 1] of the square."""
     found: list[Any] = []
-    for first in range(0, len(pixels), PICTURES_A_REQUEST):
-        batch = pixels[first : first + PICTURES_A_REQUEST]
+    for first in range(0, len(pixels), POSES_A_REQUEST):
+        batch = pixels[first : first + POSES_A_REQUEST]
         answer = client.estimate(category, [_png(square) for square in batch], version, refine_steps, ["trajectory"])
         for image in answer.images:
             assert image.trajectory is not None  # it was asked for

@@ -17,6 +17,7 @@ from .admission import ByteBudget
 from .batching import Batcher
 from .contract import routing
 from .contract.archives import ArchiveLimits
+from .contract.events import EventLog
 from .contract.job_files import JobFiles
 from .contract.jobs import JobStore
 from .contract.messages import BatchRequest
@@ -52,6 +53,7 @@ class Gateway:
     Attributes:
         decoding: threads in which pictures are decoded and drawn.
         prior_pictures: pictures of priors that were drawn before.
+        leaving: answers that go on for long shall end, as the gateway does.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -64,6 +66,7 @@ class Gateway:
         self.budget = ByteBudget(settings.max_pending_bytes, self.metrics)
         self._sync_redis = redis_client(settings.redis_url)
         self.jobs = JobStore(self._sync_redis)
+        self.events = EventLog(self._sync_redis)
         self.job_counts = JobCounts(self._sync_redis, self.jobs)
         self.redis = async_client(settings.redis_url)
         self.workers = Workers(self.redis)
@@ -90,6 +93,7 @@ class Gateway:
         )
         self._loops: list[asyncio.Task[None]] = []
         self._counted_at = -_COUNT_EVERY_S
+        self.leaving = False
 
     async def start(self) -> None:
         """Begin to read replies, watch the workers and look after jobs."""
@@ -104,6 +108,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """End the loops and close what is open; requests in flight have been answered by now."""
+        self.leaving = True
         await end(self._loops)
         await self.batcher.close()
         for executor in (self.decoding, self._drawing, self._io, self._uploads, self._sending):
@@ -157,6 +162,10 @@ class Gateway:
     async def _send_batch(self, request: BatchRequest, pixels: bytes | None) -> None:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._sending, self._sender.send_batch, request, pixels)
+
+    async def wake_trainers(self) -> None:
+        """Send the messages of jobs that wait without one, now rather than at the next look."""
+        await self.io(self.jobs.reconcile, self._sender.send_training)
 
     async def _reconcile(self) -> None:
         sent = await self.io(self.jobs.reconcile, self._sender.send_training, exclusive=True)

@@ -1,4 +1,4 @@
-"""The pictures of an estimate: bytes → checked picture → the model's square, and poses → the answer.
+"""The pictures of an estimate: bytes → checked picture → the model's squares, and poses → the answer.
 
 Everything here computes, and runs in the gateway's decoding threads.
 """
@@ -7,40 +7,64 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from . import drawing
 from .batching import Pose
-from .contract.errors import BadBoxes, BodyTooLarge, PPLError
-from .contract.pictures import Box, Frame, PictureLimits, fit_square, open_picture, unfit_square
+from .boxes import PictureBoxes, check_box
+from .contract.errors import BodyTooLarge, PPLError
+from .contract.pictures import Frame, PictureLimits, fit_square, open_picture, unfit_square
 from .errors import BadField
 from .landmarks import LandmarkMaps
 from .room import PixelRoom
 from .versions import Version
 
-INCLUDABLE = ("link_map", "trajectory", "overlay")
+INCLUDABLE = ("link_map", "trajectory", "overlay", "codes")
+DRAWN = frozenset(("link_map", "overlay"))
 
+Answer = dict[str, Any]
 
-# sides of a box, as a multiple of the picture's longer side: beyond it the picture would be a few pixels of the square
-_MAX_BOX = 8
 # pictures of the largest size that are held decoded at once; all requests share the memory of the process
 _LARGEST_AT_ONCE = 2
 _room = PixelRoom()
 
 
 @dataclass(frozen=True)
+class Fitted:
+    """A part of a picture as the model sees it: its square, and where that lies on a picture of this size.
+
+    Attributes:
+        index: of the picture.
+        box: number of its box, where the picture has a list of them.
+    """
+
+    index: int
+    width: int
+    height: int
+    square: NDArray[np.uint8]
+    frame: Frame
+    box: int | None = None
+
+
+@dataclass(frozen=True)
 class Upload:
-    """One picture as it came."""
+    """One picture as it came.
+
+    Attributes:
+        read: gives its bytes, from memory or from where they are stored.
+    """
 
     index: int
     filename: str
-    data: bytes
-    box: Box | None
+    read: Callable[[], bytes]
+    boxes: PictureBoxes
 
     @property
     def label(self) -> str:
@@ -48,58 +72,50 @@ class Upload:
         name = f" ({self.filename[:60]})" if self.filename else ""
         return f"images[{self.index}]{name}"
 
+    def fit(self, side: int, limits: PictureLimits) -> list[Fitted]:
+        """Decode the picture and cut out the model's square for each of its boxes.
 
-@dataclass(frozen=True)
-class Fitted:
-    """A picture as the model sees it: its square, and where that lies on a picture of this size."""
+        Raises:
+            BadPicture and its kinds, BodyTooLarge, BadBoxes: the detail names the picture.
+        """
+        with ExitStack() as held:
 
-    width: int
-    height: int
-    square: NDArray[np.uint8]
-    frame: Frame
+            def wait_for_room(pixels: int) -> None:
+                held.enter_context(_room.hold(pixels, _LARGEST_AT_ONCE * limits.max_pixels))
 
-
-def fit(upload: Upload, side: int, limits: PictureLimits) -> Fitted:
-    """Decode a picture and cut out the model's square.
-
-    Raises:
-        BadPicture and its kinds, BodyTooLarge, BadBoxes: the detail names the picture.
-    """
-    with ExitStack() as held:
-
-        def wait_for_room(pixels: int) -> None:
-            held.enter_context(_room.hold(pixels, _LARGEST_AT_ONCE * limits.max_pixels))
-
-        try:
-            if len(upload.data) > limits.max_bytes:
-                raise BodyTooLarge(f"the file has {len(upload.data)} bytes; a picture may have {limits.max_bytes}")
-            picture = open_picture(upload.data, limits, wait_for_room)
-            if upload.box:
-                _check_box(upload.box, picture.width, picture.height)
-        except PPLError as error:
-            raise type(error)(f"{upload.label}: {error.detail}", extra={"index": upload.index}) from error
-        square, frame = fit_square(picture, side, upload.box)
-        return Fitted(picture.width, picture.height, square, frame)
+            try:
+                data = self.read()
+                if len(data) > limits.max_bytes:
+                    raise BodyTooLarge(f"the file has {len(data)} bytes; a picture may have {limits.max_bytes}")
+                return fit_boxes(open_picture(data, limits, wait_for_room), self.index, self.boxes, side)
+            except PPLError as error:
+                raise type(error)(f"{self.label}: {error.detail}", extra={"index": self.index}) from error
 
 
-def parse_boxes(text: str | None, count: int) -> list[Box | None]:
-    """The form field ``boxes``: None for each picture where it is missing or empty.
+def fit_boxes(
+    picture: Image.Image,
+    index: int,
+    boxes: PictureBoxes,
+    side: int,
+) -> list[Fitted]:
+    """The square of each box of an RGB picture.
 
     Raises:
-        BadBoxes: not JSON, not one a picture, or not four numbers with an area.
+        BadBoxes: a box that does not suit the picture.
     """
-    if not text or not text.strip():
-        return [None] * count
-    expected = "expected a JSON list with one [x, y, width, height] in pixels for each picture"
-    try:
-        boxes = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadBoxes(f"boxes is not JSON ({str(error)[:80]}); {expected}") from error
-    if not isinstance(boxes, list):
-        raise BadBoxes(f"boxes is not a list; {expected}")
-    if len(boxes) != count:
-        raise BadBoxes(f"boxes holds {len(boxes)} boxes for {count} pictures; {expected}")
-    return [_box(index, box, expected) for index, box in enumerate(boxes)]
+    for box in boxes.boxes:
+        if box:
+            check_box(box, picture.width, picture.height)
+    return [
+        Fitted(
+            index,
+            picture.width,
+            picture.height,
+            *fit_square(picture, side, box),
+            boxes.number(place),
+        )
+        for place, box in enumerate(boxes.boxes)
+    ]
 
 
 def parse_include(text: str | None) -> frozenset[str]:
@@ -116,18 +132,24 @@ def parse_include(text: str | None) -> frozenset[str]:
 
 
 def describe(
-    upload: Upload,
+    read: Callable[[], bytes],
     fitted: Fitted,
     pose: Pose,
     version: Version,
     include: frozenset[str],
     limits: PictureLimits,
     landmarks: LandmarkMaps | None = None,
-) -> str:
-    """One picture's part of the answer as JSON, in pixels of the picture as uploaded."""
+) -> Answer:
+    """One pose's part of the answer, in pixels of the picture as uploaded; without the links, which all have.
+
+    Args:
+        read: gives the picture's bytes once more, to draw on.
+        landmarks: to be told from the keypoints.
+    """
     points = fitted.frame.to_picture(pose.keypoints)
-    answer: dict[str, Any] = {
-        "index": upload.index,
+    answer: Answer = {
+        "index": fitted.index,
+        **({} if fitted.box is None else {"box": fitted.box}),
         "width": fitted.width,
         "height": fitted.height,
         "keypoints": [
@@ -140,13 +162,17 @@ def describe(
             }
             for index, ((x, y), score) in enumerate(zip(points.tolist(), pose.scores.tolist(), strict=True))
         ],
+        "surprise": None if pose.surprise is None else round(pose.surprise, 4),
     }
     if landmarks is not None:
-        places = fitted.frame.to_picture(landmarks.of(pose.keypoints)).tolist()
+        points_of = fitted.frame.to_picture(landmarks.of(pose.keypoints)).tolist()
         answer["landmarks"] = [
             {"name": name, "x": round(x, 3), "y": round(y, 3)}
-            for name, (x, y) in zip(landmarks.names, places, strict=True)
+            for name, (x, y) in zip(landmarks.names, points_of, strict=True)
         ]
+    if "codes" in include:
+        assert pose.codes is not None  # they were asked for
+        answer["codes"] = pose.codes.tolist()
     if "trajectory" in include:
         answer["trajectory"] = [
             [{"x": round(x, 3), "y": round(y, 3)} for x, y in step]
@@ -159,35 +185,14 @@ def describe(
     if "overlay" in include:
         # decoded once more: pictures are not kept in memory while they wait
         with _room.hold(fitted.width * fitted.height, _LARGEST_AT_ONCE * limits.max_pixels):
-            picture = open_picture(upload.data, limits)
+            picture = open_picture(read(), limits)
             answer["overlay"] = _data_url(drawing.png(drawing.overlay(picture, fitted.frame, points, version.links)))
-    # the links are the same for every picture, and most of the text
+    return answer
+
+
+def with_links(answer: Answer, version: Version) -> str:
+    """A pose's part of the answer as JSON; the links are the same for all, and most of the text."""
     return f'{json.dumps(answer)[:-1]}, "links": {version.links_json}}}'
-
-
-def _box(index: int, box: Any, expected: str) -> Box:
-    numbers = isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)
-    if not numbers or not all(abs(value) < 1e9 for value in box):  # nor NaN, nor infinite
-        raise BadBoxes(f"boxes[{index}] is {str(box)[:80]}; {expected}")
-    x, y, width, height = map(float, box)
-    if width < 1 or height < 1:
-        raise BadBoxes(f"boxes[{index}] is {width:g} x {height:g} pixels; each side must have at least 1")
-    return x, y, width, height
-
-
-def _check_box(box: Box, width: int, height: int) -> None:
-    x, y, box_width, box_height = box
-    most = _MAX_BOX * max(width, height)
-    if max(box_width, box_height) > most:
-        raise BadBoxes(
-            f"the box {list(box)} is larger than {_MAX_BOX} times the longer side of the picture, which is "
-            f"{width} x {height} pixels; a side may have at most {most}"
-        )
-    if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
-        raise BadBoxes(
-            f"the box {list(box)} lies outside of the picture, which is {width} x {height} pixels "
-            "with its EXIF orientation applied"
-        )
 
 
 def _data_url(png: bytes) -> str:

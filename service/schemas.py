@@ -9,6 +9,19 @@ from pydantic import BaseModel, ConfigDict, Field
 NormalizedPoint = tuple[float, float]
 
 
+class Problem(BaseModel):
+    """What every error answers, as ``application/problem+json``."""
+
+    type: str = Field(examples=["urn:ppl:problem:unknown_category"], description="names the kind of problem")
+    title: str = Field(examples=["Unknown category"], description="the same for one kind of problem")
+    status: int = Field(examples=[404], description="the HTTP status")
+    detail: str = Field(
+        examples=["no prior was learned for category 'cat' yet"],
+        description="what came, what was expected, and what to do",
+    )
+    code: str = Field(examples=["unknown_category"], description="a word for programs; it never changes")
+
+
 class Keypoint(BaseModel):
     """A keypoint on the picture as uploaded, its EXIF orientation applied."""
 
@@ -49,13 +62,24 @@ class LandmarkPoint(Point):
 
 
 class ImageEstimate(BaseModel):
-    """The pose in one picture."""
+    """The pose in one picture, or in one of its boxes."""
 
     index: int = Field(description="place of the picture in the request, from 0")
+    box: int | None = Field(None, description="place of the box in the picture's list of them, where it has one")
     width: int = Field(description="pixels, EXIF orientation applied")
     height: int
     keypoints: list[Keypoint]
+    surprise: float | None = Field(
+        None,
+        ge=0,
+        description="how far the pose lies from what the memory of poses makes of it: 99 in 100 training pictures "
+        "stay below 1. Above it the picture may not show the category, or in a pose never learned. Of the pose "
+        "before refinement. Null for versions without a memory, and for those of releases that did not measure it",
+    )
     links: list[Link] = Field(description="of the prior, the strongest first; the same for every picture")
+    codes: list[int] | None = Field(
+        None, description="where asked for: which vector of each memory bank the pose retrieves, before refinement"
+    )
     landmarks: list[LandmarkPoint] | None = Field(
         None, description="where a set of landmarks was named: its points, told from the keypoints"
     )
@@ -98,6 +122,7 @@ class Estimate(BaseModel):
                                 {"id": 0, "x": 412.204, "y": 131.87, "score": 0.9712},
                                 {"id": 1, "x": 371.55, "y": 168.019, "score": 0.9544},
                             ],
+                            "surprise": 0.4127,
                             "links": [{"i": 0, "j": 1, "weight": 1.93121}],
                         }
                     ],
@@ -210,6 +235,11 @@ class Memory(BaseModel):
     token_dim: int = Field(description="D")
     use_counts: list[list[float]] = Field(description="(M, V): how often each vector was the nearest during training")
     prototypes: list[Prototype] = Field(description="the largest cluster first")
+    surprise_scale: float | None = Field(
+        None,
+        description="the distance between a pose and what the memory makes of it (root mean square over the keypoints, "
+        "in units of [-1, 1]) that counts as a surprise of 1; null where it was not measured",
+    )
     vectors: list[list[list[float]]] | None = Field(None, description="(M, V, D), with include=vectors")
 
 

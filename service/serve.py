@@ -17,6 +17,14 @@ from .settings import Settings
 _DRAIN_S = 8
 
 
+class _Server(uvicorn.Server):
+    """Lets answers that go on for long, as streams of events do, end before it waits for those in flight."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.app.state.gateway.leaving = True  # type: ignore[union-attr]
+        await super().shutdown(sockets)
+
+
 def main() -> None:
     """Serves on PPL_HOST and PPL_PORT, or on a listening socket inherited from ``ppl up``."""
     parser = argparse.ArgumentParser(prog="python -m service.serve", description=__doc__)
@@ -37,7 +45,7 @@ def main() -> None:
         access_log=False,
         timeout_graceful_shutdown=_DRAIN_S,
     )
-    uvicorn.Server(config).run(sockets=None if fd is None else [socket.socket(fileno=fd)])
+    _Server(config).run(sockets=None if fd is None else [socket.socket(fileno=fd)])
 
 
 if __name__ == "__main__":

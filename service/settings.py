@@ -26,7 +26,10 @@ class Settings(CommonSettings):
         description="bytes of a request that fits landmarks; PPL_MAX_PENDING_BYTES at most",
     )
     landmarks_max_images: int = Field(default=256, ge=5, le=4096, description="pictures in such a request")
-    max_images: int = Field(default=64, ge=1, le=4096, description="pictures in one request")
+    max_images: int = Field(default=64, ge=1, le=4096, description="pictures in one request; each box counts")
+    max_streamed_images: int = Field(
+        default=1024, ge=1, le=100_000, description="pictures in one request that is answered as JSON lines"
+    )
     max_drawn_pixels: int = Field(
         default=100_000_000, ge=4096, description="pixels of all pictures drawn for one request (overlay, link_map)"
     )
@@ -46,6 +49,9 @@ class Settings(CommonSettings):
 
     stale_upload_s: float = Field(
         default=3600.0, gt=0, description="age at which files of an abandoned upload are removed"
+    )
+    idempotency_ttl_s: int = Field(
+        default=24 * 3600, ge=1, description="how long the Idempotency-Key of a request to train is remembered"
     )
     sample_categories: bool = Field(
         default=True, description="put the sample category `dog` into a data root that has none of that name"

@@ -41,6 +41,12 @@ class Version:
     links_json: str
     has_memory: bool = True
     names: tuple[str, ...] | None = None
+    num_keypoints: int = 0
+
+    @property
+    def keypoint_names(self) -> tuple[str, ...]:
+        """What the keypoints are called: their names, else their numbers."""
+        return self.names or tuple(f"keypoint_{index}" for index in range(self.num_keypoints))
 
 
 class Versions:
@@ -185,7 +191,8 @@ class Versions:
         has_memory = config.get("method", "ppl") != "autolink"
         names: Any = self.additions.names(category, name) or prior.get("keypoint_names")
         named = None if numbered(names) else tuple(names)
-        return Version(category, name, int(_member(config, "image_size")), links, json.dumps(links), has_memory, named)
+        side, count = int(_member(config, "image_size")), int(_member(prior, "num_keypoints"))
+        return Version(category, name, side, links, json.dumps(links), has_memory, named, count)
 
 
 def shown_prior(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from service.contract.errors import PPLError, UnknownJob
 from service.contract.job_files import JobFiles
 from service.contract.jobs import JobRecord, JobStatus, JobStore, LeaseLost
-from worker.custody import Cancelled, Change, Custody, Stop, Stopping
+from worker.custody import Cancelled, Change, Custody, Paused, Stop, Stopping
 from worker.distributed import RankDied
 from worker.failures import failure_of
 from worker.metrics import TrainingMetrics
@@ -37,8 +37,8 @@ class Casework:
 
         Args:
             work: does it, calling ``custody.check()`` often. What it raises decides how the job
-                goes on: Cancelled ends it, Stopping leaves it to be taken up again, LeaseLost
-                leaves it to another process, anything else fails it.
+                goes on: Cancelled ends it, Stopping leaves it to be taken up again (Paused, once its
+                owner wants it), LeaseLost leaves it to another process, anything else fails it.
 
         Returns:
             Whether it was free.
@@ -56,6 +56,8 @@ class Casework:
                 logger.warning("job %s: stopped, it is another's or has ended", job_id)
             except UnknownJob:
                 logger.info("job %s: its record is gone", job_id)
+            except Paused:
+                logger.info("job %s: paused", job_id)
             except Stopping:
                 logger.info("job %s: set aside, it goes on later", job_id)
             except RankDied as error:

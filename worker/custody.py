@@ -1,4 +1,4 @@
-"""A job in this process's hands: its lease kept, its progress told, its cancel flag watched, by a thread.
+"""A job in this process's hands: its lease kept, its progress told, its owner's wishes watched, by a thread.
 
 The thread does all that needs Redis, so that a slow or absent server never holds up training.
 """
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 Change = Callable[[JobRecord], Any]
 
-_PERIOD_S = 0.5  # progress is written, and the cancel flag read, about twice a second
+_PERIOD_S = 0.5  # progress is written, and the owner's wishes are read, about twice a second
 
 
 class Cancelled(Exception):  # noqa: N818 - what happened, as LeaseLost
@@ -28,6 +28,10 @@ class Cancelled(Exception):  # noqa: N818 - what happened, as LeaseLost
 
 class Stopping(Exception):  # noqa: N818
     """This process shall end; the job goes on elsewhere or later."""
+
+
+class Paused(Stopping):
+    """The job's owner wants it paused; this process goes on with others."""
 
 
 class Stop:
@@ -60,7 +64,7 @@ class Custody:
         self._lease = lease
         self._stop = stop
         self._lost = False
-        self._cancelled = False
+        self._cancelled = self._paused = False
         self._pending: Change | None = None
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"custody-{self.job_id}", daemon=True)
@@ -83,7 +87,7 @@ class Custody:
         """Called every step: whether to go on.
 
         Raises:
-            LeaseLost, Cancelled, Stopping.
+            LeaseLost, Cancelled, Stopping, Paused.
         """
         if self._lost:
             raise LeaseLost(self.job_id)
@@ -91,6 +95,8 @@ class Custody:
             raise Cancelled(self.job_id)
         if self._stop.requested:
             raise Stopping(self.job_id)
+        if self._paused:
+            raise Paused(self.job_id)
 
     def report(self, change: Change) -> None:
         """Progress to write at the next occasion; a later report replaces it, and an end forgets it."""
@@ -125,6 +131,7 @@ class Custody:
                         raise LeaseLost(self.job_id)
                     renew_at = time.monotonic() + self._lease.ttl_s / 3
                 self._cancelled = self._cancelled or self._jobs.cancel_requested(self.job_id)
+                self._paused = self._jobs.pause_requested(self.job_id)
                 if change:
                     self._jobs.update(self.job_id, change, self._lease)
                 log.worked()

@@ -69,7 +69,7 @@ class InferenceEngine:
         model = self._models.get(request.category, request.version)
         loaded = time.perf_counter()
         try:
-            prediction = model.predict(images, request.refine_steps, link_map=request.link_map)
+            prediction = model.predict(images, request.refine_steps, link_map=request.link_map, codes=request.codes)
         except NoMemoryError as error:
             raise NoMemory(str(error)) from error
         ended = time.perf_counter()
@@ -81,6 +81,8 @@ class InferenceEngine:
             scores=prediction.scores,
             trajectory=prediction.trajectory,
             link_map=prediction.link_map,
+            surprises=prediction.surprises,
+            codes=prediction.codes,
             timing_ms={
                 "load": 1e3 * (loaded - started),
                 "model": 1e3 * (ended - loaded),

@@ -59,6 +59,10 @@ class Preparer:
             record.job.metrics = tally.metrics()
             if labelled:
                 record.job.metrics["held_out"] = int(labelled.heldout.sum())
+            record.log(f"{tally.images} pictures prepared as {tally.mode}, {tally.skipped} skipped")
+            for item in tally.named:
+                record.log(f"skipped {item['name']}: {item['reason']}")
+            record.pause_if_wanted()
 
         custody.write(queue)
         self._files.archive(record.job.id).unlink(missing_ok=True)

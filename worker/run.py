@@ -1,4 +1,4 @@
-"""The steps of one job in this process: trained, told, saved, and paused where the process shall end."""
+"""The steps of one job in this process: trained, told, saved, and set aside where it shall stop for now."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from model.trainer import StepReport, Trainer
+from model.trainer import CHECKPOINT_FILE, StepReport, Trainer
 from service.contract.jobs import JobRecord, JobStatus, LeaseLost, Progress
+from service.contract.records import Checkpoint, losses_of
 from worker.custody import Custody, Stopping
 from worker.metrics import TrainingMetrics
 from worker.pace import Pace
@@ -19,8 +20,7 @@ from worker.pace import Pace
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of a version's folder
-# among a job's metrics
-_NOT_LOSSES = ("images", "skipped", "skipped_files", "held_out", "mode", "clips", "steps_per_s", "device")
+_SAVES_TOLD = 100  # checkpoints that may wait to be told
 
 
 class Run:
@@ -36,9 +36,12 @@ class Run:
         self._metrics = metrics
         self._pace = Pace()
         self._started = time.monotonic()
-        self._saved = (trainer.step, record.trained_s if trainer.step else 0.0)
-        self._trained_before_s = self._saved[1]
-        self._losses = {name: value for name, value in record.job.metrics.items() if name not in _NOT_LOSSES}
+        self._saved = trainer.step
+        self._trained_before_s = record.trained_s if trainer.step else 0.0
+        self._losses = losses_of(record.job.metrics)
+        self._saves: tuple[tuple[Checkpoint, float], ...] = ()  # replaced as a whole: another thread reads it
+        if trainer.step > record.checkpointed:  # of a process that was killed before it could tell
+            self._saves = ((self._made({}), record.trained_s),)
         self._shown = (record.job.progress, record.job.metrics)
 
     def train(self) -> None:
@@ -47,7 +50,7 @@ class Run:
         job_id = self.record.job.id
         self._metrics.total_steps.set(total)
         logger.info("job %s: from step %d to %d on %s", job_id, trainer.step, total, trainer.device)
-        with closing(trainer.run()) as reports, self.pausing():  # paused before it is closed
+        with closing(trainer.run()) as reports, self.set_aside():  # before it is closed
             for report in reports:
                 self._tell(report)
                 if report.step % trainer.config.checkpoint_every == 0:
@@ -56,13 +59,13 @@ class Run:
         self._save()
 
     @contextmanager
-    def pausing(self) -> Iterator[None]:
-        """Where the process shall end in the block, the job goes on later from where it is."""
+    def set_aside(self) -> Iterator[None]:
+        """Where the process or the job shall stop in the block, the job goes on later from where it is."""
         try:
             yield
         except Stopping:
             self._save()
-            self._custody.write(self._pause)
+            self._custody.write(self._set_aside)
             raise
 
     def evaluating(self, done: float) -> None:
@@ -108,6 +111,8 @@ class Run:
         progress, metrics = self._shown
         record.job.progress = progress.model_copy()
         record.job.metrics.update(metrics)
+        for made, trained_s in self._saves:
+            record.checkpoint(made, trained_s)
 
     def _tell(self, report: StepReport) -> None:
         step, total = report.step, self.trainer.config.steps
@@ -130,21 +135,26 @@ class Run:
         if record.job.status is not JobStatus.RUNNING:
             raise LeaseLost(record.job.id)
         self.show(record)
-        record.checkpoint(*self._saved)
 
-    def _pause(self, record: JobRecord) -> None:
+    def _set_aside(self, record: JobRecord) -> None:
         self.show(record)
-        record.checkpoint(*self._saved)
-        record.pause()
+        record.set_aside()
 
     def _save(self) -> None:
-        if self._saved[0] == self.trainer.step:
+        if self._saved == self.trainer.step:
             return
         self.trainer.save_checkpoint(self._checkpoint)
-        self._saved = (self.trainer.step, self.trained_s)
+        self._saved = self.trainer.step
+        self._saves = (*self._saves[-_SAVES_TOLD:], (self._made(self._losses), self.trained_s))
         self._metrics.checkpoints.inc()
         total = self._losses.get("total", float("nan"))
         logger.info("job %s: checkpoint at step %d, loss %.4g", self.record.job.id, self.trainer.step, total)
+
+    def _made(self, losses: dict[str, float]) -> Checkpoint:
+        """The checkpoint on disk, as the job's owner is told of it."""
+        file = (self._checkpoint / CHECKPOINT_FILE).stat()
+        saved_at = datetime.fromtimestamp(file.st_mtime, UTC)
+        return Checkpoint(step=self.trainer.step, saved_at=saved_at, size_bytes=file.st_size, losses=losses)
 
 
 def _rounded(value: float | None) -> float | None:

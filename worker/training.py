@@ -74,9 +74,12 @@ class TrainingRunner:
         if record.job.status.ended:
             self._casework.ended(record)  # as failed: it was begun too often
             return
+        if record.job.status is JobStatus.PAUSED:
+            logger.info("job %s: paused before it was taken up", job.id)
+            return
         run = Run(self._trainer(record, custody), record, custody, self._files.checkpoint(job.id), self._metrics)
         run.train()
-        with run.pausing():
+        with run.set_aside():
             evaluation = self._evaluate(run)
         self._succeed(custody, self._publish(run, custody, evaluation), run.show)
 
@@ -145,12 +148,17 @@ class TrainingRunner:
 
 
 def _begin(record: JobRecord) -> None:
+    if record.pause_if_wanted():
+        return
+    if record.starts:
+        record.log(f"its worker died; training goes on from step {record.checkpointed}")
     if record.begin() and record.job.status is JobStatus.QUEUED:
         record.move(JobStatus.RUNNING)
 
 
 def _forget_checkpoint(record: JobRecord) -> None:
     record.checkpointed, record.trained_s = 0, 0.0
+    record.log("its checkpoint can't be read; training starts over")
 
 
 def _checksums(folder: Path) -> dict[str, str]:

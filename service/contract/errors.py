@@ -9,6 +9,7 @@ PPLError
 │   └── BadArchive             UnsafeArchive  EncryptedArchive  ArchiveTooLarge  EmptyArchive
 ├── NotFound                   404  UnknownCategory  UnknownVersion  UnknownJob  NoHistory
 │                                   UnknownAlias  UnknownLandmarks
+├── KeyReused                  422  an Idempotency-Key that came with another request before
 ├── Conflict                   409  JobNotActive  JobNotEnded  NameTaken  VersionExists  VersionInUse
 ├── PreconditionFailed         412  If-Match names another state than there is
 ├── PreconditionRequired       428  a change of what exists says nothing of the state that it expects
@@ -77,6 +78,7 @@ class ErrorCode(StrEnum):
     NAME_TAKEN = "name_taken"
     VERSION_EXISTS = "version_exists"
     VERSION_IN_USE = "version_in_use"
+    KEY_REUSED = "idempotency_key_reused"
     PRECONDITION_FAILED = "precondition_failed"
     PRECONDITION_REQUIRED = "precondition_required"
     BODY_TOO_LARGE = "body_too_large"
@@ -278,7 +280,7 @@ class Conflict(PPLError, code=ErrorCode.CONFLICT, status=409):
 
 
 class JobNotActive(Conflict, code=ErrorCode.JOB_NOT_ACTIVE):
-    """Only a job that has not ended can be cancelled."""
+    """Only a job that has not ended can be cancelled, paused or resumed."""
 
 
 class JobNotEnded(Conflict, code=ErrorCode.JOB_NOT_ENDED):
@@ -295,6 +297,10 @@ class VersionExists(Conflict, code=ErrorCode.VERSION_EXISTS):
 
 class VersionInUse(Conflict, code=ErrorCode.VERSION_IN_USE):
     """A version that is active, or that another alias points to, can't be deleted."""
+
+
+class KeyReused(PPLError, code=ErrorCode.KEY_REUSED, status=422):
+    """An Idempotency-Key came with another request before."""
 
 
 class PreconditionFailed(PPLError, code=ErrorCode.PRECONDITION_FAILED, status=412):

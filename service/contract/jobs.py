@@ -14,13 +14,15 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import redis
 
 from . import routing, scripts
-from .errors import BadCursor, JobNotEnded, UnknownJob
+from .errors import BadCursor, JobNotEnded, KeyReused, UnknownJob
+from .events import KEPT_CHECKPOINTS, KEPT_EVENTS, EventKind, Told, Watch, as_json, now
 from .records import (
     Job,
     JobError,
@@ -44,12 +46,27 @@ __all__ = [
     "JobStore",
     "Lease",
     "LeaseLost",
+    "NamedRequest",
     "Progress",
     "Setting",
     "new_job_id",
 ]
 
 MAX_PAGE = 200
+
+
+@dataclass(frozen=True)
+class NamedRequest:
+    """A request whose sender gave it a name, so that sending it twice does no harm.
+
+    Attributes:
+        fingerprint: of all that it asks for; without spaces.
+        ttl_s: how long the name is remembered.
+    """
+
+    name: str
+    fingerprint: str
+    ttl_s: int
 
 
 class LeaseLost(Exception):  # noqa: N818 - what happened, as in errors.py
@@ -104,8 +121,17 @@ class JobStore:
         source: JobSource | None = None,
         job_id: str | None = None,
         activate: bool = True,
+        request: NamedRequest | None = None,
     ) -> Job:
-        """A new job, ``validating``; its upload must be on disk by now."""
+        """A new job, ``validating``; its upload must be on disk by now.
+
+        Args:
+            request: the name that its sender gave the request, if any; where one of that name made a job before, that
+                job is the answer, as its id tells, and nothing is created.
+
+        Raises:
+            KeyReused: the request of that name was another.
+        """
         job = Job(
             id=check_job_id(job_id or new_job_id()),
             category=category,
@@ -116,12 +142,23 @@ class JobStore:
             activate=activate,
         )
         record = JobRecord(job=job, source=source or JobSource())
-        with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(routing.job_key(job.id), mapping={"rev": 1, "record": record.model_dump_json()})
-            pipe.zadd(routing.JOBS, {job.id: 0})
-            pipe.sadd(routing.ACTIVE_JOBS, job.id)
-            pipe.execute()
-        return job
+        keys = [routing.job_key(job.id), routing.JOBS, routing.ACTIVE_JOBS, *_event_keys(job.id)]
+        told = as_json([(EventKind.STATUS, {"status": str(job.status)})])
+        arguments = [record.model_dump_json(), job.id, *_telling(told)]
+        if request is not None:
+            keys.append(routing.request_key(request.name))
+            arguments += [request.fingerprint, request.ttl_s]
+        before = self._redis.eval(scripts.CREATE, len(keys), *keys, *arguments).decode()
+        if not before or request is None:
+            return job
+        made, _, fingerprint = before.partition(" ")
+        if fingerprint != request.fingerprint:
+            raise KeyReused(
+                f"the Idempotency-Key {request.name!r} came with another request before, which made job {made}; send "
+                "the same request again, or give this one a key of its own",
+                extra={"job_id": made},
+            )
+        return self.get(made)
 
     def get(self, job_id: str) -> Job:
         """A job. Raises UnknownJob."""
@@ -175,13 +212,16 @@ class JobStore:
             routing.ACTIVE_JOBS,
             routing.lease_key(job_id),
             routing.cancel_key(job_id),
+            *_event_keys(job_id),
         ]
         while True:
             revision, record = self._load(job_id)
             if lease and record.job.status.ended:
                 raise LeaseLost(job_id)
+            watch = Watch(record)
             change(record)
             arguments = [revision, record.model_dump_json(), holder, int(record.job.status.ended), job_id, write]
+            arguments += _telling(watch.events(record))
             outcome = self._redis.eval(scripts.UPDATE, len(keys), *keys, *arguments)
             if outcome == scripts.WRITTEN:
                 return record
@@ -209,12 +249,43 @@ class JobStore:
         """Whether the job's worker shall stop."""
         return bool(self._redis.exists(routing.cancel_key(check_job_id(job_id))))
 
+    def pause(self, job_id: str) -> Job:
+        """Pause a job: at once where it is queued, else its worker does within a few steps.
+
+        One whose upload is still read is paused once that is done. Nothing to do where it is paused already.
+
+        Raises:
+            UnknownJob.
+            JobNotActive: it has ended.
+        """
+        record = self.update(job_id, JobRecord.want_pause)  # first: whoever takes it up between the two steps sees it
+        if record.job.status is not JobStatus.PAUSED:
+            try:
+                record = self.update(job_id, JobRecord.pause_if_wanted, unleased=True)
+            except LeaseLost:
+                record = self.record(job_id)
+        return record.job
+
+    def resume(self, job_id: str) -> Job:
+        """Put a paused job back into the queue; :meth:`reconcile` sends its message. No harm where it is not paused.
+
+        Raises:
+            UnknownJob.
+            JobNotActive: it has ended.
+        """
+        return self.update(job_id, JobRecord.resume).job
+
+    def pause_requested(self, job_id: str) -> bool:
+        """Whether the worker that trains the job shall pause it. Raises UnknownJob."""
+        record = self.record(job_id)
+        return record.pause_wanted and record.job.status is JobStatus.RUNNING
+
     def delete(self, job_id: str) -> None:
         """Remove the record of a job that ended. Raises UnknownJob, JobNotEnded."""
         if not self.get(job_id).status.ended:
             raise JobNotEnded(f"job {job_id} has not ended; cancel it first")
         with self._redis.pipeline(transaction=True) as pipe:
-            pipe.delete(routing.job_key(job_id), routing.cancel_key(job_id))
+            pipe.delete(routing.job_key(job_id), routing.cancel_key(job_id), *_event_keys(job_id))
             pipe.zrem(routing.JOBS, job_id)
             pipe.srem(routing.ACTIVE_JOBS, job_id)
             pipe.execute()
@@ -255,7 +326,7 @@ class JobStore:
         idle = {
             record.job.id
             for record in self.unfinished()
-            if record.job.status is not JobStatus.VALIDATING and not self.leased(record.job.id)
+            if record.job.status in (JobStatus.QUEUED, JobStatus.RUNNING) and not self.leased(record.job.id)
         }
         lost = idle - self.waiting_ids() if idle else idle
         for job_id in sorted(lost):
@@ -273,3 +344,12 @@ class JobStore:
             for job_id in ids:
                 pipe.hget(routing.job_key(job_id), "record")
             return [JobRecord.model_validate_json(record) for record in pipe.execute() if record is not None]
+
+
+def _event_keys(job_id: str) -> list[str]:
+    return [routing.events_key(job_id), routing.checkpoints_key(job_id)]
+
+
+def _telling(told: Told) -> list[Any]:
+    """The arguments of a script that tells events."""
+    return [json.dumps(told), now(), KEPT_EVENTS, KEPT_CHECKPOINTS]

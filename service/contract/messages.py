@@ -1,7 +1,9 @@
 """What travels between gateway and worker: a batch, its reply, and a worker's heartbeat.
 
 Every message carries the contract version of its sender. A side that gets another version than
-its own says so with the code ``contract_mismatch``, and never guesses.
+its own says so with the code ``contract_mismatch``, and never guesses. What a later release adds
+without changing what was there (``codes``, ``surprises``) may be missing: an older worker does not
+know that it was asked, an older gateway does not look.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ class BatchRequest(BaseModel):
     side: int = Field(ge=1, description="S, side of the square in pixels")
     refine_steps: int = Field(0, ge=0, le=MAX_REFINE_STEPS)
     link_map: bool = False
+    codes: bool = False
     reply_to: str = Field(description="the reply list's key")
     deadline: float = Field(description="unix time after which nobody waits for the reply")
 
@@ -65,6 +68,8 @@ class BatchReply(BaseModel):
         scores: (N, K) float32 in [0, 1].
         trajectory: (N, T+1, K, 2) float32, T refinement steps.
         link_map: (N, S, S) uint8, where asked for.
+        surprises: (N,) float32, 0 and up; None where the version has no scale, or the worker is of an older release.
+        codes: (N, M) uint16, where asked for; None from a worker of an older release.
         timing_ms: of the worker: "load" (reading the version, 0 where resident), "model", "total".
     """
 
@@ -77,6 +82,8 @@ class BatchReply(BaseModel):
     scores: NDArray[np.float32] | None = None
     trajectory: NDArray[np.float32] | None = None
     link_map: NDArray[np.uint8] | None = None
+    surprises: NDArray[np.float32] | None = None
+    codes: NDArray[np.uint16] | None = None
     timing_ms: dict[str, float] = Field(default_factory=dict)
 
     @property
@@ -98,6 +105,8 @@ class BatchReply(BaseModel):
                     "scores": _packed(self.scores),
                     "trajectory": _packed(self.trajectory),
                     "link_map": _packed(self.link_map),
+                    "surprises": _packed(self.surprises),
+                    "codes": _packed(self.codes),
                     "timing_ms": self.timing_ms,
                 }
             ),
@@ -130,6 +139,8 @@ class BatchReply(BaseModel):
             scores=_unpacked(message["scores"]),
             trajectory=_unpacked(message["trajectory"]),
             link_map=_unpacked(message["link_map"]),
+            surprises=_unpacked(message.get("surprises")),
+            codes=_unpacked(message.get("codes")),
             timing_ms=message["timing_ms"],
         )
 

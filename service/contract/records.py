@@ -1,24 +1,31 @@
 """The shape of a training job, and the states it goes through.
 
+                   ┌──▶ paused ◀──┐
+                   ▼              │
 validating ──▶ queued ◀──▶ running ──▶ succeeded
     │            │            │
     └────────────┴────────────┴──────▶ failed, cancelled
+
+A paused job goes back to the queue, or is cancelled; a queued one can be paused too.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, Field, field_serializer
+from pydantic import AwareDatetime, BaseModel, Field, PrivateAttr, field_serializer
 
 from .errors import Abandoned, Conflict, JobNotActive, PPLError, UnknownJob
 
 Setting = bool | int | float | str
 
 MAX_DEATHS = 3  # of a job's workers without any progress between them
+# among a job's metrics
+_NOT_LOSSES = ("images", "skipped", "skipped_files", "held_out", "mode", "clips", "steps_per_s", "device")
 
 
 class JobStatus(StrEnum):
@@ -27,6 +34,7 @@ class JobStatus(StrEnum):
     VALIDATING = "validating"
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -39,8 +47,11 @@ class JobStatus(StrEnum):
 
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.VALIDATING: frozenset({JobStatus.QUEUED, JobStatus.FAILED, JobStatus.CANCELLED}),
-    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELLED}),
-    JobStatus.RUNNING: frozenset({JobStatus.QUEUED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.RUNNING: frozenset(
+        {JobStatus.QUEUED, JobStatus.PAUSED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
+    ),
+    JobStatus.PAUSED: frozenset({JobStatus.QUEUED, JobStatus.CANCELLED}),
     JobStatus.SUCCEEDED: frozenset(),
     JobStatus.FAILED: frozenset(),
     JobStatus.CANCELLED: frozenset(),
@@ -62,6 +73,11 @@ def check_job_id(text: str) -> str:
     return text
 
 
+def losses_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The losses by name among a job's metrics."""
+    return {name: value for name, value in metrics.items() if name not in _NOT_LOSSES}
+
+
 class Progress(BaseModel):
     """How far training is. ``eta_s`` is None until there is something to go by.
 
@@ -74,6 +90,21 @@ class Progress(BaseModel):
     fraction: float = 0.0
     eta_s: float | None = None
     stage: Literal["training", "evaluating"] | None = None
+
+
+class Checkpoint(BaseModel):
+    """A state that training could go on from."""
+
+    step: int
+    saved_at: AwareDatetime
+    size_bytes: int
+    losses: dict[str, float] = Field(description="the losses of its step by name; total is their weighted sum")
+
+
+class CheckpointList(BaseModel):
+    """The checkpoints that a job wrote, the newest first."""
+
+    items: list[Checkpoint]
 
 
 class JobError(BaseModel):
@@ -135,6 +166,7 @@ class JobRecord(BaseModel):
         starts: how often a worker started it since it last got further.
         checkpointed: the step that a start goes on from.
         trained_s: how long it had been trained by then.
+        pause_wanted: its owner wants it paused; kept until it is, or until he wants it to go on.
     """
 
     job: Job
@@ -142,6 +174,17 @@ class JobRecord(BaseModel):
     starts: int = 0
     checkpointed: int = 0
     trained_s: float = 0.0
+    pause_wanted: bool = False
+    _happened: list[tuple[str, dict[str, Any]]] = PrivateAttr(default_factory=list)
+
+    @property
+    def happened(self) -> list[tuple[str, dict[str, Any]]]:
+        """Kind and data of the events to write with this change, beside those that the change itself shows."""
+        return self._happened
+
+    def log(self, message: str) -> None:
+        """A line for the job's owner, among its events."""
+        self._happened.append(("log", {"message": message}))
 
     def move(self, status: JobStatus) -> None:
         """Change the status and what goes with it.
@@ -156,11 +199,14 @@ class JobRecord(BaseModel):
         if status not in TRANSITIONS[job.status]:
             raise Conflict(f"job {job.id} is {job.status} and can't become {status}")
         job.status = status
+        if status is not JobStatus.RUNNING:
+            job.progress.eta_s = job.progress.stage = None
+        if status is JobStatus.PAUSED:
+            self.pause_wanted = False
         if status is JobStatus.RUNNING and job.started_at is None:
             job.started_at = datetime.now(UTC)
         if status.ended:
             job.finished_at = datetime.now(UTC)
-            job.progress.eta_s = job.progress.stage = None
 
     def fail(self, error: PPLError) -> None:
         """End as failed, with the reason that its owner sees."""
@@ -180,17 +226,37 @@ class JobRecord(BaseModel):
         self.starts += 1
         return True
 
-    def checkpoint(self, step: int, trained_s: float) -> None:
+    def checkpoint(self, made: Checkpoint, trained_s: float) -> None:
         """Note where training can go on from; getting further forgives earlier deaths."""
-        if step > self.checkpointed:
+        if made.step > self.checkpointed:
             self.starts = min(self.starts, 1)
-            self.checkpointed, self.trained_s = step, trained_s
+            self.checkpointed, self.trained_s = made.step, trained_s
+            self._happened.append(("checkpoint", made.model_dump(mode="json")))
 
-    def pause(self) -> None:
-        """Back to the queue by a worker that stops in good order: no death."""
-        self.move(JobStatus.QUEUED)
+    def set_aside(self) -> None:
+        """By a worker that stops in good order, which is no death: back to the queue, or paused where so wanted."""
+        self.move(JobStatus.PAUSED if self.pause_wanted else JobStatus.QUEUED)
         self.starts = 0
-        self.job.progress.eta_s = self.job.progress.stage = None
+
+    def want_pause(self) -> None:
+        """Its owner wants it paused; whoever has it in hand sees to it. Raises JobNotActive."""
+        if self.job.status.ended:
+            self.move(JobStatus.PAUSED)  # raises, and says how it ended
+        self.pause_wanted = self.job.status is not JobStatus.PAUSED
+
+    def pause_if_wanted(self) -> bool:
+        """Paused, where its owner wants it and nothing is under way; whether it is."""
+        if self.pause_wanted and self.job.status in (JobStatus.QUEUED, JobStatus.RUNNING):
+            self.set_aside()
+        return self.job.status is JobStatus.PAUSED
+
+    def resume(self) -> None:
+        """Back to the queue where it is paused, and no longer to be paused where it is not. Raises JobNotActive."""
+        if self.job.status.ended:
+            self.move(JobStatus.QUEUED)  # raises, and says how it ended
+        self.pause_wanted = False
+        if self.job.status is JobStatus.PAUSED:
+            self.move(JobStatus.QUEUED)
 
 
 class JobPage(BaseModel):

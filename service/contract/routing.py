@@ -4,11 +4,14 @@ One Redis server holds all. Celery's own keys stand below a prefix of their own 
 of worker, as each kind sweeps for lost messages with its own visibility timeout.
 
 key                            value                                              lives
-ppl:job:<id>                   hash: rev, by, record (JobRecord as JSON)          until deleted
+ppl:job:<id>                   hash: rev, by, events, record (JobRecord as JSON)  until deleted
 ppl:jobs                       sorted set of all job ids (ids sort by creation)   with the jobs
 ppl:jobs:active                set of the ids of jobs that have not ended         with the jobs
 ppl:job:<id>:lease             token of the process that prepares or trains it    LEASE_TTL_S, refreshed
 ppl:job:<id>:cancel            "1" when a job in a worker's hands shall stop      a day
+ppl:job:<id>:events            stream of what happened to it, ids 1-0, 2-0, …     with the job
+ppl:job:<id>:checkpoints       list of the checkpoints it wrote (JSON)            with the job
+ppl:request:<digest>           hash: job, fingerprint of a request to train       PPL_IDEMPOTENCY_TTL_S
 ppl:pixels:<batch>             uint8 bytes (N, S, S, 3)                           PIXELS_TTL_S
 ppl:reply:<gateway>            list of BatchReply (msgpack)                       REPLY_TTL_S after a push
 ppl:worker:<kind>:<id>         WorkerHeartbeat (JSON)                             HEARTBEAT_TTL_S
@@ -19,6 +22,7 @@ ppl:inference:… ppl:training:… Celery's own (queues, unacknowledged messages
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Literal
 
 Kind = Literal["inference", "training"]
@@ -75,6 +79,11 @@ def job_key(job_id: str) -> str:
     return f"ppl:job:{job_id}"
 
 
+def request_key(name: str) -> str:
+    """What became of a request that its sender gave a name; names are longer and odder than keys should be."""
+    return f"ppl:request:{hashlib.sha256(name.encode()).hexdigest()}"
+
+
 def lease_key(job_id: str) -> str:
     """Who has the job in hand."""
     return f"ppl:job:{job_id}:lease"
@@ -83,6 +92,16 @@ def lease_key(job_id: str) -> str:
 def cancel_key(job_id: str) -> str:
     """Set when a leased job shall stop."""
     return f"ppl:job:{job_id}:cancel"
+
+
+def events_key(job_id: str) -> str:
+    """The stream of what happened to a job."""
+    return f"ppl:job:{job_id}:events"
+
+
+def checkpoints_key(job_id: str) -> str:
+    """The list of the checkpoints that a job wrote."""
+    return f"ppl:job:{job_id}:checkpoints"
 
 
 def pixels_key(batch_id: str) -> str:

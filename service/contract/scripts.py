@@ -4,12 +4,29 @@ from __future__ import annotations
 
 WRITTEN, STALE, NOT_HOLDER = 1, 0, -2
 
+# Append events to a job's stream, and what a checkpoint event says to its checkpoints. Ids count on from the job's.
+_TELL = """
+local function tell(job, stream, checkpoints, told, at, keep, keep_checkpoints)
+  local events = cjson.decode(told)
+  local id = redis.call('HINCRBY', job, 'events', #events) - #events
+  for index, event in ipairs(events) do
+    redis.call('XADD', stream, 'MAXLEN', '~', keep, (id + index) .. '-0', 'kind', event[1], 'at', at, 'data', event[2])
+    if event[1] == 'checkpoint' then
+      redis.call('RPUSH', checkpoints, event[2])
+      redis.call('LTRIM', checkpoints, -keep_checkpoints, -1)
+    end
+  end
+end
+"""
+
 # Write a job's record if its revision is still the one that was read, and its lease is held by
 # the writer ("" for: whoever holds it; "-" for: nobody may hold it). A job that ended leaves the
 # set of active ones, and needs no cancel flag. Gone records answer STALE: the next read says so.
 # A write whose answer was lost comes again from redis-py: its own name in "by" tells it apart.
-UPDATE = """
-local job, active, lease, cancel = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+UPDATE = (
+    _TELL
+    + """
+local job, active, lease, cancel, stream, checkpoints = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local revision, record, holder, ended, id, write = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 if redis.call('HGET', job, 'rev') ~= revision then
   return redis.call('HGET', job, 'by') == write and 1 or 0
@@ -21,12 +38,38 @@ elseif holder ~= '' then
 end
 redis.call('HSET', job, 'record', record, 'by', write)
 redis.call('HINCRBY', job, 'rev', 1)
+tell(job, stream, checkpoints, ARGV[7], ARGV[8], ARGV[9], ARGV[10])
 if ended == '1' then
   redis.call('SREM', active, id)
   redis.call('DEL', cancel)
 end
 return 1
 """
+)
+
+# Create a job's record, unless it is there already: a write whose answer was lost comes again. Where the request has
+# a name of its own and one of that name made a job before, nothing is created and that one's job and fingerprint are
+# the answer; a name whose job was deleted since is free again.
+CREATE = (
+    _TELL
+    + """
+local job, jobs, active, stream, checkpoints, name = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local record, id, fingerprint, keep = ARGV[1], ARGV[2], ARGV[7], ARGV[8]
+if redis.call('EXISTS', job) == 1 then return '' end
+if name then
+  local before = redis.call('HMGET', name, 'job', 'fingerprint')
+  if before[1] and redis.call('ZSCORE', jobs, before[1]) then return before[1] .. ' ' .. before[2] end
+  redis.call('HSET', name, 'job', id, 'fingerprint', fingerprint)
+  redis.call('EXPIRE', name, keep)
+end
+redis.call('DEL', stream, checkpoints)
+redis.call('HSET', job, 'rev', 1, 'record', record)
+redis.call('ZADD', jobs, 0, id)
+redis.call('SADD', active, id)
+tell(job, stream, checkpoints, ARGV[3], ARGV[4], ARGV[5], ARGV[6])
+return ''
+"""
+)
 
 # Extend a lease that is held, or take it up again if it ran out and nobody has it.
 RENEW = """

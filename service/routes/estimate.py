@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
+from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from ..batching import Group, Ticket
-from ..contract.errors import NoImages, NoMemory, TooManyImages, TooManyPixels
-from ..contract.messages import MAX_REFINE_STEPS
-from ..documentation import estimate_body
-from ..errors import BadField, SlowBody, responses
+from ..contract.errors import TooManyImages
+from ..documentation import estimate_answers, estimate_body
+from ..errors import SlowBody, responses
+from ..estimating import Estimator, check_drawn, drawn_pixels, group_of
+from ..formats import MEDIA_TYPES, written
 from ..forms import FileField, Form, read_form
 from ..gateway import Gateway, gateway_of
-from ..images import Fitted, Upload, describe, fit, parse_boxes, parse_include
+from ..images import Answer, Fitted, Upload, describe
 from ..landmarks import LandmarkMaps
+from ..lines import LinesResponse, check_lines, lines, wanted_lines
 from ..middleware import body_bytes
+from ..query import Query
+from ..results import Outcome, Results
 from ..schemas import Estimate
 from ..settings import Settings
 from ..tasks import end
@@ -30,54 +34,10 @@ from ..versions import Version
 
 BODY_S = 120.0  # how long a body may take to arrive
 
-_FIELDS = ("category", "version", "refine_steps", "include", "boxes", "landmarks")
-_DIGITS = len(str(MAX_REFINE_STEPS))
 # few poses are turned into JSON at once; more, and drawn pictures, in a thread
 _INLINE_IMAGES = 4
-_DRAWN = frozenset(("link_map", "overlay"))
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Query:
-    """What a request asks for."""
-
-    category: str
-    version: str | None
-    refine_steps: int
-    include: frozenset[str]
-    uploads: list[Upload]
-    landmarks: str | None = None
-
-    @classmethod
-    def of(cls, form: Form) -> Query:
-        """The form, checked.
-
-        Raises:
-            BadField, BadBoxes, NoImages.
-        """
-        values = form.fields
-        for name in values:
-            if name not in _FIELDS:
-                raise BadField(name, f"unknown field {name!r}; known are images, {', '.join(_FIELDS)}")
-        if not values.get("category"):
-            raise BadField("category", "the field category is missing; it names what the pictures show")
-        if not form.files:
-            raise NoImages("no picture came; send at least one in the field images (curl -F images=@photo.jpg)")
-        boxes = parse_boxes(values.get("boxes"), len(form.files))
-        uploads = [
-            Upload(index, part.filename, bytes(part.data), box)
-            for index, (part, box) in enumerate(zip(form.files, boxes, strict=True))
-        ]
-        return cls(
-            values["category"].strip(),
-            values.get("version", "").strip() or None,
-            _refine_steps(values.get("refine_steps", "")),
-            parse_include(values.get("include")),
-            uploads,
-            values.get("landmarks", "").strip() or None,
-        )
 
 
 def make_router(settings: Settings) -> APIRouter:
@@ -88,7 +48,7 @@ def make_router(settings: Settings) -> APIRouter:
         "/estimate",
         summary="Estimate poses",
         response_model=Estimate,
-        responses=responses(400, 404, 408, 413, 415, 422, 429, 503),
+        responses={200: estimate_answers(), **responses(400, 404, 408, 413, 415, 422, 429, 503)},
         openapi_extra=estimate_body(settings.max_images),
     )
     async def estimate(request: Request) -> Response:
@@ -106,6 +66,13 @@ def make_router(settings: Settings) -> APIRouter:
         is hidden. `link_map`, `trajectory` and `overlay` are there only where `include` names them, and `landmarks`
         where the field of that name has a set of the version (`POST /priors/{category}/landmarks`).
 
+        **Surprise** says how far a pose is from the poses that were learned: above 1 the picture may not show the
+        category at all. `include=codes` adds what the memory retrieved.
+
+        With `Accept: application/jsonl` (or `application/x-ndjson`) the poses come line by line as they are found, in
+        order of completion: a line a pose with its `index` (and `box`), `{"index": …, "error": …}` for a picture that
+        failed, which does not hinder the others, and `{"summary": …}` as the last line, with the links that all share.
+
         When too many pictures wait, the answer is 429 with `Retry-After`.
         """
         return await _estimate(request, gateway_of(request))
@@ -116,110 +83,91 @@ def make_router(settings: Settings) -> APIRouter:
 async def _estimate(request: Request, gateway: Gateway) -> Response:
     started = time.perf_counter()
     settings = gateway.settings
-    with gateway.budget.hold(body_bytes(request.scope)):
-        query = Query.of(await _read(request, settings))
+    lines_type = wanted_lines(request.headers.get("accept", ""))
+    most = settings.max_streamed_images if lines_type else settings.max_images
+    async with AsyncExitStack() as held:
+        held.enter_context(gateway.budget.hold(body_bytes(request.scope)))
+        form = await _read(request, most)
+        query = Query.of(form.fields, [part.filename for part in form.files], most, settings.max_images)
+        if lines_type:
+            check_lines(query.format)
         version = await gateway.io(gateway.versions.version, query.category, query.version)
-        _check_memory(query, version)
+        query.check_memory(version)
         landmarks = await gateway.io(gateway.versions.landmarks, version, query.landmarks) if query.landmarks else None
-        gateway.batcher.check_room(len(query.uploads))
-        decoding = time.perf_counter()
-        fitted = await _fit_all(gateway, query.uploads, version.side)
-        _check_drawn(settings, query.include, fitted)
-        queued = time.perf_counter()
-        gateway.metrics.decode_seconds.observe(queued - decoding)
-        group = Group(version.category, version.name, version.side, query.refine_steps, "link_map" in query.include)
-        ticket = await _unless_gone(request, gateway.batcher.estimate(group, [item.square for item in fitted]))
-        answered = time.perf_counter()
-        images = await _describe_all(gateway, query, version, fitted, ticket, landmarks)
-        timing = {
-            "decode": 1e3 * (queued - decoding),
-            "queue": max(0.0, 1e3 * (answered - queued) - ticket.model_ms),
-            "model": ticket.model_ms,
-            "total": 1e3 * (time.perf_counter() - started),
-        }
-        if query.include & _DRAWN:  # may be long
-            body = await gateway.compute(_joined, version, images, timing)
-        else:
-            body = _joined(version, images, timing)
-        return Response(body, media_type="application/json")
+        uploads = [
+            Upload(index, part.filename, partial(bytes, part.data), boxes)
+            for index, (part, boxes) in enumerate(zip(form.files, query.boxes, strict=True))
+        ]
+        if lines_type:
+            outcomes = Estimator(gateway, query, version, landmarks).outcomes(uploads)
+            return LinesResponse(lines(outcomes, version, started), lines_type, held.pop_all())
+        gateway.batcher.check_room(query.num_poses)
+        return await _answered(request, gateway, query, version, landmarks, uploads, started)
 
 
-async def _read(request: Request, settings: Settings) -> Form:
+async def _answered(
+    request: Request,
+    gateway: Gateway,
+    query: Query,
+    version: Version,
+    landmarks: LandmarkMaps | None,
+    uploads: list[Upload],
+    started: float,
+) -> Response:
+    """All poses as one document, or the first error."""
+    decoding = time.perf_counter()
+    fitted = await _fit_all(gateway, uploads, version.side)
+    check_drawn(gateway.settings, drawn_pixels(query, fitted))
+    queued = time.perf_counter()
+    gateway.metrics.decode_seconds.observe(queued - decoding)
+    squares = [item.square for item in fitted]
+    ticket = await _unless_gone(request, gateway.batcher.estimate(group_of(query, version), squares))
+    answered = time.perf_counter()
+    timing = {
+        "decode": 1e3 * (queued - decoding),
+        "queue": max(0.0, 1e3 * (answered - queued) - ticket.model_ms),
+        "model": ticket.model_ms,
+    }
+
+    def part(place: int) -> Answer:
+        item, limits = fitted[place], gateway.picture_limits
+        pose = ticket.poses[place]
+        return describe(uploads[item.index].read, item, pose, version, query.include, limits, landmarks)
+
+    few = len(fitted) <= _INLINE_IMAGES and not query.kinds_drawn
+    if few:
+        answers = [part(place) for place in range(len(fitted))]
+    else:
+        answers = await asyncio.gather(*(gateway.compute(part, place) for place in range(len(fitted))))
+    timing["total"] = 1e3 * (time.perf_counter() - started)
+    results = Results(
+        version, query.names, query.boxes, [Outcome(answer["index"], [answer]) for answer in answers], timing
+    )
+    body = written(results, query.format) if few else await gateway.compute(written, results, query.format)
+    return Response(body, media_type=MEDIA_TYPES[query.format])
+
+
+async def _read(request: Request, most: int) -> Form:
     """The form, within the time that it may take to arrive: a slow client must not hold its place for ever."""
     try:
         async with asyncio.timeout(BODY_S):
-            return await read_form(request, {"images": FileField(settings.max_images, lambda: _too_many(settings))})
+            return await read_form(request, {"images": FileField(most, lambda: _too_many(most))})
     except TimeoutError:
         raise SlowBody(f"the body took longer than {BODY_S:g} s to arrive; send fewer or smaller pictures") from None
 
 
 async def _fit_all(gateway: Gateway, uploads: list[Upload], side: int) -> list[Fitted]:
     """Decode side by side; the first bad picture ends it."""
-    work = [asyncio.ensure_future(gateway.compute(fit, upload, side, gateway.picture_limits)) for upload in uploads]
+    work = [asyncio.ensure_future(gateway.compute(upload.fit, side, gateway.picture_limits)) for upload in uploads]
     try:
-        return await asyncio.gather(*work)
+        return list(chain.from_iterable(await asyncio.gather(*work)))
     finally:
         for task in work:
             task.cancel()
 
 
-async def _describe_all(
-    gateway: Gateway,
-    query: Query,
-    version: Version,
-    fitted: list[Fitted],
-    ticket: Ticket,
-    landmarks: LandmarkMaps | None,
-) -> list[str]:
-    """Each picture's part of the answer as JSON."""
-
-    def part(index: int) -> str:
-        limits = gateway.picture_limits
-        pose = ticket.poses[index]
-        return describe(query.uploads[index], fitted[index], pose, version, query.include, limits, landmarks)
-
-    if len(fitted) <= _INLINE_IMAGES and not query.include & _DRAWN:
-        return [part(index) for index in range(len(fitted))]
-    return await asyncio.gather(*(gateway.compute(part, index) for index in range(len(fitted))))
-
-
-def _joined(version: Version, images: list[str], timing: dict[str, float]) -> bytes:
-    """The answer; the pictures' parts are JSON already."""
-    head = {"category": version.category, "version": version.name}
-    tail = {"timing_ms": {name: round(value, 2) for name, value in timing.items()}}
-    return f'{json.dumps(head)[:-1]}, "images": [{", ".join(images)}], {json.dumps(tail)[1:]}'.encode()
-
-
-def _check_memory(query: Query, version: Version) -> None:
-    if query.refine_steps and not version.has_memory:
-        raise NoMemory(
-            f"refine_steps is {query.refine_steps}, and version '{version.name}' of category '{version.category}' was "
-            "trained with the method autolink, which has no memory to refine with; leave refine_steps out, or name a "
-            "version of the method ppl"
-        )
-
-
-def _check_drawn(settings: Settings, include: frozenset[str], fitted: list[Fitted]) -> None:
-    kinds = len(include & _DRAWN)
-    pixels = kinds * sum(item.width * item.height for item in fitted)
-    if pixels > settings.max_drawn_pixels:
-        raise TooManyPixels(
-            f"the pictures to draw would have {pixels} pixels and {settings.max_drawn_pixels} are allowed in one "
-            "request; send fewer or smaller pictures, or leave link_map and overlay out of include"
-        )
-
-
-def _refine_steps(text: str) -> int:
-    text = text.strip() or "0"
-    if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS and int(text) <= MAX_REFINE_STEPS):
-        raise BadField("refine_steps", f"refine_steps is {text[:80]!r}; it must be from 0 to {MAX_REFINE_STEPS}")
-    return int(text)
-
-
-def _too_many(settings: Settings) -> TooManyImages:
-    return TooManyImages(
-        f"more than {settings.max_images} pictures; a request may hold {settings.max_images}, send several requests"
-    )
+def _too_many(most: int) -> TooManyImages:
+    return TooManyImages(f"more than {most} pictures; a request may hold {most}, send several requests")
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

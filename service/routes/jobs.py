@@ -6,18 +6,19 @@ import errno
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from ..contract.archives import check_archive
 from ..contract.job_files import training_file, training_folder
-from ..contract.jobs import MAX_PAGE, Job, JobPage, JobSource, JobStatus
+from ..contract.jobs import MAX_PAGE, Job, JobPage, JobSource, JobStatus, NamedRequest
 from ..contract.priors import document_of
 from ..documentation import train_body
 from ..errors import StorageFull, UnsupportedMedia, responses
 from ..forms import media_type
 from ..gateway import Gateway, gateway_of
 from ..housekeeping import list_jobs
+from ..idempotency import HEADER, REPLAYED, fingerprint, key_of
 from ..intake import Intake
 from ..training_request import TrainingRequest, read_json, read_upload
 
@@ -34,7 +35,13 @@ Taken = tuple[TrainingRequest, JobSource]
     responses=responses(400, 408, 413, 415, 422, 503, 507),
     openapi_extra=train_body(),
 )
-async def create_job(request: Request) -> Response:
+async def create_job(
+    request: Request,
+    idempotency_key: Annotated[
+        str | None,
+        Header(alias=HEADER, description="names the request, so that it can be sent again: 1 to 255 ASCII characters"),
+    ] = None,
+) -> Response:
     """Starts a job that learns a category's prior from pictures; answers before it has begun.
 
     Send an archive as a form, with any setting of the model as a field of its own name:
@@ -52,19 +59,23 @@ async def create_job(request: Request) -> Response:
     Follow it at the address in `Location`. When it succeeds, its version becomes the category's active one, unless
     `activate` is false. The archive is checked at once; the pictures in it are read while the job is `validating`,
     and one that can't be read is named in the job's metrics and left out.
+
+    With an `Idempotency-Key` of your own the request can be sent again where its answer was lost: the same key with
+    the same request gives the job that the first one made, with `Idempotent-Replayed: true`; with another request it
+    is refused with 422. Keys are remembered for a day.
     """
     gateway = gateway_of(request)
     kind = media_type(request.headers)
     if kind == "application/json":
-        job = await _accept(gateway, request, _from_folder)
+        job, replayed = await _accept(gateway, request, _from_folder)
     elif kind == "multipart/form-data":
-        job = await _accept(gateway, request, _from_upload)
+        job, replayed = await _accept(gateway, request, _from_upload)
     else:
         raise UnsupportedMedia(
             f"the body is {kind[:80] or 'of no media type'}; send multipart/form-data with an archive, "
             "or application/json with a folder"
         )
-    headers = {"Location": f"/train-jobs/{job.id}"}
+    headers = {"Location": f"/train-jobs/{job.id}", **({REPLAYED: "true"} if replayed else {})}
     return JSONResponse(job.model_dump(mode="json"), status_code=202, headers=headers)
 
 
@@ -99,11 +110,45 @@ async def get_job(request: Request, job_id: str) -> Job:
     responses=responses(404, 409, 503),
 )
 async def cancel_job(request: Request, job_id: str) -> Job:
-    """Stops a job. One that is running stops at its next step: its status changes a moment later."""
+    """Stops a job for good. One that is running stops at its next step: its status changes a moment later."""
     gateway = gateway_of(request)
     job = await gateway.io(gateway.jobs.cancel, job_id)
     if job.status.ended:
         await gateway.io(gateway.files.remove, job_id)
+    return job
+
+
+@router.post(
+    "/train-jobs/{job_id}/pause",
+    summary="Pause a training job",
+    response_model=Job,
+    responses=responses(404, 409, 503),
+)
+async def pause_job(request: Request, job_id: str) -> Job:
+    """Sets a job aside until it is resumed; its worker takes up others meanwhile.
+
+    A queued job is paused at once. One that is running writes a checkpoint at its next step: its status changes a
+    moment later. One whose upload is still read is paused once that is done. Nothing happens to one that is paused
+    already.
+    """
+    gateway = gateway_of(request)
+    return await gateway.io(gateway.jobs.pause, job_id)
+
+
+@router.post(
+    "/train-jobs/{job_id}/resume",
+    summary="Resume a training job",
+    response_model=Job,
+    responses=responses(404, 409, 503),
+)
+async def resume_job(request: Request, job_id: str) -> Job:
+    """Puts a paused job back into the queue; it goes on from its checkpoint as if it had never stopped.
+
+    A pause that its worker has not seen yet is taken back. Nothing happens to a job that is not paused.
+    """
+    gateway = gateway_of(request)
+    job = await gateway.io(gateway.jobs.resume, job_id)
+    await gateway.wake_trainers()
     return job
 
 
@@ -118,8 +163,13 @@ async def delete_job(request: Request, job_id: str) -> None:
 
 async def _accept(
     gateway: Gateway, request: Request, take: Callable[[Gateway, Request, Intake], Awaitable[Taken]]
-) -> Job:
-    """Take a request's files to where the worker reads them; they are gone again unless a job comes of it."""
+) -> tuple[Job, bool]:
+    """Take a request's files to where the worker reads them; they are gone again unless a job comes of it.
+
+    Returns:
+        The job, and whether an earlier request of the same key had made it.
+    """
+    key = key_of(request)
     intake = Intake(gateway.files, gateway.upload, gateway.settings.archive_max_bytes)
     try:
         wanted, source = await take(gateway, request, intake)
@@ -128,6 +178,12 @@ async def _accept(
             await intake.put_prior(document_of(wanted.prior))
         await intake.sync()
         settings = {"preset": wanted.preset, **wanted.config.to_dict()}
+        named = None
+        if key is not None:
+            asked = {"category": wanted.category, "settings": settings, "activate": wanted.activate}
+            asked["folder"] = source.folder
+            digest = await gateway.upload(fingerprint, asked, gateway.files.folder(intake.job_id))
+            named = NamedRequest(key, digest, gateway.settings.idempotency_ttl_s)
         job = await gateway.io(
             gateway.jobs.create,
             wanted.category,
@@ -136,9 +192,12 @@ async def _accept(
             source,
             intake.job_id,
             wanted.activate,
+            named,
         )
-        intake.hand_over()
-        return job
+        if job.id == intake.job_id:
+            intake.hand_over()
+            return job, False
+        return job, True
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull("the server has no room for this upload; its owner must free some") from error

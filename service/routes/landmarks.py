@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,15 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from ..batching import Group
-from ..contract.errors import BadLabels, NoImages, TooManyImages
+from ..boxes import parse_boxes
+from ..contract.errors import BadBoxes, BadLabels, NoImages, TooManyImages
 from ..contract.job_files import MAX_LABELS_BYTES
 from ..contract.landmarks import LandmarkSet, check_set_name
 from ..documentation import landmarks_body
 from ..errors import BadField, SlowBody, responses
 from ..forms import FileField, Form, read_form
 from ..gateway import Gateway, gateway_of
-from ..images import Upload, fit, parse_boxes
+from ..images import Upload
 from ..landmarks import Array, Sight, fit_set, read_labelled
 from ..middleware import body_bytes
 from ..settings import Settings
@@ -60,8 +62,11 @@ class Wanted:
         if not pictures:
             raise NoImages("no picture came; send the labelled ones in the field images (curl -F images=@photo.jpg)")
         boxes = parse_boxes(values.get("boxes"), len(pictures))
+        for index, entry in enumerate(boxes):
+            if len(entry.boxes) > 1:
+                raise BadBoxes(f"boxes[{index}] holds {len(entry.boxes)} boxes; labels are of one thing a picture")
         uploads = [
-            Upload(index, part.filename, bytes(part.data), box)
+            Upload(index, part.filename, partial(bytes, part.data), box)
             for index, (part, box) in enumerate(zip(pictures, boxes, strict=True))
         ]
         name, version = check_set_name(values["name"].strip()), values.get("version", "").strip() or None
@@ -178,9 +183,10 @@ async def _poses(gateway: Gateway, version: ReadyVersion, uploads: list[Upload])
     limit = gateway.settings.batch_limit
     for first in range(0, len(uploads), limit):
         part = uploads[first : first + limit]
-        fitted = await asyncio.gather(
-            *(gateway.compute(fit, upload, version.side, gateway.picture_limits) for upload in part)
+        squares = await asyncio.gather(
+            *(gateway.compute(upload.fit, version.side, gateway.picture_limits) for upload in part)
         )
+        fitted = [only for [only] in squares]
         ticket = await gateway.batcher.estimate(group, [item.square for item in fitted])
         sights += [Sight(item.width, item.height, item.frame) for item in fitted]
         found += [ticket.poses[index].keypoints for index in range(len(part))]

@@ -68,13 +68,16 @@ def test_spread_is_mean_and_sample_deviation():
 
 
 def test_table_has_each_number_in_its_column_and_the_command_that_gives_it_again(folder):
-    text = tables("bars", groups(read_results(folder)), None)
+    found = groups(read_results(folder))
+    text = tables("bars", found, found[1:], None)
     lines = text.splitlines()
     assert "| mean-pose | – | – | – | 9.00 | – | – | 10.00 | – | 90.0 |" in lines
     assert "| ppl | 100 | 10 | 3 | 4.50 ± 0.50 | 4.40 ± 0.50 | 4.20 ± 0.50 | 5.50 ± 0.50 | – | 45.0 ± 5.0 |" in lines
-    assert "| ppl | random 0.1 | 6.50 ± 0.50 | 5.50 ± 0.50 | – | – | 9.00 ± 0.00 | 7.00 ± 0.00 |" in lines
-    assert "| ppl | 0.75 ± 0.00 | – | – | – | – | – | – | – | – |" in lines
-    assert "- ppl: refinement does not lower the error at centre 4; clean pictures change by +0.00 points" in lines
+    assert "| ppl, 100 steps | random 0.1 | 6.50 ± 0.50 | 5.50 ± 0.50 | – | – | 9.00 ± 0.00 | 7.00 ± 0.00 |" in lines
+    assert "| ppl, 100 steps | 0.75 ± 0.00 | – | – | – | – | – | – | – | – |" in lines
+    shown = "4.50 ± 0.50 → 4.50 ± 0.50 | 6.50 ± 0.50 → 5.50 ± 0.50 | 7.50 ± 0.50 → 7.60 ± 0.50"
+    assert f"| ppl, 100 steps | {shown} | not lower at centre 4; clean +0.00 points |" in lines
+    assert "| ppl, 100 steps | random 0.1" not in tables("bars", found, [], None)
     assert "--set bars.npz --row ppl --steps 100 --seed 0 1 2 --threads 1 --out benchmarks/results" in text
 
 
@@ -143,5 +146,5 @@ def test_measure_that_some_seeds_lack_says_so(tmp_path):
         ({"geometric": {"precision": 0.5, "recall": 0.25}}, {"geometric": {"recall": 0.75}})
     ):
         (tmp_path / f"{seed}.json").write_text(json.dumps(result(seed=seed, skeleton=skeleton)))
-    lines = tables("bars", groups(read_results(tmp_path)), None).splitlines()
-    assert "| ppl | 0.50 (1 of 2 seeds) | – | 0.50 ± 0.35 | – | – | – | – | – | – |" in lines
+    lines = tables("bars", groups(read_results(tmp_path)), [], None).splitlines()
+    assert "| ppl, 100 steps | 0.50 (1 of 2 seeds) | – | 0.50 ± 0.35 | – | – | – | – | – | – |" in lines

@@ -73,6 +73,7 @@ def test_exported_prior_is_the_mean_pose_of_the_training_pictures(images, traine
     np.testing.assert_array_equal(found.keypoints, Predictor(trained.model, "cpu").predict(images).keypoints)
     assert json.loads((tmp_path / "memory.json").read_text()) == {
         "num_banks": 0, "bank_size": 0, "token_dim": 0, "use_counts": [], "prototypes": [],
+        "surprise_scale": None,
     }  # fmt: skip
     assert PosePrior.from_json(prior).keypoint_prior_source == "mean_pose"
     assert predictor.prior is None

@@ -111,6 +111,8 @@ def answer(request: BatchRequest, images: np.ndarray) -> BatchReply:
         scores=np.full((request.count, NUM_KEYPOINTS), 0.75, np.float32),
         trajectory=trajectory,
         link_map=np.where(mass > 10, 255, 0).astype(np.uint8) if request.link_map else None,
+        surprises=np.full(request.count, 0.5, np.float32),
+        codes=np.tile(np.uint16([1, 0, 1]), (request.count, 1)) if request.codes else None,
         timing_ms={"model": 3.0},
     )
 

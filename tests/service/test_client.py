@@ -212,7 +212,7 @@ def test_a_name_that_is_a_path_stays_one_segment(client: Client) -> None:
 def test_many_pictures_are_sent_in_parts_and_answered_as_one(
     client: Client, api: ApiDouble, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    monkeypatch.setattr("service.client.PICTURES_A_REQUEST", 2)
+    monkeypatch.setattr("service.client_estimate.POSES_A_REQUEST", 2)
 
     estimate = client.estimate(
         "bird", [png(), folder / "a.png", png()], version="v1", refine_steps=3, include=("link_map", "overlay")
@@ -230,12 +230,12 @@ def test_many_pictures_are_sent_in_parts_and_answered_as_one(
 
 
 def test_boxes_go_with_their_pictures(client: Client, api: ApiDouble, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.client.PICTURES_A_REQUEST", 2)
+    monkeypatch.setattr("service.client_estimate.POSES_A_REQUEST", 2)
 
     client.estimate("bird", [png()] * 3, boxes=[(0, 0, 4, 4), (1, 1, 2, 2.5), (0, 1, 3, 3)])
 
     assert [form["boxes"] for form in api.forms] == [["[[0, 0, 4, 4], [1, 1, 2, 2.5]]"], ["[[0, 1, 3, 3]]"]]
-    with pytest.raises(InputError, match="3 pictures came with 1 boxes"):
+    with pytest.raises(InputError, match="3 pictures came with 1 entries of boxes"):
         client.estimate("bird", [png()] * 3, boxes=[(0, 0, 4, 4)])
 
 

@@ -41,7 +41,8 @@ async def test_answer_has_the_documented_shape(http, consumer, dog, make_picture
     assert [image["index"] for image in answer["images"]] == [0, 1]
     assert [(image["width"], image["height"]) for image in answer["images"]] == [(96, 64), (50, 80)]
     for image in answer["images"]:
-        assert set(image) == {"index", "width", "height", "keypoints", "links"}
+        assert set(image) == {"index", "width", "height", "keypoints", "surprise", "links"}
+        assert image["surprise"] == 0.5
         assert [set(point) for point in image["keypoints"]] == [{"id", "x", "y", "score"}] * 5
         assert len(image["links"]) == 10
         assert set(image["links"][0]) == {"i", "j", "weight"}
@@ -110,6 +111,40 @@ async def test_includes_what_is_asked_for(http, consumer, dog, make_picture):
     assert (overlay.mode, overlay.size) == ("RGB", (90, 45))
     assert consumer.batches[0].refine_steps == 3
     Estimate.model_validate(answer)
+
+
+async def test_codes_are_there_where_asked_for(http, consumer, dog, make_picture):
+    data = {"category": "dog", "include": "codes"}
+    image = (await http.post("/estimate", data=data, files=images(make_picture()))).json()["images"][0]
+    assert image["codes"] == [1, 0, 1]
+    assert consumer.batches[0].codes
+
+
+async def test_version_without_a_scale_has_no_surprise(http, make_consumer, dog, make_picture):
+    def older(reply):
+        object.__setattr__(reply, "surprises", None)
+
+    await make_consumer(older)
+    answer = (await http.post("/estimate", data={"category": "dog"}, files=images(make_picture()))).json()
+    assert answer["images"][0]["surprise"] is None
+    Estimate.model_validate(answer)
+
+
+async def test_worker_of_an_older_release_that_says_no_codes_is_told_of(
+    http, make_consumer, dog, make_picture, problem
+):
+    def older(reply):
+        object.__setattr__(reply, "codes", None)
+
+    await make_consumer(older)
+    response = await http.post("/estimate", data={"category": "dog", "include": "codes"}, files=images(make_picture()))
+    assert "leave codes out" in problem(response, 503, "contract_mismatch")["detail"]
+
+
+async def test_codes_of_a_version_without_memory_are_refused(http, consumer, publish, make_picture, problem):
+    publish("dog", method="autolink")
+    response = await http.post("/estimate", data={"category": "dog", "include": "codes"}, files=images(make_picture()))
+    assert "leave codes out" in problem(response, 422, "no_memory")["detail"]
 
 
 async def test_trajectory_without_refinement_is_the_pose(http, consumer, dog, make_picture):

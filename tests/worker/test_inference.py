@@ -62,11 +62,11 @@ def test_batch_is_answered_with_what_the_model_says(
     engine: InferenceEngine, redis_client: redis.Redis, tiny_version: Path, metrics: InferenceMetrics
 ) -> None:
     images = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    engine.handle(batch(redis_client, images, refine_steps=2, link_map=True))
+    engine.handle(batch(redis_client, images, refine_steps=2, link_map=True, codes=True))
     got = reply(redis_client)
-    expected = Predictor.load(tiny_version, "cpu").predict(images, 2, link_map=True)
+    expected = Predictor.load(tiny_version, "cpu").predict(images, 2, link_map=True, codes=True)
     assert got.error is None
-    for name in ("keypoints", "scores", "trajectory", "link_map"):
+    for name in ("keypoints", "scores", "trajectory", "link_map", "surprises", "codes"):
         np.testing.assert_allclose(getattr(got, name), getattr(expected, name), atol=1e-5)
     assert got.trajectory is not None
     assert got.trajectory.shape == (3, 3, 4, 2)
@@ -84,9 +84,19 @@ def test_reply_list_expires_and_pixels_are_gone(engine: InferenceEngine, redis_c
     assert not redis_client.exists(routing.pixels_key("b1"))
 
 
-def test_link_map_comes_only_where_asked_for(engine: InferenceEngine, redis_client: redis.Redis) -> None:
+def test_link_map_and_codes_come_only_where_asked_for(engine: InferenceEngine, redis_client: redis.Redis) -> None:
     engine.handle(batch(redis_client))
-    assert reply(redis_client).link_map is None
+    got = reply(redis_client)
+    assert (got.link_map, got.codes) == (None, None)
+
+
+def test_request_of_a_release_that_knew_no_codes_is_answered(
+    engine: InferenceEngine, redis_client: redis.Redis
+) -> None:
+    message = batch(redis_client)
+    del message["codes"]
+    engine.handle(message)
+    assert reply(redis_client).error is None
 
 
 def test_redelivered_batch_whose_pixels_are_gone_ends_cleanly(
@@ -157,7 +167,8 @@ def test_refinement_of_a_model_without_a_memory_is_said(
     config = resolve("compact", {"method": "autolink", "image_size": 32, "base_width": 8, "num_keypoints": 4})
     bare = Predictor(PosePriorLearner(config), "cpu")
     models = ModelRegistry(VersionStore(data_root), 1, lambda folder: bare, metrics)
-    InferenceEngine(redis_client, models, metrics, lambda: False).handle(batch(redis_client, refine_steps=1))
-    error = reply(redis_client).error
-    assert error is not None
-    assert error.code == "no_memory"
+    for asked in ({"refine_steps": 1}, {"codes": True}):
+        InferenceEngine(redis_client, models, metrics, lambda: False).handle(batch(redis_client, **asked))
+        error = reply(redis_client).error
+        assert error is not None
+        assert error.code == "no_memory"

@@ -13,6 +13,7 @@ import torch
 
 from model.predictor import Predictor
 from model.trainer import Trainer
+from service.contract.events import EventLog
 from service.contract.jobs import Job, JobStatus
 from service.contract.routing import lease_key
 from service.contract.store import new_version_id
@@ -77,6 +78,76 @@ def test_resumed_job_publishes_what_an_uninterrupted_one_does(
     assert checksums[0]["config.json"] == checksums[1]["config.json"]
     seconds = desk.store.info("dog", versions[1])["training"]["seconds"]
     assert seconds > paused.trained_s > 0, "time of both processes counts"
+
+
+def test_paused_job_frees_its_worker_and_goes_on_bit_for_bit(
+    desk: SimpleNamespace, during: Callable[..., None]
+) -> None:
+    steps = {"steps": 400, "checkpoint_every": 1000}
+    whole, paused, other = (desk.prepared(desk.tiny(**steps)) for _ in range(3))
+    desk.runner.run(whole.id)
+    during(3, lambda trainer: desk.jobs.pause(paused.id))
+    desk.runner.run(paused.id)
+    record = desk.jobs.record(paused.id)
+    assert (record.job.status, record.starts, record.pause_wanted) == (JobStatus.PAUSED, 0, False)
+    assert 3 <= record.checkpointed == record.job.progress.step < 400
+    assert record.job.progress.eta_s is None
+    assert not desk.jobs.leased(paused.id)
+    during()
+    desk.runner.run(other.id)
+    assert desk.jobs.get(other.id).status is JobStatus.SUCCEEDED, "the worker is free for others"
+    desk.runner.run(paused.id)  # a message that was still on its way
+    desk.caretaker.sweep()
+    assert desk.jobs.get(paused.id).status is JobStatus.PAUSED
+    assert desk.files.checkpoint(paused.id).exists()
+    desk.jobs.resume(paused.id)
+    desk.runner.run(paused.id)
+    done = [desk.jobs.get(job.id) for job in (whole, paused)]
+    assert done[1].status is JobStatus.SUCCEEDED
+    weights = [
+        Predictor.load(desk.store.path("dog", job.version), "cpu").model.state_dict() for job in done if job.version
+    ]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_pause_asked_of_a_worker_that_died_holds_before_the_next_takes_it_up(desk: SimpleNamespace) -> None:
+    job = desk.prepared()
+    desk.jobs.update(job.id, lambda record: record.move(JobStatus.RUNNING))
+    desk.jobs.update(job.id, lambda record: record.want_pause())
+    desk.runner.run(job.id)
+    assert desk.jobs.get(job.id).status is JobStatus.PAUSED
+    assert desk.jobs.get(job.id).progress.step == 0
+
+
+def test_job_paused_while_it_was_prepared_is_not_sent(desk: SimpleNamespace) -> None:
+    job = desk.upload()
+    desk.jobs.pause(job.id)
+    desk.caretaker.round()
+    assert desk.jobs.get(job.id).status is JobStatus.PAUSED
+    assert desk.sent == []
+    assert desk.files.pictures(job.id).exists()
+
+
+def test_events_and_checkpoints_tell_of_the_training(desk: SimpleNamespace) -> None:
+    job = desk.prepared()
+    desk.runner.run(job.id)
+    log = EventLog(desk.jobs._redis)
+    told = log.page(job.id, 0, 500).items
+    assert [event.data["status"] for event in told if event.kind == "status"] == [
+        "validating",
+        "queued",
+        "running",
+        "succeeded",
+    ]
+    assert any("9 pictures prepared" in event.data["message"] for event in told if event.kind == "log")
+    assert [event.data["step"] for event in told if event.kind == "checkpoint"] == [2, 4, 6]
+    assert [event.data["step"] for event in told if event.kind == "metric"][-1] == 6
+    assert told[-1].kind == "completed"
+    assert told[-1].data["version"] == desk.jobs.get(job.id).version
+    last = log.checkpoints(job.id).items[0]
+    assert last.step == 6
+    assert last.size_bytes > 1000
+    assert last.losses["total"] == desk.jobs.get(job.id).metrics["total"]
 
 
 def test_cancel_stops_a_running_job_within_a_few_steps(desk: SimpleNamespace, during: Callable[..., None]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from datetime import UTC, datetime
 
 import pytest
 import redis
@@ -10,7 +11,7 @@ import redis
 from service.contract import routing
 from service.contract.errors import BadCursor, Conflict, Diverged, JobNotActive, JobNotEnded, UnknownJob
 from service.contract.jobs import Job, JobRecord, JobSource, JobStatus, JobStore, LeaseLost, new_job_id
-from service.contract.records import MAX_DEATHS, TRANSITIONS
+from service.contract.records import MAX_DEATHS, TRANSITIONS, Checkpoint
 
 SHAPE = {
     "id",
@@ -36,6 +37,10 @@ def store(redis_client: redis.Redis) -> JobStore:
 
 def make(store: JobStore, **kwargs: object) -> Job:
     return store.create("dog", {"preset": "compact", "steps": 10}, 10, **kwargs)  # type: ignore[arg-type]
+
+
+def made(step: int) -> Checkpoint:
+    return Checkpoint(step=step, saved_at=datetime.now(UTC), size_bytes=10, losses={"total": 1.5})
 
 
 def to(status: JobStatus):
@@ -183,7 +188,10 @@ def test_holder_learns_that_its_job_ended(store: JobStore) -> None:
         store.update(job.id, lambda record: record.job.metrics.update(loss=1.0), lease)
 
 
-@pytest.mark.parametrize("steps", [(), (JobStatus.QUEUED,), (JobStatus.QUEUED, JobStatus.RUNNING)])
+QUEUED, RUNNING, PAUSED = JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.PAUSED
+
+
+@pytest.mark.parametrize("steps", [(), (QUEUED,), (QUEUED, RUNNING), (QUEUED, PAUSED)])
 def test_cancel_ends_a_job_that_nobody_works_on(store: JobStore, steps: tuple[JobStatus, ...]) -> None:
     job = make(store)
     for status in steps:
@@ -206,6 +214,76 @@ def test_cancel_of_an_ended_job_says_how_it_ended(store: JobStore) -> None:
     store.cancel(job.id)
     with pytest.raises(JobNotActive, match="already been cancelled"):
         store.cancel(job.id)
+
+
+def test_pause_of_a_queued_job_is_at_once_and_again_no_harm(store: JobStore) -> None:
+    job = make(store)
+    store.update(job.id, to(QUEUED))
+    for _ in range(2):
+        assert store.pause(job.id).status is PAUSED
+    assert not store.record(job.id).pause_wanted
+    assert [record.job.id for record in store.unfinished()] == [job.id], "its files and its record stay"
+
+
+def test_pause_of_a_validating_job_waits_for_its_pictures(store: JobStore) -> None:
+    job = make(store)
+    assert store.pause(job.id).status is JobStatus.VALIDATING
+    record = store.record(job.id)
+    record.move(QUEUED)
+    assert record.pause_if_wanted()
+    assert record.job.status is PAUSED
+
+
+def test_pause_of_a_leased_job_is_left_to_its_worker(store: JobStore) -> None:
+    job = make(store)
+    for status in (QUEUED, RUNNING):
+        store.update(job.id, to(status))
+    lease = store.acquire(job.id, "a")
+    assert store.pause(job.id).status is RUNNING
+    assert store.pause_requested(job.id)
+    store.update(job.id, JobRecord.set_aside, lease)
+    assert (store.get(job.id).status, store.pause_requested(job.id)) == (PAUSED, False)
+
+
+def test_resume_before_the_worker_saw_the_pause_takes_the_wish_back(store: JobStore) -> None:
+    job = make(store)
+    for status in (QUEUED, RUNNING):
+        store.update(job.id, to(status))
+    lease = store.acquire(job.id, "a")
+    store.pause(job.id)
+    assert store.resume(job.id).status is RUNNING
+    store.update(job.id, JobRecord.set_aside, lease)  # it had seen the pause just before
+    assert store.get(job.id).status is QUEUED
+
+
+def test_paused_job_is_sent_again_only_once_it_is_resumed(store: JobStore) -> None:
+    job = make(store)
+    store.update(job.id, to(QUEUED))
+    store.pause(job.id)
+    sent: list[str] = []
+    assert store.reconcile(sent.append) == set()
+    assert store.resume(job.id).status is QUEUED
+    assert store.reconcile(sent.append) == {job.id}
+
+
+def test_pause_and_resume_of_an_ended_job_say_how_it_ended(store: JobStore) -> None:
+    job = make(store)
+    store.cancel(job.id)
+    for act in (store.pause, store.resume):
+        with pytest.raises(JobNotActive, match="already been cancelled"):
+            act(job.id)
+
+
+def test_record_of_the_first_release_is_read_and_written(store: JobStore, redis_client: redis.Redis) -> None:
+    job = make(store)
+    old = json.loads(store.record(job.id).model_dump_json())
+    del old["pause_wanted"]
+    redis_client.delete(*redis_client.scan_iter("ppl:*"))
+    redis_client.hset(routing.job_key(job.id), mapping={"rev": 1, "record": json.dumps(old)})
+    redis_client.sadd(routing.ACTIVE_JOBS, job.id)
+    redis_client.zadd(routing.JOBS, {job.id: 0})
+    store.update(job.id, to(QUEUED))
+    assert store.pause(job.id).status is PAUSED
 
 
 def test_delete_removes_ended_jobs_only(store: JobStore, redis_client: redis.Redis) -> None:
@@ -285,14 +363,14 @@ def test_progress_between_deaths_forgives_them(store: JobStore) -> None:
     for step in range(1, 10):
         assert record.begin()
         assert record.begin()
-        record.checkpoint(step, trained_s=1.0)
+        record.checkpoint(made(step), trained_s=1.0)
 
 
 def test_the_same_checkpoint_again_forgives_no_deaths(store: JobStore) -> None:
     record = JobRecord(job=make(store))
     for _ in range(MAX_DEATHS + 1):
         assert record.begin()
-        record.checkpoint(0, trained_s=0.0)
+        record.checkpoint(made(0), trained_s=0.0)
     assert not record.begin()
 
 
@@ -302,7 +380,7 @@ def test_stop_in_good_order_is_no_death(store: JobStore) -> None:
     for _ in range(10):
         record.move(JobStatus.RUNNING)
         assert record.begin()
-        record.pause()
+        record.set_aside()
 
 
 @pytest.mark.parametrize("suffix", [":lease", ":cancel", "\n", "x", "/../y"])

@@ -1,0 +1,92 @@
+"""The same predictor behind LitServe (extra ``bench``), tuned as its documentation says.
+
+python -m benchmarks.litserve_server VERSION PORT [--batch 32] [--threads 1] [--decode-threads 2]
+
+Its guide to speed: requests collected into batches, pictures of a batch decoded by threads in ``batch``, its fast
+queue, several API servers where cores allow.
+"""
+
+# no `from __future__ import annotations`: LitServe looks at the type of decode_request's argument itself
+
+import argparse
+import io
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import litserve
+import numpy as np
+import torch
+from fastapi import Request
+
+from model.predictor import Predictor
+from service.contract.pictures import fit_square, open_picture
+
+
+class PoseAPI(litserve.LitAPI):
+    """A photograph in the form field ``images`` to its keypoints in pixels."""
+
+    def __init__(self, version: Path, threads: int, decode_threads: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.version, self.threads, self.decode_threads = version, threads, decode_threads
+
+    def setup(self, device: str) -> None:
+        """In the process of the model."""
+        torch.set_num_threads(self.threads)
+        self.predictor = Predictor.load(self.version, device)
+        self.pool = ThreadPoolExecutor(self.decode_threads)
+
+    def decode_request(self, request: Request) -> bytes:
+        """The bytes as they came; they are decoded with the whole batch."""
+        data: bytes = request["images"].file.read()
+        return data
+
+    def batch(self, inputs: list[bytes]) -> Any:
+        """Squares of all pictures of a batch, decoded side by side, and where they lie."""
+        return list(self.pool.map(self._fit, inputs))
+
+    def predict(self, x: Any) -> list[tuple[Any, Any]]:
+        """Keypoints in pixels, and scores."""
+        found = self.predictor.predict(np.stack([square for square, _ in x]))
+        return [
+            (frame.to_picture(points), scores)
+            for (_, frame), points, scores in zip(x, found.keypoints, found.scores, strict=True)
+        ]
+
+    def unbatch(self, output: Any) -> Any:
+        """They are apart already."""
+        return output
+
+    def encode_response(self, output: Any) -> dict[str, Any]:
+        """As JSON."""
+        points, scores = output
+        return {"keypoints": points.round(3).tolist(), "scores": scores.round(4).tolist()}
+
+    def _fit(self, data: bytes) -> Any:
+        return fit_square(open_picture(io.BytesIO(data)), self.predictor.config.image_size)
+
+
+def main() -> None:
+    """Serve until ended."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("version", type=Path)
+    parser.add_argument("port", type=int)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch-timeout", type=float, default=0.005)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--decode-threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    api = PoseAPI(
+        options.version,
+        options.threads,
+        options.decode_threads,
+        max_batch_size=options.batch,
+        batch_timeout=options.batch_timeout,
+    )
+    server = litserve.LitServer(api, accelerator=options.device, workers_per_device=1, fast_queue=True)
+    server.run(host="127.0.0.1", port=options.port, num_api_servers=1, generate_client_file=False, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

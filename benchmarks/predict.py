@@ -1,0 +1,99 @@
+"""Keypoints of a batch, without refinement and with three steps of it, preset paper, against a peer's.
+
+python -m benchmarks.predict [--json] [--peer PATH] [--batch 16] [--device auto]
+
+Without --peer only our own rates are told, and no ratio. The share of the device's bf16 rate counts the
+multiplications of the model against those of a large matrix product in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.peers import add_peer_arguments, load_peer, random_images
+from benchmarks.report import Report, Row, run
+from benchmarks.timing import add_torch_arguments, device_of, interleaved
+from model.config import resolve
+from model.ppl import PosePriorLearner
+from model.predictor import Predictor
+
+CPU_BAR = 6.0
+REFINE_STEPS = (0, 3)
+_PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
+
+
+def flops_of(work: Callable[[], object]) -> int:
+    """Multiplications and additions of matrix products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def matrix_product(device: torch.device) -> Callable[[], object]:
+    """A large product of bf16 matrices: what the device can do at best, or nearly so."""
+    side = _PRODUCT_SIDE.get(device.type, _PRODUCT_SIDE["cpu"])
+    a = torch.randn(side, side, device=device).bfloat16()
+    return lambda: a @ a
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """Ours and the peer's in turn. The ratio is the lesser of the two, without refinement and with it."""
+    device = device_of(options)
+    config = resolve(options.preset)
+    torch.manual_seed(0)
+    predictor = Predictor(PosePriorLearner(config), str(device))
+    shape = (options.batch, config.image_size, config.image_size, 3)
+    pictures = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    works: dict[str, Callable[[], object]] = {
+        f"ours, refine {steps}": (lambda steps=steps: predictor.predict(pictures, steps)) for steps in REFINE_STEPS
+    }
+    flops = {name: flops_of(work) for name, work in works.items()}
+    if options.peer:
+        peer = load_peer(options.peer, *shape[:2], config.num_keypoints, options.perceptual_weights, device)
+        images = random_images(*shape[:2], device)
+        for steps in REFINE_STEPS:
+            works[f"{peer.name}, refine {steps}"] = lambda steps=steps: peer.keypoints(images, steps)
+    product = matrix_product(device)
+    seconds = interleaved({**works, "product": product}, options.repeats, device)
+    rate = flops_of(product) / seconds.pop("product")
+    rows: list[Row] = [
+        {
+            "keypoints": name,
+            "ms": 1e3 * taken,
+            "images_per_s": options.batch / taken,
+            "gflop": flops[name] / 1e9 if name in flops else None,
+            "of_bf16_rate": flops[name] / taken / rate if name in flops else None,
+        }
+        for name, taken in seconds.items()
+    ]
+    report = Report(
+        "predict",
+        f"keypoints of a batch, preset {options.preset}, B={options.batch}, on {device}",
+        rows,
+        bar=None if device.type == "cuda" else CPU_BAR,
+        notes=[f"bf16 rate of a large matrix product here: {rate / 1e12:.3g} Tflop/s"],
+    )
+    if not options.peer:
+        report.notes.append("no peer was given (--peer): no ratio")
+        return report
+    names = list(seconds)
+    report.ratio = min(seconds[theirs] / seconds[ours] for ours, theirs in zip(names[:2], names[2:], strict=True))
+    return report
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The batch, and the peer."""
+    add_peer_arguments(parser)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--preset", default="paper")
+    add_torch_arguments(parser, repeats=5)
+
+
+if __name__ == "__main__":
+    sys.exit(run(measure, add_arguments))

@@ -1,0 +1,114 @@
+"""Runs the subjects of speed one after the other and writes SPEED.md: a table of them all, then each in full.
+
+python -m benchmarks.speed [SUBJECT …] [--into FILE.md] [--peer SUBJECT=PATH …]
+
+Each subject runs in a process of its own and gives one JSON object. A subject that fails is named with its last
+words, and the others go on; the exit code is 1 then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Check, table
+
+# the short ones, with arguments that keep all of them together below ten minutes on two cores
+SUBJECTS: dict[str, tuple[str, ...]] = {
+    "link_map": (),
+    "train_step": (),
+    "predict": (),
+    "data_loading": (),
+    "serving": (),
+    "batching": (),
+    "scale_out": (),
+    "start": (),
+    "growth": (),
+}
+SPEED = Path(__file__).parent / "SPEED.md"
+_LIMIT_S = 900
+_LAST_WORDS = 600  # characters of a failed subject
+
+Result = dict[str, Any]
+
+
+def measured(subject: str, arguments: list[str]) -> Result:
+    """What a subject found; where it failed, ``subject`` and ``failure``."""
+    command = [sys.executable, "-m", f"benchmarks.{subject}", "--json", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return {"subject": subject, "failure": f"took longer than {_LIMIT_S} s"}
+    if done.returncode:
+        return {"subject": subject, "failure": done.stderr.strip()[-_LAST_WORDS:]}
+    found: Result = json.loads(done.stdout)
+    return {**found, "command": " ".join(["python -m", f"benchmarks.{subject}", *arguments])}
+
+
+def document(results: list[Result], day: str) -> str:
+    """SPEED.md: ratios and bars of all subjects, then the tables of each."""
+    lines = [
+        "# Speed",
+        "",
+        f"Written by `python -m benchmarks.speed` (`make bench`) on {day}. A ratio compares two contestants that took",
+        "turns in one run, larger is better; it says more than the times beside it, which are of one machine.",
+        "",
+        "| subject | ratio | bar | holds | other bars |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [_summary(result) for result in results]
+    for result in results:
+        lines += ["", f"## {result['subject']}", ""]
+        lines += [f"It failed: {result['failure']}"] if "failure" in result else _full(result)
+    return "\n".join(lines) + "\n"
+
+
+def _summary(result: Result) -> str:
+    if "failure" in result:
+        return f"| {result['subject']} | – | – | failed | – |"
+    ratio = "–" if result["ratio"] is None else f"{result['ratio']:.3g}"
+    bar = "–" if result["bar"] is None else f"{result['bar']:g}"
+    holds = {True: "yes", False: "**no**", None: "–"}[result["holds"]]
+    others = [_check(check) for check in result["checks"] if check["what"] != "ratio"]
+    return f"| {result['subject']} | {ratio} | {bar} | {holds} | {'; '.join(str(other) for other in others) or '–'} |"
+
+
+def _check(found: dict[str, Any]) -> Check:
+    return Check(found["what"], found["value"], found["bar"], found["at_least"])
+
+
+def _full(result: Result) -> list[str]:
+    facts = [", ".join(f"{name} {value}" for name, value in result[kind].items()) for kind in ("machine", "versions")]
+    lines = [result["title"], "", "```", *table(result["rows"]), "```", ""]
+    lines += [f"- {note}" for note in result["notes"]]
+    return [*lines, f"- `{result['command']}`; {facts[0]}; {facts[1]}"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    description, _, details = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(description=description, epilog=details)
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"of {', '.join(SUBJECTS)}; all unless given")
+    parser.add_argument("--into", type=Path, default=SPEED, metavar="FILE.md")
+    parser.add_argument("--peer", action="append", default=[], metavar="SUBJECT=PATH", help="a peer for a subject")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.subjects if name not in SUBJECTS]
+    if unknown:
+        parser.error(f"no subject {', '.join(unknown)}; there are {', '.join(SUBJECTS)}")
+    peers = dict(pair.split("=", 1) for pair in options.peer)
+    results = []
+    for subject in options.subjects or SUBJECTS:
+        print(f"{subject} …", file=sys.stderr, flush=True)
+        peer = ["--peer", peers[subject]] if subject in peers else []
+        results.append(measured(subject, [*SUBJECTS[subject], *peer]))
+    options.into.write_text(document(results, f"{datetime.now(UTC):%Y-%m-%d}"))
+    return int(any("failure" in result for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""What the client does with a job once it is there: wait for it, pause, resume and cancel it, follow its events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel
+
+from .client_errors import APIError, Unreachable
+from .contract.events import MAX_EVENTS, EventKind, EventPage, JobEvent
+from .contract.records import Checkpoint, CheckpointList, Job, JobStatus
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_AGAIN_S = 1.0
+_GRACE_S = 60.0  # a server that is away for less (a restart) is waited for
+_SILENCE_S = 60.0  # heartbeats come more often
+
+
+class JobCalls:
+    """The part of :class:`service.client.Client` that is about one job."""
+
+    base_url: str
+    _http: httpx.Client
+
+    def job(self, job_id: str) -> Job:
+        """The job as it stands."""
+        return self._job("GET", f"/train-jobs/{_quoted(job_id)}")
+
+    def jobs(self, category: str | None = None, status: JobStatus | None = None) -> Iterator[Job]:
+        """All jobs, the newest first; only those of a category or of a status where such is given."""
+        wanted = {"category": category, "status": status}
+        return self._pages("/train-jobs", Job, {name: value for name, value in wanted.items() if value is not None})
+
+    def cancel(self, job_id: str) -> Job:
+        """Asks for the job to be stopped; a running one stops at its next step."""
+        return self._job("POST", f"/train-jobs/{_quoted(job_id)}/cancel")
+
+    def delete(self, job_id: str) -> None:
+        """Removes the record of a job that ended."""
+        self._send("DELETE", f"/train-jobs/{_quoted(job_id)}")
+
+    def wait(
+        self,
+        job_id: str,
+        on_progress: Callable[[Job], None] | None = None,
+        poll_s: float = 0.5,
+        timeout_s: float | None = None,
+    ) -> Job:
+        """Waits for the end of a job, whatever it is, and returns it.
+
+        A server that is away for less than a minute (a restart) is waited for.
+
+        Raises:
+            TimeoutError: the job goes on after ``timeout_s``.
+        """
+        begun = seen = time.monotonic()
+        while True:
+            try:
+                job = self.job(job_id)
+            except (Unreachable, APIError) as error:
+                away = isinstance(error, Unreachable) or error.status in (502, 503, 504)
+                if not away or time.monotonic() - seen > _GRACE_S:
+                    raise
+            else:
+                seen = time.monotonic()
+                if on_progress is not None:
+                    on_progress(job)
+                if job.status.ended:
+                    return job
+            if timeout_s is not None and time.monotonic() - begun > timeout_s:
+                raise TimeoutError(f"job {job_id} goes on after {timeout_s:g} s")
+            time.sleep(poll_s)
+
+    def pause(self, job_id: str) -> Job:
+        """Sets a job aside until it is resumed; a running one writes a checkpoint at its next step first."""
+        return self._job("POST", f"/train-jobs/{_quoted(job_id)}/pause")
+
+    def resume(self, job_id: str) -> Job:
+        """Puts a paused job back into the queue."""
+        return self._job("POST", f"/train-jobs/{_quoted(job_id)}/resume")
+
+    def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        """The checkpoints that a job wrote, the newest first."""
+        return self._read(CheckpointList, self._send("GET", f"/train-jobs/{_quoted(job_id)}/checkpoints")).items
+
+    def events(self, job_id: str, after: int = 0, *, follow: bool = True) -> Iterator[JobEvent]:
+        """What happened to a job and, unless told otherwise, what happens until its end, each event once.
+
+        A connection that breaks is made again where it broke off, while the server is away for less than a minute.
+
+        Args:
+            after: only events later than this id.
+            follow: False gives only the events that are there.
+        """
+        if follow:
+            yield from self._followed(job_id, after)
+            return
+        while True:
+            params = {"after": after, "limit": MAX_EVENTS}
+            page = self._read(EventPage, self._send("GET", f"/train-jobs/{_quoted(job_id)}/events", params=params))
+            yield from page.items
+            after = page.next
+            if not page.has_more:
+                return
+
+    def _followed(self, job_id: str, after: int) -> Iterator[JobEvent]:
+        seen = time.monotonic()
+        while True:
+            try:
+                with self._stream(job_id, after) as response:
+                    if response.status_code == 204:  # it ended, and nothing later will come
+                        return
+                    if not response.is_success:
+                        response.read()
+                        raise APIError.of(response)
+                    seen = time.monotonic()
+                    for event in _events_of(response):
+                        after, seen = event.id, time.monotonic()
+                        yield event
+                        if event.kind is EventKind.COMPLETED:
+                            return
+            except (httpx.TransportError, APIError) as error:
+                away = isinstance(error, httpx.TransportError) or error.status in (502, 503, 504)
+                if not away:
+                    raise
+                if time.monotonic() - seen > _GRACE_S or isinstance(error, httpx.UnsupportedProtocol):
+                    reason = f"{self.base_url} gave no answer: {error or type(error).__name__}"
+                    raise error if isinstance(error, APIError) else Unreachable(reason) from error
+            time.sleep(_AGAIN_S)
+
+    def _stream(self, job_id: str, after: int) -> Any:
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+        given = self._http.timeout
+        timeout = httpx.Timeout(connect=given.connect, read=_SILENCE_S, write=given.write, pool=given.pool)
+        return self._http.stream("GET", f"/train-jobs/{_quoted(job_id)}/events", headers=headers, timeout=timeout)
+
+    # of the client
+
+    def _job(self, method: str, path: str, **content: Any) -> Job:
+        return self._read(Job, self._send(method, path, **content))
+
+    def _pages(self, path: str, model: type[Model], params: Mapping[str, Any] | None = None) -> Iterator[Model]:
+        raise NotImplementedError
+
+    def _read(self, model: type[Model], response: httpx.Response) -> Model:
+        raise NotImplementedError
+
+    def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+        raise NotImplementedError
+
+
+def _events_of(response: httpx.Response) -> Iterator[JobEvent]:
+    """The events of a stream, until it ends. Each has its data in one line, and nothing else is needed of it."""
+    rest = b""
+    for data in response.iter_bytes():  # not its lines: JSON may hold what counts as an end of line elsewhere
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data: "):
+                yield JobEvent.model_validate_json(line.removeprefix(b"data: "))
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="")

@@ -1,0 +1,125 @@
+"""Many pictures to poses, side by side and in order of completion; one that fails does not hinder the others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable
+from itertools import islice
+from typing import Any
+
+from .batching import Group, Ticket
+from .contract.errors import PPLError, QueueFull, TooManyPixels, Unavailable
+from .errors import document_of
+from .gateway import Gateway
+from .images import Answer, Fitted, Upload, describe
+from .landmarks import LandmarkMaps
+from .query import Query
+from .results import Outcome
+from .settings import Settings
+from .tasks import end
+from .versions import Version
+
+log = logging.getLogger(__name__)
+
+_PAUSE_S = 0.5
+
+
+class Estimator:
+    """The poses of the pictures of one request."""
+
+    def __init__(self, gateway: Gateway, query: Query, version: Version, landmarks: LandmarkMaps | None = None) -> None:
+        self._gateway = gateway
+        self._query = query
+        self._version = version
+        self._landmarks = landmarks
+        self._group = group_of(query, version)
+        self._drawn_pixels = 0
+        self._down: Unavailable | None = None
+
+    async def outcomes(self, uploads: Iterable[Upload]) -> AsyncIterator[Outcome]:
+        """What came of each picture, as it comes. No more are under way than fill a batch."""
+        waiting = iter(uploads)
+        running: set[asyncio.Task[Outcome]] = set()
+        try:
+            while True:
+                free = self._gateway.settings.batch_limit - len(running)
+                running |= {asyncio.create_task(self._one(upload)) for upload in islice(waiting, free)}
+                if not running:
+                    return
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield task.result()
+        finally:
+            await end(running)
+
+    async def _one(self, upload: Upload) -> Outcome:
+        started = time.perf_counter()
+        try:
+            if self._down:
+                raise self._down
+            fitted = await self._gateway.compute(upload.fit, self._version.side, self._gateway.picture_limits)
+            self._count_drawn(fitted)
+            queued = time.perf_counter()
+            ticket = await self._ask([item.square for item in fitted])
+            answered = time.perf_counter()
+            poses = await self._gateway.compute(self._described, upload, fitted, ticket)
+        except PPLError as error:
+            if isinstance(error, Unavailable):
+                self._down = error  # the others need not wait as long for the same answer
+            return Outcome(upload.index, error={**document_of(error), "index": upload.index})
+        except Exception:  # a fault of ours with one picture; the log says more, the others go on
+            log.exception("picture %d of a request failed", upload.index)
+            fault = PPLError("an unexpected fault of the server; its log says more about it")
+            return Outcome(upload.index, error={**document_of(fault), "index": upload.index})
+        waited = max(0.0, 1e3 * (answered - queued) - ticket.model_ms)
+        return Outcome(upload.index, poses, timing_ms=(1e3 * (queued - started), waited, ticket.model_ms))
+
+    async def _ask(self, squares: list[Any]) -> Ticket:
+        """The poses of some squares, asked for again where there was no room for them."""
+        deadline = time.monotonic() + self._gateway.settings.estimate_timeout_s
+        while True:
+            try:
+                return await self._gateway.batcher.estimate(self._group, squares)
+            except QueueFull:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_PAUSE_S)
+
+    def _described(self, upload: Upload, fitted: list[Fitted], ticket: Ticket) -> list[Answer]:
+        include, limits = self._query.include, self._gateway.picture_limits
+        return [
+            describe(upload.read, item, ticket.poses[place], self._version, include, limits, self._landmarks)
+            for place, item in enumerate(fitted)
+        ]
+
+    def _count_drawn(self, fitted: list[Fitted]) -> None:
+        self._drawn_pixels += drawn_pixels(self._query, fitted)
+        check_drawn(self._gateway.settings, self._drawn_pixels)
+
+
+def group_of(query: Query, version: Version) -> Group:
+    """What pictures must have in common to share a batch with these."""
+    return Group(
+        version.category,
+        version.name,
+        version.side,
+        query.refine_steps,
+        "link_map" in query.include,
+        "codes" in query.include,
+    )
+
+
+def drawn_pixels(query: Query, fitted: list[Fitted]) -> int:
+    """Pixels that are drawn for some poses."""
+    return query.kinds_drawn * sum(item.width * item.height for item in fitted)
+
+
+def check_drawn(settings: Settings, pixels: int) -> None:
+    """Raises TooManyPixels where so many would be drawn for one request."""
+    if pixels > settings.max_drawn_pixels:
+        raise TooManyPixels(
+            f"the pictures to draw would have {pixels} pixels and {settings.max_drawn_pixels} are allowed in one "
+            "request; send fewer or smaller pictures, or leave link_map and overlay out of include"
+        )

@@ -1,0 +1,117 @@
+"""What a request for poses asks for: the form of POST /estimate, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .boxes import PictureBoxes, parse_boxes
+from .contract.errors import BadBoxes, NoImages, NoMemory, TooManyImages
+from .contract.messages import MAX_REFINE_STEPS
+from .errors import BadField
+from .formats import FORMATS, check_format
+from .images import DRAWN, parse_include
+from .versions import Version
+
+_FIELDS = ("category", "version", "refine_steps", "include", "boxes", "format", "landmarks")
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a request asks for, beside its pictures.
+
+    Attributes:
+        version: None is the active one.
+        names: of the pictures' files as they were sent; empty where nobody said.
+        boxes: of each picture.
+        landmarks: name of a set that is to be told from the keypoints.
+    """
+
+    category: str
+    version: str | None
+    refine_steps: int
+    include: frozenset[str]
+    format: str
+    names: tuple[str, ...]
+    boxes: tuple[PictureBoxes, ...]
+    landmarks: str | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, str], names: Sequence[str], most: int, most_boxes: int) -> Query:
+        """The form's fields, checked.
+
+        Args:
+            names: of the pictures' files.
+            most: poses that may be asked for at once.
+            most_boxes: in one picture.
+
+        Raises:
+            BadField, BadBoxes, NoImages, TooManyImages.
+        """
+        for name in values:
+            if name not in _FIELDS:
+                raise BadField(name, f"unknown field {name!r}; known are images, {', '.join(_FIELDS)}")
+        if not values.get("category"):
+            raise BadField("category", "the field category is missing; it names what the pictures show")
+        if not names:
+            raise NoImages("no picture came; send at least one in the field images (curl -F images=@photo.jpg)")
+        boxes = parse_boxes(values.get("boxes"), len(names))
+        query = cls(
+            values["category"].strip(),
+            values.get("version", "").strip() or None,
+            _whole("refine_steps", values.get("refine_steps", ""), 0, MAX_REFINE_STEPS, 0),
+            parse_include(values.get("include")),
+            _format(values.get("format", "")),
+            tuple(names),
+            tuple(boxes),
+            values.get("landmarks", "").strip() or None,
+        )
+        if query.num_poses > most:
+            raise TooManyImages(
+                f"{query.num_poses} boxes; a request may have {most} in all of its pictures, send several requests"
+            )
+        for index, entry in enumerate(boxes):
+            if len(entry.boxes) > most_boxes:
+                raise BadBoxes(f"boxes[{index}] holds {len(entry.boxes)} boxes; a picture may have {most_boxes}")
+        check_format(query.format, query.include, query.landmarks)
+        return query
+
+    @property
+    def num_poses(self) -> int:
+        """One for each box."""
+        return sum(len(boxes.boxes) for boxes in self.boxes)
+
+    @property
+    def kinds_drawn(self) -> int:
+        """How many pictures are drawn for each pose."""
+        return len(self.include & DRAWN)
+
+    def check_memory(self, version: Version) -> None:
+        """Raises NoMemory where something is asked that only a memory can say."""
+        if version.has_memory:
+            return
+        of = f"version '{version.name}' of category '{version.category}' was trained with the method autolink"
+        if "codes" in self.include:
+            raise NoMemory(
+                f"include names codes, and {of}, which has no memory; leave codes out, or name a version of the method "
+                "ppl"
+            )
+        if self.refine_steps:
+            raise NoMemory(
+                f"refine_steps is {self.refine_steps}, and {of}, which has no memory to refine with; leave "
+                "refine_steps out, or name a version of the method ppl"
+            )
+
+
+def _format(text: str) -> str:
+    chosen = text.strip() or FORMATS[0]
+    if chosen not in FORMATS:
+        raise BadField("format", f"format is {chosen[:80]!r}; it must be one of {', '.join(FORMATS)}")
+    return chosen
+
+
+def _whole(name: str, text: str, low: int, high: int, default: int) -> int:
+    text = text.strip() or str(default)
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(high)) and low <= int(text) <= high):
+        raise BadField(name, f"{name} is {text[:80]!r}; it must be from {low} to {high}")
+    return int(text)

@@ -1,0 +1,86 @@
+"""/train-jobs/{id}/events and /checkpoints: what happened to a job, and what it saved."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.sse import EventSourceResponse
+from starlette.responses import Response
+
+from ..contract.events import MAX_EVENTS, EventPage
+from ..contract.records import CheckpointList
+from ..errors import responses
+from ..following import LAST_ID, MEDIA_TYPE, follow, last_event_id, wanted
+from ..gateway import gateway_of
+
+router = APIRouter(tags=["training"])
+
+_EXAMPLE = (
+    "retry: 2000\n\n"
+    'event: status\ndata: {"id":3,"kind":"status","at":"2026-11-23T06:45:01.120000Z","data":{"status":"running"}}\n'
+    "id: 3\n\n: ping\n\n"
+)
+_STREAM: dict[str, Any] = {"schema": {"type": "string"}, "example": _EXAMPLE}
+
+
+@router.get(
+    "/train-jobs/{job_id}/events",
+    summary="What happens to a training job",
+    response_model=EventPage,
+    responses={
+        200: {"description": "a page, or the stream where Accept asks for it", "content": {MEDIA_TYPE: _STREAM}},
+        204: {"description": "Last-Event-ID names the last event of a job that ended: nothing more will come"},
+        **responses(400, 404, 422, 503),
+    },
+)
+async def get_events(
+    request: Request,
+    job_id: str,
+    after: Annotated[int, Query(ge=0, le=LAST_ID, description="only events later than this id")] = 0,
+    limit: Annotated[int, Query(ge=1, le=MAX_EVENTS, description="events in a page of JSON")] = 100,
+    last_id: Annotated[
+        str | None, Header(alias="Last-Event-ID", description="as `after`, for a stream that is taken up again")
+    ] = None,
+) -> Any:
+    """The events of a job, the oldest first: `status`, `progress`, `metric`, `checkpoint`, `log` and `completed`.
+
+    With `Accept: text/event-stream` they come as server-sent events while they happen, with a comment as a heartbeat
+    where nothing does, and the stream ends after `completed`; a browser's `EventSource` takes it up again by itself
+    where it broke off, without a gap. Else a page of JSON comes at once.
+
+    ```sh
+    curl -N -H 'Accept: text/event-stream' http://127.0.0.1:8000/train-jobs/JOB/events
+    ```
+
+    Ids count from 1. Progress and losses are told up to 200 times a run; of more than 2000 events the oldest are
+    dropped. They go with the job's record.
+    """
+    gateway = gateway_of(request)
+    if not wanted(request.headers.get("accept")):
+        return await gateway.io(gateway.events.page, job_id, after, limit)
+    if last_id is not None:
+        after = last_event_id(last_id)
+    job = await gateway.io(gateway.jobs.get, job_id)
+    over = last_id is not None and job.status.ended
+    if over and not (await gateway.io(gateway.events.page, job_id, after, 1)).items:
+        return Response(status_code=204)  # tells a browser not to come back
+    # a proxy must pass on each event as it comes
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return EventSourceResponse(follow(gateway.redis, job_id, after, lambda: gateway.leaving), headers=headers)
+
+
+@router.get(
+    "/train-jobs/{job_id}/checkpoints",
+    summary="The checkpoints of a training job",
+    response_model=CheckpointList,
+    responses=responses(404, 503),
+)
+async def get_checkpoints(request: Request, job_id: str) -> CheckpointList:
+    """The checkpoints that a job wrote, the newest first: step, time, size and the losses at that step.
+
+    A paused or interrupted job goes on from the newest, the only one that is kept, until the job ends. The last 200
+    are listed.
+    """
+    gateway = gateway_of(request)
+    return await gateway.io(gateway.events.checkpoints, job_id)
