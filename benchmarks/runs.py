@@ -77,7 +77,8 @@ def run(request: Request, seeds: list[int], out: Path) -> Iterator[tuple[Path, b
     """Train and measure a row with each seed; yields each result's file, and whether it was made now.
 
     Raises:
-        SettingError, ValueError: a row, setting, prior or pack that can't be.
+        SettingError, ValueError: a row, setting, prior or pack that can't be, or a result that is there already was
+            made otherwise.
         CheckpointError: the checkpoint to continue from is damaged or of other settings.
         TrainingDivergedError: a loss is no longer finite.
     """
@@ -89,6 +90,7 @@ def run(request: Request, seeds: list[int], out: Path) -> Iterator[tuple[Path, b
     for seed in seeds:
         file = out / f"{request.group}.seed{seed}.json"
         if file.exists():
+            _check_same(file, _asked(request, seed))
             yield file, False
             continue
         side = chosen.config.image_size if chosen else 64
@@ -190,6 +192,17 @@ def _asked(request: Request, seed: int) -> dict[str, Any]:
         **files,
         "seed": seed,
     }
+
+
+def _check_same(file: Path, asked: Mapping[str, Any]) -> None:
+    """A result that is there counts for this request only where what made it is the same; names alone may agree."""
+    made = json.loads(file.read_text())
+    for name in ("row", "preset", "options", "prior", "perceptual_weights"):
+        if made.get(name) != asked.get(name):
+            raise ValueError(
+                f"{file.name} is there already, made with {name} {made.get(name)}, not {asked.get(name)}; "
+                "expected another --out, or that file moved away"
+            )
 
 
 def _machine(device: str) -> dict[str, Any]:

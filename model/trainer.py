@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model import checkpoint, export
 from model.augmentation import augment
-from model.config import PPLConfig, SettingError
+from model.config import PPLConfig
 from model.data import Batches, Images, mask_patches, step_generator, to_tensor
 from model.device import autocast, channels_last, pick_device
 from model.group import ALONE, Group
@@ -240,7 +240,9 @@ class Trainer:
         tensors, facts = checkpoint.load(path)
         try:
             self._restore(path, tensors, facts)
-        except (SettingError, RuntimeError, KeyError, IndexError) as error:
+        except checkpoint.CheckpointError:
+            raise
+        except (ValueError, RuntimeError, KeyError, IndexError) as error:
             raise checkpoint.CheckpointError(f"{path} was written by another release: {error}") from error
         return True
 
@@ -253,25 +255,33 @@ class Trainer:
         if mode != self.mode:
             raise checkpoint.CheckpointError(f"{path} was trained on {mode}; these are {self.mode}")
         step, history = int(facts["step"]), _named(tensors, "history.")
-        weights = _named(tensors, "model.")
-        if weights.keys() != self.model.state_dict().keys():  # before any is loaded: half a state is of no use
-            strange = sorted(weights.keys() ^ self.model.state_dict().keys())
+        weights, own = _named(tensors, "model."), self.model.state_dict()
+        strange = sorted(weights.keys() ^ own.keys())
+        strange += [name for name in own if name in weights and weights[name].shape != own[name].shape]
+        if strange:
             raise checkpoint.CheckpointError(f"{path} was written by another release: {', '.join(strange[:5])}")
+        moments = self._moments(_named(tensors, "optimizer."))
+        self.history.restore(history)
+        # not before all of it is known to fit: a run that starts over would start from these weights
         self.model.load_state_dict(weights)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.step = step
+        self.history.watch(self.model, self.step)
+
+    def _moments(self, tensors: dict[str, Tensor]) -> dict[int, dict[str, Any]]:
+        """The optimiser's state, as it was saved, by the number of the parameter."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Any]] = {}
         for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                # the fused optimiser walks memory: a moment must lie as its parameter does
-                like = parameters[int(index)]
-                laid_out = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
-                state.setdefault(int(index), {})[key] = laid_out
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.step = step
-        self.history.restore(history)
-        self.history.watch(self.model, self.step)
+            index, _, key = name.partition(".")
+            # the fused optimiser walks memory: a moment must lie as its parameter does
+            like = parameters[int(index)]
+            laid_out = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+            if laid_out.ndim and laid_out.shape != like.shape:  # a count of steps is a number
+                raise KeyError(f"optimizer.{name}")
+            state.setdefault(int(index), {})[key] = laid_out
+        return state
 
     def export(self, directory: Path, keypoint_names: tuple[str, ...] | None = None) -> None:
         """Write a version: weights.safetensors, config.json, prior.json, memory.json and history.json.

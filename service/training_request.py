@@ -13,6 +13,7 @@ from fastapi import Request
 from model.config import PPLConfig, SettingError, resolve
 from model.prior_values import PriorValues
 
+from .contract.additions import Additions
 from .contract.errors import BadArchive, BadLabels, BadPrior, BadRequest, BadSetting
 from .contract.job_files import MAX_LABELS_BYTES
 from .contract.priors import MAX_PRIOR_BYTES, check_prior, check_use, read_prior
@@ -165,6 +166,8 @@ def _dataset_of(named: Any, other: str | None) -> str | None:
 def _prior_of(given: Callable[[], PriorValues] | None, named: Any, store: VersionStore) -> PriorValues | None:
     """The prior that a request holds, or the one of a version that it names as CATEGORY or CATEGORY@VERSION.
 
+    The latter as ``GET /priors`` shows it: with the names that its keypoints were given since.
+
     Raises:
         BadField: both, or a name that is no text.
         BadPrior: it can't be one.
@@ -178,8 +181,9 @@ def _prior_of(given: Callable[[], PriorValues] | None, named: Any, store: Versio
         raise BadField("prior_from", "prior_from is no text; it names a CATEGORY or CATEGORY@VERSION")
     category, at, version = named.partition("@")
     name = store.resolve(category, version if at else None)
+    document, names = store.prior(category, name), Additions(store).names(category, name)
     try:
-        return check_prior(store.prior(category, name))
+        return check_prior({**document, "keypoint_names": list(names)} if names else document)
     except BadPrior as error:
         raise BadPrior(f"the prior of {category}@{name}: {error.detail}") from error
 

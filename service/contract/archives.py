@@ -21,7 +21,7 @@ from .videos import EXPECTED as VIDEO_EXPECTED
 
 Mode = Literal["stills", "clips"]
 
-_EXPECTED = f"{PICTURE_EXPECTED}s or {VIDEO_EXPECTED.removeprefix('expected an ')}s in it"
+_EXPECTED = f"{PICTURE_EXPECTED.replace(' a ', ' ')}s or {VIDEO_EXPECTED.removeprefix('expected an ')}s in it"
 
 
 @dataclass(frozen=True)

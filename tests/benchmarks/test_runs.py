@@ -46,6 +46,9 @@ def test_finished_run_has_every_measure_and_its_version_and_is_not_repeated(pack
     before = file.read_bytes()
     assert list(run(request(pack_file), [0], out)) == [(file, False)]
     assert file.read_bytes() == before
+    other = request(pack_file, perceptual_weights=tmp_path / "own.pt")
+    with pytest.raises(ValueError, match=r"made with perceptual_weights None, not own\.pt"):
+        list(run(other, [0], out))
 
 
 def test_stopped_run_continues_to_the_result_of_one_that_was_not(pack_file, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from model.trainer import Trainer
 BASE = {"horizontal_flip": True, "revive_after": 2, "history_snapshots": 2, "steps": 5}
 RUNS = {
     "ppl-stills": {},
-    "ppl-clips": {"mode": "clips"},
+    "ppl-clips": {"mode": "clips", "augmentation": 1.0},
     "autolink-stills": {"method": "autolink"},
     "autolink-clips": {"method": "autolink", "mode": "clips"},
     "predefined-trained": {

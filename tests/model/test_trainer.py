@@ -310,6 +310,34 @@ def test_checkpoint_of_another_release_is_told_as_such(images, tiny, tmp_path):
             Trainer(images, tiny, device="cpu").load_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"model.memory.sums": torch.zeros(2)},
+        {"optimizer.0.exp_avg": torch.zeros(2)},
+        {"optimizer.999.exp_avg": torch.zeros(2)},
+        {"optimizer.first": torch.zeros(2)},
+        {"history.link_weights": None},
+    ],
+    ids=lambda strange: next(iter(strange)),
+)
+def test_checkpoint_that_does_not_fit_changes_nothing(images, tiny, tmp_path, strange):
+    from model import checkpoint
+
+    saved = Trainer(images, tiny, device="cpu")
+    next(saved.run())
+    saved.save_checkpoint(tmp_path)
+    tensors, facts = checkpoint.load(tmp_path / "checkpoint.safetensors")
+    fitting = {name: tensor for name, tensor in (tensors | strange).items() if tensor is not None}
+    checkpoint.save(tmp_path / "checkpoint.safetensors", fitting, facts)
+    trainer = Trainer(images, tiny, device="cpu")
+    with pytest.raises(CheckpointError, match="another release"):
+        trainer.load_checkpoint(tmp_path)
+    assert trainer.step == 0
+    assert _same(trainer.model, Trainer(images, tiny, device="cpu").model)
+    assert not trainer.optimizer.state_dict()["state"]
+
+
 def test_link_map_of_a_prediction_is_255_where_the_strongest_link_lies(images, tiny):
     trainer = Trainer(images, tiny, device="cpu")
     predictor = Predictor(trainer.model, "cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -96,3 +97,15 @@ async def test_names_go_with_their_version(http, dog, publish, data_root):
     assert not (data_root / "categories" / "dog" / "additions" / OLD).exists()
     publish("dog", OLD)
     assert (await http.get(f"/priors/dog/keypoint-names?version={OLD}")).json()["names"][0] == "keypoint_0"
+
+
+async def test_names_go_on_into_a_training_that_starts_from_their_prior(http, dog, data_root, make_picture):
+    await put(http, NAMES)
+    (data_root / "imports").mkdir()
+    (data_root / "imports" / "a.png").write_bytes(make_picture())
+    wanted = {"category": "owl", "folder": "imports", "connectivity_prior": "predefined"}
+    for named, names in (("dog", NAMES), (f"dog@{OLD}", [f"keypoint_{n}" for n in range(5)])):
+        answer = await http.post("/train-jobs", json={**wanted, "prior_from": named})
+        assert answer.status_code == 202, answer.text
+        kept = json.loads((data_root / "jobs" / answer.json()["id"] / "prior.json").read_text())
+        assert kept["keypoint_names"] == names

@@ -174,7 +174,7 @@ def test_entries_of_a_zip_are_counted_before_they_are_read(write, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("files", [{}, {"readme.txt": b"x"}, {"__MACOSX/a.jpg": b"x"}])
 def test_refuses_an_archive_without_a_picture(kind, files, write):
-    with pytest.raises(EmptyArchive, match="no file named as a picture"):
+    with pytest.raises(EmptyArchive, match="no file named as a picture or a video; expected JPEG, PNG"):
         check_archive(write(archive_of(kind, files)))
 
 
