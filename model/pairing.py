@@ -4,16 +4,16 @@ A **predictions** file is JSON. Keypoints are (x, y) in [0, 1] of the model's sq
 
 - ``{"train": {name: [[x, y], …]}, "heldout": {…}}``, or ``{"pictures": {name: …}}``, which is split as the labels
   say and, where they don't, by the names (:func:`model.labels.hashed_split`);
-- ``"clips": true``, where the pictures of a folder are frames of one clip: of several folders whole ones are held out;
+- ``"clips": {name: clip}``, where pictures are frames of clips: whole ones are held out then;
 - ``"sizes": {name: [width, height]}`` in pixels, where the labels are in pixels and don't tell.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def read_predictions(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.name} is not JSON: {str(error)[:200]}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} is not a JSON object")
-    for part in ("pictures", *_SPLITS, "sizes"):
+    for part in ("pictures", *_SPLITS, "sizes", "clips"):
         value = content.get(part) or {}
         names = part == "heldout" and isinstance(value, list) and all(isinstance(name, str) for name in value)
         if not isinstance(value, dict) and not names:
@@ -126,7 +126,7 @@ def rows_by_split(predictions: Mapping[str, Any], labels: Labels) -> dict[str, d
         raise ValueError(f"the predictions have no '{lacking[0]}'; expected pictures, or train and heldout")
     if "pictures" in predictions:
         found = _found(labels, list(predictions["pictures"]))
-        clips = _folders(found) if predictions.get("clips") else None
+        clips = [(predictions.get("clips") or {}).get(name, name) for name in found]
         said = [labels.split[row] for row in found.values()] if labels.split else hashed_split([*found], clips=clips)
         split_of = dict(zip(found, said, strict=True))
         rows = {
@@ -140,14 +140,11 @@ def rows_by_split(predictions: Mapping[str, Any], labels: Labels) -> dict[str, d
             rows[split] = {name: mine[row] for name, row in found.items()}
     empty = [split for split, group in rows.items() if not group]
     if empty:
-        raise LabelsError(f"no labelled picture is in '{empty[0]}'; pictures are needed to fit on, and others to score")
+        why = ", and all are of one clip; give a split" if predictions.get("clips") and not labels.split else ""
+        raise LabelsError(
+            f"no labelled picture is in '{empty[0]}'; pictures are needed to fit on, and others to score{why}"
+        )
     return rows
-
-
-def _folders(names: Iterable[str]) -> list[str] | None:
-    """The folder of each picture; None where all lie in one."""
-    folders = [str(PurePosixPath(name.replace("\\", "/")).parent) for name in names]
-    return folders if len(set(folders)) > 1 else None
 
 
 def _found(labels: Labels, names: list[str]) -> dict[str, int]:

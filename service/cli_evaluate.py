@@ -17,7 +17,9 @@ from .evaluating import evaluate_category
 
 def evaluate(
     category: Category,
-    pictures: Annotated[list[Path], typer.Argument(help="Pictures, folders of them, or zips, tars and tar.gz.")],
+    pictures: Annotated[
+        list[Path], typer.Argument(help="Pictures, videos, folders of them, or zips, tars and tar.gz.")
+    ],
     labels: Annotated[Path, typer.Option(help="Their keypoints: CSV, COCO keypoints JSON, or JSON as our samples'.")],
     occlusion: Annotated[
         bool, typer.Option("--occlusion", help="Also hide parts of the scored pictures, and refine.")

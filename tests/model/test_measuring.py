@@ -79,17 +79,15 @@ def test_pictures_whose_labels_have_no_split_are_split_by_name(call, truth, name
     assert (scores["train_images"], scores["heldout_images"], scores["split_from"]) == (48, 12, "names")
 
 
-@pytest.mark.parametrize(("folders", "whole"), [(6, True), (1, False)])
-def test_whole_folders_are_held_out_where_they_are_clips(call, truth, names, tmp_path, folders, whole):
+def test_whole_clips_are_held_out_where_labels_give_no_split(call, truth, names, tmp_path):
     keypoints, labels = truth
-    inside = [f"clip{index % folders}/{name}" for index, name in enumerate(names)]
-    predictions = {"pictures": by_name(inside, keypoints), "sizes": {name: [200, 100] for name in inside}}
-    split = tmp_path / "split.json"
-    call("protocols", "--split-out", split, predictions={**predictions, "clips": True}, labels=csv(names, labels))
-    found = {part: {name.split("/")[0] for name in group} for part, group in json.loads(split.read_text()).items()}
-    assert found["train"].isdisjoint(found["heldout"]) == whole
-    call("protocols", "--split-out", split, predictions=predictions, labels=csv(names, labels))
-    assert len(json.loads(split.read_text())["heldout"]) == 12, "of stills single pictures, whatever their folders"
+    predictions = {"pictures": by_name(names, keypoints), "sizes": {name: [200, 100] for name in names}}
+    split, clips = tmp_path / "split.json", {name: f"clip {index % 6}" for index, name in enumerate(names)}
+    call("protocols", "--split-out", split, predictions={**predictions, "clips": clips}, labels=csv(names, labels))
+    found = {part: {clips[name] for name in group} for part, group in json.loads(split.read_text()).items()}
+    assert (len(found["train"]), len(found["heldout"])) == (5, 1)
+    one = {**predictions, "clips": dict.fromkeys(names, "a")}
+    assert "all are of one clip; give a split" in call("check", predictions=one, labels=csv(names, labels))[1]
 
 
 def test_a_split_of_the_predictions_goes_before_the_labels_having_none(call, truth, names):

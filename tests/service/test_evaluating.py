@@ -18,7 +18,8 @@ from fastapi import Request
 from PIL import Image
 
 from service.client import Client, InputError
-from service.evaluating import evaluate_category, read_squares
+from service.evaluating import evaluate_category
+from service.squares import read_squares
 
 from .api_double import TIMING, ApiDouble, serving
 
@@ -239,6 +240,34 @@ def test_pictures_may_lie_in_an_archive_or_come_one_by_one(photos: tuple[Path, P
     assert packed.sizes == [(96, 64)] * 2
     np.testing.assert_array_equal(packed.pixels, single.pixels)
     assert [item["name"] for item in packed.skipped] == ["broken.png"]
+
+
+def test_videos_are_read_as_a_training_reads_them(video: Any, tmp_path: Path) -> None:
+    (tmp_path / "walk.mp4").write_bytes(video(6))
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        archive.write(tmp_path / "walk.mp4", "in/walk.mp4")
+        archive.writestr("broken.mp4", b"no video")
+    alone = read_squares([tmp_path / "walk.mp4"], SIDE, frames=3)
+    assert alone.names == ["walk.mp4#000001", "walk.mp4#000003", "walk.mp4#000005"]
+    assert alone.videos == dict.fromkeys(alone.names, "walk.mp4")
+    packed = read_squares([tmp_path / "some.zip"], SIDE, frames=3)
+    assert packed.names == [f"in/{name}" for name in alone.names]
+    np.testing.assert_array_equal(packed.pixels, alone.pixels)
+    assert [item["name"] for item in packed.skipped] == ["broken.mp4"]
+
+
+def test_frames_of_a_video_are_held_out_together(api: Seer, video: Any, tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    rows = ["image,keypoint,x,y"]
+    for name in "abc":
+        (tmp_path / "videos" / f"{name}.mp4").write_bytes(video(4))
+        rows += [f"{name}.mp4#{frame:06d},red,{3 * frame + 2},{frame + 5}" for frame in range(4)]
+    (tmp_path / "frames.csv").write_text("\n".join(rows))
+    with Client(api.url) as client:
+        scores = evaluate_category(client, "bird", [tmp_path / "videos"], tmp_path / "frames.csv")["scores"]
+        assert (scores["train_images"], scores["heldout_images"]) == (8, 4)
+        with pytest.raises(InputError, match="all are of one clip; give a split"):
+            evaluate_category(client, "bird", [tmp_path / "videos" / "a.mp4"], tmp_path / "frames.csv")
 
 
 @pytest.mark.parametrize("what", ["nothing there", "no picture", "a name twice"])

@@ -1,0 +1,129 @@
+"""Pictures and videos on this side, fitted to the model's square as the server would fit them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .client_errors import InputError
+from .contract.archives import iter_media
+from .contract.errors import BadPicture, PPLError
+from .contract.members import Member
+from .contract.pictures import PictureLimits, fit_square, is_picture_name, open_picture
+from .contract.videos import BadVideo, NoDecoder, frame_name, iter_frames
+
+FRAMES = 200
+"""How many frames are taken of a video at most, evenly spaced, where a version does not say."""
+
+
+@dataclass
+class Squares:
+    """Pictures fitted to the model's square.
+
+    Attributes:
+        names: of N pictures, those of an archive or folder with their folders in it; of a video's frames as a job
+            names them.
+        sizes: width and height of each in pixels, EXIF orientation applied.
+        pixels: N squares, uint8 (S, S, 3).
+        videos: which video each frame is of, by its name.
+        skipped: {"name", "reason"} of what could not be read.
+    """
+
+    names: list[str] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    pixels: list[NDArray[np.uint8]] = field(default_factory=list)
+    videos: dict[str, str] = field(default_factory=dict)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+    def clips(self, *, folders: bool) -> dict[str, str]:
+        """What pictures are frames of, by name: a video or, where ``folders`` are clips, one of several folders."""
+        lone = [name for name in self.names if name not in self.videos]
+        inside = {name: str(PurePosixPath(name.replace("\\", "/")).parent) for name in lone} if folders else {}
+        return self.videos | (inside if len(set(inside.values())) > 1 else {})
+
+    def add(self, name: str, picture: Image.Image, side: int) -> None:
+        """One picture, fitted."""
+        self.names.append(name)
+        self.sizes.append(picture.size)
+        self.pixels.append(fit_square(picture, side)[0])
+
+
+def read_squares(paths: Sequence[Path], side: int, frames: int = FRAMES) -> Squares:
+    """Fit pictures to squares of a model's side.
+
+    Args:
+        paths: pictures, videos, folders of them, and zips, tars and tar.gz.
+        side: S.
+        frames: taken of a video; a training takes the same ones.
+
+    Raises:
+        InputError: a path that can't be read, a name that comes twice, no picture at all, or a video without PyAV.
+    """
+    squares = Squares()
+    for name, found in _media(paths):
+        try:
+            if isinstance(found, BadPicture):
+                raise found
+            if isinstance(found, Member):
+                _add_frames(squares, name, found, side, frames)
+            else:
+                squares.add(name, open_picture(found, PictureLimits()), side)
+        except (BadPicture, BadVideo) as error:
+            reason = error.detail if isinstance(error, BadPicture) else str(error)
+            squares.skipped.append({"name": name, "reason": reason})
+        except NoDecoder as error:
+            raise InputError("videos need PyAV: pip install 'pose-prior-learner[video]'") from error
+    if not squares.names:
+        reasons = "".join(f"; {item['name']}: {item['reason']}" for item in squares.skipped[:3])
+        raise InputError(f"no picture could be read{reasons}")
+    if len(set(squares.names)) < len(squares.names):
+        twice = next(name for name in squares.names if squares.names.count(name) > 1)
+        raise InputError(f"two pictures are called {twice}; labels could not tell them apart")
+    return squares
+
+
+def _add_frames(squares: Squares, name: str, video: Member, side: int, count: int) -> None:
+    """A video's frames; of a damaged one those before the damage. Raises BadVideo, NoDecoder."""
+    with _on_disk(video) as path:
+        for number, image in iter_frames(path, count):
+            squares.add(frame_name(name, number), image, side)
+            squares.videos[frame_name(name, number)] = name
+
+
+@contextmanager
+def _on_disk(video: Member) -> Iterator[Path]:
+    if video.path:
+        yield video.path
+        return
+    with TemporaryDirectory(prefix="ppl-") as folder:
+        path = Path(folder) / "video"
+        try:
+            video.copy(path)
+        except PPLError:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:  # no room, say
+                raise
+            raise BadVideo(f"damaged in the archive ({error or type(error).__name__})") from error
+        yield path
+
+
+def _media(paths: Sequence[Path]) -> Iterator[tuple[str, bytes | BadPicture | Member]]:
+    for path in paths:
+        try:
+            if path.is_file() and is_picture_name(path.name):
+                yield path.name, path.read_bytes()
+            else:
+                for name, found in iter_media(path):
+                    yield path.name if isinstance(found, Member) and found.bare_video else name, found
+        except OSError as error:
+            raise InputError(f"can't read {path}: {error.strerror or error}") from error
+        except PPLError as error:
+            raise InputError(f"can't read {path}: {error.detail}") from error
