@@ -70,7 +70,7 @@ _LINES = (
     '{"index": 1, "width": 640, "height": 480, "keypoints": [{"id": 0, "x": 101.5, "y": 88.2, "score": 0.94}], '
     '"surprise": 0.41}\n'
     '{"index": 0, "error": {"code": "not_an_image", "status": 422, "detail": "images[0] (a.png): …"}}\n'
-    '{"summary": {"category": "dog", "version": "20261123T120613-dbc588", "pictures": 2, "poses": 1, "failed": 1, '
+    '{"summary": {"category": "dog", "version": "20261125T091242-12e65c", "pictures": 2, "poses": 1, "failed": 1, '
     '"links": [{"i": 0, "j": 3, "weight": 0.71}], "timing_ms": {"total": 61.2}}}\n'
 )
 
@@ -78,7 +78,7 @@ _LINES = (
 def estimate_answers() -> dict[str, Any]:
     """The answer of POST /estimate in its media types beside our JSON."""
     text = {"schema": {"type": "string"}}
-    table = {**text, "example": "scorer,PPL_dog_20261123T120613-dbc588,…\nbodyparts,keypoint_0,…\ncoords,x,…\n"}
+    table = {**text, "example": "scorer,PPL_dog_20261125T091242-12e65c,…\nbodyparts,keypoint_0,…\ncoords,x,…\n"}
     described = "the poses, in the format or the media type asked for"
     kinds = {kind: {**text, "example": _LINES} for kind in LINES}
     return {"description": described, "content": {**kinds, "text/csv": table}}
