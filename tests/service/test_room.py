@@ -11,13 +11,14 @@ import pytest
 from PIL import Image
 
 from service import images
+from service.boxes import PictureBoxes
 from service.contract.errors import BadPicture
 from service.contract.pictures import PictureLimits
 from service.room import PixelRoom
 
 
 def upload(data: bytes) -> images.Upload:
-    return images.Upload(0, "a.png", data, None)
+    return images.Upload(0, "a.png", lambda: data, PictureBoxes())
 
 
 def png(width: int, height: int) -> bytes:
@@ -72,11 +73,11 @@ def test_pictures_wait_for_room_to_be_decoded(monkeypatch):
     limits = PictureLimits(max_pixels=10_000)
     with ThreadPoolExecutor(1) as threads:
         with room.hold(15_000, 20_000):
-            assert images.fit(upload(png(50, 50)), 16, limits).width == 50
-            waiting = threads.submit(images.fit, upload(png(100, 100)), 16, limits)
+            assert upload(png(50, 50)).fit(16, limits)[0].width == 50
+            waiting = threads.submit(upload(png(100, 100)).fit, 16, limits)
             time.sleep(0.1)
             assert not waiting.done()
-        assert waiting.result(5).width == 100
+        assert waiting.result(5)[0].width == 100
     assert room.held == 0
 
 
@@ -84,5 +85,5 @@ def test_room_is_given_back_after_a_bad_picture(monkeypatch):
     room = PixelRoom()
     monkeypatch.setattr(images, "_room", room)
     with pytest.raises(BadPicture):
-        images.fit(upload(png(200, 200)[:-30]), 16, PictureLimits())
+        upload(png(200, 200)[:-30]).fit(16, PictureLimits())
     assert room.held == 0
