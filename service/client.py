@@ -14,15 +14,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from ipaddress import ip_address
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from typing import Any
+from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel, ValidationError
 
 from .client_datasets import DatasetCalls
 from .client_errors import APIError, ClientError, InputError, Unreachable
@@ -48,10 +45,6 @@ __all__ = [
     "png_bytes",
 ]
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-
-Model = TypeVar("Model", bound=BaseModel)
-
 
 class Client(JobCalls, EstimateCalls):
     """Talks to one server. Not for use by several threads at once.
@@ -70,10 +63,7 @@ class Client(JobCalls, EstimateCalls):
     def __init__(
         self, base_url: str | None = None, timeout_s: float = 120.0, transport: httpx.BaseTransport | None = None
     ) -> None:
-        self.base_url = (base_url or os.environ.get("PPL_URL") or DEFAULT_URL).rstrip("/")
-        # a proxy of the environment does not know this machine's own addresses
-        trust_env = not _is_loopback(self.base_url)
-        self._http = httpx.Client(base_url=self.base_url, timeout=timeout_s, transport=transport, trust_env=trust_env)
+        super().__init__(base_url, timeout_s, transport)
         self.versions = VersionCalls(self)
         self.aliases = AliasCalls(self)
         self.datasets = DatasetCalls(self)
@@ -81,15 +71,6 @@ class Client(JobCalls, EstimateCalls):
 
     def __enter__(self) -> Client:
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the connections."""
-        self._http.close()
 
     # training
 
@@ -176,88 +157,9 @@ class Client(JobCalls, EstimateCalls):
         """The prior's link map as a PNG."""
         return self._get_prior(category, "/link-map", version).content
 
-    # transport
-
-    def get_json(self, path: str) -> Any:
-        """Any JSON of the API, as it came."""
-        return self._send("GET", path).json()
-
-    def send(self, method: str, path: str, **content: Any) -> httpx.Response:
-        """Any request of the API; ``content`` as httpx takes it. Raises Unreachable, APIError."""
-        return self._send(method, path, **content)
-
-    def read(self, model: type[Model], response: httpx.Response) -> Model:
-        """An answer as the model that it should be. Raises APIError."""
-        return self._read(model, response)
-
-    def pages(self, path: str, model: type[Model]) -> Iterator[Model]:
-        """All items of a list that comes in pages."""
-        return self._pages(path, model)
-
-    def download(self, path: str, to: Path) -> Path:
-        """An answer into a file, a little at a time. Raises Unreachable, APIError, InputError."""
-        draft = to.with_name(f".{to.name}.part")
-        try:
-            with self._errors(), self._http.stream("GET", path) as response, draft.open("wb") as file:
-                if not response.is_success:
-                    response.read()
-                    raise APIError.of(response)
-                for part in response.iter_bytes():
-                    file.write(part)
-            draft.replace(to)
-        except OSError as error:
-            raise InputError(f"can't write {to}: {error.strerror or error}") from error
-        finally:
-            with suppress(OSError):
-                draft.unlink()
-        return to
-
     def _get_prior(self, category: str, what: str, version: str | None) -> httpx.Response:
         params = {"version": version} if version else None
         return self._send("GET", f"/priors/{_quoted(category)}{what}", params=params)
-
-    def _pages(self, path: str, model: type[Model], params: Mapping[str, Any] | None = None) -> Iterator[Model]:
-        cursor: str | None = None
-        while True:
-            here = {"cursor": cursor} if cursor else {}
-            page = self._send("GET", path, params={**(params or {}), **here}).json()
-            yield from (model.model_validate(item) for item in page["items"])
-            cursor = page["next_cursor"]
-            if cursor is None:
-                return
-
-    def _read(self, model: type[Model], response: httpx.Response) -> Model:
-        try:
-            return model.model_validate_json(response.content)
-        except ValidationError as error:
-            raise APIError(
-                {"code": "unexpected_answer", "detail": f"{self.base_url} answered with something else: {error}"},
-                response.status_code,
-            ) from error
-
-    def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
-        with self._errors():
-            response = self._http.request(method, path, **content)
-        if not response.is_success:
-            raise APIError.of(response)
-        return response
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.ConnectError as error:
-            raise Unreachable(f"no server answers at {self.base_url}; start one with `ppl up`") from error
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise Unreachable(f"{self.base_url} gave no answer: {error or type(error).__name__}") from error
-
-
-def _is_loopback(url: str) -> bool:
-    try:
-        host = urlsplit(url).hostname or ""
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:  # a name, or no address at all
-        return False
 
 
 def _quoted(name: str) -> str:

@@ -6,29 +6,26 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from contextlib import ExitStack
+from typing import Any
 
 import httpx
-from pydantic import BaseModel
 
 from .client_errors import APIError, InputError
+from .client_transport import Transport
 from .client_types import Estimate, FailedPicture, PoseLine, joined
 from .uploads import Picture, picture_part
 
 POSES_A_REQUEST = 32
 LINES = "application/jsonl"
 
-Model = TypeVar("Model", bound=BaseModel)
 Box = Sequence[float]
 Boxes = Sequence[Box | Sequence[Box] | None]
 Part = tuple[int, Sequence[Picture], dict[str, str]]
 
 
-class EstimateCalls:
+class EstimateCalls(Transport):
     """The part of :class:`service.client.Client` that is about poses."""
-
-    _http: httpx.Client
 
     def estimate(
         self,
@@ -119,19 +116,6 @@ class EstimateCalls:
                 found["index"] += first
                 yield FailedPicture.model_validate(found) if "error" in found else PoseLine.model_validate(found)
         raise APIError({"code": "unexpected_answer", "detail": "the lines broke off before their end"}, 200)
-
-    # of the client
-
-    def _read(self, model: type[Model], response: httpx.Response) -> Model:
-        raise NotImplementedError
-
-    def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
-        raise NotImplementedError
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        raise NotImplementedError
-        yield
 
 
 def _fields(

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel
 
 from .client_errors import APIError, Unreachable
+from .client_transport import Transport
 from .contract.events import MAX_EVENTS, EventKind, EventPage, JobEvent
 from .contract.records import Checkpoint, CheckpointList, Job, JobStatus
-
-Model = TypeVar("Model", bound=BaseModel)
 
 _AGAIN_S = 1.0
 _GRACE_S = 60.0  # a server that is away for less (a restart) is waited for
 _SILENCE_S = 60.0  # heartbeats come more often
 
 
-class JobCalls:
+class JobCalls(Transport):
     """The part of :class:`service.client.Client` that is about one job."""
-
-    base_url: str
-    _http: httpx.Client
 
     def job(self, job_id: str) -> Job:
         """The job as it stands."""
@@ -139,19 +134,8 @@ class JobCalls:
         timeout = httpx.Timeout(connect=given.connect, read=_SILENCE_S, write=given.write, pool=given.pool)
         return self._http.stream("GET", f"/train-jobs/{_quoted(job_id)}/events", headers=headers, timeout=timeout)
 
-    # of the client
-
     def _job(self, method: str, path: str, **content: Any) -> Job:
         return self._read(Job, self._send(method, path, **content))
-
-    def _pages(self, path: str, model: type[Model], params: Mapping[str, Any] | None = None) -> Iterator[Model]:
-        raise NotImplementedError
-
-    def _read(self, model: type[Model], response: httpx.Response) -> Model:
-        raise NotImplementedError
-
-    def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
-        raise NotImplementedError
 
 
 def _events_of(response: httpx.Response) -> Iterator[JobEvent]:

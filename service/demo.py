@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from .client import DEFAULT_URL, Client, ClientError, Job, JobStatus
+from .client import Client, ClientError, Job, JobStatus
+from .client_transport import DEFAULT_URL
 from .client_types import ImageEstimate
 from .demo_picture import draw_grid
 from .demo_report import Report, estimate_all, read_zip, score, versions, write_report

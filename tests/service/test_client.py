@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from service.client import APIError, Client, InputError, JobStatus, Unreachable, _is_loopback, png_bytes
+from service.client import APIError, Client, InputError, JobStatus, Unreachable, png_bytes
+from service.client_transport import _is_loopback
 
 from .api_double import ApiDouble, job_json, png, problem, serving
 
