@@ -13,11 +13,14 @@ from starlette.responses import RedirectResponse
 from starlette.types import Scope
 
 from . import documentation, errors
+from .access import Access
 from .contract.job_files import MAX_LABELS_BYTES
 from .contract.priors import MAX_PRIOR_BYTES
 from .forms import media_type
 from .gateway import Gateway
+from .keys import KeyStore
 from .middleware import BodyLimit, RequestFigures
+from .request_id import RequestId
 from .routes import datasets, estimate, health, job_events, jobs, landmarks, naming, priors, transfer, versions
 from .settings import Settings
 
@@ -67,9 +70,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         return RedirectResponse("/docs")
 
     errors.install(app)
-    documentation.install(app)
+    documentation.install(app, keys_needed=settings.keys_needed)
+    # the last one is the first that a request meets
     app.add_middleware(BodyLimit, limit_of=_limit_of(settings))
-    app.add_middleware(RequestFigures, metrics=gateway.metrics)
+    app.add_middleware(Access, settings=settings, keys=KeyStore(settings.data_root) if settings.keys_needed else None)
+    app.add_middleware(RequestFigures, metrics=gateway.metrics, log_all=settings.access_log)
+    app.add_middleware(RequestId)
     return app
 
 

@@ -24,6 +24,7 @@ from .contract.errors import ContractMismatch, EstimateTimeout, ModelFailed, PPL
 from .contract.messages import BatchReply, BatchRequest
 from .errors import QUEUE_ERRORS, queue_problem
 from .metrics import Metrics
+from .request_id import current_request_id
 from .tasks import end
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Ticket:
     done: asyncio.Future[None]
     poses: dict[int, Pose] = field(default_factory=dict)
     model_ms: float = 0.0
+    request_id: str | None = field(default_factory=current_request_id)
 
     def fail(self, error: PPLError) -> None:
         """End with an error, unless it has ended."""
@@ -198,6 +200,9 @@ class Batcher:
         took_s = time.monotonic() - flight.sent_at
         self._picture_s += 0.2 * (took_s / len(flight.items) - self._picture_s)
         error = reply.error or _misfit(reply, flight)
+        if error:
+            names = sorted({ticket.request_id for ticket, _ in flight.items if ticket.request_id})
+            log.warning("batch %s, of requests %s: %s", reply.batch_id, ", ".join(names) or "-", error.detail)
         for row, (ticket, index) in enumerate(flight.items):
             if error:
                 ticket.fail(error)

@@ -18,6 +18,7 @@ from .cli_datasets import datasets
 from .cli_estimate import estimate
 from .cli_evaluate import evaluate
 from .cli_jobs import checkpoints, events, pause, resume
+from .cli_keys import keys
 from .cli_landmarks import landmarks
 from .cli_naming import names
 from .cli_options import URL, AsJson, Category, Follow, JobId, Url, Version
@@ -163,7 +164,7 @@ def history(category: Category, version: Version = None, url: Url = URL, as_json
 
 for command in (estimate, pause, resume, events, checkpoints, evaluate, names):
     app.command()(command)
-for group in (datasets, versions, aliases, landmarks):
+for group in (datasets, versions, aliases, landmarks, keys):
     app.add_typer(group)
 
 
@@ -199,6 +200,7 @@ def _announce(running: Any, as_json: bool) -> None:
                 "data_root": str(running.data_root),
                 "logs": str(running.logs),
                 "pids": running.pids,
+                "first_api_key": str(running.first_key) if running.first_key else None,
             }
         )
         return
@@ -210,6 +212,8 @@ def _announce(running: Any, as_json: bool) -> None:
         ("logs", running.logs),
     ):
         output.out.print(f"  {name:<5} {where}")
+    if running.first_key:
+        output.out.print(f"  key   {running.first_key}  (the first API key: read it, then remove the file)")
     output.out.print("Ctrl-C ends it; the data stays.")
 
 

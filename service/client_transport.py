@@ -27,15 +27,23 @@ class Transport:
     Args:
         base_url: of the server; PPL_URL or http://127.0.0.1:8000 by default.
         timeout_s: for each read and write, not for a whole request.
+        api_key: PPL_API_KEY by default; none is sent where neither is given.
     """
 
     def __init__(
-        self, base_url: str | None = None, timeout_s: float = 120.0, transport: httpx.BaseTransport | None = None
+        self,
+        base_url: str | None = None,
+        timeout_s: float = 120.0,
+        transport: httpx.BaseTransport | None = None,
+        api_key: str | None = None,
     ) -> None:
         self.base_url = (base_url or os.environ.get("PPL_URL") or DEFAULT_URL).rstrip("/")
         # a proxy of the environment does not know this machine's own addresses
         trust_env = not _is_loopback(self.base_url)
-        self._http = httpx.Client(base_url=self.base_url, timeout=timeout_s, transport=transport, trust_env=trust_env)
+        headers = _authorization(api_key or os.environ.get("PPL_API_KEY") or "")
+        self._http = httpx.Client(
+            base_url=self.base_url, timeout=timeout_s, transport=transport, trust_env=trust_env, headers=headers
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -114,6 +122,13 @@ class Transport:
             raise Unreachable(f"no server answers at {self.base_url}; start one with `ppl up`") from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise Unreachable(f"{self.base_url} gave no answer: {error or type(error).__name__}") from error
+
+
+def _authorization(key: str) -> dict[str, str]:
+    key = key.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError("the API key (PPL_API_KEY) is none: it has characters that no key has")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _is_loopback(url: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -38,6 +39,7 @@ class DemoStack:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=said,
+                env={**os.environ, "PPL_API_KEYS": ""},  # on the loopback address the demo's commands need none
                 start_new_session=True,  # Ctrl-C reaches the demo, which ends the stack in its own time
                 preexec_fn=end_with_parent(signal.SIGTERM),
             )

@@ -15,8 +15,10 @@ from starlette.routing import Route
 
 from model.config import PRESETS, PPLConfig, settings
 
+from .access import needed_scope
 from .contract.job_files import MAX_LABELS_BYTES
 from .contract.messages import MAX_REFINE_STEPS
+from .errors import responses
 from .formats import FORMATS
 from .images import INCLUDABLE
 from .lines import MEDIA_TYPES as LINES
@@ -246,9 +248,9 @@ def train_body() -> dict[str, Any]:
     )
 
 
-def install(app: FastAPI) -> None:
-    """Let the application describe itself with our errors, and its own address in the examples."""
-    app.openapi = _described(app)  # type: ignore[method-assign]
+def install(app: FastAPI, *, keys_needed: bool) -> None:
+    """Let the application describe itself with our errors and keys, and its own address in the examples."""
+    app.openapi = _described(app, keys_needed)  # type: ignore[method-assign]
 
     async def openapi(request: Request) -> Response:
         text = json.dumps(app.openapi(), ensure_ascii=False)
@@ -268,7 +270,7 @@ def package_version() -> str:
     return version("pose-prior-learner")
 
 
-def _described(app: FastAPI) -> Callable[[], dict[str, Any]]:
+def _described(app: FastAPI, keys_needed: bool) -> Callable[[], dict[str, Any]]:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(
@@ -278,6 +280,7 @@ def _described(app: FastAPI) -> Callable[[], dict[str, Any]]:
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
             schemas["Problem"] = Problem.model_json_schema()
+            _add_security(schema, keys_needed)
             for operation in _operations(schema):
                 refused = operation["responses"].get("422")
                 if refused and "application/json" in refused.get("content", {}):
@@ -287,6 +290,21 @@ def _described(app: FastAPI) -> Callable[[], dict[str, Any]]:
         return app.openapi_schema
 
     return openapi
+
+
+def _add_security(schema: dict[str, Any], keys_needed: bool) -> None:
+    """Which scope of a key each operation needs; beside no key at all where the gateway asks for none."""
+    schema["components"]["securitySchemes"] = {
+        "ApiKey": {"type": "http", "scheme": "bearer", "description": "an API key, as `ppl keys create` shows it"}
+    }
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            needed = needed_scope(method.upper(), path)
+            if needed is None:
+                continue
+            operation["security"] = [{"ApiKey": [str(needed)]}, *([] if keys_needed else [{}])]
+            for status, declared in responses(401, 403, 429).items():
+                operation["responses"].setdefault(str(status), declared)
 
 
 def _operations(schema: dict[str, Any]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 
 from .datalock import DataRootLock
+from .keys import KeyStore
 from .settings import Settings
 from .supervisor import ChildSpec, Supervisor
 from .valkey import PID_FILE, EmbeddedValkey
@@ -44,12 +45,14 @@ class Running:
     Attributes:
         url: of the API, as a client on this machine reaches it.
         pids: process ids by the name of the child.
+        first_key: the file with the key of the first start, while its owner has not removed it; None without keys.
     """
 
     url: str
     data_root: Path
     logs: Path
     pids: dict[str, int | None]
+    first_key: Path | None = None
 
     @property
     def docs(self) -> str:
@@ -92,7 +95,16 @@ def run_stack(
             supervisor.start(stop)
             if _wait_ready(supervisor, url, stop):
                 pids = {child.spec.name: child.pid for child in supervisor.children}
-                on_ready(Running(url, settings.data_root, settings.data_root / "logs", pids))
+                first = KeyStore(settings.data_root).first_key_file
+                on_ready(
+                    Running(
+                        url,
+                        settings.data_root,
+                        settings.data_root / "logs",
+                        pids,
+                        first if settings.keys_needed and first.exists() else None,
+                    )
+                )
             supervisor.run(stop)
         finally:
             supervisor.stop(now)
@@ -124,12 +136,17 @@ def _specs(settings: Settings, listener: socket.socket, lock: DataRootLock) -> l
             (*python, "service.serve", "--fd", str(listener.fileno())),
             logs / "gateway.log",
             stage=2,
-            env=environment,
+            env={**environment, **_gateway_environment(settings)},
             pass_fds=(listener.fileno(),),
             stop_timeout_s=_GATEWAY_STOP_S,
         )
     )
     return specs
+
+
+def _gateway_environment(settings: Settings) -> dict[str, str]:
+    """What the gateway must be told where it did not come by the environment."""
+    return {} if settings.api_keys is None else {"PPL_API_KEYS": str(settings.api_keys).lower()}
 
 
 def _metrics_port(offset: int) -> dict[str, str]:

@@ -18,7 +18,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from .contract.errors import BadRequest, ErrorCode, PPLError, RedisUnavailable
+from .contract.errors import BadRequest, ErrorCode, PPLError, RedisUnavailable, Unavailable
+from .request_id import HEADER as REQUEST_ID
+from .request_id import current_request_id
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +72,12 @@ def problem(
     extra: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    """A problem document as a response; ``extra`` members never replace the five standard ones."""
+    """A problem document as a response; ``extra`` members never replace the standard ones."""
     document = {"type": f"urn:ppl:problem:{code}", "title": title, "status": status, "detail": detail, "code": code}
+    request_id = current_request_id()
+    if request_id:
+        document["request_id"] = request_id
+        headers = {**(headers or {}), REQUEST_ID: request_id}  # a fault is answered outside of what adds it elsewhere
     return ProblemResponse({**(extra or {}), **document}, status, headers=headers, media_type=MEDIA_TYPE)
 
 
@@ -86,6 +92,8 @@ def problem_of(error: PPLError) -> JSONResponse:
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if error.status == http.HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = 'Bearer realm="ppl"'
     return problem(error.status, error.code, error.title, error.detail, error.extra, headers)
 
 
@@ -121,7 +129,7 @@ def install(app: FastAPI) -> None:
 
 async def _on_ppl_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PPLError)
-    if error.status >= 500 and error.status != http.HTTPStatus.SERVICE_UNAVAILABLE:
+    if error.status >= 500 and not isinstance(error, Unavailable):
         log.error("%s %s: %s", request.method, request.url.path, error.detail, exc_info=error)
     return problem_of(error)
 

@@ -29,6 +29,7 @@ from .housekeeping import JobCounts, remove_stale_uploads
 from .metrics import Metrics
 from .picture_cache import PictureCache
 from .replies import async_client, read_replies
+from .request_id import in_context
 from .sending import Sender, redis_client
 from .settings import Settings
 from .tasks import end
@@ -121,19 +122,21 @@ class Gateway:
 
     async def io(self, function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
         """Run something that reads disks or Redis in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._io, partial(function, *arguments, **named))
+        return await asyncio.get_running_loop().run_in_executor(
+            self._io, in_context(partial(function, *arguments, **named))
+        )
 
     async def upload(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Run a step of an upload in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._uploads, function, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._uploads, in_context(function), *arguments)
 
     async def compute(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Run something that decodes pictures, draws on them or encodes them in a thread of the bounded pool."""
-        return await asyncio.get_running_loop().run_in_executor(self.decoding, function, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self.decoding, in_context(function), *arguments)
 
     async def draw(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Run something that draws a prior, after those asked for before it."""
-        return await asyncio.get_running_loop().run_in_executor(self._drawing, function, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._drawing, in_context(function), *arguments)
 
     async def exposition(self) -> bytes:
         """The figures for Prometheus, brought up to date."""

@@ -1,16 +1,21 @@
-"""What every request passes: a bound on its body, and the figures. Plain ASGI, so that bodies stream."""
+"""What every request passes: a bound on its body, the figures and a line in the log. Plain ASGI: bodies stream."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .access import HEALTH, METRICS, key_of
 from .contract.errors import BodyTooLarge
 from .errors import SlowBody, problem_of
 from .metrics import Metrics
+
+log = logging.getLogger(__name__)
 
 STALL_S = 30.0  # how long a body may pause
 
@@ -70,11 +75,16 @@ class BodyLimit:
 
 
 class RequestFigures:
-    """Counts requests and their times by method, route template and status."""
+    """Counts requests and their times by method, route template and status, and logs a line for each.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    Args:
+        log_all: else only those that were not served are logged.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, *, log_all: bool = True) -> None:
         self._app = app
         self._metrics = metrics
+        self._log_all = log_all
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -99,8 +109,21 @@ class RequestFigures:
                 # an address that exists nowhere must not make a label of its own
                 route = getattr(scope.get("route"), "path", "none")
                 method = scope["method"] if route != "none" else "any"
+                took_s = time.perf_counter() - started
                 self._metrics.requests.labels(method, route, status).inc()
-                self._metrics.seconds.labels(method, route).observe(time.perf_counter() - started)
+                self._metrics.seconds.labels(method, route).observe(took_s)
+                self._log(scope, status, took_s)
+
+    def _log(self, scope: Scope, status: int, took_s: float) -> None:
+        fine = status < 400
+        watching = scope["path"] in HEALTH or scope["path"] == METRICS
+        if fine and (watching or not self._log_all):
+            return
+        key = key_of(HTTPConnection(scope))
+        caller = f"key {key.id}" if key else str((scope.get("client") or ("somebody",))[0])
+        # as it came, undecoded: it can't break the line
+        path = scope.get("raw_path", b"")[:200].decode("ascii", "backslashreplace")
+        log.info("%s %s %d in %.1f ms, %s", scope["method"], path, status, 1e3 * took_s, caller)
 
 
 def _too_large(limit: int, came: str) -> BodyTooLarge:

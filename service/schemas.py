@@ -20,6 +20,9 @@ class Problem(BaseModel):
         description="what came, what was expected, and what to do",
     )
     code: str = Field(examples=["unknown_category"], description="a word for programs; it never changes")
+    request_id: str | None = Field(
+        None, examples=["9f2c31d07ab4e6c8"], description="of the request, as in X-Request-ID and in the server's log"
+    )
 
 
 class Keypoint(BaseModel):

@@ -11,8 +11,13 @@ import uvicorn
 
 from .app import create_app
 from .contract.store import VersionStore
+from .keys import KeyStore
+from .protocol import ProblemProtocol
+from .request_id import LOG_FORMAT, RequestIdFilter
 from .sample_categories import install_samples
 from .settings import Settings
+
+log = logging.getLogger(__name__)
 
 _DRAIN_S = 8
 
@@ -30,12 +35,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m service.serve", description=__doc__)
     parser.add_argument("--fd", type=int, help="file descriptor of a listening socket to serve on")
     fd = parser.parse_args().fd
-    settings = Settings()
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    inherited = None if fd is None else socket.socket(fileno=fd)
+    settings = Settings() if inherited is None else Settings(host=inherited.getsockname()[0])
+    logging.basicConfig(level=settings.log_level, format=LOG_FORMAT, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RequestIdFilter())
     if settings.sample_categories:
         install_samples(VersionStore(settings.data_root))
+    if settings.keys_needed:
+        made = KeyStore(settings.data_root).ensure_first()
+        if made:
+            log.warning("the first API key, which may do everything, stands in %s; read it and remove the file", made)
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
@@ -43,9 +53,10 @@ def main() -> None:
         log_level=settings.log_level.lower(),
         log_config=None,
         access_log=False,
+        http=ProblemProtocol,
         timeout_graceful_shutdown=_DRAIN_S,
     )
-    _Server(config).run(sockets=None if fd is None else [socket.socket(fileno=fd)])
+    _Server(config).run(sockets=None if inherited is None else [inherited])
 
 
 if __name__ == "__main__":

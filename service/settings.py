@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from typing import Self
 
@@ -15,6 +16,21 @@ class Settings(CommonSettings):
 
     host: str = Field(default="127.0.0.1", description="address the gateway listens on")
     port: int = Field(default=8000, ge=1, le=65535, description="port the gateway listens on")
+
+    api_keys: bool | None = Field(
+        default=None,
+        description="ask for an API key; unless set, wherever the gateway listens beyond the loopback address",
+    )
+    open_health: bool = Field(
+        default=True, description="answer /livez and /readyz without a key (to this machine itself they always are)"
+    )
+    open_metrics: bool = Field(default=True, description="answer /metrics without a key")
+    requests_per_s: float = Field(
+        default=0.0, ge=0, description="requests a second of one key, or one address without keys; 0 for no limit"
+    )
+    jobs_per_key: int = Field(default=100, ge=1, description="jobs of one key that have not ended; more get 429")
+    max_unfinished_jobs: int = Field(default=1000, ge=1, description="jobs that have not ended; more get 429")
+    access_log: bool = Field(default=True, description="log a line for each request; with false only refused ones")
 
     max_body_bytes: int = Field(
         default=64 * 2**20, ge=1024, description="bytes of a request other than an upload to keep, train, fit or import"
@@ -60,6 +76,27 @@ class Settings(CommonSettings):
     metrics_include_workers: bool = Field(
         default=True, description="show the workers' figures in the gateway's /metrics too"
     )
+
+    @property
+    def keys_needed(self) -> bool:
+        """Whether requests need an API key."""
+        return not self._is_loopback if self.api_keys is None else self.api_keys
+
+    @property
+    def _is_loopback(self) -> bool:
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:  # another name: it may be any address
+            return False
+
+    @model_validator(mode="after")
+    def _keys_beyond_loopback(self) -> Self:
+        if self.api_keys is False and not self._is_loopback:
+            raise ValueError(
+                f"PPL_API_KEYS is false and PPL_HOST is {self.host}: without keys the gateway listens on the loopback "
+                "address only; leave PPL_API_KEYS unset, or set PPL_HOST to 127.0.0.1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _limits_fit(self) -> Self:

@@ -7,8 +7,10 @@ PPLError
 │   ├── BadAliasName           BadKeypointNames   BadLandmarks   BadVersionFile
 │   ├── BadPicture             NotAnImage  TruncatedImage  TooManyPixels  TooSmall  Animated  UnsupportedFormat
 │   └── BadArchive             UnsafeArchive  EncryptedArchive  ArchiveTooLarge  EmptyArchive
+├── Unauthorized               401  no key, or one that opens nothing
+├── Forbidden                  403  the key may not do this
 ├── NotFound                   404  UnknownCategory  UnknownVersion  UnknownJob  NoHistory
-│                                   UnknownAlias  UnknownLandmarks  UnknownDataset
+│                                   UnknownAlias  UnknownLandmarks  UnknownDataset  UnknownKey
 ├── KeyReused                  422  an Idempotency-Key that came with another request before
 ├── Conflict                   409  JobNotActive  JobNotEnded  NameTaken  VersionExists  VersionInUse
 │                                   DatasetInUse  DatasetNotReady
@@ -16,8 +18,10 @@ PPLError
 ├── PreconditionRequired       428  a change of what exists says nothing of the state that it expects
 ├── BodyTooLarge               413
 ├── DatasetsFull               507  as many bytes of datasets as may be kept
-├── QueueFull                  429  says when to come back
-├── Unavailable                503  RedisUnavailable  WorkerUnavailable  EstimateTimeout  PixelsExpired
+├── TooMany                    429  says when to come back
+│   ├── QueueFull  RateExceeded  TooManyJobs
+├── Unavailable                503  RedisUnavailable  WorkerUnavailable  PixelsExpired
+│   ├── EstimateTimeout        504  past the deadline, though a worker lives
 │   └── ContractMismatch            gateway and worker are of different releases
 ├── ServerFault                500  ModelFailed  StoreCorrupt
 └── JobFailed                  (the reason written into a failed job; never a response of its own)
@@ -67,6 +71,8 @@ class ErrorCode(StrEnum):
     ENCRYPTED_ARCHIVE = "encrypted_archive"
     ARCHIVE_TOO_LARGE = "archive_too_large"
     EMPTY_ARCHIVE = "empty_archive"
+    UNAUTHORIZED = "unauthorized"
+    FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     UNKNOWN_CATEGORY = "unknown_category"
     UNKNOWN_VERSION = "unknown_version"
@@ -75,6 +81,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_ALIAS = "unknown_alias"
     UNKNOWN_LANDMARKS = "unknown_landmarks"
     UNKNOWN_DATASET = "unknown_dataset"
+    UNKNOWN_KEY = "unknown_key"
     CONFLICT = "conflict"
     JOB_NOT_ACTIVE = "job_not_active"
     JOB_NOT_ENDED = "job_not_ended"
@@ -88,7 +95,10 @@ class ErrorCode(StrEnum):
     PRECONDITION_REQUIRED = "precondition_required"
     BODY_TOO_LARGE = "body_too_large"
     DATASETS_FULL = "datasets_full"
+    TOO_MANY = "too_many_requests"
     QUEUE_FULL = "queue_full"
+    RATE_EXCEEDED = "rate_exceeded"
+    TOO_MANY_JOBS = "too_many_jobs"
     UNAVAILABLE = "unavailable"
     REDIS_UNAVAILABLE = "redis_unavailable"
     WORKER_UNAVAILABLE = "worker_unavailable"
@@ -253,6 +263,14 @@ class EmptyArchive(BadArchive, code=ErrorCode.EMPTY_ARCHIVE):
     """An archive without a picture."""
 
 
+class Unauthorized(PPLError, code=ErrorCode.UNAUTHORIZED, status=401):
+    """A request without an API key, or with one that is unknown or revoked."""
+
+
+class Forbidden(PPLError, code=ErrorCode.FORBIDDEN, status=403):
+    """The API key is good, and may not do this."""
+
+
 class NotFound(PPLError, code=ErrorCode.NOT_FOUND, status=404):
     """What the address names does not exist."""
 
@@ -283,6 +301,10 @@ class UnknownLandmarks(NotFound, code=ErrorCode.UNKNOWN_LANDMARKS):
 
 class UnknownDataset(NotFound, code=ErrorCode.UNKNOWN_DATASET):
     """No dataset of this id, or it was deleted."""
+
+
+class UnknownKey(NotFound, code=ErrorCode.UNKNOWN_KEY):
+    """No API key of this id was ever made here."""
 
 
 class Conflict(PPLError, code=ErrorCode.CONFLICT, status=409):
@@ -337,8 +359,20 @@ class DatasetsFull(PPLError, code=ErrorCode.DATASETS_FULL, status=507):
     """All datasets together have as many bytes as they may; some must be deleted first."""
 
 
-class QueueFull(PPLError, code=ErrorCode.QUEUE_FULL, status=429):
-    """As many pictures wait as may wait."""
+class TooMany(PPLError, code=ErrorCode.TOO_MANY, status=429):
+    """More than may be asked for now; later it may."""
+
+
+class QueueFull(TooMany, code=ErrorCode.QUEUE_FULL):
+    """As many pictures or jobs wait as may wait."""
+
+
+class RateExceeded(TooMany, code=ErrorCode.RATE_EXCEEDED):
+    """More requests a second than a key, or an address, may send."""
+
+
+class TooManyJobs(TooMany, code=ErrorCode.TOO_MANY_JOBS):
+    """As many jobs of one key have not ended as may be."""
 
 
 class Unavailable(PPLError, code=ErrorCode.UNAVAILABLE, status=503):
@@ -353,7 +387,7 @@ class WorkerUnavailable(Unavailable, code=ErrorCode.WORKER_UNAVAILABLE):
     """No worker took the request in time, and none is alive."""
 
 
-class EstimateTimeout(Unavailable, code=ErrorCode.TIMEOUT):
+class EstimateTimeout(Unavailable, code=ErrorCode.TIMEOUT, status=504):
     """No answer within the time that a request may take."""
 
 

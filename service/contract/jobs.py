@@ -21,7 +21,7 @@ from typing import Any
 import redis
 
 from . import routing, scripts
-from .errors import BadCursor, JobNotEnded, KeyReused, UnknownJob
+from .errors import BadCursor, JobNotEnded, KeyReused, QueueFull, TooManyJobs, UnknownJob
 from .events import KEPT_CHECKPOINTS, KEPT_EVENTS, EventKind, Told, Watch, as_json, now
 from .records import (
     Job,
@@ -39,6 +39,7 @@ from .records import (
 __all__ = [
     "Job",
     "JobError",
+    "JobLimits",
     "JobPage",
     "JobRecord",
     "JobSource",
@@ -53,6 +54,7 @@ __all__ = [
 ]
 
 MAX_PAGE = 200
+_ROOM_RETRY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,19 @@ class NamedRequest:
     name: str
     fingerprint: str
     ttl_s: int
+
+
+@dataclass(frozen=True)
+class JobLimits:
+    """How many jobs may not have ended when another is created.
+
+    Attributes:
+        in_all: whoever asked for them.
+        of_owner: of the one who asks, where he is known.
+    """
+
+    in_all: int
+    of_owner: int
 
 
 class LeaseLost(Exception):  # noqa: N818 - what happened, as in errors.py
@@ -122,15 +137,20 @@ class JobStore:
         job_id: str | None = None,
         activate: bool = True,
         request: NamedRequest | None = None,
+        owner: str | None = None,
+        limits: JobLimits | None = None,
     ) -> Job:
         """A new job, ``validating``; its upload must be on disk by now.
 
         Args:
             request: the name that its sender gave the request, if any; where one of that name made a job before, that
                 job is the answer, as its id tells, and nothing is created.
+            owner: id of the API key that asks, if any.
+            limits: None for no limit.
 
         Raises:
             KeyReused: the request of that name was another.
+            QueueFull, TooManyJobs: as many as may be have not ended.
         """
         job = Job(
             id=check_job_id(job_id or new_job_id()),
@@ -141,15 +161,18 @@ class JobStore:
             settings=settings,
             activate=activate,
             dataset=source.dataset if source else None,
+            created_by=owner,
         )
         record = JobRecord(job=job, source=source or JobSource())
         keys = [routing.job_key(job.id), routing.JOBS, routing.ACTIVE_JOBS, *_event_keys(job.id)]
         told = as_json([(EventKind.STATUS, {"status": str(job.status)})])
-        arguments = [record.model_dump_json(), job.id, *_telling(told)]
+        bounds = (limits.in_all, limits.of_owner) if limits else (0, 0)
+        arguments = [record.model_dump_json(), job.id, *_telling(told), owner or "", *bounds]
         if request is not None:
             keys.append(routing.request_key(request.name))
             arguments += [request.fingerprint, request.ttl_s]
         before = self._redis.eval(scripts.CREATE, len(keys), *keys, *arguments).decode()
+        _check_room(before, owner, limits)
         if not before or request is None:
             return job
         made, _, fingerprint = before.partition(" ")
@@ -160,6 +183,15 @@ class JobStore:
                 extra={"job_id": made},
             )
         return self.get(made)
+
+    def check_room(self, owner: str | None, limits: JobLimits) -> None:
+        """Whether another job can be created now; asked before a long upload, and again by :meth:`create`.
+
+        Raises:
+            QueueFull, TooManyJobs: as many as may be have not ended.
+        """
+        arguments = [owner or "", limits.in_all, limits.of_owner, routing.job_key("")]
+        _check_room(self._redis.eval(scripts.ROOM, 1, routing.ACTIVE_JOBS, *arguments).decode(), owner, limits)
 
     def get(self, job_id: str) -> Job:
         """A job. Raises UnknownJob."""
@@ -345,6 +377,23 @@ class JobStore:
             for job_id in ids:
                 pipe.hget(routing.job_key(job_id), "record")
             return [JobRecord.model_validate_json(record) for record in pipe.execute() if record is not None]
+
+
+def _check_room(answer: str, owner: str | None, limits: JobLimits | None) -> None:
+    """Raises what a script says of the room for another job."""
+    if limits is None:
+        return
+    if answer == scripts.FULL:
+        raise QueueFull(
+            f"{limits.in_all} jobs have not ended, and no more may be; try again when one has, or cancel one",
+            retry_after_s=_ROOM_RETRY_S,
+        )
+    if answer == scripts.OWNER_FULL:
+        raise TooManyJobs(
+            f"{limits.of_owner} jobs of the key {owner} have not ended, and no more may be; try again when one has, or "
+            "cancel one",
+            retry_after_s=_ROOM_RETRY_S,
+        )
 
 
 def _event_keys(job_id: str) -> list[str]:

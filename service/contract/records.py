@@ -138,6 +138,7 @@ class Job(BaseModel):
         settings: every setting of the model, and "preset".
         activate: whether its version becomes the active one when it succeeds.
         dataset: that it trains on; None where its pictures came with it.
+        created_by: id of the API key that asked for it; None where the server asks for none.
         evaluation: of a job with labels that succeeded: the errors by protocol, on how many pictures they were
             measured, and how these were split.
     """
@@ -156,6 +157,7 @@ class Job(BaseModel):
     evaluation: dict[str, Any] | None = None
     activate: bool = True
     dataset: JobDataset | None = None
+    created_by: str | None = None
 
     @field_serializer("created_at", "started_at", "finished_at")
     def _utc(self, value: datetime | None) -> str | None:

@@ -4,7 +4,7 @@ One Redis server holds all. Celery's own keys stand below a prefix of their own 
 of worker, as each kind sweeps for lost messages with its own visibility timeout.
 
 key                            value                                              lives
-ppl:job:<id>                   hash: rev, by, events, record (JobRecord as JSON)  until deleted
+ppl:job:<id>                   hash: rev, by, events, owner, record (as JSON)     until deleted
 ppl:jobs                       sorted set of all job ids (ids sort by creation)   with the jobs
 ppl:jobs:active                set of the ids of jobs that have not ended         with the jobs
 ppl:job:<id>:lease             token of the process that prepares or trains it    LEASE_TTL_S, refreshed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 WRITTEN, STALE, NOT_HOLDER = 1, 0, -2
+FULL, OWNER_FULL = "full", "owner full"
 
 # Append events to a job's stream, and what a checkpoint event says to its checkpoints. Ids count on from the job's.
 _TELL = """
@@ -47,23 +48,46 @@ return 1
 """
 )
 
+# Whether one more job may be: as many as may have not ended, in all or of an owner. A limit of 0 is none.
+_ROOM = """
+local function room(active, owner, most, most_of_owner, prefix)
+  if most > 0 and redis.call('SCARD', active) >= most then return 'full' end
+  if owner ~= '' and most_of_owner > 0 then
+    local count = 0
+    for _, id in ipairs(redis.call('SMEMBERS', active)) do
+      if redis.call('HGET', prefix .. id, 'owner') == owner then count = count + 1 end
+    end
+    if count >= most_of_owner then return 'owner full' end
+  end
+  return ''
+end
+"""
+
+ROOM = _ROOM + "return room(KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4])"
+
 # Create a job's record, unless it is there already: a write whose answer was lost comes again. Where the request has
 # a name of its own and one of that name made a job before, nothing is created and that one's job and fingerprint are
 # the answer; a name whose job was deleted since is free again.
 CREATE = (
     _TELL
+    + _ROOM
     + """
 local job, jobs, active, stream, checkpoints, name = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local record, id, fingerprint, keep = ARGV[1], ARGV[2], ARGV[7], ARGV[8]
+local record, id, owner, fingerprint, keep = ARGV[1], ARGV[2], ARGV[7], ARGV[10], ARGV[11]
 if redis.call('EXISTS', job) == 1 then return '' end
 if name then
   local before = redis.call('HMGET', name, 'job', 'fingerprint')
   if before[1] and redis.call('ZSCORE', jobs, before[1]) then return before[1] .. ' ' .. before[2] end
+end
+local full = room(active, owner, tonumber(ARGV[8]), tonumber(ARGV[9]), string.sub(job, 1, -1 - #id))
+if full ~= '' then return full end
+if name then
   redis.call('HSET', name, 'job', id, 'fingerprint', fingerprint)
   redis.call('EXPIRE', name, keep)
 end
 redis.call('DEL', stream, checkpoints)
 redis.call('HSET', job, 'rev', 1, 'record', record)
+if owner ~= '' then redis.call('HSET', job, 'owner', owner) end
 redis.call('ZADD', jobs, 0, id)
 redis.call('SADD', active, id)
 tell(job, stream, checkpoints, ARGV[3], ARGV[4], ARGV[5], ARGV[6])

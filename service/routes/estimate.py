@@ -48,7 +48,7 @@ def make_router(settings: Settings) -> APIRouter:
         "/estimate",
         summary="Estimate poses",
         response_model=Estimate,
-        responses={200: estimate_answers(), **responses(400, 404, 408, 413, 415, 422, 429, 503)},
+        responses={200: estimate_answers(), **responses(400, 404, 408, 413, 415, 422, 429, 503, 504)},
         openapi_extra=estimate_body(settings.max_images),
     )
     async def estimate(request: Request) -> Response:
@@ -73,7 +73,8 @@ def make_router(settings: Settings) -> APIRouter:
         order of completion: a line a pose with its `index` (and `box`), `{"index": …, "error": …}` for a picture that
         failed, which does not hinder the others, and `{"summary": …}` as the last line, with the links that all share.
 
-        When too many pictures wait, the answer is 429 with `Retry-After`.
+        When too many pictures wait, the answer is 429 with `Retry-After`; when no worker lives, 503; when none answered
+        in time, 504.
         """
         return await _estimate(request, gateway_of(request))
 

@@ -9,9 +9,10 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import JSONResponse, Response
 
+from .. import access
 from ..contract.archives import check_archive
 from ..contract.job_files import training_file, training_folder
-from ..contract.jobs import MAX_PAGE, Job, JobPage, JobSource, JobStatus, NamedRequest
+from ..contract.jobs import MAX_PAGE, Job, JobLimits, JobPage, JobSource, JobStatus, NamedRequest
 from ..contract.priors import document_of
 from ..dataset_training import from_dataset
 from ..documentation import train_body
@@ -33,7 +34,7 @@ Taken = tuple[TrainingRequest, JobSource]
     status_code=202,
     summary="Train a category",
     response_model=Job,
-    responses=responses(400, 404, 408, 409, 413, 415, 422, 503, 507),
+    responses=responses(400, 404, 408, 409, 413, 415, 422, 429, 503, 507),
     openapi_extra=train_body(),
 )
 async def create_job(
@@ -173,6 +174,11 @@ async def _accept(
         The job, and whether an earlier request of the same key had made it.
     """
     key = key_of(request)
+    asking = access.key_of(request)
+    owner = asking.id if asking else None
+    limits = JobLimits(gateway.settings.max_unfinished_jobs, gateway.settings.jobs_per_key)
+    if key is None:  # else it may be one that was served before
+        await gateway.io(gateway.jobs.check_room, owner, limits)
     intake = Intake(gateway.files, gateway.upload, gateway.settings.archive_max_bytes)
     try:
         wanted, source = await take(gateway, request, intake)
@@ -196,6 +202,8 @@ async def _accept(
             intake.job_id,
             wanted.activate,
             named,
+            owner,
+            limits,
         )
         if job.id == intake.job_id:
             intake.hand_over()

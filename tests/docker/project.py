@@ -44,11 +44,16 @@ class Stack:
 
     def get(self, path: str) -> httpx.Response:
         """GET of the API."""
-        return httpx.get(self.api + path, timeout=30, trust_env=False)
+        return httpx.get(self.api + path, timeout=30, trust_env=False, headers=self.key())
 
     def post(self, path: str, **arguments: Any) -> httpx.Response:
         """POST to the API."""
-        return httpx.post(self.api + path, timeout=60, trust_env=False, **arguments)
+        return httpx.post(self.api + path, timeout=60, trust_env=False, headers=self.key(), **arguments)
+
+    def key(self) -> dict[str, str]:
+        """The header with the key that the gateway made at its first start."""
+        text = self.compose("exec", "-T", "gateway", "cat", "/data/first-api-key").strip()
+        return {"Authorization": f"Bearer {text}"}
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """An instant query of Prometheus."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from typing import Any
 
+import httpx
 import pytest
 
 from .project import Stack, drawn_archive, drawn_figure, wait_for
@@ -82,6 +84,17 @@ def test_services_run_without_rights_and_the_gateway_without_torch(stack: Stack)
         assert stack.compose("exec", "-T", service, "id", "-u").strip() == "10001"
     torch = "import importlib.util as u; print(u.find_spec('torch') is None)"
     assert stack.compose("exec", "-T", "gateway", "python", "-c", torch).strip() == "True"
+
+
+def test_api_wants_a_key_and_the_gateway_makes_more(stack: Stack) -> None:
+    def status(headers: dict[str, str]) -> int:
+        return httpx.get(f"{stack.api}/priors", timeout=30, trust_env=False, headers=headers).status_code
+
+    assert (status({}), status(stack.key())) == (401, 200)
+    made = json.loads(stack.compose("exec", "-T", "gateway", "ppl", "keys", "create", "test", "--json"))
+    assert status({"Authorization": f"Bearer {made['key']}"}) == 200
+    stack.compose("exec", "-T", "gateway", "ppl", "keys", "revoke", made["id"])
+    wait_for(lambda: status({"Authorization": f"Bearer {made['key']}"}) == 401, "the revoked key to open nothing")
 
 
 def test_redis_wants_its_password_and_evicts_nothing(stack: Stack) -> None:

@@ -81,6 +81,7 @@ async def test_every_operation_is_described_and_declares_problems(described):
         "status",
         "detail",
         "code",
+        "request_id",
     }
 
 
@@ -148,6 +149,7 @@ async def test_job_has_the_agreed_members(described):
         "evaluation",
         "activate",
         "dataset",
+        "created_by",
     ]
     assert set(schemas["Progress"]["properties"]) == {"step", "total_steps", "fraction", "eta_s", "stage"}
     assert schemas["JobStatus"]["enum"] == [str(status) for status in JobStatus]

@@ -451,12 +451,12 @@ async def test_worker_that_comes_back_in_time_serves_those_who_waited(http, make
     assert (await waiting).status_code == 200
 
 
-async def test_busy_worker_gives_503_after_the_timeout(serve, consumer, dog, problem, make_picture):
+async def test_busy_worker_gives_504_after_the_timeout(serve, consumer, dog, problem, make_picture):
     http = await serve(estimate_timeout_s=1.5)
     consumer.gate.clear()
     await http.gateway.workers.look()
     response = await http.post("/estimate", data={"category": "dog"}, files=images(make_picture()))
-    problem(response, 503, "timeout")
+    problem(response, 504, "timeout")
     assert "retry-after" in response.headers
     consumer.gate.set()
     assert (await http.post("/estimate", data={"category": "dog"}, files=images(make_picture()))).status_code == 200

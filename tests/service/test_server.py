@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -142,6 +143,51 @@ async def test_client_that_hangs_up_during_an_upload_leaves_nothing(server, data
     assert list(data_root.glob("jobs/*")) == []
     assert redis_client.keys("ppl:job*") == []
     assert httpx.get(f"{server.url}/livez").status_code == 200
+
+
+def test_what_is_no_http_gets_a_problem_document_too(server):
+    port = int(server.url.rpartition(":")[2])
+    for nonsense in (b"hello\r\n\r\n", b"GET / HTTP/1.1\r\ncontent-length: x\r\n\r\n", b"\x16\x03\x01\x02\x00"):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(nonsense)
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 "), answer
+        assert b"content-type: application/problem+json" in head
+        assert json.loads(body)["code"] == "bad_request"
+
+
+def test_first_start_with_keys_makes_one_and_says_where(redis_url, data_root):
+    server = Server(redis_url, data_root, PPL_API_KEYS="true")
+    server.wait()
+    key = (data_root / "first-api-key").read_text().strip()
+    assert httpx.get(f"{server.url}/priors").status_code == 401
+    answer = httpx.get(f"{server.url}/priors", headers={"Authorization": f"Bearer {key}", "X-Request-ID": "look"})
+    assert (answer.status_code, answer.headers["x-request-id"]) == (200, "look")
+    log = server.stop()
+    assert f"stands in {data_root / 'first-api-key'}" in log
+    assert key not in log
+    assert "[look] service.middleware: GET /priors 200 in" in log
+    again = Server(redis_url, data_root, PPL_API_KEYS="true")
+    again.wait()
+    assert "first API key" not in again.stop()
+
+
+def test_a_socket_beyond_the_loopback_address_needs_keys_whatever_the_setting(redis_url, data_root):
+    with socket.socket() as listener:
+        listener.bind(("0.0.0.0", 0))
+        environment = {
+            **os.environ,
+            "PPL_REDIS_URL": redis_url,
+            "PPL_DATA_ROOT": str(data_root),
+            "PPL_API_KEYS": "false",
+        }
+        command = [sys.executable, "-P", "-m", "service.serve", "--fd", str(listener.fileno())]
+        done = subprocess.run(
+            command, env=environment, pass_fds=[listener.fileno()], capture_output=True, timeout=30, check=False
+        )
+    assert done.returncode != 0
+    assert b"PPL_API_KEYS is false and PPL_HOST is 0.0.0.0" in done.stderr
 
 
 def test_bad_setting_is_said_at_the_start(redis_url, data_root):

@@ -28,6 +28,7 @@ SHAPE = {
     "evaluation",
     "activate",
     "dataset",
+    "created_by",
 }
 
 

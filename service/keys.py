@@ -1,0 +1,224 @@
+"""API keys: who may ask, and for what. Stored below the data root as hashes only.
+
+A key is ``ppl_<id>_<secret>``. The id finds its file and is safe to show; the secret is 256 random bits, so a plain
+SHA-256 of the key is as good as a slow hash would be for a password.
+
+A file a key, ``keys/<id>.json``, replaced as a whole: all gateways of a data root see a new key, and that one was
+revoked, within RELOAD_S. A revoked key keeps its file, so that its id stays known and nothing brings it back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import AwareDatetime, BaseModel, Field, ValidationError
+
+from .contract.errors import StoreCorrupt, UnknownKey
+from .contract.files import sync
+
+RELOAD_S = 1.0
+FIRST_KEY_FILE = "first-api-key"
+MAX_NAME = 80
+
+_SETTLED_NS = 2_000_000_000
+_KEY = re.compile(r"ppl_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
+_ID = re.compile(r"[0-9a-f]{12}")
+
+
+class Scope(StrEnum):
+    """What a key may do."""
+
+    READ = "read"
+    TRAIN = "train"
+
+
+class ApiKey(BaseModel):
+    """A key, without its secret.
+
+    Attributes:
+        scopes: ``read``: estimate and look at everything; ``train``: also train, upload, change and delete.
+        revoked_at: since when it opens nothing any more.
+    """
+
+    id: str = Field(description="the part of the key that finds it", examples=["3f9c1a7be0d2"])
+    name: str = Field(description="whose it is, or what for", examples=["lab"])
+    scopes: list[Scope]
+    created_at: AwareDatetime
+    revoked_at: AwareDatetime | None = None
+
+    def may(self, scope: Scope) -> bool:
+        """Whether it opens what needs the scope; who may train may read."""
+        return self.revoked_at is None and (scope in self.scopes or Scope.TRAIN in self.scopes)
+
+
+class _Stored(ApiKey):
+    format: int = 1
+    sha256: str
+
+
+class KeyStore:
+    """The keys of a data root. Safe to share between threads.
+
+    A request costs a hash and a comparison: the folder is looked at once in RELOAD_S, and read where it changed.
+    """
+
+    def __init__(self, data_root: Path) -> None:
+        self._folder = data_root / "keys"
+        self._first = data_root / FIRST_KEY_FILE
+        self._lock = threading.Lock()
+        self._known: dict[str, _Stored] = {}
+        self._looked_at = float("-inf")
+        self._state: tuple[int, bool] | None = None
+
+    @property
+    def first_key_file(self) -> Path:
+        """Where the key of the first start stands in the clear, until its owner removes the file."""
+        return self._first
+
+    def create(self, name: str, scopes: Iterable[Scope]) -> tuple[ApiKey, str]:
+        """A new key.
+
+        Returns:
+            The key, and its text, which can't be had again.
+
+        Raises:
+            ValueError: the name is empty, too long or not printable, or no scope is given.
+            OSError: it can't be written.
+        """
+        text = _new_text()
+        return self._put(text, name, scopes), text
+
+    def keys(self) -> list[ApiKey]:
+        """All keys, the revoked ones too, the oldest first. Raises StoreCorrupt, OSError."""
+        return sorted((_public(key) for key in self._read().values()), key=lambda key: (key.created_at, key.id))
+
+    def revoke(self, key_id: str) -> ApiKey:
+        """Let a key open nothing any more; no harm where it is revoked already.
+
+        Raises:
+            UnknownKey.
+            OSError: it can't be written.
+        """
+        key = self._read().get(key_id)
+        if key is None:
+            raise UnknownKey(f"no key {key_id[:80]!r}; `ppl keys list` shows the ids")
+        if key.revoked_at is None:
+            key = key.model_copy(update={"revoked_at": datetime.now(UTC)})
+            self._write(key)
+        return _public(key)
+
+    def find(self, text: str) -> ApiKey | None:
+        """The key of that text, None where there is none or it is revoked. Compares in constant time."""
+        match = _KEY.fullmatch(text)
+        key = self._current().get(match[1]) if match else None
+        # the same work where the id is unknown
+        same = hmac.compare_digest(_digest(text), key.sha256 if key else _digest(""))
+        return _public(key) if key and same and key.revoked_at is None else None
+
+    def ensure_first(self) -> Path | None:
+        """Make a key at the first start, when there has never been one. Gateways that start together make one.
+
+        Returns:
+            The file that holds it in the clear, readable by its owner alone; None where keys were made before.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        if self._read():
+            return None
+        try:
+            text = self._first.read_text().strip()
+        except FileNotFoundError:
+            draft = self._first.with_name(f".{FIRST_KEY_FILE}.{secrets.token_hex(4)}")
+            _write_private(draft, _new_text() + "\n")
+            try:
+                os.link(draft, self._first)  # of two that try, one succeeds
+            except FileExistsError:
+                pass
+            finally:
+                draft.unlink()
+            text = self._first.read_text().strip()
+        if not _KEY.fullmatch(text):
+            raise StoreCorrupt(f"{self._first} holds no key; remove it, and the next start makes one")
+        self._put(text, "first", [Scope.TRAIN])
+        return self._first
+
+    def _put(self, text: str, name: str, scopes: Iterable[Scope]) -> ApiKey:
+        name = name.strip()
+        if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+            raise ValueError(f"a key's name has 1 to {MAX_NAME} printable characters; {name[:100]!r} has not")
+        chosen = sorted(set(scopes))
+        if not chosen:
+            raise ValueError(f"a key needs a scope: {' or '.join(Scope)}")
+        match = _KEY.fullmatch(text)
+        assert match
+        key = _Stored(id=match[1], name=name, scopes=chosen, created_at=datetime.now(UTC), sha256=_digest(text))
+        self._write(key)
+        return _public(key)
+
+    def _write(self, key: _Stored) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        draft = self._folder / f".{key.id}.{secrets.token_hex(4)}"
+        _write_private(draft, key.model_dump_json(indent=1) + "\n")
+        draft.replace(self._folder / f"{key.id}.json")
+        sync(self._folder)
+        self._looked_at = float("-inf")
+
+    def _current(self) -> dict[str, _Stored]:
+        with self._lock:
+            if time.monotonic() - self._looked_at > RELOAD_S:
+                state = self._folder_state()
+                # a change right after the last reading may have left the folder's time as it was
+                if state is None or state != self._state or not state[1]:
+                    self._known = self._read()
+                self._state, self._looked_at = state, time.monotonic()
+            return self._known
+
+    def _folder_state(self) -> tuple[int, bool] | None:
+        """When the folder last changed, and whether that is long ago."""
+        try:
+            changed = self._folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+        return changed, time.time_ns() - changed > _SETTLED_NS
+
+    def _read(self) -> dict[str, _Stored]:
+        found = {}
+        for path in self._folder.glob("*.json"):
+            if not _ID.fullmatch(path.stem):
+                continue
+            try:
+                found[path.stem] = _Stored.model_validate(json.loads(path.read_bytes()))
+            except (ValidationError, ValueError) as error:
+                raise StoreCorrupt(f"the file of key {path.stem} can't be read; remove it or bring it back") from error
+        return found
+
+
+def _new_text() -> str:
+    return f"ppl_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
+
+
+def _write_private(path: Path, text: str) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _public(key: _Stored) -> ApiKey:
+    return ApiKey.model_validate(key.model_dump(exclude={"sha256", "format"}))

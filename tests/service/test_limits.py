@@ -1,0 +1,125 @@
+"""Requests a second, and jobs that have not ended."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.contract.errors import QueueFull, RateExceeded, TooManyJobs
+from service.contract.jobs import JobLimits, JobStatus, JobStore, NamedRequest
+from service.keys import KeyStore, Scope
+from service.rates import RequestRate
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_seconds_worth_at_once_then_one_at_a_time():
+    clock = Clock()
+    rate = RequestRate(4, clock)
+    for _ in range(4):
+        rate.take("a")
+    with pytest.raises(RateExceeded, match="more than 4 requests a second") as refused:
+        rate.take("a")
+    assert refused.value.retry_after_s == pytest.approx(0.25)
+    rate.take("b")
+    clock.now += 0.25
+    rate.take("a")
+    with pytest.raises(RateExceeded):
+        rate.take("a")
+    clock.now += 1000
+    for _ in range(4):
+        rate.take("a")
+    with pytest.raises(RateExceeded):
+        rate.take("a")
+
+
+def test_less_than_one_a_second():
+    clock = Clock()
+    rate = RequestRate(0.5, clock)
+    rate.take("a")
+    with pytest.raises(RateExceeded) as refused:
+        rate.take("a")
+    assert refused.value.retry_after_s == pytest.approx(2.0)
+
+
+def test_no_limit_counts_nothing():
+    rate = RequestRate(0)
+    for _ in range(10_000):
+        rate.take("a")
+
+
+def test_callers_of_long_ago_are_forgotten(monkeypatch):
+    monkeypatch.setattr("service.rates._MANY", 10)
+    clock = Clock()
+    rate = RequestRate(1, clock)
+    for number in range(50):
+        clock.now += 0.5
+        rate.take(str(number))
+    assert len(rate._left) <= 10
+
+
+async def test_a_key_that_asks_too_often_gets_429(serve, data_root, problem):
+    http = await serve(api_keys=True, requests_per_s=2)
+    store = KeyStore(data_root)
+    one, two = ({"Authorization": f"Bearer {store.create(name, [Scope.READ])[1]}"} for name in "ab")
+    answers = [await http.get("/priors", headers=one) for _ in range(10)]
+    assert [answer.status_code for answer in answers[:2]] == [200, 200]
+    refused = next(answer for answer in answers if answer.status_code != 200)
+    problem(refused, 429, "rate_exceeded")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert (await http.get("/priors", headers=two)).status_code == 200
+    for _ in range(10):  # what watches the service is not counted
+        assert (await http.get("/livez")).status_code == 200
+
+
+LIMITS = JobLimits(in_all=3, of_owner=2)
+
+
+def test_so_many_jobs_may_not_have_ended(redis_client):
+    jobs = JobStore(redis_client)
+    first = jobs.create("dog", {}, 5, owner="a", limits=LIMITS)
+    jobs.create("dog", {}, 5, owner="a", limits=LIMITS)
+    with pytest.raises(TooManyJobs, match="2 jobs of the key a"):
+        jobs.create("dog", {}, 5, owner="a", limits=LIMITS)
+    with pytest.raises(TooManyJobs):
+        jobs.check_room("a", LIMITS)
+    jobs.check_room("b", LIMITS)
+    jobs.create("dog", {}, 5, limits=LIMITS)
+    with pytest.raises(QueueFull, match="3 jobs have not ended"):
+        jobs.create("dog", {}, 5, owner="b", limits=LIMITS)
+    with pytest.raises(QueueFull):
+        jobs.check_room(None, LIMITS)
+    assert len(jobs.page().items) == 3
+    jobs.update(first.id, lambda record: record.move(JobStatus.FAILED))
+    assert jobs.create("dog", {}, 5, owner="a", limits=LIMITS).created_by == "a"
+
+
+def test_request_that_was_served_before_is_answered_while_all_is_full(redis_client):
+    jobs = JobStore(redis_client)
+    named = NamedRequest("n", "f", 100)
+    one = JobLimits(1, 1)
+    made = jobs.create("dog", {}, 5, request=named, limits=one)
+    assert jobs.create("dog", {}, 5, request=named, limits=one).id == made.id
+    with pytest.raises(QueueFull):
+        jobs.create("dog", {}, 5, request=NamedRequest("other", "f", 100), limits=one)
+    # the refused one's name is free
+    jobs.update(made.id, lambda record: record.move(JobStatus.FAILED))
+    assert jobs.create("dog", {}, 5, request=NamedRequest("other", "g", 100), limits=one).id != made.id
+
+
+async def test_jobs_beyond_the_limit_get_429_and_leave_nothing(serve, problem, no_trace, data_root):
+    from .test_train_jobs import GOOD
+
+    http = await serve(max_unfinished_jobs=1)
+    send = {"data": {"category": "dog"}, "files": {"archive": ("a.zip", GOOD)}}
+    assert (await http.post("/train-jobs", **send)).status_code == 202
+    before = sorted(path.name for path in (data_root / "jobs").iterdir())
+    for headers in ({}, {"Idempotency-Key": "k"}):
+        refused = await http.post("/train-jobs", **send, headers=headers)
+        problem(refused, 429, "queue_full")
+        assert refused.headers["retry-after"]
+    assert sorted(path.name for path in (data_root / "jobs").iterdir()) == before
