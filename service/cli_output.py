@@ -74,6 +74,9 @@ def show_job(job: Job) -> None:
     colour = _COLOURS.get(job.status, "white")
     out.print(f"job {job.id}  [{colour}]{job.status}[/]  category {job.category}")
     progress = job.progress
+    if job.queue_position is not None:
+        left = f", about {duration(progress.eta_s)} to its end" if progress.eta_s is not None else ""
+        out.print(f"  number {job.queue_position} of those that wait{left}")
     if progress.step:
         left = f", {duration(progress.eta_s)} left" if progress.eta_s is not None else ""
         out.print(f"  step {progress.step} of {progress.total_steps}{left}, loss {loss_text(job)}")

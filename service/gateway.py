@@ -22,12 +22,14 @@ from .contract.events import EventLog
 from .contract.job_files import JobFiles
 from .contract.jobs import JobStore
 from .contract.messages import BatchRequest
+from .contract.paces import PaceBook
 from .contract.pictures import PictureLimits
 from .contract.store import VersionStore
 from .errors import QUEUE_ERRORS
 from .housekeeping import JobCounts, remove_stale_uploads
 from .metrics import Metrics
 from .picture_cache import PictureCache
+from .queueing import Queue
 from .replies import async_client, read_replies
 from .request_id import in_context
 from .sending import Sender, redis_client
@@ -70,6 +72,7 @@ class Gateway:
         self._sync_redis = redis_client(settings.redis_url)
         self.jobs = JobStore(self._sync_redis)
         self.events = EventLog(self._sync_redis)
+        self.queue = Queue(self.jobs, PaceBook(self._sync_redis), lambda: self.workers.count("training"))
         self.job_counts = JobCounts(self._sync_redis, self.jobs)
         self.redis = async_client(settings.redis_url)
         self.workers = Workers(self.redis)

@@ -49,6 +49,8 @@ class TrainingProgress:
         step, loss = f"{progress.step}/{progress.total_steps}", loss_text(job)
         left = "" if progress.eta_s is None else f"{duration(progress.eta_s)} left"
         shown = "evaluating" if progress.stage == "evaluating" else str(job.status)
+        if job.queue_position is not None:
+            shown += f", number {job.queue_position}"
         if self._live:
             self._bar.update(
                 self._task, description=shown, completed=progress.fraction, step=step, loss=loss, left=left

@@ -13,6 +13,7 @@ from service.contract import routing
 from service.contract.dataset_files import DatasetFiles
 from service.contract.job_files import JobFiles
 from service.contract.jobs import JobStore
+from service.contract.paces import PaceBook
 from service.contract.routing import Kind
 from service.contract.store import VersionStore
 from worker.caretaker import Caretaker
@@ -91,7 +92,7 @@ class TrainingPart:
         casework = Casework(jobs, files, self.metrics, worker_id, stop)
         preparer = Preparer(casework, files, settings, self.metrics)
         store = VersionStore(settings.data_root)
-        runner = TrainingRunner(jobs, files, store, casework, settings, self.metrics)
+        runner = TrainingRunner(jobs, files, store, casework, settings, self.metrics, PaceBook(client))
         device = str(pick_device(settings.device))
         self.heartbeat = Heartbeat(client, "training", worker_id, device, self.metrics.text, lambda: runner.busy)
 

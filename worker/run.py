@@ -12,10 +12,11 @@ from typing import Any
 
 from model.trainer import CHECKPOINT_FILE, StepReport, Trainer
 from service.contract.jobs import JobRecord, JobStatus, LeaseLost, Progress
+from service.contract.paces import Pace
 from service.contract.records import Checkpoint, losses_of
 from worker.custody import Custody, Stopping
 from worker.metrics import TrainingMetrics
-from worker.pace import Pace
+from worker.pace import PaceKeeper, late_step
 
 logger = logging.getLogger(__name__)
 
@@ -24,18 +25,29 @@ _SAVES_TOLD = 100  # checkpoints that may wait to be told
 
 
 class Run:
-    """The steps of one job in this process."""
+    """The steps of one job in this process.
+
+    Args:
+        before: how fast an earlier job of the same settings went, if that is known.
+    """
 
     def __init__(
-        self, trainer: Trainer, record: JobRecord, custody: Custody, checkpoint: Path, metrics: TrainingMetrics
+        self,
+        trainer: Trainer,
+        record: JobRecord,
+        custody: Custody,
+        checkpoint: Path,
+        metrics: TrainingMetrics,
+        before: Pace | None = None,
     ) -> None:
         self.trainer = trainer
         self.record = record
         self._custody = custody
         self._checkpoint = checkpoint
         self._metrics = metrics
-        self._pace = Pace()
+        self._pace = PaceKeeper(late_step(trainer.config), before)
         self._started = time.monotonic()
+        self._evaluating_since: float | None = None
         self._saved = trainer.step
         self._trained_before_s = record.trained_s if trainer.step else 0.0
         self._losses = losses_of(record.job.metrics)
@@ -70,7 +82,10 @@ class Run:
 
     def evaluating(self, done: float) -> None:
         """All steps are done, and a part of the labelled pictures; raises as ``custody.check``."""
-        self._shown[0].stage, self._shown[0].eta_s = "evaluating", None
+        if self._evaluating_since is None:
+            self._evaluating_since = time.monotonic()
+        spent_s = time.monotonic() - self._evaluating_since
+        self._shown[0].stage, self._shown[0].eta_s = "evaluating", _rounded(spent_s / done - spent_s) if done else None
         self._custody.report(self._progress)
         self._custody.check()
         logger.debug("job %s: %.0f %% evaluated", self.record.job.id, 100 * done)
@@ -79,6 +94,11 @@ class Run:
     def trained_s(self) -> float:
         """Time spent on training, that of processes before included as of their last checkpoint."""
         return self._trained_before_s + time.monotonic() - self._started
+
+    @property
+    def pace(self) -> Pace | None:
+        """How fast it went, for later jobs of the same settings."""
+        return self._pace.pace
 
     def facts(
         self, version: str, checksums: dict[str, str], evaluation: dict[str, Any] | None = None

@@ -15,6 +15,7 @@ from model.predictor import Predictor
 from model.trainer import Trainer
 from service.contract.job_files import JobFiles
 from service.contract.jobs import JobRecord, JobStatus, JobStore
+from service.contract.paces import PaceBook
 from service.contract.store import VersionStore, new_version_id, write_json
 from worker.casework import Casework
 from worker.custody import Change, Custody
@@ -40,8 +41,10 @@ class TrainingRunner:
         casework: Casework,
         settings: WorkerSettings,
         metrics: TrainingMetrics,
+        paces: PaceBook,
     ) -> None:
         self._jobs = jobs
+        self._paces = paces
         self._files = files
         self._store = store
         self._casework = casework
@@ -77,8 +80,12 @@ class TrainingRunner:
         if record.job.status is JobStatus.PAUSED:
             logger.info("job %s: paused before it was taken up", job.id)
             return
-        run = Run(self._trainer(record, custody), record, custody, self._files.checkpoint(job.id), self._metrics)
+        before = self._paces.of(job.settings)
+        trainer = self._trainer(record, custody)
+        run = Run(trainer, record, custody, self._files.checkpoint(job.id), self._metrics, before)
         run.train()
+        if run.pace:
+            self._paces.note(job.settings, run.pace)
         with run.set_aside():
             evaluation = self._evaluate(run)
         self._succeed(custody, self._publish(run, custody, evaluation), run.show)

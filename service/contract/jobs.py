@@ -337,8 +337,12 @@ class JobStore:
 
     def waiting_ids(self) -> set[str]:
         """Ids of the jobs whose message waits in the training queue (the task's id is the job's)."""
+        return set(self.waiting_order())
+
+    def waiting_order(self) -> list[str]:
+        """The same, in the order in which workers take them: kombu puts on the left and takes from the right."""
         messages = self._redis.lrange(routing.queue_key("training"), 0, -1)
-        return {str(json.loads(message)["headers"]["id"]) for message in messages}
+        return [str(json.loads(message)["headers"]["id"]) for message in reversed(messages)]
 
     def reconcile(self, send: Callable[[str], Any], *, exclusive: bool = False) -> set[str]:
         """Send the messages of jobs again that would else never be taken up.

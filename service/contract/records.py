@@ -79,7 +79,10 @@ def losses_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Progress(BaseModel):
-    """How far training is. ``eta_s`` is None until there is something to go by.
+    """How far training is.
+
+    ``eta_s`` is how many seconds it takes to the end, those of the wait included; None until there is something to go
+    by: the pace of now, or, of a job that waits, that of an earlier job of the same settings.
 
     ``stage`` is "training", or "evaluating" once all steps are done and the labels that came along are scored;
     None while no worker trains.
@@ -138,6 +141,7 @@ class Job(BaseModel):
         settings: every setting of the model, and "preset".
         activate: whether its version becomes the active one when it succeeds.
         dataset: that it trains on; None where its pictures came with it.
+        queue_position: which it is among the jobs that wait, 1 for the next; None for one that does not wait.
         created_by: id of the API key that asked for it; None where the server asks for none.
         evaluation: of a job with labels that succeeded: the errors by protocol, on how many pictures they were
             measured, and how these were split.
@@ -158,6 +162,7 @@ class Job(BaseModel):
     activate: bool = True
     dataset: JobDataset | None = None
     created_by: str | None = None
+    queue_position: int | None = None
 
     @field_serializer("created_at", "started_at", "finished_at")
     def _utc(self, value: datetime | None) -> str | None:

@@ -11,6 +11,7 @@ ppl:job:<id>:lease             token of the process that prepares or trains it  
 ppl:job:<id>:cancel            "1" when a job in a worker's hands shall stop      a day
 ppl:job:<id>:events            stream of what happened to it, ids 1-0, 2-0, …     with the job
 ppl:job:<id>:checkpoints       list of the checkpoints it wrote (JSON)            with the job
+ppl:pace:<digest>              hash: step_s, late_cost of the last job of a kind   PaceBook
 ppl:request:<digest>           hash: job, fingerprint of a request to train       PPL_IDEMPOTENCY_TTL_S
 ppl:pixels:<batch>             uint8 bytes (N, S, S, 3)                           PIXELS_TTL_S
 ppl:reply:<gateway>            list of BatchReply (msgpack)                       REPLY_TTL_S after a push
@@ -82,6 +83,11 @@ def job_key(job_id: str) -> str:
 def request_key(name: str) -> str:
     """What became of a request that its sender gave a name; names are longer and odder than keys should be."""
     return f"ppl:request:{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def pace_key(kind: str) -> str:
+    """How fast the last job of some settings went."""
+    return f"ppl:pace:{kind}"
 
 
 def lease_key(job_id: str) -> str:

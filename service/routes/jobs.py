@@ -79,6 +79,7 @@ async def create_job(
             f"the body is {kind[:80] or 'of no media type'}; send multipart/form-data with an archive, "
             "or application/json with a folder; both may name a dataset instead"
         )
+    job = await gateway.io(gateway.queue.placed, job)
     headers = {"Location": f"/train-jobs/{job.id}", **({REPLAYED: "true"} if replayed else {})}
     return JSONResponse(job.model_dump(mode="json"), status_code=202, headers=headers)
 
@@ -93,18 +94,21 @@ async def get_jobs(
 ) -> JobPage:
     """Jobs, the newest first."""
     gateway = gateway_of(request)
-    return await gateway.io(list_jobs, gateway.jobs, limit, cursor, category, status)
+    page = await gateway.io(list_jobs, gateway.jobs, limit, cursor, category, status)
+    return page.model_copy(update={"items": await gateway.io(gateway.queue.all_placed, page.items)})
 
 
 @router.get("/train-jobs/{job_id}", summary="Follow a training job", response_model=Job, responses=responses(404, 503))
 async def get_job(request: Request, job_id: str) -> Job:
     """The job as it stands.
 
-    `progress.eta_s` is the time left in seconds, null until there is something to go by. `metrics` holds the
-    number of pictures, those that could not be read, and the last losses. A failed job's `error` says why.
+    `progress.eta_s` is the time to its end in seconds, the wait included; null until there is something to go by: the
+    pace of now, or of an earlier job of the same settings. `queue_position` counts the jobs that wait, 1 for the next.
+    `metrics` holds the number of pictures, those that could not be read, and the last losses. A failed job's `error`
+    says why.
     """
     gateway = gateway_of(request)
-    return await gateway.io(gateway.jobs.get, job_id)
+    return await gateway.io(gateway.queue.placed, await gateway.io(gateway.jobs.get, job_id))
 
 
 @router.post(
@@ -153,7 +157,7 @@ async def resume_job(request: Request, job_id: str) -> Job:
     gateway = gateway_of(request)
     job = await gateway.io(gateway.jobs.resume, job_id)
     await gateway.wake_trainers()
-    return job
+    return await gateway.io(gateway.queue.placed, job)
 
 
 @router.delete(

@@ -150,6 +150,7 @@ async def test_job_has_the_agreed_members(described):
         "activate",
         "dataset",
         "created_by",
+        "queue_position",
     ]
     assert set(schemas["Progress"]["properties"]) == {"step", "total_steps", "fraction", "eta_s", "stage"}
     assert schemas["JobStatus"]["enum"] == [str(status) for status in JobStatus]

@@ -19,6 +19,7 @@ from model.config import PPLConfig, resolve
 from model.trainer import Trainer
 from service.contract.job_files import JobFiles
 from service.contract.jobs import Job, JobSource, JobStore, new_job_id
+from service.contract.paces import PaceBook
 from service.contract.store import VersionStore, write_json
 from worker import training
 from worker.caretaker import Caretaker
@@ -127,7 +128,7 @@ def desk(redis_client: redis.Redis, redis_url: str, data_root: Path) -> SimpleNa
     metrics, stop, sent = TrainingMetrics(), Stop(), []
     casework = Casework(jobs, files, metrics, "test", stop)
     preparer = Preparer(casework, files, settings, metrics)
-    runner = TrainingRunner(jobs, files, store, casework, settings, metrics)
+    runner = TrainingRunner(jobs, files, store, casework, settings, metrics, PaceBook(redis_client))
     caretaker = Caretaker(jobs, files, casework, preparer, sent.append, stop, store)
 
     def upload(members: dict[str, bytes] | None = None, config: PPLConfig | None = None) -> Job:

@@ -179,7 +179,9 @@ def test_progress_and_losses_are_shown_while_it_trains(desk: SimpleNamespace) ->
     assert last.status is JobStatus.RUNNING
     assert last.progress.step > 0
     assert last.progress.fraction == pytest.approx(last.progress.step / 100_000)
-    assert last.progress.eta_s == pytest.approx((100_000 - last.progress.step) / last.metrics["steps_per_s"], rel=0.05)
+    # the last quarter also hides parts, and its steps are dearer
+    left = 75_000 - last.progress.step + 25_000 * 1.35
+    assert last.progress.eta_s == pytest.approx(left / last.metrics["steps_per_s"], rel=0.05)
     assert last.metrics["total"] > 0
     assert 'ppl_training_loss{name="total"}' in text
     assert "ppl_training_total_steps 100000.0" in text

@@ -29,6 +29,7 @@ SHAPE = {
     "activate",
     "dataset",
     "created_by",
+    "queue_position",
 }
 
 

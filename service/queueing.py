@@ -1,0 +1,80 @@
+"""Which jobs go before one that waits, and how long it will take until it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .contract.jobs import Job, JobRecord, JobStatus, JobStore
+from .contract.paces import PaceBook
+
+_WAITING = (JobStatus.VALIDATING, JobStatus.QUEUED)
+
+
+@dataclass(frozen=True)
+class _Place:
+    position: int
+    eta_s: float | None
+
+
+class Queue:
+    """The jobs that wait for a training worker, in the order in which workers take them.
+
+    That is the order of their messages; a job that is still validated has none yet, and goes behind.
+
+    Args:
+        workers: how many training workers live.
+    """
+
+    def __init__(self, jobs: JobStore, paces: PaceBook, workers: Callable[[], int]) -> None:
+        self._jobs = jobs
+        self._paces = paces
+        self._workers = workers
+
+    def placed(self, job: Job) -> Job:
+        """A job with its place, where it waits."""
+        return self.all_placed([job])[0]
+
+    def all_placed(self, jobs: Sequence[Job]) -> list[Job]:
+        """Jobs with their places, those that wait."""
+        if not any(job.status in _WAITING for job in jobs):
+            return list(jobs)
+        places = self._places()
+        return [self._with(job, places.get(job.id)) for job in jobs]
+
+    def _with(self, job: Job, place: _Place | None) -> Job:
+        if place is None or job.status not in _WAITING:
+            return job
+        progress = job.progress.model_copy(update={"eta_s": place.eta_s})
+        return job.model_copy(update={"queue_position": place.position, "progress": progress})
+
+    def _places(self) -> dict[str, _Place]:
+        unfinished = self._jobs.unfinished()
+        order = {job_id: place for place, job_id in enumerate(self._jobs.waiting_order())}
+        waiting = [record for record in unfinished if record.job.status in _WAITING]
+        waiting.sort(key=lambda record: (order.get(record.job.id, len(order)), record.job.id))
+        running = [record for record in unfinished if record.job.status is JobStatus.RUNNING]
+        # when each worker is free, in seconds from now; None from the first job on of which nothing is known
+        free: list[float] | None = self._busy(running)
+        places = {}
+        for position, record in enumerate(waiting, 1):
+            takes_s = self._takes_s(record) if free else None
+            if free and takes_s is not None:
+                free[0] += takes_s
+                places[record.job.id] = _Place(position, round(free[0], 1))
+                free.sort()
+            else:
+                free = None
+                places[record.job.id] = _Place(position, None)
+        return places
+
+    def _busy(self, running: list[JobRecord]) -> list[float] | None:
+        etas = [record.job.progress.eta_s for record in running]
+        workers = max(self._workers(), len(running))
+        if not workers or any(eta_s is None for eta_s in etas):
+            return None
+        return sorted([*(eta_s for eta_s in etas if eta_s is not None), *[0.0] * (workers - len(etas))])
+
+    def _takes_s(self, record: JobRecord) -> float | None:
+        pace = self._paces.of(record.job.settings)
+        return pace.seconds(record.job.settings, record.checkpointed) if pace else None
