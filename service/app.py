@@ -21,7 +21,19 @@ from .gateway import Gateway
 from .keys import KeyStore
 from .middleware import BodyLimit, RequestFigures
 from .request_id import RequestId
-from .routes import datasets, estimate, health, job_events, jobs, landmarks, naming, priors, transfer, versions
+from .routes import (
+    datasets,
+    estimate,
+    health,
+    job_events,
+    jobs,
+    landmarks,
+    naming,
+    priors,
+    transfer,
+    versions,
+    webhooks,
+)
 from .settings import Settings
 
 # what a multipart form weighs beside its files
@@ -54,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in (
         jobs.router,
         job_events.router,
+        webhooks.router,
         datasets.router,
         estimate.make_router(settings),
         priors.router,

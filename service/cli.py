@@ -23,6 +23,7 @@ from .cli_landmarks import landmarks
 from .cli_naming import names
 from .cli_options import URL, AsJson, Category, Follow, JobId, Url, Version
 from .cli_versions import aliases, versions
+from .cli_webhooks import webhooks
 from .client import Client, InputError, Job, JobStatus
 from .progress import TrainingProgress
 
@@ -98,6 +99,9 @@ def train(
     idempotency_key: Annotated[
         str | None, typer.Option(metavar="KEY", help="Names this request: sent again, it gives the same job.")
     ] = None,
+    webhook: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where the job's end is told, by a signed POST.")
+    ] = None,
     url: Url = URL,
     as_json: AsJson = False,
 ) -> None:
@@ -105,7 +109,7 @@ def train(
     with output.errors_shown(as_json), Client(url) as client:
         chosen = _settings(assignments or [])
         given: dict[str, Any] = {"labels": labels, "prior": prior_file, "prior_from": prior_from, "activate": activate}
-        given |= {"dataset": dataset, "idempotency_key": idempotency_key}
+        given |= {"dataset": dataset, "idempotency_key": idempotency_key, "webhook_url": webhook}
         job = client.train(category, path, preset, chosen, **given)
         _show(client, job, follow, as_json)
 
@@ -164,7 +168,7 @@ def history(category: Category, version: Version = None, url: Url = URL, as_json
 
 for command in (estimate, pause, resume, events, checkpoints, evaluate, names):
     app.command()(command)
-for group in (datasets, versions, aliases, landmarks, keys):
+for group in (datasets, versions, aliases, landmarks, keys, webhooks):
     app.add_typer(group)
 
 

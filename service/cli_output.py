@@ -96,6 +96,9 @@ def show_job(job: Job) -> None:
         out.print(f"  {metrics['images']} pictures{held_out}")
     if job.evaluation:
         show_scores(job.evaluation)
+    if job.webhook:
+        why = f": {escape(job.webhook.last_error)}" if job.webhook.last_error else ""
+        out.print(f"  webhook {job.webhook.status} after {job.webhook.attempts} attempts{why}")
     if job.error:
         out.print(f"  [red]{escape(job.error.detail)}[/] [dim]({job.error.code})[/]")
 

@@ -87,6 +87,7 @@ class Client(JobCalls, EstimateCalls):
         activate: bool = True,
         dataset: str | None = None,
         idempotency_key: str | None = None,
+        webhook_url: str | None = None,
     ) -> Job:
         """Uploads pictures, or names a dataset, and starts a training job; returns it without waiting.
 
@@ -100,11 +101,12 @@ class Client(JobCalls, EstimateCalls):
             activate: whether the version becomes the active one when the job succeeds.
             dataset: id of a dataset to train on, in place of pictures.
             idempotency_key: names this request: sent again, it gives the same job.
+            webhook_url: where the job's end is told; :func:`service.webhook_signature.verify_webhook` is for there.
         """
         if (pictures is None) == (dataset is None):
             raise InputError("name what to train on: either pictures or a dataset")
-        fields = {"category": category, "preset": preset or "", "prior_from": prior_from or ""}
-        fields = {name: value for name, value in fields.items() if value}
+        named = {"preset": preset, "prior_from": prior_from, "webhook_url": webhook_url}
+        fields = {"category": category, **{name: value for name, value in named.items() if value}}
         if not activate:
             fields["activate"] = "false"
         fields.update({name: _as_text(value) for name, value in (settings or {}).items()})

@@ -79,6 +79,10 @@ class JobCalls(Transport):
         """Puts a paused job back into the queue."""
         return self._job("POST", f"/train-jobs/{_quoted(job_id)}/resume")
 
+    def webhook_secret(self) -> str:
+        """What the webhooks of jobs are signed with."""
+        return str(self._send("GET", "/webhooks/secret").json()["secret"])
+
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """The checkpoints that a job wrote, the newest first."""
         return self._read(CheckpointList, self._send("GET", f"/train-jobs/{_quoted(job_id)}/checkpoints")).items

@@ -194,6 +194,12 @@ def train_body() -> dict[str, Any]:
             "description": "whether the version becomes the category's active one when the job succeeds",
         },
     }
+    shared["webhook_url"] = {
+        "type": "string",
+        "format": "uri",
+        "description": "where the job's end is told by a signed POST; a public address, unless the server allows more",
+        "examples": ["https://example.org/hooks/ppl"],
+    }
     archive = {
         **_FILE,
         "description": "zip, tar or tar.gz of JPEG, PNG, WebP, BMP or TIFF pictures, in folders or not, or of videos; "

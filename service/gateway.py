@@ -36,6 +36,8 @@ from .sending import Sender, redis_client
 from .settings import Settings
 from .tasks import end
 from .versions import Versions
+from .webhook_secret import webhook_secret
+from .webhooks import Courier
 from .workers import Workers
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ _UPLOAD_THREADS = 4
 _PRIOR_PICTURE_BYTES = 32 * 2**20
 _LOOK_EVERY_S = 1.0
 _CLEAN_EVERY_S = 600.0
+_TELL_EVERY_S = 1.0
 _COUNT_EVERY_S = 10.0
 _RESTART_LOOP_S = 1.0
 
@@ -97,6 +100,7 @@ class Gateway:
             live_workers=lambda: self.workers.count("inference"),
             metrics=self.metrics,
         )
+        self.courier = Courier(self.redis, self.jobs, self.io, self.webhook_secret, private=settings.webhook_private)
         self._loops: list[asyncio.Task[None]] = []
         self._counted_at = -_COUNT_EVERY_S
         self.leaving = False
@@ -108,6 +112,7 @@ class Gateway:
             "replies": read,
             "workers": partial(_every, _LOOK_EVERY_S, self.workers.look),
             "reconcile": partial(_every, routing.RECONCILE_EVERY_S, self._reconcile),
+            "webhooks": partial(_every, _TELL_EVERY_S, self.courier.round),
             "uploads": partial(_every, _CLEAN_EVERY_S, self._clean),
         }
         self._loops = [asyncio.create_task(_keep_running(name, loop), name=name) for name, loop in loops.items()]
@@ -140,6 +145,11 @@ class Gateway:
     async def draw(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Run something that draws a prior, after those asked for before it."""
         return await asyncio.get_running_loop().run_in_executor(self._drawing, in_context(function), *arguments)
+
+    def webhook_secret(self) -> str:
+        """What webhooks are signed with. Raises StoreCorrupt, OSError."""
+        given = self.settings.webhook_secret
+        return webhook_secret(self.settings.data_root, given.get_secret_value() if given else None)
 
     async def exposition(self) -> bytes:
         """The figures for Prometheus, brought up to date."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
 import threading
@@ -26,6 +25,7 @@ from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from .contract.errors import StoreCorrupt, UnknownKey
 from .contract.files import sync
+from .private_files import read_or_make, write_private
 
 RELOAD_S = 1.0
 FIRST_KEY_FILE = "first-api-key"
@@ -137,18 +137,7 @@ class KeyStore:
         """
         if self._read():
             return None
-        try:
-            text = self._first.read_text().strip()
-        except FileNotFoundError:
-            draft = self._first.with_name(f".{FIRST_KEY_FILE}.{secrets.token_hex(4)}")
-            _write_private(draft, _new_text() + "\n")
-            try:
-                os.link(draft, self._first)  # of two that try, one succeeds
-            except FileExistsError:
-                pass
-            finally:
-                draft.unlink()
-            text = self._first.read_text().strip()
+        text = read_or_make(self._first, _new_text)
         if not _KEY.fullmatch(text):
             raise StoreCorrupt(f"{self._first} holds no key; remove it, and the next start makes one")
         self._put(text, "first", [Scope.TRAIN])
@@ -170,7 +159,7 @@ class KeyStore:
     def _write(self, key: _Stored) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         draft = self._folder / f".{key.id}.{secrets.token_hex(4)}"
-        _write_private(draft, key.model_dump_json(indent=1) + "\n")
+        write_private(draft, key.model_dump_json(indent=1) + "\n")
         draft.replace(self._folder / f"{key.id}.json")
         sync(self._folder)
         self._looked_at = float("-inf")
@@ -207,13 +196,6 @@ class KeyStore:
 
 def _new_text() -> str:
     return f"ppl_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
-
-
-def _write_private(path: Path, text: str) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _digest(text: str) -> str:

@@ -6,9 +6,10 @@ import ipaddress
 import os
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from .contract.settings import CommonSettings
+from .webhook_secret import check_secret
 
 
 class Settings(CommonSettings):
@@ -70,12 +71,23 @@ class Settings(CommonSettings):
     idempotency_ttl_s: int = Field(
         default=24 * 3600, ge=1, description="how long the Idempotency-Key of a request to train is remembered"
     )
+    webhook_private: bool = Field(default=False, description="let webhooks go to private and loopback addresses")
+    webhook_secret: SecretStr | None = Field(
+        default=None, description="what webhooks are signed with, whsec_…; made at the first need unless set"
+    )
     sample_categories: bool = Field(
         default=True, description="put the sample category `dog` into a data root that has none of that name"
     )
     metrics_include_workers: bool = Field(
         default=True, description="show the workers' figures in the gateway's /metrics too"
     )
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _is_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_secret(value.get_secret_value())
+        return value
 
     @property
     def keys_needed(self) -> bool:

@@ -39,6 +39,7 @@ class TrainingRequest:
         prior: to start from, where one came.
         activate: whether the version becomes the category's active one.
         dataset: id of the dataset to train on, where the request names one.
+        webhook_url: where the job's end shall be told; not checked yet.
     """
 
     category: str
@@ -49,6 +50,7 @@ class TrainingRequest:
     prior: PriorValues | None = None
     activate: bool = True
     dataset: str | None = None
+    webhook_url: str | None = None
 
     @classmethod
     def of(
@@ -68,6 +70,7 @@ class TrainingRequest:
         """
         values = {name: value for name, value in values.items() if value != ""}  # a field left empty is not given
         category, preset = values.pop("category", None), values.pop("preset", DEFAULT_PRESET)
+        webhook_url = values.pop("webhook_url", None)
         activate = _truth("activate", values.pop("activate", True))
         if not isinstance(category, str):
             raise BadField("category", "category is missing or no text; it names what the pictures show")
@@ -78,7 +81,17 @@ class TrainingRequest:
         except SettingError as error:
             raise BadSetting(str(error), extra={"field": error.name}) from error
         check_use(prior, config)
-        return cls(check_category(category.strip()), str(preset), config, folder, labels, prior, activate, dataset)
+        return cls(
+            check_category(category.strip()),
+            str(preset),
+            config,
+            folder,
+            labels,
+            prior,
+            activate,
+            dataset,
+            webhook_url,
+        )
 
     def check_processes(self, processes: int) -> None:
         """Raises BadSetting where so many training processes can't share a batch evenly."""

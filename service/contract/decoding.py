@@ -155,7 +155,7 @@ def main(arguments: list[str]) -> None:
                 _send(out, FRAME, number, image.width, image.height, image.tobytes())
         except Unusable as error:
             reason = str(error)
-        except MemoryError:
+        except (MemoryError, ImportError):  # a part of the decoder that could not be loaded any more
             reason = f"it needs more than {order.memory_bytes} bytes of memory"
         except BrokenPipeError:
             raise

@@ -52,6 +52,7 @@ class ErrorCode(StrEnum):
     BAD_FOLDER = "bad_folder"
     BAD_PRIOR = "bad_prior"
     BAD_LABELS = "bad_labels"
+    BAD_WEBHOOK = "bad_webhook"
     NO_MEMORY = "no_memory"
     BAD_ALIAS_NAME = "bad_alias_name"
     BAD_KEYPOINT_NAMES = "bad_keypoint_names"
@@ -185,6 +186,10 @@ class BadPrior(BadRequest, code=ErrorCode.BAD_PRIOR, status=422):
 
 class BadLabels(BadRequest, code=ErrorCode.BAD_LABELS, status=422):
     """Labels that can't be read or scored, or name no picture of the job."""
+
+
+class BadWebhook(BadRequest, code=ErrorCode.BAD_WEBHOOK, status=422):
+    """An address that no webhook may go to."""
 
 
 class NoMemory(BadRequest, code=ErrorCode.NO_MEMORY, status=422):

@@ -66,6 +66,10 @@ class Watch:
         self._status = job.status
         self._progress = job.progress.model_copy()
 
+    def ended(self, record: JobRecord) -> bool:
+        """Whether the job ended between then and now."""
+        return record.job.status.ended and not self._status.ended
+
     def events(self, record: JobRecord) -> Told:
         """Kind and JSON of each event between then and now; ``completed`` is the last of all."""
         job, before = record.job, self._progress

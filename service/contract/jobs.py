@@ -35,6 +35,7 @@ from .records import (
     check_job_id,
     is_job_id,
 )
+from .webhooks import Delivery
 
 __all__ = [
     "Job",
@@ -139,6 +140,7 @@ class JobStore:
         request: NamedRequest | None = None,
         owner: str | None = None,
         limits: JobLimits | None = None,
+        webhook_url: str | None = None,
     ) -> Job:
         """A new job, ``validating``; its upload must be on disk by now.
 
@@ -147,6 +149,7 @@ class JobStore:
                 job is the answer, as its id tells, and nothing is created.
             owner: id of the API key that asks, if any.
             limits: None for no limit.
+            webhook_url: where the job's end is told.
 
         Raises:
             KeyReused: the request of that name was another.
@@ -162,6 +165,7 @@ class JobStore:
             activate=activate,
             dataset=source.dataset if source else None,
             created_by=owner,
+            webhook=Delivery(url=webhook_url) if webhook_url else None,
         )
         record = JobRecord(job=job, source=source or JobSource())
         keys = [routing.job_key(job.id), routing.JOBS, routing.ACTIVE_JOBS, *_event_keys(job.id)]
@@ -246,6 +250,7 @@ class JobStore:
             routing.lease_key(job_id),
             routing.cancel_key(job_id),
             *_event_keys(job_id),
+            routing.WEBHOOKS,
         ]
         while True:
             revision, record = self._load(job_id)
@@ -255,6 +260,7 @@ class JobStore:
             change(record)
             arguments = [revision, record.model_dump_json(), holder, int(record.job.status.ended), job_id, write]
             arguments += _telling(watch.events(record))
+            arguments.append(time.time() if record.job.webhook and watch.ended(record) else "")
             outcome = self._redis.eval(scripts.UPDATE, len(keys), *keys, *arguments)
             if outcome == scripts.WRITTEN:
                 return record
@@ -321,6 +327,7 @@ class JobStore:
             pipe.delete(routing.job_key(job_id), routing.cancel_key(job_id), *_event_keys(job_id))
             pipe.zrem(routing.JOBS, job_id)
             pipe.srem(routing.ACTIVE_JOBS, job_id)
+            pipe.zrem(routing.WEBHOOKS, job_id)
             pipe.execute()
 
     def acquire(self, job_id: str, holder: str, ttl_s: float = routing.LEASE_TTL_S) -> Lease | None:

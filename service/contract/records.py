@@ -20,6 +20,7 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, BaseModel, Field, PrivateAttr, field_serializer
 
 from .errors import Abandoned, Conflict, JobNotActive, PPLError, UnknownJob
+from .webhooks import Delivery
 
 Setting = bool | int | float | str
 
@@ -142,6 +143,7 @@ class Job(BaseModel):
         activate: whether its version becomes the active one when it succeeds.
         dataset: that it trains on; None where its pictures came with it.
         queue_position: which it is among the jobs that wait, 1 for the next; None for one that does not wait.
+        webhook: what becomes of telling its end, where that was asked for.
         created_by: id of the API key that asked for it; None where the server asks for none.
         evaluation: of a job with labels that succeeded: the errors by protocol, on how many pictures they were
             measured, and how these were split.
@@ -163,6 +165,7 @@ class Job(BaseModel):
     dataset: JobDataset | None = None
     created_by: str | None = None
     queue_position: int | None = None
+    webhook: Delivery | None = None
 
     @field_serializer("created_at", "started_at", "finished_at")
     def _utc(self, value: datetime | None) -> str | None:

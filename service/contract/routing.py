@@ -12,6 +12,8 @@ ppl:job:<id>:cancel            "1" when a job in a worker's hands shall stop    
 ppl:job:<id>:events            stream of what happened to it, ids 1-0, 2-0, …     with the job
 ppl:job:<id>:checkpoints       list of the checkpoints it wrote (JSON)            with the job
 ppl:pace:<digest>              hash: step_s, late_cost of the last job of a kind   PaceBook
+ppl:webhooks                   sorted set of jobs whose end is to be told, by time due
+ppl:webhook:<id>:lease         token of the gateway that tells it                 a minute
 ppl:request:<digest>           hash: job, fingerprint of a request to train       PPL_IDEMPOTENCY_TTL_S
 ppl:pixels:<batch>             uint8 bytes (N, S, S, 3)                           PIXELS_TTL_S
 ppl:reply:<gateway>            list of BatchReply (msgpack)                       REPLY_TTL_S after a push
@@ -47,6 +49,7 @@ TRAINING_VISIBILITY_S = 60
 
 JOBS = "ppl:jobs"
 ACTIVE_JOBS = "ppl:jobs:active"
+WEBHOOKS = "ppl:webhooks"
 RECONCILE_LOCK = "ppl:reconcile"
 
 
@@ -83,6 +86,11 @@ def job_key(job_id: str) -> str:
 def request_key(name: str) -> str:
     """What became of a request that its sender gave a name; names are longer and odder than keys should be."""
     return f"ppl:request:{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def webhook_lease_key(job_id: str) -> str:
+    """Which gateway tells a job's end just now."""
+    return f"ppl:webhook:{job_id}:lease"
 
 
 def pace_key(kind: str) -> str:

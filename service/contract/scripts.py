@@ -23,11 +23,13 @@ end
 # Write a job's record if its revision is still the one that was read, and its lease is held by
 # the writer ("" for: whoever holds it; "-" for: nobody may hold it). A job that ended leaves the
 # set of active ones, and needs no cancel flag. Gone records answer STALE: the next read says so.
+# Where the job's end is to be told, it is due from this very step on.
 # A write whose answer was lost comes again from redis-py: its own name in "by" tells it apart.
 UPDATE = (
     _TELL
     + """
 local job, active, lease, cancel, stream, checkpoints = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local webhooks, due = KEYS[7], ARGV[11]
 local revision, record, holder, ended, id, write = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 if redis.call('HGET', job, 'rev') ~= revision then
   return redis.call('HGET', job, 'by') == write and 1 or 0
@@ -44,6 +46,7 @@ if ended == '1' then
   redis.call('SREM', active, id)
   redis.call('DEL', cancel)
 end
+if due ~= '' then redis.call('ZADD', webhooks, due, id) end
 return 1
 """
 )

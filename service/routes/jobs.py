@@ -14,6 +14,7 @@ from ..contract.archives import check_archive
 from ..contract.job_files import training_file, training_folder
 from ..contract.jobs import MAX_PAGE, Job, JobLimits, JobPage, JobSource, JobStatus, NamedRequest
 from ..contract.priors import document_of
+from ..contract.webhooks import check_webhook_url
 from ..dataset_training import from_dataset
 from ..documentation import train_body
 from ..errors import StorageFull, UnsupportedMedia, responses
@@ -67,6 +68,10 @@ async def create_job(
     With an `Idempotency-Key` of your own the request can be sent again where its answer was lost: the same key with
     the same request gives the job that the first one made, with `Idempotent-Replayed: true`; with another request it
     is refused with 422. Keys are remembered for a day.
+
+    With `webhook_url` the job's end is told there: a POST of `{"type": "train_job.succeeded", "timestamp": …,
+    "data": the job}` (or `…failed`, `…cancelled`), signed as Standard Webhooks does (`GET /webhooks/secret`), again and
+    again for about a day until the answer is 2xx. The job's `webhook` says what came of it.
     """
     gateway = gateway_of(request)
     kind = media_type(request.headers)
@@ -187,6 +192,8 @@ async def _accept(
     try:
         wanted, source = await take(gateway, request, intake)
         wanted.check_processes(gateway.settings.training_processes)
+        if wanted.webhook_url is not None:
+            check_webhook_url(wanted.webhook_url, private=gateway.settings.webhook_private)
         if wanted.prior:
             await intake.put_prior(document_of(wanted.prior))
         await intake.sync()
@@ -194,7 +201,7 @@ async def _accept(
         named = None
         if key is not None:
             asked = {"category": wanted.category, "settings": settings, "activate": wanted.activate}
-            asked |= {"folder": source.folder, "dataset": wanted.dataset}
+            asked |= {"folder": source.folder, "dataset": wanted.dataset, "webhook_url": wanted.webhook_url}
             digest = await gateway.upload(fingerprint, asked, gateway.files.folder(intake.job_id))
             named = NamedRequest(key, digest, gateway.settings.idempotency_ttl_s)
         job = await gateway.io(
@@ -208,6 +215,7 @@ async def _accept(
             named,
             owner,
             limits,
+            wanted.webhook_url,
         )
         if job.id == intake.job_id:
             intake.hand_over()

@@ -61,6 +61,7 @@ async def test_every_operation_is_described_and_declares_problems(described):
         "/priors/{category}/landmarks/{name}",
         "/priors/{category}/aliases",
         "/priors/{category}/aliases/{alias}",
+        "/webhooks/secret",
         "/livez",
         "/readyz",
         "/metrics",
@@ -151,6 +152,7 @@ async def test_job_has_the_agreed_members(described):
         "dataset",
         "created_by",
         "queue_position",
+        "webhook",
     ]
     assert set(schemas["Progress"]["properties"]) == {"step", "total_steps", "fraction", "eta_s", "stage"}
     assert schemas["JobStatus"]["enum"] == [str(status) for status in JobStatus]

@@ -85,6 +85,7 @@ async def test_upload_becomes_a_job(http, post, data_root, archive):
         "dataset",
         "created_by",
         "queue_position",
+        "webhook",
     }
     assert (job["category"], job["status"]) == ("dog", "validating")
     assert job["progress"] == {"step": 0, "total_steps": 123, "fraction": 0.0, "eta_s": None, "stage": None}

@@ -30,6 +30,7 @@ SHAPE = {
     "dataset",
     "created_by",
     "queue_position",
+    "webhook",
 }
 
 

@@ -1,0 +1,37 @@
+"""/webhooks/secret: what a receiver needs to know that a webhook is ours."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+
+from ..errors import responses
+from ..gateway import gateway_of
+
+router = APIRouter(tags=["training"])
+
+
+class WebhookSecret(BaseModel):
+    """What webhooks are signed with."""
+
+    secret: str = Field(
+        description="whsec_ and base64, as the libraries of Standard Webhooks take it",
+        examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="],
+    )
+
+
+@router.get(
+    "/webhooks/secret",
+    summary="The secret of webhooks",
+    response_model=WebhookSecret,
+    responses=responses(500),
+)
+async def get_webhook_secret(request: Request) -> WebhookSecret:
+    """What the webhooks of `POST /train-jobs` (`webhook_url`) are signed with, by HMAC-SHA256.
+
+    The header `webhook-signature` is `v1,` and the base64 of the HMAC of `webhook-id`, `webhook-timestamp` and the body
+    with dots between them (https://www.standardwebhooks.com, whose libraries check it). It is made at the first start,
+    or given by `PPL_WEBHOOK_SECRET`.
+    """
+    gateway = gateway_of(request)
+    return WebhookSecret(secret=await gateway.io(gateway.webhook_secret))

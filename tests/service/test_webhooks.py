@@ -1,0 +1,276 @@
+"""The ends of jobs, told to a real receiver on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import stat
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from service.client_errors import InputError
+from service.contract import routing
+from service.contract.jobs import JobStatus, JobStore
+from service.webhook_secret import webhook_secret
+from service.webhook_signature import verify_webhook
+from service.webhooks import Courier
+
+from .test_train_jobs import GOOD
+
+
+class Receiver:
+    """Keeps what it is sent, and answers with the statuses it is given, then with 204."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[dict[str, str], bytes]] = []
+        self.answers: list[int] = []
+        receiver = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                receiver.requests.append((dict(self.headers), body))
+                status = receiver.answers.pop(0) if receiver.answers else 204
+                self.send_response(status)
+                if 300 <= status < 400:
+                    self.send_header("location", f"{receiver.url}/elsewhere")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
+
+
+@pytest.fixture
+def jobs(redis_client):
+    return JobStore(redis_client)
+
+
+def ended(jobs: JobStore, url: str, status: JobStatus = JobStatus.FAILED) -> str:
+    job = jobs.create("dog", {}, 5, webhook_url=url)
+    jobs.update(job.id, lambda record: record.move(status))
+    return job.id
+
+
+async def until(condition, timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+async def test_end_of_a_job_is_told_and_signed(serve, receiver, data_root):
+    http = await serve(webhook_private=True)
+    data = {"category": "dog", "webhook_url": f"{receiver.url}/hook?a=1"}
+    job = (await http.post("/train-jobs", data=data, files={"archive": ("a.zip", GOOD)})).json()
+    assert job["webhook"] == {
+        "url": f"{receiver.url}/hook?a=1",
+        "status": "pending",
+        "attempts": 0,
+        "last_error": None,
+        "delivered_at": None,
+    }
+    await http.post(f"/train-jobs/{job['id']}/cancel")
+    await until(lambda: receiver.requests)
+    headers, body = receiver.requests[0]
+    secret = (await http.get("/webhooks/secret")).json()["secret"]
+    event = verify_webhook(headers, body, secret)
+    assert event["type"] == "train_job.cancelled"
+    assert event["data"]["id"] == job["id"]
+    assert event["data"]["status"] == "cancelled"
+    assert event["timestamp"] == event["data"]["finished_at"]
+    assert {name.lower(): value for name, value in headers.items()}["host"] == receiver.url.removeprefix("http://")
+    with pytest.raises(InputError):
+        verify_webhook(headers, body + b" ", secret)
+    with pytest.raises(InputError):
+        verify_webhook({**headers, "webhook-timestamp": "1"}, body, secret)
+    with pytest.raises(InputError):
+        verify_webhook({}, body, secret)
+
+    async def delivered() -> bool:
+        return (await http.get(f"/train-jobs/{job['id']}")).json()["webhook"]["status"] == "delivered"
+
+    for _ in range(100):
+        if await delivered():
+            break
+        await asyncio.sleep(0.05)
+    assert await delivered()
+    await asyncio.sleep(1.2)
+    assert len(receiver.requests) == 1
+    # the stream of events still ends with the job's end
+    events = (await http.get(f"/train-jobs/{job['id']}/events")).json()["items"]
+    assert events[-1]["kind"] == "completed"
+
+
+async def test_what_ended_while_no_gateway_ran_is_told_by_the_next(serve, receiver, jobs):
+    job_id = ended(jobs, receiver.url)
+    await serve(webhook_private=True)
+    await until(lambda: receiver.requests)
+    assert json.loads(receiver.requests[0][1])["data"]["id"] == job_id
+
+
+@pytest.fixture
+def courier(serve, jobs):
+    async def make(private: bool = True) -> Courier:
+        """One that works only when the test says so."""
+        http = await serve(webhook_private=private)
+        gateway = http.gateway
+        loop = next(task for task in gateway._loops if task.get_name() == "webhooks")
+        loop.cancel()
+        await asyncio.sleep(0.05)
+        return gateway.courier
+
+    return make
+
+
+async def test_it_is_sent_again_until_it_is_taken(courier, receiver, jobs, redis_client, monkeypatch):
+    monkeypatch.setattr("service.webhooks.RETRIES_S", (0.0, 0.0, 0.0))
+    courier = await courier()
+    receiver.answers = [500, 302]
+    job_id = ended(jobs, receiver.url)
+    await courier.round()
+    assert jobs.get(job_id).webhook.model_dump(exclude={"url"}) == {
+        "status": "pending",
+        "attempts": 1,
+        "last_error": "it answered 500",
+        "delivered_at": None,
+    }
+    await courier.round()
+    assert jobs.get(job_id).webhook.last_error == "it answered 302"  # and nobody followed it
+    await courier.round()
+    webhook = jobs.get(job_id).webhook
+    assert (webhook.status, webhook.attempts, webhook.last_error) == ("delivered", 3, None)
+    assert redis_client.zcard(routing.WEBHOOKS) == 0
+    ids = {headers["webhook-id"] for headers, _ in receiver.requests}
+    assert ids == {f"msg_{job_id}"}
+
+
+async def test_pauses_between_attempts_grow_and_end_after_about_a_day(courier, receiver, jobs, redis_client):
+    from service.webhooks import RETRIES_S
+
+    assert list(RETRIES_S) == sorted(RETRIES_S)
+    assert 24 * 3600 <= sum(RETRIES_S) <= 36 * 3600
+    courier = await courier()
+    receiver.answers = [503] * 20
+    job_id = ended(jobs, receiver.url)
+    for pause_s in RETRIES_S:
+        await courier.round()
+        due = redis_client.zscore(routing.WEBHOOKS, job_id)
+        assert due == pytest.approx(time.time() + pause_s, abs=5)
+        await courier.round()  # not due yet
+        redis_client.zadd(routing.WEBHOOKS, {job_id: 0})
+    await courier.round()
+    webhook = jobs.get(job_id).webhook
+    assert (webhook.status, webhook.attempts) == ("failed", len(RETRIES_S) + 1)
+    assert redis_client.zcard(routing.WEBHOOKS) == 0
+    assert len(receiver.requests) == len(RETRIES_S) + 1
+
+
+async def test_receiver_that_is_gone_is_not_asked_again(courier, receiver, jobs, redis_client):
+    courier = await courier()
+    receiver.answers = [410]
+    job_id = ended(jobs, receiver.url)
+    await courier.round()
+    assert jobs.get(job_id).webhook.status == "failed"
+    assert redis_client.zcard(routing.WEBHOOKS) == 0
+
+
+async def test_nobody_there_is_noted(courier, receiver, jobs):
+    courier = await courier()
+    job_id = ended(jobs, receiver.url)
+    receiver.close()
+    await courier.round()
+    webhook = jobs.get(job_id).webhook
+    assert webhook.status == "pending"
+    assert "ConnectError" in webhook.last_error
+
+
+async def test_two_gateways_tell_it_once(courier, receiver, jobs):
+    courier = await courier()
+    for _ in range(5):
+        ended(jobs, receiver.url)
+    await asyncio.gather(courier.round(), courier.round(), courier.round())
+    assert len(receiver.requests) == 5
+
+
+async def test_a_name_that_leads_to_a_private_address_gets_nothing(courier, receiver, jobs, monkeypatch):
+    """As after a change of its DNS entry: the address is checked at each delivery, and the very one is connected to."""
+    courier = await courier(private=False)
+    port = receiver.url.rpartition(":")[2]
+    job_id = ended(jobs, f"http://rebound.example:{port}/")
+    loop = asyncio.get_running_loop()
+    real = loop.getaddrinfo
+
+    async def rebound(host, *arguments, **named):
+        return await real("127.0.0.1" if host == "rebound.example" else host, *arguments, **named)
+
+    monkeypatch.setattr(loop, "getaddrinfo", rebound)
+    await courier.round()
+    webhook = jobs.get(job_id).webhook
+    assert webhook.status == "pending"
+    assert "private" in webhook.last_error
+    assert receiver.requests == []
+
+
+async def test_private_address_is_refused_at_the_door(http, problem, no_trace):
+    data = {"category": "dog", "webhook_url": "http://169.254.169.254/latest"}
+    answer = await http.post("/train-jobs", data=data, files={"archive": ("a.zip", GOOD)})
+    assert "PPL_WEBHOOK_PRIVATE" in problem(answer, 422, "bad_webhook")["detail"]
+    no_trace()
+    body = {"category": "dog", "folder": "x", "webhook_url": 5}
+    assert (await http.post("/train-jobs", json=body)).status_code in (400, 422)
+
+
+async def test_job_whose_record_was_deleted_is_told_no_more(courier, receiver, jobs, redis_client):
+    courier = await courier()
+    jobs.delete(ended(jobs, receiver.url))
+    assert redis_client.zcard(routing.WEBHOOKS) == 0
+    redis_client.zadd(routing.WEBHOOKS, {"0123456789abcdef": 0})
+    await courier.round()
+    assert redis_client.zcard(routing.WEBHOOKS) == 0
+    assert receiver.requests == []
+
+
+async def test_job_without_webhook_tells_nothing(jobs, redis_client):
+    job = jobs.create("dog", {}, 5)
+    jobs.update(job.id, lambda record: record.move(JobStatus.FAILED))
+    assert redis_client.zcard(routing.WEBHOOKS) == 0
+    assert jobs.get(job.id).webhook is None
+
+
+# the secret
+
+
+def test_secret_is_made_once_and_readable_by_its_owner_alone(data_root):
+    first = webhook_secret(data_root, None)
+    assert first.startswith("whsec_")
+    assert webhook_secret(data_root, None) == first
+    assert stat.S_IMODE((data_root / "webhook-secret").stat().st_mode) == 0o600
+    assert webhook_secret(data_root, "whsec_other") == "whsec_other"
+
+
+def test_secret_of_the_settings_must_be_one():
+    from service.settings import Settings
+
+    with pytest.raises(ValueError, match="whsec_ and the base64"):
+        Settings(webhook_secret="hello")
+    assert "AAAA" not in repr(Settings(webhook_secret="whsec_" + "AAAA" * 10))
