@@ -303,6 +303,32 @@ def parse(name: str, value: Any) -> Value:
     return typed
 
 
+SHAPING = frozenset(
+    {
+        "method",
+        "keypoint_prior",
+        "keypoint_prior_trainable",
+        "connectivity_prior",
+        "connectivity_prior_trainable",
+        "image_size",
+        "num_keypoints",
+        "base_width",
+        "head",
+        "head_scale",
+        "skips",
+        "num_banks",
+        "bank_size",
+        "token_dim",
+        "memory_width",
+        "memory_depth",
+        "link_scale",
+        "link_colours",
+        "object_colour",
+    }
+)
+"""Settings that say what a model's weights are and mean: a training that goes on from them can't change these."""
+
+
 def resolve(preset: str = "compact", overrides: Mapping[str, Any] | None = None) -> PPLConfig:
     """A preset with some settings replaced.
 

@@ -246,6 +246,29 @@ class Trainer:
             raise checkpoint.CheckpointError(f"{path} was written by another release: {error}") from error
         return True
 
+    def load_weights(self, path: Path) -> None:
+        """Start from the weights of a version (``weights.safetensors``), codebook and all, with a fresh optimiser.
+
+        Args:
+            path: of a model of the same shape.
+
+        Raises:
+            CheckpointError: it is damaged, or of another shape.
+            FileNotFoundError: there is none.
+        """
+        weights, _ = checkpoint.load(path)
+        self._check_fits(path, weights)
+        self.model.load_state_dict(weights)
+        self.history = History(self.config.steps, self.config.history_snapshots)
+        self.history.watch(self.model, self.step)
+
+    def _check_fits(self, path: Path, weights: dict[str, Tensor]) -> None:
+        own = self.model.state_dict()
+        strange = sorted(weights.keys() ^ own.keys())
+        strange += [name for name in own if name in weights and weights[name].shape != own[name].shape]
+        if strange:
+            raise checkpoint.CheckpointError(f"{path} was written by another release: {', '.join(strange[:5])}")
+
     def _restore(self, path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         saved = PPLConfig.from_dict(facts["config"])
         if saved != self.config:
@@ -255,11 +278,8 @@ class Trainer:
         if mode != self.mode:
             raise checkpoint.CheckpointError(f"{path} was trained on {mode}; these are {self.mode}")
         step, history = int(facts["step"]), _named(tensors, "history.")
-        weights, own = _named(tensors, "model."), self.model.state_dict()
-        strange = sorted(weights.keys() ^ own.keys())
-        strange += [name for name in own if name in weights and weights[name].shape != own[name].shape]
-        if strange:
-            raise checkpoint.CheckpointError(f"{path} was written by another release: {', '.join(strange[:5])}")
+        weights = _named(tensors, "model.")
+        self._check_fits(path, weights)
         moments = self._moments(_named(tensors, "optimizer."))
         self.history.restore(history)
         # not before all of it is known to fit: a run that starts over would start from these weights

@@ -99,6 +99,9 @@ def train(
     idempotency_key: Annotated[
         str | None, typer.Option(metavar="KEY", help="Names this request: sent again, it gives the same job.")
     ] = None,
+    continue_from: Annotated[
+        str | None, typer.Option(metavar="[CATEGORY@]VERSION", help="Start from the weights of this version.")
+    ] = None,
     webhook: Annotated[
         str | None, typer.Option(metavar="URL", help="Where the job's end is told, by a signed POST.")
     ] = None,
@@ -109,7 +112,8 @@ def train(
     with output.errors_shown(as_json), Client(url) as client:
         chosen = _settings(assignments or [])
         given: dict[str, Any] = {"labels": labels, "prior": prior_file, "prior_from": prior_from, "activate": activate}
-        given |= {"dataset": dataset, "idempotency_key": idempotency_key, "webhook_url": webhook}
+        given |= {"dataset": dataset, "idempotency_key": idempotency_key}
+        given |= {"webhook_url": webhook, "continue_from": continue_from}
         job = client.train(category, path, preset, chosen, **given)
         _show(client, job, follow, as_json)
 

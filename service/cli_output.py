@@ -82,6 +82,8 @@ def show_job(job: Job) -> None:
         out.print(f"  step {progress.step} of {progress.total_steps}{left}, loss {loss_text(job)}")
     if job.version:
         out.print(f"  version {job.version}")
+    if job.continued_from:
+        out.print(f"  continues from {job.continued_from.category}@{job.continued_from.version}")
     if job.dataset:
         out.print(f"  dataset {job.dataset.id}  {escape(job.dataset.name or '')}".rstrip())
     skipped = job.metrics.get("skipped")

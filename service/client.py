@@ -88,6 +88,7 @@ class Client(JobCalls, EstimateCalls):
         dataset: str | None = None,
         idempotency_key: str | None = None,
         webhook_url: str | None = None,
+        continue_from: str | None = None,
     ) -> Job:
         """Uploads pictures, or names a dataset, and starts a training job; returns it without waiting.
 
@@ -101,11 +102,12 @@ class Client(JobCalls, EstimateCalls):
             activate: whether the version becomes the active one when the job succeeds.
             dataset: id of a dataset to train on, in place of pictures.
             idempotency_key: names this request: sent again, it gives the same job.
+            continue_from: a version or alias of the category, or CATEGORY@VERSION, whose weights to start from.
             webhook_url: where the job's end is told; :func:`service.webhook_signature.verify_webhook` is for there.
         """
         if (pictures is None) == (dataset is None):
             raise InputError("name what to train on: either pictures or a dataset")
-        named = {"preset": preset, "prior_from": prior_from, "webhook_url": webhook_url}
+        named = {"preset": preset, "prior_from": prior_from, "webhook_url": webhook_url, "continue_from": continue_from}
         fields = {"category": category, **{name: value for name, value in named.items() if value}}
         if not activate:
             fields["activate"] = "false"

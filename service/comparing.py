@@ -23,6 +23,7 @@ _DIGITS = 6
 _WHY = {
     "number": "the same number is the same keypoint",
     "same": "both are the same version",
+    "continued": "the one was trained on from the other, and its keypoints are the same",
     "name": "the keypoints of both were given the same names",
     "position": "the keypoints were learned apart: they are matched one to one by their places in the typical poses, "
     "so that the sum of the distances is the least",
@@ -35,8 +36,8 @@ def compare(older: Mapping[str, Any], newer: Mapping[str, Any], match: Match, st
     Args:
         older, newer: as GET /priors/{category} gives them.
         match: which keypoints are the same: those of one number; those that lie near each other, of a one-to-one
-            matching of least summed distance; or "auto": by number within one version, by name where users gave
-            both the same names, else by position.
+            matching of least summed distance; or "auto": by number within one version and where both come from one,
+            by name where users gave both the same names, else by position.
         strong: share of a prior's strongest link from which on a link counts as one.
 
     Raises:
@@ -79,17 +80,25 @@ def compare(older: Mapping[str, Any], newer: Mapping[str, Any], match: Match, st
 def _pairs(older: Mapping[str, Any], newer: Mapping[str, Any], match: Match) -> tuple[list[tuple[int, int]], str, str]:
     counts = [len(prior["keypoint_prior"]) for prior in (older, newer)]
     same = older["version"] == newer["version"]
-    if match == "number" or (match == "auto" and same):
+    continued = bool(set(_lineage(older)) & set(_lineage(newer)))
+    if match == "number" or (match == "auto" and (same or continued)):
         if counts[0] != counts[1]:
             raise BadRequest(
                 f"match is number, and the versions have {counts[0]} and {counts[1]} keypoints; match them by position"
             )
-        return [(index, index) for index in range(counts[0])], "number", _WHY["same" if same else "number"]
+        why = "same" if same else "continued" if continued else "number"
+        return [(index, index) for index in range(counts[0])], "number", _WHY[why]
     names = [prior.get("keypoint_names") or [] for prior in (older, newer)]
     if match == "auto" and not any(map(numbered, names)) and set(names[0]) == set(names[1]):
         return [(index, names[1].index(name)) for index, name in enumerate(names[0])], "name", _WHY["name"]
     rows, columns = assign(_distances(older["keypoint_prior"], newer["keypoint_prior"]))
     return list(zip(rows.tolist(), columns.tolist(), strict=True)), "position", _WHY["position"]
+
+
+def _lineage(prior: Mapping[str, Any]) -> list[str]:
+    """The versions that one came from, and itself."""
+    before = (prior.get("training") or {}).get("continued_from") or {}
+    return [*before.get("lineage", []), f"{prior['category']}@{prior['version']}"]
 
 
 def _distances(older: Sequence[Any], newer: Sequence[Any]) -> NDArray[np.float64]:

@@ -200,6 +200,12 @@ def train_body() -> dict[str, Any]:
         "description": "where the job's end is told by a signed POST; a public address, unless the server allows more",
         "examples": ["https://example.org/hooks/ppl"],
     }
+    shared["continue_from"] = {
+        "type": "string",
+        "description": "version or alias of the category, or CATEGORY@VERSION, whose weights to start from; settings "
+        "not named are that version's",
+        "examples": ["active"],
+    }
     archive = {
         **_FILE,
         "description": "zip, tar or tar.gz of JPEG, PNG, WebP, BMP or TIFF pictures, in folders or not, or of videos; "

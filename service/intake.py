@@ -73,14 +73,21 @@ class Intake:
         def link() -> None:
             self._files.create(self.job_id)
             for source, to in ((archive, self.archive.path), (labels, self.labels.path)):
-                if source is None:
-                    continue
-                try:
-                    os.link(source, to)
-                except FileNotFoundError:
-                    raise
-                except OSError:
-                    shutil.copyfile(source, to)
+                if source is not None:
+                    _link(source, to)
+
+        await self._in_thread(link)
+
+    async def link_start(self, weights: Path) -> None:
+        """Take the weights that training goes on from: the job keeps them, whatever becomes of their version.
+
+        Raises:
+            FileNotFoundError: they have gone.
+        """
+
+        def link() -> None:
+            self._files.create(self.job_id)
+            _link(weights, self._files.start(self.job_id))
 
         await self._in_thread(link)
 
@@ -121,6 +128,16 @@ class Intake:
         finally:
             if not self._owned:
                 self._files.remove(self.job_id)
+
+
+def _link(source: Path, to: Path) -> None:
+    """A further name of a file that never changes; a copy where the disk knows no such names."""
+    try:
+        os.link(source, to)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, to)
 
 
 class UploadFile:

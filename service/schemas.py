@@ -211,6 +211,9 @@ class VersionEntry(BaseModel):
     created_at: str | None = None
     job_id: str | None = None
     preset: str | None = None
+    continued_from: str | None = Field(
+        default=None, description="CATEGORY@VERSION whose weights its training started from", examples=["dog@v1"]
+    )
 
 
 class VersionPage(BaseModel):

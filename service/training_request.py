@@ -13,6 +13,7 @@ from fastapi import Request
 from model.config import PPLConfig, SettingError, resolve
 from model.prior_values import PriorValues
 
+from .continuing import Base
 from .contract.additions import Additions
 from .contract.errors import BadArchive, BadLabels, BadPrior, BadRequest, BadSetting
 from .contract.job_files import MAX_LABELS_BYTES
@@ -40,6 +41,7 @@ class TrainingRequest:
         activate: whether the version becomes the category's active one.
         dataset: id of the dataset to train on, where the request names one.
         webhook_url: where the job's end shall be told; not checked yet.
+        base: the version to go on from, where the request names one.
     """
 
     category: str
@@ -51,6 +53,7 @@ class TrainingRequest:
     activate: bool = True
     dataset: str | None = None
     webhook_url: str | None = None
+    base: Base | None = None
 
     @classmethod
     def of(
@@ -60,6 +63,7 @@ class TrainingRequest:
         labels: str | None = None,
         prior: PriorValues | None = None,
         dataset: str | None = None,
+        base: Base | None = None,
     ) -> TrainingRequest:
         """From a form's fields or a JSON object's members; K is the prior's unless num_keypoints is given.
 
@@ -69,21 +73,30 @@ class TrainingRequest:
             BadPrior: the settings and the prior do not suit each other.
         """
         values = {name: value for name, value in values.items() if value != ""}  # a field left empty is not given
-        category, preset = values.pop("category", None), values.pop("preset", DEFAULT_PRESET)
+        category, preset = values.pop("category", None), values.pop("preset", None)
         webhook_url = values.pop("webhook_url", None)
         activate = _truth("activate", values.pop("activate", True))
         if not isinstance(category, str):
             raise BadField("category", "category is missing or no text; it names what the pictures show")
-        if prior is not None:
-            values.setdefault("num_keypoints", len(prior.keypoint_prior))
-        try:
-            config = resolve(str(preset), values)
-        except SettingError as error:
-            raise BadSetting(str(error), extra={"field": error.name}) from error
-        check_use(prior, config)
+        if base is not None:
+            preset, config = base.config(None if preset is None else str(preset), values)
+            if prior is not None:
+                raise BadField(
+                    "prior", "both a prior and continue_from came; what continues from a version starts from its prior"
+                )
+            prior = base.prior if config.needs_prior else None
+        else:
+            preset = str(DEFAULT_PRESET if preset is None else preset)
+            if prior is not None:
+                values.setdefault("num_keypoints", len(prior.keypoint_prior))
+            try:
+                config = resolve(preset, values)
+            except SettingError as error:
+                raise BadSetting(str(error), extra={"field": error.name}) from error
+            check_use(prior, config)
         return cls(
             check_category(category.strip()),
-            str(preset),
+            preset,
             config,
             folder,
             labels,
@@ -91,6 +104,7 @@ class TrainingRequest:
             activate,
             dataset,
             webhook_url,
+            base,
         )
 
     def check_processes(self, processes: int) -> None:
@@ -132,7 +146,9 @@ async def read_json(request: Request, store: VersionStore, in_thread: InThread) 
         raise BadField("labels", "labels is no text; it names a CSV or JSON file below the server's data root")
     given, named = values.pop("prior", None), values.pop("prior_from", None)
     prior = await in_thread(_prior_of, None if given is None else lambda: check_prior(given), named, store)
-    return TrainingRequest.of({**nested, **values}, folder, labels, prior, dataset)
+    continue_from = values.pop("continue_from", None)
+    base = await in_thread(_base_of, continue_from, values.get("category"), store)
+    return TrainingRequest.of({**nested, **values}, folder, labels, prior, dataset, base)
 
 
 async def read_upload(request: Request, intake: Intake, store: VersionStore, in_thread: InThread) -> TrainingRequest:
@@ -162,7 +178,9 @@ async def read_upload(request: Request, intake: Intake, store: VersionStore, in_
     part = form.first("prior")
     named = form.fields.pop("prior_from", "").strip() or None
     prior = await in_thread(_prior_of, part and (lambda: read_prior(bytes(part.data))), named, store)
-    return TrainingRequest.of(form.fields, prior=prior, dataset=dataset)
+    continue_from = form.fields.pop("continue_from", "").strip() or None
+    base = await in_thread(_base_of, continue_from, form.fields.get("category"), store)
+    return TrainingRequest.of(form.fields, prior=prior, dataset=dataset, base=base)
 
 
 def _dataset_of(named: Any, other: str | None) -> str | None:
@@ -174,6 +192,10 @@ def _dataset_of(named: Any, other: str | None) -> str | None:
     if other:
         raise BadField("dataset", f"both a dataset and {other} came; one of them says what to train on")
     return named
+
+
+def _base_of(named: Any, category: Any, store: VersionStore) -> Base | None:
+    return None if named is None else Base.of(named, category, store)
 
 
 def _prior_of(given: Callable[[], PriorValues] | None, named: Any, store: VersionStore) -> PriorValues | None:

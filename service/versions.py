@@ -138,6 +138,8 @@ class Versions:
         info = self.store.info(category, name)
         facts = {key: info.get(key) for key in ("created_at", "job_id", "preset")}
         aliases = [alias for alias, version in pointers.items() if version == name]
+        before = info.get("training", {}).get("continued_from")
+        facts["continued_from"] = f"{before['category']}@{before['version']}" if before else None
         return {"category": category, "version": name, "active": ACTIVE in aliases, "aliases": aliases, **facts}
 
     def _active_name(self, category: str) -> str | None:

@@ -70,6 +70,9 @@ def _work(order: dict[str, Any], words: queue.SimpleQueue[str], reports: TextIO)
             prior=given.prior,
             group=group,
         )
+        start = files.start(order["job_id"])
+        if start.exists():
+            trainer.load_weights(start)
         checkpoint = files.checkpoint(order["job_id"])
         trainer.load_checkpoint(checkpoint)
         group.wait()  # until all have read it: rank 0 goes on to write the next

@@ -122,10 +122,15 @@ class Run:
                 "device": str(self.trainer.device),
                 "losses": self._losses,
                 **({"dataset": job.dataset.model_dump()} if job.dataset else {}),
+                **self._continued(),
             },
             **({} if evaluation is None else {"evaluation": evaluation}),
             "files": checksums,
         }
+
+    def _continued(self) -> dict[str, Any]:
+        before = self.record.job.continued_from
+        return {"continued_from": before.model_dump(exclude={"keypoint_names"})} if before else {}
 
     def show(self, record: JobRecord) -> None:
         """Progress and losses, into the record."""

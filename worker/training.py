@@ -124,6 +124,8 @@ class TrainingRunner:
         trainer = make(
             given.images, config, settings.device, settings.perceptual_weights, clips=given.clips, prior=given.prior
         )
+        if job.continued_from:
+            trainer.load_weights(self._files.start(job.id))
         try:
             trainer.load_checkpoint(checkpoint)
         except CheckpointError:
@@ -147,7 +149,8 @@ class TrainingRunner:
         job = run.record.job
         version = new_version_id(job.id)
         with self._store.staging(job.category, version) as folder:
-            run.trainer.export(folder)
+            names = job.continued_from.keypoint_names if job.continued_from else None
+            run.trainer.export(folder, tuple(names) if names else None)
             write_json(folder / "version.json", run.facts(version, _checksums(folder), evaluation))
             custody.confirm()
             self._store.publish(folder, job.category, version)

@@ -62,6 +62,10 @@ class JobFiles:
         """The prior that training starts from, checked, where one came; as a version's prior.json."""
         return self.folder(job_id) / "prior.json"
 
+    def start(self, job_id: str) -> Path:
+        """The weights of the version that training goes on from, where the job names one."""
+        return self.folder(job_id) / "start.safetensors"
+
     def checkpoint(self, job_id: str) -> Path:
         """The trainer's checkpoint folder."""
         return self.folder(job_id) / "checkpoint"

@@ -24,6 +24,7 @@ from . import routing, scripts
 from .errors import BadCursor, JobNotEnded, KeyReused, QueueFull, TooManyJobs, UnknownJob
 from .events import KEPT_CHECKPOINTS, KEPT_EVENTS, EventKind, Told, Watch, as_json, now
 from .records import (
+    Continued,
     Job,
     JobError,
     JobPage,
@@ -141,6 +142,7 @@ class JobStore:
         owner: str | None = None,
         limits: JobLimits | None = None,
         webhook_url: str | None = None,
+        continued: Continued | None = None,
     ) -> Job:
         """A new job, ``validating``; its upload must be on disk by now.
 
@@ -150,6 +152,7 @@ class JobStore:
             owner: id of the API key that asks, if any.
             limits: None for no limit.
             webhook_url: where the job's end is told.
+            continued: the version that it goes on from.
 
         Raises:
             KeyReused: the request of that name was another.
@@ -166,6 +169,7 @@ class JobStore:
             dataset=source.dataset if source else None,
             created_by=owner,
             webhook=Delivery(url=webhook_url) if webhook_url else None,
+            continued_from=continued,
         )
         record = JobRecord(job=job, source=source or JobSource())
         keys = [routing.job_key(job.id), routing.JOBS, routing.ACTIVE_JOBS, *_event_keys(job.id)]

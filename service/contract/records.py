@@ -130,6 +130,20 @@ class JobDataset(BaseModel):
     name: str | None = None
 
 
+class Continued(BaseModel):
+    """The version that a job goes on from, as it was when the job was started.
+
+    Attributes:
+        keypoint_names: of its keypoints, which stay what they are; None where nobody named them.
+        lineage: CATEGORY@VERSION of all versions that it came from, itself the last.
+    """
+
+    category: str
+    version: str
+    keypoint_names: list[str] | None = None
+    lineage: list[str] = Field(default_factory=list)
+
+
 class Job(BaseModel):
     """A training job as the API shows it.
 
@@ -143,6 +157,7 @@ class Job(BaseModel):
         activate: whether its version becomes the active one when it succeeds.
         dataset: that it trains on; None where its pictures came with it.
         queue_position: which it is among the jobs that wait, 1 for the next; None for one that does not wait.
+        continued_from: the version whose weights its training starts from, if any.
         webhook: what becomes of telling its end, where that was asked for.
         created_by: id of the API key that asked for it; None where the server asks for none.
         evaluation: of a job with labels that succeeded: the errors by protocol, on how many pictures they were
@@ -166,6 +181,7 @@ class Job(BaseModel):
     created_by: str | None = None
     queue_position: int | None = None
     webhook: Delivery | None = None
+    continued_from: Continued | None = None
 
     @field_serializer("created_at", "started_at", "finished_at")
     def _utc(self, value: datetime | None) -> str | None:

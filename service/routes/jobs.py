@@ -69,6 +69,11 @@ async def create_job(
     the same request gives the job that the first one made, with `Idempotent-Replayed: true`; with another request it
     is refused with 422. Keys are remembered for a day.
 
+    With `continue_from`, a version or alias of the category or CATEGORY@VERSION, training starts from that version's
+    weights with fresh schedules, say with new pictures. Settings not named are those of the version (`steps` too);
+    those that shape the model can't be others. Keypoints stay what they are, with their names; landmarks are to be
+    fitted anew.
+
     With `webhook_url` the job's end is told there: a POST of `{"type": "train_job.succeeded", "timestamp": …,
     "data": the job}` (or `…failed`, `…cancelled`), signed as Standard Webhooks does (`GET /webhooks/secret`), again and
     again for about a day until the answer is 2xx. The job's `webhook` says what came of it.
@@ -196,12 +201,15 @@ async def _accept(
             check_webhook_url(wanted.webhook_url, private=gateway.settings.webhook_private)
         if wanted.prior:
             await intake.put_prior(document_of(wanted.prior))
+        if wanted.base:
+            await intake.link_start(wanted.base.weights)
         await intake.sync()
         settings = {"preset": wanted.preset, **wanted.config.to_dict()}
         named = None
         if key is not None:
             asked = {"category": wanted.category, "settings": settings, "activate": wanted.activate}
             asked |= {"folder": source.folder, "dataset": wanted.dataset, "webhook_url": wanted.webhook_url}
+            asked["continue_from"] = wanted.base and wanted.base.continued.lineage[-1]
             digest = await gateway.upload(fingerprint, asked, gateway.files.folder(intake.job_id))
             named = NamedRequest(key, digest, gateway.settings.idempotency_ttl_s)
         job = await gateway.io(
@@ -216,6 +224,7 @@ async def _accept(
             owner,
             limits,
             wanted.webhook_url,
+            wanted.base.continued if wanted.base else None,
         )
         if job.id == intake.job_id:
             intake.hand_over()

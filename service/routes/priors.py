@@ -162,7 +162,8 @@ async def get_diff(
 
     Two trainings find other keypoints, in another order and perhaps another number. So the keypoints of two versions
     are matched, one to one with the least sum of distances between their places in the typical poses, unless both were
-    given the same names; `matched_by` and `why` say what was done, and keypoints without a match are listed.
+    given the same names or the one was trained on from the other (`continue_from`); `matched_by` and `why` say what was
+    done, and keypoints without a match are listed.
     """
     gateway = gateway_of(request)
     priors = gateway.versions.prior

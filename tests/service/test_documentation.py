@@ -153,6 +153,7 @@ async def test_job_has_the_agreed_members(described):
         "created_by",
         "queue_position",
         "webhook",
+        "continued_from",
     ]
     assert set(schemas["Progress"]["properties"]) == {"step", "total_steps", "fraction", "eta_s", "stage"}
     assert schemas["JobStatus"]["enum"] == [str(status) for status in JobStatus]

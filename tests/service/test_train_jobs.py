@@ -86,6 +86,7 @@ async def test_upload_becomes_a_job(http, post, data_root, archive):
         "created_by",
         "queue_position",
         "webhook",
+        "continued_from",
     }
     assert (job["category"], job["status"]) == ("dog", "validating")
     assert job["progress"] == {"step": 0, "total_steps": 123, "fraction": 0.0, "eta_s": None, "stage": None}

@@ -31,6 +31,7 @@ SHAPE = {
     "created_by",
     "queue_position",
     "webhook",
+    "continued_from",
 }
 
 
