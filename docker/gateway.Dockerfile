@@ -10,7 +10,7 @@ RUN python -m venv /opt/ppl
 
 # what is pinned comes first: a change of the sources does not install it again
 COPY pyproject.toml docker/requirements.py ./
-RUN python requirements.py > requirements.txt && /opt/ppl/bin/pip install $PIP_ARGS -r requirements.txt
+RUN python requirements.py video > requirements.txt && /opt/ppl/bin/pip install $PIP_ARGS -r requirements.txt
 
 COPY README.md LICENSE ./
 COPY model model

@@ -16,7 +16,7 @@ from . import documentation, errors
 from .access import Access
 from .contract.job_files import MAX_LABELS_BYTES
 from .contract.priors import MAX_PRIOR_BYTES
-from .forms import media_type
+from .forms import media_type, responds_async
 from .gateway import Gateway
 from .keys import KeyStore
 from .middleware import BodyLimit, RequestFigures
@@ -24,6 +24,7 @@ from .request_id import RequestId
 from .routes import (
     datasets,
     estimate,
+    estimates,
     health,
     job_events,
     jobs,
@@ -69,6 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         webhooks.router,
         datasets.router,
         estimate.make_router(settings),
+        estimates.router,
         priors.router,
         naming.router,
         landmarks.make_router(settings),
@@ -98,6 +100,8 @@ def _limit_of(settings: Settings) -> Callable[[Scope], int]:
         kind = media_type(Headers(scope=scope))
         if kind == "application/json":
             return min(_JSON_BYTES, settings.max_body_bytes)
+        if scope["path"] == "/estimate" and kind == "multipart/form-data" and responds_async(Headers(scope=scope)):
+            return settings.background_body_bytes
         if scope["path"] in ("/train-jobs", "/datasets") and kind == "multipart/form-data":
             return settings.archive_max_bytes + MAX_LABELS_BYTES + MAX_PRIOR_BYTES + _FORM_BYTES
         if _IMPORT.fullmatch(scope["path"]) and kind == "multipart/form-data":

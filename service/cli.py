@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from . import cli_output as output
 from .cli_datasets import datasets
 from .cli_estimate import estimate
+from .cli_estimates import estimates
 from .cli_evaluate import evaluate
 from .cli_jobs import checkpoints, events, pause, resume
 from .cli_keys import keys
@@ -172,7 +173,7 @@ def history(category: Category, version: Version = None, url: Url = URL, as_json
 
 for command in (estimate, pause, resume, events, checkpoints, evaluate, names):
     app.command()(command)
-for group in (datasets, versions, aliases, landmarks, keys, webhooks):
+for group in (datasets, estimates, versions, aliases, landmarks, keys, webhooks):
     app.add_typer(group)
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
 from .client_errors import APIError, InputError
 from .client_transport import Transport
-from .client_types import Estimate, FailedPicture, PoseLine, joined
-from .uploads import Picture, picture_part
+from .client_types import BackgroundEstimate, Estimate, EstimateWithResult, FailedPicture, PoseLine, joined
+from .uploads import Picture, file_part, picture_part
 
 POSES_A_REQUEST = 32
 LINES = "application/jsonl"
@@ -94,6 +97,103 @@ class EstimateCalls(Transport):
         texts = [(first, self._estimate({**fields, **own}, part).text) for first, part, own in _parts(images, boxes)]
         return _JOINED[format](texts) if len(texts) > 1 else texts[0][1]
 
+    def estimate_video(
+        self,
+        category: str,
+        video: str | os.PathLike[str],
+        every: int = 1,
+        version: str | None = None,
+        refine_steps: int = 0,
+        include: Sequence[str] = (),
+        box: Box | Sequence[Box] | None = None,
+        landmarks: str | None = None,
+    ) -> Iterator[PoseLine | FailedPicture]:
+        """The poses of a video's frames as they are found, each with its ``frame`` and ``time_s``.
+
+        Args:
+            every: the first frame and each so-many-th after it.
+            box: where the thing is in every frame, or a list of such boxes.
+        """
+        fields = _fields(category, version, refine_steps, include, landmarks) | _of_video(every, box)
+        with ExitStack() as stack:
+            yield from self._stream_lines(0, fields, {"video": file_part(Path(video), stack)})
+
+    def estimate_async(
+        self,
+        category: str,
+        images: Sequence[Picture] = (),
+        video: str | os.PathLike[str] | None = None,
+        every: int = 1,
+        version: str | None = None,
+        refine_steps: int = 0,
+        include: Sequence[str] = (),
+        boxes: Boxes | None = None,
+        landmarks: str | None = None,
+        format: str = "native",
+    ) -> BackgroundEstimate:
+        """Have pictures, or a video, worked on in the background; returns at once.
+
+        Args:
+            boxes: as of :meth:`estimate`; of a video one entry, which holds for every frame.
+            format: "native", "coco" or "csv": how :meth:`estimate_result` gives the poses.
+        """
+        if bool(images) == (video is not None):
+            raise InputError("name what to estimate: either pictures or a video")
+        fields = _fields(category, version, refine_steps, include, landmarks) | {"format": format}
+        with ExitStack() as stack:
+            if video is not None:
+                files: Any = {"video": file_part(Path(video), stack)}
+                fields |= _of_video(every, boxes[0] if boxes else None)
+            else:
+                files = _files(images, stack)
+                fields |= {} if boxes is None else {"boxes": json.dumps(_plain(boxes))}
+            headers = {"Prefer": "respond-async"}
+            answer = self._send("POST", "/estimate", data=fields, files=files, headers=headers)
+        return self._read(BackgroundEstimate, answer)
+
+    def estimates(self) -> Iterator[BackgroundEstimate]:
+        """The estimates in the background that are kept, the newest first."""
+        return self._pages("/estimates", BackgroundEstimate)
+
+    def estimate_job(self, estimate_id: str) -> EstimateWithResult:
+        """An estimate in the background as it stands; with the poses once it succeeded."""
+        return self._read(EstimateWithResult, self._send("GET", f"/estimates/{_quoted(estimate_id)}"))
+
+    def estimate_result(self, estimate_id: str) -> bytes:
+        """The poses of an estimate that succeeded, in its format."""
+        return self._send("GET", f"/estimates/{_quoted(estimate_id)}/result").content
+
+    def wait_estimate(
+        self,
+        estimate_id: str,
+        on_progress: Callable[[BackgroundEstimate], None] | None = None,
+        poll_s: float = 0.5,
+        timeout_s: float | None = None,
+    ) -> EstimateWithResult:
+        """Waits for the end of an estimate in the background, whatever it is, and returns it.
+
+        A server that is away for less than a minute (a restart) is waited for.
+
+        Raises:
+            TimeoutError: it goes on after ``timeout_s``.
+        """
+
+        def look() -> EstimateWithResult:
+            found = self.estimate_job(estimate_id)
+            if on_progress is not None:
+                on_progress(found)
+            return found
+
+        return self._until(look, lambda found: found.status.ended, f"estimate {estimate_id}", poll_s, timeout_s)
+
+    def cancel_estimate(self, estimate_id: str) -> BackgroundEstimate:
+        """Stops an estimate in the background for good."""
+        return self._read(BackgroundEstimate, self._send("POST", f"/estimates/{_quoted(estimate_id)}/cancel"))
+
+    def delete_estimate(self, estimate_id: str) -> None:
+        """Removes an estimate that ended, with its result."""
+        self._send("DELETE", f"/estimates/{_quoted(estimate_id)}")
+
     def _estimate(self, fields: Mapping[str, str], images: Sequence[Picture]) -> httpx.Response:
         with ExitStack() as stack:
             return self._send("POST", "/estimate", data=fields, files=_files(images, stack))
@@ -102,8 +202,12 @@ class EstimateCalls(Transport):
         self, first: int, fields: Mapping[str, str], images: Sequence[Picture]
     ) -> Iterator[PoseLine | FailedPicture]:
         with ExitStack() as stack:
+            yield from self._stream_lines(first, fields, _files(images, stack))
+
+    def _stream_lines(self, first: int, fields: Mapping[str, str], files: Any) -> Iterator[PoseLine | FailedPicture]:
+        with ExitStack() as stack:
             stack.enter_context(self._errors())
-            files, headers = _files(images, stack), {"Accept": LINES}
+            headers = {"Accept": LINES}
             stream = self._http.stream("POST", "/estimate", data=fields, files=files, headers=headers)
             response = stack.enter_context(stream)
             if not response.is_success:
@@ -116,6 +220,14 @@ class EstimateCalls(Transport):
                 found["index"] += first
                 yield FailedPicture.model_validate(found) if "error" in found else PoseLine.model_validate(found)
         raise APIError({"code": "unexpected_answer", "detail": "the lines broke off before their end"}, 200)
+
+
+def _of_video(every: int, box: Any) -> dict[str, str]:
+    return {"every": str(every)} | ({} if box is None else {"boxes": json.dumps([_plain(box)])})
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="")
 
 
 def _fields(

@@ -10,12 +10,11 @@ from urllib.parse import quote
 import httpx
 
 from .client_errors import APIError, Unreachable
-from .client_transport import Transport
+from .client_transport import GRACE_S, Transport
 from .contract.events import MAX_EVENTS, EventKind, EventPage, JobEvent
 from .contract.records import Checkpoint, CheckpointList, Job, JobStatus
 
 _AGAIN_S = 1.0
-_GRACE_S = 60.0  # a server that is away for less (a restart) is waited for
 _SILENCE_S = 60.0  # heartbeats come more often
 
 
@@ -53,23 +52,14 @@ class JobCalls(Transport):
         Raises:
             TimeoutError: the job goes on after ``timeout_s``.
         """
-        begun = seen = time.monotonic()
-        while True:
-            try:
-                job = self.job(job_id)
-            except (Unreachable, APIError) as error:
-                away = isinstance(error, Unreachable) or error.status in (502, 503, 504)
-                if not away or time.monotonic() - seen > _GRACE_S:
-                    raise
-            else:
-                seen = time.monotonic()
-                if on_progress is not None:
-                    on_progress(job)
-                if job.status.ended:
-                    return job
-            if timeout_s is not None and time.monotonic() - begun > timeout_s:
-                raise TimeoutError(f"job {job_id} goes on after {timeout_s:g} s")
-            time.sleep(poll_s)
+
+        def look() -> Job:
+            job = self.job(job_id)
+            if on_progress is not None:
+                on_progress(job)
+            return job
+
+        return self._until(look, lambda job: job.status.ended, f"job {job_id}", poll_s, timeout_s)
 
     def pause(self, job_id: str) -> Job:
         """Sets a job aside until it is resumed; a running one writes a checkpoint at its next step first."""
@@ -127,7 +117,7 @@ class JobCalls(Transport):
                 away = isinstance(error, httpx.TransportError) or error.status in (502, 503, 504)
                 if not away:
                     raise
-                if time.monotonic() - seen > _GRACE_S or isinstance(error, httpx.UnsupportedProtocol):
+                if time.monotonic() - seen > GRACE_S or isinstance(error, httpx.UnsupportedProtocol):
                     reason = f"{self.base_url} gave no answer: {error or type(error).__name__}"
                     raise error if isinstance(error, APIError) else Unreachable(reason) from error
             time.sleep(_AGAIN_S)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from .client_errors import APIError, InputError, Unreachable
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+GRACE_S = 60.0  # a server that is away for less (a restart) is waited for
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -97,6 +99,35 @@ class Transport:
             cursor = page["next_cursor"]
             if cursor is None:
                 return
+
+    def _until(
+        self,
+        look: Callable[[], Model],
+        ended: Callable[[Model], bool],
+        what: str,
+        poll_s: float,
+        timeout_s: float | None,
+    ) -> Model:
+        """Look again and again until what is seen has ended; a server that is away for less than GRACE_S is waited for.
+
+        Raises:
+            TimeoutError: it goes on after ``timeout_s``.
+        """
+        begun = seen = time.monotonic()
+        while True:
+            try:
+                found = look()
+            except (Unreachable, APIError) as error:
+                away = isinstance(error, Unreachable) or error.status in (502, 503, 504)
+                if not away or time.monotonic() - seen > GRACE_S:
+                    raise
+            else:
+                seen = time.monotonic()
+                if ended(found):
+                    return found
+            if timeout_s is not None and time.monotonic() - begun > timeout_s:
+                raise TimeoutError(f"{what} goes on after {timeout_s:g} s")
+            time.sleep(poll_s)
 
     def _read(self, model: type[Model], response: httpx.Response) -> Model:
         try:

@@ -10,8 +10,10 @@ from pydantic import BaseModel, Field
 from .contract.datasets import CreatedDataset, Dataset, DatasetStatus
 from .contract.events import EventKind, JobEvent
 from .contract.records import Checkpoint, Job, JobStatus
+from .estimate_files import BackgroundEstimate, EstimateStatus
 from .schemas import (
     Estimate,
+    EstimateWithResult,
     History,
     ImageEstimate,
     Keypoint,
@@ -39,11 +41,14 @@ from .version_schemas import (
 
 __all__ = [
     "AliasEntry",
+    "BackgroundEstimate",
     "Checkpoint",
     "CreatedDataset",
     "Dataset",
     "DatasetStatus",
     "Estimate",
+    "EstimateStatus",
+    "EstimateWithResult",
     "EventKind",
     "FailedPicture",
     "FittedLandmarks",

@@ -19,6 +19,7 @@ from .access import needed_scope
 from .contract.job_files import MAX_LABELS_BYTES
 from .contract.messages import MAX_REFINE_STEPS
 from .errors import responses
+from .estimate_files import BackgroundEstimate
 from .formats import FORMATS
 from .images import INCLUDABLE
 from .lines import MEDIA_TYPES as LINES
@@ -86,6 +87,15 @@ def estimate_answers() -> dict[str, Any]:
     return {"description": described, "content": {**kinds, "text/csv": table}}
 
 
+def background_answer() -> dict[str, Any]:
+    """The answer of POST /estimate with ``Prefer: respond-async``."""
+    return {
+        "description": "with `Prefer: respond-async`: it is worked on; follow it at the address in `Location`",
+        "headers": {"Location": {"schema": {"type": "string"}}, "Preference-Applied": {"schema": {"type": "string"}}},
+        "model": BackgroundEstimate,
+    }
+
+
 def estimate_body(max_images: int) -> dict[str, Any]:
     """The form of POST /estimate."""
     properties = {
@@ -129,7 +139,16 @@ def estimate_body(max_images: int) -> dict[str, Any]:
         "type": "string",
         "description": "a set of landmarks of the version; each picture's answer has these points too",
     }
-    return _body({"multipart/form-data": _object(properties, ["category", "images"])})
+    properties["video"] = {**_FILE, "description": "a video (MP4, MOV, AVI, MKV, WebM) instead of images"}
+    properties["every"] = {
+        "type": "integer",
+        "minimum": 1,
+        "default": 1,
+        "description": "of a video: the first frame and each so-many-th after it",
+    }
+    described = _object(properties, ["category"])
+    described["schema"]["oneOf"] = [{"required": ["images"]}, {"required": ["video"]}]
+    return _body({"multipart/form-data": described})
 
 
 def landmarks_body(max_images: int) -> dict[str, Any]:

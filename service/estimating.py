@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
-from itertools import islice
-from typing import Any
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .batching import Group, Ticket
 from .contract.errors import PPLError, QueueFull, TooManyPixels, Unavailable
-from .errors import document_of
-from .gateway import Gateway
-from .images import Answer, Fitted, Upload, describe
+from .contract.pictures import PictureLimits
+from .errors import QUEUE_ERRORS, document_of
+from .images import Answer, Fitted, describe
 from .landmarks import LandmarkMaps
 from .query import Query
 from .results import Outcome
@@ -21,15 +20,50 @@ from .settings import Settings
 from .tasks import end
 from .versions import Version
 
+if TYPE_CHECKING:
+    from .gateway import Gateway
+
 log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.5
+_AWAY: tuple[type[Exception], ...] = (Unavailable, *QUEUE_ERRORS)
+
+
+class Source(Protocol):
+    """A picture of a request, or a frame of its video."""
+
+    @property
+    def index(self) -> int:
+        """Which it is."""
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Members of its part of the answer."""
+
+    def fit(self, side: int, limits: PictureLimits) -> list[Fitted]:
+        """The model's square for each of its boxes. Raises PPLError."""
+
+    def read(self) -> bytes:
+        """Its bytes, to draw on."""
 
 
 class Estimator:
-    """The poses of the pictures of one request."""
+    """The poses of the pictures of one request.
 
-    def __init__(self, gateway: Gateway, query: Query, version: Version, landmarks: LandmarkMaps | None = None) -> None:
+    Args:
+        patient: waits for as long as no worker answers, as what works in the background does.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        query: Query,
+        version: Version,
+        landmarks: LandmarkMaps | None = None,
+        *,
+        patient: bool = False,
+    ) -> None:
+        self._patient = patient
         self._gateway = gateway
         self._query = query
         self._version = version
@@ -38,23 +72,42 @@ class Estimator:
         self._drawn_pixels = 0
         self._down: Unavailable | None = None
 
-    async def outcomes(self, uploads: Iterable[Upload]) -> AsyncIterator[Outcome]:
+    @property
+    def down(self) -> Unavailable | None:
+        """Why pictures were given up, where no worker answered."""
+        return self._down
+
+    async def outcomes(self, uploads: AsyncIterable[Source] | Iterable[Source]) -> AsyncIterator[Outcome]:
         """What came of each picture, as it comes. No more are under way than fill a batch."""
-        waiting = iter(uploads)
+        waiting = aiter(uploads) if isinstance(uploads, AsyncIterable) else _each(uploads)
+        reading: asyncio.Task[Source | None] | None = None
         running: set[asyncio.Task[Outcome]] = set()
+        more = True
         try:
             while True:
-                free = self._gateway.settings.batch_limit - len(running)
-                running |= {asyncio.create_task(self._one(upload)) for upload in islice(waiting, free)}
-                if not running:
+                if more and reading is None and len(running) < self._gateway.settings.batch_limit:
+                    reading = asyncio.ensure_future(anext(waiting, None))
+                under_way = {*running, *([reading] if reading else [])}
+                if not under_way:
                     return
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                if reading and reading.done():
+                    upload, reading = reading.result(), None
+                    more = upload is not None
+                    if upload is not None:
+                        running.add(asyncio.create_task(self._one(upload)))
+                        continue
+                done = {task for task in running if task.done()}
+                running -= done
                 for task in done:
                     yield task.result()
         finally:
-            await end(running)
+            await end([*running, *([reading] if reading else [])])
+            close = getattr(waiting, "aclose", None)
+            if close:
+                await close()
 
-    async def _one(self, upload: Upload) -> Outcome:
+    async def _one(self, upload: Source) -> Outcome:
         started = time.perf_counter()
         try:
             if self._down:
@@ -83,20 +136,29 @@ class Estimator:
             try:
                 return await self._gateway.batcher.estimate(self._group, squares)
             except QueueFull:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline and not self._patient:
+                    raise
+            except _AWAY:
+                if not self._patient:
                     raise
             await asyncio.sleep(_PAUSE_S)
 
-    def _described(self, upload: Upload, fitted: list[Fitted], ticket: Ticket) -> list[Answer]:
+    def _described(self, upload: Source, fitted: list[Fitted], ticket: Ticket) -> list[Answer]:
         include, limits = self._query.include, self._gateway.picture_limits
-        return [
+        answers = [
             describe(upload.read, item, ticket.poses[place], self._version, include, limits, self._landmarks)
             for place, item in enumerate(fitted)
         ]
+        return [{"index": answer.pop("index"), **upload.extra, **answer} for answer in answers]
 
     def _count_drawn(self, fitted: list[Fitted]) -> None:
         self._drawn_pixels += drawn_pixels(self._query, fitted)
         check_drawn(self._gateway.settings, self._drawn_pixels)
+
+
+async def _each(uploads: Iterable[Source]) -> AsyncIterator[Source]:
+    for upload in uploads:
+        yield upload
 
 
 def group_of(query: Query, version: Version) -> Group:

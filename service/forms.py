@@ -72,6 +72,12 @@ def media_type(headers: Mapping[str, str]) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
+def responds_async(headers: Mapping[str, str]) -> bool:
+    """Whether a request wants to be answered before it is done (RFC 7240, ``Prefer: respond-async``)."""
+    words = headers.get("prefer", "").lower().replace(";", ",").split(",")
+    return any(word.strip() == "respond-async" for word in words)
+
+
 async def read_form(request: Request, file_fields: Mapping[str, FileField]) -> Form:
     """Read a request's multipart body. A browser's empty file choice counts as no file.
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from .admission import ByteBudget
+from .background import Background
 from .batching import Batcher
 from .contract import routing
 from .contract.archives import ArchiveLimits
@@ -26,6 +27,7 @@ from .contract.paces import PaceBook
 from .contract.pictures import PictureLimits
 from .contract.store import VersionStore
 from .errors import QUEUE_ERRORS
+from .estimate_files import EstimateFiles
 from .housekeeping import JobCounts, remove_stale_uploads
 from .metrics import Metrics
 from .picture_cache import PictureCache
@@ -71,6 +73,8 @@ class Gateway:
         self.versions = Versions(VersionStore(settings.data_root))
         self.files = JobFiles(settings.data_root)
         self.datasets = DatasetFiles(settings.data_root)
+        self.estimates = EstimateFiles(settings.data_root)
+        self.background = Background(self, self.estimates)
         self.budget = ByteBudget(settings.max_pending_bytes, self.metrics)
         self._sync_redis = redis_client(settings.redis_url)
         self.jobs = JobStore(self._sync_redis)
@@ -113,6 +117,7 @@ class Gateway:
             "workers": partial(_every, _LOOK_EVERY_S, self.workers.look),
             "reconcile": partial(_every, routing.RECONCILE_EVERY_S, self._reconcile),
             "webhooks": partial(_every, _TELL_EVERY_S, self.courier.round),
+            "estimates": partial(_every, _TELL_EVERY_S, self.background.round),
             "uploads": partial(_every, _CLEAN_EVERY_S, self._clean),
         }
         self._loops = [asyncio.create_task(_keep_running(name, loop), name=name) for name, loop in loops.items()]
@@ -193,6 +198,10 @@ class Gateway:
     async def _clean(self) -> None:
         await self.io(self.datasets.sweep)
         removed = await self.io(remove_stale_uploads, self.files, self.jobs, self.settings.stale_upload_s)
+        settings = self.settings
+        forgotten = await self.io(self.estimates.sweep, settings.background_kept_s, settings.stale_upload_s)
+        if forgotten:
+            log.info("removed estimates of long ago: %s", ", ".join(forgotten))
         if removed:
             log.info("removed the files of ended or abandoned uploads: %s", ", ".join(removed))
 

@@ -9,7 +9,7 @@ import base64
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -59,12 +59,14 @@ class Upload:
 
     Attributes:
         read: gives its bytes, from memory or from where they are stored.
+        extra: members of its part of the answer.
     """
 
     index: int
     filename: str
     read: Callable[[], bytes]
     boxes: PictureBoxes
+    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:

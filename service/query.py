@@ -13,7 +13,8 @@ from .formats import FORMATS, check_format
 from .images import DRAWN, parse_include
 from .versions import Version
 
-_FIELDS = ("category", "version", "refine_steps", "include", "boxes", "format", "landmarks")
+_FIELDS = ("category", "version", "refine_steps", "include", "boxes", "format", "landmarks", "every")
+_MOST_EVERY = 100_000
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Query:
         names: of the pictures' files as they were sent; empty where nobody said.
         boxes: of each picture.
         landmarks: name of a set that is to be told from the keypoints.
+        every: the one file is a video, of which the first frame and each so-many-th are wanted; 0 for pictures.
     """
 
     category: str
@@ -35,26 +37,35 @@ class Query:
     names: tuple[str, ...]
     boxes: tuple[PictureBoxes, ...]
     landmarks: str | None = None
+    every: int = 0
 
     @classmethod
-    def of(cls, values: Mapping[str, str], names: Sequence[str], most: int, most_boxes: int) -> Query:
+    def of(
+        cls, values: Mapping[str, str], names: Sequence[str], most: int, most_boxes: int, video: bool = False
+    ) -> Query:
         """The form's fields, checked.
 
         Args:
             names: of the pictures' files.
             most: poses that may be asked for at once.
             most_boxes: in one picture.
+            video: whether the one file is a video; its boxes hold for every frame.
 
         Raises:
             BadField, BadBoxes, NoImages, TooManyImages.
         """
         for name in values:
             if name not in _FIELDS:
-                raise BadField(name, f"unknown field {name!r}; known are images, {', '.join(_FIELDS)}")
+                raise BadField(name, f"unknown field {name!r}; known are images, video, {', '.join(_FIELDS)}")
         if not values.get("category"):
             raise BadField("category", "the field category is missing; it names what the pictures show")
         if not names:
-            raise NoImages("no picture came; send at least one in the field images (curl -F images=@photo.jpg)")
+            raise NoImages(
+                "no picture came; send at least one in the field images (curl -F images=@photo.jpg), or a video in the "
+                "field video"
+            )
+        if not video and values.get("every", "").strip():
+            raise BadField("every", "every says which frames of a video to take, and pictures came; leave it out")
         boxes = parse_boxes(values.get("boxes"), len(names))
         query = cls(
             values["category"].strip(),
@@ -65,7 +76,14 @@ class Query:
             tuple(names),
             tuple(boxes),
             values.get("landmarks", "").strip() or None,
+            _whole("every", values.get("every", ""), 1, _MOST_EVERY, 1) if video else 0,
         )
+        if video and query.kinds_drawn:
+            raise BadField(
+                "include",
+                f"include names {', '.join(sorted(query.include & DRAWN))}, and frames of a video are not drawn; leave "
+                "it out, or send single frames as pictures",
+            )
         if query.num_poses > most:
             raise TooManyImages(
                 f"{query.num_poses} boxes; a request may have {most} in all of its pictures, send several requests"

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .estimate_files import BackgroundEstimate
+
 NormalizedPoint = tuple[float, float]
 
 
@@ -23,6 +25,12 @@ class Problem(BaseModel):
     request_id: str | None = Field(
         None, examples=["9f2c31d07ab4e6c8"], description="of the request, as in X-Request-ID and in the server's log"
     )
+
+
+class PictureProblem(Problem):
+    """Why a picture among others gave no pose."""
+
+    index: int = Field(description="place of the picture in the request, from 0")
 
 
 class Keypoint(BaseModel):
@@ -68,6 +76,8 @@ class ImageEstimate(BaseModel):
     """The pose in one picture, or in one of its boxes."""
 
     index: int = Field(description="place of the picture in the request, from 0")
+    frame: int | None = Field(None, description="of a video: number of the frame as shown, from 0")
+    time_s: float | None = Field(None, description="of a video: when the frame is shown, in seconds from its start")
     box: int | None = Field(None, description="place of the box in the picture's list of them, where it has one")
     width: int = Field(description="pixels, EXIF orientation applied")
     height: int
@@ -137,8 +147,17 @@ class Estimate(BaseModel):
 
     category: str
     version: str
+    errors: list[PictureProblem] | None = Field(
+        None, description="of a video, or in the background: pictures and frames that gave no pose, and why"
+    )
     images: list[ImageEstimate]
     timing_ms: Timing
+
+
+class EstimateWithResult(BackgroundEstimate):
+    """An estimate in the background, and what it found."""
+
+    result: Estimate | None = Field(None, description="the poses, once it succeeded, of the format native")
 
 
 class Prior(BaseModel):

@@ -65,6 +65,21 @@ class Settings(CommonSettings):
         default=5.0, gt=0, description="after this a batch without reply no longer holds back others"
     )
 
+    background_max_images: int = Field(
+        default=10_000, ge=1, description="pictures, or frames of a video, in one estimate in the background"
+    )
+    background_max_waiting: int = Field(
+        default=100, ge=1, description="estimates in the background that have not ended; more get 429"
+    )
+    background_body_bytes: int = Field(
+        default=2 * 2**30, ge=1024, description="bytes of a request for an estimate in the background"
+    )
+    background_max_bytes: int = Field(
+        default=16 * 2**30, ge=1024, description="bytes of the files of all that have not ended; more get 429"
+    )
+    background_kept_s: float = Field(
+        default=24 * 3600.0, gt=0, description="how long an estimate in the background is kept once it ended"
+    )
     stale_upload_s: float = Field(
         default=3600.0, gt=0, description="age at which files of an abandoned upload are removed"
     )

@@ -27,11 +27,13 @@ from service.contract.videofile import Unusable, opened, said, stream_of, uprigh
 from service.contract.videoindex import Index, evenly, index_of, nearest
 from service.contract.videos import DONE, FAILED, FRAME, HEADER, Order
 
+Shown = tuple[int, float, Image.Image]  # number from 0, seconds from the start, RGB picture
 
-def frames(order: Order) -> Iterator[tuple[int, Image.Image]]:
-    """Frames evenly spaced over a video: number as shown, from 0, and RGB picture, upright and with square pixels.
 
-    A video of more than ``order.max_frames`` frames gives of its key frames those nearest to
+def frames(order: Order) -> Iterator[Shown]:
+    """Frames of a video, upright and with square pixels: evenly spaced, or each so-many-th.
+
+    Evenly spaced, a video of more than ``order.max_frames`` frames gives of its key frames those nearest to
     where the others would be taken, and only these are decoded.
 
     Raises:
@@ -40,10 +42,16 @@ def frames(order: Order) -> Iterator[tuple[int, Image.Image]]:
     index = index_of(order)
     if not index.count:
         raise Unusable(index.damage or "it holds no frame")
-    picks = evenly(order.count, index.count)
+    if order.every is None:
+        picks = evenly(order.count, index.count)
+    else:
+        picks = list(range(0, index.count, order.every))
+        if len(picks) > order.count:
+            each = f"each {order.every}th of which is {len(picks)}" if order.every > 1 else "each of which is asked for"
+            raise Unusable(f"it has {index.count} frames, {each}; at most {order.count} are read at once")
     with opened(order) as container:
         stream = stream_of(container, order)
-        if index.count <= order.max_frames:
+        if index.count <= order.max_frames or order.every is not None:
             yield from _all(container, stream, index, picks)
         else:
             yield from _keys(container, stream, nearest(picks, index.keys))
@@ -51,9 +59,7 @@ def frames(order: Order) -> Iterator[tuple[int, Image.Image]]:
         raise Unusable(index.damage)
 
 
-def _all(
-    container: InputContainer, stream: VideoStream, index: Index, picks: list[int]
-) -> Iterator[tuple[int, Image.Image]]:
+def _all(container: InputContainer, stream: VideoStream, index: Index, picks: list[int]) -> Iterator[Shown]:
     """Decode from the first frame on, and give those that were picked."""
     wanted = iter(picks)
     pick = next(wanted)
@@ -68,7 +74,7 @@ def _all(
         good += 1
         if number < pick:
             continue
-        yield number, upright(frame, stream)
+        yield number, _time_s(frame, stream, number), upright(frame, stream)
         following = next((later for later in wanted if later > number), None)
         if following is None:
             return
@@ -96,7 +102,7 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFr
             yield frame
 
 
-def _keys(container: InputContainer, stream: VideoStream, chosen: dict[int, int]) -> Iterator[tuple[int, Image.Image]]:
+def _keys(container: InputContainer, stream: VideoStream, chosen: dict[int, int]) -> Iterator[Shown]:
     """Decode the chosen key frames, each as if it were alone; one that is damaged is left out."""
     left = len(chosen)
     at = 0
@@ -106,7 +112,7 @@ def _keys(container: InputContainer, stream: VideoStream, chosen: dict[int, int]
         if at in chosen:
             frame = _alone(stream, packet)
             if frame is not None:
-                yield chosen[at], upright(frame, stream)
+                yield chosen[at], _time_s(frame, stream, chosen[at]), upright(frame, stream)
             left -= 1
             if not left:
                 return
@@ -119,6 +125,14 @@ def _alone(stream: VideoStream, packet: Packet[VideoStream]) -> VideoFrame | Non
         decoded = [*stream.decode(packet), *stream.decode(None)]
     stream.codec_context.flush_buffers()
     return next((frame for frame in decoded if not frame.is_corrupt), None)
+
+
+def _time_s(frame: VideoFrame, stream: VideoStream, number: int) -> float:
+    """When a frame is shown, by its own stamp; by the mean rate where it has none."""
+    if frame.pts is not None and stream.time_base is not None:
+        return max(0.0, float((frame.pts - (stream.start_time or 0)) * stream.time_base))
+    rate = stream.average_rate or stream.guessed_rate
+    return number / float(rate) if rate else 0.0
 
 
 def _confine(order: Order) -> None:
@@ -138,8 +152,8 @@ def _confine(order: Order) -> None:
             resource.setrlimit(kind, (most, most))
 
 
-def _send(out: BinaryIO, kind: int, number: int, width: int, height: int, data: bytes) -> None:
-    out.write(HEADER.pack(kind, number, width, height))
+def _send(out: BinaryIO, kind: int, number: int, width: int, height: int, data: bytes, time_s: float = 0.0) -> None:
+    out.write(HEADER.pack(kind, number, width, height, time_s))
     out.write(data)
     out.flush()
 
@@ -151,8 +165,8 @@ def main(arguments: list[str]) -> None:
     out = sys.stdout.buffer
     try:
         try:
-            for number, image in frames(order):
-                _send(out, FRAME, number, image.width, image.height, image.tobytes())
+            for number, time_s, image in frames(order):
+                _send(out, FRAME, number, image.width, image.height, image.tobytes(), time_s)
         except Unusable as error:
             reason = str(error)
         except (MemoryError, ImportError):  # a part of the decoder that could not be loaded any more

@@ -6,11 +6,13 @@ PPLError
 │   ├── NoImages               TooManyImages   BadPrior   BadLabels   NoMemory
 │   ├── BadAliasName           BadKeypointNames   BadLandmarks   BadVersionFile
 │   ├── BadPicture             NotAnImage  TruncatedImage  TooManyPixels  TooSmall  Animated  UnsupportedFormat
+│   │                               BadVideoFile
 │   └── BadArchive             UnsafeArchive  EncryptedArchive  ArchiveTooLarge  EmptyArchive
 ├── Unauthorized               401  no key, or one that opens nothing
 ├── Forbidden                  403  the key may not do this
 ├── NotFound                   404  UnknownCategory  UnknownVersion  UnknownJob  NoHistory
 │                                   UnknownAlias  UnknownLandmarks  UnknownDataset  UnknownKey
+│                                   UnknownEstimate
 ├── KeyReused                  422  an Idempotency-Key that came with another request before
 ├── Conflict                   409  JobNotActive  JobNotEnded  NameTaken  VersionExists  VersionInUse
 │                                   DatasetInUse  DatasetNotReady
@@ -67,6 +69,7 @@ class ErrorCode(StrEnum):
     IMAGE_TOO_SMALL = "image_too_small"
     ANIMATED_IMAGE = "animated_image"
     UNSUPPORTED_FORMAT = "unsupported_format"
+    BAD_VIDEO = "bad_video"
     BAD_ARCHIVE = "bad_archive"
     UNSAFE_ARCHIVE = "unsafe_archive"
     ENCRYPTED_ARCHIVE = "encrypted_archive"
@@ -83,6 +86,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_LANDMARKS = "unknown_landmarks"
     UNKNOWN_DATASET = "unknown_dataset"
     UNKNOWN_KEY = "unknown_key"
+    UNKNOWN_ESTIMATE = "unknown_estimate"
     CONFLICT = "conflict"
     JOB_NOT_ACTIVE = "job_not_active"
     JOB_NOT_ENDED = "job_not_ended"
@@ -244,6 +248,10 @@ class Animated(BadPicture, code=ErrorCode.ANIMATED_IMAGE):
     """A picture of more than one frame."""
 
 
+class BadVideoFile(BadPicture, code=ErrorCode.BAD_VIDEO):
+    """A video that can't be read, or its rest."""
+
+
 class UnsupportedFormat(BadPicture, code=ErrorCode.UNSUPPORTED_FORMAT, status=415):
     """A picture of a format other than JPEG, PNG, WebP, BMP and TIFF."""
 
@@ -306,6 +314,10 @@ class UnknownLandmarks(NotFound, code=ErrorCode.UNKNOWN_LANDMARKS):
 
 class UnknownDataset(NotFound, code=ErrorCode.UNKNOWN_DATASET):
     """No dataset of this id, or it was deleted."""
+
+
+class UnknownEstimate(NotFound, code=ErrorCode.UNKNOWN_ESTIMATE):
+    """No estimate of this id is kept."""
 
 
 class UnknownKey(NotFound, code=ErrorCode.UNKNOWN_KEY):

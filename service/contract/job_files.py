@@ -12,6 +12,8 @@ from .records import check_job_id, is_job_id
 from .store import folder_names
 
 MAX_LABELS_BYTES = 64 * 2**20
+# names below the data root that no job may take its files from
+_OWN = ("categories", "datasets", "estimates", "jobs", "keys", "valkey", "logs", "first-api-key", "webhook-secret")
 
 
 class JobFiles:
@@ -108,7 +110,7 @@ def _below(data_root: Path, name: str, kind: str, is_kind: Callable[[Path], bool
         raise refused(f"{said} is not a {kind} below the data root") from error
     if path == root or not path.is_relative_to(root):
         raise refused(f"{said} is not a {kind} below the data root")
-    if path.relative_to(root).parts[0] in ("categories", "datasets", "jobs"):
+    if path.relative_to(root).parts[0] in _OWN:
         raise refused(f"{said} belongs to the platform itself; put what you train on into a folder of its own")
     if not exists:
         raise refused(f"{said} does not exist below the data root")

@@ -14,7 +14,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,10 +22,10 @@ from PIL import Image
 
 SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"))
 EXPECTED = "expected an MP4, MOV, AVI, MKV or WebM video"
-MISSING = "videos need PyAV, which this worker lacks: pip install 'pose-prior-learner[video]'"
+MISSING = "videos need PyAV, which this server lacks: pip install 'pose-prior-learner[video]'"
 
-# what the decoding process sends: kind, number, width, height
-HEADER = struct.Struct("<4I")
+# what the decoding process sends: kind, number, width, height, seconds from the start
+HEADER = struct.Struct("<4Id")
 FRAME, DONE, FAILED = 1, 2, 3
 
 _CHANNELS = 3
@@ -71,10 +71,16 @@ class VideoLimits:
 
 @dataclass(frozen=True)
 class Order:
-    """What the decoding process is asked for: ``count`` frames of a file, within limits."""
+    """What the decoding process is asked for: frames of a file, within limits.
+
+    Attributes:
+        count: frames evenly spaced; with ``every``, the most that may be.
+        every: the first and each so-many-th after it, instead of frames evenly spaced.
+    """
 
     path: str
     count: int
+    every: int | None
     max_pixels: int
     max_frames: int
     max_duration_s: float
@@ -104,6 +110,36 @@ def frame_name(video: str, number: int) -> str:
     return f"{video}#{number:06d}"
 
 
+@dataclass(frozen=True)
+class TimedFrame:
+    """A frame of a video.
+
+    Attributes:
+        number: from 0, as shown.
+        time_s: from the start of the video to when it is shown.
+        image: RGB, upright, its pixels square.
+    """
+
+    number: int
+    time_s: float
+    image: Image.Image
+
+
+def iter_every(
+    path: Path,
+    every: int,
+    most: int,
+    limits: VideoLimits | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Generator[TimedFrame]:
+    """The first frame of a video and each ``every``-th after it; all others as :func:`iter_frames`.
+
+    Args:
+        most: frames that may come; a video that has more of them is refused before the first.
+    """
+    yield from _iter(path, most, every, limits or VideoLimits(), check)
+
+
 def iter_frames(
     path: Path, count: int, limits: VideoLimits | None = None, check: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[int, Image.Image]]:
@@ -121,13 +157,19 @@ def iter_frames(
         BadVideo: after the frames before the damage, or before any.
         NoDecoder: PyAV is not installed.
     """
-    limits = limits or VideoLimits()
+    for frame in _iter(path, count, None, limits or VideoLimits(), check):
+        yield frame.number, frame.image
+
+
+def _iter(
+    path: Path, count: int, every: int | None, limits: VideoLimits, check: Callable[[], None]
+) -> Iterator[TimedFrame]:
     if importlib.util.find_spec("av") is None:
         raise NoDecoder(MISSING)
     size = path.stat().st_size
     if size > limits.max_bytes:
         raise BadVideo(f"{size} bytes; at most {limits.max_bytes} are read")
-    with _Decoder(path, count, limits, check) as decoder:
+    with _Decoder(path, count, every, limits, check) as decoder:
         while (frame := decoder.next()) is not None:
             yield frame
 
@@ -135,12 +177,14 @@ def iter_frames(
 class _Decoder:
     """The decoding process of one video; killed at the end of the block, whatever it does."""
 
-    def __init__(self, path: Path, count: int, limits: VideoLimits, check: Callable[[], None]) -> None:
+    def __init__(
+        self, path: Path, count: int, every: int | None, limits: VideoLimits, check: Callable[[], None]
+    ) -> None:
         self._limits = limits
         self._check = check
         self._deadline = time.monotonic() + limits.timeout_s
         values = {name: value for name, value in asdict(limits).items() if name in Order.__dataclass_fields__}
-        order = Order(path=str(path.resolve()), count=count, **values)
+        order = Order(path=str(path.resolve()), count=count, every=every, **values)
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
             [sys.executable, "-P", "-m", f"{__package__}.decoding", json.dumps(asdict(order))],
             stdin=subprocess.DEVNULL,
@@ -158,9 +202,9 @@ class _Decoder:
         assert self._process.stdout is not None
         self._process.stdout.close()
 
-    def next(self) -> tuple[int, Image.Image] | None:
+    def next(self) -> TimedFrame | None:
         """The next frame, None after the last. Raises BadVideo."""
-        kind, number, width, height = HEADER.unpack(self._read(HEADER.size))
+        kind, number, width, height, time_s = HEADER.unpack(self._read(HEADER.size))
         if kind == DONE:
             return None
         if kind == FAILED:
@@ -172,7 +216,7 @@ class _Decoder:
                 f"its frames are {width} x {height} pixels; each side must have at least {self._limits.min_side_px}"
             )
         data = self._read(width * height * _CHANNELS)
-        return number, Image.frombytes("RGB", (width, height), data)
+        return TimedFrame(number, time_s, Image.frombytes("RGB", (width, height), data))
 
     def _read(self, size: int) -> bytes:
         assert self._process.stdout is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
 from functools import partial
 from itertools import chain
@@ -14,12 +14,15 @@ from fastapi import APIRouter, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from ..contract.errors import TooManyImages
-from ..documentation import estimate_answers, estimate_body
-from ..errors import SlowBody, responses
+from ..collecting import Collected
+from ..documentation import background_answer, estimate_answers, estimate_body
+from ..errors import responses
+from ..estimate_intake import EstimateIntake
+from ..estimate_request import first_of, frames_of, in_background, read_estimate
 from ..estimating import Estimator, check_drawn, drawn_pixels, group_of
 from ..formats import MEDIA_TYPES, written
-from ..forms import FileField, Form, read_form
+from ..forms import responds_async
+from ..frames import with_failure
 from ..gateway import Gateway, gateway_of
 from ..images import Answer, Fitted, Upload, describe
 from ..landmarks import LandmarkMaps
@@ -31,8 +34,6 @@ from ..schemas import Estimate
 from ..settings import Settings
 from ..tasks import end
 from ..versions import Version
-
-BODY_S = 120.0  # how long a body may take to arrive
 
 # few poses are turned into JSON at once; more, and drawn pictures, in a thread
 _INLINE_IMAGES = 4
@@ -48,7 +49,11 @@ def make_router(settings: Settings) -> APIRouter:
         "/estimate",
         summary="Estimate poses",
         response_model=Estimate,
-        responses={200: estimate_answers(), **responses(400, 404, 408, 413, 415, 422, 429, 503, 504)},
+        responses={
+            200: estimate_answers(),
+            202: background_answer(),
+            **responses(400, 404, 408, 413, 415, 422, 429, 503, 504),
+        },
         openapi_extra=estimate_body(settings.max_images),
     )
     async def estimate(request: Request) -> Response:
@@ -73,6 +78,13 @@ def make_router(settings: Settings) -> APIRouter:
         order of completion: a line a pose with its `index` (and `box`), `{"index": …, "error": …}` for a picture that
         failed, which does not hinder the others, and `{"summary": …}` as the last line, with the links that all share.
 
+        A **video** comes in the field `video` instead of `images`: the poses of its frames, or of each `every`-th, with
+        `frame` and `time_s`, and in `errors` why a frame, or the rest of the file, gave none.
+
+        With `Prefer: respond-async` the answer is 202 at once, and the poses are at the address in `Location` when they
+        are found (`GET /estimates/{id}`), for a day: for many pictures and long videos. Pictures that fail are named in
+        `errors` then, and do not hinder the others.
+
         When too many pictures wait, the answer is 429 with `Retry-After`; when no worker lives, 503; when none answered
         in time, 504.
         """
@@ -83,27 +95,55 @@ def make_router(settings: Settings) -> APIRouter:
 
 async def _estimate(request: Request, gateway: Gateway) -> Response:
     started = time.perf_counter()
+    if responds_async(request.headers):
+        return await in_background(request, gateway)
     settings = gateway.settings
     lines_type = wanted_lines(request.headers.get("accept", ""))
     most = settings.max_streamed_images if lines_type else settings.max_images
     async with AsyncExitStack() as held:
         held.enter_context(gateway.budget.hold(body_bytes(request.scope)))
-        form = await _read(request, most)
-        query = Query.of(form.fields, [part.filename for part in form.files], most, settings.max_images)
+        intake = EstimateIntake(gateway.estimates, gateway.upload, settings.image_max_bytes)
+        held.push_async_callback(intake.close)
+        form = await read_estimate(request, most, intake, keep_images=False)
+        video = form.first("video") is not None
+        names = [part.filename for part in form.files]
+        query = Query.of(form.fields, names, most, settings.max_images, video)
         if lines_type:
             check_lines(query.format)
         version = await gateway.io(gateway.versions.version, query.category, query.version)
         query.check_memory(version)
         landmarks = await gateway.io(gateway.versions.landmarks, version, query.landmarks) if query.landmarks else None
+        estimator = Estimator(gateway, query, version, landmarks)
+        if video:
+            path = gateway.estimates.picture(intake.estimate_id, 0)
+            frames = frames_of(gateway, path, query, version.side, settings.max_streamed_images)
+            outcomes = with_failure(estimator.outcomes(frames), frames)
+            if not lines_type:
+                return await _unless_gone(request, _frames_answered(gateway, query, version, estimator, outcomes))
+            first = await first_of(outcomes)  # what is no video is refused while a refusal can be sent
+            return LinesResponse(lines(first, version, started), lines_type, held.pop_all())
         uploads = [
             Upload(index, part.filename, partial(bytes, part.data), boxes)
             for index, (part, boxes) in enumerate(zip(form.files, query.boxes, strict=True))
         ]
         if lines_type:
-            outcomes = Estimator(gateway, query, version, landmarks).outcomes(uploads)
-            return LinesResponse(lines(outcomes, version, started), lines_type, held.pop_all())
+            return LinesResponse(lines(estimator.outcomes(uploads), version, started), lines_type, held.pop_all())
         gateway.batcher.check_room(query.num_poses)
         return await _answered(request, gateway, query, version, landmarks, uploads, started)
+
+
+async def _frames_answered(
+    gateway: Gateway, query: Query, version: Version, estimator: Estimator, outcomes: AsyncIterator[Outcome]
+) -> Response:
+    """The poses of a video's frames as one document; frames that gave none are named in it."""
+    collected = Collected(query, version, time.perf_counter())
+    some = False
+    async for outcome in outcomes:
+        collected.add(outcome)
+        some = some or not outcome.error
+        if estimator.down and not some:
+            raise estimator.down
+    return Response(await gateway.compute(collected.written), media_type=MEDIA_TYPES[query.format])
 
 
 async def _answered(
@@ -148,15 +188,6 @@ async def _answered(
     return Response(body, media_type=MEDIA_TYPES[query.format])
 
 
-async def _read(request: Request, most: int) -> Form:
-    """The form, within the time that it may take to arrive: a slow client must not hold its place for ever."""
-    try:
-        async with asyncio.timeout(BODY_S):
-            return await read_form(request, {"images": FileField(most, lambda: _too_many(most))})
-    except TimeoutError:
-        raise SlowBody(f"the body took longer than {BODY_S:g} s to arrive; send fewer or smaller pictures") from None
-
-
 async def _fit_all(gateway: Gateway, uploads: list[Upload], side: int) -> list[Fitted]:
     """Decode side by side; the first bad picture ends it."""
     work = [asyncio.ensure_future(gateway.compute(upload.fit, side, gateway.picture_limits)) for upload in uploads]
@@ -165,10 +196,6 @@ async def _fit_all(gateway: Gateway, uploads: list[Upload], side: int) -> list[F
     finally:
         for task in work:
             task.cancel()
-
-
-def _too_many(most: int) -> TooManyImages:
-    return TooManyImages(f"more than {most} pictures; a request may hold {most}, send several requests")
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -23,7 +23,7 @@ from PIL import Image
 from redis import Redis
 
 from service.client import APIError, Client, Job, JobStatus, png_bytes
-from service.client_types import Dataset
+from service.client_types import BackgroundEstimate, Dataset
 
 from .stack_process import TINY, StackProcess, archive, drawing, running, within
 
@@ -213,12 +213,46 @@ def test_a_request_outlives_the_worker_that_was_killed_in_the_middle_of_its_batc
     assert not asking.is_alive()
     (answer,) = answers
     if isinstance(answer, APIError):
-        assert answer.status == 503
+        assert answer.status in (503, 504)
         assert answer.code in ("timeout", "worker_unavailable")
     else:
         assert len(answer.images) == 32
     assert shared.stack.child_pid("worker-inference") != worker
     assert len(client.estimate("cross", [drawing(103)]).images) == 1
+
+
+def test_an_estimate_in_the_background_outlives_killed_gateway_and_worker(
+    shared: Shared, client: Client, tmp_path: Path, video: Callable[..., bytes]
+) -> None:
+    path = tmp_path / "walk.mp4"
+    path.write_bytes(video(600, size=(320, 240)))
+    begun = client.estimate_async("dog", video=path, refine_steps=10)
+    assert within(20, lambda: client.estimate_job(begun.id).progress.done > 0)
+    shared.stack.kill_child("gateway")
+    killed: list[int] = []
+
+    def kill_worker(_: BackgroundEstimate) -> None:
+        if not killed:
+            killed.append(shared.stack.kill_child("worker-inference"))
+
+    found = client.wait_estimate(begun.id, kill_worker, timeout_s=120)
+    assert killed
+    assert found.status == "succeeded"
+    assert found.result is not None
+    assert [pose.frame for pose in found.result.images] == list(range(600))
+    assert found.result.errors == []
+
+
+def test_a_job_goes_on_from_the_version_with_new_pictures(shared: Shared, client: Client) -> None:
+    assert shared.job is not None
+    assert shared.job.version is not None
+    more = archive(shared.root / "more.zip", 12)
+    begun = client.train("cross", more, settings={"steps": 4}, continue_from="active")
+    job = client.wait(begun.id, timeout_s=120)
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    diff = client.versions.diff("cross", shared.job.version, "active")
+    assert diff.matched_by == "number"
+    client.aliases.put("cross", "active", shared.job.version)
 
 
 def test_a_killed_server_comes_back_with_its_jobs(shared: Shared, client: Client) -> None:

@@ -61,6 +61,10 @@ async def test_every_operation_is_described_and_declares_problems(described):
         "/priors/{category}/landmarks/{name}",
         "/priors/{category}/aliases",
         "/priors/{category}/aliases/{alias}",
+        "/estimates",
+        "/estimates/{estimate_id}",
+        "/estimates/{estimate_id}/cancel",
+        "/estimates/{estimate_id}/result",
         "/webhooks/secret",
         "/livez",
         "/readyz",
@@ -120,6 +124,8 @@ async def test_estimate_form_is_described(described):
         "boxes",
         "format",
         "landmarks",
+        "video",
+        "every",
     }
     assert schema["properties"]["images"]["maxItems"] == 64
     assert schema["properties"]["refine_steps"]["maximum"] == 10

@@ -1,0 +1,182 @@
+"""Works on the estimates that wait in the background; what is half done goes on where it was."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from typing import IO, TYPE_CHECKING
+
+from .collecting import Collected, as_line
+from .contract.errors import PPLError, UnknownEstimate
+from .contract.records import JobError
+from .contract.videos import VideoLimits
+from .estimate_files import EstimateFiles, EstimateRecord, EstimateStatus, read_lines
+from .estimating import Estimator, Source
+from .frames import VideoFrames, with_failure
+from .images import Upload
+from .query import Query
+from .results import Outcome
+from .tasks import end
+
+if TYPE_CHECKING:
+    from .gateway import Gateway
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 1.0
+VIDEO_TIMEOUT_S = 12 * 3600.0
+
+
+class Background:
+    """Works on one estimate at a time; each gateway on another.
+
+    The pictures that wait for a batch are those of everybody, so requests that somebody waits for are not held up by
+    more than the batch under way.
+    """
+
+    def __init__(self, gateway: Gateway, files: EstimateFiles) -> None:
+        self._gateway = gateway
+        self._files = files
+
+    async def round(self) -> None:
+        """Work on all that wait and that nobody else has."""
+        io = self._gateway.io
+        for estimate_id in await io(self._files.waiting):
+            with suppress(UnknownEstimate):
+                claim = self._files.working(estimate_id)
+                if not await io(claim.__enter__):
+                    await io(claim.__exit__, None, None, None)
+                    continue
+                try:
+                    await self._work(await io(self._files.record, estimate_id))
+                finally:
+                    await io(claim.__exit__, None, None, None)
+
+    async def _work(self, record: EstimateRecord) -> None:
+        io, shown = self._gateway.io, record.shown
+        if shown.status.ended:  # killed right after its end
+            await io(self._files.end, record, shown.status, shown.error)
+            return
+        try:
+            status = await self._estimate(record)
+            await io(self._files.end, record, status)
+            log.info("estimate %s: %s, %d pictures", shown.id, status, shown.progress.done)
+        except PPLError as error:
+            log.warning("estimate %s failed: %s", shown.id, error.detail)
+            await io(self._files.end, record, EstimateStatus.FAILED, JobError(**error.to_dict()))
+        except UnknownEstimate:
+            raise
+        except Exception:  # its owner is told, and the others go on
+            log.exception("estimate %s failed", shown.id)
+            fault = PPLError("an unexpected fault of the server; its log says more about it")
+            await io(self._files.end, record, EstimateStatus.FAILED, JobError(**fault.to_dict()))
+
+    async def _estimate(self, record: EstimateRecord) -> EstimateStatus:
+        gateway, shown, io = self._gateway, record.shown, self._gateway.io
+        settings = gateway.settings
+        query = Query.of(record.fields, record.names, settings.background_max_images, settings.max_images, record.video)
+        version = await io(gateway.versions.version, shown.category, shown.version)
+        maps = await io(gateway.versions.landmarks, version, query.landmarks) if query.landmarks else None
+        collected = Collected(query, version, time.perf_counter())
+        before = await io(read_lines, self._files.lines(shown.id))
+        collected.add_lines(before)
+        done = frozenset(line["index"] for line in before)
+        shown.progress.done, shown.progress.failed = len(done), sum(line["error"] is not None for line in before)
+        shown.status, shown.started_at = EstimateStatus.RUNNING, shown.started_at or datetime.now(UTC)
+        await io(self._files.write, record)
+        sources = self._sources(record, query, version.side, done)
+        found = Estimator(gateway, query, version, maps, patient=True).outcomes(sources)
+        if isinstance(sources, VideoFrames):
+            found = with_failure(found, sources)
+        if not await self._follow(record, found, collected):
+            return EstimateStatus.CANCELLED
+        shown.progress.total = shown.progress.done
+        body = await gateway.compute(collected.written)
+        await io(_replace, self._files, shown.id, body)
+        return EstimateStatus.SUCCEEDED
+
+    async def _follow(self, record: EstimateRecord, found: AsyncIterator[Outcome], collected: Collected) -> bool:
+        """Write down what comes, and how far it is; False once its owner wants it stopped."""
+        io, shown = self._gateway.io, record.shown
+        lines = await io(_appended, self._files, shown.id)
+        coming = asyncio.ensure_future(anext(found, None))
+        looked = time.monotonic()
+        try:
+            while True:
+                await asyncio.wait((coming,), timeout=_LOOK_EVERY_S)
+                if coming.done():
+                    outcome = coming.result()
+                    if outcome is None:
+                        return True
+                    coming = asyncio.ensure_future(anext(found, None))
+                    collected.add(outcome)
+                    shown.progress.done += 1
+                    shown.progress.failed += outcome.error is not None
+                    await io(_append, lines, as_line(outcome))
+                if time.monotonic() - looked >= _LOOK_EVERY_S:
+                    if await io(self._files.cancelled, shown.id):
+                        return False
+                    await io(self._files.write, record)
+                    looked = time.monotonic()
+        finally:
+            await end((coming,))
+            await found.aclose()  # type: ignore[attr-defined]  # a generator
+            lines.close()
+
+    def _sources(
+        self, record: EstimateRecord, query: Query, side: int, done: frozenset[int]
+    ) -> AsyncIterable[Source] | Iterable[Source]:
+        read = partial(self._files.picture, record.shown.id)
+        if query.every:
+            settings = self._gateway.settings
+            return VideoFrames(
+                read(0),
+                record.names[0],
+                query.every,
+                settings.background_max_images,
+                side,
+                query.boxes[0],
+                video_limits(settings.image_max_pixels, settings.image_min_side_px, VIDEO_TIMEOUT_S),
+                self._gateway.upload,
+                done,
+            )
+        return (
+            Upload(index, name, read(index).read_bytes, boxes)
+            for index, (name, boxes) in enumerate(zip(query.names, query.boxes, strict=True))
+            if index not in done
+        )
+
+
+def video_limits(max_pixels: int, min_side_px: int, timeout_s: float) -> VideoLimits:
+    """What a video may be whose frames are estimated; its bytes are bounded where it is received."""
+    return VideoLimits(max_pixels=max_pixels, min_side_px=min_side_px, timeout_s=timeout_s)
+
+
+def _appended(files: EstimateFiles, estimate_id: str) -> IO[bytes]:
+    """The lines so far, without one that was cut short, to write on."""
+    path = files.lines(estimate_id)
+    file = path.open("ab+")
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)
+    return file
+
+
+def _append(file: IO[bytes], line: bytes) -> None:
+    file.write(line)
+    file.flush()
+
+
+def _replace(files: EstimateFiles, estimate_id: str, body: bytes) -> None:
+    path = files.result(estimate_id)
+    draft = path.with_name(".result")
+    with draft.open("wb") as file:
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

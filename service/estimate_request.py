@@ -1,0 +1,129 @@
+"""The body of POST /estimate, read within its limits; and how it is handed to the background."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fastapi import Request
+from starlette.responses import JSONResponse, Response
+
+from . import access
+from .background import video_limits
+from .contract.errors import TooManyImages
+from .errors import BadField, SlowBody, StorageFull
+from .estimate_files import BackgroundEstimate, EstimateProgress, EstimateRecord, EstimateStatus
+from .estimate_intake import EstimateIntake
+from .forms import FileField, Form, read_form, responds_async
+from .frames import VideoFrames
+from .gateway import Gateway
+from .middleware import body_bytes
+from .query import Query
+from .results import Outcome
+
+BODY_S = 120.0  # how long a body may take to arrive that somebody waits for
+_VIDEO_S = 600.0
+
+
+async def read_estimate(request: Request, most: int, intake: EstimateIntake, *, keep_images: bool) -> Form:
+    """The form, within the time that it may take to arrive: a slow client must not hold its place for ever.
+
+    Args:
+        most: pictures.
+        intake: takes a video, and the pictures where these are to be kept.
+
+    Raises:
+        SlowBody, TooManyImages, BadField, and as :func:`~service.forms.read_form`.
+    """
+
+    def too_many() -> TooManyImages:
+        return TooManyImages(f"more than {most} pictures; a request may hold {most}, send several requests")
+
+    def one_video() -> BadField:
+        return BadField("video", "more than one video came; send one")
+
+    fields = {
+        "images": FileField(most, too_many, sink_of=intake.sink_of if keep_images else None),
+        "video": FileField(1, one_video, sink_of=intake.sink_of),
+    }
+    try:
+        async with asyncio.timeout(None if responds_async(request.headers) else BODY_S):
+            form = await read_form(request, fields)
+    except TimeoutError:
+        raise SlowBody(f"the body took longer than {BODY_S:g} s to arrive; send fewer or smaller pictures") from None
+    if form.first("video") and len(form.files) > 1:
+        raise BadField("video", "both pictures and a video came; send either")
+    if form.first("video") or keep_images:
+        await intake.settle(form.files)
+    return form
+
+
+def frames_of(gateway: Gateway, path: Path, query: Query, side: int, most: int) -> VideoFrames:
+    """The frames of a video that somebody waits for."""
+    settings = gateway.settings
+    limits = video_limits(settings.image_max_pixels, settings.image_min_side_px, _VIDEO_S)
+    return VideoFrames(path, query.names[0], query.every, most, side, query.boxes[0], limits, gateway.upload)
+
+
+async def first_of(outcomes: AsyncIterator[Outcome]) -> AsyncIterator[Outcome]:
+    """The same outcomes, once the first is there; what is raised before it is raised here."""
+    first = await anext(outcomes, None)
+
+    async def all_of_them() -> AsyncIterator[Outcome]:
+        try:
+            if first is not None:
+                yield first
+            async for outcome in outcomes:
+                yield outcome
+        finally:
+            await outcomes.aclose()  # type: ignore[attr-defined]  # a generator
+
+    return all_of_them()
+
+
+async def in_background(request: Request, gateway: Gateway) -> Response:
+    """Keep a request's files, have them worked on, and say where the poses will be.
+
+    Raises:
+        QueueFull: as many wait as may.
+        And as a request that is answered at once, where the reason is known without looking at the pictures.
+    """
+    settings, files, io = gateway.settings, gateway.estimates, gateway.io
+    bounds = (settings.background_max_waiting, settings.background_max_bytes)
+    await io(files.check_room, body_bytes(request.scope) if "content-length" in request.headers else 0, *bounds)
+    intake = EstimateIntake(files, gateway.upload, settings.image_max_bytes)
+    try:
+        form = await read_estimate(request, settings.background_max_images, intake, keep_images=True)
+        video = form.first("video") is not None
+        names = intake.names
+        query = Query.of(form.fields, names, settings.background_max_images, settings.max_images, video)
+        version = await io(gateway.versions.version, query.category, query.version)
+        query.check_memory(version)
+        if query.landmarks:
+            await io(gateway.versions.landmarks, version, query.landmarks)
+        await io(files.check_room, intake.size_bytes, *bounds)
+        key = access.key_of(request)
+        shown = BackgroundEstimate(
+            id=intake.estimate_id,
+            status=EstimateStatus.QUEUED,
+            category=query.category,
+            version=version.name,
+            format=query.format,
+            created_at=datetime.now(UTC),
+            progress=EstimateProgress(total=None if video else len(names)),
+            created_by=key.id if key else None,
+        )
+        record = EstimateRecord(shown=shown, fields=form.fields, names=names, video=video, size_bytes=intake.size_bytes)
+        await gateway.upload(files.submit, record)
+        intake.hand_over()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull("the server has no room for these files; its owner must free some") from error
+        raise
+    finally:
+        await intake.close()
+    headers = {"Location": f"/estimates/{shown.id}", "Preference-Applied": "respond-async"}
+    return JSONResponse(shown.model_dump(mode="json"), status_code=202, headers=headers)

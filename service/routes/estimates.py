@@ -1,0 +1,105 @@
+"""/estimates: those that are worked on in the background."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from ..contract.errors import Conflict, UnknownEstimate
+from ..contract.jobs import MAX_PAGE
+from ..errors import responses
+from ..estimate_files import BackgroundEstimate, EstimatePage, EstimateStatus
+from ..formats import MEDIA_TYPES
+from ..gateway import Gateway, gateway_of
+from ..schemas import EstimateWithResult
+
+router = APIRouter(tags=["poses"])
+
+_RETRY_S = 2.0
+
+
+@router.get("/estimates", summary="List estimates", response_model=EstimatePage, responses=responses(400, 422))
+async def get_estimates(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="estimates in a page")] = 50,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+) -> EstimatePage:
+    """The estimates in the background that are still kept, the newest first."""
+    gateway = gateway_of(request)
+    return await gateway.io(gateway.estimates.page, limit, cursor)
+
+
+@router.get(
+    "/estimates/{estimate_id}",
+    summary="Follow an estimate",
+    response_model=EstimateWithResult,
+    response_model_exclude_unset=True,
+    responses=responses(404),
+)
+async def get_estimate(request: Request, estimate_id: str) -> Response:
+    """The estimate as it stands; once it succeeded, `result` holds the poses as `POST /estimate` gives them, with
+    `errors` of the pictures that gave none (of the formats coco and csv see `result_url`). It is kept for a day.
+    """
+    gateway = gateway_of(request)
+    return Response(await gateway.io(_document, gateway, estimate_id), media_type="application/json")
+
+
+@router.get(
+    "/estimates/{estimate_id}/result",
+    summary="The poses of an estimate",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "the poses, in the format asked for",
+            "content": {"application/json": {"schema": {"type": "object"}}, "text/csv": {"schema": {"type": "string"}}},
+        },
+        **responses(404, 409),
+    },
+)
+async def get_result(request: Request, estimate_id: str) -> Response:
+    """What `POST /estimate` would have answered, in its format; there once the estimate succeeded."""
+    gateway = gateway_of(request)
+    shown = (await gateway.io(gateway.estimates.record, estimate_id)).shown
+    if shown.status is not EstimateStatus.SUCCEEDED:
+        again_s = None if shown.status.ended else _RETRY_S
+        raise Conflict(f"estimate {estimate_id} is {shown.status}; it has no result", retry_after_s=again_s)
+    return Response(await gateway.io(_result, gateway, estimate_id), media_type=MEDIA_TYPES[shown.format])
+
+
+@router.post(
+    "/estimates/{estimate_id}/cancel",
+    summary="Stop an estimate",
+    response_model=BackgroundEstimate,
+    responses=responses(404, 409),
+)
+async def cancel_estimate(request: Request, estimate_id: str) -> BackgroundEstimate:
+    """Stops an estimate for good. One that is worked on stops a moment later."""
+    gateway = gateway_of(request)
+    return (await gateway.io(gateway.estimates.cancel, estimate_id)).shown
+
+
+@router.delete("/estimates/{estimate_id}", status_code=204, summary="Forget an estimate", responses=responses(404, 409))
+async def delete_estimate(request: Request, estimate_id: str) -> None:
+    """Removes an estimate that ended, with its result."""
+    gateway = gateway_of(request)
+    await gateway.io(gateway.estimates.remove, estimate_id)
+
+
+def _document(gateway: Gateway, estimate_id: str) -> bytes:
+    shown = gateway.estimates.record(estimate_id).shown
+    document: dict[str, Any] = shown.model_dump(mode="json")
+    text = json.dumps(document).encode()
+    if shown.status is EstimateStatus.SUCCEEDED and shown.format == "native":
+        # as it lies there: it may be long
+        return text[:-1] + b', "result": ' + _result(gateway, estimate_id) + b"}"
+    return text
+
+
+def _result(gateway: Gateway, estimate_id: str) -> bytes:
+    try:
+        return gateway.estimates.result(estimate_id).read_bytes()
+    except FileNotFoundError as error:  # deleted meanwhile
+        raise UnknownEstimate(f"no estimate {estimate_id!r}; it was deleted meanwhile") from error

@@ -1,0 +1,393 @@
+"""Estimates in the background, and the frames of videos."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import pytest
+
+from service.contract.errors import ModelFailed
+from service.estimate_files import EstimateFiles, EstimateStatus, new_estimate_id, read_lines
+
+ASYNC = {"Prefer": "respond-async"}
+
+
+@pytest.fixture
+def send(http, make_picture):
+    async def post(files=None, client=None, headers=ASYNC, **fields: str):
+        files = [("images", (f"{n}.png", make_picture())) for n in range(3)] if files is None else files
+        return await (client or http).post(
+            "/estimate", data={"category": "dog", **fields}, files=files, headers=headers
+        )
+
+    return post
+
+
+async def ended(client, estimate_id: str, timeout_s: float = 20.0) -> dict:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = (await client.get(f"/estimates/{estimate_id}")).json()
+        if EstimateStatus(found["status"]).ended:
+            return found
+        assert time.monotonic() < deadline, found
+        await asyncio.sleep(0.05)
+
+
+def pictures_of(data_root, estimate_id: str) -> list:
+    return list((data_root / "estimates" / estimate_id / "pictures").glob("*"))
+
+
+async def test_answer_comes_at_once_and_poses_later(http, send, publish, consumer, data_root):
+    version = publish("dog")
+    consumer.gate.clear()
+    answer = await send()
+    assert answer.status_code == 202, answer.text
+    begun = answer.json()
+    assert answer.headers["location"] == f"/estimates/{begun['id']}"
+    assert answer.headers["preference-applied"] == "respond-async"
+    assert (begun["status"], begun["version"], begun["progress"]) == (
+        "queued",
+        version,
+        {"done": 0, "failed": 0, "total": 3},
+    )
+    assert len(pictures_of(data_root, begun["id"])) == 3
+    consumer.gate.set()
+    found = await ended(http, begun["id"])
+    assert found["status"] == "succeeded"
+    assert found["progress"] == {"done": 3, "failed": 0, "total": 3}
+    at_once = (await send(headers={})).json()
+    assert found["result"]["images"] == at_once["images"]
+    assert found["result"]["errors"] == []
+    assert (await http.get(found["result_url"])).json() == found["result"]
+    assert pictures_of(data_root, begun["id"]) == []
+
+
+@pytest.mark.parametrize("format", ["coco", "csv"])
+async def test_other_formats_are_the_result(http, send, publish, consumer, format):
+    publish("dog")
+    begun = (await send(format=format)).json()
+    found = await ended(http, begun["id"])
+    assert "result" not in found
+    answer = await http.get(found["result_url"])
+    at_once = await send(headers={}, format=format)
+    assert answer.headers["content-type"] == at_once.headers["content-type"]
+    if format == "csv":
+        assert answer.text == at_once.text
+    else:
+        assert answer.json()["annotations"] == at_once.json()["annotations"]
+
+
+async def test_a_bad_picture_does_not_hinder_the_others(http, send, publish, consumer, make_picture):
+    publish("dog")
+    files = [
+        ("images", ("a.png", make_picture())),
+        ("images", ("b.png", b"junk")),
+        ("images", ("c.png", make_picture())),
+    ]
+    found = await ended(http, (await send(files)).json()["id"])
+    assert found["status"] == "succeeded"
+    assert found["progress"] == {"done": 3, "failed": 1, "total": 3}
+    assert [image["index"] for image in found["result"]["images"]] == [0, 2]
+    (error,) = found["result"]["errors"]
+    assert (error["index"], error["code"]) == (1, "not_an_image")
+    assert "b.png" in error["detail"]
+
+
+async def test_what_was_begun_is_finished_by_the_next_gateway(serve, send, publish, make_consumer, redis_client):
+    """The first gateway dies with some pictures done; the second does the rest, and only the rest."""
+    publish("dog")
+    consumer = await make_consumer()
+    first = await serve(batch_limit=2)
+    consumer.gate.clear()
+    begun = (await send(client=first)).json()
+    while not consumer.batches:
+        await asyncio.sleep(0.02)
+    loop = next(task for task in first.gateway._loops if task.get_name() == "estimates")
+    consumer.gate.set()
+    files: EstimateFiles = first.gateway.estimates
+    while not read_lines(files.lines(begun["id"])):
+        await asyncio.sleep(0.001)
+    consumer.gate.clear()
+    loop.cancel()
+    await asyncio.wait([loop])
+    done = len(read_lines(files.lines(begun["id"])))
+    with files.lines(begun["id"]).open("ab") as file:
+        file.write(b'{"index": 2, "po')  # cut short by the end of the process
+    consumer.gate.set()
+    before = sum(batch.count for batch in consumer.batches)
+    second = await serve()
+    found = await ended(second, begun["id"])
+    assert [image["index"] for image in found["result"]["images"]] == [0, 1, 2]
+    again = sum(batch.count for batch in consumer.batches) - before
+    assert again <= 3 - done + 2  # those that were under way may come twice
+
+
+async def test_it_waits_for_a_worker_instead_of_failing(serve, send, publish, make_consumer):
+    publish("dog")
+    http = await serve(estimate_timeout_s=0.3)
+    begun = (await send(client=http)).json()
+    await asyncio.sleep(1.5)
+    assert (await http.get(f"/estimates/{begun['id']}")).json()["status"] == "running"
+    await make_consumer()
+    assert (await ended(http, begun["id"]))["progress"]["failed"] == 0
+
+
+async def test_two_gateways_work_on_different_ones(serve, send, publish, consumer):
+    publish("dog")
+    first, second = await serve(), await serve()
+    ids = [(await send(client=first)).json()["id"] for _ in range(4)]
+    for estimate_id in ids:
+        assert (await ended(second, estimate_id))["progress"] == {"done": 3, "failed": 0, "total": 3}
+
+
+async def test_cancelled_while_it_is_worked_on(http, send, publish, consumer, problem, data_root):
+    publish("dog")
+    consumer.gate.clear()
+    begun = (await send()).json()
+    while not consumer.batches:
+        await asyncio.sleep(0.02)
+    problem(await http.delete(f"/estimates/{begun['id']}"), 409, "conflict")
+    problem(await http.get(f"/estimates/{begun['id']}/result"), 409, "conflict")
+    assert (await http.post(f"/estimates/{begun['id']}/cancel")).status_code == 200
+    assert (await ended(http, begun["id"]))["status"] == "cancelled"
+    consumer.gate.set()
+    problem(await http.post(f"/estimates/{begun['id']}/cancel"), 409, "conflict")
+    assert (await http.delete(f"/estimates/{begun['id']}")).status_code == 204
+    problem(await http.get(f"/estimates/{begun['id']}"), 404, "unknown_estimate")
+    assert list((data_root / "estimates").glob("[0-9a-f]*")) == []
+
+
+async def test_cancelled_before_anybody_took_it(data_root, http, send, publish):
+    publish("dog")
+    loop = next(task for task in http.gateway._loops if task.get_name() == "estimates")
+    loop.cancel()
+    await asyncio.wait([loop])
+    begun = (await send()).json()
+    assert (await http.post(f"/estimates/{begun['id']}/cancel")).json()["status"] == "cancelled"
+    assert http.gateway.estimates.waiting() == []
+
+
+async def test_version_deleted_meanwhile_fails_it(serve, send, publish, data_root, http):
+    import shutil
+
+    publish("dog")
+    loop = next(task for task in http.gateway._loops if task.get_name() == "estimates")
+    loop.cancel()
+    await asyncio.wait([loop])
+    begun = (await send()).json()
+    shutil.rmtree(data_root / "categories" / "dog")
+    found = await ended(await serve(), begun["id"])
+    assert found["status"] == "failed"
+    assert found["error"]["code"] == "unknown_category"
+
+
+async def test_fault_of_the_model_is_told_with_each_picture(http, send, publish, consumer):
+    publish("dog")
+    consumer.error = ModelFailed("it raised")
+    found = await ended(http, (await send()).json()["id"])
+    assert found["status"] == "succeeded"
+    assert {error["code"] for error in found["result"]["errors"]} == {"model_failed"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code"),
+    [
+        ({"category": ""}, 422, "bad_request"),
+        ({"category": "cat"}, 404, "unknown_category"),
+        ({"refine_steps": "99"}, 422, "bad_request"),
+        ({"boxes": "[]"}, 422, "bad_boxes"),
+        ({"every": "2"}, 422, "bad_request"),
+        ({"landmarks": "none"}, 404, "unknown_landmarks"),
+        ({"nonsense": "1"}, 422, "bad_request"),
+    ],
+)
+async def test_bad_request_is_refused_at_once_and_leaves_nothing(
+    http, send, publish, problem, no_trace, fields, status, code
+):
+    publish("dog")
+    (http.gateway.settings.data_root / "estimates").mkdir()
+    problem(await send(**fields), status, code)
+    assert list((http.gateway.settings.data_root / "estimates").iterdir()) == []
+
+
+async def test_so_many_may_wait(serve, send, publish, problem):
+    publish("dog")
+    http = await serve(background_max_waiting=2)
+    for _ in range(2):
+        assert (await send(client=http)).status_code == 202
+    refused = await send(client=http)
+    problem(refused, 429, "queue_full")
+    assert refused.headers["retry-after"]
+    small = await serve(background_max_bytes=1024)
+    problem(await send(client=small), 429, "queue_full")
+
+
+async def test_body_may_be_longer_in_the_background(serve, send, publish, problem, consumer):
+    publish("dog")
+    http = await serve(max_body_bytes=1024, max_pending_bytes=1024)
+    files = [("images", ("a.png", b"x" * 5000))]
+    problem(await send(files, client=http, headers={}), 413, "body_too_large")
+    assert (await send(files, client=http)).status_code == 202
+
+
+async def test_list_has_the_newest_first_in_pages(http, send, publish, consumer, problem):
+    publish("dog")
+    ids = [(await send()).json()["id"] for _ in range(3)]
+    page = (await http.get("/estimates?limit=2")).json()
+    assert [item["id"] for item in page["items"]] == ids[:0:-1]
+    rest = (await http.get(f"/estimates?limit=2&cursor={page['next_cursor']}")).json()
+    assert [item["id"] for item in rest["items"]] == ids[:1]
+    assert rest["next_cursor"] is None
+    problem(await http.get("/estimates?cursor=x"), 400, "bad_cursor")
+    problem(await http.get("/estimates/../x"), 404, "not_found")
+    problem(await http.get("/estimates/0123"), 404, "unknown_estimate")
+
+
+async def test_old_ones_and_broken_uploads_are_swept(http, send, publish, consumer):
+    publish("dog")
+    files: EstimateFiles = http.gateway.estimates
+    begun = (await send()).json()["id"]
+    await ended(http, begun)
+    left = new_estimate_id()
+    files.prepare(left)  # its gateway was killed before the whole upload came
+    assert files.sweep(1000.0, 1000.0) == []
+    assert sorted(files.sweep(0.0, 0.0)) == sorted([begun, left])
+    assert (await http.get(f"/estimates/{begun}")).status_code == 404
+
+
+async def test_one_that_lost_its_mark_is_found_again(http, send, publish):
+    publish("dog")
+    loop = next(task for task in http.gateway._loops if task.get_name() == "estimates")
+    loop.cancel()
+    await asyncio.wait([loop])
+    files: EstimateFiles = http.gateway.estimates
+    begun = (await send()).json()["id"]
+    (files.folder(begun).parent / "waiting" / begun).unlink()
+    assert files.waiting() == []
+    files.sweep(1000.0, 1000.0)
+    assert files.waiting() == [begun]
+
+
+# videos
+
+
+@pytest.fixture
+def film(video):
+    """24 frames at 25 a second; a red square in the corner is the brightest spot of the first ones."""
+    return {"video": ("walk.mp4", video(24))}
+
+
+async def test_poses_of_a_videos_frames(http, send, publish, consumer, film):
+    version = publish("dog")
+    answer = await send(film, headers={}, every="5")
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert found["version"] == version
+    assert [image["frame"] for image in found["images"]] == [0, 5, 10, 15, 20]
+    assert [image["index"] for image in found["images"]] == [0, 1, 2, 3, 4]
+    assert [image["time_s"] for image in found["images"]] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    assert {(image["width"], image["height"]) for image in found["images"]} == {(48, 32)}
+    assert found["errors"] == []
+    assert len((await send(film, headers={})).json()["images"]) == 24
+
+
+async def test_frames_come_line_by_line(http, send, publish, consumer, film):
+    publish("dog")
+    answer = await send(film, headers={"Accept": "application/jsonl"}, every="6")
+    lines = [json.loads(line) for line in answer.text.splitlines()]
+    assert sorted(line["frame"] for line in lines[:-1]) == [0, 6, 12, 18]
+    assert lines[-1]["summary"]["pictures"] == 4
+
+
+async def test_table_names_the_frames(http, send, publish, consumer, film):
+    publish("dog")
+    rows = (await send(film, headers={}, every="10", format="csv")).text.splitlines()
+    assert [row.split(",")[0] for row in rows[-3:]] == ["walk.mp4#000000", "walk.mp4#000010", "walk.mp4#000020"]
+    coco = (await send(film, headers={}, every="10", format="coco")).json()
+    assert [image["file_name"] for image in coco["images"]] == [f"walk.mp4#0000{n}" for n in ("00", "10", "20")]
+
+
+async def test_a_box_holds_for_every_frame(http, send, publish, consumer, film):
+    publish("dog")
+    found = (await send(film, headers={}, every="12", boxes="[[[0, 0, 20, 20], [10, 5, 20, 20]]]")).json()
+    assert [(image["frame"], image["box"]) for image in found["images"]] == [(0, 0), (0, 1), (12, 0), (12, 1)]
+    outside = (await send(film, headers={}, every="12", boxes="[[400, 0, 20, 20]]")).json()
+    assert [error["code"] for error in outside["errors"]] == ["bad_boxes"] * 2
+    assert "walk.mp4#000012" in outside["errors"][1]["detail"]
+
+
+async def test_damaged_rest_is_told_after_the_frames_before_it(http, send, publish, consumer, video):
+    publish("dog")
+    whole = video(60, kind="mkv")
+    cut = whole[: len(whole) * 2 // 3]
+    found = (await send({"video": ("cut.mkv", cut)}, headers={}, every="10")).json()
+    assert found["images"]
+    (error,) = found["errors"]
+    assert error["code"] == "bad_video"
+    assert error["index"] == len(found["images"])
+
+
+@pytest.mark.parametrize("accept", [{}, {"Accept": "application/jsonl"}])
+async def test_what_is_no_video_is_refused(http, send, publish, consumer, problem, accept, data_root):
+    publish("dog")
+    problem(await send({"video": ("a.mp4", b"junk" * 100)}, headers=accept), 422, "bad_video")
+    assert list((data_root / "estimates").glob("[0-9a-f]*")) == []
+
+
+async def test_too_many_frames_are_refused_with_what_to_do(serve, send, publish, consumer, problem, film):
+    publish("dog")
+    http = await serve(max_streamed_images=10)
+    document = problem(await send(film, client=http, headers={}), 422, "bad_video")
+    assert "24 frames" in document["detail"]
+    assert (await send(film, client=http, headers={}, every="3")).status_code == 200
+
+
+async def test_without_a_worker_a_video_gets_503(serve, send, publish, problem, film):
+    publish("dog")
+    http = await serve(estimate_timeout_s=0.3)
+    problem(await send(film, client=http, headers={}), 503, "worker_unavailable")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"include": "overlay"}, {"include": "link_map"}, {"every": "0"}, {"every": "x"}, {"boxes": "[null, null]"}],
+)
+async def test_what_a_video_can_not_have_is_refused(send, publish, problem, film, fields):
+    publish("dog")
+    response = await send(film, headers={}, **fields)
+    assert response.status_code == 422, response.text
+    problem(response, 422, response.json()["code"])
+
+
+async def test_pictures_and_a_video_are_refused_together(send, publish, problem, film, make_picture):
+    publish("dog")
+    files = [("images", ("a.png", make_picture())), *film.items()]
+    assert "either" in problem(await send(files, headers={}), 422, "bad_request")["detail"]
+
+
+async def test_a_video_in_the_background_goes_on_where_it_was(serve, http, send, publish, consumer, film):
+    publish("dog")
+    begun = (await send(film, every="4")).json()
+    assert begun["progress"]["total"] is None
+    found = await ended(http, begun["id"])
+    assert [image["frame"] for image in found["result"]["images"]] == [0, 4, 8, 12, 16, 20]
+    assert found["progress"] == {"done": 6, "failed": 0, "total": 6}
+
+
+async def test_a_client_that_leaves_ends_the_decoding(http, send, publish, consumer, video, data_root):
+    publish("dog")
+    consumer.gate.clear()
+    work = asyncio.create_task(send({"video": ("a.mp4", video(200))}, headers={}))
+    while not consumer.batches:
+        await asyncio.sleep(0.02)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    for _ in range(200):
+        if not list((data_root / "estimates").glob("[0-9a-f]*")):
+            break
+        await asyncio.sleep(0.05)
+    assert list((data_root / "estimates").glob("[0-9a-f]*")) == []
+    consumer.gate.set()
