@@ -1,6 +1,7 @@
 # make demo          the whole platform on this machine, trained on the samples, serving until Ctrl-C
 # make demo SERVE=0  the same, ending by itself
 # make test          all checks and tests
+# make fuzz          some 20,000 made-up requests against the running service; FUZZ_S=600 for longer
 # make bench         the benchmarks of speed, into benchmarks/SPEED.md; some minutes
 #
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch's CPU build: far smaller than the one with CUDA that
@@ -14,7 +15,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test check bench clean
+FUZZ_S ?= 400
+.PHONY: demo test check fuzz bench clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, as in: make PYTHON=python3.11"; exit 1; }
@@ -34,6 +36,9 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fuzz: $(STAMP)
+	PPL_FUZZ_S=$(FUZZ_S) $(BIN)/python -m pytest -s tests/integration/test_api_fuzz.py
 
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'

@@ -62,7 +62,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await gateway.stop()
 
     # the page of /docs with its scripts, so that it works where the browser has no internet
-    app = FastAPIOffline(title=documentation.TITLE, version=documentation.package_version(), lifespan=lifespan)
+    app = FastAPIOffline(
+        title=documentation.TITLE,
+        version=documentation.package_version(),
+        lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,  # create_job, get_job, …: what generated clients call it
+    )
     app.state.gateway = gateway
     for router in (
         jobs.router,

@@ -15,10 +15,10 @@ from starlette.routing import Route
 
 from model.config import PRESETS, PPLConfig, settings
 
+from . import api_examples
 from .access import needed_scope
 from .contract.job_files import MAX_LABELS_BYTES
 from .contract.messages import MAX_REFINE_STEPS
-from .errors import responses
 from .estimate_files import BackgroundEstimate
 from .formats import FORMATS
 from .images import INCLUDABLE
@@ -317,6 +317,9 @@ def _described(app: FastAPI, keys_needed: bool) -> Callable[[], dict[str, Any]]:
                 if refused and "application/json" in refused.get("content", {}):
                     refused["content"] = _problem_content()
                 operation["responses"]["default"] = {"description": "Any error", "content": _problem_content()}
+            for path, operations in schema["paths"].items():
+                for method in operations:
+                    api_examples.complete(schema, path, method.upper())
             app.openapi_schema = schema
         return app.openapi_schema
 
@@ -334,8 +337,6 @@ def _add_security(schema: dict[str, Any], keys_needed: bool) -> None:
             if needed is None:
                 continue
             operation["security"] = [{"ApiKey": [str(needed)]}, *([] if keys_needed else [{}])]
-            for status, declared in responses(401, 403, 429).items():
-                operation["responses"].setdefault(str(status), declared)
 
 
 def _operations(schema: dict[str, Any]) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ def make_router(settings: Settings) -> APIRouter:
         responses={
             200: estimate_answers(),
             202: background_answer(),
-            **responses(400, 404, 408, 413, 415, 422, 429, 503, 504),
+            **responses(400, 404, 408, 413, 415, 422, 429, 503, 504, 507),
         },
         openapi_extra=estimate_body(settings.max_images),
     )

@@ -1,0 +1,165 @@
+"""Examples of the API's documentation: what each operation is sent, what it answers, and how it refuses.
+
+The answers in ``api_examples.json`` are those of a real gateway; a test asks one again and holds them to be of the same
+shape. Requests and parameters stand here.
+"""
+
+from __future__ import annotations
+
+import http
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from .access import needed_scope
+from .errors import MEDIA_TYPE, responses
+
+ANSWERS_FILE = "api_examples.json"
+_VERSION = "20260101T000000-abc123"
+_ID = "019ac1b2c3d4e5f60718293a"
+
+PARAMETERS: dict[str, tuple[str, Any]] = {
+    "job_id": ("id of the job", "019ac1b2c3d4e5f6a7b8c9"),
+    "dataset_id": ("id of the dataset", _ID),
+    "estimate_id": ("id of the estimate", _ID),
+    "category": ("name of the category: a-z, 0-9, - and _", "dog"),
+    "version": ("a version of the category, or an alias of one", _VERSION),
+    "alias": ("name of the alias", "champion"),
+    "name": ("name of the set of landmarks", "anatomy"),
+    "cursor": ("`next_cursor` of the page before", None),
+    "status": ("only jobs of this status", "running"),
+    "limit": ("how many a page has", 50),
+    "from": ("the one version", "champion"),
+    "to": ("the other version", "active"),
+    "Idempotency-Key": ("names the request", "b8f3c1de-4c3b-4c58-9a77-2d5f1c0e9a11"),
+    "Last-Event-ID": ("id of the last event that was seen", "12"),
+    "If-Match": ("the ETag that GET gave", '"20261123T064501-1f3a9c"'),
+}
+
+_FORM = "multipart/form-data"
+_JSON = "application/json"
+REQUESTS: dict[tuple[str, str, str], dict[str, Any]] = {
+    ("POST", "/train-jobs", _FORM): {
+        "category": "dog",
+        "archive": "pictures.zip",
+        "preset": "compact",
+        "steps": 2000,
+        "webhook_url": "https://example.org/hooks/ppl",
+    },
+    ("POST", "/train-jobs", _JSON): {"category": "dog", "folder": "imports/dog", "preset": "compact", "steps": 2000},
+    ("POST", "/datasets", _FORM): {"archive": "pictures.zip", "name": "garden"},
+    ("POST", "/estimate", _FORM): {"category": "dog", "images": ["photo.jpg"], "refine_steps": 1, "include": "overlay"},
+    ("PUT", "/priors/{category}/keypoint-names", _JSON): {
+        "names": ["nose", "neck", "tail", "left paw", "right paw"],
+    },
+    ("POST", "/priors/{category}/landmarks", _FORM): {
+        "name": "anatomy",
+        "images": [f"{number}.jpg" for number in range(5)],
+        "labels": "labels.csv",
+    },
+    ("POST", "/priors/{category}/versions/import", _FORM): {"file": "dog.zip", "activate": False},
+    ("PUT", "/priors/{category}/aliases/{alias}", _JSON): {"version": _VERSION},
+}
+
+# what a status tells of an operation's path, the most telling part first
+_CODES: dict[int, tuple[tuple[str, str], ...]] = {
+    400: (("cursor", "bad_cursor"), ("/priors/{category}", "bad_category_name"), ("", "bad_request")),
+    401: (("", "unauthorized"),),
+    403: (("", "forbidden"),),
+    404: (
+        ("{job_id}", "unknown_job"),
+        ("{dataset_id}", "unknown_dataset"),
+        ("{estimate_id}", "unknown_estimate"),
+        ("landmarks/{name}", "unknown_landmarks"),
+        ("{alias}", "unknown_alias"),
+        ("{version}", "unknown_version"),
+        ("history", "no_history"),
+        ("train-jobs", "unknown_dataset"),
+        ("", "unknown_category"),
+    ),
+    408: (("", "bad_request"),),
+    409: (
+        ("DELETE /train-jobs", "job_not_ended"),
+        ("{job_id}", "job_not_active"),
+        ("DELETE /datasets", "dataset_in_use"),
+        ("contact-sheet", "dataset_not_ready"),
+        ("train-jobs", "dataset_not_ready"),
+        ("import", "version_exists"),
+        ("POST /priors/{category}/landmarks", "name_taken"),
+        ("versions", "version_in_use"),
+        ("", "conflict"),
+    ),
+    412: (("", "precondition_failed"),),
+    413: (("", "body_too_large"),),
+    415: (("", "bad_request"),),
+    422: (
+        ("POST /train-jobs", "bad_setting"),
+        ("POST /estimate", "bad_boxes"),
+        ("PUT /priors/{category}/keypoint-names", "bad_keypoint_names"),
+        ("POST /priors/{category}/landmarks", "bad_labels"),
+        ("import", "bad_version_file"),
+        ("POST /datasets", "bad_archive"),
+        ("", "bad_request"),
+    ),
+    428: (("", "precondition_required"),),
+    429: (("POST /estimate", "queue_full"), ("POST /train-jobs", "too_many_jobs"), ("", "rate_exceeded")),
+    500: (("", "internal"),),
+    503: (("readyz", "unavailable"), ("POST /estimate", "worker_unavailable"), ("", "redis_unavailable")),
+    504: (("", "timeout"),),
+    507: (("POST /datasets", "datasets_full"), ("", "disk_full")),
+}
+_DETAILS = {
+    401: "this needs an API key and the request has none; send it as 'Authorization: Bearer KEY'",
+    403: "the API key 3f9c1a7be0d2 (lab) has the scope read; this needs train",
+    429: "more than 100 requests a second came from this caller; send them more slowly",
+    500: "an unexpected fault of the server; its log says more about it",
+    503: "the queue's server (Redis) does not answer; nothing was lost, send the request again in a moment",
+}
+
+
+@cache
+def answers() -> dict[str, Any]:
+    """Examples of answers by ``METHOD PATH STATUS MEDIA-TYPE``."""
+    found: dict[str, Any] = json.loads(files(__package__).joinpath(ANSWERS_FILE).read_text(encoding="utf-8"))
+    return found
+
+
+def complete(schema: dict[str, Any], path: str, method: str) -> None:
+    """Give an operation of an OpenAPI document its examples, its parameters' descriptions, and the errors of all."""
+    operation = schema["paths"][path][method.lower()]
+    for parameter in operation.get("parameters", ()):
+        described, example = PARAMETERS.get(parameter["name"], ("", None))
+        parameter.setdefault("description", described)
+        if example is not None and not parameter["schema"].get("examples"):
+            parameter["schema"]["examples"] = [example]
+    for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+        if (method, path, kind) in REQUESTS and "examples" not in content:
+            content["example"] = REQUESTS[method, path, kind]
+    common = (401, 403, 429, 500) if needed_scope(method, path) else (500,)
+    if "requestBody" in operation:
+        common = (*common, 408, 413)
+    declared = operation["responses"]
+    for status, response in responses(*common).items():
+        declared.setdefault(str(status), response)
+    for status, response in declared.items():
+        for kind, content in response.get("content", {}).items():
+            key = f"{method} {path} {status} {kind}"
+            if kind == MEDIA_TYPE and status.isdigit():
+                content["example"] = _problem(method, path, int(status))
+            elif key in answers():
+                content["example"] = answers()[key]
+
+
+def _problem(method: str, path: str, status: int) -> dict[str, Any]:
+    this = f"{method} {path}"
+    code = next(code for part, code in _CODES[status] if part in this)
+    phrase = http.HTTPStatus(status).phrase
+    return {
+        "type": f"urn:ppl:problem:{code}",
+        "title": code.replace("_", " ").capitalize(),
+        "status": status,
+        "detail": _DETAILS.get(status, f"what came, what was expected, and what to do ({phrase.lower()})"),
+        "code": code,
+        "request_id": "9f2c31d07ab4e6c8",
+    }

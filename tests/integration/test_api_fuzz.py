@@ -1,0 +1,71 @@
+"""The running server, with its real workers, against cases that schemathesis makes up from its own description.
+
+``make fuzz`` is the same for longer: ``PPL_FUZZ_S`` seconds instead of FUZZ_S.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .stack_process import StackProcess
+
+ROOT = Path(__file__).resolve().parents[2]
+FUZZ_S = 60
+LEAST = 500  # cases, on a machine that is busy with other things
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "errors_are_problems",
+)
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in Linux's /proc"),
+]
+
+
+@pytest.mark.timeout(3600)
+def test_no_case_gets_a_fault_or_an_answer_that_is_not_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = int(os.environ.get("PPL_FUZZ_S", FUZZ_S))
+    monkeypatch.setenv("PPL_MAX_UNFINISHED_JOBS", "4")
+    monkeypatch.setenv("PPL_BACKGROUND_MAX_WAITING", "4")
+    stack = StackProcess(tmp_path / "data")
+    try:
+        command = [str(Path(sys.executable).with_name("st")), "run", f"{stack.url}/openapi.json"]
+        command += ["--max-time", str(seconds), "--checks", ",".join(CHECKS), "--continue-on-failure", "--seed", "1"]
+        command += ["--request-timeout", "40", "--no-color", "--max-examples", "40" if seconds <= FUZZ_S else "1000"]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "SCHEMATHESIS_HOOKS": "tests.integration.api_fuzz", "PPL_FUZZ_URL": stack.url}
+            | {
+                "PYTHONPATH": os.pathsep.join(
+                    [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+                )
+            },
+            capture_output=True,
+            text=True,
+            timeout=seconds + 240,
+            check=False,
+        )
+    finally:
+        stack.end()
+    print(done.stdout[-30000:])
+    assert done.returncode == 0, done.stdout[-12000:] + done.stderr[-3000:]
+    cases = re.search(r"(\d[\d,]*) generated, (\d[\d,]*) passed", done.stdout)
+    assert cases, done.stdout[-3000:]
+    assert "errored" not in done.stdout
+    generated, passed = (int(number.replace(",", "")) for number in cases.groups())
+    assert generated == passed
+    assert generated >= LEAST
