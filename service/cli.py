@@ -32,7 +32,6 @@ app = typer.Typer(
     name="ppl",
     help="Pose priors learned without labels: train on pictures of one kind of thing, then estimate its poses.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_show_locals=False,
 )
 

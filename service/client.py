@@ -1,4 +1,5 @@
-"""A client of the HTTP API.
+# Made of service/aio/client.py by tests/service/client_generation.py: change it there.
+"""A client of the HTTP API; :mod:`service.aio` has the same to be awaited.
 
     from service.client import Client
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,10 +23,12 @@ from urllib.parse import quote
 
 import httpx
 
+from .client_concurrency import in_thread
 from .client_datasets import DatasetCalls
 from .client_errors import APIError, ClientError, InputError, Unreachable
 from .client_estimate import EstimateCalls
 from .client_jobs import JobCalls
+from .client_retries import RETRIES
 from .client_types import Estimate, History, Job, JobStatus, KeypointNames, Memory, Prior, PriorEntry, png_bytes
 from .client_versions import AliasCalls, LandmarkCalls, VersionCalls
 from .uploads import archive_of, file_part
@@ -52,6 +56,9 @@ class Client(JobCalls, EstimateCalls):
     Args:
         base_url: of the server; PPL_URL or http://127.0.0.1:8000 by default.
         timeout_s: for each read and write, not for a whole request.
+        api_key: PPL_API_KEY by default; none is sent where neither is given.
+        retries: how often a request is sent again where that makes sense: the server says when to come back (429,
+            503), or the connection broke and asking twice does no harm.
 
     Attributes:
         versions: what to do with the versions of a category.
@@ -61,9 +68,14 @@ class Client(JobCalls, EstimateCalls):
     """
 
     def __init__(
-        self, base_url: str | None = None, timeout_s: float = 120.0, transport: httpx.BaseTransport | None = None
+        self,
+        base_url: str | None = None,
+        timeout_s: float = 120.0,
+        transport: httpx.BaseTransport | None = None,
+        api_key: str | None = None,
+        retries: int = RETRIES,
     ) -> None:
-        super().__init__(base_url, timeout_s, transport)
+        super().__init__(base_url, timeout_s, transport, api_key, retries)
         self.versions = VersionCalls(self)
         self.aliases = AliasCalls(self)
         self.datasets = DatasetCalls(self)
@@ -101,7 +113,7 @@ class Client(JobCalls, EstimateCalls):
             prior_from: CATEGORY or CATEGORY@VERSION to take the prior of.
             activate: whether the version becomes the active one when the job succeeds.
             dataset: id of a dataset to train on, in place of pictures.
-            idempotency_key: names this request: sent again, it gives the same job.
+            idempotency_key: names this request: sent again, it gives the same job; a random one where None.
             continue_from: a version or alias of the category, or CATEGORY@VERSION, whose weights to start from.
             webhook_url: where the job's end is told; :func:`service.webhook_signature.verify_webhook` is for there.
         """
@@ -116,14 +128,15 @@ class Client(JobCalls, EstimateCalls):
             # a part without a file name is a field
             files: dict[str, Any] = {"dataset": (None, dataset)}
             if pictures is not None:
-                files = {"archive": stack.enter_context(archive_of(Path(pictures)))}
+                files = {"archive": in_thread(stack.enter_context, archive_of(Path(pictures)))}
             if labels is not None:
                 files["labels"] = file_part(Path(labels), stack)
             if isinstance(prior, Mapping):
                 files["prior"] = ("prior.json", json.dumps(prior).encode())
             elif prior is not None:
                 files["prior"] = file_part(Path(prior), stack)
-            headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+            # named in any case, so that it can be sent again where its answer was lost
+            headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
             return self._job("POST", "/train-jobs", data=fields, files=files, headers=headers)
 
     # priors

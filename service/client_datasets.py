@@ -1,3 +1,4 @@
+# Made of service/aio/datasets.py by tests/service/client_generation.py: change it there.
 """The client's calls about datasets: pictures sent once, and trained from as often as wanted.
 
 dataset = ppl.datasets.wait(ppl.datasets.create("photos/birds", name="garden").id)
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from .client_concurrency import in_thread, sleep
 from .client_errors import InputError
 from .client_types import CreatedDataset, Dataset, DatasetStatus
 from .uploads import archive_of_all, file_part
@@ -52,7 +54,7 @@ class DatasetCalls:
             raise InputError("no pictures were named")
         given = {"name": name, "mode": mode}
         with ExitStack() as stack:
-            files: dict[str, Any] = {"archive": stack.enter_context(archive_of_all(paths))}
+            files: dict[str, Any] = {"archive": in_thread(stack.enter_context, archive_of_all(paths))}
             if labels is not None:
                 files["labels"] = file_part(Path(labels), stack)
             fields = {field: value for field, value in given.items() if value}
@@ -95,7 +97,7 @@ class DatasetCalls:
                 return dataset
             if timeout_s is not None and time.monotonic() - begun > timeout_s:
                 raise TimeoutError(f"dataset {dataset_id} is not looked through after {timeout_s:g} s")
-            time.sleep(poll_s)
+            sleep(poll_s)
 
 
 def _path(dataset_id: str) -> str:

@@ -2,13 +2,16 @@
 
 ClientError
 ├── InputError           what was given can't be sent (no such file, a folder without pictures)
-├── Unreachable          no answer: nothing listens, or the connection broke
+├── Unreachable          no answer: the connection broke
+│   └── NobodyThere      nothing listens at the address
 └── APIError             the server refused; carries the problem's status, code and detail
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -51,6 +54,10 @@ class Unreachable(ClientError):  # noqa: N818 named for what went wrong
     title = "Server unreachable"
 
 
+class NobodyThere(Unreachable):
+    """Nothing listens at the server's address."""
+
+
 class APIError(ClientError):
     """The server's refusal.
 
@@ -82,5 +89,17 @@ class APIError(ClientError):
             problem = None
         if not isinstance(problem, dict):
             problem = {"title": response.reason_phrase, "detail": response.text.strip()[:200]}
-        after = response.headers.get("Retry-After", "")
-        return cls(problem, response.status_code, float(after) if after.isdigit() else None)
+        return cls(problem, response.status_code, _seconds(response.headers.get("Retry-After", "")))
+
+
+def _seconds(after: str) -> float | None:
+    """A Retry-After, which is a number of seconds or a date."""
+    if after.isdigit():
+        return float(after)
+    try:
+        moment = parsedate_to_datetime(after)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())

@@ -1,3 +1,4 @@
+# Made of service/aio/estimate.py by tests/service/client_generation.py: change it there.
 """What the client does to get poses: all at once, as they are found, or in another program's format."""
 
 from __future__ import annotations
@@ -94,7 +95,9 @@ class EstimateCalls(Transport):
         if format not in _JOINED:
             raise InputError(f"format is {format!r}; it must be one of {', '.join(_JOINED)}")
         fields = {**_fields(category, version, refine_steps, (), None), "format": format}
-        texts = [(first, self._estimate({**fields, **own}, part).text) for first, part, own in _parts(images, boxes)]
+        texts = []
+        for first, part, own in _parts(images, boxes):
+            texts.append((first, self._estimate({**fields, **own}, part).text))
         return _JOINED[format](texts) if len(texts) > 1 else texts[0][1]
 
     def estimate_video(
@@ -205,20 +208,18 @@ class EstimateCalls(Transport):
             yield from self._stream_lines(first, fields, _files(images, stack))
 
     def _stream_lines(self, first: int, fields: Mapping[str, str], files: Any) -> Iterator[PoseLine | FailedPicture]:
-        with ExitStack() as stack:
-            stack.enter_context(self._errors())
-            headers = {"Accept": LINES}
-            stream = self._http.stream("POST", "/estimate", data=fields, files=files, headers=headers)
-            response = stack.enter_context(stream)
-            if not response.is_success:
-                response.read()
-                raise APIError.of(response)
-            for line in response.iter_lines():
-                found = json.loads(line)
-                if "summary" in found:
-                    return
-                found["index"] += first
-                yield FailedPicture.model_validate(found) if "error" in found else PoseLine.model_validate(found)
+        headers = {"Accept": LINES}
+        with self._errors():
+            with self._http.stream("POST", "/estimate", data=fields, files=files, headers=headers) as response:
+                if not response.is_success:
+                    response.read()
+                    raise APIError.of(response)
+                for line in response.iter_lines():
+                    found = json.loads(line)
+                    if "summary" in found:
+                        return
+                    found["index"] += first
+                    yield FailedPicture.model_validate(found) if "error" in found else PoseLine.model_validate(found)
         raise APIError({"code": "unexpected_answer", "detail": "the lines broke off before their end"}, 200)
 
 

@@ -1,3 +1,4 @@
+# Made of service/aio/jobs.py by tests/service/client_generation.py: change it there.
 """What the client does with a job once it is there: wait for it, pause, resume and cancel it, follow its events."""
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from urllib.parse import quote
 
 import httpx
 
+from .client_concurrency import sleep
 from .client_errors import APIError, Unreachable
 from .client_transport import GRACE_S, Transport
 from .contract.events import MAX_EVENTS, EventKind, EventPage, JobEvent
@@ -120,7 +122,7 @@ class JobCalls(Transport):
                 if time.monotonic() - seen > GRACE_S or isinstance(error, httpx.UnsupportedProtocol):
                     reason = f"{self.base_url} gave no answer: {error or type(error).__name__}"
                     raise error if isinstance(error, APIError) else Unreachable(reason) from error
-            time.sleep(_AGAIN_S)
+            sleep(_AGAIN_S)
 
     def _stream(self, job_id: str, after: int) -> Any:
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}

@@ -1,3 +1,4 @@
+# Made of service/aio/transport.py by tests/service/client_generation.py: change it there.
 """How the client talks to a server: requests, answers, pages and files; what its calls are built on."""
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -15,7 +17,9 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from .client_errors import APIError, InputError, Unreachable
+from .client_concurrency import sleep
+from .client_errors import APIError, InputError, NobodyThere, Unreachable
+from .client_retries import RETRIES, pause_before
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 GRACE_S = 60.0  # a server that is away for less (a restart) is waited for
@@ -30,6 +34,7 @@ class Transport:
         base_url: of the server; PPL_URL or http://127.0.0.1:8000 by default.
         timeout_s: for each read and write, not for a whole request.
         api_key: PPL_API_KEY by default; none is sent where neither is given.
+        retries: how often a request is sent again where that makes sense (:mod:`service.client_retries`).
     """
 
     def __init__(
@@ -38,7 +43,9 @@ class Transport:
         timeout_s: float = 120.0,
         transport: httpx.BaseTransport | None = None,
         api_key: str | None = None,
+        retries: int = RETRIES,
     ) -> None:
+        self.retries = retries
         self.base_url = (base_url or os.environ.get("PPL_URL") or DEFAULT_URL).rstrip("/")
         # a proxy of the environment does not know this machine's own addresses
         trust_env = not _is_loopback(self.base_url)
@@ -76,12 +83,13 @@ class Transport:
         """An answer into a file, a little at a time. Raises Unreachable, APIError, InputError."""
         draft = to.with_name(f".{to.name}.part")
         try:
-            with self._errors(), self._http.stream("GET", path) as response, draft.open("wb") as file:
-                if not response.is_success:
-                    response.read()
-                    raise APIError.of(response)
-                for part in response.iter_bytes():
-                    file.write(part)
+            with self._errors(), draft.open("wb") as file:
+                with self._http.stream("GET", path) as response:
+                    if not response.is_success:
+                        response.read()
+                        raise APIError.of(response)
+                    for part in response.iter_bytes():
+                        file.write(part)
             draft.replace(to)
         except OSError as error:
             raise InputError(f"can't write {to}: {error.strerror or error}") from error
@@ -95,7 +103,8 @@ class Transport:
         while True:
             here = {"cursor": cursor} if cursor else {}
             page = self._send("GET", path, params={**(params or {}), **here}).json()
-            yield from (model.model_validate(item) for item in page["items"])
+            for item in page["items"]:
+                yield model.model_validate(item)
             cursor = page["next_cursor"]
             if cursor is None:
                 return
@@ -127,7 +136,7 @@ class Transport:
                     return found
             if timeout_s is not None and time.monotonic() - begun > timeout_s:
                 raise TimeoutError(f"{what} goes on after {timeout_s:g} s")
-            time.sleep(poll_s)
+            sleep(poll_s)
 
     def _read(self, model: type[Model], response: httpx.Response) -> Model:
         try:
@@ -139,18 +148,34 @@ class Transport:
             ) from error
 
     def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
-        with self._errors():
-            response = self._http.request(method, path, **content)
-        if not response.is_success:
-            raise APIError.of(response)
-        return response
+        """A request and its answer; asked again where the server says when, or where asking twice does no harm.
+
+        Raises:
+            Unreachable, APIError.
+        """
+        for attempt in count():
+            failure: Unreachable | APIError
+            try:
+                with self._errors():
+                    response = self._http.request(method, path, **content)
+            except Unreachable as error:
+                failure = error
+            else:
+                if response.is_success:
+                    return response
+                failure = APIError.of(response)
+            pause_s = pause_before(attempt, method, path, content.get("headers"), failure)
+            if pause_s is None or attempt >= self.retries:
+                raise failure
+            sleep(pause_s)
+        raise AssertionError  # count() has no end
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
         except httpx.ConnectError as error:
-            raise Unreachable(f"no server answers at {self.base_url}; start one with `ppl up`") from error
+            raise NobodyThere(f"no server answers at {self.base_url}; start one with `ppl up`") from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise Unreachable(f"{self.base_url} gave no answer: {error or type(error).__name__}") from error
 

@@ -1,3 +1,4 @@
+# Made of service/aio/versions.py by tests/service/client_generation.py: change it there.
 """The client's calls about versions and the names that point to them.
 
 ppl.aliases.put("bird", "active", "20261123T064501-1f3a9c")      # roll back
@@ -163,7 +164,7 @@ class LandmarkCalls:
         """The sets of landmarks of a version, by name."""
         query = f"?version={quoted(version)}" if version else ""
         page = self._client.send("GET", f"{prior_path(category)}/landmarks{query}")
-        return iter(self._client.read(LandmarksPage, page).items)
+        yield from self._client.read(LandmarksPage, page).items
 
     def get(self, category: str, name: str, version: str | None = None) -> Landmarks:
         """A set of landmarks with its maps and errors."""

@@ -1,0 +1,134 @@
+"""Requests that are sent again, and those that are not."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import httpx
+import pytest
+
+from service.client import APIError, Client, Unreachable
+from service.client_errors import NobodyThere
+from service.client_retries import pause_before
+
+
+def problem(status: int, after: str | None = None) -> httpx.Response:
+    headers = {"Retry-After": after} if after else {}
+    return httpx.Response(status, json={"code": "x", "detail": "later"}, headers=headers)
+
+
+class Server:
+    """Answers with what it is given, one after the other; the last again and again."""
+
+    def __init__(self, *answers: httpx.Response | Exception) -> None:
+        self.answers = list(answers)
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        request.read()
+        self.requests.append(request)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def slept(monkeypatch):
+    pauses: list[float] = []
+    monkeypatch.setattr("service.client_transport.sleep", pauses.append)
+    return pauses
+
+
+def client(server: Server, **options) -> Client:
+    return Client("http://127.0.0.1:9", transport=httpx.MockTransport(server), **options)
+
+
+GOOD = httpx.Response(200, json={"items": [], "next_cursor": None})
+
+
+def test_it_comes_back_when_the_server_said(slept):
+    server = Server(problem(429, "7"), problem(503, "2"), GOOD)
+    assert list(client(server).jobs()) == []
+    assert len(server.requests) == 3
+    assert slept[0] == 7
+    assert slept[1] >= 2
+
+
+def test_a_date_will_do(slept):
+    moment = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
+    list(client(Server(problem(503, moment), GOOD)).jobs())
+    assert slept[0] == pytest.approx(20, abs=2)
+
+
+def test_who_is_told_to_come_back_much_later_is_told_so(slept):
+    server = Server(problem(429, "3600"))
+    with pytest.raises(APIError) as refused:
+        list(client(server).jobs())
+    assert refused.value.retry_after_s == 3600
+    assert slept == []
+
+
+def test_after_some_times_the_refusal_is_raised(slept):
+    server = Server(problem(429, "1"))
+    with pytest.raises(APIError):
+        list(client(server, retries=2).jobs())
+    assert len(server.requests) == 3
+    assert slept == sorted(slept)  # at least what the server said, and longer each time
+    once = Server(problem(429, "1"))
+    with pytest.raises(APIError):
+        list(client(once, retries=0).jobs())
+    assert len(once.requests) == 1
+
+
+def test_pictures_are_sent_whole_again(slept, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"the picture")
+    server = Server(problem(429, "1"), httpx.ReadError("broken"), problem(422))
+    with pytest.raises(APIError):
+        client(server).estimate("dog", [path])
+    bodies = [request.content for request in server.requests]
+    assert len(bodies) == 3
+    assert all(b"the picture" in body for body in bodies)
+
+
+def test_a_training_is_named_so_that_it_can_be_asked_for_again(slept, tmp_path):
+    path = tmp_path / "a.zip"
+    path.write_bytes(b"PK")
+    server = Server(httpx.ReadError("broken"), problem(422))
+    with pytest.raises(APIError):
+        client(server).train("dog", path)
+    keys = {request.headers["Idempotency-Key"] for request in server.requests}
+    assert len(server.requests) == 2
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize("failure", [httpx.ReadError("broken"), problem(502), problem(504)])
+def test_what_may_have_been_done_is_not_done_twice(slept, failure):
+    server = Server(failure)
+    with pytest.raises((Unreachable, APIError)):
+        client(server).cancel("0123456789")
+    assert len(server.requests) == 1
+
+
+def test_what_makes_no_sense_is_asked_once(slept):
+    for status in (400, 401, 403, 404, 409, 422, 500):
+        server = Server(problem(status, "1"))
+        with pytest.raises(APIError):
+            list(client(server).jobs())
+        assert len(server.requests) == 1, status
+
+
+def test_nobody_listening_is_told_at_once(slept):
+    begun = time.monotonic()
+    with pytest.raises(NobodyThere, match="ppl up"), Client("http://127.0.0.1:1") as nobody:
+        nobody.prior("dog")
+    assert time.monotonic() - begun < 2
+
+
+def test_a_read_that_broke_is_read_again():
+    assert pause_before(0, "GET", "/priors", None, Unreachable("broke"))
+    assert pause_before(0, "PUT", "/priors", None, Unreachable("broke")) is None
+    assert pause_before(0, "GET", "/priors", None, APIError({}, 503)) is None  # it does not say when
