@@ -154,6 +154,17 @@ class Estimate(BaseModel):
     timing_ms: Timing
 
 
+class CocoDataset(BaseModel):
+    """The poses as a COCO keypoints data set (``format=coco``): https://cocodataset.org/#format-data."""
+
+    info: dict[str, Any]
+    images: list[dict[str, Any]] = Field(description="id, file_name, width, height")
+    annotations: list[dict[str, Any]] = Field(
+        description="image_id, category_id, keypoints (x, y, 2 for each), num_keypoints, bbox, area, score"
+    )
+    categories: list[dict[str, Any]] = Field(description="the one category: its keypoints' names, and the links")
+
+
 class EstimateWithResult(BackgroundEstimate):
     """An estimate in the background, and what it found."""
 

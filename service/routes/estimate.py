@@ -30,7 +30,7 @@ from ..lines import LinesResponse, check_lines, lines, wanted_lines
 from ..middleware import body_bytes
 from ..query import Query
 from ..results import Outcome, Results
-from ..schemas import Estimate
+from ..schemas import CocoDataset, Estimate
 from ..settings import Settings
 from ..tasks import end
 from ..versions import Version
@@ -48,7 +48,7 @@ def make_router(settings: Settings) -> APIRouter:
     @router.post(
         "/estimate",
         summary="Estimate poses",
-        response_model=Estimate,
+        response_model=Estimate | CocoDataset,
         responses={
             200: estimate_answers(),
             202: background_answer(),

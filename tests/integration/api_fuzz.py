@@ -43,9 +43,6 @@ def _archive() -> bytes:
     return file.getvalue()
 
 
-_LABELS = "image,keypoint,x,y\n" + "".join(f"{n}.png,nose,{10 + n},{12 + n % 3}\n" for n in range(8))
-
-
 def _existing() -> dict[str, list[str]]:
     """Names of what the server has just now, by the parameter that takes them."""
     global _looked_at
@@ -100,23 +97,34 @@ def map_headers(context: Any, headers: dict[str, Any] | None) -> dict[str, Any] 
 
 
 @schemathesis.hook
-def map_body(context: Any, body: Any) -> Any:
-    """Two in three bodies have files that can be read, and a training that is soon over."""
-    if not isinstance(body, dict) or not _chosen(body, 3):
-        return body
-    path = context.operation.path
-    if "images" in body:
-        body["images"] = [_picture(n) for n in range(8 if path.endswith("landmarks") else 1 + _chosen(body, 3))]
-    for name, data in (("archive", _archive()), ("labels", _LABELS.encode())):
-        if name in body and "folder" not in body:  # in JSON it names a file of the server
-            body[name] = data
-    if "category" in body:
-        body["category"] = "dog"
+def before_call(context: Any, case: Any, kwargs: Any) -> None:
+    """Two in three forms are whole ones, with one field of those that were made up."""
+    whole = _whole(case.path, _chosen(case.body, 1000)) if case.media_type == "multipart/form-data" else None
+    if whole is None or not isinstance(case.body, dict) or not _chosen(case.body, 3):
+        return
+    others = sorted(case.body.keys() - whole.keys() - _NEVER)
+    if others and _chosen(case.body, 4):
+        name = others[_chosen(case.body, len(others))]
+        whole[name] = case.body[name]
+    case.body = whole
+
+
+# a webhook would go out, and a name of something else is another request
+_NEVER = {"webhook_url", "continue_from", "prior", "prior_from", "dataset", "video", "archive"}
+
+
+def _whole(path: str, seed: int) -> dict[str, Any] | None:
+    """A form that the server takes, for the operations that take files."""
     if path == "/train-jobs":
-        body.update(_SMALL)
-        for name in ("webhook_url", "continue_from", "prior", "prior_from", "dataset"):
-            body.pop(name, None)
-    return body
+        return {"category": "dog", "archive": _archive(), **_SMALL}
+    if path == "/datasets":
+        return {"archive": _archive()}
+    if path == "/estimate":
+        return {"category": "dog", "images": [_picture(seed + n) for n in range(1 + seed % 3)]}
+    if path.endswith("/landmarks"):
+        labels = "image,keypoint,x,y\n" + "".join(f"images[{n}],nose,{10 + n},{12 + n % 3}\n" for n in range(8))
+        return {"name": f"set{seed % 40}", "images": [_picture(n) for n in range(8)], "labels": labels.encode()}
+    return None
 
 
 @schemathesis.check

@@ -281,3 +281,12 @@ async def test_examples_are_what_a_gateway_answers(
     assert kept.keys() == answers.keys(), kept.keys() ^ answers.keys()
     for key, example in kept.items():
         assert differs(shape(example), shape(answers[key]), key) is None
+
+
+async def test_a_coco_answer_is_described_too(http, publish, consumer, make_picture, described):
+    publish("dog")
+    answer = await http.post(
+        "/estimate", data={"category": "dog", "format": "coco"}, files={"images": ("a.png", make_picture())}
+    )
+    content = described["paths"]["/estimate"]["post"]["responses"]["200"]["content"]["application/json"]
+    checked(described, content["schema"], answer.json(), "coco")
