@@ -31,6 +31,7 @@ def create_dataset(
     labels: Annotated[
         Path | None, typer.Option(help="Keypoints of some of the pictures, CSV or COCO JSON: to measure by.")
     ] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Write its contact sheet, a JPEG, to this file.")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Whether to wait for what is found in it.")] = True,
     url: Url = URL,
     as_json: AsJson = False,
@@ -41,8 +42,10 @@ def create_dataset(
         if created.already_there and not as_json:
             output.out.print("these very bytes were there already; nothing was added")
         dataset: Dataset = created
-        if wait:
+        if wait or sheet:
             dataset = _wait(client, created.id, as_json)
+        if sheet and dataset.status is DatasetStatus.READY:
+            _write(sheet, client.datasets.contact_sheet(created.id))
         if as_json:
             output.print_json(dataset.model_dump(mode="json") | {"already_there": created.already_there})
         else:
@@ -93,12 +96,15 @@ def write_sheet(
     """Write a picture of pictures that are spread over a dataset."""
     with output.errors_shown(as_json), Client(url) as client:
         path = out or Path(f"{dataset_id}.jpg")
-        sheet = client.datasets.contact_sheet(dataset_id)
-        try:
-            path.write_bytes(sheet)
-        except OSError as error:
-            raise InputError(f"can't write {path}: {error.strerror}") from error
+        _write(path, client.datasets.contact_sheet(dataset_id))
         output.show_done({"dataset": dataset_id, "file": str(path)}, f"written: {path}", as_json)
+
+
+def _write(path: Path, sheet: bytes) -> None:
+    try:
+        path.write_bytes(sheet)
+    except OSError as error:
+        raise InputError(f"can't write {path}: {error.strerror}") from error
 
 
 def _wait(client: Client, dataset_id: str, as_json: bool) -> Dataset:
