@@ -8,7 +8,7 @@ where ``perceptual_weights`` is the path of a file of VGG16's weights in torchvi
 
     name                              what a table calls it
     train_step(images)                one whole optimisation step on that batch
-    keypoints(images, refine_steps)   keypoints (B, K, 2); it may refuse steps of refinement by NotImplementedError
+    keypoints(images, refine_steps)   keypoints (B, K, 2); steps of refinement that it has not raise NotImplementedError
 
 with images float (B, 3, S, S) in [-1, 1] on the device. Whatever it needs beside torch it brings along.
 """

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.peers import add_peer_arguments, load_peer, random_images
+from benchmarks.peers import Peer, add_peer_arguments, load_peer, random_images
 from benchmarks.report import Report, Row, run
 from benchmarks.timing import add_torch_arguments, device_of, interleaved
 from model.config import resolve
@@ -43,7 +43,7 @@ def matrix_product(device: torch.device) -> Callable[[], object]:
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """Ours and the peer's in turn. The ratio is the lesser of the two, without refinement and with it."""
+    """Ours and the peer's in turn. The ratio is the lesser of the two, without refinement and with it where it can."""
     device = device_of(options)
     config = resolve(options.preset)
     torch.manual_seed(0)
@@ -58,7 +58,8 @@ def measure(options: argparse.Namespace) -> Report:
         peer = load_peer(options.peer, *shape[:2], config.num_keypoints, options.perceptual_weights, device)
         images = random_images(*shape[:2], device)
         for steps in REFINE_STEPS:
-            works[f"{peer.name}, refine {steps}"] = lambda steps=steps: peer.keypoints(images, steps)
+            if _does(peer, images, steps):
+                works[f"{peer.name}, refine {steps}"] = lambda steps=steps: peer.keypoints(images, steps)
     product = matrix_product(device)
     seconds = interleaved({**works, "product": product}, options.repeats, device)
     rate = flops_of(product) / seconds.pop("product")
@@ -82,9 +83,24 @@ def measure(options: argparse.Namespace) -> Report:
     if not options.peer:
         report.notes.append("no peer was given (--peer): no ratio")
         return report
-    names = list(seconds)
-    report.ratio = min(seconds[theirs] / seconds[ours] for ours, theirs in zip(names[:2], names[2:], strict=True))
+    ratios = {
+        steps: seconds[f"{peer.name}, refine {steps}"] / seconds[f"ours, refine {steps}"]
+        for steps in REFINE_STEPS
+        if f"{peer.name}, refine {steps}" in seconds
+    }
+    report.ratio = min(ratios.values(), default=None)
+    missing = [str(steps) for steps in REFINE_STEPS if steps not in ratios]
+    if missing:
+        report.notes.append(f"{peer.name} does not refine: no ratio for {', '.join(missing)} steps")
     return report
+
+
+def _does(peer: Peer, images: torch.Tensor, steps: int) -> bool:
+    try:
+        peer.keypoints(images, steps)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

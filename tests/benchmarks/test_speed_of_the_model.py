@@ -90,6 +90,17 @@ def test_keypoints_are_compared_with_a_peer(peer: Path) -> None:
     assert report.holds is False
 
 
+def test_a_peer_that_does_not_refine_is_compared_without_it(peer: Path) -> None:
+    refuses = "        if refine_steps:\n            raise NotImplementedError\n"
+    body = "        return torch.zeros(len(images), self.points, 2)\n"
+    peer.write_text(PEER.replace(body, refuses + body))
+    report = measured(predict, "--preset", "compact", "--batch", 2, "--peer", peer)
+
+    assert [row["keypoints"] for row in report.rows] == ["ours, refine 0", "ours, refine 3", "a peer, refine 0"]
+    assert report.ratio == pytest.approx(report.rows[2]["ms"] / report.rows[0]["ms"])
+    assert any("does not refine" in note for note in report.notes)
+
+
 def test_data_loading_is_a_share_of_the_step() -> None:
     report = measured(data_loading, "--presets", "compact", "--pictures", 8, "--batch", 2)
 
