@@ -1,9 +1,10 @@
 """Runs the subjects of speed one after the other and writes SPEED.md: a table of them all, then each in full.
 
-python -m benchmarks.speed [SUBJECT …] [--into FILE.md] [--peer SUBJECT=PATH …]
+python -m benchmarks.speed [SUBJECT …] [--into FILE.md] [--peer SUBJECT=PATH …] [--perceptual-weights FILE]
 
 Each subject runs in a process of its own and gives one JSON object. A subject that fails is named with its last
-words, and the others go on; the exit code is 1 then.
+words, and the others go on; the exit code is 1 then. Two plots lie beside the document, where matplotlib is installed
+(extra ``plots``): speed_ratios.png and speed_serving.png.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Check, table
+from benchmarks.speed_plot import plot_ratios, plot_serving
+from model.plots import PlotsUnavailableError
 
 # the short ones, with arguments that keep all of them together below ten minutes on two cores
 SUBJECTS: dict[str, tuple[str, ...]] = {
@@ -31,15 +34,21 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "growth": (),
 }
 SPEED = Path(__file__).parent / "SPEED.md"
+_WITH_WEIGHTS = ("train_step", "predict")
 _LIMIT_S = 900
 _LAST_WORDS = 600  # characters of a failed subject
 
 Result = dict[str, Any]
 
 
-def measured(subject: str, arguments: list[str]) -> Result:
-    """What a subject found; where it failed, ``subject`` and ``failure``."""
-    command = [sys.executable, "-m", f"benchmarks.{subject}", "--json", *arguments]
+def measured(subject: str, arguments: list[str], peer: list[str] | None = None) -> Result:
+    """What a subject found; where it failed, ``subject`` and ``failure``.
+
+    Args:
+        peer: further arguments, files of whoever runs this; they are told without their paths.
+    """
+    peer = peer or []
+    command = [sys.executable, "-m", f"benchmarks.{subject}", "--json", *arguments, *peer]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=False)
     except subprocess.TimeoutExpired:
@@ -47,11 +56,16 @@ def measured(subject: str, arguments: list[str]) -> Result:
     if done.returncode:
         return {"subject": subject, "failure": done.stderr.strip()[-_LAST_WORDS:]}
     found: Result = json.loads(done.stdout)
-    return {**found, "command": " ".join(["python -m", f"benchmarks.{subject}", *arguments])}
+    told = [word if word.startswith("--") else "FILE" for word in peer]
+    return {**found, "command": " ".join(["python -m", f"benchmarks.{subject}", *arguments, *told])}
 
 
-def document(results: list[Result], day: str) -> str:
-    """SPEED.md: ratios and bars of all subjects, then the tables of each."""
+def document(results: list[Result], day: str, plots: list[str] | None = None) -> str:
+    """SPEED.md: ratios and bars of all subjects, then the tables of each.
+
+    Args:
+        plots: names of pictures beside it.
+    """
     lines = [
         "# Speed",
         "",
@@ -62,6 +76,8 @@ def document(results: list[Result], day: str) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [_summary(result) for result in results]
+    for name in plots or []:
+        lines += ["", f"![{name.removesuffix('.png').replace('_', ' ')}]({name})"]
     for result in results:
         lines += ["", f"## {result['subject']}", ""]
         lines += [f"It failed: {result['failure']}"] if "failure" in result else _full(result)
@@ -95,6 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=description, epilog=details)
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"of {', '.join(SUBJECTS)}; all unless given")
     parser.add_argument("--into", type=Path, default=SPEED, metavar="FILE.md")
+    parser.add_argument("--perceptual-weights", type=Path, metavar="FILE", help="of VGG16, shared with a peer")
     parser.add_argument("--peer", action="append", default=[], metavar="SUBJECT=PATH", help="a peer for a subject")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.subjects if name not in SUBJECTS]
@@ -105,9 +122,20 @@ def main(arguments: list[str] | None = None) -> int:
     for subject in options.subjects or SUBJECTS:
         print(f"{subject} …", file=sys.stderr, flush=True)
         peer = ["--peer", peers[subject]] if subject in peers else []
-        results.append(measured(subject, [*SUBJECTS[subject], *peer]))
-    options.into.write_text(document(results, f"{datetime.now(UTC):%Y-%m-%d}"))
+        if options.perceptual_weights and subject in _WITH_WEIGHTS:
+            peer += ["--perceptual-weights", str(options.perceptual_weights)]
+        results.append(measured(subject, list(SUBJECTS[subject]), peer))
+    options.into.write_text(document(results, f"{datetime.now(UTC):%Y-%m-%d}", _plots(results, options.into.parent)))
     return int(any("failure" in result for result in results))
+
+
+def _plots(results: list[Result], folder: Path) -> list[str]:
+    drawn = {"speed_ratios.png": plot_ratios, "speed_serving.png": plot_serving}
+    try:
+        return [name for name, plot in drawn.items() if plot(results, folder / name)]
+    except PlotsUnavailableError as error:
+        print(f"no plots: {error}", file=sys.stderr)
+        return []
 
 
 if __name__ == "__main__":

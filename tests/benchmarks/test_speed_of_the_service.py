@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from benchmarks import growth, scale_out, serving, speed, start
 from benchmarks.photos import WIDTH
 from benchmarks.report import Report
+from benchmarks.speed_plot import plot_ratios, plot_serving
 
 
 def measured(module: Any, *arguments: object) -> Report:
@@ -22,6 +25,19 @@ def measured(module: Any, *arguments: object) -> Report:
 
 def by(report: Report, key: str) -> dict[Any, dict[str, Any]]:
     return {row[key]: row for row in report.rows}
+
+
+def test_figures_are_plotted(tmp_path: Path) -> None:
+    serving = {"subject": "serving", "ratio": 0.4, "bar": 0.8}
+    rows = [{"contestant": "service", "clients": n, "images_per_s": 10.0 * n} for n in (1, 8)]
+    rows.append({"contestant": "bare, batches", "images_per_s": 90.0})
+    assert plot_ratios([serving, {"subject": "start", "ratio": None, "bar": None}], tmp_path / "a.png")
+    assert plot_serving([{**serving, "rows": rows}], tmp_path / "b.png")
+    for name in ("a.png", "b.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 300
+    assert not plot_ratios([], tmp_path / "c.png")
+    assert not plot_serving([{"subject": "serving", "failure": "no room"}], tmp_path / "c.png")
 
 
 def test_start_tells_how_long_each_part_took() -> None:

@@ -1,0 +1,74 @@
+"""The figures of SPEED.md as two small PNGs. Needs the extra ``plots``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from model.plots import PlotsUnavailableError
+
+Result = dict[str, Any]
+
+
+def plot_ratios(results: Sequence[Result], file: Path) -> bool:
+    """Each subject's ratio as a share of its bar; what reaches the line at 1 holds.
+
+    Args:
+        results: of the subjects; those without a ratio or a bar are left out.
+        file: the PNG to write.
+
+    Returns:
+        Whether there was anything to draw.
+
+    Raises:
+        PlotsUnavailableError: matplotlib is not installed.
+    """
+    drawn = [result for result in results if result.get("ratio") is not None and result.get("bar")]
+    if not drawn:
+        return False
+    figure = _figure((7, 0.6 + 0.4 * len(drawn)))
+    axes = figure.subplots()
+    shares = [result["ratio"] / result["bar"] for result in drawn]
+    colours = ["C2" if share >= 1 else "C3" for share in shares]
+    axes.barh([result["subject"] for result in drawn], shares, color=colours)
+    axes.set_xscale("log")
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xlabel("measured ratio / bar")
+    axes.invert_yaxis()
+    figure.savefig(file)
+    return True
+
+
+def plot_serving(results: Sequence[Result], file: Path) -> bool:
+    """Pictures a second by number of clients, ours and the others; as :func:`plot_ratios`."""
+    rows = [row for result in results if result["subject"] == "serving" for row in result.get("rows", ())]
+    loaded = [row for row in rows if row.get("clients")]
+    if not loaded:
+        return False
+    figure = _figure((7, 3.5))
+    axes = figure.subplots()
+    for name in dict.fromkeys(row["contestant"] for row in loaded):
+        points = [(row["clients"], row["images_per_s"]) for row in loaded if row["contestant"] == name]
+        axes.plot(*zip(*points, strict=True), marker=".", label=name)
+    for row in rows:
+        if not row.get("clients") and row.get("images_per_s"):
+            axes.axhline(row["images_per_s"], color="black", linewidth=1, linestyle="--", label=row["contestant"])
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("clients")
+    axes.set_ylabel("pictures a second")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize="small")
+    figure.savefig(file)
+    return True
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise PlotsUnavailableError("plots need matplotlib: pip install 'pose-prior-learner[plots]'") from error
+    figure = Figure(figsize=size, dpi=90, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
