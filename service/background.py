@@ -7,7 +7,6 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import IO, TYPE_CHECKING
@@ -29,34 +28,50 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+AT_ONCE = 4
 _LOOK_EVERY_S = 1.0
 VIDEO_TIMEOUT_S = 12 * 3600.0
 
 
 class Background:
-    """Works on one estimate at a time; each gateway on another.
+    """Works on a few estimates at a time; each gateway on others.
 
     The pictures that wait for a batch are those of everybody, so requests that somebody waits for are not held up by
-    more than the batch under way.
+    more than the batches under way.
     """
 
     def __init__(self, gateway: Gateway, files: EstimateFiles) -> None:
         self._gateway = gateway
         self._files = files
+        self._running: dict[str, asyncio.Task[None]] = {}
 
     async def round(self) -> None:
-        """Work on all that wait and that nobody else has."""
+        """Take up what waits and nobody else has, as far as there is room."""
+        self._running = {name: task for name, task in self._running.items() if not task.done()}
+        for estimate_id in await self._gateway.io(self._files.waiting):
+            if len(self._running) >= AT_ONCE:
+                return
+            if estimate_id not in self._running:
+                self._running[estimate_id] = asyncio.create_task(self._claim(estimate_id))
+
+    async def close(self) -> None:
+        """Leave what is under way to the next gateway, or to this one after its restart."""
+        await end(self._running.values())
+
+    async def _claim(self, estimate_id: str) -> None:
         io = self._gateway.io
-        for estimate_id in await io(self._files.waiting):
-            with suppress(UnknownEstimate):
-                claim = self._files.working(estimate_id)
-                if not await io(claim.__enter__):
-                    await io(claim.__exit__, None, None, None)
-                    continue
-                try:
+        claim = self._files.working(estimate_id)
+        try:
+            mine = await io(claim.__enter__)
+            try:
+                if mine:
                     await self._work(await io(self._files.record, estimate_id))
-                finally:
-                    await io(claim.__exit__, None, None, None)
+            finally:
+                await io(claim.__exit__, None, None, None)
+        except UnknownEstimate:
+            pass
+        except (PPLError, OSError):  # its record can't be read or written: the next round tries again
+            log.exception("estimate %s can't be worked on", estimate_id)
 
     async def _work(self, record: EstimateRecord) -> None:
         io, shown = self._gateway.io, record.shown

@@ -34,7 +34,7 @@ class EstimateIntake:
         self._in_thread = in_thread
         self._max_picture_bytes = max_picture_bytes
         self._came: dict[int, int] = {}  # which file a part was written to
-        self._owned = False
+        self._owned = self._prepared = False
 
     def sink_of(self, part: Part) -> Write:
         """Where a file's bytes go."""
@@ -60,7 +60,7 @@ class EstimateIntake:
 
     async def close(self) -> None:
         """Remove them unless they are kept."""
-        if not self._owned:
+        if self._prepared and not self._owned:
             await self._in_thread(self._files.discard, self.estimate_id)
 
     def _append(self, index: int, data: bytes) -> None:
@@ -77,5 +77,6 @@ class EstimateIntake:
                 path.rename(self._files.picture(self.estimate_id, index))
 
     def _prepare(self) -> None:
-        if not self._files.folder(self.estimate_id).exists():
+        if not self._prepared:
+            self._prepared = True
             self._files.prepare(self.estimate_id)

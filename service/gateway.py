@@ -126,6 +126,7 @@ class Gateway:
         """End the loops and close what is open; requests in flight have been answered by now."""
         self.leaving = True
         await end(self._loops)
+        await self.background.close()
         await self.batcher.close()
         for executor in (self.decoding, self._drawing, self._io, self._uploads, self._sending):
             executor.shutdown(wait=False, cancel_futures=True)

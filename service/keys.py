@@ -12,11 +12,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import re
 import secrets
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +27,8 @@ from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 from .contract.errors import StoreCorrupt, UnknownKey
 from .contract.files import sync
 from .private_files import read_or_make, write_private
+
+log = logging.getLogger(__name__)
 
 RELOAD_S = 1.0
 FIRST_KEY_FILE = "first-api-key"
@@ -170,7 +173,7 @@ class KeyStore:
                 state = self._folder_state()
                 # a change right after the last reading may have left the folder's time as it was
                 if state is None or state != self._state or not state[1]:
-                    self._known = self._read()
+                    self._known = self._read(damaged=_log_damaged)
                 self._state, self._looked_at = state, time.monotonic()
             return self._known
 
@@ -182,7 +185,8 @@ class KeyStore:
             return None
         return changed, time.time_ns() - changed > _SETTLED_NS
 
-    def _read(self) -> dict[str, _Stored]:
+    def _read(self, damaged: Callable[[str], None] | None = None) -> dict[str, _Stored]:
+        """All keys. Raises StoreCorrupt for a file that can't be read, unless somebody else is told of it."""
         found = {}
         for path in self._folder.glob("*.json"):
             if not _ID.fullmatch(path.stem):
@@ -190,8 +194,16 @@ class KeyStore:
             try:
                 found[path.stem] = _Stored.model_validate(json.loads(path.read_bytes()))
             except (ValidationError, ValueError) as error:
+                if damaged is not None:
+                    damaged(path.stem)
+                    continue
                 raise StoreCorrupt(f"the file of key {path.stem} can't be read; remove it or bring it back") from error
         return found
+
+
+def _log_damaged(key_id: str) -> None:
+    # the other keys open what they did before
+    log.error("the file of key %s can't be read, so it opens nothing; remove it or bring it back", key_id)
 
 
 def _new_text() -> str:

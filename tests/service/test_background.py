@@ -112,6 +112,7 @@ async def test_what_was_begun_is_finished_by_the_next_gateway(serve, send, publi
     consumer.gate.clear()
     loop.cancel()
     await asyncio.wait([loop])
+    await first.gateway.background.close()
     done = len(read_lines(files.lines(begun["id"])))
     with files.lines(begun["id"]).open("ab") as file:
         file.write(b'{"index": 2, "po')  # cut short by the end of the process
@@ -243,6 +244,21 @@ async def test_list_has_the_newest_first_in_pages(http, send, publish, consumer,
     problem(await http.get("/estimates?cursor=x"), 400, "bad_cursor")
     problem(await http.get("/estimates/../x"), 404, "not_found")
     problem(await http.get("/estimates/0123"), 404, "unknown_estimate")
+
+
+async def test_a_long_one_does_not_hold_up_a_short_one(serve, send, publish, make_consumer, video):
+    publish("dog")
+    http = await serve(batch_limit=1)
+    consumer = await make_consumer()
+    consumer.gate.clear()
+    long = (await send({"video": ("long.mp4", video(60))}, client=http)).json()
+    while not consumer.batches:
+        await asyncio.sleep(0.02)
+    consumer.gate.set()
+    short = (await send(client=http)).json()
+    assert (await ended(http, short["id"]))["status"] == "succeeded"
+    assert len(consumer.batches) < 60
+    assert (await ended(http, long["id"], 60))["progress"]["done"] == 60
 
 
 async def test_old_ones_and_broken_uploads_are_swept(http, send, publish, consumer):

@@ -71,12 +71,17 @@ def test_bad_key_is_refused(data_root, name, scopes):
     assert KeyStore(data_root).keys() == []
 
 
-def test_damaged_file_is_said(data_root):
+def test_damaged_file_is_said_and_the_other_keys_go_on(data_root, caplog):
     store = KeyStore(data_root)
-    key, _ = store.create("lab", [Scope.READ])
+    key, text = store.create("lab", [Scope.READ])
+    _, other = store.create("other", [Scope.READ])
     (data_root / "keys" / f"{key.id}.json").write_text("{")
     with pytest.raises(StoreCorrupt, match=key.id):
         store.keys()
+    gateway = KeyStore(data_root)
+    assert gateway.find(text) is None
+    assert gateway.find(other)
+    assert key.id in caplog.text
 
 
 # the first key
