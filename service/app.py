@@ -70,12 +70,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.gateway = gateway
     for router in (
+        estimate.make_router(settings),  # asked for most often, so found first
+        estimates.router,
         jobs.router,
         job_events.router,
         webhooks.router,
         datasets.router,
-        estimate.make_router(settings),
-        estimates.router,
         priors.router,
         naming.router,
         landmarks.make_router(settings),

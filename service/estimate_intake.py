@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -21,13 +22,11 @@ class EstimateIntake:
         max_picture_bytes: of a picture; of a video the limit on the body is enough.
 
     Attributes:
-        estimate_id: of the folder that they lie in.
         size_bytes: of all that came.
         names: of the files, without folders, once all came.
     """
 
     def __init__(self, files: EstimateFiles, in_thread: Callable[..., Awaitable[Any]], max_picture_bytes: int) -> None:
-        self.estimate_id = new_estimate_id()
         self.size_bytes = 0
         self.names: list[str] = []
         self._files = files
@@ -35,6 +34,11 @@ class EstimateIntake:
         self._max_picture_bytes = max_picture_bytes
         self._came: dict[int, int] = {}  # which file a part was written to
         self._owned = self._prepared = False
+
+    @cached_property
+    def estimate_id(self) -> str:
+        """Names the folder that they lie in; made when it is needed, as most requests need none."""
+        return new_estimate_id()
 
     def sink_of(self, part: Part) -> Write:
         """Where a file's bytes go."""

@@ -74,7 +74,10 @@ def media_type(headers: Mapping[str, str]) -> str:
 
 def responds_async(headers: Mapping[str, str]) -> bool:
     """Whether a request wants to be answered before it is done (RFC 7240, ``Prefer: respond-async``)."""
-    words = headers.get("prefer", "").lower().replace(";", ",").split(",")
+    preference = headers.get("prefer")
+    if preference is None:
+        return False
+    words = preference.lower().replace(";", ",").split(",")
     return any(word.strip() == "respond-async" for word in words)
 
 

@@ -6,6 +6,7 @@ A client may give one (``X-Request-ID``), so that its own log and ours can be re
 from __future__ import annotations
 
 import contextvars
+import itertools
 import logging
 import re
 import secrets
@@ -43,13 +44,16 @@ class RequestId:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        # told apart by the start of this process and a count: random bytes for each would cost a system call
+        self._start = secrets.token_hex(4)
+        self._count = itertools.count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(HEADER, "")
-        name = given if _GIVEN.fullmatch(given) else secrets.token_hex(8)
+        name = given if _GIVEN.fullmatch(given) else f"{self._start}{next(self._count):08x}"
         _current.set(name)  # a request is served in a task of its own; the handler of faults further out needs it too
 
         async def named(message: Message) -> None:

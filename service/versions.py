@@ -56,6 +56,7 @@ class Versions:
         self.store = store
         self.additions = Additions(store)
         self._kept: OrderedDict[_Key, Version] = OrderedDict()
+        self._names: set[tuple[str, str]] = set()
         self._active: dict[str, tuple[tuple[int, int], str]] = {}
         self._maps: OrderedDict[tuple[str, str, str], tuple[_Stamp | None, LandmarkMaps]] = OrderedDict()
         self._lock = Lock()
@@ -66,13 +67,11 @@ class Versions:
         Raises:
             BadCategoryName, BadVersionName, UnknownCategory, UnknownVersion, StoreCorrupt.
         """
-        name = self._active_name(category) if name in (None, ACTIVE) else name
-        if name is not None and self.store.path(category, name).is_dir():
-            key = self._key(category, name)
-            with self._lock:
-                if key in self._kept:
-                    self._kept.move_to_end(key)
-                    return self._kept[key]
+        known = self.known(category, name)
+        if known is not None:
+            return known
+        if name in (None, ACTIVE):
+            name = self._active_name(category)
         name = self.store.resolve(category, name)
         key = self._key(category, name)
         version = self._load(category, name)
@@ -80,7 +79,31 @@ class Versions:
             self._kept[key] = version
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
+            self._names = {(category, name) for category, name, *_ in self._kept}
         return version
+
+    def known(self, category: str, name: str | None = None) -> Version | None:
+        """The same where it was looked up before and is as it was; reads nothing but the times of three files.
+
+        Raises:
+            BadCategoryName, BadVersionName, UnknownVersion.
+        """
+        if name in (None, ACTIVE):
+            stamp = _stamp(self.store.path(category, "any").parents[1] / "active.json")
+            active = self._active.get(category)
+            if stamp is None or active is None or active[0] != stamp:
+                return None
+            name = active[1]
+        assert name is not None
+        with self._lock:
+            if (category, name) not in self._names:
+                return None
+        key = self._key(category, name)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        return None
 
     def prior(self, category: str, name: str | None = None) -> dict[str, Any]:
         """The prior as the API shows it. Raises as :meth:`version`."""

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -90,6 +90,18 @@ class PictureLimits:
     def of(cls, settings: CommonSettings) -> PictureLimits:
         """The limits as set."""
         return cls(settings.image_max_pixels, settings.image_min_side_px, settings.image_max_bytes)
+
+
+class Cells(NamedTuple):
+    """Blocks of a canvas, from the first column and row to those after the last."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+
+Region = tuple[int, int, int, int]  # pixels of a picture, likewise
 
 
 @dataclass(frozen=True)
@@ -225,29 +237,61 @@ def _paste_reduced(canvas: Image.Image, image: Image.Image, left: int, top: int,
     )
     if region[0] >= region[2] or region[1] >= region[3]:
         return
-    cells = [
+    outer = Cells(
         (region[0] - left) // factor,
         (region[1] - top) // factor,
         -((left - region[2]) // factor),
         -((top - region[3]) // factor),
-    ]
-    corner = left + cells[0] * factor
-    size = ((cells[2] - cells[0]) * factor, (cells[3] - cells[1]) * factor)
-    if size[0] * size[1] > 4 * (region[2] - region[0]) * (region[3] - region[1]) + _PADDING_PIXELS:
+    )
+    inner = Cells(
+        -((left - region[0]) // factor),
+        -((top - region[1]) // factor),
+        (region[2] - left) // factor,
+        (region[3] - top) // factor,
+    )
+    if inner.x0 >= inner.x1 or inner.y0 >= inner.y1:
+        _paste_padded(canvas, image, left, top, factor, region, outer)
+        return
+    # blocks that the picture covers need no copy of it; what is left are its edges, a block wide
+    whole = (left + inner.x0 * factor, top + inner.y0 * factor, left + inner.x1 * factor, top + inner.y1 * factor)
+    canvas.paste(image.reduce(factor, whole) if factor > 1 else image.crop(whole), (inner.x0, inner.y0))
+    for edge in (
+        Cells(outer.x0, outer.y0, outer.x1, inner.y0),
+        Cells(outer.x0, inner.y1, outer.x1, outer.y1),
+        Cells(outer.x0, inner.y0, inner.x0, inner.y1),
+        Cells(inner.x1, inner.y0, outer.x1, inner.y1),
+    ):
+        if edge.x0 < edge.x1 and edge.y0 < edge.y1:
+            _paste_padded(canvas, image, left, top, factor, region, edge)
+
+
+def _paste_padded(
+    canvas: Image.Image, image: Image.Image, left: int, top: int, factor: int, region: Region, cells: Cells
+) -> None:
+    """Blocks that the picture covers in part, filled up with mid-grey."""
+    own = (
+        max(region[0], left + cells.x0 * factor),
+        max(region[1], top + cells.y0 * factor),
+        min(region[2], left + cells.x1 * factor),
+        min(region[3], top + cells.y1 * factor),
+    )
+    corner = left + cells.x0 * factor
+    size = ((cells.x1 - cells.x0) * factor, (cells.y1 - cells.y0) * factor)
+    if size[0] * size[1] > 4 * (own[2] - own[0]) * (own[3] - own[1]) + _PADDING_PIXELS:
         # a sliver, thinner than a block: filling it up could take any amount of memory
-        sliver = image.resize((cells[2] - cells[0], cells[3] - cells[1]), Image.Resampling.BOX, box=region)
-        canvas.paste(sliver, (cells[0], cells[1]))
+        sliver = image.resize((cells.x1 - cells.x0, cells.y1 - cells.y0), Image.Resampling.BOX, box=own)
+        canvas.paste(sliver, (cells.x0, cells.y0))
         return
     rows = max(1, _BAND_PIXELS // (size[0] * factor))
-    for first in range(cells[1], cells[3], rows):
-        start, stop = (top + row * factor for row in (first, min(first + rows, cells[3])))
-        covered = (region[0], max(region[1], start), region[2], min(region[3], stop))
+    for first in range(cells.y0, cells.y1, rows):
+        start, stop = (top + row * factor for row in (first, min(first + rows, cells.y1)))
+        covered = (own[0], max(own[1], start), own[2], min(own[3], stop))
         band = image.crop(covered)
         if band.size != (size[0], stop - start):
             part = band
             band = Image.new("RGB", (size[0], stop - start), (MID_GREY,) * 3)
-            band.paste(part, (region[0] - corner, covered[1] - start))
-        canvas.paste(band.reduce(factor) if factor > 1 else band, (cells[0], first))
+            band.paste(part, (own[0] - corner, covered[1] - start))
+        canvas.paste(band.reduce(factor) if factor > 1 else band, (cells.x0, first))
 
 
 def _check_size(image: ImageFile.ImageFile, limits: PictureLimits) -> None:

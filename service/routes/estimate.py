@@ -110,7 +110,7 @@ async def _estimate(request: Request, gateway: Gateway) -> Response:
         query = Query.of(form.fields, names, most, settings.max_images, video)
         if lines_type:
             check_lines(query.format)
-        version = await gateway.io(gateway.versions.version, query.category, query.version)
+        version = await find_version(gateway, query)
         query.check_memory(version)
         landmarks = await gateway.io(gateway.versions.landmarks, version, query.landmarks) if query.landmarks else None
         estimator = Estimator(gateway, query, version, landmarks)
@@ -130,6 +130,15 @@ async def _estimate(request: Request, gateway: Gateway) -> Response:
             return LinesResponse(lines(estimator.outcomes(uploads), version, started), lines_type, held.pop_all())
         gateway.batcher.check_room(query.num_poses)
         return await _answered(request, gateway, query, version, landmarks, uploads, started)
+
+
+async def find_version(gateway: Gateway, query: Query) -> Version:
+    """The version that a request means; one that was looked up before takes no thread, but some looks at the disk."""
+    found: Version | None = gateway.versions.known(query.category, query.version)
+    if found is None:
+        found = await gateway.io(gateway.versions.version, query.category, query.version)
+    assert found is not None
+    return found
 
 
 async def _frames_answered(
