@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     drawn.set_defaults(command=_pictures)
     drawn.add_argument("results", type=Path, metavar="DIR")
     drawn.add_argument("--set", type=Path, required=True, metavar="PACK.npz")
-    drawn.add_argument("--count", type=int, default=32, help="test pictures (default: 32)")
+    drawn.add_argument("--count", type=int, default=32, help="test pictures (32); 0: prior and prototypes alone")
     drawn.add_argument("--refine-steps", type=int, default=0)
     return parser
 

@@ -56,14 +56,16 @@ def sheet(predictor: Predictor, version: Path, pack: Pack, count: int, refine_st
 
     Args:
         version: the folder of its prior.json and memory.json.
-        count: of test pictures, at most.
+        count: of test pictures, at most; 0 for a sheet that may be published.
     """
     prior: dict[str, Any] = json.loads((version / "prior.json").read_text())
     memory: dict[str, Any] = json.loads((version / "memory.json").read_text())
     images = pack.test.images
-    chosen = images[np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)]
-    poses = batched(predictor, chosen, refine_steps)[:, -1]
-    cells = [_posed(Image.fromarray(image), pose, prior) for image, pose in zip(chosen, poses, strict=True)]
+    cells: list[Image.Image] = []
+    if count > 0:
+        chosen = images[np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)]
+        poses = batched(predictor, chosen, refine_steps)[:, -1]
+        cells = [_posed(Image.fromarray(image), pose, prior) for image, pose in zip(chosen, poses, strict=True)]
     dark = Image.new("RGB", (CELL_PX, CELL_PX), _GROUND)
     learned = [prior_picture(prior, CELL_PX)]
     learned += [_posed(dark, np.array(prototype["keypoints"]), prior) for prototype in memory["prototypes"]]
