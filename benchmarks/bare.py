@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.predictor import Predictor
-from service.contract.pictures import fit_square, open_picture
+from service.contract.fitting import fit_square, reducible
+from service.contract.pictures import open_reduced
 
 
 class Bare:
@@ -30,7 +31,8 @@ class Bare:
 
     def square(self, photo: bytes) -> NDArray[np.uint8]:
         """A photograph as the model sees it, decoded and fitted as the gateway does it."""
-        return fit_square(open_picture(photo), self.predictor.config.image_size)[0]
+        side = self.predictor.config.image_size
+        return fit_square(open_reduced(photo, reducible(side)), side)[0]
 
     def one(self, photo: bytes) -> float:
         """Seconds for one photograph: decoded, and given to the model by itself."""

@@ -9,7 +9,6 @@ queue, several API servers where cores allow.
 # no `from __future__ import annotations`: LitServe looks at the type of decode_request's argument itself
 
 import argparse
-import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ import torch
 from fastapi import Request
 
 from model.predictor import Predictor
-from service.contract.pictures import fit_square, open_picture
+from service.contract.fitting import fit_square, reducible
+from service.contract.pictures import open_reduced
 
 
 class PoseAPI(litserve.LitAPI):
@@ -63,7 +63,8 @@ class PoseAPI(litserve.LitAPI):
         return {"keypoints": points.round(3).tolist(), "scores": scores.round(4).tolist()}
 
     def _fit(self, data: bytes) -> Any:
-        return fit_square(open_picture(io.BytesIO(data)), self.predictor.config.image_size)
+        side = self.predictor.config.image_size
+        return fit_square(open_reduced(data, reducible(side)), side)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .contract.errors import BadBoxes
-from .contract.pictures import Box
+from .contract.fitting import Box
 
 # sides of a box, as a multiple of the picture's longer side: beyond it the picture would be a few pixels of the square
 _MAX_BOX = 8

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .client_types import ImageEstimate
-from .contract.pictures import Frame
+from .contract.fitting import Frame
 from .drawing import overlay
 
 _TILE_PX = 256

@@ -12,7 +12,7 @@ from typing import Any
 
 from .boxes import PictureBoxes
 from .contract.errors import BadVideoFile, PPLError, UnsupportedFormat
-from .contract.pictures import PictureLimits
+from .contract.pictures import Picture, PictureLimits
 from .contract.videos import BadVideo, NoDecoder, TimedFrame, VideoLimits, frame_name, iter_every
 from .errors import document_of
 from .images import Fitted, fit_boxes
@@ -121,7 +121,7 @@ class VideoFrames:
         fitted: list[Fitted] | PPLError
         self.taken += 1
         try:
-            fitted = fit_boxes(frame.image, index, self._boxes, self._side)
+            fitted = fit_boxes(Picture.of(frame.image), index, self._boxes, self._side)
         except PPLError as error:
             name = frame_name(self._filename[:60], frame.number)
             fitted = type(error)(f"{name}: {error.detail}", extra={"index": index})

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from . import drawing
 from .batching import Pose
 from .boxes import PictureBoxes, check_box
 from .contract.errors import BodyTooLarge, PPLError
-from .contract.pictures import Frame, PictureLimits, fit_square, open_picture, unfit_square
+from .contract.fitting import Frame, fit_square, reducible, unfit_square
+from .contract.pictures import Picture, PictureLimits, open_picture, open_reduced
 from .errors import BadField
 from .landmarks import LandmarkMaps
 from .room import PixelRoom
@@ -89,13 +89,14 @@ class Upload:
                 data = self.read()
                 if len(data) > limits.max_bytes:
                     raise BodyTooLarge(f"the file has {len(data)} bytes; a picture may have {limits.max_bytes}")
-                return fit_boxes(open_picture(data, limits, wait_for_room), self.index, self.boxes, side)
+                most = reducible(side, self.boxes.boxes)
+                return fit_boxes(open_reduced(data, most, limits, wait_for_room), self.index, self.boxes, side)
             except PPLError as error:
                 raise type(error)(f"{self.label}: {error.detail}", extra={"index": self.index}) from error
 
 
 def fit_boxes(
-    picture: Image.Image,
+    picture: Picture,
     index: int,
     boxes: PictureBoxes,
     side: int,

@@ -18,8 +18,8 @@ from model.landmarks import FEWEST_PICTURES, FEWEST_VISIBLE, LandmarkFit, fit_la
 from model.maps import apply_maps
 
 from .contract.errors import BadLabels, BadLandmarks
+from .contract.fitting import Frame
 from .contract.landmarks import MOST_LANDMARKS, CrossValidation, LandmarkError, LandmarkSet
-from .contract.pictures import Frame
 
 Array = NDArray[np.float64]
 

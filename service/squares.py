@@ -10,13 +10,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from .client_errors import InputError
 from .contract.archives import iter_media
 from .contract.errors import BadPicture, PPLError
+from .contract.fitting import fit_square, reducible
 from .contract.members import Member
-from .contract.pictures import PictureLimits, fit_square, is_picture_name, open_picture
+from .contract.pictures import Picture, is_picture_name, open_reduced
 from .contract.videos import BadVideo, NoDecoder, frame_name, iter_frames
 
 FRAMES = 200
@@ -48,7 +48,7 @@ class Squares:
         inside = {name: str(PurePosixPath(name.replace("\\", "/")).parent) for name in lone} if folders else {}
         return self.videos | (inside if len(set(inside.values())) > 1 else {})
 
-    def add(self, name: str, picture: Image.Image, side: int) -> None:
+    def add(self, name: str, picture: Picture, side: int) -> None:
         """One picture, fitted."""
         self.names.append(name)
         self.sizes.append(picture.size)
@@ -74,7 +74,7 @@ def read_squares(paths: Sequence[Path], side: int, frames: int = FRAMES) -> Squa
             if isinstance(found, Member):
                 _add_frames(squares, name, found, side, frames)
             else:
-                squares.add(name, open_picture(found, PictureLimits()), side)
+                squares.add(name, open_reduced(found, reducible(side)), side)
         except (BadPicture, BadVideo) as error:
             reason = error.detail if isinstance(error, BadPicture) else str(error)
             squares.skipped.append({"name": name, "reason": reason})
@@ -93,7 +93,7 @@ def _add_frames(squares: Squares, name: str, video: Member, side: int, count: in
     """A video's frames; of a damaged one those before the damage. Raises BadVideo, NoDecoder."""
     with _on_disk(video) as path:
         for number, image in iter_frames(path, count):
-            squares.add(frame_name(name, number), image, side)
+            squares.add(frame_name(name, number), Picture.of(image), side)
             squares.videos[frame_name(name, number)] = name
 
 

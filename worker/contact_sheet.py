@@ -22,6 +22,11 @@ _QUALITY = 85
 Cell = tuple[int, int]  # row, column
 
 
+def reducible(width: int, height: int) -> float:
+    """By how much a picture may be decoded smaller for a sheet, see open_reduced."""
+    return min(width, height) / _SIDE_PX / 2
+
+
 class ContactSheet:
     """Pictures on a grid as they come."""
 

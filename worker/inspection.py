@@ -18,8 +18,8 @@ from service.contract.dataset_files import DatasetFiles
 from service.contract.datasets import DatasetRecord, Duplicate, Found, LabelsFound, SideCount, Sizes, SkippedFile
 from service.contract.errors import BadLabels, TooFewPictures
 from service.contract.members import kind_of, members
-from service.contract.pictures import FORMATS
-from worker.contact_sheet import COLUMNS, Cell, ClipCells, ContactSheet, StillCells
+from service.contract.pictures import FORMATS, Picture
+from worker.contact_sheet import COLUMNS, Cell, ClipCells, ContactSheet, StillCells, reducible
 from worker.labelling import match_labels
 from worker.media import MediaReader
 from worker.settings import WorkerSettings
@@ -45,7 +45,9 @@ class Inspection:
         self._limits = ArchiveLimits.of(settings)
         self._check = check
         self._tally = Tally(mode=record.mode)
-        self._reader = MediaReader(self._keep, self._tally, COLUMNS, settings, files.folder(record.id), check)
+        self._reader = MediaReader(
+            self._keep, reducible, self._tally, COLUMNS, settings, files.folder(record.id), check
+        )
         self._found = Found()
         self._formats: Counter[str] = Counter()
         self._sizes: list[tuple[int, int]] = []
@@ -109,16 +111,16 @@ class Inspection:
         self._number += COLUMNS
         self._video, self._frames = None, 0
 
-    def _keep(self, image: Image.Image, name: str, clip: str) -> None:
+    def _keep(self, picture: Picture, name: str, clip: str) -> None:
         if not self._by_clip:
             cell: Cell | None = self._stills.cell(self._number + self._frames)
         elif self._video:
             cell = self._by_clip.of_frame(self._video, self._frames)
         else:
             cell = self._by_clip.of_picture(name)
-        self._sheet.offer(cell, image)
+        self._sheet.offer(cell, picture.image)
         if not self._frames:
-            self._sizes.append(image.size)
+            self._sizes.append(picture.size)
         self._frames += self._video is not None
         self._clips[clip] += 1
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
-
 from service.contract.archives import Member
 from service.contract.errors import BadPicture, PPLError, TrainingFailed
-from service.contract.pictures import PictureLimits, open_picture
+from service.contract.pictures import Picture, PictureLimits, open_reduced
 from service.contract.videos import BadVideo, NoDecoder, VideoLimits, frame_name, iter_frames
 from worker.settings import WorkerSettings
 from worker.tally import Tally
 from worker.training_set import LEAST_FRAMES, clip_of_picture
 
-Keep = Callable[[Image.Image, str, str], None]  # an RGB picture, its name, that of its clip
+Keep = Callable[[Picture, str, str], None]  # a picture, its name, that of its clip
 
 _MOST_THREADS = 4  # for decoding; each takes memory
 
@@ -25,6 +23,7 @@ class MediaReader:
 
     Args:
         keep: is given every picture and frame.
+        reducible: by how much a picture may be decoded smaller, see open_reduced.
         frames_per_clip: taken of a video.
         folder: for a video of an archive, while it is decoded.
         check: called often while a video is decoded; what it raises ends it.
@@ -33,6 +32,7 @@ class MediaReader:
     def __init__(
         self,
         keep: Keep,
+        reducible: Callable[[int, int], float],
         tally: Tally,
         frames_per_clip: int,
         settings: WorkerSettings,
@@ -40,6 +40,7 @@ class MediaReader:
         check: Callable[[], None],
     ) -> None:
         self._to = keep
+        self._reducible = reducible
         self._tally = tally
         self._frames_per_clip = frames_per_clip
         self._picture_limits = PictureLimits.of(settings)
@@ -52,11 +53,11 @@ class MediaReader:
         try:
             if isinstance(data, BadPicture):
                 raise data
-            image = open_picture(data, self._picture_limits)
+            picture = open_reduced(data, self._reducible, self._picture_limits)
         except BadPicture as error:
             self._tally.skip(name, error.detail)
         else:
-            self._keep(image, name, clip_of_picture(name))
+            self._keep(picture, name, clip_of_picture(name))
 
     def take_video(self, video: Member, name: str) -> None:
         """A video's frames; of a damaged one those before the damage."""
@@ -66,7 +67,7 @@ class MediaReader:
                 raise BadVideo(f"{video.size} bytes; at most {self._video_limits.max_bytes} are read")
             path = video.path or self._unpacked(video)
             for number, image in iter_frames(path, self._frames_per_clip, self._video_limits, self._check):
-                self._keep(image, frame_name(name, number), name)
+                self._keep(Picture.of(image), frame_name(name, number), name)
         except BadVideo as error:
             kept = self._tally.images - before
             enough = kept >= (LEAST_FRAMES if self._tally.mode == "clips" else 1)
@@ -76,8 +77,8 @@ class MediaReader:
         finally:
             self._spare.unlink(missing_ok=True)
 
-    def _keep(self, image: Image.Image, name: str, clip: str) -> None:
-        self._to(image, name, clip)
+    def _keep(self, picture: Picture, name: str, clip: str) -> None:
+        self._to(picture, name, clip)
         self._tally.images += 1
 
     def _unpacked(self, video: Member) -> Path:

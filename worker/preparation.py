@@ -7,14 +7,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from model.config import PPLConfig
 from service.contract.archives import ArchiveLimits, Member, iter_media, mode_of
 from service.contract.errors import TooFewPictures, TrainingFailed
+from service.contract.fitting import fit_square, reducible
 from service.contract.job_files import JobFiles, training_folder
 from service.contract.jobs import JobRecord, JobStatus
-from service.contract.pictures import fit_square
+from service.contract.pictures import Picture
 from service.contract.store import write_json
 from worker.casework import Casework
 from worker.custody import Custody, Stopping
@@ -93,12 +92,13 @@ class Preparer:
         pictures = videos = 0
         with TrainingSet(self._files.pictures(job_id), self._files.clips(job_id), config.image_size) as squares:
 
-            def keep(image: Image.Image, name: str, clip: str) -> None:
-                square, _ = fit_square(image, config.image_size)
-                squares.append(square, name, clip, image.size)
+            def keep(picture: Picture, name: str, clip: str) -> None:
+                square, _ = fit_square(picture, config.image_size)
+                squares.append(square, name, clip, picture.size)
 
             folder = self._files.folder(job_id)
-            reader = MediaReader(keep, tally, config.frames_per_clip, self._settings, folder, custody.check)
+            fits = reducible(config.image_size)
+            reader = MediaReader(keep, fits, tally, config.frames_per_clip, self._settings, folder, custody.check)
             for name, found in iter_media(self._source(record), ArchiveLimits.of(self._settings)):
                 custody.check()
                 seen = tally.images, tally.skipped

@@ -1,22 +1,17 @@
-"""Untrusted bytes to an RGB picture, and a picture to the model's square. The same pixels on both sides.
+"""Untrusted bytes to an RGB picture. The same pixels on both sides.
 
-A picture is opened with its EXIF orientation applied, so its width and height are those that a
-viewer shows. Pixel coordinates have their integers at pixel centres: the picture of width w spans
--0.5 to w - 0.5. Edge coordinates (boxes, :class:`Frame`) have their integers at pixel edges: it
-spans 0 to w. The model's square is normalised to [-1, 1], pixel centres at (2i + 1)/S - 1.
+A picture is opened with its EXIF orientation applied, so its width and height are those that a viewer shows. A JPEG
+that is far larger than what is made of it is decoded to a half, a quarter or an eighth of its size, which is what its
+blocks of eight pixels allow: a phone's photograph then takes a quarter of the time and little memory.
 """
 
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import BinaryIO
 
 # opening with these formats named finds them registered, and loads none of Pillow's forty others
 from PIL import (
@@ -31,7 +26,7 @@ from PIL import (
 )
 
 from . import jpeg
-from .colours import MID_GREY, to_rgb
+from .colours import to_rgb
 from .errors import Animated, BadPicture, TooManyPixels, TooSmall, TruncatedImage
 from .settings import CommonSettings
 from .signatures import EXPECTED as EXPECTED
@@ -49,8 +44,6 @@ FORMATS = tuple(
 )
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"))
 
-Box = tuple[float, float, float, float]  # x, y, width, height in edge coordinates of the picture
-
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -61,12 +54,17 @@ _TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# a picture is reduced by whole factors first, leaving at least this many pixels for one of the square
-_REDUCING_GAP = 3
-# pixels that are reduced at a time; a row of blocks may have more
-_BAND_PIXELS = 4_000_000
-# pixels that filling up blocks may always add
-_PADDING_PIXELS = 4_000_000
+_ON_THEIR_SIDE = frozenset((5, 6, 7, 8))
+# which of the stored picture's last columns (0) or rows (1) become the first columns and the first rows
+_TURNED_TO_THE_FRONT: dict[int, tuple[int | None, int | None]] = {
+    2: (0, None),
+    3: (0, 1),
+    4: (None, 1),
+    6: (1, None),
+    7: (1, 0),
+    8: (None, 0),
+}
+_SCALES = (8, 4, 2)  # by which a JPEG can be decoded smaller
 
 
 @dataclass(frozen=True)
@@ -92,52 +90,56 @@ class PictureLimits:
         return cls(settings.image_max_pixels, settings.image_min_side_px, settings.image_max_bytes)
 
 
-class Cells(NamedTuple):
-    """Blocks of a canvas, from the first column and row to those after the last."""
-
-    x0: int
-    y0: int
-    x1: int
-    y1: int
-
-
-Region = tuple[int, int, int, int]  # pixels of a picture, likewise
-
-
 @dataclass(frozen=True)
-class Frame:
-    """Where the model's square lies on a picture: its left and top edge and its side.
+class Picture:
+    """An RGB picture, of which a pixel may stand for several of the file's.
 
-    Edge coordinates, in pixels of the picture with its EXIF orientation applied. The square may
-    reach beyond the picture.
+    Attributes:
+        image: 8-bit RGB.
+        width, height: in pixels as a viewer shows it, EXIF orientation applied.
+        scale: how many pixels across one of the image stands for: 1, 2, 4 or 8.
+        left, top: how many pixels, fewer than ``scale``, the image begins before the picture does.
     """
 
-    x0: float
-    y0: float
-    size: float
+    image: Image.Image
+    width: int
+    height: int
+    scale: int = 1
+    left: int = 0
+    top: int = 0
 
-    def to_picture(self, normalized: ArrayLike) -> NDArray[np.float64]:
-        """Points (…, 2) in [-1, 1] over the square to pixel coordinates (integers at pixel centres)."""
-        points = np.asarray(normalized, dtype=np.float64)
-        return np.array([self.x0, self.y0]) + (points + 1) / 2 * self.size - 0.5
+    @classmethod
+    def of(cls, image: Image.Image) -> Picture:
+        """An image as it is."""
+        return cls(image, image.width, image.height)
 
-    def from_picture(self, pixels: ArrayLike) -> NDArray[np.float64]:
-        """The inverse of :meth:`to_picture`."""
-        points = np.asarray(pixels, dtype=np.float64)
-        normalized: NDArray[np.float64] = (points + 0.5 - np.array([self.x0, self.y0])) / self.size * 2 - 1
-        return normalized
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.width, self.height
 
 
 def open_picture(
     source: bytes | BinaryIO, limits: PictureLimits | None = None, before_decoding: Callable[[int], None] | None = None
 ) -> Image.Image:
-    """A picture of any supported format and mode as 8-bit RGB, its EXIF orientation applied.
+    """A whole picture of any supported format and mode as 8-bit RGB: :func:`open_reduced`, not reduced."""
+    return open_reduced(source, lambda *_: 1, limits, before_decoding).image
+
+
+def open_reduced(
+    source: bytes | BinaryIO,
+    most: Callable[[int, int], float],
+    limits: PictureLimits | None = None,
+    before_decoding: Callable[[int], None] | None = None,
+) -> Picture:
+    """A picture of any supported format and mode as 8-bit RGB, its EXIF orientation applied; a JPEG may be reduced.
 
     CMYK, palette and grey pictures are converted, 16-bit ones scaled, transparent ones laid on
     mid-grey. The size is checked before anything is decoded.
 
     Args:
         source: the file's bytes, or a binary file that can seek.
+        most: for a width and height, EXIF orientation applied, by how much the picture may be reduced.
         limits: what it may be; the defaults of PictureLimits unless given.
         before_decoding: called with the number of its pixels once these are within the limits.
 
@@ -164,6 +166,8 @@ def open_picture(
             before_decoding(image.width * image.height)
         try:
             _check_still(image)
+            stored = image.size
+            scale = _reduce(image, most)
             image.load()
             orientation = _orientation(image)  # a PNG may tell after its pixels; a TIFF is turned by Pillow
             rgb = to_rgb(image)
@@ -172,50 +176,13 @@ def open_picture(
         except Exception as error:  # hostile bytes may make a decoder raise anything
             raise _damaged(error) from error
     del image  # its pixels need not be kept while they are turned
-    return rgb.transpose(_TRANSPOSES[orientation]) if orientation in _TRANSPOSES else rgb
-
-
-def fit_square(image: Image.Image, side: int, box: Box | None = None) -> tuple[NDArray[np.uint8], Frame]:
-    """The model's square cut out of an RGB picture, and where it lies.
-
-    The square is centred on the box and as wide as the box's longer side, so nothing is stretched;
-    where it reaches beyond the picture it is mid-grey. Resampled with an antialiasing filter.
-
-    Args:
-        image: RGB.
-        side: S, of the square in pixels.
-        box: x, y, width, height in edge coordinates; the whole picture unless given.
-
-    Returns:
-        uint8 (S, S, 3) and the square's Frame.
-
-    Raises:
-        ValueError: a box without area.
-    """
-    x, y, width, height = box or (0.0, 0.0, float(image.width), float(image.height))
-    size = float(max(width, height))
-    if not (size > 0 and math.isfinite(x + y + size)):
-        raise ValueError(f"a box of {width} x {height} pixels has no square")
-    frame = Frame(x + width / 2 - size / 2, y + height / 2 - size / 2, size)
-    factor = max(1, int(size / side / _REDUCING_GAP))
-    left, top = math.floor(frame.x0), math.floor(frame.y0)
-    columns, rows = (math.ceil((start + size - first) / factor) for start, first in ((frame.x0, left), (frame.y0, top)))
-    canvas = Image.new("RGB", (columns, rows), (MID_GREY,) * 3)
-    _paste_reduced(canvas, image, left, top, factor)
-    start_x, start_y, extent = (frame.x0 - left) / factor, (frame.y0 - top) / factor, size / factor
-    # rounding may leave the far edge a hair outside of the canvas, which Pillow refuses
-    crop = (start_x, start_y, min(start_x + extent, columns), min(start_y + extent, rows))
-    square = canvas.resize((side, side), Image.Resampling.BILINEAR, box=crop)
-    return np.asarray(square, dtype=np.uint8).copy(), frame
-
-
-def unfit_square(square: NDArray[np.uint8], frame: Frame, width: int, height: int) -> Image.Image:
-    """A one-channel square (S, S) laid back on its picture: a grey image of that width and height, 0 outside."""
-    side = square.shape[0]
-    scale = side / frame.size
-    extent = (-frame.x0 * scale, -frame.y0 * scale, (width - frame.x0) * scale, (height - frame.y0) * scale)
-    image = Image.fromarray(np.ascontiguousarray(square))
-    return image.transform((width, height), Image.Transform.EXTENT, extent, Image.Resampling.BILINEAR)
+    if scale == 1:
+        return Picture.of(_turned(rgb, orientation))
+    # blocks begin at the stored picture's first pixel and reach beyond its last, which may be turned to the front
+    beyond = [reduced * scale - whole for reduced, whole in zip(rgb.size, stored, strict=True)]
+    width, height = reversed(stored) if orientation in _ON_THEIR_SIDE else stored
+    left, top = (0 if axis is None else beyond[axis] for axis in _TURNED_TO_THE_FRONT.get(orientation, (None, None)))
+    return Picture(_turned(rgb, orientation), width, height, scale, left, top)
 
 
 def is_picture_name(name: str) -> bool:
@@ -223,75 +190,21 @@ def is_picture_name(name: str) -> bool:
     return Path(name).suffix.lower() in SUFFIXES
 
 
-def _paste_reduced(canvas: Image.Image, image: Image.Image, left: int, top: int, factor: int) -> None:
-    """Draw the picture, shrunk by a whole factor, on a canvas whose corner is at its pixel (left, top).
-
-    The blocks that are averaged start at that corner, and one that the picture covers in part is
-    filled up with mid-grey, so that its edges keep their place to a fraction of a pixel.
-    """
-    region = (
-        max(0, left),
-        max(0, top),
-        min(image.width, left + canvas.width * factor),
-        min(image.height, top + canvas.height * factor),
-    )
-    if region[0] >= region[2] or region[1] >= region[3]:
-        return
-    outer = Cells(
-        (region[0] - left) // factor,
-        (region[1] - top) // factor,
-        -((left - region[2]) // factor),
-        -((top - region[3]) // factor),
-    )
-    inner = Cells(
-        -((left - region[0]) // factor),
-        -((top - region[1]) // factor),
-        (region[2] - left) // factor,
-        (region[3] - top) // factor,
-    )
-    if inner.x0 >= inner.x1 or inner.y0 >= inner.y1:
-        _paste_padded(canvas, image, left, top, factor, region, outer)
-        return
-    # blocks that the picture covers need no copy of it; what is left are its edges, a block wide
-    whole = (left + inner.x0 * factor, top + inner.y0 * factor, left + inner.x1 * factor, top + inner.y1 * factor)
-    canvas.paste(image.reduce(factor, whole) if factor > 1 else image.crop(whole), (inner.x0, inner.y0))
-    for edge in (
-        Cells(outer.x0, outer.y0, outer.x1, inner.y0),
-        Cells(outer.x0, inner.y1, outer.x1, outer.y1),
-        Cells(outer.x0, inner.y0, inner.x0, inner.y1),
-        Cells(inner.x1, inner.y0, outer.x1, inner.y1),
-    ):
-        if edge.x0 < edge.x1 and edge.y0 < edge.y1:
-            _paste_padded(canvas, image, left, top, factor, region, edge)
+def _reduce(image: ImageFile.ImageFile, most: Callable[[int, int], float]) -> int:
+    """Have a JPEG decoded smaller; how much smaller: 1, 2, 4 or 8 times."""
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or not image.tile:
+        return 1
+    width, height = reversed(image.size) if _orientation(image) in _ON_THEIR_SIDE else image.size
+    wanted = most(width, height)
+    scale = next((scale for scale in _SCALES if scale <= wanted), 1)
+    # Pillow takes the largest reduction that leaves at least the size asked for
+    if scale == 1 or image.draft("", (image.width // scale, image.height // scale)) is None:
+        return 1
+    return scale
 
 
-def _paste_padded(
-    canvas: Image.Image, image: Image.Image, left: int, top: int, factor: int, region: Region, cells: Cells
-) -> None:
-    """Blocks that the picture covers in part, filled up with mid-grey."""
-    own = (
-        max(region[0], left + cells.x0 * factor),
-        max(region[1], top + cells.y0 * factor),
-        min(region[2], left + cells.x1 * factor),
-        min(region[3], top + cells.y1 * factor),
-    )
-    corner = left + cells.x0 * factor
-    size = ((cells.x1 - cells.x0) * factor, (cells.y1 - cells.y0) * factor)
-    if size[0] * size[1] > 4 * (own[2] - own[0]) * (own[3] - own[1]) + _PADDING_PIXELS:
-        # a sliver, thinner than a block: filling it up could take any amount of memory
-        sliver = image.resize((cells.x1 - cells.x0, cells.y1 - cells.y0), Image.Resampling.BOX, box=own)
-        canvas.paste(sliver, (cells.x0, cells.y0))
-        return
-    rows = max(1, _BAND_PIXELS // (size[0] * factor))
-    for first in range(cells.y0, cells.y1, rows):
-        start, stop = (top + row * factor for row in (first, min(first + rows, cells.y1)))
-        covered = (own[0], max(own[1], start), own[2], min(own[3], stop))
-        band = image.crop(covered)
-        if band.size != (size[0], stop - start):
-            part = band
-            band = Image.new("RGB", (size[0], stop - start), (MID_GREY,) * 3)
-            band.paste(part, (own[0] - corner, covered[1] - start))
-        canvas.paste(band.reduce(factor) if factor > 1 else band, (cells.x0, first))
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TRANSPOSES[orientation]) if orientation in _TRANSPOSES else image
 
 
 def _check_size(image: ImageFile.ImageFile, limits: PictureLimits) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from model.data import fit_picture
 from model.label_files import read_labels
 from model.labels import Labels, LabelsError, from_square, hashed_split, to_square
-from service.contract.pictures import fit_square
+from service.contract.fitting import fit_square
 
 
 @pytest.fixture

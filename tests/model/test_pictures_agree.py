@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from model.data import fit_picture
-from service.contract.pictures import fit_square, open_picture
+from service.contract.fitting import fit_square
+from service.contract.pictures import open_picture
 
 
 def _photo(width, height):

@@ -15,7 +15,8 @@ from model.checkpoint import CheckpointError
 from model.predictor import Predictor
 from model.surprise import recall, scale_of
 from model.trainer import Trainer
-from service.contract.pictures import fit_square, open_picture
+from service.contract.fitting import fit_square
+from service.contract.pictures import open_picture
 
 SAMPLES = Path(__file__).resolve().parents[2] / "service" / "samples"
 

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.contract import videos
+from service.contract.fitting import fit_square
 from service.contract.jobs import Job, JobSource, JobStatus, new_job_id
-from service.contract.pictures import fit_square, open_picture
+from service.contract.pictures import open_picture
 from service.contract.videos import iter_frames
 from worker.training_set import TrainingSet, natural_key
 

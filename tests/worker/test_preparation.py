@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.contract.fitting import fit_square
 from service.contract.jobs import JobStatus
-from service.contract.pictures import fit_square, open_picture
+from service.contract.pictures import open_picture
 from service.contract.records import MAX_DEATHS
 from worker.training_set import SquareFile
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from service.contract.colours import MID_GREY
 from service.contract.errors import (
     Animated,
     BadPicture,
@@ -21,15 +22,7 @@ from service.contract.errors import (
     TruncatedImage,
     UnsupportedFormat,
 )
-from service.contract.pictures import (
-    MID_GREY,
-    Frame,
-    PictureLimits,
-    fit_square,
-    is_picture_name,
-    open_picture,
-    unfit_square,
-)
+from service.contract.pictures import PictureLimits, is_picture_name, open_picture
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -317,135 +310,6 @@ def test_damaged_bytes_give_a_picture_or_a_typed_error(kind, edits):
         data[int(where * len(data))] = value
     with contextlib.suppress(BadPicture):
         assert open_picture(bytes(data)).mode == "RGB"
-
-
-# the square
-
-
-@pytest.mark.parametrize(("width", "height"), [(64, 64), (200, 100), (100, 200), (8, 300), (4000, 3000), (9, 8)])
-def test_whole_picture_is_centred_on_grey(width, height):
-    square, frame = fit_square(Image.new("RGB", (width, height), (255, 0, 0)), 64)
-    assert square.shape == (64, 64, 3)
-    assert frame.size == max(width, height)
-    assert frame.x0 + frame.size / 2 == width / 2
-    assert frame.y0 + frame.size / 2 == height / 2
-    centre = square[31:33, 31:33] if min(width, height) * 64 > 4 * max(width, height) else None
-    assert centre is None or (centre == [255, 0, 0]).all()
-    if width > 1.5 * height:
-        assert (square[0] == MID_GREY).all()
-        assert (square[-1] == MID_GREY).all()
-    if height > 1.5 * width:
-        assert (square[:, 0] == MID_GREY).all()
-        assert (square[:, -1] == MID_GREY).all()
-
-
-def test_picture_of_the_squares_size_is_unchanged():
-    array = noise(64, 64)
-    square, frame = fit_square(Image.fromarray(array), 64)
-    assert np.array_equal(square, array)
-    assert frame == Frame(0, 0, 64)
-
-
-def test_box_is_cut_out():
-    array = noise(300, 200)
-    square, frame = fit_square(Image.fromarray(array), 64, (40, 50, 64, 64))
-    assert np.array_equal(square, array[50:114, 40:104])
-    assert frame == Frame(40, 50, 64)
-
-
-def test_square_is_centred_on_the_box_and_as_wide_as_its_longer_side():
-    _, frame = fit_square(Image.new("RGB", (300, 200)), 64, (10, 20, 100, 40))
-    assert frame == Frame(10, -10, 100)
-
-
-def test_box_beyond_the_picture_is_grey_there():
-    square, _ = fit_square(Image.new("RGB", (100, 100), (255, 255, 255)), 50, (50, 0, 100, 100))
-    assert (square[:, :24] == 255).all()
-    assert (square[:, 26:] == MID_GREY).all()
-
-
-@pytest.mark.parametrize("box", [(0, 0, 0, 0), (0, 0, -1, -1), (0, 0, float("nan"), 1), (float("inf"), 0, 1, 1)])
-def test_box_without_area_is_refused(box):
-    with pytest.raises(ValueError, match="no square"):
-        fit_square(Image.new("RGB", (10, 10)), 8, box)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    width=st.integers(40, 1200),
-    height=st.integers(40, 1200),
-    side=st.sampled_from([32, 64, 128]),
-    where=st.tuples(st.floats(0.15, 0.85), st.floats(0.15, 0.85)),
-    box=st.none() | st.tuples(st.floats(-0.2, 0.1), st.floats(-0.2, 0.1), st.floats(0.9, 1.2), st.floats(0.9, 1.2)),
-)
-def test_a_spot_is_found_where_the_frame_says(width, height, side, where, box):
-    """The centre of gravity of a bright disc in the square, sent back, is the disc's own within a square's pixel."""
-    if box:
-        box = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
-    centre = np.array([where[0] * width, where[1] * height])
-    radius = max(width, height) * 0.06
-    ys, xs = np.mgrid[:height, :width]
-    disc = (xs - centre[0]) ** 2 + (ys - centre[1]) ** 2 <= radius**2
-    if not disc.any():
-        return
-    truth = np.array([xs[disc].mean(), ys[disc].mean()])
-    array = np.full((height, width, 3), MID_GREY, np.uint8)
-    array[disc] = 255
-    left, top, right, bottom = box_edges(box or (0, 0, width, height))
-    if not (left + radius < centre[0] < right - radius and top + radius < centre[1] < bottom - radius):
-        return
-    if disc[0].any() or disc[-1].any() or disc[:, 0].any() or disc[:, -1].any():
-        return
-    square, frame = fit_square(Image.fromarray(array), side, box)
-    mass = square[..., 0].astype(float) - MID_GREY
-    grid = (2 * np.arange(side) + 1) / side - 1
-    found = np.array([(mass.sum(0) * grid).sum(), (mass.sum(1) * grid).sum()]) / mass.sum()
-    assert np.abs(frame.to_picture(found) - truth).max() < 0.5 * frame.size / side + 0.5
-
-
-def box_edges(box):
-    """Left, top, right, bottom of the square on a box."""
-    size = max(box[2:])
-    left, top = box[0] + box[2] / 2 - size / 2, box[1] + box[3] / 2 - size / 2
-    return left, top, left + size, top + size
-
-
-@settings(deadline=None)
-@given(
-    x0=st.floats(-1e4, 1e4),
-    y0=st.floats(-1e4, 1e4),
-    size=st.floats(8, 1e4),
-    points=st.lists(st.tuples(st.floats(-2, 2), st.floats(-2, 2)), min_size=1, max_size=8),
-)
-def test_frame_round_trip(x0, y0, size, points):
-    frame = Frame(x0, y0, size)
-    assert np.allclose(frame.from_picture(frame.to_picture(points)), points, atol=1e-6)
-
-
-def test_frame_counts_pixel_centres():
-    frame = Frame(0, 0, 64)
-    assert frame.to_picture([[-1 + 1 / 64, 1 - 1 / 64]]).tolist() == [[0.0, 63.0]]
-    assert frame.to_picture([-1.0, 1.0]).tolist() == [-0.5, 63.5]
-    assert Frame(10, 20, 100).to_picture([0, 0]).tolist() == [59.5, 69.5]
-
-
-def test_unfit_lays_the_square_back_on_the_picture():
-    square = np.zeros((64, 64), np.uint8)
-    square[16:48, 16:48] = 255
-    frame = fit_square(Image.new("RGB", (256, 128)), 64)[1]
-    back = np.asarray(unfit_square(square, frame, 256, 128))
-    assert back.shape == (128, 256)
-    # the square's inner half is the picture's x from 64 to 192 and all of its rows
-    assert (back[3:-3, 66:190] == 255).all()
-    assert (back[:, :60] == 0).all()
-    assert (back[:, 196:] == 0).all()
-
-
-def test_unfit_is_black_outside_of_a_box():
-    frame = fit_square(Image.new("RGB", (100, 100)), 32, (20, 20, 40, 40))[1]
-    back = np.asarray(unfit_square(np.full((32, 32), 255, np.uint8), frame, 100, 100))
-    assert (back[20:60, 20:60] == 255).all()
-    assert back.sum() == 255 * 40 * 40
 
 
 @pytest.mark.parametrize(
