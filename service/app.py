@@ -69,6 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,  # create_job, get_job, …: what generated clients call it
     )
     app.state.gateway = gateway
+    pages = list(app.router.routes)
     for router in (
         estimate.make_router(settings),  # asked for most often, so found first
         estimates.router,
@@ -89,6 +90,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def root() -> RedirectResponse:
         return RedirectResponse("/docs")
 
+    # the pages of the documentation were there first; a route is found by going through them in turn
+    app.router.routes.sort(key=lambda route: route in pages)
     errors.install(app)
     documentation.install(app, keys_needed=settings.keys_needed)
     # the last one is the first that a request meets

@@ -1,8 +1,9 @@
 """Batches formed in the gateway: sent at once when nothing is in flight, collected while a batch is.
 
 A request's pictures wait as a :class:`Ticket`; pictures of tickets with one :class:`Group` may share
-a batch. As many batches are in flight as inference workers live. What waits is bounded, and every
-ticket ends: with its poses, or an error within the time that a request may take.
+a batch. As many batches are in flight as inference workers live. Where other pictures are being decoded, a batch waits
+a little for them, until it holds half of all that are under way: what a batch costs by itself is shared then. What
+waits is bounded, and every ticket ends: with its poses, or an error within the time that a request may take.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Ticket:
     done: asyncio.Future[None]
     poses: dict[int, Pose] = field(default_factory=dict)
     model_ms: float = 0.0
+    asked_at: float = field(default_factory=time.monotonic)
     request_id: str | None = field(default_factory=current_request_id)
 
     def fail(self, error: PPLError) -> None:
@@ -76,6 +78,27 @@ class Ticket:
 
 
 Waiting = deque[tuple[Ticket, int]]  # a ticket and the index of one of its pictures
+
+
+class Coming:
+    """Pictures that are being made ready and will wait soon; a context, which they leave with or without a ticket."""
+
+    def __init__(self, batcher: Batcher, count: int) -> None:
+        self._batcher, self._count = batcher, count
+
+    def __enter__(self) -> Coming:
+        self._batcher.count_coming(self._count)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._count:
+            self.arrive()
+            self._batcher.pump()
+
+    def arrive(self) -> None:
+        """They wait now."""
+        self._batcher.count_coming(-self._count)
+        self._count = 0
 
 
 @dataclass(eq=False)
@@ -116,6 +139,7 @@ class Batcher:
             dead, and it comes back only once the broker notices), and its message is sent again: one
             that the server handed to a dying connection is never delivered by itself. A message too
             many does no harm, as an answered batch has no pixels left.
+        wait_s: how long a batch waits at most for pictures that are being made ready.
         live_workers: how many inference workers live, as far as is known.
     """
 
@@ -128,18 +152,21 @@ class Batcher:
         queue_limit: int,
         timeout_s: float,
         late_s: float,
+        wait_s: float = 0.0,
         live_workers: Callable[[], int],
         metrics: Metrics,
     ) -> None:
         self._send, self._reply_to = send, reply_to
         self._batch_limit, self._queue_limit = batch_limit, queue_limit
-        self._timeout_s, self._late_s = timeout_s, late_s
+        self._timeout_s, self._late_s, self._wait_s = timeout_s, late_s, wait_s
         self._live_workers = live_workers
         self._metrics = metrics
         self._waiting: dict[Group, Waiting] = {}
         self._flights: dict[str, Flight] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self._pending = 0
+        self._coming = 0
+        self._waking: asyncio.TimerHandle | None = None
         self._picture_s = 0.05  # time between two pictures' answers, lately
 
     @property
@@ -168,8 +195,19 @@ class Batcher:
                 retry_after_s=wait_s,
             )
 
-    async def estimate(self, group: Group, squares: Sequence[Square]) -> Ticket:
+    def coming(self, count: int) -> Coming:
+        """For so many pictures while they are being made ready; what is waiting may wait for them."""
+        return Coming(self, count)
+
+    def count_coming(self, count: int) -> None:
+        """So many more are being made ready, or fewer."""
+        self._coming += count
+
+    async def estimate(self, group: Group, squares: Sequence[Square], coming: Coming | None = None) -> Ticket:
         """The poses of some squares, (S, S, 3) each; the ticket comes back with all of them.
+
+        Args:
+            coming: as what they were announced.
 
         Raises:
             QueueFull: too many pictures wait.
@@ -180,7 +218,9 @@ class Batcher:
         ticket = Ticket(group, squares, time.time() + self._timeout_s, asyncio.get_running_loop().create_future())
         self._pending += len(squares)
         self._waiting.setdefault(group, deque()).extend((ticket, index) for index in range(len(squares)))
-        self._pump()
+        if coming:
+            coming.arrive()
+        self.pump()
         try:
             async with asyncio.timeout(self._timeout_s):
                 await ticket.done
@@ -212,15 +252,15 @@ class Batcher:
                     ticket.done.set_result(None)
         for ticket in {ticket for ticket, _ in flight.items}:
             ticket.model_ms += reply.timing_ms.get("model", 0.0)
-        self._pump()
+        self.pump()
 
     async def close(self) -> None:
         """End what is still being sent."""
         await end(self._sending)
 
-    def _pump(self) -> None:
+    def pump(self) -> None:
         """Send batches while there are pictures to send and room in flight."""
-        while self._has_room() and (taken := collect(self._waiting, self._batch_limit)):
+        while self._has_room() and not self._holds() and (taken := collect(self._waiting, self._batch_limit)):
             group, items = taken
             batch_id = uuid.uuid4().hex
             self._flights[batch_id] = Flight(items, time.monotonic())
@@ -229,6 +269,21 @@ class Batcher:
             loop = asyncio.get_running_loop()
             loop.call_later(self._late_s, self._late, batch_id)
             loop.call_later(self._timeout_s, self._expire, batch_id)
+
+    def _holds(self) -> bool:
+        """Whether the next batch waits for pictures that are being made ready."""
+        if not self._coming or not self._waiting:
+            return False
+        first = next(iter(self._waiting.values()))
+        if len(first) >= min(self._batch_limit, (self.waiting + self._coming) // 2):
+            return False
+        wait_s = first[0][0].asked_at + self._wait_s - time.monotonic()
+        if wait_s <= 0:
+            return False
+        if self._waking:
+            self._waking.cancel()
+        self._waking = asyncio.get_running_loop().call_later(wait_s, self.pump)
+        return True
 
     def _has_room(self) -> bool:
         on_time = sum(not flight.late for flight in self._flights.values())
@@ -248,7 +303,7 @@ class Batcher:
             if any(not ticket.done.done() for ticket, _ in flight.items):
                 self._start(self._launch_again(self._request(batch_id, flight.items[0][0].group, flight.items)))
         finally:
-            self._pump()
+            self.pump()
 
     async def _launch_again(self, request: BatchRequest) -> None:
         log.warning("batch %s has no answer after %g s: its message is sent again", request.batch_id, self._late_s)
@@ -287,13 +342,13 @@ class Batcher:
         self._flights.pop(batch_id, None)
         for ticket, _ in items:
             ticket.fail(error)
-        self._pump()
+        self.pump()
 
     def _expire(self, batch_id: str) -> None:
         """Forget a batch that was never answered; those who waited have timed out by themselves."""
         if self._flights.pop(batch_id, None):
             self._metrics.lost.inc()
-            self._pump()
+            self.pump()
 
     def _withdraw(self, ticket: Ticket) -> None:
         """Take the pictures of a ticket that ended out of the queue."""

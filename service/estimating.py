@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .batching import Group, Ticket
+from .batching import Coming, Group, Ticket
 from .contract.errors import PPLError, QueueFull, TooManyPixels, Unavailable
 from .contract.pictures import PictureLimits
 from .errors import QUEUE_ERRORS, document_of
@@ -112,10 +112,11 @@ class Estimator:
         try:
             if self._down:
                 raise self._down
-            fitted = await self._gateway.compute(upload.fit, self._version.side, self._gateway.picture_limits)
-            self._count_drawn(fitted)
-            queued = time.perf_counter()
-            ticket = await self._ask([item.square for item in fitted])
+            with self._gateway.batcher.coming(1) as coming:
+                fitted = await self._gateway.compute(upload.fit, self._version.side, self._gateway.picture_limits)
+                self._count_drawn(fitted)
+                queued = time.perf_counter()
+                ticket = await self._ask([item.square for item in fitted], coming)
             answered = time.perf_counter()
             poses = await self._gateway.compute(self._described, upload, fitted, ticket)
         except PPLError as error:
@@ -129,13 +130,14 @@ class Estimator:
         waited = max(0.0, 1e3 * (answered - queued) - ticket.model_ms)
         return Outcome(upload.index, poses, timing_ms=(1e3 * (queued - started), waited, ticket.model_ms))
 
-    async def _ask(self, squares: list[Any]) -> Ticket:
+    async def _ask(self, squares: list[Any], coming: Coming) -> Ticket:
         """The poses of some squares, asked for again where there was no room for them."""
         deadline = time.monotonic() + self._gateway.settings.estimate_timeout_s
         while True:
             try:
-                return await self._gateway.batcher.estimate(self._group, squares)
+                return await self._gateway.batcher.estimate(self._group, squares, coming)
             except QueueFull:
+                coming.arrive()  # nobody shall wait for them
                 if time.monotonic() > deadline and not self._patient:
                     raise
             except _AWAY:

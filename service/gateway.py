@@ -101,6 +101,7 @@ class Gateway:
             queue_limit=settings.queue_limit,
             timeout_s=settings.estimate_timeout_s,
             late_s=settings.late_batch_s,
+            wait_s=settings.batch_wait_s,
             live_workers=lambda: self.workers.count("inference"),
             metrics=self.metrics,
         )

@@ -166,12 +166,13 @@ async def _answered(
 ) -> Response:
     """All poses as one document, or the first error."""
     decoding = time.perf_counter()
-    fitted = await _fit_all(gateway, uploads, version.side)
-    check_drawn(gateway.settings, drawn_pixels(query, fitted))
-    queued = time.perf_counter()
-    gateway.metrics.decode_seconds.observe(queued - decoding)
-    squares = [item.square for item in fitted]
-    ticket = await _unless_gone(request, gateway.batcher.estimate(group_of(query, version), squares))
+    with gateway.batcher.coming(query.num_poses) as coming:
+        fitted = await _fit_all(gateway, uploads, version.side)
+        check_drawn(gateway.settings, drawn_pixels(query, fitted))
+        queued = time.perf_counter()
+        gateway.metrics.decode_seconds.observe(queued - decoding)
+        squares = [item.square for item in fitted]
+        ticket = await _unless_gone(request, gateway.batcher.estimate(group_of(query, version), squares, coming))
     answered = time.perf_counter()
     timing = {
         "decode": 1e3 * (queued - decoding),

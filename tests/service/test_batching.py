@@ -111,6 +111,59 @@ async def test_collects_while_a_batch_is_in_flight():
     assert [request.count for request in line.sent] == [1, 4, 1]
 
 
+async def test_waits_for_pictures_that_are_made_ready_until_half_of_all_wait():
+    line = Line(wait_s=60.0)
+    coming = [line.batcher.coming(1).__enter__() for _ in range(4)]
+    tasks = []
+    for value, announced in enumerate(coming[:3]):
+        tasks.append(asyncio.create_task(line.batcher.estimate(DOG, [square(value)], announced)))
+        await line.settle()
+        assert [request.count for request in line.sent] == ([2] if value else []), value
+    line.answer()
+    await line.settle()
+    # one waits and one is made ready: half of all
+    assert [request.count for request in line.sent] == [2, 1]
+    line.answer()
+    assert [xs(await task) for task in tasks] == [[0], [1], [2]]
+
+
+async def test_a_full_batch_waits_for_no_picture():
+    line = Line(wait_s=60.0, queue_limit=200)
+    with line.batcher.coming(100):
+        tasks = [line.ask(value) for value in range(4)]
+        await line.settle()
+        assert [request.count for request in line.sent] == [4]
+        line.answer()
+        await asyncio.gather(*tasks)
+
+
+async def test_waits_for_pictures_that_are_made_ready_only_so_long():
+    line = Line(wait_s=0.05)
+    with line.batcher.coming(10):
+        started = time.monotonic()
+        task = line.ask(1)
+        await line.settle()
+        assert not line.sent
+        while not line.sent:
+            await asyncio.sleep(0.001)
+        assert 0.04 < time.monotonic() - started < 1
+        line.answer()
+        assert xs(await task) == [1]
+
+
+async def test_pictures_that_can_not_be_made_ready_hold_up_no_others():
+    line = Line(wait_s=60.0)
+    coming = line.batcher.coming(10)
+    coming.__enter__()
+    task = line.ask(1)
+    await line.settle()
+    assert not line.sent
+    coming.__exit__(None, None, None)
+    await line.settle()
+    line.answer()
+    assert xs(await task) == [1]
+
+
 async def test_as_many_batches_in_flight_as_workers_live():
     line = Line(live=3)
     tasks = [line.ask(value) for value in range(5)]
