@@ -14,6 +14,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import redis
 
 from . import routing, scripts
-from .errors import BadCursor, JobNotEnded, KeyReused, QueueFull, TooManyJobs, UnknownJob
+from .errors import BadCursor, JobNotActive, JobNotEnded, KeyReused, QueueFull, TooManyJobs, UnknownJob
 from .events import KEPT_CHECKPOINTS, KEPT_EVENTS, EventKind, Told, Watch, as_json, now
 from .records import (
     Continued,
@@ -356,10 +357,11 @@ class JobStore:
         return [str(json.loads(message)["headers"]["id"]) for message in reversed(messages)]
 
     def reconcile(self, send: Callable[[str], Any], *, exclusive: bool = False) -> set[str]:
-        """Send the messages of jobs again that would else never be taken up.
+        """Send the messages of jobs again that would else never be taken up, and end those that wait to be cancelled.
 
-        Those are jobs that are queued, or running without a worker, and have no message waiting.
-        A message too many does no harm: who finds the job leased or ended returns.
+        The former are queued, or running without a worker, and have no message waiting. A message too many does no
+        harm: who finds the job leased or ended returns. The latter were set aside by their worker, paused perhaps,
+        before it saw that they shall be cancelled.
 
         Args:
             send: puts a job's message into the training queue.
@@ -371,11 +373,12 @@ class JobStore:
         every_ms = int(routing.RECONCILE_EVERY_S * 900)
         if exclusive and not self._redis.set(routing.RECONCILE_LOCK, "1", nx=True, px=every_ms):
             return set()
-        idle = {
-            record.job.id
-            for record in self.unfinished()
-            if record.job.status in (JobStatus.QUEUED, JobStatus.RUNNING) and not self.leased(record.job.id)
-        }
+        left = [record.job for record in self.unfinished() if not self.leased(record.job.id)]
+        gone = {job.id for job in left if self.cancel_requested(job.id)}
+        for job_id in gone:
+            with suppress(JobNotActive, UnknownJob):  # ended or deleted meanwhile
+                self.cancel(job_id)
+        idle = {job.id for job in left if job.status in (JobStatus.QUEUED, JobStatus.RUNNING)} - gone
         lost = idle - self.waiting_ids() if idle else idle
         for job_id in sorted(lost):
             send(job_id)
