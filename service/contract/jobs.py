@@ -148,8 +148,8 @@ class JobStore:
         """A new job, ``validating``; its upload must be on disk by now.
 
         Args:
-            request: the name that its sender gave the request, if any; where one of that name made a job before, that
-                job is the answer, as its id tells, and nothing is created.
+            request: the name that its sender gave the request, if any; where one of that name and owner made a job
+                before, that job is the answer, as its id tells, and nothing is created.
             owner: id of the API key that asks, if any.
             limits: None for no limit.
             webhook_url: where the job's end is told.
@@ -178,7 +178,7 @@ class JobStore:
         bounds = (limits.in_all, limits.of_owner) if limits else (0, 0)
         arguments = [record.model_dump_json(), job.id, *_telling(told), owner or "", *bounds]
         if request is not None:
-            keys.append(routing.request_key(request.name))
+            keys.append(routing.request_key(request.name, owner))
             arguments += [request.fingerprint, request.ttl_s]
         before = self._redis.eval(scripts.CREATE, len(keys), *keys, *arguments).decode()
         _check_room(before, owner, limits)
