@@ -224,7 +224,7 @@ async def test_unknown_version(http, dog, problem, path):
         ("/priors/dog/link-map?size=10", 422, "bad_request"),
         ("/priors/dog/link-map?size=100000", 422, "bad_request"),
         ("/priors/dog/memory?include=everything", 422, "bad_request"),
-        ("/priors/dog/versions?cursor=elsewhere", 400, "bad_cursor"),
+        ("/priors/dog/versions?cursor=no%2Fname", 400, "bad_cursor"),
         ("/priors?cursor=no%2Fname", 400, "bad_cursor"),
     ],
 )
