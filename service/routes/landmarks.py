@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from ..batching import Group
 from ..boxes import parse_boxes
-from ..contract.errors import BadBoxes, BadLabels, NoImages, TooManyImages
+from ..contract.errors import BadBoxes, BadLabels, NoImages, TooManyImages, UnknownLandmarks
 from ..contract.landmarks import LandmarkSet, check_set_name
 from ..documentation import landmarks_body
 from ..errors import BadField, SlowBody, responses
@@ -195,7 +196,10 @@ async def _poses(gateway: Gateway, version: ReadyVersion, uploads: list[Upload])
 def _page(gateway: Gateway, category: str, version: str | None) -> dict[str, Any]:
     additions = gateway.versions.additions
     resolved = gateway.versions.store.resolve(category, version)
-    sets = [additions.landmarks(category, resolved, name) for name in additions.landmark_sets(category, resolved)]
+    sets = []
+    for name in additions.landmark_sets(category, resolved):
+        with suppress(UnknownLandmarks):  # deleted meanwhile
+            sets.append(additions.landmarks(category, resolved, name))
     items = [
         {
             "category": category,
