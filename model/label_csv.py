@@ -16,7 +16,7 @@ _TRUTHS = {"1": True, "true": True, "yes": True, "2": True, "0": False, "false":
 _TRUTHS |= {"1.0": True, "2.0": True, "0.0": False}  # as a table writes whole numbers once one cell was empty
 
 
-@dataclass
+@dataclass(slots=True)  # there may be a million of them
 class _Picture:
     """What the rows of one picture have said so far."""
 

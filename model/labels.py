@@ -18,6 +18,7 @@ Array = NDArray[np.float64]
 SPLITS = {"train": "train", "test": "test", "heldout": "test"}
 MOST_KEYPOINTS = 512
 MOST_VALUES = 20_000_000  # pictures x keypoints
+MOST_PICTURES = 1_000_000
 LONGEST_SIDE_PX = 1_000_000
 _SHOWN = 3
 _FARTHEST = 1.0  # sides of the square that a label may lie outside of it
@@ -208,8 +209,10 @@ def check_extent(pictures: int, keypoints: int) -> None:
     """Refuse what would not fit into memory.
 
     Raises:
-        LabelsError: too many keypoints, or too many pictures times keypoints.
+        LabelsError: too many keypoints or pictures, or too many of the one times the other.
     """
+    if pictures > MOST_PICTURES:
+        raise LabelsError(f"more than {MOST_PICTURES} labelled pictures")
     if keypoints > MOST_KEYPOINTS:
         raise LabelsError(f"more than {MOST_KEYPOINTS} different keypoints")
     if pictures * keypoints > MOST_VALUES:

@@ -15,15 +15,28 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from .client import ClientError, Estimate, History, Job, JobStatus, Memory, Prior
 from .client_types import Checkpoint, Snapshot
 from .progress import duration, loss_text
 
-out = Console(highlight=False, soft_wrap=True)
+# a terminal obeys these: names of files, which anybody may have sent, must not speak to it
+_CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {*map(ord, "\n\t")}, "\N{REPLACEMENT CHARACTER}")
+
+
+class _Console(Console):
+    """Rich's, for text from elsewhere."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Text without control characters."""
+        return super().render_str(text.translate(_CONTROLS), **options)
+
+
+out = _Console(highlight=False, soft_wrap=True)
 # as wide as they are, whatever the terminal: an id cut short is of no use
-tables = Console(highlight=False, width=1000)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+tables = _Console(highlight=False, width=1000)
+err = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 _COLOURS = {
     JobStatus.SUCCEEDED: "green",

@@ -22,6 +22,7 @@ from .contract.messages import MAX_REFINE_STEPS
 from .estimate_files import BackgroundEstimate
 from .formats import FORMATS
 from .images import INCLUDABLE
+from .landmarks import MAX_FIT_LABELS_BYTES
 from .lines import MEDIA_TYPES as LINES
 from .schemas import Problem
 
@@ -170,7 +171,7 @@ def landmarks_body(max_images: int) -> dict[str, Any]:
         "labels": {
             **_FILE,
             "description": "where the landmarks are: CSV with the columns image, keypoint, x, y (and visible), or COCO "
-            "keypoints JSON; in pixels of the pictures",
+            f"keypoints JSON, {MAX_FIT_LABELS_BYTES >> 20} MiB at most; in pixels of the pictures",
         },
         "version": {
             "type": "string",

@@ -16,6 +16,7 @@ from .errors import QUEUE_ERRORS
 
 MEDIA_TYPE = "text/event-stream"
 LAST_ID = 2**53  # the largest that JavaScript counts to
+_ID_DIGITS = 16  # of the largest
 _LOOK_EVERY_S = 0.5
 HEARTBEAT_S = 10.0
 _COME_BACK_MS = 2000
@@ -32,7 +33,7 @@ def wanted(accept: str | None) -> bool:
 
 def last_event_id(text: str) -> int:
     """The number in a header Last-Event-ID. Raises BadCursor."""
-    if not (text.isascii() and text.isdigit() and int(text[:20]) <= LAST_ID):
+    if not (text.isascii() and text.isdigit() and len(text) <= _ID_DIGITS and int(text) <= LAST_ID):
         raise BadCursor(f"Last-Event-ID is {text[:80]!r}; expected the id of an event of this job, a whole number")
     return int(text)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,15 @@ def key_of(request: Request) -> str | None:
     return key
 
 
-def fingerprint(asked: dict[str, Any], folder: Path) -> str:
+def fingerprint(asked: dict[str, Any], files: Sequence[Path]) -> str:
     """What a request asks for in 64 hex digits: its values, and the bytes of its files.
 
     Args:
         asked: JSON values.
-        folder: that the files of the request were written to; it may be missing.
+        files: those that came with it, on disk.
     """
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
-    for path in sorted(folder.iterdir()) if folder.exists() else ():
+    for path in files:
         with path.open("rb") as file:
             digest.update(f"\0{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
     return digest.hexdigest()

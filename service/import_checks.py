@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
 
 from model.config import PPLConfig, SettingError
@@ -19,14 +19,24 @@ from .contract.errors import BadKeypointNames, BadLandmarks, BadPrior, BadVersio
 from .contract.landmarks import LandmarkSet
 from .contract.manifest import LANDMARKS, NAMES, OPTIONAL, REQUIRED, WEIGHTS, Manifest
 from .contract.priors import check_prior
+from .contract.records import Continued
 from .contract.store import check_version
 from .schemas import History, Memory, Prior
 from .versions import shown_prior
 
 _VERSION_FORMAT = 1  # of a version's folder
 _SHOWN = 3
+_LARGEST = 1e9  # weight of a landmark's map: the landmarks of a pose are numbers for certain
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Before(Continued):
+    """The version that a training went on from."""
+
+    category: str = Field(max_length=64)
+    version: str = Field(max_length=64)
+    lineage: list[Annotated[str, Field(max_length=129)]] = Field(default_factory=list, max_length=1000)
 
 
 class _Info(BaseModel):
@@ -40,6 +50,14 @@ class _Info(BaseModel):
     preset: str | None = Field(None, max_length=40)
     training: dict[str, Any] = Field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
+
+    @field_validator("training")
+    @classmethod
+    def _comes_from_versions(cls, value: dict[str, Any]) -> dict[str, Any]:
+        before = value.get("continued_from")
+        if before is not None:  # lists, differences and trainings that go on from it read its members
+            _Before.model_validate(before)
+        return value
 
 
 @dataclass(frozen=True)
@@ -188,6 +206,8 @@ def _sets(documents: dict[str, Any], config: PPLConfig) -> list[LandmarkSet]:
             raise BadVersionFile(f"{name}: {error.detail}") from error
         if (one.name, one.num_keypoints) != (match[1], config.num_keypoints):
             raise BadVersionFile(f"{name} is of another name or another number of keypoints")
+        if any(abs(weight) > _LARGEST for rows in one.maps for row in rows for weight in row):
+            raise BadVersionFile(f"{name} has a weight beyond {_LARGEST:g} in its maps; no fit gives such a one")
         found.append(one)
     return found
 

@@ -61,6 +61,7 @@ def import_version(store: VersionStore, archive: Path, folder: Path, category: s
         BadVersionFile: no exported version, damaged, of a later release, or something in it is not what it must be.
         UnsafeArchive, EncryptedArchive, ArchiveTooLarge: as they say.
         VersionExists, NameTaken: the category has a version or an alias of its name.
+        UnknownVersion: somebody deleted it at once.
     """
     check_category(category)
     limits = ArchiveLimits(MAX_MEMBERS + 1, max_bytes, float("inf"), _MANIFEST_BYTES)
@@ -98,12 +99,14 @@ def _unpack(archive: Path, folder: Path, manifest: Manifest, limits: ArchiveLimi
 def _add(store: VersionStore, category: str, checked: Checked) -> None:
     """What users had added to the version; it is there a moment after the version."""
     folder = store.additions_path(category, checked.version)
-    if checked.names:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / NAMES_FILE, {"names": list(checked.names)})
-    for found in checked.landmarks:
-        (folder / "landmarks").mkdir(parents=True, exist_ok=True)
-        write_json(folder / "landmarks" / f"{found.name}.json", found.model_dump(mode="json"))
+    with store.pointers(category).lock():
+        store.stamp(category, checked.version)  # where it was deleted already, another of its name must not get them
+        if checked.names:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / NAMES_FILE, {"names": list(checked.names)})
+        for found in checked.landmarks:
+            (folder / "landmarks").mkdir(parents=True, exist_ok=True)
+            write_json(folder / "landmarks" / f"{found.name}.json", found.model_dump(mode="json"))
 
 
 def _read_manifest(archive: Path, limits: ArchiveLimits) -> Manifest:

@@ -23,6 +23,9 @@ from .contract.landmarks import MOST_LANDMARKS, CrossValidation, LandmarkError, 
 
 Array = NDArray[np.float64]
 
+MAX_FIT_LABELS_BYTES = 8 * 2**20
+"""Of labels that are read while their sender waits: 64 MiB took half a minute and gigabytes of memory."""
+
 _FARTHEST = 1.0  # sides of the picture's square that a label may lie outside of it
 _DIGITS = 9
 _LONGEST_NAME = 200

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import Request
@@ -42,6 +43,9 @@ class TrainingRequest:
         dataset: id of the dataset to train on, where the request names one.
         webhook_url: where the job's end shall be told; not checked yet.
         base: the version to go on from, where the request names one.
+        asked: all that the request says beside its files, as JSON. A version is in it as the request names it, by an
+            alias perhaps: the same request asks for the same, whatever became of that name since.
+        brings_prior: whether the prior came with the request.
     """
 
     category: str
@@ -54,6 +58,8 @@ class TrainingRequest:
     dataset: str | None = None
     webhook_url: str | None = None
     base: Base | None = None
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    brings_prior: bool = False
 
     @classmethod
     def of(
@@ -64,8 +70,12 @@ class TrainingRequest:
         prior: PriorValues | None = None,
         dataset: str | None = None,
         base: Base | None = None,
+        named: Mapping[str, str | None] = MappingProxyType({}),
     ) -> TrainingRequest:
         """From a form's fields or a JSON object's members; K is the prior's unless num_keypoints is given.
+
+        Args:
+            named: the versions that the request names, as it does.
 
         Raises:
             BadField, BadCategoryName: the category is missing or can't be one, or activate is no truth value.
@@ -78,6 +88,9 @@ class TrainingRequest:
         activate = _truth("activate", values.pop("activate", True))
         if not isinstance(category, str):
             raise BadField("category", "category is missing or no text; it names what the pictures show")
+        category, named = category.strip(), {field: name for field, name in named.items() if name is not None}
+        given = {"preset": preset, **values}
+        brings_prior = prior is not None and not named
         if base is not None:
             preset, config = base.config(None if preset is None else str(preset), values)
             if prior is not None:
@@ -94,8 +107,12 @@ class TrainingRequest:
             except SettingError as error:
                 raise BadSetting(str(error), extra={"field": error.name}) from error
             check_use(prior, config)
+        asked = {"category": category, "activate": activate, "webhook_url": webhook_url, "dataset": dataset}
+        # a setting said or left to its default is the same, unless the default is a version's
+        asked |= {"folder": folder, "labels": labels, **named}
+        asked["settings"] = given if named else {"preset": preset, **config.to_dict()}
         return cls(
-            check_category(category.strip()),
+            check_category(category),
             preset,
             config,
             folder,
@@ -105,6 +122,8 @@ class TrainingRequest:
             dataset,
             webhook_url,
             base,
+            asked,
+            brings_prior,
         )
 
     def check_processes(self, processes: int) -> None:
@@ -148,7 +167,8 @@ async def read_json(request: Request, store: VersionStore, in_thread: InThread) 
     prior = await in_thread(_prior_of, None if given is None else lambda: check_prior(given), named, store)
     continue_from = values.pop("continue_from", None)
     base = await in_thread(_base_of, continue_from, values.get("category"), store)
-    return TrainingRequest.of({**nested, **values}, folder, labels, prior, dataset, base)
+    versions = {"prior_from": named, "continue_from": continue_from}
+    return TrainingRequest.of({**nested, **values}, folder, labels, prior, dataset, base, versions)
 
 
 async def read_upload(request: Request, intake: Intake, store: VersionStore, in_thread: InThread) -> TrainingRequest:
@@ -180,7 +200,8 @@ async def read_upload(request: Request, intake: Intake, store: VersionStore, in_
     prior = await in_thread(_prior_of, part and (lambda: read_prior(bytes(part.data))), named, store)
     continue_from = form.fields.pop("continue_from", "").strip() or None
     base = await in_thread(_base_of, continue_from, form.fields.get("category"), store)
-    return TrainingRequest.of(form.fields, prior=prior, dataset=dataset, base=base)
+    versions = {"prior_from": named, "continue_from": continue_from}
+    return TrainingRequest.of(form.fields, prior=prior, dataset=dataset, base=base, named=versions)
 
 
 def _dataset_of(named: Any, other: str | None) -> str | None:

@@ -153,12 +153,15 @@ class Versions:
         return entry
 
     def version_entry(self, category: str, name: str, pointers: dict[str, str]) -> dict[str, Any]:
-        """A version in the list of a category's versions.
+        """A version in the list of a category's versions; without its facts where it is damaged.
 
         Args:
             pointers: the aliases of the category, with their versions.
         """
-        info = self.store.info(category, name)
+        info: dict[str, Any] = {}
+        # a damaged version must not hide the others; asked for by itself it says what is wrong
+        with suppress(StoreCorrupt):
+            info = self.store.info(category, name)
         facts = {key: info.get(key) for key in ("created_at", "job_id", "preset")}
         aliases = [alias for alias, version in pointers.items() if version == name]
         before = info.get("training", {}).get("continued_from")

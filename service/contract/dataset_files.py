@@ -13,6 +13,7 @@ A dataset appears by renaming its finished folder, and goes by renaming it away:
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -27,6 +28,8 @@ from .datasets import Dataset, DatasetPage, DatasetRecord, DatasetStatus, Findin
 from .errors import BadCursor, DatasetsFull, StoreCorrupt, UnknownDataset
 from .files import locked, sync, write_json
 from .store import folder_names
+
+log = logging.getLogger(__name__)
 
 RECORD = "dataset.json"
 _ID = re.compile(r"[0-9a-f]{24}")
@@ -110,7 +113,10 @@ class DatasetFiles:
             before = int(created), last
         records = sorted(self._records(), key=_place, reverse=True)
         left = [record for record in records if before is None or _place(record) < before]
-        items = [Dataset.of(record, self.findings(record.id)) for record in left[:limit]]
+        items = []
+        for record in left[:limit]:
+            with suppress(StoreCorrupt):  # as in _records
+                items.append(Dataset.of(record, self.findings(record.id)))
         more = "-".join(map(str, _place(left[limit - 1]))) if len(left) > limit else None
         return DatasetPage(items=items, next_cursor=more)
 
@@ -121,9 +127,17 @@ class DatasetFiles:
             stamp = self._stamp(dataset_id)
             if stamp is not None and self._settled.get(dataset_id) == stamp:
                 continue
-            if self.findings(dataset_id).status is DatasetStatus.INSPECTING:
-                with suppress(UnknownDataset):  # deleted meanwhile
-                    found.append(self.record(dataset_id))
+            try:
+                waits = self.findings(dataset_id).status is DatasetStatus.INSPECTING
+                record = self.record(dataset_id)
+            except UnknownDataset:  # deleted meanwhile
+                continue
+            except StoreCorrupt as error:  # it must not hold up the others
+                if stamp not in (None, self._settled.get(dataset_id)):
+                    log.error("%s; it is passed over", error.detail)
+                waits = False
+            if waits:
+                found.append(record)
             elif stamp is not None:
                 self._settled[dataset_id] = stamp
         return [record.id for record in sorted(found, key=_place)]
@@ -208,7 +222,8 @@ class DatasetFiles:
 
     def _records(self) -> Iterator[DatasetRecord]:
         for dataset_id in self._ids():
-            with suppress(UnknownDataset):  # deleted meanwhile
+            # deleted meanwhile, or damaged: it must not hide the others, and asked for by itself it says what is wrong
+            with suppress(UnknownDataset, StoreCorrupt):
                 yield self.record(dataset_id)
 
 

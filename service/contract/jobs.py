@@ -14,6 +14,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import redis
 
 from . import routing, scripts
-from .errors import BadCursor, JobNotEnded, KeyReused, QueueFull, TooManyJobs, UnknownJob
+from .errors import BadCursor, JobNotActive, JobNotEnded, KeyReused, QueueFull, TooManyJobs, UnknownJob
 from .events import KEPT_CHECKPOINTS, KEPT_EVENTS, EventKind, Told, Watch, as_json, now
 from .records import (
     Continued,
@@ -147,8 +148,8 @@ class JobStore:
         """A new job, ``validating``; its upload must be on disk by now.
 
         Args:
-            request: the name that its sender gave the request, if any; where one of that name made a job before, that
-                job is the answer, as its id tells, and nothing is created.
+            request: the name that its sender gave the request, if any; where one of that name and owner made a job
+                before, that job is the answer, as its id tells, and nothing is created.
             owner: id of the API key that asks, if any.
             limits: None for no limit.
             webhook_url: where the job's end is told.
@@ -177,7 +178,7 @@ class JobStore:
         bounds = (limits.in_all, limits.of_owner) if limits else (0, 0)
         arguments = [record.model_dump_json(), job.id, *_telling(told), owner or "", *bounds]
         if request is not None:
-            keys.append(routing.request_key(request.name))
+            keys.append(routing.request_key(request.name, owner))
             arguments += [request.fingerprint, request.ttl_s]
         before = self._redis.eval(scripts.CREATE, len(keys), *keys, *arguments).decode()
         _check_room(before, owner, limits)
@@ -356,10 +357,11 @@ class JobStore:
         return [str(json.loads(message)["headers"]["id"]) for message in reversed(messages)]
 
     def reconcile(self, send: Callable[[str], Any], *, exclusive: bool = False) -> set[str]:
-        """Send the messages of jobs again that would else never be taken up.
+        """Send the messages of jobs again that would else never be taken up, and end those that wait to be cancelled.
 
-        Those are jobs that are queued, or running without a worker, and have no message waiting.
-        A message too many does no harm: who finds the job leased or ended returns.
+        The former are queued, or running without a worker, and have no message waiting. A message too many does no
+        harm: who finds the job leased or ended returns. The latter were set aside by their worker, paused perhaps,
+        before it saw that they shall be cancelled.
 
         Args:
             send: puts a job's message into the training queue.
@@ -371,11 +373,12 @@ class JobStore:
         every_ms = int(routing.RECONCILE_EVERY_S * 900)
         if exclusive and not self._redis.set(routing.RECONCILE_LOCK, "1", nx=True, px=every_ms):
             return set()
-        idle = {
-            record.job.id
-            for record in self.unfinished()
-            if record.job.status in (JobStatus.QUEUED, JobStatus.RUNNING) and not self.leased(record.job.id)
-        }
+        left = [record.job for record in self.unfinished() if not self.leased(record.job.id)]
+        gone = {job.id for job in left if self.cancel_requested(job.id)}
+        for job_id in gone:
+            with suppress(JobNotActive, UnknownJob):  # ended or deleted meanwhile
+                self.cancel(job_id)
+        idle = {job.id for job in left if job.status in (JobStatus.QUEUED, JobStatus.RUNNING)} - gone
         lost = idle - self.waiting_ids() if idle else idle
         for job_id in sorted(lost):
             send(job_id)

@@ -83,9 +83,14 @@ def job_key(job_id: str) -> str:
     return f"ppl:job:{job_id}"
 
 
-def request_key(name: str) -> str:
-    """What became of a request that its sender gave a name; names are longer and odder than keys should be."""
-    return f"ppl:request:{hashlib.sha256(name.encode()).hexdigest()}"
+def request_key(name: str, owner: str | None = None) -> str:
+    """What became of a request that its sender gave a name; names are longer and odder than keys should be.
+
+    Args:
+        owner: id of the sender's API key, where he has one: two senders may give the same name.
+    """
+    sender = f"{owner} " if owner else ""
+    return f"ppl:request:{hashlib.sha256((sender + name).encode()).hexdigest()}"
 
 
 def webhook_lease_key(job_id: str) -> str:

@@ -56,13 +56,18 @@ def check_category(name: str) -> str:
     return name
 
 
+def is_version(name: str) -> bool:
+    """Whether a version may be called so."""
+    return bool(_VERSION.fullmatch(name))
+
+
 def check_version(name: str) -> str:
     """The name, if a version may be called so.
 
     Raises:
         BadVersionName: anything else, paths above all.
     """
-    if not _VERSION.fullmatch(name):
+    if not is_version(name):
         raise BadVersionName(f"{name[:80]!r} is not the name of a version; GET /priors lists them")
     return name
 

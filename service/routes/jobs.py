@@ -10,7 +10,9 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from .. import access
+from ..continuing import Base
 from ..contract.archives import check_archive
+from ..contract.errors import StoreCorrupt
 from ..contract.job_files import training_file, training_folder
 from ..contract.jobs import MAX_PAGE, Job, JobLimits, JobPage, JobSource, JobStatus, NamedRequest
 from ..contract.priors import document_of
@@ -67,7 +69,7 @@ async def create_job(
 
     With an `Idempotency-Key` of your own the request can be sent again where its answer was lost: the same key with
     the same request gives the job that the first one made, with `Idempotent-Replayed: true`; with another request it
-    is refused with 422. Keys are remembered for a day.
+    is refused with 422. Keys are remembered for a day, those of each API key apart.
 
     With `continue_from`, a version or alias of the category or CATEGORY@VERSION, training starts from that version's
     weights with fresh schedules, say with new pictures. Settings not named are those of the version (`steps` too);
@@ -202,15 +204,14 @@ async def _accept(
         if wanted.prior:
             await intake.put_prior(document_of(wanted.prior))
         if wanted.base:
-            await intake.link_start(wanted.base.weights)
+            await _link_start(gateway, wanted.base, intake)
         await intake.sync()
         settings = {"preset": wanted.preset, **wanted.config.to_dict()}
         named = None
         if key is not None:
-            asked = {"category": wanted.category, "settings": settings, "activate": wanted.activate}
-            asked |= {"folder": source.folder, "dataset": wanted.dataset, "webhook_url": wanted.webhook_url}
-            asked["continue_from"] = wanted.base and wanted.base.continued.lineage[-1]
-            digest = await gateway.upload(fingerprint, asked, gateway.files.folder(intake.job_id))
+            came = [file.path for file in (intake.archive, intake.labels) if not file.is_empty]
+            came += [gateway.files.prior(intake.job_id)] if wanted.brings_prior else []
+            digest = await gateway.upload(fingerprint, wanted.asked, came)
             named = NamedRequest(key, digest, gateway.settings.idempotency_ttl_s)
         job = await gateway.io(
             gateway.jobs.create,
@@ -236,6 +237,16 @@ async def _accept(
         raise
     finally:
         await intake.close()
+
+
+async def _link_start(gateway: Gateway, base: Base, intake: Intake) -> None:
+    """Raises UnknownVersion, StoreCorrupt."""
+    try:
+        await intake.link_start(base.weights)
+    except FileNotFoundError as error:
+        category, version = base.continued.category, base.continued.version
+        await gateway.io(gateway.versions.store.stamp, category, version)  # it may have been deleted meanwhile
+        raise StoreCorrupt(f"version '{version}' of category '{category}' lacks its weights") from error
 
 
 async def _from_folder(gateway: Gateway, request: Request, intake: Intake) -> Taken:

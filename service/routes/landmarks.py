@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,15 +14,14 @@ from starlette.responses import JSONResponse, Response
 
 from ..batching import Group
 from ..boxes import parse_boxes
-from ..contract.errors import BadBoxes, BadLabels, NoImages, TooManyImages
-from ..contract.job_files import MAX_LABELS_BYTES
+from ..contract.errors import BadBoxes, BadLabels, NoImages, TooManyImages, UnknownLandmarks
 from ..contract.landmarks import LandmarkSet, check_set_name
 from ..documentation import landmarks_body
 from ..errors import BadField, SlowBody, responses
 from ..forms import FileField, Form, read_form
 from ..gateway import Gateway, gateway_of
 from ..images import Upload
-from ..landmarks import Array, Sight, fit_set, read_labelled
+from ..landmarks import MAX_FIT_LABELS_BYTES, Array, Sight, fit_set, read_labelled
 from ..middleware import body_bytes
 from ..settings import Settings
 from ..version_schemas import FittedLandmarks, Landmarks, LandmarksPage
@@ -167,7 +167,7 @@ async def _read(request: Request, settings: Settings) -> Form:
 
     fields = {
         "images": FileField(most, lambda: TooManyImages(f"more than {most} pictures; a request may hold {most}")),
-        "labels": FileField(1, twice, None, MAX_LABELS_BYTES),
+        "labels": FileField(1, twice, None, MAX_FIT_LABELS_BYTES),
     }
     try:
         async with asyncio.timeout(BODY_S):
@@ -196,7 +196,10 @@ async def _poses(gateway: Gateway, version: ReadyVersion, uploads: list[Upload])
 def _page(gateway: Gateway, category: str, version: str | None) -> dict[str, Any]:
     additions = gateway.versions.additions
     resolved = gateway.versions.store.resolve(category, version)
-    sets = [additions.landmarks(category, resolved, name) for name in additions.landmark_sets(category, resolved)]
+    sets = []
+    for name in additions.landmark_sets(category, resolved):
+        with suppress(UnknownLandmarks):  # deleted meanwhile
+            sets.append(additions.landmarks(category, resolved, name))
     items = [
         {
             "category": category,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from ..comparing import STRONG, Match, compare
-from ..contract.errors import BadCursor
-from ..contract.store import is_category
+from ..contract.errors import BadCursor, UnknownVersion
+from ..contract.store import is_category, is_version
 from ..drawing import png, prior_picture
 from ..errors import BadField, responses
 from ..gateway import Gateway, gateway_of
@@ -130,10 +131,13 @@ async def get_versions(request: Request, category: str, limit: Limit = 50, curso
     def page() -> dict[str, Any]:
         store = gateway.versions.store
         names, pointers = store.versions(category), store.aliases(category)
-        if cursor is not None and cursor not in names:
-            raise BadCursor(f"cursor {cursor!r} was not given out by this list")
+        if cursor is not None and not is_version(cursor):  # its version may have been deleted since
+            raise BadCursor(f"cursor {cursor[:80]!r} was not given out by this list")
         names = [name for name in names if cursor is None or name < cursor]
-        items = [gateway.versions.version_entry(category, name, pointers) for name in names[:limit]]
+        items = []
+        for name in names[:limit]:
+            with suppress(UnknownVersion):  # deleted meanwhile
+                items.append(gateway.versions.version_entry(category, name, pointers))
         return _page(items, names, limit)
 
     return await gateway.io(page)

@@ -52,7 +52,7 @@ async def get_export(request: Request, category: str, version: str) -> Response:
     status_code=201,
     summary="Import a version",
     response_model=VersionEntry,
-    responses=responses(400, 408, 409, 413, 415, 422, 507),
+    responses=responses(400, 404, 408, 409, 413, 415, 422, 507),
     openapi_extra=import_body(),
 )
 async def post_import(request: Request, category: str) -> Response:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from model.data import fit_picture
 from model.label_files import read_labels
-from model.labels import Labels, LabelsError, from_square, hashed_split, to_square
+from model.labels import MOST_PICTURES, Labels, LabelsError, check_extent, from_square, hashed_split, to_square
 from service.contract.fitting import fit_square
 
 
@@ -279,3 +279,9 @@ def test_split_of_clips_takes_them_whole_and_in_any_order():
     assert sum(part == "test" for part in split.values()) == 8
     assert len({(clip, split[name]) for clip, name in zip(clips, names, strict=True)}) == 10
     assert dict(zip(names[::-1], hashed_split(names[::-1], clips=clips[::-1]), strict=True)) == split
+
+
+def test_more_labelled_pictures_than_fit_into_memory_are_refused():
+    check_extent(MOST_PICTURES, 20)
+    with pytest.raises(LabelsError, match="more than 1000000 labelled pictures"):
+        check_extent(MOST_PICTURES + 1, 1)

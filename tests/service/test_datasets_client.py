@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,21 @@ def test_create_of_what_cannot_be_used_fails(ppl: Callable[..., Any], tmp_path: 
     (folder / "a.jpg").write_bytes(b"x")
     done = ppl("datasets", "create", folder)
     assert (done.returncode, "nothing in the dataset can be read" in done.stdout) == (1, True), done.stderr
+
+
+def test_names_of_files_do_not_speak_to_the_terminal(client: Client, ppl, tmp_path: Path) -> None:
+    member = "\x1b]0;title\x07\x9b2J.png"
+    archive = tmp_path / "pictures\x1b[2J.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        buffer = io.BytesIO()
+        Image.new("RGB", (32, 32)).save(buffer, "PNG")
+        file.writestr("good.png", buffer.getvalue())
+        file.writestr(member, b"no picture")
+    dataset = client.datasets.wait(client.datasets.create(archive).id)
+    assert (dataset.name, dataset.found.skipped_files[0].name) == (archive.name, member), "told as they are"
+    for arguments in (("list",), ("show", dataset.id)):
+        done = ppl("datasets", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert "pictures\N{REPLACEMENT CHARACTER}[2J.zip" in done.stdout
+        assert not {"\x1b", "\x07", "\x9b"} & set(done.stdout)
+    assert "\N{REPLACEMENT CHARACTER}2J.png" in done.stdout

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from service.contract import routing
-from service.contract.jobs import JobStatus
+from service.contract.jobs import JobStatus, NamedRequest
 
 from .test_train_jobs import GOOD, move, zip_of
 
@@ -119,3 +119,28 @@ async def test_json_request(http, data_root):
     answers = [await http.post("/train-jobs", json=body, headers={"Idempotency-Key": "j"}) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [202, 202]
     assert answers[0].json()["id"] == answers[1].json()["id"]
+
+
+@pytest.mark.parametrize("field", ["continue_from", "prior_from"])
+async def test_alias_that_moved_since_makes_no_other_request(http, post, publish, field):
+    publish("dog", "20260101T000000-abc123")
+    named = {"continue_from": "active"}
+    if field == "prior_from":
+        named = {"prior_from": "dog", "connectivity_prior": "predefined"}
+    first = (await post(**named)).json()["id"]
+    publish("dog", "20260102T000000-abc124", side=128)
+    again = await post(**named)
+    assert (again.status_code, again.json()["id"]) == (202, first), again.text
+    assert (await post(**{**named, "steps": "77"})).status_code == 422
+    other = "20260102T000000-abc124" if field == "continue_from" else "dog@20260102T000000-abc124"
+    assert (await post(**{**named, field: other})).status_code == 422
+
+
+async def test_two_senders_may_use_the_same_key(http):
+    jobs = http.gateway.jobs
+    made = [
+        jobs.create("dog", {}, 5, request=NamedRequest("one", print_, 60), owner=owner).id
+        for owner, print_ in (("anna", "a"), ("bert", "b"), (None, "c"))
+    ]
+    assert len(set(made)) == 3
+    assert jobs.create("dog", {}, 5, request=NamedRequest("one", "b", 60), owner="bert").id == made[1]

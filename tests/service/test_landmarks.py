@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from service.landmarks import MAX_FIT_LABELS_BYTES
 from service.schemas import Estimate
 from service.version_schemas import FittedLandmarks, Landmarks, LandmarksPage
 
@@ -216,6 +217,9 @@ async def test_limits_on_pictures_and_bytes(serve, dog, consumer, labelled, prob
     problem(await fit(http, pictures, labels), 413, "too_many_images")
     http = await serve(landmarks_max_bytes=2000)
     problem(await fit(http, pictures, labels), 413, "body_too_large")
+    http = await serve()
+    too_long = labels + b" " * MAX_FIT_LABELS_BYTES
+    assert "'labels' has more than" in problem(await fit(http, pictures, too_long), 413, "body_too_large")["detail"]
 
 
 async def test_more_pictures_than_a_batch_go_in_parts(serve, dog, consumer, labelled):

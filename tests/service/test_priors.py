@@ -224,7 +224,7 @@ async def test_unknown_version(http, dog, problem, path):
         ("/priors/dog/link-map?size=10", 422, "bad_request"),
         ("/priors/dog/link-map?size=100000", 422, "bad_request"),
         ("/priors/dog/memory?include=everything", 422, "bad_request"),
-        ("/priors/dog/versions?cursor=elsewhere", 400, "bad_cursor"),
+        ("/priors/dog/versions?cursor=no%2Fname", 400, "bad_cursor"),
         ("/priors?cursor=no%2Fname", 400, "bad_cursor"),
     ],
 )
@@ -246,6 +246,14 @@ async def test_damaged_version_is_said_without_a_path(http, publish, problem, da
     assert str(data_root) not in problem(await http.get("/priors/owl"), 500, "store_corrupt")["detail"]
     file.unlink()
     assert str(data_root) not in problem(await http.get("/priors/owl"), 500, "store_corrupt")["detail"]
+
+
+async def test_damaged_version_does_not_hide_the_others_of_its_category(http, dog, problem, data_root):
+    (data_root / "categories" / "dog" / "versions" / OLD / "version.json").write_text("{")
+    page = (await http.get("/priors/dog/versions")).json()
+    VersionPage.model_validate(page)
+    assert [(item["version"], item["created_at"] is None) for item in page["items"]] == [(NEW, False), (OLD, True)]
+    problem(await http.get(f"/priors/dog?version={OLD}"), 500, "store_corrupt")
 
 
 async def test_damaged_version_does_not_hide_the_other_categories(http, publish, data_root):

@@ -248,6 +248,23 @@ def changed(files: dict[str, bytes], name: str, **changes) -> dict[str, bytes]:
     return {**files, name: json.dumps({key: value for key, value in document.items() if value is not ...}).encode()}
 
 
+def landmark_set(weight: float) -> dict:
+    """A set of one landmark of five keypoints."""
+    error = {"name": "eye", "visible": 6, "error_percent": 1.0, "error_px": 1.0}
+    told = {"folds": 5, "error_percent": 1.0, "error_px": 1.0, "mean_place_percent": 2.0, "per_landmark": [error]}
+    return {
+        "format": 1,
+        "name": "eyes",
+        "landmarks": ["eye"],
+        "num_keypoints": 5,
+        "images": 6,
+        "strength": 1.0,
+        "maps": [[[weight, weight]] * 11],
+        "cross_validation": told,
+        "created_at": "2026-01-01T00:00:00.000Z",
+    }
+
+
 def hurt(files: dict[str, bytes], what: str) -> bytes:
     """An exported version with one thing wrong."""
     match what:
@@ -328,10 +345,20 @@ def hurt(files: dict[str, bytes], what: str) -> bytes:
             return packed(changed(files, "version.json", created_at=["x"]))
         case "mode":
             return packed(changed(files, "version.json", training={"mode": 7}))
+        case "origin":
+            return packed(changed(files, "version.json", training={"continued_from": "x"}))
+        case "lineage":
+            before = {"category": "dog", "version": "v1", "lineage": [{}]}
+            return packed(changed(files, "version.json", training={"continued_from": before}))
+        case "long lineage":
+            before = {"category": "dog", "version": "v1", "lineage": ["dog@v1"] * 1001}
+            return packed(changed(files, "version.json", training={"continued_from": before}))
         case "names":
             return packed({**files, "keypoint-names.json": b'{"names": ["a", "a", "b", "c", "d"]}'})
         case "landmarks":
             return packed({**files, "landmarks/eyes.json": b'{"format": 1}'})
+        case "weights of landmarks":
+            return packed({**files, "landmarks/eyes.json": json.dumps(landmark_set(1e308)).encode()})
         case "tensor shape":
             return packed({**files, "weights.safetensors": weights(link_logits=np.zeros(9, np.float32))})
         case "tensor type":
@@ -382,8 +409,12 @@ def hurt(files: dict[str, bytes], what: str) -> bytes:
         ("version names differ", "version.json"),
         ("version.json", "created_at"),
         ("mode", "mode"),
+        ("origin", "version.json: training"),
+        ("lineage", "version.json: training"),
+        ("long lineage", "version.json: training"),
         ("names", "keypoint-names.json"),
         ("landmarks", "landmarks/eyes.json"),
+        ("weights of landmarks", "landmarks/eyes.json has a weight beyond"),
         ("tensor shape", "link_logits"),
         ("tensor type", "F64"),
         ("tensor missing", "lacks link_logits"),

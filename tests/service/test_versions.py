@@ -136,6 +136,36 @@ async def test_version_is_deleted_unless_something_points_to_it(http, dog, probl
     assert [path.name for path in (data_root / "categories" / "dog" / "versions").iterdir()] == [NEW]
 
 
+async def test_list_goes_on_after_a_version_that_was_deleted_between_two_pages(http, dog, publish):
+    publish("dog", "20260303T000000-cccccc")
+    first = (await http.get("/priors/dog/versions", params={"limit": 2})).json()
+    assert [item["version"] for item in first["items"]] == ["20260303T000000-cccccc", NEW]
+    assert (await http.delete(f"/priors/dog/versions/{NEW}")).status_code == 204
+    rest = await http.get("/priors/dog/versions", params={"cursor": first["next_cursor"]})
+    assert rest.status_code == 200, rest.text
+    assert [item["version"] for item in rest.json()["items"]] == [OLD]
+
+
+async def test_list_is_there_while_versions_are_deleted(http, dog, publish):
+    names = [f"2025010{number % 9 + 1}T0000{number:02}-dddddd" for number in range(30)]
+    for name in names:
+        publish("dog", name)
+    await put(http, "active", OLD, If_Match="*")
+
+    async def delete() -> None:
+        for name in names:
+            assert (await http.delete(f"/priors/dog/versions/{name}")).status_code == 204
+
+    deleting = asyncio.create_task(delete())
+    while not deleting.done():
+        assert {answer.status_code for answer in await asyncio.gather(*listing(http, 4))} == {200}
+    await deleting
+
+
+def listing(http, count: int):
+    return [http.get("/priors/dog/versions") for _ in range(count)]
+
+
 async def test_estimate_of_a_deleted_version_is_refused_though_it_was_served_before(
     http, dog, consumer, make_picture, problem
 ):

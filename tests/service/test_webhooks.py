@@ -228,6 +228,7 @@ async def test_a_name_that_leads_to_a_private_address_gets_nothing(courier, rece
     webhook = jobs.get(job_id).webhook
     assert webhook.status == "pending"
     assert "private" in webhook.last_error
+    assert "127.0.0.1" not in webhook.last_error
     assert receiver.requests == []
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from service.contract.archives import check_archive
 from service.contract.dataset_files import DatasetFiles
 from service.contract.datasets import Dataset, DatasetRecord, DatasetStatus, Findings, dataset_id
-from service.contract.errors import UnknownDataset
+from service.contract.errors import StoreCorrupt, UnknownDataset
 from service.contract.records import MAX_DEATHS
 from worker import inspection
 from worker.custody import Stop
@@ -409,3 +409,18 @@ def test_thread_looks_by_itself_and_ends(lab: SimpleNamespace) -> None:
         time.sleep(0.05)
     lab.inspector.stop()
     assert threading.active_count() == before
+
+
+def test_damaged_dataset_holds_up_and_hides_no_other(lab: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
+    damaged = [lab.put({f"{n}.png": plain((n, n, n))}) for n in range(2)]
+    (lab.files.folder(damaged[0]) / "findings.json").write_text('{"status": "unheard of"}')
+    (lab.files.folder(damaged[1]) / "dataset.json").write_text("{")
+    good = lab.put({"good.png": plain((9, 9, 9))})
+    for _ in range(3):
+        lab.inspector.round()
+    assert lab.files.get(good).status is DatasetStatus.READY
+    assert [item.id for item in lab.files.page(10).items] == [good]
+    for dataset in damaged:
+        with pytest.raises(StoreCorrupt, match=dataset):
+            lab.files.get(dataset)
+    assert caplog.text.count("it is passed over") == 1

@@ -214,6 +214,24 @@ def test_cancel_of_a_leased_job_sets_the_flag_only(store: JobStore) -> None:
     assert not store.cancel_requested(job.id)
 
 
+@pytest.mark.parametrize("wanted", ["pause", "stop"])
+def test_cancel_that_came_while_the_worker_set_the_job_aside_is_not_lost(store: JobStore, wanted: str) -> None:
+    job = make(store)
+    for status in (QUEUED, RUNNING):
+        store.update(job.id, to(status))
+    lease = store.acquire(job.id, "a")
+    assert lease
+    if wanted == "pause":
+        store.pause(job.id)
+    assert store.cancel(job.id).status is RUNNING  # its worker has the job, and is about to set it aside
+    store.update(job.id, JobRecord.set_aside, lease)
+    lease.release()
+    sent: list[str] = []
+    assert store.reconcile(sent.append) == set()
+    assert store.get(job.id).status is JobStatus.CANCELLED
+    assert (sent, store.unfinished(), store.cancel_requested(job.id)) == ([], [], False)
+
+
 def test_cancel_of_an_ended_job_says_how_it_ended(store: JobStore) -> None:
     job = make(store)
     store.cancel(job.id)

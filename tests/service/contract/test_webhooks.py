@@ -75,6 +75,10 @@ def test_what_is_no_address_is_refused(url, private):
         "[::ffff:10.0.0.1]",
         "[64:ff9b::7f00:1]",
         "[2002:7f00:1::]",
+        "[fec0::1]",
+        "[::127.0.0.1]",
+        "[::ffff:0:127.0.0.1]",
+        "[64:ff9b:1::7f00:1]",
         "localhost",
         "LOCALHOST.",
         "x.localhost",
@@ -90,4 +94,5 @@ def test_private_addresses_are_refused_unless_allowed(host):
 def test_what_a_name_leads_to_is_checked_the_same_way():
     with pytest.raises(BadWebhook, match=r"evil\.example \(10\.0\.0\.8\)"):
         check_address(ipaddress.ip_address("10.0.0.8"), "evil.example")
-    check_address(ipaddress.ip_address("8.8.8.8"), "dns.example")
+    for public in ("8.8.8.8", "64:ff9b::808:808", "::ffff:8.8.8.8", "2606:4700::1111"):
+        check_address(ipaddress.ip_address(public), "dns.example")
