@@ -84,6 +84,37 @@ def test_damaged_file_is_said_and_the_other_keys_go_on(data_root, caplog):
     assert key.id in caplog.text
 
 
+def test_file_that_can_not_be_opened_shuts_nobody_else_out_and_is_tried_again(data_root, caplog, monkeypatch):
+    """As where somebody made or revoked a key as root, or the process had no descriptor left."""
+    monkeypatch.setattr("service.keys.RELOAD_S", 0.0)
+    monkeypatch.setattr("service.keys._SETTLED_NS", 0)
+    store = KeyStore(data_root)
+    key, text = store.create("lab", [Scope.READ])
+    _, other = store.create("other", [Scope.READ])
+    path = data_root / "keys" / f"{key.id}.json"
+    content = path.read_text()
+    path.unlink()
+    path.mkdir()
+    gateway = KeyStore(data_root)
+    for _ in range(3):
+        assert gateway.find(text) is None
+        assert gateway.find(other)
+    assert caplog.text.count(key.id) == 1
+    with pytest.raises(StoreCorrupt, match=key.id):
+        store.keys()
+    path.rmdir()
+    path.write_text(content)
+    assert gateway.find(text) == key
+
+
+def test_damaged_key_does_not_keep_a_gateway_from_starting(data_root):
+    store = KeyStore(data_root)
+    key, _ = store.create("lab", [Scope.READ])
+    (data_root / "keys" / f"{key.id}.json").write_text("{")
+    assert store.ensure_first() is None
+    assert not store.first_key_file.exists()
+
+
 # the first key
 
 
