@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
 from typing import IO, TYPE_CHECKING
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 4
 _LOOK_EVERY_S = 1.0
+_PUT_OFF_S = 60.0
 VIDEO_TIMEOUT_S = 12 * 3600.0
 
 
@@ -44,34 +46,53 @@ class Background:
         self._gateway = gateway
         self._files = files
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._put_off: dict[str, float] = {}  # which can't be worked on, and until when they are let be
 
     async def round(self) -> None:
         """Take up what waits and nobody else has, as far as there is room."""
+        now = time.monotonic()
         self._running = {name: task for name, task in self._running.items() if not task.done()}
+        self._put_off = {name: until for name, until in self._put_off.items() if until > now}
         for estimate_id in await self._gateway.io(self._files.waiting):
             if len(self._running) >= AT_ONCE:
                 return
-            if estimate_id not in self._running:
-                self._running[estimate_id] = asyncio.create_task(self._claim(estimate_id))
+            if estimate_id in self._running or estimate_id in self._put_off:
+                continue
+            claim = self._files.working(estimate_id)
+            # those that others have, or nobody can have, take up no room here
+            if await self._entered(claim, estimate_id):
+                self._running[estimate_id] = asyncio.create_task(self._hold(claim, estimate_id))
 
     async def close(self) -> None:
         """Leave what is under way to the next gateway, or to this one after its restart."""
         await end(self._running.values())
 
-    async def _claim(self, estimate_id: str) -> None:
-        io = self._gateway.io
-        claim = self._files.working(estimate_id)
+    async def _entered(self, claim: AbstractContextManager[bool], estimate_id: str) -> bool:
+        """Whether a claim is ours; if it is not, nothing is held."""
         try:
-            mine = await io(claim.__enter__)
-            try:
-                if mine:
-                    await self._work(await io(self._files.record, estimate_id))
-            finally:
-                await io(claim.__exit__, None, None, None)
+            if await self._gateway.io(claim.__enter__):
+                return True
+            await self._gateway.io(claim.__exit__, None, None, None)
         except UnknownEstimate:
             pass
-        except (PPLError, OSError):  # its record can't be read or written: the next round tries again
-            log.exception("estimate %s can't be worked on", estimate_id)
+        except OSError:
+            self._let_be(estimate_id)
+        return False
+
+    async def _hold(self, claim: AbstractContextManager[bool], estimate_id: str) -> None:
+        io = self._gateway.io
+        try:
+            await self._work(await io(self._files.record, estimate_id))
+        except UnknownEstimate:
+            pass
+        except (PPLError, OSError):  # its record can't be read or written
+            self._let_be(estimate_id)
+        finally:
+            await io(claim.__exit__, None, None, None)
+
+    def _let_be(self, estimate_id: str) -> None:
+        log.exception("estimate %s can't be worked on; it is tried again in %g s", estimate_id, _PUT_OFF_S)
+        self._put_off[estimate_id] = time.monotonic() + _PUT_OFF_S
 
     async def _work(self, record: EstimateRecord) -> None:
         io, shown = self._gateway.io, record.shown
@@ -128,12 +149,12 @@ class Background:
                 if coming.done():
                     outcome = coming.result()
                     if outcome is None:
-                        return True
+                        return not await io(self._files.cancelled, shown.id)
                     coming = asyncio.ensure_future(anext(found, None))
                     collected.add(outcome)
                     shown.progress.done += 1
                     shown.progress.failed += outcome.error is not None
-                    await io(_append, lines, as_line(outcome))
+                    await io(_append, lines, outcome)
                 if time.monotonic() - looked >= _LOOK_EVERY_S:
                     if await io(self._files.cancelled, shown.id):
                         return False
@@ -158,7 +179,7 @@ class Background:
                 side,
                 query.boxes[0],
                 video_limits(settings.image_max_pixels, settings.image_min_side_px, VIDEO_TIMEOUT_S),
-                self._gateway.upload,
+                self._gateway.video,
                 done,
             )
         return (
@@ -182,8 +203,8 @@ def _appended(files: EstimateFiles, estimate_id: str) -> IO[bytes]:
     return file
 
 
-def _append(file: IO[bytes], line: bytes) -> None:
-    file.write(line)
+def _append(file: IO[bytes], outcome: Outcome) -> None:
+    file.write(as_line(outcome))
     file.flush()
 
 

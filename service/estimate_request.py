@@ -65,7 +65,7 @@ def frames_of(gateway: Gateway, path: Path, query: Query, side: int, most: int) 
     """The frames of a video that somebody waits for."""
     settings = gateway.settings
     limits = video_limits(settings.image_max_pixels, settings.image_min_side_px, _VIDEO_S)
-    return VideoFrames(path, query.names[0], query.every, most, side, query.boxes[0], limits, gateway.upload)
+    return VideoFrames(path, query.names[0], query.every, most, side, query.boxes[0], limits, gateway.video)
 
 
 async def first_of(outcomes: AsyncIterator[Outcome]) -> AsyncIterator[Outcome]:

@@ -59,6 +59,9 @@ class Settings(CommonSettings):
     )
 
     batch_limit: int = Field(default=32, ge=1, le=512, description="pictures in one batch")
+    max_videos: int = Field(
+        default=4, ge=1, le=64, description="videos decoded at once for requests that are waited for; more get 429"
+    )
     queue_limit: int = Field(default=512, ge=1, description="pictures that may wait or be in flight; more get 429")
     estimate_timeout_s: float = Field(default=30.0, gt=0, le=100, description="how long a request waits for its poses")
     late_batch_s: float = Field(

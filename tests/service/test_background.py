@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 
+from service.background import AT_ONCE
 from service.contract.errors import ModelFailed
 from service.estimate_files import EstimateFiles, EstimateStatus, new_estimate_id, read_lines
+from service.frames import VideoFrames
 
 ASYNC = {"Prefer": "respond-async"}
 
@@ -141,6 +145,59 @@ async def test_two_gateways_work_on_different_ones(serve, send, publish, consume
     ids = [(await send(client=first)).json()["id"] for _ in range(4)]
     for estimate_id in ids:
         assert (await ended(second, estimate_id))["progress"] == {"done": 3, "failed": 0, "total": 3}
+
+
+async def test_those_that_others_have_leave_room_for_more(http, send, publish, consumer):
+    """Another gateway works on as many as it may; what comes after them is for this one."""
+    publish("dog")
+    files: EstimateFiles = http.gateway.estimates
+    loop = next(task for task in http.gateway._loops if task.get_name() == "estimates")
+    loop.cancel()
+    await asyncio.wait([loop])
+    others = [(await send(client=http)).json()["id"] for _ in range(AT_ONCE)]
+    with ExitStack() as held:
+        assert all(held.enter_context(files.working(estimate_id)) for estimate_id in others)
+        last = (await send(client=http)).json()["id"]
+        await http.gateway.background.round()
+        assert (await ended(http, last))["status"] == "succeeded"
+        assert {files.record(estimate_id).shown.status for estimate_id in others} == {EstimateStatus.QUEUED}
+    await http.gateway.background.round()
+    for estimate_id in others:
+        assert (await ended(http, estimate_id))["status"] == "succeeded"
+
+
+async def test_damaged_records_do_not_hold_up_the_others(http, send, publish, consumer, caplog):
+    publish("dog")
+    files: EstimateFiles = http.gateway.estimates
+    damaged = []
+    for _ in range(AT_ONCE):
+        estimate_id = new_estimate_id()
+        files.prepare(estimate_id)
+        (files.folder(estimate_id) / "record.json").write_text("{")
+        damaged.append(estimate_id)
+    last = (await send(client=http)).json()["id"]
+    for estimate_id in damaged:
+        (files.folder(last).parent / "waiting" / estimate_id).touch()
+    assert (await ended(http, last))["status"] == "succeeded"
+    after = (await send(client=http)).json()["id"]
+    assert (await ended(http, after))["status"] == "succeeded"
+    await http.gateway.background.round()
+    await asyncio.sleep(0.2)
+    await http.gateway.background.round()
+    assert sum("can't be worked on" in record.getMessage() for record in caplog.records) == AT_ONCE
+
+
+async def test_cancelled_right_before_its_end_is_cancelled(http, send, publish, consumer):
+    publish("dog")
+    files: EstimateFiles = http.gateway.estimates
+    consumer.gate.clear()
+    begun = (await send(client=http)).json()["id"]
+    while not consumer.batches:
+        await asyncio.sleep(0.02)
+    assert (await http.post(f"/estimates/{begun}/cancel")).status_code == 200
+    consumer.gate.set()  # sooner than its gateway looks again
+    assert (await ended(http, begun))["status"] == "cancelled"
+    assert not files.result(begun).exists()
 
 
 async def test_cancelled_while_it_is_worked_on(http, send, publish, consumer, problem, data_root):
@@ -407,3 +464,47 @@ async def test_a_client_that_leaves_ends_the_decoding(http, send, publish, consu
         await asyncio.sleep(0.05)
     assert list((data_root / "estimates").glob("[0-9a-f]*")) == []
     consumer.gate.set()
+
+
+async def test_so_many_videos_are_decoded_at_once(serve, send, publish, consumer, problem, film, video, make_picture):
+    publish("dog")
+    http = await serve(max_videos=2)
+    consumer.gate.clear()
+    slow = [
+        asyncio.create_task(send({"video": ("a.mp4", video(200))}, client=http, headers=headers))
+        for headers in ({}, {"Accept": "application/jsonl"})
+    ]
+    while http.gateway.video_places.taken < 2:
+        await asyncio.sleep(0.02)
+    refused = await send(film, client=http, headers={})
+    assert "2 videos" in problem(refused, 429, "queue_full")["detail"]
+    assert refused.headers["retry-after"]
+    begun = (await send(film, client=http, every="12")).json()  # has a place of its own
+    consumer.gate.set()
+    assert [answer.status_code for answer in await asyncio.gather(*slow)] == [200, 200]
+    assert (await ended(http, begun["id"]))["status"] == "succeeded"
+    assert http.gateway.video_places.taken == 0
+    assert (await send(film, client=http, headers={}, every="12")).status_code == 200
+
+
+async def test_videos_that_are_slow_to_decode_do_not_hold_up_uploads(http, send, publish, consumer, video, monkeypatch):
+    """Of a long video of which each 100,000th frame is wanted, the decoder says nothing for minutes."""
+    held = threading.Event()
+    real = VideoFrames._read
+
+    def slow(self):
+        held.wait(30)
+        return real(self)
+
+    publish("dog")
+    monkeypatch.setattr(VideoFrames, "_read", slow)
+    begun = [(await send({"video": ("a.mp4", video(8))}, client=http)).json()["id"] for _ in range(AT_ONCE)]
+    try:
+        while len(http.gateway.background._running) < AT_ONCE:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.5)
+        assert (await asyncio.wait_for(send(client=http), 5)).status_code == 202
+    finally:
+        held.set()
+    for estimate_id in begun:
+        assert (await ended(http, estimate_id))["status"] == "succeeded"
