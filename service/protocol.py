@@ -87,6 +87,9 @@ class ProblemProtocol(HttpToolsProtocol):
         else:
             self._refuse(400, "Bad request", _NO_HTTP)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: a client may offer another protocol, and gets its answer in this one."""
+
     def _refuse(self, status: int, title: str, detail: str) -> None:
         under_way = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
         if not under_way:  # else it would stand in the middle of another answer

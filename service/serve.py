@@ -54,6 +54,7 @@ def main() -> None:
         log_config=None,
         access_log=False,
         http=ProblemProtocol,
+        ws="none",  # its handshake would pass by the keys
         timeout_graceful_shutdown=_DRAIN_S,
     )
     _Server(config).run(sockets=None if inherited is None else [inherited])
