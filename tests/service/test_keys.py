@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import stat
@@ -276,6 +277,34 @@ async def test_estimating_needs_the_scope_read_only(guarded, consumer, publish, 
     files = [("images", ("a.png", make_picture()))]
     answer = await guarded.post("/estimate", data={"category": "dog"}, files=files, headers=guarded.read)
     assert answer.status_code == 200
+
+
+async def test_a_reader_stops_and_removes_its_own_estimates_only(guarded, publish, make_picture, data_root, problem):
+    publish("dog")
+    another = {"Authorization": f"Bearer {KeyStore(data_root).create('another', [Scope.READ])[1]}"}
+
+    async def begin() -> str:
+        answer = await guarded.post(
+            "/estimate",
+            data={"category": "dog"},
+            files=[("images", ("a.png", make_picture()))],
+            headers={**guarded.read, "Prefer": "respond-async"},
+        )
+        assert answer.status_code == 202, answer.text
+        return f"/estimates/{answer.json()['id']}"
+
+    first, second = await begin(), await begin()
+    assert (await guarded.get(first, headers=another)).status_code == 200
+    problem(await guarded.post(f"{first}/cancel", headers=another), 403, "forbidden")
+    problem(await guarded.delete(first, headers=another), 403, "forbidden")
+    assert (await guarded.post(f"{first}/cancel", headers=guarded.read)).status_code == 200
+    assert (await guarded.post(f"{second}/cancel", headers=guarded.train)).status_code == 200
+    for path, key in ((first, guarded.read), (second, guarded.train)):
+        for _ in range(50):
+            if (await guarded.get(path, headers=key)).json()["status"] == "cancelled":
+                break
+            await asyncio.sleep(0.05)
+        assert (await guarded.delete(path, headers=key)).status_code == 204
 
 
 async def test_job_says_which_key_asked_for_it(guarded, data_root):
