@@ -282,6 +282,35 @@ async def test_so_many_may_wait(serve, send, publish, problem):
     problem(await send(client=small), 429, "queue_full")
 
 
+async def test_what_is_being_sent_counts_as_much_as_what_waits(serve, send, publish, problem, make_picture):
+    publish("dog")
+    http = await serve(background_max_bytes=100_000)
+    boundary = {**ASYNC, "Content-Type": "multipart/form-data; boundary=b", "Content-Length": "90000"}
+    more = asyncio.Event()
+
+    async def slowly():
+        yield b"--b\r\n"
+        await more.wait()
+
+    sending = asyncio.create_task(http.post("/estimate", content=slowly(), headers=boundary))
+    while not http.gateway.arriving.held:
+        await asyncio.sleep(0.02)
+    refused = await send([("images", ("a.png", b"x" * 20_000))], client=http)
+    problem(refused, 429, "queue_full")
+    assert refused.headers["retry-after"]
+    assert (await send([("images", ("a.png", make_picture()))], client=http)).status_code == 202
+    more.set()
+    problem(await sending, 400, "bad_request")
+    assert http.gateway.arriving.held == 0
+    assert (await send([("images", ("a.png", b"x" * 20_000))], client=http)).status_code == 202
+
+
+async def test_the_preference_may_come_in_a_header_of_its_own(http, send, publish):
+    publish("dog")
+    answer = await send(headers=[("Prefer", "wait=5"), ("Prefer", "respond-async")])
+    assert answer.status_code == 202, answer.text
+
+
 async def test_body_may_be_longer_in_the_background(serve, send, publish, problem, consumer):
     publish("dog")
     http = await serve(max_body_bytes=1024, max_pending_bytes=1024)
