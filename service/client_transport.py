@@ -83,13 +83,13 @@ class Transport:
         """An answer into a file, a little at a time. Raises Unreachable, APIError, InputError."""
         draft = to.with_name(f".{to.name}.part")
         try:
-            with self._errors(), draft.open("wb") as file:
-                with self._http.stream("GET", path) as response:
-                    if not response.is_success:
-                        response.read()
-                        raise APIError.of(response)
+            response = self._send("GET", path, stream=True)
+            try:
+                with self._errors(), draft.open("wb") as file:
                     for part in response.iter_bytes():
                         file.write(part)
+            finally:
+                response.close()
             draft.replace(to)
         except OSError as error:
             raise InputError(f"can't write {to}: {error.strerror or error}") from error
@@ -147,8 +147,11 @@ class Transport:
                 response.status_code,
             ) from error
 
-    def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, *, stream: bool = False, **content: Any) -> httpx.Response:
         """A request and its answer; asked again where the server says when, or where asking twice does no harm.
+
+        Args:
+            stream: whether a good answer is given before its body came; it is the caller's to close then.
 
         Raises:
             Unreachable, APIError.
@@ -157,7 +160,10 @@ class Transport:
             failure: Unreachable | APIError
             try:
                 with self._errors():
-                    response = self._http.request(method, path, **content)
+                    request = self._http.build_request(method, path, **content)
+                    response = self._http.send(request, stream=stream)
+                    if not response.is_success:
+                        response.read()
             except Unreachable as error:
                 failure = error
             else:

@@ -82,13 +82,13 @@ class AsyncTransport:
         """An answer into a file, a little at a time. Raises Unreachable, APIError, InputError."""
         draft = to.with_name(f".{to.name}.part")
         try:
-            with self._errors(), draft.open("wb") as file:
-                async with self._http.stream("GET", path) as response:
-                    if not response.is_success:
-                        await response.aread()
-                        raise APIError.of(response)
+            response = await self._send("GET", path, stream=True)
+            try:
+                with self._errors(), draft.open("wb") as file:
                     async for part in response.aiter_bytes():
                         file.write(part)
+            finally:
+                await response.aclose()
             draft.replace(to)
         except OSError as error:
             raise InputError(f"can't write {to}: {error.strerror or error}") from error
@@ -148,8 +148,11 @@ class AsyncTransport:
                 response.status_code,
             ) from error
 
-    async def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+    async def _send(self, method: str, path: str, *, stream: bool = False, **content: Any) -> httpx.Response:
         """A request and its answer; asked again where the server says when, or where asking twice does no harm.
+
+        Args:
+            stream: whether a good answer is given before its body came; it is the caller's to close then.
 
         Raises:
             Unreachable, APIError.
@@ -158,7 +161,10 @@ class AsyncTransport:
             failure: Unreachable | APIError
             try:
                 with self._errors():
-                    response = await self._http.request(method, path, **content)
+                    request = self._http.build_request(method, path, **content)
+                    response = await self._http.send(request, stream=stream)
+                    if not response.is_success:
+                        await response.aread()
             except Unreachable as error:
                 failure = error
             else:
