@@ -49,9 +49,12 @@ class AsyncTransport:
         # a proxy of the environment does not know this machine's own addresses
         trust_env = not _is_loopback(self.base_url)
         headers = _authorization(api_key or os.environ.get("PPL_API_KEY") or "")
-        self._http = httpx.AsyncClient(
-            base_url=self.base_url, timeout=timeout_s, transport=transport, trust_env=trust_env, headers=headers
-        )
+        try:
+            self._http = httpx.AsyncClient(
+                base_url=self.base_url, timeout=timeout_s, transport=transport, trust_env=trust_env, headers=headers
+            )
+        except httpx.InvalidURL as error:
+            raise InputError(f"{self.base_url!r} is no address of a server: {error}") from error
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
