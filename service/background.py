@@ -175,7 +175,7 @@ class Background:
                 read(0),
                 record.names[0],
                 query.every,
-                settings.background_max_images,
+                query.most_frames(settings.background_max_images),
                 side,
                 query.boxes[0],
                 video_limits(settings.image_max_pixels, settings.image_min_side_px, VIDEO_TIMEOUT_S),

@@ -63,10 +63,16 @@ async def read_estimate(request: Request, most: int, intake: EstimateIntake, *, 
 
 
 def frames_of(gateway: Gateway, path: Path, query: Query, side: int, most: int) -> VideoFrames:
-    """The frames of a video that somebody waits for."""
+    """The frames of a video that somebody waits for.
+
+    Args:
+        most: poses.
+    """
     settings = gateway.settings
     limits = video_limits(settings.image_max_pixels, settings.image_min_side_px, _VIDEO_S)
-    return VideoFrames(path, query.names[0], query.every, most, side, query.boxes[0], limits, gateway.video)
+    return VideoFrames(
+        path, query.names[0], query.every, query.most_frames(most), side, query.boxes[0], limits, gateway.video
+    )
 
 
 async def first_of(outcomes: AsyncIterator[Outcome]) -> AsyncIterator[Outcome]:

@@ -46,7 +46,10 @@ class Settings(CommonSettings):
     landmarks_max_images: int = Field(default=256, ge=5, le=4096, description="pictures in such a request")
     max_images: int = Field(default=64, ge=1, le=4096, description="pictures in one request; each box counts")
     max_streamed_images: int = Field(
-        default=1024, ge=1, le=100_000, description="pictures in one request that is answered as JSON lines"
+        default=1024,
+        ge=1,
+        le=100_000,
+        description="pictures, or frames of a video, in one request answered as JSON lines; each box counts",
     )
     max_drawn_pixels: int = Field(
         default=100_000_000, ge=4096, description="pixels of all pictures drawn for one request (overlay, link_map)"
@@ -69,7 +72,9 @@ class Settings(CommonSettings):
     )
 
     background_max_images: int = Field(
-        default=10_000, ge=1, description="pictures, or frames of a video, in one estimate in the background"
+        default=10_000,
+        ge=1,
+        description="pictures, or frames of a video, in one estimate in the background; each box counts",
     )
     background_max_waiting: int = Field(
         default=100, ge=1, description="estimates in the background that have not ended; more get 429"

@@ -446,6 +446,23 @@ async def test_too_many_frames_are_refused_with_what_to_do(serve, send, publish,
     assert (await send(film, client=http, headers={}, every="3")).status_code == 200
 
 
+async def test_each_box_of_each_frame_counts(serve, http, send, publish, consumer, problem, film):
+    """Else a short video with many boxes would have an answer of gigabytes."""
+    publish("dog")
+    small = await serve(max_streamed_images=40)
+    boxes = {"boxes": "[[[0, 0, 20, 20], [10, 5, 20, 20]]]"}
+    assert "at most 20" in problem(await send(film, client=small, headers={}, **boxes), 422, "bad_video")["detail"]
+    assert len((await send(film, client=small, headers={}, every="2", **boxes)).json()["images"]) == 24
+
+
+async def test_each_box_of_each_frame_counts_in_the_background(http, send, publish, consumer, film):
+    publish("dog")
+    http.gateway.background._gateway.settings = http.gateway.settings.model_copy(update={"background_max_images": 40})
+    found = await ended(http, (await send(film, boxes="[[[0, 0, 20, 20], [10, 5, 20, 20]]]")).json()["id"])
+    assert found["error"]["code"] == "bad_video"
+    assert "at most 20" in found["error"]["detail"]
+
+
 async def test_without_a_worker_a_video_gets_503(serve, send, publish, problem, film):
     publish("dog")
     http = await serve(estimate_timeout_s=0.3)
