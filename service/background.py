@@ -112,6 +112,9 @@ class Background:
             log.exception("estimate %s failed", shown.id)
             fault = PPLError("an unexpected fault of the server; its log says more about it")
             await io(self._files.end, record, EstimateStatus.FAILED, JobError(**fault.to_dict()))
+        removed = await io(self._files.make_room, self._gateway.settings.background_results_bytes)
+        if removed:
+            log.info("removed the oldest answers, to make room: %s", ", ".join(removed))
 
     async def _estimate(self, record: EstimateRecord) -> EstimateStatus:
         gateway, shown, io = self._gateway, record.shown, self._gateway.io

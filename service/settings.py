@@ -85,6 +85,9 @@ class Settings(CommonSettings):
     background_max_bytes: int = Field(
         default=16 * 2**30, ge=1024, description="bytes of the files of all that have not ended; more get 429"
     )
+    background_results_bytes: int = Field(
+        default=16 * 2**30, ge=1024, description="bytes of the answers of all that ended; the oldest go first"
+    )
     background_kept_s: float = Field(
         default=24 * 3600.0, gt=0, description="how long an estimate in the background is kept once it ended"
     )

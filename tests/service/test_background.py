@@ -359,6 +359,29 @@ async def test_old_ones_and_broken_uploads_are_swept(http, send, publish, consum
     assert (await http.get(f"/estimates/{begun}")).status_code == 404
 
 
+async def test_the_oldest_answers_make_room_for_new_ones(http, send, publish, consumer):
+    publish("dog")
+    files: EstimateFiles = http.gateway.estimates
+    first = (await send()).json()["id"]
+    await ended(http, first)
+    size = files.result(first).stat().st_size
+    http.gateway.background._gateway.settings = http.gateway.settings.model_copy(
+        update={"background_results_bytes": size * 5 // 2}
+    )
+    ids = [first]
+    for _ in range(3):
+        ids.append((await send()).json()["id"])
+        await ended(http, ids[-1])
+    for _ in range(100):
+        if not files.folder(ids[1]).exists():
+            break
+        await asyncio.sleep(0.02)
+    found = [(await http.get(f"/estimates/{estimate_id}")).status_code for estimate_id in ids]
+    assert found == [404, 404, 200, 200]
+    assert files.make_room(10) == [ids[2]]  # the newest stays, however large
+    assert (await http.get(f"/estimates/{ids[3]}/result")).status_code == 200
+
+
 async def test_one_that_lost_its_mark_is_found_again(http, send, publish):
     publish("dog")
     loop = next(task for task in http.gateway._loops if task.get_name() == "estimates")
