@@ -10,7 +10,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
-from typing import IO, TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .collecting import Collected, as_line
 from .contract.errors import PPLError, UnknownEstimate
@@ -143,7 +144,8 @@ class Background:
     async def _follow(self, record: EstimateRecord, found: AsyncIterator[Outcome], collected: Collected) -> bool:
         """Write down what comes, and how far it is; False once its owner wants it stopped."""
         io, shown = self._gateway.io, record.shown
-        lines = await io(_appended, self._files, shown.id)
+        lines = self._files.lines(shown.id)
+        await io(_cut, lines)
         coming = asyncio.ensure_future(anext(found, None))
         looked = time.monotonic()
         try:
@@ -166,7 +168,6 @@ class Background:
         finally:
             await end((coming,))
             await found.aclose()  # type: ignore[attr-defined]  # a generator
-            lines.close()
 
     def _sources(
         self, record: EstimateRecord, query: Query, side: int, done: frozenset[int]
@@ -197,18 +198,17 @@ def video_limits(max_pixels: int, min_side_px: int, timeout_s: float) -> VideoLi
     return VideoLimits(max_pixels=max_pixels, min_side_px=min_side_px, timeout_s=timeout_s)
 
 
-def _appended(files: EstimateFiles, estimate_id: str) -> IO[bytes]:
-    """The lines so far, without one that was cut short, to write on."""
-    path = files.lines(estimate_id)
-    file = path.open("ab+")
-    file.seek(0)
-    file.truncate(file.read().rfind(b"\n") + 1)
-    return file
+def _cut(lines: Path) -> None:
+    """The whole lines so far, without one that was cut short, to write on."""
+    with lines.open("ab+") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def _append(file: IO[bytes], outcome: Outcome) -> None:
-    file.write(as_line(outcome))
-    file.flush()
+def _append(lines: Path, outcome: Outcome) -> None:
+    # opened anew each time: whoever is stopped here has nothing to close
+    with lines.open("ab") as file:
+        file.write(as_line(outcome))
 
 
 def _replace(files: EstimateFiles, estimate_id: str, body: bytes) -> None:
