@@ -1,4 +1,4 @@
-"""A bound on the bytes of the requests that are held in memory at once."""
+"""Bounds on what requests may hold at once: bytes in memory, and processes that decode videos."""
 
 from __future__ import annotations
 
@@ -41,3 +41,36 @@ class ByteBudget:
             yield
         finally:
             self.held -= size
+
+
+class Places:
+    """So many may be taken at a time.
+
+    Args:
+        count: of them.
+    """
+
+    def __init__(self, count: int, metrics: Metrics) -> None:
+        self._count = count
+        self._metrics = metrics
+        self.taken = 0
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Take one while the block runs.
+
+        Raises:
+            QueueFull: others have them all.
+        """
+        if self.taken >= self._count:
+            self._metrics.rejected.inc()
+            raise QueueFull(
+                f"{self.taken} videos are being decoded and no more may; try again in a moment, or send it with "
+                "'Prefer: respond-async' to have it worked on in the background",
+                retry_after_s=_RETRY_S,
+            )
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1

@@ -7,9 +7,11 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
-from typing import IO, TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .collecting import Collected, as_line
 from .contract.errors import PPLError, UnknownEstimate
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 4
 _LOOK_EVERY_S = 1.0
+_PUT_OFF_S = 60.0
 VIDEO_TIMEOUT_S = 12 * 3600.0
 
 
@@ -44,34 +47,53 @@ class Background:
         self._gateway = gateway
         self._files = files
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._put_off: dict[str, float] = {}  # which can't be worked on, and until when they are let be
 
     async def round(self) -> None:
         """Take up what waits and nobody else has, as far as there is room."""
+        now = time.monotonic()
         self._running = {name: task for name, task in self._running.items() if not task.done()}
+        self._put_off = {name: until for name, until in self._put_off.items() if until > now}
         for estimate_id in await self._gateway.io(self._files.waiting):
             if len(self._running) >= AT_ONCE:
                 return
-            if estimate_id not in self._running:
-                self._running[estimate_id] = asyncio.create_task(self._claim(estimate_id))
+            if estimate_id in self._running or estimate_id in self._put_off:
+                continue
+            claim = self._files.working(estimate_id)
+            # those that others have, or nobody can have, take up no room here
+            if await self._entered(claim, estimate_id):
+                self._running[estimate_id] = asyncio.create_task(self._hold(claim, estimate_id))
 
     async def close(self) -> None:
         """Leave what is under way to the next gateway, or to this one after its restart."""
         await end(self._running.values())
 
-    async def _claim(self, estimate_id: str) -> None:
-        io = self._gateway.io
-        claim = self._files.working(estimate_id)
+    async def _entered(self, claim: AbstractContextManager[bool], estimate_id: str) -> bool:
+        """Whether a claim is ours; if it is not, nothing is held."""
         try:
-            mine = await io(claim.__enter__)
-            try:
-                if mine:
-                    await self._work(await io(self._files.record, estimate_id))
-            finally:
-                await io(claim.__exit__, None, None, None)
+            if await self._gateway.io(claim.__enter__):
+                return True
+            await self._gateway.io(claim.__exit__, None, None, None)
         except UnknownEstimate:
             pass
-        except (PPLError, OSError):  # its record can't be read or written: the next round tries again
-            log.exception("estimate %s can't be worked on", estimate_id)
+        except OSError:
+            self._let_be(estimate_id)
+        return False
+
+    async def _hold(self, claim: AbstractContextManager[bool], estimate_id: str) -> None:
+        io = self._gateway.io
+        try:
+            await self._work(await io(self._files.record, estimate_id))
+        except UnknownEstimate:
+            pass
+        except (PPLError, OSError):  # its record can't be read or written
+            self._let_be(estimate_id)
+        finally:
+            await io(claim.__exit__, None, None, None)
+
+    def _let_be(self, estimate_id: str) -> None:
+        log.exception("estimate %s can't be worked on; it is tried again in %g s", estimate_id, _PUT_OFF_S)
+        self._put_off[estimate_id] = time.monotonic() + _PUT_OFF_S
 
     async def _work(self, record: EstimateRecord) -> None:
         io, shown = self._gateway.io, record.shown
@@ -91,6 +113,9 @@ class Background:
             log.exception("estimate %s failed", shown.id)
             fault = PPLError("an unexpected fault of the server; its log says more about it")
             await io(self._files.end, record, EstimateStatus.FAILED, JobError(**fault.to_dict()))
+        removed = await io(self._files.make_room, self._gateway.settings.background_results_bytes)
+        if removed:
+            log.info("removed the oldest answers, to make room: %s", ", ".join(removed))
 
     async def _estimate(self, record: EstimateRecord) -> EstimateStatus:
         gateway, shown, io = self._gateway, record.shown, self._gateway.io
@@ -119,7 +144,8 @@ class Background:
     async def _follow(self, record: EstimateRecord, found: AsyncIterator[Outcome], collected: Collected) -> bool:
         """Write down what comes, and how far it is; False once its owner wants it stopped."""
         io, shown = self._gateway.io, record.shown
-        lines = await io(_appended, self._files, shown.id)
+        lines = self._files.lines(shown.id)
+        await io(_cut, lines)
         coming = asyncio.ensure_future(anext(found, None))
         looked = time.monotonic()
         try:
@@ -128,12 +154,12 @@ class Background:
                 if coming.done():
                     outcome = coming.result()
                     if outcome is None:
-                        return True
+                        return not await io(self._files.cancelled, shown.id)
                     coming = asyncio.ensure_future(anext(found, None))
                     collected.add(outcome)
                     shown.progress.done += 1
                     shown.progress.failed += outcome.error is not None
-                    await io(_append, lines, as_line(outcome))
+                    await io(_append, lines, outcome)
                 if time.monotonic() - looked >= _LOOK_EVERY_S:
                     if await io(self._files.cancelled, shown.id):
                         return False
@@ -142,7 +168,6 @@ class Background:
         finally:
             await end((coming,))
             await found.aclose()  # type: ignore[attr-defined]  # a generator
-            lines.close()
 
     def _sources(
         self, record: EstimateRecord, query: Query, side: int, done: frozenset[int]
@@ -154,11 +179,11 @@ class Background:
                 read(0),
                 record.names[0],
                 query.every,
-                settings.background_max_images,
+                query.most_frames(settings.background_max_images),
                 side,
                 query.boxes[0],
                 video_limits(settings.image_max_pixels, settings.image_min_side_px, VIDEO_TIMEOUT_S),
-                self._gateway.upload,
+                self._gateway.video,
                 done,
             )
         return (
@@ -173,18 +198,17 @@ def video_limits(max_pixels: int, min_side_px: int, timeout_s: float) -> VideoLi
     return VideoLimits(max_pixels=max_pixels, min_side_px=min_side_px, timeout_s=timeout_s)
 
 
-def _appended(files: EstimateFiles, estimate_id: str) -> IO[bytes]:
-    """The lines so far, without one that was cut short, to write on."""
-    path = files.lines(estimate_id)
-    file = path.open("ab+")
-    file.seek(0)
-    file.truncate(file.read().rfind(b"\n") + 1)
-    return file
+def _cut(lines: Path) -> None:
+    """The whole lines so far, without one that was cut short, to write on."""
+    with lines.open("ab+") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def _append(file: IO[bytes], line: bytes) -> None:
-    file.write(line)
-    file.flush()
+def _append(lines: Path, outcome: Outcome) -> None:
+    # opened anew each time: whoever is stopped here has nothing to close
+    with lines.open("ab") as file:
+        file.write(as_line(outcome))
 
 
 def _replace(files: EstimateFiles, estimate_id: str, body: bytes) -> None:

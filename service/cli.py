@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from rich.markup import escape
 
 from . import cli_output as output
 from .cli_datasets import datasets
@@ -219,9 +220,11 @@ def _announce(running: Any, as_json: bool) -> None:
         ("data", running.data_root),
         ("logs", running.logs),
     ):
-        output.out.print(f"  {name:<5} {where}")
+        output.out.print(f"  {name:<5} {escape(str(where))}")
     if running.first_key:
-        output.out.print(f"  key   {running.first_key}  (the first API key: read it, then remove the file)")
+        output.out.print(
+            f"  key   {escape(str(running.first_key))}  (the first API key: read it, then remove the file)"
+        )
     output.out.print("Ctrl-C ends it; the data stays.")
 
 

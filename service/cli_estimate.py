@@ -16,6 +16,7 @@ from .cli_options import URL, AsJson, Category, Url, Version
 from .client import Client, InputError, png_bytes
 from .client_types import FailedPicture
 from .contract.videos import is_video_name
+from .uploads import shown_name
 
 
 class PoseFormat(StrEnum):
@@ -82,9 +83,9 @@ def estimate(
         if as_json:
             output.print_json(found)
             return
-        output.show_estimate(found, [str(path) for path in images])
+        output.show_estimate(found, [shown_name(path) for path in images])
         for path in written:
-            output.out.print(f"written: {path}")
+            output.out.print(f"written: {escape(shown_name(path))}")
 
 
 def _print_as(
@@ -102,7 +103,7 @@ def _print_as(
         return
     failed = 0
     for found in client.estimate_lines(category, images, version, refine_steps, landmarks=marks):
-        line = {"image": str(images[found.index]), **found.model_dump(mode="json", exclude_defaults=True)}
+        line = {"image": shown_name(images[found.index]), **found.model_dump(mode="json", exclude_defaults=True)}
         print(json.dumps(line), flush=True)
         failed += isinstance(found, FailedPicture)
     if failed:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from . import cli_output as output
@@ -70,4 +71,4 @@ def evaluate(
     if skeleton:
         show_skeleton(found["skeleton"])
     if plot:
-        output.out.print(f"written: {plot}")
+        output.out.print(f"written: {escape(str(plot))}")

@@ -88,7 +88,8 @@ class APIError(ClientError):
         except ValueError:
             problem = None
         if not isinstance(problem, dict):
-            problem = {"title": response.reason_phrase, "detail": response.text.strip()[:200]}
+            text = response.text.strip()[:200] or f"the answer has the status {response.status_code} and says nothing"
+            problem = {"title": response.reason_phrase, "detail": text}
         return cls(problem, response.status_code, _seconds(response.headers.get("Retry-After", "")))
 
 

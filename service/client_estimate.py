@@ -209,17 +209,17 @@ class EstimateCalls(Transport):
 
     def _stream_lines(self, first: int, fields: Mapping[str, str], files: Any) -> Iterator[PoseLine | FailedPicture]:
         headers = {"Accept": LINES}
-        with self._errors():
-            with self._http.stream("POST", "/estimate", data=fields, files=files, headers=headers) as response:
-                if not response.is_success:
-                    response.read()
-                    raise APIError.of(response)
+        response = self._send("POST", "/estimate", stream=True, data=fields, files=files, headers=headers)
+        try:
+            with self._errors():
                 for line in response.iter_lines():
                     found = json.loads(line)
                     if "summary" in found:
                         return
                     found["index"] += first
                     yield FailedPicture.model_validate(found) if "error" in found else PoseLine.model_validate(found)
+        finally:
+            response.close()
         raise APIError({"code": "unexpected_answer", "detail": "the lines broke off before their end"}, 200)
 
 

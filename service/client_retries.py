@@ -2,7 +2,8 @@
 
 A refusal that says when to come back (429, 503 with ``Retry-After``) was not carried out: any request may come again.
 Where the connection broke, or a proxy gave up (502, 504), it may have been carried out: only what does no harm twice is
-asked again: reading, estimating, and requests with an Idempotency-Key. Nobody listening is told at once.
+asked again: reading, estimating other than in the background, and requests with an Idempotency-Key. Nobody listening is
+told at once.
 """
 
 from __future__ import annotations
@@ -35,5 +36,7 @@ def pause_before(
         again = failure.status in _GIVEN_UP
     else:
         again = not isinstance(failure, NobodyThere)
-    harmless = method in ("GET", "HEAD") or path == "/estimate" or "Idempotency-Key" in (headers or {})
+    headers = headers or {}
+    estimates = path == "/estimate" and "Prefer" not in headers  # one in the background would be there twice
+    harmless = method in ("GET", "HEAD") or estimates or "Idempotency-Key" in headers
     return backoff_s if again and harmless else None

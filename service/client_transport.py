@@ -50,9 +50,12 @@ class Transport:
         # a proxy of the environment does not know this machine's own addresses
         trust_env = not _is_loopback(self.base_url)
         headers = _authorization(api_key or os.environ.get("PPL_API_KEY") or "")
-        self._http = httpx.Client(
-            base_url=self.base_url, timeout=timeout_s, transport=transport, trust_env=trust_env, headers=headers
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=self.base_url, timeout=timeout_s, transport=transport, trust_env=trust_env, headers=headers
+            )
+        except httpx.InvalidURL as error:
+            raise InputError(f"{self.base_url!r} is no address of a server: {error}") from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -83,13 +86,13 @@ class Transport:
         """An answer into a file, a little at a time. Raises Unreachable, APIError, InputError."""
         draft = to.with_name(f".{to.name}.part")
         try:
-            with self._errors(), draft.open("wb") as file:
-                with self._http.stream("GET", path) as response:
-                    if not response.is_success:
-                        response.read()
-                        raise APIError.of(response)
+            response = self._send("GET", path, stream=True)
+            try:
+                with self._errors(), draft.open("wb") as file:
                     for part in response.iter_bytes():
                         file.write(part)
+            finally:
+                response.close()
             draft.replace(to)
         except OSError as error:
             raise InputError(f"can't write {to}: {error.strerror or error}") from error
@@ -147,8 +150,11 @@ class Transport:
                 response.status_code,
             ) from error
 
-    def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, *, stream: bool = False, **content: Any) -> httpx.Response:
         """A request and its answer; asked again where the server says when, or where asking twice does no harm.
+
+        Args:
+            stream: whether a good answer is given before its body came; it is the caller's to close then.
 
         Raises:
             Unreachable, APIError.
@@ -157,7 +163,10 @@ class Transport:
             failure: Unreachable | APIError
             try:
                 with self._errors():
-                    response = self._http.request(method, path, **content)
+                    request = self._http.build_request(method, path, **content)
+                    response = self._http.send(request, stream=stream)
+                    if not response.is_success:
+                        response.read()
             except Unreachable as error:
                 failure = error
             else:

@@ -254,6 +254,26 @@ class EstimateFiles:
                 items.append(self.record(estimate_id).shown)
         return EstimatePage(items=items)
 
+    def make_room(self, most_bytes: int) -> list[str]:
+        """Remove the oldest of those that ended while the answers have more bytes than they may.
+
+        Returns:
+            The ids.
+        """
+        ended = []
+        for estimate_id in set(filter(_ID.fullmatch, folder_names(self._root))) - set(self.waiting()):
+            with suppress(FileNotFoundError):  # it failed, or was deleted meanwhile
+                found = self.result(estimate_id).stat()
+                ended.append((found.st_mtime_ns, found.st_size, estimate_id))
+        removed: list[str] = []
+        held = 0
+        for _, size, estimate_id in sorted(ended, reverse=True):
+            held += size
+            if held > most_bytes and held > size:  # the newest is kept in any case
+                self.discard(estimate_id)
+                removed.append(estimate_id)
+        return removed
+
     def sweep(self, kept_s: float, stale_s: float) -> list[str]:
         """Remove those that ended long ago, and what a gateway left that was killed in the middle of an upload.
 

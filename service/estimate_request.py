@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -62,10 +63,16 @@ async def read_estimate(request: Request, most: int, intake: EstimateIntake, *, 
 
 
 def frames_of(gateway: Gateway, path: Path, query: Query, side: int, most: int) -> VideoFrames:
-    """The frames of a video that somebody waits for."""
+    """The frames of a video that somebody waits for.
+
+    Args:
+        most: poses.
+    """
     settings = gateway.settings
     limits = video_limits(settings.image_max_pixels, settings.image_min_side_px, _VIDEO_S)
-    return VideoFrames(path, query.names[0], query.every, most, side, query.boxes[0], limits, gateway.upload)
+    return VideoFrames(
+        path, query.names[0], query.every, query.most_frames(most), side, query.boxes[0], limits, gateway.video
+    )
 
 
 async def first_of(outcomes: AsyncIterator[Outcome]) -> AsyncIterator[Outcome]:
@@ -93,9 +100,14 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
     """
     settings, files, io = gateway.settings, gateway.estimates, gateway.io
     bounds = (settings.background_max_waiting, settings.background_max_bytes)
-    await io(files.check_room, body_bytes(request.scope) if "content-length" in request.headers else 0, *bounds)
     intake = EstimateIntake(files, gateway.upload, settings.image_max_bytes)
+    coming = body_bytes(request.scope)
+    if "content-length" not in request.headers:  # it may become as long as any
+        coming = min(coming, settings.background_max_bytes)
+    held = ExitStack()
     try:
+        await io(files.check_room, gateway.arriving.held + coming, *bounds)
+        held.enter_context(gateway.arriving.hold(coming))
         form = await read_estimate(request, settings.background_max_images, intake, keep_images=True)
         video = form.first("video") is not None
         names = intake.names
@@ -104,7 +116,8 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
         query.check_memory(version)
         if query.landmarks:
             await io(gateway.versions.landmarks, version, query.landmarks)
-        await io(files.check_room, intake.size_bytes, *bounds)
+        others = gateway.arriving.held - coming
+        await io(files.check_room, others + intake.size_bytes, *bounds)
         key = access.key_of(request)
         shown = BackgroundEstimate(
             id=intake.estimate_id,
@@ -124,6 +137,7 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
             raise StorageFull("the server has no room for these files; its owner must free some") from error
         raise
     finally:
+        held.close()
         await intake.close()
     headers = {"Location": f"/estimates/{shown.id}", "Preference-Applied": "respond-async"}
     return JSONResponse(shown.model_dump(mode="json"), status_code=202, headers=headers)

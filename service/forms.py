@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.datastructures import Headers
 
 from .contract.errors import BadRequest, BodyTooLarge
 from .errors import BadField, UnsupportedMedia
@@ -72,12 +73,11 @@ def media_type(headers: Mapping[str, str]) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def responds_async(headers: Mapping[str, str]) -> bool:
+def responds_async(headers: Headers) -> bool:
     """Whether a request wants to be answered before it is done (RFC 7240, ``Prefer: respond-async``)."""
-    preference = headers.get("prefer")
-    if preference is None:
+    if "prefer" not in headers:
         return False
-    words = preference.lower().replace(";", ",").split(",")
+    words = ",".join(headers.getlist("prefer")).lower().replace(";", ",").split(",")
     return any(word.strip() == "respond-async" for word in words)
 
 

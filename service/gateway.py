@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from .admission import ByteBudget
-from .background import Background
+from .admission import ByteBudget, Places
+from .background import AT_ONCE, Background
 from .batching import Batcher
 from .contract import routing
 from .contract.archives import ArchiveLimits
@@ -61,7 +61,9 @@ class Gateway:
 
     Attributes:
         decoding: threads in which pictures are decoded and drawn.
+        video_places: for videos that somebody waits for; each has a process that decodes it.
         prior_pictures: pictures of priors that were drawn before.
+        arriving: bytes of estimates for the background that are still being sent.
         leaving: answers that go on for long shall end, as the gateway does.
     """
 
@@ -76,6 +78,7 @@ class Gateway:
         self.estimates = EstimateFiles(settings.data_root)
         self.background = Background(self, self.estimates)
         self.budget = ByteBudget(settings.max_pending_bytes, self.metrics)
+        self.arriving = ByteBudget(settings.background_max_bytes, self.metrics)
         self._sync_redis = redis_client(settings.redis_url)
         self.jobs = JobStore(self._sync_redis)
         self.events = EventLog(self._sync_redis)
@@ -92,6 +95,9 @@ class Gateway:
         self._io = ThreadPoolExecutor(_IO_THREADS, "io")
         # archives of gigabytes are written and checked in threads of their own, so that nothing else waits for them
         self._uploads = ThreadPoolExecutor(_UPLOAD_THREADS, "upload")
+        # a thread waits for each video's next frame, which may take minutes where few of them are wanted
+        self._videos = ThreadPoolExecutor(settings.max_videos + AT_ONCE, "video")
+        self.video_places = Places(settings.max_videos, self.metrics)
         # one thread: the sender's connections are not shared, and batches leave in order
         self._sending = ThreadPoolExecutor(1, "send")
         self.batcher = Batcher(
@@ -129,7 +135,7 @@ class Gateway:
         await end(self._loops)
         await self.background.close()
         await self.batcher.close()
-        for executor in (self.decoding, self._drawing, self._io, self._uploads, self._sending):
+        for executor in (self.decoding, self._drawing, self._io, self._uploads, self._videos, self._sending):
             executor.shutdown(wait=False, cancel_futures=True)
         await self.redis.aclose()
         self._sender.close()
@@ -144,6 +150,10 @@ class Gateway:
     async def upload(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Run a step of an upload in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._uploads, in_context(function), *arguments)
+
+    async def video(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Run a step of reading a video in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._videos, in_context(function), *arguments)
 
     async def compute(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Run something that decodes pictures, draws on them or encodes them in a thread of the bounded pool."""

@@ -83,6 +83,7 @@ class KeyStore:
         self._known: dict[str, _Stored] = {}
         self._looked_at = float("-inf")
         self._state: tuple[int, bool] | None = None
+        self._damaged: set[str] = set()
 
     @property
     def first_key_file(self) -> Path:
@@ -138,7 +139,8 @@ class KeyStore:
         Raises:
             OSError: it can't be written.
         """
-        if self._read():
+        # one that is damaged was made too: that it can't be read must not keep the others from starting
+        if any(_ID.fullmatch(path.stem) for path in self._folder.glob("*.json")):
             return None
         text = read_or_make(self._first, _new_text)
         if not _KEY.fullmatch(text):
@@ -173,7 +175,13 @@ class KeyStore:
                 state = self._folder_state()
                 # a change right after the last reading may have left the folder's time as it was
                 if state is None or state != self._state or not state[1]:
-                    self._known = self._read(damaged=_log_damaged)
+                    damaged: set[str] = set()
+                    self._known = self._read(damaged=damaged.add)
+                    for key_id in damaged - self._damaged:
+                        _log_damaged(key_id)
+                    self._damaged = damaged
+                    if damaged:
+                        state = None  # looked at again: it may have been for a moment only
                 self._state, self._looked_at = state, time.monotonic()
             return self._known
 
@@ -193,17 +201,27 @@ class KeyStore:
                 continue
             try:
                 found[path.stem] = _Stored.model_validate(json.loads(path.read_bytes()))
-            except (ValidationError, ValueError) as error:
+            except FileNotFoundError:  # removed meanwhile
+                continue
+            except (ValidationError, ValueError, OSError) as error:
                 if damaged is not None:
                     damaged(path.stem)
                     continue
-                raise StoreCorrupt(f"the file of key {path.stem} can't be read; remove it or bring it back") from error
+                why = f" ({error.strerror})" if isinstance(error, OSError) else ""
+                raise StoreCorrupt(
+                    f"the file of key {path.stem} can't be read{why}; remove it, bring it back, or give it to the user "
+                    "that the server runs as"
+                ) from error
         return found
 
 
 def _log_damaged(key_id: str) -> None:
     # the other keys open what they did before
-    log.error("the file of key %s can't be read, so it opens nothing; remove it or bring it back", key_id)
+    log.error(
+        "the file of key %s can't be read, so it opens nothing; remove it, bring it back, or give it to the user that "
+        "the gateway runs as",
+        key_id,
+    )
 
 
 def _new_text() -> str:

@@ -96,8 +96,12 @@ class Query:
 
     @property
     def num_poses(self) -> int:
-        """One for each box."""
+        """One for each box; of a video, in each frame."""
         return sum(len(boxes.boxes) for boxes in self.boxes)
+
+    def most_frames(self, most_poses: int) -> int:
+        """Frames of the video that so many poses at most can come of: each of its boxes has one in every frame."""
+        return max(1, most_poses // self.num_poses)
 
     @property
     def kinds_drawn(self) -> int:

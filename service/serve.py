@@ -56,6 +56,7 @@ def main() -> None:
         log_config=None,
         access_log=False,
         http=ProblemProtocol,
+        ws="none",  # its handshake would pass by the keys
         timeout_graceful_shutdown=_DRAIN_S,
     )
     # what stands here for good is not looked through for garbage again and again, nor what a few requests leave behind

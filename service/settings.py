@@ -46,7 +46,10 @@ class Settings(CommonSettings):
     landmarks_max_images: int = Field(default=256, ge=5, le=4096, description="pictures in such a request")
     max_images: int = Field(default=64, ge=1, le=4096, description="pictures in one request; each box counts")
     max_streamed_images: int = Field(
-        default=1024, ge=1, le=100_000, description="pictures in one request that is answered as JSON lines"
+        default=1024,
+        ge=1,
+        le=100_000,
+        description="pictures, or frames of a video, in one request answered as JSON lines; each box counts",
     )
     max_drawn_pixels: int = Field(
         default=100_000_000, ge=4096, description="pixels of all pictures drawn for one request (overlay, link_map)"
@@ -59,6 +62,9 @@ class Settings(CommonSettings):
     )
 
     batch_limit: int = Field(default=32, ge=1, le=512, description="pictures in one batch")
+    max_videos: int = Field(
+        default=4, ge=1, le=64, description="videos decoded at once for requests that are waited for; more get 429"
+    )
     queue_limit: int = Field(default=512, ge=1, description="pictures that may wait or be in flight; more get 429")
     estimate_timeout_s: float = Field(default=30.0, gt=0, le=100, description="how long a request waits for its poses")
     batch_wait_s: float = Field(
@@ -72,7 +78,9 @@ class Settings(CommonSettings):
     )
 
     background_max_images: int = Field(
-        default=10_000, ge=1, description="pictures, or frames of a video, in one estimate in the background"
+        default=10_000,
+        ge=1,
+        description="pictures, or frames of a video, in one estimate in the background; each box counts",
     )
     background_max_waiting: int = Field(
         default=100, ge=1, description="estimates in the background that have not ended; more get 429"
@@ -82,6 +90,9 @@ class Settings(CommonSettings):
     )
     background_max_bytes: int = Field(
         default=16 * 2**30, ge=1024, description="bytes of the files of all that have not ended; more get 429"
+    )
+    background_results_bytes: int = Field(
+        default=16 * 2**30, ge=1024, description="bytes of the answers of all that ended; the oldest go first"
     )
     background_kept_s: float = Field(
         default=24 * 3600.0, gt=0, description="how long an estimate in the background is kept once it ended"

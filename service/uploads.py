@@ -30,12 +30,12 @@ def archive_of(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     try:
         if not path.is_dir():
             with path.open("rb") as file:
-                yield path.name, file
+                yield shown_name(path.name), file
             return
         with tempfile.TemporaryFile(prefix="ppl-") as file:
             _pack(path, file)
             file.seek(0)
-            yield f"{path.resolve().name}.zip", file
+            yield f"{shown_name(path.resolve().name)}.zip", file
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror or error}") from error
 
@@ -77,9 +77,14 @@ def file_part(path: Path, stack: ExitStack) -> tuple[str, IO[bytes]]:
         InputError: there is no such file, or it can't be read.
     """
     try:
-        return path.name, stack.enter_context(path.open("rb"))
+        return shown_name(path.name), stack.enter_context(path.open("rb"))
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror or error}") from error
+
+
+def shown_name(path: Path | str) -> str:
+    """A path as text that can be sent and printed: what in it is no text is replaced."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _pack(folder: Path, file: IO[bytes]) -> None:
@@ -111,7 +116,7 @@ def _pack_all(paths: Sequence[Path], file: IO[bytes]) -> None:
 
 def _put(archive: zipfile.ZipFile, path: Path, name: str) -> None:
     """Add a file without its time: the same pictures make the same archive, which a server keeps once."""
-    info = zipfile.ZipInfo(name)
+    info = zipfile.ZipInfo(shown_name(name))
     with path.open("rb") as source:
         info.file_size = os.fstat(source.fileno()).st_size  # whether it needs the large format
         with archive.open(info, "w") as member:

@@ -213,17 +213,17 @@ class AsyncEstimateCalls(AsyncTransport):
         self, first: int, fields: Mapping[str, str], files: Any
     ) -> AsyncIterator[PoseLine | FailedPicture]:
         headers = {"Accept": LINES}
-        with self._errors():
-            async with self._http.stream("POST", "/estimate", data=fields, files=files, headers=headers) as response:
-                if not response.is_success:
-                    await response.aread()
-                    raise APIError.of(response)
+        response = await self._send("POST", "/estimate", stream=True, data=fields, files=files, headers=headers)
+        try:
+            with self._errors():
                 async for line in response.aiter_lines():
                     found = json.loads(line)
                     if "summary" in found:
                         return
                     found["index"] += first
                     yield FailedPicture.model_validate(found) if "error" in found else PoseLine.model_validate(found)
+        finally:
+            await response.aclose()
         raise APIError({"code": "unexpected_answer", "detail": "the lines broke off before their end"}, 200)
 
 

@@ -49,9 +49,12 @@ class AsyncTransport:
         # a proxy of the environment does not know this machine's own addresses
         trust_env = not _is_loopback(self.base_url)
         headers = _authorization(api_key or os.environ.get("PPL_API_KEY") or "")
-        self._http = httpx.AsyncClient(
-            base_url=self.base_url, timeout=timeout_s, transport=transport, trust_env=trust_env, headers=headers
-        )
+        try:
+            self._http = httpx.AsyncClient(
+                base_url=self.base_url, timeout=timeout_s, transport=transport, trust_env=trust_env, headers=headers
+            )
+        except httpx.InvalidURL as error:
+            raise InputError(f"{self.base_url!r} is no address of a server: {error}") from error
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -82,13 +85,13 @@ class AsyncTransport:
         """An answer into a file, a little at a time. Raises Unreachable, APIError, InputError."""
         draft = to.with_name(f".{to.name}.part")
         try:
-            with self._errors(), draft.open("wb") as file:
-                async with self._http.stream("GET", path) as response:
-                    if not response.is_success:
-                        await response.aread()
-                        raise APIError.of(response)
+            response = await self._send("GET", path, stream=True)
+            try:
+                with self._errors(), draft.open("wb") as file:
                     async for part in response.aiter_bytes():
                         file.write(part)
+            finally:
+                await response.aclose()
             draft.replace(to)
         except OSError as error:
             raise InputError(f"can't write {to}: {error.strerror or error}") from error
@@ -148,8 +151,11 @@ class AsyncTransport:
                 response.status_code,
             ) from error
 
-    async def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+    async def _send(self, method: str, path: str, *, stream: bool = False, **content: Any) -> httpx.Response:
         """A request and its answer; asked again where the server says when, or where asking twice does no harm.
+
+        Args:
+            stream: whether a good answer is given before its body came; it is the caller's to close then.
 
         Raises:
             Unreachable, APIError.
@@ -158,7 +164,10 @@ class AsyncTransport:
             failure: Unreachable | APIError
             try:
                 with self._errors():
-                    response = await self._http.request(method, path, **content)
+                    request = self._http.build_request(method, path, **content)
+                    response = await self._http.send(request, stream=stream)
+                    if not response.is_success:
+                        await response.aread()
             except Unreachable as error:
                 failure = error
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
@@ -115,6 +115,7 @@ async def _estimate(request: Request, gateway: Gateway) -> Response:
         landmarks = await gateway.io(gateway.versions.landmarks, version, query.landmarks) if query.landmarks else None
         estimator = Estimator(gateway, query, version, landmarks)
         if video:
+            held.enter_context(gateway.video_places.take())
             path = gateway.estimates.picture(intake.estimate_id, 0)
             frames = frames_of(gateway, path, query, version.side, settings.max_streamed_images)
             outcomes = with_failure(estimator.outcomes(frames), frames)
@@ -147,11 +148,12 @@ async def _frames_answered(
     """The poses of a video's frames as one document; frames that gave none are named in it."""
     collected = Collected(query, version, time.perf_counter())
     some = False
-    async for outcome in outcomes:
-        collected.add(outcome)
-        some = some or not outcome.error
-        if estimator.down and not some:
-            raise estimator.down
+    async with aclosing(outcomes):  # type: ignore[type-var]  # a generator
+        async for outcome in outcomes:
+            collected.add(outcome)
+            some = some or not outcome.error
+            if estimator.down and not some:
+                raise estimator.down
     return Response(await gateway.compute(collected.written), media_type=MEDIA_TYPES[query.format])
 
 

@@ -8,12 +8,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from ..contract.errors import Conflict, UnknownEstimate
+from ..access import key_of
+from ..contract.errors import Conflict, Forbidden, UnknownEstimate
 from ..contract.jobs import MAX_PAGE
 from ..errors import responses
 from ..estimate_files import BackgroundEstimate, EstimatePage, EstimateStatus
 from ..formats import MEDIA_TYPES
 from ..gateway import Gateway, gateway_of
+from ..keys import Scope
 from ..schemas import EstimateWithResult
 
 router = APIRouter(tags=["poses"])
@@ -76,16 +78,32 @@ async def get_result(request: Request, estimate_id: str) -> Response:
     responses=responses(404, 409),
 )
 async def cancel_estimate(request: Request, estimate_id: str) -> BackgroundEstimate:
-    """Stops an estimate for good. One that is worked on stops a moment later."""
+    """Stops an estimate for good. One that is worked on stops a moment later. A key of the scope read stops its own."""
     gateway = gateway_of(request)
+    await _check_owner(request, gateway, estimate_id)
     return (await gateway.io(gateway.estimates.cancel, estimate_id)).shown
 
 
 @router.delete("/estimates/{estimate_id}", status_code=204, summary="Forget an estimate", responses=responses(404, 409))
 async def delete_estimate(request: Request, estimate_id: str) -> None:
-    """Removes an estimate that ended, with its result."""
+    """Removes an estimate that ended, with its result. A key of the scope read removes its own."""
     gateway = gateway_of(request)
+    await _check_owner(request, gateway, estimate_id)
     await gateway.io(gateway.estimates.remove, estimate_id)
+
+
+async def _check_owner(request: Request, gateway: Gateway, estimate_id: str) -> None:
+    """Raises Forbidden where a key that may only read would stop or remove what another one asked for."""
+    key = key_of(request)
+    if key is None or key.may(Scope.TRAIN):
+        return
+    shown = (await gateway.io(gateway.estimates.record, estimate_id)).shown
+    if shown.created_by != key.id:
+        raise Forbidden(
+            f"estimate {estimate_id} was asked for with another key; {key.id} ({key.name}) may look at it only, as it "
+            "lacks the scope train",
+            extra={"needed_scope": str(Scope.TRAIN)},
+        )
 
 
 def _document(gateway: Gateway, estimate_id: str) -> bytes:

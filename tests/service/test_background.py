@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 
+from service.background import AT_ONCE
 from service.contract.errors import ModelFailed
 from service.estimate_files import EstimateFiles, EstimateStatus, new_estimate_id, read_lines
+from service.frames import VideoFrames
 
 ASYNC = {"Prefer": "respond-async"}
 
@@ -143,6 +147,59 @@ async def test_two_gateways_work_on_different_ones(serve, send, publish, consume
         assert (await ended(second, estimate_id))["progress"] == {"done": 3, "failed": 0, "total": 3}
 
 
+async def test_those_that_others_have_leave_room_for_more(http, send, publish, consumer):
+    """Another gateway works on as many as it may; what comes after them is for this one."""
+    publish("dog")
+    files: EstimateFiles = http.gateway.estimates
+    loop = next(task for task in http.gateway._loops if task.get_name() == "estimates")
+    loop.cancel()
+    await asyncio.wait([loop])
+    others = [(await send(client=http)).json()["id"] for _ in range(AT_ONCE)]
+    with ExitStack() as held:
+        assert all(held.enter_context(files.working(estimate_id)) for estimate_id in others)
+        last = (await send(client=http)).json()["id"]
+        await http.gateway.background.round()
+        assert (await ended(http, last))["status"] == "succeeded"
+        assert {files.record(estimate_id).shown.status for estimate_id in others} == {EstimateStatus.QUEUED}
+    await http.gateway.background.round()
+    for estimate_id in others:
+        assert (await ended(http, estimate_id))["status"] == "succeeded"
+
+
+async def test_damaged_records_do_not_hold_up_the_others(http, send, publish, consumer, caplog):
+    publish("dog")
+    files: EstimateFiles = http.gateway.estimates
+    damaged = []
+    for _ in range(AT_ONCE):
+        estimate_id = new_estimate_id()
+        files.prepare(estimate_id)
+        (files.folder(estimate_id) / "record.json").write_text("{")
+        damaged.append(estimate_id)
+    last = (await send(client=http)).json()["id"]
+    for estimate_id in damaged:
+        (files.folder(last).parent / "waiting" / estimate_id).touch()
+    assert (await ended(http, last))["status"] == "succeeded"
+    after = (await send(client=http)).json()["id"]
+    assert (await ended(http, after))["status"] == "succeeded"
+    await http.gateway.background.round()
+    await asyncio.sleep(0.2)
+    await http.gateway.background.round()
+    assert sum("can't be worked on" in record.getMessage() for record in caplog.records) == AT_ONCE
+
+
+async def test_cancelled_right_before_its_end_is_cancelled(http, send, publish, consumer):
+    publish("dog")
+    files: EstimateFiles = http.gateway.estimates
+    consumer.gate.clear()
+    begun = (await send(client=http)).json()["id"]
+    while not consumer.batches:
+        await asyncio.sleep(0.02)
+    assert (await http.post(f"/estimates/{begun}/cancel")).status_code == 200
+    consumer.gate.set()  # sooner than its gateway looks again
+    assert (await ended(http, begun))["status"] == "cancelled"
+    assert not files.result(begun).exists()
+
+
 async def test_cancelled_while_it_is_worked_on(http, send, publish, consumer, problem, data_root):
     publish("dog")
     consumer.gate.clear()
@@ -225,6 +282,35 @@ async def test_so_many_may_wait(serve, send, publish, problem):
     problem(await send(client=small), 429, "queue_full")
 
 
+async def test_what_is_being_sent_counts_as_much_as_what_waits(serve, send, publish, problem, make_picture):
+    publish("dog")
+    http = await serve(background_max_bytes=100_000)
+    boundary = {**ASYNC, "Content-Type": "multipart/form-data; boundary=b", "Content-Length": "90000"}
+    more = asyncio.Event()
+
+    async def slowly():
+        yield b"--b\r\n"
+        await more.wait()
+
+    sending = asyncio.create_task(http.post("/estimate", content=slowly(), headers=boundary))
+    while not http.gateway.arriving.held:
+        await asyncio.sleep(0.02)
+    refused = await send([("images", ("a.png", b"x" * 20_000))], client=http)
+    problem(refused, 429, "queue_full")
+    assert refused.headers["retry-after"]
+    assert (await send([("images", ("a.png", make_picture()))], client=http)).status_code == 202
+    more.set()
+    problem(await sending, 400, "bad_request")
+    assert http.gateway.arriving.held == 0
+    assert (await send([("images", ("a.png", b"x" * 20_000))], client=http)).status_code == 202
+
+
+async def test_the_preference_may_come_in_a_header_of_its_own(http, send, publish):
+    publish("dog")
+    answer = await send(headers=[("Prefer", "wait=5"), ("Prefer", "respond-async")])
+    assert answer.status_code == 202, answer.text
+
+
 async def test_body_may_be_longer_in_the_background(serve, send, publish, problem, consumer):
     publish("dog")
     http = await serve(max_body_bytes=1024, max_pending_bytes=1024)
@@ -271,6 +357,29 @@ async def test_old_ones_and_broken_uploads_are_swept(http, send, publish, consum
     assert files.sweep(1000.0, 1000.0) == []
     assert sorted(files.sweep(0.0, 0.0)) == sorted([begun, left])
     assert (await http.get(f"/estimates/{begun}")).status_code == 404
+
+
+async def test_the_oldest_answers_make_room_for_new_ones(http, send, publish, consumer):
+    publish("dog")
+    files: EstimateFiles = http.gateway.estimates
+    first = (await send()).json()["id"]
+    await ended(http, first)
+    size = files.result(first).stat().st_size
+    http.gateway.background._gateway.settings = http.gateway.settings.model_copy(
+        update={"background_results_bytes": size * 5 // 2}
+    )
+    ids = [first]
+    for _ in range(3):
+        ids.append((await send()).json()["id"])
+        await ended(http, ids[-1])
+    for _ in range(100):
+        if not files.folder(ids[1]).exists():
+            break
+        await asyncio.sleep(0.02)
+    found = [(await http.get(f"/estimates/{estimate_id}")).status_code for estimate_id in ids]
+    assert found == [404, 404, 200, 200]
+    assert files.make_room(10) == [ids[2]]  # the newest stays, however large
+    assert (await http.get(f"/estimates/{ids[3]}/result")).status_code == 200
 
 
 async def test_one_that_lost_its_mark_is_found_again(http, send, publish):
@@ -360,6 +469,23 @@ async def test_too_many_frames_are_refused_with_what_to_do(serve, send, publish,
     assert (await send(film, client=http, headers={}, every="3")).status_code == 200
 
 
+async def test_each_box_of_each_frame_counts(serve, http, send, publish, consumer, problem, film):
+    """Else a short video with many boxes would have an answer of gigabytes."""
+    publish("dog")
+    small = await serve(max_streamed_images=40)
+    boxes = {"boxes": "[[[0, 0, 20, 20], [10, 5, 20, 20]]]"}
+    assert "at most 20" in problem(await send(film, client=small, headers={}, **boxes), 422, "bad_video")["detail"]
+    assert len((await send(film, client=small, headers={}, every="2", **boxes)).json()["images"]) == 24
+
+
+async def test_each_box_of_each_frame_counts_in_the_background(http, send, publish, consumer, film):
+    publish("dog")
+    http.gateway.background._gateway.settings = http.gateway.settings.model_copy(update={"background_max_images": 40})
+    found = await ended(http, (await send(film, boxes="[[[0, 0, 20, 20], [10, 5, 20, 20]]]")).json()["id"])
+    assert found["error"]["code"] == "bad_video"
+    assert "at most 20" in found["error"]["detail"]
+
+
 async def test_without_a_worker_a_video_gets_503(serve, send, publish, problem, film):
     publish("dog")
     http = await serve(estimate_timeout_s=0.3)
@@ -407,3 +533,47 @@ async def test_a_client_that_leaves_ends_the_decoding(http, send, publish, consu
         await asyncio.sleep(0.05)
     assert list((data_root / "estimates").glob("[0-9a-f]*")) == []
     consumer.gate.set()
+
+
+async def test_so_many_videos_are_decoded_at_once(serve, send, publish, consumer, problem, film, video, make_picture):
+    publish("dog")
+    http = await serve(max_videos=2)
+    consumer.gate.clear()
+    slow = [
+        asyncio.create_task(send({"video": ("a.mp4", video(200))}, client=http, headers=headers))
+        for headers in ({}, {"Accept": "application/jsonl"})
+    ]
+    while http.gateway.video_places.taken < 2:
+        await asyncio.sleep(0.02)
+    refused = await send(film, client=http, headers={})
+    assert "2 videos" in problem(refused, 429, "queue_full")["detail"]
+    assert refused.headers["retry-after"]
+    begun = (await send(film, client=http, every="12")).json()  # has a place of its own
+    consumer.gate.set()
+    assert [answer.status_code for answer in await asyncio.gather(*slow)] == [200, 200]
+    assert (await ended(http, begun["id"]))["status"] == "succeeded"
+    assert http.gateway.video_places.taken == 0
+    assert (await send(film, client=http, headers={}, every="12")).status_code == 200
+
+
+async def test_videos_that_are_slow_to_decode_do_not_hold_up_uploads(http, send, publish, consumer, video, monkeypatch):
+    """Of a long video of which each 100,000th frame is wanted, the decoder says nothing for minutes."""
+    held = threading.Event()
+    real = VideoFrames._read
+
+    def slow(self):
+        held.wait(30)
+        return real(self)
+
+    publish("dog")
+    monkeypatch.setattr(VideoFrames, "_read", slow)
+    begun = [(await send({"video": ("a.mp4", video(8))}, client=http)).json()["id"] for _ in range(AT_ONCE)]
+    try:
+        while len(http.gateway.background._running) < AT_ONCE:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.5)
+        assert (await asyncio.wait_for(send(client=http), 5)).status_code == 202
+    finally:
+        held.set()
+    for estimate_id in begun:
+        assert (await ended(http, estimate_id))["status"] == "succeeded"

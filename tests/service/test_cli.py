@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -174,6 +176,21 @@ def test_estimate_shows_a_table_and_writes_the_overlay(ppl: Run, picture: Path) 
     assert picture.with_name("out.png").read_bytes() == png()
 
 
+def test_names_that_are_no_text_or_look_like_markup_are_no_trouble(ppl: Run, tmp_path: Path, api: ApiDouble) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    odd = Path(os.fsdecode(os.fsencode(folder) + b"/b\xff.png"))
+    odd.write_bytes(png())
+    (tmp_path / "[").mkdir()
+    done = ppl("estimate", "bird", odd, "--overlay", "[/x].png")
+    assert done.returncode == 0, done.stderr
+    assert "b\ufffd.png" in done.stdout
+    assert "written: [/x].png" in done.stdout
+    assert ppl("train", "bird", folder).returncode == 0
+    (name,) = zipfile.ZipFile(io.BytesIO(api.forms[-1]["archive"][0][1])).namelist()
+    assert name == "b\ufffd.png"
+
+
 def test_overlays_of_several_pictures_are_numbered(ppl: Run, picture: Path, tmp_path: Path) -> None:
     done = ppl("estimate", "bird", picture, picture, "--overlay", "out.png", "--refine-steps", "2", "--json")
 
@@ -222,6 +239,7 @@ def test_no_server_is_said_with_how_to_start_one(ppl: Run) -> None:
         (("estimate", "bird", "absent.png"), "No such file"),
         (("estimate", "bird", "one.png", "--overlay", "no/such/folder/out.png"), "can't write"),
         (("jobs", "--url", "not an address"), "not an address"),
+        (("jobs", "--url", "http://[::1"), "no address of a server"),
     ],
 )
 def test_what_a_user_gets_wrong_is_said_without_a_traceback(

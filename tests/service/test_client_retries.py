@@ -132,3 +132,44 @@ def test_a_read_that_broke_is_read_again():
     assert pause_before(0, "GET", "/priors", None, Unreachable("broke"))
     assert pause_before(0, "PUT", "/priors", None, Unreachable("broke")) is None
     assert pause_before(0, "GET", "/priors", None, APIError({}, 503)) is None  # it does not say when
+
+
+ERROR = '{"type": "urn:x", "title": "X", "status": 422, "code": "x", "detail": "y", "index": 0}'
+LINE = f'{{"index": 0, "error": {ERROR}}}\n'
+LINES = httpx.Response(200, text=LINE + '{"summary": {}}\n')
+
+
+@pytest.mark.parametrize(
+    "begin", [lambda one: one.estimate_lines("dog", [b"picture"]), None], ids=["pictures", "video"]
+)
+def test_lines_are_asked_for_again_before_the_first_came(slept, begin, tmp_path):
+    film = tmp_path / "a.mp4"
+    film.write_bytes(b"film")
+    begin = begin or (lambda one: one.estimate_video("dog", film))
+    server = Server(problem(429, "3"), httpx.ReadError("broken"), LINES)
+    (found,) = begin(client(server))
+    assert found.error.code == "x"
+    assert len(server.requests) == 3
+    assert slept[0] == 3
+    sent = [request.content.split(b"\r\n", 1)[1].rpartition(b"--")[0] for request in server.requests]
+    assert all(b"picture" in body or b"film" in body for body in sent)  # whole each time
+
+
+def test_lines_that_break_off_are_not_asked_for_again(slept):
+    server = Server(httpx.Response(200, text=LINE))
+    with pytest.raises(APIError, match="broke off"):
+        list(client(server).estimate_lines("dog", [b"picture"]))
+    assert len(server.requests) == 1
+
+
+def test_download_is_asked_for_again(slept, tmp_path):
+    server = Server(problem(503, "1"), httpx.Response(200, content=b"whole"))
+    assert client(server).download("/x", tmp_path / "x").read_bytes() == b"whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_estimate_in_the_background_is_not_begun_twice(slept):
+    server = Server(httpx.ReadError("broken"), GOOD)
+    with pytest.raises(Unreachable):
+        client(server).estimate_async("dog", [b"picture"])
+    assert len(server.requests) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import stat
@@ -82,6 +83,37 @@ def test_damaged_file_is_said_and_the_other_keys_go_on(data_root, caplog):
     assert gateway.find(text) is None
     assert gateway.find(other)
     assert key.id in caplog.text
+
+
+def test_file_that_can_not_be_opened_shuts_nobody_else_out_and_is_tried_again(data_root, caplog, monkeypatch):
+    """As where somebody made or revoked a key as root, or the process had no descriptor left."""
+    monkeypatch.setattr("service.keys.RELOAD_S", 0.0)
+    monkeypatch.setattr("service.keys._SETTLED_NS", 0)
+    store = KeyStore(data_root)
+    key, text = store.create("lab", [Scope.READ])
+    _, other = store.create("other", [Scope.READ])
+    path = data_root / "keys" / f"{key.id}.json"
+    content = path.read_text()
+    path.unlink()
+    path.mkdir()
+    gateway = KeyStore(data_root)
+    for _ in range(3):
+        assert gateway.find(text) is None
+        assert gateway.find(other)
+    assert caplog.text.count(key.id) == 1
+    with pytest.raises(StoreCorrupt, match=key.id):
+        store.keys()
+    path.rmdir()
+    path.write_text(content)
+    assert gateway.find(text) == key
+
+
+def test_damaged_key_does_not_keep_a_gateway_from_starting(data_root):
+    store = KeyStore(data_root)
+    key, _ = store.create("lab", [Scope.READ])
+    (data_root / "keys" / f"{key.id}.json").write_text("{")
+    assert store.ensure_first() is None
+    assert not store.first_key_file.exists()
 
 
 # the first key
@@ -245,6 +277,34 @@ async def test_estimating_needs_the_scope_read_only(guarded, consumer, publish, 
     files = [("images", ("a.png", make_picture()))]
     answer = await guarded.post("/estimate", data={"category": "dog"}, files=files, headers=guarded.read)
     assert answer.status_code == 200
+
+
+async def test_a_reader_stops_and_removes_its_own_estimates_only(guarded, publish, make_picture, data_root, problem):
+    publish("dog")
+    another = {"Authorization": f"Bearer {KeyStore(data_root).create('another', [Scope.READ])[1]}"}
+
+    async def begin() -> str:
+        answer = await guarded.post(
+            "/estimate",
+            data={"category": "dog"},
+            files=[("images", ("a.png", make_picture()))],
+            headers={**guarded.read, "Prefer": "respond-async"},
+        )
+        assert answer.status_code == 202, answer.text
+        return f"/estimates/{answer.json()['id']}"
+
+    first, second = await begin(), await begin()
+    assert (await guarded.get(first, headers=another)).status_code == 200
+    problem(await guarded.post(f"{first}/cancel", headers=another), 403, "forbidden")
+    problem(await guarded.delete(first, headers=another), 403, "forbidden")
+    assert (await guarded.post(f"{first}/cancel", headers=guarded.read)).status_code == 200
+    assert (await guarded.post(f"{second}/cancel", headers=guarded.train)).status_code == 200
+    for path, key in ((first, guarded.read), (second, guarded.train)):
+        for _ in range(50):
+            if (await guarded.get(path, headers=key)).json()["status"] == "cancelled":
+                break
+            await asyncio.sleep(0.05)
+        assert (await guarded.delete(path, headers=key)).status_code == 204
 
 
 async def test_job_says_which_key_asked_for_it(guarded, data_root):

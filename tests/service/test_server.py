@@ -157,6 +157,19 @@ def test_what_is_no_http_gets_a_problem_document_too(server):
         assert json.loads(body)["code"] == "bad_request"
 
 
+def test_offer_of_another_protocol_is_answered_in_this_one(redis_url, data_root):
+    """A handshake of a web socket would pass by the keys and the log."""
+    server = Server(redis_url, data_root, PPL_API_KEYS="true")
+    server.wait()
+    for offered in ("websocket", "h2c"):
+        headers = {"Connection": "Upgrade", "Upgrade": offered, "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+        answer = httpx.get(f"{server.url}/priors", headers={**headers, "Sec-WebSocket-Version": "13"})
+        assert answer.status_code == 401
+        assert answer.json()["code"] == "unauthorized"
+        assert answer.headers["x-request-id"]
+    assert "WARNING" not in server.stop().partition("first API key")[2]
+
+
 def test_first_start_with_keys_makes_one_and_says_where(redis_url, data_root):
     server = Server(redis_url, data_root, PPL_API_KEYS="true")
     server.wait()
