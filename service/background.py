@@ -6,23 +6,24 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Container, Iterable
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .collecting import Collected, as_line
+from .collecting import WrittenOutcomes, as_line, document
 from .contract.errors import PPLError, UnknownEstimate
 from .contract.records import JobError
 from .contract.videos import VideoLimits
-from .estimate_files import EstimateFiles, EstimateRecord, EstimateStatus, read_lines
+from .estimate_files import EstimateFiles, EstimateRecord, EstimateStatus
 from .estimating import Estimator, Source
 from .frames import VideoFrames, with_failure
 from .images import Upload
 from .query import Query
 from .results import Outcome
+from .settings import Settings
 from .tasks import end
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Background:
     def __init__(self, gateway: Gateway, files: EstimateFiles) -> None:
         self._gateway = gateway
         self._files = files
+        self._writing = asyncio.Lock()  # one answer after the other: each is held in memory as a whole
         self._running: dict[str, asyncio.Task[None]] = {}
         self._put_off: dict[str, float] = {}  # which can't be worked on, and until when they are let be
 
@@ -123,25 +125,25 @@ class Background:
         query = Query.of(record.fields, record.names, settings.background_max_images, settings.max_images, record.video)
         version = await io(gateway.versions.version, shown.category, shown.version)
         maps = await io(gateway.versions.landmarks, version, query.landmarks) if query.landmarks else None
-        collected = Collected(query, version, time.perf_counter())
-        before = await io(read_lines, self._files.lines(shown.id))
-        collected.add_lines(before)
-        done = frozenset(line["index"] for line in before)
-        shown.progress.done, shown.progress.failed = len(done), sum(line["error"] is not None for line in before)
+        started = time.perf_counter()
+        before = await io(WrittenOutcomes, self._files.lines(shown.id))
+        shown.progress.done, shown.progress.failed = len(before), before.failed
         shown.status, shown.started_at = EstimateStatus.RUNNING, shown.started_at or datetime.now(UTC)
         await io(self._files.write, record)
-        sources = self._sources(record, query, version.side, done)
+        sources = self._sources(record, query, version.side, before)
         found = Estimator(gateway, query, version, maps, patient=True).outcomes(sources)
         if isinstance(sources, VideoFrames):
             found = with_failure(found, sources)
-        if not await self._follow(record, found, collected):
+        if not await self._follow(record, found):
             return EstimateStatus.CANCELLED
         shown.progress.total = shown.progress.done
-        body = await gateway.compute(collected.written)
-        await io(_replace, self._files, shown.id, body)
+        async with self._writing:
+            outcomes = await io(WrittenOutcomes, self._files.lines(shown.id))
+            body = await gateway.compute(document, query, version, started, outcomes)
+            await io(_replace, self._files, shown.id, body)
         return EstimateStatus.SUCCEEDED
 
-    async def _follow(self, record: EstimateRecord, found: AsyncIterator[Outcome], collected: Collected) -> bool:
+    async def _follow(self, record: EstimateRecord, found: AsyncIterator[Outcome]) -> bool:
         """Write down what comes, and how far it is; False once its owner wants it stopped."""
         io, shown = self._gateway.io, record.shown
         lines = self._files.lines(shown.id)
@@ -156,7 +158,6 @@ class Background:
                     if outcome is None:
                         return not await io(self._files.cancelled, shown.id)
                     coming = asyncio.ensure_future(anext(found, None))
-                    collected.add(outcome)
                     shown.progress.done += 1
                     shown.progress.failed += outcome.error is not None
                     await io(_append, lines, outcome)
@@ -170,7 +171,7 @@ class Background:
             await found.aclose()  # type: ignore[attr-defined]  # a generator
 
     def _sources(
-        self, record: EstimateRecord, query: Query, side: int, done: frozenset[int]
+        self, record: EstimateRecord, query: Query, side: int, done: Container[int]
     ) -> AsyncIterable[Source] | Iterable[Source]:
         read = partial(self._files.picture, record.shown.id)
         if query.every:
@@ -182,7 +183,7 @@ class Background:
                 query.most_frames(settings.background_max_images),
                 side,
                 query.boxes[0],
-                video_limits(settings.image_max_pixels, settings.image_min_side_px, VIDEO_TIMEOUT_S),
+                video_limits(settings, VIDEO_TIMEOUT_S),
                 self._gateway.video,
                 done,
             )
@@ -193,9 +194,14 @@ class Background:
         )
 
 
-def video_limits(max_pixels: int, min_side_px: int, timeout_s: float) -> VideoLimits:
+def video_limits(settings: Settings, timeout_s: float) -> VideoLimits:
     """What a video may be whose frames are estimated; its bytes are bounded where it is received."""
-    return VideoLimits(max_pixels=max_pixels, min_side_px=min_side_px, timeout_s=timeout_s)
+    return VideoLimits(
+        max_pixels=settings.image_max_pixels,
+        min_side_px=settings.image_min_side_px,
+        memory_bytes=settings.video_memory_bytes,
+        timeout_s=timeout_s,
+    )
 
 
 def _cut(lines: Path) -> None:

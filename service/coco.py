@@ -18,7 +18,7 @@ _CATEGORY = 1
 
 def coco(results: Results) -> dict[str, Any]:
     """The results as a COCO data set: an image's id is its ``index``, annotations are numbered from 1."""
-    version, poses = results.version, results.poses()
+    version, poses = results.version, list(results.poses())
     images = {pose["index"]: pose for pose in reversed(poses)}
     return {
         "info": {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from .boxes import PictureBoxes
 from .contract.videos import frame_name
 from .formats import native, written
 from .query import Query
@@ -21,46 +21,88 @@ def as_line(outcome: Outcome) -> bytes:
     return json.dumps(asdict(outcome), allow_nan=False).encode() + b"\n"
 
 
-class Collected:
-    """The outcomes of a request, as they come.
+class WrittenOutcomes:
+    """The outcomes that :func:`as_line` wrote into a file, in the order of pictures; read anew each time.
+
+    Only where each lies is kept in memory: there may be ten thousand, each of many kilobytes.
+
+    Args:
+        path: of the file, or of none yet; a line that was cut short is left out.
+
+    Attributes:
+        failed: how many pictures gave none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.failed = 0
+        self._path = path
+        self._places: dict[int, int] = {}
+        try:
+            with path.open("rb") as file:
+                self._look_through(file)
+        except FileNotFoundError:
+            pass
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, index: object) -> bool:
+        return index in self._places
+
+    def __iter__(self) -> Iterator[Outcome]:
+        if not self._places:
+            return
+        with self._path.open("rb") as file:
+            for _, place in sorted(self._places.items()):
+                file.seek(place)
+                line = json.loads(file.readline())
+                yield Outcome(line["index"], line["poses"], line["error"], tuple(line["timing_ms"]))
+
+    def _look_through(self, file: Iterable[bytes]) -> None:
+        place = 0
+        for line in file:
+            outcome = _whole(line)
+            if outcome and outcome["index"] not in self._places:
+                self._places[outcome["index"]] = place
+                self.failed += outcome["error"] is not None
+            place += len(line)
+
+
+def _whole(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None of one that was cut short, by the end of a process or by what another wrote after it."""
+    try:
+        found: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return found
+
+
+def document(query: Query, version: Version, started: float, outcomes: Iterable[Outcome]) -> bytes:
+    """The document of all outcomes, in the format asked for; our own also lists what failed, in ``errors``.
 
     Args:
         started: of the request, by ``time.perf_counter``.
+        outcomes: in the order of pictures; gone through more than once.
     """
-
-    def __init__(self, query: Query, version: Version, started: float) -> None:
-        self._query = query
-        self._version = version
-        self._started = started
-        self._outcomes: list[Outcome] = []
-        self._sums = [0.0, 0.0, 0.0]
-
-    def add(self, outcome: Outcome) -> None:
-        """One more."""
-        self._outcomes.append(outcome)
-        self._sums = [total + part for total, part in zip(self._sums, outcome.timing_ms, strict=True)]
-
-    def add_lines(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Those that :func:`as_line` wrote down."""
-        for line in lines:
-            self.add(Outcome(line["index"], line["poses"], line["error"], tuple(line["timing_ms"])))
-
-    def written(self) -> bytes:
-        """The document, in the format asked for; our own also lists what failed, in ``errors``."""
-        timing = dict(zip(("decode", "queue", "model"), self._sums, strict=True))
-        timing["total"] = 1e3 * (time.perf_counter() - self._started)
-        names, boxes = self._query.names, self._query.boxes
-        if self._query.every:
-            names, boxes = self._frames()
-        results = Results(self._version, names, boxes, self._outcomes, timing)
-        if self._query.format != "native":
-            return written(results, self._query.format)
-        errors = sorted((item.error for item in self._outcomes if item.error), key=lambda error: error["index"])
-        return native(results)[:-1] + b', "errors": ' + json.dumps(errors).encode() + b"}"
-
-    def _frames(self) -> tuple[tuple[str, ...], tuple[PictureBoxes, ...]]:
-        """How the frames are called in a table."""
-        numbers = {pose["index"]: pose["frame"] for outcome in self._outcomes for pose in outcome.poses}
-        count = 1 + max((outcome.index for outcome in self._outcomes), default=-1)
-        names = (frame_name(self._query.names[0] or "video", numbers[i]) if i in numbers else "" for i in range(count))
-        return tuple(names), self._query.boxes * count
+    sums = [0.0, 0.0, 0.0]
+    errors: list[dict[str, Any]] = []
+    frames: dict[int, int] = {}  # which frame of the video each is
+    last = -1
+    for outcome in outcomes:
+        sums = [total + part for total, part in zip(sums, outcome.timing_ms, strict=True)]
+        last = outcome.index
+        if outcome.error:
+            errors.append(outcome.error)
+        if query.every and outcome.poses:
+            frames[outcome.index] = outcome.poses[0]["frame"]
+    timing = dict(zip(("decode", "queue", "model"), sums, strict=True))
+    timing["total"] = 1e3 * (time.perf_counter() - started)
+    names, boxes = query.names, query.boxes
+    if query.every:
+        video = query.names[0] or "video"
+        names = tuple(frame_name(video, frames[index]) if index in frames else "" for index in range(last + 1))
+        boxes = query.boxes * (last + 1)
+    results = Results(version, names, boxes, outcomes, timing)
+    if query.format != "native":
+        return written(results, query.format)
+    return native(results)[:-1] + b', "errors": ' + json.dumps(errors).encode() + b"}"

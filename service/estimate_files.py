@@ -11,7 +11,6 @@ waiting/<id>                   in the same folder: it has not ended
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import shutil
@@ -21,7 +20,6 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
@@ -298,16 +296,6 @@ class EstimateFiles:
             elif not shown.status.ended and not (self._waiting / estimate_id).exists():
                 (self._waiting / estimate_id).touch()  # killed between the two
         return removed
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON lines, none where there is no file; one that was cut short is left out."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    *whole, _ = data.split(b"\n")
-    return [json.loads(line) for line in whole if line]
 
 
 def folder_or_file_names(folder: Path) -> list[str]:

@@ -68,8 +68,7 @@ def frames_of(gateway: Gateway, path: Path, query: Query, side: int, most: int) 
     Args:
         most: poses.
     """
-    settings = gateway.settings
-    limits = video_limits(settings.image_max_pixels, settings.image_min_side_px, _VIDEO_S)
+    limits = video_limits(gateway.settings, _VIDEO_S)
     return VideoFrames(
         path, query.names[0], query.every, query.most_frames(most), side, query.boxes[0], limits, gateway.video
     )

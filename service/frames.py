@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Container, Generator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +69,7 @@ class VideoFrames:
         boxes: PictureBoxes,
         limits: VideoLimits,
         in_thread: Callable[..., Any],
-        skip: frozenset[int] = frozenset(),
+        skip: Container[int] = (),
     ) -> None:
         self.failure: PPLError | None = None
         self.taken = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,20 +36,20 @@ class Results:
         version: that found the poses.
         names: of the pictures' files, as far as they are known.
         boxes: of the pictures.
-        outcomes: in any order.
+        outcomes: in the order of pictures and boxes; may be read from a file each time they are gone through.
         timing_ms: decode, queue, model, total.
     """
 
     version: Version
     names: Sequence[str]
     boxes: Sequence[PictureBoxes]
-    outcomes: Sequence[Outcome]
+    outcomes: Iterable[Outcome]
     timing_ms: dict[str, float]
 
-    def poses(self) -> list[Answer]:
+    def poses(self) -> Iterator[Answer]:
         """In the order of pictures and boxes."""
-        poses = [pose for outcome in self.outcomes for pose in outcome.poses]
-        return sorted(poses, key=lambda pose: (pose["index"], pose.get("box", 0)))
+        for outcome in self.outcomes:
+            yield from outcome.poses
 
     def name(self, index: int) -> str:
         """How a table names a picture: by its file, where that has a name."""

@@ -40,7 +40,6 @@ class WorkerSettings(CommonSettings):
         default=20_000, ge=2, description="frames decoded of one video; of a longer one only key frames are taken"
     )
     video_timeout_s: float = Field(default=600.0, gt=0, description="time for decoding one video")
-    video_memory_bytes: int = Field(default=4 * 2**30, ge=2**28, description="memory for decoding a video")
     worker_metrics_port: int | None = Field(
         default=None, ge=1, le=65535, description="port on which a worker offers its metrics itself"
     )

@@ -33,6 +33,7 @@ class CommonSettings(BaseSettings):
     archive_max_ratio: float = Field(
         default=200.0, gt=1.0, description="unpacked bytes for a packed one, where an archive unpacks to 64 MiB or more"
     )
+    video_memory_bytes: int = Field(default=4 * 2**30, ge=2**28, description="memory for decoding a video")
     training_processes: int = Field(
         default=1, ge=1, le=64, description="processes that train a job together, one a GPU; they share each batch"
     )

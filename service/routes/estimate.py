@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from ..collecting import Collected
+from ..collecting import document
 from ..documentation import background_answer, estimate_answers, estimate_body
 from ..errors import responses
 from ..estimate_intake import EstimateIntake
@@ -146,15 +146,18 @@ async def _frames_answered(
     gateway: Gateway, query: Query, version: Version, estimator: Estimator, outcomes: AsyncIterator[Outcome]
 ) -> Response:
     """The poses of a video's frames as one document; frames that gave none are named in it."""
-    collected = Collected(query, version, time.perf_counter())
+    started = time.perf_counter()
+    found: list[Outcome] = []
     some = False
     async with aclosing(outcomes):  # type: ignore[type-var]  # a generator
         async for outcome in outcomes:
-            collected.add(outcome)
+            found.append(outcome)
             some = some or not outcome.error
             if estimator.down and not some:
                 raise estimator.down
-    return Response(await gateway.compute(collected.written), media_type=MEDIA_TYPES[query.format])
+    found.sort(key=lambda outcome: outcome.index)
+    body = await gateway.compute(document, query, version, started, found)
+    return Response(body, media_type=MEDIA_TYPES[query.format])
 
 
 async def _answered(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+import os
+from collections.abc import Iterator
+from functools import partial
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Query, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from ..access import key_of
 from ..contract.errors import Conflict, Forbidden, UnknownEstimate
@@ -21,6 +24,7 @@ from ..schemas import EstimateWithResult
 router = APIRouter(tags=["poses"])
 
 _RETRY_S = 2.0
+_PIECE_BYTES = 2**18
 
 
 @router.get("/estimates", summary="List estimates", response_model=EstimatePage, responses=responses(400, 422))
@@ -46,7 +50,7 @@ async def get_estimate(request: Request, estimate_id: str) -> Response:
     `errors` of the pictures that gave none (of the formats coco and csv see `result_url`). It is kept for a day.
     """
     gateway = gateway_of(request)
-    return Response(await gateway.io(_document, gateway, estimate_id), media_type="application/json")
+    return await gateway.io(_document, gateway, estimate_id)
 
 
 @router.get(
@@ -68,7 +72,8 @@ async def get_result(request: Request, estimate_id: str) -> Response:
     if shown.status is not EstimateStatus.SUCCEEDED:
         again_s = None if shown.status.ended else _RETRY_S
         raise Conflict(f"estimate {estimate_id} is {shown.status}; it has no result", retry_after_s=again_s)
-    return Response(await gateway.io(_result, gateway, estimate_id), media_type=MEDIA_TYPES[shown.format])
+    file = await gateway.io(_open_result, gateway, estimate_id)
+    return _sent(file, media_type=MEDIA_TYPES[shown.format])
 
 
 @router.post(
@@ -106,18 +111,30 @@ async def _check_owner(request: Request, gateway: Gateway, estimate_id: str) -> 
         )
 
 
-def _document(gateway: Gateway, estimate_id: str) -> bytes:
+def _document(gateway: Gateway, estimate_id: str) -> Response:
     shown = gateway.estimates.record(estimate_id).shown
     document: dict[str, Any] = shown.model_dump(mode="json")
     text = json.dumps(document).encode()
     if shown.status is EstimateStatus.SUCCEEDED and shown.format == "native":
-        # as it lies there: it may be long
-        return text[:-1] + b', "result": ' + _result(gateway, estimate_id) + b"}"
-    return text
+        return _sent(_open_result(gateway, estimate_id), "application/json", text[:-1] + b', "result": ', b"}")
+    return Response(text, media_type="application/json")
 
 
-def _result(gateway: Gateway, estimate_id: str) -> bytes:
+def _open_result(gateway: Gateway, estimate_id: str) -> BinaryIO:
     try:
-        return gateway.estimates.result(estimate_id).read_bytes()
+        return gateway.estimates.result(estimate_id).open("rb")
     except FileNotFoundError as error:  # deleted meanwhile
         raise UnknownEstimate(f"no estimate {estimate_id!r}; it was deleted meanwhile") from error
+
+
+def _sent(file: BinaryIO, media_type: str, before: bytes = b"", after: bytes = b"") -> StreamingResponse:
+    """A file as it lies there, between other bytes; piece by piece, as it may be long."""
+    size = len(before) + os.fstat(file.fileno()).st_size + len(after)
+
+    def pieces() -> Iterator[bytes]:
+        with file:
+            yield before
+            yield from iter(partial(file.read, _PIECE_BYTES), b"")
+            yield after
+
+    return StreamingResponse(pieces(), media_type=media_type, headers={"Content-Length": str(size)})
