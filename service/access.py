@@ -13,6 +13,7 @@ from .contract.errors import Forbidden, PPLError, Unauthorized
 from .errors import problem_of
 from .keys import ApiKey, KeyStore
 from .keys import Scope as KeyScope
+from .own_requests import check_own
 from .rates import RequestRate
 from .settings import Settings
 
@@ -72,6 +73,8 @@ class Access:
         await self._app(scope, receive, send)
 
     def _let_in(self, scope: Scope) -> ApiKey | None:
+        if not self._keys:
+            check_own(scope, self._settings.hosts_allowed)
         method, path = scope["method"], scope["path"]
         if path in HEALTH or path == METRICS:
             if self._keys and not self._is_open(scope, path):

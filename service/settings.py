@@ -22,6 +22,10 @@ class Settings(CommonSettings):
         default=None,
         description="ask for an API key; unless set, wherever the gateway listens beyond the loopback address",
     )
+    allowed_hosts: str = Field(
+        default="",
+        description="names beside localhost that requests may be for where no key is asked for, with commas between",
+    )
     open_health: bool = Field(
         default=True, description="answer /livez and /readyz without a key (to this machine itself they always are)"
     )
@@ -125,6 +129,11 @@ class Settings(CommonSettings):
     def keys_needed(self) -> bool:
         """Whether requests need an API key."""
         return not self._is_loopback if self.api_keys is None else self.api_keys
+
+    @property
+    def hosts_allowed(self) -> tuple[str, ...]:
+        """What ``allowed_hosts`` names, in lower case."""
+        return tuple(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
 
     @property
     def _is_loopback(self) -> bool:

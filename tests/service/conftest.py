@@ -223,7 +223,7 @@ async def serve(make_settings: Callable[..., Settings]) -> AsyncIterator[Callabl
         lifespan = app.router.lifespan_context(app)
         await lifespan.__aenter__()
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        client = httpx.AsyncClient(transport=transport, base_url="http://gateway")
+        client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
         client.gateway = app.state.gateway  # type: ignore[attr-defined]
         client.app = app  # type: ignore[attr-defined]
         running.append((lifespan, client))
