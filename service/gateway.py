@@ -134,6 +134,7 @@ class Gateway:
         self.leaving = True
         await end(self._loops)
         await self.background.close()
+        await self.courier.close()
         await self.batcher.close()
         for executor in (self.decoding, self._drawing, self._io, self._uploads, self._videos, self._sending):
             executor.shutdown(wait=False, cancel_futures=True)

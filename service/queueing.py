@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .contract.jobs import Job, JobRecord, JobStatus, JobStore
 from .contract.paces import PaceBook
+
+# all unfinished jobs are read to tell the places: where they are many, for no more than one in so many seconds
+_FEW = 50
+_REST = 20
 
 _WAITING = (JobStatus.VALIDATING, JobStatus.QUEUED)
 
@@ -30,16 +35,25 @@ class Queue:
         self._jobs = jobs
         self._paces = paces
         self._workers = workers
+        self._known: dict[str, _Place] = {}
+        self._known_until = 0.0
 
     def placed(self, job: Job) -> Job:
         """A job with its place, where it waits."""
         return self.all_placed([job])[0]
 
     def all_placed(self, jobs: Sequence[Job]) -> list[Job]:
-        """Jobs with their places, those that wait."""
-        if not any(job.status in _WAITING for job in jobs):
+        """Jobs with their places, those that wait; where many do, as they were a second or so ago."""
+        waiting = [job.id for job in jobs if job.status in _WAITING]
+        if not waiting:
             return list(jobs)
-        places = self._places()
+        places = self._known
+        if time.monotonic() > self._known_until or not all(job_id in places for job_id in waiting):
+            started = time.monotonic()
+            places = self._places()
+            ended = time.monotonic()
+            kept_s = _REST * (ended - started) if len(places) > _FEW else 0.0
+            self._known, self._known_until = places, ended + kept_s
         return [self._with(job, places.get(job.id)) for job in jobs]
 
     def _with(self, job: Job, place: _Place | None) -> Job:

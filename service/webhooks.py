@@ -14,9 +14,11 @@ import logging
 import secrets
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from standardwebhooks.webhooks import Webhook
@@ -26,6 +28,7 @@ from .contract.errors import BadWebhook, UnknownJob
 from .contract.jobs import Job, JobRecord, JobStore
 from .contract.webhooks import check_address, check_webhook_url
 from .errors import QUEUE_ERRORS
+from .tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,10 @@ RETRIES_S = (5.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 50_400.0)
 _TIMEOUT_S = 15.0
 _LEASE_MS = 60_000
 _AT_ONCE = 16
+# receivers that do not answer hold up no others for long: of one host, and of what one API key asked for, so many
+_OF_A_HOST = 4
+_OF_A_KEY = 12
+_ASIDE_S = 1.0
 _GONE = 410
 
 
@@ -55,26 +62,38 @@ class Courier:
         self._in_thread = in_thread
         self._secret = secret
         self._private = private
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._busy: Counter[tuple[str, str]] = Counter()
 
     async def round(self) -> None:
-        """Deliver all that is due now."""
-        due = await self._redis.zrangebyscore(routing.WEBHOOKS, 0, time.time(), start=0, num=_AT_ONCE)
-        if due:
-            await asyncio.gather(*(self._deliver(job_id.decode()) for job_id in due))
+        """Begin to deliver what is due now, as far as there is room."""
+        self._running = {job_id: task for job_id, task in self._running.items() if not task.done()}
+        most = 2 * _AT_ONCE  # those under way are due still
+        for name in await self._redis.zrangebyscore(routing.WEBHOOKS, 0, time.time(), start=0, num=most):
+            job_id = name.decode()
+            if job_id not in self._running and len(self._running) < _AT_ONCE:
+                self._running[job_id] = asyncio.create_task(self._deliver(job_id))
+
+    async def close(self) -> None:
+        """Leave what is under way to the next gateway."""
+        await end(self._running.values())
 
     async def _deliver(self, job_id: str) -> None:
         lease, token = routing.webhook_lease_key(job_id), secrets.token_hex(8)
-        if not await self._redis.set(lease, token, nx=True, px=_LEASE_MS):
-            return
         try:
-            await self._attempt(job_id)
-        except QUEUE_ERRORS:
-            raise
-        except Exception:  # a fault of ours with one must not hold up the others
-            log.exception("job %s: its webhook failed", job_id)
-            await self._redis.zadd(routing.WEBHOOKS, {job_id: time.time() + RETRIES_S[-1]}, xx=True)
-        finally:
-            await self._redis.eval(scripts.RELEASE, 1, lease, token)
+            if not await self._redis.set(lease, token, nx=True, px=_LEASE_MS):
+                return
+            try:
+                await self._attempt(job_id)
+            except QUEUE_ERRORS:
+                raise
+            except Exception:  # a fault of ours with one must not hold up the others
+                log.exception("job %s: its webhook failed", job_id)
+                await self._redis.zadd(routing.WEBHOOKS, {job_id: time.time() + RETRIES_S[-1]}, xx=True)
+            finally:
+                await self._redis.eval(scripts.RELEASE, 1, lease, token)
+        except QUEUE_ERRORS as error:  # it stays due
+            log.warning("job %s: Redis is away, its webhook waits: %s", job_id, error)
 
     async def _attempt(self, job_id: str) -> None:
         try:
@@ -85,7 +104,17 @@ class Courier:
         if job.webhook is None or job.webhook.status != "pending":
             await self._redis.zrem(routing.WEBHOOKS, job_id)
             return
-        error, final = await self._send(job)
+        # whose time it takes
+        shares = (("host", urlsplit(job.webhook.url).netloc), ("key", job.created_by or ""))
+        if any(self._busy[share] >= most for share, most in zip(shares, (_OF_A_HOST, _OF_A_KEY), strict=True)):
+            await self._redis.zadd(routing.WEBHOOKS, {job_id: time.time() + _ASIDE_S}, xx=True)
+            return
+        self._busy.update(shares)
+        try:
+            error, final = await self._send(job)
+        finally:
+            self._busy.subtract(shares)
+            self._busy += Counter()  # what is nobody's any more is forgotten
         attempts = job.webhook.attempts + 1
         final = final or attempts > len(RETRIES_S)
 

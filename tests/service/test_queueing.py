@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -103,3 +104,24 @@ async def test_it_stands_in_every_answer(http, redis_client, publish):
     ended = (await http.post(f"/train-jobs/{ids[0]}/cancel")).json()
     assert ended["queue_position"] is None
     assert (await http.get(f"/train-jobs/{ids[1]}")).json()["queue_position"] == 1
+
+
+def test_many_are_not_counted_anew_for_each_look(jobs, redis_client, make, monkeypatch):
+    ids = [make() for _ in range(60)]
+    looks = []
+    unfinished = jobs.unfinished
+    monkeypatch.setattr(jobs, "unfinished", lambda: looks.append(1) or time.sleep(0.05) or unfinished())
+    queue = Queue(jobs, PaceBook(redis_client), lambda: 1)
+    for job_id in ids:
+        assert queue.placed(jobs.get(job_id)).queue_position == ids.index(job_id) + 1
+    assert len(looks) == 1
+    new = make()  # is not known yet
+    assert queue.placed(jobs.get(new)).queue_position == 61
+    assert len(looks) == 2
+    jobs.cancel(ids[0])
+    time.sleep(20 * 0.06 + 0.2)
+    assert queue.placed(jobs.get(new)).queue_position in (60, 61)
+    deadline = time.monotonic() + 10
+    while queue.placed(jobs.get(new)).queue_position == 61:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

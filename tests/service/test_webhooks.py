@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import http.server
 import json
+import socket
 import stat
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -76,6 +78,12 @@ async def until(condition, timeout_s: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)
+
+
+async def told(courier: Courier) -> None:
+    """One round, and all that it began."""
+    await courier.round()
+    await asyncio.gather(*courier._running.values())
 
 
 async def test_end_of_a_job_is_told_and_signed(serve, receiver, data_root):
@@ -147,16 +155,16 @@ async def test_it_is_sent_again_until_it_is_taken(courier, receiver, jobs, redis
     courier = await courier()
     receiver.answers = [500, 302]
     job_id = ended(jobs, receiver.url)
-    await courier.round()
+    await told(courier)
     assert jobs.get(job_id).webhook.model_dump(exclude={"url"}) == {
         "status": "pending",
         "attempts": 1,
         "last_error": "it answered 500",
         "delivered_at": None,
     }
-    await courier.round()
+    await told(courier)
     assert jobs.get(job_id).webhook.last_error == "it answered 302"  # and nobody followed it
-    await courier.round()
+    await told(courier)
     webhook = jobs.get(job_id).webhook
     assert (webhook.status, webhook.attempts, webhook.last_error) == ("delivered", 3, None)
     assert redis_client.zcard(routing.WEBHOOKS) == 0
@@ -173,12 +181,12 @@ async def test_pauses_between_attempts_grow_and_end_after_about_a_day(courier, r
     receiver.answers = [503] * 20
     job_id = ended(jobs, receiver.url)
     for pause_s in RETRIES_S:
-        await courier.round()
+        await told(courier)
         due = redis_client.zscore(routing.WEBHOOKS, job_id)
         assert due == pytest.approx(time.time() + pause_s, abs=5)
-        await courier.round()  # not due yet
+        await told(courier)  # not due yet
         redis_client.zadd(routing.WEBHOOKS, {job_id: 0})
-    await courier.round()
+    await told(courier)
     webhook = jobs.get(job_id).webhook
     assert (webhook.status, webhook.attempts) == ("failed", len(RETRIES_S) + 1)
     assert redis_client.zcard(routing.WEBHOOKS) == 0
@@ -189,7 +197,7 @@ async def test_receiver_that_is_gone_is_not_asked_again(courier, receiver, jobs,
     courier = await courier()
     receiver.answers = [410]
     job_id = ended(jobs, receiver.url)
-    await courier.round()
+    await told(courier)
     assert jobs.get(job_id).webhook.status == "failed"
     assert redis_client.zcard(routing.WEBHOOKS) == 0
 
@@ -198,18 +206,19 @@ async def test_nobody_there_is_noted(courier, receiver, jobs):
     courier = await courier()
     job_id = ended(jobs, receiver.url)
     receiver.close()
-    await courier.round()
+    await told(courier)
     webhook = jobs.get(job_id).webhook
     assert webhook.status == "pending"
     assert "ConnectError" in webhook.last_error
 
 
 async def test_two_gateways_tell_it_once(courier, receiver, jobs):
-    courier = await courier()
-    for _ in range(5):
+    first = await courier()
+    for _ in range(4):
         ended(jobs, receiver.url)
-    await asyncio.gather(courier.round(), courier.round(), courier.round())
-    assert len(receiver.requests) == 5
+    other = await courier()
+    await asyncio.gather(told(first), told(other), told(first))
+    assert len(receiver.requests) == 4
 
 
 async def test_a_name_that_leads_to_a_private_address_gets_nothing(courier, receiver, jobs, monkeypatch):
@@ -224,7 +233,7 @@ async def test_a_name_that_leads_to_a_private_address_gets_nothing(courier, rece
         return await real("127.0.0.1" if host == "rebound.example" else host, *arguments, **named)
 
     monkeypatch.setattr(loop, "getaddrinfo", rebound)
-    await courier.round()
+    await told(courier)
     webhook = jobs.get(job_id).webhook
     assert webhook.status == "pending"
     assert "private" in webhook.last_error
@@ -246,7 +255,7 @@ async def test_job_whose_record_was_deleted_is_told_no_more(courier, receiver, j
     jobs.delete(ended(jobs, receiver.url))
     assert redis_client.zcard(routing.WEBHOOKS) == 0
     redis_client.zadd(routing.WEBHOOKS, {"0123456789abcdef": 0})
-    await courier.round()
+    await told(courier)
     assert redis_client.zcard(routing.WEBHOOKS) == 0
     assert receiver.requests == []
 
@@ -275,3 +284,32 @@ def test_secret_of_the_settings_must_be_one():
     with pytest.raises(ValueError, match="whsec_ and the base64"):
         Settings(webhook_secret="hello")
     assert "AAAA" not in repr(Settings(webhook_secret="whsec_" + "AAAA" * 10))
+
+
+async def test_receivers_that_never_answer_hold_up_no_others(serve, receiver, jobs):
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+        for _ in range(40):
+            ended(jobs, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        started = time.monotonic()
+        http = await serve(webhook_private=True)
+        await until(lambda: http.gateway.courier._running)
+        job_id = ended(jobs, receiver.url)
+        await until(lambda: receiver.requests)
+        assert time.monotonic() - started < 10  # each of them is waited for 15 s
+        assert json.loads(receiver.requests[0][1])["data"]["id"] == job_id
+        assert max(http.gateway.courier._busy.values()) <= 4
+
+
+async def test_what_one_key_asked_for_leaves_room_for_others(serve, receiver, jobs):
+    with ExitStack() as opened:
+        for _ in range(12):
+            silent = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=10))
+            for _ in range(3):
+                url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+                job = jobs.create("dog", {}, 5, webhook_url=url, owner="greedy")
+                jobs.update(job.id, lambda record: record.move(JobStatus.FAILED))
+        http = await serve(webhook_private=True)
+        await until(lambda: http.gateway.courier._running)
+        ended(jobs, receiver.url)
+        await until(lambda: receiver.requests)
+        assert http.gateway.courier._busy["key", "greedy"] == 12
