@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from ..access import key_of
 from ..contract.errors import Conflict, Forbidden, UnknownEstimate
@@ -73,7 +75,7 @@ async def get_result(request: Request, estimate_id: str) -> Response:
         again_s = None if shown.status.ended else _RETRY_S
         raise Conflict(f"estimate {estimate_id} is {shown.status}; it has no result", retry_after_s=again_s)
     file = await gateway.io(_open_result, gateway, estimate_id)
-    return _sent(file, media_type=MEDIA_TYPES[shown.format])
+    return _FileResponse(file, MEDIA_TYPES[shown.format])
 
 
 @router.post(
@@ -116,7 +118,7 @@ def _document(gateway: Gateway, estimate_id: str) -> Response:
     document: dict[str, Any] = shown.model_dump(mode="json")
     text = json.dumps(document).encode()
     if shown.status is EstimateStatus.SUCCEEDED and shown.format == "native":
-        return _sent(_open_result(gateway, estimate_id), "application/json", text[:-1] + b', "result": ', b"}")
+        return _FileResponse(_open_result(gateway, estimate_id), "application/json", text[:-1] + b', "result": ', b"}")
     return Response(text, media_type="application/json")
 
 
@@ -127,14 +129,15 @@ def _open_result(gateway: Gateway, estimate_id: str) -> BinaryIO:
         raise UnknownEstimate(f"no estimate {estimate_id!r}; it was deleted meanwhile") from error
 
 
-def _sent(file: BinaryIO, media_type: str, before: bytes = b"", after: bytes = b"") -> StreamingResponse:
-    """A file as it lies there, between other bytes; piece by piece, as it may be long."""
-    size = len(before) + os.fstat(file.fileno()).st_size + len(after)
+class _FileResponse(StreamingResponse):
+    """A file as it lies there, between other bytes; piece by piece, as it may be long. Closes it."""
 
-    def pieces() -> Iterator[bytes]:
-        with file:
-            yield before
-            yield from iter(partial(file.read, _PIECE_BYTES), b"")
-            yield after
+    def __init__(self, file: BinaryIO, media_type: str, before: bytes = b"", after: bytes = b"") -> None:
+        size = len(before) + os.fstat(file.fileno()).st_size + len(after)
+        pieces = chain((before,), iter(partial(file.read, _PIECE_BYTES), b""), (after,))
+        super().__init__(pieces, media_type=media_type, headers={"Content-Length": str(size)})
+        self._file = file
 
-    return StreamingResponse(pieces(), media_type=media_type, headers={"Content-Length": str(size)})
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        with self._file:  # also where the client goes away first
+            await super().__call__(scope, receive, send)
