@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from service.contract.settings import CommonSettings
 from service.settings import Settings
@@ -70,3 +71,19 @@ def test_every_setting_can_be_given_to_compose(settings: type[CommonSettings], s
     wanted = {f"PPL_{name.upper()}" for name in settings.model_fields} - {"PPL_REDIS_URL"}
     assert wanted <= offered
     assert "PPL_REDIS_PASSWORD_FILE" in offered
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docker-compose*.yml")) + sorted((ROOT / "docker").glob("*.y*ml")))
+def test_no_key_stands_twice(path: Path) -> None:
+    """Compose refuses such a file as a whole; YAML's own readers take the last."""
+
+    def keys(node: yaml.Node) -> list[str]:
+        if isinstance(node, yaml.SequenceNode):
+            return [key for item in node.value for key in keys(item)]
+        if not isinstance(node, yaml.MappingNode):
+            return []
+        own = [key.value for key, _ in node.value]
+        twice = sorted({f"{key} (line {node.start_mark.line})" for key in own if own.count(key) > 1})
+        return twice + [key for _, value in node.value for key in keys(value)]
+
+    assert keys(yaml.compose(path.read_text(encoding="utf-8"))) == []
