@@ -3,8 +3,8 @@
 A key is ``ppl_<id>_<secret>``. The id finds its file and is safe to show; the secret is 256 random bits, so a plain
 SHA-256 of the key is as good as a slow hash would be for a password.
 
-A file a key, ``keys/<id>.json``, replaced as a whole: all gateways of a data root see a new key, and that one was
-revoked, within RELOAD_S. A revoked key keeps its file, so that its id stays known and nothing brings it back.
+A file a key, ``keys/<id>.json``, replaced as a whole: all gateways of a data root see a new key at once, and that one
+was revoked within RELOAD_S. A revoked key keeps its file, so that its id stays known and nothing brings it back.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class KeyStore:
     def find(self, text: str) -> ApiKey | None:
         """The key of that text, None where there is none or it is revoked. Compares in constant time."""
         match = _KEY.fullmatch(text)
-        key = self._current().get(match[1]) if match else None
+        key = self._known_or_new(match[1]) if match else None
         # the same work where the id is unknown
         same = hmac.compare_digest(_digest(text), key.sha256 if key else _digest(""))
         return _public(key) if key and same and key.revoked_at is None else None
@@ -168,6 +168,15 @@ class KeyStore:
         draft.replace(self._folder / f"{key.id}.json")
         sync(self._folder)
         self._looked_at = float("-inf")
+
+    def _known_or_new(self, key_id: str) -> _Stored | None:
+        """The key of an id, also where it was made a moment ago: it is used as soon as it is shown."""
+        key = self._current().get(key_id)
+        if key or key_id in self._damaged or not (self._folder / f"{key_id}.json").exists():
+            return key
+        with self._lock:
+            self._looked_at, self._state = float("-inf"), None
+        return self._current().get(key_id)
 
     def _current(self) -> dict[str, _Stored]:
         with self._lock:

@@ -55,7 +55,32 @@ def test_revoked_key_opens_nothing_and_stays_known(data_root):
         store.revoke("0" * 12)
 
 
-def test_another_process_sees_a_new_key_and_a_revoked_one_soon(data_root, monkeypatch):
+def test_another_process_sees_a_new_key_at_once(data_root, monkeypatch):
+    monkeypatch.setattr("service.keys.RELOAD_S", 1000.0)
+    gateway, operator = KeyStore(data_root), KeyStore(data_root)
+    _, first = operator.create("first", [Scope.READ])
+    assert gateway.find(first)
+    _, text = operator.create("lab", [Scope.READ])
+    assert gateway.find(text)
+    assert gateway.find("ppl_000000000000_" + "a" * 43) is None
+
+
+def test_unknown_and_damaged_keys_do_not_have_all_read_again(data_root, monkeypatch):
+    monkeypatch.setattr("service.keys.RELOAD_S", 1000.0)
+    store = KeyStore(data_root)
+    key, text = store.create("lab", [Scope.READ])
+    (data_root / "keys" / f"{key.id}.json").write_text("{")
+    gateway = KeyStore(data_root)
+    assert gateway.find(text) is None
+    reads = []
+    monkeypatch.setattr(gateway, "_read", lambda **_: reads.append(1) or {})
+    for _ in range(3):
+        assert gateway.find(text) is None
+        assert gateway.find("ppl_000000000000_" + "a" * 43) is None
+    assert not reads
+
+
+def test_another_process_sees_a_revoked_key_soon(data_root, monkeypatch):
     monkeypatch.setattr("service.keys.RELOAD_S", 0.0)
     gateway, operator = KeyStore(data_root), KeyStore(data_root)
     assert gateway.find("ppl_000000000000_" + "a" * 43) is None
