@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+from pydantic_core import to_json
+
 from .coco import coco
 from .errors import BadField
 from .images import with_links
@@ -19,9 +21,9 @@ def native(results: Results) -> bytes:
     """The poses as the API's own JSON."""
     version = results.version
     head = {"category": version.category, "version": version.name}
-    images = ", ".join(with_links(pose, version) for pose in results.poses())
+    images = b", ".join(with_links(pose, version) for pose in results.poses())
     tail = {"timing_ms": {name: round(value, 2) for name, value in results.timing_ms.items()}}
-    return f'{json.dumps(head)[:-1]}, "images": [{images}], {json.dumps(tail)[1:]}'.encode()
+    return b'%b, "images": [%b], %b' % (to_json(head)[:-1], images, to_json(tail)[1:])
 
 
 _WRITERS: dict[str, Callable[[Results], bytes]] = {

@@ -6,7 +6,6 @@ Everything here computes, and runs in the gateway's decoding threads.
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import to_json
 
 from . import drawing
 from .batching import Pose
@@ -193,9 +193,9 @@ def describe(
     return answer
 
 
-def with_links(answer: Answer, version: Version) -> str:
+def with_links(answer: Answer, version: Version) -> bytes:
     """A pose's part of the answer as JSON; the links are the same for all, and most of the text."""
-    return f'{json.dumps(answer)[:-1]}, "links": {version.links_json}}}'
+    return b'%b, "links": %b}' % (to_json(answer)[:-1], version.links_json)
 
 
 def _data_url(png: bytes) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from pydantic_core import to_json
 from safetensors import safe_open
 
 from .contract.additions import Additions, numbered
@@ -23,6 +24,7 @@ _Stamp = tuple[int, int]
 _Key = tuple[str, str, _Stamp, _Stamp | None]
 
 _KEPT = 64
+_PATHS = 1024
 _ROUNDED = 6
 
 
@@ -38,7 +40,7 @@ class Version:
     name: str
     side: int
     links: list[dict[str, Any]]
-    links_json: str
+    links_json: bytes
     has_memory: bool = True
     names: tuple[str, ...] | None = None
     num_keypoints: int = 0
@@ -60,6 +62,9 @@ class Versions:
         self._active: dict[str, tuple[tuple[int, int], str]] = {}
         self._maps: OrderedDict[tuple[str, str, str], tuple[_Stamp | None, LandmarkMaps]] = OrderedDict()
         self._lock = Lock()
+        # asked for by each estimate, and put together from checked names each time otherwise
+        self._pointer = lru_cache(_PATHS)(self._pointer)  # type: ignore[method-assign]
+        self._stamped = lru_cache(_PATHS)(self._stamped)  # type: ignore[method-assign]
 
     def version(self, category: str, name: str | None = None) -> Version:
         """The version that a request means, by its name or an alias; the active one where None.
@@ -89,7 +94,7 @@ class Versions:
             BadCategoryName, BadVersionName, UnknownVersion.
         """
         if name in (None, ACTIVE):
-            stamp = _stamp(self.store.path(category, "any").parents[1] / "active.json")
+            stamp = _stamp(self._pointer(category))
             active = self._active.get(category)
             if stamp is None or active is None or active[0] != stamp:
                 return None
@@ -170,7 +175,7 @@ class Versions:
 
     def _active_name(self, category: str) -> str | None:
         """The active version, read anew only when its file was replaced; None where there is no such file."""
-        stamp = _stamp(self.store.path(category, "any").parents[1] / "active.json")
+        stamp = _stamp(self._pointer(category))
         if stamp is None:
             return None
         known = self._active.get(category)
@@ -211,7 +216,14 @@ class Versions:
         return {"category": category, "version": name, "names": names}
 
     def _key(self, category: str, name: str) -> _Key:
-        return category, name, self.store.stamp(category, name), _stamp(self.additions.names_path(category, name))
+        folder, names = self._stamped(category, name)
+        return category, name, self.store.stamp(category, name, folder), _stamp(names)
+
+    def _pointer(self, category: str) -> str:
+        return str(self.store.path(category, "any").parents[1] / "active.json")
+
+    def _stamped(self, category: str, name: str) -> tuple[str, str]:
+        return str(self.store.path(category, name)), str(self.additions.names_path(category, name))
 
     def _load(self, category: str, name: str) -> Version:
         config, prior = self.store.config(category, name), self.store.prior(category, name)
@@ -220,7 +232,7 @@ class Versions:
         names: Any = self.additions.names(category, name) or prior.get("keypoint_names")
         named = None if numbered(names) else tuple(names)
         side, count = int(_member(config, "image_size")), int(_member(prior, "num_keypoints"))
-        return Version(category, name, side, links, json.dumps(links), has_memory, named, count)
+        return Version(category, name, side, links, to_json(links), has_memory, named, count)
 
 
 def shown_prior(
@@ -257,7 +269,7 @@ def shown_prior(
     }
 
 
-def _stamp(path: Path) -> _Stamp | None:
+def _stamp(path: str | Path) -> _Stamp | None:
     """Tells a file from the one that took its place; None where there is none."""
     try:
         status = os.stat(path)

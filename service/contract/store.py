@@ -253,14 +253,17 @@ class VersionStore:
         """The folder of what users add to a version, whether it exists or not; see :mod:`.additions`."""
         return self._root / check_category(category) / "additions" / check_version(version)
 
-    def stamp(self, category: str, version: str) -> tuple[int, int]:
+    def stamp(self, category: str, version: str, folder: str | None = None) -> tuple[int, int]:
         """Tells a version from another of its name that took its place after it was deleted.
+
+        Args:
+            folder: the version's, where that is known already.
 
         Raises:
             BadCategoryName, BadVersionName, UnknownCategory, UnknownVersion.
         """
         try:
-            status = os.stat(self.path(category, version))
+            status = os.stat(folder or self.path(category, version))
         except FileNotFoundError as error:
             self.versions(category)
             raise UnknownVersion(f"category '{category}' has no version '{version}'") from error
