@@ -23,7 +23,7 @@ from benchmarks.machine import resident_bytes
 from benchmarks.report import Check, Report, Row, run
 from benchmarks.stack import Stack
 from benchmarks.timing import add_torch_arguments, device_of, interleaved
-from model.config import resolve
+from model.config import PPLConfig, resolve
 from model.ppl import PosePriorLearner
 from model.predictor import Predictor
 from service.contract.jobs import JobStatus, JobStore
@@ -61,7 +61,7 @@ def model_rows(options: argparse.Namespace, device: torch.device) -> list[Row]:
 
     def add(what: str, of: int, batch: int, **changes: int) -> None:
         config = resolve("compact", changes)
-        predictor = Predictor(PosePriorLearner(config), str(device))
+        predictor = Predictor(_frozen(config), str(device))
         pictures = rng.integers(0, 256, (batch, config.image_size, config.image_size, 3), dtype=np.uint8)
         works[f"{what}:{of}"] = lambda: predictor.predict(pictures)
         counts[f"{what}:{of}"] = batch
@@ -84,10 +84,17 @@ def resident_rows(device: torch.device) -> list[Row]:
     config = resolve("compact")
     held, rows, before = [], [], resident_bytes()
     for count in range(1, 9):
-        held.append(Predictor(PosePriorLearner(config), str(device)))
+        held.append(Predictor(_frozen(config), str(device)))
         if count in (1, 2, 4, 8):
             rows.append({"what": "categories resident", "of": count, "mb": (resident_bytes() - before) / 1e6})
     return rows
+
+
+def _frozen(config: PPLConfig) -> PosePriorLearner:
+    """A model as a version that is read from disk."""
+    model = PosePriorLearner(config)
+    model.freeze()
+    return model
 
 
 def job_rows(options: argparse.Namespace, stack: Stack) -> list[Row]:

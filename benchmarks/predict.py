@@ -47,7 +47,9 @@ def measure(options: argparse.Namespace) -> Report:
     device = device_of(options)
     config = resolve(options.preset)
     torch.manual_seed(0)
-    predictor = Predictor(PosePriorLearner(config), str(device))
+    model = PosePriorLearner(config)
+    model.freeze()  # as a version that is read from disk
+    predictor = Predictor(model, str(device))
     shape = (options.batch, config.image_size, config.image_size, 3)
     pictures = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     works: dict[str, Callable[[], object]] = {

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.blocks import ResidualDown, Up
 from model.config import PPLConfig
 from model.device import full_precision
 from model.links import coloured_link_map, link_map
@@ -59,6 +60,7 @@ class PosePriorLearner(nn.Module):
     memory: HierarchicalMemory | None
     link_colours: nn.Parameter | None
     own_prior: nn.Parameter | None
+    constant_prior: Tensor | None
 
     def __init__(
         self, config: PPLConfig, *, keypoint_prior: Tensor | None = None, link_weights: Tensor | None = None
@@ -79,6 +81,7 @@ class PosePriorLearner(nn.Module):
         self.link_colours = (
             nn.Parameter(torch.randn(config.num_links, config.link_colours)) if config.link_colours else None
         )
+        self.register_buffer("constant_prior", None, persistent=False)
         self.own_prior = None
         if config.keypoint_prior != "memory":
             points = torch.zeros(config.num_keypoints, 2)
@@ -97,7 +100,22 @@ class PosePriorLearner(nn.Module):
         """The keypoint prior (K, 2): the memory's as a constant, or the model's own; None for AutoLink."""
         if self.own_prior is not None:
             return self.own_prior
+        if self.constant_prior is not None:
+            return self.constant_prior
         return None if self.memory is None else self.memory.keypoint_prior().detach()
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Make it ready to estimate poses, and for nothing else: what never changes any more is computed once.
+
+        That is the memory's keypoint prior, and the normalisations, which become part of their convolutions.
+        """
+        self.eval().requires_grad_(False)
+        if self.memory is not None:
+            self.constant_prior = self.memory.keypoint_prior()
+        for part in self.modules():
+            if isinstance(part, (ResidualDown, Up)):
+                part.fold()
 
     def locate(self, image: Tensor) -> Located:
         """Keypoints of images (B, 3, S, S) in [-1, 1], from the keypoint prior where the method has one."""

@@ -82,6 +82,7 @@ class Predictor:
             model.load_state_dict(weights)
         except RuntimeError as error:
             raise checkpoint.CheckpointError(f"{directory} holds the weights of another model: {error}") from error
+        model.freeze()
         return cls(model, device, _surprise_scale(directory / "memory.json"))
 
     @torch.inference_mode()
