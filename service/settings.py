@@ -72,7 +72,7 @@ class Settings(CommonSettings):
     queue_limit: int = Field(default=512, ge=1, description="pictures that may wait or be in flight; more get 429")
     estimate_timeout_s: float = Field(default=30.0, gt=0, le=100, description="how long a request waits for its poses")
     batch_wait_s: float = Field(
-        default=0.04,
+        default=0.08,
         ge=0,
         le=1,
         description="how long a batch waits for pictures that are being decoded, until it holds half of all under way",
