@@ -123,7 +123,7 @@ async def test_a_thousand_files_get_an_answer(server, publish, make_picture, pro
 async def test_client_that_hangs_up_during_an_upload_leaves_nothing(server, data_root, redis_client):
     _, writer = await asyncio.open_connection(*server.url.removeprefix("http://").split(":"))
     head = (
-        "POST /train-jobs HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        "POST /train-jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
         "Content-Length: 50000000\r\n\r\n"
         '--b\r\nContent-Disposition: form-data; name="archive"; filename="a"\r\n\r\n'
     )

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from model import checkpoint
 from model.checkpoint import CheckpointError
 from model.config import SHAPING, parse, resolve, settings
 from model.ppl import PosePriorLearner
-from model.predictor import Predictor
 from service.contract.jobs import JobStatus
 from service.contract.records import Continued
 
@@ -47,7 +47,7 @@ def continuing(desk: SimpleNamespace, base: str) -> Callable[..., str]:
 
 
 def weights(desk: SimpleNamespace, version: str) -> dict[str, torch.Tensor]:
-    return Predictor.load(desk.store.path("dog", version), "cpu").model.state_dict()
+    return checkpoint.load(desk.store.path("dog", version) / "weights.safetensors")[0]
 
 
 def test_it_starts_from_the_versions_weights(desk, base, continuing, during) -> None:

@@ -82,7 +82,8 @@ def test_test_pictures_are_held_out_and_scored(
     assert info["evaluation"] == done.evaluation
     assert info["training"]["images"] == 10
     assert (done.metrics["images"], done.metrics["held_out"]) == (12, 2)
-    poses = Predictor.load(desk.store.path("dog", done.version), "cpu").predict(pictures).keypoints
+    # not as it is read from disk: a map fitted to ten pictures makes much of what that rounds otherwise
+    poses = Predictor(trainers[0].model, "cpu").predict(pictures).keypoints
     found, labels = (poses.astype(np.float64) + 1) / 2, to_square(points, 48, 40)
     seen = np.ones(labels.shape[:2])
     expected = evaluate(
