@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .batching import Coming, Group, Ticket
+from .batching import Coming
 from .contract.errors import PPLError, QueueFull, TooManyPixels, Unavailable
 from .contract.pictures import PictureLimits
 from .errors import QUEUE_ERRORS, document_of
@@ -18,6 +18,7 @@ from .query import Query
 from .results import Outcome
 from .settings import Settings
 from .tasks import end
+from .tickets import Group, Ticket
 from .versions import Version
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from . import drawing
-from .batching import Pose
 from .boxes import PictureBoxes, check_box
 from .contract.errors import BodyTooLarge, PPLError
 from .contract.fitting import Frame, fit_square, reducible, unfit_square
@@ -24,6 +23,7 @@ from .contract.pictures import Picture, PictureLimits, open_picture, open_reduce
 from .errors import BadField
 from .landmarks import LandmarkMaps
 from .room import PixelRoom
+from .tickets import Pose
 from .versions import Version
 
 INCLUDABLE = ("link_map", "trajectory", "overlay", "codes")

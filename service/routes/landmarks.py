@@ -12,7 +12,6 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from ..batching import Group
 from ..boxes import parse_boxes
 from ..contract.errors import BadBoxes, BadLabels, NoImages, TooManyImages, UnknownLandmarks
 from ..contract.landmarks import LandmarkSet, check_set_name
@@ -24,6 +23,7 @@ from ..images import Upload
 from ..landmarks import MAX_FIT_LABELS_BYTES, Array, Sight, fit_set, read_labelled
 from ..middleware import body_bytes
 from ..settings import Settings
+from ..tickets import Group
 from ..version_schemas import FittedLandmarks, Landmarks, LandmarksPage
 from ..versions import Version as ReadyVersion
 from .priors import Version

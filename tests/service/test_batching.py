@@ -13,7 +13,7 @@ import redis.exceptions
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching import Batcher, Group, collect
+from service.batching import Batcher
 from service.contract.errors import (
     EstimateTimeout,
     ModelFailed,
@@ -24,6 +24,7 @@ from service.contract.errors import (
 )
 from service.contract.messages import BatchReply
 from service.metrics import Metrics
+from service.tickets import Group, collect
 
 DOG = Group("dog", "v1", 8, 0, False)
 CAT = Group("cat", "v1", 8, 0, False)
