@@ -134,6 +134,7 @@ class Background:
         found = Estimator(gateway, query, version, maps, patient=True).outcomes(sources)
         if isinstance(sources, VideoFrames):
             found = with_failure(found, sources)
+        await io(_cut, self._files.lines(shown.id), before.end)
         if not await self._follow(record, found):
             return EstimateStatus.CANCELLED
         shown.progress.total = shown.progress.done
@@ -147,7 +148,6 @@ class Background:
         """Write down what comes, and how far it is; False once its owner wants it stopped."""
         io, shown = self._gateway.io, record.shown
         lines = self._files.lines(shown.id)
-        await io(_cut, lines)
         coming = asyncio.ensure_future(anext(found, None))
         looked = time.monotonic()
         try:
@@ -204,11 +204,10 @@ def video_limits(settings: Settings, timeout_s: float) -> VideoLimits:
     )
 
 
-def _cut(lines: Path) -> None:
-    """The whole lines so far, without one that was cut short, to write on."""
-    with lines.open("ab+") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
+def _cut(lines: Path, end: int) -> None:
+    """Leave the whole lines so far, to write on, without one that was cut short."""
+    with lines.open("ab") as file:
+        file.truncate(end)
 
 
 def _append(lines: Path, outcome: Outcome) -> None:

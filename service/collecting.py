@@ -31,10 +31,11 @@ class WrittenOutcomes:
 
     Attributes:
         failed: how many pictures gave none.
+        end: where the last whole line ends.
     """
 
     def __init__(self, path: Path) -> None:
-        self.failed = 0
+        self.failed = self.end = 0
         self._path = path
         self._places: dict[int, int] = {}
         try:
@@ -66,6 +67,8 @@ class WrittenOutcomes:
                 self._places[outcome["index"]] = place
                 self.failed += outcome["error"] is not None
             place += len(line)
+            if line.endswith(b"\n"):
+                self.end = place
 
 
 def _whole(line: bytes) -> dict[str, Any] | None:

@@ -34,7 +34,9 @@ def test_lines_that_were_cut_short_are_left_out_and_the_first_of_an_index_counts
     path = tmp_path / "lines"
     cut = as_line(outcome(1))[:20]
     path.write_bytes(as_line(outcome(0)) + cut + as_line(outcome(1)) + as_line(outcome(0, extra=1)) + b"\n" + cut)
-    assert list(WrittenOutcomes(path)) == [outcome(0)]
+    found = WrittenOutcomes(path)
+    assert list(found) == [outcome(0)]
+    assert found.end == path.stat().st_size - len(cut)
 
 
 def test_outcomes_are_not_held_in_memory(tmp_path):
