@@ -12,7 +12,6 @@ waiting/<id>                   in the same folder: it has not ended
 from __future__ import annotations
 
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from .contract.errors import BadCursor, Conflict, QueueFull, StoreCorrupt, UnknownEstimate
 from .contract.files import locked, sync, write_json
+from .contract.identifiers import time_ordered_id
 from .contract.records import JobError
 from .contract.store import folder_names
 
@@ -98,7 +98,7 @@ class EstimatePage(BaseModel):
 
 def new_estimate_id() -> str:
     """24 hex digits that sort by time of creation."""
-    return f"{int(time.time() * 1000):012x}{secrets.token_hex(6)}"
+    return time_ordered_id(24)
 
 
 class EstimateFiles:

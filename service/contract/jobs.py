@@ -24,6 +24,7 @@ import redis
 from . import routing, scripts
 from .errors import BadCursor, JobNotActive, JobNotEnded, KeyReused, QueueFull, TooManyJobs, UnknownJob
 from .events import KEPT_CHECKPOINTS, KEPT_EVENTS, EventKind, Told, Watch, as_json, now
+from .identifiers import time_ordered_id
 from .records import (
     Continued,
     Job,
@@ -112,7 +113,7 @@ class Lease:
 
 def new_job_id() -> str:
     """22 hex digits that sort by time of creation."""
-    return f"{int(time.time() * 1000):012x}{secrets.token_hex(5)}"
+    return time_ordered_id(22)
 
 
 class JobStore:
