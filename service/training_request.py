@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
-from types import MappingProxyType
 from typing import Any
 
 from fastapi import Request
@@ -32,99 +31,120 @@ _SEND_ONE = "send a zip, tar or tar.gz of pictures or clips, or one video, in th
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a request says, before anything that it names is looked for.
+
+    Attributes:
+        values: the category, ``activate``, ``webhook_url``, the preset and settings of the model, as they came.
+        folder: of the pictures, below the data root; None where an archive was uploaded or a dataset named.
+        labels: path of the labels below the data root, where the request names one.
+        dataset: id of the dataset to train on, where the request names one.
+        prior: to start from, where one came.
+        prior_from: the version whose prior to start from, as the request names it.
+        continue_from: the version to go on from, as the request names it.
+    """
+
+    values: Mapping[str, Any]
+    folder: str | None = None
+    labels: str | None = None
+    dataset: str | None = None
+    prior: PriorValues | None = None
+    prior_from: Any = None
+    continue_from: Any = None
+
+    def __post_init__(self) -> None:
+        """Raises BadField: both a prior and the name of one."""
+        if self.prior is not None and self.prior_from is not None:
+            raise BadField("prior_from", "both prior and prior_from came; one of them says what to start from")
+
+    def stated(self) -> dict[str, Any]:
+        """All that the request says beside its files, as JSON.
+
+        A version, a dataset or a folder is in it as the request names it, by an alias perhaps: the same request says
+        the same, whatever became of what it names. A setting said or left to its default is the same, unless the
+        default is a version's.
+
+        Raises:
+            As :meth:`TrainingRequest.of`.
+        """
+        head = _Head.of(self.values)
+        names = {"prior_from": self.prior_from, "continue_from": self.continue_from}
+        names = {field: name for field, name in names.items() if name is not None}
+        if names:
+            settings = {"preset": head.preset, **head.settings}
+        else:
+            plain = TrainingRequest.of(self.values, self.prior)
+            settings = {"preset": plain.preset, **plain.config.to_dict()}
+        return {
+            "category": head.category,
+            "activate": head.activate,
+            "webhook_url": head.webhook_url,
+            "dataset": self.dataset,
+            "folder": self.folder,
+            "labels": self.labels,
+            **names,
+            "settings": settings,
+        }
+
+    def request(self, store: VersionStore) -> TrainingRequest:
+        """With the versions that it names, as they are now. Blocking.
+
+        Raises:
+            As :meth:`TrainingRequest.of`, :meth:`Base.of` and :func:`_prior_of`.
+        """
+        prior = self.prior if self.prior_from is None else _prior_of(self.prior_from, store)
+        base = None if self.continue_from is None else Base.of(self.continue_from, self.values.get("category"), store)
+        return TrainingRequest.of(self.values, prior, base)
+
+
+@dataclass(frozen=True)
 class TrainingRequest:
     """What shall be trained: the settings are complete and in their ranges, the prior suits them.
 
     Attributes:
-        folder: of the pictures, below the data root; None where an archive was uploaded or a dataset named.
-        labels: path of the labels below the data root, where the request names one.
-        prior: to start from, where one came.
+        prior: to start from, if any.
         activate: whether the version becomes the category's active one.
-        dataset: id of the dataset to train on, where the request names one.
         webhook_url: where the job's end shall be told; not checked yet.
         base: the version to go on from, where the request names one.
-        asked: all that the request says beside its files, as JSON. A version is in it as the request names it, by an
-            alias perhaps: the same request asks for the same, whatever became of that name since.
-        brings_prior: whether the prior came with the request.
     """
 
     category: str
     preset: str
     config: PPLConfig
-    folder: str | None = None
-    labels: str | None = None
-    prior: PriorValues | None = None
-    activate: bool = True
-    dataset: str | None = None
-    webhook_url: str | None = None
-    base: Base | None = None
-    asked: Mapping[str, Any] = field(default_factory=dict)
-    brings_prior: bool = False
+    prior: PriorValues | None
+    activate: bool
+    webhook_url: str | None
+    base: Base | None
 
     @classmethod
     def of(
-        cls,
-        values: Mapping[str, Any],
-        folder: str | None = None,
-        labels: str | None = None,
-        prior: PriorValues | None = None,
-        dataset: str | None = None,
-        base: Base | None = None,
-        named: Mapping[str, str | None] = MappingProxyType({}),
+        cls, values: Mapping[str, Any], prior: PriorValues | None = None, base: Base | None = None
     ) -> TrainingRequest:
         """From a form's fields or a JSON object's members; K is the prior's unless num_keypoints is given.
-
-        Args:
-            named: the versions that the request names, as it does.
 
         Raises:
             BadField, BadCategoryName: the category is missing or can't be one, or activate is no truth value.
             BadSetting: unknown or out of its range; the detail names both.
             BadPrior: the settings and the prior do not suit each other.
         """
-        values = {name: value for name, value in values.items() if value != ""}  # a field left empty is not given
-        category, preset = values.pop("category", None), values.pop("preset", None)
-        webhook_url = values.pop("webhook_url", None)
-        activate = _truth("activate", values.pop("activate", True))
-        if not isinstance(category, str):
-            raise BadField("category", "category is missing or no text; it names what the pictures show")
-        category, named = category.strip(), {field: name for field, name in named.items() if name is not None}
-        given = {"preset": preset, **values}
-        brings_prior = prior is not None and not named
+        head = _Head.of(values)
         if base is not None:
-            preset, config = base.config(None if preset is None else str(preset), values)
+            preset, config = base.config(None if head.preset is None else str(head.preset), head.settings)
             if prior is not None:
                 raise BadField(
                     "prior", "both a prior and continue_from came; what continues from a version starts from its prior"
                 )
             prior = base.prior if config.needs_prior else None
         else:
-            preset = str(DEFAULT_PRESET if preset is None else preset)
+            preset, settings = str(DEFAULT_PRESET if head.preset is None else head.preset), dict(head.settings)
             if prior is not None:
-                values.setdefault("num_keypoints", len(prior.keypoint_prior))
+                settings.setdefault("num_keypoints", len(prior.keypoint_prior))
             try:
-                config = resolve(preset, values)
+                config = resolve(preset, settings)
             except SettingError as error:
                 raise BadSetting(str(error), extra={"field": error.name}) from error
             check_use(prior, config)
-        asked = {"category": category, "activate": activate, "webhook_url": webhook_url, "dataset": dataset}
-        # a setting said or left to its default is the same, unless the default is a version's
-        asked |= {"folder": folder, "labels": labels, **named}
-        asked["settings"] = given if named else {"preset": preset, **config.to_dict()}
-        return cls(
-            check_category(category),
-            preset,
-            config,
-            folder,
-            labels,
-            prior,
-            activate,
-            dataset,
-            webhook_url,
-            base,
-            asked,
-            brings_prior,
-        )
+        return cls(check_category(head.category), preset, config, prior, head.activate, head.webhook_url, base)
 
     def check_processes(self, processes: int) -> None:
         """Raises BadSetting where so many training processes can't share a batch evenly."""
@@ -134,15 +154,13 @@ class TrainingRequest:
             raise BadSetting(str(error), extra={"field": error.name}) from error
 
 
-async def read_json(request: Request, store: VersionStore, in_thread: InThread) -> TrainingRequest:
+async def read_json(request: Request, intake: Intake, in_thread: InThread) -> Asked:
     """The JSON body of a training request, which names a folder or a dataset.
 
-    Args:
-        store: of the versions whose prior the request may name.
-        in_thread: runs a blocking function.
-
     Raises:
-        BadRequest: no JSON object. And as :meth:`TrainingRequest.of` and :func:`_prior_of`.
+        BadRequest: no JSON object.
+        BadField: a member that can't be what it is.
+        BadPrior: the prior can't be one.
     """
     try:
         values = json.loads(await request.body())
@@ -163,21 +181,19 @@ async def read_json(request: Request, store: VersionStore, in_thread: InThread) 
         )
     if labels is not None and (not isinstance(labels, str) or not labels):
         raise BadField("labels", "labels is no text; it names a CSV or JSON file below the server's data root")
-    given, named = values.pop("prior", None), values.pop("prior_from", None)
-    prior = await in_thread(_prior_of, None if given is None else lambda: check_prior(given), named, store)
-    continue_from = values.pop("continue_from", None)
-    base = await in_thread(_base_of, continue_from, values.get("category"), store)
-    versions = {"prior_from": named, "continue_from": continue_from}
-    return TrainingRequest.of({**nested, **values}, folder, labels, prior, dataset, base, versions)
+    given, named, base = (values.pop(name, None) for name in ("prior", "prior_from", "continue_from"))
+    prior = None if given is None else await in_thread(check_prior, given)
+    return Asked({**nested, **values}, folder, labels, dataset, prior, named, base)
 
 
-async def read_upload(request: Request, intake: Intake, store: VersionStore, in_thread: InThread) -> TrainingRequest:
+async def read_upload(request: Request, intake: Intake, in_thread: InThread) -> Asked:
     """The form of a training request; its archive, unless it names a dataset, and labels are on disk afterwards.
 
     Raises:
         BadArchive, BadLabels: no archive came, or an empty file.
         BodyTooLarge: a file is longer than it may be.
-        And as :meth:`TrainingRequest.of` and :func:`_prior_of`.
+        BadField: a field that can't be what it is.
+        BadPrior: the prior can't be one.
     """
     fields = {
         "archive": FileField(1, lambda: _twice("archive"), intake.archive.write, intake.archive.max_bytes),
@@ -186,7 +202,10 @@ async def read_upload(request: Request, intake: Intake, store: VersionStore, in_
     }
     form = await read_form(request, fields)
     archive = form.first("archive")
-    dataset = _dataset_of(form.fields.pop("dataset", "").strip() or None, "an archive" if archive else None)
+    dataset, named, base = (
+        form.fields.pop(name, "").strip() or None for name in ("dataset", "prior_from", "continue_from")
+    )
+    _dataset_of(dataset, "an archive" if archive else None)
     if archive is None and not dataset:
         raise BadArchive(f"no archive came; {_SEND_ONE}, or name a dataset in the field dataset")
     if archive:
@@ -195,13 +214,31 @@ async def read_upload(request: Request, intake: Intake, store: VersionStore, in_
         intake.archive.name = PurePosixPath(archive.filename.replace("\\", "/")).name[-_LONGEST_NAME:]
     if form.first("labels") and intake.labels.is_empty:
         raise BadLabels("the labels are an empty file; send CSV or JSON, or leave the field labels out")
+    await intake.flush()
     part = form.first("prior")
-    named = form.fields.pop("prior_from", "").strip() or None
-    prior = await in_thread(_prior_of, part and (lambda: read_prior(bytes(part.data))), named, store)
-    continue_from = form.fields.pop("continue_from", "").strip() or None
-    base = await in_thread(_base_of, continue_from, form.fields.get("category"), store)
-    versions = {"prior_from": named, "continue_from": continue_from}
-    return TrainingRequest.of(form.fields, prior=prior, dataset=dataset, base=base, named=versions)
+    prior = await in_thread(read_prior, bytes(part.data)) if part else None
+    return Asked(form.fields, dataset=dataset, prior=prior, prior_from=named, continue_from=base)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What a request says beside the model's settings, and these."""
+
+    category: str
+    activate: bool
+    webhook_url: Any
+    preset: Any
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> _Head:
+        """Raises BadField."""
+        left = {name: value for name, value in values.items() if value != ""}  # a field left empty is not given
+        category, preset, webhook_url = (left.pop(name, None) for name in ("category", "preset", "webhook_url"))
+        activate = _truth("activate", left.pop("activate", True))
+        if not isinstance(category, str):
+            raise BadField("category", "category is missing or no text; it names what the pictures show")
+        return cls(category.strip(), activate, webhook_url, preset, left)
 
 
 def _dataset_of(named: Any, other: str | None) -> str | None:
@@ -215,24 +252,16 @@ def _dataset_of(named: Any, other: str | None) -> str | None:
     return named
 
 
-def _base_of(named: Any, category: Any, store: VersionStore) -> Base | None:
-    return None if named is None else Base.of(named, category, store)
+def _prior_of(named: Any, store: VersionStore) -> PriorValues:
+    """The prior of a version that a request names as CATEGORY or CATEGORY@VERSION.
 
-
-def _prior_of(given: Callable[[], PriorValues] | None, named: Any, store: VersionStore) -> PriorValues | None:
-    """The prior that a request holds, or the one of a version that it names as CATEGORY or CATEGORY@VERSION.
-
-    The latter as ``GET /priors`` shows it: with the names that its keypoints were given since.
+    It is what ``GET /priors`` shows: with the names that its keypoints were given since.
 
     Raises:
-        BadField: both, or a name that is no text.
+        BadField: a name that is no text.
         BadPrior: it can't be one.
         UnknownCategory, UnknownVersion, BadCategoryName, BadVersionName, StoreCorrupt.
     """
-    if named is None:
-        return given() if given else None
-    if given:
-        raise BadField("prior_from", "both prior and prior_from came; one of them says what to start from")
     if not isinstance(named, str):
         raise BadField("prior_from", "prior_from is no text; it names a CATEGORY or CATEGORY@VERSION")
     category, at, version = named.partition("@")

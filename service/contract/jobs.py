@@ -186,13 +186,27 @@ class JobStore:
         if not before or request is None:
             return job
         made, _, fingerprint = before.partition(" ")
-        if fingerprint != request.fingerprint:
-            raise KeyReused(
-                f"the Idempotency-Key {request.name!r} came with another request before, which made job {made}; send "
-                "the same request again, or give this one a key of its own",
-                extra={"job_id": made},
-            )
+        _check_same(request, made, fingerprint)
         return self.get(made)
+
+    def made_by(self, request: NamedRequest, owner: str | None) -> Job | None:
+        """The job that the same request made before; None where there is none, or no more.
+
+        Args:
+            owner: id of the API key that asks, if any.
+
+        Raises:
+            KeyReused: the request of that name was another.
+        """
+        made, fingerprint = self._redis.hmget(routing.request_key(request.name, owner), "job", "fingerprint")
+        if made is None:
+            return None
+        try:
+            job = self.get(made.decode())
+        except UnknownJob:
+            return None
+        _check_same(request, job.id, fingerprint.decode())
+        return job
 
     def check_room(self, owner: str | None, limits: JobLimits) -> None:
         """Whether another job can be created now; asked before a long upload, and again by :meth:`create`.
@@ -396,6 +410,15 @@ class JobStore:
             for job_id in ids:
                 pipe.hget(routing.job_key(job_id), "record")
             return [JobRecord.model_validate_json(record) for record in pipe.execute() if record is not None]
+
+
+def _check_same(request: NamedRequest, made: str, fingerprint: str) -> None:
+    if fingerprint != request.fingerprint:
+        raise KeyReused(
+            f"the Idempotency-Key {request.name!r} came with another request before, which made job {made}; send "
+            "the same request again, or give this one a key of its own",
+            extra={"job_id": made},
+        )
 
 
 def _check_room(answer: str, owner: str | None, limits: JobLimits | None) -> None:

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import JSONResponse, Response
 
-from .. import access
-from ..continuing import Base
-from ..contract.archives import check_archive
-from ..contract.errors import StoreCorrupt
-from ..contract.job_files import training_file, training_folder
-from ..contract.jobs import MAX_PAGE, Job, JobLimits, JobPage, JobSource, JobStatus, NamedRequest
-from ..contract.priors import document_of
-from ..contract.webhooks import check_webhook_url
-from ..dataset_training import from_dataset
+from ..contract.jobs import MAX_PAGE, Job, JobPage, JobStatus
 from ..documentation import train_body
-from ..errors import StorageFull, UnsupportedMedia, responses
+from ..errors import UnsupportedMedia, responses
 from ..forms import media_type
-from ..gateway import Gateway, gateway_of
+from ..gateway import gateway_of
 from ..housekeeping import list_jobs
-from ..idempotency import HEADER, REPLAYED, fingerprint, key_of
-from ..intake import Intake
-from ..training_request import TrainingRequest, read_json, read_upload
+from ..idempotency import HEADER, REPLAYED
+from ..training_intake import accept_training
+from ..training_request import read_json, read_upload
 
 router = APIRouter(tags=["training"])
-
-Taken = tuple[TrainingRequest, JobSource]
 
 
 @router.post(
@@ -69,7 +57,8 @@ async def create_job(
 
     With an `Idempotency-Key` of your own the request can be sent again where its answer was lost: the same key with
     the same request gives the job that the first one made, with `Idempotent-Replayed: true`; with another request it
-    is refused with 422. Keys are remembered for a day, those of each API key apart.
+    is refused with 422. Keys are remembered for a day, those of each API key apart. What the request names, a dataset
+    or a version, may have gone since.
 
     With `continue_from`, a version or alias of the category or CATEGORY@VERSION, training starts from that version's
     weights with fresh schedules, say with new pictures. Settings not named are those of the version (`steps` too);
@@ -83,9 +72,9 @@ async def create_job(
     gateway = gateway_of(request)
     kind = media_type(request.headers)
     if kind == "application/json":
-        job, replayed = await _accept(gateway, request, _from_folder)
+        job, replayed = await accept_training(gateway, request, read_json)
     elif kind == "multipart/form-data":
-        job, replayed = await _accept(gateway, request, _from_upload)
+        job, replayed = await accept_training(gateway, request, read_upload)
     else:
         raise UnsupportedMedia(
             f"the body is {kind[:80] or 'of no media type'}; send multipart/form-data with an archive, "
@@ -179,95 +168,3 @@ async def delete_job(request: Request, job_id: str) -> None:
     """Removes the record of a job that ended. The version that it published stays."""
     gateway = gateway_of(request)
     await gateway.io(gateway.jobs.delete, job_id)
-
-
-async def _accept(
-    gateway: Gateway, request: Request, take: Callable[[Gateway, Request, Intake], Awaitable[Taken]]
-) -> tuple[Job, bool]:
-    """Take a request's files to where the worker reads them; they are gone again unless a job comes of it.
-
-    Returns:
-        The job, and whether an earlier request of the same key had made it.
-    """
-    key = key_of(request)
-    asking = access.key_of(request)
-    owner = asking.id if asking else None
-    limits = JobLimits(gateway.settings.max_unfinished_jobs, gateway.settings.jobs_per_key)
-    if key is None:  # else it may be one that was served before
-        await gateway.io(gateway.jobs.check_room, owner, limits)
-    intake = Intake(gateway.files, gateway.upload, gateway.settings.archive_max_bytes)
-    try:
-        wanted, source = await take(gateway, request, intake)
-        wanted.check_processes(gateway.settings.training_processes)
-        if wanted.webhook_url is not None:
-            check_webhook_url(wanted.webhook_url, private=gateway.settings.webhook_private)
-        if wanted.prior:
-            await intake.put_prior(document_of(wanted.prior))
-        if wanted.base:
-            await _link_start(gateway, wanted.base, intake)
-        await intake.sync()
-        settings = {"preset": wanted.preset, **wanted.config.to_dict()}
-        named = None
-        if key is not None:
-            came = [file.path for file in (intake.archive, intake.labels) if not file.is_empty]
-            came += [gateway.files.prior(intake.job_id)] if wanted.brings_prior else []
-            digest = await gateway.upload(fingerprint, wanted.asked, came)
-            named = NamedRequest(key, digest, gateway.settings.idempotency_ttl_s)
-        job = await gateway.io(
-            gateway.jobs.create,
-            wanted.category,
-            settings,
-            wanted.config.steps,
-            source,
-            intake.job_id,
-            wanted.activate,
-            named,
-            owner,
-            limits,
-            wanted.webhook_url,
-            wanted.base.continued if wanted.base else None,
-        )
-        if job.id == intake.job_id:
-            intake.hand_over()
-            return job, False
-        return job, True
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull("the server has no room for this upload; its owner must free some") from error
-        raise
-    finally:
-        await intake.close()
-
-
-async def _link_start(gateway: Gateway, base: Base, intake: Intake) -> None:
-    """Raises UnknownVersion, StoreCorrupt."""
-    try:
-        await intake.link_start(base.weights)
-    except FileNotFoundError as error:
-        category, version = base.continued.category, base.continued.version
-        await gateway.io(gateway.versions.store.stamp, category, version)  # it may have been deleted meanwhile
-        raise StoreCorrupt(f"version '{version}' of category '{category}' lacks its weights") from error
-
-
-async def _from_folder(gateway: Gateway, request: Request, intake: Intake) -> Taken:
-    wanted = await read_json(request, gateway.versions.store, gateway.io)
-    root = gateway.settings.data_root
-    if wanted.dataset:
-        if wanted.labels:
-            await intake.copy_labels(await gateway.io(training_file, root, wanted.labels))
-        return await from_dataset(gateway, wanted, wanted.dataset, intake)
-    assert wanted.folder is not None  # read_json has looked
-    folder = await gateway.io(training_folder, root, wanted.folder)
-    await gateway.upload(check_archive, folder, gateway.archive_limits, wanted.config.mode)
-    if wanted.labels:
-        await intake.copy_labels(await gateway.io(training_file, root, wanted.labels))
-    return wanted, JobSource(kind="folder", folder=wanted.folder)
-
-
-async def _from_upload(gateway: Gateway, request: Request, intake: Intake) -> Taken:
-    wanted = await read_upload(request, intake, gateway.versions.store, gateway.io)
-    if wanted.dataset:
-        return await from_dataset(gateway, wanted, wanted.dataset, intake)
-    await intake.flush()
-    await gateway.upload(check_archive, intake.archive.path, gateway.archive_limits, wanted.config.mode)
-    return wanted, JobSource(name=intake.archive.name or None)

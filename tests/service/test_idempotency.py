@@ -144,3 +144,42 @@ async def test_two_senders_may_use_the_same_key(http):
     ]
     assert len(set(made)) == 3
     assert jobs.create("dog", {}, 5, request=NamedRequest("one", "b", 60), owner="bert").id == made[1]
+
+
+async def test_what_the_request_named_may_have_gone_since(http, post, publish, data_root, problem):
+    """The answer may have been lost for hours: sent again, the request still tells what it made."""
+    publish("dog", "20260101T000000-abc123")
+    publish("dog", "20260102T000000-abc124")
+    sent = await http.post("/datasets", files={"archive": ("pictures.zip", GOOD)})
+    dataset = sent.json()["id"]
+    folder = data_root / "imports" / "dog"
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_bytes(b"x")
+    named = {
+        "base": {"dataset": dataset, "continue_from": "20260101T000000-abc123"},
+        "prior": {"dataset": dataset, "prior_from": "dog@20260101T000000-abc123", "connectivity_prior": "predefined"},
+        "dataset": {"dataset": dataset},
+        "folder": {"folder": "imports/dog"},
+    }
+
+    async def send() -> dict:
+        return {
+            key: await http.post("/train-jobs", json={"category": "dog", **body}, headers={"Idempotency-Key": key})
+            for key, body in named.items()
+        }
+
+    first = await send()
+    assert {answer.status_code for answer in first.values()} == {202}, {k: a.text for k, a in first.items()}
+    for answer in first.values():
+        move(http, answer.json()["id"], JobStatus.CANCELLED)
+    assert (await http.delete(f"/datasets/{dataset}")).status_code == 204
+    assert (await http.delete("/priors/dog/versions/20260101T000000-abc123")).status_code == 204
+    (folder / "a.png").unlink()
+    folder.rmdir()
+    again = await send()
+    assert {key: a.json().get("id") for key, a in again.items()} == {key: a.json()["id"] for key, a in first.items()}
+    assert {answer.headers.get("idempotent-replayed") for answer in again.values()} == {"true"}
+    named["dataset"] |= {"steps": 77}
+    problem((await send())["dataset"], 422, "idempotency_key_reused")
+    new = await http.post("/train-jobs", json={"category": "dog", **named["base"]}, headers={"Idempotency-Key": "new"})
+    problem(new, 404, "unknown_version")
