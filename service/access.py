@@ -83,9 +83,14 @@ class Access:
         needed = needed_scope(method, path)
         if needed is None:
             return None
-        key = self._key(Headers(scope=scope), needed) if self._keys else None
         client = scope.get("client")
-        self._rate.take(key.id if key else str(client[0] if client else ""))
+        address = f"address {client[0] if client else ''}"
+        try:
+            key = self._key(Headers(scope=scope), needed) if self._keys else None
+        except Unauthorized:  # whoever tries keys, or knows none; those with a good key are not held up by it
+            self._rate.take(address)
+            raise
+        self._rate.take(f"key {key.id}" if key else address)
         return key
 
     def _is_open(self, scope: Scope, path: str) -> bool:

@@ -95,7 +95,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     documentation.install(app, keys_needed=settings.keys_needed)
     # the last one is the first that a request meets
-    app.add_middleware(BodyLimit, limit_of=_limit_of(settings))
+    app.add_middleware(BodyLimit, limit_of=_limit_of(settings), slowest=settings.slowest_body_bytes_per_s)
     app.add_middleware(Access, settings=settings, keys=KeyStore(settings.data_root) if settings.keys_needed else None)
     app.add_middleware(RequestFigures, metrics=gateway.metrics, log_all=settings.access_log)
     app.add_middleware(RequestId)

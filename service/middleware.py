@@ -33,15 +33,18 @@ def body_bytes(scope: Scope) -> int:
 class BodyLimit:
     """Refuses longer bodies with a problem document: at once where the length is declared, else on the way.
 
-    And those that stop arriving.
+    And those that stop arriving, or drip: what is half there holds its place on the disk and in the queue.
 
     Args:
         limit_of: the limit in bytes for a request.
+        slowest: bytes a second that must come once STALL_S have gone into waiting for them; 0 for no bound. Time
+            that the server takes to put away what came does not count.
     """
 
-    def __init__(self, app: ASGIApp, limit_of: Callable[[Scope], int]) -> None:
+    def __init__(self, app: ASGIApp, limit_of: Callable[[Scope], int], slowest: float = 0.0) -> None:
         self._app = app
         self._limit_of = limit_of
+        self._slowest = slowest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,18 +56,26 @@ class BodyLimit:
         if scope[_BODY_BYTES] > limit:
             await problem_of(_too_large(limit, f"{scope[_BODY_BYTES]} bytes"))(scope, receive, send)
             return
-        received = 0
+        received, waited_s = 0, 0.0
         more = True
 
         async def counted() -> Message:
-            nonlocal received, more
+            nonlocal received, waited_s, more
             if not more:  # only the client's leaving can come now
                 return await receive()
+            spare_s = STALL_S + received / self._slowest - waited_s if self._slowest else STALL_S
+            began = time.monotonic()
             try:
-                async with asyncio.timeout(STALL_S):
+                async with asyncio.timeout(min(spare_s, STALL_S)):
                     message = await receive()
             except TimeoutError:
+                if spare_s < STALL_S:
+                    raise SlowBody(
+                        f"{received} bytes of the body came in {waited_s + time.monotonic() - began:.0f} s; at least "
+                        f"{self._slowest:.0f} bytes a second must come: send it over a faster connection"
+                    ) from None
                 raise SlowBody(f"nothing of the body came for {STALL_S:g} s; send it without a pause") from None
+            waited_s += time.monotonic() - began
             more = message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > limit:

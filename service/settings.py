@@ -31,7 +31,7 @@ class Settings(CommonSettings):
     )
     open_metrics: bool = Field(default=True, description="answer /metrics without a key")
     requests_per_s: float = Field(
-        default=0.0, ge=0, description="requests a second of one key, or one address without keys; 0 for no limit"
+        default=0.0, ge=0, description="requests a second of one key, or one address without a good key; 0 for no limit"
     )
     jobs_per_key: int = Field(default=100, ge=1, description="jobs of one key that have not ended; more get 429")
     max_unfinished_jobs: int = Field(default=1000, ge=1, description="jobs that have not ended; more get 429")
@@ -39,6 +39,11 @@ class Settings(CommonSettings):
 
     max_body_bytes: int = Field(
         default=64 * 2**20, ge=1024, description="bytes of a request other than an upload to keep, train, fit or import"
+    )
+    slowest_body_bytes_per_s: float = Field(
+        default=4096.0,
+        ge=0,
+        description="bytes a second at which a body must come, after the first 30 s; slower ones get 408; 0 for any",
     )
     version_max_bytes: int = Field(default=4 * 2**30, ge=1024, description="bytes of an imported version")
     datasets_max_bytes: int = Field(default=64 * 2**30, ge=1024, description="bytes of all datasets together")

@@ -90,8 +90,10 @@ class Consumer:
             reply = answer(request, images)
         if self._spoil:
             self._spoil(reply)
-        await self._redis.rpush(request.reply_to, reply.pack())
-        await self._redis.unlink(routing.pixels_key(request.batch_id))
+        async with self._redis.pipeline() as pipe:  # both at once, as the worker does it
+            pipe.rpush(request.reply_to, reply.pack())
+            pipe.unlink(routing.pixels_key(request.batch_id))
+            await pipe.execute()
 
 
 def answer(request: BatchRequest, images: np.ndarray) -> BatchReply:

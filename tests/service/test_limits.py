@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from service.contract.errors import QueueFull, RateExceeded, TooManyJobs
 from service.contract.jobs import JobLimits, JobStatus, JobStore, NamedRequest
 from service.keys import KeyStore, Scope
 from service.rates import RequestRate
+
+from .test_train_jobs import GOOD
 
 
 class Clock:
@@ -76,6 +80,15 @@ async def test_a_key_that_asks_too_often_gets_429(serve, data_root, problem):
         assert (await http.get("/livez")).status_code == 200
 
 
+async def test_who_tries_keys_is_bounded_too_and_hinders_nobody_with_a_good_one(serve, data_root, problem):
+    http = await serve(api_keys=True, requests_per_s=2)
+    good = {"Authorization": f"Bearer {KeyStore(data_root).create('a', [Scope.READ])[1]}"}
+    tried = [await http.get("/priors", headers={"Authorization": f"Bearer ppl_{n:012x}_x"}) for n in range(10)]
+    assert [answer.status_code for answer in tried[:2]] == [401, 401]
+    problem(tried[-1], 429, "rate_exceeded")
+    assert (await http.get("/priors", headers=good)).status_code == 200
+
+
 LIMITS = JobLimits(in_all=3, of_owner=2)
 
 
@@ -123,3 +136,34 @@ async def test_jobs_beyond_the_limit_get_429_and_leave_nothing(serve, problem, n
         problem(refused, 429, "queue_full")
         assert refused.headers["retry-after"]
     assert sorted(path.name for path in (data_root / "jobs").iterdir()) == before
+
+
+def dripping(data: bytes, parts: int, pause_s: float):
+    async def body():
+        yield b'--b\r\nContent-Disposition: form-data; name="category"\r\n\r\ndog\r\n'
+        yield b'--b\r\nContent-Disposition: form-data; name="archive"; filename="a.zip"\r\n\r\n'
+        step = -(-len(data) // parts)
+        for start in range(0, len(data), step):
+            await asyncio.sleep(pause_s)
+            yield data[start : start + step]
+        yield b"\r\n--b--\r\n"
+
+    return {"content": body(), "headers": {"content-type": "multipart/form-data; boundary=b"}}
+
+
+async def test_upload_that_drips_is_refused_and_leaves_nothing(serve, problem, monkeypatch, no_trace):
+    """Each of its pauses is short; all of it would take for ever."""
+    monkeypatch.setattr("service.middleware.STALL_S", 0.3)
+    http = await serve(slowest_body_bytes_per_s=1_000_000)
+    found = problem(await http.post("/train-jobs", **dripping(GOOD, 40, 0.05)), 408, "bad_request")
+    assert "1000000 bytes a second" in found["detail"]
+    assert http.gateway.jobs.page().items == []
+    no_trace()
+
+
+async def test_upload_that_comes_fast_enough_may_take_longer_than_the_first_seconds(serve, monkeypatch):
+    monkeypatch.setattr("service.middleware.STALL_S", 0.3)
+    http = await serve(slowest_body_bytes_per_s=len(GOOD))  # all of it in a second, then
+    assert (await http.post("/train-jobs", **dripping(GOOD, 14, 0.05))).status_code == 202
+    http = await serve(slowest_body_bytes_per_s=0)
+    assert (await http.post("/train-jobs", **dripping(GOOD, 14, 0.05))).status_code == 202
