@@ -6,7 +6,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Container, Iterable
+from collections import Counter
+from collections.abc import AsyncIterable, AsyncIterator, Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
@@ -37,6 +38,22 @@ _PUT_OFF_S = 60.0
 VIDEO_TIMEOUT_S = 12 * 3600.0
 
 
+def in_turn(waiting: Sequence[str], owners: Mapping[str, str | None]) -> list[str]:
+    """The first of each API key, then the second of each, and so on: one that sends many holds up its own only.
+
+    Args:
+        waiting: ids, the oldest first; those that are worked on count as their key's first.
+        owners: their API keys.
+    """
+    ahead: Counter[str | None] = Counter()
+    places = {}
+    for estimate_id in waiting:
+        owner = owners.get(estimate_id)
+        places[estimate_id] = ahead[owner]
+        ahead[owner] += 1
+    return sorted(waiting, key=lambda estimate_id: (places[estimate_id], estimate_id))
+
+
 class Background:
     """Works on a few estimates at a time; each gateway on others.
 
@@ -50,13 +67,19 @@ class Background:
         self._writing = asyncio.Lock()  # one answer after the other: each is held in memory as a whole
         self._running: dict[str, asyncio.Task[None]] = {}
         self._put_off: dict[str, float] = {}  # which can't be worked on, and until when they are let be
+        self._owners: dict[str, str | None] = {}  # of those that wait
 
     async def round(self) -> None:
-        """Take up what waits and nobody else has, as far as there is room."""
+        """Take up what waits and nobody else has, as far as there is room; each API key in turn."""
         now = time.monotonic()
         self._running = {name: task for name, task in self._running.items() if not task.done()}
         self._put_off = {name: until for name, until in self._put_off.items() if until > now}
-        for estimate_id in await self._gateway.io(self._files.waiting):
+        waiting = await self._gateway.io(self._files.waiting)
+        new = [estimate_id for estimate_id in waiting if estimate_id not in self._owners]
+        if new:
+            self._owners |= await self._gateway.io(self._files.owners, new)
+        self._owners = {name: self._owners[name] for name in waiting if name in self._owners}
+        for estimate_id in in_turn(waiting, self._owners):
             if len(self._running) >= AT_ONCE:
                 return
             if estimate_id in self._running or estimate_id in self._put_off:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -89,6 +90,21 @@ class EstimateRecord(BaseModel):
     size_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class Room:
+    """How much may wait.
+
+    Attributes:
+        in_all: estimates that have not ended.
+        of_owner: those of one API key among them.
+        size_bytes: of their files.
+    """
+
+    in_all: int
+    of_owner: int
+    size_bytes: int
+
+
 class EstimatePage(BaseModel):
     """A part of the list of estimates, the newest first."""
 
@@ -130,22 +146,38 @@ class EstimateFiles:
         """Make the folder that the pictures go into."""
         (self.folder(estimate_id) / "pictures").mkdir(parents=True)
 
-    def check_room(self, more_bytes: int, most: int, most_bytes: int) -> None:
-        """Raises QueueFull where as many wait as may, or their files would have more bytes than they may."""
-        ids = folder_or_file_names(self._waiting)
-        if len(ids) >= most:
+    def check_room(self, more_bytes: int, room: Room, owner: str | None = None) -> None:
+        """Whether another estimate may wait.
+
+        Args:
+            more_bytes: of its files.
+            owner: id of the API key that asks for it, if any.
+
+        Raises:
+            QueueFull: as many wait as may, of all or of this key, or their files would have more bytes than they may.
+        """
+        ids = self.waiting()
+        if len(ids) >= room.in_all:
             raise QueueFull(
                 f"{len(ids)} estimates wait in the background, and no more may; try again when some have ended",
                 retry_after_s=_RETRY_S,
             )
-        held = 0
+        held = own = 0
         for estimate_id in ids:
             with suppress(UnknownEstimate, StoreCorrupt):
-                held += self.record(estimate_id).size_bytes
-        if held + more_bytes > most_bytes:
+                record = self.record(estimate_id)
+                held += record.size_bytes
+                own += owner is not None and record.shown.created_by == owner
+        if own >= room.of_owner:
+            raise QueueFull(
+                f"{own} estimates of the key {owner} wait in the background, and no more may; try again when some have "
+                "ended, or cancel some",
+                retry_after_s=_RETRY_S,
+            )
+        if held + more_bytes > room.size_bytes:
             raise QueueFull(
                 f"the files of estimates that wait have {held} bytes, and with this one's {more_bytes} there would be "
-                f"more than the {most_bytes} that may; try again when some have ended",
+                f"more than the {room.size_bytes} that may; try again when some have ended",
                 retry_after_s=_RETRY_S,
             )
 
@@ -191,6 +223,14 @@ class EstimateFiles:
     def waiting(self) -> list[str]:
         """Ids of those that have not ended, the oldest first. Cheap enough to ask every second."""
         return sorted(filter(_ID.fullmatch, folder_or_file_names(self._waiting)))
+
+    def owners(self, ids: Iterable[str]) -> dict[str, str | None]:
+        """Which API key asked for each; those that are gone or can't be read are left out."""
+        found = {}
+        for estimate_id in ids:
+            with suppress(UnknownEstimate, StoreCorrupt, OSError):
+                found[estimate_id] = self.record(estimate_id).shown.created_by
+        return found
 
     @contextmanager
     def working(self, estimate_id: str) -> Iterator[bool]:

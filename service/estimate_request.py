@@ -16,7 +16,7 @@ from . import access
 from .background import video_limits
 from .contract.errors import TooManyImages
 from .errors import BadField, SlowBody, StorageFull
-from .estimate_files import BackgroundEstimate, EstimateProgress, EstimateRecord, EstimateStatus
+from .estimate_files import BackgroundEstimate, EstimateProgress, EstimateRecord, EstimateStatus, Room
 from .estimate_intake import EstimateIntake
 from .forms import FileField, Form, read_form, responds_async
 from .frames import VideoFrames
@@ -98,14 +98,16 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
         And as a request that is answered at once, where the reason is known without looking at the pictures.
     """
     settings, files, io = gateway.settings, gateway.estimates, gateway.io
-    bounds = (settings.background_max_waiting, settings.background_max_bytes)
+    room = Room(settings.background_max_waiting, settings.background_per_key, settings.background_max_bytes)
+    key = access.key_of(request)
+    owner = key.id if key else None
     intake = EstimateIntake(files, gateway.upload, settings.image_max_bytes)
     coming = body_bytes(request.scope)
     if "content-length" not in request.headers:  # it may become as long as any
         coming = min(coming, settings.background_max_bytes)
     held = ExitStack()
     try:
-        await io(files.check_room, gateway.arriving.held + coming, *bounds)
+        await io(files.check_room, gateway.arriving.held + coming, room, owner)
         held.enter_context(gateway.arriving.hold(coming))
         form = await read_estimate(request, settings.background_max_images, intake, keep_images=True)
         video = form.first("video") is not None
@@ -116,8 +118,7 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
         if query.landmarks:
             await io(gateway.versions.landmarks, version, query.landmarks)
         others = gateway.arriving.held - coming
-        await io(files.check_room, others + intake.size_bytes, *bounds)
-        key = access.key_of(request)
+        await io(files.check_room, others + intake.size_bytes, room, owner)
         shown = BackgroundEstimate(
             id=intake.estimate_id,
             status=EstimateStatus.QUEUED,
@@ -126,7 +127,7 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
             format=query.format,
             created_at=datetime.now(UTC),
             progress=EstimateProgress(total=None if video else len(names)),
-            created_by=key.id if key else None,
+            created_by=owner,
         )
         record = EstimateRecord(shown=shown, fields=form.fields, names=names, video=video, size_bytes=intake.size_bytes)
         await gateway.upload(files.submit, record)

@@ -94,6 +94,9 @@ class Settings(CommonSettings):
     background_max_waiting: int = Field(
         default=100, ge=1, description="estimates in the background that have not ended; more get 429"
     )
+    background_per_key: int = Field(
+        default=50, ge=1, description="estimates in the background of one key that have not ended; more get 429"
+    )
     background_body_bytes: int = Field(
         default=2 * 2**30, ge=1024, description="bytes of a request for an estimate in the background"
     )

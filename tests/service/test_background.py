@@ -10,11 +10,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from service.background import AT_ONCE
+from service.background import AT_ONCE, in_turn
 from service.collecting import WrittenOutcomes
 from service.contract.errors import ModelFailed
 from service.estimate_files import EstimateFiles, EstimateStatus, new_estimate_id
 from service.frames import VideoFrames
+from service.keys import KeyStore, Scope
 
 ASYNC = {"Prefer": "respond-async"}
 
@@ -287,6 +288,33 @@ async def test_so_many_may_wait(serve, send, publish, problem):
     assert refused.headers["retry-after"]
     small = await serve(background_max_bytes=1024)
     problem(await send(client=small), 429, "queue_full")
+
+
+async def test_so_many_of_one_key_may_wait_and_others_have_their_turn(serve, send, publish, problem, consumer):
+    publish("dog")
+    http = await serve(api_keys=True, background_per_key=2 * AT_ONCE + 1)
+    keys = KeyStore(http.gateway.settings.data_root)
+    anna, bert = (
+        {**ASYNC, "Authorization": f"Bearer {keys.create(name, [Scope.READ])[1]}"} for name in ("anna", "bert")
+    )
+    consumer.gate.clear()
+    sent = [(await send(client=http, headers=anna)).json()["id"] for _ in range(2 * AT_ONCE + 1)]
+    found = problem(await send(client=http, headers=anna), 429, "queue_full")
+    assert "estimates of the key" in found["detail"]
+    late = await send(client=http, headers=bert)
+    assert late.status_code == 202
+    consumer.gate.set()
+
+    async def began(estimate_id: str, headers: dict) -> str:
+        http.headers["Authorization"] = headers["Authorization"]
+        return (await ended(http, estimate_id))["started_at"]
+
+    assert await began(late.json()["id"], bert) < await began(sent[-1], anna)
+
+
+def test_keys_have_their_turns_one_after_the_other():
+    owners = {"1": "anna", "2": "anna", "3": "anna", "5": "bert", "6": None, "7": "bert"}
+    assert in_turn(["1", "2", "3", "4", "5", "6", "7"], owners) == ["1", "4", "5", "2", "6", "7", "3"]
 
 
 async def test_what_is_being_sent_counts_as_much_as_what_waits(serve, send, publish, problem, make_picture):
