@@ -210,6 +210,9 @@ class Gateway:
 
     async def _clean(self) -> None:
         await self.io(self.datasets.sweep)
+        trimmed = await self.io(self.jobs.trim, self.settings.ended_jobs_kept)
+        if trimmed:
+            log.info("removed the records of the oldest %d jobs that ended", len(trimmed))
         removed = await self.io(remove_stale_uploads, self.files, self.jobs, self.settings.stale_upload_s)
         settings = self.settings
         forgotten = await self.io(self.estimates.sweep, settings.background_kept_s, settings.stale_upload_s)

@@ -34,6 +34,9 @@ class Settings(CommonSettings):
         default=0.0, ge=0, description="requests a second of one key, or one address without a good key; 0 for no limit"
     )
     jobs_per_key: int = Field(default=100, ge=1, description="jobs of one key that have not ended; more get 429")
+    ended_jobs_kept: int = Field(
+        default=10_000, ge=1, description="jobs that ended and can still be looked at; the oldest go first"
+    )
     max_unfinished_jobs: int = Field(default=1000, ge=1, description="jobs that have not ended; more get 429")
     access_log: bool = Field(default=True, description="log a line for each request; with false only refused ones")
 

@@ -350,6 +350,25 @@ class JobStore:
             pipe.zrem(routing.WEBHOOKS, job_id)
             pipe.execute()
 
+    def trim(self, most: int) -> list[str]:
+        """Remove the records of the oldest jobs that ended, until so many are left.
+
+        One whose end is still to be told at its webhook stays.
+
+        Returns:
+            The ids.
+        """
+        if self._redis.zcard(routing.JOBS) - self._redis.scard(routing.ACTIVE_JOBS) <= most:
+            return []
+        active, telling = self._redis.smembers(routing.ACTIVE_JOBS), set(self._redis.zrange(routing.WEBHOOKS, 0, -1))
+        ended = [job_id for job_id in self._redis.zrange(routing.JOBS, 0, -1) if job_id not in active]
+        removed = []
+        for job_id in (item.decode() for item in ended[: len(ended) - most] if item not in telling):
+            with suppress(UnknownJob, JobNotEnded):  # deleted meanwhile, or its end is being written
+                self.delete(job_id)
+                removed.append(job_id)
+        return removed
+
     def acquire(self, job_id: str, holder: str, ttl_s: float = routing.LEASE_TTL_S) -> Lease | None:
         """The lease of a job, or None while another process has it. Raises UnknownJob for what can't be an id."""
         key = routing.lease_key(check_job_id(job_id))

@@ -167,3 +167,15 @@ async def test_upload_that_comes_fast_enough_may_take_longer_than_the_first_seco
     assert (await http.post("/train-jobs", **dripping(GOOD, 14, 0.05))).status_code == 202
     http = await serve(slowest_body_bytes_per_s=0)
     assert (await http.post("/train-jobs", **dripping(GOOD, 14, 0.05))).status_code == 202
+
+
+async def test_records_of_ended_jobs_beyond_those_kept_are_removed(serve, redis_client):
+    http = await serve(ended_jobs_kept=2)
+    jobs = http.gateway.jobs
+    made = [jobs.create("dog", {}, 5).id for _ in range(4)]
+    for job_id in made[:3]:
+        jobs.update(job_id, lambda record: record.move(JobStatus.FAILED))
+    await http.gateway._clean()
+    listed = (await http.get("/train-jobs")).json()["items"]
+    assert [job["id"] for job in listed] == [made[3], made[2], made[1]]
+    assert (await http.get(f"/train-jobs/{made[0]}")).status_code == 404

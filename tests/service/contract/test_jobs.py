@@ -418,3 +418,18 @@ def test_what_cannot_be_an_id_is_an_unknown_job_and_never_part_of_a_key(
         with pytest.raises(UnknownJob):
             act(job.id + suffix)
     assert set(redis_client.keys()) == keys
+
+
+def test_oldest_that_ended_are_trimmed(store: JobStore, redis_client: redis.Redis) -> None:
+    waiting = make(store)
+    ended = [make(store) for _ in range(5)]
+    told = make(store, webhook_url="https://example.org/hook")
+    for job in (*ended, told):
+        store.update(job.id, to(JobStatus.FAILED))
+    assert store.trim(6) == []
+    assert store.trim(3) == [job.id for job in ended[:3]]
+    assert {job.id for job in store.page().items} == {waiting.id, told.id, ended[3].id, ended[4].id}
+    # one whose end is still to be told stays, also where others would have to go first
+    assert store.trim(0) == [job.id for job in ended[3:]]
+    assert {job.id for job in store.page().items} == {waiting.id, told.id}
+    assert [key for key in redis_client.scan_iter() if ended[0].id.encode() in key] == []
