@@ -37,7 +37,7 @@ from .contract.manifest import (
     is_member,
 )
 from .contract.members import ArchiveLimits, Member, kind_of, members
-from .contract.store import VersionStore, check_category
+from .contract.store import ADDITIONS, VersionStore, check_category
 from .import_checks import Checked, check_documents, check_weights
 
 _EXPECTED = "expected a zip that GET /priors/{category}/versions/{version}/export gave"
@@ -61,7 +61,6 @@ def import_version(store: VersionStore, archive: Path, folder: Path, category: s
         BadVersionFile: no exported version, damaged, of a later release, or something in it is not what it must be.
         UnsafeArchive, EncryptedArchive, ArchiveTooLarge: as they say.
         VersionExists, NameTaken: the category has a version or an alias of its name.
-        UnknownVersion: somebody deleted it at once.
     """
     check_category(category)
     limits = ArchiveLimits(MAX_MEMBERS + 1, max_bytes, float("inf"), _MANIFEST_BYTES)
@@ -76,8 +75,8 @@ def import_version(store: VersionStore, archive: Path, folder: Path, category: s
     except BadArchive as error:
         raise BadVersionFile(f"the upload is damaged; {_EXPECTED}") from error
     write_json(folder / "version.json", checked.info_for(category, manifest))
+    _stage_additions(folder / ADDITIONS, checked)
     store.publish(folder, category, checked.version)
-    _add(store, category, checked)
     return checked.version
 
 
@@ -96,17 +95,14 @@ def _unpack(archive: Path, folder: Path, manifest: Manifest, limits: ArchiveLimi
     return checked
 
 
-def _add(store: VersionStore, category: str, checked: Checked) -> None:
-    """What users had added to the version; it is there a moment after the version."""
-    folder = store.additions_path(category, checked.version)
-    with store.pointers(category).lock():
-        store.stamp(category, checked.version)  # where it was deleted already, another of its name must not get them
-        if checked.names:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / NAMES_FILE, {"names": list(checked.names)})
-        for found in checked.landmarks:
-            (folder / "landmarks").mkdir(parents=True, exist_ok=True)
-            write_json(folder / "landmarks" / f"{found.name}.json", found.model_dump(mode="json"))
+def _stage_additions(folder: Path, checked: Checked) -> None:
+    """What users had added to the version, published with it."""
+    if checked.names:
+        folder.mkdir(parents=True)
+        write_json(folder / NAMES_FILE, {"names": list(checked.names)})
+    for found in checked.landmarks:
+        (folder / "landmarks").mkdir(parents=True, exist_ok=True)
+        write_json(folder / "landmarks" / f"{found.name}.json", found.model_dump(mode="json"))
 
 
 def _read_manifest(archive: Path, limits: ArchiveLimits) -> Manifest:

@@ -35,6 +35,7 @@ from .files import write_json as write_json
 _CATEGORY = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
 STAGING = ".staging-"
+ADDITIONS = "additions"
 
 
 def is_category(name: str) -> bool:
@@ -220,6 +221,9 @@ class VersionStore:
     def publish(self, staged: Path, category: str, version: str) -> Path:
         """Make a staged folder, or another one on the same disk, a version, at once and for good.
 
+        A folder ADDITIONS in it becomes what users added to the version: it is there before the version is, and not
+        without it for long, whenever this process dies.
+
         Raises:
             VersionExists: there is one of this name; versions never change.
             NameTaken: an alias is called so.
@@ -236,6 +240,12 @@ class VersionStore:
             if version == ACTIVE or (is_alias(version) and aliases.target(version) is not None):
                 raise NameTaken(f"'{version}' is an alias of category '{category}'; a version can't have its name")
             final.parent.mkdir(exist_ok=True)
+            added = self.additions_path(category, version)
+            shutil.rmtree(added, ignore_errors=True)  # left by a process that was killed before the next line but one
+            if (staged / ADDITIONS).exists():
+                added.parent.mkdir(exist_ok=True)
+                os.rename(staged / ADDITIONS, added)
+                sync(added.parent)
             os.rename(staged, final)
         for folder in (final.parent, final.parent.parent, self._root):
             sync(folder)
@@ -251,7 +261,7 @@ class VersionStore:
 
     def additions_path(self, category: str, version: str) -> Path:
         """The folder of what users add to a version, whether it exists or not; see :mod:`.additions`."""
-        return self._root / check_category(category) / "additions" / check_version(version)
+        return self._root / check_category(category) / ADDITIONS / check_version(version)
 
     def stamp(self, category: str, version: str, folder: str | None = None) -> tuple[int, int]:
         """Tells a version from another of its name that took its place after it was deleted.

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from service.contract.additions import Additions
 from service.contract.errors import (
     BadCategoryName,
     BadFolder,
@@ -106,6 +108,39 @@ def test_leftover_of_a_killed_process_is_no_version_and_is_replaced(store: Versi
     assert store.versions("dog") == ["v0"]
     publish(store, "v1")
     assert not (store.path("dog", "v1") / "junk").exists()
+
+
+def test_what_users_added_is_published_with_the_version(store: VersionStore, data_root: Path, monkeypatch) -> None:
+    def stage(folder: Path, names: list[str]) -> None:
+        folder.mkdir()
+        (folder / "version.json").write_text("{}")
+        if names:
+            (folder / "additions").mkdir()
+            (folder / "additions" / "keypoint-names.json").write_text(json.dumps({"names": names}))
+
+    class Killed(BaseException):
+        """Between two steps."""
+
+    version, rename = "20260101T000000-abc123", os.rename
+
+    def die(source: Path, target: Path) -> None:
+        if target.parent.name == "versions":
+            raise Killed
+        rename(source, target)
+
+    stage(data_root / "a", ["head"])
+    monkeypatch.setattr("service.contract.store.os.rename", die)
+    with pytest.raises(Killed):
+        store.publish(data_root / "a", "dog", version)
+    monkeypatch.undo()
+    assert store.categories() == []
+    stage(data_root / "b", [])
+    store.publish(data_root / "b", "dog", version)
+    assert Additions(store).names("dog", version) is None  # those of the one that never came to be are not its
+    stage(data_root / "c", ["tail"])
+    store.publish(data_root / "c", "cat", version)
+    assert Additions(store).names("cat", version) == ("tail",)
+    assert not (store.path("cat", version) / "additions").exists()
 
 
 def test_version_of_a_job_is_found_again(store: VersionStore) -> None:
