@@ -24,7 +24,8 @@ STRENGTHS: Array = np.logspace(-4, 2, 19)
 FEWEST_PICTURES = 5
 FEWEST_VISIBLE = 3
 """Pictures in which each landmark must be visible."""
-_SHARED = 10.0  # how much harder weights of one axis are drawn than those shared by both
+_SINGLE = 10**-0.5  # how freely weights of one axis move; those shared by both axes move by 1
+_REACH = 0.1  # of the image side: a keypoint so far from a landmark may move it half as much as one at its place
 _FOLDS = 10
 _ALL_ALONE = 20  # up to so many pictures each is a fold of its own
 _LEAST_LEFT = 1e-9  # of a picture's weight in its own prediction, where a division would be by nothing
@@ -93,65 +94,85 @@ def fit_landmarks(keypoints: Array, labels: Array, visibility: Array) -> Landmar
 
 def _fit(keypoints: Array, labels: Array, seen: NDArray[np.bool_]) -> tuple[Array, float]:
     """The maps at the strength of least error on pictures left out one by one, and that strength."""
-    solvers: dict[bytes, _Ridge] = {}  # landmarks that are visible in the same pictures share one
-    of_landmark = []
+    poses: dict[bytes, _Poses] = {}  # landmarks that are visible in the same pictures share them
+    ridges = []
     for joint in range(labels.shape[1]):
         rows = seen[:, joint]
-        if rows.tobytes() not in solvers:
-            solvers[rows.tobytes()] = _Ridge(keypoints[rows])
-        of_landmark.append((solvers[rows.tobytes()], labels[rows, joint]))
-    errors = [
-        np.mean([np.nanmean(solver.left_out(places, strength)) for solver, places in of_landmark])
-        for strength in STRENGTHS
-    ]
+        if rows.tobytes() not in poses:
+            poses[rows.tobytes()] = _Poses(keypoints[rows])
+        ridges.append(_Ridge(poses[rows.tobytes()], labels[rows, joint]))
+    errors = np.mean([np.nanmean(ridge.left_out(STRENGTHS), axis=1) for ridge in ridges], axis=0)
     strength = float(STRENGTHS[int(np.argmin(errors))])
-    return np.stack([solver.map(places, strength) for solver, places in of_landmark]), strength
+    return np.stack([ridge.map(strength) for ridge in ridges]), strength
 
 
-class _Ridge:
-    """Ridge regression from poses (N, K, 2) to places (N, 2), with bias, decomposed once for all strengths.
+class _Poses:
+    """Poses (N, K, 2) as the inputs of a ridge regression from them to places (N, 2), with bias.
 
     The unknowns are K weights shared by both axes and, scaled so that they are drawn harder, 4K of single axes.
     """
 
     def __init__(self, keypoints: Array) -> None:
-        count, self._k = keypoints.shape[:2]
-        self._mean = keypoints.mean(0)
-        moved = keypoints - self._mean
-        self._scale = 1 / np.sqrt(_SHARED)
-        inputs = np.zeros((count, 2, 5, self._k))  # picture, axis of the landmark, kind of weight, keypoint
+        count, self.k = keypoints.shape[:2]
+        self.mean = keypoints.mean(0)
+        moved = keypoints - self.mean
+        inputs = np.zeros((count, 2, 5, self.k))  # picture, axis of the landmark, kind of weight, keypoint
         for axis in range(2):
             inputs[:, axis, 0] = moved[..., axis]
             for other in range(2):
-                inputs[:, axis, 1 + 2 * axis + other] = self._scale * moved[..., other]
-        self._u, self._s, self._vt = np.linalg.svd(inputs.reshape(2 * count, -1), full_matrices=False)
-        self._unit = 2 * count * float(np.mean(moved**2)) or 1.0
+                inputs[:, axis, 1 + 2 * axis + other] = _SINGLE * moved[..., other]
+        self.inputs: Array = inputs.reshape(2 * count, -1)
+        self.gram: Array = self.inputs.T @ self.inputs
+        self.unit = 2 * count * float(np.mean(moved**2)) or 1.0
 
-    def left_out(self, places: Array, strength: float) -> Array:
-        """How far the prediction of each picture is off (N,), the others alone being fitted; exact."""
-        count = len(places)
-        shrunk = self._s**2 / (self._s**2 + strength * self._unit)
-        centred = (places - places.mean(0)).reshape(-1)
-        residual = (centred - (self._u * shrunk) @ (self._u.T @ centred)).reshape(count, 2)
-        rows = self._u.reshape(count, 2, -1)
-        own = np.einsum("nar,r,nbr->nab", rows, shrunk, rows) + np.eye(2) / count
-        left = np.eye(2) * (1 + _LEAST_LEFT) - own
-        off: Array = np.linalg.norm(np.linalg.solve(left, residual[..., None])[..., 0], axis=-1)
-        return off
 
-    def map(self, places: Array, strength: float) -> Array:
+class _Ridge:
+    """The regression to the places (N, 2) of one landmark, decomposed once for all strengths."""
+
+    def __init__(self, poses: _Poses, places: Array) -> None:
+        self._poses, self._place = poses, places.mean(0)
+        scale = np.tile(_nearness(poses.mean, self._place), 5)
+        values, vectors = np.linalg.eigh(scale[:, None] * poses.gram * scale)
+        self._values = np.maximum(values, 0)
+        self._vectors: Array = scale[:, None] * vectors
+        self._rows: Array = poses.inputs @ self._vectors
+        self._centred = (places - self._place).reshape(-1)
+        self._drawn: Array = self._rows.T @ self._centred
+
+    def left_out(self, strengths: Array) -> Array:
+        """How far the prediction of each picture is off (S, N), the others alone being fitted.
+
+        That is exact but for the mean place, which is that of all where it says how near a keypoint is.
+        """
+        shrunk = 1 / (self._values[:, None] + strengths * self._poses.unit)  # (5K, S)
+        residual = self._centred[:, None] - self._rows @ (self._drawn[:, None] * shrunk)
+        rows = self._rows.reshape(-1, 2, self._rows.shape[1])
+        count = len(rows)
+        own = [(rows[:, a] * rows[:, b]) @ shrunk for a, b in ((0, 0), (0, 1), (1, 1))]  # of 2 x 2 weights, (N, S)
+        xx, yy, xy = 1 + _LEAST_LEFT - own[0] - 1 / count, 1 + _LEAST_LEFT - own[2] - 1 / count, -own[1]
+        x, y = np.moveaxis(residual.reshape(count, 2, -1), 1, 0)
+        off: Array = np.hypot(yy * x - xy * y, xx * y - xy * x) / np.abs(xx * yy - xy * xy)
+        return off.T
+
+    def map(self, strength: float) -> Array:
         """The map (2K + 1, 2)."""
-        mean = places.mean(0)
-        centred = (places - mean).reshape(-1)
-        weights = self._vt.T @ (self._s / (self._s**2 + strength * self._unit) * (self._u.T @ centred))
-        shared, single = weights[: self._k], self._scale * weights[self._k :].reshape(2, 2, self._k)
-        linear = np.zeros((self._k, 2, 2))  # keypoint, its axis, axis of the landmark
+        k, mean = self._poses.k, self._poses.mean
+        weights = self._vectors @ (self._drawn / (self._values + strength * self._poses.unit))
+        shared, single = weights[:k], _SINGLE * weights[k:].reshape(2, 2, k)
+        linear = np.zeros((k, 2, 2))  # keypoint, its axis, axis of the landmark
         for axis in range(2):
             linear[:, axis, axis] = shared
             for other in range(2):
                 linear[:, other, axis] += single[axis, other]
-        flat = linear.reshape(2 * self._k, 2)
-        return np.concatenate((flat, (mean - self._mean.reshape(-1) @ flat)[None]))
+        flat = linear.reshape(2 * k, 2)
+        return np.concatenate((flat, (self._place - mean.reshape(-1) @ flat)[None]))
+
+
+def _nearness(keypoints: Array, place: Array) -> Array:
+    """How freely each keypoint (K, 2) may move a landmark at a place (K,): less the further away, of mean square 1."""
+    near = 1 / (1 + ((keypoints - place) ** 2).sum(-1) / _REACH**2)
+    even: Array = near / np.sqrt(np.mean(near**2))
+    return even
 
 
 def _folds(count: int) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.landmarks import STRENGTHS, LandmarkFit, _Ridge, fit_landmarks
+from model.landmarks import STRENGTHS, LandmarkFit, _nearness, _Poses, _Ridge, fit_landmarks
 from model.maps import Array, apply_maps, error_percent
 
 K = 8
@@ -21,7 +21,7 @@ def world(count: int, seed: int, noise: float = 0.002) -> tuple[Array, Array, Ar
     return keypoints, mixed + rng.normal(0, noise, mixed.shape), np.ones(mixed.shape[:2])
 
 
-def brute(keypoints: Array, places: Array, strength: float, unit: float) -> Array:
+def brute(keypoints: Array, places: Array, strength: float, unit: float, near: Array) -> Array:
     """The same ridge, solved as one dense system of equations with its bias left free."""
     count = len(keypoints)
     rows, targets = [], []
@@ -34,7 +34,7 @@ def brute(keypoints: Array, places: Array, strength: float, unit: float) -> Arra
             rows.append(row)
             targets.append(place[axis])
     a, y = np.array(rows), np.array(targets)
-    penalty = strength * unit * np.concatenate([np.ones(K), np.full(4 * K, 10.0), np.zeros(2)])
+    penalty = strength * unit * np.concatenate([near**-2, 10 * np.tile(near**-2, 4), np.zeros(2)])
     w = np.linalg.solve(a.T @ a + np.diag(penalty), a.T @ y)
     flat = np.zeros((2 * K + 1, 2))
     flat[0:-1:2, 0], flat[1:-1:2, 1] = w[:K] + w[K : 2 * K], w[:K] + w[4 * K : 5 * K]
@@ -47,21 +47,35 @@ def brute(keypoints: Array, places: Array, strength: float, unit: float) -> Arra
 @pytest.mark.parametrize("strength", [1e-3, 0.1, 10.0])
 def test_map_is_that_of_the_whole_system_of_equations(strength: float) -> None:
     keypoints, labels, _ = world(7, 1, noise=0.05)
-    ridge = _Ridge(keypoints)
-    np.testing.assert_allclose(
-        ridge.map(labels[:, 0], strength), brute(keypoints, labels[:, 0], strength, ridge._unit), atol=1e-8
-    )
+    poses, places = _Poses(keypoints), labels[:, 0]
+    near = _nearness(keypoints.mean(0), places.mean(0))
+    expected = brute(keypoints, places, strength, poses.unit, near)
+    np.testing.assert_allclose(_Ridge(poses, places).map(strength), expected, atol=1e-8)
 
 
-def test_left_out_errors_are_those_of_fitting_again_without_each_picture() -> None:
-    keypoints, labels, _ = world(9, 2, noise=0.05)
-    ridge = _Ridge(keypoints)
-    told = ridge.left_out(labels[:, 1], 0.05)
-    for row in range(9):
-        rest = np.arange(9) != row
-        flat = brute(keypoints[rest], labels[rest, 1], 0.05, ridge._unit)
-        predicted = apply_maps(keypoints[row : row + 1], flat[None])[0, 0]
-        assert told[row] == pytest.approx(np.linalg.norm(predicted - labels[row, 1]), abs=1e-7)
+@pytest.mark.parametrize("count", [9, 60])  # fewer pictures than unknowns, and more
+def test_left_out_errors_are_those_of_fitting_again_without_each_picture(count: int) -> None:
+    keypoints, labels, _ = world(count, 2, noise=0.05)
+    poses, places = _Poses(keypoints), labels[:, 1]
+    near = _nearness(keypoints.mean(0), places.mean(0))
+    told = _Ridge(poses, places).left_out(np.array([0.05, 1.0]))
+    assert told.shape == (2, count)
+    for row in range(count):
+        rest = np.arange(count) != row
+        for column, strength in enumerate((0.05, 1.0)):
+            flat = brute(keypoints[rest], places[rest], strength, poses.unit, near)
+            predicted = apply_maps(keypoints[row : row + 1], flat[None])[0, 0]
+            assert told[column, row] == pytest.approx(np.linalg.norm(predicted - places[row]), abs=1e-7)
+
+
+def test_keypoints_move_what_is_near_them() -> None:
+    """Of two that move alike in all labelled pictures the nearer one is believed."""
+    rng = np.random.default_rng(0)
+    keypoints = np.tile([[0.3, 0.5], [0.7, 0.5]], (8, 1, 1)) + rng.normal(0, 0.05, (8, 1, 2))
+    labels = keypoints[:, :1] + [0.05, 0.0]
+    fit = fit_landmarks(keypoints, labels, np.ones((8, 1)))
+    apart = np.array([[[0.3, 0.4], [0.7, 0.6]]])  # as in no picture before
+    assert apply_maps(apart, fit.maps)[0, 0] == pytest.approx([0.35, 0.4], abs=0.02)
 
 
 def test_five_pictures_do_where_least_squares_has_no_answer() -> None:
