@@ -153,7 +153,7 @@ def dripping(data: bytes, parts: int, pause_s: float):
 
 async def test_upload_that_drips_is_refused_and_leaves_nothing(serve, problem, monkeypatch, no_trace):
     """Each of its pauses is short; all of it would take for ever."""
-    monkeypatch.setattr("service.middleware.STALL_S", 0.3)
+    monkeypatch.setattr("service.middleware.STALL_S", 1.0)
     http = await serve(slowest_body_bytes_per_s=1_000_000)
     found = problem(await http.post("/train-jobs", **dripping(GOOD, 40, 0.05)), 408, "bad_request")
     assert "1000000 bytes a second" in found["detail"]
@@ -162,11 +162,11 @@ async def test_upload_that_drips_is_refused_and_leaves_nothing(serve, problem, m
 
 
 async def test_upload_that_comes_fast_enough_may_take_longer_than_the_first_seconds(serve, monkeypatch):
-    monkeypatch.setattr("service.middleware.STALL_S", 0.3)
-    http = await serve(slowest_body_bytes_per_s=len(GOOD))  # all of it in a second, then
-    assert (await http.post("/train-jobs", **dripping(GOOD, 14, 0.05))).status_code == 202
+    monkeypatch.setattr("service.middleware.STALL_S", 1.0)
+    http = await serve(slowest_body_bytes_per_s=len(GOOD) / 4)  # all of it in five seconds, then
+    assert (await http.post("/train-jobs", **dripping(GOOD, 15, 0.1))).status_code == 202
     http = await serve(slowest_body_bytes_per_s=0)
-    assert (await http.post("/train-jobs", **dripping(GOOD, 14, 0.05))).status_code == 202
+    assert (await http.post("/train-jobs", **dripping(GOOD, 15, 0.1))).status_code == 202
 
 
 async def test_records_of_ended_jobs_beyond_those_kept_are_removed(serve, redis_client):

@@ -251,10 +251,10 @@ def test_a_tiff_of_very_many_frames_is_refused_at_once():
     for index in range(30_000):
         data += page[directory : directory + size - 4] + struct.pack("<I", first + (index + 1) * size)
     data[directory + size - 4 : directory + size] = struct.pack("<I", first)
-    began = time.perf_counter()
+    began = time.thread_time()
     with pytest.raises(Animated):
         open_picture(bytes(data))
-    assert time.perf_counter() - began < 0.5
+    assert time.thread_time() - began < 0.5
 
 
 @pytest.mark.parametrize("offset", [1, 9, 0x7FFFFFFF])
