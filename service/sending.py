@@ -12,6 +12,7 @@ from redis.retry import Retry
 
 from .contract import routing
 from .contract.messages import BatchRequest
+from .envelope import Envelope, send
 
 log = logging.getLogger(__name__)
 
@@ -34,36 +35,29 @@ class Sender:
 
     def __init__(self, redis_url: str) -> None:
         self._redis = redis_client(redis_url)
-        self._apps = {kind: _celery(kind, redis_url) for kind in routing.KINDS}
+        self._batches = Envelope("inference")
+        self._trainings = _celery("training", redis_url)
 
     def send_batch(self, request: BatchRequest, pixels: bytes | None) -> None:
-        """Store the pixels under a key of their own, which expires, and send the batch; None: they are stored."""
-        if pixels is not None:
-            self._redis.set(routing.pixels_key(request.batch_id), pixels, ex=routing.PIXELS_TTL_S)
-        self._send("inference", request.model_dump(), request.batch_id)
+        """Store the pixels under a key of their own, which expires, and send the batch; None: they are stored.
+
+        Both in one go. Where its answer is lost they are sent again: a message too many does no harm.
+        """
+        message = self._batches.fill(request.model_dump(), request.batch_id)
+        with self._redis.pipeline(transaction=False) as pipe:
+            if pixels is not None:
+                pipe.set(routing.pixels_key(request.batch_id), pixels, ex=routing.PIXELS_TTL_S)
+            pipe.lpush(routing.queue_key("inference"), message)
+            pipe.execute()
 
     def send_training(self, job_id: str) -> None:
         """Wake a training worker for a job; a message too many does no harm."""
-        self._send("training", job_id, job_id)
+        send(self._trainings, "training", job_id, job_id, retry=True, retry_policy=_RETRY_POLICY)
 
     def close(self) -> None:
         """Close the connections."""
-        for app in self._apps.values():
-            app.close()
+        self._trainings.close()
         self._redis.close()
-
-    def _send(self, kind: routing.Kind, argument: Any, task_id: str) -> None:
-        self._apps[kind].send_task(
-            routing.task_name(kind),
-            args=(argument,),
-            task_id=task_id,
-            queue=routing.queue_name(kind),
-            retry=True,
-            retry_policy=_RETRY_POLICY,
-            # what monitors would show of it, which takes a fifth of the time for sending
-            argsrepr="",
-            kwargsrepr="",
-        )
 
 
 def _celery(kind: routing.Kind, redis_url: str) -> Any:
