@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Container, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Container, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
@@ -35,23 +35,38 @@ log = logging.getLogger(__name__)
 AT_ONCE = 4
 _LOOK_EVERY_S = 1.0
 _PUT_OFF_S = 60.0
+_KEYS_REMEMBERED = 1000
 VIDEO_TIMEOUT_S = 12 * 3600.0
 
 
-def in_turn(waiting: Sequence[str], owners: Mapping[str, str | None]) -> list[str]:
-    """The first of each API key, then the second of each, and so on: one that sends many holds up its own only.
+class Turns:
+    """Whose turn it is, of the API keys whose estimates wait: one that sends many holds up its own only.
 
-    Args:
-        waiting: ids, the oldest first; those that are worked on count as their key's first.
-        owners: their API keys.
+    The next is of a key that has the fewest under way, of these of the one that had its turn the longest ago, and of
+    these the oldest.
     """
-    ahead: Counter[str | None] = Counter()
-    places = {}
-    for estimate_id in waiting:
-        owner = owners.get(estimate_id)
-        places[estimate_id] = ahead[owner]
-        ahead[owner] += 1
-    return sorted(waiting, key=lambda estimate_id: (places[estimate_id], estimate_id))
+
+    def __init__(self) -> None:
+        self._turn = 0
+        self._had: dict[str | None, int] = {}  # the turn at which a key had its last one; the longest ago comes first
+
+    def next(self, waiting: Mapping[str, str | None], running: Iterable[str | None]) -> str:
+        """The id that is taken up next.
+
+        Args:
+            waiting: the keys of those that can be taken up, by id; at least one.
+            running: the keys of those that are under way.
+        """
+        under_way = Counter(running)
+        return min(waiting, key=lambda name: (under_way[waiting[name]], self._had.get(waiting[name], 0), name))
+
+    def taken(self, owner: str | None) -> None:
+        """One of a key was taken up."""
+        self._turn += 1
+        self._had.pop(owner, None)
+        self._had[owner] = self._turn
+        if len(self._had) > _KEYS_REMEMBERED:
+            del self._had[next(iter(self._had))]
 
 
 class Background:
@@ -68,6 +83,7 @@ class Background:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._put_off: dict[str, float] = {}  # which can't be worked on, and until when they are let be
         self._owners: dict[str, str | None] = {}  # of those that wait
+        self._turns = Turns()
 
     async def round(self) -> None:
         """Take up what waits and nobody else has, as far as there is room; each API key in turn."""
@@ -79,14 +95,16 @@ class Background:
         if new:
             self._owners |= await self._gateway.io(self._files.owners, new)
         self._owners = {name: self._owners[name] for name in waiting if name in self._owners}
-        for estimate_id in in_turn(waiting, self._owners):
-            if len(self._running) >= AT_ONCE:
-                return
-            if estimate_id in self._running or estimate_id in self._put_off:
-                continue
+        free = {
+            name: self._owners.get(name) for name in waiting if name not in self._running and name not in self._put_off
+        }
+        while free and len(self._running) < AT_ONCE:
+            estimate_id = self._turns.next(free, map(self._owners.get, self._running))
+            owner = free.pop(estimate_id)
             claim = self._files.working(estimate_id)
             # those that others have, or nobody can have, take up no room here
             if await self._entered(claim, estimate_id):
+                self._turns.taken(owner)
                 self._running[estimate_id] = asyncio.create_task(self._hold(claim, estimate_id))
 
     async def close(self) -> None:

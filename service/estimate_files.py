@@ -14,23 +14,22 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
-from .contract.errors import BadCursor, Conflict, QueueFull, StoreCorrupt, UnknownEstimate
+from .background_room import Held
+from .contract.errors import BadCursor, Conflict, StoreCorrupt, UnknownEstimate
 from .contract.files import locked, sync, write_json
 from .contract.identifiers import time_ordered_id
 from .contract.records import JobError
 from .contract.store import folder_names
 
 _ID = re.compile(r"[0-9a-f]{24}")
-_RETRY_S = 10.0
 
 
 class EstimateStatus(StrEnum):
@@ -90,21 +89,6 @@ class EstimateRecord(BaseModel):
     size_bytes: int = 0
 
 
-@dataclass(frozen=True)
-class Room:
-    """How much may wait.
-
-    Attributes:
-        in_all: estimates that have not ended.
-        of_owner: those of one API key among them.
-        size_bytes: of their files.
-    """
-
-    in_all: int
-    of_owner: int
-    size_bytes: int
-
-
 class EstimatePage(BaseModel):
     """A part of the list of estimates, the newest first."""
 
@@ -146,50 +130,31 @@ class EstimateFiles:
         """Make the folder that the pictures go into."""
         (self.folder(estimate_id) / "pictures").mkdir(parents=True)
 
-    def check_room(self, more_bytes: int, room: Room, owner: str | None = None) -> None:
-        """Whether another estimate may wait.
-
-        Args:
-            more_bytes: of its files.
-            owner: id of the API key that asks for it, if any.
-
-        Raises:
-            QueueFull: as many wait as may, of all or of this key, or their files would have more bytes than they may.
-        """
-        ids = self.waiting()
-        if len(ids) >= room.in_all:
-            raise QueueFull(
-                f"{len(ids)} estimates wait in the background, and no more may; try again when some have ended",
-                retry_after_s=_RETRY_S,
-            )
-        held = own = 0
-        for estimate_id in ids:
+    def held(self) -> list[Held]:
+        """What those that wait take."""
+        found = []
+        for estimate_id in self.waiting():
             with suppress(UnknownEstimate, StoreCorrupt):
                 record = self.record(estimate_id)
-                held += record.size_bytes
-                own += owner is not None and record.shown.created_by == owner
-        if own >= room.of_owner:
-            raise QueueFull(
-                f"{own} estimates of the key {owner} wait in the background, and no more may; try again when some have "
-                "ended, or cancel some",
-                retry_after_s=_RETRY_S,
-            )
-        if held + more_bytes > room.size_bytes:
-            raise QueueFull(
-                f"the files of estimates that wait have {held} bytes, and with this one's {more_bytes} there would be "
-                f"more than the {room.size_bytes} that may; try again when some have ended",
-                retry_after_s=_RETRY_S,
-            )
+                found.append(Held(record.shown.created_by, record.size_bytes))
+        return found
 
-    def submit(self, record: EstimateRecord) -> None:
-        """Have one worked on, whose pictures are there; on disk, with them, when this returns."""
+    def submit(self, record: EstimateRecord, check: Callable[[list[Held]], None]) -> None:
+        """Have one worked on, whose pictures are there; on disk, with them, when this returns.
+
+        Args:
+            check: told what waits, by this and other gateways, while no other is submitted; what it raises leaves all
+                as it is.
+        """
         folder = self.folder(record.shown.id)
         for path in (folder / "pictures").iterdir():
             sync(path)
         sync(folder / "pictures")
-        self.write(record)
-        self._waiting.mkdir(parents=True, exist_ok=True)
-        (self._waiting / record.shown.id).touch()
+        with locked(self._root / ".submit.lock"):
+            check(self.held())
+            self.write(record)
+            self._waiting.mkdir(parents=True, exist_ok=True)
+            (self._waiting / record.shown.id).touch()
         sync(self._waiting)
         sync(self._root)
 

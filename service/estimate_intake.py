@@ -20,18 +20,26 @@ class EstimateIntake:
     Args:
         in_thread: runs a blocking function.
         max_picture_bytes: of a picture; of a video the limit on the body is enough.
+        grown: told how many bytes came before each is put away; what it raises ends the request.
 
     Attributes:
         size_bytes: of all that came.
         names: of the files, without folders, once all came.
     """
 
-    def __init__(self, files: EstimateFiles, in_thread: Callable[..., Awaitable[Any]], max_picture_bytes: int) -> None:
+    def __init__(
+        self,
+        files: EstimateFiles,
+        in_thread: Callable[..., Awaitable[Any]],
+        max_picture_bytes: int,
+        grown: Callable[[int], Awaitable[None]] | None = None,
+    ) -> None:
         self.size_bytes = 0
         self.names: list[str] = []
         self._files = files
         self._in_thread = in_thread
         self._max_picture_bytes = max_picture_bytes
+        self._grown = grown
         self._came: dict[int, int] = {}  # which file a part was written to
         self._owned = self._prepared = False
 
@@ -49,6 +57,8 @@ class EstimateIntake:
             self.size_bytes += len(data)
             if most is not None and part.size > most:
                 raise BodyTooLarge(f"images[{index}] has more than {most} bytes, which a picture may have")
+            if self._grown:
+                await self._grown(self.size_bytes)
             await self._in_thread(self._append, index, data)
 
         return write

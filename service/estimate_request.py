@@ -14,9 +14,10 @@ from starlette.responses import JSONResponse, Response
 
 from . import access
 from .background import video_limits
+from .background_room import Held, Room, check_room
 from .contract.errors import TooManyImages
 from .errors import BadField, SlowBody, StorageFull
-from .estimate_files import BackgroundEstimate, EstimateProgress, EstimateRecord, EstimateStatus, Room
+from .estimate_files import BackgroundEstimate, EstimateProgress, EstimateRecord, EstimateStatus
 from .estimate_intake import EstimateIntake
 from .forms import FileField, Form, read_form, responds_async
 from .frames import VideoFrames
@@ -27,6 +28,7 @@ from .results import Outcome
 
 BODY_S = 120.0  # how long a body may take to arrive that somebody waits for
 _VIDEO_S = 600.0
+_LOOK_BYTES = 64 * 2**20  # so much comes of an estimate for the background between two looks at the room
 
 
 async def read_estimate(request: Request, most: int, intake: EstimateIntake, *, keep_images: bool) -> Form:
@@ -98,17 +100,32 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
         And as a request that is answered at once, where the reason is known without looking at the pictures.
     """
     settings, files, io = gateway.settings, gateway.estimates, gateway.io
-    room = Room(settings.background_max_waiting, settings.background_per_key, settings.background_max_bytes)
+    room = Room(
+        settings.background_max_waiting,
+        settings.background_per_key,
+        settings.background_max_bytes,
+        settings.background_bytes_per_key,
+    )
     key = access.key_of(request)
     owner = key.id if key else None
-    intake = EstimateIntake(files, gateway.upload, settings.image_max_bytes)
-    coming = body_bytes(request.scope)
-    if "content-length" not in request.headers:  # it may become as long as any
-        coming = min(coming, settings.background_max_bytes)
     held = ExitStack()
+    mine = held.enter_context(gateway.arriving.arrive(owner))
+
+    def check(waiting: list[Held], coming: int = 0) -> None:
+        check_room(room, waiting, gateway.arriving.ahead_of(mine), mine, coming)
+
+    def check_for_good(waiting: list[Held]) -> None:
+        check(waiting)
+        gateway.arriving.arrived(mine)
+
+    async def grown(size: int) -> None:
+        looked, mine.size_bytes = mine.size_bytes // _LOOK_BYTES, size
+        if size // _LOOK_BYTES > looked:
+            check(await io(files.held))
+
+    intake = EstimateIntake(files, gateway.upload, settings.image_max_bytes, grown)
     try:
-        await io(files.check_room, gateway.arriving.held + coming, room, owner)
-        held.enter_context(gateway.arriving.hold(coming))
+        check(await io(files.held), body_bytes(request.scope) if "content-length" in request.headers else 0)
         form = await read_estimate(request, settings.background_max_images, intake, keep_images=True)
         video = form.first("video") is not None
         names = intake.names
@@ -117,8 +134,6 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
         query.check_memory(version)
         if query.landmarks:
             await io(gateway.versions.landmarks, version, query.landmarks)
-        others = gateway.arriving.held - coming
-        await io(files.check_room, others + intake.size_bytes, room, owner)
         shown = BackgroundEstimate(
             id=intake.estimate_id,
             status=EstimateStatus.QUEUED,
@@ -130,7 +145,7 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
             created_by=owner,
         )
         record = EstimateRecord(shown=shown, fields=form.fields, names=names, video=video, size_bytes=intake.size_bytes)
-        await gateway.upload(files.submit, record)
+        await gateway.upload(files.submit, record, check_for_good)
         intake.hand_over()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

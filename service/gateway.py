@@ -15,6 +15,7 @@ from fastapi import Request
 
 from .admission import ByteBudget, Places
 from .background import AT_ONCE, Background
+from .background_room import Arrivals
 from .batching import Batcher
 from .contract import routing
 from .contract.archives import ArchiveLimits
@@ -63,7 +64,7 @@ class Gateway:
         decoding: threads in which pictures are decoded and drawn.
         video_places: for videos that somebody waits for; each has a process that decodes it.
         prior_pictures: pictures of priors that were drawn before.
-        arriving: bytes of estimates for the background that are still being sent.
+        arriving: estimates for the background that are still being sent.
         leaving: answers that go on for long shall end, as the gateway does.
     """
 
@@ -78,7 +79,7 @@ class Gateway:
         self.estimates = EstimateFiles(settings.data_root)
         self.background = Background(self, self.estimates)
         self.budget = ByteBudget(settings.max_pending_bytes, self.metrics)
-        self.arriving = ByteBudget(settings.background_max_bytes, self.metrics)
+        self.arriving = Arrivals()
         self._sync_redis = redis_client(settings.redis_url)
         self.jobs = JobStore(self._sync_redis)
         self.events = EventLog(self._sync_redis)

@@ -106,6 +106,9 @@ class Settings(CommonSettings):
     background_max_bytes: int = Field(
         default=16 * 2**30, ge=1024, description="bytes of the files of all that have not ended; more get 429"
     )
+    background_bytes_per_key: int = Field(
+        default=8 * 2**30, ge=1024, description="bytes of the files of those of one key; more get 429"
+    )
     background_results_bytes: int = Field(
         default=16 * 2**30, ge=1024, description="bytes of the answers of all that ended; the oldest go first"
     )
