@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.landmarks import STRENGTHS, LandmarkFit, _nearness, _Poses, _Ridge, fit_landmarks
+from model.landmarks import FOLLOWS, STRENGTHS, LandmarkFit, _nearness, _Poses, _Ridge, fit_landmarks
 from model.maps import Array, apply_maps, error_percent
 
 K = 8
@@ -21,9 +21,13 @@ def world(count: int, seed: int, noise: float = 0.002) -> tuple[Array, Array, Ar
     return keypoints, mixed + rng.normal(0, noise, mixed.shape), np.ones(mixed.shape[:2])
 
 
-def brute(keypoints: Array, places: Array, strength: float, unit: float, near: Array) -> Array:
-    """The same ridge, solved as one dense system of equations with its bias left free."""
-    count = len(keypoints)
+def brute(keypoints: Array, places: Array, strength: float, unit: float, about: Array, follow: float) -> Array:
+    """The same ridge, solved as one dense system of equations with its bias left free.
+
+    Args:
+        about: nearness of the keypoints, of all pictures.
+    """
+    near = about / np.sqrt(np.mean(about**2))
     rows, targets = [], []
     for pose, place in zip(keypoints, places, strict=True):
         for axis in range(2):
@@ -35,47 +39,61 @@ def brute(keypoints: Array, places: Array, strength: float, unit: float, near: A
             targets.append(place[axis])
     a, y = np.array(rows), np.array(targets)
     penalty = strength * unit * np.concatenate([near**-2, 10 * np.tile(near**-2, 4), np.zeros(2)])
-    w = np.linalg.solve(a.T @ a + np.diag(penalty), a.T @ y)
+    guess = np.concatenate([follow * about**4 / (about**4).sum(), np.zeros(4 * K + 2)])
+    w = np.linalg.solve(a.T @ a + np.diag(penalty), a.T @ y + penalty * guess)
     flat = np.zeros((2 * K + 1, 2))
     flat[0:-1:2, 0], flat[1:-1:2, 1] = w[:K] + w[K : 2 * K], w[:K] + w[4 * K : 5 * K]
     flat[1:-1:2, 0], flat[0:-1:2, 1] = w[2 * K : 3 * K], w[3 * K : 4 * K]
     flat[-1] = w[5 * K :]
-    assert count
     return flat
 
 
+@pytest.mark.parametrize("follow", range(len(FOLLOWS)))
 @pytest.mark.parametrize("strength", [1e-3, 0.1, 10.0])
-def test_map_is_that_of_the_whole_system_of_equations(strength: float) -> None:
+def test_map_is_that_of_the_whole_system_of_equations(strength: float, follow: int) -> None:
     keypoints, labels, _ = world(7, 1, noise=0.05)
     poses, places = _Poses(keypoints), labels[:, 0]
-    near = _nearness(keypoints.mean(0), places.mean(0))
-    expected = brute(keypoints, places, strength, poses.unit, near)
-    np.testing.assert_allclose(_Ridge(poses, places).map(strength), expected, atol=1e-8)
+    about = _nearness(keypoints.mean(0), places.mean(0))
+    expected = brute(keypoints, places, strength, poses.unit, about, FOLLOWS[follow])
+    np.testing.assert_allclose(_Ridge(poses, places).map(follow, strength), expected, atol=1e-8)
 
 
 @pytest.mark.parametrize("count", [9, 60])  # fewer pictures than unknowns, and more
 def test_left_out_errors_are_those_of_fitting_again_without_each_picture(count: int) -> None:
     keypoints, labels, _ = world(count, 2, noise=0.05)
     poses, places = _Poses(keypoints), labels[:, 1]
-    near = _nearness(keypoints.mean(0), places.mean(0))
-    told = _Ridge(poses, places).left_out(np.array([0.05, 1.0]))
-    assert told.shape == (2, count)
-    for row in range(count):
+    about = _nearness(keypoints.mean(0), places.mean(0))
+    strengths = np.array([0.05, 1.0])
+    told = _Ridge(poses, places).left_out(strengths)
+    assert told.shape == (len(FOLLOWS), 2, count)
+    for row in range(0, count, 4):
         rest = np.arange(count) != row
-        for column, strength in enumerate((0.05, 1.0)):
-            flat = brute(keypoints[rest], places[rest], strength, poses.unit, near)
+        for index in np.ndindex(len(FOLLOWS), 2):
+            follow, strength = FOLLOWS[index[0]], strengths[index[1]]
+            flat = brute(keypoints[rest], places[rest], strength, poses.unit, about, follow)
             predicted = apply_maps(keypoints[row : row + 1], flat[None])[0, 0]
-            assert told[column, row] == pytest.approx(np.linalg.norm(predicted - places[row]), abs=1e-7)
+            assert told[*index, row] == pytest.approx(np.linalg.norm(predicted - places[row]), abs=1e-7)
 
 
 def test_keypoints_move_what_is_near_them() -> None:
     """Of two that move alike in all labelled pictures the nearer one is believed."""
     rng = np.random.default_rng(0)
-    keypoints = np.tile([[0.3, 0.5], [0.7, 0.5]], (8, 1, 1)) + rng.normal(0, 0.05, (8, 1, 2))
+    keypoints = np.tile([[0.3, 0.5], [0.8, 0.5]], (8, 1, 1)) + rng.normal(0, 0.05, (8, 1, 2))
     labels = keypoints[:, :1] + [0.05, 0.0]
     fit = fit_landmarks(keypoints, labels, np.ones((8, 1)))
-    apart = np.array([[[0.3, 0.4], [0.7, 0.6]]])  # as in no picture before
+    apart = np.array([[[0.3, 0.4], [0.8, 0.6]]])  # as in no picture before
     assert apply_maps(apart, fit.maps)[0, 0] == pytest.approx([0.35, 0.4], abs=0.02)
+
+
+def test_without_evidence_a_landmark_moves_with_what_is_around_it() -> None:
+    """Five pictures of a thing in five places: that is all there is to learn from, and it does."""
+    rng = np.random.default_rng(3)
+    shape = rng.uniform(-0.2, 0.2, (K, 2))
+    keypoints = 0.5 + shape + rng.normal(0, 0.1, (5, 1, 2)) + rng.normal(0, 0.02, (5, K, 2))
+    labels = keypoints[:, :3].copy() + rng.normal(0, 0.03, (5, 3, 2))
+    fit = fit_landmarks(keypoints, labels, np.ones((5, 3)))
+    moved = 0.5 + shape[None] + np.array([[[0.2, -0.2]]])
+    assert apply_maps(moved, fit.maps)[0] == pytest.approx(moved[0, :3], abs=0.06)
 
 
 def test_five_pictures_do_where_least_squares_has_no_answer() -> None:
