@@ -78,19 +78,26 @@ class Access:
         method, path = scope["method"], scope["path"]
         if path in HEALTH or path == METRICS:
             if self._keys and not self._is_open(scope, path):
-                self._key(Headers(scope=scope), KeyScope.READ)
+                self._admit(scope, KeyScope.READ)
             return None
         needed = needed_scope(method, path)
-        if needed is None:
-            return None
+        return None if needed is None else self._admit(scope, needed)
+
+    def _admit(self, scope: Scope, needed: KeyScope) -> ApiKey | None:
+        """Count a request to its key, to its address where it has no good one, and see that the key may do it."""
         client = scope.get("client")
         address = f"address {client[0] if client else ''}"
         try:
-            key = self._key(Headers(scope=scope), needed) if self._keys else None
-        except Unauthorized:  # whoever tries keys, or knows none; those with a good key are not held up by it
+            key = self._key(Headers(scope=scope)) if self._keys else None
+        except Unauthorized:  # those with a good key are not held up by it
             self._rate.take(address)
             raise
         self._rate.take(f"key {key.id}" if key else address)
+        if key and not key.may(needed):
+            raise Forbidden(
+                f"the API key {key.id} ({key.name}) has the scope {' and '.join(key.scopes)}; this needs {needed}",
+                extra={"needed_scope": str(needed)},
+            )
         return key
 
     def _is_open(self, scope: Scope, path: str) -> bool:
@@ -98,7 +105,7 @@ class Access:
             return self._settings.open_metrics
         return self._settings.open_health or _is_here(scope)
 
-    def _key(self, headers: Headers, needed: KeyScope) -> ApiKey:
+    def _key(self, headers: Headers) -> ApiKey:
         assert self._keys
         given = headers.get("authorization", "")
         kind, _, text = given.partition(" ")
@@ -117,11 +124,6 @@ class Access:
         key = self._keys.find(text)
         if key is None:
             raise Unauthorized("the API key is unknown or was revoked; ask whoever runs the server for another")
-        if not key.may(needed):
-            raise Forbidden(
-                f"the API key {key.id} ({key.name}) has the scope {' and '.join(key.scopes)}; this needs {needed}",
-                extra={"needed_scope": str(needed)},
-            )
         return key
 
 

@@ -104,7 +104,7 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
         settings.background_max_waiting,
         settings.background_per_key,
         settings.background_max_bytes,
-        settings.background_bytes_per_key,
+        settings.background_key_bytes,
     )
     key = access.key_of(request)
     owner = key.id if key else None

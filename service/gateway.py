@@ -211,9 +211,6 @@ class Gateway:
 
     async def _clean(self) -> None:
         await self.io(self.datasets.sweep)
-        trimmed = await self.io(self.jobs.trim, self.settings.ended_jobs_kept)
-        if trimmed:
-            log.info("removed the records of the oldest %d jobs that ended", len(trimmed))
         removed = await self.io(remove_stale_uploads, self.files, self.jobs, self.settings.stale_upload_s)
         settings = self.settings
         forgotten = await self.io(self.estimates.sweep, settings.background_kept_s, settings.stale_upload_s)
@@ -221,6 +218,9 @@ class Gateway:
             log.info("removed estimates of long ago: %s", ", ".join(forgotten))
         if removed:
             log.info("removed the files of ended or abandoned uploads: %s", ", ".join(removed))
+        trimmed = await self.io(self.jobs.trim, settings.ended_jobs_kept, settings.idempotency_ttl_s)
+        if trimmed:
+            log.info("removed the records of the oldest %d jobs that ended", len(trimmed))
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -14,6 +14,7 @@ from typing import Any
 
 from fastapi import Request
 
+from .contract.errors import BadRequest
 from .errors import BadField
 
 HEADER = "Idempotency-Key"
@@ -45,8 +46,14 @@ def fingerprint(asked: dict[str, Any], files: Sequence[Path]) -> str:
     Args:
         asked: JSON values.
         files: those that came with it, on disk.
+
+    Raises:
+        BadRequest: values nested too deeply.
     """
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
+    try:
+        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
+    except RecursionError as error:  # read by a parser that goes deeper than the writer
+        raise BadRequest("the body nests values deeper than any request needs to") from error
     for path in files:
         with path.open("rb") as file:
             digest.update(f"\0{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}".encode())

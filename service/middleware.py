@@ -11,7 +11,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access import HEALTH, METRICS, key_of
-from .contract.errors import BodyTooLarge
+from .contract.errors import BodyTooLarge, PPLError
 from .errors import SlowBody, problem_of
 from .metrics import Metrics
 
@@ -37,8 +37,9 @@ class BodyLimit:
 
     Args:
         limit_of: the limit in bytes for a request.
-        slowest: bytes a second that must come once STALL_S have gone into waiting for them; 0 for no bound. Time
-            that the server takes to put away what came does not count.
+        slowest: bytes a second that must come once STALL_S have gone into waiting for them; 0 for no bound. Who sent
+            fast before may wait STALL_S again and no longer. Time that the server takes to put away what came does
+            not count.
     """
 
     def __init__(self, app: ASGIApp, limit_of: Callable[[Scope], int], slowest: float = 0.0) -> None:
@@ -56,33 +57,52 @@ class BodyLimit:
         if scope[_BODY_BYTES] > limit:
             await problem_of(_too_large(limit, f"{scope[_BODY_BYTES]} bytes"))(scope, receive, send)
             return
-        received, waited_s = 0, 0.0
-        more = True
+        received, more = 0, True
+        spare_s = STALL_S  # of waiting for the client; what comes earns more of it, never more than this
+        refused: PPLError | None = None
+        begun = answered = False
 
         async def counted() -> Message:
-            nonlocal received, waited_s, more
+            nonlocal received, more, spare_s, refused
             if not more:  # only the client's leaving can come now
                 return await receive()
-            spare_s = STALL_S + received / self._slowest - waited_s if self._slowest else STALL_S
             began = time.monotonic()
             try:
-                async with asyncio.timeout(min(spare_s, STALL_S)):
+                async with asyncio.timeout(spare_s):
                     message = await receive()
             except TimeoutError:
-                if spare_s < STALL_S:
-                    raise SlowBody(
-                        f"{received} bytes of the body came in {waited_s + time.monotonic() - began:.0f} s; at least "
-                        f"{self._slowest:.0f} bytes a second must come: send it over a faster connection"
-                    ) from None
-                raise SlowBody(f"nothing of the body came for {STALL_S:g} s; send it without a pause") from None
-            waited_s += time.monotonic() - began
+                refused = self._too_slow(received, time.monotonic() - began)
+                raise refused from None
+            waited_s = time.monotonic() - began
             more = message.get("more_body", False)
-            received += len(message.get("body", b""))
+            came = len(message.get("body", b""))
+            received += came
             if received > limit:
-                raise _too_large(limit, f"more than {limit} bytes")
+                refused = _too_large(limit, f"more than {limit} bytes")
+                raise refused
+            if self._slowest:
+                spare_s = min(STALL_S, max(0.0, spare_s - waited_s) + came / self._slowest)
             return message
 
-        await self._app(scope, counted, send)
+        async def told(message: Message) -> None:
+            """What the application answers, unless it took the refusal for something else, say a form it can't read."""
+            nonlocal begun, answered
+            if refused is None or begun:
+                begun = True
+                await send(message)
+            elif not answered:
+                answered = True
+                await problem_of(refused)(scope, receive, send)
+
+        await self._app(scope, counted, told)
+
+    def _too_slow(self, received: int, paused_s: float) -> SlowBody:
+        if paused_s > 0.9 * STALL_S or not self._slowest:
+            return SlowBody(f"nothing of the body came for {paused_s:.0f} s; send it without a pause")
+        return SlowBody(
+            f"the body came too slowly: {received} bytes, then nothing for {paused_s:.1f} s; after {STALL_S:g} s of "
+            f"waiting at least {self._slowest:.10g} bytes a second must come: send it over a faster connection"
+        )
 
 
 class RequestFigures:

@@ -35,7 +35,9 @@ class Settings(CommonSettings):
     )
     jobs_per_key: int = Field(default=100, ge=1, description="jobs of one key that have not ended; more get 429")
     ended_jobs_kept: int = Field(
-        default=10_000, ge=1, description="jobs that ended and can still be looked at; the oldest go first"
+        default=10_000,
+        ge=1,
+        description="jobs that ended and stay listed; the oldest go first, PPL_IDEMPOTENCY_TTL_S after their end",
     )
     max_unfinished_jobs: int = Field(default=1000, ge=1, description="jobs that have not ended; more get 429")
     access_log: bool = Field(default=True, description="log a line for each request; with false only refused ones")
@@ -106,7 +108,7 @@ class Settings(CommonSettings):
     background_max_bytes: int = Field(
         default=16 * 2**30, ge=1024, description="bytes of the files of all that have not ended; more get 429"
     )
-    background_bytes_per_key: int = Field(
+    background_key_bytes: int = Field(
         default=8 * 2**30, ge=1024, description="bytes of the files of those of one key; more get 429"
     )
     background_results_bytes: int = Field(

@@ -51,6 +51,8 @@ async def accept_training(gateway: Gateway, request: Request, read: Read) -> tup
         before = await gateway.io(gateway.jobs.made_by, named, owner) if named else None
         if before is not None:
             return before, True
+        if named is not None:
+            await gateway.io(gateway.jobs.check_room, owner, limits)
         wanted, source = await _prepare(gateway, asked, intake)
         job = await gateway.io(
             gateway.jobs.create,

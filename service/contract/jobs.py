@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import redis
+from pydantic import ValidationError
 
 from . import routing, scripts
 from .errors import BadCursor, JobNotActive, JobNotEnded, KeyReused, QueueFull, TooManyJobs, UnknownJob
@@ -350,10 +351,11 @@ class JobStore:
             pipe.zrem(routing.WEBHOOKS, job_id)
             pipe.execute()
 
-    def trim(self, most: int) -> list[str]:
+    def trim(self, most: int, kept_s: float) -> list[str]:
         """Remove the records of the oldest jobs that ended, until so many are left.
 
-        One whose end is still to be told at its webhook stays.
+        One that ended less than ``kept_s`` ago stays, and one whose end is still to be told at its webhook: beyond
+        ``most``, if need be.
 
         Returns:
             The ids.
@@ -362,11 +364,14 @@ class JobStore:
             return []
         active, telling = self._redis.smembers(routing.ACTIVE_JOBS), set(self._redis.zrange(routing.WEBHOOKS, 0, -1))
         ended = [job_id for job_id in self._redis.zrange(routing.JOBS, 0, -1) if job_id not in active]
-        removed = []
+        removed, now = [], datetime.now(UTC)
         for job_id in (item.decode() for item in ended[: len(ended) - most] if item not in telling):
-            with suppress(UnknownJob, JobNotEnded):  # deleted meanwhile, or its end is being written
-                self.delete(job_id)
-                removed.append(job_id)
+            # deleted meanwhile, its end is being written, or it can't be read: by a later release perhaps
+            with suppress(UnknownJob, JobNotEnded, ValidationError):
+                ended_at = self.get(job_id).finished_at
+                if ended_at is None or (now - ended_at).total_seconds() >= kept_s:
+                    self.delete(job_id)
+                    removed.append(job_id)
         return removed
 
     def acquire(self, job_id: str, holder: str, ttl_s: float = routing.LEASE_TTL_S) -> Lease | None:

@@ -221,18 +221,15 @@ class VersionStore:
     def publish(self, staged: Path, category: str, version: str) -> Path:
         """Make a staged folder, or another one on the same disk, a version, at once and for good.
 
-        A folder ADDITIONS in it becomes what users added to the version: it is there before the version is, and not
-        without it for long, whenever this process dies.
+        A folder ADDITIONS in it becomes what users added to the version, and is there before the version is.
 
         Raises:
             VersionExists: there is one of this name; versions never change.
             NameTaken: an alias is called so.
         """
         final = self.path(category, version)
-        for file in sorted(staged.rglob("*")):
-            if file.is_file():
-                sync(file)
-        sync(staged)
+        for path in (*staged.rglob("*"), staged):
+            sync(path)
         aliases = self.pointers(category)
         with aliases.lock():
             if final.exists():
@@ -241,12 +238,16 @@ class VersionStore:
                 raise NameTaken(f"'{version}' is an alias of category '{category}'; a version can't have its name")
             final.parent.mkdir(exist_ok=True)
             added = self.additions_path(category, version)
-            shutil.rmtree(added, ignore_errors=True)  # left by a process that was killed before the next line but one
-            if (staged / ADDITIONS).exists():
-                added.parent.mkdir(exist_ok=True)
-                os.rename(staged / ADDITIONS, added)
-                sync(added.parent)
-            os.rename(staged, final)
+            shutil.rmtree(added, ignore_errors=True)  # left by a process that was killed between the two renames
+            try:
+                if (staged / ADDITIONS).exists():
+                    added.parent.mkdir(exist_ok=True)
+                    os.rename(staged / ADDITIONS, added)
+                    sync(added.parent)
+                os.rename(staged, final)
+            except OSError:  # no room
+                shutil.rmtree(added, ignore_errors=True)
+                raise
         for folder in (final.parent, final.parent.parent, self._root):
             sync(folder)
         return final

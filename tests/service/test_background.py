@@ -302,6 +302,14 @@ async def test_so_many_of_one_key_may_wait_and_others_have_their_turn(serve, sen
     sent = [(await send(client=http, headers=anna)).json()["id"] for _ in range(2 * AT_ONCE + 1)]
     found = problem(await send(client=http, headers=anna), 429, "queue_full")
     assert "estimates of the key" in found["detail"]
+
+    async def never():
+        yield b"--b\r\n"
+        await asyncio.sleep(60)
+
+    headers = {**anna, "Content-Type": "multipart/form-data; boundary=b"}
+    refused = await asyncio.wait_for(http.post("/estimate", content=never(), headers=headers), 20)
+    problem(refused, 429, "queue_full")  # before the body is read
     late = await send(client=http, headers=bert)
     assert late.status_code == 202
     consumer.gate.set()

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
 from service.contract import routing
 from service.contract.jobs import JobStatus, NamedRequest
+from service.keys import KeyStore, Scope
 
 from .test_train_jobs import GOOD, move, zip_of
 
 
 @pytest.fixture
 def post(http):
-    async def send(key: str | None = "one", archive: bytes = GOOD, **fields: str):
+    async def send(key: str | None = "one", archive: bytes = GOOD, **fields: str | bytes):
+        files = {name: (name, value) for name, value in fields.items() if isinstance(value, bytes)}
         return await http.post(
             "/train-jobs",
-            data={"category": "dog", **fields},
-            files={"archive": ("pictures.zip", archive)},
+            data={"category": "dog", **{name: value for name, value in fields.items() if name not in files}},
+            files={"archive": ("pictures.zip", archive), **files},
             headers={"Idempotency-Key": key} if key is not None else {},
         )
 
@@ -53,6 +56,7 @@ async def test_answer_is_the_job_as_it_stands_now(http, post):
         {"category": "cat"},
         {"activate": "false"},
         {"archive": zip_of({"a.png": b"another"})},
+        {"labels": b"image,keypoint,x,y\na.png,nose,1,2\n"},
     ],
     ids=lambda value: next(iter(value)),
 )
@@ -61,6 +65,17 @@ async def test_another_request_of_the_same_key_is_refused(http, post, problem, o
     found = problem(await post(**other), 422, "idempotency_key_reused")
     assert found["job_id"] == first
     assert ids(http) == [first]
+
+
+async def test_another_prior_is_another_request(http, post, problem):
+    def prior(x: float) -> bytes:
+        links = [{"i": 0, "j": 1, "weight": 1.0}]
+        return json.dumps({"keypoint_prior": [[0, 0], [0.5, 0], [0, 0.5], [x, 0.2]], "links": links}).encode()
+
+    first = await post(prior=prior(0.1), keypoint_prior="predefined")
+    assert first.status_code == 202, first.text
+    assert (await post(prior=prior(0.1), keypoint_prior="predefined")).json()["id"] == first.json()["id"]
+    problem(await post(prior=prior(0.2), keypoint_prior="predefined"), 422, "idempotency_key_reused")
 
 
 async def test_settings_said_or_left_to_their_defaults_are_the_same_request(http, post):
@@ -183,3 +198,21 @@ async def test_what_the_request_named_may_have_gone_since(http, post, publish, d
     problem((await send())["dataset"], 422, "idempotency_key_reused")
     new = await http.post("/train-jobs", json={"category": "dog", **named["base"]}, headers={"Idempotency-Key": "new"})
     problem(new, 404, "unknown_version")
+
+
+async def test_what_another_made_under_the_same_key_is_not_told(serve, data_root, problem):
+    """Each API key has names of its own, also where what the request names has gone."""
+    http = await serve(api_keys=True)
+    store = KeyStore(data_root)
+    anna, bert = (
+        {"Authorization": f"Bearer {store.create(name, list(Scope))[1]}", "Idempotency-Key": "same"}
+        for name in ("anna", "bert")
+    )
+    dataset = (await http.post("/datasets", files={"archive": ("a.zip", GOOD)}, headers=anna)).json()["id"]
+    body = {"category": "dog", "dataset": dataset}
+    first = await http.post("/train-jobs", json=body, headers=anna)
+    assert first.status_code == 202
+    move(http, first.json()["id"], JobStatus.CANCELLED)
+    assert (await http.delete(f"/datasets/{dataset}", headers=anna)).status_code == 204
+    assert (await http.post("/train-jobs", json=body, headers=anna)).json()["id"] == first.json()["id"]
+    problem(await http.post("/train-jobs", json=body, headers=bert), 404, "unknown_dataset")

@@ -8,6 +8,7 @@ import pytest
 
 from service.contract.errors import QueueFull, RateExceeded, TooManyJobs
 from service.contract.jobs import JobLimits, JobStatus, JobStore, NamedRequest
+from service.intake import UploadFile
 from service.keys import KeyStore, Scope
 from service.rates import RequestRate
 
@@ -161,6 +162,64 @@ async def test_upload_that_drips_is_refused_and_leaves_nothing(serve, problem, m
     no_trace()
 
 
+async def test_fast_beginning_buys_no_slow_end(serve, problem, monkeypatch, no_trace):
+    monkeypatch.setattr("service.middleware.STALL_S", 1.0)
+    http = await serve(slowest_body_bytes_per_s=1000)
+
+    async def body():
+        yield b'--b\r\nContent-Disposition: form-data; name="archive"; filename="a.zip"\r\n\r\n' + bytes(10**6)
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            yield b"."
+
+    begun = asyncio.get_running_loop().time()
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    problem(await http.post("/train-jobs", content=body(), headers=headers), 408, "bad_request")
+    assert asyncio.get_running_loop().time() - begun < 8
+    no_trace()
+
+
+async def test_what_the_server_takes_to_put_it_away_does_not_count(serve, monkeypatch):
+    monkeypatch.setattr("service.middleware.STALL_S", 1.0)
+    monkeypatch.setattr("service.forms._FLUSH_BYTES", 1)
+    write = UploadFile.write
+
+    async def slowly(self, data: bytes) -> None:
+        await asyncio.sleep(0.2)
+        await write(self, data)
+
+    monkeypatch.setattr(UploadFile, "write", slowly)
+    http = await serve(slowest_body_bytes_per_s=10**6)
+    assert (await http.post("/train-jobs", **dripping(GOOD, 10, 0.0))).status_code == 202
+
+
+async def test_pause_is_told_as_one(serve, problem, monkeypatch):
+    monkeypatch.setattr("service.middleware.STALL_S", 0.5)
+    http = await serve(slowest_body_bytes_per_s=1000)
+    found = problem(await http.post("/train-jobs", **dripping(GOOD, 1, 3)), 408, "bad_request")
+    assert "nothing of the body came" in found["detail"]
+
+
+@pytest.mark.parametrize("path", ["/priors/dog/aliases/best", "/priors/dog/keypoint-names"])
+async def test_slow_or_long_json_gets_its_own_error(serve, publish, problem, monkeypatch, path):
+    """The framework reads these bodies, and would call it a body that can't be parsed."""
+    monkeypatch.setattr("service.middleware.STALL_S", 0.3)
+    publish("dog")
+    http = await serve(max_body_bytes=2000)
+
+    async def slow():
+        yield b"{"
+        await asyncio.sleep(2)
+
+    async def long():
+        for _ in range(10):
+            yield b" " * 500
+
+    headers = {"content-type": "application/json"}
+    problem(await http.put(path, content=slow(), headers=headers), 408, "bad_request")
+    problem(await http.put(path, content=long(), headers=headers), 413, "body_too_large")
+
+
 async def test_upload_that_comes_fast_enough_may_take_longer_than_the_first_seconds(serve, monkeypatch):
     monkeypatch.setattr("service.middleware.STALL_S", 1.0)
     http = await serve(slowest_body_bytes_per_s=len(GOOD) / 4)  # all of it in five seconds, then
@@ -170,11 +229,14 @@ async def test_upload_that_comes_fast_enough_may_take_longer_than_the_first_seco
 
 
 async def test_records_of_ended_jobs_beyond_those_kept_are_removed(serve, redis_client):
-    http = await serve(ended_jobs_kept=2)
+    http = await serve(ended_jobs_kept=2, idempotency_ttl_s=1)
     jobs = http.gateway.jobs
     made = [jobs.create("dog", {}, 5).id for _ in range(4)]
     for job_id in made[:3]:
         jobs.update(job_id, lambda record: record.move(JobStatus.FAILED))
+    await http.gateway._clean()
+    assert len((await http.get("/train-jobs")).json()["items"]) == 4, "one that has just ended stays"
+    await asyncio.sleep(1.1)
     await http.gateway._clean()
     listed = (await http.get("/train-jobs")).json()["items"]
     assert [job["id"] for job in listed] == [made[3], made[2], made[1]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -21,11 +22,22 @@ def test_sorts_within_one_millisecond_and_across_the_next(monkeypatch: pytest.Mo
     # 250 ns apart, over the edge of a millisecond, and all bits of chance against the order
     clock = iter(range(1_764_000_000_000_900_000, 1_764_000_000_001_100_000, 250))
     chance = iter(range(1000, 0, -1))
+    monkeypatch.setattr(identifiers, "_last", 0)
     monkeypatch.setattr(identifiers.time, "time_ns", lambda: next(clock))
     monkeypatch.setattr(identifiers.secrets, "randbits", lambda bits: next(chance))
     made = [time_ordered_id(22) for _ in range(800)]
     assert made == sorted(made)
     assert len(set(made)) == 800
+
+
+@pytest.mark.parametrize("step", [0, -1_000_000])
+def test_sorts_where_the_clock_stands_still_or_goes_back(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    clock = itertools.count(1_764_000_000_000_000_000, step)
+    monkeypatch.setattr(identifiers, "_last", 0)
+    monkeypatch.setattr(identifiers.time, "time_ns", lambda: next(clock))
+    made = [time_ordered_id(22) for _ in range(200)]
+    assert made == sorted(made)
+    assert made[0][:12] == f"{1_764_000_000_000:012x}"
 
 
 def test_sorts_behind_ids_of_milliseconds_alone() -> None:

@@ -426,10 +426,19 @@ def test_oldest_that_ended_are_trimmed(store: JobStore, redis_client: redis.Redi
     told = make(store, webhook_url="https://example.org/hook")
     for job in (*ended, told):
         store.update(job.id, to(JobStatus.FAILED))
-    assert store.trim(6) == []
-    assert store.trim(3) == [job.id for job in ended[:3]]
+    assert store.trim(6, 0) == []
+    assert store.trim(3, 60) == [], "they ended less than a minute ago"
+    assert store.trim(3, 0) == [job.id for job in ended[:3]]
     assert {job.id for job in store.page().items} == {waiting.id, told.id, ended[3].id, ended[4].id}
     # one whose end is still to be told stays, also where others would have to go first
-    assert store.trim(0) == [job.id for job in ended[3:]]
+    assert store.trim(0, 0) == [job.id for job in ended[3:]]
     assert {job.id for job in store.page().items} == {waiting.id, told.id}
     assert [key for key in redis_client.scan_iter() if ended[0].id.encode() in key] == []
+
+
+def test_trimming_leaves_what_it_cannot_read(store: JobStore, redis_client: redis.Redis) -> None:
+    odd, plain = make(store), make(store)
+    for job in (odd, plain):
+        store.update(job.id, to(JobStatus.FAILED))
+    redis_client.hset(routing.job_key(odd.id), "record", "{}")
+    assert store.trim(0, 0) == [plain.id]

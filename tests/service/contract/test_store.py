@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -123,17 +124,37 @@ def test_what_users_added_is_published_with_the_version(store: VersionStore, dat
 
     version, rename = "20260101T000000-abc123", os.rename
 
-    def die(source: Path, target: Path) -> None:
-        if target.parent.name == "versions":
-            raise Killed
-        rename(source, target)
+    def kill_at(folder: str, *, after: bool, how: BaseException) -> None:
+        def die(source: Path, target: Path) -> None:
+            if target.parent.name != folder or after:
+                rename(source, target)
+            if target.parent.name == folder:
+                raise how
+
+        monkeypatch.setattr("service.contract.store.os.rename", die)
+
+    for number, (folder, after) in enumerate([("additions", False), ("additions", True), ("versions", True)]):
+        stage(data_root / f"{number}", ["nose"])
+        kill_at(folder, after=after, how=Killed())
+        with pytest.raises(Killed):
+            store.publish(data_root / f"{number}", "owl", f"v{number}")
+        monkeypatch.undo()
+    assert store.versions("owl") == ["v2"], "only the one killed after the last step is there"
+    assert Additions(store).names("owl", "v2") == ("nose",)
+
+    stage(data_root / "full", ["nose"])
+    kill_at("versions", after=False, how=OSError(errno.ENOSPC, "no room"))
+    with pytest.raises(OSError, match="no room"):
+        store.publish(data_root / "full", "owl", "v3")
+    monkeypatch.undo()
+    assert not store.additions_path("owl", "v3").exists()
 
     stage(data_root / "a", ["head"])
-    monkeypatch.setattr("service.contract.store.os.rename", die)
+    kill_at("versions", after=False, how=Killed())
     with pytest.raises(Killed):
         store.publish(data_root / "a", "dog", version)
     monkeypatch.undo()
-    assert store.categories() == []
+    assert store.categories() == ["owl"]
     stage(data_root / "b", [])
     store.publish(data_root / "b", "dog", version)
     assert Additions(store).names("dog", version) is None  # those of the one that never came to be are not its
