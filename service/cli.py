@@ -19,11 +19,13 @@ from .cli_datasets import datasets
 from .cli_estimate import estimate
 from .cli_estimates import estimates
 from .cli_evaluate import evaluate
-from .cli_jobs import checkpoints, events, pause, resume
+from .cli_jobs import checkpoints, events, forget, pause, resume
 from .cli_keys import keys
 from .cli_landmarks import landmarks
 from .cli_naming import names
-from .cli_options import URL, AsJson, Category, Follow, JobId, Url, Version
+from .cli_options import URL, AsJson, Category, Follow, JobId, Url
+from .cli_priors import history, memory, prior, priors
+from .cli_status import status
 from .cli_versions import aliases, versions
 from .cli_webhooks import webhooks
 from .client import Client, InputError, Job, JobStatus
@@ -37,7 +39,6 @@ app = typer.Typer(
 )
 
 
-@app.command()
 def up(
     host: Annotated[str | None, typer.Option(help="Address to listen on (PPL_HOST).")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the API (PPL_PORT); 0 takes a free one.")] = None,
@@ -69,7 +70,6 @@ def up(
         raise output.fail(_problem("not_started", str(error)), as_json) from error
 
 
-@app.command()
 def train(
     category: Category,
     path: Annotated[
@@ -119,14 +119,12 @@ def train(
         _show(client, job, follow, as_json)
 
 
-@app.command()
 def job(job_id: JobId, follow: Follow = False, url: Url = URL, as_json: AsJson = False) -> None:
     """Show a training job."""
     with output.errors_shown(as_json), Client(url) as client:
         _show(client, client.job(job_id), follow, as_json)
 
 
-@app.command()
 def jobs(
     category: Annotated[str | None, typer.Option(help="Only jobs of this category.")] = None,
     status: Annotated[JobStatus | None, typer.Option(help="Only jobs of this status.")] = None,
@@ -142,39 +140,24 @@ def jobs(
             output.show_jobs(found)
 
 
-@app.command()
 def cancel(job_id: JobId, url: Url = URL, as_json: AsJson = False) -> None:
     """Stop a training job."""
     with output.errors_shown(as_json), Client(url) as client:
         _show(client, client.cancel(job_id), False, as_json)
 
 
-@app.command()
-def prior(category: Category, version: Version = None, url: Url = URL, as_json: AsJson = False) -> None:
-    """Show what was learned about a category."""
-    with output.errors_shown(as_json), Client(url) as client:
-        found = client.prior(category, version)
-        if as_json:
-            output.print_json(found)
+_PANELS: dict[str, tuple[Any, ...]] = {
+    "The server": (up, status, keys),
+    "Training": (train, jobs, job, cancel, pause, resume, forget, events, checkpoints, datasets, webhooks),
+    "What was learned": (priors, prior, memory, history, names, evaluate, versions, aliases),
+    "Poses": (estimate, estimates, landmarks),
+}
+for panel, commands in _PANELS.items():
+    for command in commands:
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, rich_help_panel=panel)
         else:
-            output.show_prior(found, client.memory(category, found.version))
-
-
-@app.command()
-def history(category: Category, version: Version = None, url: Url = URL, as_json: AsJson = False) -> None:
-    """Show how a prior came to be along its training."""
-    with output.errors_shown(as_json), Client(url) as client:
-        found = client.history(category, version)
-        if as_json:
-            output.print_json(found)
-        else:
-            output.show_history(found)
-
-
-for command in (estimate, pause, resume, events, checkpoints, evaluate, names):
-    app.command()(command)
-for group in (datasets, estimates, versions, aliases, landmarks, keys, webhooks):
-    app.add_typer(group)
+            app.command(rich_help_panel=panel)(command)
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ import typer
 
 from . import cli_output as output
 from . import cli_output_datasets as shown
-from .cli_options import URL, AsJson, Url
-from .client import Client, InputError
+from .cli_options import URL, AsJson, Url, write_file
+from .client import Client
 from .client_types import Dataset, DatasetStatus
 
 datasets = typer.Typer(name="datasets", help="Pictures kept to train from, and what is in them.", no_args_is_help=True)
@@ -45,7 +45,7 @@ def create_dataset(
         if wait or sheet:
             dataset = _wait(client, created.id, as_json)
         if sheet and dataset.status is DatasetStatus.READY:
-            _write(sheet, client.datasets.contact_sheet(created.id))
+            write_file(sheet, client.datasets.contact_sheet(created.id))
         if as_json:
             output.print_json(dataset.model_dump(mode="json") | {"already_there": created.already_there})
         else:
@@ -96,15 +96,8 @@ def write_sheet(
     """Write a picture of pictures that are spread over a dataset."""
     with output.errors_shown(as_json), Client(url) as client:
         path = out or Path(f"{dataset_id}.jpg")
-        _write(path, client.datasets.contact_sheet(dataset_id))
+        write_file(path, client.datasets.contact_sheet(dataset_id))
         output.show_done({"dataset": dataset_id, "file": str(path)}, f"written: {path}", as_json)
-
-
-def _write(path: Path, sheet: bytes) -> None:
-    try:
-        path.write_bytes(sheet)
-    except OSError as error:
-        raise InputError(f"can't write {path}: {error.strerror}") from error
 
 
 def _wait(client: Client, dataset_id: str, as_json: bool) -> Dataset:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from . import cli_output as output
 from .cli_estimates import finish, show_background
-from .cli_options import URL, AsJson, Category, Url, Version
-from .client import Client, InputError, png_bytes
+from .cli_options import URL, AsJson, Category, Url, Version, write_file
+from .client import Client, Estimate, InputError, png_bytes
 from .client_types import FailedPicture
 from .contract.videos import is_video_name
 from .uploads import shown_name
@@ -27,6 +27,13 @@ class PoseFormat(StrEnum):
     JSONL = "jsonl"
 
 
+class More(StrEnum):
+    """What JSON can hold beside the keypoints."""
+
+    CODES = "codes"
+    TRAJECTORY = "trajectory"
+
+
 def estimate(
     category: Category,
     images: Annotated[list[Path], typer.Argument(help="Pictures (JPEG, PNG, WebP, BMP, TIFF), or one video.")],
@@ -36,11 +43,34 @@ def estimate(
     ] = None,
     overlay: Annotated[
         Path | None,
-        typer.Option(help="Write the picture with its pose drawn; of several pictures each gets a number: OUT-1.png."),
+        typer.Option(
+            metavar="OUT.png", help="Write the picture with its pose drawn; several poses get numbers: OUT-1.png."
+        ),
+    ] = None,
+    link_map: Annotated[
+        Path | None, typer.Option(metavar="OUT.png", help="Write the links that the model drew; numbers as above.")
     ] = None,
     refine_steps: Annotated[int, typer.Option(min=0, max=10, help="Rounds of iterative refinement.")] = 0,
     marks: Annotated[
         str | None, typer.Option("--landmarks", metavar="NAME", help="Landmarks of the version to tell too.")
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y,W,H",
+            help="Where the thing is in the one picture, or in each frame of the video, in pixels; repeatable.",
+        ),
+    ] = None,
+    boxes_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--boxes",
+            metavar="FILE.json",
+            help="The same of several pictures: a list with [x, y, w, h], a list of such, or null for each.",
+        ),
+    ] = None,
+    more: Annotated[
+        list[More] | None, typer.Option("--include", help="What the JSON shall hold of each pose too; repeatable.")
     ] = None,
     every: Annotated[int, typer.Option(min=1, help="Of a video: the first frame and each so-many-th after it.")] = 1,
     background: Annotated[
@@ -53,56 +83,88 @@ def estimate(
     """Estimate the poses in pictures, or in the frames of a video."""
     with output.errors_shown(as_json), Client(url) as client:
         video = images[0] if len(images) == 1 and is_video_name(images[0].name) else None
-        if (video or background) and overlay:
-            raise InputError("--overlay draws on pictures that are waited for, not on videos or in the background")
+        drawn = [(kind, path) for kind, path in (("overlay", overlay), ("link_map", link_map)) if path]
+        if (video or background) and drawn:
+            option = drawn[0][0].replace("_", "-")
+            raise InputError(f"--{option} draws on pictures that are waited for, not on videos or in the background")
+        boxes = _boxes(box, boxes_file, len(images))
+        include = [str(kind) for kind in more or ()]
+        asked: dict[str, Any] = {"version": version, "refine_steps": refine_steps, "include": include}
         if background or (video and format in (PoseFormat.COCO, PoseFormat.CSV)):
             wanted = "native" if format in (None, PoseFormat.JSONL) else str(format)
             pictures: list[Path] = [] if video else images
-            begun = client.estimate_async(
-                category, pictures, video, every, version, refine_steps, landmarks=marks, format=wanted
-            )
+            asked |= {"boxes": boxes, "landmarks": marks, "format": wanted}
+            begun = client.estimate_async(category, pictures, video, every, **asked)
             if background:
                 show_background(begun, as_json)
                 return
             finish(client, begun.id, as_json)
-            return
-        if video:
-            _print_frames(client, category, video, every, version, refine_steps, marks, as_json or format is not None)
-            return
-        if format:
-            if overlay or (marks and format is not PoseFormat.JSONL):
-                raise InputError(f"--format {format} has no place for {'overlays' if overlay else 'landmarks'}")
-            _print_as(client, format, category, images, version, refine_steps, marks)
-            return
-        include = ("overlay",) if overlay else ()
-        found = client.estimate(category, images, version, refine_steps, include, landmarks=marks)
-        written = []
-        for image in found.images:
-            if overlay and image.overlay:
-                written.append(_write(_numbered(overlay, image.index, len(found.images)), png_bytes(image.overlay)))
-        if as_json:
-            output.print_json(found)
-            return
-        output.show_estimate(found, [shown_name(path) for path in images])
-        for path in written:
-            output.out.print(f"written: {escape(shown_name(path))}")
+        elif video:
+            asked |= {"box": boxes[0] if boxes else None, "landmarks": marks}
+            _print_frames(client, category, video, every, asked, as_json or format is not None)
+        elif format is PoseFormat.JSONL and not drawn:
+            _print_lines(client, category, images, asked | {"boxes": boxes, "landmarks": marks})
+        elif format:
+            placeless = {"overlays": overlay, "link maps": link_map, "landmarks": marks, "--include": include}
+            for name, given in placeless.items():
+                if given:
+                    raise InputError(f"--format {format} has no place for {name}")
+            text = client.estimate_as(format.value, category, images, version, refine_steps, boxes)
+            print(text, end="" if text.endswith("\n") else "\n")
+        else:
+            asked["include"] = [*include, *(kind for kind, _ in drawn)]
+            found = client.estimate(category, images, boxes=boxes, landmarks=marks, **asked)
+            written = [path for kind, out in drawn for path in _write_drawn(found, kind, out)]
+            if as_json:
+                output.print_json(found)
+                return
+            output.show_estimate(found, [shown_name(path) for path in images])
+            for path in written:
+                output.out.print(f"written: {escape(shown_name(path))}")
 
 
-def _print_as(
-    client: Client,
-    chosen: PoseFormat,
-    category: str,
-    images: list[Path],
-    version: str | None,
-    refine_steps: int,
-    marks: str | None,
-) -> None:
-    if chosen is not PoseFormat.JSONL:
-        text = client.estimate_as(chosen.value, category, images, version, refine_steps)
-        print(text, end="" if text.endswith("\n") else "\n")
-        return
+def _boxes(texts: list[str] | None, file: Path | None, count: int) -> list[Any] | None:
+    """An entry for each picture, as the server takes them, which looks at what is in them."""
+    if texts and file:
+        raise InputError("both --box and --boxes came; one of them says where to look")
+    if file:
+        try:
+            entries = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"can't read {file}: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{file} is not JSON: {str(error)[:100]}") from error
+        if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+            raise InputError(
+                f"{file} is not a list with [x, y, width, height], a list of such, or null for each picture"
+            )
+        return entries
+    if not texts:
+        return None
+    if count > 1:
+        raise InputError(f"--box is for one picture and {count} came; name a file with --boxes")
+    found = [_box(text) for text in texts]
+    return found if len(found) == 1 else [found]
+
+
+def _is_entry(entry: Any) -> bool:
+    if isinstance(entry, list) and entry and isinstance(entry[0], list):
+        return all(isinstance(box, list) and _is_entry(box) for box in entry)
+    numbers = isinstance(entry, list) and len(entry) == 4
+    return entry is None or (numbers and all(type(value) in (int, float) for value in entry))
+
+
+def _box(text: str) -> list[float]:
+    try:
+        x, y, width, height = map(float, text.split(","))
+    except ValueError:
+        raise InputError(f"--box is {text[:80]!r}; it must be four numbers, as in --box 10,20,200,150") from None
+    return [x, y, width, height]
+
+
+def _print_lines(client: Client, category: str, images: list[Path], asked: dict[str, Any]) -> None:
     failed = 0
-    for found in client.estimate_lines(category, images, version, refine_steps, landmarks=marks):
+    for found in client.estimate_lines(category, images, **asked):
         line = {"image": shown_name(images[found.index]), **found.model_dump(mode="json", exclude_defaults=True)}
         print(json.dumps(line), flush=True)
         failed += isinstance(found, FailedPicture)
@@ -110,19 +172,10 @@ def _print_as(
         raise typer.Exit(1)
 
 
-def _print_frames(
-    client: Client,
-    category: str,
-    video: Path,
-    every: int,
-    version: str | None,
-    refine_steps: int,
-    marks: str | None,
-    as_json: bool,
-) -> None:
+def _print_frames(client: Client, category: str, video: Path, every: int, asked: dict[str, Any], as_json: bool) -> None:
     """A line for each frame, as it is found."""
     failed = 0
-    for found in client.estimate_video(category, video, every, version, refine_steps, landmarks=marks):
+    for found in client.estimate_video(category, video, every, **asked):
         failed += isinstance(found, FailedPicture)
         if as_json:
             print(json.dumps(found.model_dump(mode="json", exclude_defaults=True)), flush=True)
@@ -131,18 +184,15 @@ def _print_frames(
         else:
             score = sum(point.score for point in found.keypoints) / len(found.keypoints)
             surprise = "" if found.surprise is None else f", surprise {found.surprise:.2f}"
-            output.out.print(f"frame {found.frame} at {found.time_s:.3f} s: mean score {score:.2f}{surprise}")
+            where = "" if found.box is None else f", box {found.box}"
+            output.out.print(f"frame {found.frame} at {found.time_s:.3f} s{where}: mean score {score:.2f}{surprise}")
     if failed:
         raise typer.Exit(1)
 
 
-def _write(path: Path, data: bytes) -> Path:
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise InputError(f"can't write {path}: {error.strerror}") from error
-    return path
-
-
-def _numbered(path: Path, index: int, count: int) -> Path:
-    return path if count == 1 else path.with_name(f"{path.stem}-{index + 1}{path.suffix}")
+def _write_drawn(found: Estimate, kind: str, out: Path) -> list[Path]:
+    """What was drawn of each pose, into files with its number where there are several."""
+    pictures = [getattr(image, kind) for image in found.images]
+    several = len(pictures) > 1
+    names = [out.with_name(f"{out.stem}-{n + 1}{out.suffix}") if several else out for n in range(len(pictures))]
+    return [write_file(name, png_bytes(picture)) for name, picture in zip(names, pictures, strict=True) if picture]

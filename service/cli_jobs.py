@@ -1,4 +1,4 @@
-"""``ppl pause``, ``resume``, ``events`` and ``checkpoints``: what can be done with a job while it lasts."""
+"""``ppl pause``, ``resume``, ``forget``, ``events`` and ``checkpoints``: what can be done with a job."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ def resume(job_id: JobId, url: Url = URL, as_json: AsJson = False) -> None:
     with output.errors_shown(as_json), Client(url) as client:
         job = client.resume(job_id)
         output.print_json(job) if as_json else output.show_job(job)
+
+
+def forget(job_id: JobId, url: Url = URL, as_json: AsJson = False) -> None:
+    """Remove the record of a training job that ended; the version that it made stays."""
+    with output.errors_shown(as_json), Client(url) as client:
+        client.delete(job_id)
+        output.show_done({"id": job_id, "deleted": True}, f"job {job_id} is forgotten", as_json)
 
 
 def events(

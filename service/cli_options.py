@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from .client import InputError
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout; an error as problem JSON on stderr.")]
 Url = Annotated[
@@ -17,3 +20,12 @@ Version = Annotated[
 ]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show the progress until the job ends.")]
 URL = "http://127.0.0.1:8000"
+
+
+def write_file(path: Path, data: bytes) -> Path:
+    """Write a file that a user named. Raises InputError where that can't be."""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise InputError(f"can't write {path}: {error.strerror}") from error
+    return path

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .client import ClientError, Estimate, History, Job, JobStatus, Memory, Prior
-from .client_types import Checkpoint, Snapshot
+from .client_types import Checkpoint, PriorEntry, Snapshot
 from .progress import duration, loss_text
 
 # a terminal obeys these: names of files, which anybody may have sent, must not speak to it
@@ -195,10 +195,11 @@ def show_checkpoints(found: Iterable[Checkpoint]) -> None:
 
 
 def show_estimate(estimate: Estimate, names: Sequence[str]) -> None:
-    """Keypoints in pixels, one table a picture."""
-    for name, image in zip(names, estimate.images, strict=True):
+    """Keypoints in pixels, one table a picture, or a box of one."""
+    for image in estimate.images:
         surprise = "" if image.surprise is None else f", surprise {image.surprise:.2f}"
-        out.print(f"{escape(name)}  {image.width} x {image.height} px{surprise}")
+        where = "" if image.box is None else f", box {image.box}"
+        out.print(f"{escape(names[image.index])}  {image.width} x {image.height} px{where}{surprise}")
         table = _table("keypoint", "x", "y", "score")
         for point in image.keypoints:
             name = str(point.id) if point.name is None else f"{point.id} {point.name}"
@@ -232,6 +233,38 @@ def show_prior(prior: Prior, memory: Memory) -> None:
         f"memory  {memory.num_banks} banks of {memory.bank_size} vectors; "
         f"{len(memory.prototypes)} prototypical poses, for so many pictures each: {counts}"
     )
+
+
+def show_priors(priors: Sequence[PriorEntry]) -> None:
+    """A line a category."""
+    table = _table("category", "active version", "versions", "keypoints")
+    for entry in priors:
+        known = "" if entry.num_keypoints is None else str(entry.num_keypoints)
+        table.add_row(entry.category, entry.version or "-", str(entry.num_versions), known)
+    tables.print(table)
+
+
+def show_memory(memory: Memory) -> None:
+    """The memory in numbers, and its prototypes: for how many pictures each stands, and its codes."""
+    out.print(f"category {memory.category}, version {memory.version}")
+    if not memory.num_banks:
+        out.print("method autolink: no memory")
+        return
+    used = sum(count > 0 for bank in memory.use_counts for count in bank)
+    size = f"{memory.num_banks} banks of {memory.bank_size} vectors of {memory.token_dim} numbers"
+    out.print(f"{size}, {used} of {memory.num_banks * memory.bank_size} in use")
+    table = _table("prototype", "pictures", "codes")
+    for index, prototype in enumerate(memory.prototypes):
+        table.add_row(str(index), str(prototype.count), " ".join(map(str, prototype.codes)))
+    tables.print(table)
+    out.print("their keypoints are in the JSON (--json)")
+
+
+def show_checks(checks: Mapping[str, str]) -> None:
+    """A line a part of the server."""
+    for part, found in checks.items():
+        colour = "green" if found == "ok" else "red"
+        out.print(f"{escape(part.replace('_', ' ')):<18} [{colour}]{escape(found)}[/]")
 
 
 def show_history(history: History) -> None:

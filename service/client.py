@@ -29,7 +29,18 @@ from .client_errors import APIError, ClientError, InputError, Unreachable
 from .client_estimate import EstimateCalls
 from .client_jobs import JobCalls
 from .client_retries import RETRIES
-from .client_types import Estimate, History, Job, JobStatus, KeypointNames, Memory, Prior, PriorEntry, png_bytes
+from .client_types import (
+    Estimate,
+    History,
+    Job,
+    JobStatus,
+    KeypointNames,
+    Memory,
+    Prior,
+    PriorEntry,
+    Readiness,
+    png_bytes,
+)
 from .client_versions import AliasCalls, LandmarkCalls, VersionCalls
 from .uploads import archive_of, file_part
 
@@ -173,6 +184,14 @@ class Client(JobCalls, EstimateCalls):
     def link_map(self, category: str, version: str | None = None) -> bytes:
         """The prior's link map as a PNG."""
         return self._get_prior(category, "/link-map", version).content
+
+    def readiness(self) -> Readiness:
+        """The parts that the server needs, each "ok" or what is wrong with it.
+
+        Raises:
+            APIError: of the status 503, one is missing that estimates need; ``problem["checks"]`` has them all.
+        """
+        return self._read(Readiness, self._send("GET", "/readyz"))
 
     def _get_prior(self, category: str, what: str, version: str | None) -> httpx.Response:
         params = {"version": version} if version else None

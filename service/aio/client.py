@@ -24,7 +24,18 @@ import httpx
 
 from ..client_errors import APIError, ClientError, InputError, Unreachable
 from ..client_retries import RETRIES
-from ..client_types import Estimate, History, Job, JobStatus, KeypointNames, Memory, Prior, PriorEntry, png_bytes
+from ..client_types import (
+    Estimate,
+    History,
+    Job,
+    JobStatus,
+    KeypointNames,
+    Memory,
+    Prior,
+    PriorEntry,
+    Readiness,
+    png_bytes,
+)
 from ..uploads import archive_of, file_part
 from .concurrency import in_thread
 from .datasets import AsyncDatasetCalls
@@ -172,6 +183,14 @@ class AsyncClient(AsyncJobCalls, AsyncEstimateCalls):
     async def link_map(self, category: str, version: str | None = None) -> bytes:
         """The prior's link map as a PNG."""
         return (await self._get_prior(category, "/link-map", version)).content
+
+    async def readiness(self) -> Readiness:
+        """The parts that the server needs, each "ok" or what is wrong with it.
+
+        Raises:
+            APIError: of the status 503, one is missing that estimates need; ``problem["checks"]`` has them all.
+        """
+        return self._read(Readiness, await self._send("GET", "/readyz"))
 
     async def _get_prior(self, category: str, what: str, version: str | None) -> httpx.Response:
         params = {"version": version} if version else None

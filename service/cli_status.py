@@ -1,0 +1,26 @@
+"""``ppl status``: whether the server can serve."""
+
+from __future__ import annotations
+
+import typer
+
+from . import cli_output as output
+from .cli_options import URL, AsJson, Url
+from .client import APIError, Client
+
+
+def status(url: Url = URL, as_json: AsJson = False) -> None:
+    """Show whether the server can serve: its queue and its workers. The exit code says it too."""
+    with output.errors_shown(as_json), Client(url, retries=0) as client:
+        try:
+            ready = client.readiness()
+        except APIError as error:
+            checks = error.problem.get("checks")
+            if as_json or not isinstance(checks, dict):
+                raise
+            output.show_checks({str(part): str(found) for part, found in checks.items()})
+            raise typer.Exit(1) from None
+        if as_json:
+            output.print_json(ready)
+        else:
+            output.show_checks(ready.checks)
