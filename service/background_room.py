@@ -18,8 +18,9 @@ class Room:
 
     Attributes:
         in_all: estimates that have not ended.
-        of_owner: those of one API key among them, with those that it is still sending.
-        size_bytes: of the files of all.
+        of_owner: those of one API key among them, with those that it is still sending. Without keys as many as
+            ``in_all``.
+        size_bytes: of the files of all, with what came of those that are still being sent.
         owner_bytes: of those of one key.
     """
 
@@ -46,7 +47,8 @@ class Arrivals:
     """Estimates that are still being sent to this gateway, in the order in which they began.
 
     Each counts by what came of it, not by what it says will come: whoever announces gigabytes and sends nothing is in
-    nobody's way. Where there is too little room for all, the later ones give way.
+    nobody's way. Where there is too little room for the bytes of all, those that began later give way; for their number
+    only those of the same key count before they are there.
     """
 
     def __init__(self) -> None:
@@ -89,22 +91,23 @@ def check_room(room: Room, waiting: Sequence[Held], ahead: Sequence[Held], one: 
     if len(waiting) >= room.in_all:
         raise _full(f"{len(waiting)} estimates wait in the background, and no more may; try again when some have ended")
     others = [*waiting, *ahead]
-    own = [other for other in others if one.owner is not None and other.owner == one.owner]
-    if len(own) >= room.of_owner:
+    own = [other for other in others if other.owner == one.owner]
+    of_whom = f"estimates of the key {one.owner}" if one.owner is not None else "estimates"
+    if len(own) >= (room.of_owner if one.owner is not None else room.in_all):
         raise _full(
-            f"{len(own)} estimates of the key {one.owner} wait in the background or are being sent, and no more may; "
-            "try again when some have ended, or cancel some"
+            f"{len(own)} {of_whom} wait in the background or are being sent, and no more may; try again when some have "
+            "ended, or cancel some"
         )
     size = one.size_bytes + coming
-    for whose, most, held in (
-        ("estimates that wait", room.size_bytes, others),
-        (f"estimates of the key {one.owner}", room.owner_bytes, own),
-    ):
+    bounds = [("estimates", room.size_bytes, others)]
+    if one.owner is not None:
+        bounds.append((of_whom, room.owner_bytes, own))
+    for whose, most, held in bounds:
         held_bytes = sum(other.size_bytes for other in held)
-        if held_bytes + size > most and (held is others or one.owner is not None):
+        if held_bytes + size > most:
             raise _full(
-                f"the files of {whose} have {held_bytes} bytes, and with this one's {size} there would be more than "
-                f"the {most} that may; try again when some have ended"
+                f"the files of {whose} that wait or are being sent have {held_bytes} bytes, and with this one's {size} "
+                f"there would be more than the {most} that may; try again when some have ended"
             )
 
 

@@ -7,6 +7,7 @@ estimates/<id>/result          the answer, once it succeeded
 estimates/<id>/cancel          its owner wants it stopped
 estimates/<id>/.lock           held by the gateway that works on it; the system gives it back when that dies
 waiting/<id>                   in the same folder: it has not ended
+.submit.lock                   there as well: held while one is counted in
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from .results import Outcome
 
 BODY_S = 120.0  # how long a body may take to arrive that somebody waits for
 _VIDEO_S = 600.0
-_LOOK_BYTES = 64 * 2**20  # so much comes of an estimate for the background between two looks at the room
+_LOOK_BYTES = 64 * 2**20  # so much comes of an estimate for the background between two looks at what waits
 
 
 async def read_estimate(request: Request, most: int, intake: EstimateIntake, *, keep_images: bool) -> Form:
@@ -110,6 +110,7 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
     owner = key.id if key else None
     held = ExitStack()
     mine = held.enter_context(gateway.arriving.arrive(owner))
+    waiting: list[Held] = []
 
     def check(waiting: list[Held], coming: int = 0) -> None:
         check_room(room, waiting, gateway.arriving.ahead_of(mine), mine, coming)
@@ -119,13 +120,16 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
         gateway.arriving.arrived(mine)
 
     async def grown(size: int) -> None:
+        nonlocal waiting
         looked, mine.size_bytes = mine.size_bytes // _LOOK_BYTES, size
         if size // _LOOK_BYTES > looked:
-            check(await io(files.held))
+            waiting = await io(files.held)
+        check(waiting)
 
     intake = EstimateIntake(files, gateway.upload, settings.image_max_bytes, grown)
     try:
-        check(await io(files.held), body_bytes(request.scope) if "content-length" in request.headers else 0)
+        waiting = await io(files.held)
+        check(waiting, body_bytes(request.scope) if "content-length" in request.headers else 0)
         form = await read_estimate(request, settings.background_max_images, intake, keep_images=True)
         video = form.first("video") is not None
         names = intake.names

@@ -92,7 +92,10 @@ class BodyLimit:
                 await send(message)
             elif not answered:
                 answered = True
-                await problem_of(refused)(scope, receive, send)
+                response = problem_of(refused)
+                if isinstance(refused, SlowBody):  # the rest of it is not waited for
+                    response.headers["connection"] = "close"
+                await response(scope, receive, send)
 
         await self._app(scope, counted, told)
 

@@ -1,7 +1,8 @@
 """HTTP as the server reads it: also what is no HTTP at all is answered with a problem document.
 
 And a bound on what comes before any of our code sees a request, which uvicorn's fast parser has not: the bytes of its
-first line, headers and trailers, and the time that they may take.
+first line, headers and trailers, and the time that they may take. What comes of a body after its request was refused is
+bounded too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 * 2**10
 HEAD_S = 20.0
+REST_S = 30.0  # how long the rest of a body is read, and thrown away, whose request was answered already
 
 _NO_HTTP = "what came is no HTTP/1.1 request; its first line, a header or the length of its body can't be read"
 _TOO_LONG = f"its first line and headers have more than {MAX_HEAD_BYTES} bytes; send fewer or shorter headers"
@@ -33,6 +35,7 @@ class ProblemProtocol(HttpToolsProtocol):
     _head_bytes = 0  # of the request: its first line, headers and trailers, as far as they are complete
     _unparsed_bytes = 0  # that came since the parser last told of anything
     _head_timer: asyncio.TimerHandle | None = None
+    _rest_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there; its request must come soon."""
@@ -42,6 +45,7 @@ class ProblemProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""
         self._stop_waiting()
+        self._stop_reading_on()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -79,6 +83,17 @@ class ProblemProtocol(HttpToolsProtocol):
         self._unparsed_bytes = 0
         super().on_body(body)
 
+    def on_message_complete(self) -> None:
+        """All of a request came."""
+        self._stop_reading_on()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """It was answered. Where its body still comes, that is read on, or the client might not see the answer."""
+        if self.cycle.more_body and self._rest_timer is None:
+            self._rest_timer = self.loop.call_later(REST_S, self.transport.close)
+        super().on_response_complete()
+
     def send_400_response(self, msg: str) -> None:
         """Answers what can't be parsed as a request, and closes the connection."""
         log.info("no HTTP request from %s: %s", self.client[0] if self.client else "somebody", msg)
@@ -113,6 +128,11 @@ class ProblemProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _stop_reading_on(self) -> None:
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
 
     def _on_slow_head(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:

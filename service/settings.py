@@ -37,7 +37,7 @@ class Settings(CommonSettings):
     ended_jobs_kept: int = Field(
         default=10_000,
         ge=1,
-        description="jobs that ended and stay listed; the oldest go first, PPL_IDEMPOTENCY_TTL_S after their end",
+        description="jobs that ended and stay listed; beyond, those that ended first go, after PPL_IDEMPOTENCY_TTL_S",
     )
     max_unfinished_jobs: int = Field(default=1000, ge=1, description="jobs that have not ended; more get 429")
     access_log: bool = Field(default=True, description="log a line for each request; with false only refused ones")
@@ -48,7 +48,7 @@ class Settings(CommonSettings):
     slowest_body_bytes_per_s: float = Field(
         default=4096.0,
         ge=0,
-        description="bytes a second at which a body must come, after the first 30 s; slower ones get 408; 0 for any",
+        description="bytes a second of the slowest body, after the first 30 s; slower ones get 408; 0 for any pace",
     )
     version_max_bytes: int = Field(default=4 * 2**30, ge=1024, description="bytes of an imported version")
     datasets_max_bytes: int = Field(default=64 * 2**30, ge=1024, description="bytes of all datasets together")
@@ -109,7 +109,7 @@ class Settings(CommonSettings):
         default=16 * 2**30, ge=1024, description="bytes of the files of all that have not ended; more get 429"
     )
     background_key_bytes: int = Field(
-        default=8 * 2**30, ge=1024, description="bytes of the files of those of one key; more get 429"
+        default=4 * 2**30, ge=1024, description="bytes of the files of those of one key; more get 429"
     )
     background_results_bytes: int = Field(
         default=16 * 2**30, ge=1024, description="bytes of the answers of all that ended; the oldest go first"

@@ -40,7 +40,7 @@ async def accept_training(gateway: Gateway, request: Request, read: Read) -> tup
     key, asking = key_of(request), access.key_of(request)
     owner = asking.id if asking else None
     limits = JobLimits(gateway.settings.max_unfinished_jobs, gateway.settings.jobs_per_key)
-    if key is None:  # else it may be one that was served before
+    if key is None or not await gateway.io(gateway.jobs.remembers, key, owner):  # else it may have been served before
         await gateway.io(gateway.jobs.check_room, owner, limits)
     intake = Intake(gateway.files, gateway.upload, gateway.settings.archive_max_bytes)
     try:
@@ -51,8 +51,6 @@ async def accept_training(gateway: Gateway, request: Request, read: Read) -> tup
         before = await gateway.io(gateway.jobs.made_by, named, owner) if named else None
         if before is not None:
             return before, True
-        if named is not None:
-            await gateway.io(gateway.jobs.check_room, owner, limits)
         wanted, source = await _prepare(gateway, asked, intake)
         job = await gateway.io(
             gateway.jobs.create,

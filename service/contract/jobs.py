@@ -13,14 +13,13 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import redis
-from pydantic import ValidationError
 
 from . import routing, scripts
 from .errors import BadCursor, JobNotActive, JobNotEnded, KeyReused, QueueFull, TooManyJobs, UnknownJob
@@ -190,6 +189,10 @@ class JobStore:
         _check_same(request, made, fingerprint)
         return self.get(made)
 
+    def remembers(self, name: str, owner: str | None) -> bool:
+        """Whether a request of a name made a job not long ago; the job may be deleted by now."""
+        return bool(self._redis.exists(routing.request_key(name, owner)))
+
     def made_by(self, request: NamedRequest, owner: str | None) -> Job | None:
         """The job that the same request made before; None where there is none, or no more.
 
@@ -352,7 +355,7 @@ class JobStore:
             pipe.execute()
 
     def trim(self, most: int, kept_s: float) -> list[str]:
-        """Remove the records of the oldest jobs that ended, until so many are left.
+        """Remove the records of the jobs that ended the longest ago, until so many are left.
 
         One that ended less than ``kept_s`` ago stays, and one whose end is still to be told at its webhook: beyond
         ``most``, if need be.
@@ -362,17 +365,30 @@ class JobStore:
         """
         if self._redis.zcard(routing.JOBS) - self._redis.scard(routing.ACTIVE_JOBS) <= most:
             return []
-        active, telling = self._redis.smembers(routing.ACTIVE_JOBS), set(self._redis.zrange(routing.WEBHOOKS, 0, -1))
-        ended = [job_id for job_id in self._redis.zrange(routing.JOBS, 0, -1) if job_id not in active]
-        removed, now = [], datetime.now(UTC)
-        for job_id in (item.decode() for item in ended[: len(ended) - most] if item not in telling):
-            # deleted meanwhile, its end is being written, or it can't be read: by a later release perhaps
-            with suppress(UnknownJob, JobNotEnded, ValidationError):
-                ended_at = self.get(job_id).finished_at
-                if ended_at is None or (now - ended_at).total_seconds() >= kept_s:
-                    self.delete(job_id)
-                    removed.append(job_id)
+        held = {*self._redis.smembers(routing.ACTIVE_JOBS), *self._redis.zrange(routing.WEBHOOKS, 0, -1)}
+        ids = [job_id.decode() for job_id in self._redis.zrange(routing.JOBS, 0, -1) if job_id not in held]
+        latest = datetime.now(UTC) - timedelta(seconds=kept_s)
+        ended = sorted((at, job_id) for job_id, at in self._ended_at(ids).items() if at <= latest)
+        count = self._redis.zcard(routing.JOBS) - self._redis.scard(routing.ACTIVE_JOBS)
+        removed = []
+        for _, job_id in ended[: max(0, count - most)]:
+            with suppress(UnknownJob, JobNotEnded):  # deleted meanwhile
+                self.delete(job_id)
+                removed.append(job_id)
         return removed
+
+    def _ended_at(self, ids: Sequence[str]) -> dict[str, datetime]:
+        """When jobs ended; those that did not, or whose record can't be read (of a later release?), are left out."""
+        found = {}
+        for first in range(0, len(ids), MAX_PAGE):
+            some = ids[first : first + MAX_PAGE]
+            with self._redis.pipeline(transaction=False) as pipe:
+                for job_id in some:
+                    pipe.hget(routing.job_key(job_id), "record")
+                for job_id, record in zip(some, pipe.execute(), strict=True):
+                    with suppress(ValueError, TypeError, KeyError):
+                        found[job_id] = datetime.fromisoformat(json.loads(record)["job"]["finished_at"])
+        return found
 
     def acquire(self, job_id: str, holder: str, ttl_s: float = routing.LEASE_TTL_S) -> Lease | None:
         """The lease of a job, or None while another process has it. Raises UnknownJob for what can't be an id."""

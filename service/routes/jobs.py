@@ -93,7 +93,7 @@ async def get_jobs(
     category: Annotated[str | None, Query(description="only jobs of this category")] = None,
     status: Annotated[JobStatus | None, Query(description="only jobs of this status")] = None,
 ) -> JobPage:
-    """Jobs, the newest first. Beyond some thousands (`PPL_ENDED_JOBS_KEPT`) the oldest of those that ended are gone."""
+    """Jobs, the newest first. Beyond some thousands (`PPL_ENDED_JOBS_KEPT`) those that ended first are gone."""
     gateway = gateway_of(request)
     page = await gateway.io(list_jobs, gateway.jobs, limit, cursor, category, status)
     return page.model_copy(update={"items": await gateway.io(gateway.queue.all_placed, page.items)})

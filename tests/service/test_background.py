@@ -381,10 +381,11 @@ def test_room_is_that_of_all_and_that_of_each_key():
     anna, bert, nobody = (Held(owner, 30) for owner in ("anna", "bert", None))
     assert not refused([anna], [], Held("anna", 30))
     assert "2 estimates of the key anna" in refused([anna], [anna], Held("anna"))
-    assert "estimates of the key anna have 30" in refused([anna], [], Held("anna", 20), 11)
-    assert "estimates that wait have 90" in refused([anna, bert], [nobody], Held("anna", 5), 6)
+    assert "estimates of the key anna that wait or are being sent have 30" in refused([anna], [], Held("anna", 20), 11)
+    assert "of estimates that wait or are being sent have 90" in refused([anna, bert], [nobody], Held("anna", 5), 6)
     assert not refused([anna, bert, nobody], [], Held(None, 10))
     assert not refused([nobody, nobody], [nobody], Held(None, 10)), "without keys there is no bound of a key"
+    assert "4 estimates wait in the background or are being sent" in refused([nobody], [Held(None)] * 3, Held(None))
     assert "4 estimates wait" in refused([nobody] * 4, [], Held(None))
 
 
@@ -422,30 +423,40 @@ async def test_what_came_of_others_counts_and_not_what_they_announce(
     assert (await send([("images", ("a.png", b"x" * 20_000))], client=http)).status_code == 202
 
 
-async def test_later_one_gives_way_as_it_grows(serve, publish, problem, monkeypatch):
+async def test_later_one_gives_way_as_it_grows(serve, publish, problem, consumer, monkeypatch):
     """Of two that together are too long the first goes on, though neither says how long it is."""
+    consumer.gate.clear()
     monkeypatch.setattr("service.estimate_request._LOOK_BYTES", 1000)
     monkeypatch.setattr("service.forms._FLUSH_BYTES", 1)
     publish("dog")
     http = await serve(background_max_bytes=100_000)
     headers = {**ASYNC, "Content-Type": "multipart/form-data; boundary=b"}
-    steps = [asyncio.Event(), asyncio.Event()]
+    steps: dict[str, asyncio.Event] = {}
 
     def form(data: bytes) -> bytes:
         head = b'--b\r\nContent-Disposition: form-data; name="category"\r\n\r\ndog\r\n--b\r\n'
         return head + b'Content-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n' + data
 
-    async def body(step: asyncio.Event):
+    async def body(name: str):
         yield form(bytes(45_000))
-        await step.wait()
-        yield bytes(20_000) + b"\r\n--b--\r\n"
+        await steps[name].wait()
+        yield bytes(20_000)
+        await steps[name + " ends"].wait()
+        yield b"\r\n--b--\r\n"
 
-    first, second = (asyncio.create_task(http.post("/estimate", content=body(step), headers=headers)) for step in steps)
-    await came(http, 90_000)
-    steps[1].set()
-    problem(await second, 429, "queue_full")
-    steps[0].set()
-    assert (await first).status_code == 202
+    sending = {}
+    for number, name in enumerate(("first", "second", "third"), start=1):
+        steps |= {name: asyncio.Event(), name + " ends": asyncio.Event()}
+        sending[name] = asyncio.create_task(http.post("/estimate", content=body(name), headers=headers))
+        if name == "third":  # there is no room for what it begins with
+            problem(await asyncio.wait_for(sending[name], 20), 429, "queue_full")
+        else:
+            await came(http, 45_000 * number)
+    for event in ("first", "first ends"):  # while the second is still being sent
+        steps[event].set()
+    assert (await asyncio.wait_for(sending["first"], 20)).status_code == 202
+    steps["second"].set()
+    problem(await asyncio.wait_for(sending["second"], 20), 429, "queue_full")  # its end never came
 
 
 async def test_the_preference_may_come_in_a_header_of_its_own(http, send, publish):

@@ -8,7 +8,9 @@ import json
 import pytest
 
 from service.contract import routing
+from service.contract.errors import BadRequest
 from service.contract.jobs import JobStatus, NamedRequest
+from service.idempotency import fingerprint
 from service.keys import KeyStore, Scope
 
 from .test_train_jobs import GOOD, move, zip_of
@@ -216,3 +218,14 @@ async def test_what_another_made_under_the_same_key_is_not_told(serve, data_root
     assert (await http.delete(f"/datasets/{dataset}", headers=anna)).status_code == 204
     assert (await http.post("/train-jobs", json=body, headers=anna)).json()["id"] == first.json()["id"]
     problem(await http.post("/train-jobs", json=body, headers=bert), 404, "unknown_dataset")
+
+
+def test_values_nested_deeper_than_can_be_written_are_refused():
+    """On some Pythons the parser goes deeper than the writer."""
+    deep: dict = {}
+    for _ in range(200_000):
+        deep = {"a": deep}
+    with pytest.raises(BadRequest, match="deeper"):
+        fingerprint(deep, [])
+    while deep:  # taken apart by hand: freeing it at once would go as deep
+        deep = deep.pop("a")

@@ -180,17 +180,17 @@ async def test_fast_beginning_buys_no_slow_end(serve, problem, monkeypatch, no_t
 
 
 async def test_what_the_server_takes_to_put_it_away_does_not_count(serve, monkeypatch):
-    monkeypatch.setattr("service.middleware.STALL_S", 1.0)
+    monkeypatch.setattr("service.middleware.STALL_S", 3.0)
     monkeypatch.setattr("service.forms._FLUSH_BYTES", 1)
     write = UploadFile.write
 
     async def slowly(self, data: bytes) -> None:
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.4)
         await write(self, data)
 
     monkeypatch.setattr(UploadFile, "write", slowly)
     http = await serve(slowest_body_bytes_per_s=10**6)
-    assert (await http.post("/train-jobs", **dripping(GOOD, 10, 0.0))).status_code == 202
+    assert (await http.post("/train-jobs", **dripping(GOOD, 10, 0.1))).status_code == 202
 
 
 async def test_pause_is_told_as_one(serve, problem, monkeypatch):
@@ -216,7 +216,9 @@ async def test_slow_or_long_json_gets_its_own_error(serve, publish, problem, mon
             yield b" " * 500
 
     headers = {"content-type": "application/json"}
-    problem(await http.put(path, content=slow(), headers=headers), 408, "bad_request")
+    late = await http.put(path, content=slow(), headers=headers)
+    problem(late, 408, "bad_request")
+    assert late.headers["connection"] == "close"
     problem(await http.put(path, content=long(), headers=headers), 413, "body_too_large")
 
 
@@ -241,3 +243,37 @@ async def test_records_of_ended_jobs_beyond_those_kept_are_removed(serve, redis_
     listed = (await http.get("/train-jobs")).json()["items"]
     assert [job["id"] for job in listed] == [made[3], made[2], made[1]]
     assert (await http.get(f"/train-jobs/{made[0]}")).status_code == 404
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "new"}], ids=["unnamed", "named"])
+async def test_no_body_is_read_of_a_job_beyond_the_limit(serve, problem, headers):
+    http = await serve(max_unfinished_jobs=1)
+    sent = {"data": {"category": "dog"}, "files": {"archive": ("a.zip", GOOD)}}
+    assert (await http.post("/train-jobs", **sent, headers={"Idempotency-Key": "old"})).status_code == 202
+
+    async def never():
+        yield b"--b\r\n"
+        await asyncio.sleep(60)
+
+    form = {"content-type": "multipart/form-data; boundary=b"}
+    refused = await asyncio.wait_for(http.post("/train-jobs", content=never(), headers={**form, **headers}), 20)
+    problem(refused, 429, "queue_full")
+    again = await http.post("/train-jobs", **sent, headers={"Idempotency-Key": "old"})
+    assert (again.status_code, again.headers["idempotent-replayed"]) == (202, "true")
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/readyz"])
+async def test_keys_tried_at_what_watches_the_service_are_counted_as_well(serve, problem, path, monkeypatch):
+    monkeypatch.setattr("service.access._is_here", lambda scope: False)
+    http = await serve(api_keys=True, requests_per_s=2, open_metrics=False, open_health=False)
+    tried = [await http.get(path, headers={"Authorization": f"Bearer ppl_{n:012x}_x"}) for n in range(10)]
+    assert tried[0].status_code == 401
+    problem(tried[-1], 429, "rate_exceeded")
+
+
+async def test_requests_beyond_the_scope_of_a_key_count(serve, data_root, problem):
+    http = await serve(api_keys=True, requests_per_s=2)
+    reader = {"Authorization": f"Bearer {KeyStore(data_root).create('a', [Scope.READ])[1]}"}
+    answers = [await http.post("/train-jobs", headers=reader) for _ in range(10)]
+    problem(answers[0], 403, "forbidden")
+    problem(answers[-1], 429, "rate_exceeded")

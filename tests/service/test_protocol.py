@@ -15,7 +15,7 @@ from service import protocol
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
     """Answers with the length of the body, once all of it came."""
-    size, more = 0, True
+    size, more = 0, scope["path"] != "/early"
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -31,6 +31,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 @pytest.fixture
 async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     monkeypatch.setattr(protocol, "HEAD_S", 0.5)
+    monkeypatch.setattr(protocol, "REST_S", 1.0)
     config = uvicorn.Config(
         echo, host="127.0.0.1", port=0, log_level="error", lifespan="off", http=protocol.ProblemProtocol
     )
@@ -111,3 +112,19 @@ async def test_a_request_that_is_served_for_long_is_no_slow_head(port: int) -> N
     answer = await talk(port, post, b"ab", b"cd", b"GET / HTT", pause_s=0.7)
     assert answer.startswith(b"HTTP/1.1 200"), answer
     assert b"       4" in answer
+
+
+async def test_rest_of_a_body_that_was_answered_already_is_read_for_a_while_only(port: int) -> None:
+    begun = asyncio.get_running_loop().time()
+    post = b"POST /early HTTP/1.1\r\ncontent-length: 100000\r\n\r\n"
+    answer = await talk(port, post, *[b"x"] * 100, pause_s=0.1)
+    assert answer.startswith(b"HTTP/1.1 200"), answer
+    assert asyncio.get_running_loop().time() - begun < 6
+
+
+async def test_connection_goes_on_once_the_rest_of_a_body_came(port: int) -> None:
+    post = b"POST /early HTTP/1.1\r\ncontent-length: 5\r\n\r\n"
+    last = b"POST / HTTP/1.1\r\ncontent-length: 3\r\nconnection: close\r\n\r\nabc"
+    answer = await talk(port, post, b"xx", b"xxx", b"", b"", b"", last, pause_s=0.3)
+    assert answer.count(b"HTTP/1.1 200") == 2, answer
+    assert answer.endswith(b"       3")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import redis
@@ -442,3 +442,19 @@ def test_trimming_leaves_what_it_cannot_read(store: JobStore, redis_client: redi
         store.update(job.id, to(JobStatus.FAILED))
     redis_client.hset(routing.job_key(odd.id), "record", "{}")
     assert store.trim(0, 0) == [plain.id]
+
+
+def test_those_that_ended_first_are_trimmed_whenever_they_were_made(store: JobStore) -> None:
+    long, *short = (make(store) for _ in range(4))
+
+    def end(days_ago: int):
+        def change(record: JobRecord) -> None:
+            record.move(JobStatus.FAILED)
+            record.job.finished_at = datetime.now(UTC) - timedelta(days=days_ago)
+
+        return change
+
+    for job, days_ago in zip((*short, long), (30, 20, 10, 0), strict=True):
+        store.update(job.id, end(days_ago))
+    assert store.trim(2, 86_400) == [short[0].id, short[1].id]
+    assert store.trim(0, 86_400) == [short[2].id], "the one that has just ended stays"

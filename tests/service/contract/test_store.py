@@ -164,6 +164,22 @@ def test_what_users_added_is_published_with_the_version(store: VersionStore, dat
     assert not (store.path("cat", version) / "additions").exists()
 
 
+def test_all_of_a_version_is_on_the_disk_before_it_is_there(store: VersionStore, data_root: Path, monkeypatch) -> None:
+    staged, synced = data_root / "a", []
+
+    def sync(path: Path) -> None:
+        synced.append((path, staged.exists()))
+
+    (staged / "additions" / "landmarks").mkdir(parents=True)
+    for name in ("version.json", "additions/names.json", "additions/landmarks/one.json"):
+        (staged / name).write_text("{}")
+    wanted = {staged, *staged.rglob("*")}
+    monkeypatch.setattr("service.contract.store.sync", sync)
+    store.publish(staged, "dog", "v1")
+    assert wanted <= {path for path, before in synced if before}
+    assert store.path("dog", "v1").parent in {path for path, before in synced if not before}
+
+
 def test_version_of_a_job_is_found_again(store: VersionStore) -> None:
     version = new_version_id(JOB, datetime(2026, 11, 23, 6, 45, 1, tzinfo=UTC))
     assert version == "20261123T064501-beef01"
