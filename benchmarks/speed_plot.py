@@ -31,8 +31,11 @@ def plot_ratios(results: Sequence[Result], file: Path) -> bool:
     axes = figure.subplots()
     shares = [result["ratio"] / result["bar"] for result in drawn]
     colours = ["C2" if share >= 1 else "C3" for share in shares]
-    axes.barh([result["subject"] for result in drawn], shares, color=colours)
+    bars = axes.barh([result["subject"] for result in drawn], shares, color=colours)
+    axes.bar_label(bars, [f" {result['ratio']:.3g}, bar {result['bar']:g}" for result in drawn], fontsize="small")
     axes.set_xscale("log")
+    axes.set_xlim(0.5 * min(1.0, *shares), 3 * max(shares))
+    _plain(axes.xaxis, (0.2, 0.5, 1, 2, 5, 10, 20))
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlabel("measured ratio / bar")
     axes.invert_yaxis()
@@ -55,12 +58,21 @@ def plot_serving(results: Sequence[Result], file: Path) -> bool:
         if not row.get("clients") and row.get("images_per_s"):
             axes.axhline(row["images_per_s"], color="black", linewidth=1, linestyle="--", label=row["contestant"])
     axes.set_xscale("log", base=2)
+    _plain(axes.xaxis, sorted({row["clients"] for row in loaded}))
     axes.set_xlabel("clients")
     axes.set_ylabel("pictures a second")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize="small")
     figure.savefig(file)
     return True
+
+
+def _plain(axis: Any, ticks: Sequence[float]) -> None:
+    """Ticks of a logarithmic axis as numbers, not as powers."""
+    low, high = axis.get_view_interval()
+    axis.set_ticks([tick for tick in ticks if low <= tick <= high], minor=False)
+    axis.set_ticks([], minor=True)
+    axis.set_major_formatter("{x:g}")
 
 
 def _figure(size: tuple[float, float]) -> Any:
