@@ -29,7 +29,7 @@ from .contract.pictures import PictureLimits
 from .contract.store import VersionStore
 from .errors import QUEUE_ERRORS
 from .estimate_files import EstimateFiles
-from .housekeeping import JobCounts, remove_stale_uploads
+from .housekeeping import JobCounts, remove_stale_uploads, trim_jobs
 from .metrics import Metrics
 from .picture_cache import PictureCache
 from .queueing import Queue
@@ -218,7 +218,9 @@ class Gateway:
             log.info("removed estimates of long ago: %s", ", ".join(forgotten))
         if removed:
             log.info("removed the files of ended or abandoned uploads: %s", ", ".join(removed))
-        trimmed = await self.io(self.jobs.trim, settings.ended_jobs_kept, settings.idempotency_ttl_s)
+        trimmed = await self.io(
+            trim_jobs, self._sync_redis, self.jobs, settings.ended_jobs_kept, settings.idempotency_ttl_s
+        )
         if trimmed:
             log.info("removed the records of the oldest %d jobs that ended", len(trimmed))
 

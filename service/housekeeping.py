@@ -1,14 +1,18 @@
-"""What the gateway does beside serving: it counts jobs, and removes files that nobody needs."""
+"""What the gateway does beside serving: it counts jobs, and removes records and files that nobody needs."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from .contract import routing
-from .contract.errors import UnknownJob
+from .contract.errors import JobNotEnded, UnknownJob
 from .contract.job_files import JobFiles
 from .contract.jobs import MAX_PAGE, Job, JobPage, JobStatus, JobStore
 
@@ -60,6 +64,44 @@ def list_jobs(
         cursor = page.next_cursor
         if cursor is None:
             return JobPage(items=found)
+
+
+def trim_jobs(client: Any, jobs: JobStore, most: int, kept_s: float) -> list[str]:
+    """Remove the records of the jobs that ended the longest ago, until so many are left.
+
+    One that ended less than ``kept_s`` ago stays, and one whose end is still to be told at its webhook: beyond
+    ``most``, if need be.
+
+    Returns:
+        The ids.
+    """
+    if client.zcard(routing.JOBS) - client.scard(routing.ACTIVE_JOBS) <= most:
+        return []
+    held = {*client.smembers(routing.ACTIVE_JOBS), *client.zrange(routing.WEBHOOKS, 0, -1)}
+    ids = [job_id.decode() for job_id in client.zrange(routing.JOBS, 0, -1) if job_id not in held]
+    latest = datetime.now(UTC) - timedelta(seconds=kept_s)
+    ended = sorted((at, job_id) for job_id, at in _ended_at(client, ids).items() if at <= latest)
+    count = client.zcard(routing.JOBS) - client.scard(routing.ACTIVE_JOBS)
+    removed = []
+    for _, job_id in ended[: max(0, count - most)]:
+        with suppress(UnknownJob, JobNotEnded):  # deleted meanwhile
+            jobs.delete(job_id)
+            removed.append(job_id)
+    return removed
+
+
+def _ended_at(client: Any, ids: Sequence[str]) -> dict[str, datetime]:
+    """When jobs ended; those that did not, or whose record can't be read (of a later release?), are left out."""
+    found = {}
+    for first in range(0, len(ids), MAX_PAGE):
+        some = ids[first : first + MAX_PAGE]
+        with client.pipeline(transaction=False) as pipe:
+            for job_id in some:
+                pipe.hget(routing.job_key(job_id), "record")
+            for job_id, record in zip(some, pipe.execute(), strict=True):
+                with suppress(ValueError, TypeError, KeyError):
+                    found[job_id] = datetime.fromisoformat(json.loads(record)["job"]["finished_at"])
+    return found
 
 
 def remove_stale_uploads(files: JobFiles, jobs: JobStore, stale_s: float) -> list[str]:

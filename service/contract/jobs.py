@@ -13,18 +13,19 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import redis
 
 from . import routing, scripts
-from .errors import BadCursor, JobNotActive, JobNotEnded, KeyReused, QueueFull, TooManyJobs, UnknownJob
+from .errors import BadCursor, JobNotActive, JobNotEnded, UnknownJob
 from .events import KEPT_CHECKPOINTS, KEPT_EVENTS, EventKind, Told, Watch, as_json, now
 from .identifiers import time_ordered_id
+from .job_requests import JobLimits, NamedRequest, check_room, check_same
+from .leases import Lease, LeaseLost
 from .records import (
     Continued,
     Job,
@@ -58,57 +59,6 @@ __all__ = [
 ]
 
 MAX_PAGE = 200
-_ROOM_RETRY_S = 30.0
-
-
-@dataclass(frozen=True)
-class NamedRequest:
-    """A request whose sender gave it a name, so that sending it twice does no harm.
-
-    Attributes:
-        fingerprint: of all that it asks for; without spaces.
-        ttl_s: how long the name is remembered.
-    """
-
-    name: str
-    fingerprint: str
-    ttl_s: int
-
-
-@dataclass(frozen=True)
-class JobLimits:
-    """How many jobs may not have ended when another is created.
-
-    Attributes:
-        in_all: whoever asked for them.
-        of_owner: of the one who asks, where he is known.
-    """
-
-    in_all: int
-    of_owner: int
-
-
-class LeaseLost(Exception):  # noqa: N818 - what happened, as in errors.py
-    """Another process has the job now: stop, and write nothing."""
-
-
-class Lease:
-    """The right to work on a job, held by refreshing it before it expires."""
-
-    def __init__(self, client: Any, job_id: str, token: str, ttl_s: float) -> None:
-        self._redis = client
-        self.job_id = job_id
-        self.token = token
-        self.ttl_s = ttl_s
-
-    def renew(self) -> bool:
-        """Extend it, also when it ran out and nobody took it; False once it is another's."""
-        key, ttl_ms = routing.lease_key(self.job_id), int(self.ttl_s * 1000)
-        return bool(self._redis.eval(scripts.RENEW, 1, key, self.token, ttl_ms))
-
-    def release(self) -> None:
-        """Give it back, if it is still held."""
-        self._redis.eval(scripts.RELEASE, 1, routing.lease_key(self.job_id), self.token)
 
 
 def new_job_id() -> str:
@@ -182,11 +132,11 @@ class JobStore:
             keys.append(routing.request_key(request.name, owner))
             arguments += [request.fingerprint, request.ttl_s]
         before = self._redis.eval(scripts.CREATE, len(keys), *keys, *arguments).decode()
-        _check_room(before, owner, limits)
+        check_room(before, owner, limits)
         if not before or request is None:
             return job
         made, _, fingerprint = before.partition(" ")
-        _check_same(request, made, fingerprint)
+        check_same(request, made, fingerprint)
         return self.get(made)
 
     def remembers(self, name: str, owner: str | None) -> bool:
@@ -209,7 +159,7 @@ class JobStore:
             job = self.get(made.decode())
         except UnknownJob:
             return None
-        _check_same(request, job.id, fingerprint.decode())
+        check_same(request, job.id, fingerprint.decode())
         return job
 
     def check_room(self, owner: str | None, limits: JobLimits) -> None:
@@ -219,7 +169,7 @@ class JobStore:
             QueueFull, TooManyJobs: as many as may be have not ended.
         """
         arguments = [owner or "", limits.in_all, limits.of_owner, routing.job_key("")]
-        _check_room(self._redis.eval(scripts.ROOM, 1, routing.ACTIVE_JOBS, *arguments).decode(), owner, limits)
+        check_room(self._redis.eval(scripts.ROOM, 1, routing.ACTIVE_JOBS, *arguments).decode(), owner, limits)
 
     def get(self, job_id: str) -> Job:
         """A job. Raises UnknownJob."""
@@ -354,42 +304,6 @@ class JobStore:
             pipe.zrem(routing.WEBHOOKS, job_id)
             pipe.execute()
 
-    def trim(self, most: int, kept_s: float) -> list[str]:
-        """Remove the records of the jobs that ended the longest ago, until so many are left.
-
-        One that ended less than ``kept_s`` ago stays, and one whose end is still to be told at its webhook: beyond
-        ``most``, if need be.
-
-        Returns:
-            The ids.
-        """
-        if self._redis.zcard(routing.JOBS) - self._redis.scard(routing.ACTIVE_JOBS) <= most:
-            return []
-        held = {*self._redis.smembers(routing.ACTIVE_JOBS), *self._redis.zrange(routing.WEBHOOKS, 0, -1)}
-        ids = [job_id.decode() for job_id in self._redis.zrange(routing.JOBS, 0, -1) if job_id not in held]
-        latest = datetime.now(UTC) - timedelta(seconds=kept_s)
-        ended = sorted((at, job_id) for job_id, at in self._ended_at(ids).items() if at <= latest)
-        count = self._redis.zcard(routing.JOBS) - self._redis.scard(routing.ACTIVE_JOBS)
-        removed = []
-        for _, job_id in ended[: max(0, count - most)]:
-            with suppress(UnknownJob, JobNotEnded):  # deleted meanwhile
-                self.delete(job_id)
-                removed.append(job_id)
-        return removed
-
-    def _ended_at(self, ids: Sequence[str]) -> dict[str, datetime]:
-        """When jobs ended; those that did not, or whose record can't be read (of a later release?), are left out."""
-        found = {}
-        for first in range(0, len(ids), MAX_PAGE):
-            some = ids[first : first + MAX_PAGE]
-            with self._redis.pipeline(transaction=False) as pipe:
-                for job_id in some:
-                    pipe.hget(routing.job_key(job_id), "record")
-                for job_id, record in zip(some, pipe.execute(), strict=True):
-                    with suppress(ValueError, TypeError, KeyError):
-                        found[job_id] = datetime.fromisoformat(json.loads(record)["job"]["finished_at"])
-        return found
-
     def acquire(self, job_id: str, holder: str, ttl_s: float = routing.LEASE_TTL_S) -> Lease | None:
         """The lease of a job, or None while another process has it. Raises UnknownJob for what can't be an id."""
         key = routing.lease_key(check_job_id(job_id))
@@ -450,32 +364,6 @@ class JobStore:
             for job_id in ids:
                 pipe.hget(routing.job_key(job_id), "record")
             return [JobRecord.model_validate_json(record) for record in pipe.execute() if record is not None]
-
-
-def _check_same(request: NamedRequest, made: str, fingerprint: str) -> None:
-    if fingerprint != request.fingerprint:
-        raise KeyReused(
-            f"the Idempotency-Key {request.name!r} came with another request before, which made job {made}; send "
-            "the same request again, or give this one a key of its own",
-            extra={"job_id": made},
-        )
-
-
-def _check_room(answer: str, owner: str | None, limits: JobLimits | None) -> None:
-    """Raises what a script says of the room for another job."""
-    if limits is None:
-        return
-    if answer == scripts.FULL:
-        raise QueueFull(
-            f"{limits.in_all} jobs have not ended, and no more may be; try again when one has, or cancel one",
-            retry_after_s=_ROOM_RETRY_S,
-        )
-    if answer == scripts.OWNER_FULL:
-        raise TooManyJobs(
-            f"{limits.of_owner} jobs of the key {owner} have not ended, and no more may be; try again when one has, or "
-            "cancel one",
-            retry_after_s=_ROOM_RETRY_S,
-        )
 
 
 def _event_keys(job_id: str) -> list[str]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 import redis
@@ -418,43 +418,3 @@ def test_what_cannot_be_an_id_is_an_unknown_job_and_never_part_of_a_key(
         with pytest.raises(UnknownJob):
             act(job.id + suffix)
     assert set(redis_client.keys()) == keys
-
-
-def test_oldest_that_ended_are_trimmed(store: JobStore, redis_client: redis.Redis) -> None:
-    waiting = make(store)
-    ended = [make(store) for _ in range(5)]
-    told = make(store, webhook_url="https://example.org/hook")
-    for job in (*ended, told):
-        store.update(job.id, to(JobStatus.FAILED))
-    assert store.trim(6, 0) == []
-    assert store.trim(3, 60) == [], "they ended less than a minute ago"
-    assert store.trim(3, 0) == [job.id for job in ended[:3]]
-    assert {job.id for job in store.page().items} == {waiting.id, told.id, ended[3].id, ended[4].id}
-    # one whose end is still to be told stays, also where others would have to go first
-    assert store.trim(0, 0) == [job.id for job in ended[3:]]
-    assert {job.id for job in store.page().items} == {waiting.id, told.id}
-    assert [key for key in redis_client.scan_iter() if ended[0].id.encode() in key] == []
-
-
-def test_trimming_leaves_what_it_cannot_read(store: JobStore, redis_client: redis.Redis) -> None:
-    odd, plain = make(store), make(store)
-    for job in (odd, plain):
-        store.update(job.id, to(JobStatus.FAILED))
-    redis_client.hset(routing.job_key(odd.id), "record", "{}")
-    assert store.trim(0, 0) == [plain.id]
-
-
-def test_those_that_ended_first_are_trimmed_whenever_they_were_made(store: JobStore) -> None:
-    long, *short = (make(store) for _ in range(4))
-
-    def end(days_ago: int):
-        def change(record: JobRecord) -> None:
-            record.move(JobStatus.FAILED)
-            record.job.finished_at = datetime.now(UTC) - timedelta(days=days_ago)
-
-        return change
-
-    for job, days_ago in zip((*short, long), (30, 20, 10, 0), strict=True):
-        store.update(job.id, end(days_ago))
-    assert store.trim(2, 86_400) == [short[0].id, short[1].id]
-    assert store.trim(0, 86_400) == [short[2].id], "the one that has just ended stays"

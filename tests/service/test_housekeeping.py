@@ -1,0 +1,65 @@
+"""Records of jobs that ended are removed, beyond those kept."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import redis
+
+from service.contract import routing
+from service.contract.jobs import Job, JobRecord, JobStatus, JobStore
+from service.housekeeping import trim_jobs
+
+
+@pytest.fixture
+def store(redis_client: redis.Redis) -> JobStore:
+    return JobStore(redis_client)
+
+
+def make(store: JobStore, **kwargs: object) -> Job:
+    return store.create("dog", {"preset": "compact", "steps": 10}, 10, **kwargs)  # type: ignore[arg-type]
+
+
+def to(status: JobStatus):
+    return lambda record: record.move(status)
+
+
+def test_oldest_that_ended_are_trimmed(store: JobStore, redis_client: redis.Redis) -> None:
+    waiting = make(store)
+    ended = [make(store) for _ in range(5)]
+    told = make(store, webhook_url="https://example.org/hook")
+    for job in (*ended, told):
+        store.update(job.id, to(JobStatus.FAILED))
+    assert trim_jobs(redis_client, store, 6, 0) == []
+    assert trim_jobs(redis_client, store, 3, 60) == [], "they ended less than a minute ago"
+    assert trim_jobs(redis_client, store, 3, 0) == [job.id for job in ended[:3]]
+    assert {job.id for job in store.page().items} == {waiting.id, told.id, ended[3].id, ended[4].id}
+    # one whose end is still to be told stays, also where others would have to go first
+    assert trim_jobs(redis_client, store, 0, 0) == [job.id for job in ended[3:]]
+    assert {job.id for job in store.page().items} == {waiting.id, told.id}
+    assert [key for key in redis_client.scan_iter() if ended[0].id.encode() in key] == []
+
+
+def test_trimming_leaves_what_it_cannot_read(store: JobStore, redis_client: redis.Redis) -> None:
+    odd, plain = make(store), make(store)
+    for job in (odd, plain):
+        store.update(job.id, to(JobStatus.FAILED))
+    redis_client.hset(routing.job_key(odd.id), "record", "{}")
+    assert trim_jobs(redis_client, store, 0, 0) == [plain.id]
+
+
+def test_those_that_ended_first_are_trimmed_whenever_they_were_made(store: JobStore, redis_client: redis.Redis) -> None:
+    long, *short = (make(store) for _ in range(4))
+
+    def end(days_ago: int):
+        def change(record: JobRecord) -> None:
+            record.move(JobStatus.FAILED)
+            record.job.finished_at = datetime.now(UTC) - timedelta(days=days_ago)
+
+        return change
+
+    for job, days_ago in zip((*short, long), (30, 20, 10, 0), strict=True):
+        store.update(job.id, end(days_ago))
+    assert trim_jobs(redis_client, store, 2, 86_400) == [short[0].id, short[1].id]
+    assert trim_jobs(redis_client, store, 0, 86_400) == [short[2].id], "the one that has just ended stays"
