@@ -34,7 +34,7 @@ def plot_ratios(results: Sequence[Result], file: Path) -> bool:
     bars = axes.barh([result["subject"] for result in drawn], shares, color=colours)
     axes.bar_label(bars, [f" {result['ratio']:.3g}, bar {result['bar']:g}" for result in drawn], fontsize="small")
     axes.set_xscale("log")
-    axes.set_xlim(0.5 * min(1.0, *shares), 3 * max(shares))
+    axes.set_xlim(0.5 * max(0.1, min(1.0, *shares)), 3 * max(1.0, *shares))
     _plain(axes.xaxis, (0.2, 0.5, 1, 2, 5, 10, 20))
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlabel("measured ratio / bar")

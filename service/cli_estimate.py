@@ -66,7 +66,7 @@ def estimate(
         typer.Option(
             "--boxes",
             metavar="FILE.json",
-            help="The same of several pictures: a list with [x, y, w, h], a list of such, or null for each.",
+            help="The same of several pictures: a JSON list with \\[x, y, w, h], a list of such, or null for each.",
         ),
     ] = None,
     more: Annotated[
@@ -87,7 +87,18 @@ def estimate(
         if (video or background) and drawn:
             option = drawn[0][0].replace("_", "-")
             raise InputError(f"--{option} draws on pictures that are waited for, not on videos or in the background")
+        for _, out in drawn:
+            if out.name in ("", "..") or out.is_dir():
+                raise InputError(f"{out} is no name of a file to draw into")
+        if len(drawn) == 2 and overlay == link_map:
+            raise InputError(f"--overlay and --link-map both name {overlay}; give each a file of its own")
         boxes = _boxes(box, boxes_file, len(images))
+        if video and boxes is not None and len(boxes) != 1:
+            raise InputError(
+                f"{boxes_file} has {len(boxes)} entries; of a video it has one, which holds for every frame"
+            )
+        if more and format is None and not (as_json or background):
+            raise InputError("--include says what the JSON shall hold; it needs --json or --format jsonl")
         include = [str(kind) for kind in more or ()]
         asked: dict[str, Any] = {"version": version, "refine_steps": refine_steps, "include": include}
         if background or (video and format in (PoseFormat.COCO, PoseFormat.CSV)):
@@ -129,7 +140,7 @@ def _boxes(texts: list[str] | None, file: Path | None, count: int) -> list[Any] 
         raise InputError("both --box and --boxes came; one of them says where to look")
     if file:
         try:
-            entries = json.loads(file.read_text(encoding="utf-8"))
+            entries = json.loads(file.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise InputError(f"can't read {file}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
@@ -148,10 +159,11 @@ def _boxes(texts: list[str] | None, file: Path | None, count: int) -> list[Any] 
 
 
 def _is_entry(entry: Any) -> bool:
-    if isinstance(entry, list) and entry and isinstance(entry[0], list):
-        return all(isinstance(box, list) and _is_entry(box) for box in entry)
-    numbers = isinstance(entry, list) and len(entry) == 4
-    return entry is None or (numbers and all(type(value) in (int, float) for value in entry))
+    return entry is None or _is_box(entry) or (isinstance(entry, list) and bool(entry) and all(map(_is_box, entry)))
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(type(number) in (int, float) for number in value)
 
 
 def _box(text: str) -> list[float]:

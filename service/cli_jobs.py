@@ -32,7 +32,7 @@ def forget(job_id: JobId, url: Url = URL, as_json: AsJson = False) -> None:
     """Remove the record of a training job that ended; the version that it made stays."""
     with output.errors_shown(as_json), Client(url) as client:
         client.delete(job_id)
-        output.show_done({"id": job_id, "deleted": True}, f"job {job_id} is forgotten", as_json)
+        output.show_done({"deleted": job_id}, f"job {job_id} is forgotten", as_json)
 
 
 def events(

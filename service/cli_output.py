@@ -237,6 +237,9 @@ def show_prior(prior: Prior, memory: Memory) -> None:
 
 def show_priors(priors: Sequence[PriorEntry]) -> None:
     """A line a category."""
+    if not priors:
+        out.print("nothing has been learned yet")
+        return
     table = _table("category", "active version", "versions", "keypoints")
     for entry in priors:
         known = "" if entry.num_keypoints is None else str(entry.num_keypoints)

@@ -10,7 +10,7 @@ from .client import APIError, Client
 
 
 def status(url: Url = URL, as_json: AsJson = False) -> None:
-    """Show whether the server can serve: its queue and its workers. The exit code says it too."""
+    """Show the server's queue and workers. It fails where something is missing that estimates need."""
     with output.errors_shown(as_json), Client(url, retries=0) as client:
         try:
             ready = client.readiness()

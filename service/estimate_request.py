@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from . import access
 from .background import video_limits
 from .background_room import Held, Room, check_room
-from .contract.errors import TooManyImages
+from .contract.errors import QueueFull, TooManyImages
 from .errors import BadField, SlowBody, StorageFull
 from .estimate_files import BackgroundEstimate, EstimateProgress, EstimateRecord, EstimateStatus
 from .estimate_intake import EstimateIntake
@@ -124,7 +124,11 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
         looked, mine.size_bytes = mine.size_bytes // _LOOK_BYTES, size
         if size // _LOOK_BYTES > looked:
             waiting = await io(files.held)
-        check(waiting)
+        try:
+            check(waiting)
+        except QueueFull:  # as things stood a while ago
+            waiting = await io(files.held)
+            check(waiting)
 
     intake = EstimateIntake(files, gateway.upload, settings.image_max_bytes, grown)
     try:

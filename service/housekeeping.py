@@ -11,6 +11,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from .contract import routing
 from .contract.errors import JobNotEnded, UnknownJob
 from .contract.job_files import JobFiles
@@ -84,7 +86,8 @@ def trim_jobs(client: Any, jobs: JobStore, most: int, kept_s: float) -> list[str
     count = client.zcard(routing.JOBS) - client.scard(routing.ACTIVE_JOBS)
     removed = []
     for _, job_id in ended[: max(0, count - most)]:
-        with suppress(UnknownJob, JobNotEnded):  # deleted meanwhile
+        # deleted meanwhile, or written by a later release
+        with suppress(UnknownJob, JobNotEnded, ValidationError):
             jobs.delete(job_id)
             removed.append(job_id)
     return removed
@@ -100,7 +103,7 @@ def _ended_at(client: Any, ids: Sequence[str]) -> dict[str, datetime]:
                 pipe.hget(routing.job_key(job_id), "record")
             for job_id, record in zip(some, pipe.execute(), strict=True):
                 with suppress(ValueError, TypeError, KeyError):
-                    found[job_id] = datetime.fromisoformat(json.loads(record)["job"]["finished_at"])
+                    found[job_id] = datetime.fromisoformat(json.loads(record)["job"]["finished_at"]).astimezone(UTC)
     return found
 
 

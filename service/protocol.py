@@ -90,7 +90,8 @@ class ProblemProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """It was answered. Where its body still comes, that is read on, or the client might not see the answer."""
-        if self.cycle.more_body and self._rest_timer is None:
+        # else the cycle is that of a request behind it
+        if self.cycle.response_complete and self.cycle.more_body and self._rest_timer is None:
             self._rest_timer = self.loop.call_later(REST_S, self.transport.close)
         super().on_response_complete()
 

@@ -459,6 +459,31 @@ async def test_later_one_gives_way_as_it_grows(serve, publish, problem, consumer
     problem(await asyncio.wait_for(sending["second"], 20), 429, "queue_full")  # its end never came
 
 
+async def test_room_that_came_meanwhile_is_seen(serve, send, publish, consumer, monkeypatch):
+    """What waited when an upload began has been cancelled since."""
+    consumer.gate.clear()
+    monkeypatch.setattr("service.forms._FLUSH_BYTES", 1)
+    publish("dog")
+    http = await serve(background_max_bytes=100_000)
+    waiting = (await send([("images", ("a.png", bytes(60_000)))], client=http)).json()["id"]
+    more = asyncio.Event()
+
+    async def body():
+        yield b'--b\r\nContent-Disposition: form-data; name="category"\r\n\r\ndog\r\n--b\r\n'
+        yield b'Content-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n' + bytes(30_000)
+        await more.wait()
+        yield bytes(40_000) + b"\r\n--b--\r\n"
+
+    headers = {**ASYNC, "Content-Type": "multipart/form-data; boundary=b"}
+    sending = asyncio.create_task(http.post("/estimate", content=body(), headers=headers))
+    await came(http, 30_000)
+    await http.post(f"/estimates/{waiting}/cancel")
+    consumer.gate.set()
+    await ended(http, waiting)
+    more.set()
+    assert (await asyncio.wait_for(sending, 20)).status_code == 202
+
+
 async def test_the_preference_may_come_in_a_header_of_its_own(http, send, publish):
     publish("dog")
     answer = await send(headers=[("Prefer", "wait=5"), ("Prefer", "respond-async")])
@@ -490,11 +515,16 @@ async def test_a_long_one_does_not_hold_up_a_short_one(serve, send, publish, mak
     publish("dog")
     http = await serve(batch_limit=1)
     consumer = await make_consumer()
-    consumer.gate.clear()
+    reply = consumer._reply
+
+    async def slowly(request) -> None:
+        await asyncio.sleep(0.06)  # the frames alone take some seconds, whatever the machine
+        await reply(request)
+
+    consumer._reply = slowly
     long = (await send({"video": ("long.mp4", video(60))}, client=http)).json()
     while not consumer.batches:
         await asyncio.sleep(0.02)
-    consumer.gate.set()
     short = (await send(client=http)).json()
     assert (await ended(http, short["id"]))["status"] == "succeeded"
     assert len(consumer.batches) < 60

@@ -148,6 +148,13 @@ def test_status_says_what_is_missing_and_fails(make_settings, monkeypatch: pytes
         assert json.loads(as_json.stderr)["missing"] == ["inference_worker"]
 
 
+def test_boxes_of_a_video_hold_for_each_frame(ppl: Callable[..., str], labelled: Path, video) -> None:
+    Path("v.mp4").write_bytes(video(4))
+    lines = ppl("estimate", "dog", "v.mp4", "--box", "0,0,24,32", "--box", "24,0,24,32", "--json").splitlines()
+    found = sorted((json.loads(line)["frame"], json.loads(line)["box"]) for line in lines)
+    assert found == [(frame, box) for frame in range(4) for box in range(2)]
+
+
 def test_boxes_and_drawings(ppl: Callable[..., str], labelled: Path, tmp_path: Path) -> None:
     photo, other = labelled / "0.png", labelled / "1.png"
     one = json.loads(ppl("estimate", "dog", photo, "--box", "10,20,60,50", "--include", "codes", "--json"))["images"]
@@ -166,6 +173,9 @@ def test_boxes_and_drawings(ppl: Callable[..., str], labelled: Path, tmp_path: P
     assert sorted(json.loads(line)["index"] for line in lines.splitlines()) == [0, 0, 1]
     assert all(len(json.loads(line)["trajectory"]) == 1 for line in lines.splitlines())
     assert ppl("estimate", "dog", photo, "--box", "10,20,60,50", "--format", "csv").count("\n") == 4
+    Path("boxes.json").write_text("\ufeff[[10, 20, 60, 50]]", encoding="utf-8")
+    assert " px" in ppl("estimate", "dog", photo, "--boxes", "boxes.json")
+    assert "[x, y, w, h]" in ppl("estimate", "--help")
 
 
 @pytest.mark.parametrize(
@@ -179,11 +189,20 @@ def test_boxes_and_drawings(ppl: Callable[..., str], labelled: Path, tmp_path: P
         (["0.png", "--format", "csv", "--include", "codes"], "no place for --include"),
         (["0.png", "--format", "coco", "--link-map", "a.png"], "no place for link maps"),
         (["0.png", "--background", "--link-map", "a.png"], "--link-map draws on pictures"),
+        (["0.png", "1.png", "--overlay", "."], "no name of a file"),
+        (["0.png", "--link-map", ""], "no name of a file"),
+        (["0.png", "--overlay", "a.png", "--link-map", "a.png"], "a file of its own"),
+        (["0.png", "--include", "codes"], "needs --json"),
+        (["0.png", "--boxes", "deep.json"], "for each picture"),
+        (["v.mp4", "--boxes", "three.json"], "of a video it has one"),
+        (["v.mp4", "--boxes", "three.json", "--background"], "of a video it has one"),
     ],
 )
 def test_what_can_not_be_asked_for_is_told(ppl, labelled: Path, monkeypatch, arguments: list[str], said: str) -> None:
     monkeypatch.chdir(labelled)
     Path("b.json").write_text("[[1, 2], 5]")
+    Path("deep.json").write_text("[" * 700 + "1,2,3,4" + "]" * 700)
+    Path("three.json").write_text("[[0, 0, 50, 50], [1, 1, 50, 50], null]")
     done = CliRunner().invoke(app, ["estimate", "dog", *arguments])
     assert done.exit_code == 1, done.output
     assert said in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -45,7 +46,12 @@ def test_trimming_leaves_what_it_cannot_read(store: JobStore, redis_client: redi
     odd, plain = make(store), make(store)
     for job in (odd, plain):
         store.update(job.id, to(JobStatus.FAILED))
-    redis_client.hset(routing.job_key(odd.id), "record", "{}")
+    record = json.loads(redis_client.hget(routing.job_key(odd.id), "record"))
+    record["job"]["status"] = "archived"  # of a later release
+    redis_client.hset(routing.job_key(odd.id), "record", json.dumps(record))
+    empty = make(store)
+    store.update(empty.id, to(JobStatus.FAILED))
+    redis_client.hset(routing.job_key(empty.id), "record", "{}")
     assert trim_jobs(redis_client, store, 0, 0) == [plain.id]
 
 

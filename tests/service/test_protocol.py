@@ -48,14 +48,15 @@ async def talk(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
     """All that is answered to some bytes, of which no more are sent once the connection was closed."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     reading = asyncio.create_task(reader.read())
-    for part in parts:
-        if reading.done():
-            break
-        writer.write(part)
-        await asyncio.sleep(pause_s)
-    answer = await asyncio.wait_for(reading, 10)
-    writer.close()
-    return answer
+    try:
+        for part in parts:
+            if reading.done():
+                break
+            writer.write(part)
+            await asyncio.sleep(pause_s)
+        return await asyncio.wait_for(reading, 10)
+    finally:
+        writer.close()
 
 
 def refused(answer: bytes, status: int) -> dict[str, Any]:
@@ -128,3 +129,11 @@ async def test_connection_goes_on_once_the_rest_of_a_body_came(port: int) -> Non
     answer = await talk(port, post, b"xx", b"xxx", b"", b"", b"", last, pause_s=0.3)
     assert answer.count(b"HTTP/1.1 200") == 2, answer
     assert answer.endswith(b"       3")
+
+
+async def test_request_behind_another_may_take_its_time(port: int) -> None:
+    first = b"POST /a HTTP/1.1\r\ncontent-length: 1\r\n\r\nx"
+    both = first + b"POST /b HTTP/1.1\r\ncontent-length: 20\r\nconnection: close\r\n\r\n"
+    answer = await talk(port, both, *[b"y"] * 20, pause_s=0.1)
+    assert answer.count(b"HTTP/1.1 200") == 2, answer
+    assert answer.endswith(b"      20")
