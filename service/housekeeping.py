@@ -77,15 +77,15 @@ def trim_jobs(client: Any, jobs: JobStore, most: int, kept_s: float) -> list[str
     Returns:
         The ids.
     """
-    if client.zcard(routing.JOBS) - client.scard(routing.ACTIVE_JOBS) <= most:
+    too_many = client.zcard(routing.JOBS) - client.scard(routing.ACTIVE_JOBS) - most
+    if too_many <= 0:
         return []
     held = {*client.smembers(routing.ACTIVE_JOBS), *client.zrange(routing.WEBHOOKS, 0, -1)}
     ids = [job_id.decode() for job_id in client.zrange(routing.JOBS, 0, -1) if job_id not in held]
     latest = datetime.now(UTC) - timedelta(seconds=kept_s)
     ended = sorted((at, job_id) for job_id, at in _ended_at(client, ids).items() if at <= latest)
-    count = client.zcard(routing.JOBS) - client.scard(routing.ACTIVE_JOBS)
     removed = []
-    for _, job_id in ended[: max(0, count - most)]:
+    for _, job_id in ended[:too_many]:
         # deleted meanwhile, or written by a later release
         with suppress(UnknownJob, JobNotEnded, ValidationError):
             jobs.delete(job_id)

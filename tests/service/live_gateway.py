@@ -11,7 +11,11 @@ from contextlib import contextmanager
 import uvicorn
 
 from service.app import create_app
+from service.contract.dataset_files import DatasetFiles
 from service.settings import Settings
+from worker.custody import Stop
+from worker.inspector import Inspector
+from worker.settings import WorkerSettings
 
 from .conftest import Consumer
 
@@ -43,3 +47,15 @@ def live_gateway(settings: Settings) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(30)
+
+
+@contextmanager
+def live_gateway_and_inspector(settings: Settings) -> Iterator[str]:
+    """The same, with the worker's real inspector beside it, which looks into datasets."""
+    inspector = Inspector(DatasetFiles(settings.data_root), WorkerSettings(data_root=settings.data_root), Stop())
+    inspector.start()
+    try:
+        with live_gateway(settings) as address:
+            yield address
+    finally:
+        inspector.stop()

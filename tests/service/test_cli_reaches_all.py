@@ -14,13 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from service.cli import app
-from service.contract.dataset_files import DatasetFiles
 from service.contract.jobs import JobStatus, JobStore
-from worker.custody import Stop
-from worker.inspector import Inspector
-from worker.settings import WorkerSettings
 
-from .live_gateway import live_gateway
+from .live_gateway import live_gateway, live_gateway_and_inspector
 
 ONE, TWO = "20260101T000000-abc123", "20260102T000000-abc124"
 FOR_MONITORS = {("GET", "/livez"), ("GET", "/metrics")}  # what watches the service asks these
@@ -30,12 +26,8 @@ FOR_MONITORS = {("GET", "/livez"), ("GET", "/metrics")}  # what watches the serv
 def url(make_settings, publish) -> Iterator[str]:
     publish("dog", ONE)
     publish("dog", TWO)
-    settings = make_settings()
-    inspector = Inspector(DatasetFiles(settings.data_root), WorkerSettings(data_root=settings.data_root), Stop())
-    inspector.start()
-    with live_gateway(settings) as address:
+    with live_gateway_and_inspector(make_settings()) as address:
         yield address
-    inspector.stop()
 
 
 @pytest.fixture

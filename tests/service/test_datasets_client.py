@@ -19,22 +19,14 @@ from PIL import Image
 
 from service.client import APIError, Client, InputError
 from service.client_types import DatasetStatus
-from service.contract.dataset_files import DatasetFiles
-from worker.custody import Stop
-from worker.inspector import Inspector
-from worker.settings import WorkerSettings
 
-from .live_gateway import live_gateway
+from .live_gateway import live_gateway_and_inspector
 
 
 @pytest.fixture
 def url(make_settings: Callable[..., Any]) -> Iterator[str]:
-    settings = make_settings()
-    inspector = Inspector(DatasetFiles(settings.data_root), WorkerSettings(data_root=settings.data_root), Stop())
-    inspector.start()
-    with live_gateway(settings) as url:
+    with live_gateway_and_inspector(make_settings()) as url:
         yield url
-    inspector.stop()
 
 
 @pytest.fixture
