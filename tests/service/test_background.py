@@ -32,6 +32,13 @@ def send(http, make_picture):
     return post
 
 
+@pytest.fixture
+def serve_alone(http, serve):
+    """Serves the one gateway that works on what waits; that of ``http``, on the same files, leaves it to that one."""
+    http.gateway.estimates.waiting = list
+    return serve
+
+
 def pictures(make_picture) -> list:
     return [("images", (f"{n}.png", make_picture())) for n in range(3)]
 
@@ -291,9 +298,9 @@ async def test_so_many_may_wait(serve, send, publish, problem):
     problem(await send(client=small), 429, "queue_full")
 
 
-async def test_so_many_of_one_key_may_wait_and_others_have_their_turn(serve, send, publish, problem, consumer):
+async def test_so_many_of_one_key_may_wait_and_others_have_their_turn(serve_alone, send, publish, problem, consumer):
     publish("dog")
-    http = await serve(api_keys=True, background_per_key=2 * AT_ONCE + 1)
+    http = await serve_alone(api_keys=True, background_per_key=2 * AT_ONCE + 1)
     keys = KeyStore(http.gateway.settings.data_root)
     anna, bert = (
         {**ASYNC, "Authorization": f"Bearer {keys.create(name, [Scope.READ])[1]}"} for name in ("anna", "bert")
@@ -341,9 +348,9 @@ def test_a_newcomer_waits_for_one_of_each_key_at_most(keys):
     assert max(counts) - min(counts) <= 1
 
 
-async def test_newcomer_has_its_turn_while_as_many_keys_as_places_have_a_backlog(serve, send, publish, consumer):
+async def test_newcomer_has_its_turn_while_as_many_keys_as_places_have_a_backlog(serve_alone, send, publish, consumer):
     publish("dog")
-    http = await serve(api_keys=True)
+    http = await serve_alone(api_keys=True)
     store = KeyStore(http.gateway.settings.data_root)
     keys = [{**ASYNC, "Authorization": f"Bearer {store.create(f'k{n}', [Scope.READ])[1]}"} for n in range(AT_ONCE + 1)]
     consumer.gate.clear()
@@ -511,10 +518,9 @@ async def test_list_has_the_newest_first_in_pages(http, send, publish, consumer,
     problem(await http.get("/estimates/0123"), 404, "unknown_estimate")
 
 
-async def test_a_long_one_does_not_hold_up_a_short_one(http, serve, send, publish, make_consumer, video):
+async def test_a_long_one_does_not_hold_up_a_short_one(serve_alone, send, publish, make_consumer, video):
     publish("dog")
-    http.gateway.estimates.waiting = list  # it leaves all to the other one
-    http = await serve(batch_limit=1)
+    http = await serve_alone(batch_limit=1)
     consumer = await make_consumer()
     reply = consumer._reply
 
