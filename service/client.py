@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 
@@ -28,6 +27,7 @@ from .client_datasets import DatasetCalls
 from .client_errors import APIError, ClientError, InputError, Unreachable
 from .client_estimate import EstimateCalls
 from .client_jobs import JobCalls
+from .client_paths import quoted
 from .client_retries import RETRIES
 from .client_types import (
     Estimate,
@@ -174,7 +174,7 @@ class Client(JobCalls, EstimateCalls):
 
     def name_keypoints(self, category: str, names: Sequence[str], version: str | None = None) -> KeypointNames:
         """Give all keypoints of a version names, in the order of their numbers; they take the place of older ones."""
-        path = f"/priors/{_quoted(category)}/keypoint-names"
+        path = f"/priors/{quoted(category)}/keypoint-names"
         found = self._get_prior(category, "/keypoint-names", version)
         params = {"version": self._read(KeypointNames, found).version}
         headers = {"If-Match": found.headers["ETag"]}
@@ -195,11 +195,7 @@ class Client(JobCalls, EstimateCalls):
 
     def _get_prior(self, category: str, what: str, version: str | None) -> httpx.Response:
         params = {"version": version} if version else None
-        return self._send("GET", f"/priors/{_quoted(category)}{what}", params=params)
-
-
-def _quoted(name: str) -> str:
-    return quote(name, safe="")
+        return self._send("GET", f"/priors/{quoted(category)}{what}", params=params)
 
 
 def _as_text(value: Any) -> str:

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from .client_concurrency import in_thread, sleep
 from .client_errors import InputError
+from .client_paths import quoted
 from .client_types import CreatedDataset, Dataset, DatasetStatus
 from .uploads import archive_of_all, file_part
 
@@ -101,4 +101,4 @@ class DatasetCalls:
 
 
 def _path(dataset_id: str) -> str:
-    return f"/datasets/{quote(dataset_id, safe='')}"
+    return f"/datasets/{quoted(dataset_id)}"

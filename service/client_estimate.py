@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 
 from .client_errors import APIError, InputError
+from .client_paths import quoted
 from .client_transport import Transport
 from .client_types import BackgroundEstimate, Estimate, EstimateWithResult, FailedPicture, PoseLine, joined
 from .uploads import Picture, file_part, picture_part
@@ -160,11 +160,11 @@ class EstimateCalls(Transport):
 
     def estimate_job(self, estimate_id: str) -> EstimateWithResult:
         """An estimate in the background as it stands; with the poses once it succeeded."""
-        return self._read(EstimateWithResult, self._send("GET", f"/estimates/{_quoted(estimate_id)}"))
+        return self._read(EstimateWithResult, self._send("GET", f"/estimates/{quoted(estimate_id)}"))
 
     def estimate_result(self, estimate_id: str) -> bytes:
         """The poses of an estimate that succeeded, in its format."""
-        return self._send("GET", f"/estimates/{_quoted(estimate_id)}/result").content
+        return self._send("GET", f"/estimates/{quoted(estimate_id)}/result").content
 
     def wait_estimate(
         self,
@@ -191,11 +191,11 @@ class EstimateCalls(Transport):
 
     def cancel_estimate(self, estimate_id: str) -> BackgroundEstimate:
         """Stops an estimate in the background for good."""
-        return self._read(BackgroundEstimate, self._send("POST", f"/estimates/{_quoted(estimate_id)}/cancel"))
+        return self._read(BackgroundEstimate, self._send("POST", f"/estimates/{quoted(estimate_id)}/cancel"))
 
     def delete_estimate(self, estimate_id: str) -> None:
         """Removes an estimate that ended, with its result."""
-        self._send("DELETE", f"/estimates/{_quoted(estimate_id)}")
+        self._send("DELETE", f"/estimates/{quoted(estimate_id)}")
 
     def _estimate(self, fields: Mapping[str, str], images: Sequence[Picture]) -> httpx.Response:
         with ExitStack() as stack:
@@ -225,10 +225,6 @@ class EstimateCalls(Transport):
 
 def _of_video(every: int, box: Any) -> dict[str, str]:
     return {"every": str(every)} | ({} if box is None else {"boxes": json.dumps([_plain(box)])})
-
-
-def _quoted(name: str) -> str:
-    return quote(name, safe="")
 
 
 def _fields(

@@ -6,12 +6,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 
 from .client_concurrency import sleep
 from .client_errors import APIError, Unreachable
+from .client_paths import quoted
 from .client_transport import GRACE_S, Transport
 from .contract.events import MAX_EVENTS, EventKind, EventPage, JobEvent
 from .contract.records import Checkpoint, CheckpointList, Job, JobStatus
@@ -25,7 +25,7 @@ class JobCalls(Transport):
 
     def job(self, job_id: str) -> Job:
         """The job as it stands."""
-        return self._job("GET", f"/train-jobs/{_quoted(job_id)}")
+        return self._job("GET", f"/train-jobs/{quoted(job_id)}")
 
     def jobs(self, category: str | None = None, status: JobStatus | None = None) -> Iterator[Job]:
         """All jobs, the newest first; only those of a category or of a status where such is given."""
@@ -34,11 +34,11 @@ class JobCalls(Transport):
 
     def cancel(self, job_id: str) -> Job:
         """Asks for the job to be stopped; a running one stops at its next step."""
-        return self._job("POST", f"/train-jobs/{_quoted(job_id)}/cancel")
+        return self._job("POST", f"/train-jobs/{quoted(job_id)}/cancel")
 
     def delete(self, job_id: str) -> None:
         """Removes the record of a job that ended."""
-        self._send("DELETE", f"/train-jobs/{_quoted(job_id)}")
+        self._send("DELETE", f"/train-jobs/{quoted(job_id)}")
 
     def wait(
         self,
@@ -65,11 +65,11 @@ class JobCalls(Transport):
 
     def pause(self, job_id: str) -> Job:
         """Sets a job aside until it is resumed; a running one writes a checkpoint at its next step first."""
-        return self._job("POST", f"/train-jobs/{_quoted(job_id)}/pause")
+        return self._job("POST", f"/train-jobs/{quoted(job_id)}/pause")
 
     def resume(self, job_id: str) -> Job:
         """Puts a paused job back into the queue."""
-        return self._job("POST", f"/train-jobs/{_quoted(job_id)}/resume")
+        return self._job("POST", f"/train-jobs/{quoted(job_id)}/resume")
 
     def webhook_secret(self) -> str:
         """What the webhooks of jobs are signed with."""
@@ -77,7 +77,7 @@ class JobCalls(Transport):
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """The checkpoints that a job wrote, the newest first."""
-        return self._read(CheckpointList, self._send("GET", f"/train-jobs/{_quoted(job_id)}/checkpoints")).items
+        return self._read(CheckpointList, self._send("GET", f"/train-jobs/{quoted(job_id)}/checkpoints")).items
 
     def events(self, job_id: str, after: int = 0, *, follow: bool = True) -> Iterator[JobEvent]:
         """What happened to a job and, unless told otherwise, what happens until its end, each event once.
@@ -93,7 +93,7 @@ class JobCalls(Transport):
             return
         while True:
             params = {"after": after, "limit": MAX_EVENTS}
-            page = self._read(EventPage, self._send("GET", f"/train-jobs/{_quoted(job_id)}/events", params=params))
+            page = self._read(EventPage, self._send("GET", f"/train-jobs/{quoted(job_id)}/events", params=params))
             yield from page.items
             after = page.next
             if not page.has_more:
@@ -128,7 +128,7 @@ class JobCalls(Transport):
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
         given = self._http.timeout
         timeout = httpx.Timeout(connect=given.connect, read=_SILENCE_S, write=given.write, pool=given.pool)
-        return self._http.stream("GET", f"/train-jobs/{_quoted(job_id)}/events", headers=headers, timeout=timeout)
+        return self._http.stream("GET", f"/train-jobs/{quoted(job_id)}/events", headers=headers, timeout=timeout)
 
     def _job(self, method: str, path: str, **content: Any) -> Job:
         return self._read(Job, self._send(method, path, **content))
@@ -142,7 +142,3 @@ def _events_of(response: httpx.Response) -> Iterator[JobEvent]:
         for line in lines:
             if line.startswith(b"data: "):
                 yield JobEvent.model_validate_json(line.removeprefix(b"data: "))
-
-
-def _quoted(name: str) -> str:
-    return quote(name, safe="")

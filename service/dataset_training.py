@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from .contract.datasets import DatasetStatus
-from .contract.errors import DatasetInUse, DatasetNotReady, UnknownDataset
+from .contract.errors import DatasetInUse, DatasetNotReady, UnknownDataset, UnknownJob
 from .contract.jobs import JobSource, JobStore
 from .gateway import Gateway
 from .intake import Intake
@@ -41,9 +42,15 @@ async def from_dataset(
 
 
 def check_unused(jobs: JobStore, dataset_id: str) -> None:
-    """Raises DatasetInUse while a job that has not ended was started with the dataset. Blocking."""
-    unfinished = (record.job for record in jobs.unfinished())
-    ids = [job.id for job in unfinished if job.dataset and job.dataset.id == dataset_id]
+    """Raises DatasetInUse while a job that has not ended was started with the dataset. Blocking.
+
+    Raises UnreadableJob as well: what that one uses is not known.
+    """
+    ids = []
+    for job_id in sorted(jobs.unfinished_ids()):
+        with suppress(UnknownJob):  # deleted meanwhile
+            used = jobs.get(job_id).dataset
+            ids += [job_id] if used and used.id == dataset_id else []
     if ids:
         shown = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
         raise DatasetInUse(

@@ -11,10 +11,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from .contract import routing
-from .contract.errors import JobNotEnded, UnknownJob
+from .contract.errors import JobNotEnded, UnknownJob, UnreadableJob
 from .contract.job_files import JobFiles
 from .contract.jobs import MAX_PAGE, Job, JobPage, JobStatus, JobStore
 
@@ -39,7 +37,7 @@ class JobCounts:
         for job_id in ids - self._ended.keys():
             try:
                 status = self._jobs.get(job_id).status
-            except UnknownJob:  # deleted meanwhile
+            except (UnknownJob, UnreadableJob):  # deleted meanwhile, or of no status that is known here
                 continue
             if status.ended:
                 self._ended[job_id] = status
@@ -87,7 +85,7 @@ def trim_jobs(client: Any, jobs: JobStore, most: int, kept_s: float) -> list[str
     removed = []
     for _, job_id in ended[:too_many]:
         # deleted meanwhile, or written by a later release
-        with suppress(UnknownJob, JobNotEnded, ValidationError):
+        with suppress(UnknownJob, JobNotEnded, UnreadableJob):
             jobs.delete(job_id)
             removed.append(job_id)
     return removed
@@ -119,6 +117,8 @@ def remove_stale_uploads(files: JobFiles, jobs: JobStore, stale_s: float) -> lis
         try:
             if not jobs.get(job_id).status.ended:
                 continue
+        except UnreadableJob:  # it may go on
+            continue
         except UnknownJob:
             pass
         files.remove(job_id)

@@ -10,7 +10,7 @@ from fastapi import Request
 from . import access
 from .continuing import Base
 from .contract.archives import check_archive
-from .contract.errors import StoreCorrupt
+from .contract.errors import StoreCorrupt, TooMany
 from .contract.job_files import training_file, training_folder
 from .contract.jobs import Job, JobLimits, JobSource, NamedRequest
 from .contract.priors import document_of
@@ -40,8 +40,12 @@ async def accept_training(gateway: Gateway, request: Request, read: Read) -> tup
     key, asking = key_of(request), access.key_of(request)
     owner = asking.id if asking else None
     limits = JobLimits(gateway.settings.max_unfinished_jobs, gateway.settings.jobs_per_key)
-    if key is None or not await gateway.io(gateway.jobs.remembers, key, owner):  # else it may have been served before
+    try:
         await gateway.io(gateway.jobs.check_room, owner, limits)
+    except TooMany:
+        # asked after the room: the same request, sent at the same time, may have taken the last of it
+        if key is None or not await gateway.io(gateway.jobs.remembers, key, owner):
+            raise
     intake = Intake(gateway.files, gateway.upload, gateway.settings.archive_max_bytes)
     try:
         asked = await read(request, intake, gateway.io)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from service.contract.errors import UnknownJob
+from service.contract.errors import UnknownJob, UnreadableJob
 from service.contract.job_files import JobFiles
 from service.contract.jobs import JobStatus, JobStore
 from service.contract.routing import RECONCILE_EVERY_S
@@ -92,6 +92,8 @@ class Caretaker:
         for job_id in self._files.ids():
             try:
                 ended = self._jobs.get(job_id).status.ended
+            except UnreadableJob:  # it may go on
+                continue
             except UnknownJob:
                 ended = self._age_s(job_id) > _UPLOAD_MAY_TAKE_S  # else its upload may still be under way
             if ended and not self._jobs.leased(job_id):
@@ -102,7 +104,7 @@ class Caretaker:
     def _sweep_staged(self) -> None:
         """Publications that were cut off, of jobs that nobody will take up again."""
         folders = [path for path in self._store.staged() if _age_s(path) > _PUBLISHING_MAY_TAKE_S]
-        unfinished = {record.job.id[-6:] for record in self._jobs.unfinished()} if folders else set()
+        unfinished = {job_id[-6:] for job_id in self._jobs.unfinished_ids()} if folders else set()
         for path in folders:
             if path.name[-6:] not in unfinished:
                 logger.info("%s is swept up", path.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from service.contract.errors import PPLError, UnknownJob
+from service.contract.errors import PPLError, UnknownJob, UnreadableJob
 from service.contract.job_files import JobFiles
 from service.contract.jobs import JobRecord, JobStatus, JobStore, LeaseLost
 from worker.custody import Cancelled, Change, Custody, Paused, Stop, Stopping
@@ -56,6 +56,8 @@ class Casework:
                 logger.warning("job %s: stopped, it is another's or has ended", job_id)
             except UnknownJob:
                 logger.info("job %s: its record is gone", job_id)
+            except UnreadableJob as error:
+                logger.error("left as it is: %s", error.detail)
             except Paused:
                 logger.info("job %s: paused", job_id)
             except Stopping:

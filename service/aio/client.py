@@ -18,11 +18,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 
 from ..client_errors import APIError, ClientError, InputError, Unreachable
+from ..client_paths import quoted
 from ..client_retries import RETRIES
 from ..client_types import (
     Estimate,
@@ -173,7 +173,7 @@ class AsyncClient(AsyncJobCalls, AsyncEstimateCalls):
 
     async def name_keypoints(self, category: str, names: Sequence[str], version: str | None = None) -> KeypointNames:
         """Give all keypoints of a version names, in the order of their numbers; they take the place of older ones."""
-        path = f"/priors/{_quoted(category)}/keypoint-names"
+        path = f"/priors/{quoted(category)}/keypoint-names"
         found = await self._get_prior(category, "/keypoint-names", version)
         params = {"version": self._read(KeypointNames, found).version}
         headers = {"If-Match": found.headers["ETag"]}
@@ -194,11 +194,7 @@ class AsyncClient(AsyncJobCalls, AsyncEstimateCalls):
 
     async def _get_prior(self, category: str, what: str, version: str | None) -> httpx.Response:
         params = {"version": version} if version else None
-        return await self._send("GET", f"/priors/{_quoted(category)}{what}", params=params)
-
-
-def _quoted(name: str) -> str:
-    return quote(name, safe="")
+        return await self._send("GET", f"/priors/{quoted(category)}{what}", params=params)
 
 
 def _as_text(value: Any) -> str:

@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from ..client_errors import InputError
+from ..client_paths import quoted
 from ..client_types import CreatedDataset, Dataset, DatasetStatus
 from ..uploads import archive_of_all, file_part
 from .concurrency import in_thread, sleep
@@ -100,4 +100,4 @@ class AsyncDatasetCalls:
 
 
 def _path(dataset_id: str) -> str:
-    return f"/datasets/{quote(dataset_id, safe='')}"
+    return f"/datasets/{quoted(dataset_id)}"

@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 
 from ..client_errors import APIError, InputError
+from ..client_paths import quoted
 from ..client_types import BackgroundEstimate, Estimate, EstimateWithResult, FailedPicture, PoseLine, joined
 from ..uploads import Picture, file_part, picture_part
 from .transport import AsyncTransport
@@ -161,11 +161,11 @@ class AsyncEstimateCalls(AsyncTransport):
 
     async def estimate_job(self, estimate_id: str) -> EstimateWithResult:
         """An estimate in the background as it stands; with the poses once it succeeded."""
-        return self._read(EstimateWithResult, await self._send("GET", f"/estimates/{_quoted(estimate_id)}"))
+        return self._read(EstimateWithResult, await self._send("GET", f"/estimates/{quoted(estimate_id)}"))
 
     async def estimate_result(self, estimate_id: str) -> bytes:
         """The poses of an estimate that succeeded, in its format."""
-        return (await self._send("GET", f"/estimates/{_quoted(estimate_id)}/result")).content
+        return (await self._send("GET", f"/estimates/{quoted(estimate_id)}/result")).content
 
     async def wait_estimate(
         self,
@@ -192,11 +192,11 @@ class AsyncEstimateCalls(AsyncTransport):
 
     async def cancel_estimate(self, estimate_id: str) -> BackgroundEstimate:
         """Stops an estimate in the background for good."""
-        return self._read(BackgroundEstimate, await self._send("POST", f"/estimates/{_quoted(estimate_id)}/cancel"))
+        return self._read(BackgroundEstimate, await self._send("POST", f"/estimates/{quoted(estimate_id)}/cancel"))
 
     async def delete_estimate(self, estimate_id: str) -> None:
         """Removes an estimate that ended, with its result."""
-        await self._send("DELETE", f"/estimates/{_quoted(estimate_id)}")
+        await self._send("DELETE", f"/estimates/{quoted(estimate_id)}")
 
     async def _estimate(self, fields: Mapping[str, str], images: Sequence[Picture]) -> httpx.Response:
         with ExitStack() as stack:
@@ -229,10 +229,6 @@ class AsyncEstimateCalls(AsyncTransport):
 
 def _of_video(every: int, box: Any) -> dict[str, str]:
     return {"every": str(every)} | ({} if box is None else {"boxes": json.dumps([_plain(box)])})
-
-
-def _quoted(name: str) -> str:
-    return quote(name, safe="")
 
 
 def _fields(

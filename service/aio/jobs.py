@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 
 from ..client_errors import APIError, Unreachable
+from ..client_paths import quoted
 from ..contract.events import MAX_EVENTS, EventKind, EventPage, JobEvent
 from ..contract.records import Checkpoint, CheckpointList, Job, JobStatus
 from .concurrency import sleep
@@ -24,7 +24,7 @@ class AsyncJobCalls(AsyncTransport):
 
     async def job(self, job_id: str) -> Job:
         """The job as it stands."""
-        return await self._job("GET", f"/train-jobs/{_quoted(job_id)}")
+        return await self._job("GET", f"/train-jobs/{quoted(job_id)}")
 
     def jobs(self, category: str | None = None, status: JobStatus | None = None) -> AsyncIterator[Job]:
         """All jobs, the newest first; only those of a category or of a status where such is given."""
@@ -33,11 +33,11 @@ class AsyncJobCalls(AsyncTransport):
 
     async def cancel(self, job_id: str) -> Job:
         """Asks for the job to be stopped; a running one stops at its next step."""
-        return await self._job("POST", f"/train-jobs/{_quoted(job_id)}/cancel")
+        return await self._job("POST", f"/train-jobs/{quoted(job_id)}/cancel")
 
     async def delete(self, job_id: str) -> None:
         """Removes the record of a job that ended."""
-        await self._send("DELETE", f"/train-jobs/{_quoted(job_id)}")
+        await self._send("DELETE", f"/train-jobs/{quoted(job_id)}")
 
     async def wait(
         self,
@@ -64,11 +64,11 @@ class AsyncJobCalls(AsyncTransport):
 
     async def pause(self, job_id: str) -> Job:
         """Sets a job aside until it is resumed; a running one writes a checkpoint at its next step first."""
-        return await self._job("POST", f"/train-jobs/{_quoted(job_id)}/pause")
+        return await self._job("POST", f"/train-jobs/{quoted(job_id)}/pause")
 
     async def resume(self, job_id: str) -> Job:
         """Puts a paused job back into the queue."""
-        return await self._job("POST", f"/train-jobs/{_quoted(job_id)}/resume")
+        return await self._job("POST", f"/train-jobs/{quoted(job_id)}/resume")
 
     async def webhook_secret(self) -> str:
         """What the webhooks of jobs are signed with."""
@@ -76,7 +76,7 @@ class AsyncJobCalls(AsyncTransport):
 
     async def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """The checkpoints that a job wrote, the newest first."""
-        return self._read(CheckpointList, await self._send("GET", f"/train-jobs/{_quoted(job_id)}/checkpoints")).items
+        return self._read(CheckpointList, await self._send("GET", f"/train-jobs/{quoted(job_id)}/checkpoints")).items
 
     async def events(self, job_id: str, after: int = 0, *, follow: bool = True) -> AsyncIterator[JobEvent]:
         """What happened to a job and, unless told otherwise, what happens until its end, each event once.
@@ -93,9 +93,7 @@ class AsyncJobCalls(AsyncTransport):
             return
         while True:
             params = {"after": after, "limit": MAX_EVENTS}
-            page = self._read(
-                EventPage, await self._send("GET", f"/train-jobs/{_quoted(job_id)}/events", params=params)
-            )
+            page = self._read(EventPage, await self._send("GET", f"/train-jobs/{quoted(job_id)}/events", params=params))
             for item in page.items:
                 yield item
             after = page.next
@@ -131,7 +129,7 @@ class AsyncJobCalls(AsyncTransport):
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
         given = self._http.timeout
         timeout = httpx.Timeout(connect=given.connect, read=_SILENCE_S, write=given.write, pool=given.pool)
-        return self._http.stream("GET", f"/train-jobs/{_quoted(job_id)}/events", headers=headers, timeout=timeout)
+        return self._http.stream("GET", f"/train-jobs/{quoted(job_id)}/events", headers=headers, timeout=timeout)
 
     async def _job(self, method: str, path: str, **content: Any) -> Job:
         return self._read(Job, await self._send(method, path, **content))
@@ -145,7 +143,3 @@ async def _events_of(response: httpx.Response) -> AsyncIterator[JobEvent]:
         for line in lines:
             if line.startswith(b"data: "):
                 yield JobEvent.model_validate_json(line.removeprefix(b"data: "))
-
-
-def _quoted(name: str) -> str:
-    return quote(name, safe="")

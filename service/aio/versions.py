@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import httpx
 
 from ..client_errors import APIError, InputError
+from ..client_paths import quoted
 from ..client_types import (
     AliasEntry,
     FittedLandmarks,
@@ -188,11 +188,6 @@ class AsyncLandmarkCalls:
 def prior_path(category: str) -> str:
     """The address of a category's prior."""
     return f"/priors/{quoted(category)}"
-
-
-def quoted(name: str) -> str:
-    """A name as one part of an address."""
-    return quote(name, safe="")
 
 
 def _alias_path(category: str, alias: str) -> str:

@@ -428,6 +428,10 @@ class StoreCorrupt(ServerFault, code=ErrorCode.STORE_CORRUPT):
     """A published version that lacks a file or can't be parsed."""
 
 
+class UnreadableJob(StoreCorrupt):
+    """A job's record is of another release, or damaged. The job stays as it is."""
+
+
 class JobFailed(PPLError, code=ErrorCode.INTERNAL):
     """Why a job failed. Written into the job, never a response."""
 

@@ -11,17 +11,19 @@ safe to share between threads.
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import redis
+from pydantic import ValidationError
 
 from . import routing, scripts
-from .errors import BadCursor, JobNotActive, JobNotEnded, UnknownJob
+from .errors import BadCursor, JobNotActive, JobNotEnded, UnknownJob, UnreadableJob
 from .events import KEPT_CHECKPOINTS, KEPT_EVENTS, EventKind, Told, Watch, as_json, now
 from .identifiers import time_ordered_id
 from .job_requests import JobLimits, NamedRequest, check_room, check_same
@@ -58,6 +60,8 @@ __all__ = [
     "new_job_id",
 ]
 
+log = logging.getLogger(__name__)
+
 MAX_PAGE = 200
 
 
@@ -76,6 +80,7 @@ class JobStore:
 
     def __init__(self, client: Any) -> None:
         self._redis = client
+        self._unreadable: set[str] = set()  # told already
 
     @classmethod
     def from_url(cls, url: str) -> JobStore:
@@ -172,15 +177,15 @@ class JobStore:
         check_room(self._redis.eval(scripts.ROOM, 1, routing.ACTIVE_JOBS, *arguments).decode(), owner, limits)
 
     def get(self, job_id: str) -> Job:
-        """A job. Raises UnknownJob."""
+        """A job. Raises UnknownJob, UnreadableJob."""
         return self.record(job_id).job
 
     def record(self, job_id: str) -> JobRecord:
-        """A job with what only the platform needs. Raises UnknownJob."""
+        """A job with what only the platform needs. Raises UnknownJob, UnreadableJob."""
         return self._load(job_id)[1]
 
     def page(self, limit: int = 50, cursor: str | None = None) -> JobPage:
-        """Jobs, the newest first.
+        """Jobs, the newest first, without those whose record can't be read.
 
         Args:
             limit: 1 to MAX_PAGE.
@@ -199,8 +204,12 @@ class JobStore:
         return JobPage(items=[record.job for record in records], next_cursor=more)
 
     def unfinished(self) -> list[JobRecord]:
-        """Every job that has not ended, the oldest first."""
-        return self._records(sorted(item.decode() for item in self._redis.smembers(routing.ACTIVE_JOBS)))
+        """Every job that has not ended, the oldest first, without those whose record can't be read."""
+        return self._records(sorted(self.unfinished_ids()))
+
+    def unfinished_ids(self) -> set[str]:
+        """The ids of all that have not ended."""
+        return {item.decode() for item in self._redis.smembers(routing.ACTIVE_JOBS)}
 
     def update(
         self, job_id: str, change: Callable[[JobRecord], Any], lease: Lease | None = None, *, unleased: bool = False
@@ -213,7 +222,7 @@ class JobStore:
             unleased: the change counts only while nobody works on the job.
 
         Raises:
-            UnknownJob.
+            UnknownJob, UnreadableJob.
             LeaseLost: the lease is another's, or the job ended meanwhile; nothing was written.
         """
         holder = lease.token if lease else ("-" if unleased else "")
@@ -357,13 +366,36 @@ class JobStore:
         revision, record = self._redis.hmget(routing.job_key(check_job_id(job_id)), "rev", "record")
         if record is None:
             raise UnknownJob(f"no job {job_id[:80]!r}")
-        return revision, JobRecord.model_validate_json(record)
+        return revision, _read(job_id, record)
 
-    def _records(self, ids: Iterable[str]) -> list[JobRecord]:
+    def _records(self, ids: Sequence[str]) -> list[JobRecord]:
         with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hget(routing.job_key(job_id), "record")
-            return [JobRecord.model_validate_json(record) for record in pipe.execute() if record is not None]
+            texts = pipe.execute()
+        found = []
+        for job_id, text in zip(ids, texts, strict=True):
+            if text is None:  # deleted meanwhile
+                continue
+            try:
+                found.append(_read(job_id, text))
+            except UnreadableJob as error:  # it must not hold up the others; asked for by itself it says what is wrong
+                if job_id not in self._unreadable:
+                    log.error("passed by: %s", error.detail)
+                self._unreadable.add(job_id)
+        return found
+
+
+def _read(job_id: str, text: bytes) -> JobRecord:
+    try:
+        return JobRecord.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise UnreadableJob(
+            f"the record of job {job_id} can't be read ({where}: {first['msg']}), as one of a later release; the job "
+            "stays as it is, and goes on once a release runs that knows it"
+        ) from error
 
 
 def _event_keys(job_id: str) -> list[str]:

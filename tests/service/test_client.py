@@ -274,3 +274,22 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
 )
 def test_addresses_of_this_machine_are_told_from_others(url: str, loopback: bool) -> None:
     assert _is_loopback(url) is loopback
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client, name: client.prior(name),
+        lambda client, name: client.job(name),
+        lambda client, name: client.datasets.get(name),
+        lambda client, name: client.estimate_job(name),
+        lambda client, name: client.aliases.delete("dog", name),
+    ],
+)
+def test_name_that_would_lead_elsewhere_is_not_sent(nowhere: str, call, name: str) -> None:
+    with (
+        Client(nowhere, retries=0) as client,
+        pytest.raises(InputError, match="a name or an id was expected where '" + name.replace(".", r"\.") + "' came"),
+    ):
+        call(client, name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
 
 import pytest
 
@@ -259,6 +261,26 @@ async def test_no_body_is_read_of_a_job_beyond_the_limit(serve, problem, headers
     problem(refused, 429, "queue_full")
     again = await http.post("/train-jobs", **sent, headers={"Idempotency-Key": "old"})
     assert (again.status_code, again.headers["idempotent-replayed"]) == (202, "true")
+
+
+async def test_same_request_twice_at_once_for_the_last_place(serve, monkeypatch):
+    http = await serve(max_unfinished_jobs=1)
+    look, made, calls = http.gateway.jobs.check_room, threading.Event(), itertools.count()
+
+    def check_room(*arguments):
+        if next(calls):
+            assert made.wait(20), "the first one was not served"
+        look(*arguments)
+
+    monkeypatch.setattr(http.gateway.jobs, "check_room", check_room)
+    sent = {"data": {"category": "dog"}, "files": {"archive": ("a.zip", GOOD)}, "headers": {"Idempotency-Key": "k"}}
+    both = [asyncio.create_task(http.post("/train-jobs", **sent)) for _ in range(2)]
+    done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    assert {answer.result().status_code for answer in done} == {202}
+    made.set()
+    answers = await asyncio.gather(*both)
+    assert [answer.status_code for answer in answers] == [202, 202]
+    assert len({answer.json()["id"] for answer in answers}) == 1
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/readyz"])

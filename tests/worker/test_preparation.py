@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import io
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import redis
 from PIL import Image
 
+from service.contract import routing
 from service.contract.fitting import fit_square
 from service.contract.jobs import JobStatus
 from service.contract.pictures import open_picture
@@ -189,6 +192,24 @@ def test_sweep_removes_what_ended_and_keeps_what_may_come(desk: SimpleNamespace)
     desk.files.create("00000000000000000000aa")  # an upload under way: no record yet
     desk.caretaker.sweep()
     assert desk.files.ids() == sorted([waiting.id, "00000000000000000000aa"])
+
+
+def test_job_whose_record_a_later_release_wrote_stays_and_holds_up_no_other(
+    desk: SimpleNamespace, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd, plain = desk.prepared(), desk.upload()
+    key = routing.job_key(odd.id)
+    record = json.loads(redis_client.hget(key, "record"))
+    record["job"]["status"] = "shared"
+    redis_client.hset(key, "record", json.dumps(record))
+    desk.caretaker.round()
+    assert desk.jobs.get(plain.id).status is JobStatus.QUEUED
+    desk.caretaker.sweep()
+    desk.runner.run(odd.id)  # its message came before the release went back
+    assert f"left as it is: the record of job {odd.id}" in caplog.text
+    assert desk.files.ids() == sorted([odd.id, plain.id])
+    assert json.loads(redis_client.hget(key, "record")) == record
+    assert not desk.jobs.leased(odd.id)
 
 
 def test_job_that_another_process_prepares_is_left_alone(desk: SimpleNamespace) -> None:
