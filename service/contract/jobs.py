@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import redis
-from pydantic import ValidationError
 
 from . import routing, scripts
 from .errors import BadCursor, JobNotActive, JobNotEnded, UnknownJob, UnreadableJob
@@ -40,6 +39,7 @@ from .records import (
     Setting,
     check_job_id,
     is_job_id,
+    record_of,
 )
 from .webhooks import Delivery
 
@@ -366,7 +366,7 @@ class JobStore:
         revision, record = self._redis.hmget(routing.job_key(check_job_id(job_id)), "rev", "record")
         if record is None:
             raise UnknownJob(f"no job {job_id[:80]!r}")
-        return revision, _read(job_id, record)
+        return revision, record_of(job_id, record)
 
     def _records(self, ids: Sequence[str]) -> list[JobRecord]:
         with self._redis.pipeline(transaction=False) as pipe:
@@ -378,24 +378,12 @@ class JobStore:
             if text is None:  # deleted meanwhile
                 continue
             try:
-                found.append(_read(job_id, text))
+                found.append(record_of(job_id, text))
             except UnreadableJob as error:  # it must not hold up the others; asked for by itself it says what is wrong
                 if job_id not in self._unreadable:
                     log.error("passed by: %s", error.detail)
                 self._unreadable.add(job_id)
         return found
-
-
-def _read(job_id: str, text: bytes) -> JobRecord:
-    try:
-        return JobRecord.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "it"
-        raise UnreadableJob(
-            f"the record of job {job_id} can't be read ({where}: {first['msg']}), as one of a later release; the job "
-            "stays as it is, and goes on once a release runs that knows it"
-        ) from error
 
 
 def _event_keys(job_id: str) -> list[str]:

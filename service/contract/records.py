@@ -17,9 +17,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, Field, PrivateAttr, field_serializer
+from pydantic import AwareDatetime, BaseModel, Field, PrivateAttr, ValidationError, field_serializer
 
-from .errors import Abandoned, Conflict, JobNotActive, PPLError, UnknownJob
+from .errors import Abandoned, Conflict, JobNotActive, PPLError, UnknownJob, UnreadableJob
 from .webhooks import Delivery
 
 Setting = bool | int | float | str
@@ -310,3 +310,16 @@ class JobPage(BaseModel):
 
 def _past(status: JobStatus) -> str:
     return "been cancelled" if status is JobStatus.CANCELLED else str(status)
+
+
+def record_of(job_id: str, text: bytes) -> JobRecord:
+    """A job's record from its JSON. Raises UnreadableJob."""
+    try:
+        return JobRecord.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise UnreadableJob(
+            f"the record of job {job_id} can't be read ({where}: {first['msg']}), as one of a later release; the job "
+            "stays as it is, and goes on once a release runs that knows it"
+        ) from error

@@ -295,3 +295,26 @@ def problem() -> Callable[..., dict[str, Any]]:
         return document
 
     return check
+
+
+RESPOND_ASYNC = {"Prefer": "respond-async"}
+
+
+@pytest.fixture
+def send(http, make_picture):
+    """An estimate in the background, of three pictures where none are given."""
+
+    async def post(files=None, client=None, headers=RESPOND_ASYNC, **fields: str):
+        files = [("images", (f"{n}.png", make_picture())) for n in range(3)] if files is None else files
+        return await (client or http).post(
+            "/estimate", data={"category": "dog", **fields}, files=files, headers=headers
+        )
+
+    return post
+
+
+@pytest.fixture
+def serve_alone(http, serve):
+    """Serves the one gateway that works on what waits; that of ``http``, on the same files, leaves it to that one."""
+    http.gateway.estimates.waiting = list
+    return serve
