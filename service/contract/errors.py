@@ -25,7 +25,7 @@ PPLError
 ├── Unavailable                503  RedisUnavailable  WorkerUnavailable  PixelsExpired
 │   ├── EstimateTimeout        504  past the deadline, though a worker lives
 │   └── ContractMismatch            gateway and worker are of different releases
-├── ServerFault                500  ModelFailed  StoreCorrupt
+├── ServerFault                500  ModelFailed  StoreCorrupt, and of it UnreadableJob
 └── JobFailed                  (the reason written into a failed job; never a response of its own)
     TrainingFailed  TooFewPictures  Diverged  NeedsWeights  DiskFull  Abandoned
 
