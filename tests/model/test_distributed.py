@@ -75,7 +75,7 @@ def test_two_processes_take_the_steps_of_one_with_the_same_batch(images, clips, 
     Only the order of float32 sums differs, 1e-7 of a value: measured after the four steps are 3e-7 of a weight and
     3e-6 of a loss, and ten times that is allowed. Adam's epsilon is raised for it: with 1e-8 a bias whose true
     gradient is zero (that of the attention, before the softmax) goes a whole step the way rounding points. The
-    optimiser's moments, which are the gradients, are compared as well.
+    optimiser's moments, which are the gradients, are compared as well; 4e-6 apart on one kind of processor.
     """
     order = _order(tmp_path, images, tiny, clips=clips if of == "clips" else None, eps=1e-3)
     order["settings"].update(steps=100, batch_size=8, learning_rate=1e-4, seed=2)
@@ -93,8 +93,8 @@ def test_two_processes_take_the_steps_of_one_with_the_same_batch(images, clips, 
         assert got == pytest.approx(expected, rel=3e-5, abs=1e-7)
         assert {"reconstruction", "boundary", "link_regularization", "memory", "occlusion", "refinement"} < set(got)
     for name, expected in ours.items():
-        tolerance = 1e-3 if name.startswith("optimizer.") else 1e-5
-        torch.testing.assert_close(theirs[name], expected, rtol=tolerance, atol=3e-6, msg=lambda s, n=name: f"{n}: {s}")
+        rtol, atol = (1e-3, 1e-5) if name.startswith("optimizer.") else (1e-5, 3e-6)
+        torch.testing.assert_close(theirs[name], expected, rtol=rtol, atol=atol, msg=lambda s, n=name: f"{n}: {s}")
     names = [name for name in before if name.startswith("model.")]
     moved = {name: (ours[name].double() - before[name].double()).abs().max() for name in names}
     assert moved["model.memory.codebook"] > 1e-2
