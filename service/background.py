@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import time
@@ -181,8 +182,10 @@ class Background:
         shown.progress.total = shown.progress.done
         async with self._writing:
             outcomes = await io(WrittenOutcomes, self._files.lines(shown.id))
-            body = await gateway.compute(document, query, version, started, outcomes)
-            await io(_replace, self._files, shown.id, body)
+            body, errors = await gateway.compute(document, query, version, started, outcomes)
+            if query.format != "native":  # which holds them itself
+                await io(_replace, self._files.errors(shown.id), json.dumps(errors).encode())
+            await io(_replace, self._files.result(shown.id), body)
         return EstimateStatus.SUCCEEDED
 
     async def _follow(self, record: EstimateRecord, found: AsyncIterator[Outcome]) -> bool:
@@ -257,9 +260,8 @@ def _append(lines: Path, outcome: Outcome) -> None:
         file.write(as_line(outcome))
 
 
-def _replace(files: EstimateFiles, estimate_id: str, body: bytes) -> None:
-    path = files.result(estimate_id)
-    draft = path.with_name(".result")
+def _replace(path: Path, body: bytes) -> None:
+    draft = path.with_name(f".{path.name}")
     with draft.open("wb") as file:
         file.write(body)
         file.flush()

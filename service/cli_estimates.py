@@ -88,7 +88,7 @@ def show_background(found: BackgroundEstimate, as_json: bool) -> None:
 
 
 def finish(client: Client, estimate_id: str, as_json: bool, out: Path | None = None) -> None:
-    """Wait for the end, and print or write the poses; exit code 1 where there are none."""
+    """Wait for the end, and print or write the poses; exit code 1 where some picture gave none, which stderr tells."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=output.err, disable=as_json or not output.err.is_terminal) as bar:
         task = bar.add_task("waiting", total=None)
@@ -108,5 +108,10 @@ def finish(client: Client, estimate_id: str, as_json: bool, out: Path | None = N
         except OSError as error:
             raise InputError(f"can't write {out}: {error.strerror}") from error
         output.show_done({"id": estimate_id, "written": str(out)}, f"written: {out}", as_json)
-        return
-    sys.stdout.write(poses.decode() + ("" if poses.endswith(b"\n") else "\n"))
+    else:
+        sys.stdout.write(poses.decode() + ("" if poses.endswith(b"\n") else "\n"))
+    errors = (found.result.errors if found.result else found.errors) or []
+    for told in errors:
+        output.err.print(f"[red]{escape(told.detail)}[/]")
+    if errors:
+        raise typer.Exit(1)

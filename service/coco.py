@@ -17,7 +17,10 @@ _CATEGORY = 1
 
 
 def coco(results: Results) -> dict[str, Any]:
-    """The results as a COCO data set: an image's id is its ``index``, annotations are numbered from 1."""
+    """The results as a COCO data set: an image's id is its ``index``, annotations are numbered from 1.
+
+    Programs for COCO pass ``errors`` by; it is there where what gives no pose does not end the request.
+    """
     version, poses = results.version, list(results.poses())
     images = {pose["index"]: pose for pose in reversed(poses)}
     return {
@@ -30,6 +33,7 @@ def coco(results: Results) -> dict[str, Any]:
         "images": [_image(results, images[index]) for index in sorted(images)],
         "annotations": [_annotation(results, number, pose) for number, pose in enumerate(poses, 1)],
         "categories": [_category(results)],
+        **({} if results.errors is None else {"errors": list(results.errors)}),
     }
 
 

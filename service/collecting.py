@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .contract.videos import frame_name
-from .formats import native, written
+from .formats import written
 from .query import Query
 from .results import Outcome, Results
 from .versions import Version
+
+# of a document that lacks poses
+ERRORS_HEADER = "PPL-Errors"
+_MOST_DETAIL = 300
+
+
+def told_in_header(errors: Sequence[dict[str, Any]]) -> str:
+    """How many pictures gave no pose, and the first of them, as JSON of one line and plain ASCII."""
+    first = {name: errors[0][name] for name in ("index", "frame", "code", "detail") if name in errors[0]}
+    first["detail"] = first["detail"][:_MOST_DETAIL]
+    return json.dumps({"count": len(errors), "first": first})
 
 
 def as_line(outcome: Outcome) -> bytes:
@@ -80,8 +91,10 @@ def _whole(line: bytes) -> dict[str, Any] | None:
     return found
 
 
-def document(query: Query, version: Version, started: float, outcomes: Iterable[Outcome]) -> bytes:
-    """The document of all outcomes, in the format asked for; our own also lists what failed, in ``errors``.
+def document(
+    query: Query, version: Version, started: float, outcomes: Iterable[Outcome]
+) -> tuple[bytes, list[dict[str, Any]]]:
+    """The document of all outcomes, in the format asked for, and what failed, which a table has no place for.
 
     Args:
         started: of the request, by ``time.perf_counter``.
@@ -90,22 +103,19 @@ def document(query: Query, version: Version, started: float, outcomes: Iterable[
     sums = [0.0, 0.0, 0.0]
     errors: list[dict[str, Any]] = []
     frames: dict[int, int] = {}  # which frame of the video each is
-    last = -1
     for outcome in outcomes:
         sums = [total + part for total, part in zip(sums, outcome.timing_ms, strict=True)]
-        last = outcome.index
         if outcome.error:
             errors.append(outcome.error)
-        if query.every and outcome.poses:
-            frames[outcome.index] = outcome.poses[0]["frame"]
+        for told in (*outcome.poses[:1], *([outcome.error] if outcome.error else [])):
+            if query.every and "frame" in told:  # else it is why the file ended early
+                frames[outcome.index] = told["frame"]
     timing = dict(zip(("decode", "queue", "model"), sums, strict=True))
     timing["total"] = 1e3 * (time.perf_counter() - started)
     names, boxes = query.names, query.boxes
     if query.every:
         video = query.names[0] or "video"
-        names = tuple(frame_name(video, frames[index]) if index in frames else "" for index in range(last + 1))
-        boxes = query.boxes * (last + 1)
-    results = Results(version, names, boxes, outcomes, timing)
-    if query.format != "native":
-        return written(results, query.format)
-    return native(results)[:-1] + b', "errors": ' + json.dumps(errors).encode() + b"}"
+        count = max(frames, default=-1) + 1
+        names = tuple(frame_name(video, frames[index]) if index in frames else "" for index in range(count))
+        boxes = query.boxes * count
+    return written(Results(version, names, boxes, outcomes, timing, errors), query.format), errors

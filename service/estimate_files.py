@@ -4,6 +4,7 @@ estimates/<id>/record.json     what was asked for, and what became of it
 estimates/<id>/pictures/<n>    the pictures as they came, or the one video; gone once it has ended
 estimates/<id>/lines           what came of each picture, in order of completion, a line of JSON each
 estimates/<id>/result          the answer, once it succeeded
+estimates/<id>/errors          why pictures gave no pose, where the answer has no place for it
 estimates/<id>/cancel          its owner wants it stopped
 estimates/<id>/.lock           held by the gateway that works on it; the system gives it back when that dies
 waiting/<id>                   in the same folder: it has not ended
@@ -126,6 +127,10 @@ class EstimateFiles:
     def result(self, estimate_id: str) -> Path:
         """The answer."""
         return self.folder(estimate_id) / "result"
+
+    def errors(self, estimate_id: str) -> Path:
+        """Why pictures gave no pose."""
+        return self.folder(estimate_id) / "errors"
 
     def prepare(self, estimate_id: str) -> None:
         """Make the folder that the pictures go into."""

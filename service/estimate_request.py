@@ -64,6 +64,21 @@ async def read_estimate(request: Request, most: int, intake: EstimateIntake, *, 
     return form
 
 
+def asked_of(request: Request, form: Form) -> dict[str, str]:
+    """The fields of the form, and those in the address, as in ``/estimate?landmarks=NAME``.
+
+    Raises:
+        BadField: one came twice, as two values.
+    """
+    fields = dict(form.fields)
+    for name, value in request.query_params.multi_items():
+        if fields.setdefault(name, value) != value:
+            raise BadField(
+                name, f"{name} came twice, as {fields[name][:80]!r} and as {value[:80]!r}, in the form or the address"
+            )
+    return fields
+
+
 def frames_of(gateway: Gateway, path: Path, query: Query, side: int, most: int) -> VideoFrames:
     """The frames of a video that somebody waits for.
 
@@ -137,7 +152,8 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
         form = await read_estimate(request, settings.background_max_images, intake, keep_images=True)
         video = form.first("video") is not None
         names = intake.names
-        query = Query.of(form.fields, names, settings.background_max_images, settings.max_images, video)
+        fields = asked_of(request, form)
+        query = Query.of(fields, names, settings.background_max_images, settings.max_images, video)
         version = await io(gateway.versions.version, query.category, query.version)
         query.check_memory(version)
         if query.landmarks:
@@ -152,7 +168,7 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
             progress=EstimateProgress(total=None if video else len(names)),
             created_by=owner,
         )
-        record = EstimateRecord(shown=shown, fields=form.fields, names=names, video=video, size_bytes=intake.size_bytes)
+        record = EstimateRecord(shown=shown, fields=fields, names=names, video=video, size_bytes=intake.size_bytes)
         await gateway.upload(files.submit, record, check_for_good)
         intake.hand_over()
     except OSError as error:

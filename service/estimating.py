@@ -123,11 +123,11 @@ class Estimator:
         except PPLError as error:
             if isinstance(error, Unavailable):
                 self._down = error  # the others need not wait as long for the same answer
-            return Outcome(upload.index, error={**document_of(error), "index": upload.index})
+            return Outcome(upload.index, error={**document_of(error), "index": upload.index, **upload.extra})
         except Exception:  # a fault of ours with one picture; the log says more, the others go on
             log.exception("picture %d of a request failed", upload.index)
             fault = PPLError("an unexpected fault of the server; its log says more about it")
-            return Outcome(upload.index, error={**document_of(fault), "index": upload.index})
+            return Outcome(upload.index, error={**document_of(fault), "index": upload.index, **upload.extra})
         waited = max(0.0, 1e3 * (answered - queued) - ticket.model_ms)
         return Outcome(upload.index, poses, timing_ms=(1e3 * (queued - started), waited, ticket.model_ms))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 from pydantic_core import to_json
 
@@ -22,7 +23,9 @@ def native(results: Results) -> bytes:
     version = results.version
     head = {"category": version.category, "version": version.name}
     images = b", ".join(with_links(pose, version) for pose in results.poses())
-    tail = {"timing_ms": {name: round(value, 2) for name, value in results.timing_ms.items()}}
+    tail: dict[str, Any] = {"timing_ms": {name: round(value, 2) for name, value in results.timing_ms.items()}}
+    if results.errors is not None:
+        tail["errors"] = results.errors
     return b'%b, "images": [%b], %b' % (to_json(head)[:-1], images, to_json(tail)[1:])
 
 

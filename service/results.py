@@ -38,6 +38,7 @@ class Results:
         boxes: of the pictures.
         outcomes: in the order of pictures and boxes; may be read from a file each time they are gone through.
         timing_ms: decode, queue, model, total.
+        errors: why pictures gave no pose; None where the first such would have ended the request.
     """
 
     version: Version
@@ -45,6 +46,7 @@ class Results:
     boxes: Sequence[PictureBoxes]
     outcomes: Iterable[Outcome]
     timing_ms: dict[str, float]
+    errors: Sequence[dict[str, Any]] | None = None
 
     def poses(self) -> Iterator[Answer]:
         """In the order of pictures and boxes."""

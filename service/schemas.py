@@ -31,6 +31,8 @@ class PictureProblem(Problem):
     """Why a picture among others gave no pose."""
 
     index: int = Field(description="place of the picture in the request, from 0")
+    frame: int | None = Field(None, description="of a video: the number of the frame; not of what ends it early")
+    time_s: float | None = Field(None, description="of a video: when the frame is shown")
 
 
 class Keypoint(BaseModel):
@@ -163,12 +165,20 @@ class CocoDataset(BaseModel):
         description="image_id, category_id, keypoints (x, y, 2 for each), num_keypoints, bbox, area, score"
     )
     categories: list[dict[str, Any]] = Field(description="the one category: its keypoints' names, and the links")
+    errors: list[PictureProblem] | None = Field(
+        None, description="of a video, or in the background: pictures and frames that gave no pose, and why"
+    )
 
 
 class EstimateWithResult(BackgroundEstimate):
     """An estimate in the background, and what it found."""
 
     result: Estimate | None = Field(None, description="the poses, once it succeeded, of the format native")
+    errors: list[PictureProblem] | None = Field(
+        None,
+        description="of the formats coco and csv, once it succeeded: pictures and frames that gave no pose, and why; "
+        "of the format native they are in the result",
+    )
 
 
 class Prior(BaseModel):

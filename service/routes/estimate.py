@@ -14,11 +14,11 @@ from fastapi import APIRouter, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from ..collecting import document
-from ..documentation import background_answer, estimate_answers, estimate_body
+from ..collecting import ERRORS_HEADER, document, told_in_header
+from ..documentation import background_answer, estimate_answers, estimate_body, estimate_parameters
 from ..errors import responses
 from ..estimate_intake import EstimateIntake
-from ..estimate_request import first_of, frames_of, in_background, read_estimate
+from ..estimate_request import asked_of, first_of, frames_of, in_background, read_estimate
 from ..estimating import Estimator, check_drawn, drawn_pixels, group_of
 from ..formats import MEDIA_TYPES, written
 from ..forms import responds_async
@@ -54,7 +54,7 @@ def make_router(settings: Settings) -> APIRouter:
             202: background_answer(),
             **responses(400, 404, 408, 413, 415, 422, 429, 503, 504, 507),
         },
-        openapi_extra=estimate_body(settings.max_images),
+        openapi_extra={**estimate_body(settings.max_images), **estimate_parameters()},
     )
     async def estimate(request: Request) -> Response:
         """Where the keypoints of a category are in some pictures.
@@ -69,7 +69,8 @@ def make_router(settings: Settings) -> APIRouter:
 
         A keypoint's **score** is the share of its attention that lies near it, from 0 to 1: low where the part
         is hidden. `link_map`, `trajectory` and `overlay` are there only where `include` names them, and `landmarks`
-        where the field of that name has a set of the version (`POST /priors/{category}/landmarks`).
+        where the field of that name has a set of the version (`POST /priors/{category}/landmarks`). A field may stand
+        in the address as well, as in `/estimate?landmarks=anatomy`.
 
         **Surprise** says how far a pose is from the poses that were learned: above 1 the picture may not show the
         category at all. `include=codes` adds what the memory retrieved.
@@ -79,7 +80,8 @@ def make_router(settings: Settings) -> APIRouter:
         failed, which does not hinder the others, and `{"summary": …}` as the last line, with the links that all share.
 
         A **video** comes in the field `video` instead of `images`: the poses of its frames, or of each `every`-th, with
-        `frame` and `time_s`, and in `errors` why a frame, or the rest of the file, gave none.
+        `frame` and `time_s`, and in `errors` why a frame, or the rest of the file, gave none. A table has no place for
+        that: the header `PPL-Errors` says how many there are, and the first.
 
         With `Prefer: respond-async` the answer is 202 at once, and the poses are at the address in `Location` when they
         are found (`GET /estimates/{id}`), for a day: for many pictures and long videos. Pictures that fail are named in
@@ -107,7 +109,7 @@ async def _estimate(request: Request, gateway: Gateway) -> Response:
         form = await read_estimate(request, most, intake, keep_images=False)
         video = form.first("video") is not None
         names = [part.filename for part in form.files]
-        query = Query.of(form.fields, names, most, settings.max_images, video)
+        query = Query.of(asked_of(request, form), names, most, settings.max_images, video)
         if lines_type:
             check_lines(query.format)
         version = await find_version(gateway, query)
@@ -156,8 +158,9 @@ async def _frames_answered(
             if estimator.down and not some:
                 raise estimator.down
     found.sort(key=lambda outcome: outcome.index)
-    body = await gateway.compute(document, query, version, started, found)
-    return Response(body, media_type=MEDIA_TYPES[query.format])
+    body, errors = await gateway.compute(document, query, version, started, found)
+    headers = {ERRORS_HEADER: told_in_header(errors)} if errors else {}
+    return Response(body, media_type=MEDIA_TYPES[query.format], headers=headers)
 
 
 async def _answered(

@@ -6,6 +6,7 @@ import json
 import os
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Query, Request
@@ -49,7 +50,8 @@ async def get_estimates(
 )
 async def get_estimate(request: Request, estimate_id: str) -> Response:
     """The estimate as it stands; once it succeeded, `result` holds the poses as `POST /estimate` gives them, with
-    `errors` of the pictures that gave none (of the formats coco and csv see `result_url`). It is kept for a day.
+    `errors` of the pictures that gave none. Of the formats coco and csv it holds `errors` alone; the poses are at
+    `result_url`. It is kept for a day.
     """
     gateway = gateway_of(request)
     return await gateway.io(_document, gateway, estimate_id)
@@ -74,7 +76,7 @@ async def get_result(request: Request, estimate_id: str) -> Response:
     if shown.status is not EstimateStatus.SUCCEEDED:
         again_s = None if shown.status.ended else _RETRY_S
         raise Conflict(f"estimate {estimate_id} is {shown.status}; it has no result", retry_after_s=again_s)
-    file = await gateway.io(_open_result, gateway, estimate_id)
+    file = await gateway.io(_open, gateway.estimates.result(estimate_id), estimate_id)
     return _FileResponse(file, MEDIA_TYPES[shown.format])
 
 
@@ -117,14 +119,18 @@ def _document(gateway: Gateway, estimate_id: str) -> Response:
     shown = gateway.estimates.record(estimate_id).shown
     document: dict[str, Any] = shown.model_dump(mode="json")
     text = json.dumps(document).encode()
-    if shown.status is EstimateStatus.SUCCEEDED and shown.format == "native":
-        return _FileResponse(_open_result(gateway, estimate_id), "application/json", text[:-1] + b', "result": ', b"}")
+    if shown.status is EstimateStatus.SUCCEEDED:
+        native = shown.format == "native"
+        path = gateway.estimates.result(estimate_id) if native else gateway.estimates.errors(estimate_id)
+        if native or path.exists():  # an earlier release did not write errors down
+            before = text[:-1] + (b', "result": ' if native else b', "errors": ')
+            return _FileResponse(_open(path, estimate_id), "application/json", before, b"}")
     return Response(text, media_type="application/json")
 
 
-def _open_result(gateway: Gateway, estimate_id: str) -> BinaryIO:
+def _open(path: Path, estimate_id: str) -> BinaryIO:
     try:
-        return gateway.estimates.result(estimate_id).open("rb")
+        return path.open("rb")
     except FileNotFoundError as error:  # deleted meanwhile
         raise UnknownEstimate(f"no estimate {estimate_id!r}; it was deleted meanwhile") from error
 

@@ -86,6 +86,21 @@ async def test_a_bad_picture_does_not_hinder_the_others(http, send, publish, con
     assert "b.png" in error["detail"]
 
 
+@pytest.mark.parametrize("format", ["coco", "csv"])
+async def test_other_formats_tell_what_failed_beside_the_result(http, send, publish, consumer, make_picture, format):
+    publish("dog")
+    files = [("images", ("a.png", make_picture())), ("images", ("b.png", b"no picture"))]
+    found = await ended(http, (await send(files, format=format)).json()["id"])
+    assert [(error["index"], error["code"]) for error in found["errors"]] == [(1, "not_an_image")]
+    result = await http.get(f"/estimates/{found['id']}/result")
+    if format == "coco":
+        assert result.json()["errors"] == found["errors"]
+    http.gateway.estimates.errors(found["id"]).unlink()  # as an earlier release left it
+    again = await http.get(f"/estimates/{found['id']}")
+    assert again.status_code == 200
+    assert "errors" not in again.json()
+
+
 async def test_what_was_begun_is_finished_by_the_next_gateway(serve, publish, make_consumer, make_picture):
     """The first gateway dies with some pictures done; the second does the rest, and only the rest."""
     publish("dog")

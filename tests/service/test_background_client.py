@@ -82,6 +82,27 @@ def test_command_shows_frames(url, clip):
     assert ppl(url, "estimate", "dog", str(clip), "--overlay", "x.png").exit_code == 1
 
 
+@pytest.mark.parametrize("form", ["csv", "coco", "json"])
+def test_command_tells_what_gave_no_pose(url, tmp_path, make_picture, video, form):
+    whole = video(60, kind="mkv")
+    cut, bad = tmp_path / "cut.mkv", tmp_path / "bad.png"
+    cut.write_bytes(whole[: len(whole) * 2 // 3])
+    bad.write_bytes(b"no picture")
+    wanted = ("--json",) if form == "json" else ("--format", form)
+    done = ppl(url, "estimate", "dog", str(cut), "--every", "10", *wanted)
+    assert done.exit_code == 1
+    assert "ends early" in done.output
+    if form != "json":
+        assert "ends early" in done.stderr
+        assert "cut.mkv#" in done.stdout
+    begun = json.loads(
+        ppl(url, "estimate", "dog", str(bad), "--background", "--json", *(wanted if form != "json" else ())).stdout
+    )
+    done = ppl(url, "estimates", "show", begun["id"], "--follow")
+    assert done.exit_code == 1
+    assert "bad.png" in done.stderr
+
+
 def test_command_in_the_background(url, tmp_path, make_picture):
     path = tmp_path / "a.png"
     path.write_bytes(make_picture())

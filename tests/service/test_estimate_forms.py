@@ -269,3 +269,39 @@ def test_commands(url, make_picture, tmp_path: Path):
     refused = ppl("a.png", "--format", "csv", "--overlay", "pose.png")
     assert refused.returncode != 0
     assert "no place" in refused.stderr
+
+
+# fields in the address
+
+
+async def test_fields_may_stand_in_the_address(http, consumer, dog, make_picture, problem):
+    files = {"images": ("a.png", make_picture())}
+    asked = {"format": "csv", "refine_steps": "2"}
+    found = await http.post("/estimate", params=asked, data={"category": "dog"}, files=files)
+    assert found.text.startswith("scorer,")
+    assert consumer.batches[-1].refine_steps == 2
+    again = await http.post("/estimate", params=asked, data={"category": "dog", **asked}, files=files)
+    assert again.text == found.text
+    whole = await http.post("/estimate", params={"category": "dog"}, files=files)
+    assert whole.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("params", "field", "detail"),
+    [
+        ({"landmark": "anatomy"}, "landmark", "unknown field 'landmark'"),
+        ({"version": "v9"}, "version", "came twice, as 'v1' and as 'v9'"),
+        ([("include", "codes"), ("include", "overlay")], "include", "came twice, as 'codes' and as 'overlay'"),
+    ],
+)
+async def test_what_the_address_can_not_say(http, consumer, dog, make_picture, problem, params, field, detail):
+    files, data = {"images": ("a.png", make_picture())}, {"category": "dog", "version": "v1"}
+    found = problem(await http.post("/estimate", params=params, data=data, files=files), 422, "bad_request")
+    assert found["field"] == field
+    assert detail in found["detail"]
+
+
+async def test_unknown_landmarks_in_the_address_are_told(http, consumer, dog, make_picture, problem):
+    files = {"images": ("a.png", make_picture())}
+    answer = await http.post("/estimate?landmarks=nobody", data={"category": "dog"}, files=files)
+    problem(answer, 404, "unknown_landmarks")

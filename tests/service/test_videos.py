@@ -11,6 +11,7 @@ import pytest
 from service.background import AT_ONCE
 from service.frames import VideoFrames
 
+from .conftest import RESPOND_ASYNC
 from .test_background import ended
 
 
@@ -68,6 +69,48 @@ async def test_damaged_rest_is_told_after_the_frames_before_it(http, send, publi
     (error,) = found["errors"]
     assert error["code"] == "bad_video"
     assert error["index"] == len(found["images"])
+    assert "frame" not in error
+
+
+@pytest.mark.parametrize("background", [False, True])
+async def test_other_formats_of_a_damaged_video_have_its_frames_only_and_tell_the_rest(
+    http, send, publish, consumer, video, background
+):
+    publish("dog")
+    whole = video(60, kind="mkv")
+    files = {"video": ("cut.mkv", whole[: len(whole) * 2 // 3])}
+    answers, errors = {}, {}
+    for form in ("native", "coco", "csv"):
+        sent = await send(files, headers=RESPOND_ASYNC if background else {}, every="10", format=form)
+        assert sent.status_code == (202 if background else 200), sent.text
+        if background:
+            found = await ended(http, sent.json()["id"])
+            assert found["status"] == "succeeded"
+            errors[form] = found["result"]["errors"] if form == "native" else found["errors"]
+            answers[form] = await http.get(f"/estimates/{found['id']}/result")
+        else:
+            answers[form] = sent
+            told = json.loads(sent.headers["ppl-errors"])
+            assert told["count"] == 1
+            errors[form] = [told["first"]]
+    assert [error["code"] for told in errors.values() for error in told] == ["bad_video"] * 3
+    assert all("ends early" in error["detail"] for told in errors.values() for error in told)
+    frames = [f"cut.mkv#{image['frame']:06d}" for image in answers["native"].json()["images"]]
+    assert len(frames) > 1
+    coco = answers["coco"].json()
+    assert [image["file_name"] for image in coco["images"]] == frames
+    assert [error["code"] for error in coco["errors"]] == ["bad_video"]
+    assert [row.split(",")[0] for row in answers["csv"].text.splitlines()[3:]] == frames
+
+
+async def test_frame_without_a_pose_is_named_in_its_row_and_its_error(http, send, publish, consumer, film):
+    publish("dog")
+    asked = {"every": "12", "boxes": "[[400, 0, 20, 20]]"}
+    rows = (await send(film, headers={}, format="csv", **asked)).text.splitlines()[3:]
+    assert [row.strip(",") for row in rows] == ["walk.mp4#000000", "walk.mp4#000012"]
+    found = (await send(film, headers={}, **asked)).json()
+    assert [(error["index"], error["frame"]) for error in found["errors"]] == [(0, 0), (1, 12)]
+    assert found["errors"][1]["time_s"] > 0
 
 
 @pytest.mark.parametrize("accept", [{}, {"Accept": "application/jsonl"}])
