@@ -66,7 +66,9 @@ class Queue:
         unfinished = self._jobs.unfinished()
         order = {job_id: place for place, job_id in enumerate(self._jobs.waiting_order())}
         waiting = [record for record in unfinished if record.job.status in _WAITING]
-        waiting.sort(key=lambda record: (order.get(record.job.id, len(order)), record.job.id))
+        # whose message comes in a moment
+        ends = {record.job.id: -1 if record.ahead else len(order) for record in waiting}
+        waiting.sort(key=lambda record: (order.get(record.job.id, ends[record.job.id]), record.job.id))
         running = [record for record in unfinished if record.job.status is JobStatus.RUNNING]
         # when each worker is free, in seconds from now; None from the first job on of which nothing is known
         free: list[float] | None = self._busy(running)

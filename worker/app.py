@@ -98,6 +98,8 @@ class TrainingPart:
 
         def train(job_id: str) -> None:
             runner.run(job_id)
+            if stop.requested:
+                self.caretaker.hand_on(job_id)
 
         # acknowledged when taken: the job's record is the truth, and brings a lost job back
         task = app.task(train, name=routing.TRAIN_TASK, acks_late=False, ignore_result=True)

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from kombu.exceptions import OperationalError
+
 from service.contract.errors import UnknownJob, UnreadableJob
 from service.contract.job_files import JobFiles
 from service.contract.jobs import JobStatus, JobStore
@@ -79,6 +81,17 @@ class Caretaker:
         if now >= self._sweep_at:
             self._sweep_at = now + _SWEEP_EVERY_S
             self.sweep()
+
+    def hand_on(self, job_id: str) -> None:
+        """Of a process that stops: the job that it set aside is taken up next, by whichever worker comes first."""
+        try:
+            record = self._jobs.record(job_id)
+            if record.job.status is JobStatus.QUEUED and record.ahead:
+                self._jobs.send_ahead(job_id, self._send)
+        except (UnknownJob, UnreadableJob):
+            pass
+        except (*OUTAGES, OperationalError):
+            logger.warning("job %s: Redis is away; its message is sent again once it is back", job_id)
 
     def prepare(self, job_id: str) -> None:
         """Check and prepare a job's upload, and wake a worker to train it."""

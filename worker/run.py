@@ -54,6 +54,7 @@ class Run:
         self._saves: tuple[tuple[Checkpoint, float], ...] = ()  # replaced as a whole: another thread reads it
         if trainer.step > record.checkpointed:  # of a process that was killed before it could tell
             self._saves = ((self._made({}), record.trained_s),)
+        self._aside = False
         self._shown = (record.job.progress, record.job.metrics)
 
     def train(self) -> None:
@@ -77,6 +78,7 @@ class Run:
             yield
         except Stopping:
             self._save()
+            self._aside = True
             self._custody.write(self._set_aside)
             raise
 
@@ -158,6 +160,8 @@ class Run:
 
     def _progress(self, record: JobRecord) -> None:
         """Called by the custody's thread, with the record as it is by then."""
+        if record.job.status is JobStatus.QUEUED and not self._aside:
+            record.move(JobStatus.RUNNING)  # the lease ran out for a while, and it was given up for lost
         if record.job.status is not JobStatus.RUNNING:
             raise LeaseLost(record.job.id)
         self.show(record)

@@ -337,9 +337,10 @@ class JobStore:
     def reconcile(self, send: Callable[[str], Any], *, exclusive: bool = False) -> set[str]:
         """Send the messages of jobs again that would else never be taken up, and end those that wait to be cancelled.
 
-        The former are queued, or running without a worker, and have no message waiting. A message too many does no
-        harm: who finds the job leased or ended returns. The latter were set aside by their worker, paused perhaps,
-        before it saw that they shall be cancelled.
+        Jobs whose worker is gone are queued again, or paused where so wanted. Those that are queued and have no message
+        waiting get one: at the head of the queue where a worker had them, as they waited their turn before. A message
+        too many does no harm: who finds the job leased or ended returns. Those that shall be cancelled were set aside
+        by their worker, paused perhaps, before it saw that.
 
         Args:
             send: puts a job's message into the training queue.
@@ -351,16 +352,36 @@ class JobStore:
         every_ms = int(routing.RECONCILE_EVERY_S * 900)
         if exclusive and not self._redis.set(routing.RECONCILE_LOCK, "1", nx=True, px=every_ms):
             return set()
-        left = [record.job for record in self.unfinished() if not self.leased(record.job.id)]
-        gone = {job.id for job in left if self.cancel_requested(job.id)}
+        left = [record for record in self.unfinished() if not self.leased(record.job.id)]
+        gone = {record.job.id for record in left if self.cancel_requested(record.job.id)}
         for job_id in gone:
             with suppress(JobNotActive, UnknownJob):  # ended or deleted meanwhile
                 self.cancel(job_id)
-        idle = {job.id for job in left if job.status in (JobStatus.QUEUED, JobStatus.RUNNING)} - gone
-        lost = idle - self.waiting_ids() if idle else idle
-        for job_id in sorted(lost):
-            send(job_id)
-        return lost
+        idle = [self._without_worker(record) for record in left if record.job.id not in gone]
+        idle = [record for record in idle if record.job.status is JobStatus.QUEUED]
+        waiting = self.waiting_ids() if idle else set()
+        lost = [record for record in idle if record.job.id not in waiting]
+        for record in lost:
+            if not record.ahead:
+                send(record.job.id)
+        for record in reversed(lost):  # the oldest at the head in the end
+            if record.ahead:
+                self.send_ahead(record.job.id, send)
+        return {record.job.id for record in lost}
+
+    def send_ahead(self, job_id: str, send: Callable[[str], Any]) -> None:
+        """Send a job's message to the head of the queue."""
+        send(job_id)
+        self._redis.eval(scripts.TO_FRONT, 1, routing.queue_key("training"), job_id)
+
+    def _without_worker(self, record: JobRecord) -> JobRecord:
+        """A job that nobody has in hand, as it stands then."""
+        if record.job.status is not JobStatus.RUNNING:
+            return record
+        try:
+            return self.update(record.job.id, JobRecord.lose_worker, unleased=True)
+        except (LeaseLost, UnknownJob):  # somebody has it after all
+            return record
 
     def _load(self, job_id: str) -> tuple[bytes, JobRecord]:
         revision, record = self._redis.hmget(routing.job_key(check_job_id(job_id)), "rev", "record")

@@ -209,6 +209,7 @@ class JobRecord(BaseModel):
         checkpointed: the step that a start goes on from.
         trained_s: how long it had been trained by then.
         pause_wanted: its owner wants it paused; kept until it is, or until he wants it to go on.
+        ahead: its worker stopped or died, so it goes before those that wait: it had its turn before.
     """
 
     job: Job
@@ -217,6 +218,7 @@ class JobRecord(BaseModel):
     checkpointed: int = 0
     trained_s: float = 0.0
     pause_wanted: bool = False
+    ahead: bool = False
     _happened: list[tuple[str, dict[str, Any]]] = PrivateAttr(default_factory=list)
 
     @property
@@ -244,7 +246,7 @@ class JobRecord(BaseModel):
         if status is not JobStatus.RUNNING:
             job.progress.eta_s = job.progress.stage = None
         if status is JobStatus.PAUSED:
-            self.pause_wanted = False
+            self.pause_wanted = self.ahead = False
         if status is JobStatus.RUNNING and job.started_at is None:
             job.started_at = datetime.now(UTC)
         if status.ended:
@@ -266,6 +268,7 @@ class JobRecord(BaseModel):
             )
             return False
         self.starts += 1
+        self.ahead = False
         return True
 
     def checkpoint(self, made: Checkpoint, trained_s: float) -> None:
@@ -277,8 +280,18 @@ class JobRecord(BaseModel):
 
     def set_aside(self) -> None:
         """By a worker that stops in good order, which is no death: back to the queue, or paused where so wanted."""
-        self.move(JobStatus.PAUSED if self.pause_wanted else JobStatus.QUEUED)
+        self._put_back()
         self.starts = 0
+
+    def lose_worker(self) -> None:
+        """Its worker died or is out of reach for long: it waits for another, or is paused where so wanted."""
+        if self.job.status is JobStatus.RUNNING:
+            self.log("its worker is gone; the job waits for another one")
+            self._put_back()
+
+    def _put_back(self) -> None:
+        self.ahead = self.job.status is JobStatus.RUNNING
+        self.move(JobStatus.PAUSED if self.pause_wanted else JobStatus.QUEUED)
 
     def want_pause(self) -> None:
         """Its owner wants it paused; whoever has it in hand sees to it. Raises JobNotActive."""

@@ -98,6 +98,18 @@ return ''
 """
 )
 
+# Put a job's message where workers take the next one: kombu puts on the left and takes from the right.
+TO_FRONT = """
+for _, message in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
+  if string.find(message, ARGV[1], 1, true) then
+    redis.call('LREM', KEYS[1], -1, message)
+    redis.call('RPUSH', KEYS[1], message)
+    return 1
+  end
+end
+return 0
+"""
+
 # Extend a lease that is held, or take it up again if it ran out and nobody has it.
 RENEW = """
 local holder = redis.call('GET', KEYS[1])

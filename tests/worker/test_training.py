@@ -9,10 +9,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import redis
 import torch
 
 from model.predictor import Predictor
 from model.trainer import Trainer
+from service.contract import routing
 from service.contract.events import EventLog
 from service.contract.jobs import Job, JobStatus
 from service.contract.routing import lease_key
@@ -236,6 +238,49 @@ def test_job_is_trained_on_from_its_checkpoint_after_a_kill(desk: SimpleNamespac
     desk.runner.run(job.id)
     assert desk.jobs.get(job.id).status is JobStatus.SUCCEEDED
     assert steps == [5, 6], "it went on from the checkpoint of step 4"
+
+
+def test_job_given_up_for_lost_while_it_is_trained_goes_on(desk: SimpleNamespace, during: Callable[..., None]) -> None:
+    """Redis was away for longer than the lease lives; the process is the only one that has the job."""
+    job, seen = desk.prepared(), []
+
+    def lapse(trainer: Trainer) -> None:
+        token = desk.jobs._redis.getdel(lease_key(job.id))
+        desk.jobs.reconcile(lambda job_id: None)
+        seen.append(desk.jobs.get(job.id).status)
+        desk.jobs._redis.set(lease_key(job.id), token, px=15_000)
+
+    def wait(trainer: Trainer) -> None:
+        deadline = time.monotonic() + 20
+        while desk.jobs.get(job.id).status is JobStatus.QUEUED and time.monotonic() < deadline:
+            time.sleep(0.05)
+        seen.append(desk.jobs.get(job.id).status)
+
+    during(3, lapse)
+    during(4, wait)
+    desk.runner.run(job.id)
+    assert seen == [JobStatus.QUEUED, JobStatus.RUNNING]
+    assert desk.jobs.get(job.id).status is JobStatus.SUCCEEDED
+
+
+def test_job_set_aside_as_its_worker_stops_is_the_next_one(
+    desk: SimpleNamespace, during: Callable[..., None], redis_client: redis.Redis
+) -> None:
+    job, waiting = desk.prepared(), desk.prepared()
+    queue = routing.queue_key("training")
+
+    def send(job_id: str) -> None:
+        redis_client.lpush(queue, json.dumps({"headers": {"id": job_id}}))
+
+    desk.caretaker._send = send
+    send(waiting.id)
+    during(3, lambda trainer: desk.stop.request())
+    desk.runner.run(job.id)
+    desk.caretaker.hand_on(job.id)
+    assert desk.jobs.waiting_order() == [job.id, waiting.id]
+    desk.caretaker.hand_on(waiting.id)
+    desk.caretaker.hand_on("0" * 22)
+    assert desk.jobs.waiting_order() == [job.id, waiting.id], "only what was set aside is handed on"
 
 
 def test_what_a_killed_publication_left_is_removed_when_the_job_is_taken_up_again(desk: SimpleNamespace) -> None:

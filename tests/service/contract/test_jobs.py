@@ -10,6 +10,7 @@ import redis
 
 from service.contract import routing
 from service.contract.errors import BadCursor, Conflict, Diverged, JobNotActive, JobNotEnded, UnknownJob
+from service.contract.events import EventLog
 from service.contract.jobs import Job, JobRecord, JobSource, JobStatus, JobStore, LeaseLost, new_job_id
 from service.contract.records import MAX_DEATHS, TRANSITIONS, Checkpoint
 
@@ -358,6 +359,39 @@ def test_reconcile_resends_what_was_lost_and_only_that(store: JobStore, redis_cl
     sent: list[str] = []
     assert store.reconcile(sent.append) == {ids["lost"], ids["orphan"]}
     assert sorted(sent) == sorted([ids["lost"], ids["orphan"]])
+
+
+def test_job_whose_worker_is_gone_waits_at_the_head_of_the_queue(store: JobStore, redis_client: redis.Redis) -> None:
+    older, newer, waiting, held = (make(store).id for _ in range(4))
+    for job_id in (older, newer, waiting, held):
+        store.update(job_id, to(QUEUED))
+    for job_id in (older, newer, held):
+        store.update(job_id, to(JobStatus.RUNNING))
+        store.update(job_id, lambda record: setattr(record.job.progress, "eta_s", 40.0))
+    store.acquire(held, "a")
+    enqueue(redis_client, waiting)
+    assert store.reconcile(lambda job_id: enqueue(redis_client, job_id)) == {older, newer}
+    assert store.waiting_order() == [older, newer, waiting]
+    for job_id in (older, newer):
+        job = store.get(job_id)
+        assert (job.status, job.progress.eta_s) == (QUEUED, None)
+        assert "its worker is gone" in str(EventLog(redis_client).page(job_id))
+    assert store.get(held).status is JobStatus.RUNNING
+    assert store.reconcile(lambda job_id: pytest.fail("sent already")) == set()
+
+
+def test_job_that_was_to_be_paused_is_once_its_worker_is_gone(store: JobStore) -> None:
+    job = make(store)
+    for status in (QUEUED, JobStatus.RUNNING):
+        store.update(job.id, to(status))
+    lease = store.acquire(job.id, "a")
+    assert lease is not None
+    assert store.pause(job.id).status is JobStatus.RUNNING
+    lease.release()
+    assert store.reconcile(lambda job_id: pytest.fail("nobody shall train it")) == set()
+    assert store.get(job.id).status is PAUSED
+    store.resume(job.id)
+    assert not store.record(job.id).ahead, "its owner let others go before it"
 
 
 def test_exclusive_reconcile_runs_once_within_its_period(store: JobStore) -> None:
