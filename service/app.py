@@ -19,7 +19,7 @@ from .contract.priors import MAX_PRIOR_BYTES
 from .forms import media_type, responds_async
 from .gateway import Gateway
 from .keys import KeyStore
-from .middleware import BodyLimit, RequestFigures
+from .middleware import BodyLimit, HeadAsGet, RequestFigures
 from .request_id import RequestId
 from .routes import (
     datasets,
@@ -95,6 +95,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     documentation.install(app, keys_needed=settings.keys_needed)
     # the last one is the first that a request meets
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, limit_of=_limit_of(settings), slowest=settings.slowest_body_bytes_per_s)
     app.add_middleware(Access, settings=settings, keys=KeyStore(settings.data_root) if settings.keys_needed else None)
     app.add_middleware(RequestFigures, metrics=gateway.metrics, log_all=settings.access_log)

@@ -55,7 +55,7 @@ class EstimateCalls(Transport):
         fields = _fields(category, version, refine_steps, include, landmarks)
         answers = []
         for first, part, own in _parts(images, boxes):
-            answers.append((first, self._read(Estimate, self._estimate({**fields, **own}, part))))
+            answers.append((first, self._read(Estimate, self._estimate({**fields, **own}, part, first))))
         return joined(answers)
 
     def estimate_lines(
@@ -97,7 +97,7 @@ class EstimateCalls(Transport):
         fields = {**_fields(category, version, refine_steps, (), None), "format": format}
         texts = []
         for first, part, own in _parts(images, boxes):
-            texts.append((first, self._estimate({**fields, **own}, part).text))
+            texts.append((first, self._estimate({**fields, **own}, part, first).text))
         return _JOINED[format](texts) if len(texts) > 1 else texts[0][1]
 
     def estimate_video(
@@ -197,9 +197,12 @@ class EstimateCalls(Transport):
         """Removes an estimate that ended, with its result."""
         self._send("DELETE", f"/estimates/{quoted(estimate_id)}")
 
-    def _estimate(self, fields: Mapping[str, str], images: Sequence[Picture]) -> httpx.Response:
+    def _estimate(self, fields: Mapping[str, str], images: Sequence[Picture], first: int) -> httpx.Response:
         with ExitStack() as stack:
-            return self._send("POST", "/estimate", data=fields, files=_files(images, stack))
+            try:
+                return self._send("POST", "/estimate", data=fields, files=_files(images, stack))
+            except APIError as error:
+                raise _renumbered(error, first) from error
 
     def _lines(
         self, first: int, fields: Mapping[str, str], images: Sequence[Picture]
@@ -213,14 +216,32 @@ class EstimateCalls(Transport):
         try:
             with self._errors():
                 for line in response.iter_lines():
-                    found = json.loads(line)
-                    if "summary" in found:
+                    with self._expected():
+                        found = _line(line, first)
+                    if found is None:
                         return
-                    found["index"] += first
-                    yield FailedPicture.model_validate(found) if "error" in found else PoseLine.model_validate(found)
+                    yield found
         finally:
             response.close()
         raise APIError({"code": "unexpected_answer", "detail": "the lines broke off before their end"}, 200)
+
+
+def _line(line: str, first: int) -> PoseLine | FailedPicture | None:
+    """What a line says; None of the last one."""
+    found = json.loads(line)
+    if "summary" in found:
+        return None
+    found["index"] += first
+    return FailedPicture.model_validate(found) if "error" in found else PoseLine.model_validate(found)
+
+
+def _renumbered(error: APIError, first: int) -> APIError:
+    """What is wrong with a picture of a later request, with its number among all."""
+    problem, index = error.problem, error.problem.get("index")
+    if not first or not isinstance(index, int):
+        return error
+    detail = error.detail.replace(f"images[{index}]", f"images[{first + index}]", 1)
+    return APIError({**problem, "index": first + index, "detail": detail}, error.status or 0, error.retry_after_s)
 
 
 def _of_video(every: int, box: Any) -> dict[str, str]:
@@ -244,8 +265,10 @@ def _parts(images: Sequence[Picture], boxes: Boxes | None) -> Iterator[Part]:
     pictures, and the field ``boxes`` where there are any.
 
     Raises:
-        InputError: not an entry of boxes for each picture.
+        InputError: no picture, or not an entry of boxes for each.
     """
+    if not images:
+        raise InputError("no picture came; name at least one")
     if boxes is not None and len(boxes) != len(images):
         raise InputError(f"{len(images)} pictures came with {len(boxes)} entries of boxes; each picture needs one")
     counts = [_count(boxes[index]) if boxes is not None else 1 for index in range(len(images))]

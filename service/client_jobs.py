@@ -73,7 +73,9 @@ class JobCalls(Transport):
 
     def webhook_secret(self) -> str:
         """What the webhooks of jobs are signed with."""
-        return str(self._send("GET", "/webhooks/secret").json()["secret"])
+        response = self._send("GET", "/webhooks/secret")
+        with self._expected(response.status_code):
+            return str(response.json()["secret"])
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """The checkpoints that a job wrote, the newest first."""

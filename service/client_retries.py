@@ -34,6 +34,7 @@ def pause_before(
         if failure.status in _LATER and failure.retry_after_s is not None:
             return max(failure.retry_after_s, backoff_s) if failure.retry_after_s <= LONGEST_S else None
         again = failure.status in _GIVEN_UP
+        backoff_s = max(backoff_s, min(failure.retry_after_s or 0.0, LONGEST_S))
     else:
         again = not isinstance(failure, NobodyThere)
     headers = headers or {}

@@ -17,6 +17,7 @@ from kombu.exceptions import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match
 
 from .contract.errors import BadRequest, ErrorCode, PPLError, RedisUnavailable, Unavailable
 from .request_id import HEADER as REQUEST_ID
@@ -137,23 +138,50 @@ async def _on_ppl_error(request: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = http.HTTPStatus(error.status_code)
-    details = {
-        404: f"there is nothing at {request.url.path[:200]}; /docs lists the operations",
-        405: f"{request.method} is not possible at {request.url.path[:200]}; /docs lists the operations",
-    }
+    details = {404: f"there is nothing at {request.url.path[:200]}; /docs lists the operations"}
     code = "_".join(status.phrase.lower().replace("-", " ").split())
     detail = details.get(status, str(error.detail))
-    return problem(status, code, status.phrase.capitalize(), detail, headers=error.headers)
+    headers = dict(error.headers or {})
+    if status == http.HTTPStatus.METHOD_NOT_ALLOWED:  # the framework names those of one route only
+        headers["Allow"] = ", ".join(sorted(_methods_at(request)))
+        detail = f"{request.method} is not possible at {request.url.path[:200]}; {headers['Allow']} is"
+    return problem(status, code, status.phrase.capitalize(), detail, headers=headers)
+
+
+def _methods_at(request: Request) -> set[str]:
+    """What can be done at a request's address."""
+    path = {"type": "http", "path": request.scope["path"], "root_path": request.scope.get("root_path", "")}
+    found = {
+        method
+        for method in ("GET", "PUT", "POST", "DELETE", "PATCH")
+        for route in request.app.routes
+        if route.matches({**path, "method": method})[0] is Match.FULL
+    }
+    return found | ({"HEAD"} if "GET" in found else set())
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    faults = [
-        {"field": str(fault["loc"][-1]), "detail": str(fault["msg"]), "given": str(fault.get("input"))[:200]}
-        for fault in error.errors()
-    ]
-    detail = "; ".join(f"{fault['field']} is {fault['given']!r}: {fault['detail']}" for fault in faults)
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if isinstance(error.body, bytes) and not (media_type == "application/json" or media_type.endswith("+json")):
+        told = f"the body is {media_type[:80] or 'of no media type'}; send application/json"
+        return problem(415, ErrorCode.BAD_REQUEST, "Bad request", told)
+    found = [_fault(fault) for fault in error.errors()]
+    faults = [fault for fault, _ in found]
+    detail = "; ".join(text for _, text in found)
     return problem(422, ErrorCode.BAD_REQUEST, "Bad request", detail, {"errors": faults})
+
+
+def _fault(fault: dict[str, Any]) -> tuple[dict[str, str], str]:
+    """What is wrong with a field, as a member of the problem and in words."""
+    field, said = str(fault["loc"][-1]), str(fault["msg"])
+    if fault["type"] == "json_invalid":
+        said = f"{fault['ctx']['error']} at character {field}"
+        return {"field": "body", "detail": said}, f"the body is not JSON: {said}"
+    if fault["type"] == "missing":
+        return {"field": field, "detail": said}, f"{field} is missing"
+    given = str(fault.get("input"))[:200]
+    return {"field": field, "detail": said, "given": given}, f"{field} is {given!r}: {said}"
 
 
 async def _on_queue_error(request: Request, error: Exception) -> Response:

@@ -14,6 +14,7 @@ from .access import HEALTH, METRICS, key_of
 from .contract.errors import BodyTooLarge, PPLError
 from .errors import SlowBody, problem_of
 from .metrics import Metrics
+from .tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,36 @@ def body_bytes(scope: Scope) -> int:
     """The length of a request's body as declared, or the most it may be."""
     size: int = scope[_BODY_BYTES]
     return size
+
+
+class HeadAsGet:
+    """Answers HEAD as GET, without the body, wherever something can be read."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        told = asyncio.Event()
+
+        async def begin(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body", "body": b""})
+                told.set()
+
+        async def nothing() -> Message:
+            coming, answered = asyncio.ensure_future(receive()), asyncio.ensure_future(told.wait())
+            try:
+                await asyncio.wait((coming, answered), return_when=asyncio.FIRST_COMPLETED)
+                # of a stream nobody waits for the rest
+                return {"type": "http.disconnect"} if told.is_set() else coming.result()
+            finally:
+                await end((coming, answered))
+
+        await self._app({**scope, "method": "GET"}, nothing, begin)
 
 
 class BodyLimit:

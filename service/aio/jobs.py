@@ -72,7 +72,9 @@ class AsyncJobCalls(AsyncTransport):
 
     async def webhook_secret(self) -> str:
         """What the webhooks of jobs are signed with."""
-        return str((await self._send("GET", "/webhooks/secret")).json()["secret"])
+        response = await self._send("GET", "/webhooks/secret")
+        with self._expected(response.status_code):
+            return str(response.json()["secret"])
 
     async def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """The checkpoints that a job wrote, the newest first."""

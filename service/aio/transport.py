@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from ..client_errors import APIError, InputError, NobodyThere, Unreachable
 from ..client_retries import RETRIES, pause_before
@@ -24,6 +24,11 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 GRACE_S = 60.0  # a server that is away for less (a restart) is waited for
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Page(BaseModel):
+    items: list[dict[str, Any]]
+    next_cursor: str | None
 
 
 class AsyncTransport:
@@ -67,7 +72,9 @@ class AsyncTransport:
 
     async def get_json(self, path: str) -> Any:
         """Any JSON of the API, as it came."""
-        return (await self._send("GET", path)).json()
+        response = await self._send("GET", path)
+        with self._expected(response.status_code):
+            return response.json()
 
     async def send(self, method: str, path: str, **content: Any) -> httpx.Response:
         """Any request of the API; ``content`` as httpx takes it. Raises Unreachable, APIError."""
@@ -106,10 +113,12 @@ class AsyncTransport:
         cursor: str | None = None
         while True:
             here = {"cursor": cursor} if cursor else {}
-            page = (await self._send("GET", path, params={**(params or {}), **here})).json()
-            for item in page["items"]:
-                yield model.model_validate(item)
-            cursor = page["next_cursor"]
+            page = self._read(_Page, await self._send("GET", path, params={**(params or {}), **here}))
+            for item in page.items:
+                with self._expected():
+                    found = model.model_validate(item)
+                yield found
+            cursor = page.next_cursor
             if cursor is None:
                 return
 
@@ -143,13 +152,18 @@ class AsyncTransport:
             await sleep(poll_s)
 
     def _read(self, model: type[Model], response: httpx.Response) -> Model:
-        try:
+        with self._expected(response.status_code):
             return model.model_validate_json(response.content)
-        except ValidationError as error:
-            raise APIError(
-                {"code": "unexpected_answer", "detail": f"{self.base_url} answered with something else: {error}"},
-                response.status_code,
-            ) from error
+
+    @contextmanager
+    def _expected(self, status: int = 200) -> Iterator[None]:
+        """Raises APIError for an answer that is none of this API."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # pydantic's and json's are ValueErrors
+            said = " ".join(str(error).split())[:200]
+            detail = f"{self.base_url} answered with something else, as no server of this service does: {said}"
+            raise APIError({"code": "unexpected_answer", "detail": detail}, status) from error
 
     async def _send(self, method: str, path: str, *, stream: bool = False, **content: Any) -> httpx.Response:
         """A request and its answer; asked again where the server says when, or where asking twice does no harm.
@@ -172,6 +186,7 @@ class AsyncTransport:
                 failure = error
             else:
                 if response.is_success:
+                    await self._check_kind(response)
                     return response
                 failure = APIError.of(response)
             pause_s = pause_before(attempt, method, path, content.get("headers"), failure)
@@ -179,6 +194,13 @@ class AsyncTransport:
                 raise failure
             await sleep(pause_s)
         raise AssertionError  # count() has no end
+
+    async def _check_kind(self, response: httpx.Response) -> None:
+        """A login page of a proxy, or another program's, is a success as well. Raises APIError."""
+        if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/html":
+            await response.aclose()
+            detail = f"{self.base_url} answered with a web page; is it the address of this service?"
+            raise APIError({"code": "unexpected_answer", "detail": detail}, response.status_code)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -7,13 +7,20 @@ import socket
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import pytest
+from fastapi import FastAPI, Response
+from typer.testing import CliRunner
 
+from service.cli import app as cli
 from service.client import APIError, Client, InputError, JobStatus, Unreachable, png_bytes
 from service.client_transport import _is_loopback
 
 from .api_double import ApiDouble, job_json, png, problem, serving
+
+IMAGE = {"width": 64, "height": 48, "keypoints": [{"id": 0, "x": 1, "y": 2, "score": 0.9}], "links": []}
 
 
 @pytest.fixture
@@ -293,3 +300,74 @@ def test_name_that_would_lead_elsewhere_is_not_sent(nowhere: str, call, name: st
         pytest.raises(InputError, match="a name or an id was expected where '" + name.replace(".", r"\.") + "' came"),
     ):
         call(client, name)
+
+
+def answering(content: bytes, kind: str = "application/json") -> SimpleNamespace:
+    """Another program, which answers everything with a success."""
+    pages = FastAPI(openapi_url=None)
+
+    @pages.api_route("/{path:path}", methods=["GET", "POST", "DELETE", "PUT"])
+    async def anything(path: str) -> Response:
+        return Response(content, media_type=kind)
+
+    return SimpleNamespace(app=pages, url="")
+
+
+@pytest.mark.parametrize("content", [b"<html>login</html>", b"[]", b"null", b'{"a": 1}', b"{"])
+def test_answer_of_another_program_is_told_as_one(content: bytes, folder: Path) -> None:
+    picture = folder / "a.png"
+    with serving(answering(content)) as stranger, Client(stranger.url) as client:
+        for call in (
+            lambda: list(client.priors()),
+            lambda: list(client.jobs()),
+            lambda: list(client.estimates()),
+            lambda: client.prior("dog"),
+            lambda: client.webhook_secret(),
+            lambda: client.estimate("dog", [picture]),
+            lambda: list(client.estimate_lines("dog", [picture])),
+        ):
+            with pytest.raises(APIError, match="answered with something else") as caught:
+                call()
+            assert caught.value.code == "unexpected_answer"
+        done = CliRunner().invoke(cli, ["priors", "--url", stranger.url])
+    assert done.exit_code == 1
+    assert "unexpected_answer" in done.stderr
+    assert isinstance(done.exception, SystemExit)
+
+
+def test_web_page_is_nothing_that_can_be_printed_or_written(tmp_path: Path, folder: Path) -> None:
+    with serving(answering(b"<html>login</html>", "text/html")) as stranger, Client(stranger.url) as client:
+        for call in (
+            lambda: client.estimate_as("csv", "dog", [folder / "a.png"]),
+            lambda: client.versions.export("dog", "v1", tmp_path / "v.zip"),
+            lambda: client.delete("0123456789"),
+        ):
+            with pytest.raises(APIError, match="web page"):
+                call()
+    assert not (tmp_path / "v.zip").exists()
+
+
+def test_no_picture_is_told_before_anything_is_sent(nowhere: str) -> None:
+    with Client(nowhere) as client, pytest.raises(InputError, match="no picture came"):
+        client.estimate("dog", [])
+
+
+def test_bad_picture_of_a_later_request_has_its_number_among_all() -> None:
+    sizes = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sizes.append(request.content.count(b'name="images"'))
+        if len(sizes) == 1:
+            images = [{**IMAGE, "index": index} for index in range(sizes[0])]
+            timing = {"decode": 1, "queue": 1, "model": 1, "total": 3}
+            return httpx.Response(200, json={"category": "a", "version": "b", "images": images, "timing_ms": timing})
+        return httpx.Response(
+            422, json={"detail": "images[3] (x.png) ends early", "index": 3, "code": "truncated_image"}
+        )
+
+    with Client("http://127.0.0.1:9", transport=httpx.MockTransport(answer)) as client:
+        with pytest.raises(APIError) as caught:
+            client.estimate("dog", [png()] * 100)
+    assert len(sizes) == 2
+    assert caught.value.problem["index"] == sizes[0] + 3
+    assert caught.value.detail == f"images[{sizes[0] + 3}] (x.png) ends early"

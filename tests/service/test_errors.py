@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -41,8 +42,58 @@ def test_retry_after_is_whole_seconds_and_at_least_one():
 async def test_unknown_path_and_method(http, problem):
     assert "/docs" in problem(await http.get("/nothing/here"), 404, "not_found")["detail"]
     response = await http.delete("/estimate")
-    problem(response, 405, "method_not_allowed")
+    assert "; POST is" in problem(response, 405, "method_not_allowed")["detail"]
     assert response.headers["allow"] == "POST"
+    for path, allowed in {
+        "/train-jobs": "GET, HEAD, POST",
+        "/train-jobs/0123456789": "DELETE, GET, HEAD",
+        "/priors/dog/aliases/best": "DELETE, GET, HEAD, PUT",
+        "/priors/dog/keypoint-names": "GET, HEAD, PUT",
+    }.items():
+        assert (await http.patch(path)).headers["allow"] == allowed
+
+
+async def test_what_can_be_read_answers_head(http, publish):
+    publish("dog")
+    job = http.gateway.jobs.create("dog", {}, 5).id
+    for path in ("/priors", "/priors/dog/link-map", "/docs", "/openapi.json", f"/train-jobs/{job}"):
+        whole, head = await http.get(path), await http.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        for name in ("content-type", "content-length"):
+            assert head.headers.get(name) == whole.headers.get(name), path
+    assert (await http.head("/priors/cat")).status_code == 404
+    assert (await http.head("/estimate")).status_code == 405
+    async with asyncio.timeout(10):  # the stream of a job that goes on has no end
+        head = await http.head(f"/train-jobs/{job}/events", headers={"Accept": "text/event-stream"})
+    assert head.headers["content-type"].startswith("text/event-stream")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "field", "detail"),
+    [
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, 422, "body", "the body is not JSON: Exp"),
+        ({"json": {}}, 422, "version", "version is missing"),
+        ({"json": {"version": 3}}, 422, "version", "version is '3': "),
+        (
+            {"content": b"version=v1", "headers": {"content-type": "text/plain"}},
+            415,
+            None,
+            "the body is text/plain; send",
+        ),
+        ({"content": b'{"version": "v1"}'}, 415, None, "the body is of no media type; send application/json"),
+    ],
+)
+async def test_bad_json_says_what_came(http, problem, publish, sent, status, field, detail):
+    publish("dog")
+    found = problem(await http.put("/priors/dog/aliases/best", **sent), status, "bad_request")
+    assert detail in found["detail"]
+    assert [fault["field"] for fault in found.get("errors", ())] == ([field] if field else [])
+    assert "{}" not in found["detail"]
+
+
+async def test_missing_parameter_is_called_missing(http, problem, publish):
+    publish("dog")
+    assert problem(await http.get("/priors/dog/diff"), 422, "bad_request")["detail"] == "from is missing"
 
 
 async def test_bad_query_names_the_field(http, problem):
