@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
+import os
 import signal
 import sys
 import threading
@@ -162,7 +165,17 @@ for panel, commands in _PANELS.items():
 
 def main() -> None:
     """The entry point of the command ``ppl``."""
-    app()
+    for stream in (sys.stdout, sys.stderr):  # a pipe on Windows, or LANG=C, can't take every name and sign
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+    try:
+        app()
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries again as it ends
+        sys.exit(output.fail(_problem("disk_full", "can't write the output: the disk is full"), False).exit_code)
 
 
 class _Signals:

@@ -136,6 +136,7 @@ def _in_square(labels: Labels, sights: Sequence[Sight]) -> Array:
     places = np.zeros_like(labels.keypoints)
     for row, sight in enumerate(sights):
         pixels = labels.keypoints[row]
+        _check_size(labels, row, sight)
         if labels.in_square:
             pixels = from_square(pixels, sight.width, sight.height)
         seen = labels.visibility[row] > 0
@@ -150,6 +151,19 @@ def _in_square(labels: Labels, sights: Sequence[Sight]) -> Array:
             )
         places[row][seen] = (sight.frame.from_picture(pixels[seen]) + 1) / 2
     return places
+
+
+def _check_size(labels: Labels, row: int, sight: Sight) -> None:
+    """A map would take up another scale, and put it on every new picture: the labels must be of these very pixels."""
+    if labels.sizes is None or labels.in_square:
+        return
+    width, height = labels.sizes[row].tolist()
+    # a picture that its EXIF orientation turns has either
+    if sorted((width, height)) != sorted((sight.width, sight.height)):
+        raise BadLabels(
+            f"by the labels '{labels.names[row][:80]}' has {width} x {height} pixels, and the picture that came has "
+            f"{sight.width} x {sight.height}; send the pictures that were labelled, or scale the labels"
+        )
 
 
 def _validated(fit: LandmarkFit, labels: Labels, sizes: Array) -> CrossValidation:

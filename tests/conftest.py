@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -63,8 +63,12 @@ def _video(
     aspect: Fraction | None = None,
     sound: bool = False,
     first: int = 0,
+    dropped: Container[int] = (),
 ) -> bytes:
-    """A video's bytes. Frame n is grey of level 4(n + first), with a red square in its left upper corner."""
+    """A video's bytes. Frame n is grey of level 4(n + first), with a red square in its left upper corner.
+
+    Those dropped are not in it, as where a camera's program could not keep up.
+    """
     width, height = size
     muxer = {"mkv": "matroska", "m4v": "mp4"}.get(kind, kind)
     options = {"movflags": "+faststart"} if muxer in ("mp4", "mov") else {}
@@ -85,7 +89,12 @@ def _video(
         for number in range(frames):
             pixels = np.full((height, width, 3), min(255, 4 * (number + first)), dtype=np.uint8)
             pixels[: height // 4, : height // 4] = (255, 0, 0)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+            if number in dropped:
+                continue
+            frame = av.VideoFrame.from_ndarray(pixels)
+            if dropped:
+                frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
             if track is not None:
                 samples = av.AudioFrame.from_ndarray(np.zeros((1, 640), dtype=np.float32), format="fltp", layout="mono")
                 samples.sample_rate = 16_000

@@ -264,3 +264,21 @@ def test_a_setting_refused_by_the_server_is_shown(ppl: Run, api: ApiDouble, pict
 
     assert done.returncode == 1
     assert "steps is 0; it must be from 1 to 1000000" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_full_disk_under_the_output_is_told(api: ApiDouble, more: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "service.cli", "priors", "--url", api.url, *more]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "the disk is full" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_signs_that_the_output_can_not_take_are_replaced(ppl: Run, api: ApiDouble, tmp_path: Path) -> None:
+    (tmp_path / "ünï.png").write_bytes(png())
+    done = ppl("estimate", "bird", "ünï.png", PYTHONIOENCODING="ascii", PYTHONUTF8="1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "?n?.png" in done.stdout

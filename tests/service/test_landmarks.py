@@ -191,10 +191,10 @@ async def test_what_can_not_be_fitted_is_refused(
     pictures, _, labels = labelled(change.pop("count", 8))
     pictures, labels = change.pop("pictures", pictures), change.pop("labels", labels)
     if labels == "surrogate":
-        image = {"width": 96, "height": 64}
+        sizes = [dict(zip(("width", "height"), SIZES[number % 3], strict=True)) for number in range(len(pictures))]
         labels = json.dumps(
             {
-                "images": [{"id": name, "file_name": name, **image} for name in pictures],
+                "images": [{"id": name, "file_name": name, **size} for name, size in zip(pictures, sizes, strict=True)],
                 "annotations": [{"image_id": name, "keypoints": [3, 4, 2]} for name in pictures],
                 "categories": [{"keypoints": ["\ud800"]}],
             }
@@ -209,6 +209,25 @@ async def test_what_can_not_be_fitted_is_refused(
     assert said in told["detail"]
     if not consumer.batches:  # the queue leaves keys of its own
         no_trace()
+
+
+async def test_labels_of_another_size_of_the_pictures_are_refused(http, dog, consumer, labelled, problem):
+    """Made on thumbnails, say; a map would take the scale up without a word."""
+    pictures, places, _ = labelled()
+    for scale, status in ((0.5, 422), (1, 201)):
+        rows = ["image,keypoint,x,y,width,height"]
+        for name, (width, height, where) in places.items():
+            x, y = truth(width, height, where)["nose"]
+            size = [int(side * scale) for side in (width, height)]
+            size = size[::-1] if name == "000.png" else size  # as a picture that its EXIF orientation turns
+            rows.append(f"{name},nose,{x * scale},{y * scale},{size[0]},{size[1]}")
+        answer = await fit(http, pictures, "\n".join(rows).encode())
+        assert answer.status_code == status, answer.text
+        if status == 422:
+            assert (
+                "'000.png' has 32 x 48 pixels, and the picture that came has 96 x 64"
+                in problem(answer, 422, "bad_labels")["detail"]
+            )
 
 
 async def test_limits_on_pictures_and_bytes(serve, dog, consumer, labelled, problem):

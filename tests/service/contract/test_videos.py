@@ -180,6 +180,17 @@ def test_frames_that_need_more_memory_than_allowed_do_not_get_it(put):
     assert problem
 
 
+@pytest.mark.parametrize("kind", ["mp4", "avi", "mkv"])
+def test_video_that_lacks_frames_that_were_dropped_is_whole(put, video, kind):
+    dropped = range(5, 48, 8)
+    whole = video(frames=48, kind=kind, dropped=dropped)
+    found, problem = read(put(whole, kind))
+    assert not problem
+    assert len(found) == 48 - len(dropped)
+    _, problem = read(put(whole[: len(whole) * 3 // 4], kind))
+    assert "damaged" in problem or "ends early" in problem
+
+
 @pytest.mark.parametrize("kind", ["mp4", "avi", "mkv", "webm"])
 def test_video_cut_short_gives_the_frames_before_the_cut_and_says_so(put, video, kind):
     whole = video(frames=60, kind=kind)
