@@ -112,9 +112,9 @@ class Access:
         if not given:
             text = headers.get("x-api-key", "")
         elif kind.lower() != "bearer":
-            raise Unauthorized(
-                f"the Authorization header is {kind[:20]!r}; send 'Authorization: Bearer KEY', with an API key"
-            )
+            # what stands alone may be the key itself, which is nobody's to repeat
+            came = f"is {kind[:20]!r}" if text.strip() else "names no scheme"
+            raise Unauthorized(f"the Authorization header {came}; send 'Authorization: Bearer KEY', with an API key")
         text = text.strip()
         if not text:
             raise Unauthorized(

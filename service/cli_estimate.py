@@ -16,7 +16,7 @@ from .cli_options import URL, AsJson, Category, Url, Version, write_file
 from .client import Client, Estimate, InputError, png_bytes
 from .client_types import FailedPicture
 from .contract.videos import is_video_name
-from .uploads import shown_name
+from .uploads import pictures_in, shown_name
 
 
 class PoseFormat(StrEnum):
@@ -36,7 +36,9 @@ class More(StrEnum):
 
 def estimate(
     category: Category,
-    images: Annotated[list[Path], typer.Argument(help="Pictures (JPEG, PNG, WebP, BMP, TIFF), or one video.")],
+    images: Annotated[
+        list[Path], typer.Argument(help="Pictures (JPEG, PNG, WebP, BMP, TIFF), folders of them, or one video.")
+    ],
     format: Annotated[
         PoseFormat | None,
         typer.Option(help="Print the poses as a COCO keypoints data set, DeepLabCut's table, or JSON lines."),
@@ -82,7 +84,10 @@ def estimate(
 ) -> None:
     """Estimate the poses in pictures, or in the frames of a video."""
     with output.errors_shown(as_json), Client(url) as client:
+        images = _pictures(images)
         video = images[0] if len(images) == 1 and is_video_name(images[0].name) else None
+        if every != 1 and not video:
+            raise InputError("--every says which frames of a video to take, and pictures came; leave it out")
         drawn = [(kind, path) for kind, path in (("overlay", overlay), ("link_map", link_map)) if path]
         if (video or background) and drawn:
             option = drawn[0][0].replace("_", "-")
@@ -132,6 +137,17 @@ def estimate(
             output.show_estimate(found, [shown_name(path) for path in images])
             for path in written:
                 output.out.print(f"written: {escape(shown_name(path))}")
+
+
+def _pictures(given: list[Path]) -> list[Path]:
+    """The files, and those in folders."""
+    found: list[Path] = []
+    for path in given:
+        inside = list(pictures_in(path)) if path.is_dir() else [path]
+        if not inside:
+            raise InputError(f"the folder {path} holds no picture")
+        found += inside
+    return found
 
 
 def _boxes(texts: list[str] | None, file: Path | None, count: int) -> list[Any] | None:

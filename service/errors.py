@@ -106,12 +106,17 @@ def queue_problem() -> RedisUnavailable:
     )
 
 
+_SAYS_WHEN = (429, 503, 504)
+_RETRY_AFTER = {"description": "seconds after which it may be sent again", "schema": {"type": "integer"}}
+
+
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The declaration of problem responses for an operation's documentation."""
     return {
         status: {
             "description": http.HTTPStatus(status).phrase,
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            **({"headers": {"Retry-After": _RETRY_AFTER}} if status in _SAYS_WHEN else {}),
         }
         for status in statuses
     }

@@ -35,7 +35,8 @@ def key_of(request: Request) -> str | None:
     if len(keys) > 1 or not 0 < len(key) <= LONGEST or not all("!" <= c <= "~" for c in key):
         raise BadField(
             HEADER,
-            f"{HEADER} came {len(keys)} times; send it once, 1 to {LONGEST} visible ASCII characters, say a UUID",
+            f"{HEADER} came {len(keys)} times, of {len(key)} characters; send it once, 1 to {LONGEST} visible ASCII "
+            "characters, say a UUID",
         )
     return key
 

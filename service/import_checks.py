@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
 
@@ -120,7 +121,7 @@ def check_documents(documents: dict[str, Any], manifest: Manifest) -> Checked:
 
 
 def check_weights(path: Path, config: PPLConfig) -> None:
-    """The header of the weights against the settings: the tensors' names, types and shapes. Reads no tensor.
+    """The weights against the settings: the tensors' names, types and shapes, and that all values are numbers.
 
     Raises:
         BadVersionFile: these are no safetensors, or those of another model.
@@ -142,6 +143,15 @@ def check_weights(path: Path, config: PPLConfig) -> None:
                 f"{name} in {WEIGHTS} is {found[name][0]} of shape {list(found[name][1])}; by its config.json it must "
                 f"be {expected[0]} of shape {list(expected[1])}"
             )
+    _check_finite(path)
+
+
+def _check_finite(path: Path) -> None:
+    """One value that is none makes every pose so. Raises BadVersionFile."""
+    with safe_open(path, framework="numpy") as opened:
+        for name in opened.keys():  # noqa: SIM118 (no mapping)
+            if not np.isfinite(opened.get_tensor(name)).all():
+                raise BadVersionFile(f"{name} in {WEIGHTS} holds infinity or no number")
 
 
 def _check_prior(documents: dict[str, Any], config: PPLConfig, info: _Info) -> None:

@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from .contract.errors import ErrorCode
 from .errors import MEDIA_TYPE, problem
+from .request_id import HEADER, new_request_id
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +110,11 @@ class ProblemProtocol(HttpToolsProtocol):
     def _refuse(self, status: int, title: str, detail: str) -> None:
         under_way = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
         if not under_way:  # else it would stand in the middle of another answer
-            body = bytes(problem(status, ErrorCode.BAD_REQUEST, title, detail).body)
+            name = new_request_id()
+            log.info("request %s was answered %d before it was one: %s", name, status, title)
+            body = bytes(problem(status, ErrorCode.BAD_REQUEST, title, detail, {"request_id": name}).body)
             headers = [*self.server_state.default_headers, (b"content-type", MEDIA_TYPE.encode())]
+            headers.append((HEADER.lower().encode(), name.encode()))
             headers += [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
             lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
             self.transport.write(STATUS_LINE[status] + lines + b"\r\n" + body)

@@ -28,6 +28,16 @@ _current: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", def
 Result = TypeVar("Result")
 
 
+# told apart by the start of this process and a count: random bytes for each would cost a system call
+_start = secrets.token_hex(4)
+_count = itertools.count()
+
+
+def new_request_id() -> str:
+    """A name that no other request has."""
+    return f"{_start}{next(_count):08x}"
+
+
 def current_request_id() -> str | None:
     """The id of the request that is being served here, None outside of any."""
     name = _current.get()
@@ -44,16 +54,13 @@ class RequestId:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        # told apart by the start of this process and a count: random bytes for each would cost a system call
-        self._start = secrets.token_hex(4)
-        self._count = itertools.count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(HEADER, "")
-        name = given if _GIVEN.fullmatch(given) else f"{self._start}{next(self._count):08x}"
+        name = given if _GIVEN.fullmatch(given) else new_request_id()
         _current.set(name)  # a request is served in a task of its own; the handler of faults further out needs it too
 
         async def named(message: Message) -> None:

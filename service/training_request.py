@@ -202,6 +202,9 @@ async def read_upload(request: Request, intake: Intake, in_thread: InThread) -> 
     }
     form = await read_form(request, fields)
     archive = form.first("archive")
+    for name in ("prior_from", "continue_from"):
+        if name in form.fields and not form.fields[name].strip():  # a variable of a script that is empty, say
+            raise BadField(name, f"{name} is empty; name a version, or leave the field out")
     dataset, named, base = (
         form.fields.pop(name, "").strip() or None for name in ("dataset", "prior_from", "continue_from")
     )

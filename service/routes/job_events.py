@@ -59,6 +59,7 @@ async def get_events(
     gateway = gateway_of(request)
     if not wanted(request.headers.get("accept")):
         return await gateway.io(gateway.events.page, job_id, after, limit)
+    last_id = last_id or None  # empty where nothing was seen yet
     if last_id is not None:
         after = last_event_id(last_id)
     job = await gateway.io(gateway.jobs.get, job_id)

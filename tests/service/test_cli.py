@@ -266,6 +266,22 @@ def test_a_setting_refused_by_the_server_is_shown(ppl: Run, api: ApiDouble, pict
     assert "steps is 0; it must be from 1 to 1000000" in done.stderr
 
 
+def test_folder_of_pictures_is_estimated_and_every_is_for_videos(ppl: Run, api: ApiDouble, tmp_path: Path) -> None:
+    for name in ("some/a.png", "some/below/b.png", "empty/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    done = ppl("estimate", "bird", "some")
+    assert done.returncode == 0, done.stderr
+    assert "some/a.png" in done.stdout
+    assert "some/below/b.png" in done.stdout
+    refused = ppl("estimate", "bird", "empty")
+    assert (refused.returncode, len(api.forms)) == (1, 1)
+    assert "the folder empty holds no picture" in refused.stderr
+    refused = ppl("estimate", "bird", "some", "--every", "3")
+    assert refused.returncode == 1
+    assert "--every says which frames" in refused.stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
 @pytest.mark.parametrize("more", [(), ("--json",)])
 def test_full_disk_under_the_output_is_told(api: ApiDouble, more: tuple[str, ...]) -> None:

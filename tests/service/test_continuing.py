@@ -76,6 +76,8 @@ async def test_json_can_name_it_too(http, publish, data_root):
         ({"continue_from": "active", "nonsense": "0"}, 422, "bad_setting", "nonsense"),
         ({"continue_from": "active", "prior_from": "dog"}, 422, "bad_request", "continue_from"),
         ({"continue_from": "../x"}, 400, "bad_version_name", ""),
+        ({"continue_from": " "}, 422, "bad_request", "continue_from is empty"),
+        ({"prior_from": ""}, 422, "bad_request", "prior_from is empty"),
     ],
 )
 async def test_what_can_not_be_continued_is_refused(post, publish, problem, no_trace, fields, status, code, word):

@@ -108,6 +108,8 @@ async def test_stream_of_an_ended_job_ends_after_completed(http, job_id):
     for last, ids in (("0", "1234"), ("2", "34"), ("3", "4")):
         again = await http.get(f"/train-jobs/{job_id}/events", headers={**SSE, "Last-Event-ID": last})
         assert "".join(item["id"] for item in events_in(again.text)) == ids
+    first = await http.get(f"/train-jobs/{job_id}/events", headers={**SSE, "Last-Event-ID": ""})
+    assert len(events_in(first.text)) == 4
     over = await http.get(f"/train-jobs/{job_id}/events", headers={**SSE, "Last-Event-ID": "4"})
     assert (over.status_code, over.content) == (204, b"")
 

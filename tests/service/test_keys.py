@@ -281,6 +281,9 @@ async def test_key_comes_in_either_header(guarded, problem):
     assert (await guarded.get("/priors", headers={"Authorization": f"bearer  {key}"})).status_code == 200
     refused = problem(await guarded.get("/priors", headers={"Authorization": f"Basic {key}"}), 401, "unauthorized")
     assert "'Basic'" in refused["detail"]
+    refused = problem(await guarded.get("/priors", headers={"Authorization": key}), 401, "unauthorized")
+    assert "names no scheme" in refused["detail"]
+    assert key[:8] not in refused["detail"]
     assert key not in refused["detail"]
     problem(await guarded.get("/priors", headers={"Authorization": "Bearer nonsense"}), 401, "unauthorized")
 

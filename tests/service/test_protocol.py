@@ -65,6 +65,7 @@ def refused(answer: bytes, status: int) -> dict[str, Any]:
     assert b"content-type: application/problem+json" in head
     document = json.loads(body)
     assert document["status"] == status
+    assert b"\r\nx-request-id: %b\r\n" % document["request_id"].encode() in head + b"\r\n"
     return document
 
 

@@ -363,6 +363,8 @@ def hurt(files: dict[str, bytes], what: str) -> bytes:
             return packed({**files, "weights.safetensors": weights(link_logits=np.zeros(9, np.float32))})
         case "tensor type":
             return packed({**files, "weights.safetensors": weights(link_logits=np.zeros(10, np.float64))})
+        case "tensor infinite":
+            return packed({**files, "weights.safetensors": weights(link_logits=np.full(10, np.inf, np.float32))})
         case "tensor missing":
             return packed({**files, "weights.safetensors": weights(link_logits=None)})
         case "tensor too many":
@@ -417,6 +419,7 @@ def hurt(files: dict[str, bytes], what: str) -> bytes:
         ("weights of landmarks", "landmarks/eyes.json has a weight beyond"),
         ("tensor shape", "link_logits"),
         ("tensor type", "F64"),
+        ("tensor infinite", "link_logits in weights.safetensors holds infinity"),
         ("tensor missing", "lacks link_logits"),
         ("tensor too many", "unknown more"),
         ("weights junk", "weights.safetensors"),
