@@ -1,6 +1,6 @@
 # make demo          the whole platform on this machine, trained on the samples, serving until Ctrl-C
 # make demo SERVE=0  the same, ending by itself
-# make test          all checks and tests
+# make test          all checks and tests, in two processes; TEST_PROCESSES=4 for more, 0 for one after the other
 # make fuzz          some 20,000 made-up requests against the running service; FUZZ_S=600 for longer
 # make bench         the benchmarks of speed, into benchmarks/SPEED.md; some minutes
 #
@@ -16,6 +16,7 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 FUZZ_S ?= 400
+TEST_PROCESSES ?= 2
 .PHONY: demo test check fuzz bench clean
 
 $(STAMP): pyproject.toml
@@ -29,7 +30,7 @@ demo: $(STAMP)
 	@$(BIN)/python -m service.demo $(if $(filter 0,$(SERVE)),--no-serve)
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff check .
