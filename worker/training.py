@@ -97,8 +97,7 @@ class TrainingRunner:
 
         def succeed(record: JobRecord) -> None:
             show(record)
-            if record.job.status is JobStatus.QUEUED:  # stopped between publishing and here
-                record.move(JobStatus.RUNNING)
+            record.take_back()  # where it was stopped, or given up for lost, between publishing and here
             record.move(JobStatus.SUCCEEDED)
             record.job.version = version
             record.job.evaluation = self._store.info(job.category, version).get("evaluation")

