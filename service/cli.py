@@ -26,7 +26,7 @@ from .cli_jobs import checkpoints, events, forget, pause, resume
 from .cli_keys import keys
 from .cli_landmarks import landmarks
 from .cli_naming import names
-from .cli_options import URL, AsJson, Category, Follow, JobId, Url
+from .cli_options import URL, AsJson, Category, Follow, JobId, Url, refused_settings
 from .cli_priors import history, memory, prior, priors
 from .cli_status import status
 from .cli_versions import aliases, versions
@@ -61,8 +61,7 @@ def up(
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        reasons = "; ".join(f"PPL_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors())
-        raise output.fail(_problem("bad_setting", reasons), as_json, 2) from error
+        raise output.fail(_problem("bad_setting", refused_settings(error)), as_json, 2) from error
 
     signals = _Signals()
     try:

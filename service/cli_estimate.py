@@ -16,7 +16,7 @@ from .cli_options import URL, AsJson, Category, Url, Version, write_file
 from .client import Client, Estimate, InputError, png_bytes
 from .client_types import FailedPicture
 from .contract.videos import is_video_name
-from .uploads import pictures_in, shown_name
+from .uploads import pictures_in, shown_name, told_apart
 
 
 class PoseFormat(StrEnum):
@@ -108,7 +108,7 @@ def estimate(
         asked: dict[str, Any] = {"version": version, "refine_steps": refine_steps, "include": include}
         if background or (video and format in (PoseFormat.COCO, PoseFormat.CSV)):
             wanted = "native" if format in (None, PoseFormat.JSONL) else str(format)
-            pictures: list[Path] = [] if video else images
+            pictures = [] if video else told_apart(images)
             asked |= {"boxes": boxes, "landmarks": marks, "format": wanted}
             begun = client.estimate_async(category, pictures, video, every, **asked)
             if background:
@@ -125,7 +125,7 @@ def estimate(
             for name, given in placeless.items():
                 if given:
                     raise InputError(f"--format {format} has no place for {name}")
-            text = client.estimate_as(format.value, category, images, version, refine_steps, boxes)
+            text = client.estimate_as(format.value, category, told_apart(images), version, refine_steps, boxes)
             print(text, end="" if text.endswith("\n") else "\n")
         else:
             asked["include"] = [*include, *(kind for kind, _ in drawn)]
@@ -143,10 +143,17 @@ def _pictures(given: list[Path]) -> list[Path]:
     """The files, and those in folders."""
     found: list[Path] = []
     for path in given:
-        inside = list(pictures_in(path)) if path.is_dir() else [path]
-        if not inside:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = list(pictures_in(path, videos=True))
+        videos = [file for file in inside if is_video_name(file.name)]
+        if len(videos) == len(inside):
             raise InputError(f"the folder {path} holds no picture")
-        found += inside
+        if videos:
+            names = ", ".join(shown_name(file) for file in videos[:3]) + (", …" if len(videos) > 3 else "")
+            output.err.print(f"[yellow]passed over, a video is given by itself: {escape(names)}[/]")
+        found += [file for file in inside if file not in videos]
     return found
 
 

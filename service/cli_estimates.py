@@ -112,6 +112,9 @@ def finish(client: Client, estimate_id: str, as_json: bool, out: Path | None = N
         sys.stdout.write(poses.decode() + ("" if poses.endswith(b"\n") else "\n"))
     errors = (found.result.errors if found.result else found.errors) or []
     for told in errors:
-        output.err.print(f"[red]{escape(told.detail)}[/]")
+        if as_json:
+            output.fail(told.model_dump(mode="json", exclude_none=True), as_json)
+        else:
+            output.err.print(f"[red]{escape(told.detail)}[/]")
     if errors:
         raise typer.Exit(1)

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import cli_output as output
-from .cli_options import AsJson
+from .cli_options import AsJson, refused_settings
 from .contract.errors import PPLError
 from .keys import ApiKey, KeyStore, Scope
 
@@ -85,7 +85,7 @@ def _store(data_root: Path | None) -> KeyStore:
     try:
         settings = CommonSettings() if data_root is None else CommonSettings(data_root=data_root)
     except ValidationError as error:
-        raise output.fail(_problem("bad_setting", str(error)), False, 2) from error
+        raise output.fail(_problem("bad_setting", refused_settings(error)), False, 2) from error
     return KeyStore(settings.data_root)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from .client import InputError
 
@@ -20,6 +21,15 @@ Version = Annotated[
 ]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show the progress until the job ends.")]
 URL = "http://127.0.0.1:8000"
+
+
+def refused_settings(error: ValidationError) -> str:
+    """Which of the environment's settings are refused, and why."""
+    told = []
+    for item in error.errors(include_url=False):
+        name, why = "_".join(map(str, item["loc"])).upper(), item["msg"].removeprefix("Value error, ")
+        told.append(f"PPL_{name}: {why}" if name else why)
+    return "; ".join(told)
 
 
 def write_file(path: Path, data: bytes) -> Path:

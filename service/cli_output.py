@@ -118,6 +118,8 @@ def show_job(job: Job) -> None:
         out.print(f"  [red]{escape(job.error.detail)}[/] [dim]({job.error.code})[/]")
 
 
+_FITTED_A_INPUT = 3  # fewer pictures for each input of a map fit noise
+
 _PROTOCOLS = {
     "headline": ("a map with bias for each keypoint", "error_percent", "mean_pose_percent", "%"),
     "per_keypoint": ("a map without bias for each keypoint (CUB)", "error_percent", "mean_pose_percent", "%"),
@@ -142,6 +144,12 @@ def show_scores(scores: Mapping[str, Any]) -> None:
             numbers = scores[name]
             table.add_row(name, f"{numbers[error]:.2f} {unit}", f"{numbers[mean_pose]:.2f} {unit}", what)
     tables.print(table)
+    fitted, inputs = scores.get("fewest_fitted"), scores.get("map_inputs")  # versions of old lack them
+    if fitted and inputs and fitted < _FITTED_A_INPUT * inputs:
+        out.print(
+            f"  [yellow]a map has {inputs} inputs, and was fitted on {fitted} pictures for the keypoint with the "
+            f"fewest: these errors say little; from {_FITTED_A_INPUT * inputs} on they do[/]"
+        )
     if "whole_pose_left_out" in scores:
         out.print(f"  whole_pose is left out: {escape(str(scores['whole_pose_left_out']))}")
 

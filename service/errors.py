@@ -6,7 +6,7 @@ import http
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import redis.exceptions
@@ -162,6 +162,7 @@ def _methods_at(request: Request) -> set[str]:
         for route in request.app.routes
         if route.matches({**path, "method": method})[0] is Match.FULL
     }
+    found = found or {"GET"}  # a file of those that are served as they are
     return found | ({"HEAD"} if "GET" in found else set())
 
 
@@ -179,14 +180,20 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 
 def _fault(fault: dict[str, Any]) -> tuple[dict[str, str], str]:
     """What is wrong with a field, as a member of the problem and in words."""
-    field, said = str(fault["loc"][-1]), str(fault["msg"])
+    field, said = _name_of(fault["loc"]), str(fault["msg"])
     if fault["type"] == "json_invalid":
-        said = f"{fault['ctx']['error']} at character {field}"
+        said = f"{fault['ctx']['error']} at character {fault['loc'][-1]}"
         return {"field": "body", "detail": said}, f"the body is not JSON: {said}"
     if fault["type"] == "missing":
         return {"field": field, "detail": said}, f"{field} is missing"
     given = str(fault.get("input"))[:200]
     return {"field": field, "detail": said, "given": given}, f"{field} is {given!r}: {said}"
+
+
+def _name_of(place: Sequence[str | int]) -> str:
+    """``names[0]`` for an entry of a list; the first word says only where the request holds it."""
+    first, *rest = place[1:] or place
+    return str(first) + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in rest)
 
 
 async def _on_queue_error(request: Request, error: Exception) -> Response:

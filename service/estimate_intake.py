@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import cached_property
-from pathlib import PurePosixPath
 from typing import Any
 
 from .contract.errors import BodyTooLarge
@@ -66,7 +65,7 @@ class EstimateIntake:
     async def settle(self, parts: list[Part]) -> None:
         """All came: number the files as the pictures of the request are."""
         await self._in_thread(self._settle, [self._came[id(part)] for part in parts])
-        self.names = [PurePosixPath(part.filename.replace("\\", "/")).name[-_LONGEST_NAME:] for part in parts]
+        self.names = [part.filename[-_LONGEST_NAME:] for part in parts]
 
     def hand_over(self) -> None:
         """They are kept."""

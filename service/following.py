@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
+from .accepting import named
 from .contract import routing
 from .contract.errors import BadCursor
 from .contract.events import MAX_EVENTS, JobEvent, event_of
@@ -24,11 +25,7 @@ _COME_BACK_MS = 2000
 
 def wanted(accept: str | None) -> bool:
     """Whether a request's Accept names server-sent events; whoever takes anything gets JSON."""
-    for item in (accept or "").lower().split(","):
-        kind, _, options = item.strip().partition(";")
-        if kind.strip() == MEDIA_TYPE and options.replace(" ", "") not in ("q=0", "q=0.0"):
-            return True
-    return False
+    return named(accept or "", (MEDIA_TYPE,)) is not None
 
 
 def last_event_id(text: str) -> int:

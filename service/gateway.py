@@ -52,6 +52,8 @@ _LOOK_EVERY_S = 1.0
 _CLEAN_EVERY_S = 600.0
 _TELL_EVERY_S = 1.0
 _COUNT_EVERY_S = 10.0
+_AWAY: tuple[type[Exception], ...] = (TimeoutError, *QUEUE_ERRORS)
+_FIGURES_S = 3.0  # that those of Redis may take
 _RESTART_LOOP_S = 1.0
 
 Result = TypeVar("Result")
@@ -184,14 +186,15 @@ class Gateway:
         for kind in routing.KINDS:
             metrics.workers.labels(kind).set(self.workers.count(kind))
         try:
-            for kind in routing.KINDS:
-                metrics.messages.labels(kind).set(await self.redis.llen(routing.queue_key(kind)))
-            if time.monotonic() - self._counted_at > _COUNT_EVERY_S:
-                self._counted_at = time.monotonic()
-                for status, count in (await self.io(self.job_counts.count)).items():
-                    metrics.jobs.labels(status).set(count)
-        except QUEUE_ERRORS as error:
-            log.warning("figures without those of Redis: %s", error)
+            async with asyncio.timeout(_FIGURES_S):
+                for kind in routing.KINDS:
+                    metrics.messages.labels(kind).set(await self.redis.llen(routing.queue_key(kind)))
+                if time.monotonic() - self._counted_at > _COUNT_EVERY_S:
+                    self._counted_at = time.monotonic()
+                    for status, count in (await self.io(self.job_counts.count)).items():
+                        metrics.jobs.labels(status).set(count)
+        except _AWAY as error:
+            log.warning("figures without those of Redis: %s", error or f"no answer within {_FIGURES_S:g} s")
             metrics.redis_up.set(0)
         else:
             metrics.redis_up.set(1)

@@ -15,6 +15,7 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from .accepting import named
 from .errors import BadField
 from .results import Outcome
 from .versions import Version
@@ -24,11 +25,7 @@ MEDIA_TYPES = ("application/jsonl", "application/x-ndjson")
 
 def wanted_lines(accept: str) -> str | None:
     """The media type of JSON lines that a request's Accept names; None where it names none."""
-    for part in accept.lower().split(","):
-        kind, *options = (word.strip() for word in part.split(";"))
-        if kind in MEDIA_TYPES and not any(option.replace(" ", "") in ("q=0", "q=0.0") for option in options):
-            return kind
-    return None
+    return named(accept, MEDIA_TYPES)
 
 
 def check_lines(chosen: str) -> None:

@@ -58,7 +58,11 @@ class HeadAsGet:
             finally:
                 await end((coming, answered))
 
-        await self._app({**scope, "method": "GET"}, nothing, begin)
+        inner = {**scope, "method": "GET"}
+        try:
+            await self._app(inner, nothing, begin)
+        finally:
+            scope.update({"route": inner["route"]} if "route" in inner else {})  # for the figures
 
 
 class BodyLimit:

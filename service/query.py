@@ -56,7 +56,7 @@ class Query:
         """
         for name in values:
             if name not in _FIELDS:
-                raise BadField(name, f"unknown field {name!r}; known are images, video, {', '.join(_FIELDS)}")
+                raise BadField(name, f"unknown field {name[:80]!r}; known are images, video, {', '.join(_FIELDS)}")
         if not values.get("category"):
             raise BadField("category", "the field category is missing; it names what the pictures show")
         if not names:

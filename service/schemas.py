@@ -111,7 +111,8 @@ class ImageEstimate(BaseModel):
 
 
 class Timing(BaseModel):
-    """Where the time went, in milliseconds."""
+    """Where the time went, in milliseconds. Frames of a video wait, and are worked on, beside each other: their sum
+    may be more than the total."""
 
     decode: float = Field(description="decoding the pictures and fitting them to the model's square")
     queue: float = Field(description="waiting for a batch and for the worker, and the way there and back")

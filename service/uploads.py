@@ -15,7 +15,8 @@ from .client_errors import InputError
 from .contract.pictures import is_picture_name
 from .contract.videos import is_video_name
 
-Picture = str | os.PathLike[str] | bytes
+PictureFile = str | os.PathLike[str] | bytes
+Picture = PictureFile | tuple[str, PictureFile]  # with the name to call it by
 
 _NOTHING = "no picture (JPEG, PNG, WebP, BMP or TIFF) and no video (MP4, MOV, AVI, MKV or WebM)"
 
@@ -67,7 +68,22 @@ def pictures_in(folder: Path, *, videos: bool = False) -> Iterator[Path]:
 
 def picture_part(picture: Picture, index: int, stack: ExitStack) -> tuple[str, IO[bytes] | bytes]:
     """A file name and content for a form; an opened file is closed with the stack. Raises as :func:`file_part`."""
+    if isinstance(picture, tuple):
+        name, picture = picture
+        return name, picture_part(picture, index, stack)[1]
     return (f"image-{index}", picture) if isinstance(picture, bytes) else file_part(Path(picture), stack)
+
+
+def told_apart(paths: Sequence[Path]) -> list[Picture]:
+    """Files to send under their own names, or where two have the same, under their paths below the folder of all."""
+    if len({path.name for path in paths}) == len(paths):
+        return list(paths)
+    whole = [path.absolute() for path in paths]
+    try:
+        above = os.path.commonpath([path.parent for path in whole])
+    except ValueError:  # on several drives
+        return [(shown_name(path.as_posix()), path) for path in whole]
+    return [(shown_name(path.relative_to(above).as_posix()), path) for path in whole]
 
 
 def file_part(path: Path, stack: ExitStack) -> tuple[str, IO[bytes]]:

@@ -46,10 +46,10 @@ def check_webhook_url(url: Any, *, private: bool) -> str:
         raise BadWebhook(f"webhook_url is no text of at most {MAX_URL} ASCII characters; send an http(s) address")
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port  # the port is looked at by being read
+        host, port = parts.hostname, parts.port
     except ValueError as error:
         raise BadWebhook(f"webhook_url is {url[:200]!r}: {error}; send an http(s) address") from error
-    if parts.scheme not in ("http", "https") or not host or " " in url:
+    if parts.scheme not in ("http", "https") or not host or port == 0 or " " in url:
         raise BadWebhook(f"webhook_url is {url[:200]!r}; it must be an http or https address with a host")
     if parts.username is not None or parts.password is not None:
         raise BadWebhook("webhook_url holds a user or a password; every call is signed, so it needs none")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.responses import Response
@@ -14,16 +16,16 @@ from ..schemas import Liveness, Readiness
 router = APIRouter(tags=["operation"])
 
 _RETRY_S = 2.0
+_REDIS_S = 2.0
+_AWAY: tuple[type[Exception], ...] = (TimeoutError, *QUEUE_ERRORS)
 
 
-@router.head("/livez", include_in_schema=False)
 @router.get("/livez", summary="Whether the process answers", response_model=Liveness)
 async def livez() -> Liveness:
     """Always the same while the process runs; looks at nothing else."""
     return Liveness()
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Whether requests can be served", response_model=Readiness, responses=responses(503))
 async def readyz(request: Request) -> Readiness:
     """Ready once Redis answers and an inference worker is alive; else 503 with `checks` that name what is missing.
@@ -33,8 +35,9 @@ async def readyz(request: Request) -> Readiness:
     workers = gateway_of(request).workers
     checks = {"redis": "ok", "inference_worker": "not known", "training_worker": "not known"}
     try:
-        await workers.look()
-    except QUEUE_ERRORS:
+        async with asyncio.timeout(_REDIS_S):  # a probe waits no longer
+            await workers.look()
+    except _AWAY:
         checks["redis"] = "does not answer"
     else:
         strangers = " (one of another release is)" if workers.strangers else ""
@@ -49,7 +52,6 @@ async def readyz(request: Request) -> Readiness:
     return Readiness(checks=checks)
 
 
-@router.head("/metrics", include_in_schema=False)
 @router.get(
     "/metrics",
     summary="Figures for Prometheus",

@@ -40,7 +40,7 @@ async def get_keypoint_names(
     response_model=KeypointNames,
     responses={
         200: {"headers": _ETAG, "description": "they are called so now"},
-        **responses(400, 404, 412, 422, 428),
+        **responses(400, 404, 412, 415, 422, 428),
     },
 )
 async def put_keypoint_names(

@@ -54,7 +54,7 @@ async def get_alias(request: Request, response: Response, category: str, alias: 
     responses={
         200: {"headers": _ETAG, "description": "it was moved"},
         201: {"model": AliasEntry, "headers": _ETAG, "description": "it is new"},
-        **responses(400, 404, 409, 412, 422, 428),
+        **responses(400, 404, 409, 412, 415, 422, 428),
     },
 )
 async def put_alias(

@@ -101,6 +101,22 @@ def test_command_tells_what_gave_no_pose(url, tmp_path, make_picture, video, for
     done = ppl(url, "estimates", "show", begun["id"], "--follow")
     assert done.exit_code == 1
     assert "bad.png" in done.stderr
+    done = ppl(url, "estimates", "show", begun["id"], "--follow", "--json")
+    assert [json.loads(line)["code"] for line in done.stderr.splitlines()] == ["not_an_image"]
+
+
+def test_pictures_of_one_name_are_told_apart(url, tmp_path, make_picture):
+    for folder in ("one", "two"):
+        (tmp_path / "clips" / folder).mkdir(parents=True)
+        (tmp_path / "clips" / folder / "a.png").write_bytes(make_picture())
+    (tmp_path / "clips/walk.mp4").write_bytes(b"")
+    done = ppl(url, "estimate", "dog", str(tmp_path / "clips"), "--format", "csv")
+    assert [line.partition(",")[0] for line in done.stdout.splitlines()[3:]] == ["one/a.png", "two/a.png"]
+    assert "passed over" in done.stderr
+    assert "walk.mp4" in done.stderr
+    begun = ppl(url, "estimate", "dog", str(tmp_path / "clips"), "--format", "coco", "--background", "--json")
+    poses = json.loads(ppl(url, "estimates", "show", json.loads(begun.stdout)["id"], "--follow").stdout)
+    assert [image["file_name"] for image in poses["images"]] == ["one/a.png", "two/a.png"]
 
 
 def test_command_in_the_background(url, tmp_path, make_picture):

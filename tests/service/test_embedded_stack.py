@@ -63,6 +63,9 @@ def test_a_bad_setting_is_named(up: Up) -> None:
     assert done.returncode == 2
     assert "PPL_QUEUE_LIMIT" in done.stderr
     assert "Traceback" not in done.stderr
+    done = up("--port", 0, PPL_QUEUE_LIMIT="40")  # less than a batch
+    assert done.returncode == 2
+    assert "error: PPL_QUEUE_LIMIT is 40; " in done.stderr
 
 
 def test_a_data_root_that_is_a_file_is_refused(up: Up, tmp_path: Path) -> None:

@@ -62,6 +62,9 @@ async def test_what_can_be_read_answers_head(http, publish):
         assert (head.status_code, head.content) == (200, b"")
         for name in ("content-type", "content-length"):
             assert head.headers.get(name) == whole.headers.get(name), path
+    told = (await http.get("/metrics")).text
+    assert 'ppl_http_requests_total{method="HEAD",route="/priors",status="200"} 1.0' in told
+    assert (await http.post("/static-offline-docs/swagger-ui.css")).headers["allow"] == "GET, HEAD"
     assert (await http.head("/priors/cat")).status_code == 404
     assert (await http.head("/estimate")).status_code == 405
     async with asyncio.timeout(10):  # the stream of a job that goes on has no end
@@ -90,6 +93,12 @@ async def test_bad_json_says_what_came(http, problem, publish, sent, status, fie
     assert detail in found["detail"]
     assert [fault["field"] for fault in found.get("errors", ())] == ([field] if field else [])
     assert "{}" not in found["detail"]
+
+
+async def test_bad_entry_of_a_list_is_named(http, problem, publish):
+    publish("dog")
+    answer = await http.put("/priors/dog/keypoint-names", json={"names": ["nose", None]})
+    assert "names[1] is 'None'" in problem(answer, 422, "bad_request")["detail"]
 
 
 async def test_missing_parameter_is_called_missing(http, problem, publish):

@@ -299,6 +299,7 @@ def test_command_prints_a_table_or_json(ppl: Any, photos: tuple[Path, Path]) -> 
     done = ppl("bird", photos[0], "--labels", photos[1], "--occlusion", "--refine-steps", 1)
     assert done.returncode == 0, done.stderr
     assert "headline" in done.stdout
+    assert "these errors say little" in done.stdout
     assert "1 x refined" in done.stdout
     answer = ppl("bird", photos[0], "--labels", photos[1], "--json")
     assert answer.stderr == ""

