@@ -35,6 +35,7 @@ QUEUE_ERRORS: tuple[type[Exception], ...] = (
     redis.exceptions.OutOfMemoryError,
     OperationalError,
 )
+NO_ANSWER: tuple[type[Exception], ...] = (TimeoutError, *QUEUE_ERRORS)  # for who waits no longer than so
 _RETRY_S = 2.0
 
 

@@ -27,7 +27,7 @@ from .contract.messages import BatchRequest
 from .contract.paces import PaceBook
 from .contract.pictures import PictureLimits
 from .contract.store import VersionStore
-from .errors import QUEUE_ERRORS
+from .errors import NO_ANSWER, QUEUE_ERRORS
 from .estimate_files import EstimateFiles
 from .housekeeping import JobCounts, remove_stale_uploads, trim_jobs
 from .metrics import Metrics
@@ -52,7 +52,6 @@ _LOOK_EVERY_S = 1.0
 _CLEAN_EVERY_S = 600.0
 _TELL_EVERY_S = 1.0
 _COUNT_EVERY_S = 10.0
-_AWAY: tuple[type[Exception], ...] = (TimeoutError, *QUEUE_ERRORS)
 _FIGURES_S = 3.0  # that those of Redis may take
 _RESTART_LOOP_S = 1.0
 
@@ -193,7 +192,7 @@ class Gateway:
                     self._counted_at = time.monotonic()
                     for status, count in (await self.io(self.job_counts.count)).items():
                         metrics.jobs.labels(status).set(count)
-        except _AWAY as error:
+        except NO_ANSWER as error:
             log.warning("figures without those of Redis: %s", error or f"no answer within {_FIGURES_S:g} s")
             metrics.redis_up.set(0)
         else:

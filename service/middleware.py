@@ -62,7 +62,8 @@ class HeadAsGet:
         try:
             await self._app(inner, nothing, begin)
         finally:
-            scope.update({"route": inner["route"]} if "route" in inner else {})  # for the figures
+            if "route" in inner:
+                scope["route"] = inner["route"]  # for the figures
 
 
 class BodyLimit:

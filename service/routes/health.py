@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.responses import Response
 
 from ..contract.errors import Unavailable
-from ..errors import QUEUE_ERRORS, responses
+from ..errors import NO_ANSWER, responses
 from ..gateway import gateway_of
 from ..schemas import Liveness, Readiness
 
@@ -17,7 +17,6 @@ router = APIRouter(tags=["operation"])
 
 _RETRY_S = 2.0
 _REDIS_S = 2.0
-_AWAY: tuple[type[Exception], ...] = (TimeoutError, *QUEUE_ERRORS)
 
 
 @router.get("/livez", summary="Whether the process answers", response_model=Liveness)
@@ -37,7 +36,7 @@ async def readyz(request: Request) -> Readiness:
     try:
         async with asyncio.timeout(_REDIS_S):  # a probe waits no longer
             await workers.look()
-    except _AWAY:
+    except NO_ANSWER:
         checks["redis"] = "does not answer"
     else:
         strangers = " (one of another release is)" if workers.strangers else ""
