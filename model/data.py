@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from model.group import ALONE, Group
+from .process_group import ALONE, Group
 
 GREY = 128  # mid-grey: about 0 in [-1, 1], what masking and padding use
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})

@@ -29,10 +29,11 @@ from model import checkpoint
 from model.config import PPLConfig, resolve
 from model.data import load_clips, load_folder
 from model.device import pick_device
-from model.group import ALONE, Group
 from model.perceptual import WeightsUnavailableError
 from model.prior import PosePrior, check_given
 from model.trainer import Trainer
+
+from .process_group import ALONE, Group
 
 _SILENCE = timedelta(minutes=30)  # of another process, until it counts as gone: a checkpoint may be slow to write
 

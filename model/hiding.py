@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.group import ALONE, Group
 from model.ppl import PosePriorLearner
 from model.refine import fill_in
+
+from .process_group import ALONE, Group
 
 GRID = 16
 """Patches along one side of what is hidden, as in the paper's tests of occlusion."""

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.geometry import scale_to_box
-from model.group import ALONE, Group
 from model.links import link_lengths
 from model.memory import Recalled
+
+from .process_group import ALONE, Group
 
 
 def reconstruction_loss(ours: Sequence[Tensor], target: Sequence[Tensor], group: Group = ALONE) -> Tensor:

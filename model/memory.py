@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from model.blocks import AcrossTokens, MixerBlock
 from model.device import full_precision
-from model.group import ALONE, Group
+
+from .process_group import ALONE, Group
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from model.augmentation import augment
 from model.config import PPLConfig
 from model.data import Batches, Images, mask_patches, step_generator, to_tensor
 from model.device import autocast, channels_last, pick_device
-from model.group import ALONE, Group
 from model.hiding import hidden_part_losses
 from model.history import History
 from model.losses import boundary_loss, link_regularization_loss, memory_loss, reconstruction_loss
@@ -27,6 +26,8 @@ from model.perceptual import perceptual_network
 from model.ppl import Forward, PosePriorLearner
 from model.prior import PosePrior, check_given
 from model.schedules import learning_rate, link_width
+
+from .process_group import ALONE, Group
 
 _PRIORS = ("own_prior", "link_colours")  # tables, not matrices that multiply: they do not decay
 CHECKPOINT_FILE = "checkpoint.safetensors"

@@ -11,7 +11,7 @@ import torch
 
 from model.config import resolve
 from model.distributed import joined
-from model.group import ALONE, Group
+from model.process_group import ALONE, Group
 from model.trainer import Trainer
 
 

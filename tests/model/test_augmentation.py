@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model.augmentation import augment
-from model.group import Group
+from model.process_group import Group
 from model.trainer import Trainer
 
 

@@ -18,9 +18,9 @@ from model import checkpoint
 from model.config import SettingError, resolve
 from model.data import Batches
 from model.distributed import device_of, main
-from model.group import Group
 from model.predictor import Predictor
 from model.prior import PosePrior
+from model.process_group import Group
 from model.trainer import Trainer
 
 HELPER = Path(__file__).with_name("ranks.py")
