@@ -24,7 +24,7 @@ from benchmarks.report import Check, Report, Row, run
 from benchmarks.stack import Stack
 from benchmarks.timing import add_torch_arguments, device_of, interleaved
 from model.config import PPLConfig, resolve
-from model.ppl import PosePriorLearner
+from model.network.pose_prior_learner import PosePriorLearner
 from model.predictor import Predictor
 from service.contract.jobs import JobStatus, JobStore
 from service.contract.store import VersionStore

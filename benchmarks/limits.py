@@ -98,8 +98,8 @@ def supervised(pack: Pack, steps: int) -> float:
 
     from model.config import resolve
     from model.data import in_order, to_tensor
-    from model.device import autocast, channels_last, pick_device
-    from model.regressor import KeypointRegressor
+    from model.network.device import autocast, channels_last, pick_device
+    from model.network.regressor import KeypointRegressor
     from model.schedules import learning_rate
 
     config = resolve("compact", {"steps": steps})

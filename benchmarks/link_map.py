@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.memory import MovedBytes, copy_bytes_per_s, peak_bytes
 from benchmarks.report import Check, Report, Row, run
 from benchmarks.timing import add_torch_arguments, device_of, interleaved
-from model.links import link_map, link_map_literal
+from model.network.links import link_map, link_map_literal
 
 BAR, GPU_BAR = 40.0, 10.0
 MEMORY_BAR = 20.0

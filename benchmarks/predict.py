@@ -20,7 +20,7 @@ from benchmarks.peers import Peer, add_peer_arguments, load_peer, random_images
 from benchmarks.report import Report, Row, run
 from benchmarks.timing import add_torch_arguments, device_of, interleaved
 from model.config import resolve
-from model.ppl import PosePriorLearner
+from model.network.pose_prior_learner import PosePriorLearner
 from model.predictor import Predictor
 
 CPU_BAR = 6.0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from model.device import pick_device
+from model.network.device import pick_device
 
 
 def interleaved(

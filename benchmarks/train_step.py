@@ -19,7 +19,7 @@ from benchmarks.peers import add_peer_arguments, load_peer, random_images
 from benchmarks.report import Check, Report, Row, run
 from benchmarks.timing import add_torch_arguments, device_of, interleaved
 from model.config import resolve
-from model.device import has_fast_bf16
+from model.network.device import has_fast_bf16
 from model.trainer import Trainer
 
 AMX_BAR, CPU_BAR, GPU_BAR = 8.0, 2.0, 4.0

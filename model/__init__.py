@@ -22,14 +22,14 @@ _HOMES = {
     "resolve": "model.config",
     "load_clips": "model.data",
     "load_folder": "model.data",
-    "PosePriorLearner": "model.ppl",
+    "PosePriorLearner": "model.network.pose_prior_learner",
     "PosePrior": "model.prior",
     "Predictor": "model.predictor",
-    "NoMemoryError": "model.refine",
+    "NoMemoryError": "model.network.refine",
     "Trainer": "model.trainer",
     "TrainingDivergedError": "model.trainer",
-    "WeightsUnavailableError": "model.perceptual",
-    "perceptual_network": "model.perceptual",
+    "WeightsUnavailableError": "model.network.perceptual",
+    "perceptual_network": "model.network.perceptual",
 }
 __all__ = sorted(_HOMES)
 

@@ -28,8 +28,8 @@ from torch import distributed
 from model import checkpoint
 from model.config import PPLConfig, resolve
 from model.data import load_clips, load_folder
-from model.device import pick_device
-from model.perceptual import WeightsUnavailableError
+from model.network.device import pick_device
+from model.network.perceptual import WeightsUnavailableError
 from model.prior import PosePrior, check_given
 from model.trainer import Trainer
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from model import checkpoint
 from model.data import Images, in_order, to_tensor
-from model.device import autocast
 from model.history import History, Snapshot
-from model.ppl import PosePriorLearner
+from model.network.device import autocast
+from model.network.pose_prior_learner import PosePriorLearner
+from model.network.refine import NoMemoryError
+from model.network.surprise import recall_all, scale_of
 from model.prior import PosePrior, prototypes
-from model.refine import NoMemoryError
-from model.surprise import recall_all, scale_of
 
 _NO_MEMORY: dict[str, Any] = {
     "num_banks": 0,

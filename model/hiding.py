@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.ppl import PosePriorLearner
-from model.refine import fill_in
+from model.network.pose_prior_learner import PosePriorLearner
+from model.network.refine import fill_in
 
 from .process_group import ALONE, Group
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.ppl import PosePriorLearner
+from model.network.pose_prior_learner import PosePriorLearner
 
 FORMAT = 1  # of history.json
 

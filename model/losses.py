@@ -1,4 +1,4 @@
-"""The four losses of PPL; the reconstruction loss compares activations of :mod:`model.perceptual`."""
+"""The four losses of PPL; the reconstruction loss compares activations of :mod:`model.network.perceptual`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.geometry import scale_to_box
-from model.links import link_lengths
-from model.memory import Recalled
+from model.network.geometry import scale_to_box
+from model.network.links import link_lengths
+from model.network.memory import Recalled
 
 from .process_group import ALONE, Group
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from model import checkpoint
 from model.config import PPLConfig
 from model.data import Images, to_tensor
-from model.device import autocast, channels_last, pick_device
-from model.ppl import PosePriorLearner
+from model.network.device import autocast, channels_last, pick_device
+from model.network.pose_prior_learner import PosePriorLearner
+from model.network.refine import NoMemoryError, refine
+from model.network.surprise import recall
 from model.prior import PosePrior
-from model.refine import NoMemoryError, refine
-from model.surprise import recall
 
 Array = NDArray[np.float32]
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from model.config import PPLConfig
-from model.links import connectivity_matrix, link_indices
-from model.ppl import PosePriorLearner
+from model.network.links import connectivity_matrix, link_indices
+from model.network.pose_prior_learner import PosePriorLearner
+from model.network.refine import NoMemoryError
 from model.prior_values import read_prior
-from model.refine import NoMemoryError
 
 
 @dataclass(frozen=True)

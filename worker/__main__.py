@@ -56,7 +56,7 @@ def run(kind: Kind, settings: WorkerSettings) -> int:
     # torch and Celery take a second or two, which `health` does not have to pay
     from celery import signals
 
-    from model.device import pick_device
+    from model.network.device import pick_device
     from worker.app import make_app, make_part
     from worker.custody import Stop
     from worker.distributed import check_devices

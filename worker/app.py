@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from celery import Celery, Task
 
-from model.device import pick_device
+from model.network.device import pick_device
 from model.predictor import Predictor
 from service.contract import routing
 from service.contract.dataset_files import DatasetFiles

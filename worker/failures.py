@@ -7,7 +7,7 @@ import errno
 import torch
 
 from model.config import SettingError
-from model.perceptual import WeightsUnavailableError
+from model.network.perceptual import WeightsUnavailableError
 from model.trainer import TrainingDivergedError
 from service.contract.errors import DiskFull, Diverged, NeedsWeights, PPLError, TrainingFailed
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.refine import NoMemoryError
+from model.network.refine import NoMemoryError
 from service.contract import routing
 from service.contract.errors import ModelFailed, NoMemory, PixelsExpired, PPLError
 from service.contract.messages import BatchReply, BatchRequest

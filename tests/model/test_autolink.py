@@ -6,11 +6,11 @@ import torch
 
 from model.config import resolve
 from model.data import to_tensor
-from model.geometry import pixel_grid
-from model.ppl import PosePriorLearner
+from model.network.geometry import pixel_grid
+from model.network.pose_prior_learner import PosePriorLearner
+from model.network.refine import NoMemoryError
 from model.predictor import Predictor
 from model.prior import PosePrior, prototypes
-from model.refine import NoMemoryError
 from model.trainer import Trainer
 
 

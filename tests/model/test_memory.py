@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from model.memory import HierarchicalMemory, batch_sums, moving_average, smoothed
+from model.network.memory import HierarchicalMemory, batch_sums, moving_average, smoothed
 
 
 @pytest.fixture

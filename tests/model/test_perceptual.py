@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from model import perceptual
-from model.perceptual import WeightsUnavailableError, perceptual_network
+from model.network import perceptual
+from model.network.perceptual import WeightsUnavailableError, perceptual_network
 
 
 def _vgg_state(name):

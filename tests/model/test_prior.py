@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from model.ppl import PosePriorLearner
+from model.network.pose_prior_learner import PosePriorLearner
 from model.prior import PosePrior, cluster_codes, hamming_distances
 
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.links import connectivity_matrix
-from model.ppl import PosePriorLearner
+from model.network.links import connectivity_matrix
+from model.network.pose_prior_learner import PosePriorLearner
 from model.prior import PosePrior
 from model.prior_values import read_prior
 

@@ -8,7 +8,7 @@ import torch
 
 from model.config import SettingError, resolve
 from model.losses import memory_loss
-from model.ppl import LEAST_LINK_WEIGHT, PosePriorLearner, inverse_softplus
+from model.network.pose_prior_learner import LEAST_LINK_WEIGHT, PosePriorLearner, inverse_softplus
 from model.predictor import Predictor
 from model.prior import PosePrior
 from model.trainer import Trainer

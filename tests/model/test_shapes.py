@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from model import checkpoint
 from model.config import PPLConfig, resolve
-from model.ppl import PosePriorLearner
+from model.network.pose_prior_learner import PosePriorLearner
 from model.shapes import expected_tensors
 
 SMALL: dict[str, Any] = {"base_width": 8, "num_keypoints": 5, "num_banks": 3, "bank_size": 4, "token_dim": 16}

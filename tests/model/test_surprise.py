@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from model.checkpoint import CheckpointError
+from model.network.surprise import recall, scale_of
 from model.predictor import Predictor
-from model.surprise import recall, scale_of
 from model.trainer import Trainer
 from service.contract.fitting import fit_square
 from service.contract.pictures import open_picture

@@ -12,7 +12,7 @@ import torch
 from model import checkpoint
 from model.checkpoint import CheckpointError
 from model.config import SHAPING, parse, resolve, settings
-from model.ppl import PosePriorLearner
+from model.network.pose_prior_learner import PosePriorLearner
 from service.contract.jobs import JobStatus
 from service.contract.records import Continued
 

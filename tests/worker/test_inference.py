@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from model.config import resolve
-from model.ppl import PosePriorLearner
+from model.network.pose_prior_learner import PosePriorLearner
 from model.predictor import Predictor
 from service.contract import routing
 from service.contract.messages import BatchReply, BatchRequest

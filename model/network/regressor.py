@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.blocks import ResidualDown, Up
-from model.device import full_precision
-from model.geometry import pixel_grid
+from .blocks import ResidualDown, Up
+from .device import full_precision
+from .geometry import pixel_grid
 
 SCORE_RADIUS = 0.25
 """An eighth of the image's side, in units of [-1, 1]: see :attr:`Located.scores`."""

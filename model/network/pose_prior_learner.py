@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.blocks import ResidualDown, Up
 from model.config import PPLConfig
-from model.device import full_precision
-from model.links import coloured_link_map, link_map
-from model.memory import HierarchicalMemory, Recalled
-from model.reconstructor import Reconstructor
-from model.regressor import KeypointRegressor, Located
+
+from .blocks import ResidualDown, Up
+from .device import full_precision
+from .links import coloured_link_map, link_map
+from .memory import HierarchicalMemory, Recalled
+from .reconstructor import Reconstructor
+from .regressor import KeypointRegressor, Located
 
 LEAST_LINK_WEIGHT = 1e-4
 """What a predefined weight of 0 becomes: invisible in a link map, yet softplus still passes a gradient."""

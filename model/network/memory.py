@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.blocks import AcrossTokens, MixerBlock
-from model.device import full_precision
+from model.process_group import ALONE, Group
 
-from .process_group import ALONE, Group
+from .blocks import AcrossTokens, MixerBlock
+from .device import full_precision
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from model.memory import HierarchicalMemory
+from .memory import HierarchicalMemory
 
 PERCENTILE = 99
 

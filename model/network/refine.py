@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.ppl import PosePriorLearner
-from model.regressor import Located
+from .pose_prior_learner import PosePriorLearner
+from .regressor import Located
 
 
 class NoMemoryError(ValueError):

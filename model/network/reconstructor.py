@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from model.blocks import ResidualDown, Up
+from .blocks import ResidualDown, Up
 
 
 class Reconstructor(nn.Module):
