@@ -20,7 +20,7 @@ from benchmarks.report import Check, Report, Row, run
 from benchmarks.timing import add_torch_arguments, device_of, interleaved
 from model.config import PPLConfig, resolve
 from model.data import Images, mask_patches, step_generator, to_tensor
-from model.trainer import Trainer
+from model.training.trainer import Trainer
 
 WAIT_BAR = 0.05
 

@@ -100,7 +100,7 @@ def supervised(pack: Pack, steps: int) -> float:
     from model.data import in_order, to_tensor
     from model.network.device import autocast, channels_last, pick_device
     from model.network.regressor import KeypointRegressor
-    from model.schedules import learning_rate
+    from model.training.schedules import learning_rate
 
     config = resolve("compact", {"steps": steps})
     device = pick_device("cpu")

@@ -20,7 +20,7 @@ from benchmarks.report import Check, Report, Row, run
 from benchmarks.timing import add_torch_arguments, device_of, interleaved
 from model.config import resolve
 from model.network.device import has_fast_bf16
-from model.trainer import Trainer
+from model.training.trainer import Trainer
 
 AMX_BAR, CPU_BAR, GPU_BAR = 8.0, 2.0, 4.0
 GPU_MEMORY_BAR = 2.0

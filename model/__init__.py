@@ -26,8 +26,8 @@ _HOMES = {
     "PosePrior": "model.prior",
     "Predictor": "model.predictor",
     "NoMemoryError": "model.network.refine",
-    "Trainer": "model.trainer",
-    "TrainingDivergedError": "model.trainer",
+    "Trainer": "model.training.trainer",
+    "TrainingDivergedError": "model.training.trainer",
     "WeightsUnavailableError": "model.network.perceptual",
     "perceptual_network": "model.network.perceptual",
 }

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from model.config import PPLConfig
-from model.distributed import device_of
-from model.trainer import StepReport, Trainer, TrainingDivergedError
+from model.training.distributed import device_of
+from model.training.trainer import StepReport, Trainer, TrainingDivergedError
 from worker.custody import Stopping
 from worker.settings import WorkerSettings
 

@@ -8,7 +8,7 @@ import torch
 
 from model.config import SettingError
 from model.network.perceptual import WeightsUnavailableError
-from model.trainer import TrainingDivergedError
+from model.training.trainer import TrainingDivergedError
 from service.contract.errors import DiskFull, Diverged, NeedsWeights, PPLError, TrainingFailed
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)

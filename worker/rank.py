@@ -49,8 +49,8 @@ def _work(order: dict[str, Any], words: queue.SimpleQueue[str], reports: TextIO)
     import torch
 
     from model.config import PPLConfig
-    from model.distributed import device_of, joined
-    from model.trainer import Trainer
+    from model.training.distributed import device_of, joined
+    from model.training.trainer import Trainer
     from service.contract.job_files import JobFiles
     from worker.dataset import training_input
 

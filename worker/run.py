@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from model.trainer import CHECKPOINT_FILE, StepReport, Trainer
+from model.training.trainer import CHECKPOINT_FILE, StepReport, Trainer
 from service.contract.jobs import JobRecord, JobStatus, LeaseLost, Progress
 from service.contract.paces import Pace
 from service.contract.records import Checkpoint, losses_of

@@ -12,7 +12,7 @@ from typing import Any
 
 from model.checkpoint import CheckpointError
 from model.predictor import Predictor
-from model.trainer import Trainer
+from model.training.trainer import Trainer
 from service.contract.job_files import JobFiles
 from service.contract.jobs import JobRecord, JobStatus, JobStore
 from service.contract.paces import PaceBook

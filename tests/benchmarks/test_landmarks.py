@@ -6,7 +6,7 @@ import pytest
 from benchmarks.landmarks import main
 from benchmarks.packs import read_pack
 from model.config import resolve
-from model.trainer import Trainer
+from model.training.trainer import Trainer
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from benchmarks import runs
 from benchmarks.accuracy import main
 from benchmarks.runs import Request, run
-from model.trainer import CHECKPOINT_FILE, Trainer
+from model.training.trainer import CHECKPOINT_FILE, Trainer
 
 TINY = {
     "image_size": "32",

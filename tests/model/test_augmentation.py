@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.augmentation import augment
 from model.process_group import Group
-from model.trainer import Trainer
+from model.training.augmentation import augment
+from model.training.trainer import Trainer
 
 
 def _generator(seed=0):

@@ -11,7 +11,7 @@ from model.network.pose_prior_learner import PosePriorLearner
 from model.network.refine import NoMemoryError
 from model.predictor import Predictor
 from model.prior import PosePrior, prototypes
-from model.trainer import Trainer
+from model.training.trainer import Trainer
 
 
 @pytest.fixture

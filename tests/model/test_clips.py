@@ -7,7 +7,7 @@ from PIL import Image
 
 from model.config import resolve
 from model.data import Batches, Clips, load_clips, natural, step_generator, to_tensor
-from model.trainer import Trainer
+from model.training.trainer import Trainer
 
 
 def _changed(tiny, **values):

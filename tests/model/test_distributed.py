@@ -17,11 +17,11 @@ from PIL import Image
 from model import checkpoint
 from model.config import SettingError, resolve
 from model.data import Batches
-from model.distributed import device_of, main
 from model.predictor import Predictor
 from model.prior import PosePrior
 from model.process_group import Group
-from model.trainer import Trainer
+from model.training.distributed import device_of, main
+from model.training.trainer import Trainer
 
 HELPER = Path(__file__).with_name("ranks.py")
 _spec = importlib.util.spec_from_file_location("ranks", HELPER)
@@ -140,7 +140,7 @@ def test_torchrun_trains_on_a_folder(images, tiny, tmp_path):
     run = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"),
-            *("--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", "-m", "model.distributed"),
+            *("--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", "-m", "model.training.distributed"),
             *(str(tmp_path / "pictures"), str(tmp_path / "version"), "--device", "cpu", *settings),
         ],
         env=ENVIRONMENT,

@@ -7,7 +7,7 @@ import torch
 from model.config import resolve
 from model.history import History
 from model.prior import PosePrior
-from model.trainer import Trainer
+from model.training.trainer import Trainer
 
 
 def _config(tiny, **values):

@@ -11,7 +11,7 @@ from model import checkpoint
 from model.config import PPLConfig
 from model.predictor import Predictor
 from model.prior import PosePrior
-from model.trainer import Trainer
+from model.training.trainer import Trainer
 
 LATER = (
     "method",

@@ -5,7 +5,7 @@ import torch
 
 from model.checkpoint import CheckpointError
 from model.config import resolve
-from model.trainer import Trainer
+from model.training.trainer import Trainer
 
 BASE = {"horizontal_flip": True, "revive_after": 2, "history_snapshots": 2, "steps": 5}
 RUNS = {

@@ -14,7 +14,7 @@ from PIL import Image
 from model.checkpoint import CheckpointError
 from model.network.surprise import recall, scale_of
 from model.predictor import Predictor
-from model.trainer import Trainer
+from model.training.trainer import Trainer
 from service.contract.fitting import fit_square
 from service.contract.pictures import open_picture
 

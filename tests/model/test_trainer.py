@@ -9,8 +9,8 @@ from model.checkpoint import CheckpointError
 from model.config import resolve
 from model.data import Batches, load_folder
 from model.predictor import Predictor
-from model.schedules import learning_rate, link_width
-from model.trainer import Trainer, TrainingDivergedError
+from model.training.schedules import learning_rate, link_width
+from model.training.trainer import Trainer, TrainingDivergedError
 
 
 def _train(images, config, **kwargs):

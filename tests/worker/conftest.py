@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from model.config import PPLConfig, resolve
-from model.trainer import Trainer
+from model.training.trainer import Trainer
 from service.contract.job_files import JobFiles
 from service.contract.jobs import Job, JobSource, JobStore, new_job_id
 from service.contract.paces import PaceBook

@@ -94,7 +94,7 @@ def test_it_does_better_than_a_fresh_start_of_as_many_steps(desk, base, continui
 
 
 def test_weights_of_another_shape_are_refused(desk, base, tmp_path) -> None:
-    from model.trainer import Trainer
+    from model.training.trainer import Trainer
     from worker.dataset import training_input
 
     job = desk.prepared()

@@ -15,7 +15,7 @@ import pytest
 
 from model.checkpoint import load
 from model.predictor import Predictor
-from model.trainer import StepReport, TrainingDivergedError
+from model.training.trainer import StepReport, TrainingDivergedError
 from service.contract.jobs import JobStatus
 from worker.distributed import RankError, Ranks, as_raised, rank_order
 from worker.failures import failure_of

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from model.trainer import Trainer
+from model.training.trainer import Trainer
 from service.contract.jobs import JobStatus
 from service.contract.routing import lease_key
 from worker import custody

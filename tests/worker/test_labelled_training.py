@@ -15,7 +15,7 @@ from PIL import Image
 from model.labels import hashed_split, to_square
 from model.predictor import Predictor
 from model.protocols import evaluate
-from model.trainer import Trainer
+from model.training.trainer import Trainer
 from service.contract.jobs import Job, JobStatus
 from service.contract.store import write_json
 from worker.dataset import prepared_pictures, training_input

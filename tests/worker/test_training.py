@@ -13,7 +13,7 @@ import redis
 import torch
 
 from model.predictor import Predictor
-from model.trainer import Trainer
+from model.training.trainer import Trainer
 from service.contract import routing
 from service.contract.events import EventLog
 from service.contract.jobs import Job, JobStatus

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from model.trainer import Trainer
+from model.training.trainer import Trainer
 from service.contract.errors import TooFewPictures
 from service.contract.jobs import Job, JobRecord, JobStatus
 from service.contract.records import MAX_DEATHS

@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model import checkpoint, export
-from model.augmentation import augment
 from model.config import PPLConfig
 from model.data import Batches, Images, mask_patches, step_generator, to_tensor
-from model.hiding import hidden_part_losses
 from model.history import History
-from model.losses import boundary_loss, link_regularization_loss, memory_loss, reconstruction_loss
 from model.network.device import autocast, channels_last, pick_device
 from model.network.perceptual import perceptual_network
 from model.network.pose_prior_learner import Forward, PosePriorLearner
 from model.prior import PosePrior, check_given
-from model.schedules import learning_rate, link_width
+from model.process_group import ALONE, Group
 
-from .process_group import ALONE, Group
+from .augmentation import augment
+from .losses import boundary_loss, link_regularization_loss, memory_loss, reconstruction_loss
+from .occluding import hidden_part_losses
+from .schedules import learning_rate, link_width
 
 _PRIORS = ("own_prior", "link_colours")  # tables, not matrices that multiply: they do not decay
 CHECKPOINT_FILE = "checkpoint.safetensors"

@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from model.network.pose_prior_learner import PosePriorLearner
 from model.network.refine import fill_in
-
-from .process_group import ALONE, Group
+from model.process_group import ALONE, Group
 
 GRID = 16
 """Patches along one side of what is hidden, as in the paper's tests of occlusion."""

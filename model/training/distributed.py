@@ -1,6 +1,7 @@
 """Training by several processes, one a GPU, or several on a CPU.
 
-``torchrun --nproc-per-node 2 -m model.distributed PICTURES VERSION`` trains on a folder of pictures and writes a
+``torchrun --nproc-per-node 2 -m model.training.distributed PICTURES VERSION`` trains on a folder of pictures and
+writes a
 version into a folder that is made for it. ``--clips`` takes each folder below it as a clip, ``--preset`` and
 ``--set name=value`` give the settings (``batch_size`` is that of all processes together), ``--prior FILE`` the prior
 to start from, as the API exports it, where the settings want one; the number of keypoints is then the prior's.
@@ -31,9 +32,9 @@ from model.data import load_clips, load_folder
 from model.network.device import pick_device
 from model.network.perceptual import WeightsUnavailableError
 from model.prior import PosePrior, check_given
-from model.trainer import Trainer
+from model.process_group import ALONE, Group
 
-from .process_group import ALONE, Group
+from .trainer import Trainer
 
 _SILENCE = timedelta(minutes=30)  # of another process, until it counts as gone: a checkpoint may be slow to write
 
@@ -124,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="torchrun -m model.distributed", description=__doc__)
+    parser = argparse.ArgumentParser(prog="torchrun -m model.training.distributed", description=__doc__)
     parser.add_argument("pictures", type=Path)
     parser.add_argument("version", type=Path)
     parser.add_argument("--clips", action="store_true")

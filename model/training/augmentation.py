@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .process_group import ALONE, Group
+from model.process_group import ALONE, Group
 
 # how far at strength 1, each way
 _TURN = math.radians(16)

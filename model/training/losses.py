@@ -11,8 +11,7 @@ from torch.nn import functional
 from model.network.geometry import scale_to_box
 from model.network.links import link_lengths
 from model.network.memory import Recalled
-
-from .process_group import ALONE, Group
+from model.process_group import ALONE, Group
 
 
 def reconstruction_loss(ours: Sequence[Tensor], target: Sequence[Tensor], group: Group = ALONE) -> Tensor:
