@@ -11,9 +11,9 @@ from benchmarks.packs import Pack, Part
 from model.maps import Split, fit_maps
 from model.occlusion import occlusion_table, verdict
 from model.predictor import Predictor
-from model.prior import PosePrior
 from model.protocols import evaluate, sides
 from model.skeleton import skeleton_scores
+from model.version.prior import PosePrior
 
 REFINE_STEPS = 3  # the paper's number of iterations
 _SCORED = (0, 1, REFINE_STEPS)

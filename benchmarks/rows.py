@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config import PPLConfig, SettingError, Value, resolve
-from model.prior import PosePrior
+from model.version.prior import PosePrior
 
 DOG_PRIOR = Path(__file__).parent / "dog_prior.json"
 MEAN_POSE = "mean-pose"

@@ -27,8 +27,8 @@ from benchmarks.packs import Pack, read_pack
 from benchmarks.rows import MEAN_POSE, Plan, plan
 from model import Trainer
 from model.predictor import Predictor
-from model.prior import PosePrior
 from model.training.trainer import CHECKPOINT_FILE
+from model.version.prior import PosePrior
 
 CALIBRATION_STEPS = 30
 _WARM_UP_STEPS = 5  # not counted: kernels are chosen and memory is taken in the first ones

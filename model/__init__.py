@@ -23,7 +23,7 @@ _HOMES = {
     "load_clips": "model.data",
     "load_folder": "model.data",
     "PosePriorLearner": "model.network.pose_prior_learner",
-    "PosePrior": "model.prior",
+    "PosePrior": "model.version.prior",
     "Predictor": "model.predictor",
     "NoMemoryError": "model.network.refine",
     "Trainer": "model.training.trainer",

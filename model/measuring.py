@@ -26,9 +26,9 @@ from model.maps import fit_maps
 from model.occlusion import cover, levels, occlusion_row, verdict
 from model.pairing import Paired, pair, poses_of, read_predictions, rows_by_split, square_labels
 from model.plots import plot_occlusion
-from model.prior_values import read_prior
 from model.protocols import evaluate, headline, sides
 from model.skeleton import STRONG, skeleton_scores
+from model.version.prior_values import read_prior
 
 
 def run(arguments: list[str]) -> int:

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model import checkpoint
 from model.config import PPLConfig
 from model.data import Images, to_tensor
 from model.network.device import autocast, channels_last, pick_device
 from model.network.pose_prior_learner import PosePriorLearner
 from model.network.refine import NoMemoryError, refine
 from model.network.surprise import recall
-from model.prior import PosePrior
+from model.version.prior import PosePrior
+
+from .version import tensor_files as checkpoint
 
 Array = NDArray[np.float32]
 

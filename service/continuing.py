@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config import PRESETS, SHAPING, PPLConfig, SettingError, parse, resolve
-from model.prior_values import PriorValues
+from model.version.prior_values import PriorValues
 
 from .contract.additions import Additions, numbered
 from .contract.errors import BadSetting, StoreCorrupt

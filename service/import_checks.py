@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from safetensors import SafetensorError, safe_open
 
 from model.config import PPLConfig, SettingError
-from model.shapes import expected_tensors
+from model.version.weight_shapes import expected_tensors
 
 from .contract.additions import check_names
 from .contract.errors import BadKeypointNames, BadLandmarks, BadPrior, BadVersionFile, BadVersionName

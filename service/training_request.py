@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import Request
 
 from model.config import PPLConfig, SettingError, resolve
-from model.prior_values import PriorValues
+from model.version.prior_values import PriorValues
 
 from .continuing import Base
 from .contract.additions import Additions

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.data import Images
-from model.prior import PosePrior
+from model.version.prior import PosePrior
 from service.contract.errors import TrainingFailed
 from service.contract.job_files import JobFiles
 from worker.labelling import Labelled, training_rows

@@ -8,8 +8,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
-from model.checkpoint import CheckpointError
 from model.predictor import Predictor
+from model.version.tensor_files import CheckpointError
 from service.contract.errors import StoreCorrupt
 from service.contract.store import VersionStore
 from worker.metrics import InferenceMetrics

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import CheckpointError
 from model.predictor import Predictor
 from model.training.trainer import Trainer
+from model.version.tensor_files import CheckpointError
 from service.contract.job_files import JobFiles
 from service.contract.jobs import JobRecord, JobStatus, JobStore
 from service.contract.paces import PaceBook

@@ -26,13 +26,13 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from model import checkpoint
 from model.config import PPLConfig, resolve
 from model.data import load_clips, load_folder
 from model.network.device import pick_device
 from model.network.perceptual import WeightsUnavailableError
-from model.prior import PosePrior, check_given
 from model.process_group import ALONE, Group
+from model.version import tensor_files as checkpoint
+from model.version.prior import PosePrior, check_given
 
 from .trainer import Trainer
 

@@ -14,15 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model import checkpoint, export
 from model.config import PPLConfig
 from model.data import Batches, Images, mask_patches, step_generator, to_tensor
-from model.history import History
 from model.network.device import autocast, channels_last, pick_device
 from model.network.perceptual import perceptual_network
 from model.network.pose_prior_learner import Forward, PosePriorLearner
-from model.prior import PosePrior, check_given
 from model.process_group import ALONE, Group
+from model.version import export
+from model.version import tensor_files as checkpoint
+from model.version.history import History
+from model.version.prior import PosePrior, check_given
 
 from .augmentation import augment
 from .losses import boundary_loss, link_regularization_loss, memory_loss, reconstruction_loss

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from model.prior_values import read_names
+from model.version.prior_values import read_names
 
 from .errors import BadKeypointNames, BadLandmarks, Conflict, NameTaken, StoreCorrupt, UnknownLandmarks
 from .files import read_json, sync, write_json

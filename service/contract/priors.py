@@ -1,7 +1,7 @@
 """A prior that a job starts from, checked before it is trusted.
 
 The document is what ``GET /priors/{category}`` gives and what a version's prior.json holds. The rules are the
-model's own (:mod:`model.prior_values`, plain Python), so that the gateway refuses what a training would refuse.
+model's own (:mod:`model.version.prior_values`, plain Python), so that the gateway refuses what a training would refuse.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import json
 from typing import Any
 
 from model.config import PPLConfig
-from model.prior_values import PriorValues
-from model.prior_values import read_prior as read_values
+from model.version.prior_values import PriorValues
+from model.version.prior_values import read_prior as read_values
 
 from .errors import BadPrior
 

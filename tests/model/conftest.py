@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model.config import resolve
-from model.prior import PosePrior
+from model.version.prior import PosePrior
 
 TINY = {
     "image_size": 32,

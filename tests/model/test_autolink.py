@@ -10,8 +10,8 @@ from model.network.geometry import pixel_grid
 from model.network.pose_prior_learner import PosePriorLearner
 from model.network.refine import NoMemoryError
 from model.predictor import Predictor
-from model.prior import PosePrior, prototypes
 from model.training.trainer import Trainer
+from model.version.prior import PosePrior, prototypes
 
 
 @pytest.fixture

@@ -14,14 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from model import checkpoint
 from model.config import SettingError, resolve
 from model.data import Batches
 from model.predictor import Predictor
-from model.prior import PosePrior
 from model.process_group import Group
 from model.training.distributed import device_of, main
 from model.training.trainer import Trainer
+from model.version import tensor_files as checkpoint
+from model.version.prior import PosePrior
 
 HELPER = Path(__file__).with_name("ranks.py")
 _spec = importlib.util.spec_from_file_location("ranks", HELPER)

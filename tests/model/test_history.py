@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from model.config import resolve
-from model.history import History
-from model.prior import PosePrior
 from model.training.trainer import Trainer
+from model.version.history import History
+from model.version.prior import PosePrior
 
 
 def _config(tiny, **values):

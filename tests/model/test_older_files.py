@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from model import checkpoint
 from model.config import PPLConfig
 from model.predictor import Predictor
-from model.prior import PosePrior
 from model.training.trainer import Trainer
+from model.version import tensor_files as checkpoint
+from model.version.prior import PosePrior
 
 LATER = (
     "method",

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from model.network.pose_prior_learner import PosePriorLearner
-from model.prior import PosePrior, cluster_codes, hamming_distances
+from model.version.prior import PosePrior, cluster_codes, hamming_distances
 
 
 def test_hamming_distance_counts_the_banks_that_differ():

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from model.network.links import connectivity_matrix
 from model.network.pose_prior_learner import PosePriorLearner
-from model.prior import PosePrior
-from model.prior_values import read_prior
+from model.version.prior import PosePrior
+from model.version.prior_values import read_prior
 
 POINTS = [[0.0, 0.1], [0.0, -0.8], [0.6, 0.0], [0.0, 0.7]]
 LINKS = [{"i": 0, "j": 1, "weight": 0.5}, {"i": 3, "j": 0, "weight": 1}]

@@ -9,9 +9,9 @@ import torch
 from model.config import SettingError, resolve
 from model.network.pose_prior_learner import LEAST_LINK_WEIGHT, PosePriorLearner, inverse_softplus
 from model.predictor import Predictor
-from model.prior import PosePrior
 from model.training.losses import memory_loss
 from model.training.trainer import Trainer
+from model.version.prior import PosePrior
 
 COLUMNS = [  # keypoint prior, trainable, connectivity prior, trainable; in the table's order
     ("predefined", True, "predefined", True),

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from model.checkpoint import CheckpointError
 from model.config import resolve
 from model.training.trainer import Trainer
+from model.version.tensor_files import CheckpointError
 
 BASE = {"horizontal_flip": True, "revive_after": 2, "history_snapshots": 2, "steps": 5}
 RUNS = {

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from model import checkpoint
 from model.config import PPLConfig, resolve
 from model.network.pose_prior_learner import PosePriorLearner
-from model.shapes import expected_tensors
+from model.version import tensor_files as checkpoint
+from model.version.weight_shapes import expected_tensors
 
 SMALL: dict[str, Any] = {"base_width": 8, "num_keypoints": 5, "num_banks": 3, "bank_size": 4, "token_dim": 16}
 SAMPLE = Path(__file__).resolve().parents[2] / "service" / "samples" / "dog"

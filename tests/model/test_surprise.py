@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from model.checkpoint import CheckpointError
 from model.network.surprise import recall, scale_of
 from model.predictor import Predictor
 from model.training.trainer import Trainer
+from model.version.tensor_files import CheckpointError
 from service.contract.fitting import fit_square
 from service.contract.pictures import open_picture
 

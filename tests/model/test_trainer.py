@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import CheckpointError
 from model.config import resolve
 from model.data import Batches, load_folder
 from model.predictor import Predictor
 from model.training.schedules import learning_rate, link_width
 from model.training.trainer import Trainer, TrainingDivergedError
+from model.version.tensor_files import CheckpointError
 
 
 def _train(images, config, **kwargs):
@@ -310,7 +310,7 @@ def test_export_on_the_way_changes_nothing_of_the_run(images, tiny, tmp_path):
 
 
 def test_checkpoint_of_another_release_is_told_as_such(images, tiny, tmp_path):
-    from model import checkpoint
+    from model.version import tensor_files as checkpoint
 
     Trainer(images, tiny, device="cpu").save_checkpoint(tmp_path)
     path = tmp_path / "checkpoint.safetensors"
@@ -337,7 +337,7 @@ def test_checkpoint_of_another_release_is_told_as_such(images, tiny, tmp_path):
     ids=lambda strange: next(iter(strange)),
 )
 def test_checkpoint_that_does_not_fit_changes_nothing(images, tiny, tmp_path, strange):
-    from model import checkpoint
+    from model.version import tensor_files as checkpoint
 
     saved = Trainer(images, tiny, device="cpu")
     next(saved.run())

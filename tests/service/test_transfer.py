@@ -17,7 +17,7 @@ from safetensors.numpy import save, save_file
 
 from model.config import PPLConfig, resolve
 from model.predictor import Predictor
-from model.shapes import expected_tensors
+from model.version.weight_shapes import expected_tensors
 from service.contract.manifest import MANIFEST
 from service.contract.store import VersionStore
 from service.exporting import export_version

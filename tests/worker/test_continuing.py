@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from model import checkpoint
-from model.checkpoint import CheckpointError
 from model.config import SHAPING, parse, resolve, settings
 from model.network.pose_prior_learner import PosePriorLearner
+from model.version import tensor_files as checkpoint
+from model.version.tensor_files import CheckpointError
 from service.contract.jobs import JobStatus
 from service.contract.records import Continued
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from model.checkpoint import load
 from model.predictor import Predictor
 from model.training.trainer import StepReport, TrainingDivergedError
+from model.version.tensor_files import load
 from service.contract.jobs import JobStatus
 from worker.distributed import RankError, Ranks, as_raised, rank_order
 from worker.failures import failure_of

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from model.config import PPLConfig
-from model.prior import PosePrior
+from model.version.prior import PosePrior
 from service.contract.errors import BadPrior
 from service.contract.priors import MAX_PRIOR_BYTES, check_prior, check_use, document_of, read_prior
 

@@ -1,6 +1,6 @@
 """Reading a prior that was exported, edited by hand or written by hand: JSON values in, checked numbers out.
 
-Pure Python; :meth:`model.prior.PosePrior.from_json` makes tensors of it.
+Pure Python; :meth:`model.version.prior.PosePrior.from_json` makes tensors of it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from model.config import PPLConfig
 from model.network.links import connectivity_matrix, link_indices
 from model.network.pose_prior_learner import PosePriorLearner
 from model.network.refine import NoMemoryError
-from model.prior_values import read_prior
+
+from .prior_values import read_prior
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class PosePrior:
     def from_json(cls, mapping: Mapping[str, Any]) -> PosePrior:
         """The inverse of :meth:`to_json`; reads priors that were edited or written by hand too.
 
-        The rules are those of :func:`model.prior_values.read_prior`. Keys it does not know, such as those that
+        The rules are those of :func:`model.version.prior_values.read_prior`. Keys it does not know, such as those that
         ``GET /priors/{category}`` adds, are ignored.
 
         Raises:

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model import checkpoint
 from model.data import Images, in_order, to_tensor
-from model.history import History, Snapshot
 from model.network.device import autocast
 from model.network.pose_prior_learner import PosePriorLearner
 from model.network.refine import NoMemoryError
 from model.network.surprise import recall_all, scale_of
-from model.prior import PosePrior, prototypes
+
+from . import tensor_files as checkpoint
+from .history import History, Snapshot
+from .prior import PosePrior, prototypes
 
 _NO_MEMORY: dict[str, Any] = {
     "num_banks": 0,
