@@ -25,10 +25,10 @@ import numpy as np
 import torch
 
 from benchmarks.packs import Pack, PackError, Part, read_pack
-from model.landmarks import FEWEST_PICTURES, FEWEST_VISIBLE, fit_landmarks
-from model.maps import Split, apply_maps, error_percent, mean_pose_percent
 from model.predictor import Predictor
-from model.protocols import evaluate
+from model.scoring.landmarks import FEWEST_PICTURES, FEWEST_VISIBLE, fit_landmarks
+from model.scoring.linear_maps import Split, apply_maps, error_percent, mean_pose_percent
+from model.scoring.protocols import evaluate
 from model.version.tensor_files import CheckpointError
 
 COUNTS = (5, 10, 20, 50, 200)

@@ -32,8 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.packs import Pack, read_pack
-from model.maps import apply_maps, error_percent, fit_maps
-from model.protocols import sides
+from model.scoring.linear_maps import apply_maps, error_percent, fit_maps
+from model.scoring.protocols import sides
 
 NOISE = 0.02  # of the image side
 Limbs = list[tuple[list[int], list[int]]]

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.packs import Pack, Part
-from model.maps import Split, fit_maps
-from model.occlusion import occlusion_table, verdict
 from model.predictor import Predictor
-from model.protocols import evaluate, sides
-from model.skeleton import skeleton_scores
+from model.scoring.linear_maps import Split, fit_maps
+from model.scoring.occlusion import occlusion_table, verdict
+from model.scoring.protocols import evaluate, sides
+from model.scoring.skeleton import skeleton_scores
 from model.version.prior import PosePrior
 
 REFINE_STEPS = 3  # the paper's number of iterations
@@ -38,7 +38,8 @@ def measure(predictor: Predictor, prior: PosePrior, pack: Pack) -> dict[str, Any
         "scores": by the number of refinements of the held-out pictures, every protocol; the maps are fitted on
         training pictures that are not refined. "scores_own_maps": the same with maps fitted on training pictures
         that are refined as often. A model without a memory has neither of more than none. "occlusion" and
-        "refinement": the table and the verdict of ``model/occlusion.py``. "skeleton": what ``model/skeleton.py``
+        "refinement": the table and the verdict of ``model/scoring/occlusion.py``. "skeleton": what
+        ``model/scoring/skeleton.py``
         says of the prior, by the unrefined poses of the held-out pictures, where the true one is known.
     """
     if not pack.labelled:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.groups import Group
-from model.plots import PlotsUnavailableError
+from model.scoring.plots import PlotsUnavailableError
 
 _KINDS = {"random": "share of the patches, at random", "centre": "side of the centre square, of 16 patches"}
 _STYLES = ("-", "--", ":")

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.report import Check, table
 from benchmarks.speed_plot import plot_ratios, plot_serving
-from model.plots import PlotsUnavailableError
+from model.scoring.plots import PlotsUnavailableError
 
 # the short ones, with arguments that keep all of them together below ten minutes on two cores
 SUBJECTS: dict[str, tuple[str, ...]] = {

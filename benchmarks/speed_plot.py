@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from model.plots import PlotsUnavailableError
+from model.scoring.plots import PlotsUnavailableError
 
 Result = dict[str, Any]
 

@@ -124,7 +124,8 @@ def _skeleton(members: Sequence[Group]) -> str:
             ]
             lines.append([group.name, *cells])
     note = (
-        "The prior against the true skeleton, as `model/skeleton.py` has it; *chance* is the precision of all links. "
+        "The prior against the true skeleton, as `model/scoring/skeleton.py` has it; *chance* is the precision of all "
+        "links. "
         "AutoLink has no prior: its mean pose stands for one, which maps to the mean true pose whatever it is, so its "
         "*Procrustes, mapped* says nothing."
     )

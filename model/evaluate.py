@@ -9,23 +9,24 @@ Numpy only. In Python: :func:`evaluate`, and the modules that it comes from. As 
     python -m model.evaluate occlusion --predictions O.json --labels L [--plot OUT.png]
     python -m model.evaluate skeleton --predictions P.json --labels L --prior prior.json
 
-The files' forms are told in :mod:`model.pairing`, :mod:`model.measuring` and :mod:`model.label_files`.
+The files' forms are told in :mod:`model.scoring.prediction_files`, :mod:`model.scoring.commands` and
+:mod:`model.scoring.label_files`.
 """
 
 from __future__ import annotations
 
 import sys
 
-from model.maps import Array as Array
-from model.maps import Split as Split
-from model.maps import apply_maps as apply_maps
-from model.maps import error_percent as error_percent
-from model.maps import fit_maps as fit_maps
-from model.maps import mean_pose_percent as mean_pose_percent
-from model.measuring import run
-from model.protocols import evaluate as evaluate
-from model.protocols import headline as headline
-from model.protocols import sides as sides
+from model.scoring.commands import run
+from model.scoring.linear_maps import Array as Array
+from model.scoring.linear_maps import Split as Split
+from model.scoring.linear_maps import apply_maps as apply_maps
+from model.scoring.linear_maps import error_percent as error_percent
+from model.scoring.linear_maps import fit_maps as fit_maps
+from model.scoring.linear_maps import mean_pose_percent as mean_pose_percent
+from model.scoring.protocols import evaluate as evaluate
+from model.scoring.protocols import headline as headline
+from model.scoring.protocols import sides as sides
 
 
 def main(arguments: list[str] | None = None) -> int:

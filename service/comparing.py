@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from model.matching import assign
+from model.scoring.matching import assign
 
 from .contract.additions import numbered
 from .contract.errors import BadRequest

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from model.label_files import parse_labels
-from model.labels import Labels, LabelsError, from_square
-from model.landmarks import FEWEST_PICTURES, FEWEST_VISIBLE, LandmarkFit, fit_landmarks
-from model.maps import apply_maps
+from model.scoring.label_files import parse_labels
+from model.scoring.labels import Labels, LabelsError, from_square
+from model.scoring.landmarks import FEWEST_PICTURES, FEWEST_VISIBLE, LandmarkFit, fit_landmarks
+from model.scoring.linear_maps import apply_maps
 
 from .contract.errors import BadLabels, BadLandmarks
 from .contract.fitting import Frame

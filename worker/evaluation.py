@@ -9,7 +9,7 @@ import numpy as np
 
 from model.data import Images
 from model.predictor import Predictor
-from model.protocols import evaluate
+from model.scoring.protocols import evaluate
 from worker.labelling import Labelled
 
 _AT_ONCE = 32  # pictures
@@ -25,7 +25,7 @@ def evaluate_labelled(
         check: told between batches what part is done; what it raises ends it.
 
     Returns:
-        As :func:`model.protocols.evaluate`, with "keypoint_names", "split_from" ("labels", or "names" where the
+        As :func:`model.scoring.protocols.evaluate`, with "keypoint_names", "split_from" ("labels", or "names" where the
         labels gave no split and a fifth of the pictures was held out by a hash of the names), and
         "labels_without_picture". Only "reason" where the labels can't be scored.
     """

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from model.label_files import read_labels
-from model.labels import LabelsError
+from model.scoring.label_files import read_labels
+from model.scoring.labels import LabelsError
 from service.contract.archives import ArchiveLimits, Member, iter_media
 from service.contract.dataset_files import DatasetFiles
 from service.contract.datasets import DatasetRecord, Duplicate, Found, LabelsFound, SideCount, Sizes, SkippedFile

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.label_files import read_labels
-from model.labels import Labels, LabelsError, hashed_split
-from model.protocols import sides
+from model.scoring.label_files import read_labels
+from model.scoring.labels import Labels, LabelsError, hashed_split
+from model.scoring.protocols import sides
 from service.contract.errors import BadLabels
 from service.contract.job_files import JobFiles
 

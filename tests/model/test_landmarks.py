@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.landmarks import FOLLOWS, STRENGTHS, LandmarkFit, _nearness, _Poses, _Ridge, fit_landmarks
-from model.maps import Array, apply_maps, error_percent
+from model.scoring.landmarks import FOLLOWS, STRENGTHS, LandmarkFit, _nearness, _Poses, _Ridge, fit_landmarks
+from model.scoring.linear_maps import Array, apply_maps, error_percent
 
 K = 8
 

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from model.evaluate import main
-from model.labels import from_square
-from model.occlusion import cover, levels
+from model.scoring.labels import from_square
+from model.scoring.occlusion import cover, levels
 
 EDGES = [[0, 1], [1, 2]]
 NAMES = ["nose", "left_ear", "right_ear"]

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.maps import fit_maps
-from model.occlusion import (
+from model.scoring.linear_maps import fit_maps
+from model.scoring.occlusion import (
     CENTRE_PATCHES,
     RANDOM_RATIOS,
     centre_mask,
@@ -19,7 +19,7 @@ from model.occlusion import (
     random_patches,
     verdict,
 )
-from model.plots import occlusion_figure, plot_occlusion
+from model.scoring.plots import occlusion_figure, plot_occlusion
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_every_error_lies_within_its_panel():
 def test_plot_without_matplotlib_names_the_extra(tmp_path):
     script = (
         "import sys; sys.modules['matplotlib'] = None\n"
-        "from model.plots import occlusion_figure, plot_occlusion\n"
+        "from model.scoring.plots import occlusion_figure, plot_occlusion\n"
         "plot_occlusion([], 'x.png')"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
@@ -191,7 +191,7 @@ def test_plot_without_matplotlib_names_the_extra(tmp_path):
 
 def test_measuring_loads_neither_torch_nor_matplotlib():
     script = (
-        "import sys, model.evaluate, model.occlusion, model.plots\n"
+        "import sys, model.evaluate, model.scoring.occlusion, model.scoring.plots\n"
         "print([name for name in ('torch', 'matplotlib', 'PIL') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.matching import assign, limbs_of, match_joints
-from model.skeleton import procrustes, skeleton_scores
+from model.scoring.matching import assign, limbs_of, match_joints
+from model.scoring.skeleton import procrustes, skeleton_scores
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 10_000))

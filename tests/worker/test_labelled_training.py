@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.labels import hashed_split, to_square
 from model.predictor import Predictor
-from model.protocols import evaluate
+from model.scoring.labels import hashed_split, to_square
+from model.scoring.protocols import evaluate
 from model.training.trainer import Trainer
 from service.contract.jobs import Job, JobStatus
 from service.contract.store import write_json

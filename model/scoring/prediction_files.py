@@ -3,7 +3,7 @@
 A **predictions** file is JSON. Keypoints are (x, y) in [0, 1] of the model's square, by the picture's file name:
 
 - ``{"train": {name: [[x, y], …]}, "heldout": {…}}``, or ``{"pictures": {name: …}}``, which is split as the labels
-  say and, where they don't, by the names (:func:`model.labels.hashed_split`);
+  say and, where they don't, by the names (:func:`model.scoring.labels.hashed_split`);
 - ``"clips": {name: clip}``, where pictures are frames of clips: whole ones are held out then;
 - ``"sizes": {name: [width, height]}`` in pixels, where the labels are in pixels and don't tell.
 """
@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from model.labels import Labels, LabelsError, hashed_split
-from model.maps import Array, Split
+from .labels import Labels, LabelsError, hashed_split
+from .linear_maps import Array, Split
 
 _SPLITS = {"train": "train", "heldout": "test"}  # as predictions and as labels call them
 Sizes = Mapping[str, tuple[int, int]]

@@ -27,7 +27,7 @@ def occlusion_figure(rows: Sequence[dict[str, Any]], title: str = "") -> Figure:
     """Error by level of occlusion, a line for each refinement iteration, a panel for each kind.
 
     Args:
-        rows: of :func:`model.occlusion.occlusion_table`; the clean row is level 0 of both panels.
+        rows: of :func:`model.scoring.occlusion.occlusion_table`; the clean row is level 0 of both panels.
         title: above the panels.
 
     Raises:

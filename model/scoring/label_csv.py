@@ -1,4 +1,4 @@
-"""Labels from CSV; the columns are told in :mod:`model.label_files`."""
+"""Labels from CSV; the columns are told in :mod:`model.scoring.label_files`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from model.labels import SPLITS, Labels, LabelsError, check_extent, check_not_normalised, plain_size
+from .labels import SPLITS, Labels, LabelsError, check_extent, check_not_normalised, plain_size
 
 _NEEDED = ("image", "keypoint", "x", "y")
 _TRUTHS = {"1": True, "true": True, "yes": True, "2": True, "0": False, "false": False, "no": False, "": True}

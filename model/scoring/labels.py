@@ -1,6 +1,6 @@
 """Labels of pictures, for measuring only: no training sees them. Numpy only.
 
-:func:`model.label_files.read_labels` reads them from a file.
+:func:`model.scoring.label_files.read_labels` reads them from a file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Labels from COCO keypoints JSON and from the JSON of our samples; told in :mod:`model.label_files`."""
+"""Labels from COCO keypoints JSON and from the JSON of our samples; told in :mod:`model.scoring.label_files`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.labels import SPLITS, Labels, LabelsError, check_extent, check_not_normalised, plain_size
+from .labels import SPLITS, Labels, LabelsError, check_extent, check_not_normalised, plain_size
 
 _BEYOND = 1e9  # a coordinate that is none
 

@@ -12,16 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.maps import (
-    Array,
-    Split,
-    apply_maps,
-    check_split,
-    error_percent,
-    fit_maps,
-    mean_pose,
-    mean_pose_percent,
-)
+from .linear_maps import Array, Split, apply_maps, check_split, error_percent, fit_maps, mean_pose, mean_pose_percent
 
 _SCALE = 255  # of the summed error: a picture of 256 pixels, corner to corner
 _FEWEST_SWAPS = 10  # the fit of whole poses ends when fewer change

@@ -1,6 +1,7 @@
 """From learned keypoints to landmarks that a user labelled in a handful of pictures. Numpy only.
 
-The map is the field's, linear with bias from all learned keypoints of a picture to each landmark (:mod:`model.maps`),
+The map is the field's, linear with bias from all learned keypoints of a picture to each landmark
+(:mod:`model.scoring.linear_maps`),
 but with fewer pictures than it has inputs (2K + 1) least squares would fit anything. So it is ridge regression: the
 weights are drawn towards a guess by a strength, and cross-validation chooses both. What is known beforehand:
 
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.maps import Array, apply_maps, check_split, mean_pose
+from .linear_maps import Array, apply_maps, check_split, mean_pose
 
 STRENGTHS: Array = np.logspace(-4, 2, 19)
 """What is tried, in units of the inputs' mean square times their number."""
@@ -46,7 +47,7 @@ class LandmarkFit:
     """Maps to J landmarks, and how far they are off on pictures that they were not fitted on.
 
     Attributes:
-        maps: (J, 2K + 1, 2); :func:`model.maps.apply_maps` takes them.
+        maps: (J, 2K + 1, 2); :func:`model.scoring.linear_maps.apply_maps` takes them.
         strength: of the ridge, one for all landmarks.
         distances: (N, J) of each picture's prediction by maps that were fitted, and whose strength was chosen,
             without its fold; NaN where the landmark is not visible, or in too few of the other pictures.

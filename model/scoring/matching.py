@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.maps import Array
+from .linear_maps import Array
 
 Edges = Sequence[tuple[int, int]]
 

@@ -1,6 +1,7 @@
 """The commands of ``python -m model.evaluate``: files in, JSON out. Numpy only.
 
-The forms of predictions are told in :mod:`model.pairing`, those of labels in :mod:`model.label_files`. Occlusion takes
+The forms of predictions are told in :mod:`model.scoring.prediction_files`, those of labels in
+:mod:`model.scoring.label_files`. Occlusion takes
 two steps, for the pictures' poses come from elsewhere:
 
 1. ``masks`` hides parts of held-out squares, uint8 (N, S, S, 3) as NumPy wrote them, and writes a file of squares for
@@ -21,14 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from model.label_files import read_labels
-from model.maps import fit_maps
-from model.occlusion import cover, levels, occlusion_row, verdict
-from model.pairing import Paired, pair, poses_of, read_predictions, rows_by_split, square_labels
-from model.plots import plot_occlusion
-from model.protocols import evaluate, headline, sides
-from model.skeleton import STRONG, skeleton_scores
 from model.version.prior_values import read_prior
+
+from .label_files import read_labels
+from .linear_maps import fit_maps
+from .occlusion import cover, levels, occlusion_row, verdict
+from .plots import plot_occlusion
+from .prediction_files import Paired, pair, poses_of, read_predictions, rows_by_split, square_labels
+from .protocols import evaluate, headline, sides
+from .skeleton import STRONG, skeleton_scores
 
 
 def run(arguments: list[str]) -> int:

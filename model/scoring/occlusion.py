@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.maps import Array, apply_maps, check_split
+from .linear_maps import Array, apply_maps, check_split
 
 Images = NDArray[np.uint8]
 Hidden = NDArray[np.bool_]
@@ -130,7 +130,7 @@ def occlusion_table(
         images: held-out squares, uint8 (N, S, S, 3).
         labels: (N, J, 2) in [0, 1].
         visibility: (N, J), non-zero where a label counts; what the mask hides counts too.
-        maps: of :func:`model.maps.fit_maps`, fitted on clean training pictures without refinement.
+        maps: of :func:`model.scoring.linear_maps.fit_maps`, fitted on clean training pictures without refinement.
         refine_steps: T.
         seed: of the random masks.
 

@@ -25,9 +25,9 @@ import json
 from pathlib import Path
 from typing import Any, NoReturn
 
-from model.label_csv import read_csv
-from model.label_json import read_coco, read_samples
-from model.labels import Labels, LabelsError
+from .label_csv import read_csv
+from .label_json import read_coco, read_samples
+from .labels import Labels, LabelsError
 
 MOST_BYTES = 64 * 2**20
 

@@ -17,7 +17,8 @@ Beside each precision stands that of all links alike ("chance_precision"): on a 
 **Procrustes**: how far the keypoint prior is from the mean true pose (each joint's mean position) once position, size
 and rotation are taken away; no mirroring. The distance is sqrt(1 - s²), s the best alignment of the two point sets
 scaled to unit norm: 0 alike, 1 unrelated. "mapped" takes the prior to the joints by the linear maps with bias that
-score the poses (:func:`model.maps.fit_maps`); keypoints that say nothing would map to the mean pose whatever the prior
+score the poses (:func:`model.scoring.linear_maps.fit_maps`); keypoints that say nothing would map to the mean pose
+whatever the prior
 is, so "matched" compares the matched keypoints as they are (at least three). "typical" is the mean distance of one
 true pose from the mean pose.
 """
@@ -29,8 +30,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.maps import Array, apply_maps, check_split, fit_maps, mean_pose
-from model.matching import Edges, Matching, limbs_of, match_joints
+from .linear_maps import Array, apply_maps, check_split, fit_maps, mean_pose
+from .matching import Edges, Matching, limbs_of, match_joints
 
 STRONG = 0.25
 TOLERANCE = 0.05
