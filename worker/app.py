@@ -17,11 +17,11 @@ from service.contract.paces import PaceBook
 from service.contract.routing import Kind
 from service.contract.store import VersionStore
 from worker.caretaker import Caretaker
-from worker.casework import Casework
-from worker.custody import Stop
 from worker.heartbeat import Heartbeat, Keepalive, new_worker_id
 from worker.inference import InferenceEngine
 from worker.inspector import Inspector
+from worker.jobs.held_job import Stop
+from worker.jobs.job_taking import Casework
 from worker.metrics import InferenceMetrics, Metrics, TrainingMetrics
 from worker.outage import connect
 from worker.preparation import Preparer

@@ -16,8 +16,8 @@ from service.contract.job_files import JobFiles
 from service.contract.jobs import JobStatus, JobStore
 from service.contract.routing import RECONCILE_EVERY_S
 from service.contract.store import VersionStore
-from worker.casework import Casework
-from worker.custody import Stop
+from worker.jobs.held_job import Stop
+from worker.jobs.job_taking import Casework
 from worker.outage import OUTAGES, OutageLog
 from worker.preparation import Preparer
 

@@ -23,7 +23,7 @@ from typing import Any
 from model.config import PPLConfig
 from model.training.distributed import device_of
 from model.training.trainer import StepReport, Trainer, TrainingDivergedError
-from worker.custody import Stopping
+from worker.jobs.held_job import Stopping
 from worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)

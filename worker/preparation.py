@@ -15,8 +15,8 @@ from service.contract.job_files import JobFiles, training_folder
 from service.contract.jobs import JobRecord, JobStatus
 from service.contract.pictures import Picture
 from service.contract.store import write_json
-from worker.casework import Casework
-from worker.custody import Custody, Stopping
+from worker.jobs.held_job import Custody, Stopping
+from worker.jobs.job_taking import Casework
 from worker.labelling import take_labels
 from worker.media import MediaReader
 from worker.metrics import TrainingMetrics

@@ -14,7 +14,7 @@ from model.training.trainer import CHECKPOINT_FILE, StepReport, Trainer
 from service.contract.jobs import JobRecord, JobStatus, LeaseLost, Progress
 from service.contract.paces import Pace
 from service.contract.records import Checkpoint, losses_of
-from worker.custody import Custody, Stopping
+from worker.jobs.held_job import Custody, Stopping
 from worker.metrics import TrainingMetrics
 from worker.pace import PaceKeeper, late_step
 

@@ -13,8 +13,8 @@ import uvicorn
 from service.app import create_app
 from service.contract.dataset_files import DatasetFiles
 from service.settings import Settings
-from worker.custody import Stop
 from worker.inspector import Inspector
+from worker.jobs.held_job import Stop
 from worker.settings import WorkerSettings
 
 from .conftest import Consumer

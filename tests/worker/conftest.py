@@ -23,8 +23,8 @@ from service.contract.paces import PaceBook
 from service.contract.store import VersionStore, write_json
 from worker import training
 from worker.caretaker import Caretaker
-from worker.casework import Casework
-from worker.custody import Stop
+from worker.jobs.held_job import Stop
+from worker.jobs.job_taking import Casework
 from worker.metrics import TrainingMetrics
 from worker.preparation import Preparer
 from worker.settings import WorkerSettings

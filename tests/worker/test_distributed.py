@@ -18,7 +18,7 @@ from model.training.trainer import StepReport, TrainingDivergedError
 from model.version.tensor_files import load
 from service.contract.jobs import JobStatus
 from worker.distributed import RankError, Ranks, as_raised, rank_order
-from worker.failures import failure_of
+from worker.jobs.failures import failure_of
 from worker.run import Run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")

@@ -11,7 +11,7 @@ import pytest
 from model.training.trainer import Trainer
 from service.contract.jobs import JobStatus
 from service.contract.routing import lease_key
-from worker import custody
+from worker.jobs import held_job as custody
 
 
 @pytest.fixture

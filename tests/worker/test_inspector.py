@@ -25,8 +25,8 @@ from service.contract.datasets import Dataset, DatasetRecord, DatasetStatus, Fin
 from service.contract.errors import StoreCorrupt, UnknownDataset
 from service.contract.records import MAX_DEATHS
 from worker import inspection
-from worker.custody import Stop
 from worker.inspector import Inspector
+from worker.jobs.held_job import Stop
 from worker.settings import WorkerSettings
 
 from .conftest import picture, zipped

@@ -19,7 +19,7 @@ from service.contract.events import EventLog
 from service.contract.jobs import Job, JobStatus
 from service.contract.routing import lease_key
 from service.contract.store import new_version_id
-from worker import custody
+from worker.jobs import held_job as custody
 
 
 def test_job_becomes_the_active_version(desk: SimpleNamespace) -> None:

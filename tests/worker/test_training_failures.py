@@ -13,7 +13,7 @@ from model.training.trainer import Trainer
 from service.contract.errors import TooFewPictures
 from service.contract.jobs import Job, JobRecord, JobStatus
 from service.contract.records import MAX_DEATHS
-from worker.failures import failure_of
+from worker.jobs.failures import failure_of
 
 
 def error_of(desk: SimpleNamespace, job: Job) -> tuple[str, str]:

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from service.contract.errors import JobNotActive, PPLError, UnknownJob, UnreadableJob
 from service.contract.job_files import JobFiles
 from service.contract.jobs import JobRecord, JobStatus, JobStore, LeaseLost
-from worker.custody import Cancelled, Change, Custody, Paused, Stop, Stopping
 from worker.distributed import RankDied
-from worker.failures import failure_of
 from worker.metrics import TrainingMetrics
 from worker.outage import OUTAGES
+
+from .failures import failure_of
+from .held_job import Cancelled, Change, Custody, Paused, Stop, Stopping
 
 logger = logging.getLogger(__name__)
 
