@@ -18,14 +18,14 @@ from service.contract.routing import Kind
 from service.contract.store import VersionStore
 from worker.caretaker import Caretaker
 from worker.heartbeat import Heartbeat, Keepalive, new_worker_id
-from worker.inference import InferenceEngine
+from worker.inference.engine import InferenceEngine
+from worker.inference.resident_models import ModelRegistry
 from worker.inspector import Inspector
 from worker.jobs.held_job import Stop
 from worker.jobs.job_taking import Casework
 from worker.metrics import InferenceMetrics, Metrics, TrainingMetrics
 from worker.outage import connect
 from worker.preparation import Preparer
-from worker.registry import ModelRegistry
 from worker.settings import WorkerSettings
 from worker.training import TrainingRunner
 

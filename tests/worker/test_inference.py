@@ -15,9 +15,9 @@ from model.predictor import Predictor
 from service.contract import routing
 from service.contract.messages import BatchReply, BatchRequest
 from service.contract.store import VersionStore
-from worker.inference import InferenceEngine
+from worker.inference.engine import InferenceEngine
+from worker.inference.resident_models import ModelRegistry
 from worker.metrics import InferenceMetrics
-from worker.registry import ModelRegistry
 
 REPLIES = routing.reply_key("gateway")
 

@@ -10,8 +10,8 @@ from model.predictor import Predictor
 from service.contract.changes import delete_version
 from service.contract.errors import BadVersionName, StoreCorrupt, UnknownCategory, UnknownVersion
 from service.contract.store import VersionStore
+from worker.inference.resident_models import ModelRegistry
 from worker.metrics import InferenceMetrics
-from worker.registry import ModelRegistry
 
 Publish = Callable[..., str]
 

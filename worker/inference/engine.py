@@ -16,7 +16,8 @@ from service.contract.errors import ModelFailed, NoMemory, PixelsExpired, PPLErr
 from service.contract.messages import BatchReply, BatchRequest
 from worker.metrics import InferenceMetrics
 from worker.outage import OUTAGES, through_outages
-from worker.registry import ModelRegistry
+
+from .resident_models import ModelRegistry
 
 logger = logging.getLogger(__name__)
 
