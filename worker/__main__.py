@@ -58,8 +58,8 @@ def run(kind: Kind, settings: WorkerSettings) -> int:
 
     from model.network.device import pick_device
     from worker.app import make_app, make_part
-    from worker.distributed import check_devices
     from worker.jobs.held_job import Stop
+    from worker.training.rank_processes import check_devices
 
     try:
         pick_device(settings.device)

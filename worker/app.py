@@ -27,7 +27,7 @@ from worker.metrics import InferenceMetrics, Metrics, TrainingMetrics
 from worker.outage import connect
 from worker.preparation import Preparer
 from worker.settings import WorkerSettings
-from worker.training import TrainingRunner
+from worker.training.runner import TrainingRunner
 
 logger = logging.getLogger(__name__)
 

@@ -21,14 +21,14 @@ from service.contract.job_files import JobFiles
 from service.contract.jobs import Job, JobSource, JobStore, new_job_id
 from service.contract.paces import PaceBook
 from service.contract.store import VersionStore, write_json
-from worker import training
 from worker.caretaker import Caretaker
 from worker.jobs.held_job import Stop
 from worker.jobs.job_taking import Casework
 from worker.metrics import TrainingMetrics
 from worker.preparation import Preparer
 from worker.settings import WorkerSettings
-from worker.training import TrainingRunner
+from worker.training import runner as training
+from worker.training.runner import TrainingRunner
 
 TINY = {
     "image_size": 32,

@@ -17,9 +17,9 @@ from model.predictor import Predictor
 from model.training.trainer import StepReport, TrainingDivergedError
 from model.version.tensor_files import load
 from service.contract.jobs import JobStatus
-from worker.distributed import RankError, Ranks, as_raised, rank_order
 from worker.jobs.failures import failure_of
-from worker.run import Run
+from worker.training.rank_processes import RankError, Ranks, as_raised, rank_order
+from worker.training.training_run import Run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
@@ -33,7 +33,7 @@ def ranks() -> list[int]:
                 line, stat = (folder / "cmdline").read_bytes(), (folder / "stat").read_text()
             except OSError:
                 continue
-            if b"worker.rank" in line and int(stat.rpartition(")")[2].split()[1]) == os.getpid():
+            if b"worker.training.rank" in line and int(stat.rpartition(")")[2].split()[1]) == os.getpid():
                 found.append(int(folder.name))
     return sorted(found)
 

@@ -18,7 +18,7 @@ from model.scoring.protocols import evaluate
 from model.training.trainer import Trainer
 from service.contract.jobs import Job, JobStatus
 from service.contract.store import write_json
-from worker.dataset import prepared_pictures, training_input
+from worker.training.training_input import prepared_pictures, training_input
 
 NAMES = [f"{number}.jpg" for number in range(12)]
 JOINTS = ("nose", "left_eye", "right_eye")
@@ -61,7 +61,7 @@ def trainers(monkeypatch: pytest.MonkeyPatch) -> list[Trainer]:
             super().__init__(*arguments, **named)
             made.append(self)
 
-    monkeypatch.setattr("worker.training.Trainer", Noted)
+    monkeypatch.setattr("worker.training.runner.Trainer", Noted)
     return made
 
 
@@ -157,7 +157,7 @@ def test_stop_while_it_is_evaluated_goes_on_there(
         return predict(self, *arguments, **named)
 
     monkeypatch.setattr(Predictor, "predict", watched)
-    monkeypatch.setattr("worker.evaluation._AT_ONCE", 3)
+    monkeypatch.setattr("worker.training.evaluation._AT_ONCE", 3)
     desk.runner.run(job.id)
     paused = desk.jobs.record(job.id)
     assert paused.job.status is JobStatus.QUEUED

@@ -4,7 +4,7 @@ import pytest
 
 from model.config import resolve
 from service.contract.paces import Pace, PaceBook
-from worker.pace import PaceKeeper, late_step
+from worker.training.speed import PaceKeeper, late_step
 
 
 def test_nothing_is_known_before_the_second_step() -> None:

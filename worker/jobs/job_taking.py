@@ -8,9 +8,9 @@ from collections.abc import Callable
 from service.contract.errors import JobNotActive, PPLError, UnknownJob, UnreadableJob
 from service.contract.job_files import JobFiles
 from service.contract.jobs import JobRecord, JobStatus, JobStore, LeaseLost
-from worker.distributed import RankDied
 from worker.metrics import TrainingMetrics
 from worker.outage import OUTAGES
+from worker.training.rank_processes import RankDied
 
 from .failures import failure_of
 from .held_job import Cancelled, Change, Custody, Paused, Stop, Stopping

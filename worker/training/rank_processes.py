@@ -1,6 +1,7 @@
 """Training by several processes: started here, led step by step over pipes, and never left behind.
 
-The worker's own process trains nothing then. It starts one :mod:`worker.rank` a rank, tells rank 0 to go on, or to
+The worker's own process trains nothing then. It starts one :mod:`worker.training.rank` a rank, tells rank 0 to go on,
+or to
 save, after every step, and takes the state over from the last checkpoint once all steps are done. Each of them ends
 by itself when its standard input does, so that a worker that is killed takes them along.
 """
@@ -63,7 +64,7 @@ class SharedTrainer(Trainer):
 
     Args:
         processes: how many, more than one.
-        order: what :mod:`worker.rank` reads, but for rank, number of processes and meeting point.
+        order: what :mod:`worker.training.rank` reads, but for rank, number of processes and meeting point.
         checkpoint: folder of the job's checkpoint, which the processes start from, if there is one.
         check: raises where the job is no longer wanted here, as ``custody.check``.
     """
@@ -177,7 +178,7 @@ class Ranks:
 
     def _start(self, rank: int) -> None:
         process = subprocess.Popen(
-            [sys.executable, "-m", "worker.rank"],
+            [sys.executable, "-m", "worker.training.rank"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

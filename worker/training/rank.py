@@ -1,4 +1,5 @@
-"""``python -m worker.rank``: one of several processes that train a job; :mod:`worker.distributed` starts it.
+"""``python -m worker.training.rank``: one of several processes that train a job;
+:mod:`worker.training.rank_processes` starts it.
 
 The first line of its standard input is its order, in JSON. Rank 0 then takes a step for each line "go" and saves for
 each "save"; the others follow by waiting for it in torch. Reports are lines of JSON: {"step", "losses"}, {"saved"},
@@ -52,7 +53,8 @@ def _work(order: dict[str, Any], words: queue.SimpleQueue[str], reports: TextIO)
     from model.training.distributed import device_of, joined
     from model.training.trainer import Trainer
     from service.contract.job_files import JobFiles
-    from worker.dataset import training_input
+
+    from .training_input import training_input
 
     torch.set_num_threads(order["threads"])
     rank, processes = order["rank"], order["processes"]

@@ -17,15 +17,16 @@ from service.contract.job_files import JobFiles
 from service.contract.jobs import JobRecord, JobStatus, JobStore
 from service.contract.paces import PaceBook
 from service.contract.store import VersionStore, new_version_id, write_json
-from worker.dataset import labelled_pictures, prepared_pictures, training_input
-from worker.distributed import SharedTrainer, rank_order
-from worker.evaluation import evaluate_labelled
 from worker.jobs.held_job import Change, Custody
 from worker.jobs.job_taking import Casework
 from worker.metrics import TrainingMetrics
 from worker.preparation import config_of
-from worker.run import Run
 from worker.settings import WorkerSettings
+
+from .evaluation import evaluate_labelled
+from .rank_processes import SharedTrainer, rank_order
+from .training_input import labelled_pictures, prepared_pictures, training_input
+from .training_run import Run
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from service.contract.paces import Pace
 from service.contract.records import Checkpoint, losses_of
 from worker.jobs.held_job import Custody, Stopping
 from worker.metrics import TrainingMetrics
-from worker.pace import PaceKeeper, late_step
+
+from .speed import PaceKeeper, late_step
 
 logger = logging.getLogger(__name__)
 
