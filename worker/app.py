@@ -20,14 +20,14 @@ from worker.caretaker import Caretaker
 from worker.heartbeat import Heartbeat, Keepalive, new_worker_id
 from worker.inference.engine import InferenceEngine
 from worker.inference.resident_models import ModelRegistry
-from worker.inspector import Inspector
 from worker.jobs.held_job import Stop
 from worker.jobs.job_taking import Casework
 from worker.metrics import InferenceMetrics, Metrics, TrainingMetrics
 from worker.outage import connect
-from worker.preparation import Preparer
 from worker.settings import WorkerSettings
 from worker.training.runner import TrainingRunner
+from worker.uploads.dataset_inspector import Inspector
+from worker.uploads.preparer import Preparer
 
 logger = logging.getLogger(__name__)
 

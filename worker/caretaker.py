@@ -19,7 +19,7 @@ from service.contract.store import VersionStore
 from worker.jobs.held_job import Stop
 from worker.jobs.job_taking import Casework
 from worker.outage import OUTAGES, OutageLog
-from worker.preparation import Preparer
+from worker.uploads.preparer import Preparer
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import uvicorn
 from service.app import create_app
 from service.contract.dataset_files import DatasetFiles
 from service.settings import Settings
-from worker.inspector import Inspector
 from worker.jobs.held_job import Stop
 from worker.settings import WorkerSettings
+from worker.uploads.dataset_inspector import Inspector
 
 from .conftest import Consumer
 

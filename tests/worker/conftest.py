@@ -25,10 +25,10 @@ from worker.caretaker import Caretaker
 from worker.jobs.held_job import Stop
 from worker.jobs.job_taking import Casework
 from worker.metrics import TrainingMetrics
-from worker.preparation import Preparer
 from worker.settings import WorkerSettings
 from worker.training import runner as training
 from worker.training.runner import TrainingRunner
+from worker.uploads.preparer import Preparer
 
 TINY = {
     "image_size": 32,

@@ -17,7 +17,7 @@ from service.contract.fitting import fit_square
 from service.contract.jobs import Job, JobSource, JobStatus, new_job_id
 from service.contract.pictures import open_picture
 from service.contract.videos import iter_frames
-from worker.training_set import TrainingSet, natural_key
+from worker.uploads.square_files import TrainingSet, natural_key
 
 Video = Callable[..., bytes]
 

@@ -24,10 +24,10 @@ from service.contract.dataset_files import DatasetFiles
 from service.contract.datasets import Dataset, DatasetRecord, DatasetStatus, Findings, dataset_id
 from service.contract.errors import StoreCorrupt, UnknownDataset
 from service.contract.records import MAX_DEATHS
-from worker import inspection
-from worker.inspector import Inspector
 from worker.jobs.held_job import Stop
 from worker.settings import WorkerSettings
+from worker.uploads import inspection
+from worker.uploads.dataset_inspector import Inspector
 
 from .conftest import picture, zipped
 
@@ -384,7 +384,7 @@ def test_one_that_failed_is_looked_into_again_once_its_findings_are_gone(
 
 
 def test_what_was_found_so_far_is_told_on_the_way(lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.inspector._TELL_EVERY_S", 0)
+    monkeypatch.setattr("worker.uploads.dataset_inspector._TELL_EVERY_S", 0)
     dataset = lab.put({f"{n}.jpg": picture(n) for n in range(6)})
     seen = []
     write = lab.files.write_findings

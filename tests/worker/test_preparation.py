@@ -14,7 +14,7 @@ from service.contract.fitting import fit_square
 from service.contract.jobs import JobStatus
 from service.contract.pictures import open_picture
 from service.contract.records import MAX_DEATHS
-from worker.training_set import SquareFile
+from worker.uploads.square_files import SquareFile
 
 
 def test_upload_becomes_squares_and_the_job_is_queued(desk: SimpleNamespace) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from model.data import Images
 from model.predictor import Predictor
 from model.scoring.protocols import evaluate
-from worker.labelling import Labelled
+from worker.uploads.label_matching import Labelled
 
 _AT_ONCE = 32  # pictures
 

@@ -20,8 +20,8 @@ from service.contract.store import VersionStore, new_version_id, write_json
 from worker.jobs.held_job import Change, Custody
 from worker.jobs.job_taking import Casework
 from worker.metrics import TrainingMetrics
-from worker.preparation import config_of
 from worker.settings import WorkerSettings
+from worker.uploads.preparer import config_of
 
 from .evaluation import evaluate_labelled
 from .rank_processes import SharedTrainer, rank_order

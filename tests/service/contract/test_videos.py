@@ -282,9 +282,7 @@ def test_frames_that_nobody_wants_any_more_end_the_decoder(put, processes):
 
 
 def test_pyav_is_loaded_in_the_decoding_process_alone():
-    code = (
-        "import sys, service.contract.videos, service.contract.archives, worker.preparation; print('av' in sys.modules)"
-    )
+    code = "import sys, service.contract.videos, service.contract.archives, worker.uploads.preparer; print('av' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from worker.training_set import LEAST_FRAMES, natural_key
+from .square_files import LEAST_FRAMES, natural_key
 
 COLUMNS = 8  # also the frames taken of a video
 STILL_ROWS = 6

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker.training_set import LEAST_FRAMES
+from .square_files import LEAST_FRAMES
 
 _NAMED = 20  # skipped files named in the job
 _LONGEST_NAME = 200

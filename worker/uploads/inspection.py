@@ -19,12 +19,13 @@ from service.contract.datasets import DatasetRecord, Duplicate, Found, LabelsFou
 from service.contract.errors import BadLabels, TooFewPictures
 from service.contract.members import kind_of, members
 from service.contract.pictures import FORMATS, Picture
-from worker.contact_sheet import COLUMNS, Cell, ClipCells, ContactSheet, StillCells, reducible
-from worker.labelling import match_labels
-from worker.media import MediaReader
 from worker.settings import WorkerSettings
-from worker.tally import Tally, shown
-from worker.training_set import LEAST_FRAMES, clip_of_picture
+
+from .contact_sheet import COLUMNS, Cell, ClipCells, ContactSheet, StillCells, reducible
+from .file_counts import Tally, shown
+from .label_matching import match_labels
+from .media_reader import MediaReader
+from .square_files import LEAST_FRAMES, clip_of_picture
 
 _NAMED = 20  # duplicates named
 

@@ -10,8 +10,9 @@ from service.contract.errors import BadPicture, PPLError, TrainingFailed
 from service.contract.pictures import Picture, PictureLimits, open_reduced
 from service.contract.videos import BadVideo, NoDecoder, VideoLimits, frame_name, iter_frames
 from worker.settings import WorkerSettings
-from worker.tally import Tally
-from worker.training_set import LEAST_FRAMES, clip_of_picture
+
+from .file_counts import Tally
+from .square_files import LEAST_FRAMES, clip_of_picture
 
 Keep = Callable[[Picture, str, str], None]  # a picture, its name, that of its clip
 

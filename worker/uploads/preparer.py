@@ -17,12 +17,13 @@ from service.contract.pictures import Picture
 from service.contract.store import write_json
 from worker.jobs.held_job import Custody, Stopping
 from worker.jobs.job_taking import Casework
-from worker.labelling import take_labels
-from worker.media import MediaReader
 from worker.metrics import TrainingMetrics
 from worker.settings import WorkerSettings
-from worker.tally import Tally, as_text
-from worker.training_set import TrainingSet
+
+from .file_counts import Tally, as_text
+from .label_matching import take_labels
+from .media_reader import MediaReader
+from .square_files import TrainingSet
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,11 @@ from service.contract.dataset_files import DatasetFiles
 from service.contract.datasets import DatasetStatus, Findings
 from service.contract.errors import Abandoned, DiskFull, PPLError, TrainingFailed, UnknownDataset
 from service.contract.records import MAX_DEATHS, JobError
-from worker.inspection import Inspection
 from worker.jobs.failures import is_disk_full
 from worker.jobs.held_job import Stop, Stopping
 from worker.settings import WorkerSettings
+
+from .inspection import Inspection
 
 logger = logging.getLogger(__name__)
 
