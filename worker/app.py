@@ -23,11 +23,12 @@ from worker.inference.resident_models import ModelRegistry
 from worker.jobs.held_job import Stop
 from worker.jobs.job_taking import Casework
 from worker.metrics import InferenceMetrics, Metrics, TrainingMetrics
-from worker.outage import connect
 from worker.settings import WorkerSettings
 from worker.training.runner import TrainingRunner
 from worker.uploads.dataset_inspector import Inspector
 from worker.uploads.preparer import Preparer
+
+from .redis_retries import connect
 
 logger = logging.getLogger(__name__)
 

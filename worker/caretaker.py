@@ -18,8 +18,9 @@ from service.contract.routing import RECONCILE_EVERY_S
 from service.contract.store import VersionStore
 from worker.jobs.held_job import Stop
 from worker.jobs.job_taking import Casework
-from worker.outage import OUTAGES, OutageLog
 from worker.uploads.preparer import Preparer
+
+from .redis_retries import OUTAGES, OutageLog
 
 logger = logging.getLogger(__name__)
 

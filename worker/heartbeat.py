@@ -17,7 +17,8 @@ import redis
 from service.contract import routing
 from service.contract.messages import WorkerHeartbeat
 from service.contract.routing import Kind
-from worker.outage import OutageLog
+
+from .redis_retries import OutageLog
 
 logger = logging.getLogger(__name__)
 

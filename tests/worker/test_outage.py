@@ -5,7 +5,7 @@ import logging
 import pytest
 import redis
 
-from worker.outage import OutageLog, connect, through_outages
+from worker.redis_retries import OutageLog, connect, through_outages
 
 
 class Server:

@@ -15,7 +15,7 @@ from service.contract import routing
 from service.contract.errors import ModelFailed, NoMemory, PixelsExpired, PPLError
 from service.contract.messages import BatchReply, BatchRequest
 from worker.metrics import InferenceMetrics
-from worker.outage import OUTAGES, through_outages
+from worker.redis_retries import OUTAGES, through_outages
 
 from .resident_models import ModelRegistry
 

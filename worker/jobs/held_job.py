@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from service.contract.jobs import JobRecord, JobStore, Lease, LeaseLost
-from worker.outage import OUTAGES, OutageLog, through_outages
+from worker.redis_retries import OUTAGES, OutageLog, through_outages
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from service.contract.errors import JobNotActive, PPLError, UnknownJob, Unreadab
 from service.contract.job_files import JobFiles
 from service.contract.jobs import JobRecord, JobStatus, JobStore, LeaseLost
 from worker.metrics import TrainingMetrics
-from worker.outage import OUTAGES
+from worker.redis_retries import OUTAGES
 from worker.training.rank_processes import RankDied
 
 from .failures import failure_of
