@@ -24,10 +24,11 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
+from service.contract.durable_files import locked, sync, write_json
+from service.contract.ids import time_ordered_id
+
 from .background_room import Held
 from .contract.errors import BadCursor, Conflict, StoreCorrupt, UnknownEstimate
-from .contract.files import locked, sync, write_json
-from .contract.identifiers import time_ordered_id
 from .contract.records import JobError
 from .contract.store import folder_names
 

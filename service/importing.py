@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
+from service.contract.durable_files import write_json
+
 from .contract.additions import NAMES_FILE
 from .contract.errors import (
     ArchiveTooLarge,
@@ -23,7 +25,6 @@ from .contract.errors import (
     EncryptedArchive,
     UnsafeArchive,
 )
-from .contract.files import write_json
 from .contract.manifest import (
     FORMAT,
     MANIFEST,

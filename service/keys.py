@@ -24,8 +24,9 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
+from service.contract.durable_files import sync
+
 from .contract.errors import StoreCorrupt, UnknownKey
-from .contract.files import sync
 from .private_files import read_or_make, write_private
 
 log = logging.getLogger(__name__)

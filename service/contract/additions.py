@@ -14,8 +14,8 @@ from typing import Any
 
 from model.version.prior_values import read_names
 
+from .durable_files import read_json, sync, write_json
 from .errors import BadKeypointNames, BadLandmarks, Conflict, NameTaken, StoreCorrupt, UnknownLandmarks
-from .files import read_json, sync, write_json
 from .landmarks import MOST_SETS, LandmarkSet, check_set_name
 from .store import VersionStore
 

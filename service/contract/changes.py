@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .aliases import ACTIVE
+from .durable_files import sync
 from .errors import Conflict, NameTaken, UnknownVersion, VersionInUse
-from .files import sync
 from .store import STAGING, VersionStore
 
 Check = Callable[[str | None], object]

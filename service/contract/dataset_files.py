@@ -25,8 +25,8 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from .datasets import Dataset, DatasetPage, DatasetRecord, DatasetStatus, Findings
+from .durable_files import locked, sync, write_json
 from .errors import BadCursor, DatasetsFull, StoreCorrupt, UnknownDataset
-from .files import locked, sync, write_json
 from .store import folder_names
 
 log = logging.getLogger(__name__)

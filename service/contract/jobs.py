@@ -24,7 +24,7 @@ import redis
 from . import routing, scripts
 from .errors import BadCursor, JobNotActive, JobNotEnded, UnknownJob, UnreadableJob
 from .events import KEPT_CHECKPOINTS, KEPT_EVENTS, EventKind, Told, Watch, as_json, now
-from .identifiers import time_ordered_id
+from .ids import time_ordered_id
 from .job_requests import JobLimits, NamedRequest, check_room, check_same
 from .leases import Lease, LeaseLost
 from .records import (

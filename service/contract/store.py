@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from .aliases import ACTIVE, Aliases, is_alias
+from .durable_files import read_json, sync
+from .durable_files import write_json as write_json
 from .errors import (
     BadCategoryName,
     BadVersionName,
@@ -29,8 +31,6 @@ from .errors import (
     UnknownVersion,
     VersionExists,
 )
-from .files import read_json, sync
-from .files import write_json as write_json
 
 _CATEGORY = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")

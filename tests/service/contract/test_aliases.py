@@ -10,6 +10,7 @@ import pytest
 
 from service.contract.aliases import MAX_ALIASES, check_alias
 from service.contract.changes import delete_version, move_alias, remove_alias
+from service.contract.durable_files import write_json
 from service.contract.errors import (
     BadAliasName,
     Conflict,
@@ -19,7 +20,6 @@ from service.contract.errors import (
     UnknownVersion,
     VersionInUse,
 )
-from service.contract.files import write_json
 from service.contract.store import VersionStore
 
 V1, V2, V3 = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb", "20260303T000000-cccccc"

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from service.contract import identifiers
-from service.contract.identifiers import time_ordered_id
+from service.contract import ids as identifiers
+from service.contract.ids import time_ordered_id
 
 
 @pytest.mark.parametrize("digits", [22, 24, 32])
