@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, Field
 
-from .contract.datasets import CreatedDataset, Dataset, DatasetStatus
+from service.contract.datasets.dataset import CreatedDataset, Dataset, DatasetStatus
+
 from .contract.events import EventKind, JobEvent
 from .contract.records import Checkpoint, Job, JobStatus
 from .estimate_files import BackgroundEstimate, EstimateStatus

@@ -10,11 +10,11 @@ from pathlib import Path, PurePosixPath
 
 from fastapi import Request
 
+from service.contract.datasets.dataset import DatasetRecord, dataset_id
+from service.contract.datasets.store import RECORD
 from service.contract.durable_files import write_json
 
 from .contract.archives import check_archive
-from .contract.dataset_files import RECORD
-from .contract.datasets import DatasetRecord, dataset_id
 from .contract.errors import BadArchive, BadLabels, TooManyImages
 from .contract.job_files import MAX_LABELS_BYTES
 from .errors import BadField

@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 
-from .contract.datasets import DatasetStatus
+from service.contract.datasets.dataset import DatasetStatus
+
 from .contract.errors import DatasetInUse, DatasetNotReady, UnknownDataset, UnknownJob
 from .contract.jobs import JobSource, JobStore
 from .gateway import Gateway

@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
+from service.contract.datasets.store import DatasetFiles
+
 from .admission import ByteBudget, Places
 from .background import AT_ONCE, Background
 from .background_room import Arrivals
 from .batching import Batcher
 from .contract import routing
 from .contract.archives import ArchiveLimits
-from .contract.dataset_files import DatasetFiles
 from .contract.events import EventLog
 from .contract.job_files import JobFiles
 from .contract.jobs import JobStore

@@ -10,7 +10,7 @@ from celery import Celery, Task
 from model.network.device import pick_device
 from model.predictor import Predictor
 from service.contract import routing
-from service.contract.dataset_files import DatasetFiles
+from service.contract.datasets.store import DatasetFiles
 from service.contract.job_files import JobFiles
 from service.contract.jobs import JobStore
 from service.contract.paces import PaceBook

@@ -8,7 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
-from ..contract.datasets import CreatedDataset, Dataset, DatasetPage, DatasetStatus
+from service.contract.datasets.dataset import CreatedDataset, Dataset, DatasetPage, DatasetStatus
+
 from ..contract.errors import DatasetNotReady
 from ..contract.jobs import MAX_PAGE
 from ..dataset_documentation import dataset_body

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from service.app import create_app
-from service.contract.dataset_files import DatasetFiles
+from service.contract.datasets.store import DatasetFiles
 from service.settings import Settings
 from worker.jobs.held_job import Stop
 from worker.settings import WorkerSettings

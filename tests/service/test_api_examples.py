@@ -17,8 +17,8 @@ import jsonschema_rs
 import pytest
 
 from service import api_examples
-from service.contract.dataset_files import DatasetFiles
-from service.contract.datasets import DatasetStatus, Findings, Found
+from service.contract.datasets.dataset import DatasetStatus, Findings, Found
+from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import ErrorCode, PPLError
 from service.contract.jobs import JobStatus
 from service.contract.records import Checkpoint

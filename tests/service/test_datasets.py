@@ -10,8 +10,8 @@ import zipfile
 
 import pytest
 
-from service.contract.dataset_files import DatasetFiles
-from service.contract.datasets import DatasetStatus, Findings
+from service.contract.datasets.dataset import DatasetStatus, Findings
+from service.contract.datasets.store import DatasetFiles
 from service.contract.jobs import JobStatus
 from service.contract.records import JobError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.contract.dataset_files import DatasetFiles
+from service.contract.datasets.store import DatasetFiles
 
 from .test_server import Server
 

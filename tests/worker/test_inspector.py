@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from service.contract.archives import check_archive
-from service.contract.dataset_files import DatasetFiles
-from service.contract.datasets import Dataset, DatasetRecord, DatasetStatus, Findings, dataset_id
+from service.contract.datasets.dataset import Dataset, DatasetRecord, DatasetStatus, Findings, dataset_id
+from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import StoreCorrupt, UnknownDataset
 from service.contract.records import MAX_DEATHS
 from worker.jobs.held_job import Stop

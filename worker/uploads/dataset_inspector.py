@@ -6,8 +6,8 @@ import logging
 import threading
 import time
 
-from service.contract.dataset_files import DatasetFiles
-from service.contract.datasets import DatasetStatus, Findings
+from service.contract.datasets.dataset import DatasetStatus, Findings
+from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import Abandoned, DiskFull, PPLError, TrainingFailed, UnknownDataset
 from service.contract.records import MAX_DEATHS, JobError
 from worker.jobs.failures import is_disk_full

@@ -14,8 +14,16 @@ from PIL import Image
 from model.scoring.label_files import read_labels
 from model.scoring.labels import LabelsError
 from service.contract.archives import ArchiveLimits, Member, iter_media
-from service.contract.dataset_files import DatasetFiles
-from service.contract.datasets import DatasetRecord, Duplicate, Found, LabelsFound, SideCount, Sizes, SkippedFile
+from service.contract.datasets.dataset import (
+    DatasetRecord,
+    Duplicate,
+    Found,
+    LabelsFound,
+    SideCount,
+    Sizes,
+    SkippedFile,
+)
+from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import BadLabels, TooFewPictures
 from service.contract.members import kind_of, members
 from service.contract.pictures import FORMATS, Picture

@@ -16,8 +16,8 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, Field, field_serializer
 
-from .archives import Mode
-from .records import JobDataset, JobError
+from service.contract.archives import Mode
+from service.contract.records import JobDataset, JobError
 
 
 class DatasetStatus(StrEnum):

@@ -24,10 +24,11 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from .datasets import Dataset, DatasetPage, DatasetRecord, DatasetStatus, Findings
-from .durable_files import locked, sync, write_json
-from .errors import BadCursor, DatasetsFull, StoreCorrupt, UnknownDataset
-from .store import folder_names
+from service.contract.durable_files import locked, sync, write_json
+from service.contract.errors import BadCursor, DatasetsFull, StoreCorrupt, UnknownDataset
+from service.contract.store import folder_names
+
+from .dataset import Dataset, DatasetPage, DatasetRecord, DatasetStatus, Findings
 
 log = logging.getLogger(__name__)
 
