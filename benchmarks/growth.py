@@ -26,7 +26,7 @@ from benchmarks.timing import add_torch_arguments, device_of, interleaved
 from model.config import PPLConfig, resolve
 from model.network.pose_prior_learner import PosePriorLearner
 from model.predictor import Predictor
-from service.contract.jobs import JobStatus, JobStore
+from service.contract.jobs.store import JobStatus, JobStore
 from service.contract.store import VersionStore
 
 LISTING_MS = 50.0

@@ -12,9 +12,10 @@ from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse
 from starlette.types import Scope
 
+from service.contract.jobs.files import MAX_LABELS_BYTES
+
 from . import documentation, errors
 from .access import Access
-from .contract.job_files import MAX_LABELS_BYTES
 from .contract.priors import MAX_PRIOR_BYTES
 from .forms import media_type, responds_async
 from .gateway import Gateway

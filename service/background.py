@@ -15,9 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from service.contract.jobs.job import JobError
+
 from .collecting import WrittenOutcomes, as_line, document
 from .contract.errors import PPLError, UnknownEstimate
-from .contract.records import JobError
 from .contract.videos import VideoLimits
 from .estimate_files import EstimateFiles, EstimateRecord, EstimateStatus
 from .estimating import Estimator, Source

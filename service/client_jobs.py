@@ -9,12 +9,13 @@ from typing import Any
 
 import httpx
 
+from service.contract.jobs.events import MAX_EVENTS, EventKind, EventPage, JobEvent
+from service.contract.jobs.job import Checkpoint, CheckpointList, Job, JobStatus
+
 from .client_concurrency import sleep
 from .client_errors import APIError, Unreachable
 from .client_paths import quoted
 from .client_transport import GRACE_S, Transport
-from .contract.events import MAX_EVENTS, EventKind, EventPage, JobEvent
-from .contract.records import Checkpoint, CheckpointList, Job, JobStatus
 
 _AGAIN_S = 1.0
 _SILENCE_S = 60.0  # heartbeats come more often

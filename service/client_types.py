@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pydantic import BaseModel, Field
 
 from service.contract.datasets.dataset import CreatedDataset, Dataset, DatasetStatus
+from service.contract.jobs.events import EventKind, JobEvent
+from service.contract.jobs.job import Checkpoint, Job, JobStatus
 
-from .contract.events import EventKind, JobEvent
-from .contract.records import Checkpoint, Job, JobStatus
 from .estimate_files import BackgroundEstimate, EstimateStatus
 from .schemas import (
     Estimate,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .contract.job_files import MAX_LABELS_BYTES
+from service.contract.jobs.files import MAX_LABELS_BYTES
+
 from .documentation import _FILE as FILE
 from .documentation import _body as body_of
 from .documentation import _object as object_of

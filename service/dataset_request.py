@@ -13,10 +13,10 @@ from fastapi import Request
 from service.contract.datasets.dataset import DatasetRecord, dataset_id
 from service.contract.datasets.store import RECORD
 from service.contract.durable_files import write_json
+from service.contract.jobs.files import MAX_LABELS_BYTES
 
 from .contract.archives import check_archive
 from .contract.errors import BadArchive, BadLabels, TooManyImages
-from .contract.job_files import MAX_LABELS_BYTES
 from .errors import BadField
 from .forms import FileField, Form, read_form
 from .gateway import Gateway

@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import replace
 
 from service.contract.datasets.dataset import DatasetStatus
+from service.contract.jobs.store import JobSource, JobStore
 
 from .contract.errors import DatasetInUse, DatasetNotReady, UnknownDataset, UnknownJob
-from .contract.jobs import JobSource, JobStore
 from .gateway import Gateway
 from .intake import Intake
 from .training_request import TrainingRequest

@@ -9,10 +9,11 @@ from typing import Any
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
+from service.contract.jobs.events import MAX_EVENTS, JobEvent, event_of
+
 from .accepting import named
 from .contract import routing
 from .contract.errors import BadCursor
-from .contract.events import MAX_EVENTS, JobEvent, event_of
 from .errors import QUEUE_ERRORS
 
 MEDIA_TYPE = "text/event-stream"

@@ -14,6 +14,10 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from service.contract.datasets.store import DatasetFiles
+from service.contract.jobs.events import EventLog
+from service.contract.jobs.files import JobFiles
+from service.contract.jobs.paces import PaceBook
+from service.contract.jobs.store import JobStore
 
 from .admission import ByteBudget, Places
 from .background import AT_ONCE, Background
@@ -21,11 +25,7 @@ from .background_room import Arrivals
 from .batching import Batcher
 from .contract import routing
 from .contract.archives import ArchiveLimits
-from .contract.events import EventLog
-from .contract.job_files import JobFiles
-from .contract.jobs import JobStore
 from .contract.messages import BatchRequest
-from .contract.paces import PaceBook
 from .contract.pictures import PictureLimits
 from .contract.store import VersionStore
 from .errors import NO_ANSWER, QUEUE_ERRORS

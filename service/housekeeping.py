@@ -11,10 +11,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from service.contract.jobs.files import JobFiles
+from service.contract.jobs.store import MAX_PAGE, Job, JobPage, JobStatus, JobStore
+
 from .contract import routing
 from .contract.errors import JobNotEnded, UnknownJob, UnreadableJob
-from .contract.job_files import JobFiles
-from .contract.jobs import MAX_PAGE, Job, JobPage, JobStatus, JobStore
 
 
 class JobCounts:

@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import IO, Any
 
+from service.contract.jobs.files import MAX_LABELS_BYTES, JobFiles
+from service.contract.jobs.store import new_job_id
+
 from .contract.errors import BadLabels
-from .contract.job_files import MAX_LABELS_BYTES, JobFiles
-from .contract.jobs import new_job_id
 from .contract.store import write_json
 
 InThread = Callable[..., Awaitable[Any]]

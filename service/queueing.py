@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .contract.jobs import Job, JobRecord, JobStatus, JobStore
-from .contract.paces import PaceBook
+from service.contract.jobs.paces import PaceBook
+from service.contract.jobs.store import Job, JobRecord, JobStatus, JobStore
 
 # all unfinished jobs are read to tell the places: where they are many, for no more than one in so many seconds
 _FEW = 50

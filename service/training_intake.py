@@ -7,14 +7,15 @@ from collections.abc import Awaitable, Callable
 
 from fastapi import Request
 
+from service.contract.jobs.files import training_file, training_folder
+from service.contract.jobs.store import Job, JobLimits, JobSource, NamedRequest
+from service.contract.jobs.webhooks import check_webhook_url
+
 from . import access
 from .continuing import Base
 from .contract.archives import check_archive
 from .contract.errors import StoreCorrupt, TooMany
-from .contract.job_files import training_file, training_folder
-from .contract.jobs import Job, JobLimits, JobSource, NamedRequest
 from .contract.priors import document_of
-from .contract.webhooks import check_webhook_url
 from .dataset_training import from_dataset
 from .errors import StorageFull
 from .gateway import Gateway

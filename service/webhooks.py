@@ -23,10 +23,12 @@ from urllib.parse import urlsplit
 import httpx
 from standardwebhooks.webhooks import Webhook
 
-from .contract import routing, scripts
+from service.contract.jobs import scripts
+from service.contract.jobs.store import Job, JobRecord, JobStore
+from service.contract.jobs.webhooks import check_address, check_webhook_url
+
+from .contract import routing
 from .contract.errors import BadWebhook, UnknownJob
-from .contract.jobs import Job, JobRecord, JobStore
-from .contract.webhooks import check_address, check_webhook_url
 from .errors import QUEUE_ERRORS
 from .tasks import end
 

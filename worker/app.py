@@ -11,9 +11,9 @@ from model.network.device import pick_device
 from model.predictor import Predictor
 from service.contract import routing
 from service.contract.datasets.store import DatasetFiles
-from service.contract.job_files import JobFiles
-from service.contract.jobs import JobStore
-from service.contract.paces import PaceBook
+from service.contract.jobs.files import JobFiles
+from service.contract.jobs.paces import PaceBook
+from service.contract.jobs.store import JobStore
 from service.contract.routing import Kind
 from service.contract.store import VersionStore
 from worker.caretaker import Caretaker

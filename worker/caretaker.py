@@ -12,8 +12,8 @@ from pathlib import Path
 from kombu.exceptions import OperationalError
 
 from service.contract.errors import UnknownJob, UnreadableJob
-from service.contract.job_files import JobFiles
-from service.contract.jobs import JobStatus, JobStore
+from service.contract.jobs.files import JobFiles
+from service.contract.jobs.store import JobStatus, JobStore
 from service.contract.routing import RECONCILE_EVERY_S
 from service.contract.store import VersionStore
 from worker.jobs.held_job import Stop

@@ -8,10 +8,11 @@ from typing import Any
 
 import httpx
 
+from service.contract.jobs.events import MAX_EVENTS, EventKind, EventPage, JobEvent
+from service.contract.jobs.job import Checkpoint, CheckpointList, Job, JobStatus
+
 from ..client_errors import APIError, Unreachable
 from ..client_paths import quoted
-from ..contract.events import MAX_EVENTS, EventKind, EventPage, JobEvent
-from ..contract.records import Checkpoint, CheckpointList, Job, JobStatus
 from .concurrency import sleep
 from .transport import GRACE_S, AsyncTransport
 

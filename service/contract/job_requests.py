@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import scripts
 from .errors import KeyReused, QueueFull, TooManyJobs
+from .jobs import scripts
 
 _ROOM_RETRY_S = 30.0
 

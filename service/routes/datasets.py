@@ -9,9 +9,9 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from service.contract.datasets.dataset import CreatedDataset, Dataset, DatasetPage, DatasetStatus
+from service.contract.jobs.store import MAX_PAGE
 
 from ..contract.errors import DatasetNotReady
-from ..contract.jobs import MAX_PAGE
 from ..dataset_documentation import dataset_body
 from ..dataset_request import keep_dataset, read_dataset
 from ..dataset_training import check_unused

@@ -14,9 +14,10 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
+from service.contract.jobs.store import MAX_PAGE
+
 from ..access import key_of
 from ..contract.errors import Conflict, Forbidden, UnknownEstimate
-from ..contract.jobs import MAX_PAGE
 from ..errors import responses
 from ..estimate_files import BackgroundEstimate, EstimatePage, EstimateStatus
 from ..formats import MEDIA_TYPES

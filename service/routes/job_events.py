@@ -8,8 +8,9 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.sse import EventSourceResponse
 from starlette.responses import Response
 
-from ..contract.events import MAX_EVENTS, EventPage
-from ..contract.records import CheckpointList
+from service.contract.jobs.events import MAX_EVENTS, EventPage
+from service.contract.jobs.job import CheckpointList
+
 from ..errors import responses
 from ..following import LAST_ID, MEDIA_TYPE, follow, last_event_id, wanted
 from ..gateway import gateway_of

@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import JSONResponse, Response
 
-from ..contract.jobs import MAX_PAGE, Job, JobPage, JobStatus
+from service.contract.jobs.store import MAX_PAGE, Job, JobPage, JobStatus
+
 from ..documentation import train_body
 from ..errors import UnsupportedMedia, responses
 from ..forms import media_type

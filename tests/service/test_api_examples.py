@@ -20,8 +20,8 @@ from service import api_examples
 from service.contract.datasets.dataset import DatasetStatus, Findings, Found
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import ErrorCode, PPLError
-from service.contract.jobs import JobStatus
-from service.contract.records import Checkpoint
+from service.contract.jobs.job import Checkpoint
+from service.contract.jobs.store import JobStatus
 from service.contract.store import VersionStore
 from service.errors import MEDIA_TYPE, StorageFull
 from service.sample_categories import install_samples

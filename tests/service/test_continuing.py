@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from service.contract.job_files import JobFiles
+from service.contract.jobs.files import JobFiles
 
 from .test_train_jobs import GOOD
 

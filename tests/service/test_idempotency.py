@@ -9,7 +9,7 @@ import pytest
 
 from service.contract import routing
 from service.contract.errors import BadRequest
-from service.contract.jobs import JobStatus, NamedRequest
+from service.contract.jobs.store import JobStatus, NamedRequest
 from service.idempotency import fingerprint
 from service.keys import KeyStore, Scope
 

@@ -13,7 +13,7 @@ import pytest
 
 from service import following
 from service.contract import routing
-from service.contract.jobs import JobStatus
+from service.contract.jobs.store import JobStatus
 from service.following import follow, wanted
 
 from .test_server import Server, server  # noqa: F401 - a fixture

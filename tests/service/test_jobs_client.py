@@ -18,8 +18,8 @@ import redis
 
 from service.client import APIError, Client, JobStatus
 from service.client_types import EventKind
-from service.contract.jobs import JobStore
-from service.contract.records import Checkpoint, JobRecord
+from service.contract.jobs.job import Checkpoint, JobRecord
+from service.contract.jobs.store import JobStore
 
 from .live_gateway import live_gateway
 

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from service.contract.errors import QueueFull, RateExceeded, TooManyJobs
-from service.contract.jobs import JobLimits, JobStatus, JobStore, NamedRequest
+from service.contract.jobs.store import JobLimits, JobStatus, JobStore, NamedRequest
 from service.intake import UploadFile
 from service.keys import KeyStore, Scope
 from service.rates import RequestRate

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from service.contract import routing
-from service.contract.jobs import JobStatus, JobStore
-from service.contract.paces import Pace, PaceBook
+from service.contract.jobs.paces import Pace, PaceBook
+from service.contract.jobs.store import JobStatus, JobStore
 from service.queueing import Queue
 
 SETTINGS = {"preset": "compact", "steps": 100, "occlusion_start": 0.75}

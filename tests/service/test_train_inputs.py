@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from model.config import resolve
-from service.contract.job_files import MAX_LABELS_BYTES
+from service.contract.jobs.files import MAX_LABELS_BYTES
 
 
 def _archive():

@@ -13,7 +13,7 @@ import pytest
 
 from model.config import resolve, settings
 from service.contract import routing
-from service.contract.jobs import JobStatus
+from service.contract.jobs.store import JobStatus
 from service.housekeeping import remove_stale_uploads
 
 
@@ -425,7 +425,7 @@ async def test_full_disk_is_said_and_leaves_nothing(http, post, problem, no_trac
     def full(self, job_id):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("service.contract.job_files.JobFiles.create", full)
+    monkeypatch.setattr("service.contract.jobs.files.JobFiles.create", full)
     assert "no room" in problem(await post(), 507, "disk_full")["detail"]
     no_trace()
 

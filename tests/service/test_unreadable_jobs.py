@@ -9,7 +9,7 @@ import os
 import pytest
 
 from service.contract import routing
-from service.contract.jobs import JobStatus, JobStore
+from service.contract.jobs.store import JobStatus, JobStore
 from service.housekeeping import remove_stale_uploads
 
 from .test_train_jobs import GOOD

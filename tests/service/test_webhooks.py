@@ -16,7 +16,7 @@ import pytest
 
 from service.client_errors import InputError
 from service.contract import routing
-from service.contract.jobs import JobStatus, JobStore
+from service.contract.jobs.store import JobStatus, JobStore
 from service.webhook_secret import webhook_secret
 from service.webhook_signature import verify_webhook
 from service.webhooks import Courier

@@ -17,9 +17,9 @@ from PIL import Image
 
 from model.config import PPLConfig, resolve
 from model.training.trainer import Trainer
-from service.contract.job_files import JobFiles
-from service.contract.jobs import Job, JobSource, JobStore, new_job_id
-from service.contract.paces import PaceBook
+from service.contract.jobs.files import JobFiles
+from service.contract.jobs.paces import PaceBook
+from service.contract.jobs.store import Job, JobSource, JobStore, new_job_id
 from service.contract.store import VersionStore, write_json
 from worker.caretaker import Caretaker
 from worker.jobs.held_job import Stop

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from service.contract import videos
 from service.contract.fitting import fit_square
-from service.contract.jobs import Job, JobSource, JobStatus, new_job_id
+from service.contract.jobs.store import Job, JobSource, JobStatus, new_job_id
 from service.contract.pictures import open_picture
 from service.contract.videos import iter_frames
 from worker.uploads.square_files import TrainingSet, natural_key

@@ -13,8 +13,8 @@ from model.config import SHAPING, parse, resolve, settings
 from model.network.pose_prior_learner import PosePriorLearner
 from model.version import tensor_files as checkpoint
 from model.version.tensor_files import CheckpointError
-from service.contract.jobs import JobStatus
-from service.contract.records import Continued
+from service.contract.jobs.job import Continued
+from service.contract.jobs.store import JobStatus
 
 
 @pytest.fixture

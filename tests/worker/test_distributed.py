@@ -16,7 +16,7 @@ import pytest
 from model.predictor import Predictor
 from model.training.trainer import StepReport, TrainingDivergedError
 from model.version.tensor_files import load
-from service.contract.jobs import JobStatus
+from service.contract.jobs.store import JobStatus
 from worker.jobs.failures import failure_of
 from worker.training.rank_processes import RankError, Ranks, as_raised, rank_order
 from worker.training.training_run import Run

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from model.training.trainer import Trainer
-from service.contract.jobs import JobStatus
+from service.contract.jobs.store import JobStatus
 from service.contract.routing import lease_key
 from worker.jobs import held_job as custody
 

@@ -16,7 +16,7 @@ from model.predictor import Predictor
 from model.scoring.labels import hashed_split, to_square
 from model.scoring.protocols import evaluate
 from model.training.trainer import Trainer
-from service.contract.jobs import Job, JobStatus
+from service.contract.jobs.store import Job, JobStatus
 from service.contract.store import write_json
 from worker.training.training_input import prepared_pictures, training_input
 

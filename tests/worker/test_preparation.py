@@ -11,9 +11,9 @@ from PIL import Image
 
 from service.contract import routing
 from service.contract.fitting import fit_square
-from service.contract.jobs import JobStatus
+from service.contract.jobs.job import MAX_DEATHS
+from service.contract.jobs.store import JobStatus
 from service.contract.pictures import open_picture
-from service.contract.records import MAX_DEATHS
 from worker.uploads.square_files import SquareFile
 
 

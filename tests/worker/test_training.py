@@ -15,8 +15,8 @@ import torch
 from model.predictor import Predictor
 from model.training.trainer import Trainer
 from service.contract import routing
-from service.contract.events import EventLog
-from service.contract.jobs import Job, JobStatus
+from service.contract.jobs.events import EventLog
+from service.contract.jobs.store import Job, JobStatus
 from service.contract.routing import lease_key
 from service.contract.store import new_version_id
 from worker.jobs import held_job as custody

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 
 from model.training.trainer import Trainer
 from service.contract.errors import TooFewPictures
-from service.contract.jobs import Job, JobRecord, JobStatus
-from service.contract.records import MAX_DEATHS
+from service.contract.jobs.job import MAX_DEATHS
+from service.contract.jobs.store import Job, JobRecord, JobStatus
 from worker.jobs.failures import failure_of
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from service.contract.jobs import JobRecord, JobStore, Lease, LeaseLost
+from service.contract.jobs.store import JobRecord, JobStore, Lease, LeaseLost
 from worker.redis_retries import OUTAGES, OutageLog, through_outages
 
 logger = logging.getLogger(__name__)

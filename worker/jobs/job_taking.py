@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 
 from service.contract.errors import JobNotActive, PPLError, UnknownJob, UnreadableJob
-from service.contract.job_files import JobFiles
-from service.contract.jobs import JobRecord, JobStatus, JobStore, LeaseLost
+from service.contract.jobs.files import JobFiles
+from service.contract.jobs.store import JobRecord, JobStatus, JobStore, LeaseLost
 from worker.metrics import TrainingMetrics
 from worker.redis_retries import OUTAGES
 from worker.training.rank_processes import RankDied

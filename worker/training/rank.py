@@ -52,7 +52,7 @@ def _work(order: dict[str, Any], words: queue.SimpleQueue[str], reports: TextIO)
     from model.config import PPLConfig
     from model.training.distributed import device_of, joined
     from model.training.trainer import Trainer
-    from service.contract.job_files import JobFiles
+    from service.contract.jobs.files import JobFiles
 
     from .training_input import training_input
 

@@ -13,9 +13,9 @@ from typing import Any
 from model.predictor import Predictor
 from model.training.trainer import Trainer
 from model.version.tensor_files import CheckpointError
-from service.contract.job_files import JobFiles
-from service.contract.jobs import JobRecord, JobStatus, JobStore
-from service.contract.paces import PaceBook
+from service.contract.jobs.files import JobFiles
+from service.contract.jobs.paces import PaceBook
+from service.contract.jobs.store import JobRecord, JobStatus, JobStore
 from service.contract.store import VersionStore, new_version_id, write_json
 from worker.jobs.held_job import Change, Custody
 from worker.jobs.job_taking import Casework

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from model.data import Images
 from model.version.prior import PosePrior
 from service.contract.errors import TrainingFailed
-from service.contract.job_files import JobFiles
+from service.contract.jobs.files import JobFiles
 from worker.uploads.label_matching import Labelled, training_rows
 
 _COPIED_AT_ONCE = 1024  # pictures

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from model.training.trainer import CHECKPOINT_FILE, StepReport, Trainer
-from service.contract.jobs import JobRecord, JobStatus, LeaseLost, Progress
-from service.contract.paces import Pace
-from service.contract.records import Checkpoint, losses_of
+from service.contract.jobs.job import Checkpoint, losses_of
+from service.contract.jobs.paces import Pace
+from service.contract.jobs.store import JobRecord, JobStatus, LeaseLost, Progress
 from worker.jobs.held_job import Custody, Stopping
 from worker.metrics import TrainingMetrics
 

@@ -9,7 +9,7 @@ import time
 from service.contract.datasets.dataset import DatasetStatus, Findings
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import Abandoned, DiskFull, PPLError, TrainingFailed, UnknownDataset
-from service.contract.records import MAX_DEATHS, JobError
+from service.contract.jobs.job import MAX_DEATHS, JobError
 from worker.jobs.failures import is_disk_full
 from worker.jobs.held_job import Stop, Stopping
 from worker.settings import WorkerSettings

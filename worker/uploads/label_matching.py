@@ -18,7 +18,7 @@ from model.scoring.label_files import read_labels
 from model.scoring.labels import Labels, LabelsError, hashed_split
 from model.scoring.protocols import sides
 from service.contract.errors import BadLabels
-from service.contract.job_files import JobFiles
+from service.contract.jobs.files import JobFiles
 
 
 @dataclass(frozen=True)

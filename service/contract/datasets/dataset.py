@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import AwareDatetime, BaseModel, Field, field_serializer
 
 from service.contract.archives import Mode
-from service.contract.records import JobDataset, JobError
+from service.contract.jobs.job import JobDataset, JobError
 
 
 class DatasetStatus(StrEnum):

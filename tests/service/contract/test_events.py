@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 import pytest
 import redis
 
-from service.contract import events, routing
+from service.contract import routing
 from service.contract.errors import Diverged, UnknownJob
-from service.contract.events import PROGRESS_EVENTS, EventKind, EventLog, JobEvent
-from service.contract.jobs import Job, JobRecord, JobStatus, JobStore
-from service.contract.records import Checkpoint
+from service.contract.jobs import events
+from service.contract.jobs.events import PROGRESS_EVENTS, EventKind, EventLog, JobEvent
+from service.contract.jobs.job import Checkpoint
+from service.contract.jobs.store import Job, JobRecord, JobStatus, JobStore
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def test_progress_of_a_long_run_is_thinned(store: JobStore, log: EventLog) -> No
 def test_oldest_events_are_dropped_beyond_the_bound(
     store: JobStore, log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.contract.jobs.KEPT_EVENTS", 200)
+    monkeypatch.setattr("service.contract.jobs.store.KEPT_EVENTS", 200)
     job = make(store)
 
     def many(record: JobRecord) -> None:

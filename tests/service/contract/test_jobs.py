@@ -10,9 +10,9 @@ import redis
 
 from service.contract import routing
 from service.contract.errors import BadCursor, Conflict, Diverged, JobNotActive, JobNotEnded, UnknownJob
-from service.contract.events import EventLog
-from service.contract.jobs import Job, JobRecord, JobSource, JobStatus, JobStore, LeaseLost, new_job_id
-from service.contract.records import MAX_DEATHS, TRANSITIONS, Checkpoint
+from service.contract.jobs.events import EventLog
+from service.contract.jobs.job import MAX_DEATHS, TRANSITIONS, Checkpoint
+from service.contract.jobs.store import Job, JobRecord, JobSource, JobStatus, JobStore, LeaseLost, new_job_id
 
 SHAPE = {
     "id",

@@ -20,7 +20,7 @@ from service.contract.errors import (
     UnknownVersion,
     VersionExists,
 )
-from service.contract.job_files import JobFiles, training_folder
+from service.contract.jobs.files import JobFiles, training_folder
 from service.contract.store import VersionStore, check_category, new_version_id, write_json
 
 JOB = "0192a3b4c5d6deadbeef01"

@@ -7,7 +7,7 @@ import ipaddress
 import pytest
 
 from service.contract.errors import BadWebhook
-from service.contract.webhooks import check_address, check_webhook_url
+from service.contract.jobs.webhooks import check_address, check_webhook_url
 
 
 @pytest.mark.parametrize(

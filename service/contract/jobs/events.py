@@ -14,9 +14,10 @@ from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, Field
 
-from . import routing
-from .errors import UnknownJob
-from .records import Checkpoint, CheckpointList, JobRecord, check_job_id, losses_of
+from service.contract import routing
+from service.contract.errors import UnknownJob
+
+from .job import Checkpoint, CheckpointList, JobRecord, check_job_id, losses_of
 
 PROGRESS_EVENTS = 200
 KEPT_EVENTS = 2000

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from .errors import BadFolder, BadLabels, BadRequest
-from .records import check_job_id, is_job_id
-from .store import folder_names
+from service.contract.errors import BadFolder, BadLabels, BadRequest
+from service.contract.store import folder_names
+
+from .job import check_job_id, is_job_id
 
 MAX_LABELS_BYTES = 64 * 2**20
 # names below the data root that no job may take its files from

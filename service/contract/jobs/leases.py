@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import routing, scripts
+from service.contract import routing
+
+from . import scripts
 
 
 class LeaseLost(Exception):  # noqa: N818 - what happened, as in errors.py

@@ -21,13 +21,14 @@ from typing import Any
 
 import redis
 
-from . import routing, scripts
-from .errors import BadCursor, JobNotActive, JobNotEnded, UnknownJob, UnreadableJob
+from service.contract import routing
+from service.contract.errors import BadCursor, JobNotActive, JobNotEnded, UnknownJob, UnreadableJob
+from service.contract.ids import time_ordered_id
+from service.contract.job_requests import JobLimits, NamedRequest, check_room, check_same
+
+from . import scripts
 from .events import KEPT_CHECKPOINTS, KEPT_EVENTS, EventKind, Told, Watch, as_json, now
-from .ids import time_ordered_id
-from .job_requests import JobLimits, NamedRequest, check_room, check_same
-from .leases import Lease, LeaseLost
-from .records import (
+from .job import (
     Continued,
     Job,
     JobError,
@@ -41,6 +42,7 @@ from .records import (
     is_job_id,
     record_of,
 )
+from .leases import Lease, LeaseLost
 from .webhooks import Delivery
 
 __all__ = [

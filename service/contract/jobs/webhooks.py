@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AwareDatetime, BaseModel, Field
 
-from .errors import BadWebhook
+from service.contract.errors import BadWebhook
 
 MAX_URL = 2000
 # an IPv4 address stands in the last four bytes of these

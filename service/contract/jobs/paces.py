@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import routing
+from service.contract import routing
 
 KEPT_S = 90 * 24 * 3600
 # settings that do not change what a step costs

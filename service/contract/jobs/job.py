@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field, PrivateAttr, ValidationError, field_serializer
 
-from .errors import Abandoned, Conflict, JobNotActive, PPLError, UnknownJob, UnreadableJob
+from service.contract.errors import Abandoned, Conflict, JobNotActive, PPLError, UnknownJob, UnreadableJob
+
 from .webhooks import Delivery
 
 Setting = bool | int | float | str
