@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.predictor import Predictor
-from service.contract.fitting import fit_square, reducible
-from service.contract.pictures import open_reduced
+from service.contract.media.fitting import fit_square, reducible
+from service.contract.media.pictures import open_reduced
 
 
 class Bare:

@@ -19,8 +19,8 @@ import torch
 from fastapi import Request
 
 from model.predictor import Predictor
-from service.contract.fitting import fit_square, reducible
-from service.contract.pictures import open_reduced
+from service.contract.media.fitting import fit_square, reducible
+from service.contract.media.pictures import open_reduced
 
 
 class PoseAPI(litserve.LitAPI):

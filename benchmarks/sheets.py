@@ -20,7 +20,7 @@ from benchmarks.groups import read_results
 from benchmarks.measures import batched
 from benchmarks.packs import Pack, read_pack
 from model.predictor import Predictor
-from service.contract.fitting import Frame
+from service.contract.media.fitting import Frame
 from service.drawing import overlay, prior_picture
 
 COLUMNS = 8

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.contract.jobs.job import JobError
+from service.contract.media.videos import VideoLimits
 
 from .collecting import WrittenOutcomes, as_line, document
 from .contract.errors import PPLError, UnknownEstimate
-from .contract.videos import VideoLimits
 from .estimate_files import EstimateFiles, EstimateRecord, EstimateStatus
 from .estimating import Estimator, Source
 from .frames import VideoFrames, with_failure

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .contract.videos import frame_name
+from service.contract.media.videos import frame_name
+
 from .formats import written
 from .query import Query
 from .results import Outcome, Results

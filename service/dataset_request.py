@@ -14,8 +14,8 @@ from service.contract.datasets.dataset import DatasetRecord, dataset_id
 from service.contract.datasets.store import RECORD
 from service.contract.durable_files import write_json
 from service.contract.jobs.files import MAX_LABELS_BYTES
+from service.contract.media.archives import check_archive
 
-from .contract.archives import check_archive
 from .contract.errors import BadArchive, BadLabels, TooManyImages
 from .errors import BadField
 from .forms import FileField, Form, read_form

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from service.contract.media.fitting import Frame
+
 from .client_types import ImageEstimate
-from .contract.fitting import Frame
 from .drawing import overlay
 
 _TILE_PX = 256

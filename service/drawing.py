@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .contract.fitting import Frame
+from service.contract.media.fitting import Frame
 
 STRONG = 0.2  # of the strongest link's weight; weaker ones are not drawn
 _MOST_LINKS_PER_KEYPOINT = 2

@@ -8,9 +8,10 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from service.contract.media.pictures import PictureLimits
+
 from .batching import Coming
 from .contract.errors import PPLError, QueueFull, TooManyPixels, Unavailable
-from .contract.pictures import PictureLimits
 from .errors import QUEUE_ERRORS, document_of
 from .images import Answer, Fitted, describe
 from .landmarks import LandmarkMaps

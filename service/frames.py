@@ -10,10 +10,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from service.contract.media.pictures import Picture, PictureLimits
+from service.contract.media.videos import BadVideo, NoDecoder, TimedFrame, VideoLimits, frame_name, iter_every
+
 from .boxes import PictureBoxes
 from .contract.errors import BadVideoFile, PPLError, UnsupportedFormat
-from .contract.pictures import Picture, PictureLimits
-from .contract.videos import BadVideo, NoDecoder, TimedFrame, VideoLimits, frame_name, iter_every
 from .errors import document_of
 from .images import Fitted, fit_boxes
 from .results import Outcome

@@ -18,15 +18,15 @@ from service.contract.jobs.events import EventLog
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.paces import PaceBook
 from service.contract.jobs.store import JobStore
+from service.contract.media.archives import ArchiveLimits
+from service.contract.media.pictures import PictureLimits
 
 from .admission import ByteBudget, Places
 from .background import AT_ONCE, Background
 from .background_room import Arrivals
 from .batching import Batcher
 from .contract import routing
-from .contract.archives import ArchiveLimits
 from .contract.messages import BatchRequest
-from .contract.pictures import PictureLimits
 from .contract.store import VersionStore
 from .errors import NO_ANSWER, QUEUE_ERRORS
 from .estimate_files import EstimateFiles

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import to_json
 
+from service.contract.media.fitting import Frame, fit_square, reducible, unfit_square
+from service.contract.media.pictures import Picture, PictureLimits, open_picture, open_reduced
+
 from . import drawing
 from .boxes import PictureBoxes, check_box
 from .contract.errors import BodyTooLarge, PPLError
-from .contract.fitting import Frame, fit_square, reducible, unfit_square
-from .contract.pictures import Picture, PictureLimits, open_picture, open_reduced
 from .errors import BadField
 from .landmarks import LandmarkMaps
 from .room import PixelRoom

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from service.contract.durable_files import write_json
+from service.contract.media.archive_members import ArchiveLimits, Member, kind_of, members
 
 from .contract.additions import NAMES_FILE
 from .contract.errors import (
@@ -37,7 +38,6 @@ from .contract.manifest import (
     Manifest,
     is_member,
 )
-from .contract.members import ArchiveLimits, Member, kind_of, members
 from .contract.store import ADDITIONS, VersionStore, check_category
 from .import_checks import Checked, check_documents, check_weights
 

@@ -11,9 +11,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
+from service.contract.media.pictures import is_picture_name
+from service.contract.media.videos import is_video_name
+
 from .client_errors import InputError
-from .contract.pictures import is_picture_name
-from .contract.videos import is_video_name
 
 PictureFile = str | os.PathLike[str] | bytes
 Picture = PictureFile | tuple[str, PictureFile]  # with the name to call it by

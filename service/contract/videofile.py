@@ -12,7 +12,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
-from service.contract.videos import Order
+from service.contract.media.videos import Order
 
 # nothing that names other files or addresses to be read, as playlists do
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"

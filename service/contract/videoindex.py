@@ -10,8 +10,8 @@ from typing import Any
 import av
 from av.packet import Packet
 
+from service.contract.media.videos import Order
 from service.contract.videofile import Unusable, opened, said, stream_of
-from service.contract.videos import Order
 
 _MICROSECOND = 1e-6
 _SHORT_S = 0.5  # a file may be so much shorter than it says, or a tenth of its length

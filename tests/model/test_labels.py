@@ -10,7 +10,7 @@ from PIL import Image
 from model.data import fit_picture
 from model.scoring.label_files import read_labels
 from model.scoring.labels import MOST_PICTURES, Labels, LabelsError, check_extent, from_square, hashed_split, to_square
-from service.contract.fitting import fit_square
+from service.contract.media.fitting import fit_square
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from model.data import fit_picture
-from service.contract.fitting import fit_square
-from service.contract.pictures import open_picture
+from service.contract.media.fitting import fit_square
+from service.contract.media.pictures import open_picture
 
 
 def _photo(width, height):

@@ -15,8 +15,8 @@ from model.network.surprise import recall, scale_of
 from model.predictor import Predictor
 from model.training.trainer import Trainer
 from model.version.tensor_files import CheckpointError
-from service.contract.fitting import fit_square
-from service.contract.pictures import open_picture
+from service.contract.media.fitting import fit_square
+from service.contract.media.pictures import open_picture
 
 SAMPLES = Path(__file__).resolve().parents[2] / "service" / "samples"
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service import drawing
-from service.contract.fitting import Frame
+from service.contract.media.fitting import Frame
 from service.drawing import (
     STRONG,
     _strips,

@@ -198,8 +198,8 @@ async def test_unusual_pictures_are_converted(http, consumer, dog, mode):
 
 
 async def test_worker_and_gateway_see_the_same_pixels(http, consumer, dog, make_picture):
-    from service.contract.fitting import fit_square
-    from service.contract.pictures import open_picture
+    from service.contract.media.fitting import fit_square
+    from service.contract.media.pictures import open_picture
 
     data = make_picture(333, 200, (0.4, 0.4))
     await http.post("/estimate", data={"category": "dog"}, files=images(data))

@@ -13,7 +13,7 @@ from PIL import Image
 from service import images
 from service.boxes import PictureBoxes
 from service.contract.errors import BadPicture
-from service.contract.pictures import PictureLimits
+from service.contract.media.pictures import PictureLimits
 from service.room import PixelRoom
 
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.contract import videos
-from service.contract.fitting import fit_square
 from service.contract.jobs.store import Job, JobSource, JobStatus, new_job_id
-from service.contract.pictures import open_picture
-from service.contract.videos import iter_frames
+from service.contract.media import videos
+from service.contract.media.fitting import fit_square
+from service.contract.media.pictures import open_picture
+from service.contract.media.videos import iter_frames
 from worker.uploads.square_files import TrainingSet, natural_key
 
 Video = Callable[..., bytes]

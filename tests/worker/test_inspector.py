@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.contract.archives import check_archive
 from service.contract.datasets.dataset import Dataset, DatasetRecord, DatasetStatus, Findings, dataset_id
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import StoreCorrupt, UnknownDataset
 from service.contract.jobs.job import MAX_DEATHS
+from service.contract.media.archives import check_archive
 from worker.jobs.held_job import Stop
 from worker.settings import WorkerSettings
 from worker.uploads import inspection

@@ -10,10 +10,10 @@ import redis
 from PIL import Image
 
 from service.contract import routing
-from service.contract.fitting import fit_square
 from service.contract.jobs.job import MAX_DEATHS
 from service.contract.jobs.store import JobStatus
-from service.contract.pictures import open_picture
+from service.contract.media.fitting import fit_square
+from service.contract.media.pictures import open_picture
 from worker.uploads.square_files import SquareFile
 
 

@@ -13,7 +13,6 @@ from PIL import Image
 
 from model.scoring.label_files import read_labels
 from model.scoring.labels import LabelsError
-from service.contract.archives import ArchiveLimits, Member, iter_media
 from service.contract.datasets.dataset import (
     DatasetRecord,
     Duplicate,
@@ -25,8 +24,9 @@ from service.contract.datasets.dataset import (
 )
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import BadLabels, TooFewPictures
-from service.contract.members import kind_of, members
-from service.contract.pictures import FORMATS, Picture
+from service.contract.media.archive_members import kind_of, members
+from service.contract.media.archives import ArchiveLimits, Member, iter_media
+from service.contract.media.pictures import FORMATS, Picture
 from worker.settings import WorkerSettings
 
 from .contact_sheet import COLUMNS, Cell, ClipCells, ContactSheet, StillCells, reducible

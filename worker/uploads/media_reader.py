@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from service.contract.archives import Member
 from service.contract.errors import BadPicture, PPLError, TrainingFailed
-from service.contract.pictures import Picture, PictureLimits, open_reduced
-from service.contract.videos import BadVideo, NoDecoder, VideoLimits, frame_name, iter_frames
+from service.contract.media.archives import Member
+from service.contract.media.pictures import Picture, PictureLimits, open_reduced
+from service.contract.media.videos import BadVideo, NoDecoder, VideoLimits, frame_name, iter_frames
 from worker.settings import WorkerSettings
 
 from .file_counts import Tally

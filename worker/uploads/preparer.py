@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from model.config import PPLConfig
-from service.contract.archives import ArchiveLimits, Member, iter_media, mode_of
 from service.contract.errors import TooFewPictures, TrainingFailed
-from service.contract.fitting import fit_square, reducible
 from service.contract.jobs.files import JobFiles, training_folder
 from service.contract.jobs.store import JobRecord, JobStatus
-from service.contract.pictures import Picture
+from service.contract.media.archives import ArchiveLimits, Member, iter_media, mode_of
+from service.contract.media.fitting import fit_square, reducible
+from service.contract.media.pictures import Picture
 from service.contract.store import write_json
 from worker.jobs.held_job import Custody, Stopping
 from worker.jobs.job_taking import Casework

@@ -16,8 +16,8 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, Field, field_serializer
 
-from service.contract.archives import Mode
 from service.contract.jobs.job import JobDataset, JobError
+from service.contract.media.archives import Mode
 
 
 class DatasetStatus(StrEnum):

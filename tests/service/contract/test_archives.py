@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.contract.archives import ArchiveLimits, Member, check_archive, iter_media, mode_of
 from service.contract.errors import (
     ArchiveTooLarge,
     BadArchive,
@@ -22,6 +21,7 @@ from service.contract.errors import (
     EncryptedArchive,
     UnsafeArchive,
 )
+from service.contract.media.archives import ArchiveLimits, Member, check_archive, iter_media, mode_of
 
 GOOD = {"a.jpg": b"first", "deep/er/b.PNG": b"second", "notes.txt": b"text"}
 KINDS = ["zip", "tar", "tar.gz"]

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.contract.colours import MID_GREY
 from service.contract.errors import TruncatedImage
-from service.contract.fitting import Frame, fit_square, reducible, unfit_square
-from service.contract.pictures import open_picture, open_reduced
+from service.contract.media.fitting import Frame, fit_square, reducible, unfit_square
+from service.contract.media.pictures import open_picture, open_reduced
+from service.contract.media.rgb import MID_GREY
 
 
 def noise(width, height):

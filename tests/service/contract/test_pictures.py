@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.contract.colours import MID_GREY
 from service.contract.errors import (
     Animated,
     BadPicture,
@@ -22,7 +21,8 @@ from service.contract.errors import (
     TruncatedImage,
     UnsupportedFormat,
 )
-from service.contract.pictures import PictureLimits, is_picture_name, open_picture
+from service.contract.media.pictures import PictureLimits, is_picture_name, open_picture
+from service.contract.media.rgb import MID_GREY
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

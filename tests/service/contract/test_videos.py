@@ -19,9 +19,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.contract import videos
+from service.contract.media import videos
+from service.contract.media.videos import (
+    BadVideo,
+    NoDecoder,
+    VideoLimits,
+    frame_name,
+    is_video,
+    is_video_name,
+    iter_frames,
+)
 from service.contract.videoindex import evenly
-from service.contract.videos import BadVideo, NoDecoder, VideoLimits, frame_name, is_video, is_video_name, iter_frames
 
 RED = (255, 0, 0)
 MANY = 10_000
@@ -282,7 +290,7 @@ def test_frames_that_nobody_wants_any_more_end_the_decoder(put, processes):
 
 
 def test_pyav_is_loaded_in_the_decoding_process_alone():
-    code = "import sys, service.contract.videos, service.contract.archives, worker.uploads.preparer; print('av' in sys.modules)"
+    code = "import sys, service.contract.media.videos, service.contract.media.archives, worker.uploads.preparer; print('av' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from .colours import MID_GREY
 from .pictures import Picture
+from .rgb import MID_GREY
 
 Box = tuple[float, float, float, float]  # x, y, width, height in edge coordinates of the picture
 

@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from .errors import ArchiveTooLarge, BadArchive, EncryptedArchive, PPLError, UnsafeArchive
+from service.contract.errors import ArchiveTooLarge, BadArchive, EncryptedArchive, PPLError, UnsafeArchive
+from service.contract.settings import CommonSettings
+
 from .pictures import is_picture_name
-from .settings import CommonSettings
 from .videos import is_video, is_video_name
 
 _ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")

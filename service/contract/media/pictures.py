@@ -25,12 +25,13 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from . import jpeg
-from .colours import to_rgb
-from .errors import Animated, BadPicture, TooManyPixels, TooSmall, TruncatedImage
-from .settings import CommonSettings
-from .signatures import EXPECTED as EXPECTED
-from .signatures import unidentified
+from service.contract import jpeg
+from service.contract.errors import Animated, BadPicture, TooManyPixels, TooSmall, TruncatedImage
+from service.contract.settings import CommonSettings
+from service.contract.signatures import EXPECTED as EXPECTED
+from service.contract.signatures import unidentified
+
+from .rgb import to_rgb
 
 FORMATS = tuple(
     plugin.format

@@ -1,9 +1,9 @@
 """The program that decodes one video, in a process of its own: what a hostile file does to it harms nothing else.
 
-    python -m service.contract.decoding ORDER
+    python -m service.contract.media.video_decoder ORDER
 
-ORDER is the JSON of a :class:`~service.contract.videos.Order`. Frames leave on standard output, each a
-:data:`~service.contract.videos.HEADER` (kind, number, width, height) and the bytes of its RGB pixels.
+ORDER is the JSON of a :class:`~service.contract.media.videos.Order`. Frames leave on standard output, each a
+:data:`~service.contract.media.videos.HEADER` (kind, number, width, height) and the bytes of its RGB pixels.
 The last message is DONE, or FAILED with a reason of that many bytes; frames that came before count.
 """
 
@@ -25,7 +25,8 @@ from PIL import Image
 
 from service.contract.videofile import Unusable, opened, said, stream_of, upright
 from service.contract.videoindex import Index, evenly, index_of, nearest
-from service.contract.videos import DONE, FAILED, FRAME, HEADER, Order
+
+from .videos import DONE, FAILED, FRAME, HEADER, Order
 
 Shown = tuple[int, float, Image.Image]  # number from 0, seconds from the start, RGB picture
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .errors import BadFolder, BadPicture, BadSetting, EmptyArchive, TruncatedImage
-from .members import ArchiveLimits as ArchiveLimits
-from .members import Member as Member
-from .members import kind_of, members, reason_of
+from service.contract.errors import BadFolder, BadPicture, BadSetting, EmptyArchive, TruncatedImage
+
+from .archive_members import ArchiveLimits as ArchiveLimits
+from .archive_members import Member as Member
+from .archive_members import kind_of, members, reason_of
 from .pictures import EXPECTED as PICTURE_EXPECTED
 from .videos import EXPECTED as VIDEO_EXPECTED
 
