@@ -27,7 +27,7 @@ from model.config import PPLConfig, resolve
 from model.network.pose_prior_learner import PosePriorLearner
 from model.predictor import Predictor
 from service.contract.jobs.store import JobStatus, JobStore
-from service.contract.store import VersionStore
+from service.contract.versions.store import VersionStore
 
 LISTING_MS = 50.0
 _LISTED = 15  # times

@@ -31,7 +31,7 @@ from benchmarks.photos import photos, upload
 from benchmarks.report import Check, Report, Row, run
 from benchmarks.stack import Stack, StackError
 from benchmarks.timing import percentile
-from service.contract.store import VersionStore
+from service.contract.versions.store import VersionStore
 
 BAR = 0.8
 P50_MS, P95_MS = 5.0, 12.0

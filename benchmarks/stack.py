@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.machine import cpu_seconds, resident_bytes
 from service.contract import routing
-from service.contract.store import VersionStore
+from service.contract.versions.store import VersionStore
 from service.sample_categories import install_samples
 from service.supervisor import Child, ChildSpec
 from service.valkey import EmbeddedValkey

@@ -13,10 +13,10 @@ from starlette.responses import RedirectResponse
 from starlette.types import Scope
 
 from service.contract.jobs.files import MAX_LABELS_BYTES
+from service.contract.versions.start_prior import MAX_PRIOR_BYTES
 
 from . import documentation, errors
 from .access import Access
-from .contract.priors import MAX_PRIOR_BYTES
 from .forms import media_type, responds_async
 from .gateway import Gateway
 from .keys import KeyStore

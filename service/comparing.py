@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.scoring.matching import assign
+from service.contract.versions.additions import numbered
 
-from .contract.additions import numbered
 from .contract.errors import BadRequest
 
 Match = Literal["auto", "number", "position"]

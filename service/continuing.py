@@ -10,11 +10,11 @@ from typing import Any
 from model.config import PRESETS, SHAPING, PPLConfig, SettingError, parse, resolve
 from model.version.prior_values import PriorValues
 from service.contract.jobs.job import Continued
+from service.contract.versions.additions import Additions, numbered
+from service.contract.versions.start_prior import check_prior
+from service.contract.versions.store import VersionStore
 
-from .contract.additions import Additions, numbered
 from .contract.errors import BadSetting, StoreCorrupt
-from .contract.priors import check_prior
-from .contract.store import VersionStore
 from .errors import BadField
 
 

@@ -27,10 +27,10 @@ from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 from service.contract.durable_files import locked, sync, write_json
 from service.contract.ids import time_ordered_id
 from service.contract.jobs.job import JobError
+from service.contract.versions.store import folder_names
 
 from .background_room import Held
 from .contract.errors import BadCursor, Conflict, StoreCorrupt, UnknownEstimate
-from .contract.store import folder_names
 
 _ID = re.compile(r"[0-9a-f]{24}")
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
+from service.contract.versions.export_manifest import MANIFEST, NAMES, OPTIONAL, REQUIRED, FileFacts, Manifest
+
 from .contract.errors import StoreCorrupt
-from .contract.manifest import MANIFEST, NAMES, OPTIONAL, REQUIRED, FileFacts, Manifest
 from .versions import Versions
 
 _PART_BYTES = 2**20

@@ -20,6 +20,7 @@ from service.contract.jobs.paces import PaceBook
 from service.contract.jobs.store import JobStore
 from service.contract.media.archives import ArchiveLimits
 from service.contract.media.pictures import PictureLimits
+from service.contract.versions.store import VersionStore
 
 from .admission import ByteBudget, Places
 from .background import AT_ONCE, Background
@@ -27,7 +28,6 @@ from .background_room import Arrivals
 from .batching import Batcher
 from .contract import routing
 from .contract.messages import BatchRequest
-from .contract.store import VersionStore
 from .errors import NO_ANSWER, QUEUE_ERRORS
 from .estimate_files import EstimateFiles
 from .housekeeping import JobCounts, remove_stale_uploads, trim_jobs

@@ -15,13 +15,13 @@ from safetensors import SafetensorError, safe_open
 from model.config import PPLConfig, SettingError
 from model.version.weight_shapes import expected_tensors
 from service.contract.jobs.job import Continued
+from service.contract.versions.additions import check_names
+from service.contract.versions.export_manifest import LANDMARKS, NAMES, OPTIONAL, REQUIRED, WEIGHTS, Manifest
+from service.contract.versions.landmarks import LandmarkSet
+from service.contract.versions.start_prior import check_prior
+from service.contract.versions.store import check_version
 
-from .contract.additions import check_names
 from .contract.errors import BadKeypointNames, BadLandmarks, BadPrior, BadVersionFile, BadVersionName
-from .contract.landmarks import LandmarkSet
-from .contract.manifest import LANDMARKS, NAMES, OPTIONAL, REQUIRED, WEIGHTS, Manifest
-from .contract.priors import check_prior
-from .contract.store import check_version
 from .schemas import History, Memory, Prior
 from .versions import shown_prior
 

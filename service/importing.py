@@ -17,16 +17,8 @@ from pydantic import ValidationError
 
 from service.contract.durable_files import write_json
 from service.contract.media.archive_members import ArchiveLimits, Member, kind_of, members
-
-from .contract.additions import NAMES_FILE
-from .contract.errors import (
-    ArchiveTooLarge,
-    BadArchive,
-    BadVersionFile,
-    EncryptedArchive,
-    UnsafeArchive,
-)
-from .contract.manifest import (
+from service.contract.versions.additions import NAMES_FILE
+from service.contract.versions.export_manifest import (
     FORMAT,
     MANIFEST,
     MAX_ADDITION_BYTES,
@@ -38,7 +30,15 @@ from .contract.manifest import (
     Manifest,
     is_member,
 )
-from .contract.store import ADDITIONS, VersionStore, check_category
+from service.contract.versions.store import ADDITIONS, VersionStore, check_category
+
+from .contract.errors import (
+    ArchiveTooLarge,
+    BadArchive,
+    BadVersionFile,
+    EncryptedArchive,
+    UnsafeArchive,
+)
 from .import_checks import Checked, check_documents, check_weights
 
 _EXPECTED = "expected a zip that GET /priors/{category}/versions/{version}/export gave"

@@ -10,9 +10,9 @@ from typing import IO, Any
 
 from service.contract.jobs.files import MAX_LABELS_BYTES, JobFiles
 from service.contract.jobs.store import new_job_id
+from service.contract.versions.store import write_json
 
 from .contract.errors import BadLabels
-from .contract.store import write_json
 
 InThread = Callable[..., Awaitable[Any]]
 

@@ -17,9 +17,9 @@ from model.scoring.labels import Labels, LabelsError, from_square
 from model.scoring.landmarks import FEWEST_PICTURES, FEWEST_VISIBLE, LandmarkFit, fit_landmarks
 from model.scoring.linear_maps import apply_maps
 from service.contract.media.fitting import Frame
+from service.contract.versions.landmarks import MOST_LANDMARKS, CrossValidation, LandmarkError, LandmarkSet
 
 from .contract.errors import BadLabels, BadLandmarks
-from .contract.landmarks import MOST_LANDMARKS, CrossValidation, LandmarkError, LandmarkSet
 
 Array = NDArray[np.float64]
 

@@ -8,8 +8,9 @@ import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from service.contract.versions.store import VersionStore
+
 from .contract.errors import PPLError, UnknownCategory
-from .contract.store import VersionStore
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,9 @@ import sys
 
 import uvicorn
 
+from service.contract.versions.store import VersionStore
+
 from .app import create_app
-from .contract.store import VersionStore
 from .keys import KeyStore
 from .protocol import ProblemProtocol
 from .request_id import LOG_FORMAT, RequestIdFilter

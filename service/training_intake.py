@@ -11,11 +11,11 @@ from service.contract.jobs.files import training_file, training_folder
 from service.contract.jobs.store import Job, JobLimits, JobSource, NamedRequest
 from service.contract.jobs.webhooks import check_webhook_url
 from service.contract.media.archives import check_archive
+from service.contract.versions.start_prior import document_of
 
 from . import access
 from .continuing import Base
 from .contract.errors import StoreCorrupt, TooMany
-from .contract.priors import document_of
 from .dataset_training import from_dataset
 from .errors import StorageFull
 from .gateway import Gateway

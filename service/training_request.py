@@ -13,12 +13,12 @@ from fastapi import Request
 from model.config import PPLConfig, SettingError, resolve
 from model.version.prior_values import PriorValues
 from service.contract.jobs.files import MAX_LABELS_BYTES
+from service.contract.versions.additions import Additions
+from service.contract.versions.start_prior import MAX_PRIOR_BYTES, check_prior, check_use, read_prior
+from service.contract.versions.store import VersionStore, check_category
 
 from .continuing import Base
-from .contract.additions import Additions
 from .contract.errors import BadArchive, BadLabels, BadPrior, BadRequest, BadSetting
-from .contract.priors import MAX_PRIOR_BYTES, check_prior, check_use, read_prior
-from .contract.store import VersionStore, check_category
 from .documentation import DEFAULT_PRESET
 from .errors import BadField
 from .forms import FileField, read_form

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .contract.landmarks import LandmarkSet
+from service.contract.versions.landmarks import LandmarkSet
 
 
 class KeypointChange(BaseModel):

@@ -15,7 +15,7 @@ from service.contract.jobs.files import JobFiles
 from service.contract.jobs.paces import PaceBook
 from service.contract.jobs.store import JobStore
 from service.contract.routing import Kind
-from service.contract.store import VersionStore
+from service.contract.versions.store import VersionStore
 from worker.caretaker import Caretaker
 from worker.heartbeat import Heartbeat, Keepalive, new_worker_id
 from worker.inference.engine import InferenceEngine

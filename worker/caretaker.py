@@ -15,7 +15,7 @@ from service.contract.errors import UnknownJob, UnreadableJob
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.store import JobStatus, JobStore
 from service.contract.routing import RECONCILE_EVERY_S
-from service.contract.store import VersionStore
+from service.contract.versions.store import VersionStore
 from worker.jobs.held_job import Stop
 from worker.jobs.job_taking import Casework
 from worker.uploads.preparer import Preparer

@@ -12,9 +12,10 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from service.contract.versions.landmarks import LandmarkSet, check_set_name
+
 from ..boxes import parse_boxes
 from ..contract.errors import BadBoxes, BadLabels, NoImages, TooManyImages, UnknownLandmarks
-from ..contract.landmarks import LandmarkSet, check_set_name
 from ..documentation import landmarks_body
 from ..errors import BadField, SlowBody, responses
 from ..forms import FileField, Form, read_form

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
 
-from ..contract.additions import check_names
+from service.contract.versions.additions import check_names
+
 from ..errors import responses
 from ..gateway import gateway_of
 from ..preconditions import IfMatch, expecting, tag_of_json

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
+from service.contract.versions.store import is_category, is_version
+
 from ..comparing import STRONG, Match, compare
 from ..contract.errors import BadCursor, UnknownVersion
-from ..contract.store import is_category, is_version
 from ..drawing import png, prior_picture
 from ..errors import BadField, responses
 from ..gateway import Gateway, gateway_of

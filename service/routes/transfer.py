@@ -9,9 +9,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from ..contract.aliases import ACTIVE
+from service.contract.versions.aliases import ACTIVE
+from service.contract.versions.store import check_category
+
 from ..contract.errors import BadVersionFile
-from ..contract.store import check_category
 from ..documentation import import_body
 from ..errors import BadField, StorageFull, responses
 from ..exporting import export_version

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
 
-from ..contract.changes import delete_version, move_alias, remove_alias
+from service.contract.versions.changes import delete_version, move_alias, remove_alias
+
 from ..errors import responses
 from ..gateway import gateway_of
 from ..preconditions import IfMatch, expecting, tag_of

@@ -27,7 +27,7 @@ from service.contract import routing
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.store import Job, JobStatus, JobStore, new_job_id
 from service.contract.messages import BatchReply, BatchRequest
-from service.contract.store import VersionStore, write_json
+from service.contract.versions.store import VersionStore, write_json
 from service.valkey import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]

@@ -23,7 +23,7 @@ from service.app import create_app
 from service.contract import routing
 from service.contract.errors import PPLError
 from service.contract.messages import BatchReply, BatchRequest, WorkerHeartbeat
-from service.contract.store import VersionStore
+from service.contract.versions.store import VersionStore
 from service.settings import Settings
 from service.tasks import end
 

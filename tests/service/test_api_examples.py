@@ -22,7 +22,7 @@ from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import ErrorCode, PPLError
 from service.contract.jobs.job import Checkpoint
 from service.contract.jobs.store import JobStatus
-from service.contract.store import VersionStore
+from service.contract.versions.store import VersionStore
 from service.errors import MEDIA_TYPE, StorageFull
 from service.sample_categories import install_samples
 

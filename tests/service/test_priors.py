@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.contract.priors import check_prior
+from service.contract.versions.start_prior import check_prior
 from service.drawing import prior_picture
 from service.picture_cache import PictureCache
 from service.routes import priors

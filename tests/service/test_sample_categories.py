@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import service.serve
-from service.contract.store import VersionStore
+from service.contract.versions.store import VersionStore
 from service.sample_categories import install_samples
 
 SHIPPED = sorted((Path(service.serve.__file__).parent / "samples").glob("*/version.json"))

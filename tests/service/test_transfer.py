@@ -18,8 +18,8 @@ from safetensors.numpy import save, save_file
 from model.config import PPLConfig, resolve
 from model.predictor import Predictor
 from model.version.weight_shapes import expected_tensors
-from service.contract.manifest import MANIFEST
-from service.contract.store import VersionStore
+from service.contract.versions.export_manifest import MANIFEST
+from service.contract.versions.store import VersionStore
 from service.exporting import export_version
 from service.schemas import History, Memory, Prior, VersionEntry
 from service.versions import Versions

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from service.client import APIError, Client, InputError
-from service.contract.store import VersionStore
+from service.contract.versions.store import VersionStore
 from service.sample_categories import install_samples
 
 from .live_gateway import live_gateway

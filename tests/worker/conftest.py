@@ -20,7 +20,7 @@ from model.training.trainer import Trainer
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.paces import PaceBook
 from service.contract.jobs.store import Job, JobSource, JobStore, new_job_id
-from service.contract.store import VersionStore, write_json
+from service.contract.versions.store import VersionStore, write_json
 from worker.caretaker import Caretaker
 from worker.jobs.held_job import Stop
 from worker.jobs.job_taking import Casework

@@ -14,7 +14,7 @@ from model.network.pose_prior_learner import PosePriorLearner
 from model.predictor import Predictor
 from service.contract import routing
 from service.contract.messages import BatchReply, BatchRequest
-from service.contract.store import VersionStore
+from service.contract.versions.store import VersionStore
 from worker.inference.engine import InferenceEngine
 from worker.inference.resident_models import ModelRegistry
 from worker.metrics import InferenceMetrics

@@ -17,7 +17,7 @@ from model.scoring.labels import hashed_split, to_square
 from model.scoring.protocols import evaluate
 from model.training.trainer import Trainer
 from service.contract.jobs.store import Job, JobStatus
-from service.contract.store import write_json
+from service.contract.versions.store import write_json
 from worker.training.training_input import prepared_pictures, training_input
 
 NAMES = [f"{number}.jpg" for number in range(12)]

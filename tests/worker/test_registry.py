@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from model.predictor import Predictor
-from service.contract.changes import delete_version
 from service.contract.errors import BadVersionName, StoreCorrupt, UnknownCategory, UnknownVersion
-from service.contract.store import VersionStore
+from service.contract.versions.changes import delete_version
+from service.contract.versions.store import VersionStore
 from worker.inference.resident_models import ModelRegistry
 from worker.metrics import InferenceMetrics
 

@@ -18,7 +18,7 @@ from service.contract import routing
 from service.contract.jobs.events import EventLog
 from service.contract.jobs.store import Job, JobStatus
 from service.contract.routing import lease_key
-from service.contract.store import new_version_id
+from service.contract.versions.store import new_version_id
 from worker.jobs import held_job as custody
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from model.predictor import Predictor
 from model.version.tensor_files import CheckpointError
 from service.contract.errors import StoreCorrupt
-from service.contract.store import VersionStore
+from service.contract.versions.store import VersionStore
 from worker.metrics import InferenceMetrics
 
 logger = logging.getLogger(__name__)

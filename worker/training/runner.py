@@ -16,7 +16,7 @@ from model.version.tensor_files import CheckpointError
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.paces import PaceBook
 from service.contract.jobs.store import JobRecord, JobStatus, JobStore
-from service.contract.store import VersionStore, new_version_id, write_json
+from service.contract.versions.store import VersionStore, new_version_id, write_json
 from worker.jobs.held_job import Change, Custody
 from worker.jobs.job_taking import Casework
 from worker.metrics import TrainingMetrics

@@ -14,7 +14,7 @@ from service.contract.jobs.store import JobRecord, JobStatus
 from service.contract.media.archives import ArchiveLimits, Member, iter_media, mode_of
 from service.contract.media.fitting import fit_square, reducible
 from service.contract.media.pictures import Picture
-from service.contract.store import write_json
+from service.contract.versions.store import write_json
 from worker.jobs.held_job import Custody, Stopping
 from worker.jobs.job_taking import Casework
 from worker.metrics import TrainingMetrics

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 
 from service.contract.durable_files import locked, sync, write_json
 from service.contract.errors import BadCursor, DatasetsFull, StoreCorrupt, UnknownDataset
-from service.contract.store import folder_names
+from service.contract.versions.store import folder_names
 
 from .dataset import Dataset, DatasetPage, DatasetRecord, DatasetStatus, Findings
 

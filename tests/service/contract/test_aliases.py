@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from service.contract.aliases import MAX_ALIASES, check_alias
-from service.contract.changes import delete_version, move_alias, remove_alias
 from service.contract.durable_files import write_json
 from service.contract.errors import (
     BadAliasName,
@@ -20,7 +18,9 @@ from service.contract.errors import (
     UnknownVersion,
     VersionInUse,
 )
-from service.contract.store import VersionStore
+from service.contract.versions.aliases import MAX_ALIASES, check_alias
+from service.contract.versions.changes import delete_version, move_alias, remove_alias
+from service.contract.versions.store import VersionStore
 
 V1, V2, V3 = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb", "20260303T000000-cccccc"
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from service.contract.additions import Additions
 from service.contract.errors import (
     BadCategoryName,
     BadFolder,
@@ -21,7 +20,8 @@ from service.contract.errors import (
     VersionExists,
 )
 from service.contract.jobs.files import JobFiles, training_folder
-from service.contract.store import VersionStore, check_category, new_version_id, write_json
+from service.contract.versions.additions import Additions
+from service.contract.versions.store import VersionStore, check_category, new_version_id, write_json
 
 JOB = "0192a3b4c5d6deadbeef01"
 
@@ -131,7 +131,7 @@ def test_what_users_added_is_published_with_the_version(store: VersionStore, dat
             if target.parent.name == folder:
                 raise how
 
-        monkeypatch.setattr("service.contract.store.os.rename", die)
+        monkeypatch.setattr("service.contract.versions.store.os.rename", die)
 
     for number, (folder, after) in enumerate([("additions", False), ("additions", True), ("versions", True)]):
         stage(data_root / f"{number}", ["nose"])
@@ -174,7 +174,7 @@ def test_all_of_a_version_is_on_the_disk_before_it_is_there(store: VersionStore,
     for name in ("version.json", "additions/names.json", "additions/landmarks/one.json"):
         (staged / name).write_text("{}")
     wanted = {staged, *staged.rglob("*")}
-    monkeypatch.setattr("service.contract.store.sync", sync)
+    monkeypatch.setattr("service.contract.versions.store.sync", sync)
     store.publish(staged, "dog", "v1")
     assert wanted <= {path for path, before in synced if before}
     assert store.path("dog", "v1").parent in {path for path, before in synced if not before}

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .durable_files import locked, read_json, sync, write_json
-from .errors import BadAliasName, Conflict, StoreCorrupt
+from service.contract.durable_files import locked, read_json, sync, write_json
+from service.contract.errors import BadAliasName, Conflict, StoreCorrupt
 
 ACTIVE = "active"
 MAX_ALIASES = 100  # of a category

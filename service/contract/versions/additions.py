@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from model.version.prior_values import read_names
+from service.contract.durable_files import read_json, sync, write_json
+from service.contract.errors import BadKeypointNames, BadLandmarks, Conflict, NameTaken, StoreCorrupt, UnknownLandmarks
 
-from .durable_files import read_json, sync, write_json
-from .errors import BadKeypointNames, BadLandmarks, Conflict, NameTaken, StoreCorrupt, UnknownLandmarks
 from .landmarks import MOST_SETS, LandmarkSet, check_set_name
 from .store import VersionStore
 

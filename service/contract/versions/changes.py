@@ -10,9 +10,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from service.contract.durable_files import sync
+from service.contract.errors import Conflict, NameTaken, UnknownVersion, VersionInUse
+
 from .aliases import ACTIVE
-from .durable_files import sync
-from .errors import Conflict, NameTaken, UnknownVersion, VersionInUse
 from .store import STAGING, VersionStore
 
 Check = Callable[[str | None], object]

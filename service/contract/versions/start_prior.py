@@ -12,8 +12,7 @@ from typing import Any
 from model.config import PPLConfig
 from model.version.prior_values import PriorValues
 from model.version.prior_values import read_prior as read_values
-
-from .errors import BadPrior
+from service.contract.errors import BadPrior
 
 MAX_PRIOR_BYTES = 2**20
 

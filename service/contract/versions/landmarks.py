@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .errors import BadLandmarks
+from service.contract.errors import BadLandmarks
 
 MOST_LANDMARKS = 128  # of one set
 MOST_SETS = 100  # of one version

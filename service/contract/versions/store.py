@@ -17,10 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .aliases import ACTIVE, Aliases, is_alias
-from .durable_files import read_json, sync
-from .durable_files import write_json as write_json
-from .errors import (
+from service.contract.durable_files import read_json, sync
+from service.contract.durable_files import write_json as write_json
+from service.contract.errors import (
     BadCategoryName,
     BadVersionName,
     NameTaken,
@@ -31,6 +30,8 @@ from .errors import (
     UnknownVersion,
     VersionExists,
 )
+
+from .aliases import ACTIVE, Aliases, is_alias
 
 _CATEGORY = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
