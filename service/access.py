@@ -9,8 +9,9 @@ from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.http.problems import problem_of
+
 from .contract.errors import Forbidden, PPLError, Unauthorized
-from .errors import problem_of
 from .keys import ApiKey, KeyStore
 from .keys import Scope as KeyScope
 from .own_requests import check_own

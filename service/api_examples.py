@@ -12,8 +12,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from service.http.problems import MEDIA_TYPE, responses
+
 from .access import needed_scope
-from .errors import MEDIA_TYPE, responses
 
 ANSWERS_FILE = "api_examples.json"
 _VERSION = "20260101T000000-abc123"

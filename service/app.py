@@ -14,14 +14,15 @@ from starlette.types import Scope
 
 from service.contract.jobs.files import MAX_LABELS_BYTES
 from service.contract.versions.start_prior import MAX_PRIOR_BYTES
+from service.http.body_limits import BodyLimit, HeadAsGet, RequestFigures
+from service.http.multipart import media_type, responds_async
+from service.http.request_ids import RequestId
 
-from . import documentation, errors
+from . import documentation
 from .access import Access
-from .forms import media_type, responds_async
 from .gateway import Gateway
+from .http import problems as errors
 from .keys import KeyStore
-from .middleware import BodyLimit, HeadAsGet, RequestFigures
-from .request_id import RequestId
 from .routes import (
     datasets,
     estimate,

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from service.http.problems import QUEUE_ERRORS, queue_problem
+
 from .contract.errors import EstimateTimeout, PPLError, QueueFull, WorkerUnavailable
 from .contract.messages import BatchReply, BatchRequest
-from .errors import QUEUE_ERRORS, queue_problem
 from .metrics import Metrics
 from .tasks import end
 from .tickets import Flight, Group, Square, Ticket, Waiting, collect, misfit, pose_of

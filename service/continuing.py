@@ -13,9 +13,9 @@ from service.contract.jobs.job import Continued
 from service.contract.versions.additions import Additions, numbered
 from service.contract.versions.start_prior import check_prior
 from service.contract.versions.store import VersionStore
+from service.http.problems import BadField
 
 from .contract.errors import BadSetting, StoreCorrupt
-from .errors import BadField
 
 
 @dataclass(frozen=True)

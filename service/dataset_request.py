@@ -15,10 +15,10 @@ from service.contract.datasets.store import RECORD
 from service.contract.durable_files import write_json
 from service.contract.jobs.files import MAX_LABELS_BYTES
 from service.contract.media.archives import check_archive
+from service.http.multipart import FileField, Form, read_form
+from service.http.problems import BadField
 
 from .contract.errors import BadArchive, BadLabels, TooManyImages
-from .errors import BadField
-from .forms import FileField, Form, read_form
 from .gateway import Gateway
 from .intake import Intake
 from .packing import MOST_FILES, Packer

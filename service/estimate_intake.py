@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import Any
 
+from service.http.multipart import Part, Write
+
 from .contract.errors import BodyTooLarge
 from .estimate_files import EstimateFiles, new_estimate_id
-from .forms import Part, Write
 
 _LONGEST_NAME = 200
 

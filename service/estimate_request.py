@@ -12,17 +12,18 @@ from pathlib import Path
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
+from service.http.body_limits import body_bytes
+from service.http.multipart import FileField, Form, read_form, responds_async
+from service.http.problems import BadField, SlowBody, StorageFull
+
 from . import access
 from .background import video_limits
 from .background_room import Held, Room, check_room
 from .contract.errors import QueueFull, TooManyImages
-from .errors import BadField, SlowBody, StorageFull
 from .estimate_files import BackgroundEstimate, EstimateProgress, EstimateRecord, EstimateStatus
 from .estimate_intake import EstimateIntake
-from .forms import FileField, Form, read_form, responds_async
 from .frames import VideoFrames
 from .gateway import Gateway
-from .middleware import body_bytes
 from .query import Query
 from .results import Outcome
 
@@ -39,7 +40,7 @@ async def read_estimate(request: Request, most: int, intake: EstimateIntake, *, 
         intake: takes a video, and the pictures where these are to be kept.
 
     Raises:
-        SlowBody, TooManyImages, BadField, and as :func:`~service.forms.read_form`.
+        SlowBody, TooManyImages, BadField, and as :func:`~service.http.multipart.read_form`.
     """
 
     def too_many() -> TooManyImages:

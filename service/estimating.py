@@ -9,10 +9,10 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from service.contract.media.pictures import PictureLimits
+from service.http.problems import QUEUE_ERRORS, document_of
 
 from .batching import Coming
 from .contract.errors import PPLError, QueueFull, TooManyPixels, Unavailable
-from .errors import QUEUE_ERRORS, document_of
 from .images import Answer, Fitted, describe
 from .landmarks import LandmarkMaps
 from .query import Query

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from service.http.problems import BadField
+
 from .coco import coco
-from .errors import BadField
 from .images import with_links
 from .results import Results
 from .table import table

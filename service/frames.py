@@ -12,10 +12,10 @@ from typing import Any
 
 from service.contract.media.pictures import Picture, PictureLimits
 from service.contract.media.videos import BadVideo, NoDecoder, TimedFrame, VideoLimits, frame_name, iter_every
+from service.http.problems import document_of
 
 from .boxes import PictureBoxes
 from .contract.errors import BadVideoFile, PPLError, UnsupportedFormat
-from .errors import document_of
 from .images import Fitted, fit_boxes
 from .results import Outcome
 

@@ -21,6 +21,8 @@ from service.contract.jobs.store import JobStore
 from service.contract.media.archives import ArchiveLimits
 from service.contract.media.pictures import PictureLimits
 from service.contract.versions.store import VersionStore
+from service.http.problems import NO_ANSWER, QUEUE_ERRORS
+from service.http.request_ids import in_context
 
 from .admission import ByteBudget, Places
 from .background import AT_ONCE, Background
@@ -28,14 +30,12 @@ from .background_room import Arrivals
 from .batching import Batcher
 from .contract import routing
 from .contract.messages import BatchRequest
-from .errors import NO_ANSWER, QUEUE_ERRORS
 from .estimate_files import EstimateFiles
 from .housekeeping import JobCounts, remove_stale_uploads, trim_jobs
 from .metrics import Metrics
 from .picture_cache import PictureCache
 from .queueing import Queue
 from .replies import async_client, read_replies
-from .request_id import in_context
 from .sending import Sender, redis_client
 from .settings import Settings
 from .tasks import end

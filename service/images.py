@@ -17,11 +17,11 @@ from pydantic_core import to_json
 
 from service.contract.media.fitting import Frame, fit_square, reducible, unfit_square
 from service.contract.media.pictures import Picture, PictureLimits, open_picture, open_reduced
+from service.http.problems import BadField
 
 from . import drawing
 from .boxes import PictureBoxes, check_box
 from .contract.errors import BodyTooLarge, PPLError
-from .errors import BadField
 from .landmarks import LandmarkMaps
 from .room import PixelRoom
 from .tickets import Pose

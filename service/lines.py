@@ -15,8 +15,9 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from .accepting import named
-from .errors import BadField
+from service.http.negotiation import named
+from service.http.problems import BadField
+
 from .results import Outcome
 from .versions import Version
 

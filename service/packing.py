@@ -8,8 +8,9 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from service.http.multipart import Part, Write
+
 from .contract.errors import BodyTooLarge
-from .forms import Part, Write
 from .intake import InThread
 
 MOST_FILES = 10_000  # in one form; more go into an archive

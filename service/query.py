@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from service.http.problems import BadField
+
 from .boxes import PictureBoxes, parse_boxes
 from .contract.errors import BadBoxes, NoImages, NoMemory, TooManyImages
 from .contract.messages import MAX_REFINE_STEPS
-from .errors import BadField
 from .formats import FORMATS, check_format
 from .images import DRAWN, parse_include
 from .versions import Version

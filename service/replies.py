@@ -11,8 +11,9 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from service.http.problems import QUEUE_ERRORS
+
 from .contract.messages import BatchReply
-from .errors import QUEUE_ERRORS
 
 log = logging.getLogger(__name__)
 

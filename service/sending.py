@@ -30,7 +30,7 @@ def redis_client(url: str) -> Any:
 class Sender:
     """Puts messages into the queues of both kinds of worker.
 
-    Raises on sending what :data:`service.errors.QUEUE_ERRORS` names.
+    Raises on sending what :data:`service.http.problems.QUEUE_ERRORS` names.
     """
 
     def __init__(self, redis_url: str) -> None:

@@ -11,11 +11,11 @@ import sys
 import uvicorn
 
 from service.contract.versions.store import VersionStore
+from service.http.request_ids import LOG_FORMAT, RequestIdFilter
+from service.http.server_protocol import ProblemProtocol
 
 from .app import create_app
 from .keys import KeyStore
-from .protocol import ProblemProtocol
-from .request_id import LOG_FORMAT, RequestIdFilter
 from .sample_categories import install_samples
 from .settings import Settings
 

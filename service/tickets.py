@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from service.http.request_ids import current_request_id
+
 from .contract.errors import ContractMismatch, ModelFailed, PPLError
 from .contract.messages import BatchReply
-from .request_id import current_request_id
 
 log = logging.getLogger(__name__)
 

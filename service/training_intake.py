@@ -12,14 +12,14 @@ from service.contract.jobs.store import Job, JobLimits, JobSource, NamedRequest
 from service.contract.jobs.webhooks import check_webhook_url
 from service.contract.media.archives import check_archive
 from service.contract.versions.start_prior import document_of
+from service.http.idempotency import fingerprint, key_of
+from service.http.problems import StorageFull
 
 from . import access
 from .continuing import Base
 from .contract.errors import StoreCorrupt, TooMany
 from .dataset_training import from_dataset
-from .errors import StorageFull
 from .gateway import Gateway
-from .idempotency import fingerprint, key_of
 from .intake import Intake, InThread
 from .training_request import Asked, TrainingRequest
 

@@ -16,12 +16,12 @@ from service.contract.jobs.files import MAX_LABELS_BYTES
 from service.contract.versions.additions import Additions
 from service.contract.versions.start_prior import MAX_PRIOR_BYTES, check_prior, check_use, read_prior
 from service.contract.versions.store import VersionStore, check_category
+from service.http.multipart import FileField, read_form
+from service.http.problems import BadField
 
 from .continuing import Base
 from .contract.errors import BadArchive, BadLabels, BadPrior, BadRequest, BadSetting
 from .documentation import DEFAULT_PRESET
-from .errors import BadField
-from .forms import FileField, read_form
 from .intake import Intake
 
 InThread = Callable[..., Any]

@@ -10,12 +10,12 @@ from starlette.responses import JSONResponse, Response
 
 from service.contract.datasets.dataset import CreatedDataset, Dataset, DatasetPage, DatasetStatus
 from service.contract.jobs.store import MAX_PAGE
+from service.http.problems import StorageFull, responses
 
 from ..contract.errors import DatasetNotReady
 from ..dataset_documentation import dataset_body
 from ..dataset_request import keep_dataset, read_dataset
 from ..dataset_training import check_unused
-from ..errors import StorageFull, responses
 from ..gateway import gateway_of
 from ..intake import Intake
 

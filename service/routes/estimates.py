@@ -15,10 +15,10 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from service.contract.jobs.store import MAX_PAGE
+from service.http.problems import responses
 
 from ..access import key_of
 from ..contract.errors import Conflict, Forbidden, UnknownEstimate
-from ..errors import responses
 from ..estimate_files import BackgroundEstimate, EstimatePage, EstimateStatus
 from ..formats import MEDIA_TYPES
 from ..gateway import Gateway, gateway_of

@@ -8,8 +8,9 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.responses import Response
 
+from service.http.problems import NO_ANSWER, responses
+
 from ..contract.errors import Unavailable
-from ..errors import NO_ANSWER, responses
 from ..gateway import gateway_of
 from ..schemas import Liveness, Readiness
 

@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from service.contract.jobs.events import MAX_EVENTS, EventPage
 from service.contract.jobs.job import CheckpointList
+from service.http.problems import responses
 
-from ..errors import responses
 from ..following import LAST_ID, MEDIA_TYPE, follow, last_event_id, wanted
 from ..gateway import gateway_of
 

@@ -8,13 +8,13 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from service.contract.jobs.store import MAX_PAGE, Job, JobPage, JobStatus
+from service.http.idempotency import HEADER, REPLAYED
+from service.http.multipart import media_type
+from service.http.problems import UnsupportedMedia, responses
 
 from ..documentation import train_body
-from ..errors import UnsupportedMedia, responses
-from ..forms import media_type
 from ..gateway import gateway_of
 from ..housekeeping import list_jobs
-from ..idempotency import HEADER, REPLAYED
 from ..training_intake import accept_training
 from ..training_request import read_json, read_upload
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request, Response
 
 from service.contract.versions.additions import check_names
+from service.http.etags import IfMatch, expecting, tag_of_json
+from service.http.problems import responses
 
-from ..errors import responses
 from ..gateway import gateway_of
-from ..preconditions import IfMatch, expecting, tag_of_json
 from ..version_schemas import KeypointNames, NewKeypointNames
 from .priors import Version
 

@@ -11,12 +11,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from service.contract.versions.aliases import ACTIVE
 from service.contract.versions.store import check_category
+from service.http.multipart import FileField, read_form
+from service.http.problems import BadField, StorageFull, responses
 
 from ..contract.errors import BadVersionFile
 from ..documentation import import_body
-from ..errors import BadField, StorageFull, responses
 from ..exporting import export_version
-from ..forms import FileField, read_form
 from ..gateway import Gateway, gateway_of
 from ..importing import import_version
 from ..intake import Intake

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request, Response
 
 from service.contract.versions.changes import delete_version, move_alias, remove_alias
+from service.http.etags import IfMatch, expecting, tag_of
+from service.http.problems import responses
 
-from ..errors import responses
 from ..gateway import gateway_of
-from ..preconditions import IfMatch, expecting, tag_of
 from ..version_schemas import AliasEntry, AliasPage, AliasTarget
 
 router = APIRouter(tags=["versions"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from ..errors import responses
+from service.http.problems import responses
+
 from ..gateway import gateway_of
 
 router = APIRouter(tags=["training"])

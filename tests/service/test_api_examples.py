@@ -23,7 +23,7 @@ from service.contract.errors import ErrorCode, PPLError
 from service.contract.jobs.job import Checkpoint
 from service.contract.jobs.store import JobStatus
 from service.contract.versions.store import VersionStore
-from service.errors import MEDIA_TYPE, StorageFull
+from service.http.problems import MEDIA_TYPE, StorageFull
 from service.sample_categories import install_samples
 
 from .test_datasets import packed

@@ -139,7 +139,7 @@ async def came(client, size: int) -> None:
 async def test_what_came_of_others_counts_and_not_what_they_announce(
     serve, send, publish, problem, make_picture, monkeypatch
 ):
-    monkeypatch.setattr("service.forms._FLUSH_BYTES", 1)
+    monkeypatch.setattr("service.http.multipart._FLUSH_BYTES", 1)
     publish("dog")
     http = await serve(background_max_bytes=100_000)
     headers = {**RESPOND_ASYNC, "Content-Type": "multipart/form-data; boundary=b", "Content-Length": "90000"}
@@ -168,7 +168,7 @@ async def test_later_one_gives_way_as_it_grows(serve, publish, problem, consumer
     """Of two that together are too long the first goes on, though neither says how long it is."""
     consumer.gate.clear()
     monkeypatch.setattr("service.estimate_request._LOOK_BYTES", 1000)
-    monkeypatch.setattr("service.forms._FLUSH_BYTES", 1)
+    monkeypatch.setattr("service.http.multipart._FLUSH_BYTES", 1)
     publish("dog")
     http = await serve(background_max_bytes=100_000)
     headers = {**RESPOND_ASYNC, "Content-Type": "multipart/form-data; boundary=b"}
@@ -203,7 +203,7 @@ async def test_later_one_gives_way_as_it_grows(serve, publish, problem, consumer
 async def test_room_that_came_meanwhile_is_seen(serve, send, publish, consumer, monkeypatch):
     """What waited when an upload began has been cancelled since."""
     consumer.gate.clear()
-    monkeypatch.setattr("service.forms._FLUSH_BYTES", 1)
+    monkeypatch.setattr("service.http.multipart._FLUSH_BYTES", 1)
     publish("dog")
     http = await serve(background_max_bytes=100_000)
     waiting = (await send([("images", ("a.png", bytes(60_000)))], client=http)).json()["id"]

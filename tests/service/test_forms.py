@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.contract.errors import BadRequest, BodyTooLarge, TooManyImages
-from service.errors import BadField
-from service.forms import MAX_FIELD_BYTES, FileField, Form, read_form
+from service.http.multipart import MAX_FIELD_BYTES, FileField, Form, read_form
+from service.http.problems import BadField
 
 BOUNDARY = "b0undary"
 

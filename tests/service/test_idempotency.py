@@ -10,7 +10,7 @@ import pytest
 from service.contract import routing
 from service.contract.errors import BadRequest
 from service.contract.jobs.store import JobStatus, NamedRequest
-from service.idempotency import fingerprint
+from service.http.idempotency import fingerprint
 from service.keys import KeyStore, Scope
 
 from .test_train_jobs import GOOD, move, zip_of

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from service.request_id import LOG_FORMAT, RequestIdFilter
+from service.http.request_ids import LOG_FORMAT, RequestIdFilter
 
 
 @pytest.fixture
@@ -71,19 +71,19 @@ async def test_watching_is_not_logged_and_the_rest_can_be_left_out(serve, logged
     http = await serve()
     await http.get("/livez")
     await http.get("/metrics")
-    assert "service.middleware" not in logged.text
+    assert "service.http.body_limits" not in logged.text
     await http.get("/priors")
     assert "GET /priors 200" in logged.text
     logged.clear()
     quiet = await serve(access_log=False)
     await quiet.get("/priors")
-    assert "service.middleware" not in logged.text
+    assert "service.http.body_limits" not in logged.text
     await quiet.get("/priors/none")
     assert "GET /priors/none 404" in logged.text
 
 
 async def test_a_path_can_not_break_the_line(http, logged):
     await http.get("/priors/a%0Ab%1b")
-    lines = [line for line in logged.text.splitlines() if "service.middleware" in line]
+    lines = [line for line in logged.text.splitlines() if "service.http.body_limits" in line]
     assert len(lines) == 1
     assert "/priors/a%0Ab%1b" in lines[0]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import Header
 
-from .contract.errors import BadRequest, PreconditionFailed, PreconditionRequired
+from service.contract.errors import BadRequest, PreconditionFailed, PreconditionRequired
 
 _TAGS = re.compile(r'\s*(?:W/)?"[^"]*"\s*(?:,\s*(?:W/)?"[^"]*"\s*)*')
 _TAG = re.compile(r'(W/)?("[^"]*")')

@@ -19,9 +19,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
-from .contract.errors import BadRequest, ErrorCode, PPLError, RedisUnavailable, Unavailable
-from .request_id import HEADER as REQUEST_ID
-from .request_id import current_request_id
+from service.contract.errors import BadRequest, ErrorCode, PPLError, RedisUnavailable, Unavailable
+
+from .request_ids import HEADER as REQUEST_ID
+from .request_ids import current_request_id
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .access import HEALTH, METRICS, key_of
-from .contract.errors import BodyTooLarge, PPLError
-from .errors import SlowBody, problem_of
-from .metrics import Metrics
-from .tasks import end
+from service.access import HEALTH, METRICS, key_of
+from service.contract.errors import BodyTooLarge, PPLError
+from service.metrics import Metrics
+from service.tasks import end
+
+from .problems import SlowBody, problem_of
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,10 @@ import logging
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from .contract.errors import ErrorCode
-from .errors import MEDIA_TYPE, problem
-from .request_id import HEADER, new_request_id
+from service.contract.errors import ErrorCode
+
+from .problems import MEDIA_TYPE, problem
+from .request_ids import HEADER, new_request_id
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from fastapi import Request
 
-from .contract.errors import BadRequest
-from .errors import BadField
+from service.contract.errors import BadRequest
+
+from .problems import BadField
 
 HEADER = "Idempotency-Key"
 REPLAYED = "Idempotent-Replayed"

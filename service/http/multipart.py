@@ -15,8 +15,9 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.datastructures import Headers
 
-from .contract.errors import BadRequest, BodyTooLarge
-from .errors import BadField, UnsupportedMedia
+from service.contract.errors import BadRequest, BodyTooLarge
+
+from .problems import BadField, UnsupportedMedia
 
 Write = Callable[[bytes], Awaitable[None]]
 
