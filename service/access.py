@@ -10,13 +10,13 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.http.problems import problem_of
+from service.runtime.settings import Settings
 
 from .contract.errors import Forbidden, PPLError, Unauthorized
 from .keys import ApiKey, KeyStore
 from .keys import Scope as KeyScope
 from .own_requests import check_own
 from .rates import RequestRate
-from .settings import Settings
 
 HEALTH = frozenset({"/livez", "/readyz"})
 METRICS = "/metrics"

@@ -17,6 +17,7 @@ from service.contract.versions.start_prior import MAX_PRIOR_BYTES
 from service.http.body_limits import BodyLimit, HeadAsGet, RequestFigures
 from service.http.multipart import media_type, responds_async
 from service.http.request_ids import RequestId
+from service.runtime.settings import Settings
 
 from . import documentation
 from .access import Access
@@ -37,7 +38,6 @@ from .routes import (
     versions,
     webhooks,
 )
-from .settings import Settings
 
 # what a multipart form weighs beside its files
 _FORM_BYTES = 2**20

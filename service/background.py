@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from service.contract.jobs.job import JobError
 from service.contract.media.videos import VideoLimits
+from service.runtime.settings import Settings
+from service.runtime.tasks import end
 
 from .collecting import WrittenOutcomes, as_line, document
 from .contract.errors import PPLError, UnknownEstimate
@@ -26,8 +28,6 @@ from .frames import VideoFrames, with_failure
 from .images import Upload
 from .query import Query
 from .results import Outcome
-from .settings import Settings
-from .tasks import end
 
 if TYPE_CHECKING:
     from .gateway import Gateway

@@ -49,9 +49,10 @@ def up(
     as_json: AsJson = False,
 ) -> None:
     """Start everything on this machine: Valkey, both workers and the API. Ctrl-C ends it."""
+    from service.runtime.settings import Settings
+
     from . import embedded  # the other commands need neither uvicorn nor redis
     from .datalock import DataRootInUseError
-    from .settings import Settings
     from .supervisor import ChildFailedError
     from .valkey import ValkeyMissingError
 

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import httpx
 
+from service.runtime.settings import Settings
+
 from .datalock import DataRootLock
 from .keys import KeyStore
-from .settings import Settings
 from .supervisor import ChildSpec, Supervisor
 from .valkey import PID_FILE, EmbeddedValkey
 

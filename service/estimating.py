@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from service.contract.media.pictures import PictureLimits
 from service.http.problems import QUEUE_ERRORS, document_of
+from service.runtime.settings import Settings
+from service.runtime.tasks import end
 
 from .batching import Coming
 from .contract.errors import PPLError, QueueFull, TooManyPixels, Unavailable
@@ -17,8 +19,6 @@ from .images import Answer, Fitted, describe
 from .landmarks import LandmarkMaps
 from .query import Query
 from .results import Outcome
-from .settings import Settings
-from .tasks import end
 from .tickets import Group, Ticket
 from .versions import Version
 

@@ -23,8 +23,14 @@ from service.contract.media.pictures import PictureLimits
 from service.contract.versions.store import VersionStore
 from service.http.problems import NO_ANSWER, QUEUE_ERRORS
 from service.http.request_ids import in_context
+from service.runtime.live_workers import Workers
+from service.runtime.memory_limits import ByteBudget, Places
+from service.runtime.metrics import Metrics
+from service.runtime.queue_sender import Sender, redis_client
+from service.runtime.reply_reader import async_client, read_replies
+from service.runtime.settings import Settings
+from service.runtime.tasks import end
 
-from .admission import ByteBudget, Places
 from .background import AT_ONCE, Background
 from .background_room import Arrivals
 from .batching import Batcher
@@ -32,17 +38,11 @@ from .contract import routing
 from .contract.messages import BatchRequest
 from .estimate_files import EstimateFiles
 from .housekeeping import JobCounts, remove_stale_uploads, trim_jobs
-from .metrics import Metrics
 from .picture_cache import PictureCache
 from .queueing import Queue
-from .replies import async_client, read_replies
-from .sending import Sender, redis_client
-from .settings import Settings
-from .tasks import end
 from .versions import Versions
 from .webhook_secret import webhook_secret
 from .webhooks import Courier
-from .workers import Workers
 
 log = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ from pathlib import Path
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from service.contract.durable_files import sync
+from service.runtime.secrets import read_or_make, write_private
 
 from .contract.errors import StoreCorrupt, UnknownKey
-from .private_files import read_or_make, write_private
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ import uvicorn
 from service.contract.versions.store import VersionStore
 from service.http.request_ids import LOG_FORMAT, RequestIdFilter
 from service.http.server_protocol import ProblemProtocol
+from service.runtime.settings import Settings
 
 from .app import create_app
 from .keys import KeyStore
 from .sample_categories import install_samples
-from .settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,9 @@ import binascii
 import secrets
 from pathlib import Path
 
+from service.runtime.secrets import read_or_make
+
 from .contract.errors import StoreCorrupt
-from .private_files import read_or_make
 
 FILE_NAME = "webhook-secret"
 _PREFIX = "whsec_"

@@ -27,10 +27,10 @@ from service.contract.jobs import scripts
 from service.contract.jobs.store import Job, JobRecord, JobStore
 from service.contract.jobs.webhooks import check_address, check_webhook_url
 from service.http.problems import QUEUE_ERRORS
+from service.runtime.tasks import end
 
 from .contract import routing
 from .contract.errors import BadWebhook, UnknownJob
-from .tasks import end
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access import HEALTH, METRICS, key_of
 from service.contract.errors import BodyTooLarge, PPLError
-from service.metrics import Metrics
-from service.tasks import end
+from service.runtime.metrics import Metrics
+from service.runtime.tasks import end
 
 from .problems import SlowBody, problem_of
 

@@ -17,6 +17,8 @@ from starlette.responses import Response
 from service.http.body_limits import body_bytes
 from service.http.multipart import responds_async
 from service.http.problems import responses
+from service.runtime.settings import Settings
+from service.runtime.tasks import end
 
 from ..collecting import ERRORS_HEADER, document, told_in_header
 from ..documentation import background_answer, estimate_answers, estimate_body, estimate_parameters
@@ -32,8 +34,6 @@ from ..lines import LinesResponse, check_lines, lines, wanted_lines
 from ..query import Query
 from ..results import Outcome, Results
 from ..schemas import CocoDataset, Estimate
-from ..settings import Settings
-from ..tasks import end
 from ..versions import Version
 
 # few poses are turned into JSON at once; more, and drawn pictures, in a thread

@@ -16,6 +16,7 @@ from service.contract.versions.landmarks import LandmarkSet, check_set_name
 from service.http.body_limits import body_bytes
 from service.http.multipart import FileField, Form, read_form
 from service.http.problems import BadField, SlowBody, responses
+from service.runtime.settings import Settings
 
 from ..boxes import parse_boxes
 from ..contract.errors import BadBoxes, BadLabels, NoImages, TooManyImages, UnknownLandmarks
@@ -23,7 +24,6 @@ from ..documentation import landmarks_body
 from ..gateway import Gateway, gateway_of
 from ..images import Upload
 from ..landmarks import MAX_FIT_LABELS_BYTES, Array, Sight, fit_set, read_labelled
-from ..settings import Settings
 from ..tickets import Group
 from ..version_schemas import FittedLandmarks, Landmarks, LandmarksPage
 from ..versions import Version as ReadyVersion

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from service.contract.settings import CommonSettings
-from service.settings import Settings
+from service.runtime.settings import Settings
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -24,8 +24,8 @@ from service.contract import routing
 from service.contract.errors import PPLError
 from service.contract.messages import BatchReply, BatchRequest, WorkerHeartbeat
 from service.contract.versions.store import VersionStore
-from service.settings import Settings
-from service.tasks import end
+from service.runtime.settings import Settings
+from service.runtime.tasks import end
 
 NUM_KEYPOINTS = 5
 

@@ -12,7 +12,7 @@ import uvicorn
 
 from service.app import create_app
 from service.contract.datasets.store import DatasetFiles
-from service.settings import Settings
+from service.runtime.settings import Settings
 from worker.jobs.held_job import Stop
 from worker.settings import WorkerSettings
 from worker.uploads.dataset_inspector import Inspector

@@ -23,7 +23,7 @@ from service.contract.errors import (
     WorkerUnavailable,
 )
 from service.contract.messages import BatchReply
-from service.metrics import Metrics
+from service.runtime.metrics import Metrics
 from service.tickets import Group, collect
 
 DOG = Group("dog", "v1", 8, 0, False)

@@ -7,7 +7,7 @@ import tracemalloc
 from service.background import video_limits
 from service.collecting import WrittenOutcomes, as_line
 from service.results import Outcome
-from service.settings import Settings
+from service.runtime.settings import Settings
 
 
 def outcome(index: int, **members) -> Outcome:

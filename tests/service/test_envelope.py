@@ -11,8 +11,8 @@ from celery import Celery
 
 from service.contract import routing
 from service.contract.messages import BatchRequest
-from service.envelope import Envelope, send
-from service.sending import Sender
+from service.runtime.celery_envelope import Envelope, send
+from service.runtime.queue_sender import Sender
 
 REQUEST = BatchRequest(
     batch_id="a" * 32,

@@ -13,7 +13,7 @@ import pytest
 from service.access import needed_scope
 from service.contract.errors import StoreCorrupt, UnknownKey
 from service.keys import KeyStore, Scope
-from service.settings import Settings
+from service.runtime.settings import Settings
 
 
 def test_key_is_found_again_and_only_its_hash_is_kept(data_root):

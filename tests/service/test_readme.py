@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from service.cli import app
-from service.settings import Settings
+from service.runtime.settings import Settings
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]

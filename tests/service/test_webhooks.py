@@ -279,7 +279,7 @@ def test_secret_is_made_once_and_readable_by_its_owner_alone(data_root):
 
 
 def test_secret_of_the_settings_must_be_one():
-    from service.settings import Settings
+    from service.runtime.settings import Settings
 
     with pytest.raises(ValueError, match="whsec_ and the base64"):
         Settings(webhook_secret="hello")

@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from .contract import routing
-from .contract.messages import WorkerHeartbeat
-from .contract.routing import Kind
+from service.contract import routing
+from service.contract.messages import WorkerHeartbeat
+from service.contract.routing import Kind
 
 
 class Workers:

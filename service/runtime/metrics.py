@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from .contract.messages import WorkerHeartbeat
+from service.contract.messages import WorkerHeartbeat
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .contract.errors import QueueFull
+from service.contract.errors import QueueFull
+
 from .metrics import Metrics
 
 _RETRY_S = 2.0

@@ -14,7 +14,7 @@ from typing import Any
 
 from celery import Celery
 
-from .contract import routing
+from service.contract import routing
 
 
 class Envelope:

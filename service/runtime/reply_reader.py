@@ -11,9 +11,8 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from service.contract.messages import BatchReply
 from service.http.problems import QUEUE_ERRORS
-
-from .contract.messages import BatchReply
 
 log = logging.getLogger(__name__)
 

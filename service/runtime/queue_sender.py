@@ -10,9 +10,10 @@ from celery import Celery
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from .contract import routing
-from .contract.messages import BatchRequest
-from .envelope import Envelope, send
+from service.contract import routing
+from service.contract.messages import BatchRequest
+
+from .celery_envelope import Envelope, send
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from .contract.settings import CommonSettings
-from .webhook_secret import check_secret
+from service.contract.settings import CommonSettings
+from service.webhook_secret import check_secret
 
 
 class Settings(CommonSettings):
