@@ -12,9 +12,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from service.access.guard import needed_scope
 from service.http.problems import MEDIA_TYPE, responses
-
-from .access import needed_scope
 
 ANSWERS_FILE = "api_examples.json"
 _VERSION = "20260101T000000-abc123"

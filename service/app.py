@@ -12,6 +12,8 @@ from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse
 from starlette.types import Scope
 
+from service.access.guard import Access
+from service.access.keys import KeyStore
 from service.contract.jobs.files import MAX_LABELS_BYTES
 from service.contract.versions.start_prior import MAX_PRIOR_BYTES
 from service.http.body_limits import BodyLimit, HeadAsGet, RequestFigures
@@ -20,10 +22,8 @@ from service.http.request_ids import RequestId
 from service.runtime.settings import Settings
 
 from . import documentation
-from .access import Access
 from .gateway import Gateway
 from .http import problems as errors
-from .keys import KeyStore
 from .routes import (
     datasets,
     estimate,

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
+from service.access.keys import ApiKey, KeyStore, Scope
+
 from . import cli_output as output
 from .cli_options import AsJson, refused_settings
 from .contract.errors import PPLError
-from .keys import ApiKey, KeyStore, Scope
 
 keys = typer.Typer(
     name="keys",

@@ -14,10 +14,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from model.config import PRESETS, PPLConfig, settings
+from service.access.guard import needed_scope
 from service.contract.jobs.files import MAX_LABELS_BYTES
 
 from . import api_examples
-from .access import needed_scope
 from .contract.messages import MAX_REFINE_STEPS
 from .estimate_files import BackgroundEstimate
 from .formats import FORMATS

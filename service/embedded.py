@@ -18,10 +18,10 @@ from pathlib import Path
 
 import httpx
 
+from service.access.keys import KeyStore
 from service.runtime.settings import Settings
 
 from .datalock import DataRootLock
-from .keys import KeyStore
 from .supervisor import ChildSpec, Supervisor
 from .valkey import PID_FILE, EmbeddedValkey
 

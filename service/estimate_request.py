@@ -16,7 +16,7 @@ from service.http.body_limits import body_bytes
 from service.http.multipart import FileField, Form, read_form, responds_async
 from service.http.problems import BadField, SlowBody, StorageFull
 
-from . import access
+from .access import guard as access
 from .background import video_limits
 from .background_room import Held, Room, check_room
 from .contract.errors import QueueFull, TooManyImages

@@ -10,13 +10,13 @@ import sys
 
 import uvicorn
 
+from service.access.keys import KeyStore
 from service.contract.versions.store import VersionStore
 from service.http.request_ids import LOG_FORMAT, RequestIdFilter
 from service.http.server_protocol import ProblemProtocol
 from service.runtime.settings import Settings
 
 from .app import create_app
-from .keys import KeyStore
 from .sample_categories import install_samples
 
 log = logging.getLogger(__name__)

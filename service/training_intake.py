@@ -15,7 +15,7 @@ from service.contract.versions.start_prior import document_of
 from service.http.idempotency import fingerprint, key_of
 from service.http.problems import StorageFull
 
-from . import access
+from .access import guard as access
 from .continuing import Base
 from .contract.errors import StoreCorrupt, TooMany
 from .dataset_training import from_dataset

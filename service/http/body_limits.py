@@ -10,7 +10,7 @@ from collections.abc import Callable
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.access import HEALTH, METRICS, key_of
+from service.access.guard import HEALTH, METRICS, key_of
 from service.contract.errors import BodyTooLarge, PPLError
 from service.runtime.metrics import Metrics
 from service.runtime.tasks import end

@@ -14,15 +14,15 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
+from service.access.guard import key_of
+from service.access.keys import Scope
 from service.contract.jobs.store import MAX_PAGE
 from service.http.problems import responses
 
-from ..access import key_of
 from ..contract.errors import Conflict, Forbidden, UnknownEstimate
 from ..estimate_files import BackgroundEstimate, EstimatePage, EstimateStatus
 from ..formats import MEDIA_TYPES
 from ..gateway import Gateway, gateway_of
-from ..keys import Scope
 from ..schemas import EstimateWithResult
 
 router = APIRouter(tags=["poses"])

@@ -7,11 +7,11 @@ import json
 
 import pytest
 
+from service.access.keys import KeyStore, Scope
 from service.contract import routing
 from service.contract.errors import BadRequest
 from service.contract.jobs.store import JobStatus, NamedRequest
 from service.http.idempotency import fingerprint
-from service.keys import KeyStore, Scope
 
 from .test_train_jobs import GOOD, move, zip_of
 

@@ -10,9 +10,9 @@ import threading
 
 import pytest
 
-from service.access import needed_scope
+from service.access.guard import needed_scope
+from service.access.keys import KeyStore, Scope
 from service.contract.errors import StoreCorrupt, UnknownKey
-from service.keys import KeyStore, Scope
 from service.runtime.settings import Settings
 
 
@@ -56,7 +56,7 @@ def test_revoked_key_opens_nothing_and_stays_known(data_root):
 
 
 def test_another_process_sees_a_new_key_at_once(data_root, monkeypatch):
-    monkeypatch.setattr("service.keys.RELOAD_S", 1000.0)
+    monkeypatch.setattr("service.access.keys.RELOAD_S", 1000.0)
     gateway, operator = KeyStore(data_root), KeyStore(data_root)
     _, first = operator.create("first", [Scope.READ])
     assert gateway.find(first)
@@ -66,7 +66,7 @@ def test_another_process_sees_a_new_key_at_once(data_root, monkeypatch):
 
 
 def test_unknown_and_damaged_keys_do_not_have_all_read_again(data_root, monkeypatch):
-    monkeypatch.setattr("service.keys.RELOAD_S", 1000.0)
+    monkeypatch.setattr("service.access.keys.RELOAD_S", 1000.0)
     store = KeyStore(data_root)
     key, text = store.create("lab", [Scope.READ])
     (data_root / "keys" / f"{key.id}.json").write_text("{")
@@ -81,7 +81,7 @@ def test_unknown_and_damaged_keys_do_not_have_all_read_again(data_root, monkeypa
 
 
 def test_another_process_sees_a_revoked_key_soon(data_root, monkeypatch):
-    monkeypatch.setattr("service.keys.RELOAD_S", 0.0)
+    monkeypatch.setattr("service.access.keys.RELOAD_S", 0.0)
     gateway, operator = KeyStore(data_root), KeyStore(data_root)
     assert gateway.find("ppl_000000000000_" + "a" * 43) is None
     key, text = operator.create("lab", [Scope.READ])
@@ -112,8 +112,8 @@ def test_damaged_file_is_said_and_the_other_keys_go_on(data_root, caplog):
 
 def test_file_that_can_not_be_opened_shuts_nobody_else_out_and_is_tried_again(data_root, caplog, monkeypatch):
     """As where somebody made or revoked a key as root, or the process had no descriptor left."""
-    monkeypatch.setattr("service.keys.RELOAD_S", 0.0)
-    monkeypatch.setattr("service.keys._SETTLED_NS", 0)
+    monkeypatch.setattr("service.access.keys.RELOAD_S", 0.0)
+    monkeypatch.setattr("service.access.keys._SETTLED_NS", 0)
     store = KeyStore(data_root)
     key, text = store.create("lab", [Scope.READ])
     _, other = store.create("other", [Scope.READ])

@@ -8,11 +8,11 @@ import threading
 
 import pytest
 
+from service.access.keys import KeyStore, Scope
+from service.access.rate_limit import RequestRate
 from service.contract.errors import QueueFull, RateExceeded, TooManyJobs
 from service.contract.jobs.store import JobLimits, JobStatus, JobStore, NamedRequest
 from service.intake import UploadFile
-from service.keys import KeyStore, Scope
-from service.rates import RequestRate
 
 from .test_train_jobs import GOOD
 
@@ -60,7 +60,7 @@ def test_no_limit_counts_nothing():
 
 
 def test_callers_of_long_ago_are_forgotten(monkeypatch):
-    monkeypatch.setattr("service.rates._MANY", 10)
+    monkeypatch.setattr("service.access.rate_limit._MANY", 10)
     clock = Clock()
     rate = RequestRate(1, clock)
     for number in range(50):
@@ -285,7 +285,7 @@ async def test_same_request_twice_at_once_for_the_last_place(serve, monkeypatch)
 
 @pytest.mark.parametrize("path", ["/metrics", "/readyz"])
 async def test_keys_tried_at_what_watches_the_service_are_counted_as_well(serve, problem, path, monkeypatch):
-    monkeypatch.setattr("service.access._is_here", lambda scope: False)
+    monkeypatch.setattr("service.access.guard._is_here", lambda scope: False)
     http = await serve(api_keys=True, requests_per_s=2, open_metrics=False, open_health=False)
     tried = [await http.get(path, headers={"Authorization": f"Bearer ppl_{n:012x}_x"}) for n in range(10)]
     assert tried[0].status_code == 401

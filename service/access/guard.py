@@ -9,14 +9,14 @@ from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.contract.errors import Forbidden, PPLError, Unauthorized
 from service.http.problems import problem_of
 from service.runtime.settings import Settings
 
-from .contract.errors import Forbidden, PPLError, Unauthorized
 from .keys import ApiKey, KeyStore
 from .keys import Scope as KeyScope
-from .own_requests import check_own
-from .rates import RequestRate
+from .local_only import check_own
+from .rate_limit import RequestRate
 
 HEALTH = frozenset({"/livez", "/readyz"})
 METRICS = "/metrics"

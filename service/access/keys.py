@@ -25,9 +25,8 @@ from pathlib import Path
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from service.contract.durable_files import sync
+from service.contract.errors import StoreCorrupt, UnknownKey
 from service.runtime.secrets import read_or_make, write_private
-
-from .contract.errors import StoreCorrupt, UnknownKey
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from .contract.errors import Forbidden
+from service.contract.errors import Forbidden
 
 _LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOCAL = "localhost"

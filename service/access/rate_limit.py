@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from .contract.errors import RateExceeded
+from service.contract.errors import RateExceeded
 
 _MANY = 10_000
 
