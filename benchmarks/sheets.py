@@ -21,7 +21,7 @@ from benchmarks.measures import batched
 from benchmarks.packs import Pack, read_pack
 from model.predictor import Predictor
 from service.contract.media.fitting import Frame
-from service.drawing import overlay, prior_picture
+from service.estimates.drawing import overlay, prior_picture
 
 COLUMNS = 8
 CELL_PX = 160

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING
 
 from service.contract.jobs.job import JobError
 from service.contract.media.videos import VideoLimits
+from service.estimates.document import WrittenOutcomes, as_line, document
+from service.estimates.estimator import Estimator, Source
+from service.estimates.pictures import Upload
+from service.estimates.query import Query
+from service.estimates.results import Outcome
+from service.estimates.video_frames import VideoFrames, with_failure
 from service.runtime.settings import Settings
 from service.runtime.tasks import end
 
-from .collecting import WrittenOutcomes, as_line, document
 from .contract.errors import PPLError, UnknownEstimate
 from .estimate_files import EstimateFiles, EstimateRecord, EstimateStatus
-from .estimating import Estimator, Source
-from .frames import VideoFrames, with_failure
-from .images import Upload
-from .query import Query
-from .results import Outcome
 
 if TYPE_CHECKING:
     from .gateway import Gateway

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .drawing import strong_links
-from .images import Answer
-from .results import Results
+from service.estimates.drawing import strong_links
+from service.estimates.pictures import Answer
+from service.estimates.results import Results
 
 # from this score on a keypoint counts as seen (2), below as guessed (1)
 VISIBLE_SCORE = 0.5

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from service.contract.media.fitting import Frame
+from service.estimates.drawing import overlay
 
 from .client_types import ImageEstimate
-from .drawing import overlay
 
 _TILE_PX = 256
 _GAP_PX = 6

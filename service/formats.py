@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from service.estimates.pictures import with_links
+from service.estimates.results import Results
 from service.http.problems import BadField
 
 from .coco import coco
-from .images import with_links
-from .results import Results
 from .table import table
 
 FORMATS = ("native", "coco", "csv")

@@ -21,6 +21,7 @@ from service.contract.jobs.store import JobStore
 from service.contract.media.archives import ArchiveLimits
 from service.contract.media.pictures import PictureLimits
 from service.contract.versions.store import VersionStore
+from service.estimates.batching import Batcher
 from service.http.problems import NO_ANSWER, QUEUE_ERRORS
 from service.http.request_ids import in_context
 from service.runtime.live_workers import Workers
@@ -33,7 +34,6 @@ from service.runtime.tasks import end
 
 from .background import AT_ONCE, Background
 from .background_room import Arrivals
-from .batching import Batcher
 from .contract import routing
 from .contract.messages import BatchRequest
 from .estimate_files import EstimateFiles

@@ -15,10 +15,10 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from service.estimates.results import Outcome
 from service.http.negotiation import named
 from service.http.problems import BadField
 
-from .results import Outcome
 from .versions import Version
 
 MEDIA_TYPES = ("application/jsonl", "application/x-ndjson")

@@ -9,8 +9,8 @@ import csv
 import io
 from itertools import product
 
-from .images import Answer
-from .results import Results
+from service.estimates.pictures import Answer
+from service.estimates.results import Results
 
 _COORDS = ("x", "y", "likelihood")
 

@@ -14,25 +14,25 @@ from fastapi import APIRouter, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from service.estimates.document import ERRORS_HEADER, document, told_in_header
+from service.estimates.estimator import Estimator, check_drawn, drawn_pixels, group_of
+from service.estimates.pictures import Answer, Fitted, Upload, describe
+from service.estimates.query import Query
+from service.estimates.request_body import asked_of, first_of, frames_of, in_background, read_estimate
+from service.estimates.results import Outcome, Results
+from service.estimates.uploads import EstimateIntake
+from service.estimates.video_frames import with_failure
 from service.http.body_limits import body_bytes
 from service.http.multipart import responds_async
 from service.http.problems import responses
 from service.runtime.settings import Settings
 from service.runtime.tasks import end
 
-from ..collecting import ERRORS_HEADER, document, told_in_header
 from ..documentation import background_answer, estimate_answers, estimate_body, estimate_parameters
-from ..estimate_intake import EstimateIntake
-from ..estimate_request import asked_of, first_of, frames_of, in_background, read_estimate
-from ..estimating import Estimator, check_drawn, drawn_pixels, group_of
 from ..formats import MEDIA_TYPES, written
-from ..frames import with_failure
 from ..gateway import Gateway, gateway_of
-from ..images import Answer, Fitted, Upload, describe
 from ..landmarks import LandmarkMaps
 from ..lines import LinesResponse, check_lines, lines, wanted_lines
-from ..query import Query
-from ..results import Outcome, Results
 from ..schemas import CocoDataset, Estimate
 from ..versions import Version
 

@@ -13,18 +13,18 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from service.contract.versions.landmarks import LandmarkSet, check_set_name
+from service.estimates.boxes import parse_boxes
+from service.estimates.pictures import Upload
+from service.estimates.tickets import Group
 from service.http.body_limits import body_bytes
 from service.http.multipart import FileField, Form, read_form
 from service.http.problems import BadField, SlowBody, responses
 from service.runtime.settings import Settings
 
-from ..boxes import parse_boxes
 from ..contract.errors import BadBoxes, BadLabels, NoImages, TooManyImages, UnknownLandmarks
 from ..documentation import landmarks_body
 from ..gateway import Gateway, gateway_of
-from ..images import Upload
 from ..landmarks import MAX_FIT_LABELS_BYTES, Array, Sight, fit_set, read_labelled
-from ..tickets import Group
 from ..version_schemas import FittedLandmarks, Landmarks, LandmarksPage
 from ..versions import Version as ReadyVersion
 from .priors import Version

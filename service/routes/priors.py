@@ -9,11 +9,11 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from service.contract.versions.store import is_category, is_version
+from service.estimates.drawing import png, prior_picture
 from service.http.problems import BadField, responses
 
 from ..comparing import STRONG, Match, compare
 from ..contract.errors import BadCursor, UnknownVersion
-from ..drawing import png, prior_picture
 from ..gateway import Gateway, gateway_of
 from ..schemas import History, Memory, Prior, PriorPage, VersionPage
 from ..version_schemas import PriorDiff

@@ -9,9 +9,9 @@ from contextlib import ExitStack
 import pytest
 
 from service.background import AT_ONCE
-from service.collecting import WrittenOutcomes
 from service.contract.errors import ModelFailed
 from service.estimate_files import EstimateFiles, EstimateStatus, new_estimate_id
+from service.estimates.document import WrittenOutcomes
 
 from .conftest import RESPOND_ASYNC
 

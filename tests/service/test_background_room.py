@@ -167,7 +167,7 @@ async def test_what_came_of_others_counts_and_not_what_they_announce(
 async def test_later_one_gives_way_as_it_grows(serve, publish, problem, consumer, monkeypatch):
     """Of two that together are too long the first goes on, though neither says how long it is."""
     consumer.gate.clear()
-    monkeypatch.setattr("service.estimate_request._LOOK_BYTES", 1000)
+    monkeypatch.setattr("service.estimates.request_body._LOOK_BYTES", 1000)
     monkeypatch.setattr("service.http.multipart._FLUSH_BYTES", 1)
     publish("dog")
     http = await serve(background_max_bytes=100_000)

@@ -13,7 +13,6 @@ import redis.exceptions
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching import Batcher
 from service.contract.errors import (
     EstimateTimeout,
     ModelFailed,
@@ -23,8 +22,9 @@ from service.contract.errors import (
     WorkerUnavailable,
 )
 from service.contract.messages import BatchReply
+from service.estimates.batching import Batcher
+from service.estimates.tickets import Group, collect
 from service.runtime.metrics import Metrics
-from service.tickets import Group, collect
 
 DOG = Group("dog", "v1", 8, 0, False)
 CAT = Group("cat", "v1", 8, 0, False)
@@ -471,7 +471,7 @@ async def test_batch_whose_message_cannot_be_made_ends_at_once_and_holds_nothing
 async def test_late_batch_makes_room_also_where_its_timer_ran_early(monkeypatch):
     bench = Line(late_s=0.05)
     clock = SimpleNamespace(monotonic=lambda: 100.0, time=time.time)  # as if no time had passed
-    monkeypatch.setattr("service.batching.time", clock)
+    monkeypatch.setattr("service.estimates.batching.time", clock)
     first = bench.ask(1)
     await bench.settle()
     second = bench.ask(2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import tracemalloc
 
 from service.background import video_limits
-from service.collecting import WrittenOutcomes, as_line
-from service.results import Outcome
+from service.estimates.document import WrittenOutcomes, as_line
+from service.estimates.results import Outcome
 from service.runtime.settings import Settings
 
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from service import drawing
 from service.contract.media.fitting import Frame
-from service.drawing import (
+from service.estimates import drawing
+from service.estimates.drawing import (
     STRONG,
     _strips,
     keypoint_colour,

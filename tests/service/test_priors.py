@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from service.contract.versions.start_prior import check_prior
-from service.drawing import prior_picture
+from service.estimates.drawing import prior_picture
 from service.picture_cache import PictureCache
 from service.routes import priors
 from service.schemas import History, Memory, Prior, PriorPage, VersionPage

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import pytest
 from PIL import Image
 
-from service import images
-from service.boxes import PictureBoxes
 from service.contract.errors import BadPicture
 from service.contract.media.pictures import PictureLimits
+from service.estimates import pictures as images
+from service.estimates.boxes import PictureBoxes
 from service.room import PixelRoom
 
 

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from service.background import AT_ONCE
-from service.frames import VideoFrames
+from service.estimates.video_frames import VideoFrames
 
 from .conftest import RESPOND_ASYNC
 from .test_background import ended

@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import to_json
 
+from service.contract.errors import BodyTooLarge, PPLError
 from service.contract.media.fitting import Frame, fit_square, reducible, unfit_square
 from service.contract.media.pictures import Picture, PictureLimits, open_picture, open_reduced
 from service.http.problems import BadField
+from service.landmarks import LandmarkMaps
+from service.room import PixelRoom
+from service.versions import Version
 
 from . import drawing
 from .boxes import PictureBoxes, check_box
-from .contract.errors import BodyTooLarge, PPLError
-from .landmarks import LandmarkMaps
-from .room import PixelRoom
 from .tickets import Pose
-from .versions import Version
 
 INCLUDABLE = ("link_map", "trajectory", "overlay", "codes")
 DRAWN = frozenset(("link_map", "overlay"))

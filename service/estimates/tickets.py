@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.errors import ContractMismatch, ModelFailed, PPLError
+from service.contract.messages import BatchReply
 from service.http.request_ids import current_request_id
-
-from .contract.errors import ContractMismatch, ModelFailed, PPLError
-from .contract.messages import BatchReply
 
 log = logging.getLogger(__name__)
 

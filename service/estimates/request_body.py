@@ -12,20 +12,20 @@ from pathlib import Path
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
+from service.access import guard as access
+from service.background import video_limits
+from service.background_room import Held, Room, check_room
+from service.contract.errors import QueueFull, TooManyImages
+from service.estimate_files import BackgroundEstimate, EstimateProgress, EstimateRecord, EstimateStatus
+from service.gateway import Gateway
 from service.http.body_limits import body_bytes
 from service.http.multipart import FileField, Form, read_form, responds_async
 from service.http.problems import BadField, SlowBody, StorageFull
 
-from .access import guard as access
-from .background import video_limits
-from .background_room import Held, Room, check_room
-from .contract.errors import QueueFull, TooManyImages
-from .estimate_files import BackgroundEstimate, EstimateProgress, EstimateRecord, EstimateStatus
-from .estimate_intake import EstimateIntake
-from .frames import VideoFrames
-from .gateway import Gateway
 from .query import Query
 from .results import Outcome
+from .uploads import EstimateIntake
+from .video_frames import VideoFrames
 
 BODY_S = 120.0  # how long a body may take to arrive that somebody waits for
 _VIDEO_S = 600.0

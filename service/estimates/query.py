@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from service.contract.errors import BadBoxes, NoImages, NoMemory, TooManyImages
+from service.contract.messages import MAX_REFINE_STEPS
+from service.formats import FORMATS, check_format
 from service.http.problems import BadField
+from service.versions import Version
 
 from .boxes import PictureBoxes, parse_boxes
-from .contract.errors import BadBoxes, NoImages, NoMemory, TooManyImages
-from .contract.messages import MAX_REFINE_STEPS
-from .formats import FORMATS, check_format
-from .images import DRAWN, parse_include
-from .versions import Version
+from .pictures import DRAWN, parse_include
 
 _FIELDS = ("category", "version", "refine_steps", "include", "boxes", "format", "landmarks", "every")
 _MOST_EVERY = 100_000

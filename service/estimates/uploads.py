@@ -6,10 +6,9 @@ from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import Any
 
+from service.contract.errors import BodyTooLarge
+from service.estimate_files import EstimateFiles, new_estimate_id
 from service.http.multipart import Part, Write
-
-from .contract.errors import BodyTooLarge
-from .estimate_files import EstimateFiles, new_estimate_id
 
 _LONGEST_NAME = 200
 

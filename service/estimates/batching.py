@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from service.contract.errors import EstimateTimeout, PPLError, QueueFull, WorkerUnavailable
+from service.contract.messages import BatchReply, BatchRequest
 from service.http.problems import QUEUE_ERRORS, queue_problem
 from service.runtime.metrics import Metrics
 from service.runtime.tasks import end
 
-from .contract.errors import EstimateTimeout, PPLError, QueueFull, WorkerUnavailable
-from .contract.messages import BatchReply, BatchRequest
 from .tickets import Flight, Group, Square, Ticket, Waiting, collect, misfit, pose_of
 
 log = logging.getLogger(__name__)

@@ -8,22 +8,22 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from service.contract.errors import PPLError, QueueFull, TooManyPixels, Unavailable
 from service.contract.media.pictures import PictureLimits
 from service.http.problems import QUEUE_ERRORS, document_of
+from service.landmarks import LandmarkMaps
 from service.runtime.settings import Settings
 from service.runtime.tasks import end
+from service.versions import Version
 
 from .batching import Coming
-from .contract.errors import PPLError, QueueFull, TooManyPixels, Unavailable
-from .images import Answer, Fitted, describe
-from .landmarks import LandmarkMaps
+from .pictures import Answer, Fitted, describe
 from .query import Query
 from .results import Outcome
 from .tickets import Group, Ticket
-from .versions import Version
 
 if TYPE_CHECKING:
-    from .gateway import Gateway
+    from service.gateway import Gateway
 
 log = logging.getLogger(__name__)
 

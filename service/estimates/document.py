@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.media.videos import frame_name
+from service.formats import written
+from service.versions import Version
 
-from .formats import written
 from .query import Query
 from .results import Outcome, Results
-from .versions import Version
 
 # of a document that lacks poses
 ERRORS_HEADER = "PPL-Errors"

@@ -10,19 +10,19 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from service.contract.errors import BadVideoFile, PPLError, UnsupportedFormat
 from service.contract.media.pictures import Picture, PictureLimits
 from service.contract.media.videos import BadVideo, NoDecoder, TimedFrame, VideoLimits, frame_name, iter_every
 from service.http.problems import document_of
 
 from .boxes import PictureBoxes
-from .contract.errors import BadVideoFile, PPLError, UnsupportedFormat
-from .images import Fitted, fit_boxes
+from .pictures import Fitted, fit_boxes
 from .results import Outcome
 
 
 @dataclass(frozen=True)
 class FrameUpload:
-    """A frame of a video, as an :class:`~service.images.Upload` is a picture; only its squares are kept.
+    """A frame of a video, as an :class:`~service.estimates.pictures.Upload` is a picture; only its squares are kept.
 
     Attributes:
         fitted: the model's square for each of its boxes, or why there is none.

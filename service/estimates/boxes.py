@@ -6,9 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from service.contract.errors import BadBoxes
 from service.contract.media.fitting import Box
-
-from .contract.errors import BadBoxes
 
 # sides of a box, as a multiple of the picture's longer side: beyond it the picture would be a few pixels of the square
 _MAX_BOX = 8

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from service.versions import Version
+
 from .boxes import PictureBoxes
-from .images import Answer
-from .versions import Version
+from .pictures import Answer
 
 
 @dataclass(frozen=True)
