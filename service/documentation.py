@@ -16,14 +16,14 @@ from starlette.routing import Route
 from model.config import PRESETS, PPLConfig, settings
 from service.access.guard import needed_scope
 from service.contract.jobs.files import MAX_LABELS_BYTES
+from service.estimates.formats.json_lines import MEDIA_TYPES as LINES
+from service.estimates.formats.registry import FORMATS
 from service.estimates.pictures import INCLUDABLE
 
 from . import api_examples
 from .contract.messages import MAX_REFINE_STEPS
 from .estimate_files import BackgroundEstimate
-from .formats import FORMATS
 from .landmarks import MAX_FIT_LABELS_BYTES
-from .lines import MEDIA_TYPES as LINES
 from .schemas import Problem
 
 _EXAMPLE_ADDRESS = "http://127.0.0.1:8000"

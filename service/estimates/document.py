@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.media.videos import frame_name
-from service.formats import written
+from service.estimates.formats.registry import written
 from service.versions import Version
 
 from .query import Query

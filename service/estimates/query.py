@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from service.contract.errors import BadBoxes, NoImages, NoMemory, TooManyImages
 from service.contract.messages import MAX_REFINE_STEPS
-from service.formats import FORMATS, check_format
+from service.estimates.formats.registry import FORMATS, check_format
 from service.http.problems import BadField
 from service.versions import Version
 

@@ -16,6 +16,8 @@ from starlette.responses import Response
 
 from service.estimates.document import ERRORS_HEADER, document, told_in_header
 from service.estimates.estimator import Estimator, check_drawn, drawn_pixels, group_of
+from service.estimates.formats.json_lines import LinesResponse, check_lines, lines, wanted_lines
+from service.estimates.formats.registry import MEDIA_TYPES, written
 from service.estimates.pictures import Answer, Fitted, Upload, describe
 from service.estimates.query import Query
 from service.estimates.request_body import asked_of, first_of, frames_of, in_background, read_estimate
@@ -29,10 +31,8 @@ from service.runtime.settings import Settings
 from service.runtime.tasks import end
 
 from ..documentation import background_answer, estimate_answers, estimate_body, estimate_parameters
-from ..formats import MEDIA_TYPES, written
 from ..gateway import Gateway, gateway_of
 from ..landmarks import LandmarkMaps
-from ..lines import LinesResponse, check_lines, lines, wanted_lines
 from ..schemas import CocoDataset, Estimate
 from ..versions import Version
 

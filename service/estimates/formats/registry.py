@@ -13,7 +13,7 @@ from service.estimates.results import Results
 from service.http.problems import BadField
 
 from .coco import coco
-from .table import table
+from .deeplabcut import table
 
 FORMATS = ("native", "coco", "csv")
 MEDIA_TYPES = {"native": "application/json", "coco": "application/json", "csv": "text/csv; charset=utf-8"}
