@@ -10,8 +10,8 @@ from pydantic import BaseModel, Field
 from service.contract.datasets.dataset import CreatedDataset, Dataset, DatasetStatus
 from service.contract.jobs.events import EventKind, JobEvent
 from service.contract.jobs.job import Checkpoint, Job, JobStatus
+from service.estimates.background.store import BackgroundEstimate, EstimateStatus
 
-from .estimate_files import BackgroundEstimate, EstimateStatus
 from .schemas import (
     Estimate,
     EstimateWithResult,

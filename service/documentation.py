@@ -16,13 +16,13 @@ from starlette.routing import Route
 from model.config import PRESETS, PPLConfig, settings
 from service.access.guard import needed_scope
 from service.contract.jobs.files import MAX_LABELS_BYTES
+from service.estimates.background.store import BackgroundEstimate
 from service.estimates.formats.json_lines import MEDIA_TYPES as LINES
 from service.estimates.formats.registry import FORMATS
 from service.estimates.pictures import INCLUDABLE
 
 from . import api_examples
 from .contract.messages import MAX_REFINE_STEPS
-from .estimate_files import BackgroundEstimate
 from .landmarks import MAX_FIT_LABELS_BYTES
 from .schemas import Problem
 

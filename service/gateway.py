@@ -21,6 +21,9 @@ from service.contract.jobs.store import JobStore
 from service.contract.media.archives import ArchiveLimits
 from service.contract.media.pictures import PictureLimits
 from service.contract.versions.store import VersionStore
+from service.estimates.background.arrivals import Arrivals
+from service.estimates.background.runner import AT_ONCE, Background
+from service.estimates.background.store import EstimateFiles
 from service.estimates.batching import Batcher
 from service.http.problems import NO_ANSWER, QUEUE_ERRORS
 from service.http.request_ids import in_context
@@ -32,11 +35,8 @@ from service.runtime.reply_reader import async_client, read_replies
 from service.runtime.settings import Settings
 from service.runtime.tasks import end
 
-from .background import AT_ONCE, Background
-from .background_room import Arrivals
 from .contract import routing
 from .contract.messages import BatchRequest
-from .estimate_files import EstimateFiles
 from .housekeeping import JobCounts, remove_stale_uploads, trim_jobs
 from .picture_cache import PictureCache
 from .queueing import Queue

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .estimate_files import BackgroundEstimate
+from service.estimates.background.store import BackgroundEstimate
 
 NormalizedPoint = tuple[float, float]
 

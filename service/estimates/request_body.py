@@ -13,10 +13,10 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from service.access import guard as access
-from service.background import video_limits
-from service.background_room import Held, Room, check_room
 from service.contract.errors import QueueFull, TooManyImages
-from service.estimate_files import BackgroundEstimate, EstimateProgress, EstimateRecord, EstimateStatus
+from service.estimates.background.arrivals import Held, Room, check_room
+from service.estimates.background.runner import video_limits
+from service.estimates.background.store import BackgroundEstimate, EstimateProgress, EstimateRecord, EstimateStatus
 from service.gateway import Gateway
 from service.http.body_limits import body_bytes
 from service.http.multipart import FileField, Form, read_form, responds_async

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from service.contract.errors import BodyTooLarge
-from service.estimate_files import EstimateFiles, new_estimate_id
+from service.estimates.background.store import EstimateFiles, new_estimate_id
 from service.http.multipart import Part, Write
 
 _LONGEST_NAME = 200

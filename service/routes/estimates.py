@@ -17,11 +17,11 @@ from starlette.types import Scope as AsgiScope
 from service.access.guard import key_of
 from service.access.keys import Scope
 from service.contract.jobs.store import MAX_PAGE
+from service.estimates.background.store import BackgroundEstimate, EstimatePage, EstimateStatus
 from service.estimates.formats.registry import MEDIA_TYPES
 from service.http.problems import responses
 
 from ..contract.errors import Conflict, Forbidden, UnknownEstimate
-from ..estimate_files import BackgroundEstimate, EstimatePage, EstimateStatus
 from ..gateway import Gateway, gateway_of
 from ..schemas import EstimateWithResult
 

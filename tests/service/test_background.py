@@ -8,9 +8,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from service.background import AT_ONCE
 from service.contract.errors import ModelFailed
-from service.estimate_files import EstimateFiles, EstimateStatus, new_estimate_id
+from service.estimates.background.runner import AT_ONCE
+from service.estimates.background.store import EstimateFiles, EstimateStatus, new_estimate_id
 from service.estimates.document import WrittenOutcomes
 
 from .conftest import RESPOND_ASYNC

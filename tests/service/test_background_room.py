@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from service.access.keys import KeyStore, Scope
-from service.background import AT_ONCE, Turns
-from service.background_room import Held, Room, check_room
 from service.contract.errors import QueueFull
+from service.estimates.background.arrivals import Held, Room, check_room
+from service.estimates.background.runner import AT_ONCE, Turns
 
 from .conftest import RESPOND_ASYNC
 from .test_background import ended

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
-from service.background import video_limits
+from service.estimates.background.runner import video_limits
 from service.estimates.document import WrittenOutcomes, as_line
 from service.estimates.results import Outcome
 from service.runtime.settings import Settings

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from service.background import AT_ONCE
+from service.estimates.background.runner import AT_ONCE
 from service.estimates.video_frames import VideoFrames
 
 from .conftest import RESPOND_ASYNC

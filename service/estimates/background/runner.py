@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from service.contract.errors import PPLError, UnknownEstimate
 from service.contract.jobs.job import JobError
 from service.contract.media.videos import VideoLimits
 from service.estimates.document import WrittenOutcomes, as_line, document
@@ -26,11 +27,10 @@ from service.estimates.video_frames import VideoFrames, with_failure
 from service.runtime.settings import Settings
 from service.runtime.tasks import end
 
-from .contract.errors import PPLError, UnknownEstimate
-from .estimate_files import EstimateFiles, EstimateRecord, EstimateStatus
+from .store import EstimateFiles, EstimateRecord, EstimateStatus
 
 if TYPE_CHECKING:
-    from .gateway import Gateway
+    from service.gateway import Gateway
 
 log = logging.getLogger(__name__)
 

@@ -25,12 +25,12 @@ from pathlib import Path
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from service.contract.durable_files import locked, sync, write_json
+from service.contract.errors import BadCursor, Conflict, StoreCorrupt, UnknownEstimate
 from service.contract.ids import time_ordered_id
 from service.contract.jobs.job import JobError
 from service.contract.versions.store import folder_names
 
-from .background_room import Held
-from .contract.errors import BadCursor, Conflict, StoreCorrupt, UnknownEstimate
+from .arrivals import Held
 
 _ID = re.compile(r"[0-9a-f]{24}")
 

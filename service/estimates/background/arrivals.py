@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 
-from .contract.errors import QueueFull
+from service.contract.errors import QueueFull
 
 _RETRY_S = 10.0
 
