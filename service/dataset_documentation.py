@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from service.contract.jobs.files import MAX_LABELS_BYTES
+from service.training.zip_packer import MOST_FILES
 
 from .documentation import _FILE as FILE
 from .documentation import _body as body_of
 from .documentation import _object as object_of
-from .packing import MOST_FILES
 
 
 def dataset_body() -> dict[str, Any]:

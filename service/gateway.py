@@ -34,15 +34,15 @@ from service.runtime.queue_sender import Sender, redis_client
 from service.runtime.reply_reader import async_client, read_replies
 from service.runtime.settings import Settings
 from service.runtime.tasks import end
+from service.training.queue_places import Queue
+from service.training.retention import JobCounts, remove_stale_uploads, trim_jobs
+from service.training.webhooks import Courier
 
 from .contract import routing
 from .contract.messages import BatchRequest
-from .housekeeping import JobCounts, remove_stale_uploads, trim_jobs
 from .picture_cache import PictureCache
-from .queueing import Queue
 from .versions import Versions
 from .webhook_secret import webhook_secret
-from .webhooks import Courier
 
 log = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ from starlette.responses import JSONResponse, Response
 from service.contract.datasets.dataset import CreatedDataset, Dataset, DatasetPage, DatasetStatus
 from service.contract.jobs.store import MAX_PAGE
 from service.http.problems import StorageFull, responses
+from service.training.dataset_request import keep_dataset, read_dataset
+from service.training.dataset_source import check_unused
+from service.training.uploads import Intake
 
 from ..contract.errors import DatasetNotReady
 from ..dataset_documentation import dataset_body
-from ..dataset_request import keep_dataset, read_dataset
-from ..dataset_training import check_unused
 from ..gateway import gateway_of
-from ..intake import Intake
 
 router = APIRouter(tags=["datasets"])
 

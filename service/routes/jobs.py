@@ -11,12 +11,12 @@ from service.contract.jobs.store import MAX_PAGE, Job, JobPage, JobStatus
 from service.http.idempotency import HEADER, REPLAYED
 from service.http.multipart import media_type
 from service.http.problems import UnsupportedMedia, responses
+from service.training.job_intake import accept_training
+from service.training.job_request import read_json, read_upload
+from service.training.retention import list_jobs
 
 from ..documentation import train_body
 from ..gateway import gateway_of
-from ..housekeeping import list_jobs
-from ..training_intake import accept_training
-from ..training_request import read_json, read_upload
 
 router = APIRouter(tags=["training"])
 

@@ -307,7 +307,7 @@ async def test_files_are_copied_where_the_disk_knows_no_links(post, train, data_
         raise PermissionError
 
     dataset = (await post()).json()["id"]
-    monkeypatch.setattr("service.intake.os.link", refuse)
+    monkeypatch.setattr("service.training.uploads.os.link", refuse)
     job = (await train(dataset=dataset)).json()
     assert (data_root / "jobs" / job["id"] / "archive").read_bytes() == GOOD
 
@@ -316,7 +316,7 @@ async def test_full_disk_is_told_and_leaves_nothing(post, problem, no_trace, mon
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("service.intake.UploadFile._write", full)
+    monkeypatch.setattr("service.training.uploads.UploadFile._write", full)
     problem(await post(), 507, "disk_full")
     no_trace()
     monkeypatch.setattr("zipfile._ZipWriteFile.write", full)

@@ -10,7 +10,7 @@ import redis
 
 from service.contract import routing
 from service.contract.jobs.store import Job, JobRecord, JobStatus, JobStore
-from service.housekeeping import trim_jobs
+from service.training.retention import trim_jobs
 
 
 @pytest.fixture

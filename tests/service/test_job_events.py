@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from service import following
 from service.contract import routing
 from service.contract.jobs.store import JobStatus
-from service.following import follow, wanted
+from service.training import event_stream as following
+from service.training.event_stream import follow, wanted
 
 from .test_server import Server, server  # noqa: F401 - a fixture
 

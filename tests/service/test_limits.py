@@ -12,7 +12,7 @@ from service.access.keys import KeyStore, Scope
 from service.access.rate_limit import RequestRate
 from service.contract.errors import QueueFull, RateExceeded, TooManyJobs
 from service.contract.jobs.store import JobLimits, JobStatus, JobStore, NamedRequest
-from service.intake import UploadFile
+from service.training.uploads import UploadFile
 
 from .test_train_jobs import GOOD
 

@@ -10,7 +10,7 @@ import pytest
 from service.contract import routing
 from service.contract.jobs.paces import Pace, PaceBook
 from service.contract.jobs.store import JobStatus, JobStore
-from service.queueing import Queue
+from service.training.queue_places import Queue
 
 SETTINGS = {"preset": "compact", "steps": 100, "occlusion_start": 0.75}
 

@@ -14,7 +14,7 @@ import pytest
 from model.config import resolve, settings
 from service.contract import routing
 from service.contract.jobs.store import JobStatus
-from service.housekeeping import remove_stale_uploads
+from service.training.retention import remove_stale_uploads
 
 
 def zip_of(files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 
 from service.contract import routing
 from service.contract.jobs.store import JobStatus, JobStore
-from service.housekeeping import remove_stale_uploads
+from service.training.retention import remove_stale_uploads
 
 from .test_train_jobs import GOOD
 

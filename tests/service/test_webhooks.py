@@ -17,9 +17,9 @@ import pytest
 from service.client_errors import InputError
 from service.contract import routing
 from service.contract.jobs.store import JobStatus, JobStore
+from service.training.webhooks import Courier
 from service.webhook_secret import webhook_secret
 from service.webhook_signature import verify_webhook
-from service.webhooks import Courier
 
 from .test_train_jobs import GOOD
 
@@ -151,7 +151,7 @@ def courier(serve, jobs):
 
 
 async def test_it_is_sent_again_until_it_is_taken(courier, receiver, jobs, redis_client, monkeypatch):
-    monkeypatch.setattr("service.webhooks.RETRIES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("service.training.webhooks.RETRIES_S", (0.0, 0.0, 0.0))
     courier = await courier()
     receiver.answers = [500, 302]
     job_id = ended(jobs, receiver.url)
@@ -173,7 +173,7 @@ async def test_it_is_sent_again_until_it_is_taken(courier, receiver, jobs, redis
 
 
 async def test_pauses_between_attempts_grow_and_end_after_about_a_day(courier, receiver, jobs, redis_client):
-    from service.webhooks import RETRIES_S
+    from service.training.webhooks import RETRIES_S
 
     assert list(RETRIES_S) == sorted(RETRIES_S)
     assert 24 * 3600 <= sum(RETRIES_S) <= 36 * 3600

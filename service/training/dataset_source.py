@@ -6,12 +6,12 @@ from contextlib import suppress
 from dataclasses import replace
 
 from service.contract.datasets.dataset import DatasetStatus
+from service.contract.errors import DatasetInUse, DatasetNotReady, UnknownDataset, UnknownJob
 from service.contract.jobs.store import JobSource, JobStore
+from service.gateway import Gateway
 
-from .contract.errors import DatasetInUse, DatasetNotReady, UnknownDataset, UnknownJob
-from .gateway import Gateway
-from .intake import Intake
-from .training_request import TrainingRequest
+from .job_request import TrainingRequest
+from .uploads import Intake
 
 
 async def from_dataset(

@@ -9,13 +9,12 @@ from typing import Any
 
 from model.config import PRESETS, SHAPING, PPLConfig, SettingError, parse, resolve
 from model.version.prior_values import PriorValues
+from service.contract.errors import BadSetting, StoreCorrupt
 from service.contract.jobs.job import Continued
 from service.contract.versions.additions import Additions, numbered
 from service.contract.versions.start_prior import check_prior
 from service.contract.versions.store import VersionStore
 from service.http.problems import BadField
-
-from .contract.errors import BadSetting, StoreCorrupt
 
 
 @dataclass(frozen=True)

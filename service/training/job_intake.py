@@ -7,21 +7,21 @@ from collections.abc import Awaitable, Callable
 
 from fastapi import Request
 
+from service.access import guard as access
+from service.contract.errors import StoreCorrupt, TooMany
 from service.contract.jobs.files import training_file, training_folder
 from service.contract.jobs.store import Job, JobLimits, JobSource, NamedRequest
 from service.contract.jobs.webhooks import check_webhook_url
 from service.contract.media.archives import check_archive
 from service.contract.versions.start_prior import document_of
+from service.gateway import Gateway
 from service.http.idempotency import fingerprint, key_of
 from service.http.problems import StorageFull
 
-from .access import guard as access
-from .continuing import Base
-from .contract.errors import StoreCorrupt, TooMany
-from .dataset_training import from_dataset
-from .gateway import Gateway
-from .intake import Intake, InThread
-from .training_request import Asked, TrainingRequest
+from .base_version import Base
+from .dataset_source import from_dataset
+from .job_request import Asked, TrainingRequest
+from .uploads import Intake, InThread
 
 Read = Callable[[Request, Intake, InThread], Awaitable[Asked]]
 

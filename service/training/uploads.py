@@ -8,11 +8,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import IO, Any
 
+from service.contract.errors import BadLabels
 from service.contract.jobs.files import MAX_LABELS_BYTES, JobFiles
 from service.contract.jobs.store import new_job_id
 from service.contract.versions.store import write_json
-
-from .contract.errors import BadLabels
 
 InThread = Callable[..., Awaitable[Any]]
 

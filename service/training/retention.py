@@ -11,11 +11,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from service.contract import routing
+from service.contract.errors import JobNotEnded, UnknownJob, UnreadableJob
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.store import MAX_PAGE, Job, JobPage, JobStatus, JobStore
-
-from .contract import routing
-from .contract.errors import JobNotEnded, UnknownJob, UnreadableJob
 
 
 class JobCounts:

@@ -9,12 +9,11 @@ from typing import Any
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
+from service.contract import routing
+from service.contract.errors import BadCursor
 from service.contract.jobs.events import MAX_EVENTS, JobEvent, event_of
 from service.http.negotiation import named
 from service.http.problems import QUEUE_ERRORS
-
-from .contract import routing
-from .contract.errors import BadCursor
 
 MEDIA_TYPE = "text/event-stream"
 LAST_ID = 2**53  # the largest that JavaScript counts to

@@ -13,15 +13,15 @@ from fastapi import Request
 from service.contract.datasets.dataset import DatasetRecord, dataset_id
 from service.contract.datasets.store import RECORD
 from service.contract.durable_files import write_json
+from service.contract.errors import BadArchive, BadLabels, TooManyImages
 from service.contract.jobs.files import MAX_LABELS_BYTES
 from service.contract.media.archives import check_archive
+from service.gateway import Gateway
 from service.http.multipart import FileField, Form, read_form
 from service.http.problems import BadField
 
-from .contract.errors import BadArchive, BadLabels, TooManyImages
-from .gateway import Gateway
-from .intake import Intake
-from .packing import MOST_FILES, Packer
+from .uploads import Intake
+from .zip_packer import MOST_FILES, Packer
 
 MODES = ("", "auto", "stills", "clips")
 _FIELDS = ("archive", "images", "labels", "mode", "name")

@@ -23,14 +23,13 @@ from urllib.parse import urlsplit
 import httpx
 from standardwebhooks.webhooks import Webhook
 
+from service.contract import routing
+from service.contract.errors import BadWebhook, UnknownJob
 from service.contract.jobs import scripts
 from service.contract.jobs.store import Job, JobRecord, JobStore
 from service.contract.jobs.webhooks import check_address, check_webhook_url
 from service.http.problems import QUEUE_ERRORS
 from service.runtime.tasks import end
-
-from .contract import routing
-from .contract.errors import BadWebhook, UnknownJob
 
 log = logging.getLogger(__name__)
 

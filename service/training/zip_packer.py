@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from service.contract.errors import BodyTooLarge
 from service.http.multipart import Part, Write
 
-from .contract.errors import BodyTooLarge
-from .intake import InThread
+from .uploads import InThread
 
 MOST_FILES = 10_000  # in one form; more go into an archive
 
