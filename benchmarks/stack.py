@@ -18,9 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.machine import cpu_seconds, resident_bytes
 from service.contract import routing
 from service.contract.versions.store import VersionStore
-from service.sample_categories import install_samples
 from service.supervisor import Child, ChildSpec
 from service.valkey import EmbeddedValkey
+from service.versions.samples import install_samples
 
 _START_S = 120.0
 _TICK_S = 0.01

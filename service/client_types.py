@@ -11,6 +11,16 @@ from service.contract.datasets.dataset import CreatedDataset, Dataset, DatasetSt
 from service.contract.jobs.events import EventKind, JobEvent
 from service.contract.jobs.job import Checkpoint, Job, JobStatus
 from service.estimates.background.store import BackgroundEstimate, EstimateStatus
+from service.versions.schemas import (
+    AliasEntry,
+    FittedLandmarks,
+    KeypointNames,
+    Landmarks,
+    LandmarksEntry,
+    LandmarksPage,
+    LinkChange,
+    PriorDiff,
+)
 
 from .schemas import (
     Estimate,
@@ -29,16 +39,6 @@ from .schemas import (
     Snapshot,
     Timing,
     VersionEntry,
-)
-from .version_schemas import (
-    AliasEntry,
-    FittedLandmarks,
-    KeypointNames,
-    Landmarks,
-    LandmarksEntry,
-    LandmarksPage,
-    LinkChange,
-    PriorDiff,
 )
 
 __all__ = [

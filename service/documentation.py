@@ -20,10 +20,10 @@ from service.estimates.background.store import BackgroundEstimate
 from service.estimates.formats.json_lines import MEDIA_TYPES as LINES
 from service.estimates.formats.registry import FORMATS
 from service.estimates.pictures import INCLUDABLE
+from service.versions.landmarks import MAX_FIT_LABELS_BYTES
 
 from . import api_examples
 from .contract.messages import MAX_REFINE_STEPS
-from .landmarks import MAX_FIT_LABELS_BYTES
 from .schemas import Problem
 
 _EXAMPLE_ADDRESS = "http://127.0.0.1:8000"

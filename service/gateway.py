@@ -37,11 +37,11 @@ from service.runtime.tasks import end
 from service.training.queue_places import Queue
 from service.training.retention import JobCounts, remove_stale_uploads, trim_jobs
 from service.training.webhooks import Courier
+from service.versions.reader import Versions
 
 from .contract import routing
 from .contract.messages import BatchRequest
 from .picture_cache import PictureCache
-from .versions import Versions
 from .webhook_secret import webhook_secret
 
 log = logging.getLogger(__name__)

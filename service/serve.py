@@ -15,9 +15,9 @@ from service.contract.versions.store import VersionStore
 from service.http.request_ids import LOG_FORMAT, RequestIdFilter
 from service.http.server_protocol import ProblemProtocol
 from service.runtime.settings import Settings
+from service.versions.samples import install_samples
 
 from .app import create_app
-from .sample_categories import install_samples
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from service.contract.media.videos import frame_name
 from service.estimates.formats.registry import written
-from service.versions import Version
+from service.versions.reader import Version
 
 from .query import Query
 from .results import Outcome, Results

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from service.contract.errors import PPLError, QueueFull, TooManyPixels, Unavailable
 from service.contract.media.pictures import PictureLimits
 from service.http.problems import QUEUE_ERRORS, document_of
-from service.landmarks import LandmarkMaps
 from service.runtime.settings import Settings
 from service.runtime.tasks import end
-from service.versions import Version
+from service.versions.landmarks import LandmarkMaps
+from service.versions.reader import Version
 
 from .batching import Coming
 from .pictures import Answer, Fitted, describe

@@ -19,9 +19,9 @@ from service.contract.errors import BodyTooLarge, PPLError
 from service.contract.media.fitting import Frame, fit_square, reducible, unfit_square
 from service.contract.media.pictures import Picture, PictureLimits, open_picture, open_reduced
 from service.http.problems import BadField
-from service.landmarks import LandmarkMaps
 from service.room import PixelRoom
-from service.versions import Version
+from service.versions.landmarks import LandmarkMaps
+from service.versions.reader import Version
 
 from . import drawing
 from .boxes import PictureBoxes, check_box

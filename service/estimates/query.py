@@ -9,7 +9,7 @@ from service.contract.errors import BadBoxes, NoImages, NoMemory, TooManyImages
 from service.contract.messages import MAX_REFINE_STEPS
 from service.estimates.formats.registry import FORMATS, check_format
 from service.http.problems import BadField
-from service.versions import Version
+from service.versions.reader import Version
 
 from .boxes import PictureBoxes, parse_boxes
 from .pictures import DRAWN, parse_include

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.versions import Version
+from service.versions.reader import Version
 
 from .boxes import PictureBoxes
 from .pictures import Answer

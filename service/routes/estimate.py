@@ -29,12 +29,12 @@ from service.http.multipart import responds_async
 from service.http.problems import responses
 from service.runtime.settings import Settings
 from service.runtime.tasks import end
+from service.versions.landmarks import LandmarkMaps
+from service.versions.reader import Version
 
 from ..documentation import background_answer, estimate_answers, estimate_body, estimate_parameters
 from ..gateway import Gateway, gateway_of
-from ..landmarks import LandmarkMaps
 from ..schemas import CocoDataset, Estimate
-from ..versions import Version
 
 # few poses are turned into JSON at once; more, and drawn pictures, in a thread
 _INLINE_IMAGES = 4

@@ -20,13 +20,13 @@ from service.http.body_limits import body_bytes
 from service.http.multipart import FileField, Form, read_form
 from service.http.problems import BadField, SlowBody, responses
 from service.runtime.settings import Settings
+from service.versions.landmarks import MAX_FIT_LABELS_BYTES, Array, Sight, fit_set, read_labelled
+from service.versions.reader import Version as ReadyVersion
+from service.versions.schemas import FittedLandmarks, Landmarks, LandmarksPage
 
 from ..contract.errors import BadBoxes, BadLabels, NoImages, TooManyImages, UnknownLandmarks
 from ..documentation import landmarks_body
 from ..gateway import Gateway, gateway_of
-from ..landmarks import MAX_FIT_LABELS_BYTES, Array, Sight, fit_set, read_labelled
-from ..version_schemas import FittedLandmarks, Landmarks, LandmarksPage
-from ..versions import Version as ReadyVersion
 from .priors import Version
 
 BODY_S = 600.0  # how long a body may take to arrive

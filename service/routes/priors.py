@@ -11,12 +11,12 @@ from starlette.responses import JSONResponse, Response
 from service.contract.versions.store import is_category, is_version
 from service.estimates.drawing import png, prior_picture
 from service.http.problems import BadField, responses
+from service.versions.comparison import STRONG, Match, compare
+from service.versions.schemas import PriorDiff
 
-from ..comparing import STRONG, Match, compare
 from ..contract.errors import BadCursor, UnknownVersion
 from ..gateway import Gateway, gateway_of
 from ..schemas import History, Memory, Prior, PriorPage, VersionPage
-from ..version_schemas import PriorDiff
 
 router = APIRouter(tags=["priors"])
 

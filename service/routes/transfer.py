@@ -14,12 +14,12 @@ from service.contract.versions.store import check_category
 from service.http.multipart import FileField, read_form
 from service.http.problems import BadField, StorageFull, responses
 from service.training.uploads import Intake
+from service.versions.export import export_version
+from service.versions.import_version import import_version
 
 from ..contract.errors import BadVersionFile
 from ..documentation import import_body
-from ..exporting import export_version
 from ..gateway import Gateway, gateway_of
-from ..importing import import_version
 from ..schemas import VersionEntry
 
 router = APIRouter(tags=["versions"])

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Body, Request, Response
 from service.contract.versions.changes import delete_version, move_alias, remove_alias
 from service.http.etags import IfMatch, expecting, tag_of
 from service.http.problems import responses
+from service.versions.schemas import AliasEntry, AliasPage, AliasTarget
 
 from ..gateway import gateway_of
-from ..version_schemas import AliasEntry, AliasPage, AliasTarget
 
 router = APIRouter(tags=["versions"])
 

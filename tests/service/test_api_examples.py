@@ -24,7 +24,7 @@ from service.contract.jobs.job import Checkpoint
 from service.contract.jobs.store import JobStatus
 from service.contract.versions.store import VersionStore
 from service.http.problems import MEDIA_TYPE, StorageFull
-from service.sample_categories import install_samples
+from service.versions.samples import install_samples
 
 from .test_datasets import packed
 from .test_errors import every

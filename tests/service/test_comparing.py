@@ -8,9 +8,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from service.comparing import compare
 from service.contract.errors import BadRequest
-from service.version_schemas import PriorDiff
+from service.versions.comparison import compare
+from service.versions.schemas import PriorDiff
 
 POSE = [[0.0, 0.0], [0.5, 0.0], [0.0, 0.5], [-0.5, 0.0], [0.0, -0.5]]
 

@@ -8,9 +8,9 @@ import json
 import numpy as np
 import pytest
 
-from service.landmarks import MAX_FIT_LABELS_BYTES
 from service.schemas import Estimate
-from service.version_schemas import FittedLandmarks, Landmarks, LandmarksPage
+from service.versions.landmarks import MAX_FIT_LABELS_BYTES
+from service.versions.schemas import FittedLandmarks, Landmarks, LandmarksPage
 
 OLD, NEW = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb"
 SIZES = [(96, 64), (60, 100), (64, 64)]

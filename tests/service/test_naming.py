@@ -8,7 +8,7 @@ import json
 import pytest
 
 from service.schemas import Estimate, Prior
-from service.version_schemas import KeypointNames
+from service.versions.schemas import KeypointNames
 
 OLD, NEW = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb"
 NAMES = ["nose", "neck", "tail", "left paw", "right paw"]

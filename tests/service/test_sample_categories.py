@@ -13,7 +13,7 @@ import pytest
 
 import service.serve
 from service.contract.versions.store import VersionStore
-from service.sample_categories import install_samples
+from service.versions.samples import install_samples
 
 SHIPPED = sorted((Path(service.serve.__file__).parent / "samples").glob("*/version.json"))
 SAMPLE = "20200101T000000-5a3b1e"

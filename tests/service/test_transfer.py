@@ -20,9 +20,9 @@ from model.predictor import Predictor
 from model.version.weight_shapes import expected_tensors
 from service.contract.versions.export_manifest import MANIFEST
 from service.contract.versions.store import VersionStore
-from service.exporting import export_version
 from service.schemas import History, Memory, Prior, VersionEntry
-from service.versions import Versions
+from service.versions.export import export_version
+from service.versions.reader import Versions
 
 NAME = "20260101T000000-abc123"
 NUMPY = {"F32": np.float32, "I64": np.int64, "BOOL": np.bool_}
@@ -144,7 +144,7 @@ async def export_of(http, category):
 
 
 async def test_sample_version_passes_all_checks(http, there, data_root):
-    from service.sample_categories import install_samples
+    from service.versions.samples import install_samples
 
     install_samples(VersionStore(data_root))
     got = await export(http)

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from service.schemas import VersionPage
-from service.version_schemas import AliasEntry, AliasPage
+from service.versions.schemas import AliasEntry, AliasPage
 
 OLD, NEW = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb"
 

@@ -16,7 +16,7 @@ import pytest
 
 from service.client import APIError, Client, InputError
 from service.contract.versions.store import VersionStore
-from service.sample_categories import install_samples
+from service.versions.samples import install_samples
 
 from .live_gateway import live_gateway
 

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from service.estimates.results import Outcome
 from service.http.negotiation import named
 from service.http.problems import BadField
-from service.versions import Version
+from service.versions.reader import Version
 
 MEDIA_TYPES = ("application/jsonl", "application/x-ndjson")
 

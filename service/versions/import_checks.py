@@ -14,16 +14,16 @@ from safetensors import SafetensorError, safe_open
 
 from model.config import PPLConfig, SettingError
 from model.version.weight_shapes import expected_tensors
+from service.contract.errors import BadKeypointNames, BadLandmarks, BadPrior, BadVersionFile, BadVersionName
 from service.contract.jobs.job import Continued
 from service.contract.versions.additions import check_names
 from service.contract.versions.export_manifest import LANDMARKS, NAMES, OPTIONAL, REQUIRED, WEIGHTS, Manifest
 from service.contract.versions.landmarks import LandmarkSet
 from service.contract.versions.start_prior import check_prior
 from service.contract.versions.store import check_version
+from service.schemas import History, Memory, Prior
 
-from .contract.errors import BadKeypointNames, BadLandmarks, BadPrior, BadVersionFile, BadVersionName
-from .schemas import History, Memory, Prior
-from .versions import shown_prior
+from .reader import shown_prior
 
 _VERSION_FORMAT = 1  # of a version's folder
 _SHOWN = 3

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
+from service.contract.errors import StoreCorrupt
 from service.contract.versions.export_manifest import MANIFEST, NAMES, OPTIONAL, REQUIRED, FileFacts, Manifest
 
-from .contract.errors import StoreCorrupt
-from .versions import Versions
+from .reader import Versions
 
 _PART_BYTES = 2**20
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say: the same version gives the same bytes

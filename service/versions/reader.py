@@ -14,11 +14,11 @@ from typing import Any
 from pydantic_core import to_json
 from safetensors import safe_open
 
+from service.contract.errors import StoreCorrupt
 from service.contract.versions.additions import Additions, numbered
 from service.contract.versions.aliases import ACTIVE
 from service.contract.versions.store import VersionStore
 
-from .contract.errors import StoreCorrupt
 from .landmarks import LandmarkMaps
 
 _Stamp = tuple[int, int]

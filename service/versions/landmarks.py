@@ -16,10 +16,9 @@ from model.scoring.label_files import parse_labels
 from model.scoring.labels import Labels, LabelsError, from_square
 from model.scoring.landmarks import FEWEST_PICTURES, FEWEST_VISIBLE, LandmarkFit, fit_landmarks
 from model.scoring.linear_maps import apply_maps
+from service.contract.errors import BadLabels, BadLandmarks
 from service.contract.media.fitting import Frame
 from service.contract.versions.landmarks import MOST_LANDMARKS, CrossValidation, LandmarkError, LandmarkSet
-
-from .contract.errors import BadLabels, BadLandmarks
 
 Array = NDArray[np.float64]
 

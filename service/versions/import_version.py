@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from service.contract.durable_files import write_json
+from service.contract.errors import ArchiveTooLarge, BadArchive, BadVersionFile, EncryptedArchive, UnsafeArchive
 from service.contract.media.archive_members import ArchiveLimits, Member, kind_of, members
 from service.contract.versions.additions import NAMES_FILE
 from service.contract.versions.export_manifest import (
@@ -32,13 +33,6 @@ from service.contract.versions.export_manifest import (
 )
 from service.contract.versions.store import ADDITIONS, VersionStore, check_category
 
-from .contract.errors import (
-    ArchiveTooLarge,
-    BadArchive,
-    BadVersionFile,
-    EncryptedArchive,
-    UnsafeArchive,
-)
 from .import_checks import Checked, check_documents, check_weights
 
 _EXPECTED = "expected a zip that GET /priors/{category}/versions/{version}/export gave"

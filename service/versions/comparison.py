@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.scoring.matching import assign
+from service.contract.errors import BadRequest
 from service.contract.versions.additions import numbered
-
-from .contract.errors import BadRequest
 
 Match = Literal["auto", "number", "position"]
 

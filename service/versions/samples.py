@@ -8,9 +8,8 @@ import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from service.contract.errors import PPLError, UnknownCategory
 from service.contract.versions.store import VersionStore
-
-from .contract.errors import PPLError, UnknownCategory
 
 log = logging.getLogger(__name__)
 
