@@ -50,11 +50,11 @@ def up(
 ) -> None:
     """Start everything on this machine: Valkey, both workers and the API. Ctrl-C ends it."""
     from service.runtime.settings import Settings
+    from service.stack.data_lock import DataRootInUseError
+    from service.stack.supervisor import ChildFailedError
+    from service.stack.valkey import ValkeyMissingError
 
-    from . import embedded  # the other commands need neither uvicorn nor redis
-    from .datalock import DataRootInUseError
-    from .supervisor import ChildFailedError
-    from .valkey import ValkeyMissingError
+    from .stack import stack as embedded  # the other commands need neither uvicorn nor redis
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("service").setLevel(logging.INFO)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-from .supervisor import end_with_parent
+from service.stack.supervisor import end_with_parent
 
 _STOP_S = 60.0
 

