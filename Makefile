@@ -37,6 +37,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m service.client.generate --check
 
 fuzz: $(STAMP)
 	PPL_FUZZ_S=$(FUZZ_S) $(BIN)/python -m pytest -s tests/integration/test_api_fuzz.py

@@ -17,6 +17,8 @@ import typer
 from pydantic import ValidationError
 from rich.markup import escape
 
+from service.client import Client, InputError, Job, JobStatus
+
 from . import cli_output as output
 from .cli_datasets import datasets
 from .cli_estimate import estimate
@@ -31,7 +33,6 @@ from .cli_priors import history, memory, prior, priors
 from .cli_status import status
 from .cli_versions import aliases, versions
 from .cli_webhooks import webhooks
-from .client import Client, InputError, Job, JobStatus
 from .progress import TrainingProgress
 
 app = typer.Typer(

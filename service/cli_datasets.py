@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from service.client import Client
+from service.client.types import Dataset, DatasetStatus
+
 from . import cli_output as output
 from . import cli_output_datasets as shown
 from .cli_options import URL, AsJson, Url, write_file
-from .client import Client
-from .client_types import Dataset, DatasetStatus
 
 datasets = typer.Typer(name="datasets", help="Pictures kept to train from, and what is in them.", no_args_is_help=True)
 

@@ -10,14 +10,14 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from service.client import Client, Estimate, InputError, png_bytes
+from service.client.types import FailedPicture
+from service.client.uploads import pictures_in, shown_name, told_apart
 from service.contract.media.videos import is_video_name
 
 from . import cli_output as output
 from .cli_estimates import finish, show_background
 from .cli_options import URL, AsJson, Category, Url, Version, write_file
-from .client import Client, Estimate, InputError, png_bytes
-from .client_types import FailedPicture
-from .uploads import pictures_in, shown_name, told_apart
 
 
 class PoseFormat(StrEnum):

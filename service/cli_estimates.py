@@ -11,10 +11,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from service.client import Client, InputError
+from service.client.types import BackgroundEstimate, EstimateStatus
+
 from . import cli_output as output
 from .cli_options import URL, AsJson, Url
-from .client import Client, InputError
-from .client_types import BackgroundEstimate, EstimateStatus
 
 estimates = typer.Typer(name="estimates", help="Estimates in the background.", no_args_is_help=True)
 

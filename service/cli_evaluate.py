@@ -9,10 +9,11 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from service.client import Client
+
 from . import cli_output as output
 from .cli_options import URL, AsJson, Category, Url, Version
 from .cli_output_skeleton import show_skeleton
-from .client import Client
 from .evaluating import evaluate_category
 
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from service.client import Client
 from service.contract.jobs.events import EventKind, JobEvent
 
 from . import cli_output as output
 from .cli_options import URL, AsJson, JobId, Url
-from .client import Client
 
 
 def pause(job_id: JobId, url: Url = URL, as_json: AsJson = False) -> None:

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
+from service.client import Client
+
 from . import cli_output as output
 from . import cli_output_versions as shown
 from .cli_options import URL, AsJson, Category, Url, Version
-from .client import Client
 
 
 def names(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from .client import InputError
+from service.client import InputError
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout; an error as problem JSON on stderr.")]
 Url = Annotated[

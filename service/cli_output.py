@@ -17,8 +17,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from .client import ClientError, Estimate, History, Job, JobStatus, Memory, Prior
-from .client_types import Checkpoint, PriorEntry, Snapshot
+from service.client import ClientError, Estimate, History, Job, JobStatus, Memory, Prior
+from service.client.types import Checkpoint, PriorEntry, Snapshot
+
 from .progress import duration, loss_text
 
 # a terminal obeys these: names of files, which anybody may have sent, must not speak to it

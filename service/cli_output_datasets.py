@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from rich.markup import escape
 from rich.table import Table
 
+from service.client.types import Dataset, DatasetStatus
+
 from .cli_output import out, tables
-from .client_types import Dataset, DatasetStatus
 
 _COLOURS = {DatasetStatus.READY: "green", DatasetStatus.FAILED: "red", DatasetStatus.INSPECTING: "cyan"}
 _BAR = 40  # characters of the longest bar

@@ -6,9 +6,7 @@ from collections.abc import Iterable
 
 from rich.markup import escape
 
-from .cli_output import _table as table_of
-from .cli_output import out, tables
-from .client_types import (
+from service.client.types import (
     AliasEntry,
     KeypointNames,
     Landmarks,
@@ -17,6 +15,9 @@ from .client_types import (
     PriorDiff,
     VersionEntry,
 )
+
+from .cli_output import _table as table_of
+from .cli_output import out, tables
 
 
 def show_versions(versions: Iterable[VersionEntry]) -> None:

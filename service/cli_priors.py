@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from service.client import Client
+from service.client.uploads import shown_name
+
 from . import cli_output as output
 from .cli_options import URL, AsJson, Category, Url, Version, write_file
-from .client import Client
-from .uploads import shown_name
 
 
 def priors(url: Url = URL, as_json: AsJson = False) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import typer
 
+from service.client import APIError, Client
+
 from . import cli_output as output
 from .cli_options import URL, AsJson, Url
-from .client import APIError, Client
 
 
 def status(url: Url = URL, as_json: AsJson = False) -> None:

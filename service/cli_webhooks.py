@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import typer
 
+from service.client import Client
+
 from . import cli_output as output
 from .cli_options import URL, AsJson, Url
-from .client import Client
 
 webhooks = typer.Typer(name="webhooks", help="What tells the ends of jobs elsewhere.", no_args_is_help=True)
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from service.client.types import ImageEstimate
 from service.contract.media.fitting import Frame
 from service.estimates.drawing import overlay
-
-from .client_types import ImageEstimate
 
 _TILE_PX = 256
 _GAP_PX = 6

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .client import Client
-from .client_errors import InputError
-from .client_estimate import POSES_A_REQUEST
-from .client_types import Prior
+from service.client import Client
+from service.client.errors import InputError
+from service.client.sync.estimate import POSES_A_REQUEST
+from service.client.types import Prior
+
 from .scoring import run_scorer
 from .squares import FRAMES, read_squares
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from .client import Job, JobStatus
+from service.client import Job, JobStatus
 
 _LINE_EVERY_S = 10.0
 

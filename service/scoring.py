@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .client_errors import InputError
+from service.client.errors import InputError
 
 _REFUSED = "can't score: "
 

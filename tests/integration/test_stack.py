@@ -23,7 +23,7 @@ from PIL import Image
 from redis import Redis
 
 from service.client import APIError, Client, Job, JobStatus, png_bytes
-from service.client_types import BackgroundEstimate, Dataset
+from service.client.types import BackgroundEstimate, Dataset
 
 from .stack_process import TINY, StackProcess, archive, drawing, running, within
 

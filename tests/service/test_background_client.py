@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from service.cli import app
 from service.client import APIError, Client, InputError
-from service.client_types import EstimateStatus
+from service.client.types import EstimateStatus
 
 from .live_gateway import live_gateway
 

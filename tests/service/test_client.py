@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from service.cli import app as cli
 from service.client import APIError, Client, InputError, JobStatus, Unreachable, png_bytes
-from service.client_transport import _is_loopback
+from service.client.sync.transport import _is_loopback
 
 from .api_double import ApiDouble, job_json, png, problem, serving
 
@@ -220,7 +220,7 @@ def test_a_name_that_is_a_path_stays_one_segment(client: Client) -> None:
 def test_many_pictures_are_sent_in_parts_and_answered_as_one(
     client: Client, api: ApiDouble, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    monkeypatch.setattr("service.client_estimate.POSES_A_REQUEST", 2)
+    monkeypatch.setattr("service.client.sync.estimate.POSES_A_REQUEST", 2)
 
     estimate = client.estimate(
         "bird", [png(), folder / "a.png", png()], version="v1", refine_steps=3, include=("link_map", "overlay")
@@ -238,7 +238,7 @@ def test_many_pictures_are_sent_in_parts_and_answered_as_one(
 
 
 def test_boxes_go_with_their_pictures(client: Client, api: ApiDouble, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.client_estimate.POSES_A_REQUEST", 2)
+    monkeypatch.setattr("service.client.sync.estimate.POSES_A_REQUEST", 2)
 
     client.estimate("bird", [png()] * 3, boxes=[(0, 0, 4, 4), (1, 1, 2, 2.5), (0, 1, 3, 3)])
 

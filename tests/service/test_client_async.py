@@ -8,8 +8,8 @@ import pytest
 
 from service.aio import AsyncClient
 from service.client import APIError, Client, InputError
-from service.client_errors import NobodyThere
-from service.client_types import EstimateStatus
+from service.client.errors import NobodyThere
+from service.client.types import EstimateStatus
 
 from .live_gateway import live_gateway
 from .test_train_jobs import GOOD

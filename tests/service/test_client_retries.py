@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from service.client import APIError, Client, Unreachable
-from service.client_errors import NobodyThere
-from service.client_retries import pause_before
+from service.client.errors import NobodyThere
+from service.client.retries import pause_before
 
 
 def problem(status: int, after: str | None = None) -> httpx.Response:
@@ -38,7 +38,7 @@ class Server:
 @pytest.fixture
 def slept(monkeypatch):
     pauses: list[float] = []
-    monkeypatch.setattr("service.client_transport.sleep", pauses.append)
+    monkeypatch.setattr("service.client.sync.transport.sleep", pauses.append)
     return pauses
 
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from service.client import APIError, Client, InputError
-from service.client_types import DatasetStatus
+from service.client.types import DatasetStatus
 
 from .live_gateway import live_gateway_and_inspector
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from service.client import Client
-from service.client_errors import InputError
-from service.client_types import ImageEstimate, Keypoint
+from service.client.errors import InputError
+from service.client.types import ImageEstimate, Keypoint
 from service.demo_report import Report, estimate_all, normalised, read_zip, score, versions, write_report
 from service.stack.data_lock import DataRootLock
 

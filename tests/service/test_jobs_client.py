@@ -17,7 +17,7 @@ import pytest
 import redis
 
 from service.client import APIError, Client, JobStatus
-from service.client_types import EventKind
+from service.client.types import EventKind
 from service.contract.jobs.job import Checkpoint, JobRecord
 from service.contract.jobs.store import JobStore
 

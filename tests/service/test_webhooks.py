@@ -14,12 +14,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from service.client_errors import InputError
+from service.client.errors import InputError
+from service.client.webhook_signature import verify_webhook
 from service.contract import routing
 from service.contract.jobs.store import JobStatus, JobStore
 from service.training.webhooks import Courier
 from service.webhook_secret import webhook_secret
-from service.webhook_signature import verify_webhook
 
 from .test_train_jobs import GOOD
 

@@ -290,7 +290,8 @@ def test_frames_that_nobody_wants_any_more_end_the_decoder(put, processes):
 
 
 def test_pyav_is_loaded_in_the_decoding_process_alone():
-    code = "import sys, service.contract.media.videos, service.contract.media.archives, worker.uploads.preparer; print('av' in sys.modules)"
+    modules = "service.contract.media.videos, service.contract.media.archives, worker.uploads.preparer"
+    code = f"import sys, {modules}; print('av' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -1,39 +1,39 @@
-# Made of service/aio/datasets.py by tests/service/client_generation.py: change it there.
 """The client's calls about datasets: pictures sent once, and trained from as often as wanted.
 
-dataset = ppl.datasets.wait(ppl.datasets.create("photos/birds", name="garden").id)
+dataset = await ppl.datasets.wait((await ppl.datasets.create("photos/birds", name="garden")).id)
 print(dataset.found.pictures, dataset.found.skipped_files)
-job = ppl.train("bird", dataset=dataset.id)
+job = await ppl.train("bird", dataset=dataset.id)
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .client_concurrency import in_thread, sleep
-from .client_errors import InputError
-from .client_paths import quoted
-from .client_types import CreatedDataset, Dataset, DatasetStatus
-from .uploads import archive_of_all, file_part
+from service.client.errors import InputError
+from service.client.paths import quoted
+from service.client.types import CreatedDataset, Dataset, DatasetStatus
+from service.client.uploads import archive_of_all, file_part
+
+from .concurrency import in_thread, sleep
 
 if TYPE_CHECKING:
-    from .client import Client
+    from .client import AsyncClient
 
 AnyPath = str | os.PathLike[str]
 
 
-class DatasetCalls:
+class AsyncDatasetCalls:
     """Pictures that are kept. Reached as ``client.datasets``."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
-    def create(
+    async def create(
         self,
         pictures: AnyPath | Sequence[AnyPath],
         name: str | None = None,
@@ -54,30 +54,30 @@ class DatasetCalls:
             raise InputError("no pictures were named")
         given = {"name": name, "mode": mode}
         with ExitStack() as stack:
-            files: dict[str, Any] = {"archive": in_thread(stack.enter_context, archive_of_all(paths))}
+            files: dict[str, Any] = {"archive": await in_thread(stack.enter_context, archive_of_all(paths))}
             if labels is not None:
                 files["labels"] = file_part(Path(labels), stack)
             fields = {field: value for field, value in given.items() if value}
-            answer = self._client.send("POST", "/datasets", data=fields, files=files)
+            answer = await self._client.send("POST", "/datasets", data=fields, files=files)
         return self._client.read(CreatedDataset, answer)
 
-    def get(self, dataset_id: str) -> Dataset:
+    async def get(self, dataset_id: str) -> Dataset:
         """A dataset, and what was found in it so far."""
-        return self._client.read(Dataset, self._client.send("GET", _path(dataset_id)))
+        return self._client.read(Dataset, await self._client.send("GET", _path(dataset_id)))
 
-    def list(self) -> Iterator[Dataset]:
+    def list(self) -> AsyncIterator[Dataset]:
         """The newest first."""
         return self._client.pages("/datasets", Dataset)
 
-    def delete(self, dataset_id: str) -> None:
+    async def delete(self, dataset_id: str) -> None:
         """Delete a dataset for good; one that a job uses which has not ended is refused."""
-        self._client.send("DELETE", _path(dataset_id))
+        await self._client.send("DELETE", _path(dataset_id))
 
-    def contact_sheet(self, dataset_id: str) -> bytes:
+    async def contact_sheet(self, dataset_id: str) -> bytes:
         """A JPEG of pictures spread over the dataset, once it is ready."""
-        return self._client.send("GET", f"{_path(dataset_id)}/contact-sheet").content
+        return (await self._client.send("GET", f"{_path(dataset_id)}/contact-sheet")).content
 
-    def wait(
+    async def wait(
         self,
         dataset_id: str,
         on_progress: Callable[[Dataset], object] = lambda dataset: None,
@@ -91,13 +91,13 @@ class DatasetCalls:
         """
         begun = time.monotonic()
         while True:
-            dataset = self.get(dataset_id)
+            dataset = await self.get(dataset_id)
             on_progress(dataset)
             if dataset.status is not DatasetStatus.INSPECTING:
                 return dataset
             if timeout_s is not None and time.monotonic() - begun > timeout_s:
                 raise TimeoutError(f"dataset {dataset_id} is not looked through after {timeout_s:g} s")
-            sleep(poll_s)
+            await sleep(poll_s)
 
 
 def _path(dataset_id: str) -> str:

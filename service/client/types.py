@@ -11,18 +11,7 @@ from service.contract.datasets.dataset import CreatedDataset, Dataset, DatasetSt
 from service.contract.jobs.events import EventKind, JobEvent
 from service.contract.jobs.job import Checkpoint, Job, JobStatus
 from service.estimates.background.store import BackgroundEstimate, EstimateStatus
-from service.versions.schemas import (
-    AliasEntry,
-    FittedLandmarks,
-    KeypointNames,
-    Landmarks,
-    LandmarksEntry,
-    LandmarksPage,
-    LinkChange,
-    PriorDiff,
-)
-
-from .schemas import (
+from service.schemas import (
     Estimate,
     EstimateWithResult,
     History,
@@ -39,6 +28,16 @@ from .schemas import (
     Snapshot,
     Timing,
     VersionEntry,
+)
+from service.versions.schemas import (
+    AliasEntry,
+    FittedLandmarks,
+    KeypointNames,
+    Landmarks,
+    LandmarksEntry,
+    LandmarksPage,
+    LinkChange,
+    PriorDiff,
 )
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from .client_errors import InputError
+from .errors import InputError
 
 _NO_NAMES = ("", ".", "..")  # in a path they mean another one
 

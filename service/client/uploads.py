@@ -14,7 +14,7 @@ from typing import IO
 from service.contract.media.pictures import is_picture_name
 from service.contract.media.videos import is_video_name
 
-from .client_errors import InputError
+from .errors import InputError
 
 PictureFile = str | os.PathLike[str] | bytes
 Picture = PictureFile | tuple[str, PictureFile]  # with the name to call it by

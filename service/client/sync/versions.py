@@ -1,4 +1,4 @@
-# Made of service/aio/versions.py by tests/service/client_generation.py: change it there.
+# Generated from service/client/aio/versions.py by service.client.generate: change it there.
 """The client's calls about versions and the names that point to them.
 
 ppl.aliases.put("bird", "active", "20261123T064501-1f3a9c")      # roll back
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from .client_errors import APIError, InputError
-from .client_paths import quoted
-from .client_types import (
+from service.client.errors import APIError, InputError
+from service.client.paths import quoted
+from service.client.types import (
     AliasEntry,
     FittedLandmarks,
     Landmarks,
@@ -27,7 +27,7 @@ from .client_types import (
     PriorDiff,
     VersionEntry,
 )
-from .uploads import file_part, pictures_in
+from service.client.uploads import file_part, pictures_in
 
 if TYPE_CHECKING:
     from .client import Client

@@ -1,3 +1,4 @@
+# Generated from service/client/aio/estimate.py by service.client.generate: change it there.
 """What the client does to get poses: all at once, as they are found, or in another program's format."""
 
 from __future__ import annotations
@@ -6,18 +7,19 @@ import csv
 import io
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from ..client_errors import APIError, InputError
-from ..client_paths import quoted
-from ..client_types import BackgroundEstimate, Estimate, EstimateWithResult, FailedPicture, PoseLine, joined
-from ..uploads import Picture, file_part, picture_part
-from .transport import AsyncTransport
+from service.client.errors import APIError, InputError
+from service.client.paths import quoted
+from service.client.types import BackgroundEstimate, Estimate, EstimateWithResult, FailedPicture, PoseLine, joined
+from service.client.uploads import Picture, file_part, picture_part
+
+from .transport import Transport
 
 POSES_A_REQUEST = 32
 LINES = "application/jsonl"
@@ -27,10 +29,10 @@ Boxes = Sequence[Box | Sequence[Box] | None]
 Part = tuple[int, Sequence[Picture], dict[str, str]]
 
 
-class AsyncEstimateCalls(AsyncTransport):
+class EstimateCalls(Transport):
     """The part of :class:`service.client.Client` that is about poses."""
 
-    async def estimate(
+    def estimate(
         self,
         category: str,
         images: Sequence[Picture],
@@ -54,10 +56,10 @@ class AsyncEstimateCalls(AsyncTransport):
         fields = _fields(category, version, refine_steps, include, landmarks)
         answers = []
         for first, part, own in _parts(images, boxes):
-            answers.append((first, self._read(Estimate, await self._estimate({**fields, **own}, part, first))))
+            answers.append((first, self._read(Estimate, self._estimate({**fields, **own}, part, first))))
         return joined(answers)
 
-    async def estimate_lines(
+    def estimate_lines(
         self,
         category: str,
         images: Sequence[Picture],
@@ -66,7 +68,7 @@ class AsyncEstimateCalls(AsyncTransport):
         include: Sequence[str] = (),
         boxes: Boxes | None = None,
         landmarks: str | None = None,
-    ) -> AsyncIterator[PoseLine | FailedPicture]:
+    ) -> Iterator[PoseLine | FailedPicture]:
         """The poses of many pictures as they are found; a picture that fails does not hinder the others.
 
         Their order is that of completion: ``index`` tells the pictures apart. Arguments as of :meth:`estimate`.
@@ -76,10 +78,9 @@ class AsyncEstimateCalls(AsyncTransport):
         """
         fields = _fields(category, version, refine_steps, include, landmarks)
         for first, part, own in _parts(images, boxes):
-            async for found in self._lines(first, {**fields, **own}, part):
-                yield found
+            yield from self._lines(first, {**fields, **own}, part)
 
-    async def estimate_as(
+    def estimate_as(
         self,
         format: str,
         category: str,
@@ -97,10 +98,10 @@ class AsyncEstimateCalls(AsyncTransport):
         fields = {**_fields(category, version, refine_steps, (), None), "format": format}
         texts = []
         for first, part, own in _parts(images, boxes):
-            texts.append((first, (await self._estimate({**fields, **own}, part, first)).text))
+            texts.append((first, self._estimate({**fields, **own}, part, first).text))
         return _JOINED[format](texts) if len(texts) > 1 else texts[0][1]
 
-    async def estimate_video(
+    def estimate_video(
         self,
         category: str,
         video: str | os.PathLike[str],
@@ -110,7 +111,7 @@ class AsyncEstimateCalls(AsyncTransport):
         include: Sequence[str] = (),
         box: Box | Sequence[Box] | None = None,
         landmarks: str | None = None,
-    ) -> AsyncIterator[PoseLine | FailedPicture]:
+    ) -> Iterator[PoseLine | FailedPicture]:
         """The poses of a video's frames as they are found, each with its ``frame`` and ``time_s``.
 
         Args:
@@ -119,10 +120,9 @@ class AsyncEstimateCalls(AsyncTransport):
         """
         fields = _fields(category, version, refine_steps, include, landmarks) | _of_video(every, box)
         with ExitStack() as stack:
-            async for found in self._stream_lines(0, fields, {"video": file_part(Path(video), stack)}):
-                yield found
+            yield from self._stream_lines(0, fields, {"video": file_part(Path(video), stack)})
 
-    async def estimate_async(
+    def estimate_async(
         self,
         category: str,
         images: Sequence[Picture] = (),
@@ -152,22 +152,22 @@ class AsyncEstimateCalls(AsyncTransport):
                 files = _files(images, stack)
                 fields |= {} if boxes is None else {"boxes": json.dumps(_plain(boxes))}
             headers = {"Prefer": "respond-async"}
-            answer = await self._send("POST", "/estimate", data=fields, files=files, headers=headers)
+            answer = self._send("POST", "/estimate", data=fields, files=files, headers=headers)
         return self._read(BackgroundEstimate, answer)
 
-    def estimates(self) -> AsyncIterator[BackgroundEstimate]:
+    def estimates(self) -> Iterator[BackgroundEstimate]:
         """The estimates in the background that are kept, the newest first."""
         return self._pages("/estimates", BackgroundEstimate)
 
-    async def estimate_job(self, estimate_id: str) -> EstimateWithResult:
+    def estimate_job(self, estimate_id: str) -> EstimateWithResult:
         """An estimate in the background as it stands; with the poses once it succeeded."""
-        return self._read(EstimateWithResult, await self._send("GET", f"/estimates/{quoted(estimate_id)}"))
+        return self._read(EstimateWithResult, self._send("GET", f"/estimates/{quoted(estimate_id)}"))
 
-    async def estimate_result(self, estimate_id: str) -> bytes:
+    def estimate_result(self, estimate_id: str) -> bytes:
         """The poses of an estimate that succeeded, in its format."""
-        return (await self._send("GET", f"/estimates/{quoted(estimate_id)}/result")).content
+        return self._send("GET", f"/estimates/{quoted(estimate_id)}/result").content
 
-    async def wait_estimate(
+    def wait_estimate(
         self,
         estimate_id: str,
         on_progress: Callable[[BackgroundEstimate], None] | None = None,
@@ -182,51 +182,48 @@ class AsyncEstimateCalls(AsyncTransport):
             TimeoutError: it goes on after ``timeout_s``.
         """
 
-        async def look() -> EstimateWithResult:
-            found = await self.estimate_job(estimate_id)
+        def look() -> EstimateWithResult:
+            found = self.estimate_job(estimate_id)
             if on_progress is not None:
                 on_progress(found)
             return found
 
-        return await self._until(look, lambda found: found.status.ended, f"estimate {estimate_id}", poll_s, timeout_s)
+        return self._until(look, lambda found: found.status.ended, f"estimate {estimate_id}", poll_s, timeout_s)
 
-    async def cancel_estimate(self, estimate_id: str) -> BackgroundEstimate:
+    def cancel_estimate(self, estimate_id: str) -> BackgroundEstimate:
         """Stops an estimate in the background for good."""
-        return self._read(BackgroundEstimate, await self._send("POST", f"/estimates/{quoted(estimate_id)}/cancel"))
+        return self._read(BackgroundEstimate, self._send("POST", f"/estimates/{quoted(estimate_id)}/cancel"))
 
-    async def delete_estimate(self, estimate_id: str) -> None:
+    def delete_estimate(self, estimate_id: str) -> None:
         """Removes an estimate that ended, with its result."""
-        await self._send("DELETE", f"/estimates/{quoted(estimate_id)}")
+        self._send("DELETE", f"/estimates/{quoted(estimate_id)}")
 
-    async def _estimate(self, fields: Mapping[str, str], images: Sequence[Picture], first: int) -> httpx.Response:
+    def _estimate(self, fields: Mapping[str, str], images: Sequence[Picture], first: int) -> httpx.Response:
         with ExitStack() as stack:
             try:
-                return await self._send("POST", "/estimate", data=fields, files=_files(images, stack))
+                return self._send("POST", "/estimate", data=fields, files=_files(images, stack))
             except APIError as error:
                 raise _renumbered(error, first) from error
 
-    async def _lines(
+    def _lines(
         self, first: int, fields: Mapping[str, str], images: Sequence[Picture]
-    ) -> AsyncIterator[PoseLine | FailedPicture]:
+    ) -> Iterator[PoseLine | FailedPicture]:
         with ExitStack() as stack:
-            async for found in self._stream_lines(first, fields, _files(images, stack)):
-                yield found
+            yield from self._stream_lines(first, fields, _files(images, stack))
 
-    async def _stream_lines(
-        self, first: int, fields: Mapping[str, str], files: Any
-    ) -> AsyncIterator[PoseLine | FailedPicture]:
+    def _stream_lines(self, first: int, fields: Mapping[str, str], files: Any) -> Iterator[PoseLine | FailedPicture]:
         headers = {"Accept": LINES}
-        response = await self._send("POST", "/estimate", stream=True, data=fields, files=files, headers=headers)
+        response = self._send("POST", "/estimate", stream=True, data=fields, files=files, headers=headers)
         try:
             with self._errors():
-                async for line in response.aiter_lines():
+                for line in response.iter_lines():
                     with self._expected():
                         found = _line(line, first)
                     if found is None:
                         return
                     yield found
         finally:
-            await response.aclose()
+            response.close()
         raise APIError({"code": "unexpected_answer", "detail": "the lines broke off before their end"}, 200)
 
 

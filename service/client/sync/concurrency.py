@@ -1,4 +1,4 @@
-"""What the client does beside HTTP. Its counterpart that is awaited is :mod:`service.aio.concurrency`."""
+"""What the client does beside HTTP. Its counterpart that is awaited is :mod:`service.client.aio.concurrency`."""
 
 from __future__ import annotations
 

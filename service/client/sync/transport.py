@@ -1,10 +1,11 @@
+# Generated from service/client/aio/transport.py by service.client.generate: change it there.
 """How the client talks to a server: requests, answers, pages and files; what its calls are built on."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from itertools import count
@@ -16,8 +17,9 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import BaseModel
 
-from ..client_errors import APIError, InputError, NobodyThere, Unreachable
-from ..client_retries import RETRIES, pause_before
+from service.client.errors import APIError, InputError, NobodyThere, Unreachable
+from service.client.retries import RETRIES, pause_before
+
 from .concurrency import sleep
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -31,21 +33,21 @@ class _Page(BaseModel):
     next_cursor: str | None
 
 
-class AsyncTransport:
+class Transport:
     """Connections to one server.
 
     Args:
         base_url: of the server; PPL_URL or http://127.0.0.1:8000 by default.
         timeout_s: for each read and write, not for a whole request.
         api_key: PPL_API_KEY by default; none is sent where neither is given.
-        retries: how often a request is sent again where that makes sense (:mod:`service.client_retries`).
+        retries: how often a request is sent again where that makes sense (:mod:`service.client.retries`).
     """
 
     def __init__(
         self,
         base_url: str | None = None,
         timeout_s: float = 120.0,
-        transport: httpx.AsyncBaseTransport | None = None,
+        transport: httpx.BaseTransport | None = None,
         api_key: str | None = None,
         retries: int = RETRIES,
     ) -> None:
@@ -55,50 +57,50 @@ class AsyncTransport:
         trust_env = not _is_loopback(self.base_url)
         headers = _authorization(api_key or os.environ.get("PPL_API_KEY") or "")
         try:
-            self._http = httpx.AsyncClient(
+            self._http = httpx.Client(
                 base_url=self.base_url, timeout=timeout_s, transport=transport, trust_env=trust_env, headers=headers
             )
         except httpx.InvalidURL as error:
             raise InputError(f"{self.base_url!r} is no address of a server: {error}") from error
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.aclose()
+        self.close()
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Closes the connections."""
-        await self._http.aclose()
+        self._http.close()
 
-    async def get_json(self, path: str) -> Any:
+    def get_json(self, path: str) -> Any:
         """Any JSON of the API, as it came."""
-        response = await self._send("GET", path)
+        response = self._send("GET", path)
         with self._expected(response.status_code):
             return response.json()
 
-    async def send(self, method: str, path: str, **content: Any) -> httpx.Response:
+    def send(self, method: str, path: str, **content: Any) -> httpx.Response:
         """Any request of the API; ``content`` as httpx takes it. Raises Unreachable, APIError."""
-        return await self._send(method, path, **content)
+        return self._send(method, path, **content)
 
     def read(self, model: type[Model], response: httpx.Response) -> Model:
         """An answer as the model that it should be. Raises APIError."""
         return self._read(model, response)
 
-    def pages(self, path: str, model: type[Model]) -> AsyncIterator[Model]:
+    def pages(self, path: str, model: type[Model]) -> Iterator[Model]:
         """All items of a list that comes in pages."""
         return self._pages(path, model)
 
-    async def download(self, path: str, to: Path) -> Path:
+    def download(self, path: str, to: Path) -> Path:
         """An answer into a file, a little at a time. Raises Unreachable, APIError, InputError."""
         draft = to.with_name(f".{to.name}.part")
         try:
-            response = await self._send("GET", path, stream=True)
+            response = self._send("GET", path, stream=True)
             try:
                 with self._errors(), draft.open("wb") as file:
-                    async for part in response.aiter_bytes():
+                    for part in response.iter_bytes():
                         file.write(part)
             finally:
-                await response.aclose()
+                response.close()
             draft.replace(to)
         except OSError as error:
             raise InputError(f"can't write {to}: {error.strerror or error}") from error
@@ -107,13 +109,11 @@ class AsyncTransport:
                 draft.unlink()
         return to
 
-    async def _pages(
-        self, path: str, model: type[Model], params: Mapping[str, Any] | None = None
-    ) -> AsyncIterator[Model]:
+    def _pages(self, path: str, model: type[Model], params: Mapping[str, Any] | None = None) -> Iterator[Model]:
         cursor: str | None = None
         while True:
             here = {"cursor": cursor} if cursor else {}
-            page = self._read(_Page, await self._send("GET", path, params={**(params or {}), **here}))
+            page = self._read(_Page, self._send("GET", path, params={**(params or {}), **here}))
             for item in page.items:
                 with self._expected():
                     found = model.model_validate(item)
@@ -122,9 +122,9 @@ class AsyncTransport:
             if cursor is None:
                 return
 
-    async def _until(
+    def _until(
         self,
-        look: Callable[[], Awaitable[Model]],
+        look: Callable[[], Model],
         ended: Callable[[Model], bool],
         what: str,
         poll_s: float,
@@ -138,7 +138,7 @@ class AsyncTransport:
         begun = seen = time.monotonic()
         while True:
             try:
-                found = await look()
+                found = look()
             except (Unreachable, APIError) as error:
                 away = isinstance(error, Unreachable) or error.status in (502, 503, 504)
                 if not away or time.monotonic() - seen > GRACE_S:
@@ -149,7 +149,7 @@ class AsyncTransport:
                     return found
             if timeout_s is not None and time.monotonic() - begun > timeout_s:
                 raise TimeoutError(f"{what} goes on after {timeout_s:g} s")
-            await sleep(poll_s)
+            sleep(poll_s)
 
     def _read(self, model: type[Model], response: httpx.Response) -> Model:
         with self._expected(response.status_code):
@@ -165,7 +165,7 @@ class AsyncTransport:
             detail = f"{self.base_url} answered with something else, as no server of this service does: {said}"
             raise APIError({"code": "unexpected_answer", "detail": detail}, status) from error
 
-    async def _send(self, method: str, path: str, *, stream: bool = False, **content: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, *, stream: bool = False, **content: Any) -> httpx.Response:
         """A request and its answer; asked again where the server says when, or where asking twice does no harm.
 
         Args:
@@ -179,26 +179,26 @@ class AsyncTransport:
             try:
                 with self._errors():
                     request = self._http.build_request(method, path, **content)
-                    response = await self._http.send(request, stream=stream)
+                    response = self._http.send(request, stream=stream)
                     if not response.is_success:
-                        await response.aread()
+                        response.read()
             except Unreachable as error:
                 failure = error
             else:
                 if response.is_success:
-                    await self._check_kind(response)
+                    self._check_kind(response)
                     return response
                 failure = APIError.of(response)
             pause_s = pause_before(attempt, method, path, content.get("headers"), failure)
             if pause_s is None or attempt >= self.retries:
                 raise failure
-            await sleep(pause_s)
+            sleep(pause_s)
         raise AssertionError  # count() has no end
 
-    async def _check_kind(self, response: httpx.Response) -> None:
+    def _check_kind(self, response: httpx.Response) -> None:
         """A login page of a proxy, or another program's, is a success as well. Raises APIError."""
         if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/html":
-            await response.aclose()
+            response.close()
             detail = f"{self.base_url} answered with a web page; is it the address of this service?"
             raise APIError({"code": "unexpected_answer", "detail": detail}, response.status_code)
 

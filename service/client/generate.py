@@ -1,7 +1,7 @@
-"""``service/client*.py`` out of ``service/aio``: the same calls without ``await``.
+"""Generate ``service/client/sync`` from ``service/client/aio``: the same methods without ``await``.
 
-One source for both, so that neither has a call or a repair that the other lacks, as httpcore and the clients of
-Elasticsearch do it.
+``python -m service.client.generate`` writes the files; with ``--check`` it fails if they differ from their source.
+One source for both, as in httpcore and the clients of Elasticsearch.
 """
 
 from __future__ import annotations
@@ -13,17 +13,9 @@ import sys
 import tokenize
 from pathlib import Path
 
-SERVICE = Path(__file__).resolve().parents[2] / "service"
-# source in service/aio: what is made of it in service
-FILES = {
-    "transport": "client_transport",
-    "jobs": "client_jobs",
-    "estimate": "client_estimate",
-    "datasets": "client_datasets",
-    "versions": "client_versions",
-    "client": "client",
-}
-_NOTE = "# Made of service/aio/{}.py by tests/service/client_generation.py: change it there.\n"
+CLIENT = Path(__file__).resolve().parent
+_NOTE = "# Generated from service/client/aio/{}.py by service.client.generate: change it there.\n"
+_MODULES = ("transport", "jobs", "estimate", "datasets", "versions", "client")
 _WORDS = {
     "aclose": "close",
     "aread": "read",
@@ -36,28 +28,15 @@ _WORDS = {
     "AsyncBaseTransport": "BaseTransport",
     "Awaitable": "",
 }
-_CLIENT = '''"""A client of the HTTP API; :mod:`service.aio` has the same to be awaited.
-
-    from service.client import Client
-
-    with Client("http://127.0.0.1:8000") as ppl:
-        job = ppl.wait(ppl.train("bird", "pictures/").id)
-        estimate = ppl.estimate("bird", ["one.jpg", "two.jpg"])
-
-It raises the errors of :mod:`service.client_errors`, all of them ClientError.
-"""
-
-'''
 
 
-def made() -> dict[Path, str]:
-    """Every file that is made, with its content."""
-    texts = {f"{to}.py": _converted(name) for name, to in FILES.items()}
-    return {SERVICE / name: _formatted(text, name) for name, text in texts.items()}
+def generate() -> dict[Path, str]:
+    """Return the content of every generated file."""
+    return {CLIENT / "sync" / f"{name}.py": _formatted(_converted(name), name) for name in _MODULES}
 
 
 def _converted(name: str) -> str:
-    text = (SERVICE / "aio" / f"{name}.py").read_text(encoding="utf-8")
+    text = (CLIENT / "aio" / f"{name}.py").read_text(encoding="utf-8")
     text = re.sub(r"\bCallable\[\[\], Awaitable\[(\w+)\]\]", r"Callable[[], \1]", text)
     text = re.sub(r"\(await (\w[\w.]*\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))\)(?=\.)", r"\1", text)
     lines = text.splitlines(keepends=True)
@@ -71,14 +50,10 @@ def _converted(name: str) -> str:
                 new = _WORDS.get(token.string, token.string.removeprefix("Async"))
                 lines[row - 1] = line[:start] + new + line[end:]
     text = "".join(lines)
-    text = text.replace("from ..", "from .@").replace("from .concurrency", "from .@client_concurrency")
-    for source, to in FILES.items():
-        text = re.sub(rf"^( *)from \.{source} import", rf"\1from .{to} import", text, flags=re.MULTILINE)
-    text = text.replace("from .@", "from .")
     text = re.sub(r"(?m)^(from collections\.abc import .*)$", _without_doubles, text)
     text = re.sub(r"(?m)^( *)for (\w+) in (.+):\n +yield \2$", r"\1yield from \3", text)
     head, _, rest = text.partition("from __future__")
-    head = _CLIENT if name == "client" else re.sub(r"\bawait |\(await (.*?\))\)(?=\.)", r"\1", head)
+    head = re.sub(r"\bawait |\(await (.*?\))\)(?=\.)", r"\1", head)
     return _NOTE.format(name) + head + "from __future__" + rest.replace('"AsyncClient"', '"Client"')
 
 
@@ -90,13 +65,29 @@ def _without_doubles(match: re.Match[str]) -> str:
 def _formatted(text: str, name: str) -> str:
     ruff = Path(sys.executable).with_name("ruff")
     for command in (["check", "--fix", "--quiet", "--select", "I"], ["format", "--quiet"]):
-        done = subprocess.run(
-            [ruff, *command, "--stdin-filename", SERVICE / name, "-"],
+        done = subprocess.run(  # noqa: S603
+            [ruff, *command, "--stdin-filename", CLIENT / "sync" / f"{name}.py", "-"],
             input=text,
             capture_output=True,
             text=True,
             check=True,
-            cwd=SERVICE.parent,
+            cwd=CLIENT.parents[1],
         )
         text = done.stdout
     return text
+
+
+def main() -> None:
+    """Write the files, or with ``--check`` exit with 1 and their names if they differ."""
+    check = "--check" in sys.argv[1:]
+    stale = [path for path, text in generate().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    if check and stale:
+        sys.exit(
+            f"not what service.client.generate makes of service/client/aio: {', '.join(path.name for path in stale)}"
+        )
+    for path in stale:
+        path.write_text(generate()[path], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ from typing import Any
 from standardwebhooks.exceptions import WebhookVerificationError
 from standardwebhooks.webhooks import Webhook
 
-from .client_errors import InputError
+from .errors import InputError
 
 
 def verify_webhook(headers: Mapping[str, str], body: bytes | str, secret: str) -> dict[str, Any]:

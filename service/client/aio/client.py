@@ -1,67 +1,39 @@
-# Made of service/aio/client.py by tests/service/client_generation.py: change it there.
-"""A client of the HTTP API; :mod:`service.aio` has the same to be awaited.
-
-    from service.client import Client
-
-    with Client("http://127.0.0.1:8000") as ppl:
-        job = ppl.wait(ppl.train("bird", "pictures/").id)
-        estimate = ppl.estimate("bird", ["one.jpg", "two.jpg"])
-
-It raises the errors of :mod:`service.client_errors`, all of them ClientError.
-"""
+"""The client itself; its parts are in the files beside it."""
 
 from __future__ import annotations
 
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from .client_concurrency import in_thread
-from .client_datasets import DatasetCalls
-from .client_errors import APIError, ClientError, InputError, Unreachable
-from .client_estimate import EstimateCalls
-from .client_jobs import JobCalls
-from .client_paths import quoted
-from .client_retries import RETRIES
-from .client_types import (
-    Estimate,
+from service.client.errors import InputError
+from service.client.paths import quoted
+from service.client.retries import RETRIES
+from service.client.types import (
     History,
     Job,
-    JobStatus,
     KeypointNames,
     Memory,
     Prior,
     PriorEntry,
     Readiness,
-    png_bytes,
 )
-from .client_versions import AliasCalls, LandmarkCalls, VersionCalls
-from .uploads import archive_of, file_part
+from service.client.uploads import archive_of, file_part
 
-__all__ = [
-    "APIError",
-    "Client",
-    "ClientError",
-    "Estimate",
-    "History",
-    "InputError",
-    "Job",
-    "JobStatus",
-    "Memory",
-    "Prior",
-    "PriorEntry",
-    "Unreachable",
-    "png_bytes",
-]
+from .concurrency import in_thread
+from .datasets import AsyncDatasetCalls
+from .estimate import AsyncEstimateCalls
+from .jobs import AsyncJobCalls
+from .versions import AsyncAliasCalls, AsyncLandmarkCalls, AsyncVersionCalls
 
 
-class Client(JobCalls, EstimateCalls):
+class AsyncClient(AsyncJobCalls, AsyncEstimateCalls):
     """Talks to one server. Not for use by several threads at once.
 
     Args:
@@ -82,22 +54,22 @@ class Client(JobCalls, EstimateCalls):
         self,
         base_url: str | None = None,
         timeout_s: float = 120.0,
-        transport: httpx.BaseTransport | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
         api_key: str | None = None,
         retries: int = RETRIES,
     ) -> None:
         super().__init__(base_url, timeout_s, transport, api_key, retries)
-        self.versions = VersionCalls(self)
-        self.aliases = AliasCalls(self)
-        self.datasets = DatasetCalls(self)
-        self.landmarks = LandmarkCalls(self)
+        self.versions = AsyncVersionCalls(self)
+        self.aliases = AsyncAliasCalls(self)
+        self.datasets = AsyncDatasetCalls(self)
+        self.landmarks = AsyncLandmarkCalls(self)
 
-    def __enter__(self) -> Client:
+    async def __aenter__(self) -> AsyncClient:
         return self
 
     # training
 
-    def train(
+    async def train(
         self,
         category: str,
         pictures: str | os.PathLike[str] | None = None,
@@ -126,7 +98,8 @@ class Client(JobCalls, EstimateCalls):
             dataset: id of a dataset to train on, in place of pictures.
             idempotency_key: names this request: sent again, it gives the same job; a random one where None.
             continue_from: a version or alias of the category, or CATEGORY@VERSION, whose weights to start from.
-            webhook_url: where the job's end is told; :func:`service.webhook_signature.verify_webhook` is for there.
+            webhook_url: where the job's end is told; :func:`service.client.webhook_signature.verify_webhook` is for
+            there.
         """
         if (pictures is None) == (dataset is None):
             raise InputError("name what to train on: either pictures or a dataset")
@@ -139,7 +112,7 @@ class Client(JobCalls, EstimateCalls):
             # a part without a file name is a field
             files: dict[str, Any] = {"dataset": (None, dataset)}
             if pictures is not None:
-                files = {"archive": in_thread(stack.enter_context, archive_of(Path(pictures)))}
+                files = {"archive": await in_thread(stack.enter_context, archive_of(Path(pictures)))}
             if labels is not None:
                 files["labels"] = file_part(Path(labels), stack)
             if isinstance(prior, Mapping):
@@ -148,54 +121,54 @@ class Client(JobCalls, EstimateCalls):
                 files["prior"] = file_part(Path(prior), stack)
             # named in any case, so that it can be sent again where its answer was lost
             headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
-            return self._job("POST", "/train-jobs", data=fields, files=files, headers=headers)
+            return await self._job("POST", "/train-jobs", data=fields, files=files, headers=headers)
 
     # priors
 
-    def priors(self) -> Iterator[PriorEntry]:
+    def priors(self) -> AsyncIterator[PriorEntry]:
         """What has been learned, by category."""
         return self._pages("/priors", PriorEntry)
 
-    def prior(self, category: str, version: str | None = None) -> Prior:
+    async def prior(self, category: str, version: str | None = None) -> Prior:
         """The pose prior of a category."""
-        return self._read(Prior, self._get_prior(category, "", version))
+        return self._read(Prior, await self._get_prior(category, "", version))
 
-    def memory(self, category: str, version: str | None = None) -> Memory:
+    async def memory(self, category: str, version: str | None = None) -> Memory:
         """The memory behind a prior, and its prototypical poses."""
-        return self._read(Memory, self._get_prior(category, "/memory", version))
+        return self._read(Memory, await self._get_prior(category, "/memory", version))
 
-    def history(self, category: str, version: str | None = None) -> History:
+    async def history(self, category: str, version: str | None = None) -> History:
         """Snapshots of a prior along its training."""
-        return self._read(History, self._get_prior(category, "/history", version))
+        return self._read(History, await self._get_prior(category, "/history", version))
 
-    def keypoint_names(self, category: str, version: str | None = None) -> KeypointNames:
+    async def keypoint_names(self, category: str, version: str | None = None) -> KeypointNames:
         """What the keypoints of a version are called."""
-        return self._read(KeypointNames, self._get_prior(category, "/keypoint-names", version))
+        return self._read(KeypointNames, await self._get_prior(category, "/keypoint-names", version))
 
-    def name_keypoints(self, category: str, names: Sequence[str], version: str | None = None) -> KeypointNames:
+    async def name_keypoints(self, category: str, names: Sequence[str], version: str | None = None) -> KeypointNames:
         """Give all keypoints of a version names, in the order of their numbers; they take the place of older ones."""
         path = f"/priors/{quoted(category)}/keypoint-names"
-        found = self._get_prior(category, "/keypoint-names", version)
+        found = await self._get_prior(category, "/keypoint-names", version)
         params = {"version": self._read(KeypointNames, found).version}
         headers = {"If-Match": found.headers["ETag"]}
-        answer = self._send("PUT", path, params=params, json={"names": list(names)}, headers=headers)
+        answer = await self._send("PUT", path, params=params, json={"names": list(names)}, headers=headers)
         return self._read(KeypointNames, answer)
 
-    def link_map(self, category: str, version: str | None = None) -> bytes:
+    async def link_map(self, category: str, version: str | None = None) -> bytes:
         """The prior's link map as a PNG."""
-        return self._get_prior(category, "/link-map", version).content
+        return (await self._get_prior(category, "/link-map", version)).content
 
-    def readiness(self) -> Readiness:
+    async def readiness(self) -> Readiness:
         """The parts that the server needs, each "ok" or what is wrong with it.
 
         Raises:
             APIError: of the status 503, one is missing that estimates need; ``problem["checks"]`` has them all.
         """
-        return self._read(Readiness, self._send("GET", "/readyz"))
+        return self._read(Readiness, await self._send("GET", "/readyz"))
 
-    def _get_prior(self, category: str, what: str, version: str | None) -> httpx.Response:
+    async def _get_prior(self, category: str, what: str, version: str | None) -> httpx.Response:
         params = {"version": version} if version else None
-        return self._send("GET", f"/priors/{quoted(category)}{what}", params=params)
+        return await self._send("GET", f"/priors/{quoted(category)}{what}", params=params)
 
 
 def _as_text(value: Any) -> str:

@@ -1,11 +1,10 @@
-# Made of service/aio/transport.py by tests/service/client_generation.py: change it there.
 """How the client talks to a server: requests, answers, pages and files; what its calls are built on."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from itertools import count
@@ -17,9 +16,10 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import BaseModel
 
-from .client_concurrency import sleep
-from .client_errors import APIError, InputError, NobodyThere, Unreachable
-from .client_retries import RETRIES, pause_before
+from service.client.errors import APIError, InputError, NobodyThere, Unreachable
+from service.client.retries import RETRIES, pause_before
+
+from .concurrency import sleep
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 GRACE_S = 60.0  # a server that is away for less (a restart) is waited for
@@ -32,21 +32,21 @@ class _Page(BaseModel):
     next_cursor: str | None
 
 
-class Transport:
+class AsyncTransport:
     """Connections to one server.
 
     Args:
         base_url: of the server; PPL_URL or http://127.0.0.1:8000 by default.
         timeout_s: for each read and write, not for a whole request.
         api_key: PPL_API_KEY by default; none is sent where neither is given.
-        retries: how often a request is sent again where that makes sense (:mod:`service.client_retries`).
+        retries: how often a request is sent again where that makes sense (:mod:`service.client.retries`).
     """
 
     def __init__(
         self,
         base_url: str | None = None,
         timeout_s: float = 120.0,
-        transport: httpx.BaseTransport | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
         api_key: str | None = None,
         retries: int = RETRIES,
     ) -> None:
@@ -56,50 +56,50 @@ class Transport:
         trust_env = not _is_loopback(self.base_url)
         headers = _authorization(api_key or os.environ.get("PPL_API_KEY") or "")
         try:
-            self._http = httpx.Client(
+            self._http = httpx.AsyncClient(
                 base_url=self.base_url, timeout=timeout_s, transport=transport, trust_env=trust_env, headers=headers
             )
         except httpx.InvalidURL as error:
             raise InputError(f"{self.base_url!r} is no address of a server: {error}") from error
 
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        await self.aclose()
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Closes the connections."""
-        self._http.close()
+        await self._http.aclose()
 
-    def get_json(self, path: str) -> Any:
+    async def get_json(self, path: str) -> Any:
         """Any JSON of the API, as it came."""
-        response = self._send("GET", path)
+        response = await self._send("GET", path)
         with self._expected(response.status_code):
             return response.json()
 
-    def send(self, method: str, path: str, **content: Any) -> httpx.Response:
+    async def send(self, method: str, path: str, **content: Any) -> httpx.Response:
         """Any request of the API; ``content`` as httpx takes it. Raises Unreachable, APIError."""
-        return self._send(method, path, **content)
+        return await self._send(method, path, **content)
 
     def read(self, model: type[Model], response: httpx.Response) -> Model:
         """An answer as the model that it should be. Raises APIError."""
         return self._read(model, response)
 
-    def pages(self, path: str, model: type[Model]) -> Iterator[Model]:
+    def pages(self, path: str, model: type[Model]) -> AsyncIterator[Model]:
         """All items of a list that comes in pages."""
         return self._pages(path, model)
 
-    def download(self, path: str, to: Path) -> Path:
+    async def download(self, path: str, to: Path) -> Path:
         """An answer into a file, a little at a time. Raises Unreachable, APIError, InputError."""
         draft = to.with_name(f".{to.name}.part")
         try:
-            response = self._send("GET", path, stream=True)
+            response = await self._send("GET", path, stream=True)
             try:
                 with self._errors(), draft.open("wb") as file:
-                    for part in response.iter_bytes():
+                    async for part in response.aiter_bytes():
                         file.write(part)
             finally:
-                response.close()
+                await response.aclose()
             draft.replace(to)
         except OSError as error:
             raise InputError(f"can't write {to}: {error.strerror or error}") from error
@@ -108,11 +108,13 @@ class Transport:
                 draft.unlink()
         return to
 
-    def _pages(self, path: str, model: type[Model], params: Mapping[str, Any] | None = None) -> Iterator[Model]:
+    async def _pages(
+        self, path: str, model: type[Model], params: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[Model]:
         cursor: str | None = None
         while True:
             here = {"cursor": cursor} if cursor else {}
-            page = self._read(_Page, self._send("GET", path, params={**(params or {}), **here}))
+            page = self._read(_Page, await self._send("GET", path, params={**(params or {}), **here}))
             for item in page.items:
                 with self._expected():
                     found = model.model_validate(item)
@@ -121,9 +123,9 @@ class Transport:
             if cursor is None:
                 return
 
-    def _until(
+    async def _until(
         self,
-        look: Callable[[], Model],
+        look: Callable[[], Awaitable[Model]],
         ended: Callable[[Model], bool],
         what: str,
         poll_s: float,
@@ -137,7 +139,7 @@ class Transport:
         begun = seen = time.monotonic()
         while True:
             try:
-                found = look()
+                found = await look()
             except (Unreachable, APIError) as error:
                 away = isinstance(error, Unreachable) or error.status in (502, 503, 504)
                 if not away or time.monotonic() - seen > GRACE_S:
@@ -148,7 +150,7 @@ class Transport:
                     return found
             if timeout_s is not None and time.monotonic() - begun > timeout_s:
                 raise TimeoutError(f"{what} goes on after {timeout_s:g} s")
-            sleep(poll_s)
+            await sleep(poll_s)
 
     def _read(self, model: type[Model], response: httpx.Response) -> Model:
         with self._expected(response.status_code):
@@ -164,7 +166,7 @@ class Transport:
             detail = f"{self.base_url} answered with something else, as no server of this service does: {said}"
             raise APIError({"code": "unexpected_answer", "detail": detail}, status) from error
 
-    def _send(self, method: str, path: str, *, stream: bool = False, **content: Any) -> httpx.Response:
+    async def _send(self, method: str, path: str, *, stream: bool = False, **content: Any) -> httpx.Response:
         """A request and its answer; asked again where the server says when, or where asking twice does no harm.
 
         Args:
@@ -178,26 +180,26 @@ class Transport:
             try:
                 with self._errors():
                     request = self._http.build_request(method, path, **content)
-                    response = self._http.send(request, stream=stream)
+                    response = await self._http.send(request, stream=stream)
                     if not response.is_success:
-                        response.read()
+                        await response.aread()
             except Unreachable as error:
                 failure = error
             else:
                 if response.is_success:
-                    self._check_kind(response)
+                    await self._check_kind(response)
                     return response
                 failure = APIError.of(response)
             pause_s = pause_before(attempt, method, path, content.get("headers"), failure)
             if pause_s is None or attempt >= self.retries:
                 raise failure
-            sleep(pause_s)
+            await sleep(pause_s)
         raise AssertionError  # count() has no end
 
-    def _check_kind(self, response: httpx.Response) -> None:
+    async def _check_kind(self, response: httpx.Response) -> None:
         """A login page of a proxy, or another program's, is a success as well. Raises APIError."""
         if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/html":
-            response.close()
+            await response.aclose()
             detail = f"{self.base_url} answered with a web page; is it the address of this service?"
             raise APIError({"code": "unexpected_answer", "detail": detail}, response.status_code)
 

@@ -1,66 +1,40 @@
-"""The client, awaited: the source of :mod:`service.client`, which is made of it.
-
-    from service.aio import AsyncClient
-
-    async with AsyncClient("http://127.0.0.1:8000") as ppl:
-        job = await ppl.wait((await ppl.train("bird", "pictures/")).id)
-        estimate = await ppl.estimate("bird", ["one.jpg", "two.jpg"])
-
-It raises the errors of :mod:`service.client_errors`, all of them ClientError.
-"""
+# Generated from service/client/aio/client.py by service.client.generate: change it there.
+"""The client itself; its parts are in the files beside it."""
 
 from __future__ import annotations
 
 import json
 import os
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from ..client_errors import APIError, ClientError, InputError, Unreachable
-from ..client_paths import quoted
-from ..client_retries import RETRIES
-from ..client_types import (
-    Estimate,
+from service.client.errors import InputError
+from service.client.paths import quoted
+from service.client.retries import RETRIES
+from service.client.types import (
     History,
     Job,
-    JobStatus,
     KeypointNames,
     Memory,
     Prior,
     PriorEntry,
     Readiness,
-    png_bytes,
 )
-from ..uploads import archive_of, file_part
+from service.client.uploads import archive_of, file_part
+
 from .concurrency import in_thread
-from .datasets import AsyncDatasetCalls
-from .estimate import AsyncEstimateCalls
-from .jobs import AsyncJobCalls
-from .versions import AsyncAliasCalls, AsyncLandmarkCalls, AsyncVersionCalls
-
-__all__ = [
-    "APIError",
-    "AsyncClient",
-    "ClientError",
-    "Estimate",
-    "History",
-    "InputError",
-    "Job",
-    "JobStatus",
-    "Memory",
-    "Prior",
-    "PriorEntry",
-    "Unreachable",
-    "png_bytes",
-]
+from .datasets import DatasetCalls
+from .estimate import EstimateCalls
+from .jobs import JobCalls
+from .versions import AliasCalls, LandmarkCalls, VersionCalls
 
 
-class AsyncClient(AsyncJobCalls, AsyncEstimateCalls):
+class Client(JobCalls, EstimateCalls):
     """Talks to one server. Not for use by several threads at once.
 
     Args:
@@ -81,22 +55,22 @@ class AsyncClient(AsyncJobCalls, AsyncEstimateCalls):
         self,
         base_url: str | None = None,
         timeout_s: float = 120.0,
-        transport: httpx.AsyncBaseTransport | None = None,
+        transport: httpx.BaseTransport | None = None,
         api_key: str | None = None,
         retries: int = RETRIES,
     ) -> None:
         super().__init__(base_url, timeout_s, transport, api_key, retries)
-        self.versions = AsyncVersionCalls(self)
-        self.aliases = AsyncAliasCalls(self)
-        self.datasets = AsyncDatasetCalls(self)
-        self.landmarks = AsyncLandmarkCalls(self)
+        self.versions = VersionCalls(self)
+        self.aliases = AliasCalls(self)
+        self.datasets = DatasetCalls(self)
+        self.landmarks = LandmarkCalls(self)
 
-    async def __aenter__(self) -> AsyncClient:
+    def __enter__(self) -> Client:
         return self
 
     # training
 
-    async def train(
+    def train(
         self,
         category: str,
         pictures: str | os.PathLike[str] | None = None,
@@ -125,7 +99,8 @@ class AsyncClient(AsyncJobCalls, AsyncEstimateCalls):
             dataset: id of a dataset to train on, in place of pictures.
             idempotency_key: names this request: sent again, it gives the same job; a random one where None.
             continue_from: a version or alias of the category, or CATEGORY@VERSION, whose weights to start from.
-            webhook_url: where the job's end is told; :func:`service.webhook_signature.verify_webhook` is for there.
+            webhook_url: where the job's end is told; :func:`service.client.webhook_signature.verify_webhook` is for
+            there.
         """
         if (pictures is None) == (dataset is None):
             raise InputError("name what to train on: either pictures or a dataset")
@@ -138,7 +113,7 @@ class AsyncClient(AsyncJobCalls, AsyncEstimateCalls):
             # a part without a file name is a field
             files: dict[str, Any] = {"dataset": (None, dataset)}
             if pictures is not None:
-                files = {"archive": await in_thread(stack.enter_context, archive_of(Path(pictures)))}
+                files = {"archive": in_thread(stack.enter_context, archive_of(Path(pictures)))}
             if labels is not None:
                 files["labels"] = file_part(Path(labels), stack)
             if isinstance(prior, Mapping):
@@ -147,54 +122,54 @@ class AsyncClient(AsyncJobCalls, AsyncEstimateCalls):
                 files["prior"] = file_part(Path(prior), stack)
             # named in any case, so that it can be sent again where its answer was lost
             headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
-            return await self._job("POST", "/train-jobs", data=fields, files=files, headers=headers)
+            return self._job("POST", "/train-jobs", data=fields, files=files, headers=headers)
 
     # priors
 
-    def priors(self) -> AsyncIterator[PriorEntry]:
+    def priors(self) -> Iterator[PriorEntry]:
         """What has been learned, by category."""
         return self._pages("/priors", PriorEntry)
 
-    async def prior(self, category: str, version: str | None = None) -> Prior:
+    def prior(self, category: str, version: str | None = None) -> Prior:
         """The pose prior of a category."""
-        return self._read(Prior, await self._get_prior(category, "", version))
+        return self._read(Prior, self._get_prior(category, "", version))
 
-    async def memory(self, category: str, version: str | None = None) -> Memory:
+    def memory(self, category: str, version: str | None = None) -> Memory:
         """The memory behind a prior, and its prototypical poses."""
-        return self._read(Memory, await self._get_prior(category, "/memory", version))
+        return self._read(Memory, self._get_prior(category, "/memory", version))
 
-    async def history(self, category: str, version: str | None = None) -> History:
+    def history(self, category: str, version: str | None = None) -> History:
         """Snapshots of a prior along its training."""
-        return self._read(History, await self._get_prior(category, "/history", version))
+        return self._read(History, self._get_prior(category, "/history", version))
 
-    async def keypoint_names(self, category: str, version: str | None = None) -> KeypointNames:
+    def keypoint_names(self, category: str, version: str | None = None) -> KeypointNames:
         """What the keypoints of a version are called."""
-        return self._read(KeypointNames, await self._get_prior(category, "/keypoint-names", version))
+        return self._read(KeypointNames, self._get_prior(category, "/keypoint-names", version))
 
-    async def name_keypoints(self, category: str, names: Sequence[str], version: str | None = None) -> KeypointNames:
+    def name_keypoints(self, category: str, names: Sequence[str], version: str | None = None) -> KeypointNames:
         """Give all keypoints of a version names, in the order of their numbers; they take the place of older ones."""
         path = f"/priors/{quoted(category)}/keypoint-names"
-        found = await self._get_prior(category, "/keypoint-names", version)
+        found = self._get_prior(category, "/keypoint-names", version)
         params = {"version": self._read(KeypointNames, found).version}
         headers = {"If-Match": found.headers["ETag"]}
-        answer = await self._send("PUT", path, params=params, json={"names": list(names)}, headers=headers)
+        answer = self._send("PUT", path, params=params, json={"names": list(names)}, headers=headers)
         return self._read(KeypointNames, answer)
 
-    async def link_map(self, category: str, version: str | None = None) -> bytes:
+    def link_map(self, category: str, version: str | None = None) -> bytes:
         """The prior's link map as a PNG."""
-        return (await self._get_prior(category, "/link-map", version)).content
+        return self._get_prior(category, "/link-map", version).content
 
-    async def readiness(self) -> Readiness:
+    def readiness(self) -> Readiness:
         """The parts that the server needs, each "ok" or what is wrong with it.
 
         Raises:
             APIError: of the status 503, one is missing that estimates need; ``problem["checks"]`` has them all.
         """
-        return self._read(Readiness, await self._send("GET", "/readyz"))
+        return self._read(Readiness, self._send("GET", "/readyz"))
 
-    async def _get_prior(self, category: str, what: str, version: str | None) -> httpx.Response:
+    def _get_prior(self, category: str, what: str, version: str | None) -> httpx.Response:
         params = {"version": version} if version else None
-        return await self._send("GET", f"/priors/{quoted(category)}{what}", params=params)
+        return self._send("GET", f"/priors/{quoted(category)}{what}", params=params)
 
 
 def _as_text(value: Any) -> str:

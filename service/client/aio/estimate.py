@@ -1,4 +1,3 @@
-# Made of service/aio/estimate.py by tests/service/client_generation.py: change it there.
 """What the client does to get poses: all at once, as they are found, or in another program's format."""
 
 from __future__ import annotations
@@ -7,18 +6,19 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from .client_errors import APIError, InputError
-from .client_paths import quoted
-from .client_transport import Transport
-from .client_types import BackgroundEstimate, Estimate, EstimateWithResult, FailedPicture, PoseLine, joined
-from .uploads import Picture, file_part, picture_part
+from service.client.errors import APIError, InputError
+from service.client.paths import quoted
+from service.client.types import BackgroundEstimate, Estimate, EstimateWithResult, FailedPicture, PoseLine, joined
+from service.client.uploads import Picture, file_part, picture_part
+
+from .transport import AsyncTransport
 
 POSES_A_REQUEST = 32
 LINES = "application/jsonl"
@@ -28,10 +28,10 @@ Boxes = Sequence[Box | Sequence[Box] | None]
 Part = tuple[int, Sequence[Picture], dict[str, str]]
 
 
-class EstimateCalls(Transport):
+class AsyncEstimateCalls(AsyncTransport):
     """The part of :class:`service.client.Client` that is about poses."""
 
-    def estimate(
+    async def estimate(
         self,
         category: str,
         images: Sequence[Picture],
@@ -55,10 +55,10 @@ class EstimateCalls(Transport):
         fields = _fields(category, version, refine_steps, include, landmarks)
         answers = []
         for first, part, own in _parts(images, boxes):
-            answers.append((first, self._read(Estimate, self._estimate({**fields, **own}, part, first))))
+            answers.append((first, self._read(Estimate, await self._estimate({**fields, **own}, part, first))))
         return joined(answers)
 
-    def estimate_lines(
+    async def estimate_lines(
         self,
         category: str,
         images: Sequence[Picture],
@@ -67,7 +67,7 @@ class EstimateCalls(Transport):
         include: Sequence[str] = (),
         boxes: Boxes | None = None,
         landmarks: str | None = None,
-    ) -> Iterator[PoseLine | FailedPicture]:
+    ) -> AsyncIterator[PoseLine | FailedPicture]:
         """The poses of many pictures as they are found; a picture that fails does not hinder the others.
 
         Their order is that of completion: ``index`` tells the pictures apart. Arguments as of :meth:`estimate`.
@@ -77,9 +77,10 @@ class EstimateCalls(Transport):
         """
         fields = _fields(category, version, refine_steps, include, landmarks)
         for first, part, own in _parts(images, boxes):
-            yield from self._lines(first, {**fields, **own}, part)
+            async for found in self._lines(first, {**fields, **own}, part):
+                yield found
 
-    def estimate_as(
+    async def estimate_as(
         self,
         format: str,
         category: str,
@@ -97,10 +98,10 @@ class EstimateCalls(Transport):
         fields = {**_fields(category, version, refine_steps, (), None), "format": format}
         texts = []
         for first, part, own in _parts(images, boxes):
-            texts.append((first, self._estimate({**fields, **own}, part, first).text))
+            texts.append((first, (await self._estimate({**fields, **own}, part, first)).text))
         return _JOINED[format](texts) if len(texts) > 1 else texts[0][1]
 
-    def estimate_video(
+    async def estimate_video(
         self,
         category: str,
         video: str | os.PathLike[str],
@@ -110,7 +111,7 @@ class EstimateCalls(Transport):
         include: Sequence[str] = (),
         box: Box | Sequence[Box] | None = None,
         landmarks: str | None = None,
-    ) -> Iterator[PoseLine | FailedPicture]:
+    ) -> AsyncIterator[PoseLine | FailedPicture]:
         """The poses of a video's frames as they are found, each with its ``frame`` and ``time_s``.
 
         Args:
@@ -119,9 +120,10 @@ class EstimateCalls(Transport):
         """
         fields = _fields(category, version, refine_steps, include, landmarks) | _of_video(every, box)
         with ExitStack() as stack:
-            yield from self._stream_lines(0, fields, {"video": file_part(Path(video), stack)})
+            async for found in self._stream_lines(0, fields, {"video": file_part(Path(video), stack)}):
+                yield found
 
-    def estimate_async(
+    async def estimate_async(
         self,
         category: str,
         images: Sequence[Picture] = (),
@@ -151,22 +153,22 @@ class EstimateCalls(Transport):
                 files = _files(images, stack)
                 fields |= {} if boxes is None else {"boxes": json.dumps(_plain(boxes))}
             headers = {"Prefer": "respond-async"}
-            answer = self._send("POST", "/estimate", data=fields, files=files, headers=headers)
+            answer = await self._send("POST", "/estimate", data=fields, files=files, headers=headers)
         return self._read(BackgroundEstimate, answer)
 
-    def estimates(self) -> Iterator[BackgroundEstimate]:
+    def estimates(self) -> AsyncIterator[BackgroundEstimate]:
         """The estimates in the background that are kept, the newest first."""
         return self._pages("/estimates", BackgroundEstimate)
 
-    def estimate_job(self, estimate_id: str) -> EstimateWithResult:
+    async def estimate_job(self, estimate_id: str) -> EstimateWithResult:
         """An estimate in the background as it stands; with the poses once it succeeded."""
-        return self._read(EstimateWithResult, self._send("GET", f"/estimates/{quoted(estimate_id)}"))
+        return self._read(EstimateWithResult, await self._send("GET", f"/estimates/{quoted(estimate_id)}"))
 
-    def estimate_result(self, estimate_id: str) -> bytes:
+    async def estimate_result(self, estimate_id: str) -> bytes:
         """The poses of an estimate that succeeded, in its format."""
-        return self._send("GET", f"/estimates/{quoted(estimate_id)}/result").content
+        return (await self._send("GET", f"/estimates/{quoted(estimate_id)}/result")).content
 
-    def wait_estimate(
+    async def wait_estimate(
         self,
         estimate_id: str,
         on_progress: Callable[[BackgroundEstimate], None] | None = None,
@@ -181,48 +183,51 @@ class EstimateCalls(Transport):
             TimeoutError: it goes on after ``timeout_s``.
         """
 
-        def look() -> EstimateWithResult:
-            found = self.estimate_job(estimate_id)
+        async def look() -> EstimateWithResult:
+            found = await self.estimate_job(estimate_id)
             if on_progress is not None:
                 on_progress(found)
             return found
 
-        return self._until(look, lambda found: found.status.ended, f"estimate {estimate_id}", poll_s, timeout_s)
+        return await self._until(look, lambda found: found.status.ended, f"estimate {estimate_id}", poll_s, timeout_s)
 
-    def cancel_estimate(self, estimate_id: str) -> BackgroundEstimate:
+    async def cancel_estimate(self, estimate_id: str) -> BackgroundEstimate:
         """Stops an estimate in the background for good."""
-        return self._read(BackgroundEstimate, self._send("POST", f"/estimates/{quoted(estimate_id)}/cancel"))
+        return self._read(BackgroundEstimate, await self._send("POST", f"/estimates/{quoted(estimate_id)}/cancel"))
 
-    def delete_estimate(self, estimate_id: str) -> None:
+    async def delete_estimate(self, estimate_id: str) -> None:
         """Removes an estimate that ended, with its result."""
-        self._send("DELETE", f"/estimates/{quoted(estimate_id)}")
+        await self._send("DELETE", f"/estimates/{quoted(estimate_id)}")
 
-    def _estimate(self, fields: Mapping[str, str], images: Sequence[Picture], first: int) -> httpx.Response:
+    async def _estimate(self, fields: Mapping[str, str], images: Sequence[Picture], first: int) -> httpx.Response:
         with ExitStack() as stack:
             try:
-                return self._send("POST", "/estimate", data=fields, files=_files(images, stack))
+                return await self._send("POST", "/estimate", data=fields, files=_files(images, stack))
             except APIError as error:
                 raise _renumbered(error, first) from error
 
-    def _lines(
+    async def _lines(
         self, first: int, fields: Mapping[str, str], images: Sequence[Picture]
-    ) -> Iterator[PoseLine | FailedPicture]:
+    ) -> AsyncIterator[PoseLine | FailedPicture]:
         with ExitStack() as stack:
-            yield from self._stream_lines(first, fields, _files(images, stack))
+            async for found in self._stream_lines(first, fields, _files(images, stack)):
+                yield found
 
-    def _stream_lines(self, first: int, fields: Mapping[str, str], files: Any) -> Iterator[PoseLine | FailedPicture]:
+    async def _stream_lines(
+        self, first: int, fields: Mapping[str, str], files: Any
+    ) -> AsyncIterator[PoseLine | FailedPicture]:
         headers = {"Accept": LINES}
-        response = self._send("POST", "/estimate", stream=True, data=fields, files=files, headers=headers)
+        response = await self._send("POST", "/estimate", stream=True, data=fields, files=files, headers=headers)
         try:
             with self._errors():
-                for line in response.iter_lines():
+                async for line in response.aiter_lines():
                     with self._expected():
                         found = _line(line, first)
                     if found is None:
                         return
                     yield found
         finally:
-            response.close()
+            await response.aclose()
         raise APIError({"code": "unexpected_answer", "detail": "the lines broke off before their end"}, 200)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from .client_errors import APIError, NobodyThere, Unreachable
+from .errors import APIError, NobodyThere, Unreachable
 
 RETRIES = 3
 LONGEST_S = 60.0  # who is told to come back later than that is told so

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from ..client_errors import APIError, InputError
-from ..client_paths import quoted
-from ..client_types import (
+from service.client.errors import APIError, InputError
+from service.client.paths import quoted
+from service.client.types import (
     AliasEntry,
     FittedLandmarks,
     Landmarks,
@@ -26,7 +26,7 @@ from ..client_types import (
     PriorDiff,
     VersionEntry,
 )
-from ..uploads import file_part, pictures_in
+from service.client.uploads import file_part, pictures_in
 
 if TYPE_CHECKING:
     from .client import AsyncClient

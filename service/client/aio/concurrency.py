@@ -1,4 +1,4 @@
-"""What the client does beside HTTP, awaited. Its counterpart for threads is :mod:`service.client_concurrency`."""
+"""What the client does beside HTTP, awaited. Its counterpart for threads is :mod:`service.client.sync.concurrency`."""
 
 from __future__ import annotations
 

@@ -1,38 +1,40 @@
+# Generated from service/client/aio/datasets.py by service.client.generate: change it there.
 """The client's calls about datasets: pictures sent once, and trained from as often as wanted.
 
-dataset = await ppl.datasets.wait((await ppl.datasets.create("photos/birds", name="garden")).id)
+dataset = ppl.datasets.wait(ppl.datasets.create("photos/birds", name="garden").id)
 print(dataset.found.pictures, dataset.found.skipped_files)
-job = await ppl.train("bird", dataset=dataset.id)
+job = ppl.train("bird", dataset=dataset.id)
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..client_errors import InputError
-from ..client_paths import quoted
-from ..client_types import CreatedDataset, Dataset, DatasetStatus
-from ..uploads import archive_of_all, file_part
+from service.client.errors import InputError
+from service.client.paths import quoted
+from service.client.types import CreatedDataset, Dataset, DatasetStatus
+from service.client.uploads import archive_of_all, file_part
+
 from .concurrency import in_thread, sleep
 
 if TYPE_CHECKING:
-    from .client import AsyncClient
+    from .client import Client
 
 AnyPath = str | os.PathLike[str]
 
 
-class AsyncDatasetCalls:
+class DatasetCalls:
     """Pictures that are kept. Reached as ``client.datasets``."""
 
-    def __init__(self, client: AsyncClient) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def create(
+    def create(
         self,
         pictures: AnyPath | Sequence[AnyPath],
         name: str | None = None,
@@ -53,30 +55,30 @@ class AsyncDatasetCalls:
             raise InputError("no pictures were named")
         given = {"name": name, "mode": mode}
         with ExitStack() as stack:
-            files: dict[str, Any] = {"archive": await in_thread(stack.enter_context, archive_of_all(paths))}
+            files: dict[str, Any] = {"archive": in_thread(stack.enter_context, archive_of_all(paths))}
             if labels is not None:
                 files["labels"] = file_part(Path(labels), stack)
             fields = {field: value for field, value in given.items() if value}
-            answer = await self._client.send("POST", "/datasets", data=fields, files=files)
+            answer = self._client.send("POST", "/datasets", data=fields, files=files)
         return self._client.read(CreatedDataset, answer)
 
-    async def get(self, dataset_id: str) -> Dataset:
+    def get(self, dataset_id: str) -> Dataset:
         """A dataset, and what was found in it so far."""
-        return self._client.read(Dataset, await self._client.send("GET", _path(dataset_id)))
+        return self._client.read(Dataset, self._client.send("GET", _path(dataset_id)))
 
-    def list(self) -> AsyncIterator[Dataset]:
+    def list(self) -> Iterator[Dataset]:
         """The newest first."""
         return self._client.pages("/datasets", Dataset)
 
-    async def delete(self, dataset_id: str) -> None:
+    def delete(self, dataset_id: str) -> None:
         """Delete a dataset for good; one that a job uses which has not ended is refused."""
-        await self._client.send("DELETE", _path(dataset_id))
+        self._client.send("DELETE", _path(dataset_id))
 
-    async def contact_sheet(self, dataset_id: str) -> bytes:
+    def contact_sheet(self, dataset_id: str) -> bytes:
         """A JPEG of pictures spread over the dataset, once it is ready."""
-        return (await self._client.send("GET", f"{_path(dataset_id)}/contact-sheet")).content
+        return self._client.send("GET", f"{_path(dataset_id)}/contact-sheet").content
 
-    async def wait(
+    def wait(
         self,
         dataset_id: str,
         on_progress: Callable[[Dataset], object] = lambda dataset: None,
@@ -90,13 +92,13 @@ class AsyncDatasetCalls:
         """
         begun = time.monotonic()
         while True:
-            dataset = await self.get(dataset_id)
+            dataset = self.get(dataset_id)
             on_progress(dataset)
             if dataset.status is not DatasetStatus.INSPECTING:
                 return dataset
             if timeout_s is not None and time.monotonic() - begun > timeout_s:
                 raise TimeoutError(f"dataset {dataset_id} is not looked through after {timeout_s:g} s")
-            await sleep(poll_s)
+            sleep(poll_s)
 
 
 def _path(dataset_id: str) -> str:
