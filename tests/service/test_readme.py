@@ -9,7 +9,7 @@ import pytest
 from pydantic.fields import FieldInfo
 from typer.main import get_command
 
-from service.cli import app
+from service.cli.main import app
 from service.runtime.settings import Settings
 from worker.settings import WorkerSettings
 

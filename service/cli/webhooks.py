@@ -6,8 +6,8 @@ import typer
 
 from service.client import Client
 
-from . import cli_output as output
-from .cli_options import URL, AsJson, Url
+from .options import URL, AsJson, Url
+from .output import console as output
 
 webhooks = typer.Typer(name="webhooks", help="What tells the ends of jobs elsewhere.", no_args_is_help=True)
 

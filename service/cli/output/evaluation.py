@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from . import cli_output as output
+from . import console as output
 
 _WAYS = {
     "geometric": "a link lies along true limbs, in every picture",

@@ -6,8 +6,8 @@ import typer
 
 from service.client import APIError, Client
 
-from . import cli_output as output
-from .cli_options import URL, AsJson, Url
+from .options import URL, AsJson, Url
+from .output import console as output
 
 
 def status(url: Url = URL, as_json: AsJson = False) -> None:

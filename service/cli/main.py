@@ -17,23 +17,23 @@ import typer
 from pydantic import ValidationError
 from rich.markup import escape
 
+from service.cli.output.progress import TrainingProgress
 from service.client import Client, InputError, Job, JobStatus
 
-from . import cli_output as output
-from .cli_datasets import datasets
-from .cli_estimate import estimate
-from .cli_estimates import estimates
-from .cli_evaluate import evaluate
-from .cli_jobs import checkpoints, events, forget, pause, resume
-from .cli_keys import keys
-from .cli_landmarks import landmarks
-from .cli_naming import names
-from .cli_options import URL, AsJson, Category, Follow, JobId, Url, refused_settings
-from .cli_priors import history, memory, prior, priors
-from .cli_status import status
-from .cli_versions import aliases, versions
-from .cli_webhooks import webhooks
-from .progress import TrainingProgress
+from .datasets import datasets
+from .estimate import estimate
+from .estimates import estimates
+from .evaluate import evaluate
+from .jobs import checkpoints, events, forget, pause, resume
+from .keypoint_names import names
+from .keys import keys
+from .landmarks import landmarks
+from .options import URL, AsJson, Category, Follow, JobId, Url, refused_settings
+from .output import console as output
+from .priors import history, memory, prior, priors
+from .status import status
+from .versions import aliases, versions
+from .webhooks import webhooks
 
 app = typer.Typer(
     name="ppl",
@@ -51,11 +51,10 @@ def up(
 ) -> None:
     """Start everything on this machine: Valkey, both workers and the API. Ctrl-C ends it."""
     from service.runtime.settings import Settings
+    from service.stack import stack as embedded  # the other commands need neither uvicorn nor redis
     from service.stack.data_lock import DataRootInUseError
     from service.stack.supervisor import ChildFailedError
     from service.stack.valkey import ValkeyMissingError
-
-    from .stack import stack as embedded  # the other commands need neither uvicorn nor redis
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("service").setLevel(logging.INFO)
@@ -259,7 +258,3 @@ def _settings(assignments: list[str]) -> dict[str, str]:
 def _problem(code: str, detail: str) -> dict[str, Any]:
     title = code.replace("_", " ").capitalize()
     return {"type": "about:blank", "title": title, "status": None, "detail": detail, "code": code}
-
-
-if __name__ == "__main__":
-    main()

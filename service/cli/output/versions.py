@@ -16,8 +16,8 @@ from service.client.types import (
     VersionEntry,
 )
 
-from .cli_output import _table as table_of
-from .cli_output import out, tables
+from .console import _table as table_of
+from .console import out, tables
 
 
 def show_versions(versions: Iterable[VersionEntry]) -> None:

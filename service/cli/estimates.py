@@ -14,8 +14,8 @@ from rich.table import Table
 from service.client import Client, InputError
 from service.client.types import BackgroundEstimate, EstimateStatus
 
-from . import cli_output as output
-from .cli_options import URL, AsJson, Url
+from .options import URL, AsJson, Url
+from .output import console as output
 
 estimates = typer.Typer(name="estimates", help="Estimates in the background.", no_args_is_help=True)
 

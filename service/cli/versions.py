@@ -9,9 +9,9 @@ import typer
 
 from service.client import Client
 
-from . import cli_output as output
-from . import cli_output_versions as shown
-from .cli_options import URL, AsJson, Category, Url
+from .options import URL, AsJson, Category, Url
+from .output import console as output
+from .output import versions as shown
 
 versions = typer.Typer(name="versions", help="The versions of a category.", no_args_is_help=True)
 aliases = typer.Typer(name="aliases", help="Names that point to versions; 'active' is one.", no_args_is_help=True)

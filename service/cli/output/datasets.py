@@ -9,7 +9,7 @@ from rich.table import Table
 
 from service.client.types import Dataset, DatasetStatus
 
-from .cli_output import out, tables
+from .console import out, tables
 
 _COLOURS = {DatasetStatus.READY: "green", DatasetStatus.FAILED: "red", DatasetStatus.INSPECTING: "cyan"}
 _BAR = 40  # characters of the longest bar

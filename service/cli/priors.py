@@ -11,8 +11,8 @@ from rich.markup import escape
 from service.client import Client
 from service.client.uploads import shown_name
 
-from . import cli_output as output
-from .cli_options import URL, AsJson, Category, Url, Version, write_file
+from .options import URL, AsJson, Category, Url, Version, write_file
+from .output import console as output
 
 
 def priors(url: Url = URL, as_json: AsJson = False) -> None:

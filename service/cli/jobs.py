@@ -11,8 +11,8 @@ from rich.markup import escape
 from service.client import Client
 from service.contract.jobs.events import EventKind, JobEvent
 
-from . import cli_output as output
-from .cli_options import URL, AsJson, JobId, Url
+from .options import URL, AsJson, JobId, Url
+from .output import console as output
 
 
 def pause(job_id: JobId, url: Url = URL, as_json: AsJson = False) -> None:

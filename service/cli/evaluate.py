@@ -9,12 +9,12 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from service.cli.evaluation.evaluate import evaluate_category
+from service.cli.output.evaluation import show_skeleton
 from service.client import Client
 
-from . import cli_output as output
-from .cli_options import URL, AsJson, Category, Url, Version
-from .cli_output_skeleton import show_skeleton
-from .evaluating import evaluate_category
+from .options import URL, AsJson, Category, Url, Version
+from .output import console as output
 
 
 def evaluate(

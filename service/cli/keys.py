@@ -12,10 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from service.access.keys import ApiKey, KeyStore, Scope
+from service.contract.errors import PPLError
 
-from . import cli_output as output
-from .cli_options import AsJson, refused_settings
-from .contract.errors import PPLError
+from .options import AsJson, refused_settings
+from .output import console as output
 
 keys = typer.Typer(
     name="keys",
@@ -81,7 +81,7 @@ def revoke_key(key_id: KeyId, data_root: DataRoot = None, as_json: AsJson = Fals
 
 
 def _store(data_root: Path | None) -> KeyStore:
-    from .contract.settings import CommonSettings
+    from service.contract.settings import CommonSettings
 
     try:
         settings = CommonSettings() if data_root is None else CommonSettings(data_root=data_root)

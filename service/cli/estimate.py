@@ -15,9 +15,9 @@ from service.client.types import FailedPicture
 from service.client.uploads import pictures_in, shown_name, told_apart
 from service.contract.media.videos import is_video_name
 
-from . import cli_output as output
-from .cli_estimates import finish, show_background
-from .cli_options import URL, AsJson, Category, Url, Version, write_file
+from .estimates import finish, show_background
+from .options import URL, AsJson, Category, Url, Version, write_file
+from .output import console as output
 
 
 class PoseFormat(StrEnum):

@@ -10,9 +10,9 @@ import typer
 from service.client import Client
 from service.client.types import Dataset, DatasetStatus
 
-from . import cli_output as output
-from . import cli_output_datasets as shown
-from .cli_options import URL, AsJson, Url, write_file
+from .options import URL, AsJson, Url, write_file
+from .output import console as output
+from .output import datasets as shown
 
 datasets = typer.Typer(name="datasets", help="Pictures kept to train from, and what is in them.", no_args_is_help=True)
 

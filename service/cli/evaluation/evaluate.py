@@ -23,7 +23,7 @@ from service.client.errors import InputError
 from service.client.sync.estimate import POSES_A_REQUEST
 from service.client.types import Prior
 
-from .scoring import run_scorer
+from .scorer import run_scorer
 from .squares import FRAMES, read_squares
 
 OnDone = Callable[[int, int], object]

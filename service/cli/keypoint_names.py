@@ -8,9 +8,9 @@ import typer
 
 from service.client import Client
 
-from . import cli_output as output
-from . import cli_output_versions as shown
-from .cli_options import URL, AsJson, Category, Url, Version
+from .options import URL, AsJson, Category, Url, Version
+from .output import console as output
+from .output import versions as shown
 
 
 def names(

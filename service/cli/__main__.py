@@ -1,0 +1,5 @@
+"""``python -m service.cli``: the command ``ppl``."""
+
+from .main import main
+
+main()
