@@ -17,7 +17,7 @@ import pytest
 from service.client import Client
 from service.client.errors import InputError
 from service.client.types import ImageEstimate, Keypoint
-from service.demo_report import Report, estimate_all, normalised, read_zip, score, versions, write_report
+from service.demo.report import Report, estimate_all, normalised, read_zip, score, versions, write_report
 from service.stack.data_lock import DataRootLock
 
 from .api_double import ApiDouble, png, serving

@@ -24,9 +24,9 @@ from service.client import Client, ClientError, Job, JobStatus
 from service.client.sync.transport import DEFAULT_URL
 from service.client.types import ImageEstimate
 
-from .demo_picture import draw_grid
-from .demo_report import Report, estimate_all, read_zip, score, versions, write_report
-from .demo_stack import DemoError, DemoStack
+from .picture import draw_grid
+from .report import Report, estimate_all, read_zip, score, versions, write_report
+from .stack_process import DemoError, DemoStack
 
 CATEGORY = "dog"
 PRESET = "compact"
@@ -162,7 +162,3 @@ def _shown(path: Path) -> Path:
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    sys.exit(main())
