@@ -122,7 +122,7 @@ class Stack:
             listener.listen(1024)
             fd = listener.fileno()
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            command = ("service.serve", "--fd", str(fd))
+            command = ("service.gateway.serve", "--fd", str(fd))
             with httpx.Client(base_url=url, trust_env=False, timeout=1.0) as client:
                 self._start(self._spec(f"gateway-{number}", command, (fd,)), lambda: _good(client, "/livez"))
                 if workers:

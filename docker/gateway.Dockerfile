@@ -35,4 +35,4 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
 ENTRYPOINT ["sh", "/opt/ppl/entrypoint.sh"]
-CMD ["python", "-m", "service.serve"]
+CMD ["python", "-m", "service.gateway.serve"]

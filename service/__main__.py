@@ -1,5 +1,5 @@
 """``python -m service``: the gateway alone."""
 
-from .serve import main
+from service.gateway.serve import main
 
 main()

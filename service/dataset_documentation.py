@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from service.contract.jobs.files import MAX_LABELS_BYTES
+from service.gateway.openapi import _FILE as FILE
+from service.gateway.openapi import _body as body_of
+from service.gateway.openapi import _object as object_of
 from service.training.zip_packer import MOST_FILES
-
-from .documentation import _FILE as FILE
-from .documentation import _body as body_of
-from .documentation import _object as object_of
 
 
 def dataset_body() -> dict[str, Any]:

@@ -23,7 +23,7 @@ from .results import Outcome
 from .tickets import Group, Ticket
 
 if TYPE_CHECKING:
-    from service.gateway import Gateway
+    from service.gateway.gateway import Gateway
 
 log = logging.getLogger(__name__)
 

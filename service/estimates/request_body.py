@@ -17,7 +17,7 @@ from service.contract.errors import QueueFull, TooManyImages
 from service.estimates.background.arrivals import Held, Room, check_room
 from service.estimates.background.runner import video_limits
 from service.estimates.background.store import BackgroundEstimate, EstimateProgress, EstimateRecord, EstimateStatus
-from service.gateway import Gateway
+from service.gateway.gateway import Gateway
 from service.http.body_limits import body_bytes
 from service.http.multipart import FileField, Form, read_form, responds_async
 from service.http.problems import BadField, SlowBody, StorageFull

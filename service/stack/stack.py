@@ -134,7 +134,7 @@ def _specs(settings: Settings, listener: socket.socket, lock: DataRootLock) -> l
     specs.append(
         ChildSpec(
             "gateway",
-            (*python, "service.serve", "--fd", str(listener.fileno())),
+            (*python, "service.gateway.serve", "--fd", str(listener.fileno())),
             logs / "gateway.log",
             stage=2,
             env={**environment, **_gateway_environment(settings)},

@@ -16,7 +16,7 @@ from service.contract.durable_files import write_json
 from service.contract.errors import BadArchive, BadLabels, TooManyImages
 from service.contract.jobs.files import MAX_LABELS_BYTES
 from service.contract.media.archives import check_archive
-from service.gateway import Gateway
+from service.gateway.gateway import Gateway
 from service.http.multipart import FileField, Form, read_form
 from service.http.problems import BadField
 

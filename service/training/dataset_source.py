@@ -8,7 +8,7 @@ from dataclasses import replace
 from service.contract.datasets.dataset import DatasetStatus
 from service.contract.errors import DatasetInUse, DatasetNotReady, UnknownDataset, UnknownJob
 from service.contract.jobs.store import JobSource, JobStore
-from service.gateway import Gateway
+from service.gateway.gateway import Gateway
 
 from .job_request import TrainingRequest
 from .uploads import Intake

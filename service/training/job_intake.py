@@ -14,7 +14,7 @@ from service.contract.jobs.store import Job, JobLimits, JobSource, NamedRequest
 from service.contract.jobs.webhooks import check_webhook_url
 from service.contract.media.archives import check_archive
 from service.contract.versions.start_prior import document_of
-from service.gateway import Gateway
+from service.gateway.gateway import Gateway
 from service.http.idempotency import fingerprint, key_of
 from service.http.problems import StorageFull
 

@@ -17,7 +17,7 @@ from service.contract.jobs.files import MAX_LABELS_BYTES
 from service.contract.versions.additions import Additions
 from service.contract.versions.start_prior import MAX_PRIOR_BYTES, check_prior, check_use, read_prior
 from service.contract.versions.store import VersionStore, check_category
-from service.documentation import DEFAULT_PRESET
+from service.gateway.openapi import DEFAULT_PRESET
 from service.http.multipart import FileField, read_form
 from service.http.problems import BadField
 

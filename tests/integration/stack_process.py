@@ -73,7 +73,9 @@ class StackProcess:
 
     def child_pid(self, name: str) -> int:
         """The present process id of a child, as the system tells it."""
-        mark = {"valkey": "valkey-server", "gateway": "service.serve"}.get(name, name.replace("worker-", " worker "))
+        mark = {"valkey": "valkey-server", "gateway": "service.gateway.serve"}.get(
+            name, name.replace("worker-", " worker ")
+        )
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:  # it may be just between death and restart
             for pid in children(self.process.pid):

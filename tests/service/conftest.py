@@ -19,11 +19,11 @@ from fastapi import FastAPI
 from PIL import Image
 
 from model.config import PPLConfig
-from service.app import create_app
 from service.contract import routing
 from service.contract.errors import PPLError
 from service.contract.messages import BatchReply, BatchRequest, WorkerHeartbeat
 from service.contract.versions.store import VersionStore
+from service.gateway.app import create_app
 from service.runtime.settings import Settings
 from service.runtime.tasks import end
 

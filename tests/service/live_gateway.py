@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from service.app import create_app
 from service.contract.datasets.store import DatasetFiles
+from service.gateway.app import create_app
 from service.runtime.settings import Settings
 from worker.jobs.held_job import Stop
 from worker.settings import WorkerSettings

@@ -16,13 +16,13 @@ import httpx
 import jsonschema_rs
 import pytest
 
-from service import api_examples
 from service.contract.datasets.dataset import DatasetStatus, Findings, Found
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import ErrorCode, PPLError
 from service.contract.jobs.job import Checkpoint
 from service.contract.jobs.store import JobStatus
 from service.contract.versions.store import VersionStore
+from service.gateway import openapi_examples
 from service.http.problems import MEDIA_TYPE, StorageFull
 from service.versions.samples import install_samples
 
@@ -61,10 +61,12 @@ async def test_every_operation_is_described_whole(described):
         names.add(operation["operationId"])
         assert operation["operationId"].isidentifier(), this
         for parameter in operation.get("parameters", ()):
-            assert parameter["description"], f"{this}: {parameter['name']} has no description (service/api_examples.py)"
+            assert parameter["description"], (
+                f"{this}: {parameter['name']} has no description (service/gateway/openapi_examples.py)"
+            )
             schema = parameter["schema"]
             known = {"default", "examples", "enum"} & schema.keys() or parameter["name"] == "cursor"
-            assert known, f"{this}: {parameter['name']} has no example (service/api_examples.py)"
+            assert known, f"{this}: {parameter['name']} has no example (service/gateway/openapi_examples.py)"
     assert len(names) == len(operations(described))
 
 
@@ -74,7 +76,7 @@ async def test_every_body_has_an_example_of_its_schema(described):
             where = f"{method} {path} {kind}"
             examples = [content["example"]] if "example" in content else []
             examples += [example["value"] for example in content.get("examples", {}).values()]
-            assert examples, f"{where} has no example: add it to REQUESTS of service/api_examples.py"
+            assert examples, f"{where} has no example: add it to REQUESTS of service/gateway/openapi_examples.py"
             for example in examples:
                 checked(described, content["schema"], example, where)
 
@@ -271,13 +273,13 @@ async def test_examples_are_what_a_gateway_answers(
     publish("dog", OLD)
     publish("dog", NEW)
     answers = await walk(http, data_root, make_picture, labelled, sample)
-    path = Path(api_examples.__file__).with_name(api_examples.ANSWERS_FILE)
+    path = Path(openapi_examples.__file__).with_name(openapi_examples.ANSWERS_FILE)
     if os.environ.get("PPL_WRITE_EXAMPLES"):
         path.write_text(
             json.dumps(dict(sorted(answers.items())), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-        api_examples.answers.cache_clear()
-    kept = api_examples.answers()
+        openapi_examples.answers.cache_clear()
+    kept = openapi_examples.answers()
     assert kept.keys() == answers.keys(), kept.keys() ^ answers.keys()
     for key, example in kept.items():
         assert differs(shape(example), shape(answers[key]), key) is None

@@ -7,15 +7,16 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-import service.serve
+import service.gateway.serve
 from service.contract.versions.store import VersionStore
 from service.versions.samples import install_samples
 
-SHIPPED = sorted((Path(service.serve.__file__).parent / "samples").glob("*/version.json"))
+SHIPPED = sorted((Path(str(files("service"))) / "samples").glob("*/version.json"))
 SAMPLE = "20200101T000000-5a3b1e"
 
 
@@ -83,10 +84,10 @@ def test_gateway_installs_it_unless_switched_off(
     monkeypatch.setenv("PPL_SAMPLE_CATEGORIES", wanted)
     monkeypatch.setenv("PPL_DATA_ROOT", str(data_root))
     monkeypatch.setattr("sys.argv", ["serve"])
-    monkeypatch.setattr("service.serve.install_samples", lambda store: install_samples(store, samples))
+    monkeypatch.setattr("service.gateway.serve.install_samples", lambda store: install_samples(store, samples))
     monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: None)
     monkeypatch.setattr("logging.basicConfig", lambda **options: None)
-    service.serve.main()
+    service.gateway.serve.main()
     assert VersionStore(data_root).categories() == (["dog"] if wanted == "1" else [])
 
 

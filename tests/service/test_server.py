@@ -195,7 +195,7 @@ def test_a_socket_beyond_the_loopback_address_needs_keys_whatever_the_setting(re
             "PPL_DATA_ROOT": str(data_root),
             "PPL_API_KEYS": "false",
         }
-        command = [sys.executable, "-P", "-m", "service.serve", "--fd", str(listener.fileno())]
+        command = [sys.executable, "-P", "-m", "service.gateway.serve", "--fd", str(listener.fileno())]
         done = subprocess.run(
             command, env=environment, pass_fds=[listener.fileno()], capture_output=True, timeout=30, check=False
         )

@@ -30,7 +30,7 @@ from service.runtime.tasks import end
 from .store import EstimateFiles, EstimateRecord, EstimateStatus
 
 if TYPE_CHECKING:
-    from service.gateway import Gateway
+    from service.gateway.gateway import Gateway
 
 log = logging.getLogger(__name__)
 

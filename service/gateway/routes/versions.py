@@ -7,11 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request, Response
 
 from service.contract.versions.changes import delete_version, move_alias, remove_alias
+from service.gateway.gateway import gateway_of
 from service.http.etags import IfMatch, expecting, tag_of
 from service.http.problems import responses
 from service.versions.schemas import AliasEntry, AliasPage, AliasTarget
-
-from ..gateway import gateway_of
 
 router = APIRouter(tags=["versions"])
 

@@ -16,25 +16,25 @@ from service.access.guard import Access
 from service.access.keys import KeyStore
 from service.contract.jobs.files import MAX_LABELS_BYTES
 from service.contract.versions.start_prior import MAX_PRIOR_BYTES
+from service.http import problems as errors
 from service.http.body_limits import BodyLimit, HeadAsGet, RequestFigures
 from service.http.multipart import media_type, responds_async
 from service.http.request_ids import RequestId
 from service.runtime.settings import Settings
 
-from . import documentation
+from . import openapi
 from .gateway import Gateway
-from .http import problems as errors
 from .routes import (
     datasets,
     estimate,
     estimates,
+    export_import,
     health,
     job_events,
     jobs,
+    keypoint_names,
     landmarks,
-    naming,
     priors,
-    transfer,
     versions,
     webhooks,
 )
@@ -48,7 +48,7 @@ _LANDMARKS = re.compile(r"/priors/[^/]+/landmarks")
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application, for any ASGI server (``uvicorn --factory service.app:create_app``).
+    """The application, for any ASGI server (``uvicorn --factory service.gateway.app:create_app``).
 
     Starts while Redis or the workers are away, and uses them once they are there.
     """
@@ -65,8 +65,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     # the page of /docs with its scripts, so that it works where the browser has no internet
     app = FastAPIOffline(
-        title=documentation.TITLE,
-        version=documentation.package_version(),
+        title=openapi.TITLE,
+        version=openapi.package_version(),
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,  # create_job, get_job, …: what generated clients call it
     )
@@ -80,9 +80,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         webhooks.router,
         datasets.router,
         priors.router,
-        naming.router,
+        keypoint_names.router,
         landmarks.make_router(settings),
-        transfer.router,
+        export_import.router,
         versions.router,
         health.router,
     ):
@@ -95,7 +95,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # the pages of the documentation were there first; a route is found by going through them in turn
     app.router.routes.sort(key=lambda route: route in pages)
     errors.install(app)
-    documentation.install(app, keys_needed=settings.keys_needed)
+    openapi.install(app, keys_needed=settings.keys_needed)
     # the last one is the first that a request meets
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, limit_of=_limit_of(settings), slowest=settings.slowest_body_bytes_per_s)

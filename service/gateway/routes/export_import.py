@@ -9,18 +9,17 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from service.contract.errors import BadVersionFile
 from service.contract.versions.aliases import ACTIVE
 from service.contract.versions.store import check_category
+from service.gateway.gateway import Gateway, gateway_of
+from service.gateway.openapi import import_body
 from service.http.multipart import FileField, read_form
 from service.http.problems import BadField, StorageFull, responses
+from service.schemas import VersionEntry
 from service.training.uploads import Intake
 from service.versions.export import export_version
 from service.versions.import_version import import_version
-
-from ..contract.errors import BadVersionFile
-from ..documentation import import_body
-from ..gateway import Gateway, gateway_of
-from ..schemas import VersionEntry
 
 router = APIRouter(tags=["versions"])
 

@@ -8,11 +8,10 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.responses import Response
 
+from service.contract.errors import Unavailable
+from service.gateway.gateway import gateway_of
 from service.http.problems import NO_ANSWER, responses
-
-from ..contract.errors import Unavailable
-from ..gateway import gateway_of
-from ..schemas import Liveness, Readiness
+from service.schemas import Liveness, Readiness
 
 router = APIRouter(tags=["operation"])
 

@@ -8,15 +8,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
+from service.contract.errors import BadCursor, UnknownVersion
 from service.contract.versions.store import is_category, is_version
 from service.estimates.drawing import png, prior_picture
+from service.gateway.gateway import Gateway, gateway_of
 from service.http.problems import BadField, responses
+from service.schemas import History, Memory, Prior, PriorPage, VersionPage
 from service.versions.comparison import STRONG, Match, compare
 from service.versions.schemas import PriorDiff
-
-from ..contract.errors import BadCursor, UnknownVersion
-from ..gateway import Gateway, gateway_of
-from ..schemas import History, Memory, Prior, PriorPage, VersionPage
 
 router = APIRouter(tags=["priors"])
 

@@ -8,15 +8,14 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from service.contract.jobs.store import MAX_PAGE, Job, JobPage, JobStatus
+from service.gateway.gateway import gateway_of
+from service.gateway.openapi import train_body
 from service.http.idempotency import HEADER, REPLAYED
 from service.http.multipart import media_type
 from service.http.problems import UnsupportedMedia, responses
 from service.training.job_intake import accept_training
 from service.training.job_request import read_json, read_upload
 from service.training.retention import list_jobs
-
-from ..documentation import train_body
-from ..gateway import gateway_of
 
 router = APIRouter(tags=["training"])
 

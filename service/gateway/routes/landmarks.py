@@ -12,10 +12,13 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from service.contract.errors import BadBoxes, BadLabels, NoImages, TooManyImages, UnknownLandmarks
 from service.contract.versions.landmarks import LandmarkSet, check_set_name
 from service.estimates.boxes import parse_boxes
 from service.estimates.pictures import Upload
 from service.estimates.tickets import Group
+from service.gateway.gateway import Gateway, gateway_of
+from service.gateway.openapi import landmarks_body
 from service.http.body_limits import body_bytes
 from service.http.multipart import FileField, Form, read_form
 from service.http.problems import BadField, SlowBody, responses
@@ -24,9 +27,6 @@ from service.versions.landmarks import MAX_FIT_LABELS_BYTES, Array, Sight, fit_s
 from service.versions.reader import Version as ReadyVersion
 from service.versions.schemas import FittedLandmarks, Landmarks, LandmarksPage
 
-from ..contract.errors import BadBoxes, BadLabels, NoImages, TooManyImages, UnknownLandmarks
-from ..documentation import landmarks_body
-from ..gateway import Gateway, gateway_of
 from .priors import Version
 
 BODY_S = 600.0  # how long a body may take to arrive

@@ -1,6 +1,7 @@
 """Examples of the API's documentation: what each operation is sent, what it answers, and how it refuses.
 
-The answers in ``api_examples.json`` are those of a real gateway; a test asks one again and holds them to be of the same
+The answers in ``openapi_examples.json`` are those of a real gateway; a test asks one again and holds them to be of
+the same
 shape. Requests and parameters stand here.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 from service.access.guard import needed_scope
 from service.http.problems import MEDIA_TYPE, responses
 
-ANSWERS_FILE = "api_examples.json"
+ANSWERS_FILE = "openapi_examples.json"
 _VERSION = "20260101T000000-abc123"
 _ID = "019ac1b2c3d4e5f60718293a"
 

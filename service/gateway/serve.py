@@ -1,4 +1,4 @@
-"""``python -m service.serve``: the gateway alone, as ``ppl up`` and the container run it."""
+"""``python -m service.gateway.serve``: the gateway alone, as ``ppl up`` and the container run it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Server(uvicorn.Server):
 
 def main() -> None:
     """Serves on PPL_HOST and PPL_PORT, or on a listening socket inherited from ``ppl up``."""
-    parser = argparse.ArgumentParser(prog="python -m service.serve", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m service.gateway.serve", description=__doc__)
     parser.add_argument("--fd", type=int, help="file descriptor of a listening socket to serve on")
     fd = parser.parse_args().fd
     inherited = None if fd is None else socket.socket(fileno=fd)

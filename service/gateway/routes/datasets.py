@@ -9,15 +9,14 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from service.contract.datasets.dataset import CreatedDataset, Dataset, DatasetPage, DatasetStatus
+from service.contract.errors import DatasetNotReady
 from service.contract.jobs.store import MAX_PAGE
+from service.dataset_documentation import dataset_body
+from service.gateway.gateway import gateway_of
 from service.http.problems import StorageFull, responses
 from service.training.dataset_request import keep_dataset, read_dataset
 from service.training.dataset_source import check_unused
 from service.training.uploads import Intake
-
-from ..contract.errors import DatasetNotReady
-from ..dataset_documentation import dataset_body
-from ..gateway import gateway_of
 
 router = APIRouter(tags=["datasets"])
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request, Response
 
 from service.contract.versions.additions import check_names
+from service.gateway.gateway import gateway_of
 from service.http.etags import IfMatch, expecting, tag_of_json
 from service.http.problems import responses
 from service.versions.schemas import KeypointNames, NewKeypointNames
 
-from ..gateway import gateway_of
 from .priors import Version
 
 router = APIRouter(tags=["priors"])

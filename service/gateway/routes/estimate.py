@@ -24,17 +24,16 @@ from service.estimates.request_body import asked_of, first_of, frames_of, in_bac
 from service.estimates.results import Outcome, Results
 from service.estimates.uploads import EstimateIntake
 from service.estimates.video_frames import with_failure
+from service.gateway.gateway import Gateway, gateway_of
+from service.gateway.openapi import background_answer, estimate_answers, estimate_body, estimate_parameters
 from service.http.body_limits import body_bytes
 from service.http.multipart import responds_async
 from service.http.problems import responses
 from service.runtime.settings import Settings
 from service.runtime.tasks import end
+from service.schemas import CocoDataset, Estimate
 from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
-
-from ..documentation import background_answer, estimate_answers, estimate_body, estimate_parameters
-from ..gateway import Gateway, gateway_of
-from ..schemas import CocoDataset, Estimate
 
 # few poses are turned into JSON at once; more, and drawn pictures, in a thread
 _INLINE_IMAGES = 4

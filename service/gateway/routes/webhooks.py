@@ -5,9 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from service.gateway.gateway import gateway_of
 from service.http.problems import responses
-
-from ..gateway import gateway_of
 
 router = APIRouter(tags=["training"])
 

@@ -10,10 +10,9 @@ from starlette.responses import Response
 
 from service.contract.jobs.events import MAX_EVENTS, EventPage
 from service.contract.jobs.job import CheckpointList
+from service.gateway.gateway import gateway_of
 from service.http.problems import responses
 from service.training.event_stream import LAST_ID, MEDIA_TYPE, follow, last_event_id, wanted
-
-from ..gateway import gateway_of
 
 router = APIRouter(tags=["training"])
 

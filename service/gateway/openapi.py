@@ -16,15 +16,15 @@ from starlette.routing import Route
 from model.config import PRESETS, PPLConfig, settings
 from service.access.guard import needed_scope
 from service.contract.jobs.files import MAX_LABELS_BYTES
+from service.contract.messages import MAX_REFINE_STEPS
 from service.estimates.background.store import BackgroundEstimate
 from service.estimates.formats.json_lines import MEDIA_TYPES as LINES
 from service.estimates.formats.registry import FORMATS
 from service.estimates.pictures import INCLUDABLE
+from service.schemas import Problem
 from service.versions.landmarks import MAX_FIT_LABELS_BYTES
 
-from . import api_examples
-from .contract.messages import MAX_REFINE_STEPS
-from .schemas import Problem
+from . import openapi_examples
 
 _EXAMPLE_ADDRESS = "http://127.0.0.1:8000"
 _ADDRESS = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]{1,255}(/[A-Za-z0-9._/-]{0,255})?")
@@ -359,7 +359,7 @@ def _described(app: FastAPI, keys_needed: bool) -> Callable[[], dict[str, Any]]:
                 operation["responses"]["default"] = {"description": "Any error", "content": _problem_content()}
             for path, operations in schema["paths"].items():
                 for method in operations:
-                    api_examples.complete(schema, path, method.upper())
+                    openapi_examples.complete(schema, path, method.upper())
             app.openapi_schema = schema
         return app.openapi_schema
 

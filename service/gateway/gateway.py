@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
+from service.contract import routing
 from service.contract.datasets.store import DatasetFiles
 from service.contract.jobs.events import EventLog
 from service.contract.jobs.files import JobFiles
@@ -20,6 +21,7 @@ from service.contract.jobs.paces import PaceBook
 from service.contract.jobs.store import JobStore
 from service.contract.media.archives import ArchiveLimits
 from service.contract.media.pictures import PictureLimits
+from service.contract.messages import BatchRequest
 from service.contract.versions.store import VersionStore
 from service.estimates.background.arrivals import Arrivals
 from service.estimates.background.runner import AT_ONCE, Background
@@ -38,11 +40,9 @@ from service.training.queue_places import Queue
 from service.training.retention import JobCounts, remove_stale_uploads, trim_jobs
 from service.training.webhooks import Courier
 from service.versions.reader import Versions
+from service.webhook_secret import webhook_secret
 
-from .contract import routing
-from .contract.messages import BatchRequest
-from .picture_cache import PictureCache
-from .webhook_secret import webhook_secret
+from .prior_pictures import PictureCache
 
 log = logging.getLogger(__name__)
 
