@@ -1,0 +1,6 @@
+"""Benchmarks of accuracy and of speed; each subject runs by itself: ``python -m benchmarks.speed.serving``."""
+
+from pathlib import Path
+
+# `python -m benchmarks.serving`, as it was called before the rooms, goes on working
+__path__ += [str(Path(__file__).with_name(room)) for room in ("accuracy", "speed")]

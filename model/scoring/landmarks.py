@@ -12,7 +12,8 @@ weights are drawn towards a guess by a strength, and cross-validation chooses bo
 - Without any evidence it is best to guess that it stays at its mean place, or moves with the keypoints around it (a
   weighted mean of them), or half of that: FOLLOWS.
 
-`python -m benchmarks.landmarks` measures it. The last two lower the error by 8 % of itself on photographed birds and by
+`python -m benchmarks.accuracy.landmarks` measures it. The last two lower the error by 8 % of itself on photographed
+birds and by
 18 % on rendered dogs with five pictures, by 3 and 6 % with twenty, and by 1 and 2 % with two hundred.
 
 All coordinates are (x, y) in [0, 1] of the image side.

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.landmarks import main
-from benchmarks.packs import read_pack
+from benchmarks.accuracy.landmarks import main
+from benchmarks.accuracy.packs import read_pack
 from model.config import resolve
 from model.training.trainer import Trainer
 

@@ -2,8 +2,8 @@ import json
 
 import numpy as np
 
-from benchmarks.limits import by_place, label_limits, limbs, main
-from benchmarks.packs import read_pack
+from benchmarks.accuracy.limits import by_place, label_limits, limbs, main
+from benchmarks.accuracy.packs import read_pack
 
 
 def test_limbs_are_the_chains_of_each_side_and_their_partners(pack_file):

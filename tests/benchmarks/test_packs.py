@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.packs import PackError, read_pack
+from benchmarks.accuracy.packs import PackError, read_pack
 from model.data import fit_picture
 
 from .drawn_pack import NAMES, pack_values

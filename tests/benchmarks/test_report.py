@@ -9,9 +9,9 @@ import os
 import pytest
 import torch
 
-from benchmarks import memory, report, timing
-from benchmarks.machine import cpu_seconds, machine, resident_bytes, versions
-from benchmarks.report import Check, Report
+from benchmarks.speed import memory, report, timing
+from benchmarks.speed.machine import cpu_seconds, machine, resident_bytes, versions
+from benchmarks.speed.report import Check, Report
 
 
 def made(_options: argparse.Namespace) -> Report:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from benchmarks.rows import DOG_PRIOR, ROWS, describe, plan
+from benchmarks.accuracy.rows import DOG_PRIOR, ROWS, describe, plan
 from model.config import SettingError
 
 

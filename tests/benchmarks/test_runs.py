@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import runs
-from benchmarks.accuracy import main
-from benchmarks.runs import Request, run
+from benchmarks.accuracy import runs
+from benchmarks.accuracy.accuracy import main
+from benchmarks.accuracy.runs import Request, run
 from model.training.trainer import CHECKPOINT_FILE, Trainer
 
 TINY = {

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import data_loading, link_map, predict, train_step
-from benchmarks.peers import PeerError, load_peer
-from benchmarks.report import Report
+from benchmarks.speed import data_loading, link_map, predict, train_step
+from benchmarks.speed.peers import PeerError, load_peer
+from benchmarks.speed.report import Report
 
 PEER = """
 import torch

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks import growth, scale_out, serving, speed, start
-from benchmarks.photos import WIDTH
-from benchmarks.report import Report
-from benchmarks.speed_plot import plot_ratios, plot_serving
+from benchmarks.speed import growth, scale_out, serving, speed, start
+from benchmarks.speed.photos import WIDTH
+from benchmarks.speed.report import Report
+from benchmarks.speed.speed_plot import plot_ratios, plot_serving
 
 
 def measured(module: Any, *arguments: object) -> Report:
@@ -90,7 +90,7 @@ def test_growth_lists_what_is_stored() -> None:
 def test_document_has_a_line_and_a_table_for_each_subject() -> None:
     result = {
         **Report("start", "a title", [{"part": "gateway", "ready_s": 1.5}], ratio=2.0, bar=3.0).to_dict(),
-        "command": "python -m benchmarks.start",
+        "command": "python -m benchmarks.speed.start",
     }
     text = speed.document([result, {"subject": "serving", "failure": "no room"}], "2026-01-02")
     assert "| start | 2 | 3 | **no** | – |" in text

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from benchmarks.accuracy import main
-from benchmarks.groups import groups, read_results
-from benchmarks.tables import spread, tables, update
+from benchmarks.accuracy.accuracy import main
+from benchmarks.accuracy.groups import groups, read_results
+from benchmarks.accuracy.tables import spread, tables, update
 
 
 def result(row="ppl", seed=0, error=4.0, **other):

@@ -1,6 +1,6 @@
 """How far errors can fall on a set: those of the labels themselves, with something taken from them.
 
-    python -m benchmarks.limits --set mj_dog.npz [--steps 1200] [--json]
+    python -m benchmarks.accuracy.limits --set mj_dog.npz [--steps 1200] [--json]
 
 Labelled keypoints stand for learned ones and are mapped to the labels as learned ones would be, by the headline's
 linear map with bias. What is taken from them:
@@ -31,9 +31,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.packs import Pack, read_pack
 from model.scoring.linear_maps import apply_maps, error_percent, fit_maps
 from model.scoring.protocols import sides
+
+from .packs import Pack, read_pack
 
 NOISE = 0.02  # of the image side
 Limbs = list[tuple[list[int], list[int]]]
@@ -134,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; 2 where what it asks for can't be done."""
     description, _, details = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.limits",
+        prog="python -m benchmarks.accuracy.limits",
         description=description,
         epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.groups import Group
-from benchmarks.rows import MEAN_POSE
+from .groups import Group
+from .rows import MEAN_POSE
 
 REFINES = ("0", "1", "3")
 _ERRORS = (

@@ -1,6 +1,6 @@
 """Keypoints of a batch, without refinement and with three steps of it, preset paper, against a peer's.
 
-python -m benchmarks.predict [--json] [--peer PATH] [--batch 16] [--device auto]
+python -m benchmarks.speed.predict [--json] [--peer PATH] [--batch 16] [--device auto]
 
 Without --peer only our own rates are told, and no ratio. The share of the device's bf16 rate counts the
 multiplications of the model against those of a large matrix product in the same run.
@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.peers import Peer, add_peer_arguments, load_peer, random_images
-from benchmarks.report import Report, Row, run
-from benchmarks.timing import add_torch_arguments, device_of, interleaved
 from model.config import resolve
 from model.network.pose_prior_learner import PosePriorLearner
 from model.predictor import Predictor
+
+from .peers import Peer, add_peer_arguments, load_peer, random_images
+from .report import Report, Row, run
+from .timing import add_torch_arguments, device_of, interleaved
 
 CPU_BAR = 6.0
 REFINE_STEPS = (0, 3)

@@ -1,6 +1,6 @@
 """The whole service under load against one process that calls the same model, and against LitServe, in one run.
 
-python -m benchmarks.serving [--json] [--clients 1 8 64 256] [--seconds 4] [--rounds 2] [--no-litserve]
+python -m benchmarks.speed.serving [--json] [--clients 1 8 64 256] [--seconds 4] [--rounds 2] [--no-litserve]
 
 Photographs of 640 x 480 to poses of the sample category. All contestants stand ready the whole time and are loaded
 in turn. LitServe comes with the extra ``bench``; where it is not installed, that part is left out and said.
@@ -25,13 +25,14 @@ from pathlib import Path
 import httpx
 import torch
 
-from benchmarks.bare import Bare
-from benchmarks.load import Load, closed_loop, post
-from benchmarks.photos import photos, upload
-from benchmarks.report import Check, Report, Row, run
-from benchmarks.stack import Stack, StackError
-from benchmarks.timing import percentile
 from service.contract.versions.store import VersionStore
+
+from .bare import Bare
+from .load import Load, closed_loop, post
+from .photos import photos, upload
+from .report import Check, Report, Row, run
+from .stack import Stack, StackError
+from .timing import percentile
 
 BAR = 0.8
 P50_MS, P95_MS = 5.0, 12.0
@@ -129,7 +130,15 @@ def _litserve(version: Path, options: argparse.Namespace, log: Path) -> Iterator
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "benchmarks.litserve_server", str(version), str(port), "--batch", str(_BATCH)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.speed.litserve_server",
+        str(version),
+        str(port),
+        "--batch",
+        str(_BATCH),
+    ]
     command += ["--decode-threads", str(options.decode_threads), "--device", options.device]
     command += ["--threads", str(options.threads)] if options.threads else []
     with log.open("wb") as output:

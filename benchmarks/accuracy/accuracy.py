@@ -4,13 +4,16 @@
     python -m benchmarks.accuracy table results
     python -m benchmarks.accuracy pictures results --set mj_dog.npz
 
-``run`` trains a row (``benchmarks/rows.py`` says what they are) on the set's training pictures, never seeing a label,
-measures it on the held-out ones and writes one JSON a seed; ``benchmarks/runs.py`` says what lies where. Stopped, it
+``run`` trains a row (``benchmarks/accuracy/rows.py`` says what they are) on the set's training pictures, never seeing
+a label,
+measures it on the held-out ones and writes one JSON a seed; ``benchmarks/accuracy/runs.py`` says what lies where.
+Stopped, it
 continues when started again; finished, it does nothing. ``--minutes`` measures the pace over 30 steps first and takes
 as many steps as fit; all seeds of one command take the same number. ``table`` writes the tables and plots of
 ``ACCURACY.md`` from a folder of results, ``pictures`` draws what was learned.
 
-The sets are files that the project does not hold: ``benchmarks/packs.py`` says how to get them and what a file of
+The sets are files that the project does not hold: ``benchmarks/accuracy/packs.py`` says how to get them and what a
+file of
 your own needs.
 """
 
@@ -21,11 +24,11 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
-from benchmarks.groups import groups, read_results
-from benchmarks.rows import MEAN_POSE, ROWS
-from benchmarks.tables import tables, update
+from .groups import groups, read_results
+from .rows import MEAN_POSE, ROWS
+from .tables import tables, update
 
-ACCURACY = Path(__file__).parent / "ACCURACY.md"
+ACCURACY = Path(__file__).parents[1] / "ACCURACY.md"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     import torch
 
-    from benchmarks.runs import Request, run
+    from .runs import Request, run
 
     torch.set_num_threads(options.threads)
     fixed = {"steps": "--steps or --minutes", "seed": "--seed"}
@@ -69,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from benchmarks.occlusion_plot import plot_curves
+    from .occlusion_plot import plot_curves
 
     by_set = sorted(groups(read_results(options.results)), key=lambda group: group.first["set"])
     for name, found in groupby(by_set, key=lambda group: group.first["set"]):
@@ -82,7 +85,7 @@ def _table(options: argparse.Namespace) -> int:
 
 
 def _pictures(options: argparse.Namespace) -> int:
-    from benchmarks.sheets import sheets
+    from .sheets import sheets
 
     for file in sheets(options.results, options.set, options.count, options.refine_steps):
         print(file)
@@ -137,7 +140,3 @@ def _parser() -> argparse.ArgumentParser:
     drawn.add_argument("--count", type=int, default=32, help="test pictures (32); 0: prior and prototypes alone")
     drawn.add_argument("--refine-steps", type=int, default=0)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

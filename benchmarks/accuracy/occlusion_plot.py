@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.groups import Group
 from model.scoring.plots import PlotsUnavailableError
+
+from .groups import Group
 
 _KINDS = {"random": "share of the patches, at random", "centre": "side of the centre square, of 16 patches"}
 _STYLES = ("-", "--", ":")

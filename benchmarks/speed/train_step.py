@@ -1,6 +1,6 @@
 """One training step of preset paper, against a peer's on the same batch, perceptual network and input size.
 
-python -m benchmarks.train_step [--json] [--peer PATH] [--perceptual-weights FILE] [--batch 8] [--device auto]
+python -m benchmarks.speed.train_step [--json] [--peer PATH] [--perceptual-weights FILE] [--batch 8] [--device auto]
 
 Without --peer only our own times are told, and no ratio.
 """
@@ -14,13 +14,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from benchmarks.memory import peak_bytes
-from benchmarks.peers import add_peer_arguments, load_peer, random_images
-from benchmarks.report import Check, Report, Row, run
-from benchmarks.timing import add_torch_arguments, device_of, interleaved
 from model.config import resolve
 from model.network.device import has_fast_bf16
 from model.training.trainer import Trainer
+
+from .memory import peak_bytes
+from .peers import add_peer_arguments, load_peer, random_images
+from .report import Check, Report, Row, run
+from .timing import add_torch_arguments, device_of, interleaved
 
 AMX_BAR, CPU_BAR, GPU_BAR = 8.0, 2.0, 4.0
 GPU_MEMORY_BAR = 2.0

@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measures import mean_pose, measure
-from benchmarks.packs import Pack, read_pack
-from benchmarks.rows import MEAN_POSE, Plan, plan
 from model import Trainer
 from model.predictor import Predictor
 from model.training.trainer import CHECKPOINT_FILE
 from model.version.prior import PosePrior
+
+from .measures import mean_pose, measure
+from .packs import Pack, read_pack
+from .rows import MEAN_POSE, Plan, plan
 
 CALIBRATION_STEPS = 30
 _WARM_UP_STEPS = 5  # not counted: kernels are chosen and memory is taken in the first ones

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import MEAN_POSE, ROWS, describe
+from .rows import MEAN_POSE, ROWS, describe
 
 Result = dict[str, Any]
 

@@ -1,6 +1,6 @@
 """One gateway and inference worker against two of each: requests lost or doubled, pictures a second, processor time.
 
-python -m benchmarks.scale_out [--json] [--clients 32] [--seconds 4] [--rounds 2]
+python -m benchmarks.speed.scale_out [--json] [--clients 32] [--seconds 4] [--rounds 2]
 
 Each photograph has a width of its own, which its answer tells: an answer of another request would be noticed.
 """
@@ -16,11 +16,12 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.load import Load, closed_loop, post
-from benchmarks.photos import WIDTH, photos, upload
-from benchmarks.report import Check, Report, Row, run
-from benchmarks.stack import Stack
 from service.contract.routing import HEARTBEAT_EVERY_S
+
+from .load import Load, closed_loop, post
+from .photos import WIDTH, photos, upload
+from .report import Check, Report, Row, run
+from .stack import Stack
 
 BAR = 1.7
 CORES = 6  # from here on two of each, and the load, have cores of their own

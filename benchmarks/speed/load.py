@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from benchmarks.timing import percentile
+from .timing import percentile
 
 Answered = Callable[[int, bytes], str | None]  # number of the request's kind and its answer; what is wrong with it
 _LIMIT_S = 60.0  # for one answer

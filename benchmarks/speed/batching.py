@@ -1,6 +1,6 @@
 """Batches formed in the gateway against every picture by itself (PPL_BATCH_LIMIT=1), under the same load.
 
-python -m benchmarks.batching [--json] [--clients 16] [--seconds 3] [--rounds 3]
+python -m benchmarks.speed.batching [--json] [--clients 16] [--seconds 3] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.load import Load, closed_loop, post
-from benchmarks.photos import photos, upload
-from benchmarks.report import Check, Report, Row, run
-from benchmarks.stack import Stack
+from .load import Load, closed_loop, post
+from .photos import photos, upload
+from .report import Check, Report, Row, run
+from .stack import Stack
 
 GPU_BAR, CPU_BAR = 3.0, 1.0
 _LIMITS = {"on": "32", "off": "1"}

@@ -42,7 +42,9 @@ class PeerError(ValueError):
 
 def add_peer_arguments(parser: argparse.ArgumentParser) -> None:
     """Which peer, if any, and the perceptual weights that it shares with ours."""
-    parser.add_argument("--peer", type=Path, help="Python file of a peer; benchmarks/peers.py says what it must have")
+    parser.add_argument(
+        "--peer", type=Path, help="Python file of a peer; benchmarks/speed/peers.py says what it must have"
+    )
     parser.add_argument("--perceptual-weights", type=Path, help="file of VGG16's weights; downloaded unless given")
 
 
@@ -62,7 +64,7 @@ def load_peer(
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "build"):
-        raise PeerError(f"{path} has no function build; benchmarks/peers.py says what a peer must have")
+        raise PeerError(f"{path} has no function build; benchmarks/speed/peers.py says what a peer must have")
     peer: Peer = module.build(batch, side, num_keypoints, perceptual_weights, device)
     return peer
 

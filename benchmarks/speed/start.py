@@ -1,6 +1,6 @@
 """How long gateway and worker take until they are ready, and how much memory they then hold.
 
-python -m benchmarks.start [--json] [--rounds 3]
+python -m benchmarks.speed.start [--json] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.report import Check, Report, Row, run
-from benchmarks.stack import Stack
+from .report import Check, Report, Row, run
+from .stack import Stack
 
 GATEWAY_S, WORKER_S, GATEWAY_MB = 2.0, 8.0, 150.0
 

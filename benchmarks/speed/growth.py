@@ -1,6 +1,6 @@
 """What grows with what: batch, K and S for the model, resident categories, stored jobs and versions for the platform.
 
-python -m benchmarks.growth [--json] [--jobs 10000] [--versions 1000]
+python -m benchmarks.speed.growth [--json] [--jobs 10000] [--versions 1000]
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ import numpy as np
 import redis
 import torch
 
-from benchmarks.machine import resident_bytes
-from benchmarks.report import Check, Report, Row, run
-from benchmarks.stack import Stack
-from benchmarks.timing import add_torch_arguments, device_of, interleaved
 from model.config import PPLConfig, resolve
 from model.network.pose_prior_learner import PosePriorLearner
 from model.predictor import Predictor
 from service.contract.jobs.store import JobStatus, JobStore
 from service.contract.versions.store import VersionStore
+
+from .machine import resident_bytes
+from .report import Check, Report, Row, run
+from .stack import Stack
+from .timing import add_torch_arguments, device_of, interleaved
 
 LISTING_MS = 50.0
 _LISTED = 15  # times

@@ -99,7 +99,9 @@ def read_pack(path: Path, side: int) -> Pack:
         split, names = values["split"], tuple(map(str, values["keypoint_names"]))
         meta: dict[str, Any] = json.loads(str(values["meta"]))
     except KeyError as error:
-        raise PackError(f"{path.name} has no {error}; expected the keys that benchmarks/packs.py lists") from error
+        raise PackError(
+            f"{path.name} has no {error}; expected the keys that benchmarks/accuracy/packs.py lists"
+        ) from error
     except (ValueError, AttributeError) as error:  # not an archive of arrays, or no JSON
         raise PackError(f"{path.name} is no image pack: {error}") from error
     count = len(offsets) - 1

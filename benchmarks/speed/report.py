@@ -20,7 +20,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from benchmarks.machine import machine, versions
+from .machine import machine, versions
 
 Row = dict[str, Any]
 

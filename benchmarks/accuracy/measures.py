@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.packs import Pack, Part
 from model.predictor import Predictor
 from model.scoring.linear_maps import Split, fit_maps
 from model.scoring.occlusion import occlusion_table, verdict
 from model.scoring.protocols import evaluate, sides
 from model.scoring.skeleton import skeleton_scores
 from model.version.prior import PosePrior
+
+from .packs import Pack, Part
 
 REFINE_STEPS = 3  # the paper's number of iterations
 _SCORED = (0, 1, REFINE_STEPS)

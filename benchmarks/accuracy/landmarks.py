@@ -1,6 +1,6 @@
 """How the error of landmarks falls with the pictures that a user labels.
 
-    python -m benchmarks.landmarks --set mj_dog.npz --version service/samples/dog
+    python -m benchmarks.accuracy.landmarks --set mj_dog.npz --version service/samples/dog
 
 The poses of all pictures of a set are estimated once with a trained version. Then so many of the training pictures
 are drawn at random as a user might label, again and again; landmarks are fitted on each draw as ``POST
@@ -9,7 +9,7 @@ would have told of it (cross-validated on the draw alone) and that of guessing e
 that a draw shows in too few pictures can't be fitted and does not count in that draw. The last row is the field's
 protocol, least squares on every training picture.
 
-The sets are files that the project does not hold: ``benchmarks/packs.py`` says how to get them.
+The sets are files that the project does not hold: ``benchmarks/accuracy/packs.py`` says how to get them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.packs import Pack, PackError, Part, read_pack
 from model.predictor import Predictor
 from model.scoring.landmarks import FEWEST_PICTURES, FEWEST_VISIBLE, fit_landmarks
 from model.scoring.linear_maps import Split, apply_maps, error_percent, mean_pose_percent
 from model.scoring.protocols import evaluate
 from model.version.tensor_files import CheckpointError
+
+from .packs import Pack, PackError, Part, read_pack
 
 COUNTS = (5, 10, 20, 50, 200)
 _AT_ONCE = 64  # pictures
@@ -127,7 +128,7 @@ def _table(found: dict[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     description, _, details = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.landmarks",
+        prog="python -m benchmarks.accuracy.landmarks",
         description=description,
         epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.groups import read_results
-from benchmarks.measures import batched
-from benchmarks.packs import Pack, read_pack
 from model.predictor import Predictor
 from service.contract.media.fitting import Frame
 from service.estimates.drawing import overlay, prior_picture
+
+from .groups import read_results
+from .measures import batched
+from .packs import Pack, read_pack
 
 COLUMNS = 8
 CELL_PX = 160

@@ -15,12 +15,13 @@ import httpx
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.machine import cpu_seconds, resident_bytes
 from service.contract import routing
 from service.contract.versions.store import VersionStore
 from service.stack.supervisor import Child, ChildSpec
 from service.stack.valkey import EmbeddedValkey
 from service.versions.samples import install_samples
+
+from .machine import cpu_seconds, resident_bytes
 
 _START_S = 120.0
 _TICK_S = 0.01

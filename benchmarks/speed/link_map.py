@@ -1,6 +1,6 @@
 """The link map, forward and backward, against eq. 3 written out literally: (B, L, P, 2) tensors, one exp a link.
 
-python -m benchmarks.link_map [--json] [--batches 8 16] [--side 128] [--device cpu] [--threads 1] [--repeats 5]
+python -m benchmarks.speed.link_map [--json] [--batches 8 16] [--side 128] [--device cpu] [--threads 1] [--repeats 5]
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.memory import MovedBytes, copy_bytes_per_s, peak_bytes
-from benchmarks.report import Check, Report, Row, run
-from benchmarks.timing import add_torch_arguments, device_of, interleaved
 from model.network.links import link_map, link_map_literal
+
+from .memory import MovedBytes, copy_bytes_per_s, peak_bytes
+from .report import Check, Report, Row, run
+from .timing import add_torch_arguments, device_of, interleaved
 
 BAR, GPU_BAR = 40.0, 10.0
 MEMORY_BAR = 20.0

@@ -1,6 +1,6 @@
 """Getting a training batch ready, against the step that it feeds: the device must hardly ever wait.
 
-python -m benchmarks.data_loading [--json] [--device auto] [--presets compact paper] [--pictures 4000]
+python -m benchmarks.speed.data_loading [--json] [--device auto] [--presets compact paper] [--pictures 4000]
 
 Batches are read as a training worker reads them, from a memory map, and shuffled over more pictures than fit in the
 processor's cache; what runs before the first convolution is counted: reading, mirroring, tensors, masks.
@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.report import Check, Report, Row, run
-from benchmarks.timing import add_torch_arguments, device_of, interleaved
 from model.config import PPLConfig, resolve
 from model.data import Images, mask_patches, step_generator, to_tensor
 from model.training.trainer import Trainer
+
+from .report import Check, Report, Row, run
+from .timing import add_torch_arguments, device_of, interleaved
 
 WAIT_BAR = 0.05
 

@@ -17,9 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import Check, table
-from benchmarks.speed_plot import plot_ratios, plot_serving
 from model.scoring.plots import PlotsUnavailableError
+
+from .report import Check, table
+from .speed_plot import plot_ratios, plot_serving
 
 # the short ones, with arguments that keep all of them together below ten minutes on two cores
 SUBJECTS: dict[str, tuple[str, ...]] = {
@@ -33,7 +34,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "start": (),
     "growth": (),
 }
-SPEED = Path(__file__).parent / "SPEED.md"
+SPEED = Path(__file__).parents[1] / "SPEED.md"
 _WITH_WEIGHTS = ("train_step", "predict")
 _LIMIT_S = 900
 _LAST_WORDS = 600  # characters of a failed subject
@@ -136,7 +137,3 @@ def _plots(results: list[Result], folder: Path) -> list[str]:
     except PlotsUnavailableError as error:
         print(f"no plots: {error}", file=sys.stderr)
         return []
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """The same predictor behind LitServe (extra ``bench``), tuned as its documentation says.
 
-python -m benchmarks.litserve_server VERSION PORT [--batch 32] [--threads 1] [--decode-threads 2]
+python -m benchmarks.speed.litserve_server VERSION PORT [--batch 32] [--threads 1] [--decode-threads 2]
 
 Its guide to speed: requests collected into batches, pictures of a batch decoded by threads in ``batch``, its fast
 queue, several API servers where cores allow.

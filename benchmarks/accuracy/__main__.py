@@ -1,0 +1,7 @@
+"""``python -m benchmarks.accuracy``."""
+
+import sys
+
+from .accuracy import main
+
+sys.exit(main())

@@ -1,0 +1,7 @@
+"""``python -m benchmarks.speed``."""
+
+import sys
+
+from .speed import main
+
+sys.exit(main())
