@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from .drawn_pack import pack_values
+from tests.support.drawn_pack import pack_values
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .stack_process import StackProcess
+from tests.support.stack_process import StackProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 FUZZ_S = 60
@@ -48,7 +48,7 @@ def test_no_case_gets_a_fault_or_an_answer_that_is_not_described(
         done = subprocess.run(
             command,
             cwd=tmp_path,
-            env={**os.environ, "SCHEMATHESIS_HOOKS": "tests.integration.api_fuzz", "PPL_FUZZ_URL": stack.url}
+            env={**os.environ, "SCHEMATHESIS_HOOKS": "tests.support.api_fuzz", "PPL_FUZZ_URL": stack.url}
             | {
                 "PYTHONPATH": os.pathsep.join(
                     [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]

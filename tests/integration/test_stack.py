@@ -24,8 +24,7 @@ from redis import Redis
 
 from service.client import APIError, Client, Job, JobStatus, png_bytes
 from service.client.types import BackgroundEstimate, Dataset
-
-from .stack_process import TINY, StackProcess, archive, drawing, running, within
+from tests.support.stack_process import TINY, StackProcess, archive, drawing, running, within
 
 SAMPLES = Path(__file__).resolve().parents[2] / "service" / "samples"
 

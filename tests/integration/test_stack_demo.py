@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from .stack_process import children, within
+from tests.support.stack_process import children, within
 
 pytestmark = [
     pytest.mark.integration,

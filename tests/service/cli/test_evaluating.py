@@ -1,0 +1,314 @@
+"""``ppl evaluate`` against a small server that sees bright spots: its poses, scored by the real scorer."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi import Request
+from PIL import Image
+
+from service.cli.evaluation.evaluate import evaluate_category
+from service.cli.evaluation.squares import read_squares
+from service.client import Client, InputError
+from tests.support.api_double import TIMING, ApiDouble, serving
+
+SIDE = 32
+
+
+class Seer(ApiDouble):
+    """Answers /estimate with four points on the line from the red to the green light in each picture.
+
+    Attributes:
+        sizes: of all pictures that came.
+        refine_steps: of all requests that came.
+        method, mode: of the version.
+        links: of its prior.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: set[tuple[int, int]] = set()
+        self.refine_steps: list[int] = []
+        self.method, self.mode = "ppl", "stills"
+        self.links = [{"i": 0, "j": 1, "weight": 1.0}]
+
+    def _route(self) -> None:
+        @self.app.get("/priors/{category}")
+        async def prior(category: str) -> Any:
+            return {
+                "category": category,
+                "version": "v1",
+                "num_keypoints": 4,
+                "keypoint_names": None,
+                "keypoint_prior": [[-0.3, 0], [-0.1, 0], [0.1, 0], [0.3, 0]],
+                "connectivity_prior": [[self._weight(i, j) for j in range(4)] for i in range(4)],
+                "links": self.links,
+                "link_width": 0.001,
+                "method": self.method,
+                "mode": self.mode,
+                "settings": {"image_size": SIDE},
+                "training": {},
+            }
+
+        @self.app.post("/estimate")
+        async def estimate(request: Request) -> Any:
+            form = await self._note(request)
+            steps = int(form["refine_steps"][0])
+            self.refine_steps.append(steps)
+            images = [self._seen(index, data, steps) for index, (_, data) in enumerate(form["images"])]
+            return {"category": form["category"][0], "version": "v1", "images": images, "timing_ms": TIMING}
+
+    def _weight(self, i: int, j: int) -> float:
+        return sum(float(link["weight"]) for link in self.links if {link["i"], link["j"]} == {i, j})
+
+    def _seen(self, index: int, data: bytes, steps: int) -> dict[str, Any]:
+        image = Image.open(io.BytesIO(data))
+        self.sizes.add(image.size)
+        light = np.asarray(image, dtype=np.float64)[..., :2].clip(150) - 150 + 1e-9
+        ys, xs = np.mgrid[: image.height, : image.width]
+        mass = light.sum((0, 1))
+        red, green = (np.array([(light[..., c] * axis).sum() / mass[c] for axis in (xs, ys)]) for c in (0, 1))
+        places = [red + (green - red) * share / 3 for share in range(4)]
+        points = [{"x": float(x), "y": float(y)} for x, y in places]
+        keypoints = [{"id": number, "score": 1.0, **point} for number, point in enumerate(points)]
+        return {
+            "index": index,
+            "width": image.width,
+            "height": image.height,
+            "keypoints": keypoints,
+            "links": [],
+            "trajectory": [points] * (steps + 1),
+        }
+
+
+@pytest.fixture
+def api() -> Iterator[Seer]:
+    with serving(Seer()) as api:
+        assert isinstance(api, Seer)
+        yield api
+
+
+def drawn(places: np.ndarray) -> bytes:
+    """A picture of 96 x 64 pixels with a red and a green light, in pixels."""
+    ys, xs = np.mgrid[:64, :96]
+    channels = [np.where(np.hypot(xs - x, ys - y) < 5, 255, 0) for x, y in places]
+    file = io.BytesIO()
+    Image.fromarray(np.stack([*channels, np.zeros_like(xs)], axis=-1).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> tuple[Path, Path]:
+    """A folder of pictures, and their labels as CSV: the two lights, in pixels."""
+    rng = np.random.default_rng(3)
+    folder, rows = tmp_path / "photos", ["image,keypoint,x,y,split"]
+    (folder / "sub").mkdir(parents=True)
+    for number in range(30):
+        places = rng.uniform((12, 12), (84, 52), (2, 2))
+        name = f"{'sub/' if number % 2 else ''}{number:03}.png"
+        (folder / name).write_bytes(drawn(places))
+        split = "test" if number % 3 == 0 else "train"
+        rows += [f"{name},{light},{x},{y},{split}" for light, (x, y) in zip(("red", "green"), places, strict=True)]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    return folder, tmp_path / "labels.csv"
+
+
+def test_poses_are_scored_by_every_protocol(api: Seer, photos: tuple[Path, Path]) -> None:
+    with Client(api.url) as client:
+        found = evaluate_category(client, "bird", [photos[0]], photos[1])
+    assert (found["version"], found["images"], found["skipped_files"]) == ("v1", 30, [])
+    scores = found["scores"]
+    assert (scores["train_images"], scores["heldout_images"], scores["split_from"]) == (20, 10, "labels")
+    assert scores["headline"]["error_percent"] < 1.5  # it sees lights to a pixel or so of 32
+    assert scores["headline"]["mean_pose_percent"] > 10
+    assert "summed_error" in scores["summed"]
+    assert api.sizes == {(SIDE, SIDE)}
+    assert set(api.refine_steps) == {0}
+
+
+def test_occlusion_hides_parts_of_the_scored_pictures(api: Seer, photos: tuple[Path, Path]) -> None:
+    told = []
+    with Client(api.url) as client:
+        found = evaluate_category(
+            client,
+            "bird",
+            [photos[0]],
+            photos[1],
+            occlusion=True,
+            refine_steps=2,
+            on_done=lambda done, total: told.append((done, total)),
+        )
+    rows = {(row["kind"], row["level"]): row["errors"] for row in found["occlusion"]["rows"]}
+    assert all(len(errors) == 3 for errors in rows.values())
+    clean = rows.pop(("clean", 0.0))
+    assert clean[0] == pytest.approx(found["scores"]["headline"]["error_percent"], abs=1e-3)
+    assert {kind for kind, _ in rows} == {"random", "centre"}
+    assert rows["random", 0.4][0] > clean[0]
+    assert rows["centre", 12.0][0] > 5 > clean[0]
+    assert set(api.refine_steps) == {0, 2}
+    assert told[-1][0] == told[-1][1] == 30 + 10 * (len(rows) + 1)
+
+
+def test_what_does_not_fit_is_found_out_before_any_pose_is_estimated(
+    api: Seer, photos: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "other.csv").write_text("image,keypoint,x,y\nelsewhere.png,nose,3,4\n")
+    wrong: list[tuple[Path, dict[str, Any], str]] = [
+        (tmp_path / "other.csv", {}, "elsewhere.png"),
+        (tmp_path / "absent.csv", {}, "absent.csv"),
+        (photos[1], {"skeleton": True}, "the labels name no skeleton"),
+        (photos[1], {"occlusion": True, "plot": tmp_path / "absent" / "o.png"}, "there is no folder"),
+        (photos[1], {"plot": tmp_path / "o.png"}, "--occlusion"),
+    ]
+    with Client(api.url) as client:
+        for labels, wanted, message in wrong:
+            with pytest.raises(InputError, match=message):
+                evaluate_category(client, "bird", [photos[0]], labels, **wanted)
+    assert api.refine_steps == []
+
+
+def test_version_without_memory_is_measured_unrefined(api: Seer, photos: tuple[Path, Path]) -> None:
+    api.method = "autolink"
+    with Client(api.url) as client:
+        found = evaluate_category(client, "bird", [photos[0]], photos[1], occlusion=True)
+        assert {len(row["errors"]) for row in found["occlusion"]["rows"]} == {1}
+        assert set(api.refine_steps) == {0}
+        with pytest.raises(InputError, match=r"refine_steps is 2, and version v1 of bird .* autolink.* no memory"):
+            evaluate_category(client, "bird", [photos[0]], photos[1], occlusion=True, refine_steps=2)
+
+
+def test_pictures_of_a_version_of_clips_are_held_out_by_folders(api: Seer, photos: tuple[Path, Path]) -> None:
+    api.mode = "clips"
+    rows = photos[1].read_text().splitlines()
+    photos[1].write_text("\n".join(row.rpartition(",")[0] for row in rows))  # without the split
+    with Client(api.url) as client:
+        scores = evaluate_category(client, "bird", [photos[0]], photos[1])["scores"]
+    assert (scores["split_from"], scores["train_images"], scores["heldout_images"]) == ("names", 15, 15)
+
+
+def skeletal(csv: Path) -> dict[str, Any]:
+    """The labels of :func:`photos` as COCO, with a limb from light to light."""
+    rows = [line.split(",") for line in csv.read_text().splitlines()[1:]]
+    places = {(name, light): [float(x), float(y), 2] for name, light, x, y, _ in rows}
+    names = list(dict.fromkeys(name for name, _ in places))
+    return {
+        "images": [{"id": n, "file_name": name, "width": 96, "height": 64} for n, name in enumerate(names)],
+        "annotations": [
+            {"image_id": n, "keypoints": [*places[name, "red"], *places[name, "green"]]} for n, name in enumerate(names)
+        ],
+        "categories": [{"id": 1, "keypoints": ["red", "green"], "skeleton": [[1, 2]]}],
+    }
+
+
+def test_prior_is_held_against_the_skeleton_that_the_labels_name(
+    api: Seer, ppl: Any, photos: tuple[Path, Path], tmp_path: Path
+) -> None:
+    api.links = [{"i": 0, "j": 3, "weight": 1.0}, {"i": 0, "j": 1, "weight": 0.1}]
+    (tmp_path / "coco.json").write_text(json.dumps(skeletal(photos[1])))
+    with Client(api.url) as client:
+        found = evaluate_category(client, "bird", [photos[0]], tmp_path / "coco.json", skeleton=True)
+    scores = found["skeleton"]
+    assert [link[:3] for link in scores["strong_links"]] == [[0, 3, 1.0]]
+    assert (scores["matched"]["precision"], scores["matched"]["recall"]) == (1, 1)
+    assert scores["geometric"]["recall"] > 0.99
+    done = ppl("bird", photos[0], "--labels", "coco.json", "--skeleton")
+    assert done.returncode == 0, done.stderr
+    assert "of 1 strong links" in done.stdout
+    assert "Procrustes" in done.stdout
+
+
+def test_pictures_may_lie_in_an_archive_or_come_one_by_one(photos: tuple[Path, Path], tmp_path: Path) -> None:
+    names = ["000.png", "sub/001.png"]
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        for name in names:
+            archive.write(photos[0] / name, name)
+        archive.writestr("broken.png", b"no picture")
+    packed = read_squares([tmp_path / "some.zip"], SIDE)
+    single = read_squares([photos[0] / name for name in names], SIDE)
+    assert (packed.names, single.names) == (names, ["000.png", "001.png"])
+    assert packed.sizes == [(96, 64)] * 2
+    np.testing.assert_array_equal(packed.pixels, single.pixels)
+    assert [item["name"] for item in packed.skipped] == ["broken.png"]
+
+
+def test_videos_are_read_as_a_training_reads_them(video: Any, tmp_path: Path) -> None:
+    (tmp_path / "walk.mp4").write_bytes(video(6))
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        archive.write(tmp_path / "walk.mp4", "in/walk.mp4")
+        archive.writestr("broken.mp4", b"no video")
+    alone = read_squares([tmp_path / "walk.mp4"], SIDE, frames=3)
+    assert alone.names == ["walk.mp4#000001", "walk.mp4#000003", "walk.mp4#000005"]
+    assert alone.videos == dict.fromkeys(alone.names, "walk.mp4")
+    packed = read_squares([tmp_path / "some.zip"], SIDE, frames=3)
+    assert packed.names == [f"in/{name}" for name in alone.names]
+    np.testing.assert_array_equal(packed.pixels, alone.pixels)
+    assert [item["name"] for item in packed.skipped] == ["broken.mp4"]
+
+
+def test_frames_of_a_video_are_held_out_together(api: Seer, video: Any, tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    rows = ["image,keypoint,x,y"]
+    for name in "abc":
+        (tmp_path / "videos" / f"{name}.mp4").write_bytes(video(4))
+        rows += [f"{name}.mp4#{frame:06d},red,{3 * frame + 2},{frame + 5}" for frame in range(4)]
+    (tmp_path / "frames.csv").write_text("\n".join(rows))
+    with Client(api.url) as client:
+        scores = evaluate_category(client, "bird", [tmp_path / "videos"], tmp_path / "frames.csv")["scores"]
+        assert (scores["train_images"], scores["heldout_images"]) == (8, 4)
+        with pytest.raises(InputError, match="all are of one clip; give a split"):
+            evaluate_category(client, "bird", [tmp_path / "videos" / "a.mp4"], tmp_path / "frames.csv")
+
+
+@pytest.mark.parametrize("what", ["nothing there", "no picture", "a name twice"])
+def test_pictures_of_no_use_are_refused(photos: tuple[Path, Path], tmp_path: Path, what: str) -> None:
+    (tmp_path / "junk.png").write_bytes(b"junk")
+    one = photos[0] / "000.png"
+    paths = {"nothing there": [tmp_path / "absent"], "no picture": [tmp_path / "junk.png"], "a name twice": [one, one]}
+    with pytest.raises(InputError):
+        read_squares(paths[what], SIDE)
+
+
+@pytest.fixture
+def ppl(api: Seer, tmp_path: Path) -> Any:
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "service.cli", "evaluate", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PPL_URL": api.url, "COLUMNS": "120", "NO_COLOR": "1"},
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+def test_command_prints_a_table_or_json(ppl: Any, photos: tuple[Path, Path]) -> None:
+    done = ppl("bird", photos[0], "--labels", photos[1], "--occlusion", "--refine-steps", 1)
+    assert done.returncode == 0, done.stderr
+    assert "headline" in done.stdout
+    assert "these errors say little" in done.stdout
+    assert "1 x refined" in done.stdout
+    answer = ppl("bird", photos[0], "--labels", photos[1], "--json")
+    assert answer.stderr == ""
+    assert json.loads(answer.stdout)["scores"]["heldout_images"] == 10
+
+
+def test_labels_of_no_use_are_quoted(ppl: Any, photos: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("image,keypoint,x,y\nelsewhere.png,nose,3,4\n")
+    done = ppl("bird", photos[0], "--labels", "other.csv", "--json")
+    assert done.returncode == 1
+    assert "elsewhere.png" in json.loads(done.stderr)["detail"]
+    plotted = ppl("bird", photos[0], "--labels", photos[1], "--plot", "o.png", "--json")
+    assert "--occlusion" in json.loads(plotted.stderr)["detail"]

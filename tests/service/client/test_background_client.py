@@ -1,0 +1,132 @@
+"""The client's calls and the commands for estimates in the background and videos, against a real gateway."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from service.cli.main import app
+from service.client import APIError, Client, InputError
+from service.client.types import EstimateStatus
+from tests.support.live_gateway import live_gateway
+
+
+@pytest.fixture
+def url(make_settings, publish):
+    publish("dog")
+    with live_gateway(make_settings()) as url:
+        yield url
+
+
+@pytest.fixture
+def client(url):
+    with Client(url) as client:
+        yield client
+
+
+@pytest.fixture
+def clip(tmp_path, video):
+    path = tmp_path / "walk.mp4"
+    path.write_bytes(video(12))
+    return path
+
+
+def test_pictures_in_the_background(client, make_picture):
+    begun = client.estimate_async("dog", [make_picture(), make_picture()])
+    seen = []
+    found = client.wait_estimate(begun.id, lambda item: seen.append(item.status), poll_s=0.05)
+    assert found.status is EstimateStatus.SUCCEEDED
+    assert seen[-1] is EstimateStatus.SUCCEEDED
+    assert [image.index for image in found.result.images] == [0, 1]
+    assert found.result.errors == []
+    assert [item.id for item in client.estimates()] == [begun.id]
+    client.delete_estimate(begun.id)
+    with pytest.raises(APIError, match="no estimate"):
+        client.estimate_job(begun.id)
+
+
+def test_video_in_the_background_as_a_table(client, clip):
+    begun = client.estimate_async("dog", video=clip, every=4, format="csv", boxes=[[0, 0, 30, 30]])
+    client.wait_estimate(begun.id, poll_s=0.05)
+    rows = client.estimate_result(begun.id).decode().splitlines()
+    assert [row.split(",")[0] for row in rows[-3:]] == ["walk.mp4#000000", "walk.mp4#000004", "walk.mp4#000008"]
+
+
+def test_frames_as_they_are_found(client, clip):
+    found = list(client.estimate_video("dog", clip, every=6))
+    assert sorted(pose.frame for pose in found) == [0, 6]
+    assert sorted(pose.time_s for pose in found) == pytest.approx([0, 0.24])
+
+
+def test_neither_or_both_are_refused(client, clip, make_picture):
+    for given in ({}, {"images": [make_picture()], "video": clip}):
+        with pytest.raises(InputError, match="either pictures or a video"):
+            client.estimate_async("dog", **given)
+
+
+def ppl(url: str, *words: str):
+    return CliRunner().invoke(app, [*words, "--url", url])
+
+
+def test_command_shows_frames(url, clip):
+    shown = ppl(url, "estimate", "dog", str(clip), "--every", "5")
+    assert shown.exit_code == 0, shown.output
+    assert "frame 10 at 0.400 s" in shown.stdout
+    lines = ppl(url, "estimate", "dog", str(clip), "--every", "5", "--json").stdout.splitlines()
+    assert sorted(json.loads(line)["frame"] for line in lines) == [0, 5, 10]
+    table = ppl(url, "estimate", "dog", str(clip), "--every", "5", "--format", "csv")
+    assert table.stdout.count("walk.mp4#") == 3
+    assert ppl(url, "estimate", "dog", str(clip), "--overlay", "x.png").exit_code == 1
+
+
+@pytest.mark.parametrize("form", ["csv", "coco", "json"])
+def test_command_tells_what_gave_no_pose(url, tmp_path, make_picture, video, form):
+    whole = video(60, kind="mkv")
+    cut, bad = tmp_path / "cut.mkv", tmp_path / "bad.png"
+    cut.write_bytes(whole[: len(whole) * 2 // 3])
+    bad.write_bytes(b"no picture")
+    wanted = ("--json",) if form == "json" else ("--format", form)
+    done = ppl(url, "estimate", "dog", str(cut), "--every", "10", *wanted)
+    assert done.exit_code == 1
+    assert "ends early" in done.output
+    if form != "json":
+        assert "ends early" in done.stderr
+        assert "cut.mkv#" in done.stdout
+    begun = json.loads(
+        ppl(url, "estimate", "dog", str(bad), "--background", "--json", *(wanted if form != "json" else ())).stdout
+    )
+    done = ppl(url, "estimates", "show", begun["id"], "--follow")
+    assert done.exit_code == 1
+    assert "bad.png" in done.stderr
+    done = ppl(url, "estimates", "show", begun["id"], "--follow", "--json")
+    assert [json.loads(line)["code"] for line in done.stderr.splitlines()] == ["not_an_image"]
+
+
+def test_pictures_of_one_name_are_told_apart(url, tmp_path, make_picture):
+    for folder in ("one", "two"):
+        (tmp_path / "clips" / folder).mkdir(parents=True)
+        (tmp_path / "clips" / folder / "a.png").write_bytes(make_picture())
+    (tmp_path / "clips/walk.mp4").write_bytes(b"")
+    done = ppl(url, "estimate", "dog", str(tmp_path / "clips"), "--format", "csv")
+    assert [line.partition(",")[0] for line in done.stdout.splitlines()[3:]] == ["one/a.png", "two/a.png"]
+    assert "passed over" in done.stderr
+    assert "walk.mp4" in done.stderr
+    begun = ppl(url, "estimate", "dog", str(tmp_path / "clips"), "--format", "coco", "--background", "--json")
+    poses = json.loads(ppl(url, "estimates", "show", json.loads(begun.stdout)["id"], "--follow").stdout)
+    assert [image["file_name"] for image in poses["images"]] == ["one/a.png", "two/a.png"]
+
+
+def test_command_in_the_background(url, tmp_path, make_picture):
+    path = tmp_path / "a.png"
+    path.write_bytes(make_picture())
+    begun = json.loads(ppl(url, "estimate", "dog", str(path), "--background", "--json").stdout)
+    out = tmp_path / "poses.json"
+    assert ppl(url, "estimates", "show", begun["id"], "--out", str(out)).exit_code == 0
+    assert len(json.loads(out.read_text())["images"]) == 1
+    assert json.loads(ppl(url, "estimates", "show", begun["id"], "--follow").stdout)["errors"] == []
+    assert "1 of 1 pictures" in ppl(url, "estimates", "show", begun["id"]).stdout
+    assert begun["id"] in ppl(url, "estimates", "list").stdout
+    assert ppl(url, "estimates", "cancel", begun["id"]).exit_code == 1  # it has ended
+    assert ppl(url, "estimates", "delete", begun["id"]).exit_code == 0

@@ -1,0 +1,156 @@
+"""The client's calls and the commands about jobs that go on, against a real gateway."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from service.client import APIError, Client, JobStatus
+from service.client.types import EventKind
+from service.contract.jobs.job import Checkpoint, JobRecord
+from service.contract.jobs.store import JobStore
+from tests.support.live_gateway import live_gateway
+
+Ppl = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def settings(make_settings: Callable[..., Any]) -> Any:
+    return make_settings()
+
+
+@pytest.fixture
+def url(settings: Any) -> Iterator[str]:
+    with live_gateway(settings) as url:
+        yield url
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Client]:
+    with Client(url) as client:
+        yield client
+
+
+@pytest.fixture
+def jobs(settings: Any) -> Iterator[JobStore]:
+    """The store as a worker has it."""
+    with redis.Redis.from_url(settings.redis_url) as connection:
+        yield JobStore(connection)
+
+
+@pytest.fixture
+def job_id(url: str, jobs: JobStore) -> str:
+    return jobs.create("dog", {"steps": 10}, 10).id
+
+
+@pytest.fixture
+def ppl(url: str, tmp_path: Path) -> Ppl:
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "service.cli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PPL_URL": url, "COLUMNS": "120", "NO_COLOR": "1"},
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+def move(jobs: JobStore, job_id: str, *statuses: JobStatus) -> None:
+    for status in statuses:
+        jobs.update(job_id, lambda record, status=status: record.move(status))
+
+
+def save(jobs: JobStore, job_id: str, step: int) -> None:
+    made = Checkpoint(step=step, saved_at=datetime.now(UTC), size_bytes=3 * 2**20, losses={"total": 0.25})
+
+    def saved(record: JobRecord) -> None:
+        record.happened.append(("checkpoint", made.model_dump(mode="json")))
+
+    jobs.update(job_id, saved)
+
+
+def test_job_is_paused_and_resumed(client: Client, jobs: JobStore, job_id: str) -> None:
+    move(jobs, job_id, JobStatus.QUEUED)
+    assert client.pause(job_id).status is JobStatus.PAUSED
+    assert [job.id for job in client.jobs(status=JobStatus.PAUSED)] == [job_id]
+    assert list(client.jobs(status=JobStatus.QUEUED)) == []
+    assert client.resume(job_id).status is JobStatus.QUEUED
+    assert [job.id for job in client.jobs(category="dog")] == [job_id]
+    assert list(client.jobs(category="cat")) == []
+
+
+def test_events_that_are_there(client: Client, jobs: JobStore, job_id: str) -> None:
+    move(jobs, job_id, JobStatus.QUEUED, JobStatus.RUNNING)
+    events = list(client.events(job_id, follow=False))
+    assert [(event.id, event.data["status"]) for event in events] == [(1, "validating"), (2, "queued"), (3, "running")]
+    assert [event.id for event in client.events(job_id, after=2, follow=False)] == [3]
+
+
+def test_events_are_followed_to_the_end(client: Client, jobs: JobStore, job_id: str) -> None:
+    def work() -> None:
+        time.sleep(0.3)
+        move(jobs, job_id, JobStatus.QUEUED, JobStatus.RUNNING)
+        time.sleep(0.3)
+        move(jobs, job_id, JobStatus.SUCCEEDED)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    events = list(client.events(job_id))
+    worker.join()
+    assert [event.id for event in events] == [1, 2, 3, 4, 5]
+    assert (events[-1].kind, events[-1].data["status"]) == (EventKind.COMPLETED, "succeeded")
+    assert list(client.events(job_id, after=5)) == []  # nothing more will come
+
+
+def test_checkpoints_newest_first(client: Client, jobs: JobStore, job_id: str) -> None:
+    assert client.checkpoints(job_id) == []
+    save(jobs, job_id, 4)
+    save(jobs, job_id, 8)
+    assert [made.step for made in client.checkpoints(job_id)] == [8, 4]
+
+
+def test_unknown_job_is_an_error_also_where_it_is_followed(client: Client) -> None:
+    for call in (client.pause, client.resume, client.checkpoints, lambda job: list(client.events(job))):
+        with pytest.raises(APIError) as raised:
+            call("0" * 22)
+        assert (raised.value.status, raised.value.code) == (404, "unknown_job")
+
+
+def test_commands(ppl: Ppl, jobs: JobStore, job_id: str) -> None:
+    move(jobs, job_id, JobStatus.QUEUED)
+    assert "paused" in ppl("pause", job_id).stdout
+    assert "queued" in ppl("resume", job_id).stdout
+    save(jobs, job_id, 4)
+    assert job_id in ppl("jobs", "--category", "dog", "--status", "queued").stdout
+    assert job_id not in ppl("jobs", "--status", "paused").stdout
+    table = ppl("checkpoints", job_id).stdout
+    assert "3.0 MiB" in table
+    assert "0.250" in table
+    assert json.loads(ppl("checkpoints", job_id, "--json").stdout)["items"][0]["step"] == 4
+    move(jobs, job_id, JobStatus.RUNNING, JobStatus.SUCCEEDED)
+    shown = ppl("events", job_id, "--follow").stdout.splitlines()
+    assert shown[-1].split()[-2:] == ["completed", "succeeded"]
+    lines = [json.loads(line) for line in ppl("events", job_id, "--after", 2, "--json").stdout.splitlines()]
+    assert [line["id"] for line in lines] == list(range(3, 3 + len(lines)))
+
+
+def test_commands_say_what_is_wrong(ppl: Ppl, jobs: JobStore, job_id: str) -> None:
+    move(jobs, job_id, JobStatus.CANCELLED)
+    done = ppl("pause", job_id)
+    assert done.returncode != 0
+    assert "cancelled" in done.stderr

@@ -1,0 +1,238 @@
+"""Poses of the frames of videos."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+
+import pytest
+
+from service.estimates.background.runner import AT_ONCE
+from service.estimates.video_frames import VideoFrames
+from tests.service.conftest import RESPOND_ASYNC
+
+from .test_background import ended
+
+
+@pytest.fixture
+def film(video):
+    """24 frames at 25 a second; a red square in the corner is the brightest spot of the first ones."""
+    return {"video": ("walk.mp4", video(24))}
+
+
+async def test_poses_of_a_videos_frames(http, send, publish, consumer, film):
+    version = publish("dog")
+    answer = await send(film, headers={}, every="5")
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert found["version"] == version
+    assert [image["frame"] for image in found["images"]] == [0, 5, 10, 15, 20]
+    assert [image["index"] for image in found["images"]] == [0, 1, 2, 3, 4]
+    assert [image["time_s"] for image in found["images"]] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    assert {(image["width"], image["height"]) for image in found["images"]} == {(48, 32)}
+    assert found["errors"] == []
+    assert len((await send(film, headers={})).json()["images"]) == 24
+
+
+async def test_frames_come_line_by_line(http, send, publish, consumer, film):
+    publish("dog")
+    answer = await send(film, headers={"Accept": "application/jsonl"}, every="6")
+    lines = [json.loads(line) for line in answer.text.splitlines()]
+    assert sorted(line["frame"] for line in lines[:-1]) == [0, 6, 12, 18]
+    assert lines[-1]["summary"]["pictures"] == 4
+
+
+async def test_table_names_the_frames(http, send, publish, consumer, film):
+    publish("dog")
+    rows = (await send(film, headers={}, every="10", format="csv")).text.splitlines()
+    assert [row.split(",")[0] for row in rows[-3:]] == ["walk.mp4#000000", "walk.mp4#000010", "walk.mp4#000020"]
+    coco = (await send(film, headers={}, every="10", format="coco")).json()
+    assert [image["file_name"] for image in coco["images"]] == [f"walk.mp4#0000{n}" for n in ("00", "10", "20")]
+
+
+async def test_a_box_holds_for_every_frame(http, send, publish, consumer, film):
+    publish("dog")
+    found = (await send(film, headers={}, every="12", boxes="[[[0, 0, 20, 20], [10, 5, 20, 20]]]")).json()
+    assert [(image["frame"], image["box"]) for image in found["images"]] == [(0, 0), (0, 1), (12, 0), (12, 1)]
+    outside = (await send(film, headers={}, every="12", boxes="[[400, 0, 20, 20]]")).json()
+    assert [error["code"] for error in outside["errors"]] == ["bad_boxes"] * 2
+    assert "walk.mp4#000012" in outside["errors"][1]["detail"]
+
+
+async def test_damaged_rest_is_told_after_the_frames_before_it(http, send, publish, consumer, video):
+    publish("dog")
+    whole = video(60, kind="mkv")
+    cut = whole[: len(whole) * 2 // 3]
+    found = (await send({"video": ("cut.mkv", cut)}, headers={}, every="10")).json()
+    assert found["images"]
+    (error,) = found["errors"]
+    assert error["code"] == "bad_video"
+    assert error["index"] == len(found["images"])
+    assert "frame" not in error
+
+
+@pytest.mark.parametrize("background", [False, True])
+async def test_other_formats_of_a_damaged_video_have_its_frames_only_and_tell_the_rest(
+    http, send, publish, consumer, video, background
+):
+    publish("dog")
+    whole = video(60, kind="mkv")
+    files = {"video": ("cut.mkv", whole[: len(whole) * 2 // 3])}
+    answers, errors = {}, {}
+    for form in ("native", "coco", "csv"):
+        sent = await send(files, headers=RESPOND_ASYNC if background else {}, every="10", format=form)
+        assert sent.status_code == (202 if background else 200), sent.text
+        if background:
+            found = await ended(http, sent.json()["id"])
+            assert found["status"] == "succeeded"
+            errors[form] = found["result"]["errors"] if form == "native" else found["errors"]
+            answers[form] = await http.get(f"/estimates/{found['id']}/result")
+        else:
+            answers[form] = sent
+            told = json.loads(sent.headers["ppl-errors"])
+            assert told["count"] == 1
+            errors[form] = [told["first"]]
+    assert [error["code"] for told in errors.values() for error in told] == ["bad_video"] * 3
+    assert all("ends early" in error["detail"] for told in errors.values() for error in told)
+    frames = [f"cut.mkv#{image['frame']:06d}" for image in answers["native"].json()["images"]]
+    assert len(frames) > 1
+    coco = answers["coco"].json()
+    assert [image["file_name"] for image in coco["images"]] == frames
+    assert [error["code"] for error in coco["errors"]] == ["bad_video"]
+    assert [row.split(",")[0] for row in answers["csv"].text.splitlines()[3:]] == frames
+
+
+async def test_frame_without_a_pose_is_named_in_its_row_and_its_error(http, send, publish, consumer, film):
+    publish("dog")
+    asked = {"every": "12", "boxes": "[[400, 0, 20, 20]]"}
+    rows = (await send(film, headers={}, format="csv", **asked)).text.splitlines()[3:]
+    assert [row.strip(",") for row in rows] == ["walk.mp4#000000", "walk.mp4#000012"]
+    found = (await send(film, headers={}, **asked)).json()
+    assert [(error["index"], error["frame"]) for error in found["errors"]] == [(0, 0), (1, 12)]
+    assert found["errors"][1]["time_s"] > 0
+
+
+@pytest.mark.parametrize("accept", [{}, {"Accept": "application/jsonl"}])
+async def test_what_is_no_video_is_refused(http, send, publish, consumer, problem, accept, data_root):
+    publish("dog")
+    problem(await send({"video": ("a.mp4", b"junk" * 100)}, headers=accept), 422, "bad_video")
+    assert list((data_root / "estimates").glob("[0-9a-f]*")) == []
+
+
+async def test_too_many_frames_are_refused_with_what_to_do(serve, send, publish, consumer, problem, film):
+    publish("dog")
+    http = await serve(max_streamed_images=10)
+    document = problem(await send(film, client=http, headers={}), 422, "bad_video")
+    assert "24 frames" in document["detail"]
+    assert (await send(film, client=http, headers={}, every="3")).status_code == 200
+
+
+async def test_each_box_of_each_frame_counts(serve, http, send, publish, consumer, problem, film):
+    """Else a short video with many boxes would have an answer of gigabytes."""
+    publish("dog")
+    small = await serve(max_streamed_images=40)
+    boxes = {"boxes": "[[[0, 0, 20, 20], [10, 5, 20, 20]]]"}
+    assert "at most 20" in problem(await send(film, client=small, headers={}, **boxes), 422, "bad_video")["detail"]
+    assert len((await send(film, client=small, headers={}, every="2", **boxes)).json()["images"]) == 24
+
+
+async def test_each_box_of_each_frame_counts_in_the_background(http, send, publish, consumer, film):
+    publish("dog")
+    http.gateway.background._gateway.settings = http.gateway.settings.model_copy(update={"background_max_images": 40})
+    found = await ended(http, (await send(film, boxes="[[[0, 0, 20, 20], [10, 5, 20, 20]]]")).json()["id"])
+    assert found["error"]["code"] == "bad_video"
+    assert "at most 20" in found["error"]["detail"]
+
+
+async def test_without_a_worker_a_video_gets_503(serve, send, publish, problem, film):
+    publish("dog")
+    http = await serve(estimate_timeout_s=0.3)
+    problem(await send(film, client=http, headers={}), 503, "worker_unavailable")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"include": "overlay"}, {"include": "link_map"}, {"every": "0"}, {"every": "x"}, {"boxes": "[null, null]"}],
+)
+async def test_what_a_video_can_not_have_is_refused(send, publish, problem, film, fields):
+    publish("dog")
+    response = await send(film, headers={}, **fields)
+    assert response.status_code == 422, response.text
+    problem(response, 422, response.json()["code"])
+
+
+async def test_pictures_and_a_video_are_refused_together(send, publish, problem, film, make_picture):
+    publish("dog")
+    files = [("images", ("a.png", make_picture())), *film.items()]
+    assert "either" in problem(await send(files, headers={}), 422, "bad_request")["detail"]
+
+
+async def test_a_video_in_the_background_goes_on_where_it_was(serve, http, send, publish, consumer, film):
+    publish("dog")
+    begun = (await send(film, every="4")).json()
+    assert begun["progress"]["total"] is None
+    found = await ended(http, begun["id"])
+    assert [image["frame"] for image in found["result"]["images"]] == [0, 4, 8, 12, 16, 20]
+    assert found["progress"] == {"done": 6, "failed": 0, "total": 6}
+
+
+async def test_a_client_that_leaves_ends_the_decoding(http, send, publish, consumer, video, data_root):
+    publish("dog")
+    consumer.gate.clear()
+    work = asyncio.create_task(send({"video": ("a.mp4", video(200))}, headers={}))
+    while not consumer.batches:
+        await asyncio.sleep(0.02)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    for _ in range(200):
+        if not list((data_root / "estimates").glob("[0-9a-f]*")):
+            break
+        await asyncio.sleep(0.05)
+    assert list((data_root / "estimates").glob("[0-9a-f]*")) == []
+    consumer.gate.set()
+
+
+async def test_so_many_videos_are_decoded_at_once(serve, send, publish, consumer, problem, film, video, make_picture):
+    publish("dog")
+    http = await serve(max_videos=2)
+    consumer.gate.clear()
+    slow = [
+        asyncio.create_task(send({"video": ("a.mp4", video(200))}, client=http, headers=headers))
+        for headers in ({}, {"Accept": "application/jsonl"})
+    ]
+    while http.gateway.video_places.taken < 2:
+        await asyncio.sleep(0.02)
+    refused = await send(film, client=http, headers={})
+    assert "2 videos" in problem(refused, 429, "queue_full")["detail"]
+    assert refused.headers["retry-after"]
+    begun = (await send(film, client=http, every="12")).json()  # has a place of its own
+    consumer.gate.set()
+    assert [answer.status_code for answer in await asyncio.gather(*slow)] == [200, 200]
+    assert (await ended(http, begun["id"]))["status"] == "succeeded"
+    assert http.gateway.video_places.taken == 0
+    assert (await send(film, client=http, headers={}, every="12")).status_code == 200
+
+
+async def test_videos_that_are_slow_to_decode_do_not_hold_up_uploads(http, send, publish, consumer, video, monkeypatch):
+    """Of a long video of which each 100,000th frame is wanted, the decoder says nothing for minutes."""
+    held = threading.Event()
+    real = VideoFrames._read
+
+    def slow(self):
+        held.wait(30)
+        return real(self)
+
+    publish("dog")
+    monkeypatch.setattr(VideoFrames, "_read", slow)
+    begun = [(await send({"video": ("a.mp4", video(8))}, client=http)).json()["id"] for _ in range(AT_ONCE)]
+    try:
+        while len(http.gateway.background._running) < AT_ONCE:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.5)
+        assert (await asyncio.wait_for(send(client=http), 5)).status_code == 202
+    finally:
+        held.set()
+    for estimate_id in begun:
+        assert (await ended(http, estimate_id))["status"] == "succeeded"

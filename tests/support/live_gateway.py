@@ -1,0 +1,60 @@
+"""A real gateway in a thread, reached over HTTP, with a consumer that answers its batches: for client and commands."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from service.contract.datasets.store import DatasetFiles
+from service.gateway.app import create_app
+from service.runtime.settings import Settings
+from tests.service.conftest import Consumer
+from worker.jobs.held_job import Stop
+from worker.settings import WorkerSettings
+from worker.uploads.dataset_inspector import Inspector
+
+
+@contextmanager
+def live_gateway(settings: Settings) -> Iterator[str]:
+    """Serves on a free port of this machine until the context ends; gives its address."""
+    config = uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_level="error", lifespan="on")
+    server = uvicorn.Server(config)
+    ready = threading.Event()
+
+    async def serve() -> None:
+        consumer = Consumer(settings.redis_url)
+        await consumer.start()
+        ready.set()
+        try:
+            await server.serve()
+        finally:
+            await consumer.stop()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    thread.start()
+    assert ready.wait(30)
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+@contextmanager
+def live_gateway_and_inspector(settings: Settings) -> Iterator[str]:
+    """The same, with the worker's real inspector beside it, which looks into datasets."""
+    inspector = Inspector(DatasetFiles(settings.data_root), WorkerSettings(data_root=settings.data_root), Stop())
+    inspector.start()
+    try:
+        with live_gateway(settings) as address:
+            yield address
+    finally:
+        inspector.stop()
