@@ -7,8 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.estimates.background.store import BackgroundEstimate
-
-NormalizedPoint = tuple[float, float]
+from service.versions.schemas import Link
 
 
 class Problem(BaseModel):
@@ -58,14 +57,6 @@ class Point(BaseModel):
 
     x: float
     y: float
-
-
-class Link(BaseModel):
-    """A pair of keypoints i < j and how strongly the prior links them."""
-
-    i: int
-    j: int
-    weight: float = Field(ge=0, description="0 and up; compare it with the strongest of the prior")
 
 
 class LandmarkPoint(Point):
@@ -180,114 +171,6 @@ class EstimateWithResult(BackgroundEstimate):
         description="of the formats coco and csv, once it succeeded: pictures and frames that gave no pose, and why; "
         "of the format native they are in the result",
     )
-
-
-class Prior(BaseModel):
-    """What a category looks like. Coordinates are normalised: [-1, 1] over the model's square, y down."""
-
-    category: str
-    version: str
-    num_keypoints: int
-    keypoint_names: list[str] | None
-    keypoint_prior: list[NormalizedPoint] = Field(description="the typical pose: (x, y) of each keypoint")
-    connectivity_prior: list[list[float]] = Field(description="symmetric matrix of link strengths")
-    links: list[Link] = Field(description="the matrix as a list, the strongest first")
-    link_width: float = Field(description="sigma squared of the link map, in units of [-1, 1] squared")
-    keypoint_prior_source: Literal["memory", "predefined", "random", "mean_pose"] = Field(
-        "memory",
-        description="where the keypoint prior comes from: distilled from the memory, predefined or random as the "
-        "settings say, or, with the method autolink, the mean pose of the training pictures",
-    )
-    method: str = Field("ppl", description="ppl, or autolink, which has no prior of its own and no memory")
-    mode: str = Field("stills", description="stills or clips: what the training learned from")
-    settings: dict[str, Any] = Field(description="every setting of the model")
-    training: dict[str, Any] = Field(description="job, time, pictures, steps, seconds, device, last losses")
-    evaluation: dict[str, Any] | None = Field(
-        None, description="where labels came with the job: the errors by protocol, and on how many pictures"
-    )
-
-
-class Snapshot(BaseModel):
-    """The prior as it was after some steps."""
-
-    step: int
-    keypoint_prior: list[NormalizedPoint] | None = Field(
-        description="(x, y) of each keypoint in [-1, 1]; null with the method autolink, which has none"
-    )
-    link_weights: list[float] = Field(description="of the pairs i < j in the order 0-1, 0-2, …, 1-2, …")
-
-
-class History(BaseModel):
-    """How a prior came to be: snapshots along the training, the first step first."""
-
-    category: str
-    version: str
-    snapshots: list[Snapshot]
-
-
-class PriorEntry(BaseModel):
-    """A category that has been learned."""
-
-    category: str
-    version: str | None = Field(description="the active version")
-    num_versions: int
-    num_keypoints: int | None = None
-    created_at: str | None = Field(None, description="of the active version")
-
-
-class PriorPage(BaseModel):
-    """A part of the list of priors, by name of the category."""
-
-    items: list[PriorEntry]
-    next_cursor: str | None = None
-
-
-class VersionEntry(BaseModel):
-    """A version of a category."""
-
-    category: str
-    version: str
-    active: bool = Field(description="whether requests without a version get this one")
-    aliases: list[str] = Field(default=[], description="the names that point to it, `active` among them")
-    created_at: str | None = None
-    job_id: str | None = None
-    preset: str | None = None
-    continued_from: str | None = Field(
-        default=None, description="CATEGORY@VERSION whose weights its training started from", examples=["dog@v1"]
-    )
-
-
-class VersionPage(BaseModel):
-    """A part of the list of versions, the newest first."""
-
-    items: list[VersionEntry]
-    next_cursor: str | None = None
-
-
-class Prototype(BaseModel):
-    """A pose that stands for a cluster of the training pictures."""
-
-    keypoints: list[NormalizedPoint] = Field(description="decoded from the codes, in [-1, 1]")
-    codes: list[int] = Field(description="which vector of each memory bank")
-    count: int = Field(description="training pictures in the cluster")
-
-
-class Memory(BaseModel):
-    """The memory behind a prior: M banks of V vectors of D numbers."""
-
-    category: str
-    version: str
-    num_banks: int = Field(description="M")
-    bank_size: int = Field(description="V")
-    token_dim: int = Field(description="D")
-    use_counts: list[list[float]] = Field(description="(M, V): how often each vector was the nearest during training")
-    prototypes: list[Prototype] = Field(description="the largest cluster first")
-    surprise_scale: float | None = Field(
-        None,
-        description="the distance between a pose and what the memory makes of it (root mean square over the keypoints, "
-        "in units of [-1, 1]) that counts as a surprise of 1; null where it was not measured",
-    )
-    vectors: list[list[list[float]]] | None = Field(None, description="(M, V, D), with include=vectors")
 
 
 class Liveness(BaseModel):

@@ -14,30 +14,30 @@ from service.estimates.background.store import BackgroundEstimate, EstimateStatu
 from service.schemas import (
     Estimate,
     EstimateWithResult,
-    History,
     ImageEstimate,
     Keypoint,
     LandmarkPoint,
-    Link,
-    Memory,
-    Prior,
-    PriorEntry,
     Problem,
-    Prototype,
     Readiness,
-    Snapshot,
     Timing,
-    VersionEntry,
 )
 from service.versions.schemas import (
     AliasEntry,
     FittedLandmarks,
+    History,
     KeypointNames,
     Landmarks,
     LandmarksEntry,
     LandmarksPage,
+    Link,
     LinkChange,
+    Memory,
+    Prior,
     PriorDiff,
+    PriorEntry,
+    Prototype,
+    Snapshot,
+    VersionEntry,
 )
 
 __all__ = [

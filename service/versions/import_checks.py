@@ -21,9 +21,9 @@ from service.contract.versions.export_manifest import LANDMARKS, NAMES, OPTIONAL
 from service.contract.versions.landmarks import LandmarkSet
 from service.contract.versions.start_prior import check_prior
 from service.contract.versions.store import check_version
-from service.schemas import History, Memory, Prior
 
 from .reader import shown_prior
+from .schemas import History, Memory, Prior
 
 _VERSION_FORMAT = 1  # of a version's folder
 _SHOWN = 3

@@ -1,27 +1,148 @@
-"""The shapes of the API's answers about versions: aliases, names, landmarks, and how two priors differ."""
+"""Response and request bodies about versions: priors, memories, aliases, names, landmarks and differences.
+
+Positions in a prior are normalised: (x, y) in [-1, 1] over the model's square, y down.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.contract.versions.landmarks import LandmarkSet
 
+NormalizedPoint = tuple[float, float]
+
+
+class Link(BaseModel):
+    """A pair of keypoints i < j and how strongly the prior links them."""
+
+    i: int
+    j: int
+    weight: float = Field(ge=0, description="0 and up; compare it with the strongest link of the prior")
+
+
+class Prior(BaseModel):
+    """What a category looks like. Coordinates are normalised: [-1, 1] over the model's square, y down."""
+
+    category: str
+    version: str
+    num_keypoints: int
+    keypoint_names: list[str] | None
+    keypoint_prior: list[NormalizedPoint] = Field(description="the typical pose: (x, y) of each keypoint")
+    connectivity_prior: list[list[float]] = Field(description="symmetric matrix of link strengths")
+    links: list[Link] = Field(description="the matrix as a list, the strongest first")
+    link_width: float = Field(description="sigma squared of the link map, in units of [-1, 1] squared")
+    keypoint_prior_source: Literal["memory", "predefined", "random", "mean_pose"] = Field(
+        "memory",
+        description="where the keypoint prior comes from: distilled from the memory, predefined or random as the "
+        "settings say, or, with the method autolink, the mean pose of the training pictures",
+    )
+    method: str = Field("ppl", description="ppl, or autolink, which has no prior of its own and no memory")
+    mode: str = Field("stills", description="stills or clips: what the training learned from")
+    settings: dict[str, Any] = Field(description="every setting of the model")
+    training: dict[str, Any] = Field(description="job, time, pictures, steps, seconds, device, last losses")
+    evaluation: dict[str, Any] | None = Field(
+        None, description="if the job came with labels: the errors by protocol, and on how many pictures"
+    )
+
+
+class Snapshot(BaseModel):
+    """The prior after some training steps."""
+
+    step: int
+    keypoint_prior: list[NormalizedPoint] | None = Field(
+        description="(x, y) of each keypoint in [-1, 1]; null with the method autolink, which has none"
+    )
+    link_weights: list[float] = Field(description="of the pairs i < j in the order 0-1, 0-2, …, 1-2, …")
+
+
+class History(BaseModel):
+    """Snapshots of a prior during training, the first step first."""
+
+    category: str
+    version: str
+    snapshots: list[Snapshot]
+
+
+class PriorEntry(BaseModel):
+    """A category that has at least one version."""
+
+    category: str
+    version: str | None = Field(description="the active version")
+    num_versions: int
+    num_keypoints: int | None = None
+    created_at: str | None = Field(None, description="of the active version")
+
+
+class PriorPage(BaseModel):
+    """A page of the list of priors, sorted by category name."""
+
+    items: list[PriorEntry]
+    next_cursor: str | None = None
+
+
+class VersionEntry(BaseModel):
+    """A version of a category."""
+
+    category: str
+    version: str
+    active: bool = Field(description="whether requests without a version get this one")
+    aliases: list[str] = Field(default=[], description="the names that point to it, `active` among them")
+    created_at: str | None = None
+    job_id: str | None = None
+    preset: str | None = None
+    continued_from: str | None = Field(
+        default=None, description="CATEGORY@VERSION whose weights its training started from", examples=["dog@v1"]
+    )
+
+
+class VersionPage(BaseModel):
+    """A page of the list of versions, the newest first."""
+
+    items: list[VersionEntry]
+    next_cursor: str | None = None
+
+
+class Prototype(BaseModel):
+    """A pose that represents a cluster of the training pictures."""
+
+    keypoints: list[NormalizedPoint] = Field(description="decoded from the codes, in [-1, 1]")
+    codes: list[int] = Field(description="which vector of each memory bank")
+    count: int = Field(description="training pictures in the cluster")
+
+
+class Memory(BaseModel):
+    """The memory behind a prior: M banks of V vectors of D numbers."""
+
+    category: str
+    version: str
+    num_banks: int = Field(description="M")
+    bank_size: int = Field(description="V")
+    token_dim: int = Field(description="D")
+    use_counts: list[list[float]] = Field(description="(M, V): how often each vector was the nearest during training")
+    prototypes: list[Prototype] = Field(description="the largest cluster first")
+    surprise_scale: float | None = Field(
+        None,
+        description="the distance between a pose and its reconstruction from the memory (root mean square over the "
+        "keypoints, in units of [-1, 1]) that counts as a surprise of 1; null if it was not measured",
+    )
+    vectors: list[list[list[float]]] | None = Field(None, description="(M, V, D), with include=vectors")
+
 
 class KeypointChange(BaseModel):
     """A keypoint in two priors."""
 
-    from_id: int = Field(description="its number in the one version")
-    to_id: int = Field(description="its number in the other")
-    name: str | None = Field(description="where the keypoints of a version were named")
-    dx: float = Field(description="how far it moved to the right, the square being 2 wide")
-    dy: float = Field(description="and down")
-    moved: float = Field(description="how far it moved in all")
+    from_id: int = Field(description="its number in the older version")
+    to_id: int = Field(description="its number in the newer version")
+    name: str | None = Field(description="its name, if the keypoints of either version were named")
+    dx: float = Field(description="how far it moved to the right; the square is 2 wide")
+    dy: float = Field(description="how far it moved down")
+    moved: float = Field(description="the distance between both positions")
 
 
 class LinkChange(BaseModel):
-    """A link in two priors; where its keypoints have no match in one of them, the ends and weights there are null."""
+    """A link in two priors; ends and weights are null in a version that lacks one of its keypoints."""
 
     from_ends: tuple[int, int] | None
     to_ends: tuple[int, int] | None
@@ -32,21 +153,21 @@ class LinkChange(BaseModel):
 
 
 class PriorDiff(BaseModel):
-    """How one prior differs from another of its category."""
+    """The difference between two priors of a category."""
 
     category: str
     from_version: str
     to_version: str
-    matched_by: Literal["number", "name", "position"] = Field(description="how it was told which keypoint is which")
-    why: str = Field(description="and why so")
+    matched_by: Literal["number", "name", "position"] = Field(description="how the keypoints were matched")
+    why: str = Field(description="why they were matched this way")
     keypoints: list[KeypointChange]
     mean_moved: float
-    lost_keypoints: list[int] = Field(description="of the one version, without a match in the other")
-    gained_keypoints: list[int] = Field(description="of the other, without a match in the one")
-    strong: float = Field(description="share of its prior's strongest link from which on a link counts as one")
-    lost_links: list[LinkChange] = Field(description="that count in the one version and not in the other")
+    lost_keypoints: list[int] = Field(description="keypoints of the older version without a match in the newer one")
+    gained_keypoints: list[int] = Field(description="keypoints of the newer version without a match in the older one")
+    strong: float = Field(description="the least share of its prior's strongest link that makes a link count")
+    lost_links: list[LinkChange] = Field(description="that count in the older version and not in the newer one")
     gained_links: list[LinkChange]
-    links: list[LinkChange] = Field(description="all pairs of matched keypoints, what changed most first")
+    links: list[LinkChange] = Field(description="all pairs of matched keypoints, the largest change first")
 
 
 class KeypointNames(BaseModel):
@@ -54,7 +175,7 @@ class KeypointNames(BaseModel):
 
     category: str
     version: str
-    names: list[str] = Field(description="K names; keypoint_0, keypoint_1, … where nobody gave any")
+    names: list[str] = Field(description="K names; keypoint_0, keypoint_1, … unless they were named")
 
 
 class NewKeypointNames(BaseModel):
@@ -80,11 +201,11 @@ class FittedLandmarks(Landmarks):
     """A set of landmarks that was just fitted."""
 
     unlabelled_images: int = Field(description="pictures of the request without labels; they did not count")
-    labels_without_image: int = Field(description="labelled pictures that did not come; they did not count")
+    labels_without_image: int = Field(description="labels whose picture is not in the request; they did not count")
 
 
 class LandmarksEntry(BaseModel):
-    """A set of landmarks in the list of a version's."""
+    """A set of landmarks in the list of a version's sets."""
 
     category: str
     version: str
@@ -96,7 +217,7 @@ class LandmarksEntry(BaseModel):
 
 
 class LandmarksPage(BaseModel):
-    """The sets of landmarks of a version, by name."""
+    """The sets of landmarks of a version, sorted by name."""
 
     items: list[LandmarksEntry]
     next_cursor: str | None = None
@@ -111,15 +232,15 @@ class AliasEntry(BaseModel):
 
 
 class AliasPage(BaseModel):
-    """The aliases of a category: `active` first, the others by name."""
+    """The aliases of a category: `active` first, the others sorted by name."""
 
     items: list[AliasEntry]
     next_cursor: str | None = None
 
 
 class AliasTarget(BaseModel):
-    """Where an alias shall point."""
+    """The version that an alias shall point to."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": "20261123T064501-1f3a9c"}]})
 
-    version: str = Field(description="a version of the category, or an alias of it: that points to it now")
+    version: str = Field(description="a version of the category, or an alias of it, which is resolved now")

@@ -16,10 +16,10 @@ from service.gateway.gateway import Gateway, gateway_of
 from service.gateway.openapi import import_body
 from service.http.multipart import FileField, read_form
 from service.http.problems import BadField, StorageFull, responses
-from service.schemas import VersionEntry
 from service.training.uploads import Intake
 from service.versions.export import export_version
 from service.versions.import_version import import_version
+from service.versions.schemas import VersionEntry
 
 router = APIRouter(tags=["versions"])
 

@@ -13,9 +13,8 @@ from service.contract.versions.store import is_category, is_version
 from service.estimates.drawing import png, prior_picture
 from service.gateway.gateway import Gateway, gateway_of
 from service.http.problems import BadField, responses
-from service.schemas import History, Memory, Prior, PriorPage, VersionPage
 from service.versions.comparison import STRONG, Match, compare
-from service.versions.schemas import PriorDiff
+from service.versions.schemas import History, Memory, Prior, PriorDiff, PriorPage, VersionPage
 
 router = APIRouter(tags=["priors"])
 

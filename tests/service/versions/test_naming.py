@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from service.schemas import Estimate, Prior
-from service.versions.schemas import KeypointNames
+from service.schemas import Estimate
+from service.versions.schemas import KeypointNames, Prior
 
 OLD, NEW = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb"
 NAMES = ["nose", "neck", "tail", "left paw", "right paw"]

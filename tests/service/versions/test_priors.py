@@ -15,7 +15,7 @@ from service.contract.versions.start_prior import check_prior
 from service.estimates.drawing import prior_picture
 from service.gateway.prior_pictures import PictureCache
 from service.gateway.routes import priors
-from service.schemas import History, Memory, Prior, PriorPage, VersionPage
+from service.versions.schemas import History, Memory, Prior, PriorPage, VersionPage
 
 OLD, NEW = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb"
 

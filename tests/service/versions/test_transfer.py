@@ -20,9 +20,9 @@ from model.predictor import Predictor
 from model.version.weight_shapes import expected_tensors
 from service.contract.versions.export_manifest import MANIFEST
 from service.contract.versions.store import VersionStore
-from service.schemas import History, Memory, Prior, VersionEntry
 from service.versions.export import export_version
 from service.versions.reader import Versions
+from service.versions.schemas import History, Memory, Prior, VersionEntry
 
 NAME = "20260101T000000-abc123"
 NUMPY = {"F32": np.float32, "I64": np.int64, "BOOL": np.bool_}

@@ -6,8 +6,7 @@ import asyncio
 
 import pytest
 
-from service.schemas import VersionPage
-from service.versions.schemas import AliasEntry, AliasPage
+from service.versions.schemas import AliasEntry, AliasPage, VersionPage
 
 OLD, NEW = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb"
 
