@@ -244,6 +244,7 @@ class PPLConfig:
         return replace(cls(), **parsed)
 
 
+DEFAULT_PRESET = "compact"
 PRESETS: dict[str, dict[str, Value]] = {
     "paper": {},
     "compact": {
@@ -329,7 +330,7 @@ SHAPING = frozenset(
 """Settings that say what a model's weights are and mean: a training that goes on from them can't change these."""
 
 
-def resolve(preset: str = "compact", overrides: Mapping[str, Any] | None = None) -> PPLConfig:
+def resolve(preset: str = DEFAULT_PRESET, overrides: Mapping[str, Any] | None = None) -> PPLConfig:
     """A preset with some settings replaced.
 
     Args:

@@ -15,9 +15,8 @@ from model.network.device import autocast, channels_last, pick_device
 from model.network.pose_prior_learner import PosePriorLearner
 from model.network.refine import NoMemoryError, refine
 from model.network.surprise import recall
+from model.version import tensor_files
 from model.version.prior import PosePrior
-
-from .version import tensor_files as checkpoint
 
 Array = NDArray[np.float32]
 
@@ -74,15 +73,15 @@ class Predictor:
             CheckpointError: settings or weights are damaged, or of another model or a later release.
         """
         try:
-            config = PPLConfig.from_dict(checkpoint.load_json(directory / "config.json"))
+            config = PPLConfig.from_dict(tensor_files.load_json(directory / "config.json"))
         except ValueError as error:
-            raise checkpoint.CheckpointError(f"the settings in {directory} can't be read: {error}") from error
-        weights, _ = checkpoint.load(directory / "weights.safetensors")
+            raise tensor_files.CheckpointError(f"the settings in {directory} can't be read: {error}") from error
+        weights, _ = tensor_files.load(directory / "weights.safetensors")
         model = PosePriorLearner(config)
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
-            raise checkpoint.CheckpointError(f"{directory} holds the weights of another model: {error}") from error
+            raise tensor_files.CheckpointError(f"{directory} holds the weights of another model: {error}") from error
         model.freeze()
         return cls(model, device, _surprise_scale(directory / "memory.json"))
 
@@ -140,9 +139,9 @@ def _surprise_scale(path: Path) -> float | None:
     if not path.exists():
         return None
     try:
-        scale = checkpoint.load_json(path).get("surprise_scale")
+        scale = tensor_files.load_json(path).get("surprise_scale")
         if scale is None or 0 < float(scale) < float("inf"):
             return None if scale is None else float(scale)
     except (ValueError, TypeError, AttributeError) as error:
-        raise checkpoint.CheckpointError(f"{path.name} can't be read: {error}") from error
-    raise checkpoint.CheckpointError(f"surprise_scale is {scale} in {path.name}; expected a number above 0")
+        raise tensor_files.CheckpointError(f"{path.name} can't be read: {error}") from error
+    raise tensor_files.CheckpointError(f"surprise_scale is {scale} in {path.name}; expected a number above 0")

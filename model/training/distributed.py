@@ -31,7 +31,7 @@ from model.data import load_clips, load_folder
 from model.network.device import pick_device
 from model.network.perceptual import WeightsUnavailableError
 from model.process_group import ALONE, Group
-from model.version import tensor_files as checkpoint
+from model.version import tensor_files
 from model.version.prior import PosePrior, check_given
 
 from .trainer import Trainer
@@ -39,7 +39,7 @@ from .trainer import Trainer
 _SILENCE = timedelta(minutes=30)  # of another process, until it counts as gone: a checkpoint may be slow to write
 
 
-def device_of(device: str, local_rank: int, processes: int) -> str:
+def pick_rank_device(device: str, local_rank: int, processes: int) -> str:
     """The torch device of one of the processes on a machine.
 
     Args:
@@ -63,7 +63,7 @@ def device_of(device: str, local_rank: int, processes: int) -> str:
 
 
 @contextmanager
-def joined(device: str, rank: int, processes: int, meeting: str = "env://") -> Iterator[Group]:
+def join_group(device: str, rank: int, processes: int, meeting: str = "env://") -> Iterator[Group]:
     """The group of this process and its peers, until the block ends.
 
     Args:
@@ -98,17 +98,17 @@ def main(arguments: list[str] | None = None) -> int:
     here, local_rank = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     try:
         with _refusing():
-            prior = given.prior and PosePrior.from_json(checkpoint.load_json(given.prior))
+            prior = given.prior and PosePrior.from_json(tensor_files.load_json(given.prior))
             config = _config(given.preset, given.settings, prior)
             config.check_processes(processes)
             check_given(prior, config)
-            device, side = device_of(given.device, local_rank, here), config.image_size
+            device, side = pick_rank_device(given.device, local_rank, here), config.image_size
             images, clips = (
                 load_clips(given.pictures, side) if given.clips else (load_folder(given.pictures, side), None)
             )
             if rank == 0:
                 _check_free(given.version)
-        with joined(device, rank, processes) if processes > 1 else nullcontext(ALONE) as group:
+        with join_group(device, rank, processes) if processes > 1 else nullcontext(ALONE) as group:
             with _refusing():
                 trainer = Trainer(
                     images, config, device, given.perceptual_weights, clips=clips, prior=prior, group=group

@@ -20,8 +20,7 @@ from model.network.device import autocast, channels_last, pick_device
 from model.network.perceptual import perceptual_network
 from model.network.pose_prior_learner import Forward, PosePriorLearner
 from model.process_group import ALONE, Group
-from model.version import export
-from model.version import tensor_files as checkpoint
+from model.version import export, tensor_files
 from model.version.history import History
 from model.version.prior import PosePrior, check_given
 
@@ -228,7 +227,7 @@ class Trainer:
             tensors.update({f"optimizer.{index}.{name}": value for name, value in state.items()})
         tensors.update({f"history.{name}": value for name, value in self.history.to_tensors().items()})
         facts = {"step": self.step, "config": self.config.to_dict(), "mode": self.mode, "saved_at": time.time()}
-        checkpoint.save(directory / CHECKPOINT_FILE, tensors, facts)
+        tensor_files.save(directory / CHECKPOINT_FILE, tensors, facts)
 
     def load_checkpoint(self, directory: Path) -> bool:
         """Continue from a directory's checkpoint; False where there is none.
@@ -239,13 +238,13 @@ class Trainer:
         path = directory / CHECKPOINT_FILE
         if not path.exists():
             return False
-        tensors, facts = checkpoint.load(path)
+        tensors, facts = tensor_files.load(path)
         try:
             self._restore(path, tensors, facts)
-        except checkpoint.CheckpointError:
+        except tensor_files.CheckpointError:
             raise
         except (ValueError, RuntimeError, KeyError, IndexError) as error:
-            raise checkpoint.CheckpointError(f"{path} was written by another release: {error}") from error
+            raise tensor_files.CheckpointError(f"{path} was written by another release: {error}") from error
         return True
 
     def load_weights(self, path: Path) -> None:
@@ -258,7 +257,7 @@ class Trainer:
             CheckpointError: it is damaged, or of another shape.
             FileNotFoundError: there is none.
         """
-        weights, _ = checkpoint.load(path)
+        weights, _ = tensor_files.load(path)
         self._check_fits(path, weights)
         self.model.load_state_dict(weights)
         self.history = History(self.config.steps, self.config.history_snapshots)
@@ -269,16 +268,16 @@ class Trainer:
         strange = sorted(weights.keys() ^ own.keys())
         strange += [name for name in own if name in weights and weights[name].shape != own[name].shape]
         if strange:
-            raise checkpoint.CheckpointError(f"{path} was written by another release: {', '.join(strange[:5])}")
+            raise tensor_files.CheckpointError(f"{path} was written by another release: {', '.join(strange[:5])}")
 
     def _restore(self, path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         saved = PPLConfig.from_dict(facts["config"])
         if saved != self.config:
             changed = [name for name, value in saved.to_dict().items() if value != self.config.to_dict()[name]]
-            raise checkpoint.CheckpointError(f"{path} was trained with other settings: {', '.join(changed)}")
+            raise tensor_files.CheckpointError(f"{path} was trained with other settings: {', '.join(changed)}")
         mode = facts.get("mode", "stills")  # of a release that knew no clips
         if mode != self.mode:
-            raise checkpoint.CheckpointError(f"{path} was trained on {mode}; these are {self.mode}")
+            raise tensor_files.CheckpointError(f"{path} was trained on {mode}; these are {self.mode}")
         step, history = int(facts["step"]), _named(tensors, "history.")
         weights = _named(tensors, "model.")
         self._check_fits(path, weights)

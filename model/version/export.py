@@ -15,7 +15,7 @@ from model.network.pose_prior_learner import PosePriorLearner
 from model.network.refine import NoMemoryError
 from model.network.surprise import recall_all, scale_of
 
-from . import tensor_files as checkpoint
+from . import tensor_files
 from .history import History, Snapshot
 from .prior import PosePrior, prototypes
 
@@ -49,13 +49,13 @@ def write_version(
         keypoint_names: K names; numbered where not given.
     """
     model.eval()
-    checkpoint.save(directory / "weights.safetensors", model.state_dict(), {"step": step})
-    checkpoint.save_json(directory / "config.json", model.config.to_dict())
+    tensor_files.save(directory / "weights.safetensors", model.state_dict(), {"step": step})
+    tensor_files.save_json(directory / "config.json", model.config.to_dict())
     pose = mean_pose(model, images) if model.memory is None else None
     prior = PosePrior.of(model, keypoint_names, mean_pose=pose)
-    checkpoint.save_json(directory / "prior.json", prior.to_json())
-    checkpoint.save_json(directory / "memory.json", _memory(model, images))
-    checkpoint.save_json(directory / "history.json", history.to_json(Snapshot.of(model, step)))
+    tensor_files.save_json(directory / "prior.json", prior.to_json())
+    tensor_files.save_json(directory / "memory.json", _memory(model, images))
+    tensor_files.save_json(directory / "history.json", history.to_json(Snapshot.of(model, step)))
 
 
 def codes(model: PosePriorLearner, images: Images, batch_size: int = 64) -> Tensor:

@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.responses import Response
 from starlette.routing import Route
 
-from model.config import PRESETS, PPLConfig, settings
+from model.config import DEFAULT_PRESET, PRESETS, PPLConfig, settings
 from service.access.guard import needed_scope
 from service.contract.jobs.files import MAX_LABELS_BYTES
 from service.contract.messages import MAX_REFINE_STEPS
@@ -29,7 +29,6 @@ from . import openapi_examples
 _EXAMPLE_ADDRESS = "http://127.0.0.1:8000"
 _ADDRESS = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]{1,255}(/[A-Za-z0-9._/-]{0,255})?")
 TITLE = "Pose Prior Learner"
-DEFAULT_PRESET = "compact"
 _CATEGORY = {
     "type": "string",
     "pattern": "^[a-z0-9][a-z0-9_-]{0,63}$",

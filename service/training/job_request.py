@@ -10,14 +10,13 @@ from typing import Any
 
 from fastapi import Request
 
-from model.config import PPLConfig, SettingError, resolve
+from model.config import DEFAULT_PRESET, PPLConfig, SettingError, resolve
 from model.version.prior_values import PriorValues
 from service.contract.errors import BadArchive, BadLabels, BadPrior, BadRequest, BadSetting
 from service.contract.jobs.files import MAX_LABELS_BYTES
 from service.contract.versions.additions import Additions
 from service.contract.versions.start_prior import MAX_PRIOR_BYTES, check_prior, check_use, read_prior
 from service.contract.versions.store import VersionStore, check_category
-from service.gateway.openapi import DEFAULT_PRESET
 from service.http.multipart import FileField, read_form
 from service.http.problems import BadField
 

@@ -11,7 +11,7 @@ import torch
 
 from model.config import resolve
 from model.process_group import ALONE, Group
-from model.training.distributed import joined
+from model.training.distributed import join_group
 from model.training.trainer import Trainer
 
 
@@ -46,7 +46,7 @@ def train(order: dict, group: Group = ALONE) -> tuple[Trainer, list[dict[str, fl
 def main() -> None:
     torch.set_num_threads(1)
     order, rank, processes = json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2]), int(sys.argv[3])
-    with joined("cpu", rank, processes, order["meeting"]) as group:
+    with join_group("cpu", rank, processes, order["meeting"]) as group:
         trainer, losses = train(order, group)
         folder = Path(order["out"]) / str(rank)
         trainer.save_checkpoint(folder)

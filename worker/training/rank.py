@@ -50,7 +50,7 @@ def _work(order: dict[str, Any], words: queue.SimpleQueue[str], reports: TextIO)
     import torch
 
     from model.config import PPLConfig
-    from model.training.distributed import device_of, joined
+    from model.training.distributed import join_group, pick_rank_device
     from model.training.trainer import Trainer
     from service.contract.jobs.files import JobFiles
 
@@ -60,9 +60,9 @@ def _work(order: dict[str, Any], words: queue.SimpleQueue[str], reports: TextIO)
     rank, processes = order["rank"], order["processes"]
     files = JobFiles(Path(order["data_root"]))
     given = training_input(files, order["job_id"])
-    device = device_of(order["device"], rank, processes)
+    device = pick_rank_device(order["device"], rank, processes)
     weights = order["perceptual_weights"]
-    with joined(device, rank, processes, order["meeting"]) as group:
+    with join_group(device, rank, processes, order["meeting"]) as group:
         trainer = Trainer(
             given.images,
             PPLConfig.from_dict(order["config"]),

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config import PPLConfig
-from model.training.distributed import device_of
+from model.training.distributed import pick_rank_device
 from model.training.trainer import StepReport, Trainer, TrainingDivergedError
 from worker.jobs.held_job import Stopping
 from worker.settings import WorkerSettings
@@ -43,7 +43,7 @@ class RankError(RuntimeError):
 
 def check_devices(device: str, processes: int) -> None:
     """Raises ValueError where there are not so many devices for a process each."""
-    device_of(device, processes - 1, processes)
+    pick_rank_device(device, processes - 1, processes)
 
 
 def rank_order(job_id: str, config: PPLConfig, settings: WorkerSettings) -> dict[str, Any]:

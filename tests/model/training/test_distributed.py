@@ -18,9 +18,9 @@ from model.config import SettingError, resolve
 from model.data import Batches
 from model.predictor import Predictor
 from model.process_group import Group
-from model.training.distributed import device_of, main
+from model.training.distributed import main, pick_rank_device
 from model.training.trainer import Trainer
-from model.version import tensor_files as checkpoint
+from model.version import tensor_files
 from model.version.prior import PosePrior
 
 HELPER = Path(__file__).parents[2] / "support" / "ranks.py"
@@ -65,7 +65,7 @@ def _by_two(folder, order):
 
 
 def _tensors(folder):
-    return checkpoint.load(folder / "checkpoint.safetensors")[0]
+    return tensor_files.load(folder / "checkpoint.safetensors")[0]
 
 
 @pytest.mark.parametrize("of", ["stills", "clips"])
@@ -186,7 +186,7 @@ def test_command_goes_on_with_a_run_that_was_killed(command, images, tiny, tmp_p
     (tmp_path / "stopped").mkdir()  # what else a killed run leaves behind
     assert command(tmp_path / "whole") == (0, "")
     assert command(tmp_path / "stopped", "--checkpoint", tmp_path / "kept") == (0, "")
-    ours, theirs = (checkpoint.load(tmp_path / name / "weights.safetensors")[0] for name in ("whole", "stopped"))
+    ours, theirs = (tensor_files.load(tmp_path / name / "weights.safetensors")[0] for name in ("whole", "stopped"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     code, said = command(tmp_path / "whole")
     assert (code, "is there already and not empty" in said) == (2, True)
@@ -229,4 +229,4 @@ def test_shares_are_parts_of_the_batch_of_one_process(images, clips):
 
 @pytest.mark.parametrize(("device", "processes"), [("cpu", 4), ("cpu", 1)])
 def test_processes_share_the_cpu(device, processes):
-    assert device_of(device, processes - 1, processes) == "cpu"
+    assert pick_rank_device(device, processes - 1, processes) == "cpu"

@@ -310,17 +310,17 @@ def test_export_on_the_way_changes_nothing_of_the_run(images, tiny, tmp_path):
 
 
 def test_checkpoint_of_another_release_is_told_as_such(images, tiny, tmp_path):
-    from model.version import tensor_files as checkpoint
+    from model.version import tensor_files
 
     Trainer(images, tiny, device="cpu").save_checkpoint(tmp_path)
     path = tmp_path / "checkpoint.safetensors"
-    tensors, facts = checkpoint.load(path)
+    tensors, facts = tensor_files.load(path)
     for broken, names in (
         ((tensors, {**facts, "config": {**facts["config"], "later_setting": 1}}), "later_setting"),
         (({k: v for k, v in tensors.items() if "link_logits" not in k}, facts), "link_logits"),
         ((tensors, {"config": facts["config"]}), "step"),
     ):
-        checkpoint.save(path, *broken)
+        tensor_files.save(path, *broken)
         with pytest.raises(CheckpointError, match=names):
             Trainer(images, tiny, device="cpu").load_checkpoint(tmp_path)
 
@@ -337,14 +337,14 @@ def test_checkpoint_of_another_release_is_told_as_such(images, tiny, tmp_path):
     ids=lambda strange: next(iter(strange)),
 )
 def test_checkpoint_that_does_not_fit_changes_nothing(images, tiny, tmp_path, strange):
-    from model.version import tensor_files as checkpoint
+    from model.version import tensor_files
 
     saved = Trainer(images, tiny, device="cpu")
     next(saved.run())
     saved.save_checkpoint(tmp_path)
-    tensors, facts = checkpoint.load(tmp_path / "checkpoint.safetensors")
+    tensors, facts = tensor_files.load(tmp_path / "checkpoint.safetensors")
     fitting = {name: tensor for name, tensor in (tensors | strange).items() if tensor is not None}
-    checkpoint.save(tmp_path / "checkpoint.safetensors", fitting, facts)
+    tensor_files.save(tmp_path / "checkpoint.safetensors", fitting, facts)
     trainer = Trainer(images, tiny, device="cpu")
     with pytest.raises(CheckpointError, match="another release"):
         trainer.load_checkpoint(tmp_path)

@@ -10,7 +10,7 @@ import torch
 from model.config import PPLConfig
 from model.predictor import Predictor
 from model.training.trainer import Trainer
-from model.version import tensor_files as checkpoint
+from model.version import tensor_files
 from model.version.prior import PosePrior
 
 LATER = (
@@ -76,9 +76,9 @@ def test_checkpoint_of_the_first_release_goes_on_and_its_history_begins_there(im
     list(unbroken.run())
     trainer.save_checkpoint(tmp_path)
     path = tmp_path / "checkpoint.safetensors"
-    tensors, facts = checkpoint.load(path)
+    tensors, facts = tensor_files.load(path)
     tensors = {name: value for name, value in tensors.items() if not name.startswith("history.")}
-    checkpoint.save(path, tensors, {"step": facts["step"], "config": _older(facts["config"]), "saved_at": 0.0})
+    tensor_files.save(path, tensors, {"step": facts["step"], "config": _older(facts["config"]), "saved_at": 0.0})
     resumed = Trainer(images, tiny, device="cpu")
     assert resumed.load_checkpoint(tmp_path)
     list(resumed.run())

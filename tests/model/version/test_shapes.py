@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from model.config import PPLConfig, resolve
 from model.network.pose_prior_learner import PosePriorLearner
-from model.version import tensor_files as checkpoint
+from model.version import tensor_files
 from model.version.weight_shapes import expected_tensors
 
 SMALL: dict[str, Any] = {"base_width": 8, "num_keypoints": 5, "num_banks": 3, "bank_size": 4, "token_dim": 16}
@@ -32,12 +32,12 @@ SAMPLE = Path(__file__).resolve().parents[3] / "service" / "samples" / "dog"
 )
 def test_expected_tensors_are_those_of_the_model(changes: dict[str, Any], tmp_path: Path) -> None:
     config = resolve("compact", {**SMALL, **changes})
-    checkpoint.save(tmp_path / "weights.safetensors", PosePriorLearner(config).state_dict(), {})
+    tensor_files.save(tmp_path / "weights.safetensors", PosePriorLearner(config).state_dict(), {})
     assert _header(tmp_path / "weights.safetensors") == expected_tensors(config)
 
 
 def test_expected_tensors_are_those_of_the_sample_version() -> None:
-    config = PPLConfig.from_dict(checkpoint.load_json(SAMPLE / "config.json"))
+    config = PPLConfig.from_dict(tensor_files.load_json(SAMPLE / "config.json"))
     assert _header(SAMPLE / "weights.safetensors") == expected_tensors(config)
 
 

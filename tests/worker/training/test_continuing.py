@@ -11,7 +11,7 @@ import torch
 
 from model.config import SHAPING, parse, resolve, settings
 from model.network.pose_prior_learner import PosePriorLearner
-from model.version import tensor_files as checkpoint
+from model.version import tensor_files
 from model.version.tensor_files import CheckpointError
 from service.contract.jobs.job import Continued
 from service.contract.jobs.store import JobStatus
@@ -47,7 +47,7 @@ def continuing(desk: SimpleNamespace, base: str) -> Callable[..., str]:
 
 
 def weights(desk: SimpleNamespace, version: str) -> dict[str, torch.Tensor]:
-    return checkpoint.load(desk.store.path("dog", version) / "weights.safetensors")[0]
+    return tensor_files.load(desk.store.path("dog", version) / "weights.safetensors")[0]
 
 
 def test_it_starts_from_the_versions_weights(desk, base, continuing, during) -> None:
