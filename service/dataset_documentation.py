@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from service.contract.jobs.files import MAX_LABELS_BYTES
-from service.gateway.openapi import _FILE as FILE
-from service.gateway.openapi import _body as body_of
-from service.gateway.openapi import _object as object_of
+from service.http.openapi import FILE, form_body
 from service.training.zip_packer import MOST_FILES
 
 
@@ -44,4 +42,4 @@ def dataset_body() -> dict[str, Any]:
             "MiB at most; jobs of the dataset use them to measure what was learned",
         },
     }
-    return body_of({"multipart/form-data": object_of(properties, [])})
+    return form_body(properties, [])

@@ -19,7 +19,8 @@ from service.estimates.background.runner import video_limits
 from service.estimates.background.store import BackgroundEstimate, EstimateProgress, EstimateRecord, EstimateStatus
 from service.gateway.gateway import Gateway
 from service.http.body_limits import body_bytes
-from service.http.multipart import FileField, Form, read_form, responds_async
+from service.http.multipart import FileField, Form, read_form
+from service.http.negotiation import responds_async
 from service.http.problems import BadField, SlowBody, StorageFull
 
 from .query import Query

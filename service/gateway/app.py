@@ -18,7 +18,7 @@ from service.contract.jobs.files import MAX_LABELS_BYTES
 from service.contract.versions.start_prior import MAX_PRIOR_BYTES
 from service.http import problems as errors
 from service.http.body_limits import BodyLimit, HeadAsGet, RequestFigures
-from service.http.multipart import media_type, responds_async
+from service.http.negotiation import media_type, responds_async
 from service.http.request_ids import RequestId
 from service.runtime.settings import Settings
 

@@ -21,6 +21,7 @@ from service.estimates.background.store import BackgroundEstimate
 from service.estimates.formats.json_lines import MEDIA_TYPES as LINES
 from service.estimates.formats.registry import FORMATS
 from service.estimates.pictures import INCLUDABLE
+from service.http.openapi import CATEGORY, FILE, form_body, object_content, request_body
 from service.schemas import Problem
 from service.versions.landmarks import MAX_FIT_LABELS_BYTES
 
@@ -29,14 +30,6 @@ from . import openapi_examples
 _EXAMPLE_ADDRESS = "http://127.0.0.1:8000"
 _ADDRESS = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]{1,255}(/[A-Za-z0-9._/-]{0,255})?")
 TITLE = "Pose Prior Learner"
-_CATEGORY = {
-    "type": "string",
-    "pattern": "^[a-z0-9][a-z0-9_-]{0,63}$",
-    "description": "what the pictures show; letters a-z, digits, - and _",
-    "examples": ["dog"],
-}
-# both ways of saying that a field is a file: the page's form needs one, generators of clients the other
-_FILE = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
 _TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
 
 DESCRIPTION = """
@@ -156,20 +149,18 @@ def background_answer() -> dict[str, Any]:
 def estimate_body(max_images: int) -> dict[str, Any]:
     """The form of POST /estimate."""
     properties = {
-        "category": _CATEGORY,
+        "category": CATEGORY,
         "images": {
             "type": "array",
-            "items": _FILE,
+            "items": FILE,
             "minItems": 1,
             "maxItems": max_images,
             "description": f"JPEG, PNG, WebP, BMP or TIFF pictures, up to {max_images}",
         },
         **_ESTIMATE_FIELDS,
-        "video": {**_FILE, "description": "a video (MP4, MOV, AVI, MKV, WebM) instead of images"},
+        "video": {**FILE, "description": "a video (MP4, MOV, AVI, MKV, WebM) instead of images"},
     }
-    described = _object(properties, ["category"])
-    described["schema"]["oneOf"] = [{"required": ["images"]}, {"required": ["video"]}]
-    return _body({"multipart/form-data": described})
+    return form_body(properties, ["category"], one_of=["images", "video"])
 
 
 def estimate_parameters() -> dict[str, Any]:
@@ -201,13 +192,13 @@ def landmarks_body(max_images: int) -> dict[str, Any]:
         },
         "images": {
             "type": "array",
-            "items": _FILE,
+            "items": FILE,
             "minItems": 5,
             "maxItems": max_images,
             "description": f"the labelled pictures, from 5 to {max_images}; 10 to 50 are usual",
         },
         "labels": {
-            **_FILE,
+            **FILE,
             "description": "where the landmarks are: CSV with the columns image, keypoint, x, y (and visible), or COCO "
             f"keypoints JSON, {MAX_FIT_LABELS_BYTES >> 20} MiB at most; in pixels of the pictures",
         },
@@ -221,25 +212,25 @@ def landmarks_body(max_images: int) -> dict[str, Any]:
             "each picture",
         },
     }
-    return _body({"multipart/form-data": _object(properties, ["name", "images", "labels"])})
+    return form_body(properties, ["name", "images", "labels"])
 
 
 def import_body() -> dict[str, Any]:
     """The form of POST /priors/{category}/versions/import."""
     properties = {
-        "file": {**_FILE, "description": "the zip that an export gave"},
+        "file": {**FILE, "description": "the zip that an export gave"},
         "activate": {
             "type": "boolean",
             "description": "whether it becomes the active version; unless given, it does where the category has none",
         },
     }
-    return _body({"multipart/form-data": _object(properties, ["file"])})
+    return form_body(properties, ["file"])
 
 
 def train_body() -> dict[str, Any]:
     """The form and the JSON of POST /train-jobs: every setting of the model is a field of its own name."""
     shared = {
-        "category": _CATEGORY,
+        "category": CATEGORY,
         "preset": {
             "type": "string",
             "enum": list(PRESETS),
@@ -265,17 +256,17 @@ def train_body() -> dict[str, Any]:
         "examples": ["active"],
     }
     archive = {
-        **_FILE,
+        **FILE,
         "description": "zip, tar or tar.gz of JPEG, PNG, WebP, BMP or TIFF pictures, in folders or not, or of videos; "
         "or one bare video file",
     }
     labels = {
-        **_FILE,
+        **FILE,
         "description": f"keypoints of some of the pictures, CSV or COCO keypoints JSON, {MAX_LABELS_BYTES >> 20} MiB "
         "at most; never seen by training, only to measure what was learned",
     }
     prior_rule = "needed where keypoint_prior or connectivity_prior is predefined, refused elsewhere"
-    prior = {**_FILE, "description": f"a prior to start from, JSON as GET /priors/{{category}} gives it; {prior_rule}"}
+    prior = {**FILE, "description": f"a prior to start from, JSON as GET /priors/{{category}} gives it; {prior_rule}"}
     prior_from = {
         "type": "string",
         "description": f"CATEGORY or CATEGORY@VERSION whose prior to start from, instead of sending one; {prior_rule}",
@@ -300,11 +291,13 @@ def train_body() -> dict[str, Any]:
         "prior_from": prior_from,
     }
     chosen = _settings()
-    return _body(
+    return request_body(
         {
-            "multipart/form-data": _either({**shared, **uploads, **chosen}, "archive"),
+            "multipart/form-data": object_content(
+                {**shared, **uploads, **chosen}, ["category"], ["archive", "dataset"]
+            ),
             "application/json": {
-                **_either({**shared, **named, **chosen}, "folder"),
+                **object_content({**shared, **named, **chosen}, ["category"], ["folder", "dataset"]),
                 "examples": {
                     "folder": {
                         "summary": "pictures in imports/dog below the data root",
@@ -406,18 +399,3 @@ def _settings() -> dict[str, dict[str, Any]]:
             schema["multipleOf"] = allowed.multiple_of
         described[name] = schema
     return described
-
-
-def _object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
-    return {"schema": {"type": "object", "properties": properties, "required": required}}
-
-
-def _either(properties: dict[str, Any], source: str) -> dict[str, Any]:
-    """Of a training: the category, and either the source or a dataset."""
-    described = _object(properties, ["category"])
-    described["schema"]["oneOf"] = [{"required": [source]}, {"required": ["dataset"]}]
-    return described
-
-
-def _body(content: dict[str, Any]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": content}}

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.datastructures import Headers
 
 from service.contract.errors import BadRequest, BodyTooLarge
 
@@ -67,19 +66,6 @@ class Form:
     def first(self, name: str) -> Part | None:
         """The first file of a field, if one came."""
         return next((part for part in self.files if part.name == name), None)
-
-
-def media_type(headers: Mapping[str, str]) -> str:
-    """The media type of a request's body in small letters, without its options; empty where it has none."""
-    return headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def responds_async(headers: Headers) -> bool:
-    """Whether a request wants to be answered before it is done (RFC 7240, ``Prefer: respond-async``)."""
-    if "prefer" not in headers:
-        return False
-    words = ",".join(headers.getlist("prefer")).lower().replace(";", ",").split(",")
-    return any(word.strip() == "respond-async" for word in words)
 
 
 async def read_form(request: Request, file_fields: Mapping[str, FileField]) -> Form:

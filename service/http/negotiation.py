@@ -1,8 +1,23 @@
-"""What a request's Accept says of a media type (RFC 9110, section 12.5.1)."""
+"""Read the headers by which a client negotiates: Content-Type, Accept (RFC 9110) and Prefer (RFC 7240)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from starlette.datastructures import Headers
+
+
+def media_type(headers: Mapping[str, str]) -> str:
+    """The media type of a request's body in small letters, without its options; empty where it has none."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def responds_async(headers: Headers) -> bool:
+    """Whether a request wants to be answered before it is done (RFC 7240, ``Prefer: respond-async``)."""
+    if "prefer" not in headers:
+        return False
+    words = ",".join(headers.getlist("prefer")).lower().replace(";", ",").split(",")
+    return any(word.strip() == "respond-async" for word in words)
 
 
 def named(accept: str, kinds: Sequence[str], instead_of: str = "application/json") -> str | None:

@@ -27,7 +27,7 @@ from service.estimates.video_frames import with_failure
 from service.gateway.gateway import Gateway, gateway_of
 from service.gateway.openapi import background_answer, estimate_answers, estimate_body, estimate_parameters
 from service.http.body_limits import body_bytes
-from service.http.multipart import responds_async
+from service.http.negotiation import responds_async
 from service.http.problems import responses
 from service.runtime.settings import Settings
 from service.runtime.tasks import end

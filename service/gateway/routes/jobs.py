@@ -11,7 +11,7 @@ from service.contract.jobs.store import MAX_PAGE, Job, JobPage, JobStatus
 from service.gateway.gateway import gateway_of
 from service.gateway.openapi import train_body
 from service.http.idempotency import HEADER, REPLAYED
-from service.http.multipart import media_type
+from service.http.negotiation import media_type
 from service.http.problems import UnsupportedMedia, responses
 from service.training.job_intake import accept_training
 from service.training.job_request import read_json, read_upload

@@ -29,7 +29,7 @@ async def test_the_clients_own_id_is_kept(http, logged):
     answer = await http.get("/priors/none", headers={"X-Request-ID": "trace-1/2"})
     assert answer.headers.get_list("x-request-id") == ["trace-1/2"]
     assert answer.json()["request_id"] == "trace-1/2"
-    assert re.search(r"\[trace-1/2\] service\.middleware: GET /priors/none 404 in [\d.]+ ms", logged.text)
+    assert re.search(r"\[trace-1/2\] service\.http\.body_limits: GET /priors/none 404 in [\d.]+ ms", logged.text)
 
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 129, "é", "a\tb"])
