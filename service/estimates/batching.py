@@ -23,7 +23,7 @@ from service.contract.errors import EstimateTimeout, PPLError, QueueFull, Worker
 from service.contract.messages import BatchReply, BatchRequest
 from service.http.problems import QUEUE_ERRORS, queue_problem
 from service.runtime.metrics import Metrics
-from service.runtime.tasks import end
+from service.runtime.threads import cancel_tasks
 
 from .tickets import Flight, Group, Square, Ticket, Waiting, collect, misfit, pose_of
 
@@ -185,7 +185,7 @@ class Batcher:
 
     async def close(self) -> None:
         """End what is still being sent."""
-        await end(self._sending)
+        await cancel_tasks(self._sending)
 
     def pump(self) -> None:
         """Send batches while there are pictures to send and room in flight."""

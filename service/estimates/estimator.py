@@ -12,7 +12,7 @@ from service.contract.errors import PPLError, QueueFull, TooManyPixels, Unavaila
 from service.contract.media.pictures import PictureLimits
 from service.http.problems import QUEUE_ERRORS, document_of
 from service.runtime.settings import Settings
-from service.runtime.tasks import end
+from service.runtime.threads import cancel_tasks
 from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
 
@@ -104,7 +104,7 @@ class Estimator:
                 for task in done:
                     yield task.result()
         finally:
-            await end([*running, *([reading] if reading else [])])
+            await cancel_tasks([*running, *([reading] if reading else [])])
             close = getattr(waiting, "aclose", None)
             if close:
                 await close()
@@ -115,12 +115,14 @@ class Estimator:
             if self._down:
                 raise self._down
             with self._gateway.batcher.coming(1) as coming:
-                fitted = await self._gateway.compute(upload.fit, self._version.side, self._gateway.picture_limits)
+                fitted = await self._gateway.threads.decode(
+                    upload.fit, self._version.side, self._gateway.picture_limits
+                )
                 self._count_drawn(fitted)
                 queued = time.perf_counter()
                 ticket = await self._ask([item.square for item in fitted], coming)
             answered = time.perf_counter()
-            poses = await self._gateway.compute(self._described, upload, fitted, ticket)
+            poses = await self._gateway.threads.decode(self._described, upload, fitted, ticket)
         except PPLError as error:
             if isinstance(error, Unavailable):
                 self._down = error  # the others need not wait as long for the same answer

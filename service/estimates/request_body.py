@@ -89,7 +89,7 @@ def frames_of(gateway: Gateway, path: Path, query: Query, side: int, most: int) 
     """
     limits = video_limits(gateway.settings, _VIDEO_S)
     return VideoFrames(
-        path, query.names[0], query.every, query.most_frames(most), side, query.boxes[0], limits, gateway.video
+        path, query.names[0], query.every, query.most_frames(most), side, query.boxes[0], limits, gateway.threads.video
     )
 
 
@@ -116,7 +116,7 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
         QueueFull: as many wait as may.
         And as a request that is answered at once, where the reason is known without looking at the pictures.
     """
-    settings, files, io = gateway.settings, gateway.estimates, gateway.io
+    settings, files, io = gateway.settings, gateway.estimates, gateway.threads.io
     room = Room(
         settings.background_max_waiting,
         settings.background_per_key,
@@ -147,7 +147,7 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
             waiting = await io(files.held)
             check(waiting)
 
-    intake = EstimateIntake(files, gateway.upload, settings.image_max_bytes, grown)
+    intake = EstimateIntake(files, gateway.threads.upload, settings.image_max_bytes, grown)
     try:
         waiting = await io(files.held)
         check(waiting, body_bytes(request.scope) if "content-length" in request.headers else 0)
@@ -171,7 +171,7 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
             created_by=owner,
         )
         record = EstimateRecord(shown=shown, fields=fields, names=names, video=video, size_bytes=intake.size_bytes)
-        await gateway.upload(files.submit, record, check_for_good)
+        await gateway.threads.upload(files.submit, record, check_for_good)
         intake.hand_over()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

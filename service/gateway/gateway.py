@@ -7,9 +7,8 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import Request
 
@@ -19,7 +18,6 @@ from service.contract.jobs.events import EventLog
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.paces import PaceBook
 from service.contract.jobs.store import JobStore
-from service.contract.media.archives import ArchiveLimits
 from service.contract.media.pictures import PictureLimits
 from service.contract.messages import BatchRequest
 from service.contract.versions.store import VersionStore
@@ -28,14 +26,14 @@ from service.estimates.background.runner import AT_ONCE, Background
 from service.estimates.background.store import EstimateFiles
 from service.estimates.batching import Batcher
 from service.http.problems import NO_ANSWER, QUEUE_ERRORS
-from service.http.request_ids import in_context
 from service.runtime.live_workers import Workers
 from service.runtime.memory_limits import ByteBudget, Places
 from service.runtime.metrics import Metrics
 from service.runtime.queue_sender import Sender, redis_client
 from service.runtime.reply_reader import async_client, read_replies
 from service.runtime.settings import Settings
-from service.runtime.tasks import end
+from service.runtime.threads import Threads, cancel_tasks
+from service.training.job_intake import TrainingParts
 from service.training.queue_places import Queue
 from service.training.retention import JobCounts, remove_stale_uploads, trim_jobs
 from service.training.webhooks import Courier
@@ -46,8 +44,6 @@ from .prior_pictures import PictureCache
 
 log = logging.getLogger(__name__)
 
-_IO_THREADS = 8
-_UPLOAD_THREADS = 4
 _PRIOR_PICTURE_BYTES = 32 * 2**20
 _LOOK_EVERY_S = 1.0
 _CLEAN_EVERY_S = 600.0
@@ -56,14 +52,11 @@ _COUNT_EVERY_S = 10.0
 _FIGURES_S = 3.0  # that those of Redis may take
 _RESTART_LOOP_S = 1.0
 
-Result = TypeVar("Result")
-
 
 class Gateway:
     """The parts of one gateway. Making it does no I/O: it starts while Redis is away.
 
     Attributes:
-        decoding: threads in which pictures are decoded and drawn.
         video_places: for videos that somebody waits for; each has a process that decodes it.
         prior_pictures: pictures of priors that were drawn before.
         arriving: estimates for the background that are still being sent.
@@ -72,8 +65,8 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.threads = Threads(settings.decode_threads, settings.max_videos + AT_ONCE)
         self.picture_limits = PictureLimits.of(settings)
-        self.archive_limits = ArchiveLimits.of(settings)
         self.metrics = Metrics()
         self.versions = Versions(VersionStore(settings.data_root))
         self.files = JobFiles(settings.data_root)
@@ -85,24 +78,15 @@ class Gateway:
         self._sync_redis = redis_client(settings.redis_url)
         self.jobs = JobStore(self._sync_redis)
         self.events = EventLog(self._sync_redis)
+        self.training = TrainingParts(settings, self.threads, self.jobs, self.files, self.datasets, self.versions.store)
         self.queue = Queue(self.jobs, PaceBook(self._sync_redis), lambda: self.workers.count("training"))
         self.job_counts = JobCounts(self._sync_redis, self.jobs)
         self.redis = async_client(settings.redis_url)
         self.workers = Workers(self.redis)
         self._sender = Sender(settings.redis_url)
         self._reply_to = routing.reply_key(uuid.uuid4().hex)
-        self.decoding = ThreadPoolExecutor(settings.decode_threads, "decode")
-        # priors are drawn one after the other: estimates go before
-        self._drawing = ThreadPoolExecutor(1, "draw")
         self.prior_pictures = PictureCache(_PRIOR_PICTURE_BYTES)
-        self._io = ThreadPoolExecutor(_IO_THREADS, "io")
-        # archives of gigabytes are written and checked in threads of their own, so that nothing else waits for them
-        self._uploads = ThreadPoolExecutor(_UPLOAD_THREADS, "upload")
-        # a thread waits for each video's next frame, which may take minutes where few of them are wanted
-        self._videos = ThreadPoolExecutor(settings.max_videos + AT_ONCE, "video")
         self.video_places = Places(settings.max_videos, self.metrics)
-        # one thread: the sender's connections are not shared, and batches leave in order
-        self._sending = ThreadPoolExecutor(1, "send")
         self.batcher = Batcher(
             self._send_batch,
             self._reply_to,
@@ -114,7 +98,9 @@ class Gateway:
             live_workers=lambda: self.workers.count("inference"),
             metrics=self.metrics,
         )
-        self.courier = Courier(self.redis, self.jobs, self.io, self.webhook_secret, private=settings.webhook_private)
+        self.courier = Courier(
+            self.redis, self.jobs, self.threads.io, self.webhook_secret, private=settings.webhook_private
+        )
         self._loops: list[asyncio.Task[None]] = []
         self._counted_at = -_COUNT_EVERY_S
         self.leaving = False
@@ -135,37 +121,14 @@ class Gateway:
     async def stop(self) -> None:
         """End the loops and close what is open; requests in flight have been answered by now."""
         self.leaving = True
-        await end(self._loops)
+        await cancel_tasks(self._loops)
         await self.background.close()
         await self.courier.close()
         await self.batcher.close()
-        for executor in (self.decoding, self._drawing, self._io, self._uploads, self._videos, self._sending):
-            executor.shutdown(wait=False, cancel_futures=True)
+        self.threads.shutdown()
         await self.redis.aclose()
         self._sender.close()
         self._sync_redis.close()
-
-    async def io(self, function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
-        """Run something that reads disks or Redis in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._io, in_context(partial(function, *arguments, **named))
-        )
-
-    async def upload(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Run a step of an upload in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._uploads, in_context(function), *arguments)
-
-    async def video(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Run a step of reading a video in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._videos, in_context(function), *arguments)
-
-    async def compute(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Run something that decodes pictures, draws on them or encodes them in a thread of the bounded pool."""
-        return await asyncio.get_running_loop().run_in_executor(self.decoding, in_context(function), *arguments)
-
-    async def draw(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Run something that draws a prior, after those asked for before it."""
-        return await asyncio.get_running_loop().run_in_executor(self._drawing, in_context(function), *arguments)
 
     def webhook_secret(self) -> str:
         """What webhooks are signed with. Raises StoreCorrupt, OSError."""
@@ -176,7 +139,7 @@ class Gateway:
         """The figures for Prometheus, brought up to date."""
         await self._update_gauges()
         workers = [*self.workers.live("inference"), *self.workers.live("training")]
-        return await self.io(self.metrics.exposition, workers if self.settings.metrics_include_workers else ())
+        return await self.threads.io(self.metrics.exposition, workers if self.settings.metrics_include_workers else ())
 
     async def _update_gauges(self) -> None:
         metrics = self.metrics
@@ -191,7 +154,7 @@ class Gateway:
                     metrics.messages.labels(kind).set(await self.redis.llen(routing.queue_key(kind)))
                 if time.monotonic() - self._counted_at > _COUNT_EVERY_S:
                     self._counted_at = time.monotonic()
-                    for status, count in (await self.io(self.job_counts.count)).items():
+                    for status, count in (await self.threads.io(self.job_counts.count)).items():
                         metrics.jobs.labels(status).set(count)
         except NO_ANSWER as error:
             log.warning("figures without those of Redis: %s", error or f"no answer within {_FIGURES_S:g} s")
@@ -200,28 +163,27 @@ class Gateway:
             metrics.redis_up.set(1)
 
     async def _send_batch(self, request: BatchRequest, pixels: bytes | None) -> None:
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._sending, self._sender.send_batch, request, pixels)
+        await self.threads.send(self._sender.send_batch, request, pixels)
 
     async def wake_trainers(self) -> None:
         """Send the messages of jobs that wait without one, now rather than at the next look."""
-        await self.io(self.jobs.reconcile, self._sender.send_training)
+        await self.threads.io(self.jobs.reconcile, self._sender.send_training)
 
     async def _reconcile(self) -> None:
-        sent = await self.io(self.jobs.reconcile, self._sender.send_training, exclusive=True)
+        sent = await self.threads.io(self.jobs.reconcile, self._sender.send_training, exclusive=True)
         if sent:
             log.info("sent again, no worker had them: %s", ", ".join(sorted(sent)))
 
     async def _clean(self) -> None:
-        await self.io(self.datasets.sweep)
-        removed = await self.io(remove_stale_uploads, self.files, self.jobs, self.settings.stale_upload_s)
+        await self.threads.io(self.datasets.sweep)
+        removed = await self.threads.io(remove_stale_uploads, self.files, self.jobs, self.settings.stale_upload_s)
         settings = self.settings
-        forgotten = await self.io(self.estimates.sweep, settings.background_kept_s, settings.stale_upload_s)
+        forgotten = await self.threads.io(self.estimates.sweep, settings.background_kept_s, settings.stale_upload_s)
         if forgotten:
             log.info("removed estimates of long ago: %s", ", ".join(forgotten))
         if removed:
             log.info("removed the files of ended or abandoned uploads: %s", ", ".join(removed))
-        trimmed = await self.io(
+        trimmed = await self.threads.io(
             trim_jobs, self._sync_redis, self.jobs, settings.ended_jobs_kept, settings.idempotency_ttl_s
         )
         if trimmed:

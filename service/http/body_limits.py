@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.access.guard import HEALTH, METRICS, key_of
 from service.contract.errors import BodyTooLarge, PPLError
 from service.runtime.metrics import Metrics
-from service.runtime.tasks import end
+from service.runtime.threads import cancel_tasks
 
 from .problems import SlowBody, problem_of
 
@@ -57,7 +57,7 @@ class HeadAsGet:
                 # of a stream nobody waits for the rest
                 return {"type": "http.disconnect"} if told.is_set() else coming.result()
             finally:
-                await end((coming, answered))
+                await cancel_tasks((coming, answered))
 
         inner = {**scope, "method": "GET"}
         try:

@@ -10,9 +10,6 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import Callable
-from functools import partial
-from typing import TypeVar
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,9 +21,6 @@ LOG_FORMAT = "%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s"
 _GIVEN = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _NONE = "-"
 _current: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default=_NONE)
-
-Result = TypeVar("Result")
-
 
 # told apart by the start of this process and a count: random bytes for each would cost a system call
 _start = secrets.token_hex(4)
@@ -42,11 +36,6 @@ def current_request_id() -> str | None:
     """The id of the request that is being served here, None outside of any."""
     name = _current.get()
     return None if name == _NONE else name
-
-
-def in_context(function: Callable[..., Result]) -> Callable[..., Result]:
-    """The function as it can be run in another thread, with what is logged there told apart by request too."""
-    return partial(contextvars.copy_context().run, function)
 
 
 class RequestId:

@@ -11,14 +11,14 @@ from pathlib import Path, PurePosixPath
 from fastapi import Request
 
 from service.contract.datasets.dataset import DatasetRecord, dataset_id
-from service.contract.datasets.store import RECORD
+from service.contract.datasets.store import RECORD, DatasetFiles
 from service.contract.durable_files import write_json
 from service.contract.errors import BadArchive, BadLabels, TooManyImages
-from service.contract.jobs.files import MAX_LABELS_BYTES
-from service.contract.media.archives import check_archive
-from service.gateway.gateway import Gateway
+from service.contract.jobs.files import MAX_LABELS_BYTES, JobFiles
+from service.contract.media.archives import ArchiveLimits, check_archive
 from service.http.multipart import FileField, Form, read_form
 from service.http.problems import BadField
+from service.runtime.threads import Threads
 
 from .uploads import Intake
 from .zip_packer import MOST_FILES, Packer
@@ -47,7 +47,7 @@ class DatasetRequest:
     file_name: str | None
 
 
-async def read_dataset(request: Request, gateway: Gateway, intake: Intake) -> DatasetRequest:
+async def read_dataset(request: Request, files: JobFiles, threads: Threads, intake: Intake) -> DatasetRequest:
     """The form; its archive, or the archive that its files were packed into, is on disk afterwards.
 
     Raises:
@@ -55,8 +55,8 @@ async def read_dataset(request: Request, gateway: Gateway, intake: Intake) -> Da
         BodyTooLarge, TooManyImages: more than may come.
         BadField: an unknown field, or one that can't be what it is.
     """
-    folder = await gateway.upload(gateway.files.create, intake.job_id)
-    packer = Packer(folder / "packed", gateway.upload, intake.archive.max_bytes)
+    folder = await threads.upload(files.create, intake.job_id)
+    packer = Packer(folder / "packed", threads.upload, intake.archive.max_bytes)
     fields = {
         "archive": FileField(1, lambda: _twice("archive"), intake.archive.write, intake.archive.max_bytes),
         "images": FileField(MOST_FILES, _too_many, sink_of=packer.sink),
@@ -73,12 +73,22 @@ async def read_dataset(request: Request, gateway: Gateway, intake: Intake) -> Da
     await intake.flush()
     wanted = _checked(form, intake, packer.count)
     if packer.count:
-        await gateway.upload(os.replace, packer.path, intake.archive.path)
+        await threads.upload(os.replace, packer.path, intake.archive.path)
     return wanted
 
 
-def keep_dataset(gateway: Gateway, intake: Intake, wanted: DatasetRequest) -> tuple[str, bool]:
+def keep_dataset(
+    files: JobFiles,
+    datasets: DatasetFiles,
+    limits: ArchiveLimits,
+    max_bytes: int,
+    intake: Intake,
+    wanted: DatasetRequest,
+) -> tuple[str, bool]:
     """Make a dataset of what came. Blocking.
+
+    Args:
+        max_bytes: of all datasets together.
 
     Returns:
         Its id, and whether it is new; one that was there is left as it is, its name too.
@@ -88,7 +98,7 @@ def keep_dataset(gateway: Gateway, intake: Intake, wanted: DatasetRequest) -> tu
         DatasetsFull: all datasets together would have more bytes than they may.
     """
     archive, labels = intake.archive.path, intake.labels.path
-    summary = check_archive(archive, gateway.archive_limits, wanted.mode)
+    summary = check_archive(archive, limits, wanted.mode)
     hashed, labelled = _sha256(archive), _sha256(labels) if labels.exists() else None
     record = DatasetRecord(
         id=dataset_id(hashed, labelled, summary.mode),
@@ -102,9 +112,9 @@ def keep_dataset(gateway: Gateway, intake: Intake, wanted: DatasetRequest) -> tu
         labels=labelled is not None,
         created_at=datetime.now(UTC),
     )
-    folder = gateway.files.folder(intake.job_id)
+    folder = files.folder(intake.job_id)
     write_json(folder / RECORD, record.model_dump(mode="json"))
-    return record.id, gateway.datasets.add(folder, record, gateway.settings.datasets_max_bytes)
+    return record.id, datasets.add(folder, record, max_bytes)
 
 
 def _checked(form: Form, intake: Intake, packed: int) -> DatasetRequest:

@@ -6,16 +6,17 @@ from contextlib import suppress
 from dataclasses import replace
 
 from service.contract.datasets.dataset import DatasetStatus
+from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import DatasetInUse, DatasetNotReady, UnknownDataset, UnknownJob
 from service.contract.jobs.store import JobSource, JobStore
-from service.gateway.gateway import Gateway
+from service.runtime.threads import Threads
 
 from .job_request import TrainingRequest
 from .uploads import Intake
 
 
 async def from_dataset(
-    gateway: Gateway, wanted: TrainingRequest, dataset_id: str, intake: Intake
+    datasets: DatasetFiles, threads: Threads, wanted: TrainingRequest, dataset_id: str, intake: Intake
 ) -> tuple[TrainingRequest, JobSource]:
     """The dataset's files as the job's; its mode where the job says none, its labels where none came with the job.
 
@@ -25,13 +26,12 @@ async def from_dataset(
         UnknownDataset, StoreCorrupt.
         DatasetNotReady: no picture of it can be used.
     """
-    datasets = gateway.datasets
-    record = await gateway.io(datasets.record, dataset_id)
-    findings = await gateway.io(datasets.findings, dataset_id)
+    record = await threads.io(datasets.record, dataset_id)
+    findings = await threads.io(datasets.findings, dataset_id)
     if findings.status is DatasetStatus.FAILED:
         reason = findings.error.detail if findings.error else "nothing in it can be used"
         raise DatasetNotReady(f"dataset {dataset_id} can't be trained from: {reason}")
-    own_labels = await gateway.io(intake.labels.path.exists)
+    own_labels = await threads.io(intake.labels.path.exists)
     labels = datasets.labels(dataset_id) if record.labels and not own_labels else None
     try:
         await intake.link(datasets.archive(dataset_id), labels)

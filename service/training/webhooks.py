@@ -29,7 +29,7 @@ from service.contract.jobs import scripts
 from service.contract.jobs.store import Job, JobRecord, JobStore
 from service.contract.jobs.webhooks import check_address, check_webhook_url
 from service.http.problems import QUEUE_ERRORS
-from service.runtime.tasks import end
+from service.runtime.threads import cancel_tasks
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Courier:
 
     async def close(self) -> None:
         """Leave what is under way to the next gateway."""
-        await end(self._running.values())
+        await cancel_tasks(self._running.values())
 
     async def _deliver(self, job_id: str) -> None:
         lease, token = routing.webhook_lease_key(job_id), secrets.token_hex(8)

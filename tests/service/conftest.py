@@ -25,7 +25,7 @@ from service.contract.messages import BatchReply, BatchRequest, WorkerHeartbeat
 from service.contract.versions.store import VersionStore
 from service.gateway.app import create_app
 from service.runtime.settings import Settings
-from service.runtime.tasks import end
+from service.runtime.threads import cancel_tasks
 
 NUM_KEYPOINTS = 5
 
@@ -57,7 +57,7 @@ class Consumer:
 
     async def stop(self) -> None:
         if self._task:
-            await end([self._task])
+            await cancel_tasks([self._task])
         await self._redis.aclose()
 
     async def beat(self, kind: routing.Kind = "inference", worker_id: str = "w1", metrics: str = "") -> None:

@@ -25,7 +25,7 @@ from service.estimates.query import Query
 from service.estimates.results import Outcome
 from service.estimates.video_frames import VideoFrames, with_failure
 from service.runtime.settings import Settings
-from service.runtime.tasks import end
+from service.runtime.threads import cancel_tasks
 
 from .store import EstimateFiles, EstimateRecord, EstimateStatus
 
@@ -92,10 +92,10 @@ class Background:
         now = time.monotonic()
         self._running = {name: task for name, task in self._running.items() if not task.done()}
         self._put_off = {name: until for name, until in self._put_off.items() if until > now}
-        waiting = await self._gateway.io(self._files.waiting)
+        waiting = await self._gateway.threads.io(self._files.waiting)
         new = [estimate_id for estimate_id in waiting if estimate_id not in self._owners]
         if new:
-            self._owners |= await self._gateway.io(self._files.owners, new)
+            self._owners |= await self._gateway.threads.io(self._files.owners, new)
         self._owners = {name: self._owners[name] for name in waiting if name in self._owners}
         free = {
             name: self._owners.get(name) for name in waiting if name not in self._running and name not in self._put_off
@@ -111,14 +111,14 @@ class Background:
 
     async def close(self) -> None:
         """Leave what is under way to the next gateway, or to this one after its restart."""
-        await end(self._running.values())
+        await cancel_tasks(self._running.values())
 
     async def _entered(self, claim: AbstractContextManager[bool], estimate_id: str) -> bool:
         """Whether a claim is ours; if it is not, nothing is held."""
         try:
-            if await self._gateway.io(claim.__enter__):
+            if await self._gateway.threads.io(claim.__enter__):
                 return True
-            await self._gateway.io(claim.__exit__, None, None, None)
+            await self._gateway.threads.io(claim.__exit__, None, None, None)
         except UnknownEstimate:
             pass
         except OSError:
@@ -126,7 +126,7 @@ class Background:
         return False
 
     async def _hold(self, claim: AbstractContextManager[bool], estimate_id: str) -> None:
-        io = self._gateway.io
+        io = self._gateway.threads.io
         try:
             await self._work(await io(self._files.record, estimate_id))
         except UnknownEstimate:
@@ -141,7 +141,7 @@ class Background:
         self._put_off[estimate_id] = time.monotonic() + _PUT_OFF_S
 
     async def _work(self, record: EstimateRecord) -> None:
-        io, shown = self._gateway.io, record.shown
+        io, shown = self._gateway.threads.io, record.shown
         if shown.status.ended:  # killed right after its end
             await io(self._files.end, record, shown.status, shown.error)
             return
@@ -163,7 +163,7 @@ class Background:
             log.info("removed the oldest answers, to make room: %s", ", ".join(removed))
 
     async def _estimate(self, record: EstimateRecord) -> EstimateStatus:
-        gateway, shown, io = self._gateway, record.shown, self._gateway.io
+        gateway, shown, io = self._gateway, record.shown, self._gateway.threads.io
         settings = gateway.settings
         query = Query.of(record.fields, record.names, settings.background_max_images, settings.max_images, record.video)
         version = await io(gateway.versions.version, shown.category, shown.version)
@@ -183,7 +183,7 @@ class Background:
         shown.progress.total = shown.progress.done
         async with self._writing:
             outcomes = await io(WrittenOutcomes, self._files.lines(shown.id))
-            body, errors = await gateway.compute(document, query, version, started, outcomes)
+            body, errors = await gateway.threads.decode(document, query, version, started, outcomes)
             if query.format != "native":  # which holds them itself
                 await io(_replace, self._files.errors(shown.id), json.dumps(errors).encode())
             await io(_replace, self._files.result(shown.id), body)
@@ -191,7 +191,7 @@ class Background:
 
     async def _follow(self, record: EstimateRecord, found: AsyncIterator[Outcome]) -> bool:
         """Write down what comes, and how far it is; False once its owner wants it stopped."""
-        io, shown = self._gateway.io, record.shown
+        io, shown = self._gateway.threads.io, record.shown
         lines = self._files.lines(shown.id)
         coming = asyncio.ensure_future(anext(found, None))
         looked = time.monotonic()
@@ -212,7 +212,7 @@ class Background:
                     await io(self._files.write, record)
                     looked = time.monotonic()
         finally:
-            await end((coming,))
+            await cancel_tasks((coming,))
             await found.aclose()  # type: ignore[attr-defined]  # a generator
 
     def _sources(
@@ -229,7 +229,7 @@ class Background:
                 side,
                 query.boxes[0],
                 video_limits(settings, VIDEO_TIMEOUT_S),
-                self._gateway.video,
+                self._gateway.threads.video,
                 done,
             )
         return (

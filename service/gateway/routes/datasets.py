@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from service.contract.datasets.dataset import CreatedDataset, Dataset, DatasetPage, DatasetStatus
 from service.contract.errors import DatasetNotReady
 from service.contract.jobs.store import MAX_PAGE
+from service.contract.media.archives import ArchiveLimits
 from service.dataset_documentation import dataset_body
 from service.gateway.gateway import gateway_of
 from service.http.problems import StorageFull, responses
@@ -52,12 +53,20 @@ async def post_dataset(request: Request) -> Response:
     settings = gateway.settings
     declared = request.headers.get("content-length", "")
     expected = int(declared) if declared.isdigit() else 0
-    await gateway.io(gateway.datasets.check_room, expected, settings.datasets_max_bytes)
-    intake = Intake(gateway.files, gateway.upload, min(settings.archive_max_bytes, settings.datasets_max_bytes))
+    await gateway.threads.io(gateway.datasets.check_room, expected, settings.datasets_max_bytes)
+    intake = Intake(gateway.files, gateway.threads.upload, min(settings.archive_max_bytes, settings.datasets_max_bytes))
     try:
-        wanted = await read_dataset(request, gateway, intake)
+        wanted = await read_dataset(request, gateway.files, gateway.threads, intake)
         await intake.sync()
-        dataset_id, is_new = await gateway.upload(keep_dataset, gateway, intake, wanted)
+        dataset_id, is_new = await gateway.threads.upload(
+            keep_dataset,
+            gateway.files,
+            gateway.datasets,
+            ArchiveLimits.of(settings),
+            settings.datasets_max_bytes,
+            intake,
+            wanted,
+        )
         if is_new:
             intake.hand_over()
     except OSError as error:
@@ -66,7 +75,7 @@ async def post_dataset(request: Request) -> Response:
         raise
     finally:
         await intake.close()
-    dataset = await gateway.io(gateway.datasets.get, dataset_id)
+    dataset = await gateway.threads.io(gateway.datasets.get, dataset_id)
     return JSONResponse(
         {**dataset.model_dump(mode="json"), "already_there": not is_new},
         status_code=201 if is_new else 200,
@@ -82,7 +91,7 @@ async def get_datasets(
 ) -> DatasetPage:
     """Datasets, the newest first."""
     gateway = gateway_of(request)
-    return await gateway.io(gateway.datasets.page, limit, cursor)
+    return await gateway.threads.io(gateway.datasets.page, limit, cursor)
 
 
 @router.get(
@@ -93,7 +102,7 @@ async def get_dataset(request: Request, dataset_id: str) -> Dataset:
     and why. While it is inspected, what was found so far. A failed one's `error` says why no job can use it.
     """
     gateway = gateway_of(request)
-    return await gateway.io(gateway.datasets.get, dataset_id)
+    return await gateway.threads.io(gateway.datasets.get, dataset_id)
 
 
 @router.get(
@@ -107,13 +116,13 @@ async def get_contact_sheet(request: Request, dataset_id: str) -> Response:
     clips a row of 8 frames for each of up to 12 clips. It is there once the dataset is ready.
     """
     gateway = gateway_of(request)
-    dataset = await gateway.io(gateway.datasets.get, dataset_id)
+    dataset = await gateway.threads.io(gateway.datasets.get, dataset_id)
     if dataset.status is not DatasetStatus.READY:
         again_s = _AGAIN_S if dataset.status is DatasetStatus.INSPECTING else None
         raise DatasetNotReady(
             f"dataset {dataset_id} is {dataset.status}; it has a contact sheet once it is ready", retry_after_s=again_s
         )
-    sheet = await gateway.io(gateway.datasets.read_sheet, dataset_id)
+    sheet = await gateway.threads.io(gateway.datasets.read_sheet, dataset_id)
     return Response(sheet, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 
@@ -125,6 +134,6 @@ async def delete_dataset(request: Request, dataset_id: str) -> None:
     from it stay as they are.
     """
     gateway = gateway_of(request)
-    await gateway.io(gateway.datasets.record, dataset_id)
-    await gateway.io(check_unused, gateway.jobs, dataset_id)
-    await gateway.io(gateway.datasets.remove, dataset_id)
+    await gateway.threads.io(gateway.datasets.record, dataset_id)
+    await gateway.threads.io(check_unused, gateway.jobs, dataset_id)
+    await gateway.threads.io(gateway.datasets.remove, dataset_id)

@@ -30,7 +30,7 @@ from service.http.body_limits import body_bytes
 from service.http.negotiation import responds_async
 from service.http.problems import responses
 from service.runtime.settings import Settings
-from service.runtime.tasks import end
+from service.runtime.threads import cancel_tasks
 from service.schemas import CocoDataset, Estimate
 from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
@@ -104,7 +104,7 @@ async def _estimate(request: Request, gateway: Gateway) -> Response:
     most = settings.max_streamed_images if lines_type else settings.max_images
     async with AsyncExitStack() as held:
         held.enter_context(gateway.budget.hold(body_bytes(request.scope)))
-        intake = EstimateIntake(gateway.estimates, gateway.upload, settings.image_max_bytes)
+        intake = EstimateIntake(gateway.estimates, gateway.threads.upload, settings.image_max_bytes)
         held.push_async_callback(intake.close)
         form = await read_estimate(request, most, intake, keep_images=False)
         video = form.first("video") is not None
@@ -114,7 +114,9 @@ async def _estimate(request: Request, gateway: Gateway) -> Response:
             check_lines(query.format)
         version = await find_version(gateway, query)
         query.check_memory(version)
-        landmarks = await gateway.io(gateway.versions.landmarks, version, query.landmarks) if query.landmarks else None
+        landmarks = (
+            await gateway.threads.io(gateway.versions.landmarks, version, query.landmarks) if query.landmarks else None
+        )
         estimator = Estimator(gateway, query, version, landmarks)
         if video:
             held.enter_context(gateway.video_places.take())
@@ -139,7 +141,7 @@ async def find_version(gateway: Gateway, query: Query) -> Version:
     """The version that a request means; one that was looked up before takes no thread, but some looks at the disk."""
     found: Version | None = gateway.versions.known(query.category, query.version)
     if found is None:
-        found = await gateway.io(gateway.versions.version, query.category, query.version)
+        found = await gateway.threads.io(gateway.versions.version, query.category, query.version)
     assert found is not None
     return found
 
@@ -158,7 +160,7 @@ async def _frames_answered(
             if estimator.down and not some:
                 raise estimator.down
     found.sort(key=lambda outcome: outcome.index)
-    body, errors = await gateway.compute(document, query, version, started, found)
+    body, errors = await gateway.threads.decode(document, query, version, started, found)
     headers = {ERRORS_HEADER: told_in_header(errors)} if errors else {}
     return Response(body, media_type=MEDIA_TYPES[query.format], headers=headers)
 
@@ -197,18 +199,20 @@ async def _answered(
     if few:
         answers = [part(place) for place in range(len(fitted))]
     else:
-        answers = await asyncio.gather(*(gateway.compute(part, place) for place in range(len(fitted))))
+        answers = await asyncio.gather(*(gateway.threads.decode(part, place) for place in range(len(fitted))))
     timing["total"] = 1e3 * (time.perf_counter() - started)
     results = Results(
         version, query.names, query.boxes, [Outcome(answer["index"], [answer]) for answer in answers], timing
     )
-    body = written(results, query.format) if few else await gateway.compute(written, results, query.format)
+    body = written(results, query.format) if few else await gateway.threads.decode(written, results, query.format)
     return Response(body, media_type=MEDIA_TYPES[query.format])
 
 
 async def _fit_all(gateway: Gateway, uploads: list[Upload], side: int) -> list[Fitted]:
     """Decode side by side; the first bad picture ends it."""
-    work = [asyncio.ensure_future(gateway.compute(upload.fit, side, gateway.picture_limits)) for upload in uploads]
+    work = [
+        asyncio.ensure_future(gateway.threads.decode(upload.fit, side, gateway.picture_limits)) for upload in uploads
+    ]
     try:
         return list(chain.from_iterable(await asyncio.gather(*work)))
     finally:
@@ -226,7 +230,7 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> R
             raise ClientDisconnect
         return task.result()
     finally:
-        await end((task, gone))
+        await cancel_tasks((task, gone))
 
 
 async def _gone(request: Request) -> None:

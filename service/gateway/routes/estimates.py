@@ -38,7 +38,7 @@ async def get_estimates(
 ) -> EstimatePage:
     """The estimates in the background that are still kept, the newest first."""
     gateway = gateway_of(request)
-    return await gateway.io(gateway.estimates.page, limit, cursor)
+    return await gateway.threads.io(gateway.estimates.page, limit, cursor)
 
 
 @router.get(
@@ -54,7 +54,7 @@ async def get_estimate(request: Request, estimate_id: str) -> Response:
     `result_url`. It is kept for a day.
     """
     gateway = gateway_of(request)
-    return await gateway.io(_document, gateway, estimate_id)
+    return await gateway.threads.io(_document, gateway, estimate_id)
 
 
 @router.get(
@@ -72,11 +72,11 @@ async def get_estimate(request: Request, estimate_id: str) -> Response:
 async def get_result(request: Request, estimate_id: str) -> Response:
     """What `POST /estimate` would have answered, in its format; there once the estimate succeeded."""
     gateway = gateway_of(request)
-    shown = (await gateway.io(gateway.estimates.record, estimate_id)).shown
+    shown = (await gateway.threads.io(gateway.estimates.record, estimate_id)).shown
     if shown.status is not EstimateStatus.SUCCEEDED:
         again_s = None if shown.status.ended else _RETRY_S
         raise Conflict(f"estimate {estimate_id} is {shown.status}; it has no result", retry_after_s=again_s)
-    file = await gateway.io(_open, gateway.estimates.result(estimate_id), estimate_id)
+    file = await gateway.threads.io(_open, gateway.estimates.result(estimate_id), estimate_id)
     return _FileResponse(file, MEDIA_TYPES[shown.format])
 
 
@@ -90,7 +90,7 @@ async def cancel_estimate(request: Request, estimate_id: str) -> BackgroundEstim
     """Stops an estimate for good. One that is worked on stops a moment later. A key of the scope read stops its own."""
     gateway = gateway_of(request)
     await _check_owner(request, gateway, estimate_id)
-    return (await gateway.io(gateway.estimates.cancel, estimate_id)).shown
+    return (await gateway.threads.io(gateway.estimates.cancel, estimate_id)).shown
 
 
 @router.delete("/estimates/{estimate_id}", status_code=204, summary="Forget an estimate", responses=responses(404, 409))
@@ -98,7 +98,7 @@ async def delete_estimate(request: Request, estimate_id: str) -> None:
     """Removes an estimate that ended, with its result. A key of the scope read removes its own."""
     gateway = gateway_of(request)
     await _check_owner(request, gateway, estimate_id)
-    await gateway.io(gateway.estimates.remove, estimate_id)
+    await gateway.threads.io(gateway.estimates.remove, estimate_id)
 
 
 async def _check_owner(request: Request, gateway: Gateway, estimate_id: str) -> None:
@@ -106,7 +106,7 @@ async def _check_owner(request: Request, gateway: Gateway, estimate_id: str) -> 
     key = key_of(request)
     if key is None or key.may(Scope.TRAIN):
         return
-    shown = (await gateway.io(gateway.estimates.record, estimate_id)).shown
+    shown = (await gateway.threads.io(gateway.estimates.record, estimate_id)).shown
     if shown.created_by != key.id:
         raise Forbidden(
             f"estimate {estimate_id} was asked for with another key; {key.id} ({key.name}) may look at it only, as it "

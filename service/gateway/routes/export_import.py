@@ -40,9 +40,9 @@ async def get_export(request: Request, category: str, version: str) -> Response:
     with the size and the SHA-256 of each. Names and landmarks that were added to it go along.
     """
     gateway = gateway_of(request)
-    name = await gateway.io(gateway.versions.store.resolve, category, version)
+    name = await gateway.threads.io(gateway.versions.store.resolve, category, version)
     parts = export_version(gateway.versions, category, name)
-    first = await gateway.upload(next, parts)  # all that can be wrong is found before the first part
+    first = await gateway.threads.upload(next, parts)  # all that can be wrong is found before the first part
     headers = {"Content-Disposition": f'attachment; filename="{category}-{name}.zip"'}
     return StreamingResponse(chain((first,), parts), media_type="application/zip", headers=headers)
 
@@ -64,10 +64,10 @@ async def post_import(request: Request, category: str) -> Response:
     """
     gateway = gateway_of(request)
     check_category(category)
-    intake = Intake(gateway.files, gateway.upload, gateway.settings.version_max_bytes)
+    intake = Intake(gateway.files, gateway.threads.upload, gateway.settings.version_max_bytes)
     try:
         activate = await _receive(request, intake)
-        entry = await gateway.upload(_publish, gateway, intake, category, activate)
+        entry = await gateway.threads.upload(_publish, gateway, intake, category, activate)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull("the server has no room for this version; its owner must free some") from error

@@ -58,13 +58,13 @@ async def get_events(
     """
     gateway = gateway_of(request)
     if not wanted(request.headers.get("accept")):
-        return await gateway.io(gateway.events.page, job_id, after, limit)
+        return await gateway.threads.io(gateway.events.page, job_id, after, limit)
     last_id = last_id or None  # empty where nothing was seen yet
     if last_id is not None:
         after = last_event_id(last_id)
-    job = await gateway.io(gateway.jobs.get, job_id)
+    job = await gateway.threads.io(gateway.jobs.get, job_id)
     over = last_id is not None and job.status.ended
-    if over and not (await gateway.io(gateway.events.page, job_id, after, 1)).items:
+    if over and not (await gateway.threads.io(gateway.events.page, job_id, after, 1)).items:
         return Response(status_code=204)  # tells a browser not to come back
     # a proxy must pass on each event as it comes
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -84,4 +84,4 @@ async def get_checkpoints(request: Request, job_id: str) -> CheckpointList:
     are listed.
     """
     gateway = gateway_of(request)
-    return await gateway.io(gateway.events.checkpoints, job_id)
+    return await gateway.threads.io(gateway.events.checkpoints, job_id)

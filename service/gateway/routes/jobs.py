@@ -72,15 +72,15 @@ async def create_job(
     gateway = gateway_of(request)
     kind = media_type(request.headers)
     if kind == "application/json":
-        job, replayed = await accept_training(gateway, request, read_json)
+        job, replayed = await accept_training(gateway.training, request, read_json)
     elif kind == "multipart/form-data":
-        job, replayed = await accept_training(gateway, request, read_upload)
+        job, replayed = await accept_training(gateway.training, request, read_upload)
     else:
         raise UnsupportedMedia(
             f"the body is {kind[:80] or 'of no media type'}; send multipart/form-data with an archive, "
             "or application/json with a folder; both may name a dataset instead"
         )
-    job = await gateway.io(gateway.queue.placed, job)
+    job = await gateway.threads.io(gateway.queue.placed, job)
     headers = {"Location": f"/train-jobs/{job.id}", **({REPLAYED: "true"} if replayed else {})}
     return JSONResponse(job.model_dump(mode="json"), status_code=202, headers=headers)
 
@@ -95,8 +95,8 @@ async def get_jobs(
 ) -> JobPage:
     """Jobs, the newest first. Beyond some thousands (`PPL_ENDED_JOBS_KEPT`) those that ended first are gone."""
     gateway = gateway_of(request)
-    page = await gateway.io(list_jobs, gateway.jobs, limit, cursor, category, status)
-    return page.model_copy(update={"items": await gateway.io(gateway.queue.all_placed, page.items)})
+    page = await gateway.threads.io(list_jobs, gateway.jobs, limit, cursor, category, status)
+    return page.model_copy(update={"items": await gateway.threads.io(gateway.queue.all_placed, page.items)})
 
 
 @router.get("/train-jobs/{job_id}", summary="Follow a training job", response_model=Job, responses=responses(404, 503))
@@ -109,7 +109,7 @@ async def get_job(request: Request, job_id: str) -> Job:
     says why.
     """
     gateway = gateway_of(request)
-    return await gateway.io(gateway.queue.placed, await gateway.io(gateway.jobs.get, job_id))
+    return await gateway.threads.io(gateway.queue.placed, await gateway.threads.io(gateway.jobs.get, job_id))
 
 
 @router.post(
@@ -121,9 +121,9 @@ async def get_job(request: Request, job_id: str) -> Job:
 async def cancel_job(request: Request, job_id: str) -> Job:
     """Stops a job for good. One that is running stops at its next step: its status changes a moment later."""
     gateway = gateway_of(request)
-    job = await gateway.io(gateway.jobs.cancel, job_id)
+    job = await gateway.threads.io(gateway.jobs.cancel, job_id)
     if job.status.ended:
-        await gateway.io(gateway.files.remove, job_id)
+        await gateway.threads.io(gateway.files.remove, job_id)
     return job
 
 
@@ -141,7 +141,7 @@ async def pause_job(request: Request, job_id: str) -> Job:
     already.
     """
     gateway = gateway_of(request)
-    return await gateway.io(gateway.jobs.pause, job_id)
+    return await gateway.threads.io(gateway.jobs.pause, job_id)
 
 
 @router.post(
@@ -156,9 +156,9 @@ async def resume_job(request: Request, job_id: str) -> Job:
     A pause that its worker has not seen yet is taken back. Nothing happens to a job that is not paused.
     """
     gateway = gateway_of(request)
-    job = await gateway.io(gateway.jobs.resume, job_id)
+    job = await gateway.threads.io(gateway.jobs.resume, job_id)
     await gateway.wake_trainers()
-    return await gateway.io(gateway.queue.placed, job)
+    return await gateway.threads.io(gateway.queue.placed, job)
 
 
 @router.delete(
@@ -167,4 +167,4 @@ async def resume_job(request: Request, job_id: str) -> Job:
 async def delete_job(request: Request, job_id: str) -> None:
     """Removes the record of a job that ended. The version that it published stays."""
     gateway = gateway_of(request)
-    await gateway.io(gateway.jobs.delete, job_id)
+    await gateway.threads.io(gateway.jobs.delete, job_id)

@@ -30,7 +30,7 @@ async def get_keypoint_names(
 ) -> dict[str, Any]:
     """What the keypoints of a version are called; the `ETag` goes into `If-Match` when they are named anew."""
     gateway = gateway_of(request)
-    found = await gateway.io(gateway.versions.keypoint_names, category, version)
+    found = await gateway.threads.io(gateway.versions.keypoint_names, category, version)
     response.headers["ETag"] = tag_of_json(found["names"])
     return found
 
@@ -73,6 +73,6 @@ async def put_keypoint_names(
         versions.additions.put_names(category, name, names, unchanged)
         return {"category": category, "version": name, "names": list(names)}
 
-    found = await gateway.io(put)
+    found = await gateway.threads.io(put)
     response.headers["ETag"] = tag_of_json(found["names"])
     return found

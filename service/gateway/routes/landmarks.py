@@ -106,7 +106,7 @@ def make_router(settings: Settings) -> APIRouter:
     async def get_all_landmarks(request: Request, category: str, version: Version = None) -> dict[str, Any]:
         """The sets of landmarks of a version, by name. It has at most 100, so they come in one page."""
         gateway = gateway_of(request)
-        return await gateway.io(_page, gateway, category, version)
+        return await gateway.threads.io(_page, gateway, category, version)
 
     @router.get(
         "/priors/{category}/landmarks/{name}",
@@ -122,7 +122,7 @@ def make_router(settings: Settings) -> APIRouter:
             resolved = gateway.versions.store.resolve(category, version)
             return _shown(category, resolved, gateway.versions.additions.landmarks(category, resolved, name))
 
-        return await gateway.io(read)
+        return await gateway.threads.io(read)
 
     @router.delete(
         "/priors/{category}/landmarks/{name}",
@@ -138,7 +138,7 @@ def make_router(settings: Settings) -> APIRouter:
             resolved = gateway.versions.store.resolve(category, version)
             gateway.versions.additions.remove_landmarks(category, resolved, name)
 
-        await gateway.io(remove)
+        await gateway.threads.io(remove)
 
     return router
 
@@ -147,13 +147,13 @@ async def _fit(request: Request, gateway: Gateway, category: str) -> Response:
     additions = gateway.versions.additions
     with gateway.budget.hold(body_bytes(request.scope)):
         wanted = Wanted.of(await _read(request, gateway.settings))
-        version = await gateway.io(gateway.versions.version, category, wanted.version)
-        await gateway.io(additions.check_free, category, version.name, wanted.name)
+        version = await gateway.threads.io(gateway.versions.version, category, wanted.version)
+        await gateway.threads.io(additions.check_free, category, version.name, wanted.name)
         names = [upload.filename for upload in wanted.uploads]
-        labels, labelled, absent = await gateway.compute(read_labelled, wanted.labels, names)
+        labels, labelled, absent = await gateway.threads.decode(read_labelled, wanted.labels, names)
         sights, keypoints = await _poses(gateway, version, [wanted.uploads[index] for index in labelled])
-    found = await gateway.compute(fit_set, wanted.name, labels, sights, keypoints)
-    await gateway.io(additions.put_landmarks, category, version.name, found)
+    found = await gateway.threads.decode(fit_set, wanted.name, labels, sights, keypoints)
+    await gateway.threads.io(additions.put_landmarks, category, version.name, found)
     counts = {"unlabelled_images": len(names) - len(labelled), "labels_without_image": absent}
     answer = {**_shown(category, version.name, found), **counts}
     headers = {"Location": f"/priors/{category}/landmarks/{wanted.name}?version={version.name}"}
@@ -185,7 +185,7 @@ async def _poses(gateway: Gateway, version: ReadyVersion, uploads: list[Upload])
     for first in range(0, len(uploads), limit):
         part = uploads[first : first + limit]
         squares = await asyncio.gather(
-            *(gateway.compute(upload.fit, version.side, gateway.picture_limits) for upload in part)
+            *(gateway.threads.decode(upload.fit, version.side, gateway.picture_limits) for upload in part)
         )
         fitted = [only for [only] in squares]
         ticket = await gateway.batcher.estimate(group, [item.square for item in fitted])

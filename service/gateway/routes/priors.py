@@ -40,7 +40,7 @@ async def get_priors(request: Request, limit: Limit = 50, cursor: Cursor = None)
         items = [gateway.versions.entry(name) for name in names[:limit]]
         return _page(items, names, limit)
 
-    return await gateway.io(page)
+    return await gateway.threads.io(page)
 
 
 @router.get("/priors/{category}", summary="A prior", response_model=Prior, responses=responses(400, 404))
@@ -69,8 +69,8 @@ async def get_link_map(
     gateway = gateway_of(request)
     kept = gateway.prior_pictures
     store = gateway.versions.store
-    name = await gateway.io(store.resolve, category, version)
-    key = (category, name, await gateway.io(store.stamp, category, name), size)
+    name = await gateway.threads.io(store.resolve, category, version)
+    key = (category, name, await gateway.threads.io(store.stamp, category, name), size)
 
     def draw() -> bytes:
         picture = kept.get(key)  # it may have been drawn while this waited
@@ -79,7 +79,7 @@ async def get_link_map(
             kept.put(key, picture)
         return picture
 
-    return Response(kept.get(key) or await gateway.draw(draw), media_type="image/png")
+    return Response(kept.get(key) or await gateway.threads.draw(draw), media_type="image/png")
 
 
 @router.get(
@@ -139,7 +139,7 @@ async def get_versions(request: Request, category: str, limit: Limit = 50, curso
                 items.append(gateway.versions.version_entry(category, name, pointers))
         return _page(items, names, limit)
 
-    return await gateway.io(page)
+    return await gateway.threads.io(page)
 
 
 @router.get(
@@ -179,5 +179,5 @@ def _page(items: list[dict[str, Any]], names: list[str], limit: int) -> dict[str
 
 async def _json(gateway: Gateway, make: Any) -> Response:
     """A document as a response; read and encoded in a thread, as a memory's vectors are many."""
-    body = await gateway.io(lambda: JSONResponse(make()).body)
+    body = await gateway.threads.io(lambda: JSONResponse(make()).body)
     return Response(body, media_type="application/json")

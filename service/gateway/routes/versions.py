@@ -29,7 +29,7 @@ async def get_aliases(request: Request, category: str) -> dict[str, Any]:
     A category has at most 100, so they come in one page.
     """
     gateway = gateway_of(request)
-    found = await gateway.io(gateway.versions.store.aliases, category)
+    found = await gateway.threads.io(gateway.versions.store.aliases, category)
     return {"items": [_entry(category, alias, version) for alias, version in found.items()], "next_cursor": None}
 
 
@@ -42,7 +42,7 @@ async def get_aliases(request: Request, category: str) -> dict[str, Any]:
 async def get_alias(request: Request, response: Response, category: str, alias: str) -> dict[str, Any]:
     """The version that an alias points to; its `ETag` goes into `If-Match` when it is moved."""
     gateway = gateway_of(request)
-    version = await gateway.io(gateway.versions.store.alias, category, alias)
+    version = await gateway.threads.io(gateway.versions.store.alias, category, alias)
     response.headers["ETag"] = tag_of(version)
     return _entry(category, alias, version)
 
@@ -77,7 +77,7 @@ async def put_alias(
     gateway = gateway_of(request)
     check = expecting(if_match, f"the alias '{alias[:80]}'")
     store = gateway.versions.store
-    version, new = await gateway.io(
+    version, new = await gateway.threads.io(
         move_alias, store, category, alias, target.version, lambda now: check(now and tag_of(now))
     )
     response.status_code = 201 if new else 200
@@ -96,7 +96,7 @@ async def delete_alias(request: Request, category: str, alias: str, if_match: If
     gateway = gateway_of(request)
     check = expecting(if_match, f"the alias '{alias[:80]}'", needed=False)
     store = gateway.versions.store
-    await gateway.io(remove_alias, store, category, alias, lambda now: check(now and tag_of(now)))
+    await gateway.threads.io(remove_alias, store, category, alias, lambda now: check(now and tag_of(now)))
 
 
 @router.delete(
@@ -111,7 +111,7 @@ async def remove_version(request: Request, category: str, version: str) -> None:
     One that an alias points to, the active one above all, is refused (409, `version_in_use`): move the alias first.
     """
     gateway = gateway_of(request)
-    await gateway.io(delete_version, gateway.versions.store, category, version)
+    await gateway.threads.io(delete_version, gateway.versions.store, category, version)
 
 
 def _entry(category: str, alias: str, version: str) -> dict[str, Any]:

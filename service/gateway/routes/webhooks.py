@@ -34,4 +34,4 @@ async def get_webhook_secret(request: Request) -> WebhookSecret:
     or given by `PPL_WEBHOOK_SECRET`.
     """
     gateway = gateway_of(request)
-    return WebhookSecret(secret=await gateway.io(gateway.webhook_secret))
+    return WebhookSecret(secret=await gateway.threads.io(gateway.webhook_secret))
