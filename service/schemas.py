@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.estimates.background.store import BackgroundEstimate
+from service.http.schemas import PictureProblem
 from service.versions.schemas import Link
-
-
-class Problem(BaseModel):
-    """What every error answers, as ``application/problem+json``."""
-
-    type: str = Field(examples=["urn:ppl:problem:unknown_category"], description="names the kind of problem")
-    title: str = Field(examples=["Unknown category"], description="the same for one kind of problem")
-    status: int = Field(examples=[404], description="the HTTP status")
-    detail: str = Field(
-        examples=["no prior was learned for category 'cat' yet"],
-        description="what came, what was expected, and what to do",
-    )
-    code: str = Field(examples=["unknown_category"], description="a word for programs; it never changes")
-    request_id: str | None = Field(
-        None, examples=["9f2c31d07ab4e6c8"], description="of the request, as in X-Request-ID and in the server's log"
-    )
-
-
-class PictureProblem(Problem):
-    """Why a picture among others gave no pose."""
-
-    index: int = Field(description="place of the picture in the request, from 0")
-    frame: int | None = Field(None, description="of a video: the number of the frame; not of what ends it early")
-    time_s: float | None = Field(None, description="of a video: when the frame is shown")
 
 
 class Keypoint(BaseModel):
@@ -170,19 +147,4 @@ class EstimateWithResult(BackgroundEstimate):
         None,
         description="of the formats coco and csv, once it succeeded: pictures and frames that gave no pose, and why; "
         "of the format native they are in the result",
-    )
-
-
-class Liveness(BaseModel):
-    """The process answers."""
-
-    status: Literal["alive"] = "alive"
-
-
-class Readiness(BaseModel):
-    """The parts that a request needs, each "ok" or what is wrong with it."""
-
-    status: Literal["ready"] = "ready"
-    checks: dict[str, str] = Field(
-        examples=[{"redis": "ok", "inference_worker": "ok", "training_worker": "none is running"}]
     )

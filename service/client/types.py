@@ -11,14 +11,13 @@ from service.contract.datasets.dataset import CreatedDataset, Dataset, DatasetSt
 from service.contract.jobs.events import EventKind, JobEvent
 from service.contract.jobs.job import Checkpoint, Job, JobStatus
 from service.estimates.background.store import BackgroundEstimate, EstimateStatus
+from service.http.schemas import Problem, Readiness
 from service.schemas import (
     Estimate,
     EstimateWithResult,
     ImageEstimate,
     Keypoint,
     LandmarkPoint,
-    Problem,
-    Readiness,
     Timing,
 )
 from service.versions.schemas import (

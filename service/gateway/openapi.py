@@ -22,7 +22,7 @@ from service.estimates.formats.json_lines import MEDIA_TYPES as LINES
 from service.estimates.formats.registry import FORMATS
 from service.estimates.pictures import INCLUDABLE
 from service.http.openapi import CATEGORY, FILE, form_body, object_content, request_body
-from service.schemas import Problem
+from service.http.schemas import Problem
 from service.versions.landmarks import MAX_FIT_LABELS_BYTES
 
 from . import openapi_examples

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from service.contract.errors import Unavailable
 from service.gateway.gateway import gateway_of
 from service.http.problems import NO_ANSWER, responses
-from service.schemas import Liveness, Readiness
+from service.http.schemas import Liveness, Readiness
 
 router = APIRouter(tags=["operation"])
 
