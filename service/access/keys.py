@@ -26,7 +26,7 @@ from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from service.contract.durable_files import sync
 from service.contract.errors import StoreCorrupt, UnknownKey
-from service.runtime.secrets import read_or_make, write_private
+from service.runtime.secrets import read_or_create, write_private
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class KeyStore:
         # one that is damaged was made too: that it can't be read must not keep the others from starting
         if any(_ID.fullmatch(path.stem) for path in self._folder.glob("*.json")):
             return None
-        text = read_or_make(self._first, _new_text)
+        text = read_or_create(self._first, _new_text)
         if not _KEY.fullmatch(text):
             raise StoreCorrupt(f"{self._first} holds no key; remove it, and the next start makes one")
         self._put(text, "first", [Scope.TRAIN])

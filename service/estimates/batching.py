@@ -21,8 +21,9 @@ import numpy as np
 
 from service.contract.errors import EstimateTimeout, PPLError, QueueFull, WorkerUnavailable
 from service.contract.messages import BatchReply, BatchRequest
-from service.http.problems import QUEUE_ERRORS, queue_problem
+from service.http.problems import queue_problem
 from service.runtime.metrics import Metrics
+from service.runtime.redis_clients import QUEUE_ERRORS
 from service.runtime.threads import cancel_tasks
 
 from .tickets import Flight, Group, Square, Ticket, Waiting, collect, misfit, pose_of

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from service.contract.errors import PPLError, QueueFull, TooManyPixels, Unavailable
 from service.contract.media.pictures import PictureLimits
-from service.http.problems import QUEUE_ERRORS, document_of
+from service.http.problems import document_of
+from service.runtime.redis_clients import QUEUE_ERRORS
 from service.runtime.settings import Settings
 from service.runtime.threads import cancel_tasks
 from service.versions.landmarks import LandmarkMaps

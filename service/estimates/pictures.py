@@ -19,7 +19,7 @@ from service.contract.errors import BodyTooLarge, PPLError
 from service.contract.media.fitting import Frame, fit_square, reducible, unfit_square
 from service.contract.media.pictures import Picture, PictureLimits, open_picture, open_reduced
 from service.http.problems import BadField
-from service.room import PixelRoom
+from service.runtime.memory_limits import DecodedPixelLimit
 from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
 
@@ -34,7 +34,7 @@ Answer = dict[str, Any]
 
 # pictures of the largest size that are held decoded at once; all requests share the memory of the process
 _LARGEST_AT_ONCE = 2
-_room = PixelRoom()
+_room = DecodedPixelLimit()
 
 
 @dataclass(frozen=True)

@@ -25,20 +25,18 @@ from service.estimates.background.arrivals import Arrivals
 from service.estimates.background.runner import AT_ONCE, Background
 from service.estimates.background.store import EstimateFiles
 from service.estimates.batching import Batcher
-from service.http.problems import NO_ANSWER, QUEUE_ERRORS
-from service.runtime.live_workers import Workers
-from service.runtime.memory_limits import ByteBudget, Places
+from service.runtime.memory_limits import ByteBudget, VideoSlots
 from service.runtime.metrics import Metrics
-from service.runtime.queue_sender import Sender, redis_client
-from service.runtime.reply_reader import async_client, read_replies
+from service.runtime.redis_clients import NO_ANSWER, QUEUE_ERRORS, async_redis_client, redis_client
+from service.runtime.secrets import webhook_secret
 from service.runtime.settings import Settings
 from service.runtime.threads import Threads, cancel_tasks
+from service.runtime.worker_queue import LiveWorkers, Sender, read_replies
 from service.training.job_intake import TrainingParts
 from service.training.queue_places import Queue
 from service.training.retention import JobCounts, remove_stale_uploads, trim_jobs
 from service.training.webhooks import Courier
 from service.versions.reader import Versions
-from service.webhook_secret import webhook_secret
 
 from .prior_pictures import PictureCache
 
@@ -57,7 +55,7 @@ class Gateway:
     """The parts of one gateway. Making it does no I/O: it starts while Redis is away.
 
     Attributes:
-        video_places: for videos that somebody waits for; each has a process that decodes it.
+        video_slots: for videos that somebody waits for; each has a process that decodes it.
         prior_pictures: pictures of priors that were drawn before.
         arriving: estimates for the background that are still being sent.
         leaving: answers that go on for long shall end, as the gateway does.
@@ -81,12 +79,12 @@ class Gateway:
         self.training = TrainingParts(settings, self.threads, self.jobs, self.files, self.datasets, self.versions.store)
         self.queue = Queue(self.jobs, PaceBook(self._sync_redis), lambda: self.workers.count("training"))
         self.job_counts = JobCounts(self._sync_redis, self.jobs)
-        self.redis = async_client(settings.redis_url)
-        self.workers = Workers(self.redis)
+        self.redis = async_redis_client(settings.redis_url)
+        self.workers = LiveWorkers(self.redis)
         self._sender = Sender(settings.redis_url)
         self._reply_to = routing.reply_key(uuid.uuid4().hex)
         self.prior_pictures = PictureCache(_PRIOR_PICTURE_BYTES)
-        self.video_places = Places(settings.max_videos, self.metrics)
+        self.video_slots = VideoSlots(settings.max_videos, self.metrics)
         self.batcher = Batcher(
             self._send_batch,
             self._reply_to,
@@ -110,7 +108,7 @@ class Gateway:
         read = partial(read_replies, self.settings.redis_url, self._reply_to, self.batcher.deliver)
         loops: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "replies": read,
-            "workers": partial(_every, _LOOK_EVERY_S, self.workers.look),
+            "workers": partial(_every, _LOOK_EVERY_S, self.workers.refresh),
             "reconcile": partial(_every, routing.RECONCILE_EVERY_S, self._reconcile),
             "webhooks": partial(_every, _TELL_EVERY_S, self.courier.round),
             "estimates": partial(_every, _TELL_EVERY_S, self.background.round),

@@ -9,17 +9,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import redis.exceptions
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from kombu.exceptions import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
 from service.contract.errors import BadRequest, ErrorCode, PPLError, RedisUnavailable, Unavailable
+from service.runtime.redis_clients import QUEUE_ERRORS
 
 from .request_ids import HEADER as REQUEST_ID
 from .request_ids import current_request_id
@@ -27,16 +26,6 @@ from .request_ids import current_request_id
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
-# what a broken connection to the queue's server raises, by redis-py and by Celery
-QUEUE_ERRORS: tuple[type[Exception], ...] = (
-    redis.exceptions.ConnectionError,
-    redis.exceptions.TimeoutError,
-    redis.exceptions.BusyLoadingError,
-    redis.exceptions.ReadOnlyError,
-    redis.exceptions.OutOfMemoryError,
-    OperationalError,
-)
-NO_ANSWER: tuple[type[Exception], ...] = (TimeoutError, *QUEUE_ERRORS)  # for who waits no longer than so
 _RETRY_S = 2.0
 
 

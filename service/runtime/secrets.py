@@ -1,32 +1,68 @@
-"""Files that only their owner may read, made once even where several processes start together."""
+"""Secrets in files that only their owner may read, and the one that signs webhooks."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from service.contract.errors import StoreCorrupt
+
+WEBHOOK_SECRET_FILE = "webhook-secret"  # noqa: S105 - a file's name
+_PREFIX = "whsec_"
+_BYTES = 32
+
 
 def write_private(path: Path, text: str) -> None:
-    """A new file of mode 0600, on disk when this returns. Raises FileExistsError, OSError."""
+    """Create a file of mode 0600, on disk when this returns. Raises FileExistsError, OSError."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
 
-def read_or_make(path: Path, make: Callable[[], str]) -> str:
-    """What a file holds; made first where there is none. Of several that make it at once, one does and all read it."""
+def read_or_create(path: Path, create: Callable[[], str]) -> str:
+    """Return the text of a file, created first if missing. If processes race, one creates it and all read it."""
     with suppress(FileNotFoundError):
         return path.read_text(encoding="utf-8").strip()
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    write_private(draft, make() + "\n")
+    write_private(draft, create() + "\n")
     try:
         with suppress(FileExistsError):
             os.link(draft, path)
     finally:
         draft.unlink()
     return path.read_text(encoding="utf-8").strip()
+
+
+def check_webhook_secret(text: str) -> str:
+    """Return the secret. Raises ValueError unless it is ``whsec_`` and the base64 of 24 to 64 bytes."""
+    try:
+        size = len(base64.b64decode(text.removeprefix(_PREFIX), validate=True)) if text.startswith(_PREFIX) else 0
+    except binascii.Error:
+        size = 0
+    if not 24 <= size <= 64:
+        raise ValueError("a webhook secret must be whsec_ and the base64 of 24 to 64 random bytes")
+    return text
+
+
+def webhook_secret(data_root: Path, configured: str | None) -> str:
+    """Return the configured secret, else that of the data root, created at the first call.
+
+    Raises:
+        StoreCorrupt: the file holds no valid secret.
+        OSError: it can't be read or written.
+    """
+    if configured:
+        return configured
+    path = data_root / WEBHOOK_SECRET_FILE
+    text = read_or_create(path, lambda: _PREFIX + base64.b64encode(secrets.token_bytes(_BYTES)).decode())
+    try:
+        return check_webhook_secret(text)
+    except ValueError as error:
+        raise StoreCorrupt(f"{path.name} holds no valid secret; remove it, and the next start creates one") from error

@@ -9,7 +9,8 @@ from typing import Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from service.contract.settings import CommonSettings
-from service.webhook_secret import check_secret
+
+from .secrets import check_webhook_secret
 
 
 class Settings(CommonSettings):
@@ -138,7 +139,7 @@ class Settings(CommonSettings):
     @classmethod
     def _is_secret(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
-            check_secret(value.get_secret_value())
+            check_webhook_secret(value.get_secret_value())
         return value
 
     @property

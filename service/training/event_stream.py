@@ -13,7 +13,7 @@ from service.contract import routing
 from service.contract.errors import BadCursor
 from service.contract.jobs.events import MAX_EVENTS, JobEvent, event_of
 from service.http.negotiation import named
-from service.http.problems import QUEUE_ERRORS
+from service.runtime.redis_clients import QUEUE_ERRORS
 
 MEDIA_TYPE = "text/event-stream"
 LAST_ID = 2**53  # the largest that JavaScript counts to

@@ -28,7 +28,7 @@ from service.contract.errors import BadWebhook, UnknownJob
 from service.contract.jobs import scripts
 from service.contract.jobs.store import Job, JobRecord, JobStore
 from service.contract.jobs.webhooks import check_address, check_webhook_url
-from service.http.problems import QUEUE_ERRORS
+from service.runtime.redis_clients import QUEUE_ERRORS
 from service.runtime.threads import cancel_tasks
 
 log = logging.getLogger(__name__)

@@ -119,7 +119,7 @@ async def _estimate(request: Request, gateway: Gateway) -> Response:
         )
         estimator = Estimator(gateway, query, version, landmarks)
         if video:
-            held.enter_context(gateway.video_places.take())
+            held.enter_context(gateway.video_slots.take())
             path = gateway.estimates.picture(intake.estimate_id, 0)
             frames = frames_of(gateway, path, query, version.side, settings.max_streamed_images)
             outcomes = with_failure(estimator.outcomes(frames), frames)

@@ -10,8 +10,9 @@ from starlette.responses import Response
 
 from service.contract.errors import Unavailable
 from service.gateway.gateway import gateway_of
-from service.http.problems import NO_ANSWER, responses
+from service.http.problems import responses
 from service.http.schemas import Liveness, Readiness
+from service.runtime.redis_clients import NO_ANSWER
 
 router = APIRouter(tags=["operation"])
 
@@ -35,14 +36,14 @@ async def readyz(request: Request) -> Readiness:
     checks = {"redis": "ok", "inference_worker": "not known", "training_worker": "not known"}
     try:
         async with asyncio.timeout(_REDIS_S):  # a probe waits no longer
-            await workers.look()
+            await workers.refresh()
     except NO_ANSWER:
         checks["redis"] = "does not answer"
     else:
-        strangers = " (one of another release is)" if workers.strangers else ""
+        incompatible = " (one of another release is)" if workers.incompatible else ""
         for kind in ("inference", "training"):
             alive = workers.count(kind)
-            checks[f"{kind}_worker"] = "ok" if alive else f"none is running{strangers}"
+            checks[f"{kind}_worker"] = "ok" if alive else f"none is running{incompatible}"
     needed = ("redis", "inference_worker")
     missing = [name for name in needed if checks[name] != "ok"]
     if missing:

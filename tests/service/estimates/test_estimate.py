@@ -458,7 +458,7 @@ async def test_worker_that_comes_back_in_time_serves_those_who_waited(http, make
 async def test_busy_worker_gives_504_after_the_timeout(serve, consumer, dog, problem, make_picture):
     http = await serve(estimate_timeout_s=1.5)
     consumer.gate.clear()
-    await http.gateway.workers.look()
+    await http.gateway.workers.refresh()
     response = await http.post("/estimate", data={"category": "dog"}, files=images(make_picture()))
     problem(response, 504, "timeout")
     assert "retry-after" in response.headers

@@ -14,7 +14,7 @@ from service.contract.errors import BadPicture
 from service.contract.media.pictures import PictureLimits
 from service.estimates import pictures as images
 from service.estimates.boxes import PictureBoxes
-from service.room import PixelRoom
+from service.runtime.memory_limits import DecodedPixelLimit
 
 
 def upload(data: bytes) -> images.Upload:
@@ -28,7 +28,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def test_no_more_than_the_limit_is_held_at_once():
-    room, most = PixelRoom(), []
+    room, most = DecodedPixelLimit(), []
 
     def work(pixels: int) -> None:
         with room.hold(pixels, 100):
@@ -42,7 +42,7 @@ def test_no_more_than_the_limit_is_held_at_once():
 
 
 def test_more_than_the_limit_waits_until_nothing_is_held_and_is_not_passed():
-    room, order, entered = PixelRoom(), [], threading.Event()
+    room, order, entered = DecodedPixelLimit(), [], threading.Event()
     leave = threading.Event()
 
     def first() -> None:
@@ -68,7 +68,7 @@ def test_more_than_the_limit_waits_until_nothing_is_held_and_is_not_passed():
 
 
 def test_pictures_wait_for_room_to_be_decoded(monkeypatch):
-    room = PixelRoom()
+    room = DecodedPixelLimit()
     monkeypatch.setattr(images, "_room", room)
     limits = PictureLimits(max_pixels=10_000)
     with ThreadPoolExecutor(1) as threads:
@@ -82,7 +82,7 @@ def test_pictures_wait_for_room_to_be_decoded(monkeypatch):
 
 
 def test_room_is_given_back_after_a_bad_picture(monkeypatch):
-    room = PixelRoom()
+    room = DecodedPixelLimit()
     monkeypatch.setattr(images, "_room", room)
     with pytest.raises(BadPicture):
         upload(png(200, 200)[:-30]).fit(16, PictureLimits())

@@ -159,7 +159,7 @@ async def test_jobs_are_counted_by_status(http, redis_client):
 
 async def test_messages_and_workers_are_counted(http, consumer, redis_client):
     redis_client.lpush(routing.queue_key("training"), "a", "b")
-    await http.gateway.workers.look()
+    await http.gateway.workers.refresh()
     found = await samples(http)
     assert found["ppl_queue_messages", ("kind", "training")] == 2
     assert found["ppl_workers", ("kind", "inference")] == 1
@@ -183,7 +183,7 @@ async def test_workers_figures_are_told_apart_by_worker(http, consumer):
     await consumer.beat(worker_id="a", metrics=EXPOSITION)
     await consumer.beat(worker_id="b", metrics=EXPOSITION.replace("12.0", "30.0"))
     await consumer.beat(worker_id="c", metrics="this is { no exposition")
-    await http.gateway.workers.look()
+    await http.gateway.workers.refresh()
     found = await samples(http)
     assert found["ppl_inference_images_total", ("worker", "a")] == 12
     assert found["ppl_inference_images_total", ("worker", "b")] == 30
@@ -195,7 +195,7 @@ async def test_workers_figures_are_told_apart_by_worker(http, consumer):
 async def test_workers_figures_can_be_left_out(serve, consumer):
     http = await serve(metrics_include_workers=False)
     await consumer.beat(worker_id="a", metrics=EXPOSITION)
-    await http.gateway.workers.look()
+    await http.gateway.workers.refresh()
     assert not any(key[0].startswith("ppl_inference") for key in await samples(http))
 
 

@@ -11,8 +11,7 @@ from celery import Celery
 
 from service.contract import routing
 from service.contract.messages import BatchRequest
-from service.runtime.celery_envelope import Envelope, send
-from service.runtime.queue_sender import Sender
+from service.runtime.worker_queue import CeleryEnvelope, Sender, send_task
 
 REQUEST = BatchRequest(
     batch_id="a" * 32,
@@ -43,7 +42,7 @@ def waiting(redis_client) -> list[dict]:
 def test_message_is_the_one_that_celery_sends(sender, redis_url, redis_client):
     app = Celery("theirs", set_as_current=False)
     app.conf.update(routing.celery_options("inference", redis_url))
-    send(app, "inference", REQUEST.model_dump(), REQUEST.batch_id)
+    send_task(app, "inference", REQUEST.model_dump(), REQUEST.batch_id)
     app.close()
     sender.send_batch(REQUEST, None)
     ours, theirs = waiting(redis_client)
@@ -60,7 +59,7 @@ def test_message_is_the_one_that_celery_sends(sender, redis_url, redis_client):
 
 
 def test_each_message_has_a_tag_of_its_own():
-    envelope = Envelope("inference")
+    envelope = CeleryEnvelope("inference")
     made = [json.loads(envelope.fill({"n": n}, str(n))) for n in range(3)]
     assert len({message["properties"]["delivery_tag"] for message in made}) == 3
     assert [message["headers"]["id"] for message in made] == ["0", "1", "2"]
@@ -84,5 +83,5 @@ def test_training_is_sent_by_celery(sender, redis_client):
 
 def test_envelope_is_made_soon():
     began = time.thread_time()
-    Envelope("inference")
+    CeleryEnvelope("inference")
     assert time.thread_time() - began < 1

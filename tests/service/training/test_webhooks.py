@@ -18,8 +18,8 @@ from service.client.errors import InputError
 from service.client.webhook_signature import verify_webhook
 from service.contract import routing
 from service.contract.jobs.store import JobStatus, JobStore
+from service.runtime.secrets import webhook_secret
 from service.training.webhooks import Courier
-from service.webhook_secret import webhook_secret
 
 from .test_train_jobs import GOOD
 

@@ -1,0 +1,192 @@
+"""The gateway's connection to the workers: send batches and training jobs, read replies, watch heartbeats."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery
+
+from service.contract import routing
+from service.contract.messages import BatchReply, BatchRequest, WorkerHeartbeat
+from service.contract.routing import Kind
+
+from .redis_clients import QUEUE_ERRORS, async_redis_client, redis_client
+
+log = logging.getLogger(__name__)
+
+# one retry at once, on a new connection: the pooled one may have broken when the server restarted
+_RETRY_POLICY = {"max_retries": 1, "interval_start": 0.0, "interval_step": 0.0, "interval_max": 0.0}
+_BLOCK_S = 5
+_RETRY_READ_S = 0.5
+
+
+class CeleryEnvelope:
+    """A message as Celery and kombu wrote it once, to fill with an argument and an id.
+
+    To send a batch by Celery itself takes three times as long as one round trip to Redis: it builds the message,
+    borrows a connection and declares the queue each time. The format stays Celery's: the template is what it puts
+    into kombu's transport in memory, which shares all but the last step with the Redis transport.
+    """
+
+    def __init__(self, kind: Kind) -> None:
+        self._message = _capture_message(kind)
+        _, keywords, self._embedded = json.loads(base64.b64decode(self._message["body"]))
+        assert not keywords
+
+    def fill(self, argument: Any, task_id: str) -> str:
+        """Return the message of a task with one argument, as Redis stores it in the queue's list."""
+        body = json.dumps([[argument], {}, self._embedded]).encode()
+        headers = {**self._message["headers"], "id": task_id, "root_id": task_id}
+        properties = {
+            **self._message["properties"],
+            "correlation_id": task_id,
+            "delivery_tag": str(uuid.uuid4()),
+        }
+        encoded = base64.b64encode(body).decode()
+        return json.dumps({**self._message, "body": encoded, "headers": headers, "properties": properties})
+
+
+class Sender:
+    """Send messages to both kinds of worker. Blocking. Raises :data:`~.redis_clients.QUEUE_ERRORS`."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._redis = redis_client(redis_url)
+        self._envelope = CeleryEnvelope("inference")
+        self._celery: Any = Celery("ppl-training-sender", set_as_current=False)
+        self._celery.conf.update(routing.celery_options("training", redis_url))
+
+    def send_batch(self, request: BatchRequest, pixels: bytes | None) -> None:
+        """Store the pixels under an expiring key and queue the batch; None if they are stored already.
+
+        Both in one round trip. It may be sent again when the answer was lost: a duplicate message is harmless.
+        """
+        message = self._envelope.fill(request.model_dump(), request.batch_id)
+        with self._redis.pipeline(transaction=False) as pipe:
+            if pixels is not None:
+                pipe.set(routing.pixels_key(request.batch_id), pixels, ex=routing.PIXELS_TTL_S)
+            pipe.lpush(routing.queue_key("inference"), message)
+            pipe.execute()
+
+    def send_training(self, job_id: str) -> None:
+        """Queue a job for a training worker; a duplicate message is harmless."""
+        send_task(self._celery, "training", job_id, job_id, retry=True, retry_policy=_RETRY_POLICY)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._celery.close()
+        self._redis.close()
+
+
+class LiveWorkers:
+    """The workers whose heartbeats were in Redis at the last :meth:`refresh`.
+
+    Attributes:
+        incompatible: number of live workers whose heartbeat is of another release.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._redis = client
+        self._live: dict[Kind, list[WorkerHeartbeat]] = {kind: [] for kind in routing.KINDS}
+        self.incompatible = 0
+
+    async def refresh(self) -> None:
+        """Read all heartbeats. If Redis fails, forget the workers and raise its error."""
+        found: dict[Kind, list[WorkerHeartbeat]] = {}
+        incompatible = 0
+        try:
+            for kind in routing.KINDS:
+                heartbeats = [_parse_heartbeat(data) for data in await self._stored_heartbeats(kind)]
+                found[kind] = [heartbeat for heartbeat in heartbeats if heartbeat]
+                incompatible += heartbeats.count(None)
+        except BaseException:
+            self._live, self.incompatible = {kind: [] for kind in routing.KINDS}, 0
+            raise
+        self._live, self.incompatible = found, incompatible
+
+    def live(self, kind: Kind) -> list[WorkerHeartbeat]:
+        """Return the live workers of a kind."""
+        return self._live[kind]
+
+    def count(self, kind: Kind) -> int:
+        """Return the number of live workers of a kind."""
+        return len(self._live[kind])
+
+    async def _stored_heartbeats(self, kind: Kind) -> list[bytes]:
+        ids = [item.decode() for item in await self._redis.zrange(routing.workers_key(kind), 0, -1)]
+        keys = [routing.worker_key(kind, worker_id) for worker_id in ids]
+        return [data for data in (await self._redis.mget(keys) if keys else []) if data is not None]
+
+
+async def read_replies(url: str, key: str, deliver: Callable[[BatchReply], None]) -> None:
+    """Deliver every reply pushed to the list `key`, forever; retry while Redis is away."""
+    # a blocking read ends by itself after _BLOCK_S: only a dead connection takes longer
+    client = async_redis_client(url, timeout_s=3 * _BLOCK_S)
+    away = False
+    try:
+        while True:
+            try:
+                popped = await client.blpop([key], timeout=_BLOCK_S)
+            except QUEUE_ERRORS as error:
+                if not away:
+                    log.warning("Redis is away, no replies can be read: %s", error)
+                away = True
+                await asyncio.sleep(_RETRY_READ_S)
+                continue
+            if away:
+                log.info("Redis is back, replies are read again")
+                away = False
+            if popped is not None:
+                _deliver(popped[1], deliver)
+    finally:
+        await client.aclose()
+
+
+def send_task(app: Any, kind: Kind, argument: Any, task_id: str, **options: Any) -> None:
+    """Send a task with one argument by Celery."""
+    app.send_task(
+        routing.task_name(kind),
+        args=(argument,),
+        task_id=task_id,
+        queue=routing.queue_name(kind),
+        # shown by monitors only, and a fifth of the time that sending takes
+        argsrepr="",
+        kwargsrepr="",
+        **options,
+    )
+
+
+def _capture_message(kind: Kind) -> dict[str, Any]:
+    app: Any = Celery(f"ppl-{kind}-envelope", set_as_current=False)
+    app.conf.update({**routing.celery_options(kind, "memory://"), "broker_transport_options": {}})
+    try:
+        with app.connection_for_write() as connection, connection.channel() as channel:
+            send_task(app, kind, None, "", connection=connection)
+            message: dict[str, Any] = channel._get(routing.queue_name(kind))
+            return message
+    finally:
+        app.close()
+
+
+def _parse_heartbeat(data: bytes) -> WorkerHeartbeat | None:
+    try:
+        return WorkerHeartbeat.parse(data)
+    except ValueError:
+        return None
+
+
+def _deliver(data: bytes, deliver: Callable[[BatchReply], None]) -> None:
+    try:
+        reply = BatchReply.unpack(data)
+    except ValueError as error:
+        log.error("dropped a malformed reply: %s", error)
+        return
+    try:
+        deliver(reply)
+    except Exception:  # one reply must not end the loop that all requests depend on
+        log.exception("reply not delivered: batch=%s", reply.batch_id)
