@@ -1,4 +1,4 @@
-"""Untrusted videos to frames. Decoding happens in another process (:mod:`.decoding`), the only one to load PyAV.
+"""Untrusted videos to frames. Decoding happens in another process (:mod:`.video_decoder`), the only one to load PyAV.
 
 A video's frames are numbered from 0 as they are shown. A frame counts as a picture whose name is
 the video's, ``#``, and the number in six digits: ``walk.mp4#000012``.
@@ -186,7 +186,7 @@ class _Decoder:
         values = {name: value for name, value in asdict(limits).items() if name in Order.__dataclass_fields__}
         order = Order(path=str(path.resolve()), count=count, every=every, **values)
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
-            [sys.executable, "-P", "-m", f"{__package__}.decoding", json.dumps(asdict(order))],
+            [sys.executable, "-P", "-m", f"{__package__}.video_decoder", json.dumps(asdict(order))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             bufsize=0,
