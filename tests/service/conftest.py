@@ -7,7 +7,7 @@ import base64
 import io
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from service.contract.versions.store import VersionStore
 from service.gateway.app import create_app
 from service.runtime.settings import Settings
 from service.runtime.threads import cancel_tasks
+from tests.support.cli_process import CommandLine
 
 NUM_KEYPOINTS = 5
 
@@ -264,6 +265,14 @@ async def consumer(make_consumer: Callable[..., Any]) -> Consumer:
     """One that answers at once."""
     consumer: Consumer = await make_consumer()
     return consumer
+
+
+@pytest.fixture(scope="session")
+def command_line() -> Iterator[CommandLine]:
+    """Runs `ppl` in processes of their own that share their imports."""
+    commands = CommandLine()
+    yield commands
+    commands.close()
 
 
 @pytest.fixture

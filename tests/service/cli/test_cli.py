@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.api_double import ApiDouble, job_json, png, problem, serving
+from tests.support.cli_process import CommandLine
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -26,18 +27,9 @@ def api() -> Iterator[ApiDouble]:
 
 
 @pytest.fixture
-def ppl(api: ApiDouble, tmp_path: Path) -> Run:
+def ppl(api: ApiDouble, tmp_path: Path, command_line: CommandLine) -> Run:
     def run(*arguments: object, url: str = "", **more: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PPL_URL": url or api.url, "COLUMNS": "120", "NO_COLOR": "1", **more}
-        return subprocess.run(
-            [sys.executable, "-m", "service.cli", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=environment,
-            timeout=60,
-            check=False,
-        )
+        return command_line.run(*arguments, cwd=tmp_path, PPL_URL=url or api.url, **more)
 
     return run
 

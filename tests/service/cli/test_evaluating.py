@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ from service.cli.evaluation.evaluate import evaluate_category
 from service.cli.evaluation.squares import read_squares
 from service.client import Client, InputError
 from tests.support.api_double import TIMING, ApiDouble, serving
+from tests.support.cli_process import CommandLine
 
 SIDE = 32
 
@@ -279,17 +278,9 @@ def test_pictures_of_no_use_are_refused(photos: tuple[Path, Path], tmp_path: Pat
 
 
 @pytest.fixture
-def ppl(api: Seer, tmp_path: Path) -> Any:
+def ppl(api: Seer, tmp_path: Path, command_line: CommandLine) -> Any:
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "service.cli", "evaluate", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "PPL_URL": api.url, "COLUMNS": "120", "NO_COLOR": "1"},
-            timeout=120,
-            check=False,
-        )
+        return command_line.run("evaluate", *arguments, cwd=tmp_path, PPL_URL=api.url)
 
     return run
 

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from PIL import Image
 
 from service.client import APIError, Client, InputError
 from service.client.types import DatasetStatus
+from tests.support.cli_process import CommandLine
 from tests.support.live_gateway import live_gateway_and_inspector
 
 
@@ -35,17 +35,9 @@ def client(url: str) -> Iterator[Client]:
 
 
 @pytest.fixture
-def ppl(url: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def ppl(url: str, tmp_path: Path, command_line: CommandLine) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "service.cli", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "PPL_URL": url, "COLUMNS": "120", "NO_COLOR": "1"},
-            timeout=120,
-            check=False,
-        )
+        return command_line.run(*arguments, cwd=tmp_path, PPL_URL=url)
 
     return run
 

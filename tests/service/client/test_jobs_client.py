@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ from service.client import APIError, Client, JobStatus
 from service.client.types import EventKind
 from service.contract.jobs.job import Checkpoint, JobRecord
 from service.contract.jobs.store import JobStore
+from tests.support.cli_process import CommandLine
 from tests.support.live_gateway import live_gateway
 
 Ppl = Callable[..., subprocess.CompletedProcess[str]]
@@ -55,17 +54,9 @@ def job_id(url: str, jobs: JobStore) -> str:
 
 
 @pytest.fixture
-def ppl(url: str, tmp_path: Path) -> Ppl:
+def ppl(url: str, tmp_path: Path, command_line: CommandLine) -> Ppl:
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "service.cli", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "PPL_URL": url, "COLUMNS": "120", "NO_COLOR": "1"},
-            timeout=120,
-            check=False,
-        )
+        return command_line.run(*arguments, cwd=tmp_path, PPL_URL=url)
 
     return run
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 from service.client import APIError, Client, InputError
 from service.contract.versions.store import VersionStore
 from service.versions.samples import install_samples
+from tests.support.cli_process import CommandLine
 from tests.support.live_gateway import live_gateway
 
 OLD, NEW = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb"
@@ -37,17 +36,9 @@ def client(url: str) -> Iterator[Client]:
 
 
 @pytest.fixture
-def ppl(url: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def ppl(url: str, tmp_path: Path, command_line: CommandLine) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "service.cli", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "PPL_URL": url, "COLUMNS": "120", "NO_COLOR": "1"},
-            timeout=120,
-            check=False,
-        )
+        return command_line.run(*arguments, cwd=tmp_path, PPL_URL=url)
 
     return run
 

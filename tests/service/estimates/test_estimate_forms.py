@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -242,21 +240,13 @@ def test_client_says_what_is_wrong(url, make_picture):
             list(client.estimate_lines("cat", [make_picture()]))
 
 
-def test_commands(url, make_picture, tmp_path: Path):
+def test_commands(url, make_picture, tmp_path: Path, command_line):
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(make_picture())
     (tmp_path / "broken.png").write_bytes(b"no picture")
 
     def ppl(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "service.cli", "estimate", "dog", *arguments],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "PPL_URL": url, "COLUMNS": "120", "NO_COLOR": "1"},
-            timeout=120,
-            check=False,
-        )
+        return command_line.run("estimate", "dog", *arguments, cwd=tmp_path, PPL_URL=url)
 
     table = ppl("a.png", "b.png", "--format", "csv").stdout.splitlines()
     assert [row.split(",")[0] for row in table] == ["scorer", "bodyparts", "coords", "a.png", "b.png"]
