@@ -103,12 +103,10 @@ def supervised(pack: Pack, steps: int) -> float:
     from model.network.regressor import KeypointRegressor
     from model.training.schedules import learning_rate
 
-    config = resolve("compact", {"steps": steps})
+    config = resolve("compact", {"steps": steps, "method": "autolink", "num_keypoints": len(pack.keypoint_names)})
     device = pick_device("cpu")
     torch.manual_seed(config.seed)
-    network = channels_last(
-        KeypointRegressor(len(pack.keypoint_names), config.base_width, "attention", skips=config.skips), device
-    )
+    network = channels_last(KeypointRegressor(config), device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     rng, order = np.random.default_rng(config.seed), np.empty(0, dtype=np.int64)
     for step in range(steps):

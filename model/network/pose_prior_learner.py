@@ -19,19 +19,19 @@ from .regressor import KeypointRegressor, Located
 
 LEAST_LINK_WEIGHT = 1e-4
 """What a predefined weight of 0 becomes: invisible in a link map, yet softplus still passes a gradient."""
-_RANDOM_PRIOR_REACH = 0.5  # a random prior lies in the middle half of the image, where the thing is
+_RANDOM_PRIOR_REACH = 0.5  # a random prior starts in the middle half of the image, where the object is
 
 
 @dataclass(frozen=True)
 class Forward:
-    """Everything that one training pass gives.
+    """The results of one training pass.
 
     Attributes:
         keypoint_prior: (K, 2); None for AutoLink.
-        keypoints: (B, K, 2) in units of [-1, 1]; the boundary loss keeps them inside.
+        keypoints: (B, K, 2) in [-1, 1]; the boundary loss keeps them inside.
         link_map: (B, 1, S, S).
         reconstruction: (B, 3, S, S), about [-1, 1].
-        recalled: what the memory makes of the keypoints, which it takes as constants; None for AutoLink.
+        recalled: the memory's output for the keypoints, which it takes as constants; None for AutoLink.
     """
 
     keypoint_prior: Tensor | None
@@ -42,20 +42,20 @@ class Forward:
 
 
 class PosePriorLearner(nn.Module):
-    """PPL (sections 3.1 to 3.4): the prior is transformed to keypoints, linked, and drawn back to the image.
+    """PPL (sections 3.1 to 3.4): transform the prior to keypoints, link them, and reconstruct the image.
 
-    Two pathways see each other as constants (appendix A6): keypoints and reconstruction take the memory's
-    distilled prior as given, the memory takes the keypoints as given.
+    Two pathways see each other as constants (appendix A6): keypoints and reconstruction take the memory's prior as
+    given, the memory takes the keypoints as given.
 
-    The keypoint prior is the memory's, or a tensor of the model's own (``own_prior``), trained or frozen, as are
-    the link weights: the paper's table of prior variants. The memory learns in each of them; refinement needs it.
-    With the method "autolink" keypoints come straight from the attention maps: no keypoint prior, no memory.
+    The keypoint prior is the memory's, or a parameter (``own_prior``), trained or frozen, as are the link weights: the
+    paper's table of prior variants. The memory learns in each of them, since refinement needs it. The method
+    "autolink" has neither keypoint prior nor memory: its keypoints come straight from the attention maps.
 
     Args:
         config: all settings.
-        keypoint_prior: (K, 2) in units of [-1, 1], where the settings say "predefined". Zeros without it: a
-            model made to load trained weights into needs none.
-        link_weights: (L,), at least 0, where the settings say that connectivity is "predefined". Random without.
+        keypoint_prior: (K, 2) in [-1, 1], for the setting keypoint_prior=predefined; zeros unless given, which is
+            enough for a model that trained weights are loaded into.
+        link_weights: (L,), at least 0, for the setting connectivity_prior=predefined; random unless given.
     """
 
     memory: HierarchicalMemory | None
@@ -68,13 +68,10 @@ class PosePriorLearner(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        autolink = config.method == "autolink"
-        head = "attention" if autolink else config.head
-        self.regressor = KeypointRegressor(
-            config.num_keypoints, config.base_width, head, config.head_scale, config.skips
-        )
-        self.reconstructor = Reconstructor(config.base_width, config.skips, config.drawing_channels)
-        self.memory = None if autolink else _memory(config)
+        self.regressor = KeypointRegressor(config)
+        self.reconstructor = Reconstructor(config)
+        self.memory = None if config.method == "autolink" else HierarchicalMemory(config)
+        # logits are divided by s, so that the optimiser's steps on the weights are s times as large (PPL appendix)
         start = torch.randn(config.num_links) * config.link_init_std + config.link_init_mean
         if config.connectivity_prior == "predefined" and link_weights is not None:
             start = inverse_softplus(link_weights.float().clamp_min(LEAST_LINK_WEIGHT))
@@ -98,7 +95,7 @@ class PosePriorLearner(nn.Module):
         return functional.softplus(self.config.link_scale * self.link_logits)
 
     def keypoint_prior(self) -> Tensor | None:
-        """The keypoint prior (K, 2): the memory's as a constant, or the model's own; None for AutoLink."""
+        """Return the keypoint prior (K, 2): the memory's, detached, or ``own_prior``; None for AutoLink."""
         if self.own_prior is not None:
             return self.own_prior
         if self.constant_prior is not None:
@@ -107,10 +104,7 @@ class PosePriorLearner(nn.Module):
 
     @torch.no_grad()
     def freeze(self) -> None:
-        """Make it ready to estimate poses, and for nothing else: what never changes any more is computed once.
-
-        That is the memory's keypoint prior, and the normalisations, which become part of their convolutions.
-        """
+        """Prepare for inference only: decode the memory's prior once, and fold the normalisations. Idempotent."""
         self.eval().requires_grad_(False)
         if self.memory is not None:
             self.constant_prior = self.memory.keypoint_prior()
@@ -119,29 +113,28 @@ class PosePriorLearner(nn.Module):
                 part.fold()
 
     def locate(self, image: Tensor) -> Located:
-        """Keypoints of images (B, 3, S, S) in [-1, 1], from the keypoint prior where the method has one."""
+        """Locate the keypoints of images (B, 3, S, S) in [-1, 1]."""
         located: Located = self.regressor(image, self.keypoint_prior())
         return located
 
     def draw_links(self, keypoints: Tensor, link_width: float | None = None) -> Tensor:
-        """The link map (B, 1, S, S) of poses (B, K, 2), at the final link width unless another is given."""
+        """Draw the link map (B, 1, S, S) of poses (B, K, 2), with the final link width unless given."""
         return link_map(keypoints, self.link_weights, link_width or self.config.link_width, self.config.image_size)
 
     def draw(self, keypoints: Tensor, image: Tensor, link_width: float | None = None) -> Tensor:
-        """What the reconstructor is told of poses: the link map, in learned colours and that of what lies under it.
+        """Draw the reconstructor's input: the link map, then its links in learned colours and in the object's colour.
 
-        The latter is the mean colour of the image where links are drawn, one for all of them: what the thing looks
-        like, and nothing of where it is. Differs from the paper, which draws the link map alone, as the settings
-        ``link_colours=0`` and ``object_colour=false`` do.
+        Differs from the paper, which draws the link map alone (link_colours=0, object_colour=false): learned colours
+        tell links apart, and the mean colour of the image under the links says what the object looks like but not
+        where it is.
 
         Args:
-            keypoints: (B, K, 2).
-            image: (B, 3, S, S) in [-1, 1], of which these are the poses; hidden parts may be grey.
+            keypoints: (B, K, 2) in [-1, 1].
+            image: (B, 3, S, S) in [-1, 1], with these poses; hidden parts may be grey.
             link_width: the final one unless given.
 
         Returns:
-            (B, C, S, S), the link map first; C is 1, with the settings' ``link_colours`` and 3 more for the colour of
-            the object.
+            (B, C, S, S) with the link map first, C being ``config.drawing_channels``.
         """
         if self.link_colours is None:
             drawn = self.draw_links(keypoints, link_width)
@@ -153,12 +146,12 @@ class PosePriorLearner(nn.Module):
         return drawn
 
     def forward(self, image: Tensor, reference: Tensor, link_width: float | None = None) -> Forward:
-        """One training pass.
+        """Run one training pass.
 
         Args:
             image: (B, 3, S, S) in [-1, 1].
-            reference: (B, 3, S, S), another frame of the clip or the image itself, masked.
-            link_width: sigma squared at this step.
+            reference: (B, 3, S, S), another frame of the clip, or the image masked.
+            link_width: sigma squared at this step; the final one unless given.
         """
         keypoint_prior = self.keypoint_prior()
         keypoints = self.regressor(image, keypoint_prior).keypoints
@@ -169,9 +162,9 @@ class PosePriorLearner(nn.Module):
 
 
 def colour_under(link_map: Tensor, image: Tensor) -> Tensor:
-    """The mean colour (B, 3, 1, 1) of images (B, 3, S, S) under link maps (B, 1, S, S), by their squares.
+    """Average images (B, 3, S, S) under link maps (B, 1, S, S), weighted by their squares: (B, 3, 1, 1).
 
-    Constants: a keypoint is not moved for the sake of a colour.
+    Without gradient, so that no keypoint moves to get a better colour.
     """
     with full_precision(image.device), torch.no_grad():
         weight = link_map.float().square()
@@ -181,16 +174,5 @@ def colour_under(link_map: Tensor, image: Tensor) -> Tensor:
 
 
 def inverse_softplus(value: Tensor) -> Tensor:
-    """What softplus makes a positive value of, without overflow for large ones."""
+    """Invert softplus for positive values, without overflow for large ones."""
     return value + (-torch.expm1(-value)).log()
-
-
-def _memory(config: PPLConfig) -> HierarchicalMemory:
-    return HierarchicalMemory(
-        config.num_keypoints,
-        config.num_banks,
-        config.bank_size,
-        config.token_dim,
-        config.memory_width,
-        config.memory_depth,
-    )

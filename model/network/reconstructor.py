@@ -1,30 +1,31 @@
-"""From a link map and a reference image back to the image."""
+"""From a drawn pose and a reference image back to the image."""
 
 from __future__ import annotations
-
-import itertools
 
 import torch
 from torch import Tensor, nn
 
-from .blocks import ResidualDown, Up
+from model.config import PPLConfig
+
+from . import architecture
+from .blocks import BuiltModule
 
 
-class Reconstructor(nn.Module):
-    """A U-Net that draws the image: (B, 3, S, S) reference and (B, C, S, S) drawing of a pose to (B, 3, S, S).
+class Reconstructor(BuiltModule):
+    """A U-Net: reference (B, 3, S, S) and drawing (B, C, S, S) to an image (B, 3, S, S), about [-1, 1].
 
-    The reference is multiplied by a learned scalar that starts at 1. The drawing is the link map, C being 1, or
-    that with more channels which say what the links look like.
+    The drawing is the link map, joined by the further channels of :meth:`PosePriorLearner.draw`. The reference is
+    multiplied by a learned scalar that starts at 1, as in the release.
     """
 
-    def __init__(self, base_width: int, skips: str = "concat", drawing_channels: int = 1) -> None:
-        super().__init__()
+    stem: nn.Conv2d
+    down: nn.Sequential
+    up: nn.Sequential
+    out: nn.Conv2d
+
+    def __init__(self, config: PPLConfig) -> None:
+        super().__init__(architecture.reconstructor(config))
         self.reference_scale = nn.Parameter(torch.ones(()))
-        widths = [base_width * factor for factor in (1, 2, 4, 8, 8)]
-        self.stem = nn.Conv2d(3 + drawing_channels, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(ResidualDown(a, b) for a, b in itertools.pairwise(widths))
-        self.up = nn.ModuleList(Up(deep, shallow, skips) for deep, shallow in itertools.pairwise(reversed(widths)))
-        self.out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, reference: Tensor, drawing: Tensor) -> Tensor:
         x = torch.cat((reference * self.reference_scale, drawing), dim=1).contiguous(memory_format=torch.channels_last)

@@ -1,13 +1,14 @@
 import pytest
 import torch
 
-from model.network.memory import HierarchicalMemory, batch_sums, moving_average, smoothed
+from model.config import resolve
+from model.network.memory import HierarchicalMemory, batch_sums, smooth_counts, update_average
 
 
 @pytest.fixture
 def memory():
     torch.manual_seed(0)
-    return HierarchicalMemory(num_keypoints=5, num_banks=6, bank_size=4, token_dim=16)
+    return HierarchicalMemory(resolve("paper", {"num_keypoints": 5, "num_banks": 6, "bank_size": 4, "token_dim": 16}))
 
 
 def _poses(batch=8, seed=0):
@@ -132,8 +133,8 @@ def test_batch_sums_add_the_tokens_of_each_vector():
 
 def test_moving_average_and_smoothing():
     average = torch.tensor([1.0, 0.0])
-    moving_average(average, torch.tensor([0.0, 1.0]), 0.9)
+    update_average(average, torch.tensor([0.0, 1.0]), 0.9)
     torch.testing.assert_close(average, torch.tensor([0.9, 0.1]))
     counts = torch.tensor([[0.0, 4.0]])
-    assert smoothed(counts).sum() == pytest.approx(4.0)
-    assert smoothed(counts).min() > 0
+    assert smooth_counts(counts).sum() == pytest.approx(4.0)
+    assert smooth_counts(counts).min() > 0
