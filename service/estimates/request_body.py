@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from service.access import guard as access
 from service.contract.errors import QueueFull, TooManyImages
-from service.estimates.background.arrivals import Held, Room, check_room
+from service.contract.quotas import EstimateLimits, PendingEstimate, check_estimate_limits
 from service.estimates.background.runner import video_limits
 from service.estimates.background.store import BackgroundEstimate, EstimateProgress, EstimateRecord, EstimateStatus
 from service.gateway.gateway import Gateway
@@ -117,7 +117,7 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
         And as a request that is answered at once, where the reason is known without looking at the pictures.
     """
     settings, files, io = gateway.settings, gateway.estimates, gateway.threads.io
-    room = Room(
+    limits = EstimateLimits(
         settings.background_max_waiting,
         settings.background_per_key,
         settings.background_max_bytes,
@@ -127,12 +127,12 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
     owner = key.id if key else None
     held = ExitStack()
     mine = held.enter_context(gateway.arriving.arrive(owner))
-    waiting: list[Held] = []
+    waiting: list[PendingEstimate] = []
 
-    def check(waiting: list[Held], coming: int = 0) -> None:
-        check_room(room, waiting, gateway.arriving.ahead_of(mine), mine, coming)
+    def check(waiting: list[PendingEstimate], coming: int = 0) -> None:
+        check_estimate_limits(limits, waiting, gateway.arriving.ahead_of(mine), mine, coming)
 
-    def check_for_good(waiting: list[Held]) -> None:
+    def check_for_good(waiting: list[PendingEstimate]) -> None:
         check(waiting)
         gateway.arriving.arrived(mine)
 

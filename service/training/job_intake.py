@@ -12,9 +12,10 @@ from service.access import guard as access
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import StoreCorrupt, TooMany
 from service.contract.jobs.files import JobFiles, training_file, training_folder
-from service.contract.jobs.store import Job, JobLimits, JobSource, JobStore, NamedRequest
+from service.contract.jobs.store import Job, JobSource, JobStore, NamedRequest
 from service.contract.jobs.webhooks import check_webhook_url
 from service.contract.media.archives import ArchiveLimits, check_archive
+from service.contract.quotas import JobLimits
 from service.contract.versions.start_prior import document_of
 from service.contract.versions.store import VersionStore
 from service.http.idempotency import fingerprint, key_of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 WRITTEN, STALE, NOT_HOLDER = 1, 0, -2
-FULL, OWNER_FULL = "full", "owner full"
 
 # Append events to a job's stream, and what a checkpoint event says to its checkpoints. Ids count on from the job's.
 _TELL = """

@@ -16,15 +16,16 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import redis
 
 from service.contract import routing
-from service.contract.errors import BadCursor, JobNotActive, JobNotEnded, UnknownJob, UnreadableJob
+from service.contract.errors import BadCursor, JobNotActive, JobNotEnded, KeyReused, UnknownJob, UnreadableJob
 from service.contract.ids import time_ordered_id
-from service.contract.job_requests import JobLimits, NamedRequest, check_room, check_same
+from service.contract.quotas import JobLimits, check_job_limits
 
 from . import scripts
 from .events import KEPT_CHECKPOINTS, KEPT_EVENTS, EventKind, Told, Watch, as_json, now
@@ -48,7 +49,6 @@ from .webhooks import Delivery
 __all__ = [
     "Job",
     "JobError",
-    "JobLimits",
     "JobPage",
     "JobRecord",
     "JobSource",
@@ -70,6 +70,21 @@ MAX_PAGE = 200
 def new_job_id() -> str:
     """22 hex digits that sort by time of creation."""
     return time_ordered_id(22)
+
+
+@dataclass(frozen=True)
+class NamedRequest:
+    """A request with an Idempotency-Key.
+
+    Attributes:
+        name: the key.
+        fingerprint: of everything the request asks for; without spaces.
+        ttl_s: how long the key is remembered.
+    """
+
+    name: str
+    fingerprint: str
+    ttl_s: int
 
 
 class JobStore:
@@ -133,17 +148,17 @@ class JobStore:
         record = JobRecord(job=job, source=source or JobSource())
         keys = [routing.job_key(job.id), routing.JOBS, routing.ACTIVE_JOBS, *_event_keys(job.id)]
         told = as_json([(EventKind.STATUS, {"status": str(job.status)})])
-        bounds = (limits.in_all, limits.of_owner) if limits else (0, 0)
+        bounds = (limits.total, limits.per_owner) if limits else (0, 0)
         arguments = [record.model_dump_json(), job.id, *_telling(told), owner or "", *bounds]
         if request is not None:
             keys.append(routing.request_key(request.name, owner))
             arguments += [request.fingerprint, request.ttl_s]
         before = self._redis.eval(scripts.CREATE, len(keys), *keys, *arguments).decode()
-        check_room(before, owner, limits)
+        check_job_limits(before, owner, limits)
         if not before or request is None:
             return job
         made, _, fingerprint = before.partition(" ")
-        check_same(request, made, fingerprint)
+        _check_same(request, made, fingerprint)
         return self.get(made)
 
     def remembers(self, name: str, owner: str | None) -> bool:
@@ -166,7 +181,7 @@ class JobStore:
             job = self.get(made.decode())
         except UnknownJob:
             return None
-        check_same(request, job.id, fingerprint.decode())
+        _check_same(request, job.id, fingerprint.decode())
         return job
 
     def check_room(self, owner: str | None, limits: JobLimits) -> None:
@@ -175,8 +190,8 @@ class JobStore:
         Raises:
             QueueFull, TooManyJobs: as many as may be have not ended.
         """
-        arguments = [owner or "", limits.in_all, limits.of_owner, routing.job_key("")]
-        check_room(self._redis.eval(scripts.ROOM, 1, routing.ACTIVE_JOBS, *arguments).decode(), owner, limits)
+        arguments = [owner or "", limits.total, limits.per_owner, routing.job_key("")]
+        check_job_limits(self._redis.eval(scripts.ROOM, 1, routing.ACTIVE_JOBS, *arguments).decode(), owner, limits)
 
     def get(self, job_id: str) -> Job:
         """A job. Raises UnknownJob, UnreadableJob."""
@@ -417,3 +432,12 @@ def _event_keys(job_id: str) -> list[str]:
 def _telling(told: Told) -> list[Any]:
     """The arguments of a script that tells events."""
     return [json.dumps(told), now(), KEPT_EVENTS, KEPT_CHECKPOINTS]
+
+
+def _check_same(request: NamedRequest, job_id: str, fingerprint: str) -> None:
+    if fingerprint != request.fingerprint:
+        raise KeyReused(
+            f"the Idempotency-Key {request.name!r} was used by another request, which created job {job_id}; send that "
+            "request again, or use another key",
+            extra={"job_id": job_id},
+        )

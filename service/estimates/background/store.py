@@ -28,9 +28,8 @@ from service.contract.durable_files import locked, sync, write_json
 from service.contract.errors import BadCursor, Conflict, StoreCorrupt, UnknownEstimate
 from service.contract.ids import time_ordered_id
 from service.contract.jobs.job import JobError
+from service.contract.quotas import PendingEstimate
 from service.contract.versions.store import folder_names
-
-from .arrivals import Held
 
 _ID = re.compile(r"[0-9a-f]{24}")
 
@@ -137,16 +136,16 @@ class EstimateFiles:
         """Make the folder that the pictures go into."""
         (self.folder(estimate_id) / "pictures").mkdir(parents=True)
 
-    def held(self) -> list[Held]:
+    def held(self) -> list[PendingEstimate]:
         """What those that wait take."""
         found = []
         for estimate_id in self.waiting():
             with suppress(UnknownEstimate, StoreCorrupt):
                 record = self.record(estimate_id)
-                found.append(Held(record.shown.created_by, record.size_bytes))
+                found.append(PendingEstimate(record.shown.created_by, record.size_bytes))
         return found
 
-    def submit(self, record: EstimateRecord, check: Callable[[list[Held]], None]) -> None:
+    def submit(self, record: EstimateRecord, check: Callable[[list[PendingEstimate]], None]) -> None:
         """Have one worked on, whose pictures are there; on disk, with them, when this returns.
 
         Args:

@@ -11,7 +11,9 @@ import pytest
 from service.access.keys import KeyStore, Scope
 from service.access.rate_limit import RequestRate
 from service.contract.errors import QueueFull, RateExceeded, TooManyJobs
-from service.contract.jobs.store import JobLimits, JobStatus, JobStore, NamedRequest
+from service.contract.jobs.job import JobStatus
+from service.contract.jobs.store import JobStore, NamedRequest
+from service.contract.quotas import JobLimits
 from service.training.uploads import UploadFile
 from tests.service.training.test_train_jobs import GOOD
 
@@ -91,20 +93,20 @@ async def test_who_tries_keys_is_bounded_too_and_hinders_nobody_with_a_good_one(
     assert (await http.get("/priors", headers=good)).status_code == 200
 
 
-LIMITS = JobLimits(in_all=3, of_owner=2)
+LIMITS = JobLimits(total=3, per_owner=2)
 
 
 def test_so_many_jobs_may_not_have_ended(redis_client):
     jobs = JobStore(redis_client)
     first = jobs.create("dog", {}, 5, owner="a", limits=LIMITS)
     jobs.create("dog", {}, 5, owner="a", limits=LIMITS)
-    with pytest.raises(TooManyJobs, match="2 jobs of the key a"):
+    with pytest.raises(TooManyJobs, match="API key a has 2 unfinished jobs"):
         jobs.create("dog", {}, 5, owner="a", limits=LIMITS)
     with pytest.raises(TooManyJobs):
         jobs.check_room("a", LIMITS)
     jobs.check_room("b", LIMITS)
     jobs.create("dog", {}, 5, limits=LIMITS)
-    with pytest.raises(QueueFull, match="3 jobs have not ended"):
+    with pytest.raises(QueueFull, match="3 jobs are unfinished"):
         jobs.create("dog", {}, 5, owner="b", limits=LIMITS)
     with pytest.raises(QueueFull):
         jobs.check_room(None, LIMITS)

@@ -8,7 +8,7 @@ import pytest
 
 from service.access.keys import KeyStore, Scope
 from service.contract.errors import QueueFull
-from service.estimates.background.arrivals import Held, Room, check_room
+from service.contract.quotas import EstimateLimits, PendingEstimate, check_estimate_limits
 from service.estimates.background.runner import AT_ONCE, Turns
 from tests.service.conftest import RESPOND_ASYNC
 
@@ -37,7 +37,7 @@ async def test_so_many_of_one_key_may_wait_and_others_have_their_turn(serve_alon
     consumer.gate.clear()
     sent = [(await send(client=http, headers=anna)).json()["id"] for _ in range(2 * AT_ONCE + 1)]
     found = problem(await send(client=http, headers=anna), 429, "queue_full")
-    assert "estimates of the key" in found["detail"]
+    assert "estimates of API key" in found["detail"]
 
     async def never():
         yield b"--b\r\n"
@@ -110,24 +110,32 @@ async def test_sent_at_once_no_more_get_in_than_may_wait(serve, send, publish, c
 
 
 def test_room_is_that_of_all_and_that_of_each_key():
-    room = Room(in_all=4, of_owner=2, size_bytes=100, owner_bytes=60)
+    limits = EstimateLimits(total=4, per_owner=2, total_bytes=100, owner_bytes=60)
 
-    def refused(waiting: list[Held], ahead: list[Held], one: Held, coming: int = 0) -> str:
+    def refused(
+        waiting: list[PendingEstimate], ahead: list[PendingEstimate], one: PendingEstimate, coming: int = 0
+    ) -> str:
         try:
-            check_room(room, waiting, ahead, one, coming)
+            check_estimate_limits(limits, waiting, ahead, one, coming)
         except QueueFull as error:
             return error.detail
         return ""
 
-    anna, bert, nobody = (Held(owner, 30) for owner in ("anna", "bert", None))
-    assert not refused([anna], [], Held("anna", 30))
-    assert "2 estimates of the key anna" in refused([anna], [anna], Held("anna"))
-    assert "estimates of the key anna that wait or are being sent have 30" in refused([anna], [], Held("anna", 20), 11)
-    assert "of estimates that wait or are being sent have 90" in refused([anna, bert], [nobody], Held("anna", 5), 6)
-    assert not refused([anna, bert, nobody], [], Held(None, 10))
-    assert not refused([nobody, nobody], [nobody], Held(None, 10)), "without keys there is no bound of a key"
-    assert "4 estimates wait in the background or are being sent" in refused([nobody], [Held(None)] * 3, Held(None))
-    assert "4 estimates wait" in refused([nobody] * 4, [], Held(None))
+    anna, bert, nobody = (PendingEstimate(owner, 30) for owner in ("anna", "bert", None))
+    assert not refused([anna], [], PendingEstimate("anna", 30))
+    assert "2 estimates of API key anna" in refused([anna], [anna], PendingEstimate("anna"))
+    assert "estimates of API key anna that wait or are being uploaded have 30" in refused(
+        [anna], [], PendingEstimate("anna", 20), 11
+    )
+    assert "of estimates that wait or are being uploaded have 90" in refused(
+        [anna, bert], [nobody], PendingEstimate("anna", 5), 6
+    )
+    assert not refused([anna, bert, nobody], [], PendingEstimate(None, 10))
+    assert not refused([nobody, nobody], [nobody], PendingEstimate(None, 10)), "without keys there is no bound of a key"
+    assert "4 estimates wait in the background or are being uploaded" in refused(
+        [nobody], [PendingEstimate(None)] * 3, PendingEstimate(None)
+    )
+    assert "4 estimates wait" in refused([nobody] * 4, [], PendingEstimate(None))
 
 
 async def came(client, size: int) -> None:
