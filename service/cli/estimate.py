@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from service.client import Client, Estimate, InputError, png_bytes
 from service.client.types import FailedPicture
-from service.client.uploads import pictures_in, shown_name, told_apart
+from service.client.uploads import list_pictures, printable_name, with_unique_names
 from service.contract.media.videos import is_video_name
 
 from .estimates import finish, show_background
@@ -109,7 +109,7 @@ def estimate(
         asked: dict[str, Any] = {"version": version, "refine_steps": refine_steps, "include": include}
         if background or (video and format in (PoseFormat.COCO, PoseFormat.CSV)):
             wanted = "native" if format in (None, PoseFormat.JSONL) else str(format)
-            pictures = [] if video else told_apart(images)
+            pictures = [] if video else with_unique_names(images)
             asked |= {"boxes": boxes, "landmarks": marks, "format": wanted}
             begun = client.estimate_async(category, pictures, video, every, **asked)
             if background:
@@ -126,7 +126,7 @@ def estimate(
             for name, given in placeless.items():
                 if given:
                     raise InputError(f"--format {format} has no place for {name}")
-            text = client.estimate_as(format.value, category, told_apart(images), version, refine_steps, boxes)
+            text = client.estimate_as(format.value, category, with_unique_names(images), version, refine_steps, boxes)
             print(text, end="" if text.endswith("\n") else "\n")
         else:
             asked["include"] = [*include, *(kind for kind, _ in drawn)]
@@ -135,9 +135,9 @@ def estimate(
             if as_json:
                 output.print_json(found)
                 return
-            output.show_estimate(found, [shown_name(path) for path in images])
+            output.show_estimate(found, [printable_name(path) for path in images])
             for path in written:
-                output.out.print(f"written: {escape(shown_name(path))}")
+                output.out.print(f"written: {escape(printable_name(path))}")
 
 
 def _pictures(given: list[Path]) -> list[Path]:
@@ -147,12 +147,12 @@ def _pictures(given: list[Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = list(pictures_in(path, videos=True))
+        inside = list(list_pictures(path, videos=True))
         videos = [file for file in inside if is_video_name(file.name)]
         if len(videos) == len(inside):
             raise InputError(f"the folder {path} holds no picture")
         if videos:
-            names = ", ".join(shown_name(file) for file in videos[:3]) + (", …" if len(videos) > 3 else "")
+            names = ", ".join(printable_name(file) for file in videos[:3]) + (", …" if len(videos) > 3 else "")
             output.err.print(f"[yellow]passed over, a video is given by itself: {escape(names)}[/]")
         found += [file for file in inside if file not in videos]
     return found
@@ -201,7 +201,7 @@ def _box(text: str) -> list[float]:
 def _print_lines(client: Client, category: str, images: list[Path], asked: dict[str, Any]) -> None:
     failed = 0
     for found in client.estimate_lines(category, images, **asked):
-        line = {"image": shown_name(images[found.index]), **found.model_dump(mode="json", exclude_defaults=True)}
+        line = {"image": printable_name(images[found.index]), **found.model_dump(mode="json", exclude_defaults=True)}
         print(json.dumps(line), flush=True)
         failed += isinstance(found, FailedPicture)
     if failed:

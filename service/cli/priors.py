@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from service.client import Client
-from service.client.uploads import shown_name
+from service.client.uploads import printable_name
 
 from .options import URL, AsJson, Category, Url, Version, write_file
 from .output import console as output
@@ -43,7 +43,7 @@ def prior(
             return
         output.show_prior(found, client.memory(category, found.version))
         if drawn:
-            output.out.print(f"written: {escape(shown_name(drawn))}")
+            output.out.print(f"written: {escape(printable_name(drawn))}")
 
 
 def memory(category: Category, version: Version = None, url: Url = URL, as_json: AsJson = False) -> None:

@@ -1,10 +1,10 @@
-"""What the client raises.
+"""Errors that the client raises.
 
 ClientError
-├── InputError           what was given can't be sent (no such file, a folder without pictures)
-├── Unreachable          no answer: the connection broke
-│   └── NobodyThere      nothing listens at the address
-└── APIError             the server refused; carries the problem's status, code and detail
+├── InputError           an argument can't be sent (a missing file, a folder without pictures)
+├── Unreachable          no response: the connection broke
+│   └── CannotConnect    nothing listens at the address
+└── APIError             the server refused; has the problem's status, code and detail
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import httpx
 
 
 class ClientError(Exception):
-    """Base of all. ``code`` is a word that programs can compare, ``detail`` a sentence."""
+    """Base class. ``code`` is a word for programs, ``detail`` a sentence for people."""
 
     code = "client_error"
     title = "Client error"
@@ -41,30 +41,30 @@ class ClientError(Exception):
 
 
 class InputError(ClientError):
-    """What was given can't be sent."""
+    """An argument that can't be sent."""
 
     code = "bad_input"
     title = "Bad input"
 
 
 class Unreachable(ClientError):  # noqa: N818 named for what went wrong
-    """The server gave no answer."""
+    """The server gave no response."""
 
     code = "unreachable"
     title = "Server unreachable"
 
 
-class NobodyThere(Unreachable):
+class CannotConnect(Unreachable):
     """Nothing listens at the server's address."""
 
 
 class APIError(ClientError):
-    """The server's refusal.
+    """An error response of the server.
 
     Attributes:
         status: HTTP status.
-        code: the problem's stable word, as in ``unknown_category``.
-        retry_after_s: when the server says that asking again makes sense.
+        code: the problem's code, such as ``unknown_category``.
+        retry_after_s: when to try again, if the server says so.
     """
 
     def __init__(self, problem: Mapping[str, Any], status: int, retry_after_s: float | None = None) -> None:
@@ -77,28 +77,27 @@ class APIError(ClientError):
 
     @property
     def problem(self) -> dict[str, Any]:
-        """The problem document as the server sent it, completed where it lacks something."""
+        """The problem document as the server sent it, with missing members added."""
         return {**super().problem, **self._problem}
 
     @classmethod
     def of(cls, response: httpx.Response) -> APIError:
-        """From any answer that is no success, a proxy's page included."""
+        """Create the error from an unsuccessful response, which may be a proxy's page."""
         try:
             problem = response.json()
         except ValueError:
             problem = None
         if not isinstance(problem, dict):
-            text = response.text.strip()[:200] or f"the answer has the status {response.status_code} and says nothing"
+            text = response.text.strip()[:200] or f"the response has status {response.status_code} and no body"
             problem = {"title": response.reason_phrase, "detail": text}
-        return cls(problem, response.status_code, _seconds(response.headers.get("Retry-After", "")))
+        return cls(problem, response.status_code, _parse_retry_after(response.headers.get("Retry-After", "")))
 
 
-def _seconds(after: str) -> float | None:
-    """A Retry-After, which is a number of seconds or a date."""
-    if after.isdigit():
-        return float(after)
+def _parse_retry_after(value: str) -> float | None:
+    if value.isdigit():
+        return float(value)
     try:
-        moment = parsedate_to_datetime(after)
+        moment = parsedate_to_datetime(value)
     except ValueError:
         return None
     if moment.tzinfo is None:

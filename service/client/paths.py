@@ -1,4 +1,4 @@
-"""Names in the paths of the API."""
+"""Paths of the API."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from urllib.parse import quote
 
 from .errors import InputError
 
-_NO_NAMES = ("", ".", "..")  # in a path they mean another one
-
 
 def quoted(name: str) -> str:
-    """A name as a part of a path. Raises InputError for what can't be one."""
-    if name in _NO_NAMES:
-        raise InputError(f"a name or an id was expected where {name!r} came")
+    """Return a name or id as one segment of a path. Raises InputError for names that would change the path."""
+    if name in ("", ".", ".."):
+        raise InputError(f"the name or id is {name!r}; it must not be empty, '.' or '..'")
     return quote(name, safe="")
+
+
+def prior_path(category: str) -> str:
+    """Return the path of a category's prior."""
+    return f"/priors/{quoted(category)}"

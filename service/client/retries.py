@@ -1,9 +1,9 @@
-"""When a request is sent again, and after what pause.
+"""When to send a failed request again.
 
-A refusal that says when to come back (429, 503 with ``Retry-After``) was not carried out: any request may come again.
-Where the connection broke, or a proxy gave up (502, 504), it may have been carried out: only what does no harm twice is
-asked again: reading, estimating other than in the background, and requests with an Idempotency-Key. Nobody listening is
-told at once.
+- 429 or 503 with ``Retry-After``: the server did nothing, so any request is sent again.
+- 502, 504 or a broken connection: the server may have acted, so only requests that are safe to repeat are sent again:
+  reads, estimates that do not run in the background, and requests with an Idempotency-Key.
+- Nothing listens at the address: not sent again, so that the user learns it at once.
 """
 
 from __future__ import annotations
@@ -11,33 +11,33 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from .errors import APIError, NobodyThere, Unreachable
+from .errors import APIError, CannotConnect, Unreachable
 
 RETRIES = 3
-LONGEST_S = 60.0  # who is told to come back later than that is told so
-_FIRST_S = 0.5
-_LATER = frozenset({429, 503})
-_GIVEN_UP = frozenset({502, 504})
+MAX_RETRY_AFTER_S = 60.0  # longer waits are reported to the caller instead
+_FIRST_DELAY_S = 0.5
+_NOT_PROCESSED = frozenset({429, 503})
+_GATEWAY_FAILED = frozenset({502, 504})
 
 
-def pause_before(
+def retry_delay_s(
     attempt: int, method: str, path: str, headers: Mapping[str, str] | None, failure: Unreachable | APIError
 ) -> float | None:
-    """Seconds to wait before a request is sent again; None where it should not be.
+    """Return the seconds to wait before sending the request again; None to give up.
 
     Args:
-        attempt: how often it was sent again so far.
-        failure: what came of it.
+        attempt: how often the request was sent again so far.
+        failure: what the last attempt raised.
     """
-    backoff_s = _FIRST_S * 2**attempt * random.uniform(0.8, 1.2)
+    delay_s = _FIRST_DELAY_S * 2**attempt * random.uniform(0.8, 1.2)
     if isinstance(failure, APIError):
-        if failure.status in _LATER and failure.retry_after_s is not None:
-            return max(failure.retry_after_s, backoff_s) if failure.retry_after_s <= LONGEST_S else None
-        again = failure.status in _GIVEN_UP
-        backoff_s = max(backoff_s, min(failure.retry_after_s or 0.0, LONGEST_S))
+        if failure.status in _NOT_PROCESSED and failure.retry_after_s is not None:
+            return max(failure.retry_after_s, delay_s) if failure.retry_after_s <= MAX_RETRY_AFTER_S else None
+        is_transient = failure.status in _GATEWAY_FAILED
+        delay_s = max(delay_s, min(failure.retry_after_s or 0.0, MAX_RETRY_AFTER_S))
     else:
-        again = not isinstance(failure, NobodyThere)
+        is_transient = not isinstance(failure, CannotConnect)
     headers = headers or {}
-    estimates = path == "/estimate" and "Prefer" not in headers  # one in the background would be there twice
-    harmless = method in ("GET", "HEAD") or estimates or "Idempotency-Key" in headers
-    return backoff_s if again and harmless else None
+    is_waiting_estimate = path == "/estimate" and "Prefer" not in headers  # in the background it would run twice
+    is_repeatable = method in ("GET", "HEAD") or is_waiting_estimate or "Idempotency-Key" in headers
+    return delay_s if is_transient and is_repeatable else None

@@ -1,116 +1,60 @@
-"""What the client hands out: the API's own shapes, and what goes with them."""
+"""Types that the client returns: the API's schemas and two for its JSON lines."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 
 from pydantic import BaseModel, Field
 
-from service.contract.datasets.dataset import CreatedDataset, Dataset, DatasetStatus
-from service.contract.jobs.events import EventKind, JobEvent
-from service.contract.jobs.job import Checkpoint, Job, JobStatus
-from service.estimates.background.store import BackgroundEstimate, EstimateStatus
-from service.http.schemas import Problem, Readiness
-from service.schemas import (
-    Estimate,
-    EstimateWithResult,
-    ImageEstimate,
-    Keypoint,
-    LandmarkPoint,
-    Timing,
-)
-from service.versions.schemas import (
-    AliasEntry,
-    FittedLandmarks,
-    History,
-    KeypointNames,
-    Landmarks,
-    LandmarksEntry,
-    LandmarksPage,
-    Link,
-    LinkChange,
-    Memory,
-    Prior,
-    PriorDiff,
-    PriorEntry,
-    Prototype,
-    Snapshot,
-    VersionEntry,
-)
-
-__all__ = [
-    "AliasEntry",
-    "BackgroundEstimate",
-    "Checkpoint",
-    "CreatedDataset",
-    "Dataset",
-    "DatasetStatus",
-    "Estimate",
-    "EstimateStatus",
-    "EstimateWithResult",
-    "EventKind",
-    "FailedPicture",
-    "FittedLandmarks",
-    "History",
-    "ImageEstimate",
-    "Job",
-    "JobEvent",
-    "JobStatus",
-    "Keypoint",
-    "KeypointNames",
-    "LandmarkPoint",
-    "Landmarks",
-    "LandmarksEntry",
-    "LandmarksPage",
-    "Link",
-    "LinkChange",
-    "Memory",
-    "PoseLine",
-    "Prior",
-    "PriorDiff",
-    "PriorEntry",
-    "Problem",
-    "Prototype",
-    "Readiness",
-    "Snapshot",
-    "VersionEntry",
-    "joined",
-    "png_bytes",
-]
+from service.contract.datasets.dataset import CreatedDataset as CreatedDataset
+from service.contract.datasets.dataset import Dataset as Dataset
+from service.contract.datasets.dataset import DatasetStatus as DatasetStatus
+from service.contract.jobs.events import EventKind as EventKind
+from service.contract.jobs.events import JobEvent as JobEvent
+from service.contract.jobs.job import Checkpoint as Checkpoint
+from service.contract.jobs.job import Job as Job
+from service.contract.jobs.job import JobStatus as JobStatus
+from service.estimates.background.store import BackgroundEstimate as BackgroundEstimate
+from service.estimates.background.store import EstimateStatus as EstimateStatus
+from service.http.schemas import Problem as Problem
+from service.http.schemas import Readiness as Readiness
+from service.schemas import Estimate as Estimate
+from service.schemas import EstimateWithResult as EstimateWithResult
+from service.schemas import ImageEstimate as ImageEstimate
+from service.schemas import Keypoint as Keypoint
+from service.schemas import LandmarkPoint as LandmarkPoint
+from service.schemas import Timing as Timing
+from service.versions.schemas import AliasEntry as AliasEntry
+from service.versions.schemas import FittedLandmarks as FittedLandmarks
+from service.versions.schemas import History as History
+from service.versions.schemas import KeypointNames as KeypointNames
+from service.versions.schemas import Landmarks as Landmarks
+from service.versions.schemas import LandmarksEntry as LandmarksEntry
+from service.versions.schemas import LandmarksPage as LandmarksPage
+from service.versions.schemas import Link as Link
+from service.versions.schemas import LinkChange as LinkChange
+from service.versions.schemas import Memory as Memory
+from service.versions.schemas import Prior as Prior
+from service.versions.schemas import PriorDiff as PriorDiff
+from service.versions.schemas import PriorEntry as PriorEntry
+from service.versions.schemas import Prototype as Prototype
+from service.versions.schemas import Snapshot as Snapshot
+from service.versions.schemas import VersionEntry as VersionEntry
 
 
 class PoseLine(ImageEstimate):
-    """A pose as it comes line by line, without the links, which all poses of a version share."""
+    """A pose in a JSON line; without links, which are the same for all poses of a version."""
 
     links: list[Link] = Field(default_factory=list)
 
 
 class FailedPicture(BaseModel):
-    """A picture among others for which there is no pose."""
+    """A picture of a request that failed."""
 
     index: int
     error: Problem
 
 
-def joined(parts: Sequence[tuple[int, Estimate]]) -> Estimate:
-    """Several answers as one: the pictures' numbers run through, the timings are sums.
-
-    Args:
-        parts: each with the number of its first picture.
-    """
-    if len(parts) == 1:
-        return parts[0][1]
-    images = [image.model_copy(update={"index": image.index + first}) for first, part in parts for image in part.images]
-    timings = [part.timing_ms.model_dump() for _, part in parts]
-    return parts[0][1].model_copy(
-        update={
-            "images": images,
-            "timing_ms": Timing(**{name: sum(timing[name] for timing in timings) for name in timings[0]}),
-        }
-    )
-
-
 def png_bytes(data_url: str) -> bytes:
-    """The PNG in a data URL, as ``overlay`` and ``link_map`` come."""
+    """Decode a data URL, the form of ``overlay`` and ``link_map``."""
     return base64.b64decode(data_url.partition(",")[2])

@@ -1,4 +1,4 @@
-"""What the client sends: picture files, and a folder packed into one archive."""
+"""Files to upload: pictures as form parts, and folders packed into one archive."""
 
 from __future__ import annotations
 
@@ -17,124 +17,111 @@ from service.contract.media.videos import is_video_name
 from .errors import InputError
 
 PictureFile = str | os.PathLike[str] | bytes
-Picture = PictureFile | tuple[str, PictureFile]  # with the name to call it by
+Picture = PictureFile | tuple[str, PictureFile]  # the tuple gives it a name
 
-_NOTHING = "no picture (JPEG, PNG, WebP, BMP or TIFF) and no video (MP4, MOV, AVI, MKV or WebM)"
+_NO_MEDIA = "no picture (JPEG, PNG, WebP, BMP or TIFF) and no video (MP4, MOV, AVI, MKV or WebM)"
 
 
 @contextmanager
-def archive_of(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """An archive's name and open file: the file itself, or a temporary zip of a folder's pictures and videos.
+def open_archive(paths: Sequence[Path]) -> Iterator[tuple[str, IO[bytes]]]:
+    """Open a single file, or pack folders and several files into a temporary zip; yield its name and the open file.
 
     Raises:
-        InputError: there is no such file or folder, it can't be read, or holds no picture.
+        InputError: a path does not exist or can't be read, there is no picture, or two have the same name.
     """
     try:
-        if not path.is_dir():
-            with path.open("rb") as file:
-                yield shown_name(path.name), file
+        if len(paths) == 1 and not paths[0].is_dir():
+            with paths[0].open("rb") as file:
+                yield printable_name(paths[0].name), file
             return
         with tempfile.TemporaryFile(prefix="ppl-") as file:
-            _pack(path, file)
+            _pack(paths, file)
             file.seek(0)
-            yield f"{shown_name(path.resolve().name)}.zip", file
+            name = printable_name(paths[0].resolve().name) if len(paths) == 1 else "pictures"
+            yield f"{name}.zip", file
     except OSError as error:
-        raise InputError(f"can't read {path}: {error.strerror or error}") from error
+        raise InputError(f"can't read {error.filename or paths[0]}: {error.strerror or error}") from error
 
 
-@contextmanager
-def archive_of_all(paths: Sequence[Path]) -> Iterator[tuple[str, IO[bytes]]]:
-    """As :func:`archive_of`; several files and folders go into one temporary zip, each folder under its name."""
-    if len(paths) == 1:
-        with archive_of(paths[0]) as archive:
-            yield archive
-        return
-    with tempfile.TemporaryFile(prefix="ppl-") as file:
-        try:
-            _pack_all(paths, file)
-        except OSError as error:
-            raise InputError(f"can't read {error.filename or 'the files'}: {error.strerror or error}") from error
-        file.seek(0)
-        yield "pictures.zip", file
-
-
-def pictures_in(folder: Path, *, videos: bool = False) -> Iterator[Path]:
-    """The pictures of a folder and the folders below it by name, and its videos if wanted; not the hidden ones."""
-    for here, folders, files in os.walk(folder):
+def list_pictures(folder: Path, *, videos: bool = False) -> Iterator[Path]:
+    """Yield the pictures, and optionally the videos, below a folder by name; skip hidden files and folders."""
+    for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         for name in sorted(files):
             if (is_picture_name(name) or (videos and is_video_name(name))) and not name.startswith("."):
-                yield Path(here, name)
+                yield Path(parent, name)
+
+
+def list_named_pictures(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, Path]]:
+    """Return files under their names and the pictures of folders under their paths below the folder."""
+    named = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            named += [(picture.relative_to(path).as_posix(), picture) for picture in list_pictures(path)]
+        else:
+            named.append((path.name, path))
+    return named
+
+
+def with_unique_names(paths: Sequence[Path]) -> list[Picture]:
+    """Return files under their own names or, if two are the same, under their paths below the common folder."""
+    if len({path.name for path in paths}) == len(paths):
+        return list(paths)
+    absolute = [path.absolute() for path in paths]
+    try:
+        common = os.path.commonpath([path.parent for path in absolute])
+    except ValueError:  # on different drives
+        return [(printable_name(path.as_posix()), path) for path in absolute]
+    return [(printable_name(path.relative_to(common).as_posix()), path) for path in absolute]
 
 
 def picture_part(picture: Picture, index: int, stack: ExitStack) -> tuple[str, IO[bytes] | bytes]:
-    """A file name and content for a form; an opened file is closed with the stack. Raises as :func:`file_part`."""
+    """Return a picture's name and content as a form part; see :func:`file_part`."""
     if isinstance(picture, tuple):
         name, picture = picture
         return name, picture_part(picture, index, stack)[1]
     return (f"image-{index}", picture) if isinstance(picture, bytes) else file_part(Path(picture), stack)
 
 
-def told_apart(paths: Sequence[Path]) -> list[Picture]:
-    """Files to send under their own names, or where two have the same, under their paths below the folder of all."""
-    if len({path.name for path in paths}) == len(paths):
-        return list(paths)
-    whole = [path.absolute() for path in paths]
-    try:
-        above = os.path.commonpath([path.parent for path in whole])
-    except ValueError:  # on several drives
-        return [(shown_name(path.as_posix()), path) for path in whole]
-    return [(shown_name(path.relative_to(above).as_posix()), path) for path in whole]
-
-
 def file_part(path: Path, stack: ExitStack) -> tuple[str, IO[bytes]]:
-    """A file's name and content for a form; it is closed with the stack.
+    """Return a file's name and content as a form part; the stack closes the file.
 
     Raises:
-        InputError: there is no such file, or it can't be read.
+        InputError: the file does not exist or can't be read.
     """
     try:
-        return shown_name(path.name), stack.enter_context(path.open("rb"))
+        return printable_name(path.name), stack.enter_context(path.open("rb"))
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror or error}") from error
 
 
-def shown_name(path: Path | str) -> str:
-    """A path as text that can be sent and printed: what in it is no text is replaced."""
+def printable_name(path: Path | str) -> str:
+    """Return a path as valid UTF-8; other bytes in it are replaced."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def _pack(folder: Path, file: IO[bytes]) -> None:
-    count = 0
-    # pictures and videos are compressed already: stored as they are
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for picture in pictures_in(folder, videos=True):
-            _put(archive, picture, picture.relative_to(folder).as_posix())
-            count += 1
-    if not count:
-        raise InputError(f"{folder} holds {_NOTHING}")
-
-
-def _pack_all(paths: Sequence[Path], file: IO[bytes]) -> None:
+def _pack(paths: Sequence[Path], file: IO[bytes]) -> None:
     names = set()
+    # pictures and videos are compressed already, so they are stored as they are
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for path in paths:
             is_folder = path.is_dir()
-            for picture in pictures_in(path, videos=True) if is_folder else [path]:
-                # a folder may have been named as "."
-                name = f"{path.resolve().name}/{picture.relative_to(path).as_posix()}" if is_folder else path.name
+            for picture in list_pictures(path, videos=True) if is_folder else [path]:
+                name = picture.relative_to(path).as_posix() if is_folder else path.name
+                if is_folder and len(paths) > 1:
+                    name = f"{path.resolve().name}/{name}"  # resolved, as the folder may be given as "."
                 if name in names:
                     raise InputError(f"two of the files are called {name}; rename one, or send their common folder")
                 names.add(name)
-                _put(archive, picture, name)
+                _add_file(archive, picture, name)
     if not names:
-        raise InputError(f"the folders hold {_NOTHING}")
+        raise InputError(f"{paths[0]} holds {_NO_MEDIA}" if len(paths) == 1 else f"the folders hold {_NO_MEDIA}")
 
 
-def _put(archive: zipfile.ZipFile, path: Path, name: str) -> None:
-    """Add a file without its time: the same pictures make the same archive, which a server keeps once."""
-    info = zipfile.ZipInfo(shown_name(name))
+def _add_file(archive: zipfile.ZipFile, path: Path, name: str) -> None:
+    """Add a file without its time, so that the same pictures give the same archive, which a server keeps only once."""
+    info = zipfile.ZipInfo(printable_name(name))
     with path.open("rb") as source:
-        info.file_size = os.fstat(source.fileno()).st_size  # whether it needs the large format
+        info.file_size = os.fstat(source.fileno()).st_size  # ZipFile decides by it whether to use ZIP64
         with archive.open(info, "w") as member:
             shutil.copyfileobj(source, member)

@@ -1,8 +1,8 @@
-"""For those who receive webhooks: whether one is really from the platform.
+"""Verify the webhooks that the server sends.
 
-from service.webhook_signature import verify_webhook
+from service.client.webhook_signature import verify_webhook
 
-event = verify_webhook(request.headers, await request.body(), secret)  # of GET /webhooks/secret
+event = verify_webhook(request.headers, await request.body(), secret)
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from .errors import InputError
 
 
 def verify_webhook(headers: Mapping[str, str], body: bytes | str, secret: str) -> dict[str, Any]:
-    """What a webhook says, once its signature is found right and its time within five minutes of now.
+    """Return a webhook's content if its signature is right and its time within five minutes of now.
 
     Args:
-        headers: of the request; ``webhook-id``, ``webhook-timestamp`` and ``webhook-signature`` count.
-        body: as it came, not parsed.
-        secret: ``whsec_…``, as ``ppl webhooks secret`` shows it.
+        headers: of the request, including ``webhook-id``, ``webhook-timestamp`` and ``webhook-signature``.
+        body: as received, not parsed.
+        secret: ``whsec_…``, as GET /webhooks/secret and ``ppl webhooks secret`` return it.
 
     Raises:
-        InputError: it is not from there, or too old; answer it with 4xx and do nothing else.
+        InputError: the webhook is forged or too old; answer it with 4xx and ignore it.
     """
     try:
         event: dict[str, Any] = Webhook(secret).verify(body, dict(headers))
     except (WebhookVerificationError, ValueError) as error:
-        raise InputError(f"this webhook is not the platform's: {error}") from error
+        raise InputError(f"the webhook is not from this server or too old: {error}") from error
     return event

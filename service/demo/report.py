@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from service.cli.evaluation.scorer import run_scorer
 from service.client import Client
-from service.client.sync.estimate import POSES_A_REQUEST
+from service.client.batches import POSES_A_REQUEST
 from service.client.types import ImageEstimate
 from service.contract.media.pictures import is_picture_name
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.client import Client
+from service.client.batches import POSES_A_REQUEST
 from service.client.errors import InputError
-from service.client.sync.estimate import POSES_A_REQUEST
 from service.client.types import Prior
 
 from .scorer import run_scorer

@@ -1,4 +1,4 @@
-"""The client itself; its parts are in the files beside it."""
+"""The asynchronous client."""
 
 from __future__ import annotations
 
@@ -13,20 +13,12 @@ from typing import Any
 import httpx
 
 from service.client.errors import InputError
-from service.client.paths import quoted
+from service.client.paths import prior_path
 from service.client.retries import RETRIES
-from service.client.types import (
-    History,
-    Job,
-    KeypointNames,
-    Memory,
-    Prior,
-    PriorEntry,
-    Readiness,
-)
-from service.client.uploads import archive_of, file_part
+from service.client.types import History, Job, KeypointNames, Memory, Prior, PriorEntry, Readiness
+from service.client.uploads import file_part, open_archive
 
-from .concurrency import in_thread
+from .concurrency import to_thread
 from .datasets import AsyncDatasetCalls
 from .estimate import AsyncEstimateCalls
 from .jobs import AsyncJobCalls
@@ -34,20 +26,19 @@ from .versions import AsyncAliasCalls, AsyncLandmarkCalls, AsyncVersionCalls
 
 
 class AsyncClient(AsyncJobCalls, AsyncEstimateCalls):
-    """Talks to one server. Not for use by several threads at once.
+    """A client of one server. Not thread-safe.
 
     Args:
         base_url: of the server; PPL_URL or http://127.0.0.1:8000 by default.
         timeout_s: for each read and write, not for a whole request.
-        api_key: PPL_API_KEY by default; none is sent where neither is given.
-        retries: how often a request is sent again where that makes sense: the server says when to come back (429,
-            503), or the connection broke and asking twice does no harm.
+        api_key: PPL_API_KEY by default; without either, no key is sent.
+        retries: how often to send a request again, where :mod:`service.client.retries` allows it.
 
     Attributes:
-        versions: what to do with the versions of a category.
-        aliases: what to do with the names that point to them.
-        datasets: what to do with pictures that are kept to train from.
-        landmarks: what to do with points of one's own, told from the keypoints of a version.
+        versions: calls on the versions of a category.
+        aliases: calls on the names that point to versions.
+        datasets: calls on uploaded datasets.
+        landmarks: calls on user-defined points computed from keypoints.
     """
 
     def __init__(
@@ -67,8 +58,6 @@ class AsyncClient(AsyncJobCalls, AsyncEstimateCalls):
     async def __aenter__(self) -> AsyncClient:
         return self
 
-    # training
-
     async def train(
         self,
         category: str,
@@ -85,91 +74,96 @@ class AsyncClient(AsyncJobCalls, AsyncEstimateCalls):
         webhook_url: str | None = None,
         continue_from: str | None = None,
     ) -> Job:
-        """Uploads pictures, or names a dataset, and starts a training job; returns it without waiting.
+        """Start a training job on uploaded pictures or on a dataset; return it without waiting.
 
         Args:
-            pictures: a zip, tar or tar.gz, a video, or a folder (packed into a temporary file first).
-            preset: "compact" or "paper"; the server's default where None.
-            settings: any setting of the model by name.
-            labels: a CSV or COCO JSON file of keypoints; training never sees it, the result is measured by it.
-            prior: to start from, a JSON file or what :meth:`prior` gave as JSON values.
-            prior_from: CATEGORY or CATEGORY@VERSION to take the prior of.
+            pictures: a zip, tar or tar.gz, a video, or a folder, which is packed into a temporary file first.
+            preset: "compact" or "paper"; the server's default if None.
+            settings: model settings by name.
+            labels: a CSV or COCO JSON file of keypoints, used for evaluation and never for training.
+            prior: to start from: a JSON file, or the JSON values of :meth:`prior`.
+            prior_from: CATEGORY or CATEGORY@VERSION whose prior to start from.
             activate: whether the version becomes the active one when the job succeeds.
-            dataset: id of a dataset to train on, in place of pictures.
-            idempotency_key: names this request: sent again, it gives the same job; a random one where None.
+            dataset: id of a dataset, instead of pictures.
+            idempotency_key: the same key gives the same job; random by default.
+            webhook_url: receives a signed POST when the job has ended; check it with
+                :func:`service.client.webhook_signature.verify_webhook`.
             continue_from: a version or alias of the category, or CATEGORY@VERSION, whose weights to start from.
-            webhook_url: where the job's end is told; :func:`service.client.webhook_signature.verify_webhook` is for
-            there.
         """
         if (pictures is None) == (dataset is None):
-            raise InputError("name what to train on: either pictures or a dataset")
-        named = {"preset": preset, "prior_from": prior_from, "webhook_url": webhook_url, "continue_from": continue_from}
-        fields = {"category": category, **{name: value for name, value in named.items() if value}}
+            raise InputError("training takes either pictures or a dataset; give one of them")
+        options = {
+            "preset": preset,
+            "prior_from": prior_from,
+            "webhook_url": webhook_url,
+            "continue_from": continue_from,
+        }
+        fields = {"category": category, **{name: value for name, value in options.items() if value}}
         if not activate:
             fields["activate"] = "false"
-        fields.update({name: _as_text(value) for name, value in (settings or {}).items()})
+        fields.update({name: _form_value(value) for name, value in (settings or {}).items()})
         with ExitStack() as stack:
-            # a part without a file name is a field
+            # a part without a file name is a plain field
             files: dict[str, Any] = {"dataset": (None, dataset)}
             if pictures is not None:
-                files = {"archive": await in_thread(stack.enter_context, archive_of(Path(pictures)))}
+                files = {"archive": await to_thread(stack.enter_context, open_archive([Path(pictures)]))}
             if labels is not None:
                 files["labels"] = file_part(Path(labels), stack)
             if isinstance(prior, Mapping):
                 files["prior"] = ("prior.json", json.dumps(prior).encode())
             elif prior is not None:
                 files["prior"] = file_part(Path(prior), stack)
-            # named in any case, so that it can be sent again where its answer was lost
+            # the key makes a retry safe when the response was lost
             headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
-            return await self._job("POST", "/train-jobs", data=fields, files=files, headers=headers)
-
-    # priors
+            return await self.request(Job, "POST", "/train-jobs", data=fields, files=files, headers=headers)
 
     def priors(self) -> AsyncIterator[PriorEntry]:
-        """What has been learned, by category."""
-        return self._pages("/priors", PriorEntry)
+        """Iterate over the categories that have been trained."""
+        return self.pages("/priors", PriorEntry)
 
     async def prior(self, category: str, version: str | None = None) -> Prior:
-        """The pose prior of a category."""
-        return self._read(Prior, await self._get_prior(category, "", version))
+        """Return the pose prior of a category."""
+        return self.read(Prior, await self._get_prior(category, "", version))
 
     async def memory(self, category: str, version: str | None = None) -> Memory:
-        """The memory behind a prior, and its prototypical poses."""
-        return self._read(Memory, await self._get_prior(category, "/memory", version))
+        """Return the memory of a version and its prototypes."""
+        return self.read(Memory, await self._get_prior(category, "/memory", version))
 
     async def history(self, category: str, version: str | None = None) -> History:
-        """Snapshots of a prior along its training."""
-        return self._read(History, await self._get_prior(category, "/history", version))
+        """Return the snapshots of a prior during its training."""
+        return self.read(History, await self._get_prior(category, "/history", version))
 
     async def keypoint_names(self, category: str, version: str | None = None) -> KeypointNames:
-        """What the keypoints of a version are called."""
-        return self._read(KeypointNames, await self._get_prior(category, "/keypoint-names", version))
+        """Return the keypoint names of a version."""
+        return self.read(KeypointNames, await self._get_prior(category, "/keypoint-names", version))
 
     async def name_keypoints(self, category: str, names: Sequence[str], version: str | None = None) -> KeypointNames:
-        """Give all keypoints of a version names, in the order of their numbers; they take the place of older ones."""
-        path = f"/priors/{quoted(category)}/keypoint-names"
-        found = await self._get_prior(category, "/keypoint-names", version)
-        params = {"version": self._read(KeypointNames, found).version}
-        headers = {"If-Match": found.headers["ETag"]}
-        answer = await self._send("PUT", path, params=params, json={"names": list(names)}, headers=headers)
-        return self._read(KeypointNames, answer)
+        """Replace the keypoint names of a version; give all, in the order of the keypoints."""
+        current = await self._get_prior(category, "/keypoint-names", version)
+        content = {
+            "params": {"version": self.read(KeypointNames, current).version},
+            "json": {"names": list(names)},
+            "headers": {"If-Match": current.headers["ETag"]},
+        }
+        return await self.request(KeypointNames, "PUT", f"{prior_path(category)}/keypoint-names", **content)
 
     async def link_map(self, category: str, version: str | None = None) -> bytes:
-        """The prior's link map as a PNG."""
-        return (await self._get_prior(category, "/link-map", version)).content
+        """Return the prior's link map as a PNG."""
+        response = await self._get_prior(category, "/link-map", version)
+        return response.content
 
     async def readiness(self) -> Readiness:
-        """The parts that the server needs, each "ok" or what is wrong with it.
+        """Return the state of each part of the server: "ok" or what is wrong.
 
         Raises:
-            APIError: of the status 503, one is missing that estimates need; ``problem["checks"]`` has them all.
+            APIError: with status 503 if a part that estimates need is missing; ``problem["checks"]`` has all parts.
         """
-        return self._read(Readiness, await self._send("GET", "/readyz"))
+        return await self.request(Readiness, "GET", "/readyz")
 
-    async def _get_prior(self, category: str, what: str, version: str | None) -> httpx.Response:
+    async def _get_prior(self, category: str, subpath: str, version: str | None) -> httpx.Response:
         params = {"version": version} if version else None
-        return await self._send("GET", f"/priors/{quoted(category)}{what}", params=params)
+        return await self.send("GET", f"{prior_path(category)}{subpath}", params=params)
 
 
-def _as_text(value: Any) -> str:
+def _form_value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

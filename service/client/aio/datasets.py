@@ -1,37 +1,29 @@
-"""The client's calls about datasets: pictures sent once, and trained from as often as wanted.
-
-dataset = await ppl.datasets.wait((await ppl.datasets.create("photos/birds", name="garden")).id)
-print(dataset.found.pictures, dataset.found.skipped_files)
-job = await ppl.train("bird", dataset=dataset.id)
-"""
+"""Calls on datasets: pictures that are uploaded once and trained on many times."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from service.client.errors import InputError
 from service.client.paths import quoted
 from service.client.types import CreatedDataset, Dataset, DatasetStatus
-from service.client.uploads import archive_of_all, file_part
+from service.client.uploads import file_part, open_archive
 
-from .concurrency import in_thread, sleep
-
-if TYPE_CHECKING:
-    from .client import AsyncClient
+from .concurrency import to_thread
+from .transport import AsyncTransport
 
 AnyPath = str | os.PathLike[str]
 
 
 class AsyncDatasetCalls:
-    """Pictures that are kept. Reached as ``client.datasets``."""
+    """Calls on datasets. Reached as ``client.datasets``."""
 
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
 
     async def create(
         self,
@@ -40,64 +32,60 @@ class AsyncDatasetCalls:
         mode: str | None = None,
         labels: AnyPath | None = None,
     ) -> CreatedDataset:
-        """Send a dataset; returns it without waiting for what is found in it.
+        """Upload a dataset and return it without waiting for its inspection.
 
         Args:
-            pictures: a zip, tar or tar.gz, a video, a folder, or several files and folders; all but a file by itself
+            pictures: a zip, tar or tar.gz, a video, a folder, or several files and folders; all but a single file
                 are packed into a temporary one first.
-            name: what to call it; the file's name where None.
-            mode: "stills" or "clips"; by what came where None.
-            labels: a CSV or COCO JSON file of keypoints; the jobs of the dataset are measured by it.
+            name: the file's name by default.
+            mode: "stills" or "clips"; the server decides by the content by default.
+            labels: a CSV or COCO JSON file of keypoints; the dataset's jobs are evaluated with it.
         """
         paths = [Path(pictures)] if isinstance(pictures, (str, os.PathLike)) else [Path(path) for path in pictures]
         if not paths:
-            raise InputError("no pictures were named")
-        given = {"name": name, "mode": mode}
+            raise InputError("no pictures were given; give at least one file or folder")
+        options = {"name": name, "mode": mode}
         with ExitStack() as stack:
-            files: dict[str, Any] = {"archive": await in_thread(stack.enter_context, archive_of_all(paths))}
+            files: dict[str, Any] = {"archive": await to_thread(stack.enter_context, open_archive(paths))}
             if labels is not None:
                 files["labels"] = file_part(Path(labels), stack)
-            fields = {field: value for field, value in given.items() if value}
-            answer = await self._client.send("POST", "/datasets", data=fields, files=files)
-        return self._client.read(CreatedDataset, answer)
+            fields = {field: value for field, value in options.items() if value}
+            return await self._transport.request(CreatedDataset, "POST", "/datasets", data=fields, files=files)
 
     async def get(self, dataset_id: str) -> Dataset:
-        """A dataset, and what was found in it so far."""
-        return self._client.read(Dataset, await self._client.send("GET", _path(dataset_id)))
+        """Return a dataset and what its inspection has found so far."""
+        return await self._transport.request(Dataset, "GET", _path(dataset_id))
 
     def list(self) -> AsyncIterator[Dataset]:
-        """The newest first."""
-        return self._client.pages("/datasets", Dataset)
+        """Iterate over the datasets, newest first."""
+        return self._transport.pages("/datasets", Dataset)
 
     async def delete(self, dataset_id: str) -> None:
-        """Delete a dataset for good; one that a job uses which has not ended is refused."""
-        await self._client.send("DELETE", _path(dataset_id))
+        """Delete a dataset. The server refuses while a job that has not ended uses it."""
+        await self._transport.send("DELETE", _path(dataset_id))
 
     async def contact_sheet(self, dataset_id: str) -> bytes:
-        """A JPEG of pictures spread over the dataset, once it is ready."""
-        return (await self._client.send("GET", f"{_path(dataset_id)}/contact-sheet")).content
+        """Return a JPEG of sample pictures; the dataset must be ready."""
+        response = await self._transport.send("GET", f"{_path(dataset_id)}/contact-sheet")
+        return response.content
 
     async def wait(
         self,
         dataset_id: str,
-        on_progress: Callable[[Dataset], object] = lambda dataset: None,
+        on_progress: Callable[[Dataset], object] | None = None,
         poll_s: float = 0.5,
         timeout_s: float | None = None,
     ) -> Dataset:
-        """Wait until a worker has looked into a dataset, whatever it found, and return it.
+        """Wait until a worker has inspected the dataset, whatever it found, and return it.
 
         Raises:
-            TimeoutError: it is still looked into after ``timeout_s``.
+            TimeoutError: the inspection has not ended after ``timeout_s``.
         """
-        begun = time.monotonic()
-        while True:
-            dataset = await self.get(dataset_id)
-            on_progress(dataset)
-            if dataset.status is not DatasetStatus.INSPECTING:
-                return dataset
-            if timeout_s is not None and time.monotonic() - begun > timeout_s:
-                raise TimeoutError(f"dataset {dataset_id} is not looked through after {timeout_s:g} s")
-            await sleep(poll_s)
+        return await self._transport.poll(Dataset, _path(dataset_id), _is_inspected, on_progress, poll_s, timeout_s)
+
+
+def _is_inspected(dataset: Dataset) -> bool:
+    return dataset.status is not DatasetStatus.INSPECTING
 
 
 def _path(dataset_id: str) -> str:

@@ -1,4 +1,4 @@
-"""What the client does with a job once it is there: wait for it, pause, resume and cancel it, follow its events."""
+"""Calls on training jobs."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ import httpx
 
 from service.client.errors import APIError, Unreachable
 from service.client.paths import quoted
-from service.contract.jobs.events import MAX_EVENTS, EventKind, EventPage, JobEvent
-from service.contract.jobs.job import Checkpoint, CheckpointList, Job, JobStatus
+from service.client.types import Checkpoint, EventKind, Job, JobEvent, JobStatus
+from service.contract.jobs.events import MAX_EVENTS, EventPage
+from service.contract.jobs.job import CheckpointList
 
 from .concurrency import sleep
-from .transport import GRACE_S, AsyncTransport
+from .transport import OUTAGE_S, AsyncTransport, is_outage
 
-_AGAIN_S = 1.0
-_SILENCE_S = 60.0  # heartbeats come more often
+_RECONNECT_S = 1.0
+_STREAM_READ_TIMEOUT_S = 60.0  # heartbeats come more often
 
 
 class AsyncJobCalls(AsyncTransport):
-    """The part of :class:`service.client.Client` that is about one job."""
+    """The calls of :class:`service.aio.AsyncClient` on training jobs."""
 
     async def job(self, job_id: str) -> Job:
-        """The job as it stands."""
-        return await self._job("GET", f"/train-jobs/{quoted(job_id)}")
+        """Return the job's current state."""
+        return await self.request(Job, "GET", _path(job_id))
 
     def jobs(self, category: str | None = None, status: JobStatus | None = None) -> AsyncIterator[Job]:
-        """All jobs, the newest first; only those of a category or of a status where such is given."""
-        wanted = {"category": category, "status": status}
-        return self._pages("/train-jobs", Job, {name: value for name, value in wanted.items() if value is not None})
+        """Iterate over the jobs, newest first, optionally of one category or status."""
+        filters = {"category": category, "status": status}
+        return self.pages("/train-jobs", Job, {name: value for name, value in filters.items() if value is not None})
 
     async def cancel(self, job_id: str) -> Job:
-        """Asks for the job to be stopped; a running one stops at its next step."""
-        return await self._job("POST", f"/train-jobs/{quoted(job_id)}/cancel")
+        """Request that the job stops; a running one stops at its next step."""
+        return await self.request(Job, "POST", f"{_path(job_id)}/cancel")
 
     async def delete(self, job_id: str) -> None:
-        """Removes the record of a job that ended."""
-        await self._send("DELETE", f"/train-jobs/{quoted(job_id)}")
+        """Delete the record of a job that has ended."""
+        await self.send("DELETE", _path(job_id))
 
     async def wait(
         self,
@@ -47,102 +48,92 @@ class AsyncJobCalls(AsyncTransport):
         poll_s: float = 0.5,
         timeout_s: float | None = None,
     ) -> Job:
-        """Waits for the end of a job, whatever it is, and returns it.
-
-        A server that is away for less than a minute (a restart) is waited for.
+        """Wait until the job has ended, with whatever status, and return it. Survive outages of less than a minute.
 
         Raises:
-            TimeoutError: the job goes on after ``timeout_s``.
+            TimeoutError: the job has not ended after ``timeout_s``.
         """
-
-        async def look() -> Job:
-            job = await self.job(job_id)
-            if on_progress is not None:
-                on_progress(job)
-            return job
-
-        return await self._until(look, lambda job: job.status.ended, f"job {job_id}", poll_s, timeout_s)
+        return await self.poll(Job, _path(job_id), lambda job: job.status.ended, on_progress, poll_s, timeout_s)
 
     async def pause(self, job_id: str) -> Job:
-        """Sets a job aside until it is resumed; a running one writes a checkpoint at its next step first."""
-        return await self._job("POST", f"/train-jobs/{quoted(job_id)}/pause")
+        """Pause the job; a running one writes a checkpoint at its next step first."""
+        return await self.request(Job, "POST", f"{_path(job_id)}/pause")
 
     async def resume(self, job_id: str) -> Job:
-        """Puts a paused job back into the queue."""
-        return await self._job("POST", f"/train-jobs/{quoted(job_id)}/resume")
+        """Put a paused job back into the queue."""
+        return await self.request(Job, "POST", f"{_path(job_id)}/resume")
 
     async def webhook_secret(self) -> str:
-        """What the webhooks of jobs are signed with."""
-        response = await self._send("GET", "/webhooks/secret")
-        with self._expected(response.status_code):
+        """Return the secret that webhooks are signed with."""
+        response = await self.send("GET", "/webhooks/secret")
+        with self._map_parse_errors(response.status_code):
             return str(response.json()["secret"])
 
     async def checkpoints(self, job_id: str) -> list[Checkpoint]:
-        """The checkpoints that a job wrote, the newest first."""
-        return self._read(CheckpointList, await self._send("GET", f"/train-jobs/{quoted(job_id)}/checkpoints")).items
+        """Return the job's checkpoints, newest first."""
+        page = await self.request(CheckpointList, "GET", f"{_path(job_id)}/checkpoints")
+        return page.items
 
     async def events(self, job_id: str, after: int = 0, *, follow: bool = True) -> AsyncIterator[JobEvent]:
-        """What happened to a job and, unless told otherwise, what happens until its end, each event once.
-
-        A connection that breaks is made again where it broke off, while the server is away for less than a minute.
+        """Iterate over the job's events, each once, until the job has ended. Reconnect after outages under a minute.
 
         Args:
-            after: only events later than this id.
-            follow: False gives only the events that are there.
+            after: skip events up to this id.
+            follow: False stops after the events that exist now.
         """
         if follow:
-            async for event in self._followed(job_id, after):
+            async for event in self._follow_events(job_id, after):
                 yield event
             return
         while True:
             params = {"after": after, "limit": MAX_EVENTS}
-            page = self._read(EventPage, await self._send("GET", f"/train-jobs/{quoted(job_id)}/events", params=params))
+            page = await self.request(EventPage, "GET", f"{_path(job_id)}/events", params=params)
             for item in page.items:
                 yield item
             after = page.next
             if not page.has_more:
                 return
 
-    async def _followed(self, job_id: str, after: int) -> AsyncIterator[JobEvent]:
-        seen = time.monotonic()
+    async def _follow_events(self, job_id: str, after: int) -> AsyncIterator[JobEvent]:
+        connected = time.monotonic()
         while True:
             try:
-                async with self._stream(job_id, after) as response:
-                    if response.status_code == 204:  # it ended, and nothing later will come
-                        return
-                    if not response.is_success:
-                        await response.aread()
-                        raise APIError.of(response)
-                    seen = time.monotonic()
-                    async for event in _events_of(response):
-                        after, seen = event.id, time.monotonic()
-                        yield event
-                        if event.kind is EventKind.COMPLETED:
+                with self._map_connection_errors():
+                    async with self._open_event_stream(job_id, after) as response:
+                        if response.status_code == 204:  # the job has ended, no later event will come
                             return
-            except (httpx.TransportError, APIError) as error:
-                away = isinstance(error, httpx.TransportError) or error.status in (502, 503, 504)
-                if not away:
+                        if not response.is_success:
+                            await response.aread()
+                            raise APIError.of(response)
+                        connected = time.monotonic()
+                        async for event in _parse_events(response):
+                            after, connected = event.id, time.monotonic()
+                            yield event
+                            if event.kind is EventKind.COMPLETED:
+                                return
+            except (Unreachable, APIError) as error:
+                if not is_outage(error) or time.monotonic() - connected > OUTAGE_S:
                     raise
-                if time.monotonic() - seen > GRACE_S or isinstance(error, httpx.UnsupportedProtocol):
-                    reason = f"{self.base_url} gave no answer: {error or type(error).__name__}"
-                    raise error if isinstance(error, APIError) else Unreachable(reason) from error
-            await sleep(_AGAIN_S)
+            await sleep(_RECONNECT_S)
 
-    def _stream(self, job_id: str, after: int) -> Any:
+    def _open_event_stream(self, job_id: str, after: int) -> Any:
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
-        given = self._http.timeout
-        timeout = httpx.Timeout(connect=given.connect, read=_SILENCE_S, write=given.write, pool=given.pool)
-        return self._http.stream("GET", f"/train-jobs/{quoted(job_id)}/events", headers=headers, timeout=timeout)
+        default = self._http.timeout
+        timeout = httpx.Timeout(
+            connect=default.connect, read=_STREAM_READ_TIMEOUT_S, write=default.write, pool=default.pool
+        )
+        return self._http.stream("GET", f"{_path(job_id)}/events", headers=headers, timeout=timeout)
 
-    async def _job(self, method: str, path: str, **content: Any) -> Job:
-        return self._read(Job, await self._send(method, path, **content))
 
-
-async def _events_of(response: httpx.Response) -> AsyncIterator[JobEvent]:
-    """The events of a stream, until it ends. Each has its data in one line, and nothing else is needed of it."""
+async def _parse_events(response: httpx.Response) -> AsyncIterator[JobEvent]:
     rest = b""
-    async for data in response.aiter_bytes():  # not its lines: JSON may hold what counts as an end of line elsewhere
+    # not aiter_lines(): it also splits at U+2028 and others, which may stand in JSON
+    async for data in response.aiter_bytes():
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
-            if line.startswith(b"data: "):
+            if line.startswith(b"data: "):  # each event has its data in one line
                 yield JobEvent.model_validate_json(line.removeprefix(b"data: "))
+
+
+def _path(job_id: str) -> str:
+    return f"/train-jobs/{quoted(job_id)}"

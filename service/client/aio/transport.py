@@ -1,10 +1,10 @@
-"""How the client talks to a server: requests, answers, pages and files; what its calls are built on."""
+"""HTTP requests to one server: retries, pages, downloads and errors."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from itertools import count
@@ -16,13 +16,14 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import BaseModel
 
-from service.client.errors import APIError, InputError, NobodyThere, Unreachable
-from service.client.retries import RETRIES, pause_before
+from service.client.errors import APIError, CannotConnect, InputError, Unreachable
+from service.client.retries import RETRIES, retry_delay_s
 
 from .concurrency import sleep
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-GRACE_S = 60.0  # a server that is away for less (a restart) is waited for
+OUTAGE_S = 60.0  # waiting calls survive shorter outages, such as a restart of the server
+_OUTAGE_STATUSES = frozenset({502, 503, 504})
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -33,14 +34,7 @@ class _Page(BaseModel):
 
 
 class AsyncTransport:
-    """Connections to one server.
-
-    Args:
-        base_url: of the server; PPL_URL or http://127.0.0.1:8000 by default.
-        timeout_s: for each read and write, not for a whole request.
-        api_key: PPL_API_KEY by default; none is sent where neither is given.
-        retries: how often a request is sent again where that makes sense (:mod:`service.client.retries`).
-    """
+    """Connections to one server; the arguments are those of :class:`service.aio.AsyncClient`."""
 
     def __init__(
         self,
@@ -52,7 +46,7 @@ class AsyncTransport:
     ) -> None:
         self.retries = retries
         self.base_url = (base_url or os.environ.get("PPL_URL") or DEFAULT_URL).rstrip("/")
-        # a proxy of the environment does not know this machine's own addresses
+        # proxies set in the environment cannot reach this machine's loopback addresses
         trust_env = not _is_loopback(self.base_url)
         headers = _authorization(api_key or os.environ.get("PPL_API_KEY") or "")
         try:
@@ -60,7 +54,7 @@ class AsyncTransport:
                 base_url=self.base_url, timeout=timeout_s, transport=transport, trust_env=trust_env, headers=headers
             )
         except httpx.InvalidURL as error:
-            raise InputError(f"{self.base_url!r} is no address of a server: {error}") from error
+            raise InputError(f"{self.base_url!r} is not a server address: {error}") from error
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -68,36 +62,84 @@ class AsyncTransport:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         await self._http.aclose()
 
-    async def get_json(self, path: str) -> Any:
-        """Any JSON of the API, as it came."""
-        response = await self._send("GET", path)
-        with self._expected(response.status_code):
-            return response.json()
+    async def send(self, method: str, path: str, *, stream: bool = False, **content: Any) -> httpx.Response:
+        """Send a request and return its successful response; retry as :mod:`service.client.retries` says.
 
-    async def send(self, method: str, path: str, **content: Any) -> httpx.Response:
-        """Any request of the API; ``content`` as httpx takes it. Raises Unreachable, APIError."""
-        return await self._send(method, path, **content)
+        Args:
+            stream: return before the body is read; the caller closes the response.
+            content: as :meth:`httpx.AsyncClient.build_request` takes it.
+
+        Raises:
+            Unreachable, APIError.
+        """
+        for attempt in count():
+            failure: Unreachable | APIError
+            try:
+                with self._map_connection_errors():
+                    request = self._http.build_request(method, path, **content)
+                    response = await self._http.send(request, stream=stream)
+                    if not response.is_success:
+                        await response.aread()
+            except Unreachable as error:
+                failure = error
+            else:
+                if response.is_success:
+                    await self._refuse_web_page(response)
+                    return response
+                failure = APIError.of(response)
+            delay_s = retry_delay_s(attempt, method, path, content.get("headers"), failure)
+            if delay_s is None or attempt >= self.retries:
+                raise failure
+            await sleep(delay_s)
+        raise AssertionError  # count() never ends
+
+    async def request(self, model: type[Model], method: str, path: str, **content: Any) -> Model:
+        """Send a request and parse its response as a model. Raises Unreachable, APIError."""
+        return self.read(model, await self.send(method, path, **content))
 
     def read(self, model: type[Model], response: httpx.Response) -> Model:
-        """An answer as the model that it should be. Raises APIError."""
-        return self._read(model, response)
+        """Parse a response as a model. Raises APIError."""
+        with self._map_parse_errors(response.status_code):
+            return model.model_validate_json(response.content)
 
-    def pages(self, path: str, model: type[Model]) -> AsyncIterator[Model]:
-        """All items of a list that comes in pages."""
-        return self._pages(path, model)
+    async def get_json(self, path: str) -> Any:
+        """Return the JSON at a path of the API."""
+        response = await self.send("GET", path)
+        with self._map_parse_errors(response.status_code):
+            return response.json()
+
+    async def pages(
+        self, path: str, model: type[Model], params: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[Model]:
+        """Iterate over all items of a paginated list."""
+        cursor: str | None = None
+        while True:
+            position = {"cursor": cursor} if cursor else {}
+            page = await self.request(_Page, "GET", path, params={**(params or {}), **position})
+            for item in page.items:
+                with self._map_parse_errors():
+                    parsed = model.model_validate(item)
+                yield parsed
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
     async def download(self, path: str, to: Path) -> Path:
-        """An answer into a file, a little at a time. Raises Unreachable, APIError, InputError."""
+        """Stream a response into a file, which replaces an older one only when it is complete.
+
+        Raises:
+            Unreachable, APIError, InputError.
+        """
         draft = to.with_name(f".{to.name}.part")
         try:
-            response = await self._send("GET", path, stream=True)
+            response = await self.send("GET", path, stream=True)
             try:
-                with self._errors(), draft.open("wb") as file:
-                    async for part in response.aiter_bytes():
-                        file.write(part)
+                with self._map_connection_errors(), draft.open("wb") as file:
+                    async for chunk in response.aiter_bytes():
+                        file.write(chunk)
             finally:
                 await response.aclose()
             draft.replace(to)
@@ -108,115 +150,74 @@ class AsyncTransport:
                 draft.unlink()
         return to
 
-    async def _pages(
-        self, path: str, model: type[Model], params: Mapping[str, Any] | None = None
-    ) -> AsyncIterator[Model]:
-        cursor: str | None = None
-        while True:
-            here = {"cursor": cursor} if cursor else {}
-            page = self._read(_Page, await self._send("GET", path, params={**(params or {}), **here}))
-            for item in page.items:
-                with self._expected():
-                    found = model.model_validate(item)
-                yield found
-            cursor = page.next_cursor
-            if cursor is None:
-                return
-
-    async def _until(
+    async def poll(
         self,
-        look: Callable[[], Awaitable[Model]],
-        ended: Callable[[Model], bool],
-        what: str,
+        model: type[Model],
+        path: str,
+        has_ended: Callable[[Model], bool],
+        on_progress: Callable[[Model], object] | None,
         poll_s: float,
         timeout_s: float | None,
     ) -> Model:
-        """Look again and again until what is seen has ended; a server that is away for less than GRACE_S is waited for.
+        """Request a resource until it has ended; survive outages of less than OUTAGE_S.
 
         Raises:
-            TimeoutError: it goes on after ``timeout_s``.
+            TimeoutError: it has not ended after ``timeout_s``.
         """
-        begun = seen = time.monotonic()
+        started = answered = time.monotonic()
         while True:
             try:
-                found = await look()
+                resource = await self.request(model, "GET", path)
             except (Unreachable, APIError) as error:
-                away = isinstance(error, Unreachable) or error.status in (502, 503, 504)
-                if not away or time.monotonic() - seen > GRACE_S:
+                if not is_outage(error) or time.monotonic() - answered > OUTAGE_S:
                     raise
             else:
-                seen = time.monotonic()
-                if ended(found):
-                    return found
-            if timeout_s is not None and time.monotonic() - begun > timeout_s:
-                raise TimeoutError(f"{what} goes on after {timeout_s:g} s")
+                answered = time.monotonic()
+                if on_progress is not None:
+                    on_progress(resource)
+                if has_ended(resource):
+                    return resource
+            if timeout_s is not None and time.monotonic() - started > timeout_s:
+                raise TimeoutError(f"{path} has not ended after {timeout_s:g} s")
             await sleep(poll_s)
 
-    def _read(self, model: type[Model], response: httpx.Response) -> Model:
-        with self._expected(response.status_code):
-            return model.model_validate_json(response.content)
-
-    @contextmanager
-    def _expected(self, status: int = 200) -> Iterator[None]:
-        """Raises APIError for an answer that is none of this API."""
-        try:
-            yield
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # pydantic's and json's are ValueErrors
-            said = " ".join(str(error).split())[:200]
-            detail = f"{self.base_url} answered with something else, as no server of this service does: {said}"
-            raise APIError({"code": "unexpected_answer", "detail": detail}, status) from error
-
-    async def _send(self, method: str, path: str, *, stream: bool = False, **content: Any) -> httpx.Response:
-        """A request and its answer; asked again where the server says when, or where asking twice does no harm.
-
-        Args:
-            stream: whether a good answer is given before its body came; it is the caller's to close then.
-
-        Raises:
-            Unreachable, APIError.
-        """
-        for attempt in count():
-            failure: Unreachable | APIError
-            try:
-                with self._errors():
-                    request = self._http.build_request(method, path, **content)
-                    response = await self._http.send(request, stream=stream)
-                    if not response.is_success:
-                        await response.aread()
-            except Unreachable as error:
-                failure = error
-            else:
-                if response.is_success:
-                    await self._check_kind(response)
-                    return response
-                failure = APIError.of(response)
-            pause_s = pause_before(attempt, method, path, content.get("headers"), failure)
-            if pause_s is None or attempt >= self.retries:
-                raise failure
-            await sleep(pause_s)
-        raise AssertionError  # count() has no end
-
-    async def _check_kind(self, response: httpx.Response) -> None:
-        """A login page of a proxy, or another program's, is a success as well. Raises APIError."""
+    async def _refuse_web_page(self, response: httpx.Response) -> None:
+        """Raise APIError for HTML, the successful answer of a proxy's login page or of another program."""
         if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/html":
             await response.aclose()
-            detail = f"{self.base_url} answered with a web page; is it the address of this service?"
+            detail = f"{self.base_url} answered with a web page; check that it is the address of this service"
             raise APIError({"code": "unexpected_answer", "detail": detail}, response.status_code)
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _map_connection_errors(self) -> Generator[None, None, None]:
         try:
             yield
         except httpx.ConnectError as error:
-            raise NobodyThere(f"no server answers at {self.base_url}; start one with `ppl up`") from error
+            raise CannotConnect(f"no server answers at {self.base_url}; start one with `ppl up`") from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise Unreachable(f"{self.base_url} gave no answer: {error or type(error).__name__}") from error
+
+    @contextmanager
+    def _map_parse_errors(self, status: int = 200) -> Generator[None, None, None]:
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # pydantic's and json's are ValueErrors
+            reason = " ".join(str(error).split())[:200]
+            detail = f"{self.base_url} sent an answer that is not of this API: {reason}"
+            raise APIError({"code": "unexpected_answer", "detail": detail}, status) from error
+
+
+def is_outage(error: Unreachable | APIError) -> bool:
+    """Return whether the server may come back: no answer, or a gateway's error. False for a URL without http://."""
+    if isinstance(error, APIError):
+        return error.status in _OUTAGE_STATUSES
+    return not isinstance(error.__cause__, httpx.UnsupportedProtocol)
 
 
 def _authorization(key: str) -> dict[str, str]:
     key = key.strip()
     if not (key.isascii() and key.isprintable()):
-        raise InputError("the API key (PPL_API_KEY) is none: it has characters that no key has")
+        raise InputError("the API key (PPL_API_KEY) has characters that are not printable ASCII; copy it again")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
@@ -224,5 +225,5 @@ def _is_loopback(url: str) -> bool:
     try:
         host = urlsplit(url).hostname or ""
         return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:  # a name, or no address at all
+    except ValueError:  # a host name, or not a URL
         return False

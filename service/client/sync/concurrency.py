@@ -1,19 +1,12 @@
-"""What the client does beside HTTP. Its counterpart that is awaited is :mod:`service.client.aio.concurrency`."""
+"""Blocking counterpart of :mod:`service.client.aio.concurrency`; written by hand."""
 
-from __future__ import annotations
-
-import time
 from collections.abc import Callable
+from time import sleep as sleep
 from typing import TypeVar
 
 Result = TypeVar("Result")
 
 
-def sleep(seconds: float) -> None:
-    """Wait."""
-    time.sleep(seconds)
-
-
-def in_thread(function: Callable[..., Result], *arguments: object) -> Result:
-    """Run it: whoever calls waits for it in any case."""
+def to_thread(function: Callable[..., Result], *arguments: object) -> Result:
+    """Call the function in this thread."""
     return function(*arguments)

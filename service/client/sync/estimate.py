@@ -1,11 +1,8 @@
 # Generated from service/client/aio/estimate.py by service.client.generate: change it there.
-"""What the client does to get poses: all at once, as they are found, or in another program's format."""
+"""Calls that estimate poses: in one response, as a stream of lines, in another program's format, in the background."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,23 +11,29 @@ from typing import Any
 
 import httpx
 
+from service.client.batches import (
+    MERGE_TEXTS,
+    Box,
+    Boxes,
+    boxes_json,
+    form_fields,
+    merge_estimates,
+    parse_line,
+    picture_files,
+    renumber_error,
+    split_pictures,
+    video_fields,
+)
 from service.client.errors import APIError, InputError
 from service.client.paths import quoted
-from service.client.types import BackgroundEstimate, Estimate, EstimateWithResult, FailedPicture, PoseLine, joined
-from service.client.uploads import Picture, file_part, picture_part
+from service.client.types import BackgroundEstimate, Estimate, EstimateWithResult, FailedPicture, PoseLine
+from service.client.uploads import Picture, file_part
 
 from .transport import Transport
 
-POSES_A_REQUEST = 32
-LINES = "application/jsonl"
-
-Box = Sequence[float]
-Boxes = Sequence[Box | Sequence[Box] | None]
-Part = tuple[int, Sequence[Picture], dict[str, str]]
-
 
 class EstimateCalls(Transport):
-    """The part of :class:`service.client.Client` that is about poses."""
+    """The calls of :class:`service.aio.AsyncClient` that estimate poses."""
 
     def estimate(
         self,
@@ -42,22 +45,23 @@ class EstimateCalls(Transport):
         boxes: Boxes | None = None,
         landmarks: str | None = None,
     ) -> Estimate:
-        """The poses of some pictures, in their order.
+        """Estimate the poses of pictures, in their order.
 
-        Many pictures are sent in several requests; the answer is one, and its timings are sums.
+        Many pictures are sent in several requests; their responses are merged and the timings summed.
 
         Args:
             images: paths, or the bytes of picture files.
             include: any of "link_map", "trajectory", "overlay", "codes".
-            boxes: where the thing is in each picture, as x, y, width, height in pixels; a list of such boxes for
-                several things in it, each with a pose of its own; or None for the whole picture.
-            landmarks: a set of landmarks of the version, whose points the answer shall have too.
+            boxes: for each picture the object's box as x, y, width, height in pixels; or a list of boxes, each of
+                which gets a pose; or None for the whole picture.
+            landmarks: name of a landmark set whose points to return too.
         """
-        fields = _fields(category, version, refine_steps, include, landmarks)
-        answers = []
-        for first, part, own in _parts(images, boxes):
-            answers.append((first, self._read(Estimate, self._estimate({**fields, **own}, part, first))))
-        return joined(answers)
+        fields = form_fields(category, version, refine_steps, include, landmarks)
+        parts = []
+        for first, pictures, box_field in split_pictures(images, boxes):
+            response = self._send_pictures({**fields, **box_field}, pictures, first)
+            parts.append((first, self.read(Estimate, response)))
+        return merge_estimates(parts)
 
     def estimate_lines(
         self,
@@ -69,16 +73,19 @@ class EstimateCalls(Transport):
         boxes: Boxes | None = None,
         landmarks: str | None = None,
     ) -> Iterator[PoseLine | FailedPicture]:
-        """The poses of many pictures as they are found; a picture that fails does not hinder the others.
+        """Estimate the poses of many pictures and yield each when it is ready; ``index`` says which picture it is.
 
-        Their order is that of completion: ``index`` tells the pictures apart. Arguments as of :meth:`estimate`.
+        A failed picture does not stop the others. Arguments as for :meth:`estimate`.
 
         Raises:
-            APIError: the stream broke off before its end.
+            APIError: the stream ended too early.
         """
-        fields = _fields(category, version, refine_steps, include, landmarks)
-        for first, part, own in _parts(images, boxes):
-            yield from self._lines(first, {**fields, **own}, part)
+        fields = form_fields(category, version, refine_steps, include, landmarks)
+        for first, pictures, box_field in split_pictures(images, boxes):
+            with ExitStack() as stack:
+                files = picture_files(pictures, stack)
+                for line in self._stream_lines(first, {**fields, **box_field}, files):
+                    yield line
 
     def estimate_as(
         self,
@@ -89,17 +96,18 @@ class EstimateCalls(Transport):
         refine_steps: int = 0,
         boxes: Boxes | None = None,
     ) -> str:
-        """The poses of some pictures as "coco" (a COCO keypoints data set) or "csv" (DeepLabCut's table).
+        """Estimate poses as "coco" (a COCO keypoints data set) or "csv" (DeepLabCut's table).
 
-        Many pictures are sent in several requests; the answer is one. Arguments else as of :meth:`estimate`.
+        Many pictures are sent in several requests and merged. The other arguments are as for :meth:`estimate`.
         """
-        if format not in _JOINED:
-            raise InputError(f"format is {format!r}; it must be one of {', '.join(_JOINED)}")
-        fields = {**_fields(category, version, refine_steps, (), None), "format": format}
-        texts = []
-        for first, part, own in _parts(images, boxes):
-            texts.append((first, self._estimate({**fields, **own}, part, first).text))
-        return _JOINED[format](texts) if len(texts) > 1 else texts[0][1]
+        if format not in MERGE_TEXTS:
+            raise InputError(f"format is {format!r}; it must be one of {', '.join(MERGE_TEXTS)}")
+        fields = {**form_fields(category, version, refine_steps, (), None), "format": format}
+        parts = []
+        for first, pictures, box_field in split_pictures(images, boxes):
+            response = self._send_pictures({**fields, **box_field}, pictures, first)
+            parts.append((first, response.text))
+        return MERGE_TEXTS[format](parts) if len(parts) > 1 else parts[0][1]
 
     def estimate_video(
         self,
@@ -112,15 +120,16 @@ class EstimateCalls(Transport):
         box: Box | Sequence[Box] | None = None,
         landmarks: str | None = None,
     ) -> Iterator[PoseLine | FailedPicture]:
-        """The poses of a video's frames as they are found, each with its ``frame`` and ``time_s``.
+        """Estimate the poses of a video's frames and yield each when it is ready, with ``frame`` and ``time_s``.
 
         Args:
-            every: the first frame and each so-many-th after it.
-            box: where the thing is in every frame, or a list of such boxes.
+            every: take the first frame and every n-th after it.
+            box: the object's box in every frame, or a list of boxes.
         """
-        fields = _fields(category, version, refine_steps, include, landmarks) | _of_video(every, box)
+        fields = form_fields(category, version, refine_steps, include, landmarks) | video_fields(every, box)
         with ExitStack() as stack:
-            yield from self._stream_lines(0, fields, {"video": file_part(Path(video), stack)})
+            for line in self._stream_lines(0, fields, {"video": file_part(Path(video), stack)}):
+                yield line
 
     def estimate_async(
         self,
@@ -135,37 +144,37 @@ class EstimateCalls(Transport):
         landmarks: str | None = None,
         format: str = "native",
     ) -> BackgroundEstimate:
-        """Have pictures, or a video, worked on in the background; returns at once.
+        """Start an estimate of pictures or a video in the background and return at once.
 
         Args:
-            boxes: as of :meth:`estimate`; of a video one entry, which holds for every frame.
-            format: "native", "coco" or "csv": how :meth:`estimate_result` gives the poses.
+            boxes: as for :meth:`estimate`; for a video one entry, used for every frame.
+            format: of :meth:`estimate_result`: "native", "coco" or "csv".
         """
         if bool(images) == (video is not None):
-            raise InputError("name what to estimate: either pictures or a video")
-        fields = _fields(category, version, refine_steps, include, landmarks) | {"format": format}
+            raise InputError("an estimate takes either pictures or a video; give one of them")
+        fields = form_fields(category, version, refine_steps, include, landmarks) | {"format": format}
         with ExitStack() as stack:
             if video is not None:
                 files: Any = {"video": file_part(Path(video), stack)}
-                fields |= _of_video(every, boxes[0] if boxes else None)
+                fields |= video_fields(every, boxes[0] if boxes else None)
             else:
-                files = _files(images, stack)
-                fields |= {} if boxes is None else {"boxes": json.dumps(_plain(boxes))}
+                files = picture_files(images, stack)
+                fields |= {} if boxes is None else {"boxes": boxes_json(boxes)}
             headers = {"Prefer": "respond-async"}
-            answer = self._send("POST", "/estimate", data=fields, files=files, headers=headers)
-        return self._read(BackgroundEstimate, answer)
+            return self.request(BackgroundEstimate, "POST", "/estimate", data=fields, files=files, headers=headers)
 
     def estimates(self) -> Iterator[BackgroundEstimate]:
-        """The estimates in the background that are kept, the newest first."""
-        return self._pages("/estimates", BackgroundEstimate)
+        """Iterate over the background estimates, newest first."""
+        return self.pages("/estimates", BackgroundEstimate)
 
     def estimate_job(self, estimate_id: str) -> EstimateWithResult:
-        """An estimate in the background as it stands; with the poses once it succeeded."""
-        return self._read(EstimateWithResult, self._send("GET", f"/estimates/{quoted(estimate_id)}"))
+        """Return a background estimate; it has the poses once it has succeeded."""
+        return self.request(EstimateWithResult, "GET", _path(estimate_id))
 
     def estimate_result(self, estimate_id: str) -> bytes:
-        """The poses of an estimate that succeeded, in its format."""
-        return self._send("GET", f"/estimates/{quoted(estimate_id)}/result").content
+        """Return the poses of a background estimate that has succeeded, in its format."""
+        response = self.send("GET", f"{_path(estimate_id)}/result")
+        return response.content
 
     def wait_estimate(
         self,
@@ -174,149 +183,48 @@ class EstimateCalls(Transport):
         poll_s: float = 0.5,
         timeout_s: float | None = None,
     ) -> EstimateWithResult:
-        """Waits for the end of an estimate in the background, whatever it is, and returns it.
-
-        A server that is away for less than a minute (a restart) is waited for.
+        """Wait until a background estimate has ended and return it. Survive outages of less than a minute.
 
         Raises:
-            TimeoutError: it goes on after ``timeout_s``.
+            TimeoutError: it has not ended after ``timeout_s``.
         """
-
-        def look() -> EstimateWithResult:
-            found = self.estimate_job(estimate_id)
-            if on_progress is not None:
-                on_progress(found)
-            return found
-
-        return self._until(look, lambda found: found.status.ended, f"estimate {estimate_id}", poll_s, timeout_s)
+        path = _path(estimate_id)
+        return self.poll(EstimateWithResult, path, _has_ended, on_progress, poll_s, timeout_s)
 
     def cancel_estimate(self, estimate_id: str) -> BackgroundEstimate:
-        """Stops an estimate in the background for good."""
-        return self._read(BackgroundEstimate, self._send("POST", f"/estimates/{quoted(estimate_id)}/cancel"))
+        """Stop a background estimate for good."""
+        return self.request(BackgroundEstimate, "POST", f"{_path(estimate_id)}/cancel")
 
     def delete_estimate(self, estimate_id: str) -> None:
-        """Removes an estimate that ended, with its result."""
-        self._send("DELETE", f"/estimates/{quoted(estimate_id)}")
+        """Delete a background estimate that has ended, with its result."""
+        self.send("DELETE", _path(estimate_id))
 
-    def _estimate(self, fields: Mapping[str, str], images: Sequence[Picture], first: int) -> httpx.Response:
+    def _send_pictures(self, fields: Mapping[str, str], images: Sequence[Picture], first: int) -> httpx.Response:
         with ExitStack() as stack:
             try:
-                return self._send("POST", "/estimate", data=fields, files=_files(images, stack))
+                return self.send("POST", "/estimate", data=fields, files=picture_files(images, stack))
             except APIError as error:
-                raise _renumbered(error, first) from error
-
-    def _lines(
-        self, first: int, fields: Mapping[str, str], images: Sequence[Picture]
-    ) -> Iterator[PoseLine | FailedPicture]:
-        with ExitStack() as stack:
-            yield from self._stream_lines(first, fields, _files(images, stack))
+                raise renumber_error(error, first) from error
 
     def _stream_lines(self, first: int, fields: Mapping[str, str], files: Any) -> Iterator[PoseLine | FailedPicture]:
-        headers = {"Accept": LINES}
-        response = self._send("POST", "/estimate", stream=True, data=fields, files=files, headers=headers)
+        headers = {"Accept": "application/jsonl"}
+        response = self.send("POST", "/estimate", stream=True, data=fields, files=files, headers=headers)
         try:
-            with self._errors():
-                for line in response.iter_lines():
-                    with self._expected():
-                        found = _line(line, first)
-                    if found is None:
+            with self._map_connection_errors():
+                for text in response.iter_lines():
+                    with self._map_parse_errors():
+                        line = parse_line(text, first)
+                    if line is None:
                         return
-                    yield found
+                    yield line
         finally:
             response.close()
         raise APIError({"code": "unexpected_answer", "detail": "the lines broke off before their end"}, 200)
 
 
-def _line(line: str, first: int) -> PoseLine | FailedPicture | None:
-    """What a line says; None of the last one."""
-    found = json.loads(line)
-    if "summary" in found:
-        return None
-    found["index"] += first
-    return FailedPicture.model_validate(found) if "error" in found else PoseLine.model_validate(found)
+def _has_ended(estimate: BackgroundEstimate) -> bool:
+    return estimate.status.ended
 
 
-def _renumbered(error: APIError, first: int) -> APIError:
-    """What is wrong with a picture of a later request, with its number among all."""
-    problem, index = error.problem, error.problem.get("index")
-    if not first or not isinstance(index, int):
-        return error
-    detail = error.detail.replace(f"images[{index}]", f"images[{first + index}]", 1)
-    return APIError({**problem, "index": first + index, "detail": detail}, error.status or 0, error.retry_after_s)
-
-
-def _of_video(every: int, box: Any) -> dict[str, str]:
-    return {"every": str(every)} | ({} if box is None else {"boxes": json.dumps([_plain(box)])})
-
-
-def _fields(
-    category: str, version: str | None, refine_steps: int, include: Sequence[str], landmarks: str | None
-) -> dict[str, str]:
-    given = {"version": version, "include": ",".join(include), "landmarks": landmarks}
-    fields = {"category": category, "refine_steps": str(refine_steps)}
-    return fields | {name: value for name, value in given.items() if value}
-
-
-def _files(images: Sequence[Picture], stack: ExitStack) -> list[tuple[str, Any]]:
-    return [("images", picture_part(image, index, stack)) for index, image in enumerate(images)]
-
-
-def _parts(images: Sequence[Picture], boxes: Boxes | None) -> Iterator[Part]:
-    """Requests of at most POSES_A_REQUEST poses each, unless a single picture has more: number of the first picture,
-    pictures, and the field ``boxes`` where there are any.
-
-    Raises:
-        InputError: no picture, or not an entry of boxes for each.
-    """
-    if not images:
-        raise InputError("no picture came; name at least one")
-    if boxes is not None and len(boxes) != len(images):
-        raise InputError(f"{len(images)} pictures came with {len(boxes)} entries of boxes; each picture needs one")
-    counts = [_count(boxes[index]) if boxes is not None else 1 for index in range(len(images))]
-    first = 0
-    while True:
-        last, poses = first + 1, sum(counts[first : first + 1])
-        while last < len(images) and poses + counts[last] <= POSES_A_REQUEST:
-            poses += counts[last]
-            last += 1
-        own = {} if boxes is None else {"boxes": json.dumps([_plain(entry) for entry in boxes[first:last]])}
-        yield first, images[first:last], own
-        first = last
-        if first >= len(images):
-            return
-
-
-def _count(entry: Box | Sequence[Box] | None) -> int:
-    return len(entry) if entry and isinstance(entry[0], Sequence) else 1
-
-
-def _plain(entry: Any) -> Any:
-    """Tuples, arrays' rows and the like as JSON lists."""
-    return [_plain(item) for item in entry] if isinstance(entry, Sequence) else entry
-
-
-def _joined_csv(texts: Sequence[tuple[int, str]]) -> str:
-    """Tables one below the other; their first rows, up to that of the coordinates, must be the same."""
-    tables = [list(csv.reader(io.StringIO(text))) for _, text in texts]
-    heads = [next(number for number, row in enumerate(table, 1) if row[0] == "coords") for table in tables]
-    if any(table[:head] != tables[0][: heads[0]] for table, head in zip(tables, heads, strict=True)):
-        raise InputError("the pictures have different numbers of boxes, or the version changed meanwhile; send fewer")
-    lines = [line for table, head in zip(tables, heads, strict=True) for line in table[head:]]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(tables[0][: heads[0]] + lines)
-    return text.getvalue()
-
-
-def _joined_coco(texts: Sequence[tuple[int, str]]) -> str:
-    """Data sets as one; the numbers of pictures and annotations run through."""
-    parts = [(first, json.loads(text)) for first, text in texts]
-    whole = parts[0][1]
-    if any(part["info"] != whole["info"] for _, part in parts):
-        raise InputError("the version changed meanwhile; send the pictures again")
-    images = [{**image, "id": image["id"] + first} for first, part in parts for image in part["images"]]
-    found = [{**one, "image_id": one["image_id"] + first} for first, part in parts for one in part["annotations"]]
-    annotations = [{**one, "id": number} for number, one in enumerate(found, 1)]
-    return json.dumps({**whole, "images": images, "annotations": annotations})
-
-
-_JOINED = {"coco": _joined_coco, "csv": _joined_csv}
+def _path(estimate_id: str) -> str:
+    return f"/estimates/{quoted(estimate_id)}"

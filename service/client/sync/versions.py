@@ -1,9 +1,5 @@
 # Generated from service/client/aio/versions.py by service.client.generate: change it there.
-"""The client's calls about versions and the names that point to them.
-
-ppl.aliases.put("bird", "active", "20261123T064501-1f3a9c")      # roll back
-ppl.versions.delete("bird", "20261124T081500-77ab21")
-"""
+"""Calls on versions, their aliases and their landmarks."""
 
 from __future__ import annotations
 
@@ -12,12 +8,10 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import httpx
+from typing import Any
 
 from service.client.errors import APIError, InputError
-from service.client.paths import quoted
+from service.client.paths import prior_path, quoted
 from service.client.types import (
     AliasEntry,
     FittedLandmarks,
@@ -27,109 +21,106 @@ from service.client.types import (
     PriorDiff,
     VersionEntry,
 )
-from service.client.uploads import file_part, pictures_in
+from service.client.uploads import file_part, list_named_pictures
 
-if TYPE_CHECKING:
-    from .client import Client
-
-_UNKNOWN = "unknown_alias"
+from .transport import Transport
 
 
 class AliasCalls:
-    """Names that point to versions. Reached as ``client.aliases``."""
+    """Calls on aliases, the names that point to versions. Reached as ``client.aliases``."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
 
     def list(self, category: str) -> Iterator[AliasEntry]:
-        """``active`` first, the others by name."""
-        return self._client.pages(f"{prior_path(category)}/aliases", AliasEntry)
+        """Iterate over the aliases: ``active`` first, then by name."""
+        return self._transport.pages(f"{prior_path(category)}/aliases", AliasEntry)
 
     def get(self, category: str, alias: str) -> AliasEntry:
-        """Where an alias points."""
-        return self._client.read(AliasEntry, self._client.send("GET", _alias_path(category, alias)))
+        """Return an alias and its version."""
+        return self._transport.request(AliasEntry, "GET", _alias_path(category, alias))
 
     def put(self, category: str, alias: str, version: str, expected: str | None = None) -> AliasEntry:
-        """Point an alias to a version.
+        """Point an alias to a version; ``put(category, "active", older)`` rolls back.
 
         Args:
             version: a version, or another alias that points to it.
-            expected: the version that it must point to now, else nothing is changed and APIError is raised with
-                the status 412; whatever it points to where None.
+            expected: the version that the alias must point to now, else APIError with status 412 is raised and
+                nothing changes; any version by default.
         """
         if expected is None:
             try:
-                expected = self.get(category, alias).version
+                expected = (self.get(category, alias)).version
             except APIError as error:
-                if error.code != _UNKNOWN:
+                if error.code != "unknown_alias":
                     raise
         headers = {"If-Match": f'"{expected}"'} if expected else {}
-        answer = self._client.send("PUT", _alias_path(category, alias), json={"version": version}, headers=headers)
-        return self._client.read(AliasEntry, answer)
+        content = {"json": {"version": version}, "headers": headers}
+        return self._transport.request(AliasEntry, "PUT", _alias_path(category, alias), **content)
 
     def delete(self, category: str, alias: str) -> None:
         """Remove an alias; its version stays. ``active`` can only be moved."""
-        self._client.send("DELETE", _alias_path(category, alias))
+        self._transport.send("DELETE", _alias_path(category, alias))
 
 
 class VersionCalls:
-    """The versions of a category. Reached as ``client.versions``."""
+    """Calls on the versions of a category. Reached as ``client.versions``."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
 
     def list(self, category: str) -> Iterator[VersionEntry]:
-        """The newest first."""
-        return self._client.pages(f"{prior_path(category)}/versions", VersionEntry)
+        """Iterate over the versions, newest first."""
+        return self._transport.pages(f"{prior_path(category)}/versions", VersionEntry)
 
     def delete(self, category: str, version: str) -> None:
-        """Delete a version for good; one that an alias points to is refused."""
-        self._client.send("DELETE", f"{prior_path(category)}/versions/{quoted(version)}")
+        """Delete a version for good. The server refuses if an alias points to it."""
+        self._transport.send("DELETE", f"{prior_path(category)}/versions/{quoted(version)}")
 
     def diff(
         self, category: str, older: str, newer: str = "active", match: str = "auto", strong: float | None = None
     ) -> PriorDiff:
-        """How the prior of one version differs from that of another.
+        """Compare the priors of two versions.
 
         Args:
-            older, newer: versions, or aliases of such.
-            match: which keypoints are the same: of one "number", near in "position", or what fits ("auto").
-            strong: share of its prior's strongest link from which on a link counts; the server's default where None.
+            older, newer: versions or aliases.
+            match: pair keypoints by "number", by "position", or by whichever fits better ("auto").
+            strong: smallest weight of a link to count, as a share of its prior's strongest link; the server's
+                default if None.
         """
         params: dict[str, str | float] = {"from": older, "to": newer, "match": match}
         if strong is not None:
             params["strong"] = strong
-        answer = self._client.send("GET", f"{prior_path(category)}/diff", params=params)
-        return self._client.read(PriorDiff, answer)
+        return self._transport.request(PriorDiff, "GET", f"{prior_path(category)}/diff", params=params)
 
     def export(self, category: str, version: str, to: str | os.PathLike[str]) -> Path:
-        """Write a version into one file that another server imports.
+        """Write a version into a file that another server can import.
 
         Args:
-            version: a version, or an alias of one.
-            to: the file; it takes the place of an older one once all of it is there.
+            version: a version or alias.
+            to: the file; an older one is replaced once the download is complete.
         """
-        return self._client.download(f"{prior_path(category)}/versions/{quoted(version)}/export", Path(to))
+        return self._transport.download(f"{prior_path(category)}/versions/{quoted(version)}/export", Path(to))
 
     def import_file(self, category: str, file: str | os.PathLike[str], activate: bool | None = None) -> VersionEntry:
-        """Make a version of a file that :meth:`export` wrote.
+        """Create a version from a file that :meth:`export` wrote.
 
         Args:
-            category: where it goes, that of its origin or another.
-            activate: whether it becomes the active version; where None it does if the category has none.
+            category: of the new version; may differ from the exported one.
+            activate: whether it becomes the active version; by default only if the category has none.
         """
         fields = {} if activate is None else {"activate": str(activate).lower()}
         with ExitStack() as stack:
             files = {"file": file_part(Path(file), stack)}
-            answer = self._client.send("POST", f"{prior_path(category)}/versions/import", data=fields, files=files)
-        return self._client.read(VersionEntry, answer)
+            path = f"{prior_path(category)}/versions/import"
+            return self._transport.request(VersionEntry, "POST", path, data=fields, files=files)
 
 
 class LandmarkCalls:
-    """Points of a user's own, told from the keypoints of a version. Reached as ``client.landmarks``."""
+    """Calls on landmarks, user-defined points computed from a version's keypoints. Reached as ``client.landmarks``."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
 
     def fit(
         self,
@@ -140,15 +131,15 @@ class LandmarkCalls:
         version: str | None = None,
         boxes: Sequence[Sequence[float]] | None = None,
     ) -> FittedLandmarks:
-        """Fit landmarks on labelled pictures, 10 to 50 as a rule.
+        """Fit landmarks on labelled pictures, typically 10 to 50.
 
         Args:
-            name: of the set; ``estimate`` takes it as ``landmarks``.
-            pictures: files, and folders of them; of those in a folder the labels may name the folders below it too.
+            name: of the landmark set, as ``estimate(landmarks=name)`` takes it.
+            pictures: files and folders; labels name the pictures of a folder by their path below it.
             labels: a CSV or COCO keypoints JSON file.
-            boxes: where the thing is in each picture, as x, y, width, height in pixels; with files only.
+            boxes: the object in each picture as x, y, width, height in pixels; only if all pictures are files.
         """
-        named = list(_named(pictures))
+        named = list_named_pictures(pictures)
         if boxes is not None and len(boxes) != len(named):
             raise InputError(f"{len(named)} pictures came with {len(boxes)} boxes; each picture needs one")
         fields = {"name": name, **({"version": version} if version else {})}
@@ -156,41 +147,31 @@ class LandmarkCalls:
             fields["boxes"] = json.dumps([list(box) for box in boxes])
         with ExitStack() as stack:
             files: list[tuple[str, Any]] = [("labels", file_part(Path(labels), stack))]
-            files += [("images", (told, file_part(path, stack)[1])) for told, path in named]
-            answer = self._client.send("POST", f"{prior_path(category)}/landmarks", data=fields, files=files)
-        return self._client.read(FittedLandmarks, answer)
+            files += [("images", (shown, file_part(path, stack)[1])) for shown, path in named]
+            path = f"{prior_path(category)}/landmarks"
+            return self._transport.request(FittedLandmarks, "POST", path, data=fields, files=files)
 
     def list(self, category: str, version: str | None = None) -> Iterator[LandmarksEntry]:
-        """The sets of landmarks of a version, by name."""
-        query = f"?version={quoted(version)}" if version else ""
-        page = self._client.send("GET", f"{prior_path(category)}/landmarks{query}")
-        yield from self._client.read(LandmarksPage, page).items
+        """Iterate over the landmark sets of a version by name."""
+        params = {"version": version} if version else None
+        page = self._transport.request(LandmarksPage, "GET", f"{prior_path(category)}/landmarks", params=params)
+        for item in page.items:
+            yield item
 
     def get(self, category: str, name: str, version: str | None = None) -> Landmarks:
-        """A set of landmarks with its maps and errors."""
-        return self._client.read(Landmarks, self._one("GET", category, name, version))
+        """Return a landmark set with its maps and errors."""
+        params = {"version": version} if version else None
+        return self._transport.request(Landmarks, "GET", _landmarks_path(category, name), params=params)
 
     def delete(self, category: str, name: str, version: str | None = None) -> None:
-        """Delete a set of landmarks."""
-        self._one("DELETE", category, name, version)
-
-    def _one(self, method: str, category: str, name: str, version: str | None) -> httpx.Response:
+        """Delete a landmark set."""
         params = {"version": version} if version else None
-        return self._client.send(method, f"{prior_path(category)}/landmarks/{quoted(name)}", params=params)
-
-
-def prior_path(category: str) -> str:
-    """The address of a category's prior."""
-    return f"/priors/{quoted(category)}"
+        self._transport.send("DELETE", _landmarks_path(category, name), params=params)
 
 
 def _alias_path(category: str, alias: str) -> str:
     return f"{prior_path(category)}/aliases/{quoted(alias)}"
 
 
-def _named(pictures: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, Path]]:
-    for path in map(Path, pictures):
-        if path.is_dir():
-            yield from ((found.relative_to(path).as_posix(), found) for found in pictures_in(path))
-        else:
-            yield path.name, path
+def _landmarks_path(category: str, name: str) -> str:
+    return f"{prior_path(category)}/landmarks/{quoted(name)}"

@@ -8,7 +8,7 @@ import pytest
 
 from service.aio import AsyncClient
 from service.client import APIError, Client, InputError
-from service.client.errors import NobodyThere
+from service.client.errors import CannotConnect
 from service.client.types import EstimateStatus
 from tests.service.training.test_train_jobs import GOOD
 from tests.support.live_gateway import live_gateway
@@ -89,7 +89,7 @@ async def test_errors_are_those_of_the_other_client(client, url):
     with pytest.raises(InputError):
         await client.train("dog")
     async with AsyncClient("http://127.0.0.1:1") as nobody:
-        with pytest.raises(NobodyThere):
+        with pytest.raises(CannotConnect):
             await nobody.prior("dog")
 
 

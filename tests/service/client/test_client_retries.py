@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from service.client import APIError, Client, Unreachable
-from service.client.errors import NobodyThere
-from service.client.retries import pause_before
+from service.client.errors import CannotConnect
+from service.client.retries import retry_delay_s
 
 
 def problem(status: int, after: str | None = None) -> httpx.Response:
@@ -123,15 +123,15 @@ def test_what_makes_no_sense_is_asked_once(slept):
 
 def test_nobody_listening_is_told_at_once(slept):
     begun = time.monotonic()
-    with pytest.raises(NobodyThere, match="ppl up"), Client("http://127.0.0.1:1") as nobody:
+    with pytest.raises(CannotConnect, match="ppl up"), Client("http://127.0.0.1:1") as nobody:
         nobody.prior("dog")
     assert time.monotonic() - begun < 2
 
 
 def test_a_read_that_broke_is_read_again():
-    assert pause_before(0, "GET", "/priors", None, Unreachable("broke"))
-    assert pause_before(0, "PUT", "/priors", None, Unreachable("broke")) is None
-    assert pause_before(0, "GET", "/priors", None, APIError({}, 503)) is None  # it does not say when
+    assert retry_delay_s(0, "GET", "/priors", None, Unreachable("broke"))
+    assert retry_delay_s(0, "PUT", "/priors", None, Unreachable("broke")) is None
+    assert retry_delay_s(0, "GET", "/priors", None, APIError({}, 503)) is None  # it does not say when
 
 
 ERROR = '{"type": "urn:x", "title": "X", "status": 422, "code": "x", "detail": "y", "index": 0}'

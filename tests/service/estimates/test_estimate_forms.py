@@ -192,7 +192,7 @@ def url(make_settings, dog):
 
 
 def test_client_gets_lines_from_several_requests(url, make_picture, monkeypatch):
-    monkeypatch.setattr("service.client.sync.estimate.POSES_A_REQUEST", 2)
+    monkeypatch.setattr("service.client.batches.POSES_A_REQUEST", 2)
     pictures = [make_picture(), b"no picture", make_picture(50, 80), make_picture()]
     with Client(url) as client:
         found = {line.index: line for line in client.estimate_lines("dog", pictures)}
@@ -211,7 +211,7 @@ def test_client_joins_files_of_several_requests(url, make_picture, monkeypatch, 
     pictures = [make_picture(), make_picture(50, 80), make_picture(70, 70)]
     with Client(url) as client:
         whole = client.estimate_as(chosen, "dog", pictures)
-        monkeypatch.setattr("service.client.sync.estimate.POSES_A_REQUEST", 1)
+        monkeypatch.setattr("service.client.batches.POSES_A_REQUEST", 1)
         parts = client.estimate_as(chosen, "dog", pictures)
     if chosen == "coco":  # pictures sent as bytes are called by their place in their request
         found, expected = json.loads(parts), json.loads(whole)
@@ -224,7 +224,7 @@ def test_client_joins_files_of_several_requests(url, make_picture, monkeypatch, 
 
 
 def test_client_numbers_pictures_not_poses(url, make_picture, monkeypatch):
-    monkeypatch.setattr("service.client.sync.estimate.POSES_A_REQUEST", 2)
+    monkeypatch.setattr("service.client.batches.POSES_A_REQUEST", 2)
     with Client(url) as client:
         found = client.estimate(
             "dog", [make_picture()] * 3, boxes=[[(0, 0, 20, 20), (20, 0, 20, 20)], (0, 0, 9, 9), None]
