@@ -231,7 +231,7 @@ def test_no_server_is_said_with_how_to_start_one(ppl: Run) -> None:
         (("estimate", "bird", "absent.png"), "No such file"),
         (("estimate", "bird", "one.png", "--overlay", "no/such/folder/out.png"), "can't write"),
         (("jobs", "--url", "not an address"), "not an address"),
-        (("jobs", "--url", "http://[::1"), "no address of a server"),
+        (("jobs", "--url", "http://[::1"), "not a server address"),
     ],
 )
 def test_what_a_user_gets_wrong_is_said_without_a_traceback(

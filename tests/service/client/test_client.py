@@ -326,7 +326,7 @@ def test_answer_of_another_program_is_told_as_one(content: bytes, folder: Path) 
             lambda: client.estimate("dog", [picture]),
             lambda: list(client.estimate_lines("dog", [picture])),
         ):
-            with pytest.raises(APIError, match="answered with something else") as caught:
+            with pytest.raises(APIError, match="not of this API") as caught:
                 call()
             assert caught.value.code == "unexpected_answer"
         done = CliRunner().invoke(cli, ["priors", "--url", stranger.url])
