@@ -16,7 +16,8 @@ from service.access import guard as access
 from service.contract.errors import QueueFull, TooManyImages
 from service.contract.quotas import EstimateLimits, PendingEstimate, check_estimate_limits
 from service.estimates.background.runner import video_limits
-from service.estimates.background.store import BackgroundEstimate, EstimateProgress, EstimateRecord, EstimateStatus
+from service.estimates.background.store import EstimateRecord
+from service.estimates.schemas import BackgroundEstimate, EstimateProgress, EstimateStatus
 from service.gateway.gateway import Gateway
 from service.http.body_limits import body_bytes
 from service.http.multipart import FileField, Form, read_form

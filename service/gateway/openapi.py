@@ -17,10 +17,10 @@ from model.config import DEFAULT_PRESET, PRESETS, PPLConfig, settings
 from service.access.guard import needed_scope
 from service.contract.jobs.files import MAX_LABELS_BYTES
 from service.contract.messages import MAX_REFINE_STEPS
-from service.estimates.background.store import BackgroundEstimate
 from service.estimates.formats.json_lines import MEDIA_TYPES as LINES
 from service.estimates.formats.registry import FORMATS
 from service.estimates.pictures import INCLUDABLE
+from service.estimates.schemas import BackgroundEstimate
 from service.http.openapi import CATEGORY, FILE, form_body, object_content, request_body
 from service.http.schemas import Problem
 from service.versions.landmarks import MAX_FIT_LABELS_BYTES

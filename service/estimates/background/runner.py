@@ -23,11 +23,12 @@ from service.estimates.estimator import Estimator, Source
 from service.estimates.pictures import Upload
 from service.estimates.query import Query
 from service.estimates.results import Outcome
+from service.estimates.schemas import EstimateStatus
 from service.estimates.video_frames import VideoFrames, with_failure
 from service.runtime.settings import Settings
 from service.runtime.threads import cancel_tasks
 
-from .store import EstimateFiles, EstimateRecord, EstimateStatus
+from .store import EstimateFiles, EstimateRecord
 
 if TYPE_CHECKING:
     from service.gateway.gateway import Gateway

@@ -19,10 +19,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 
-from pydantic import AwareDatetime, BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from service.contract.durable_files import locked, sync, write_json
 from service.contract.errors import BadCursor, Conflict, StoreCorrupt, UnknownEstimate
@@ -30,48 +29,9 @@ from service.contract.ids import time_ordered_id
 from service.contract.jobs.job import JobError
 from service.contract.quotas import PendingEstimate
 from service.contract.versions.store import folder_names
+from service.estimates.schemas import BackgroundEstimate, EstimatePage, EstimateStatus
 
 _ID = re.compile(r"[0-9a-f]{24}")
-
-
-class EstimateStatus(StrEnum):
-    """Where an estimate in the background stands."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing will change any more."""
-        return self not in (EstimateStatus.QUEUED, EstimateStatus.RUNNING)
-
-
-class EstimateProgress(BaseModel):
-    """How far an estimate is."""
-
-    done: int = Field(default=0, description="pictures, or frames, that were worked on")
-    failed: int = Field(default=0, description="those of them that gave no pose")
-    total: int | None = Field(default=None, description="of all; null where a video's frames are not counted yet")
-
-
-class BackgroundEstimate(BaseModel):
-    """An estimate that was asked for with `Prefer: respond-async`."""
-
-    id: str = Field(examples=["019ac1b2c3d4e5f60718293a"])
-    status: EstimateStatus
-    category: str
-    version: str = Field(description="that finds the poses; the active one when it was asked for, unless named")
-    format: str
-    created_at: AwareDatetime
-    started_at: AwareDatetime | None = None
-    finished_at: AwareDatetime | None = None
-    progress: EstimateProgress = EstimateProgress()
-    error: JobError | None = None
-    created_by: str | None = Field(default=None, description="id of the API key that asked for it")
-    result_url: str | None = Field(default=None, description="where the answer is, once it succeeded")
 
 
 class EstimateRecord(BaseModel):
@@ -89,13 +49,6 @@ class EstimateRecord(BaseModel):
     names: list[str]
     video: bool = False
     size_bytes: int = 0
-
-
-class EstimatePage(BaseModel):
-    """A part of the list of estimates, the newest first."""
-
-    items: list[BackgroundEstimate]
-    next_cursor: str | None = None
 
 
 def new_estimate_id() -> str:

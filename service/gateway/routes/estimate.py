@@ -22,6 +22,7 @@ from service.estimates.pictures import Answer, Fitted, Upload, describe
 from service.estimates.query import Query
 from service.estimates.request_body import asked_of, first_of, frames_of, in_background, read_estimate
 from service.estimates.results import Outcome, Results
+from service.estimates.schemas import CocoDataset, Estimate
 from service.estimates.uploads import EstimateIntake
 from service.estimates.video_frames import with_failure
 from service.gateway.gateway import Gateway, gateway_of
@@ -31,7 +32,6 @@ from service.http.negotiation import responds_async
 from service.http.problems import responses
 from service.runtime.settings import Settings
 from service.runtime.threads import cancel_tasks
-from service.schemas import CocoDataset, Estimate
 from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
 

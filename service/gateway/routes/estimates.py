@@ -18,11 +18,10 @@ from service.access.guard import key_of
 from service.access.keys import Scope
 from service.contract.errors import Conflict, Forbidden, UnknownEstimate
 from service.contract.jobs.store import MAX_PAGE
-from service.estimates.background.store import BackgroundEstimate, EstimatePage, EstimateStatus
 from service.estimates.formats.registry import MEDIA_TYPES
+from service.estimates.schemas import BackgroundEstimate, EstimatePage, EstimateStatus, EstimateWithResult
 from service.gateway.gateway import Gateway, gateway_of
 from service.http.problems import responses
-from service.schemas import EstimateWithResult
 
 router = APIRouter(tags=["poses"])
 

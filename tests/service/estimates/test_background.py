@@ -10,8 +10,9 @@ import pytest
 
 from service.contract.errors import ModelFailed
 from service.estimates.background.runner import AT_ONCE
-from service.estimates.background.store import EstimateFiles, EstimateStatus, new_estimate_id
+from service.estimates.background.store import EstimateFiles, new_estimate_id
 from service.estimates.document import WrittenOutcomes
+from service.estimates.schemas import EstimateStatus
 from tests.service.conftest import RESPOND_ASYNC
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from service.contract import routing
 from service.contract.errors import ContractMismatch, ModelFailed
-from service.schemas import Estimate
+from service.estimates.schemas import Estimate
 
 
 def images(*pictures: bytes):

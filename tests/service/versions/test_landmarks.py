@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from service.schemas import Estimate
+from service.estimates.schemas import Estimate
 from service.versions.landmarks import MAX_FIT_LABELS_BYTES
 from service.versions.schemas import FittedLandmarks, Landmarks, LandmarksPage
 

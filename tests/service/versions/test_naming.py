@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from service.schemas import Estimate
+from service.estimates.schemas import Estimate
 from service.versions.schemas import KeypointNames, Prior
 
 OLD, NEW = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb"

@@ -1,21 +1,22 @@
-"""The shapes of the API's answers, for its documentation. Those of jobs stand in ``contract.records``."""
+"""Schemas of estimates, answered at once or in the background."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from service.estimates.background.store import BackgroundEstimate
+from service.contract.jobs.job import JobError
 from service.http.schemas import PictureProblem
 from service.versions.schemas import Link
 
 
 class Keypoint(BaseModel):
-    """A keypoint on the picture as uploaded, its EXIF orientation applied."""
+    """A keypoint in pixels of the uploaded picture, its EXIF orientation applied."""
 
     id: int = Field(description="number of the keypoint, the same in every picture of a version")
-    name: str | None = Field(None, description="where the keypoints of the version were named")
+    name: str | None = Field(None, description="present if the version's keypoints were named")
     x: float = Field(
         description="pixels from the left; integers are pixel centres, so a picture spans -0.5 to width-0.5"
     )
@@ -25,19 +26,19 @@ class Keypoint(BaseModel):
         le=1,
         description="share of the keypoint's attention that lies near it, from 0 to 1: how sure the model is of the "
         "place. Low where the part is hidden or could be in several places. Comparable between pictures of one "
-        "version; no probability.",
+        "version; not a probability.",
     )
 
 
 class Point(BaseModel):
-    """A place on the picture as uploaded, in pixels as a keypoint's."""
+    """A point in pixels of the uploaded picture."""
 
     x: float
     y: float
 
 
 class LandmarkPoint(Point):
-    """A landmark of a user's own, on the picture as uploaded."""
+    """A landmark in pixels of the uploaded picture."""
 
     name: str
 
@@ -48,42 +49,41 @@ class ImageEstimate(BaseModel):
     index: int = Field(description="place of the picture in the request, from 0")
     frame: int | None = Field(None, description="of a video: number of the frame as shown, from 0")
     time_s: float | None = Field(None, description="of a video: when the frame is shown, in seconds from its start")
-    box: int | None = Field(None, description="place of the box in the picture's list of them, where it has one")
+    box: int | None = Field(None, description="place of the box in the picture's list of boxes, if it has a list")
     width: int = Field(description="pixels, EXIF orientation applied")
     height: int
     keypoints: list[Keypoint]
     surprise: float | None = Field(
         None,
         ge=0,
-        description="how far the pose lies from what the memory of poses makes of it: 99 in 100 training pictures "
-        "stay below 1. Above it the picture may not show the category, or in a pose never learned. Of the pose "
-        "before refinement. Null for versions without a memory, and for those of releases that did not measure it",
+        description="distance of the pose, before refinement, to the nearest pose of the memory: 99 of 100 training "
+        "pictures stay below 1. Above 1 the picture may not show the category, or shows a pose never learned. Null for "
+        "versions without a memory, and for those of releases that did not measure it",
     )
     links: list[Link] = Field(description="of the prior, the strongest first; the same for every picture")
     codes: list[int] | None = Field(
-        None, description="where asked for: which vector of each memory bank the pose retrieves, before refinement"
+        None, description="if included: index of the vector that the pose retrieves from each memory bank, unrefined"
     )
     landmarks: list[LandmarkPoint] | None = Field(
-        None, description="where a set of landmarks was named: its points, told from the keypoints"
+        None, description="if a set of landmarks was named: its points, mapped from the keypoints"
     )
     trajectory: list[list[Point]] | None = Field(
-        None, description="where asked for: the pose after 0, 1, … refine_steps refinements"
+        None, description="if included: the pose after 0, 1, … refine_steps refinements"
     )
     link_map: str | None = Field(
-        None,
-        description="where asked for: data URL of a grey PNG of the picture's size, the links as the model drew them",
+        None, description="if included: data URL of a grey PNG of the picture's size, the links as the model drew them"
     )
     overlay: str | None = Field(
-        None, description="where asked for: data URL of a PNG of the picture with the pose drawn on it"
+        None, description="if included: data URL of a PNG of the picture with the pose drawn on it"
     )
 
 
 class Timing(BaseModel):
-    """Where the time went, in milliseconds. Frames of a video wait, and are worked on, beside each other: their sum
-    may be more than the total."""
+    """Milliseconds by stage. Frames of a video are processed concurrently: the stages may sum to more than the
+    total."""
 
     decode: float = Field(description="decoding the pictures and fitting them to the model's square")
-    queue: float = Field(description="waiting for a batch and for the worker, and the way there and back")
+    queue: float = Field(description="waiting for a batch and for the worker, and the transfer there and back")
     model: float = Field(description="the model's work on the batches that the pictures were in")
     total: float = Field(description="from the request's first byte at the application to the answer")
 
@@ -119,7 +119,7 @@ class Estimate(BaseModel):
     category: str
     version: str
     errors: list[PictureProblem] | None = Field(
-        None, description="of a video, or in the background: pictures and frames that gave no pose, and why"
+        None, description="of a video, or in the background: pictures and frames without a pose, and why"
     )
     images: list[ImageEstimate]
     timing_ms: Timing
@@ -135,16 +135,63 @@ class CocoDataset(BaseModel):
     )
     categories: list[dict[str, Any]] = Field(description="the one category: its keypoints' names, and the links")
     errors: list[PictureProblem] | None = Field(
-        None, description="of a video, or in the background: pictures and frames that gave no pose, and why"
+        None, description="of a video, or in the background: pictures and frames without a pose, and why"
     )
 
 
-class EstimateWithResult(BackgroundEstimate):
-    """An estimate in the background, and what it found."""
+class EstimateStatus(StrEnum):
+    """Status of an estimate in the background."""
 
-    result: Estimate | None = Field(None, description="the poses, once it succeeded, of the format native")
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the status is final."""
+        return self not in (EstimateStatus.QUEUED, EstimateStatus.RUNNING)
+
+
+class EstimateProgress(BaseModel):
+    """Progress of an estimate in the background."""
+
+    done: int = Field(default=0, description="pictures, or frames, that are finished")
+    failed: int = Field(default=0, description="those of them without a pose")
+    total: int | None = Field(default=None, description="of all; null while a video's frames are not counted yet")
+
+
+class BackgroundEstimate(BaseModel):
+    """An estimate that was requested with `Prefer: respond-async`."""
+
+    id: str = Field(examples=["019ac1b2c3d4e5f60718293a"])
+    status: EstimateStatus
+    category: str
+    version: str = Field(description="that finds the poses; if none was named, the active one at the request")
+    format: str
+    created_at: AwareDatetime
+    started_at: AwareDatetime | None = None
+    finished_at: AwareDatetime | None = None
+    progress: EstimateProgress = EstimateProgress()
+    error: JobError | None = None
+    created_by: str | None = Field(default=None, description="id of the API key that requested it")
+    result_url: str | None = Field(default=None, description="address of the result, once it succeeded")
+
+
+class EstimatePage(BaseModel):
+    """A page of the list of estimates, the newest first."""
+
+    items: list[BackgroundEstimate]
+    next_cursor: str | None = None
+
+
+class EstimateWithResult(BackgroundEstimate):
+    """An estimate in the background with its result."""
+
+    result: Estimate | None = Field(None, description="the poses, once it succeeded, for the format native")
     errors: list[PictureProblem] | None = Field(
         None,
-        description="of the formats coco and csv, once it succeeded: pictures and frames that gave no pose, and why; "
-        "of the format native they are in the result",
+        description="for the formats coco and csv, once it succeeded: pictures and frames without a pose, and why; "
+        "for the format native they are in the result",
     )
