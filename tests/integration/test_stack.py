@@ -224,7 +224,7 @@ def test_an_estimate_in_the_background_outlives_killed_gateway_and_worker(
     shared: Shared, client: Client, tmp_path: Path, video: Callable[..., bytes]
 ) -> None:
     path = tmp_path / "walk.mp4"
-    path.write_bytes(video(600, size=(320, 240)))
+    path.write_bytes(video(160, size=(320, 240)))
     begun = client.estimate_async("dog", video=path, refine_steps=10)
     assert within(20, lambda: client.estimate_job(begun.id).progress.done > 0)
     shared.stack.kill_child("gateway")
@@ -238,7 +238,7 @@ def test_an_estimate_in_the_background_outlives_killed_gateway_and_worker(
     assert killed
     assert found.status == "succeeded"
     assert found.result is not None
-    assert [pose.frame for pose in found.result.images] == list(range(600))
+    assert [pose.frame for pose in found.result.images] == list(range(160))
     assert found.result.errors == []
 
 
@@ -264,7 +264,7 @@ def test_a_killed_server_comes_back_with_its_jobs(shared: Shared, client: Client
 
 
 def test_a_training_goes_on_after_its_worker_was_killed(shared: Shared, client: Client) -> None:
-    settings = {**TINY, "steps": 300}
+    settings = {**TINY, "steps": 120}
     job = client.train("again", archive(shared.root / "again.zip"), "compact", settings)
     reached = threading.Event()
 
@@ -277,7 +277,7 @@ def test_a_training_goes_on_after_its_worker_was_killed(shared: Shared, client: 
 
     assert reached.is_set()
     assert job.status is JobStatus.SUCCEEDED, job.error
-    assert job.progress.step == 300
+    assert job.progress.step == 120
 
 
 def test_nothing_outlives_a_killed_stack_and_all_is_there_after_the_next_start(shared: Shared) -> None:
