@@ -6,7 +6,7 @@ from typing import Any
 
 from service.contract.jobs.files import MAX_LABELS_BYTES
 from service.http.openapi import FILE, form_body
-from service.training.zip_packer import MOST_FILES
+from service.training.dataset_intake import MAX_FILES
 
 
 def dataset_body() -> dict[str, Any]:
@@ -20,7 +20,7 @@ def dataset_body() -> dict[str, Any]:
         "images": {
             "type": "array",
             "items": FILE,
-            "maxItems": MOST_FILES,
+            "maxItems": MAX_FILES,
             "description": "in place of an archive: pictures or videos, under their file names",
         },
         "name": {

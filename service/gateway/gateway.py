@@ -25,6 +25,7 @@ from service.estimates.background.arrivals import Arrivals
 from service.estimates.background.runner import AT_ONCE, Background
 from service.estimates.background.store import EstimateFiles
 from service.estimates.batching import Batcher
+from service.http.uploads import remove_stale_uploads
 from service.runtime.memory_limits import ByteBudget, VideoSlots
 from service.runtime.metrics import Metrics
 from service.runtime.redis_clients import NO_ANSWER, QUEUE_ERRORS, async_redis_client, redis_client
@@ -34,7 +35,7 @@ from service.runtime.threads import Threads, cancel_tasks
 from service.runtime.worker_queue import LiveWorkers, Sender, read_replies
 from service.training.job_intake import TrainingParts
 from service.training.queue_places import Queue
-from service.training.retention import JobCounts, remove_stale_uploads, trim_jobs
+from service.training.retention import JobCounts, remove_stale_jobs, trim_jobs
 from service.training.webhooks import Courier
 from service.versions.reader import Versions
 
@@ -174,8 +175,10 @@ class Gateway:
 
     async def _clean(self) -> None:
         await self.threads.io(self.datasets.sweep)
-        removed = await self.threads.io(remove_stale_uploads, self.files, self.jobs, self.settings.stale_upload_s)
         settings = self.settings
+        removed = await self.threads.io(remove_stale_jobs, self.files, self.jobs, settings.stale_upload_s)
+        for root in (self.datasets.root, self.versions.store.root):
+            removed += await self.threads.io(remove_stale_uploads, root, settings.stale_upload_s)
         forgotten = await self.threads.io(self.estimates.sweep, settings.background_kept_s, settings.stale_upload_s)
         if forgotten:
             log.info("removed estimates of long ago: %s", ", ".join(forgotten))

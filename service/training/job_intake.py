@@ -1,39 +1,40 @@
-"""A request for training → its files where the worker reads them → a job, or the one that it made before."""
+"""Accept a training request: store its files where the worker reads them, and create a job or find the earlier one."""
 
 from __future__ import annotations
 
-import errno
+import os
+import shutil
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fastapi import Request
 
 from service.access import guard as access
+from service.contract.datasets.dataset import DatasetStatus
 from service.contract.datasets.store import DatasetFiles
-from service.contract.errors import StoreCorrupt, TooMany
-from service.contract.jobs.files import JobFiles, training_file, training_folder
-from service.contract.jobs.store import Job, JobSource, JobStore, NamedRequest
+from service.contract.durable_files import write_json
+from service.contract.errors import BadLabels, DatasetNotReady, StoreCorrupt, TooMany, UnknownDataset
+from service.contract.jobs.files import MAX_LABELS_BYTES, JobFiles, training_file, training_folder
+from service.contract.jobs.store import Job, JobSource, JobStore, NamedRequest, new_job_id
 from service.contract.jobs.webhooks import check_webhook_url
 from service.contract.media.archives import ArchiveLimits, check_archive
 from service.contract.quotas import JobLimits
 from service.contract.versions.start_prior import document_of
 from service.contract.versions.store import VersionStore
 from service.http.idempotency import fingerprint, key_of
-from service.http.problems import StorageFull
+from service.http.uploads import InThread, UploadFile, UploadFolder
 from service.runtime.settings import Settings
 from service.runtime.threads import Threads
 
-from .base_version import Base
-from .dataset_source import from_dataset
-from .job_request import Asked, TrainingRequest
-from .uploads import Intake, InThread
+from .job_request import BaseVersion, TrainingPlan, TrainingRequest
 
-Read = Callable[[Request, Intake, InThread], Awaitable[Asked]]
+Read = Callable[[Request, UploadFile, UploadFile, InThread], Awaitable[TrainingRequest]]
 
 
 @dataclass(frozen=True)
 class TrainingParts:
-    """The parts of the gateway that accepting a training job uses."""
+    """The parts of the gateway that accept training jobs and datasets."""
 
     settings: Settings
     threads: Threads
@@ -43,108 +44,161 @@ class TrainingParts:
     versions: VersionStore
 
 
-async def accept_training(parts: TrainingParts, request: Request, read: Read) -> tuple[Job, bool]:
-    """Take a request's files to where the worker reads them; they are gone again unless a job comes of it.
+class JobUpload(UploadFolder):
+    """The files of a request, already in the folder of the job that it may create."""
 
-    One that was served before under the same Idempotency-Key is answered by what it says alone: whatever it names
-    may have gone since.
+    def __init__(self, files: JobFiles, in_thread: InThread, max_archive_bytes: int) -> None:
+        self.job_id = new_job_id()
+        super().__init__(files.folder(self.job_id), in_thread)
+        self.archive = self.file(files.archive(self.job_id).name, max_archive_bytes)
+        self.labels = self.file(files.labels(self.job_id).name, MAX_LABELS_BYTES)
+        self.prior = files.prior(self.job_id)
+        self.start = files.start(self.job_id)
+
+
+async def accept_training(parts: TrainingParts, request: Request, read: Read) -> tuple[Job, bool]:
+    """Create a job from a request, or find the job of an earlier request with the same Idempotency-Key.
+
+    A repeated request is recognised by what it says alone: what it names may have been deleted since.
 
     Args:
-        read: what the body says; its files are on disk afterwards.
+        read: read_json or read_upload.
 
     Returns:
-        The job, and whether an earlier request of the same key had made it.
+        The job, and whether an earlier request created it.
     """
-    key, asking = key_of(request), access.key_of(request)
-    owner = asking.id if asking else None
+    key, api_key = key_of(request), access.key_of(request)
+    owner = api_key.id if api_key else None
     limits = JobLimits(parts.settings.max_unfinished_jobs, parts.settings.jobs_per_key)
     try:
         await parts.threads.io(parts.jobs.check_room, owner, limits)
     except TooMany:
-        # asked after the room: the same request, sent at the same time, may have taken the last of it
+        # after check_room: the same request, sent concurrently, may have taken the last place
         if key is None or not await parts.threads.io(parts.jobs.remembers, key, owner):
             raise
-    intake = Intake(parts.files, parts.threads.upload, parts.settings.archive_max_bytes)
-    try:
-        asked = await read(request, intake, parts.threads.io)
+    async with JobUpload(parts.files, parts.threads.upload, parts.settings.archive_max_bytes) as upload:
+        asked = await read(request, upload.archive, upload.labels, parts.threads.io)
+        await upload.flush()
         if asked.prior is not None:
-            await intake.put_prior(document_of(asked.prior))
-        named = await _named(parts, key, asked, intake) if key is not None else None
-        before = await parts.threads.io(parts.jobs.made_by, named, owner) if named else None
-        if before is not None:
-            return before, True
-        wanted, source = await _prepare(parts, asked, intake)
+            await upload.put(upload.prior.name, write_json, document_of(asked.prior))
+        named = await _named(parts, key, asked, upload) if key is not None else None
+        earlier = await parts.threads.io(parts.jobs.made_by, named, owner) if named else None
+        if earlier is not None:
+            return earlier, True
+        plan, source = await _prepare(parts, asked, upload)
         job = await parts.threads.io(
             parts.jobs.create,
-            wanted.category,
-            {"preset": wanted.preset, **wanted.config.to_dict()},
-            wanted.config.steps,
+            asked.category,
+            {"preset": plan.preset, **plan.config.to_dict()},
+            plan.config.steps,
             source,
-            intake.job_id,
-            wanted.activate,
+            upload.job_id,
+            asked.activate,
             named,
             owner,
             limits,
-            wanted.webhook_url,
-            wanted.base.continued if wanted.base else None,
+            asked.webhook_url,
+            plan.base.continued if plan.base else None,
         )
-        if job.id != intake.job_id:  # the same request came twice at once
+        if job.id != upload.job_id:  # the same request, sent concurrently, was first
             return job, True
-        intake.hand_over()
+        upload.keep()
         return job, False
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull("the server has no room for this upload; its owner must free some") from error
-        raise
-    finally:
-        await intake.close()
 
 
-async def _named(parts: TrainingParts, key: str, asked: Asked, intake: Intake) -> NamedRequest:
-    came = [file.path for file in (intake.archive, intake.labels) if not file.is_empty]
-    came += [parts.files.prior(intake.job_id)] if asked.prior is not None else []
-    digest = await parts.threads.upload(fingerprint, asked.stated(), came)
+async def _named(parts: TrainingParts, key: str, asked: TrainingRequest, upload: JobUpload) -> NamedRequest:
+    files = [file.path for file in (upload.archive, upload.labels) if not file.is_empty]
+    files += [upload.prior] if asked.prior is not None else []
+    digest = await parts.threads.upload(fingerprint, asked.stated(), files)
     return NamedRequest(key, digest, parts.settings.idempotency_ttl_s)
 
 
-async def _prepare(parts: TrainingParts, asked: Asked, intake: Intake) -> tuple[TrainingRequest, JobSource]:
-    """All that the job needs is looked at, and on the disk for good."""
-    wanted: TrainingRequest = await parts.threads.io(asked.request, parts.versions)
-    wanted, source = await _find(parts, asked, wanted, intake)
-    wanted.check_processes(parts.settings.training_processes)
-    if wanted.webhook_url is not None:
-        check_webhook_url(wanted.webhook_url, private=parts.settings.webhook_private)
-    if wanted.prior and asked.prior is None:
-        await intake.put_prior(document_of(wanted.prior))
-    if wanted.base:
-        await _link_start(parts, wanted.base, intake)
-    await intake.sync()
-    return wanted, source
+async def _prepare(parts: TrainingParts, asked: TrainingRequest, upload: JobUpload) -> tuple[TrainingPlan, JobSource]:
+    """Check everything that the job needs, and put it on disk durably."""
+    plan: TrainingPlan = await parts.threads.io(asked.resolve, parts.versions)
+    plan, source = await _find_pictures(parts, asked, plan, upload)
+    plan.check_processes(parts.settings.training_processes)
+    if asked.webhook_url is not None:
+        check_webhook_url(asked.webhook_url, private=parts.settings.webhook_private)
+    if plan.prior and asked.prior is None:
+        await upload.put(upload.prior.name, write_json, document_of(plan.prior))
+    if plan.base:
+        await _link_weights(parts, plan.base, upload)
+    await upload.sync()
+    return plan, source
 
 
-async def _find(
-    parts: TrainingParts, asked: Asked, wanted: TrainingRequest, intake: Intake
-) -> tuple[TrainingRequest, JobSource]:
-    """The pictures to train on, and the labels that lie on the server."""
+async def _find_pictures(
+    parts: TrainingParts, asked: TrainingRequest, plan: TrainingPlan, upload: JobUpload
+) -> tuple[TrainingPlan, JobSource]:
+    """Check the pictures to train on, and copy labels that are on the server."""
     root = parts.settings.data_root
     if asked.folder is not None:
         folder = await parts.threads.io(training_folder, root, asked.folder)
-        await parts.threads.upload(check_archive, folder, ArchiveLimits.of(parts.settings), wanted.config.mode)
+        await parts.threads.upload(check_archive, folder, ArchiveLimits.of(parts.settings), plan.config.mode)
     if asked.labels is not None:
-        await intake.copy_labels(await parts.threads.io(training_file, root, asked.labels))
+        await upload.put(
+            upload.labels.path.name, _copy_labels, await parts.threads.io(training_file, root, asked.labels)
+        )
     if asked.dataset is not None:
-        return await from_dataset(parts.datasets, parts.threads, wanted, asked.dataset, intake)
+        return await _link_dataset(parts, plan, asked.dataset, upload)
     if asked.folder is not None:
-        return wanted, JobSource(kind="folder", folder=asked.folder)
-    await parts.threads.upload(check_archive, intake.archive.path, ArchiveLimits.of(parts.settings), wanted.config.mode)
-    return wanted, JobSource(name=intake.archive.name or None)
+        return plan, JobSource(kind="folder", folder=asked.folder)
+    await parts.threads.upload(check_archive, upload.archive.path, ArchiveLimits.of(parts.settings), plan.config.mode)
+    return plan, JobSource(name=upload.archive.name or None)
 
 
-async def _link_start(parts: TrainingParts, base: Base, intake: Intake) -> None:
-    """Raises UnknownVersion, StoreCorrupt."""
+async def _link_dataset(
+    parts: TrainingParts, plan: TrainingPlan, dataset_id: str, upload: JobUpload
+) -> tuple[TrainingPlan, JobSource]:
+    """Use a dataset's files. The job's own mode and labels, if given, take precedence over the dataset's.
+
+    A dataset that is still being inspected is accepted: the job checks its pictures itself.
+
+    Raises:
+        UnknownDataset, StoreCorrupt.
+        DatasetNotReady: none of its pictures can be used.
+    """
+    datasets = parts.datasets
+    record = await parts.threads.io(datasets.record, dataset_id)
+    findings = await parts.threads.io(datasets.findings, dataset_id)
+    if findings.status is DatasetStatus.FAILED:
+        reason = findings.error.detail if findings.error else "nothing in it can be used"
+        raise DatasetNotReady(f"dataset {dataset_id} can't be used for training: {reason}")
+    has_labels = await parts.threads.io(upload.labels.path.exists)
     try:
-        await intake.link_start(base.weights)
+        await upload.put(upload.archive.path.name, _link, datasets.archive(dataset_id))
+        if record.labels and not has_labels:
+            await upload.put(upload.labels.path.name, _link, datasets.labels(dataset_id))
+    except FileNotFoundError as error:
+        raise UnknownDataset(f"dataset {dataset_id} was deleted during the request") from error
+    if plan.config.mode == "auto":
+        plan = replace(plan, config=replace(plan.config, mode=record.mode))
+    return plan, JobSource(name=record.file_name, dataset=record.reference)
+
+
+async def _link_weights(parts: TrainingParts, base: BaseVersion, upload: JobUpload) -> None:
+    """Raise UnknownVersion or StoreCorrupt if the version has no weights any more."""
+    try:
+        await upload.put(upload.start.name, _link, base.weights)
     except FileNotFoundError as error:
         category, version = base.continued.category, base.continued.version
-        await parts.threads.io(parts.versions.stamp, category, version)  # it may have been deleted meanwhile
+        await parts.threads.io(parts.versions.stamp, category, version)  # raises if the version was deleted
         raise StoreCorrupt(f"version '{version}' of category '{category}' lacks its weights") from error
+
+
+def _link(path: Path, source: Path) -> None:
+    """Hard-link a file that never changes, so that it outlives its other names; copy it where links are impossible."""
+    try:
+        os.link(source, path)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, path)
+
+
+def _copy_labels(path: Path, source: Path) -> None:
+    size = source.stat().st_size
+    if not 0 < size <= MAX_LABELS_BYTES:
+        raise BadLabels(f"the labels have {size} bytes; expected 1 to {MAX_LABELS_BYTES}")
+    shutil.copyfile(source, path)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from service.contract import routing
 from service.contract.errors import JobNotEnded, UnknownJob, UnreadableJob
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.store import MAX_PAGE, Job, JobPage, JobStatus, JobStore
+from service.http.uploads import untouched_s
 
 
 class JobCounts:
@@ -105,29 +104,26 @@ def _ended_at(client: Any, ids: Sequence[str]) -> dict[str, datetime]:
     return found
 
 
-def remove_stale_uploads(files: JobFiles, jobs: JobStore, stale_s: float) -> list[str]:
-    """Remove the files of jobs that ended or never came to be, once nothing has touched them for a while.
+def remove_stale_jobs(files: JobFiles, jobs: JobStore, stale_s: float) -> list[str]:
+    """Remove the files of jobs that ended, and of uploads that never became a job, once untouched for `stale_s`.
 
-    A gateway that was killed in the middle of an upload leaves such files. Returns the ids.
+    A gateway that was killed during an upload leaves such files; earlier releases kept unfinished datasets and
+    imports here as well.
+
+    Returns:
+        The ids.
     """
     removed = []
     for job_id in files.ids():
-        if time.time() - _touched(files.folder(job_id)) < stale_s:
+        if untouched_s(files.folder(job_id)) < stale_s:
             continue
         try:
             if not jobs.get(job_id).status.ended:
                 continue
-        except UnreadableJob:  # it may go on
+        except UnreadableJob:  # it may continue
             continue
         except UnknownJob:
             pass
         files.remove(job_id)
         removed.append(job_id)
     return removed
-
-
-def _touched(folder: Path) -> float:
-    try:
-        return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
-    except FileNotFoundError:  # changed under our eyes: alive
-        return time.time()

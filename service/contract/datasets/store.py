@@ -47,6 +47,11 @@ class DatasetFiles:
         self._root = data_root / "datasets"
         self._settled: dict[str, int] = {}  # when the findings of those looked through were written
 
+    @property
+    def root(self) -> Path:
+        """The folder of all datasets."""
+        return self._root
+
     def folder(self, dataset_id: str) -> Path:
         """datasets/<id>. Raises UnknownDataset for what can't be an id."""
         if not _ID.fullmatch(dataset_id):

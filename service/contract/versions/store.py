@@ -90,6 +90,11 @@ class VersionStore:
     def __init__(self, data_root: Path) -> None:
         self._root = data_root / "categories"
 
+    @property
+    def root(self) -> Path:
+        """The folder of all categories."""
+        return self._root
+
     def categories(self) -> list[str]:
         """Names of all categories with at least one version, sorted."""
         return sorted(

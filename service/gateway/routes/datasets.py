@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -11,13 +10,10 @@ from starlette.responses import JSONResponse, Response
 from service.contract.datasets.dataset import CreatedDataset, Dataset, DatasetPage, DatasetStatus
 from service.contract.errors import DatasetNotReady
 from service.contract.jobs.store import MAX_PAGE
-from service.contract.media.archives import ArchiveLimits
 from service.dataset_documentation import dataset_body
 from service.gateway.gateway import gateway_of
-from service.http.problems import StorageFull, responses
-from service.training.dataset_request import keep_dataset, read_dataset
-from service.training.dataset_source import check_unused
-from service.training.uploads import Intake
+from service.http.problems import responses
+from service.training.dataset_intake import accept_dataset, check_unused
 
 router = APIRouter(tags=["datasets"])
 
@@ -49,37 +45,11 @@ async def post_dataset(request: Request) -> Response:
     is `inspecting` until then. Then name it in `dataset` of `POST /train-jobs`. The same bytes, sent with the same
     mode and labels, are the same dataset: they are kept once, and the answer is 200 with `already_there`.
     """
-    gateway = gateway_of(request)
-    settings = gateway.settings
-    declared = request.headers.get("content-length", "")
-    expected = int(declared) if declared.isdigit() else 0
-    await gateway.threads.io(gateway.datasets.check_room, expected, settings.datasets_max_bytes)
-    intake = Intake(gateway.files, gateway.threads.upload, min(settings.archive_max_bytes, settings.datasets_max_bytes))
-    try:
-        wanted = await read_dataset(request, gateway.files, gateway.threads, intake)
-        await intake.sync()
-        dataset_id, is_new = await gateway.threads.upload(
-            keep_dataset,
-            gateway.files,
-            gateway.datasets,
-            ArchiveLimits.of(settings),
-            settings.datasets_max_bytes,
-            intake,
-            wanted,
-        )
-        if is_new:
-            intake.hand_over()
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull("the server has no room for this dataset; its owner must free some") from error
-        raise
-    finally:
-        await intake.close()
-    dataset = await gateway.threads.io(gateway.datasets.get, dataset_id)
+    dataset, is_new = await accept_dataset(gateway_of(request).training, request)
     return JSONResponse(
         {**dataset.model_dump(mode="json"), "already_there": not is_new},
         status_code=201 if is_new else 200,
-        headers={"Location": f"/datasets/{dataset_id}"},
+        headers={"Location": f"/datasets/{dataset.id}"},
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,8 +15,8 @@ from service.contract.versions.store import check_category
 from service.gateway.gateway import Gateway, gateway_of
 from service.gateway.openapi import import_body
 from service.http.multipart import FileField, read_form
-from service.http.problems import BadField, StorageFull, responses
-from service.training.uploads import Intake
+from service.http.problems import BadField, responses
+from service.http.uploads import UploadFile, UploadFolder
 from service.versions.export import export_version
 from service.versions.import_version import import_version
 from service.versions.schemas import VersionEntry
@@ -64,42 +64,36 @@ async def post_import(request: Request, category: str) -> Response:
     """
     gateway = gateway_of(request)
     check_category(category)
-    intake = Intake(gateway.files, gateway.threads.upload, gateway.settings.version_max_bytes)
-    try:
-        activate = await _receive(request, intake)
-        entry = await gateway.threads.upload(_publish, gateway, intake, category, activate)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull("the server has no room for this version; its owner must free some") from error
-        raise
-    finally:
-        await intake.close()
+    max_bytes = gateway.settings.version_max_bytes
+    async with UploadFolder.below(gateway.versions.store.root, gateway.threads.upload) as upload:
+        archive = upload.file("archive", max_bytes)
+        activate = await _receive(request, archive)
+        await upload.flush()
+        entry = await gateway.threads.upload(_publish, gateway, archive.path, category, activate)
     headers = {"Location": f"/priors/{category}?version={entry['version']}"}
     return JSONResponse(entry, status_code=201, headers=headers)
 
 
-async def _receive(request: Request, intake: Intake) -> bool | None:
+async def _receive(request: Request, archive: UploadFile) -> bool | None:
     def twice() -> BadField:
         return BadField("file", "more than one file came; send one version at a time")
 
-    form = await read_form(request, {"file": FileField(1, twice, intake.archive.write, intake.archive.max_bytes)})
+    form = await read_form(request, {"file": FileField(1, twice, archive.write, archive.max_bytes)})
     for field in form.fields:
         if field != "activate":
             raise BadField(field, f"unknown field {field!r}; known are file and activate")
-    if intake.archive.is_empty:
+    if archive.is_empty:
         raise BadVersionFile("no version came, or an empty file; send one in the field file (curl -F file=@FILE.zip)")
     text = form.fields.get("activate", "").strip().lower()
     if text not in _TRUTHS:
         raise BadField("activate", f"activate is {text[:80]!r}; it must be true or false")
-    await intake.flush()
     return _TRUTHS[text]
 
 
-def _publish(gateway: Gateway, intake: Intake, category: str, activate: bool | None) -> dict[str, Any]:
+def _publish(gateway: Gateway, archive: Path, category: str, activate: bool | None) -> dict[str, Any]:
     versions = gateway.versions
     store = versions.store
-    folder = gateway.files.folder(intake.job_id) / "version"
-    name = import_version(store, intake.archive.path, folder, category, gateway.settings.version_max_bytes)
+    name = import_version(store, archive, archive.with_name("version"), category, gateway.settings.version_max_bytes)
     if activate or (activate is None and ACTIVE not in store.aliases(category)):
         store.activate(category, name)
     return versions.version_entry(category, name, store.aliases(category))

@@ -6,6 +6,8 @@ import errno
 import hashlib
 import io
 import json
+import os
+import time
 import zipfile
 
 import pytest
@@ -14,6 +16,7 @@ from service.contract.datasets.dataset import DatasetStatus, Findings
 from service.contract.datasets.store import DatasetFiles
 from service.contract.jobs.job import JobError
 from service.contract.jobs.store import JobStatus
+from service.contract.media.archives import check_archive
 
 LABELS = b"image,keypoint,x,y\na.png,nose,3,4\n"
 
@@ -165,7 +168,7 @@ async def test_all_datasets_together_have_a_limit(serve, post, problem, no_trace
     headers = {"content-type": "multipart/form-data; boundary=b"}
     problem(await client.post("/datasets", content=undeclared(), headers=headers), 507, "datasets_full")
     assert [item.id for item in files.page(9).items] == [kept["id"]]
-    assert list((files.folder(kept["id"]).parent.parent / "jobs").iterdir()) == []
+    assert sorted(path.name for path in files.root.iterdir()) == [".lock", kept["id"]]
     await client.delete(f"/datasets/{kept['id']}")
     assert (await post(packed(data=b"y" * 6000), client)).status_code == 201
 
@@ -276,7 +279,7 @@ async def test_refused_job_of_a_dataset_leaves_nothing(post, train, problem, dat
     dataset = (await post()).json()
     problem(await train(dataset=dataset["id"], steps="many"), 422, "bad_setting")
     problem(await train(dataset=dataset["id"], category="No!"), 400, "bad_category_name")
-    assert list((data_root / "jobs").iterdir()) == []
+    assert list(data_root.glob("jobs/*")) == []
     assert sorted(path.name for path in (data_root / "datasets" / dataset["id"]).iterdir()) == [
         "archive",
         "dataset.json",
@@ -307,7 +310,7 @@ async def test_files_are_copied_where_the_disk_knows_no_links(post, train, data_
         raise PermissionError
 
     dataset = (await post()).json()["id"]
-    monkeypatch.setattr("service.training.uploads.os.link", refuse)
+    monkeypatch.setattr("service.training.job_intake.os.link", refuse)
     job = (await train(dataset=dataset)).json()
     assert (data_root / "jobs" / job["id"] / "archive").read_bytes() == GOOD
 
@@ -316,7 +319,7 @@ async def test_full_disk_is_told_and_leaves_nothing(post, problem, no_trace, mon
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("service.training.uploads.UploadFile._write", full)
+    monkeypatch.setattr("service.http.uploads.UploadFile._write", full)
     problem(await post(), 507, "disk_full")
     no_trace()
     monkeypatch.setattr("zipfile._ZipWriteFile.write", full)
@@ -349,6 +352,42 @@ async def test_rest_of_a_removal_that_was_cut_off_is_swept_up(post, files):
     folder.rename(folder.with_name(f".going-{dataset}"))
     files.sweep()
     assert [path.name for path in folder.parent.iterdir()] == [".lock"]
+
+
+async def test_upload_that_was_cut_off_is_swept_up(post, http, files, data_root):
+    """Also one of an import, and those where earlier releases put both: among the jobs."""
+    dataset = (await post()).json()["id"]
+    old, new = time.time() - http.gateway.settings.stale_upload_s - 60, time.time()
+    earlier = data_root / "jobs" / f"{'0' * 20}aa"
+    for root in (files.root / ".upload-0a", http.gateway.versions.store.root / ".upload-0b", earlier):
+        (root / "version").mkdir(parents=True)
+        for path in (root / "archive", root / "dataset.json", root / "version" / "prior.json"):
+            path.write_bytes(b"{}")
+        for path in (*root.rglob("*"), root):
+            os.utime(path, (old, old))
+    young = files.root / ".upload-0c"
+    young.mkdir()
+    os.utime(young, (new, new))
+    os.utime(files.folder(dataset), (old, old))
+    await http.gateway._clean()
+    assert sorted(path.name for path in files.root.iterdir()) == [".lock", ".upload-0c", dataset]
+    assert list(http.gateway.versions.store.root.iterdir()) == []
+    assert not earlier.exists()
+
+
+async def test_upload_is_staged_among_the_datasets(post, files, data_root, monkeypatch):
+    staged = []
+    check = check_archive
+
+    def look(path, *arguments):
+        staged.append((path.parent.parent, path.parent.name.startswith(".upload-")))
+        assert files.page(9).items == []
+        return check(path, *arguments)
+
+    monkeypatch.setattr("service.training.dataset_intake.check_archive", look)
+    assert (await post()).status_code == 201
+    assert staged == [(files.root, True)]
+    assert not (data_root / "jobs").exists()
 
 
 async def test_shape_of_the_record_on_disk(post, files):

@@ -12,6 +12,7 @@ from service.contract import routing
 from service.contract.errors import BadRequest
 from service.contract.jobs.store import JobStatus, NamedRequest
 from service.http.idempotency import fingerprint
+from service.training import job_request
 
 from .test_train_jobs import GOOD, move, zip_of
 
@@ -83,6 +84,15 @@ async def test_another_prior_is_another_request(http, post, problem):
 async def test_settings_said_or_left_to_their_defaults_are_the_same_request(http, post):
     first = (await post()).json()["id"]
     assert (await post(preset="compact", activate="true")).json()["id"] == first
+
+
+async def test_settings_are_checked_once_a_request(http, post, monkeypatch):
+    checked = []
+    resolve = job_request.resolve
+    monkeypatch.setattr(job_request, "resolve", lambda *arguments: checked.append(1) or resolve(*arguments))
+    for key in ("one", "one", None):
+        assert (await post(key)).status_code == 202
+    assert len(checked) == 3
 
 
 async def test_requests_at_once_make_one_job(http, post):

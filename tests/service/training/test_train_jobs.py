@@ -14,7 +14,7 @@ import pytest
 from model.config import resolve, settings
 from service.contract import routing
 from service.contract.jobs.store import JobStatus
-from service.training.retention import remove_stale_uploads
+from service.training.retention import remove_stale_jobs
 
 
 def zip_of(files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
@@ -422,10 +422,10 @@ async def test_other_media_are_refused(http, problem):
 
 
 async def test_full_disk_is_said_and_leaves_nothing(http, post, problem, no_trace, monkeypatch):
-    def full(self, job_id):
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("service.contract.jobs.files.JobFiles.create", full)
+    monkeypatch.setattr("service.http.uploads.UploadFile._write", full)
     assert "no room" in problem(await post(), 507, "disk_full")["detail"]
     no_trace()
 
@@ -450,12 +450,12 @@ async def test_files_of_ended_and_abandoned_uploads_are_removed(http, post, data
     orphan = "00000000000000000000aa"
     (data_root / "jobs" / orphan).mkdir()
     move(http, ids[0], JobStatus.FAILED)
-    assert remove_stale_uploads(http.gateway.files, http.gateway.jobs, 3600) == []
+    assert remove_stale_jobs(http.gateway.files, http.gateway.jobs, 3600) == []
     old = time.time() - 7200
     for job_id in (ids[0], ids[1], orphan):
         for path in [data_root / "jobs" / job_id, *(data_root / "jobs" / job_id).iterdir()]:
             os.utime(path, (old, old))
-    assert sorted(remove_stale_uploads(http.gateway.files, http.gateway.jobs, 3600)) == sorted([ids[0], orphan])
+    assert sorted(remove_stale_jobs(http.gateway.files, http.gateway.jobs, 3600)) == sorted([ids[0], orphan])
     assert http.gateway.files.ids() == sorted(ids[1:])
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from service.contract import routing
 from service.contract.jobs.store import JobStatus, JobStore
-from service.training.retention import remove_stale_uploads
+from service.training.retention import remove_stale_jobs
 
 from .test_train_jobs import GOOD
 
@@ -67,6 +67,6 @@ async def test_its_files_and_its_dataset_stay(http, train, redis_client, problem
     folder = http.gateway.files.folder(odd)
     for path in (*folder.rglob("*"), folder):
         os.utime(path, (0, 0))
-    assert remove_stale_uploads(http.gateway.files, http.gateway.jobs, 1) == []
+    assert remove_stale_jobs(http.gateway.files, http.gateway.jobs, 1) == []
     assert folder.exists()
     assert odd in problem(await http.delete(f"/datasets/{dataset}"), 500, "store_corrupt")["detail"]

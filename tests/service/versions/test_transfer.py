@@ -133,7 +133,7 @@ async def test_version_goes_from_one_server_to_another_with_all_that_belongs_to_
     info = json.loads((folder / "version.json").read_text())
     assert (info["category"], info["imported"]["from"], info["job_id"]) == ("puppy", "dog", "0123456789abc123")
     assert info["files"] == json.loads((version / "version.json").read_text())["files"]
-    assert list((there.root / "jobs").iterdir()) == []
+    assert [path.name for path in (there.root / "categories").iterdir()] == ["puppy"]
     Predictor.load(folder, "cpu")  # as the worker will
     again = await export_of(there, "puppy")
     assert unpacked(again)["prior.json"] == files["prior.json"]
@@ -210,9 +210,9 @@ async def test_unknown_things_are_not_exported(http, version, problem):
 
 async def test_version_that_is_there_is_not_imported_again(http, version, problem, data_root):
     data = (await export(http)).content
-    before = sorted(path for path in data_root.rglob("*") if "jobs" not in path.parts)
+    before = sorted(path for path in data_root.rglob("*"))
     problem(await bring(http, data), 409, "version_exists")
-    assert sorted(path for path in data_root.rglob("*") if "jobs" not in path.parts) == before
+    assert sorted(path for path in data_root.rglob("*")) == before
 
 
 async def test_of_two_gateways_that_import_at_once_one_wins(serve, http, version, tmp_path):
@@ -431,7 +431,7 @@ async def test_file_with_one_thing_wrong_is_refused(http, there, version, proble
     files = unpacked((await export(http)).content)
     told = problem(await bring(there, hurt(files, what)), 422, "bad_version_file")
     assert said in told["detail"]
-    assert [path for path in there.root.rglob("*") if path.name != "jobs"] == []
+    assert [path for path in there.root.rglob("*") if path.name != "categories"] == []
 
 
 def raw_zip(entries: list[tuple[str, bytes, int]]) -> bytes:
@@ -449,7 +449,7 @@ async def test_members_that_lead_out_are_refused(http, there, version, problem, 
     files = {**unpacked((await export(http)).content), name: b"x"}
     problem(await bring(there, packed(files)), 422, "bad_version_file")  # by the manifest
     problem(await bring(there, packed(files, sums=False)), 422, "unsafe_archive")
-    assert [path for path in there.root.rglob("*") if path.name != "jobs"] == []
+    assert [path for path in there.root.rglob("*") if path.name != "categories"] == []
 
 
 async def test_links_and_members_that_come_twice_are_refused(http, there, version, problem):
@@ -471,7 +471,7 @@ async def test_bombs_are_refused_before_they_are_unpacked(http, serve, version, 
     problem(await bring(small, bomb), 413, "archive_too_large")
     many = packed({**files, **{f"landmarks/a{number}.json": b"{}" for number in range(200)}})
     problem(await bring(small, many), 413, "archive_too_large")
-    assert [path for path in (tmp_path / "small").rglob("*") if path.name != "jobs"] == []
+    assert [path for path in (tmp_path / "small").rglob("*") if path.name != "categories"] == []
 
 
 async def test_member_larger_than_it_says_is_refused(http, there, version, problem):

@@ -1,0 +1,276 @@
+"""Receive a dataset: read the form as it arrives, check what came, and store it unless it is there already."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from fastapi import Request
+
+from service.contract.datasets.dataset import Dataset, DatasetRecord, dataset_id
+from service.contract.datasets.store import RECORD
+from service.contract.durable_files import write_json
+from service.contract.errors import BadArchive, BadLabels, BodyTooLarge, DatasetInUse, TooManyImages, UnknownJob
+from service.contract.jobs.files import MAX_LABELS_BYTES
+from service.contract.jobs.store import JobStore
+from service.contract.media.archives import ArchiveLimits, check_archive
+from service.http.multipart import FileField, Form, Part, Write, read_form
+from service.http.problems import BadField
+from service.http.uploads import InThread, UploadFile, UploadFolder
+
+from .job_intake import TrainingParts
+
+MAX_FILES = 10_000  # in one form; more need an archive
+MODES = ("", "auto", "stills", "clips")
+_FIELDS = ("archive", "images", "labels", "mode", "name")
+_MAX_NAME_LENGTH = 100
+_MAX_FILE_NAME_LENGTH = 200
+_UNNAMED = "file"
+_SEND = (
+    "send a zip, tar or tar.gz of pictures or clips, or one video, in the field archive (curl -F archive=@FILE), "
+    "or the files themselves in fields images (curl -F images=@FILE -F images=@FILE)"
+)
+
+
+@dataclass(frozen=True)
+class DatasetRequest:
+    """The fields of a form with a dataset.
+
+    Attributes:
+        mode: "auto", "stills" or "clips".
+        file_name: the archive's; None if the pictures were sent one by one.
+    """
+
+    name: str | None
+    mode: str
+    file_name: str | None
+
+
+class DatasetUpload(UploadFolder):
+    """The archive and the labels of a dataset on their way to disk."""
+
+    archive: UploadFile
+    labels: UploadFile
+
+    @classmethod
+    def start(cls, root: Path, in_thread: InThread, max_archive_bytes: int) -> DatasetUpload:
+        """Return an upload staged in the folder of datasets."""
+        upload = cls.below(root, in_thread)
+        upload.archive = upload.file("archive", max_archive_bytes)
+        upload.labels = upload.file("labels", MAX_LABELS_BYTES)
+        return upload
+
+
+async def accept_dataset(parts: TrainingParts, request: Request) -> tuple[Dataset, bool]:
+    """Store the dataset of a request.
+
+    Returns:
+        The dataset, and whether it is new. One that is there already stays as it is, its name too.
+
+    Raises:
+        BadArchive, UnsafeArchive, EncryptedArchive, ArchiveTooLarge, EmptyArchive, BadSetting: from check_archive.
+        BadArchive, BadLabels: nothing came, or an empty file.
+        BodyTooLarge, TooManyImages: too many bytes or files came.
+        BadField: a field is unknown or has an invalid value.
+        DatasetsFull: all datasets together would exceed their limit.
+        StorageFull: the disk is full.
+    """
+    settings, threads, datasets = parts.settings, parts.threads, parts.datasets
+    declared = request.headers.get("content-length", "")
+    expected = int(declared) if declared.isdigit() else 0
+    await threads.io(datasets.check_room, expected, settings.datasets_max_bytes)
+    max_archive_bytes = min(settings.archive_max_bytes, settings.datasets_max_bytes)
+    async with DatasetUpload.start(datasets.root, threads.upload, max_archive_bytes) as upload:
+        wanted = await _read(request, upload, threads.upload)
+        await upload.sync()
+        record = await threads.upload(_describe, upload, wanted, ArchiveLimits.of(settings))
+        is_new = await threads.upload(datasets.add, upload.path, record, settings.datasets_max_bytes)
+    return await threads.io(datasets.get, record.id), is_new
+
+
+def check_unused(jobs: JobStore, dataset_id: str) -> None:
+    """Check that no unfinished job was started with a dataset. Blocking.
+
+    Raises:
+        DatasetInUse: at least one was.
+        UnreadableJob: a job's record can't be read, so its dataset is not known.
+    """
+    ids = []
+    for job_id in sorted(jobs.unfinished_ids()):
+        with suppress(UnknownJob):  # deleted meanwhile
+            used = jobs.get(job_id).dataset
+            ids += [job_id] if used and used.id == dataset_id else []
+    if ids:
+        listed = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
+        raise DatasetInUse(
+            f"dataset {dataset_id} is used by {listed}; wait until these jobs end, or cancel them",
+            extra={"jobs": ids[:100]},
+        )
+
+
+async def _read(request: Request, upload: DatasetUpload, in_thread: InThread) -> DatasetRequest:
+    """Read the form; the archive, or the archive that its files are packed into, is on disk afterwards."""
+    await in_thread(lambda: upload.path.mkdir(parents=True, exist_ok=True))
+    packer = ZipPacker(upload.path / "packed", in_thread, upload.archive.max_bytes)
+    fields = {
+        "archive": FileField(1, lambda: _twice("archive"), upload.archive.write, upload.archive.max_bytes),
+        "images": FileField(MAX_FILES, _too_many, sink_of=packer.sink),
+        "labels": FileField(1, lambda: _twice("labels"), upload.labels.write, MAX_LABELS_BYTES),
+    }
+    try:
+        form = await read_form(request, fields)
+        for part in form.files:
+            if part.name == "images" and not part.size:  # packed as well, so that it is reported as unreadable
+                await packer.sink(part)(b"")
+        await packer.finish()
+    finally:
+        await packer.close()
+    await upload.flush()
+    wanted = _check(form, upload, packer.count)
+    if packer.count:
+        await in_thread(packer.path.replace, upload.archive.path)
+    return wanted
+
+
+def _check(form: Form, upload: DatasetUpload, packed: int) -> DatasetRequest:
+    for field in form.fields:
+        if field not in _FIELDS:
+            raise BadField(field, f"unknown field {field[:80]!r}; known are {', '.join(_FIELDS)}")
+    archive = form.first("archive")
+    if archive and packed:
+        raise BadField("images", "both an archive and images came; send one archive, or the files themselves")
+    if archive is None and not packed:
+        raise BadArchive(f"no archive and no images came; {_SEND}")
+    if archive and upload.archive.is_empty:
+        raise BadArchive(f"the archive is an empty file; {_SEND}")
+    if form.first("labels") and upload.labels.is_empty:
+        raise BadLabels("the labels are an empty file; send CSV or JSON, or leave the field labels out")
+    mode, name = form.fields.get("mode", "").strip(), form.fields.get("name", "").strip()
+    if mode not in MODES:
+        raise BadField("mode", f"mode is {mode[:80]!r}; it must be stills, clips or auto")
+    if len(name) > _MAX_NAME_LENGTH or not name.isprintable():
+        raise BadField("name", f"name is {name[:80]!r}; expected at most {_MAX_NAME_LENGTH} printable characters")
+    file_name = PurePosixPath(archive.filename.replace("\\", "/")).name[-_MAX_FILE_NAME_LENGTH:] if archive else ""
+    return DatasetRequest(name or None, mode or "auto", file_name or None)
+
+
+def _describe(upload: DatasetUpload, wanted: DatasetRequest, limits: ArchiveLimits) -> DatasetRecord:
+    """Check the archive and write the dataset's record beside it. Blocking."""
+    archive, labels = upload.archive.path, upload.labels.path
+    summary = check_archive(archive, limits, wanted.mode)
+    digest, labels_digest = _sha256(archive), _sha256(labels) if labels.exists() else None
+    record = DatasetRecord(
+        id=dataset_id(digest, labels_digest, summary.mode),
+        name=wanted.name or wanted.file_name,
+        digest=f"sha256:{digest}",
+        mode=summary.mode,
+        size_bytes=archive.stat().st_size + (labels.stat().st_size if labels_digest else 0),
+        pictures=summary.pictures,
+        videos=summary.videos,
+        file_name=wanted.file_name,
+        labels=labels_digest is not None,
+        created_at=datetime.now(UTC),
+    )
+    write_json(upload.path / RECORD, record.model_dump(mode="json"))
+    return record
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _too_many() -> TooManyImages:
+    return TooManyImages(f"more than {MAX_FILES} files in the field images; pack them into an archive")
+
+
+def _twice(name: str) -> BadField:
+    return BadField(name, f"more than one file came in the field {name}; send one")
+
+
+class ZipPacker:
+    """A zip of files in the order in which they arrive. The same files in the same order give the same bytes.
+
+    Args:
+        path: of the zip; its folder must exist.
+        max_bytes: limit for all files together.
+    """
+
+    def __init__(self, path: Path, in_thread: InThread, max_bytes: int) -> None:
+        self.path = path
+        self._in_thread = in_thread
+        self._max_bytes = max_bytes
+        self._size = 0
+        self._names: set[str] = set()
+        self._numbers: Counter[str] = Counter()  # the last suffix tried for a repeated name
+        self._zip: zipfile.ZipFile | None = None
+        self._open: tuple[Part, IO[bytes]] | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of files in the zip."""
+        return len(self._names)
+
+    def sink(self, part: Part) -> Write:
+        """Return a function that takes the bytes of one file of a form."""
+
+        async def write(data: bytes) -> None:
+            await self._in_thread(self._write, part, data)
+
+        return write
+
+    async def finish(self) -> None:
+        """Complete the zip, if any file arrived."""
+        await self._in_thread(self._finish)
+
+    async def close(self) -> None:
+        """Close the zip in whatever state it is."""
+
+        def close() -> None:
+            with suppress(OSError, ValueError):
+                self._finish()
+
+        await self._in_thread(close)
+
+    def _write(self, part: Part, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > self._max_bytes:
+            raise BodyTooLarge(f"the files in the field 'images' have more than {self._max_bytes} bytes together")
+        if self._open is None or self._open[0] is not part:
+            self._close_member()
+            if self._zip is None:
+                self._zip = zipfile.ZipFile(self.path, "x", zipfile.ZIP_STORED)
+            # without a time, so equal files give equal bytes; ZIP64, as the size is not known yet
+            member = zipfile.ZipInfo(self._unique_name(part.filename))
+            self._open = part, self._zip.open(member, "w", force_zip64=True)
+        self._open[1].write(data)
+
+    def _close_member(self) -> None:
+        if self._open is not None:
+            member, self._open = self._open[1], None
+            member.close()
+
+    def _finish(self) -> None:
+        try:
+            self._close_member()
+        finally:
+            if self._zip is not None:
+                archive, self._zip = self._zip, None
+                archive.close()
+
+    def _unique_name(self, filename: str) -> str:
+        """Return an unused member name that stays inside the archive's folder."""
+        plain = filename.replace("\\", "/").replace("\0", "").replace(":", "_")[-_MAX_FILE_NAME_LENGTH:]
+        name = "/".join(part for part in plain.split("/") if part not in ("", ".", "..")) or _UNNAMED
+        path, unique = PurePosixPath(name), name
+        while unique in self._names:
+            self._numbers[name] += 1
+            unique = str(path.with_name(f"{path.stem}-{self._numbers[name] + 1}{path.suffix}"))
+        self._names.add(unique)
+        return unique
