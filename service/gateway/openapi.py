@@ -13,24 +13,20 @@ from fastapi.openapi.utils import get_openapi
 from starlette.responses import Response
 from starlette.routing import Route
 
-from model.config import DEFAULT_PRESET, PRESETS, PPLConfig, settings
 from service.access.guard import needed_scope
-from service.contract.jobs.files import MAX_LABELS_BYTES
 from service.contract.messages import MAX_REFINE_STEPS
 from service.estimates.formats.json_lines import MEDIA_TYPES as LINES
 from service.estimates.formats.registry import FORMATS
 from service.estimates.pictures import INCLUDABLE
 from service.estimates.schemas import BackgroundEstimate
-from service.http.openapi import CATEGORY, FILE, form_body, object_content, request_body
+from service.http.openapi import CATEGORY, FILE, form_body
 from service.http.schemas import Problem
-from service.versions.landmarks import MAX_FIT_LABELS_BYTES
 
 from . import openapi_examples
 
 _EXAMPLE_ADDRESS = "http://127.0.0.1:8000"
 _ADDRESS = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]{1,255}(/[A-Za-z0-9._/-]{0,255})?")
 TITLE = "Pose Prior Learner"
-_TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
 
 DESCRIPTION = """
 Pictures of one kind of thing in, without labels; its skeleton, and the pose in every further picture out.
@@ -181,136 +177,6 @@ def estimate_parameters() -> dict[str, Any]:
     }
 
 
-def landmarks_body(max_images: int) -> dict[str, Any]:
-    """The form of POST /priors/{category}/landmarks."""
-    properties = {
-        "name": {
-            "type": "string",
-            "pattern": "^[a-z0-9][a-z0-9_-]{0,63}$",
-            "description": "of the set; POST /estimate takes it as landmarks=NAME",
-            "examples": ["anatomy"],
-        },
-        "images": {
-            "type": "array",
-            "items": FILE,
-            "minItems": 5,
-            "maxItems": max_images,
-            "description": f"the labelled pictures, from 5 to {max_images}; 10 to 50 are usual",
-        },
-        "labels": {
-            **FILE,
-            "description": "where the landmarks are: CSV with the columns image, keypoint, x, y (and visible), or COCO "
-            f"keypoints JSON, {MAX_FIT_LABELS_BYTES >> 20} MiB at most; in pixels of the pictures",
-        },
-        "version": {
-            "type": "string",
-            "description": "a version of the category, or an alias of one; the active one unless given",
-        },
-        "boxes": {
-            "type": "string",
-            "description": "where the thing is, as in POST /estimate: a JSON list of one [x, y, width, height] for "
-            "each picture",
-        },
-    }
-    return form_body(properties, ["name", "images", "labels"])
-
-
-def import_body() -> dict[str, Any]:
-    """The form of POST /priors/{category}/versions/import."""
-    properties = {
-        "file": {**FILE, "description": "the zip that an export gave"},
-        "activate": {
-            "type": "boolean",
-            "description": "whether it becomes the active version; unless given, it does where the category has none",
-        },
-    }
-    return form_body(properties, ["file"])
-
-
-def train_body() -> dict[str, Any]:
-    """The form and the JSON of POST /train-jobs: every setting of the model is a field of its own name."""
-    shared = {
-        "category": CATEGORY,
-        "preset": {
-            "type": "string",
-            "enum": list(PRESETS),
-            "default": DEFAULT_PRESET,
-            "description": "what the settings are where not given; compact learns on a CPU, paper wants a GPU",
-        },
-        "activate": {
-            "type": "boolean",
-            "default": True,
-            "description": "whether the version becomes the category's active one when the job succeeds",
-        },
-    }
-    shared["webhook_url"] = {
-        "type": "string",
-        "format": "uri",
-        "description": "where the job's end is told by a signed POST; a public address, unless the server allows more",
-        "examples": ["https://example.org/hooks/ppl"],
-    }
-    shared["continue_from"] = {
-        "type": "string",
-        "description": "version or alias of the category, or CATEGORY@VERSION, whose weights to start from; settings "
-        "not named are that version's",
-        "examples": ["active"],
-    }
-    archive = {
-        **FILE,
-        "description": "zip, tar or tar.gz of JPEG, PNG, WebP, BMP or TIFF pictures, in folders or not, or of videos; "
-        "or one bare video file",
-    }
-    labels = {
-        **FILE,
-        "description": f"keypoints of some of the pictures, CSV or COCO keypoints JSON, {MAX_LABELS_BYTES >> 20} MiB "
-        "at most; never seen by training, only to measure what was learned",
-    }
-    prior_rule = "needed where keypoint_prior or connectivity_prior is predefined, refused elsewhere"
-    prior = {**FILE, "description": f"a prior to start from, JSON as GET /priors/{{category}} gives it; {prior_rule}"}
-    prior_from = {
-        "type": "string",
-        "description": f"CATEGORY or CATEGORY@VERSION whose prior to start from, instead of sending one; {prior_rule}",
-        "examples": ["dog"],
-    }
-    folder = {
-        "type": "string",
-        "description": "a folder of pictures below the server's data root (PPL_DATA_ROOT); it must be there already",
-        "examples": ["imports/dog"],
-    }
-    dataset = {
-        "type": "string",
-        "pattern": "^[0-9a-f]{24}$",
-        "description": "id of a dataset to train on, instead of sending or naming pictures",
-    }
-    uploads = {"archive": archive, "dataset": dataset, "labels": labels, "prior": prior, "prior_from": prior_from}
-    named = {
-        "folder": folder,
-        "dataset": dataset,
-        "labels": {"type": "string", "description": "a CSV or JSON file of labels below the server's data root"},
-        "prior": {"type": "object", "description": f"a prior as GET /priors/{{category}} gives it; {prior_rule}"},
-        "prior_from": prior_from,
-    }
-    chosen = _settings()
-    return request_body(
-        {
-            "multipart/form-data": object_content(
-                {**shared, **uploads, **chosen}, ["category"], ["archive", "dataset"]
-            ),
-            "application/json": {
-                **object_content({**shared, **named, **chosen}, ["category"], ["folder", "dataset"]),
-                "examples": {
-                    "folder": {
-                        "summary": "pictures in imports/dog below the data root",
-                        "description": "first make the folder imports/dog below the server's data root, and put "
-                        "pictures into it",
-                        "value": {"category": "dog", "folder": "imports/dog", "preset": "compact", "steps": 2000},
-                    }
-                },
-            },
-        }
-    )
-
-
 def install(app: FastAPI, *, keys_needed: bool) -> None:
     """Let the application describe itself with our errors and keys, and its own address in the examples."""
     app.openapi = _described(app, keys_needed)  # type: ignore[method-assign]
@@ -377,25 +243,3 @@ def _operations(schema: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _problem_content() -> dict[str, Any]:
     return {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-
-
-def _settings() -> dict[str, dict[str, Any]]:
-    """Every setting of the model as a JSON schema, with its range and its default in each preset."""
-    configs = {name: PPLConfig.from_dict(values).to_dict() for name, values in PRESETS.items()}
-    described = {}
-    for name, (kind, allowed) in settings().items():
-        values = ", ".join(f"{config[name]} in {preset}" for preset, config in configs.items())
-        schema: dict[str, Any] = {
-            "type": _TYPES[kind],
-            "description": f"{allowed.description}. {str(allowed).capitalize()}; {values}",
-        }
-        if allowed.choices:
-            schema["enum"] = list(allowed.choices)
-        if kind in ("int", "float") and allowed.low is not None:
-            schema["minimum"] = allowed.low
-        if kind in ("int", "float") and allowed.high is not None:
-            schema["maximum"] = allowed.high
-        if allowed.multiple_of:
-            schema["multipleOf"] = allowed.multiple_of
-        described[name] = schema
-    return described

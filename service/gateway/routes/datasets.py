@@ -10,10 +10,10 @@ from starlette.responses import JSONResponse, Response
 from service.contract.datasets.dataset import CreatedDataset, Dataset, DatasetPage, DatasetStatus
 from service.contract.errors import DatasetNotReady
 from service.contract.jobs.store import MAX_PAGE
-from service.dataset_documentation import dataset_body
 from service.gateway.gateway import gateway_of
 from service.http.problems import responses
 from service.training.dataset_intake import accept_dataset, check_unused
+from service.training.openapi import dataset_body
 
 router = APIRouter(tags=["datasets"])
 

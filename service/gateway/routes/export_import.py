@@ -13,12 +13,12 @@ from service.contract.errors import BadVersionFile
 from service.contract.versions.aliases import ACTIVE
 from service.contract.versions.store import check_category
 from service.gateway.gateway import Gateway, gateway_of
-from service.gateway.openapi import import_body
 from service.http.multipart import FileField, read_form
 from service.http.problems import BadField, responses
 from service.http.uploads import UploadFile, UploadFolder
 from service.versions.export import export_version
 from service.versions.import_version import import_version
+from service.versions.openapi import import_body
 from service.versions.schemas import VersionEntry
 
 router = APIRouter(tags=["versions"])

@@ -9,12 +9,12 @@ from starlette.responses import JSONResponse, Response
 
 from service.contract.jobs.store import MAX_PAGE, Job, JobPage, JobStatus
 from service.gateway.gateway import gateway_of
-from service.gateway.openapi import train_body
 from service.http.idempotency import HEADER, REPLAYED
 from service.http.negotiation import media_type
 from service.http.problems import UnsupportedMedia, responses
 from service.training.job_intake import accept_training
 from service.training.job_request import read_json, read_upload
+from service.training.openapi import train_body
 from service.training.retention import list_jobs
 
 router = APIRouter(tags=["training"])

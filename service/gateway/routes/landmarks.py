@@ -18,12 +18,12 @@ from service.estimates.boxes import parse_boxes
 from service.estimates.pictures import Upload
 from service.estimates.tickets import Group
 from service.gateway.gateway import Gateway, gateway_of
-from service.gateway.openapi import landmarks_body
 from service.http.body_limits import body_bytes
 from service.http.multipart import FileField, Form, read_form
 from service.http.problems import BadField, SlowBody, responses
 from service.runtime.settings import Settings
 from service.versions.landmarks import MAX_FIT_LABELS_BYTES, Array, Sight, fit_set, read_labelled
+from service.versions.openapi import landmarks_body
 from service.versions.reader import Version as ReadyVersion
 from service.versions.schemas import FittedLandmarks, Landmarks, LandmarksPage
 
