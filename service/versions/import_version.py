@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from service.contract.durable_files import write_json
 from service.contract.errors import ArchiveTooLarge, BadArchive, BadVersionFile, EncryptedArchive, UnsafeArchive
-from service.contract.media.archive_members import ArchiveLimits, Member, kind_of, members
+from service.contract.media.archive_members import ArchiveLimits, Member, detect_kind, iter_members
 from service.contract.versions.additions import NAMES_FILE
 from service.contract.versions.export_manifest import (
     FORMAT,
@@ -60,7 +60,7 @@ def import_version(store: VersionStore, archive: Path, folder: Path, category: s
     check_category(category)
     limits = ArchiveLimits(MAX_MEMBERS + 1, max_bytes, float("inf"), _MANIFEST_BYTES)
     try:
-        if kind_of(archive) != "zip":
+        if detect_kind(archive) != "zip":
             raise BadVersionFile(f"the upload is no zip; {_EXPECTED}")
         manifest = _read_manifest(archive, limits)
         folder.mkdir()
@@ -101,7 +101,7 @@ def _stage_additions(folder: Path, checked: Checked) -> None:
 
 
 def _read_manifest(archive: Path, limits: ArchiveLimits) -> Manifest:
-    with closing(members(archive, "zip", limits)) as listing:  # which keeps the zip open
+    with closing(iter_members(archive, "zip", limits)) as listing:  # which keeps the zip open
         member = next((member for member in listing if member.name == MANIFEST), None)
         if member is None:
             raise BadVersionFile(f"the zip holds no {MANIFEST}; {_EXPECTED}")
@@ -130,7 +130,7 @@ def _read_manifest(archive: Path, limits: ArchiveLimits) -> Manifest:
 def _listed(archive: Path, limits: ArchiveLimits, manifest: Manifest) -> Iterator[Member]:
     """The members that the manifest names, each once; all of them came in the end."""
     seen: set[str] = set()
-    for member in members(archive, "zip", limits):
+    for member in iter_members(archive, "zip", limits):
         if member.name in seen:
             raise BadVersionFile(f"{member.name[:80]!r} is twice in the zip")
         seen.add(member.name)

@@ -24,7 +24,7 @@ from service.contract.datasets.dataset import (
 )
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import BadLabels, TooFewPictures
-from service.contract.media.archive_members import kind_of, members
+from service.contract.media.archive_members import detect_kind, iter_members
 from service.contract.media.archives import ArchiveLimits, Member, iter_media
 from service.contract.media.pictures import FORMATS, Picture
 from worker.settings import WorkerSettings
@@ -157,7 +157,7 @@ class Inspection:
     def _cells_of_clips(self) -> ClipCells:
         pictures: dict[str, list[str]] = {}
         videos = []
-        with closing(members(self._archive, kind_of(self._archive), self._limits)) as listing:
+        with closing(iter_members(self._archive, detect_kind(self._archive), self._limits)) as listing:
             for member in listing:
                 if member.is_video:
                     videos.append((self._record.file_name or member.name) if member.bare_video else member.name)

@@ -11,7 +11,7 @@ from model.config import PPLConfig
 from service.contract.errors import TooFewPictures, TrainingFailed
 from service.contract.jobs.files import JobFiles, training_folder
 from service.contract.jobs.store import JobRecord, JobStatus
-from service.contract.media.archives import ArchiveLimits, Member, iter_media, mode_of
+from service.contract.media.archives import ArchiveLimits, Member, iter_media, resolve_mode
 from service.contract.media.fitting import fit_square, reducible
 from service.contract.media.pictures import Picture
 from service.contract.versions.store import write_json
@@ -105,11 +105,11 @@ class Preparer:
                 seen = tally.images, tally.skipped
                 if isinstance(found, Member):
                     videos += 1
-                    tally.mode = mode_of(config.mode, pictures, videos)
+                    tally.mode = resolve_mode(config.mode, pictures, videos)
                     reader.take_video(found, (record.source.name or name) if found.bare_video else name)
                 else:
                     pictures += 1
-                    tally.mode = mode_of(config.mode, pictures, videos)
+                    tally.mode = resolve_mode(config.mode, pictures, videos)
                     reader.take_picture(found, name)
                 self._metrics.pictures.labels("read").inc(tally.images - seen[0])
                 self._metrics.pictures.labels("skipped").inc(tally.skipped - seen[1])

@@ -1,4 +1,4 @@
-"""The files in an upload, one after the other, as bytes or as a stream; hostile archives are refused on the way."""
+"""Iterate over the files of an upload, refusing hostile archives on the way."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _ZIP_ENTRY = b"PK\x01\x02"
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ZIP_ENCRYPTED = 0x1 | 0x40
 _GZIP_START = b"\x1f\x8b"
-# an archive that unpacks to less than this may shrink as much as it likes: drawn pictures do
+# below this unpacked size any compression ratio is allowed: drawings compress well
 _RATIO_FROM_BYTES = 64 * 2**20
 # no header, name or directory of an honest archive is longer
-_LONGEST_READ_BYTES = 64 * 2**20
-_COPIED_BYTES = 2**20
-_BARE_VIDEO = "video"  # the name of an upload that is one
+_MAX_READ_BYTES = 64 * 2**20
+_COPY_BYTES = 2**20
+_BARE_VIDEO = "video"  # the member name of an upload that is a video itself
 _KINDS_EXPECTED = "expected a zip, tar or tar.gz of pictures or videos, or one video"
 
 
 @dataclass(frozen=True)
 class ArchiveLimits:
-    """What an archive or a folder may hold."""
+    """Limits on an archive or a folder."""
 
     max_files: int = 200_000
     max_unpacked_bytes: int = 16 * 2**30
@@ -45,7 +45,7 @@ class ArchiveLimits:
 
     @classmethod
     def of(cls, settings: CommonSettings) -> ArchiveLimits:
-        """The limits as set."""
+        """Return the configured limits."""
         return cls(
             settings.archive_max_files,
             settings.archive_max_unpacked_bytes,
@@ -59,10 +59,10 @@ class Member:
     """A file in an upload.
 
     Attributes:
-        name: its path there.
-        open: a stream of its bytes; it works until the next member is asked for.
-        path: where it lies by itself; None inside of an archive.
-        bare_video: it is the whole upload, whose name nobody knows.
+        name: its path in the upload.
+        open: opens a stream of its bytes, valid until the next member is requested.
+        path: the file itself; None inside an archive.
+        bare_video: whether it is the whole upload, whose file name is unknown.
     """
 
     name: str
@@ -73,22 +73,22 @@ class Member:
 
     @property
     def is_picture(self) -> bool:
-        """Whether it is named as a picture, and not hidden."""
+        """Whether its suffix is a picture's and it is not hidden."""
         return is_picture_name(self.name) and not self.is_hidden
 
     @property
     def is_video(self) -> bool:
-        """Whether it is named as a video, and not hidden."""
+        """Whether its suffix is a video's and it is not hidden."""
         return self.bare_video or (is_video_name(self.name) and not self.is_hidden)
 
     @property
     def is_hidden(self) -> bool:
-        """Whether it is hidden, or what a Mac adds to an archive."""
+        """Whether it is hidden, or metadata that macOS adds to archives."""
         parts = PurePosixPath(self.name.replace("\\", "/")).parts
         return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
     def read(self) -> bytes:
-        """All of its bytes. Raises whatever a damaged archive makes its reader raise."""
+        """Return its bytes. Raises anything the reader of a damaged archive raises."""
         with self.open() as file:
             data = file.read(self.size)
         if len(data) != self.size:
@@ -96,17 +96,17 @@ class Member:
         return data
 
     def copy(self, to: Path) -> None:
-        """Its bytes into a file, a little at a time. Raises as :meth:`read`, and OSError where there is no room."""
+        """Copy it to a file in small pieces. Raises as :meth:`read`, and OSError if the disk is full."""
         copied = 0
         with self.open() as file, to.open("wb") as out:
-            while copied < self.size and (part := file.read(min(_COPIED_BYTES, self.size - copied))):
+            while copied < self.size and (part := file.read(min(_COPY_BYTES, self.size - copied))):
                 copied += out.write(part)
         if copied != self.size:
             raise EOFError("it ends early")
 
 
-def kind_of(path: Path) -> str:
-    """What an upload is: folder, zip, tar, tar.gz or video. Raises BadArchive for an empty file."""
+def detect_kind(path: Path) -> str:
+    """Return an upload's kind: folder, zip, tar, tar.gz or video. Raises BadArchive for an empty file."""
     if path.is_dir():
         return "folder"
     with path.open("rb") as file:
@@ -120,31 +120,34 @@ def kind_of(path: Path) -> str:
     return "tar.gz" if head.startswith(_GZIP_START) else "tar"
 
 
-def members(path: Path, kind: str, limits: ArchiveLimits) -> Generator[Member]:
-    """The files of an archive or folder, each checked; raises as check_archive does.
+def iter_members(path: Path, kind: str, limits: ArchiveLimits) -> Generator[Member]:
+    """Yield the files of an upload, each checked.
 
     Args:
-        kind: as :func:`kind_of` says.
+        kind: from :func:`detect_kind`.
+
+    Raises:
+        BadArchive: or a subclass; see :func:`~.archives.check_archive`.
     """
     if kind == "video":
         yield Member(_BARE_VIDEO, path.stat().st_size, partial(_open, path), path, bare_video=True)
         return
     if kind == "folder":
-        yield from _counted(_folder_members(path), limits, limits.max_unpacked_bytes)
+        yield from _check_totals(_folder_members(path), limits, limits.max_unpacked_bytes)
         return
     allowance = int(min(limits.max_unpacked_bytes, max(_RATIO_FROM_BYTES, limits.max_ratio * path.stat().st_size)))
     reader = _zip_members if kind == "zip" else _tar_members
     with path.open("rb") as file:
         try:
             packed = cast(IO[bytes], gzip.GzipFile(fileobj=file)) if kind == "tar.gz" else file
-            yield from _counted(reader(_Guarded(packed, allowance, limits)), limits, allowance)
+            yield from _check_totals(reader(_GuardedFile(packed, allowance, limits)), limits, allowance)
         except PPLError:
             raise
         except Exception as error:  # hostile bytes may make a reader raise anything
-            raise BadArchive(f"not an archive, or damaged ({reason_of(error)}); {_KINDS_EXPECTED}") from error
+            raise BadArchive(f"not an archive, or damaged ({message_of(error)}); {_KINDS_EXPECTED}") from error
 
 
-def _counted(members: Iterator[Member], limits: ArchiveLimits, allowance: int) -> Iterator[Member]:
+def _check_totals(members: Iterator[Member], limits: ArchiveLimits, allowance: int) -> Iterator[Member]:
     unpacked_bytes = 0
     for count, member in enumerate(members, start=1):
         if count > limits.max_files:
@@ -155,7 +158,7 @@ def _counted(members: Iterator[Member], limits: ArchiveLimits, allowance: int) -
         yield member
 
 
-def _zip_members(file: _Guarded) -> Iterator[Member]:
+def _zip_members(file: _GuardedFile) -> Iterator[Member]:
     with zipfile.ZipFile(cast(IO[bytes], file)) as archive:
         for info in archive.infolist():
             _check_name(info.orig_filename)
@@ -164,23 +167,23 @@ def _zip_members(file: _Guarded) -> Iterator[Member]:
             if info.is_dir():
                 continue
             if info.flag_bits & _ZIP_ENCRYPTED:
-                raise EncryptedArchive(f"{_shown(info.filename)} is encrypted; pack it without a password")
+                raise EncryptedArchive(f"{_quote(info.filename)} is encrypted; pack it without a password")
             if info.compress_type not in _ZIP_METHODS:
-                raise BadArchive(f"{_shown(info.filename)} is packed by a method other than store and deflate")
+                raise BadArchive(f"{_quote(info.filename)} uses a compression method other than store and deflate")
             yield Member(info.filename, info.file_size, partial(archive.open, info))
 
 
-def _tar_members(file: _Guarded) -> Iterator[Member]:
+def _tar_members(file: _GuardedFile) -> Iterator[Member]:
     with tarfile.open(fileobj=cast(IO[bytes], file), mode="r:") as archive:
         while (info := archive.next()) is not None:
-            archive.members = []  # type: ignore[attr-defined]  # else it keeps a record of every member it passed
+            archive.members = []  # type: ignore[attr-defined]  # or it keeps a record of every member
             _check_name(info.name)
             if info.isdir():
                 continue
             if not info.isfile() or info.issparse():
                 raise _unsafe(info.name, "is a link, a device or sparse")
             yield Member(info.name, info.size, partial(_tar_open, archive, info))
-        if file.last_read.strip(b"\0"):  # tarfile takes a damaged header for the end
+        if file.last_read.strip(b"\0"):  # tarfile ends at a damaged header without an error
             raise BadArchive(f"the archive is damaged after its first files; {_KINDS_EXPECTED}")
 
 
@@ -195,7 +198,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _folder_members(path: Path) -> Iterator[Member]:
-    """The files below a folder in sorted order; links are passed over."""
+    """Yield the files below a folder in sorted order, without links."""
     for folder, folders, files in os.walk(path):
         folders.sort()
         for name in sorted(files):
@@ -205,11 +208,11 @@ def _folder_members(path: Path) -> Iterator[Member]:
             yield Member(file.relative_to(path).as_posix(), file.stat().st_size, partial(_open, file), file)
 
 
-class _Guarded:
-    """A binary file that refuses what a hostile archive makes the standard library do.
+class _GuardedFile:
+    """A binary file that refuses the reads by which a hostile archive exhausts the standard library.
 
-    That is: one huge read (a name or a directory of gigabytes), reading on and on (decompression),
-    and a zip directory of more entries than are allowed.
+    These are: one huge read (a name or directory of gigabytes), endless reading (decompression), and a zip directory
+    of too many entries.
     """
 
     def __init__(self, file: IO[bytes], allowance: int, limits: ArchiveLimits) -> None:
@@ -219,10 +222,10 @@ class _Guarded:
         self.last_read = b""
 
     def read(self, size: int = -1) -> bytes:
-        longest = max(_LONGEST_READ_BYTES, self._limits.max_picture_bytes)
-        if size > longest:
+        max_bytes = max(_MAX_READ_BYTES, self._limits.max_picture_bytes)
+        if size > max_bytes:
             raise UnsafeArchive(f"the archive has a header of {size} bytes; {_KINDS_EXPECTED}")
-        data = self._file.read(size) if size >= 0 else self._rest(longest)
+        data = self._file.read(size) if size >= 0 else self._read_rest(max_bytes)
         self._check_position(self._file.tell())
         if data.count(_ZIP_ENTRY) > self._limits.max_files:
             raise _too_many(self._limits)
@@ -240,12 +243,12 @@ class _Guarded:
     def seekable(self) -> bool:
         return True
 
-    def _rest(self, most: int) -> bytes:
-        """What is left, a little at a time: a buffered file takes room for as much as it is asked for."""
+    def _read_rest(self, max_bytes: int) -> bytes:
+        """Read to the end in small pieces: a buffered file allocates as much as is requested."""
         parts = []
-        while most > 0 and (part := self._file.read(min(most, _COPIED_BYTES))):
+        while max_bytes > 0 and (part := self._file.read(min(max_bytes, _COPY_BYTES))):
             parts.append(part)
-            most -= len(part)
+            max_bytes -= len(part)
         return b"".join(parts)
 
     def _check_position(self, position: int) -> None:
@@ -260,24 +263,24 @@ def _check_name(name: str) -> None:
 
 
 def _unsafe(name: str, why: str) -> UnsafeArchive:
-    return UnsafeArchive(f"{_shown(name)} in the archive {why}; pack plain files under relative names")
+    return UnsafeArchive(f"{_quote(name)} in the archive {why}; pack plain files under relative names")
 
 
 def _too_many(limits: ArchiveLimits) -> ArchiveTooLarge:
-    return ArchiveTooLarge(f"more than {limits.max_files} files; send at most {limits.max_files}")
+    return ArchiveTooLarge(f"the upload has more files than the limit; send at most {limits.max_files}")
 
 
 def _too_large(allowance: int) -> ArchiveTooLarge:
     return ArchiveTooLarge(
-        f"the archive unpacks to more than {allowance} bytes, the most that is allowed for one of its size; "
+        f"the archive unpacks to more than {allowance} bytes, the limit for one of its size; "
         "send fewer or smaller files"
     )
 
 
-def reason_of(error: Exception) -> str:
-    """What an error says, or its kind where it says nothing."""
+def message_of(error: Exception) -> str:
+    """Return an error's message, or its class name if it has none."""
     return str(error) or type(error).__name__
 
 
-def _shown(name: str) -> str:
+def _quote(name: str) -> str:
     return repr(name if len(name) <= 80 else name[:77] + "...")

@@ -1,8 +1,8 @@
-"""A picture to the model's square and back. The same pixels on both sides.
+"""Crop a picture to the model's square and map back, as gateway and worker both do it.
 
-Pixel coordinates have their integers at pixel centres: the picture of width w spans -0.5 to w - 0.5. Edge coordinates
-(boxes, :class:`Frame`) have their integers at pixel edges: it spans 0 to w. The model's square is normalised to
-[-1, 1], pixel centres at (2i + 1)/S - 1.
+Pixel coordinates have integers at pixel centres: a picture of width w spans -0.5 to w - 0.5. Edge coordinates
+(boxes, :class:`Frame`) have integers at pixel edges: it spans 0 to w. The model's square is normalised to [-1, 1],
+pixel centres at (2i + 1)/S - 1.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from .rgb import MID_GREY
 
 Box = tuple[float, float, float, float]  # x, y, width, height in edge coordinates of the picture
 
-# a picture is reduced by whole factors first, leaving at least this many pixels for one of the square
+Region = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the picture
+
+# a picture is first reduced by a whole factor that leaves at least this many pixels for each of the square
 _REDUCING_GAP = 3
-# pixels that are reduced at a time; a row of blocks may have more
+# reduced at a time, to bound memory
 _BAND_PIXELS = 4_000_000
-# pixels that filling up blocks may always add
+# padding that is always allowed
 _PADDING_PIXELS = 4_000_000
 
 
 class Cells(NamedTuple):
-    """Blocks of a canvas, from the first column and row to those after the last."""
+    """A half-open range of columns and rows of the canvas; each cell is a block of picture pixels."""
 
     x0: int
     y0: int
@@ -38,15 +40,11 @@ class Cells(NamedTuple):
     y1: int
 
 
-Region = tuple[int, int, int, int]  # pixels of a picture, likewise
-
-
 @dataclass(frozen=True)
 class Frame:
-    """Where the model's square lies on a picture: its left and top edge and its side.
+    """The left edge, top edge and side of the model's square on a picture.
 
-    Edge coordinates, in pixels of the picture with its EXIF orientation applied. The square may
-    reach beyond the picture.
+    Edge coordinates in pixels, EXIF orientation applied. The square may reach beyond the picture.
     """
 
     x0: float
@@ -54,19 +52,19 @@ class Frame:
     size: float
 
     def to_picture(self, normalized: ArrayLike) -> NDArray[np.float64]:
-        """Points (…, 2) in [-1, 1] over the square to pixel coordinates (integers at pixel centres)."""
+        """Convert points (…, 2) from [-1, 1] over the square to pixel coordinates."""
         points = np.asarray(normalized, dtype=np.float64)
         return np.array([self.x0, self.y0]) + (points + 1) / 2 * self.size - 0.5
 
     def from_picture(self, pixels: ArrayLike) -> NDArray[np.float64]:
-        """The inverse of :meth:`to_picture`."""
+        """Convert points (…, 2) from pixel coordinates to [-1, 1] over the square."""
         points = np.asarray(pixels, dtype=np.float64)
         normalized: NDArray[np.float64] = (points + 0.5 - np.array([self.x0, self.y0])) / self.size * 2 - 1
         return normalized
 
 
 def reducible(side: int, boxes: Sequence[Box | None] = (None,)) -> Callable[[int, int], float]:
-    """For a picture's width and height: by how much it may be decoded smaller for these squares, see open_reduced."""
+    """Return the argument ``most`` of open_reduced that keeps enough pixels for squares of these boxes."""
 
     def most(width: int, height: int) -> float:
         sizes = [max(box[2:]) if box else max(width, height) for box in boxes]
@@ -76,15 +74,15 @@ def reducible(side: int, boxes: Sequence[Box | None] = (None,)) -> Callable[[int
 
 
 def fit_square(picture: Picture | Image.Image, side: int, box: Box | None = None) -> tuple[NDArray[np.uint8], Frame]:
-    """The model's square cut out of an RGB picture, and where it lies.
+    """Crop an RGB picture to the model's square, with antialiasing.
 
-    The square is centred on the box and as wide as the box's longer side, so nothing is stretched;
-    where it reaches beyond the picture it is mid-grey. Resampled with an antialiasing filter.
+    The square is centred on the box and as wide as its longer side, so nothing is stretched; it is mid-grey beyond
+    the picture.
 
     Args:
-        picture: RGB; a reduced one, where :func:`reducible` allowed it, gives the same square but for rounding.
+        picture: RGB; one reduced as :func:`reducible` allows gives the same square up to rounding.
         side: S, of the square in pixels.
-        box: x, y, width, height in edge coordinates; the whole picture unless given.
+        box: in edge coordinates; the whole picture unless given.
 
     Returns:
         uint8 (S, S, 3) and the square's Frame.
@@ -96,7 +94,7 @@ def fit_square(picture: Picture | Image.Image, side: int, box: Box | None = None
     x, y, width, height = box or (0.0, 0.0, float(picture.width), float(picture.height))
     size = float(max(width, height))
     if not (size > 0 and math.isfinite(x + y + size)):
-        raise ValueError(f"a box of {width} x {height} pixels has no square")
+        raise ValueError(f"the box is {width} x {height} pixels; expected a finite one with an area")
     whole = Frame(x + width / 2 - size / 2, y + height / 2 - size / 2, size)
     image, scale = picture.image, picture.scale
     frame = Frame((whole.x0 + picture.left) / scale, (whole.y0 + picture.top) / scale, size / scale)
@@ -107,14 +105,14 @@ def fit_square(picture: Picture | Image.Image, side: int, box: Box | None = None
     canvas = Image.new("RGB", (columns, rows), (MID_GREY,) * 3)
     _paste_reduced(canvas, image, left, top, factor)
     start_x, start_y, extent = (frame.x0 - left) / factor, (frame.y0 - top) / factor, size / factor
-    # rounding may leave the far edge a hair outside of the canvas, which Pillow refuses
+    # rounding may put the far edge slightly outside of the canvas, which Pillow refuses
     crop = (start_x, start_y, min(start_x + extent, columns), min(start_y + extent, rows))
     square = canvas.resize((side, side), Image.Resampling.BILINEAR, box=crop)
     return np.asarray(square, dtype=np.uint8).copy(), whole
 
 
 def unfit_square(square: NDArray[np.uint8], frame: Frame, width: int, height: int) -> Image.Image:
-    """A one-channel square (S, S) laid back on its picture: a grey image of that width and height, 0 outside."""
+    """Draw a one-channel square (S, S) at its place on a grey image of width x height; 0 outside of it."""
     side = square.shape[0]
     scale = side / frame.size
     extent = (-frame.x0 * scale, -frame.y0 * scale, (width - frame.x0) * scale, (height - frame.y0) * scale)
@@ -123,10 +121,10 @@ def unfit_square(square: NDArray[np.uint8], frame: Frame, width: int, height: in
 
 
 def _paste_reduced(canvas: Image.Image, image: Image.Image, left: int, top: int, factor: int) -> None:
-    """Draw the picture, shrunk by a whole factor, on a canvas whose corner is at its pixel (left, top).
+    """Draw the picture, reduced by a whole factor, on a canvas whose corner is at its pixel (left, top).
 
-    The blocks that are averaged start at that corner, and one that the picture covers in part is
-    filled up with mid-grey, so that its edges keep their place to a fraction of a pixel.
+    Blocks start at that corner. One that the picture covers in part is padded with mid-grey, so that the picture's
+    edges keep their place to a fraction of a pixel.
     """
     region = (
         max(0, left),
@@ -151,7 +149,7 @@ def _paste_reduced(canvas: Image.Image, image: Image.Image, left: int, top: int,
     if inner.x0 >= inner.x1 or inner.y0 >= inner.y1:
         _paste_padded(canvas, image, left, top, factor, region, outer)
         return
-    # blocks that the picture covers need no copy of it; what is left are its edges, a block wide
+    # fully covered blocks need no padded copy; what is left are the four edges, a block wide
     whole = (left + inner.x0 * factor, top + inner.y0 * factor, left + inner.x1 * factor, top + inner.y1 * factor)
     canvas.paste(image.reduce(factor, whole) if factor > 1 else image.crop(whole), (inner.x0, inner.y0))
     for edge in (
@@ -167,7 +165,7 @@ def _paste_reduced(canvas: Image.Image, image: Image.Image, left: int, top: int,
 def _paste_padded(
     canvas: Image.Image, image: Image.Image, left: int, top: int, factor: int, region: Region, cells: Cells
 ) -> None:
-    """Blocks that the picture covers in part, filled up with mid-grey."""
+    """Draw blocks that the picture covers in part, padded with mid-grey."""
     own = (
         max(region[0], left + cells.x0 * factor),
         max(region[1], top + cells.y0 * factor),
@@ -177,7 +175,7 @@ def _paste_padded(
     corner = left + cells.x0 * factor
     size = ((cells.x1 - cells.x0) * factor, (cells.y1 - cells.y0) * factor)
     if size[0] * size[1] > 4 * (own[2] - own[0]) * (own[3] - own[1]) + _PADDING_PIXELS:
-        # a sliver, thinner than a block: filling it up could take any amount of memory
+        # a sliver thinner than a block: padding it could take any amount of memory
         sliver = image.resize((cells.x1 - cells.x0, cells.y1 - cells.y0), Image.Resampling.BOX, box=own)
         canvas.paste(sliver, (cells.x0, cells.y0))
         return

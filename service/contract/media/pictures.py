@@ -1,19 +1,19 @@
-"""Untrusted bytes to an RGB picture. The same pixels on both sides.
+"""Decode untrusted bytes to an RGB picture, as gateway and worker both do it.
 
-A picture is opened with its EXIF orientation applied, so its width and height are those that a viewer shows. A JPEG
-that is far larger than what is made of it is decoded to a half, a quarter or an eighth of its size, which is what its
-blocks of eight pixels allow: a phone's photograph then takes a quarter of the time and little memory.
+EXIF orientation is applied, so width and height are those a viewer shows. A JPEG much larger than needed is decoded
+at 1/2, 1/4 or 1/8 of its size, which its blocks of 8 pixels allow: a phone's photograph takes a quarter of the time.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-# opening with these formats named finds them registered, and loads none of Pillow's forty others
+# importing these keeps Pillow from loading its forty other formats
 from PIL import (
     BmpImagePlugin,
     Image,
@@ -25,14 +25,20 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from service.contract import jpeg
-from service.contract.errors import Animated, BadPicture, TooManyPixels, TooSmall, TruncatedImage
+from service.contract.errors import (
+    Animated,
+    BadPicture,
+    NotAnImage,
+    TooManyPixels,
+    TooSmall,
+    TruncatedImage,
+    UnsupportedFormat,
+)
 from service.contract.settings import CommonSettings
-from service.contract.signatures import EXPECTED as EXPECTED
-from service.contract.signatures import unidentified
 
 from .rgb import to_rgb
 
+EXPECTED = "expected a JPEG, PNG, WebP, BMP or TIFF picture"
 FORMATS = tuple(
     plugin.format
     for plugin in (
@@ -55,9 +61,9 @@ _TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ON_THEIR_SIDE = frozenset((5, 6, 7, 8))
-# which of the stored picture's last columns (0) or rows (1) become the first columns and the first rows
-_TURNED_TO_THE_FRONT: dict[int, tuple[int | None, int | None]] = {
+_SWAPS_SIDES = frozenset((5, 6, 7, 8))
+# whether the stored picture's last columns (0) or rows (1) become the first columns and the first rows
+_LAST_TO_FIRST: dict[int, tuple[int | None, int | None]] = {
     2: (0, None),
     3: (0, 1),
     4: (None, 1),
@@ -67,14 +73,35 @@ _TURNED_TO_THE_FRONT: dict[int, tuple[int | None, int | None]] = {
 }
 _SCALES = (8, 4, 2)  # by which a JPEG can be decoded smaller
 
+# known formats that are not supported: offset, magic bytes, name
+_OTHER_FORMATS = (
+    (0, b"GIF8", "GIF"),
+    (4, b"ftypheic", "HEIC"),
+    (4, b"ftypheix", "HEIC"),
+    (4, b"ftypmif1", "HEIF"),
+    (4, b"ftypavif", "AVIF"),
+    (0, b"%PDF", "PDF"),
+    (0, b"<svg", "SVG"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
+    (0, b"\xff\x0a", "JPEG XL"),
+)
+_JPEG_START = b"\xff\xd8\xff"
+_SUPPORTED_STARTS = (_JPEG_START, b"\x89PNG\r\n\x1a\n", b"II*\x00", b"MM\x00*")
+
+# the same limit as the decoder of JPEG in TIFF; encoders write about ten scans, a few of them some dozens
+_MAX_SCANS = 100
+# a colour profile takes up to 255 segments, everything else a few
+_MAX_SEGMENTS = 4096
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+# the next marker that is not a stuffed zero, a fill byte or a restart
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
+_MARKERS_WITHOUT_LENGTH = frozenset((0x01, 0xD8))
+
 
 @dataclass(frozen=True)
 class PictureLimits:
-    """What a picture may be.
-
-    Raises:
-        ValueError: ``max_pixels`` above the number at which Pillow itself refuses.
-    """
+    """Limits on a picture. Raises ValueError if ``max_pixels`` is above Pillow's own limit."""
 
     max_pixels: int = 50_000_000
     min_side_px: int = 8
@@ -83,23 +110,23 @@ class PictureLimits:
     def __post_init__(self) -> None:
         highest = Image.MAX_IMAGE_PIXELS
         if highest is not None and self.max_pixels > highest:
-            raise ValueError(f"a limit of {self.max_pixels} pixels a picture; it may be at most {highest}")
+            raise ValueError(f"max_pixels is {self.max_pixels}; set it to at most {highest}")
 
     @classmethod
     def of(cls, settings: CommonSettings) -> PictureLimits:
-        """The limits as set."""
+        """Return the configured limits."""
         return cls(settings.image_max_pixels, settings.image_min_side_px, settings.image_max_bytes)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An RGB picture, of which a pixel may stand for several of the file's.
+    """An RGB picture, possibly decoded at a reduced size.
 
     Attributes:
         image: 8-bit RGB.
-        width, height: in pixels as a viewer shows it, EXIF orientation applied.
-        scale: how many pixels across one of the image stands for: 1, 2, 4 or 8.
-        left, top: how many pixels, fewer than ``scale``, the image begins before the picture does.
+        width, height: full size in pixels, EXIF orientation applied.
+        scale: 1, 2, 4 or 8; each pixel of ``image`` covers scale x scale pixels of the picture.
+        left, top: pixels of the picture, fewer than ``scale``, by which ``image`` begins before the picture does.
     """
 
     image: Image.Image
@@ -111,19 +138,19 @@ class Picture:
 
     @classmethod
     def of(cls, image: Image.Image) -> Picture:
-        """An image as it is."""
+        """Wrap an image of full size."""
         return cls(image, image.width, image.height)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height."""
+        """Return width and height."""
         return self.width, self.height
 
 
 def open_picture(
     source: bytes | BinaryIO, limits: PictureLimits | None = None, before_decoding: Callable[[int], None] | None = None
 ) -> Image.Image:
-    """A whole picture of any supported format and mode as 8-bit RGB: :func:`open_reduced`, not reduced."""
+    """Decode a picture at its full size to 8-bit RGB; see :func:`open_reduced`."""
     return open_reduced(source, lambda *_: 1, limits, before_decoding).image
 
 
@@ -133,21 +160,20 @@ def open_reduced(
     limits: PictureLimits | None = None,
     before_decoding: Callable[[int], None] | None = None,
 ) -> Picture:
-    """A picture of any supported format and mode as 8-bit RGB, its EXIF orientation applied; a JPEG may be reduced.
+    """Decode a picture of any supported format and mode to 8-bit RGB; a JPEG may be reduced.
 
-    CMYK, palette and grey pictures are converted, 16-bit ones scaled, transparent ones laid on
-    mid-grey. The size is checked before anything is decoded.
+    CMYK, palette and grey pictures are converted, 16-bit ones scaled, transparent ones laid on mid-grey. The size is
+    checked before anything is decoded.
 
     Args:
-        source: the file's bytes, or a binary file that can seek.
-        most: for a width and height, EXIF orientation applied, by how much the picture may be reduced.
-        limits: what it may be; the defaults of PictureLimits unless given.
-        before_decoding: called with the number of its pixels once these are within the limits.
+        source: the file's bytes, or a seekable binary file.
+        most: returns the largest allowed reduction for a width and height (EXIF orientation applied).
+        limits: the defaults of PictureLimits unless given.
+        before_decoding: called with the number of pixels once it is within the limits.
 
     Raises:
-        BadPicture: a JPEG of too many scans or segments, or one of its kinds (NotAnImage, UnsupportedFormat,
-            TruncatedImage, TooManyPixels, TooSmall, Animated); the detail says what came and what
-            was expected.
+        BadPicture: a JPEG of too many scans or segments, or a subclass: NotAnImage, UnsupportedFormat,
+            TruncatedImage, TooManyPixels, TooSmall, Animated.
     """
     limits = limits or PictureLimits()
     file = io.BytesIO(source) if isinstance(source, bytes) else source
@@ -155,10 +181,12 @@ def open_reduced(
     try:
         image = Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooManyPixels(f"the picture has too many pixels; at most {limits.max_pixels} are allowed") from error
+        raise TooManyPixels(
+            f"the picture has too many pixels; at most {limits.max_pixels} are allowed, scale it down"
+        ) from error
     except UnidentifiedImageError as error:
         file.seek(0)
-        raise unidentified(file.read(32)) from error
+        raise _identify(file.read(32)) from error
     except Exception as error:  # hostile bytes may make a parser raise anything
         raise _damaged(error) from error
     with image:
@@ -170,41 +198,42 @@ def open_reduced(
             stored = image.size
             scale = _reduce(image, most)
             image.load()
-            orientation = _orientation(image)  # a PNG may tell after its pixels; a TIFF is turned by Pillow
+            # only now: a PNG's may stand after its pixels, and Pillow transposes a TIFF
+            orientation = _orientation(image)
             rgb = to_rgb(image)
         except BadPicture:
             raise
         except Exception as error:  # hostile bytes may make a decoder raise anything
             raise _damaged(error) from error
-    del image  # its pixels need not be kept while they are turned
+    del image  # free its pixels before transposing the copy
     if scale == 1:
-        return Picture.of(_turned(rgb, orientation))
-    # blocks begin at the stored picture's first pixel and reach beyond its last, which may be turned to the front
+        return Picture.of(_transpose(rgb, orientation))
+    # blocks begin at the stored picture's first pixel and may end after its last, which the transpose may put first
     beyond = [reduced * scale - whole for reduced, whole in zip(rgb.size, stored, strict=True)]
-    width, height = reversed(stored) if orientation in _ON_THEIR_SIDE else stored
-    left, top = (0 if axis is None else beyond[axis] for axis in _TURNED_TO_THE_FRONT.get(orientation, (None, None)))
-    return Picture(_turned(rgb, orientation), width, height, scale, left, top)
+    width, height = reversed(stored) if orientation in _SWAPS_SIDES else stored
+    left, top = (0 if axis is None else beyond[axis] for axis in _LAST_TO_FIRST.get(orientation, (None, None)))
+    return Picture(_transpose(rgb, orientation), width, height, scale, left, top)
 
 
 def is_picture_name(name: str) -> bool:
-    """Whether a file's name ends as that of a picture that we read."""
+    """Return whether a file name has a supported picture's suffix."""
     return Path(name).suffix.lower() in SUFFIXES
 
 
 def _reduce(image: ImageFile.ImageFile, most: Callable[[int, int], float]) -> int:
-    """Have a JPEG decoded smaller; how much smaller: 1, 2, 4 or 8 times."""
+    """Set a JPEG to be decoded smaller; return by how much: 1, 2, 4 or 8."""
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or not image.tile:
         return 1
-    width, height = reversed(image.size) if _orientation(image) in _ON_THEIR_SIDE else image.size
-    wanted = most(width, height)
-    scale = next((scale for scale in _SCALES if scale <= wanted), 1)
+    width, height = reversed(image.size) if _orientation(image) in _SWAPS_SIDES else image.size
+    highest = most(width, height)
+    scale = next((scale for scale in _SCALES if scale <= highest), 1)
     # Pillow takes the largest reduction that leaves at least the size asked for
     if scale == 1 or image.draft("", (image.width // scale, image.height // scale)) is None:
         return 1
     return scale
 
 
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
+def _transpose(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_TRANSPOSES[orientation]) if orientation in _TRANSPOSES else image
 
 
@@ -219,26 +248,60 @@ def _check_size(image: ImageFile.ImageFile, limits: PictureLimits) -> None:
 
 
 def _check_jpeg(file: BinaryIO) -> None:
-    """Refuse a JPEG that would take long for the size of its picture; before it is opened, as even this would."""
-    start = file.read(len(jpeg.START))
+    """Raise BadPicture for a JPEG decompression bomb, without opening it: even that would take long."""
+    start = file.read(len(_JPEG_START))
     file.seek(0)
-    if start == jpeg.START:
-        too_many = jpeg.too_costly(file.read())
+    if start == _JPEG_START:
+        excess = _find_excess(file.read())
         file.seek(0)
-        if too_many:
-            raise BadPicture(f"the JPEG has {too_many}; save it anew with a common program")
+        if excess:
+            raise BadPicture(f"the JPEG has {excess}; save it again with another program")
+
+
+def _find_excess(data: bytes) -> str | None:
+    """Return what a JPEG has too much of, if anything. Ignore embedded previews and what follows the picture.
+
+    Each scan costs a pass over the whole picture, however short it is, and segments are read one by one.
+    """
+    few_scans = data.count(b"\xff\xda") <= _MAX_SCANS
+    scans = segments = at = 0
+    while found := _MARKER.search(data, at):
+        marker, at = found[1][0], found.end()
+        if marker == _END_OF_IMAGE or (few_scans and marker == _START_OF_SCAN):
+            return None
+        scans += marker == _START_OF_SCAN
+        segments += 1
+        if scans > _MAX_SCANS:
+            return f"more than {_MAX_SCANS} scans"
+        if segments > _MAX_SEGMENTS:
+            return f"more than {_MAX_SEGMENTS} segments"
+        if marker not in _MARKERS_WITHOUT_LENGTH:
+            at += max(2, int.from_bytes(data[at : at + 2], "big"))
+    return None
+
+
+def _identify(head: bytes) -> NotAnImage | UnsupportedFormat | TruncatedImage:
+    """Return the error for an unsupported file, identified by its magic bytes."""
+    if not head:
+        return NotAnImage(f"the file is empty; {EXPECTED}")
+    for offset, magic, name in _OTHER_FORMATS:
+        if head[offset:].startswith(magic):
+            return UnsupportedFormat(f"the file is a {name}; {EXPECTED}")
+    if head.startswith(_SUPPORTED_STARTS) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP"):
+        return TruncatedImage("the picture ends within its first bytes, or these are damaged; send the whole file")
+    return NotAnImage(f"the file is not a picture; {EXPECTED}")
 
 
 def _check_still(image: ImageFile.ImageFile) -> None:
-    # how many frames there are is not asked: a TIFF's are walked, each from the first, over offsets that may be damaged
-    if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO holds previews, not a film
-        raise Animated(f"the picture is a {image.format} of several frames; send one frame as a picture of its own")
+    # n_frames is not read: for a TIFF Pillow walks all frames, over offsets that may be damaged
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO holds previews, not frames
+        raise Animated(f"the picture is a {image.format} of several frames; send a single frame")
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # noqa: BLE001  damaged EXIF data of a good picture: shown as stored, as viewers do
+    except Exception:  # noqa: BLE001  damaged EXIF of a good picture is ignored, as viewers do
         return 1
 
 

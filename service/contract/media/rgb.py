@@ -1,4 +1,4 @@
-"""Pictures of any mode as 8-bit RGB, in strips: a large picture needs little more memory than it and the result."""
+"""Convert pictures of any mode to 8-bit RGB, in strips to keep memory low."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _STRIP_PIXELS = 1_000_000
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded image of any mode as 8-bit RGB: wide modes scaled, transparent ones laid on mid-grey."""
+    """Convert a loaded image to 8-bit RGB: scale 16 and 32 bits down, lay transparent pixels on mid-grey."""
     if image.mode.startswith("I") or image.mode == "F":
-        return _in_strips(image, _wide(image))
+        return _in_strips(image, _grey_scaler(image))
     if image.has_transparency_data:
         return _in_strips(image, _on_grey)
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -40,12 +40,15 @@ def _on_grey(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(backdrop, image.convert("RGBA")).convert("RGB")
 
 
-def _wide(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """Grey of 16 or 32 bits, scaled to 8; the range of 32 bits is the least of 1.0, 8, 16, 31 bits to hold all."""
+def _grey_scaler(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """Return the conversion of 16- or 32-bit grey to 8 bits.
+
+    The range of 32-bit values is the smallest of 1.0 (floats), 8, 16 and 31 bits that holds them all.
+    """
     sixteen = image.mode.startswith("I;16")
     transparent = image.info.get("transparency")
     ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-    highest = 0.0 if sixteen else max(float(_finite(strip).max()) for strip in _strips(image))
+    highest = 0.0 if sixteen else max(float(_finite_values(strip).max()) for strip in _strips(image))
     span = next((span for span in ranges if highest <= span), max(highest, 2.0**31 - 1))
 
     def convert(strip: Image.Image) -> Image.Image:
@@ -53,7 +56,7 @@ def _wide(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
         if sixteen:
             grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
         else:
-            grey = np.rint(_finite(strip) * (255 / span)).astype(np.uint8)
+            grey = np.rint(_finite_values(strip) * (255 / span)).astype(np.uint8)
         if isinstance(transparent, int):
             grey[values == transparent] = MID_GREY
         return Image.fromarray(grey).convert("RGB")
@@ -61,7 +64,7 @@ def _wide(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     return convert
 
 
-def _finite(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """The values of an image, 0 where they are negative, infinite or no number."""
+def _finite_values(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Return an image's values, with 0 for negative, infinite and NaN ones."""
     values: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = np.asarray(image).astype(np.float64)
     return np.nan_to_num(values, posinf=0.0, neginf=0.0).clip(min=0)

@@ -1,90 +1,235 @@
-"""The program that decodes one video, in a process of its own: what a hostile file does to it harms nothing else.
+"""Decode one video in a process of its own, so that a hostile file cannot harm the caller.
 
-    python -m service.contract.media.video_decoder ORDER
+    python -m service.contract.media.video_decoder REQUEST
 
-ORDER is the JSON of a :class:`~service.contract.media.videos.Order`. Frames leave on standard output, each a
-:data:`~service.contract.media.videos.HEADER` (kind, number, width, height) and the bytes of its RGB pixels.
-The last message is DONE, or FAILED with a reason of that many bytes; frames that came before count.
+REQUEST is the JSON of :class:`~.videos.DecodeRequest`. Frames are written to standard output: each a
+:data:`~.videos.HEADER` and its RGB pixels. The last message is DONE, or FAILED and a reason; frames before it count.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import struct
 import sys
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
-from typing import BinaryIO
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
 
 import av
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
-from service.contract.videofile import Unusable, opened, said, stream_of, upright
-from service.contract.videoindex import Index, evenly, index_of, nearest
+from .videos import DONE, FAILED, FRAME, HEADER, DecodeRequest
 
-from .videos import DONE, FAILED, FRAME, HEADER, Order
+# excludes playlists and others that make ffmpeg read further files or addresses
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
+_FIXED_POINT = 1 << 16
+# a display matrix's a, b, c, d (x' = ax + cy, y' = bx + dy; y down)
+_TRANSPOSES = {
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+}
+_MAX_PIXEL_ASPECT = 4.0  # beyond it the file's aspect ratio is taken for wrong
+_MICROSECOND = 1e-6
+_SHORT_S = 0.5  # a complete file may be this much shorter than it says, or a tenth of its length
 
-Shown = tuple[int, float, Image.Image]  # number from 0, seconds from the start, RGB picture
+NumberedFrame = tuple[int, float, Image.Image]  # number from 0, seconds from the start, RGB picture
 
 
-def frames(order: Order) -> Iterator[Shown]:
-    """Frames of a video, upright and with square pixels: evenly spaced, or each so-many-th.
+class UnusableVideo(Exception):  # noqa: N818 - as in errors.py; the decoding program's only error
+    """The video, or the rest of it, cannot be used; the message says why."""
 
-    Evenly spaced, a video of more than ``order.max_frames`` frames gives of its key frames those nearest to
-    where the others would be taken, and only these are decoded.
+
+@dataclass
+class Index:
+    """The frames of a video, found by reading its packets without decoding.
+
+    Attributes:
+        times: sorted presentation times in the stream's units; empty where the file has none.
+        count: frames that are shown.
+        keys: (packet position, frame number) of the key frames.
+        damage: why the reading ended early; empty where it did not.
+    """
+
+    times: array[int] = field(default_factory=lambda: array("q"))
+    count: int = 0
+    keys: list[tuple[int, int]] = field(default_factory=list)
+    damage: str = ""
+
+
+def decode(request: DecodeRequest) -> Iterator[NumberedFrame]:
+    """Yield frames of a video, upright and with square pixels: evenly spaced, or one in ``request.every``.
+
+    Evenly spaced frames of a video of more than ``request.max_frames`` frames are the nearest key frames; only these
+    are decoded.
 
     Raises:
-        Unusable: nothing can be read, or nothing after the frames that came.
+        UnusableVideo: nothing can be read, or nothing after the frames yielded.
     """
-    index = index_of(order)
+    index = read_index(request)
     if not index.count:
-        raise Unusable(index.damage or "it holds no frame")
-    if order.every is None:
-        picks = evenly(order.count, index.count)
+        raise UnusableVideo(index.damage or "it holds no frame")
+    if request.every is None:
+        picks = space_evenly(request.count, index.count)
     else:
-        picks = list(range(0, index.count, order.every))
-        if len(picks) > order.count:
-            each = f"each {order.every}th of which is {len(picks)}" if order.every > 1 else "each of which is asked for"
-            raise Unusable(f"it has {index.count} frames, {each}; at most {order.count} are read at once")
-    with opened(order) as container:
-        stream = stream_of(container, order)
-        if index.count <= order.max_frames or order.every is not None:
-            yield from _all(container, stream, index, picks)
+        picks = list(range(0, index.count, request.every))
+        if len(picks) > request.count:
+            each = (
+                f"each {request.every}th of which is {len(picks)}"
+                if request.every > 1
+                else "all of which are asked for"
+            )
+            raise UnusableVideo(f"it has {index.count} frames, {each}; at most {request.count} are read at once")
+    with _open(request) as container:
+        stream = _video_stream(container, request)
+        if index.count <= request.max_frames or request.every is not None:
+            yield from _decode_picks(container, stream, index, picks)
         else:
-            yield from _keys(container, stream, nearest(picks, index.keys))
+            yield from _decode_key_frames(container, stream, _nearest_keys(picks, index.keys))
     if index.damage:
-        raise Unusable(index.damage)
+        raise UnusableVideo(index.damage)
 
 
-def _all(container: InputContainer, stream: VideoStream, index: Index, picks: list[int]) -> Iterator[Shown]:
-    """Decode from the first frame on, and give those that were picked."""
-    wanted = iter(picks)
-    pick = next(wanted)
+def space_evenly(count: int, total: int) -> list[int]:
+    """Return ``count`` of the numbers below ``total``, each in the middle of its part; all where there are no more."""
+    if total <= count:
+        return list(range(total))
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
+def read_index(request: DecodeRequest) -> Index:
+    """Read a video's packets. Raises UnusableVideo if it can't be opened or lasts longer than the limit."""
+    index = Index()
+    key_times: list[tuple[int, int | None]] = []
+    position, end_s, is_timed = 0, 0.0, True
+    with _open(request) as container:
+        stream = _video_stream(container, request)
+        length_s = (container.duration or 0) * _MICROSECOND
+        start_s = (container.start_time or 0) * _MICROSECOND
+        promised = stream.frames
+        _check_duration(length_s, request)
+        try:
+            for packet in container.demux():
+                if packet.is_corrupt:
+                    index.damage = "the file is damaged or ends early"
+                    break
+                end_s = max(end_s, _end_s(packet) - start_s)
+                _check_duration(end_s, request)
+                if packet.stream is not stream or not packet.size:
+                    continue
+                position += 1
+                if packet.is_discard:  # the file says not to show it
+                    continue
+                index.count += 1
+                if packet.is_keyframe:
+                    key_times.append((position - 1, packet.pts))
+                if packet.pts is None:
+                    is_timed = False
+                else:
+                    index.times.append(packet.pts)
+        except av.FFmpegError as error:
+            index.damage = f"the file is damaged ({_message(error)})"
+    # frames are numbered in the order of showing; in the order of the file where a time is missing
+    index.times = array("q", sorted(index.times) if is_timed else ())
+    for at, time in key_times:
+        index.keys.append((at, at if time is None or not is_timed else bisect_left(index.times, time)))
+    # an AVI also counts frames dropped while it was recorded, so a missing count alone is no damage
+    is_short = position < promised and end_s < length_s * (1 - 0.5 / promised)
+    if not index.damage and (is_short or end_s < length_s - max(_SHORT_S, length_s / 10)):
+        index.damage = f"the file ends early: it holds {end_s:.3g} of {length_s:.3g} seconds"
+    return index
+
+
+def _end_s(packet: Packet[Any]) -> float:
+    if packet.pts is None or packet.time_base is None:
+        return 0.0
+    return float((packet.pts + (packet.duration or 0)) * packet.time_base)
+
+
+def _check_duration(length_s: float, request: DecodeRequest) -> None:
+    if length_s > request.max_duration_s:
+        raise UnusableVideo(f"it lasts {length_s:.0f} seconds; at most {request.max_duration_s:.0f} are read")
+
+
+def _nearest_keys(picks: list[int], keys: list[tuple[int, int]]) -> dict[int, int]:
+    """Return the key frame nearest to each pick, as {packet position: frame number}."""
+    numbers = sorted((number, at) for at, number in keys)
+    if not numbers:
+        raise UnusableVideo("it is too long to be decoded as a whole, and has no key frames")
+    nearest = {}
+    for pick in picks:
+        after = bisect_left(numbers, (pick, -1))
+        number, at = min(numbers[max(0, after - 1) : after + 1], key=lambda key: abs(key[0] - pick))
+        nearest[at] = number
+    return nearest
+
+
+def _open(request: DecodeRequest) -> InputContainer:
+    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file", "max_pixels": str(request.max_pixels)}
+    try:
+        return av.open(f"file:{request.path}", mode="r", options=options, metadata_errors="replace")
+    except av.FFmpegError as error:
+        raise UnusableVideo(f"it is not a video in a known format, or damaged ({_message(error)})") from error
+
+
+def _video_stream(container: InputContainer, request: DecodeRequest) -> VideoStream:
+    """Return the first video stream, cover pictures left out, with the limits set."""
+    streams = [stream for stream in container.streams.video if Disposition.attached_pic not in stream.disposition]
+    if not streams:
+        raise UnusableVideo("it holds no moving pictures")
+    stream = streams[0]
+    codec = stream.codec_context
+    if codec is None:
+        raise UnusableVideo("its video codec is not supported")
+    if codec.width * codec.height > request.max_pixels:
+        raise UnusableVideo(
+            f"its frames are {codec.width} x {codec.height} pixels; at most {request.max_pixels} are read"
+        )
+    codec.options = {"max_pixels": str(request.max_pixels)}
+    codec.thread_type = "AUTO"
+    codec.thread_count = request.threads
+    return stream
+
+
+def _decode_picks(
+    container: InputContainer, stream: VideoStream, index: Index, picks: list[int]
+) -> Iterator[NumberedFrame]:
+    """Decode from the first frame on and yield those picked."""
+    remaining = iter(picks)
+    pick = next(remaining)
     counted = good = 0
-    for frame in _decoded(container, stream):
+    for frame in _decode_all(container, stream):
         number = counted if frame.pts is None or not index.times else bisect_left(index.times, frame.pts)
         counted += 1
         if frame.is_corrupt:
             if good:
-                raise Unusable(f"it is damaged at frame {number}")
+                raise UnusableVideo(f"it is damaged at frame {number}")
             continue  # a video may be cut out of a longer one right before a key frame
         good += 1
         if number < pick:
             continue
-        yield number, _time_s(frame, stream, number), upright(frame, stream)
-        following = next((later for later in wanted if later > number), None)
+        yield number, _time_s(frame, stream, number), _to_image(frame, stream)
+        following = next((later for later in remaining if later > number), None)
         if following is None:
             return
         pick = following
 
 
-def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Every frame; damage before the first one is passed over, damage after it is told."""
-    some = False
+def _decode_all(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """Yield every frame. Ignore damage before the first one, raise on damage after it."""
+    has_frame = False
     packets = container.demux(stream)
     while True:
         try:
@@ -95,32 +240,34 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFr
         except av.FFmpegError as error:
             if isinstance(error, av.error.EOFError):
                 return
-            if some or isinstance(error, av.error.MemoryError):
-                raise Unusable(f"it is damaged ({said(error)})") from error
+            if has_frame or isinstance(error, av.error.MemoryError):
+                raise UnusableVideo(f"it is damaged ({_message(error)})") from error
             continue
         for frame in decoded:
-            some = True
+            has_frame = True
             yield frame
 
 
-def _keys(container: InputContainer, stream: VideoStream, chosen: dict[int, int]) -> Iterator[Shown]:
-    """Decode the chosen key frames, each as if it were alone; one that is damaged is left out."""
+def _decode_key_frames(
+    container: InputContainer, stream: VideoStream, chosen: dict[int, int]
+) -> Iterator[NumberedFrame]:
+    """Decode each chosen key frame by itself; leave out damaged ones."""
     left = len(chosen)
     at = 0
     for packet in container.demux(stream):
         if not packet.size:
             continue
         if at in chosen:
-            frame = _alone(stream, packet)
+            frame = _decode_single(stream, packet)
             if frame is not None:
-                yield chosen[at], _time_s(frame, stream, chosen[at]), upright(frame, stream)
+                yield chosen[at], _time_s(frame, stream, chosen[at]), _to_image(frame, stream)
             left -= 1
             if not left:
                 return
         at += 1
 
 
-def _alone(stream: VideoStream, packet: Packet[VideoStream]) -> VideoFrame | None:
+def _decode_single(stream: VideoStream, packet: Packet[VideoStream]) -> VideoFrame | None:
     decoded: list[VideoFrame] = []
     with contextlib.suppress(av.FFmpegError):
         decoded = [*stream.decode(packet), *stream.decode(None)]
@@ -129,28 +276,54 @@ def _alone(stream: VideoStream, packet: Packet[VideoStream]) -> VideoFrame | Non
 
 
 def _time_s(frame: VideoFrame, stream: VideoStream, number: int) -> float:
-    """When a frame is shown, by its own stamp; by the mean rate where it has none."""
+    """Return when a frame is shown: by its timestamp, or by the mean frame rate where it has none."""
     if frame.pts is not None and stream.time_base is not None:
         return max(0.0, float((frame.pts - (stream.start_time or 0)) * stream.time_base))
     rate = stream.average_rate or stream.guessed_rate
     return number / float(rate) if rate else 0.0
 
 
-def _confine(order: Order) -> None:
-    """Limits that the system holds this process to; where it knows none, only the parent's clock does."""
+def _to_image(frame: VideoFrame, stream: VideoStream) -> Image.Image:
+    """Return a frame as a player shows it: RGB, square pixels, rotated and mirrored as the file says."""
+    width, height = frame.width, frame.height
+    aspect = float(stream.sample_aspect_ratio or 1)
+    if aspect != 1 and 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT:
+        width, height = (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
+    image = Image.fromarray(frame.reformat(width=width, height=height, format="rgb24").to_ndarray())
+    transpose = _TRANSPOSES.get(_display_matrix(frame))
+    return image.transpose(transpose) if transpose is not None else image
+
+
+def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
+    side_data: Any = frame.side_data  # PyAV annotates another container
+    try:
+        matrix = struct.unpack("=9i", bytes(side_data["DISPLAYMATRIX"]))
+    except (KeyError, struct.error):
+        return 1, 0, 0, 1
+    a, b, c, d = (round(matrix[place] / _FIXED_POINT) for place in (0, 1, 3, 4))
+    return a, b, c, d
+
+
+def _message(error: BaseException) -> str:
+    """Return an error's text without the file's path."""
+    return str(getattr(error, "strerror", "") or error or type(error).__name__)
+
+
+def _limit_resources(request: DecodeRequest) -> None:
+    """Set this process's memory, CPU and file limits; without them only the parent's clock limits it."""
     try:
         import resource
     except ImportError:  # Windows
         return
-    seconds = int(order.timeout_s * order.threads) + 1
-    for kind, most in (
-        (resource.RLIMIT_AS, order.memory_bytes),
+    seconds = int(request.timeout_s * request.threads) + 1
+    for kind, limit in (
+        (resource.RLIMIT_AS, request.memory_bytes),
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
     ):
-        with contextlib.suppress(ValueError, OSError):  # a harder limit holds already
-            resource.setrlimit(kind, (most, most))
+        with contextlib.suppress(ValueError, OSError):  # a lower limit is set already
+            resource.setrlimit(kind, (limit, limit))
 
 
 def _send(out: BinaryIO, kind: int, number: int, width: int, height: int, data: bytes, time_s: float = 0.0) -> None:
@@ -160,22 +333,22 @@ def _send(out: BinaryIO, kind: int, number: int, width: int, height: int, data: 
 
 
 def main(arguments: list[str]) -> None:
-    """Decode, send, and end with DONE or FAILED; quietly where nobody reads any more."""
-    order = Order(**json.loads(arguments[0]))
-    _confine(order)
+    """Decode, send the frames, and end with DONE or FAILED; exit quietly if the parent has gone."""
+    request = DecodeRequest(**json.loads(arguments[0]))
+    _limit_resources(request)
     out = sys.stdout.buffer
     try:
         try:
-            for number, time_s, image in frames(order):
+            for number, time_s, image in decode(request):
                 _send(out, FRAME, number, image.width, image.height, image.tobytes(), time_s)
-        except Unusable as error:
+        except UnusableVideo as error:
             reason = str(error)
-        except (MemoryError, ImportError):  # a part of the decoder that could not be loaded any more
-            reason = f"it needs more than {order.memory_bytes} bytes of memory"
+        except (MemoryError, ImportError):  # a part of the decoder could not be loaded for lack of memory
+            reason = f"it needs more than {request.memory_bytes} bytes of memory"
         except BrokenPipeError:
             raise
         except Exception as error:  # noqa: BLE001  hostile bytes may make a decoder raise anything
-            reason = f"it can't be decoded ({said(error)})"
+            reason = f"it can't be decoded ({_message(error)})"
         else:
             _send(out, DONE, 0, 0, 0, b"")
             return

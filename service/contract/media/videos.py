@@ -1,7 +1,7 @@
-"""Untrusted videos to frames. Decoding happens in another process (:mod:`.video_decoder`), the only one to load PyAV.
+"""Read frames of untrusted videos. A separate process (:mod:`.video_decoder`) decodes; only it loads PyAV.
 
-A video's frames are numbered from 0 as they are shown. A frame counts as a picture whose name is
-the video's, ``#``, and the number in six digits: ``walk.mp4#000012``.
+Frames are numbered from 0 in the order of showing. A frame counts as a picture named ``VIDEO#NUMBER``, the number
+in six digits: ``walk.mp4#000012``.
 """
 
 from __future__ import annotations
@@ -22,41 +22,39 @@ from PIL import Image
 
 SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"))
 EXPECTED = "expected an MP4, MOV, AVI, MKV or WebM video"
-MISSING = "videos need PyAV, which this server lacks: pip install 'pose-prior-learner[video]'"
+MISSING = "videos need PyAV, which is not installed: pip install 'pose-prior-learner[video]'"
 
-# what the decoding process sends: kind, number, width, height, seconds from the start
+# messages of the decoding process: kind, number, width, height, seconds from the start
 HEADER = struct.Struct("<4Id")
 FRAME, DONE, FAILED = 1, 2, 3
 
 _CHANNELS = 3
 _POLL_S = 0.25
 _READ_BYTES = 2**20
-_LONGEST_REASON = 4000
+_MAX_REASON_BYTES = 4000
 _EBML = b"\x1a\x45\xdf\xa3"
 _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 _STILL_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 
 
-class BadVideo(Exception):  # noqa: N818 - as the pictures' errors; it never crosses the API by itself
-    """A video that can't be read, or its rest; the message is written for whoever sent it."""
+class BadVideo(Exception):  # noqa: N818 - as in errors.py; it never crosses the API by itself
+    """The video, or the rest of it, can't be read; the message is written for the user."""
 
 
 class NoDecoder(Exception):  # noqa: N818
-    """PyAV is not installed; the message names the extra that brings it."""
+    """PyAV is not installed; the message names the extra to install."""
 
 
 @dataclass(frozen=True)
 class VideoLimits:
-    """What a video may be, and may cost.
+    """Limits on a video and on the process that decodes it.
 
     Attributes:
         max_pixels, min_side_px: of a frame.
         max_bytes: of the file.
-        max_frames: decoded of one video; a longer one gives only key frames.
-        max_duration_s: longest video.
+        max_frames: decoded of one video; of a longer one only key frames are read.
         timeout_s: time for decoding one video.
-        memory_bytes: of the decoding process.
-        threads: of the decoding process.
+        memory_bytes, threads: of the decoding process.
     """
 
     max_pixels: int = 50_000_000
@@ -70,12 +68,12 @@ class VideoLimits:
 
 
 @dataclass(frozen=True)
-class Order:
-    """What the decoding process is asked for: frames of a file, within limits.
+class DecodeRequest:
+    """The argument of the decoding process.
 
     Attributes:
-        count: frames evenly spaced; with ``every``, the most that may be.
-        every: the first and each so-many-th after it, instead of frames evenly spaced.
+        count: frames evenly spaced; with ``every``, the highest number allowed.
+        every: yield one frame in this many, from the first on, instead of frames evenly spaced.
     """
 
     path: str
@@ -90,23 +88,21 @@ class Order:
 
 
 def is_video_name(name: str) -> bool:
-    """Whether a file's name ends as that of a video that we read."""
+    """Return whether a file name has a supported video's suffix."""
     return Path(name).suffix.lower() in SUFFIXES
 
 
 def is_video(head: bytes) -> bool:
-    """Whether a file that starts so (12 bytes or more) is a video rather than an archive.
-
-    A tar starts with a name, so no byte of a video's first box that could be text counts.
-    """
+    """Return whether a file's first 12 bytes or more are a video's, not an archive's."""
     if head.startswith(_EBML) or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
         return True
+    # a tar starts with a member's name, so the first byte must not be text
     is_box = head[:1] < b"\x20" and head[4:8] in _BOXES
     return is_box and not (head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS)
 
 
 def frame_name(video: str, number: int) -> str:
-    """How a video's frame is named among an upload's pictures."""
+    """Return the name of a video's frame among an upload's pictures."""
     return f"{video}#{number:06d}"
 
 
@@ -132,10 +128,10 @@ def iter_every(
     limits: VideoLimits | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Generator[TimedFrame]:
-    """The first frame of a video and each ``every``-th after it; all others as :func:`iter_frames`.
+    """Yield the first frame of a video and each ``every``-th after it; otherwise as :func:`iter_frames`.
 
     Args:
-        most: frames that may come; a video that has more of them is refused before the first.
+        most: highest number of frames allowed; a video with more raises BadVideo before the first.
     """
     yield from _iter(path, most, every, limits or VideoLimits(), check)
 
@@ -143,14 +139,11 @@ def iter_every(
 def iter_frames(
     path: Path, count: int, limits: VideoLimits | None = None, check: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[int, Image.Image]]:
-    """Frames evenly spaced over a video, all where it has no more: number and RGB picture.
+    """Yield number and RGB picture of up to ``count`` frames evenly spaced over a video.
 
-    Turned and mirrored as the file says, pixels made square. One frame is held at a time.
+    Frames are rotated and mirrored as the file says, their pixels square. One frame is in memory at a time.
 
     Args:
-        path: the video's file.
-        count: most frames wanted.
-        limits: the defaults of VideoLimits unless given.
         check: called several times a second; what it raises ends the decoding.
 
     Raises:
@@ -175,7 +168,7 @@ def _iter(
 
 
 class _Decoder:
-    """The decoding process of one video; killed at the end of the block, whatever it does."""
+    """The decoding process of one video, killed at the end of the block."""
 
     def __init__(
         self, path: Path, count: int, every: int | None, limits: VideoLimits, check: Callable[[], None]
@@ -183,14 +176,14 @@ class _Decoder:
         self._limits = limits
         self._check = check
         self._deadline = time.monotonic() + limits.timeout_s
-        values = {name: value for name, value in asdict(limits).items() if name in Order.__dataclass_fields__}
-        order = Order(path=str(path.resolve()), count=count, every=every, **values)
+        values = {name: value for name, value in asdict(limits).items() if name in DecodeRequest.__dataclass_fields__}
+        request = DecodeRequest(path=str(path.resolve()), count=count, every=every, **values)
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
-            [sys.executable, "-P", "-m", f"{__package__}.video_decoder", json.dumps(asdict(order))],
+            [sys.executable, "-P", "-m", f"{__package__}.video_decoder", json.dumps(asdict(request))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             bufsize=0,
-            start_new_session=True,  # Ctrl-C is for us: the video would look damaged
+            start_new_session=True,  # Ctrl-C must not end it: the video would look damaged
         )
 
     def __enter__(self) -> _Decoder:
@@ -203,12 +196,12 @@ class _Decoder:
         self._process.stdout.close()
 
     def next(self) -> TimedFrame | None:
-        """The next frame, None after the last. Raises BadVideo."""
+        """Return the next frame, None after the last. Raises BadVideo."""
         kind, number, width, height, time_s = HEADER.unpack(self._read(HEADER.size))
         if kind == DONE:
             return None
         if kind == FAILED:
-            raise BadVideo(self._read(min(width, _LONGEST_REASON)).decode("utf-8", "replace"))
+            raise BadVideo(self._read(min(width, _MAX_REASON_BYTES)).decode("utf-8", "replace"))
         if kind != FRAME or width * height > self._limits.max_pixels or not width or not height:
             raise BadVideo(f"a frame is {width} x {height} pixels; at most {self._limits.max_pixels} are read")
         if min(width, height) < self._limits.min_side_px:
@@ -229,10 +222,10 @@ class _Decoder:
             if select.select([pipe], [], [], _POLL_S)[0]:
                 part = os.read(pipe, min(size - len(data), _READ_BYTES))
                 if not part:
-                    raise BadVideo(f"the decoder {self._ending()}")
+                    raise BadVideo(f"the decoder {self._describe_exit()}")
                 data += part
         return bytes(data)
 
-    def _ending(self) -> str:
+    def _describe_exit(self) -> str:
         code = self._process.wait()
         return f"crashed on it (signal {-code})" if code < 0 else f"gave it up (exit code {code})"

@@ -117,7 +117,7 @@ async def test_video_is_a_dataset_of_clips(post, video):
         ({"archive": None}, 422, "bad_archive", "send a zip"),
         ({"archive": b""}, 422, "bad_archive", "empty"),
         ({"archive": b"no archive at all" * 99}, 422, "bad_archive", "not an archive"),
-        ({"archive": packed("notes.txt")}, 422, "empty_archive", "no file named as a picture"),
+        ({"archive": packed("notes.txt")}, 422, "empty_archive", "no file with the suffix of a picture"),
         ({"archive": packed("../a.png")}, 422, "unsafe_archive", "leads out"),
         ({"archive": packed("a.png", "b.mp4")}, 422, "bad_setting", "mode"),
         ({"images": [("b.png", b"x")]}, 422, "bad_request", "both an archive and images"),

@@ -21,7 +21,7 @@ from service.contract.errors import (
     EncryptedArchive,
     UnsafeArchive,
 )
-from service.contract.media.archives import ArchiveLimits, Member, check_archive, iter_media, mode_of
+from service.contract.media.archives import ArchiveLimits, Member, check_archive, iter_media, resolve_mode
 
 GOOD = {"a.jpg": b"first", "deep/er/b.PNG": b"second", "notes.txt": b"text"}
 KINDS = ["zip", "tar", "tar.gz"]
@@ -174,7 +174,7 @@ def test_entries_of_a_zip_are_counted_before_they_are_read(write, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("files", [{}, {"readme.txt": b"x"}, {"__MACOSX/a.jpg": b"x"}])
 def test_refuses_an_archive_without_a_picture(kind, files, write):
-    with pytest.raises(EmptyArchive, match="no file named as a picture or a video; expected JPEG, PNG"):
+    with pytest.raises(EmptyArchive, match="no file with the suffix of a picture or a video; expected JPEG, PNG"):
         check_archive(write(archive_of(kind, files)))
 
 
@@ -298,7 +298,7 @@ def test_tar_whose_first_name_reads_like_a_video_is_a_tar(write):
 
 def test_pictures_and_videos_together_need_a_mode(write):
     path = write(zip_of({"a.jpg": b"x", "b.jpg": b"x", "walk.mp4": b"x"}))
-    with pytest.raises(BadSetting, match="2 pictures came together with 1 videos: set mode to clips"):
+    with pytest.raises(BadSetting, match="2 pictures and 1 videos; set mode to clips"):
         check_archive(path)
     assert check_archive(path, mode="clips").mode == "clips"
     assert check_archive(path, mode="stills").mode == "stills"
@@ -314,7 +314,7 @@ def test_pictures_and_videos_together_need_a_mode(write):
     ],
 )
 def test_pictures_are_stills_and_videos_clips_unless_the_mode_says_otherwise(mode, pictures, videos, taken):
-    assert mode_of(mode, pictures, videos) == taken
+    assert resolve_mode(mode, pictures, videos) == taken
 
 
 # folders

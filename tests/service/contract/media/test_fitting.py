@@ -62,7 +62,7 @@ def test_box_beyond_the_picture_is_grey_there():
 
 @pytest.mark.parametrize("box", [(0, 0, 0, 0), (0, 0, -1, -1), (0, 0, float("nan"), 1), (float("inf"), 0, 1, 1)])
 def test_box_without_area_is_refused(box):
-    with pytest.raises(ValueError, match="no square"):
+    with pytest.raises(ValueError, match="expected a finite one with an area"):
         fit_square(Image.new("RGB", (10, 10)), 8, box)
 
 

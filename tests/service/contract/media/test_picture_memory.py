@@ -11,8 +11,8 @@ _HARNESS = """
 import io, resource, re
 import numpy as np
 from PIL import Image
-from service.contract.fitting import fit_square
-from service.contract.pictures import open_picture
+from service.contract.media.fitting import fit_square
+from service.contract.media.pictures import open_picture
 
 def memory(field):
     return int(re.search(field + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
@@ -89,8 +89,8 @@ def test_photograph_of_a_phone_is_opened_for_a_square_in_little_memory():
         file = io.BytesIO()
         Image.linear_gradient("L").resize((4000, 3000)).convert("RGB").save(file, "JPEG")
         data = file.getvalue()
-        from service.contract.fitting import reducible
-        from service.contract.pictures import open_reduced
+        from service.contract.media.fitting import reducible
+        from service.contract.media.pictures import open_reduced
     """
     assert peak_mb("open_picture(data)", prepare) > 30
     assert peak_mb("open_reduced(data, reducible(64))", prepare) < 8

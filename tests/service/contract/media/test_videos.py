@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.contract.media import videos
+from service.contract.media.video_decoder import space_evenly
 from service.contract.media.videos import (
     BadVideo,
     NoDecoder,
@@ -29,7 +30,6 @@ from service.contract.media.videos import (
     is_video_name,
     iter_frames,
 )
-from service.contract.videoindex import evenly
 
 RED = (255, 0, 0)
 MANY = 10_000
@@ -113,7 +113,7 @@ def test_frames_are_evenly_spaced_over_the_whole_video(put):
 
 @given(count=st.integers(1, 300), total=st.integers(0, 5000))
 def test_spacing_is_even(count, total):
-    picks = evenly(count, total)
+    picks = space_evenly(count, total)
     assert len(picks) == min(count, total)
     assert picks == sorted(set(picks))
     if total > count:
