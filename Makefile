@@ -1,6 +1,8 @@
 # make demo          the whole platform on this machine, trained on the samples, serving until Ctrl-C
 # make demo SERVE=0  the same, ending by itself
 # make test          all checks and tests, in two processes; TEST_PROCESSES=4 for more, 0 for one after the other
+# make quick         the tests that a change touches, the nearest first, for at most a minute; BASE=HEAD~3 for another start
+#                    than the branch's on main; what is not committed counts as well (tests/support/quick.py)
 # make fuzz          some 20,000 made-up requests against the running service; FUZZ_S=600 for longer
 # make bench         the benchmarks of speed, into benchmarks/SPEED.md; some minutes
 #
@@ -17,7 +19,8 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 FUZZ_S ?= 400
 TEST_PROCESSES ?= 2
-.PHONY: demo test check fuzz bench clean
+BASE ?=
+.PHONY: demo test quick check fuzz bench clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, as in: make PYTHON=python3.11"; exit 1; }
@@ -31,6 +34,9 @@ demo: $(STAMP)
 
 test: check
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
+quick: $(STAMP)
+	@TEST_PROCESSES=$(TEST_PROCESSES) $(BIN)/python -m tests.support.quick $(BASE)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
