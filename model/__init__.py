@@ -8,7 +8,7 @@
     for report in trainer.run():
         print(report.step, report.losses["total"])
 
-Names are imported when first used, so that ``model.config`` can be read where torch is not installed.
+Names are imported on first use, so that ``model.config`` can be imported without torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_HOMES = {
+_MODULES = {
     "PPLConfig": "model.config",
     "SettingError": "model.config",
     "resolve": "model.config",
@@ -31,10 +31,10 @@ _HOMES = {
     "WeightsUnavailableError": "model.network.perceptual",
     "perceptual_network": "model.network.perceptual",
 }
-__all__ = sorted(_HOMES)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'model' has no attribute '{name}'")

@@ -1,27 +1,26 @@
-"""The numbers of the method as validated settings. Plain dataclasses: importing this loads no torch.
+"""The settings of the model and its training, validated; importing this loads no torch.
 
-The letters in the descriptions are those of the paper: S image side, K keypoints,
-M memory banks, V vectors a bank, D their dimension.
+The letters in the descriptions are those of the paper: S image side, K keypoints, M memory banks, V vectors a bank,
+D their dimension.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 Value = bool | int | float | str
 
-_MOST_DIGITS = 100  # of a number as text: more change nothing about its being out of range
+_MAX_DIGITS = 100  # of a number sent as text: any longer one is out of range, and int() refuses thousands of digits
 _HUGE = 10**18  # beyond every range, and still a float
 
 
 class SettingError(ValueError):
-    """A setting that is unknown or out of its range; the message names both.
+    """A setting is unknown or out of its range; the message says which.
 
     Attributes:
-        name: the setting as it was given.
+        name: of the setting, as it was given.
     """
 
     def __init__(self, name: str, message: str) -> None:
@@ -31,13 +30,14 @@ class SettingError(ValueError):
 
 @dataclass(frozen=True)
 class Allowed:
-    """What one setting may be: a closed interval, a set of choices, or both bounds open."""
+    """The values that a setting may have: a closed interval, one of ``choices``, or any of its type."""
 
     description: str
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
     multiple_of: int | None = None
+    shapes_model: bool = False
 
     def __str__(self) -> str:
         if self.choices:
@@ -47,91 +47,92 @@ class Allowed:
         return text + (f", a multiple of {self.multiple_of}" if self.multiple_of else "")
 
 
-def _setting(
-    default: Any,
-    description: str,
-    low: float | None = None,
-    high: float | None = None,
-    *,
-    choices: tuple[str, ...] = (),
-    multiple_of: int | None = None,
-) -> Any:
-    return field(default=default, metadata={"allowed": Allowed(description, low, high, choices, multiple_of)})
+def _setting(default: Any, *bounds: Any, **allowed: Any) -> Any:
+    return field(default=default, metadata={"allowed": Allowed(*bounds, **allowed)})
+
+
+def _model_setting(default: Any, *bounds: Any, **allowed: Any) -> Any:
+    """Define a setting that shapes the model: a training that continues from its weights can't change it."""
+    return _setting(default, *bounds, shapes_model=True, **allowed)
 
 
 @dataclass(frozen=True)
 class PPLConfig:
-    """All settings of one model and its training. The defaults are the preset ``paper``.
+    """All settings of one model and its training; the defaults are the preset ``paper``.
 
     Raises:
-        SettingError: from the constructor, for a value of the wrong type or out of range.
+        SettingError: a value is of the wrong type or out of range.
     """
 
     # the method
-    method: str = _setting(
+    method: str = _model_setting(
         "ppl",
         "'ppl' learns a pose prior with a memory; 'autolink' takes keypoints straight from the attention maps and "
         "has neither prior nor memory (He et al. 2022)",
         choices=("ppl", "autolink"),
     )
-    keypoint_prior: str = _setting(
+    keypoint_prior: str = _model_setting(
         "memory",
-        "where the keypoint prior comes from: distilled from the memory, predefined (a prior is sent along), or random",
+        "where the keypoint prior comes from: distilled from the memory, predefined (sent with the request), or random",
         choices=("memory", "predefined", "random"),
     )
-    keypoint_prior_trainable: bool = _setting(
-        False, "train a keypoint prior that is predefined or random; the memory's is always distilled"
+    keypoint_prior_trainable: bool = _model_setting(
+        False, "train a keypoint prior that is predefined or random; a prior from the memory is always distilled"
     )
-    connectivity_prior: str = _setting(
+    connectivity_prior: str = _model_setting(
         "random",
-        "how the link weights start: at random, or predefined (a prior is sent along)",
+        "start values of the link weights: random, or predefined (sent with the request)",
         choices=("random", "predefined"),
     )
-    connectivity_prior_trainable: bool = _setting(True, "train the link weights")
+    connectivity_prior_trainable: bool = _model_setting(True, "train the link weights")
     # the model
-    image_size: int = _setting(128, "S: side of the square the model sees, in pixels", 32, 256, multiple_of=16)
-    num_keypoints: int = _setting(16, "K: keypoints of the prior", 4, 32)
-    base_width: int = _setting(64, "channels of the first block; deeper blocks have 2, 4 and 8 times as many", 8, 128)
-    head: str = _setting(
+    image_size: int = _model_setting(128, "S: side of the model's square input, in pixels", 32, 256, multiple_of=16)
+    num_keypoints: int = _model_setting(16, "K: number of keypoints", 4, 32)
+    base_width: int = _model_setting(
+        64, "channels of the first block; deeper blocks have 2, 4 and 8 times as many", 8, 128
+    )
+    head: str = _model_setting(
         "affine",
-        "how a keypoint is placed: 'affine' transforms the prior alone (PPL eq. 1, 2); 'residual' adds the "
-        "transformed prior, near zero at the start, to the mean position of the keypoint's attention map",
+        "how keypoints are placed: 'affine' transforms the prior (PPL eq. 1, 2); 'residual' adds the transformed "
+        "prior, near zero at the start, to the mean position of the keypoint's attention map",
         choices=("affine", "residual"),
     )
-    head_scale: float = _setting(0.1, "factor on the transformed prior of the head 'residual'", 0.0, 1.0)
-    skips: str = _setting(
+    head_scale: float = _model_setting(0.1, "factor on the transformed prior with the head 'residual'", 0.0, 1.0)
+    skips: str = _model_setting(
         "concat",
-        "how the networks join their skip connections: 'concat' as a U-Net; 'sum' narrows and adds, at a third of it",
+        "skip connections of the networks: 'concat' as in a U-Net; 'sum' narrows and adds, for a third of the work",
         choices=("concat", "sum"),
     )
-    num_banks: int = _setting(34, "M: memory banks", 1, 128)
-    bank_size: int = _setting(16, "V: vectors in a memory bank", 2, 256)
-    token_dim: int = _setting(512, "D: dimension of a memory vector", 8, 1024)
-    memory_width: int = _setting(512, "channels of the memory's encoder", 8, 1024)
-    memory_depth: int = _setting(4, "mixer blocks of the memory's encoder", 1, 8)
-    link_width: float = _setting(1e-3, "sigma squared of eq. 3, in units of [-1, 1] squared", 1e-5, 0.1)
+    num_banks: int = _model_setting(34, "M: memory banks", 1, 128)
+    bank_size: int = _model_setting(16, "V: vectors in a memory bank", 2, 256)
+    token_dim: int = _model_setting(512, "D: dimension of a memory vector", 8, 1024)
+    memory_width: int = _model_setting(512, "channels of the memory's encoder", 8, 1024)
+    memory_depth: int = _model_setting(4, "mixer blocks of the memory's encoder", 1, 8)
+    link_width: float = _setting(1e-3, "sigma squared of PPL eq. 3, in units of [-1, 1] squared", 1e-5, 0.1)
     link_width_start: float = _setting(1e-3, "link width at the first step", 1e-5, 0.1)
     link_width_fraction: float = _setting(
-        0.0, "part of the steps over which the link width falls from its start to its end, geometrically", 0.0, 1.0
+        0.0, "part of the steps over which the link width falls geometrically from its start to its end", 0.0, 1.0
     )
-    link_scale: float = _setting(512.0, "s: factor on the learning rate of the link weights", 1.0, 4096.0)
+    link_scale: float = _model_setting(512.0, "s: factor on the learning rate of the link weights", 1.0, 4096.0)
     link_init_mean: float = _setting(-4.0, "mean of the link weights before softplus at the start", -10.0, 4.0)
-    link_init_std: float = _setting(1.0, "spread of the link weights before softplus at the start", 0.0, 4.0)
-    link_colours: int = _setting(
+    link_init_std: float = _setting(
+        1.0, "standard deviation of the link weights before softplus at the start", 0.0, 4.0
+    )
+    link_colours: int = _model_setting(
         0,
-        "learned colours that each link is drawn in beside its strength, which tell the reconstructor the links "
+        "learned colours in which each link is drawn beside its strength, so that the reconstructor can tell links "
         "apart; 0 in the paper",
         0,
         16,
     )
-    object_colour: bool = _setting(
-        False, "tell the reconstructor the mean colour of what lies under the links; false in the paper"
+    object_colour: bool = _model_setting(
+        False, "give the reconstructor the mean colour of the image under the links; false in the paper"
     )
     # what it learns from
     mode: str = _setting(
         "auto",
-        "what the reference image is: 'clips', another frame of the same clip; 'stills', the image itself, masked; "
-        "auto takes videos as clips and pictures as stills",
+        "the reference image: 'clips', another frame of the same clip; 'stills', the image itself, masked; 'auto' "
+        "takes videos as clips and pictures as stills",
         choices=("auto", "stills", "clips"),
     )
     frames_per_clip: int = _setting(200, "frames taken of a video file, evenly spaced", 2, 10_000)
@@ -140,8 +141,8 @@ class PPLConfig:
     horizontal_flip: bool = _setting(True, "mirror half of the training pictures; off for sets aligned to one side")
     augmentation: float = _setting(
         0.0,
-        "how far training pictures are turned, resized, moved and tinted at random: at 1 by up to 16 degrees, 16 %, "
-        "5 % of the side and 0.3 in contrast and brightness; 0 in the paper",
+        "strength of random rotation, scaling, shift and tint of training pictures: 1 means up to 16 degrees, 16 %, "
+        "5 % of the side, and 0.3 in contrast and brightness; 0 in the paper",
         0.0,
         2.0,
     )
@@ -151,41 +152,41 @@ class PPLConfig:
         choices=("vgg19", "vgg16", "efficientnet_lite0"),
     )
     perceptual_size: int = _setting(
-        128, "side to which pictures are resized for the perceptual network; 224 in the release", 32, 256
+        128, "side to which pictures are resized for the perceptual network; 224 in the authors' code", 32, 256
     )
-    boundary_weight: float = _setting(1.0, "weight of the boundary loss (eq. 5)", 0.0, 1000.0)
-    link_regularization_weight: float = _setting(1.0, "weight of the link regularisation (eq. 6)", 0.0, 1000.0)
+    boundary_weight: float = _setting(1.0, "weight of the boundary loss (PPL eq. 5)", 0.0, 1000.0)
+    link_regularization_weight: float = _setting(1.0, "weight of the link regularisation (PPL eq. 6)", 0.0, 1000.0)
     memory_decode_weight: float = _setting(
         100.0, "weight of the memory's keypoint error beside its token error", 0.0, 1e4
     )
     occlusion_weight: float = _setting(
-        0.0, "weight of keypoints staying in place where parts of the picture are hidden; PPL only", 0.0, 1000.0
+        0.0, "weight of the shift of keypoints when parts of the picture are hidden; PPL only", 0.0, 1000.0
     )
     refinement_weight: float = _setting(
-        0.0, "weight of keypoints staying in place after a step of refinement; PPL only", 0.0, 1000.0
+        0.0, "weight of the shift of keypoints after a step of refinement; PPL only", 0.0, 1000.0
     )
     occlusion_start: float = _setting(
-        0.75, "part of the steps after which those two count, keypoints having settled", 0.0, 1.0
+        0.75, "part of the steps after which these two losses start, once keypoints have settled", 0.0, 1.0
     )
     refine_gain: float = _setting(
-        1.0, "how far a step of refinement goes from the first pose to the one found again; 1 in the paper", 0.0, 1.0
+        1.0, "part of the way a refinement step moves from the first pose to the refined one; 1 in the paper", 0.0, 1.0
     )
     memory_decay: float = _setting(0.9, "decay of the codebook's moving averages", 0.0, 0.9999)
-    revive_after: int = _setting(100, "steps without a hit after which a memory vector is revived", 1, 1_000_000)
+    revive_after: int = _setting(100, "steps without a hit after which a memory vector is replaced", 1, 1_000_000)
     # how it is trained
     steps: int = _setting(20_000, "training steps", 1, 1_000_000)
     batch_size: int = _setting(64, "images in one step", 1, 512)
-    learning_rate: float = _setting(1e-4, "learning rate at its highest", 1e-7, 0.1)
+    learning_rate: float = _setting(1e-4, "highest learning rate", 1e-7, 0.1)
     schedule: str = _setting("constant", "learning rate over the steps", choices=("constant", "cosine"))
     weight_decay: float = _setting(0.0, "decoupled weight decay of AdamW; 0 is Adam", 0.0, 1.0)
     precision: str = _setting(
         "auto",
-        "arithmetic of the convolutions; auto is bf16 where the device has it",
+        "arithmetic of the convolutions; 'auto' is bf16 on devices that support it",
         choices=("auto", "fp32", "bf16"),
     )
     checkpoint_every: int = _setting(250, "steps between two checkpoints", 1, 1_000_000)
     history_snapshots: int = _setting(
-        50, "snapshots of the prior kept along the run, evenly spaced, beside the first and the last", 0, 1000
+        50, "snapshots of the prior along the run, evenly spaced, besides the first and the last", 0, 1000
     )
     seed: int = _setting(0, "seed of every random choice", 0, 2**31 - 1)
 
@@ -210,7 +211,7 @@ class PPLConfig:
             )
 
     def check_processes(self, processes: int) -> None:
-        """Raises SettingError where a batch can't be shared evenly by so many training processes."""
+        """Raise SettingError unless a batch can be shared evenly by this number of training processes."""
         if self.batch_size % processes:
             raise SettingError(
                 "batch_size",
@@ -220,28 +221,32 @@ class PPLConfig:
 
     @property
     def needs_prior(self) -> bool:
-        """Whether training starts from a prior that the caller gives."""
+        """Whether training starts from a given prior."""
         return self.connectivity_prior == "predefined" or self.keypoint_prior == "predefined"
 
     @property
     def num_links(self) -> int:
-        """L = K(K-1)/2, the number of links i < j."""
+        """L = K(K-1)/2, the number of links."""
         return self.num_keypoints * (self.num_keypoints - 1) // 2
 
     @property
     def drawing_channels(self) -> int:
-        """The channels of a drawn pose: the link map, those of the links' colours, and the object's colour."""
+        """Channels of a drawn pose: the link map, its colours, and the object's colour."""
         return 1 + self.link_colours + (3 if self.object_colour else 0)
 
     def to_dict(self) -> dict[str, Value]:
-        """The settings as plain JSON values."""
+        """Return the settings as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PPLConfig:
-        """The inverse of :meth:`to_dict`; raises SettingError for an unknown name."""
+        """Read what :meth:`to_dict` returns; settings that are missing have their defaults. Raises SettingError."""
         parsed: dict[str, Any] = {name: parse(name, value) for name, value in values.items()}
         return replace(cls(), **parsed)
+
+
+SHAPING = frozenset(item.name for item in fields(PPLConfig) if item.metadata["allowed"].shapes_model)
+"""Settings that define the shape and meaning of a model's weights."""
 
 
 DEFAULT_PRESET = "compact"
@@ -279,12 +284,12 @@ PRESETS: dict[str, dict[str, Value]] = {
 
 
 def settings() -> dict[str, tuple[str, Allowed]]:
-    """Every setting's name with its type ("int", "float", "bool", "str") and what it may be."""
+    """Return the type of every setting ("int", "float", "bool" or "str") and its allowed values, by name."""
     return {item.name: (str(item.type), item.metadata["allowed"]) for item in fields(PPLConfig)}
 
 
 def parse(name: str, value: Any) -> Value:
-    """One setting from a form's text or a JSON value, typed and checked.
+    """Convert a setting from form text or a JSON value, and check it.
 
     Raises:
         SettingError: unknown name, wrong type or out of range; the message says what is allowed.
@@ -294,7 +299,7 @@ def parse(name: str, value: Any) -> Value:
         raise SettingError(name, f"unknown setting '{name}'; known are preset, {', '.join(sorted(known))}")
     kind, allowed = known[name]
     if isinstance(value, str) and kind != "str":
-        value = _from_text(name, value, kind, allowed)
+        value = _parse_text(name, value, kind, allowed)
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
         value = float(min(max(value, -_HUGE), _HUGE))
     if kind == "int" and isinstance(value, float) and value.is_integer():
@@ -304,38 +309,8 @@ def parse(name: str, value: Any) -> Value:
     return typed
 
 
-SHAPING = frozenset(
-    {
-        "method",
-        "keypoint_prior",
-        "keypoint_prior_trainable",
-        "connectivity_prior",
-        "connectivity_prior_trainable",
-        "image_size",
-        "num_keypoints",
-        "base_width",
-        "head",
-        "head_scale",
-        "skips",
-        "num_banks",
-        "bank_size",
-        "token_dim",
-        "memory_width",
-        "memory_depth",
-        "link_scale",
-        "link_colours",
-        "object_colour",
-    }
-)
-"""Settings that say what a model's weights are and mean: a training that goes on from them can't change these."""
-
-
 def resolve(preset: str = DEFAULT_PRESET, overrides: Mapping[str, Any] | None = None) -> PPLConfig:
-    """A preset with some settings replaced.
-
-    Args:
-        preset: "paper" or "compact".
-        overrides: name to value; text is parsed as a form would send it.
+    """Return a preset with some settings replaced, by name; text is parsed as a form would send it.
 
     Raises:
         SettingError: unknown preset or setting, or a value out of range.
@@ -347,23 +322,18 @@ def resolve(preset: str = DEFAULT_PRESET, overrides: Mapping[str, Any] | None = 
     return PPLConfig.from_dict(values)
 
 
-def _from_text(name: str, text: str, kind: str, allowed: Allowed) -> Any:
+def _parse_text(name: str, text: str, kind: str, allowed: Allowed) -> Any:
     text = text.strip()
     if kind == "bool":
-        lowered = text.lower()
-        if lowered in ("true", "1", "yes", "on"):
+        if text.lower() in ("true", "1", "yes", "on"):
             return True
-        if lowered in ("false", "0", "no", "off"):
+        if text.lower() in ("false", "0", "no", "off"):
             return False
         raise SettingError(name, f"{name} is '{text}'; it must be true or false")
     try:
-        return int(text[:_MOST_DIGITS]) if kind == "int" else float(text)
+        return int(text[:_MAX_DIGITS]) if kind == "int" else float(text)
     except ValueError:
         raise SettingError(name, f"{name} is '{text}'; it must be a number, {allowed}") from None
-
-
-def _short(value: float) -> str:
-    return str(value) if isinstance(value, float) or abs(value) < _HUGE else "a number of many digits"
 
 
 def _check(name: str, value: Any, kind: Any, allowed: Allowed) -> None:
@@ -372,9 +342,9 @@ def _check(name: str, value: Any, kind: Any, allowed: Allowed) -> None:
         raise SettingError(name, f"{name} is {value!r}; it must be of type {kind}, {allowed}")
     if allowed.choices and value not in allowed.choices:
         raise SettingError(name, f"{name} is '{value}'; it must be {allowed}")
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        outside = allowed.low is not None and allowed.high is not None and not allowed.low <= value <= allowed.high
-        if outside or not math.isfinite(value):
-            raise SettingError(name, f"{name} is {_short(value)}; it must be {allowed}")
+    if allowed.low is not None and allowed.high is not None:
+        if not allowed.low <= value <= allowed.high:  # NaN is outside too
+            shown = "a number of many digits" if isinstance(value, int) and abs(value) > _HUGE else value
+            raise SettingError(name, f"{name} is {shown}; it must be {allowed}")
         if allowed.multiple_of and value % allowed.multiple_of:
             raise SettingError(name, f"{name} is {value}; it must be {allowed}")

@@ -15,65 +15,62 @@ from torch import Tensor
 
 from .process_group import ALONE, Group
 
-GREY = 128  # mid-grey: about 0 in [-1, 1], what masking and padding use
+GREY = 128  # mid-grey, about 0 in [-1, 1]: for masks and padding
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 Images = NDArray[np.uint8]
 
 
 def load_folder(folder: Path, side: int) -> Images:
-    """Every picture below a folder, in order of name, fitted to squares: uint8 (N, S, S, 3).
-
-    Fitting pads to a square with mid-grey and resizes; nothing is cut off or distorted.
+    """Load every picture below a folder, in order of name, fitted to squares: uint8 (N, S, S, 3).
 
     Raises:
         ValueError: the folder has no picture, or one of 32 bits a channel.
         OSError: a picture can't be read.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise ValueError(f"{folder} holds no picture; expected files ending in {', '.join(sorted(SUFFIXES))}")
-    return np.stack([fit_picture(path, side) for path in paths])
+    return np.stack([fit_picture(path, side) for path in sorted(_find_pictures(folder))])
 
 
 def load_clips(folder: Path, side: int) -> tuple[Images, NDArray[np.int64]]:
-    """Every folder below a folder that holds pictures, as a clip; its frames in natural order of name.
-
-    Natural order: frame_2 comes before frame_10. Frames are fitted to squares as by :func:`load_folder`.
+    """Load every folder of pictures below a folder as a clip, its frames fitted to squares in natural order of name.
 
     Returns:
-        The frames, uint8 (N, S, S, 3), and the number of each one's clip, (N,), counted from 0.
+        The frames, uint8 (N, S, S, 3), and the number of each frame's clip, (N,), from 0.
 
     Raises:
-        ValueError: there is no picture, or a clip has a single one.
+        ValueError: there is no picture, a clip has a single one, or one has 32 bits a channel.
         OSError: a picture can't be read.
     """
-    found: dict[Path, list[Path]] = {}
-    for path in folder.rglob("*"):
-        if path.suffix.lower() in SUFFIXES:
-            found.setdefault(path.parent, []).append(path)
-    if not found:
-        raise ValueError(f"{folder} holds no picture; expected folders of {', '.join(sorted(SUFFIXES))}")
+    clips: dict[Path, list[Path]] = {}
+    for path in _find_pictures(folder):
+        clips.setdefault(path.parent, []).append(path)
     frames: list[Images] = []
-    clips: list[int] = []
-    for number, clip in enumerate(sorted(found, key=lambda path: natural(str(path)))):
-        if len(found[clip]) < 2:
+    numbers: list[int] = []
+    for number, clip in enumerate(sorted(clips, key=lambda path: natural_key(str(path)))):
+        if len(clips[clip]) < 2:
             raise ValueError(f"the clip {clip} has one frame; expected at least two")
-        for path in sorted(found[clip], key=lambda path: natural(path.name)):
+        for path in sorted(clips[clip], key=lambda path: natural_key(path.name)):
             frames.append(fit_picture(path, side))
-            clips.append(number)
-    return np.stack(frames), np.array(clips, dtype=np.int64)
+            numbers.append(number)
+    return np.stack(frames), np.array(numbers, dtype=np.int64)
 
 
-def natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """A key for sorting by which the numbers in names count as numbers."""
+def _find_pictures(folder: Path) -> list[Path]:
+    paths = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise ValueError(f"{folder} holds no picture; expected files ending in {', '.join(sorted(SUFFIXES))}")
+    return paths
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Return a sort key by which frame_2 comes before frame_10."""
     parts = re.split(r"([0-9]+)", name)
     return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part)
 
 
 def fit_picture(path: Path, side: int) -> Images:
-    """One picture file as a square of a given side in pixels, uint8 (S, S, 3)."""
+    """Load a picture, pad it to a square with mid-grey and resize it: uint8 (S, S, 3)."""
     with Image.open(path) as opened:
-        picture = _rgb(ImageOps.exif_transpose(opened))
+        picture = _to_rgb(ImageOps.exif_transpose(opened))
     longer = max(picture.size)
     x, y = (longer - picture.width) / 2, (longer - picture.height) / 2
     canvas = Image.new("RGB", (math.ceil(x) + longer, math.ceil(y) + longer), (GREY, GREY, GREY))
@@ -83,8 +80,8 @@ def fit_picture(path: Path, side: int) -> Images:
     return np.asarray(canvas.resize((side, side), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0))
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    """8-bit RGB: 16-bit grey scaled, transparency laid on mid-grey."""
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """Convert to 8-bit RGB: scale 16-bit grey, lay transparency on mid-grey."""
     if picture.mode.startswith("I;16"):
         wide = np.asarray(picture).astype(np.uint32)
         return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
@@ -97,13 +94,13 @@ def _rgb(picture: Image.Image) -> Image.Image:
 
 
 def to_tensor(images: Images, device: torch.device) -> Tensor:
-    """uint8 (B, S, S, 3) to float (B, 3, S, S) in [-1, 1], channels last in memory."""
+    """Convert uint8 (B, S, S, 3) to float (B, 3, S, S) in [-1, 1], channels last in memory."""
     batch = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
     return batch.to(torch.float32).div_(127.5).sub_(1)
 
 
 def step_generator(seed: int, stream: str, step: int) -> torch.Generator:
-    """The random numbers of one purpose at one step: a resumed run draws what an unbroken one would."""
+    """Return the random numbers of one purpose at one step, the same in a resumed run as in an unbroken one."""
     mixed = (seed * 1_000_003 + step) * 31 + sum(stream.encode())
     return torch.Generator().manual_seed(mixed % 2**63)
 
@@ -113,12 +110,11 @@ class Batches:
 
     Args:
         images: uint8 (N, S, S, 3); may be a memory map.
-        batch_size: pictures in a batch; where N is smaller, pictures repeat within a batch.
-        seed: batch k is the same for the same seed, whichever step a run starts from.
-        horizontal_flip: mirror each picture with probability one half, its reference with it.
-        clips: which clip each frame is of, (N,); None for stills.
-        group: of each batch only this process's share is read; the pictures, their order and what is mirrored are
-            those of one process.
+        batch_size: pictures in a batch; if N is smaller, pictures repeat within a batch.
+        seed: the batch of a step depends on the seed alone, whichever step a run starts from.
+        horizontal_flip: mirror each picture, and its reference with it, with probability one half.
+        clips: the number of each frame's clip, (N,); None for stills.
+        group: only this process's share of a batch is read, from the batches of one process.
 
     Raises:
         ValueError: images or clips of another shape or type, or a clip of a single frame.
@@ -142,17 +138,25 @@ class Batches:
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def at(self, step: int) -> Images:
-        """This process's share of the batch of one step (counted from 0), uint8 (B, S, S, 3)."""
+        """Return this process's share of a step's batch, uint8 (B, S, S, 3); steps count from 0."""
         return self._take(self._indices(step), step)
 
     def references_at(self, step: int) -> Images:
-        """Another frame of the clip of each picture in the batch of one step, mirrored where that one is."""
+        """Return another frame of the clip of each picture in a step's batch, mirrored if the picture is."""
         assert self.clips is not None
-        return self._take(self.clips.others(self._indices(step), step_generator(self.seed, "reference", step)), step)
+        generator = step_generator(self.seed, "reference", step)
+        return self._take(self.clips.draw_other_frames(self._indices(step), generator), step)
 
     def _indices(self, step: int) -> NDArray[np.int64]:
         first = step * self.batch_size
         return np.array([self._index(first + offset) for offset in range(self.batch_size)], dtype=np.int64)
+
+    def _index(self, position: int) -> int:
+        epoch, offset = divmod(position, len(self.images))
+        if epoch != self._epoch:
+            generator = step_generator(self.seed, "epoch", epoch)
+            self._epoch, self._order = epoch, torch.randperm(len(self.images), generator=generator)
+        return int(self._order[offset])
 
     def _take(self, indices: NDArray[np.int64], step: int) -> Images:
         batch = np.asarray(self.images[self.group.share(indices)])
@@ -162,16 +166,9 @@ class Batches:
             batch[mirrored] = batch[mirrored, :, ::-1]
         return batch
 
-    def _index(self, position: int) -> int:
-        epoch, offset = divmod(position, len(self.images))
-        if epoch != self._epoch:
-            generator = step_generator(self.seed, "epoch", epoch)
-            self._epoch, self._order = epoch, torch.randperm(len(self.images), generator=generator)
-        return int(self._order[offset])
-
 
 class Clips:
-    """Which frames belong together.
+    """The frames of each clip.
 
     Args:
         clips: the number of each frame's clip, integers (N,), in any order.
@@ -186,20 +183,20 @@ class Clips:
             raise ValueError(f"clips have shape {clips.shape} and type {clips.dtype}; expected integers ({frames},)")
         names, member_of, lengths = np.unique(clips, return_inverse=True, return_counts=True)
         if lengths.min() < 2:
-            alone = int(lengths.argmin())
+            single = int(lengths.argmin())
             raise ValueError(
-                f"clip {names[alone]} has a single frame, number {int((member_of == alone).argmax())} of the pictures; "
-                "its reference must be another frame of the clip, expected at least two"
+                f"clip {names[single]} has a single frame, number {int((member_of == single).argmax())} of the "
+                "pictures; its reference must be another frame of the clip, expected at least two"
             )
-        self.count = len(names)
-        self._members = np.argsort(member_of, kind="stable")  # clip after clip
-        self._first = (np.cumsum(lengths) - lengths)[member_of]  # where the frame's clip begins there
+        # the frames clip after clip; then, of each frame: where its clip starts there, its length, and its own place
+        self._members = np.argsort(member_of, kind="stable")
+        self._first = (np.cumsum(lengths) - lengths)[member_of]
         self._length = lengths[member_of]
-        self._place = np.empty(frames, dtype=np.int64)  # of a frame in its clip
+        self._place = np.empty(frames, dtype=np.int64)
         self._place[self._members] = np.arange(frames) - self._first[self._members]
 
-    def others(self, frames: NDArray[np.int64], generator: torch.Generator) -> NDArray[np.int64]:
-        """For each frame another one of its clip, each with the same probability; (B,) to (B,)."""
+    def draw_other_frames(self, frames: NDArray[np.int64], generator: torch.Generator) -> NDArray[np.int64]:
+        """Draw another frame of the same clip for each frame, uniformly; (B,) to (B,)."""
         drawn = torch.randint(2**62, (len(frames),), generator=generator).numpy()
         length = self._length[frames]
         ahead = 1 + drawn % (length - 1)
@@ -207,8 +204,8 @@ class Clips:
         return found
 
 
-def in_order(images: Images, batch_size: int) -> Iterator[Images]:
-    """All pictures in order, a batch at a time."""
+def iterate_batches(images: Images, batch_size: int) -> Iterator[Images]:
+    """Yield all pictures in order, a batch at a time."""
     for first in range(0, len(images), batch_size):
         yield np.asarray(images[first : first + batch_size])
 
@@ -217,11 +214,11 @@ def mask_patches(image: Tensor, ratio: float, grid: int, generator: torch.Genera
     """Set patches of a grid to mid-grey (0), each independently with probability ``ratio``.
 
     Args:
-        image: (B, 3, S, S) in [-1, 1].
+        image: (B, 3, S, S) in [-1, 1], this process's share of the group's batch.
         ratio: probability of a patch to be masked.
-        grid: patches along one side; where it does not divide S, patches differ by a pixel.
+        grid: patches along one side; if it does not divide S, patches differ by a pixel.
         generator: on the CPU; draws for the whole batch.
-        group: of whose batch the images are this process's share.
+        group: the processes that share the batch.
     """
     batch, _, height, width = image.shape
     keep = group.share(torch.rand(batch * group.size, 1, grid, grid, generator=generator) >= ratio)

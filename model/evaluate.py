@@ -1,16 +1,16 @@
-"""Measuring: how well keypoints learned without labels tell labelled ones, and whether the prior is the true skeleton.
+"""Measure how well keypoints learned without labels predict labelled ones, and how well the prior fits the skeleton.
 
-Numpy only. In Python: :func:`evaluate`, and the modules that it comes from. As a command, JSON on standard output:
+Numpy only. The functions here are for Python; the command prints JSON:
 
     python -m model.evaluate --predictions P.json --labels L.json            the headline
-    python -m model.evaluate check --predictions P.json --labels L           whether they fit; poses may be null
+    python -m model.evaluate check --predictions P.json --labels L           whether the files fit; poses may be null
     python -m model.evaluate protocols --predictions P.json --labels L       every protocol
-    python -m model.evaluate masks --squares S.npy --out DIR                 occluded pictures, to predict on
+    python -m model.evaluate masks --squares S.npy --out DIR                 occluded pictures to predict on
     python -m model.evaluate occlusion --predictions O.json --labels L [--plot OUT.png]
     python -m model.evaluate skeleton --predictions P.json --labels L --prior prior.json
 
-The files' forms are told in :mod:`model.scoring.prediction_files`, :mod:`model.scoring.commands` and
-:mod:`model.scoring.label_files`.
+:mod:`model.scoring.prediction_files`, :mod:`model.scoring.commands` and :mod:`model.scoring.label_files` describe the
+formats of the files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from model.scoring.protocols import sides as sides
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command's exit status: 0, or 2 where the files can't be used."""
+    """Run the command; return its exit status: 0, or 2 if the files can't be used."""
     return run(sys.argv[1:] if arguments is None else arguments)
 
 

@@ -1,31 +1,32 @@
-"""Processes that train one model together: what each takes of a batch, and how they agree.
+"""Processes that train one model together: their shares of a batch, and the exchanges between them.
 
-One process is a group of its own, :data:`ALONE`, for which every operation here is the identity. So the training
-step reads the same for one process and for many, and for one it computes bit for bit what it would without.
+For one process, :data:`ALONE`, every operation is the identity: the training step reads the same for one process and
+for many, and one process computes bit for bit what it would without a group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
-Batch = TypeVar("Batch", bound=Any)  # a tensor or an array, pictures along the first axis
+Batch = TypeVar("Batch", bound=Any)  # a tensor or an array with the pictures along the first axis
 
 
 class PeerLostError(RuntimeError):
-    """Another process of the group is gone, or no longer answers."""
+    """Another process of the group crashed or does not answer."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """A group of processes, as one of them sees it; torch.distributed's default group where there are several.
+    """A group of processes, seen from one of them; several use torch.distributed's default group.
 
-    A loss of this process must be such that the mean over the processes is the loss of the whole batch: gradients
-    are averaged. Plain means over pictures are so by themselves, as all shares are of one size.
+    Gradients are averaged, so the mean of a loss over the processes must be the loss of the whole batch. Plain means
+    over pictures are, since all shares have one size. The exchanges carry no gradient and raise PeerLostError.
 
     Attributes:
         rank: of this process, from 0. Rank 0 reports and saves.
@@ -36,64 +37,60 @@ class Group:
     size: int = 1
 
     def share(self, batch: Batch) -> Batch:
-        """This process's pictures of a whole batch (B, ...): every size-th, from its rank on.
+        """Return this process's pictures of a whole batch (B, ...): every size-th, starting at its rank.
 
-        So a group's shares of the first pictures of a batch are the first pictures of its shares.
+        The shares of the first n pictures are then the first pictures of the shares.
         """
         share: Batch = batch[self.rank :: self.size]
         return share
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum over the processes; takes no gradient. Raises PeerLostError."""
+        """Return the sum over the processes."""
         if self.size == 1:
             return value
         summed = value.detach().clone(memory_format=torch.contiguous_format)
-        with _peers():
+        with _convert_errors():
             distributed.all_reduce(summed)
         return summed
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean over the processes; takes no gradient. Raises PeerLostError."""
+        """Return the mean over the processes."""
         return value if self.size == 1 else self.total(value) / self.size
 
     def gather(self, share: Tensor) -> Tensor:
-        """The whole batch (B, ...) of which each process has its share; takes no gradient. Raises PeerLostError."""
+        """Return the whole batch (B, ...) from the shares of the processes."""
         if self.size == 1:
             return share
         shares = [torch.empty_like(share, memory_format=torch.contiguous_format) for _ in range(self.size)]
-        with _peers():
+        with _convert_errors():
             distributed.all_gather(shares, share.detach().contiguous())
         return torch.stack(shares, dim=1).flatten(0, 1)
 
     def wait(self) -> None:
-        """Until every process is here. Raises PeerLostError."""
+        """Wait until every process calls this."""
         if self.size > 1:
-            with _peers():
+            with _convert_errors():
                 distributed.barrier()
 
     @torch.no_grad()
     def average(self, tensors: Iterable[Tensor]) -> None:
-        """Replace float tensors by their means over the processes, in one exchange. Raises PeerLostError."""
+        """Replace float tensors by their means over the processes, in one exchange."""
         if self.size == 1:
             return
         own = list(tensors)
-        # reshape, as gradients of convolutions lie channels last
+        # reshape, not view: gradients of convolutions are laid out channels last
         mean = self.mean(torch.cat([tensor.reshape(-1).float() for tensor in own]))
-        first = 0
-        for tensor in own:
-            tensor.copy_(mean[first : first + tensor.numel()].view(tensor.shape))
-            first += tensor.numel()
+        for tensor, part in zip(own, torch.split(mean, [tensor.numel() for tensor in own]), strict=True):
+            tensor.copy_(part.view(tensor.shape))
 
 
 ALONE = Group()
 
 
-class _peers:  # noqa: N801 - reads as a statement: with _peers()
-    """Names what torch.distributed raises, by its backend, where another process is gone."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RuntimeError):
-            raise PeerLostError(f"another training process is gone, or no longer answers: {error}") from error
+@contextmanager
+def _convert_errors() -> Iterator[None]:
+    """Turn the errors of torch.distributed, which differ by backend, into PeerLostError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLostError(f"another training process crashed or does not answer: {error}") from error

@@ -98,7 +98,7 @@ def supervised(pack: Pack, steps: int) -> float:
     import torch
 
     from model.config import resolve
-    from model.data import in_order, to_tensor
+    from model.data import iterate_batches, to_tensor
     from model.network.device import autocast, channels_last, pick_device
     from model.network.regressor import KeypointRegressor
     from model.training.schedules import learning_rate
@@ -125,7 +125,7 @@ def supervised(pack: Pack, steps: int) -> float:
         optimizer.step()
     network.eval()
     with torch.no_grad(), autocast(config.precision, device):
-        poses = [network(to_tensor(batch, device), None).keypoints for batch in in_order(pack.test.images, 64)]
+        poses = [network(to_tensor(batch, device), None).keypoints for batch in iterate_batches(pack.test.images, 64)]
     return error_percent(torch.cat(poses).double().numpy() / 2 + 0.5, pack.test.keypoints, pack.test.visibility)
 
 

@@ -1,4 +1,4 @@
-"""Which device, and which arithmetic on it."""
+"""The device that a model runs on, and its arithmetic."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one, else the CPU; or a device by its torch name.
+    """Return the device of a torch name; "auto" is CUDA if present, else the CPU.
 
     Raises:
-        ValueError: no such device, or CUDA was asked for and there is none.
+        ValueError: there is no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,30 +27,26 @@ def pick_device(name: str) -> torch.device:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 convolutions are a gain here: any GPU since Ampere, a CPU with AMX or AVX512-BF16."""
+    """Return whether bf16 speeds up convolutions: a GPU since Ampere, a CPU with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return device.type == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
-def uses_bf16(precision: str, device: torch.device) -> bool:
-    """What the setting ``precision`` ("auto", "fp32", "bf16") means on a device."""
-    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Return the autocast context for the setting ``precision``: "fp32", "bf16", or "auto", bf16 where it is fast."""
+    bf16 = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 def full_precision(device: torch.device) -> torch.autocast:
-    """The context that takes a part of the model out of autocast, whatever surrounds it."""
+    """Return a context that disables a surrounding autocast."""
     return torch.autocast(device.type, enabled=False)
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The autocast context of a precision on a device."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(precision, device))
-
-
 def channels_last(network: Network, device: torch.device) -> Network:
-    """A network moved to a device, its convolutions laid out channels last."""
+    """Move a network to a device, with its convolutions laid out channels last."""
     moved = network.to(device)
     moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return moved

@@ -1,4 +1,4 @@
-"""Iterative inference: poses regressed towards the prototypical poses in the memory (PPL figure 3)."""
+"""Iterative inference: refine poses towards the prototypes in the memory (PPL figure 3)."""
 
 from __future__ import annotations
 
@@ -10,33 +10,31 @@ from .regressor import Located
 
 
 class NoMemoryError(ValueError):
-    """Refinement was asked of a model without memory."""
+    """Refinement or codes were requested of a model without memory."""
 
 
 def fill_in(model: PosePriorLearner, image: Tensor, keypoints: Tensor, link_width: float | None = None) -> Tensor:
-    """The image with the memory's nearest poses drawn into it: (B, 3, S, S) in [-1, 1].
+    """Reconstruct images with the prototypes of their poses drawn in: (B, 3, S, S) in [-1, 1].
 
     Args:
         model: with a memory.
         image: (B, 3, S, S) in [-1, 1], occluded or not.
-        keypoints: (B, K, 2), as found so far.
-        link_width: sigma squared of the links, the final one unless given.
+        keypoints: (B, K, 2) in [-1, 1], as found so far.
+        link_width: sigma squared of the links; the final one unless given.
     """
     assert model.memory is not None
-    recalled = model.memory(keypoints).keypoints
-    drawn = model.reconstructor(image, model.draw(recalled, image, link_width))
+    prototypes = model.memory(keypoints).keypoints
+    drawn = model.reconstructor(image, model.draw(prototypes, image, link_width))
     filled: Tensor = drawn.clamp(-1, 1).contiguous(memory_format=torch.channels_last)
     return filled
 
 
 @torch.no_grad()
 def refine(model: PosePriorLearner, image: Tensor, refine_steps: int) -> tuple[Located, Tensor]:
-    """Locate keypoints, then again in what the memory makes of them, ``refine_steps`` times.
+    """Locate keypoints, then ``refine_steps`` times in the image that :func:`fill_in` makes of the last pose.
 
-    At each step the memory's nearest poses are drawn as a link map, the reconstructor fills the image in
-    around them, and keypoints are located in the result. The step's pose lies between the first one and that,
-    at the part ``refine_gain`` of the way: 1 is the paper's iteration. Differs from the paper where it is less,
-    which keeps what was seen well in place.
+    The pose of a step lies ``refine_gain`` of the way from the first pose to the one found again. Differs from the
+    paper where that is less than 1: keypoints in plain sight then stay near where they were first found.
 
     Args:
         model: in eval mode.
@@ -44,10 +42,10 @@ def refine(model: PosePriorLearner, image: Tensor, refine_steps: int) -> tuple[L
         refine_steps: N, at least 0.
 
     Returns:
-        The last iteration's keypoints (B, K, 2) and scores, and the trajectory (B, N + 1, K, 2).
+        Keypoints (B, K, 2) and scores of the last step, and the trajectory (B, N + 1, K, 2).
 
     Raises:
-        NoMemoryError: steps of an AutoLink model, which has no memory to refine with.
+        NoMemoryError: steps are requested of an AutoLink model, which has no memory.
     """
     if refine_steps and model.memory is None:
         raise NoMemoryError(

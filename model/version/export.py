@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.data import Images, in_order, to_tensor
+from model.data import Images, iterate_batches, to_tensor
 from model.network.device import autocast
 from model.network.pose_prior_learner import PosePriorLearner
 from model.network.refine import NoMemoryError
-from model.network.surprise import recall_all, scale_of
+from model.network.surprise import recall_all, surprise_scale
 
 from . import tensor_files
 from .history import History, Snapshot
@@ -82,7 +82,7 @@ def _located(model: PosePriorLearner, images: Images, batch_size: int = 64) -> I
     """The keypoints (B, K, 2) of all pictures, a batch at a time, by the model as it is."""
     model.eval()
     device = model.link_logits.device
-    for batch in in_order(images, batch_size):
+    for batch in iterate_batches(images, batch_size):
         with autocast(model.config.precision, device):
             keypoints = model.locate(to_tensor(batch, device)).keypoints
         yield keypoints
@@ -103,5 +103,5 @@ def _memory(model: PosePriorLearner, images: Images) -> dict[str, Any]:
             {"keypoints": pose.keypoints.tolist(), "codes": pose.codes.tolist(), "count": pose.count}
             for pose in prototypes(model, found)
         ],
-        "surprise_scale": scale_of(distances),
+        "surprise_scale": surprise_scale(distances),
     }

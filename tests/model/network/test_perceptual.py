@@ -59,7 +59,7 @@ def test_folded_batch_norm_equals_convolution_followed_by_batch_norm():
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.5, 2)
     state = {"c.weight": conv.weight, **{f"n.{key}": value for key, value in norm.state_dict().items()}}
-    folded = perceptual._folded(state, "c", "n", 2)
+    folded = perceptual._fold_batch_norm(state, "c", "n", 2)
     image = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(folded(image), norm.eval()(conv(image)), atol=1e-5, rtol=1e-5)
 

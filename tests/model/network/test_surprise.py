@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.network.surprise import recall, scale_of
+from model.network.surprise import recall, surprise_scale
 from model.predictor import Predictor
 from model.training.trainer import Trainer
 from model.version.tensor_files import CheckpointError
@@ -84,8 +84,8 @@ def test_damaged_scale_is_refused(exported, text):
 
 
 def test_memory_that_holds_every_pose_has_no_scale():
-    assert scale_of(torch.zeros(9)) is None
-    assert scale_of(torch.linspace(0, 1, 101)) == pytest.approx(0.99)
+    assert surprise_scale(torch.zeros(9)) is None
+    assert surprise_scale(torch.linspace(0, 1, 101)) == pytest.approx(0.99)
 
 
 def smooth(rng, count):

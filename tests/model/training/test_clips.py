@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from model.config import resolve
-from model.data import Batches, Clips, load_clips, natural, step_generator, to_tensor
+from model.data import Batches, Clips, load_clips, natural_key, step_generator, to_tensor
 from model.training.trainer import Trainer
 
 
@@ -32,7 +32,7 @@ def test_reference_is_another_frame_of_the_same_clip_each_as_often(clips):
     belongs = Clips(clips, 10)
     for step in range(400):
         frames = np.arange(10)
-        others = belongs.others(frames, step_generator(0, "reference", step))
+        others = belongs.draw_other_frames(frames, step_generator(0, "reference", step))
         assert (clips[others] == clips[frames]).all()
         assert (others != frames).all()
         pairs.update(zip(frames.tolist(), others.tolist(), strict=True))
@@ -126,7 +126,7 @@ def test_training_on_clips_lowers_the_reconstruction_loss(images, tiny):
 def test_numbers_in_names_count_as_numbers():
     names = ["frame_10.png", "frame_2.png", "a", "frame_02.png", "frame_1.png", "10", "9"]
     expected = ["9", "10", "a", "frame_1.png", "frame_02.png", "frame_2.png", "frame_10.png"]
-    assert sorted(names, key=natural) == expected
+    assert sorted(names, key=natural_key) == expected
 
 
 def test_folders_are_clips_and_their_frames_come_in_natural_order(tmp_path):
