@@ -21,7 +21,7 @@ import numpy as np
 
 from service.contract.errors import EstimateTimeout, PPLError, QueueFull, WorkerUnavailable
 from service.contract.messages import BatchReply, BatchRequest
-from service.http.problems import queue_problem
+from service.http.problems import redis_unavailable
 from service.runtime.metrics import Metrics
 from service.runtime.redis_clients import QUEUE_ERRORS
 from service.runtime.threads import cancel_tasks
@@ -262,7 +262,7 @@ class Batcher:
             await self._send(self._request(batch_id, group, items), pixels.tobytes())
         except QUEUE_ERRORS as error:
             log.warning("batch %s was not sent: %s", batch_id, error)
-            self._abandon(batch_id, items, queue_problem())
+            self._abandon(batch_id, items, redis_unavailable())
         except Exception:  # whatever it was, those who wait are told now and not after a timeout
             log.exception("batch %s was not sent", batch_id)
             self._abandon(batch_id, items, PPLError("the batch could not be sent; the gateway's log says why"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from service.contract.errors import PPLError, QueueFull, TooManyPixels, Unavailable
 from service.contract.media.pictures import PictureLimits
-from service.http.problems import document_of
+from service.http.problems import problem_document
 from service.runtime.redis_clients import QUEUE_ERRORS
 from service.runtime.settings import Settings
 from service.runtime.threads import cancel_tasks
@@ -127,11 +127,11 @@ class Estimator:
         except PPLError as error:
             if isinstance(error, Unavailable):
                 self._down = error  # the others need not wait as long for the same answer
-            return Outcome(upload.index, error={**document_of(error), "index": upload.index, **upload.extra})
+            return Outcome(upload.index, error={**problem_document(error), "index": upload.index, **upload.extra})
         except Exception:  # a fault of ours with one picture; the log says more, the others go on
             log.exception("picture %d of a request failed", upload.index)
             fault = PPLError("an unexpected fault of the server; its log says more about it")
-            return Outcome(upload.index, error={**document_of(fault), "index": upload.index, **upload.extra})
+            return Outcome(upload.index, error={**problem_document(fault), "index": upload.index, **upload.extra})
         waited = max(0.0, 1e3 * (answered - queued) - ticket.model_ms)
         return Outcome(upload.index, poses, timing_ms=(1e3 * (queued - started), waited, ticket.model_ms))
 

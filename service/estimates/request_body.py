@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -22,7 +21,7 @@ from service.gateway.gateway import Gateway
 from service.http.body_limits import body_bytes
 from service.http.multipart import FileField, Form, read_form
 from service.http.negotiation import responds_async
-from service.http.problems import BadField, SlowBody, StorageFull
+from service.http.problems import BadField, SlowBody
 
 from .query import Query
 from .results import Outcome
@@ -124,7 +123,7 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
         settings.background_max_bytes,
         settings.background_key_bytes,
     )
-    key = access.key_of(request)
+    key = access.api_key_of(request.scope)
     owner = key.id if key else None
     held = ExitStack()
     mine = held.enter_context(gateway.arriving.arrive(owner))
@@ -174,10 +173,6 @@ async def in_background(request: Request, gateway: Gateway) -> Response:
         record = EstimateRecord(shown=shown, fields=fields, names=names, video=video, size_bytes=intake.size_bytes)
         await gateway.threads.upload(files.submit, record, check_for_good)
         intake.hand_over()
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull("the server has no room for these files; its owner must free some") from error
-        raise
     finally:
         held.close()
         await intake.close()

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from asgi_correlation_id import correlation_id
 from numpy.typing import NDArray
 
 from service.contract.errors import ContractMismatch, ModelFailed, PPLError
 from service.contract.messages import BatchReply
-from service.http.request_ids import current_request_id
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Ticket:
     poses: dict[int, Pose] = field(default_factory=dict)
     model_ms: float = 0.0
     asked_at: float = field(default_factory=time.monotonic)
-    request_id: str | None = field(default_factory=current_request_id)
+    request_id: str | None = field(default_factory=correlation_id.get)
 
     def fail(self, error: PPLError) -> None:
         """End with an error, unless it has ended."""

@@ -13,7 +13,7 @@ from typing import Any
 from service.contract.errors import BadVideoFile, PPLError, UnsupportedFormat
 from service.contract.media.pictures import Picture, PictureLimits
 from service.contract.media.videos import BadVideo, NoDecoder, TimedFrame, VideoLimits, frame_name, iter_every
-from service.http.problems import document_of
+from service.http.problems import problem_document
 
 from .boxes import PictureBoxes
 from .pictures import Fitted, fit_boxes
@@ -143,4 +143,4 @@ async def with_failure(outcomes: AsyncIterator[Outcome], frames: VideoFrames) ->
         async for outcome in outcomes:
             yield outcome
     if frames.failure:
-        yield Outcome(frames.taken, error={**document_of(frames.failure), "index": frames.taken})
+        yield Outcome(frames.taken, error={**problem_document(frames.failure), "index": frames.taken})

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse
-from starlette.types import Scope
 
-from service.access.guard import Access
+from service.access.guard import Guard
 from service.access.keys import KeyStore
-from service.contract.jobs.files import MAX_LABELS_BYTES
-from service.contract.versions.start_prior import MAX_PRIOR_BYTES
 from service.http import problems as errors
-from service.http.body_limits import BodyLimit, HeadAsGet, RequestFigures
-from service.http.negotiation import media_type, responds_async
-from service.http.request_ids import RequestId
+from service.http.body_limits import BodyLimit, HeadAsGet
+from service.http.request_ids import add_request_ids
 from service.runtime.settings import Settings
 
 from . import openapi
 from .gateway import Gateway
+from .request_log import RequestLog
 from .routes import (
     datasets,
     estimate,
@@ -38,13 +33,6 @@ from .routes import (
     versions,
     webhooks,
 )
-
-# what a multipart form weighs beside its files
-_FORM_BYTES = 2**20
-# JSON is read in one piece by the event loop, so it must be short; a folder, some settings and a prior are
-_JSON_BYTES = 256 * 2**10
-_IMPORT = re.compile(r"/priors/[^/]+/versions/import")
-_LANDMARKS = re.compile(r"/priors/[^/]+/landmarks")
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -98,27 +86,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     openapi.install(app, keys_needed=settings.keys_needed)
     # the last one is the first that a request meets
     app.add_middleware(HeadAsGet)
-    app.add_middleware(BodyLimit, limit_of=_limit_of(settings), slowest=settings.slowest_body_bytes_per_s)
-    app.add_middleware(Access, settings=settings, keys=KeyStore(settings.data_root) if settings.keys_needed else None)
-    app.add_middleware(RequestFigures, metrics=gateway.metrics, log_all=settings.access_log)
-    app.add_middleware(RequestId)
+    app.add_middleware(BodyLimit, settings=settings)
+    app.add_middleware(Guard, settings=settings, keys=KeyStore(settings.data_root) if settings.keys_needed else None)
+    app.add_middleware(RequestLog, metrics=gateway.metrics, log_all=settings.access_log)
+    add_request_ids(app)
     return app
-
-
-def _limit_of(settings: Settings) -> Callable[[Scope], int]:
-    def limit(scope: Scope) -> int:
-        """Only uploads to keep, to train, to fit or to import may be long, and only as a form; JSON must be short."""
-        kind = media_type(Headers(scope=scope))
-        if kind == "application/json":
-            return min(_JSON_BYTES, settings.max_body_bytes)
-        if scope["path"] == "/estimate" and kind == "multipart/form-data" and responds_async(Headers(scope=scope)):
-            return settings.background_body_bytes
-        if scope["path"] in ("/train-jobs", "/datasets") and kind == "multipart/form-data":
-            return settings.archive_max_bytes + MAX_LABELS_BYTES + MAX_PRIOR_BYTES + _FORM_BYTES
-        if _IMPORT.fullmatch(scope["path"]) and kind == "multipart/form-data":
-            return settings.version_max_bytes + _FORM_BYTES
-        if _LANDMARKS.fullmatch(scope["path"]) and kind == "multipart/form-data":
-            return min(settings.landmarks_max_bytes, settings.max_pending_bytes)
-        return settings.max_body_bytes
-
-    return limit

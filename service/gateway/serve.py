@@ -9,10 +9,11 @@ import socket
 import sys
 
 import uvicorn
+from asgi_correlation_id import CorrelationIdFilter
 
 from service.access.keys import KeyStore
 from service.contract.versions.store import VersionStore
-from service.http.request_ids import LOG_FORMAT, RequestIdFilter
+from service.http.request_ids import LOG_FORMAT
 from service.http.server_protocol import ProblemProtocol
 from service.runtime.settings import Settings
 from service.versions.samples import install_samples
@@ -42,7 +43,7 @@ def main() -> None:
     settings = Settings() if inherited is None else Settings(host=inherited.getsockname()[0])
     logging.basicConfig(level=settings.log_level, format=LOG_FORMAT, stream=sys.stderr)
     for handler in logging.getLogger().handlers:
-        handler.addFilter(RequestIdFilter())
+        handler.addFilter(CorrelationIdFilter(default_value="-"))
     if settings.sample_categories:
         install_samples(VersionStore(settings.data_root))
     if settings.keys_needed:

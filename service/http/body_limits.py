@@ -1,140 +1,122 @@
-"""What every request passes: a bound on its body, the figures and a line in the log. Plain ASGI: bodies stream."""
+"""Middleware for bodies: limits on their size and pace, and responses to HEAD without one."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import re
 import time
-from collections.abc import Callable
 
-from starlette.requests import HTTPConnection
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.access.guard import HEALTH, METRICS, key_of
 from service.contract.errors import BodyTooLarge, PPLError
-from service.runtime.metrics import Metrics
+from service.contract.jobs.files import MAX_LABELS_BYTES
+from service.contract.versions.start_prior import MAX_PRIOR_BYTES
+from service.runtime.settings import Settings
 from service.runtime.threads import cancel_tasks
 
-from .problems import SlowBody, problem_of
-
-log = logging.getLogger(__name__)
+from .negotiation import media_type, responds_async
+from .problems import SlowBody, problem_response
 
 STALL_S = 30.0  # how long a body may pause
 
+# the parts of a multipart form beside its files
+_FORM_BYTES = 2**20
+# the event loop parses JSON in one piece, so it must be short; a folder, some settings and a prior are
+_JSON_BYTES = 256 * 2**10
+_IMPORT = re.compile(r"/priors/[^/]+/versions/import")
+_LANDMARKS = re.compile(r"/priors/[^/]+/landmarks")
 _BODY_BYTES = "ppl.body_bytes"
-_NO_ANSWER = 499  # the client went away first
-_FAULT = 500
 
 
 def body_bytes(scope: Scope) -> int:
-    """The length of a request's body as declared, or the most it may be."""
+    """Return the declared length of a request's body, or the limit on it where none is declared."""
     size: int = scope[_BODY_BYTES]
     return size
 
 
-class HeadAsGet:
-    """Answers HEAD as GET, without the body, wherever something can be read."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "HEAD":
-            await self._app(scope, receive, send)
-            return
-        told = asyncio.Event()
-
-        async def begin(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                await send(message)
-                await send({"type": "http.response.body", "body": b""})
-                told.set()
-
-        async def nothing() -> Message:
-            coming, answered = asyncio.ensure_future(receive()), asyncio.ensure_future(told.wait())
-            try:
-                await asyncio.wait((coming, answered), return_when=asyncio.FIRST_COMPLETED)
-                # of a stream nobody waits for the rest
-                return {"type": "http.disconnect"} if told.is_set() else coming.result()
-            finally:
-                await cancel_tasks((coming, answered))
-
-        inner = {**scope, "method": "GET"}
-        try:
-            await self._app(inner, nothing, begin)
-        finally:
-            if "route" in inner:
-                scope["route"] = inner["route"]  # for the figures
+def body_limit(scope: Scope, settings: Settings) -> int:
+    """Return how long the body of a request may be: long only for a form that uploads files, short for JSON."""
+    headers, path = Headers(scope=scope), scope["path"]
+    kind = media_type(headers)
+    if kind == "application/json":
+        return min(_JSON_BYTES, settings.max_body_bytes)
+    if kind == "multipart/form-data":
+        if path == "/estimate" and responds_async(headers):
+            return settings.background_body_bytes
+        if path in ("/train-jobs", "/datasets"):
+            return settings.archive_max_bytes + MAX_LABELS_BYTES + MAX_PRIOR_BYTES + _FORM_BYTES
+        if _IMPORT.fullmatch(path):
+            return settings.version_max_bytes + _FORM_BYTES
+        if _LANDMARKS.fullmatch(path):
+            return min(settings.landmarks_max_bytes, settings.max_pending_bytes)
+    return settings.max_body_bytes
 
 
 class BodyLimit:
-    """Refuses longer bodies with a problem document: at once where the length is declared, else on the way.
+    """Refuse bodies that are too long, at once where the length is declared, and bodies that stall or arrive slowly.
 
-    And those that stop arriving, or drip: what is half there holds its place on the disk and in the queue.
-
-    Args:
-        limit_of: the limit in bytes for a request.
-        slowest: bytes a second that must come once STALL_S have gone into waiting for them; 0 for no bound. Who sent
-            fast before may wait STALL_S again and no longer. Time that the server takes to put away what came does
-            not count.
+    A slow body would hold its part of the disk and its place in the queue. The client may make the server wait for
+    STALL_S; every byte earns more time at `slowest_body_bytes_per_s`, up to STALL_S again (0: no pace is required).
+    The time that the server takes to store what came does not count.
     """
 
-    def __init__(self, app: ASGIApp, limit_of: Callable[[Scope], int], slowest: float = 0.0) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        self._limit_of = limit_of
-        self._slowest = slowest
+        self._settings = settings
+        self._slowest = settings.slowest_body_bytes_per_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = self._limit_of(scope)
-        declared = dict(scope["headers"]).get(b"content-length", b"")
+        limit = body_limit(scope, self._settings)
+        declared = Headers(scope=scope).get("content-length", "")
         scope[_BODY_BYTES] = int(declared) if declared.isdigit() else limit
         if scope[_BODY_BYTES] > limit:
-            await problem_of(_too_large(limit, f"{scope[_BODY_BYTES]} bytes"))(scope, receive, send)
+            await problem_response(_too_large(limit, f"{scope[_BODY_BYTES]} bytes"))(scope, receive, send)
             return
         received, more = 0, True
-        spare_s = STALL_S  # of waiting for the client; what comes earns more of it, never more than this
-        refused: PPLError | None = None
-        begun = answered = False
+        spare_s = STALL_S
+        error: PPLError | None = None
+        started = refused = False
 
-        async def counted() -> Message:
-            nonlocal received, more, spare_s, refused
-            if not more:  # only the client's leaving can come now
+        async def limited_receive() -> Message:
+            nonlocal received, more, spare_s, error
+            if not more:  # only the client's disconnect can come now
                 return await receive()
             began = time.monotonic()
             try:
                 async with asyncio.timeout(spare_s):
                     message = await receive()
             except TimeoutError:
-                refused = self._too_slow(received, time.monotonic() - began)
-                raise refused from None
+                error = self._too_slow(received, time.monotonic() - began)
+                raise error from None
             waited_s = time.monotonic() - began
             more = message.get("more_body", False)
-            came = len(message.get("body", b""))
-            received += came
+            size = len(message.get("body", b""))
+            received += size
             if received > limit:
-                refused = _too_large(limit, f"more than {limit} bytes")
-                raise refused
+                error = _too_large(limit, f"more than {limit} bytes")
+                raise error
             if self._slowest:
-                spare_s = min(STALL_S, max(0.0, spare_s - waited_s) + came / self._slowest)
+                spare_s = min(STALL_S, max(0.0, spare_s - waited_s) + size / self._slowest)
             return message
 
-        async def told(message: Message) -> None:
-            """What the application answers, unless it took the refusal for something else, say a form it can't read."""
-            nonlocal begun, answered
-            if refused is None or begun:
-                begun = True
+        async def send_or_refuse(message: Message) -> None:
+            """Replace a response to the raised error, which the application may take for a malformed form."""
+            nonlocal started, refused
+            if error is None or started:
+                started = True
                 await send(message)
-            elif not answered:
-                answered = True
-                response = problem_of(refused)
-                if isinstance(refused, SlowBody):  # the rest of it is not waited for
+            elif not refused:
+                refused = True
+                response = problem_response(error)
+                if isinstance(error, SlowBody):  # do not read the rest of the body
                     response.headers["connection"] = "close"
                 await response(scope, receive, send)
 
-        await self._app(scope, counted, told)
+        await self._app(scope, limited_receive, send_or_refuse)
 
     def _too_slow(self, received: int, paused_s: float) -> SlowBody:
         if paused_s > 0.9 * STALL_S or not self._slowest:
@@ -145,57 +127,40 @@ class BodyLimit:
         )
 
 
-class RequestFigures:
-    """Counts requests and their times by method, route template and status, and logs a line for each.
+def _too_large(limit: int, actual: str) -> BodyTooLarge:
+    return BodyTooLarge(f"the request has {actual} and may have {limit}; send less at once")
 
-    Args:
-        log_all: else only those that were not served are logged.
-    """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, *, log_all: bool = True) -> None:
+class HeadAsGet:
+    """Answer HEAD as GET, without the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._metrics = metrics
-        self._log_all = log_all
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] != "HEAD":
             await self._app(scope, receive, send)
             return
-        started = time.perf_counter()
-        status = _NO_ANSWER
+        answered = asyncio.Event()
 
-        async def noted(message: Message) -> None:
-            nonlocal status
+        async def send_head(message: Message) -> None:
             if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
+                await send(message)
+                await send({"type": "http.response.body", "body": b""})
+                answered.set()
 
-        with self._metrics.in_progress.track_inprogress():
+        async def receive_until_answered() -> Message:
+            tasks = asyncio.ensure_future(receive()), asyncio.ensure_future(answered.wait())
             try:
-                await self._app(scope, receive, noted)
-            except Exception:  # answered with 500 further out
-                status = _FAULT
-                raise
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                # the disconnect ends a stream, which would go on although its body is not sent
+                return {"type": "http.disconnect"} if answered.is_set() else tasks[0].result()
             finally:
-                # an address that exists nowhere must not make a label of its own
-                route = getattr(scope.get("route"), "path", "none")
-                method = scope["method"] if route != "none" else "any"
-                took_s = time.perf_counter() - started
-                self._metrics.requests.labels(method, route, status).inc()
-                self._metrics.seconds.labels(method, route).observe(took_s)
-                self._log(scope, status, took_s)
+                await cancel_tasks(tasks)
 
-    def _log(self, scope: Scope, status: int, took_s: float) -> None:
-        fine = status < 400
-        watching = scope["path"] in HEALTH or scope["path"] == METRICS
-        if fine and (watching or not self._log_all):
-            return
-        key = key_of(HTTPConnection(scope))
-        caller = f"key {key.id}" if key else str((scope.get("client") or ("somebody",))[0])
-        # as it came, undecoded: it can't break the line
-        path = scope.get("raw_path", b"")[:200].decode("ascii", "backslashreplace")
-        log.info("%s %s %d in %.1f ms, %s", scope["method"], path, status, 1e3 * took_s, caller)
-
-
-def _too_large(limit: int, came: str) -> BodyTooLarge:
-    return BodyTooLarge(f"the request has {came} and may have {limit}; send less at once")
+        get_scope = {**scope, "method": "GET"}
+        try:
+            await self._app(get_scope, receive_until_answered, send_head)
+        finally:
+            if "route" in get_scope:
+                scope["route"] = get_scope["route"]  # for the metrics

@@ -1,4 +1,4 @@
-"""``If-Match``: a change that counts only while the thing is as its sender knows it (RFC 9110, 13.1.1)."""
+"""Entity tags and ``If-Match`` (RFC 9110, 13.1.1): a change applies only to the state that its sender knows."""
 
 from __future__ import annotations
 
@@ -20,49 +20,54 @@ IfMatch = Annotated[
     Header(
         alias="If-Match",
         max_length=1000,
-        description="the `ETag` of what shall be changed, as GET gave it; `*` for whatever there is",
+        description="the `ETag` that GET returned for what is to be changed; `*` for any state",
         examples=['"20261123T064501-1f3a9c"'],
     ),
 ]
 
 
-def tag_of(text: str) -> str:
-    """The entity tag of something that a word tells from all others."""
-    return f'"{text}"'
+def etag(identity: str) -> str:
+    """Return the entity tag of a state that `identity` distinguishes from all others."""
+    return f'"{identity}"'
 
 
-def tag_of_json(value: Any) -> str:
-    """The entity tag of a JSON value."""
-    return tag_of(hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24])
+def json_etag(value: Any) -> str:
+    """Return the entity tag of a JSON value."""
+    return etag(hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24])
 
 
-def expecting(header: str | None, what: str, *, needed: bool = True) -> Callable[[str | None], None]:
-    """A check of the tag that a thing has at the moment of its change, None where there is no such thing.
+def etag_header(description: str) -> dict[str, Any]:
+    """Declare the header ETag in the documentation of a response."""
+    return {"ETag": {"description": description, "schema": {"type": "string"}}}
+
+
+def precondition(if_match: str | None, what: str, *, required: bool = True) -> Callable[[str | None], None]:
+    """Return a check of the current entity tag, None where the thing does not exist, to call while changing it.
 
     Args:
-        header: the request's If-Match, if it has one.
-        what: how messages name the thing.
-        needed: whether a change of what exists must have the header.
+        if_match: the header of the request, if it has one.
+        what: name of the thing in messages.
+        required: whether a change of an existing thing needs the header.
 
     Raises:
-        BadRequest: the header is no list of entity tags. And from the check:
-        PreconditionFailed: it names other states than that of the thing.
-        PreconditionRequired: it is missing, and the thing exists.
+        BadRequest: the header is not a list of entity tags.
+        PreconditionFailed: (by the check) the header does not match the current state.
+        PreconditionRequired: (by the check) the header is missing and the thing exists.
     """
-    if header is not None and header.strip() != "*" and not _TAGS.fullmatch(header):
-        raise BadRequest(f'If-Match is {header[:80]!r}; it must be * or entity tags in quotes, as in "abc"')
+    if if_match is not None and if_match.strip() != "*" and not _TAGS.fullmatch(if_match):
+        raise BadRequest(f'If-Match is {if_match[:80]!r}; it must be * or entity tags in quotes, as in "abc"')
 
-    def check(now: str | None) -> None:
-        if header is None:
-            if needed and now is not None:
+    def check(current: str | None) -> None:
+        if if_match is None:
+            if required and current is not None:
                 raise PreconditionRequired(
                     f"{what} exists, and the request has no If-Match: send the ETag of the state that you know "
-                    f"(it is {now} now), or * to replace whatever there is"
+                    f"(it is {current} now), or * to replace any state"
                 )
             return
-        named = [tag for weak, tag in _TAG.findall(header) if not weak]
-        if now is None or (header.strip() != "*" and now not in named):
-            state = f"it is {now} now" if now else "there is none"
-            raise PreconditionFailed(f"{what} is not as If-Match says ({header[:200]}): {state}; look at it again")
+        strong = [tag for weak, tag in _TAG.findall(if_match) if not weak]
+        if current is None or (if_match.strip() != "*" and current not in strong):
+            state = f"it is {current} now" if current else "it does not exist"
+            raise PreconditionFailed(f"{what} does not match If-Match ({if_match[:200]}): {state}; get it again")
 
     return check

@@ -1,7 +1,6 @@
-"""A request that its sender names by an Idempotency-Key, so that it can be sent again where the answer was lost.
+"""``Idempotency-Key`` (draft-ietf-httpapi-idempotency-key-header): a request that can be sent again safely.
 
-After the draft of the IETF (draft-ietf-httpapi-idempotency-key-header): the same key with the same request gives what
-the first one made, with another request an error.
+The same key with the same request gives the result of the first one; with another request it is an error.
 """
 
 from __future__ import annotations
@@ -19,42 +18,38 @@ from service.contract.errors import BadRequest
 from .problems import BadField
 
 HEADER = "Idempotency-Key"
-REPLAYED = "Idempotent-Replayed"
-LONGEST = 255
+REPLAYED_HEADER = "Idempotent-Replayed"
+MAX_LENGTH = 255
 
 
-def key_of(request: Request) -> str | None:
-    """The key of a request; None where it has none.
+def idempotency_key(request: Request) -> str | None:
+    """Return the key of a request; None where it has none.
 
     Raises:
-        BadField: several, or none of 1 to LONGEST visible characters of ASCII.
+        BadField: several keys, or not 1 to MAX_LENGTH visible ASCII characters.
     """
     keys = request.headers.getlist(HEADER)
     if not keys:
         return None
     key = keys[0].strip()
-    if len(keys) > 1 or not 0 < len(key) <= LONGEST or not all("!" <= c <= "~" for c in key):
+    if len(keys) > 1 or not 0 < len(key) <= MAX_LENGTH or not all("!" <= c <= "~" for c in key):
         raise BadField(
             HEADER,
-            f"{HEADER} came {len(keys)} times, of {len(key)} characters; send it once, 1 to {LONGEST} visible ASCII "
-            "characters, say a UUID",
+            f"{HEADER} came {len(keys)} times, of {len(key)} characters; send it once, 1 to {MAX_LENGTH} visible "
+            "ASCII characters, for example a UUID",
         )
     return key
 
 
-def fingerprint(asked: dict[str, Any], files: Sequence[Path]) -> str:
-    """What a request asks for in 64 hex digits: its values, and the bytes of its files.
-
-    Args:
-        asked: JSON values.
-        files: those that came with it, on disk.
+def fingerprint(fields: dict[str, Any], files: Sequence[Path]) -> str:
+    """Return 64 hex digits that identify a request by its JSON values and the bytes of its uploaded files.
 
     Raises:
-        BadRequest: values nested too deeply.
+        BadRequest: the values are nested too deeply.
     """
     try:
-        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
-    except RecursionError as error:  # read by a parser that goes deeper than the writer
+        digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+    except RecursionError as error:  # the parser allows deeper nesting than the encoder
         raise BadRequest("the body nests values deeper than any request needs to") from error
     for path in files:
         with path.open("rb") as file:

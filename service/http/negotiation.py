@@ -8,38 +8,35 @@ from starlette.datastructures import Headers
 
 
 def media_type(headers: Mapping[str, str]) -> str:
-    """The media type of a request's body in small letters, without its options; empty where it has none."""
+    """Return the media type of a body in lower case, without parameters; empty where it has none."""
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def responds_async(headers: Headers) -> bool:
-    """Whether a request wants to be answered before it is done (RFC 7240, ``Prefer: respond-async``)."""
+    """Return whether the client asks for a response before the work is done (``Prefer: respond-async``)."""
     if "prefer" not in headers:
         return False
     words = ",".join(headers.getlist("prefer")).lower().replace(";", ",").split(",")
     return any(word.strip() == "respond-async" for word in words)
 
 
-def named(accept: str, kinds: Sequence[str], instead_of: str = "application/json") -> str | None:
-    """The first of some media types that Accept names, unless it says that it likes ``instead_of`` better.
+def accepted_media_type(accept: str, offered: Sequence[str], default: str = "application/json") -> str | None:
+    """Return the first of the `offered` media types in Accept, unless `default` has a higher weight there.
 
-    Whoever takes anything, by ``*/*``, names none. A weight that is no number counts as 1.
+    Wildcards as ``*/*`` accept the default, so they match none. A malformed weight counts as 1.
     """
     weights: dict[str, float] = {}
     for item in accept.lower().split(","):
-        kind, *options = (word.strip() for word in item.split(";"))
-        weights[kind] = _weight(options)
-    return next((kind for kind in weights if kind in kinds and weights[kind] >= _least(weights, instead_of)), None)
+        kind, *parameters = (word.strip() for word in item.split(";"))
+        weights[kind] = _weight(parameters)
+    # a type of weight 0 is not acceptable
+    least = max(weights.get(default, 0.0), 1e-9)
+    return next((kind for kind in weights if kind in offered and weights[kind] >= least), None)
 
 
-def _least(weights: dict[str, float], instead_of: str) -> float:
-    """What another type must weigh; one of weight 0 is not wanted at all."""
-    return max(weights.get(instead_of, 0.0), 1e-9)
-
-
-def _weight(options: Sequence[str]) -> float:
-    for option in options:
-        name, _, value = option.replace(" ", "").partition("=")
+def _weight(parameters: Sequence[str]) -> float:
+    for parameter in parameters:
+        name, _, value = parameter.replace(" ", "").partition("=")
         if name == "q":
             try:
                 return float(value)

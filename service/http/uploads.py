@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import time
 import uuid
@@ -15,8 +14,6 @@ from typing import IO, Any, Self
 from service.contract.durable_files import sync
 from service.contract.versions.store import folder_names
 
-from .problems import StorageFull
-
 InThread = Callable[..., Awaitable[Any]]
 
 _STAGING = ".upload-"
@@ -24,8 +21,6 @@ _STAGING = ".upload-"
 
 class UploadFolder:
     """The files of one request. An async context manager that removes them at its end unless they are kept.
-
-    A full disk raises StorageFull out of the block.
 
     Args:
         path: the folder; created with its first file.
@@ -50,8 +45,6 @@ class UploadFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._in_thread(self._close)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull("the server has no room for this upload; its owner must free some") from error
 
     def file(self, name: str, max_bytes: int) -> UploadFile:
         """Return a file of the folder to write what arrives to."""

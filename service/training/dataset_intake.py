@@ -79,7 +79,6 @@ async def accept_dataset(parts: TrainingParts, request: Request) -> tuple[Datase
         BodyTooLarge, TooManyImages: too many bytes or files came.
         BadField: a field is unknown or has an invalid value.
         DatasetsFull: all datasets together would exceed their limit.
-        StorageFull: the disk is full.
     """
     settings, threads, datasets = parts.settings, parts.threads, parts.datasets
     declared = request.headers.get("content-length", "")

@@ -12,7 +12,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from service.contract import routing
 from service.contract.errors import BadCursor
 from service.contract.jobs.events import MAX_EVENTS, JobEvent, event_of
-from service.http.negotiation import named
+from service.http.negotiation import accepted_media_type
 from service.runtime.redis_clients import QUEUE_ERRORS
 
 MEDIA_TYPE = "text/event-stream"
@@ -25,7 +25,7 @@ _COME_BACK_MS = 2000
 
 def wanted(accept: str | None) -> bool:
     """Whether a request's Accept names server-sent events; whoever takes anything gets JSON."""
-    return named(accept or "", (MEDIA_TYPE,)) is not None
+    return accepted_media_type(accept or "", (MEDIA_TYPE,)) is not None
 
 
 def last_event_id(text: str) -> int:

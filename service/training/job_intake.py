@@ -22,7 +22,7 @@ from service.contract.media.archives import ArchiveLimits, check_archive
 from service.contract.quotas import JobLimits
 from service.contract.versions.start_prior import document_of
 from service.contract.versions.store import VersionStore
-from service.http.idempotency import fingerprint, key_of
+from service.http.idempotency import fingerprint, idempotency_key
 from service.http.uploads import InThread, UploadFile, UploadFolder
 from service.runtime.settings import Settings
 from service.runtime.threads import Threads
@@ -67,7 +67,7 @@ async def accept_training(parts: TrainingParts, request: Request, read: Read) ->
     Returns:
         The job, and whether an earlier request created it.
     """
-    key, api_key = key_of(request), access.key_of(request)
+    key, api_key = idempotency_key(request), access.api_key_of(request.scope)
     owner = api_key.id if api_key else None
     limits = JobLimits(parts.settings.max_unfinished_jobs, parts.settings.jobs_per_key)
     try:

@@ -16,7 +16,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from service.estimates.results import Outcome
-from service.http.negotiation import named
+from service.http.negotiation import accepted_media_type
 from service.http.problems import BadField
 from service.versions.reader import Version
 
@@ -25,7 +25,7 @@ MEDIA_TYPES = ("application/jsonl", "application/x-ndjson")
 
 def wanted_lines(accept: str) -> str | None:
     """The media type of JSON lines that a request's Accept names; None where it names none."""
-    return named(accept, MEDIA_TYPES)
+    return accepted_media_type(accept, MEDIA_TYPES)
 
 
 def check_lines(chosen: str) -> None:

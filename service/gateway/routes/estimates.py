@@ -14,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from service.access.guard import key_of
+from service.access.guard import api_key_of
 from service.access.keys import Scope
 from service.contract.errors import Conflict, Forbidden, UnknownEstimate
 from service.contract.jobs.store import MAX_PAGE
@@ -102,7 +102,7 @@ async def delete_estimate(request: Request, estimate_id: str) -> None:
 
 async def _check_owner(request: Request, gateway: Gateway, estimate_id: str) -> None:
     """Raises Forbidden where a key that may only read would stop or remove what another one asked for."""
-    key = key_of(request)
+    key = api_key_of(request.scope)
     if key is None or key.may(Scope.TRAIN):
         return
     shown = (await gateway.threads.io(gateway.estimates.record, estimate_id)).shown

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from service.contract.jobs.store import MAX_PAGE, Job, JobPage, JobStatus
 from service.gateway.gateway import gateway_of
-from service.http.idempotency import HEADER, REPLAYED
+from service.http.idempotency import HEADER, REPLAYED_HEADER
 from service.http.negotiation import media_type
 from service.http.problems import UnsupportedMedia, responses
 from service.training.job_intake import accept_training
@@ -81,7 +81,7 @@ async def create_job(
             "or application/json with a folder; both may name a dataset instead"
         )
     job = await gateway.threads.io(gateway.queue.placed, job)
-    headers = {"Location": f"/train-jobs/{job.id}", **({REPLAYED: "true"} if replayed else {})}
+    headers = {"Location": f"/train-jobs/{job.id}", **({REPLAYED_HEADER: "true"} if replayed else {})}
     return JSONResponse(job.model_dump(mode="json"), status_code=202, headers=headers)
 
 

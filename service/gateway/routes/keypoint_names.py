@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Request, Response
 
 from service.contract.versions.additions import check_names
 from service.gateway.gateway import gateway_of
-from service.http.etags import IfMatch, expecting, tag_of_json
+from service.http.etags import IfMatch, json_etag, precondition
 from service.http.problems import responses
 from service.versions.schemas import KeypointNames, NewKeypointNames
 
@@ -31,7 +31,7 @@ async def get_keypoint_names(
     """What the keypoints of a version are called; the `ETag` goes into `If-Match` when they are named anew."""
     gateway = gateway_of(request)
     found = await gateway.threads.io(gateway.versions.keypoint_names, category, version)
-    response.headers["ETag"] = tag_of_json(found["names"])
+    response.headers["ETag"] = json_etag(found["names"])
     return found
 
 
@@ -59,7 +59,7 @@ async def put_keypoint_names(
     """
     gateway = gateway_of(request)
     versions = gateway.versions
-    check = expecting(if_match, "a list of names")
+    check = precondition(if_match, "a list of names")
 
     def put() -> dict[str, Any]:
         before = versions.keypoint_names(category, version)
@@ -68,11 +68,11 @@ async def put_keypoint_names(
 
         def unchanged(now: tuple[str, ...] | None) -> None:
             if now is not None or if_match is not None:
-                check(tag_of_json(list(now or before["names"])))
+                check(json_etag(list(now or before["names"])))
 
         versions.additions.put_names(category, name, names, unchanged)
         return {"category": category, "version": name, "names": list(names)}
 
     found = await gateway.threads.io(put)
-    response.headers["ETag"] = tag_of_json(found["names"])
+    response.headers["ETag"] = json_etag(found["names"])
     return found

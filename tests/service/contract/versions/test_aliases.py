@@ -141,17 +141,17 @@ def test_deleted_version_that_comes_back_is_told_from_the_old_one(store: Version
 MOVER = """
 import sys
 from pathlib import Path
-from service.contract.changes import move_alias
+from service.contract.versions.changes import move_alias
 from service.contract.errors import PreconditionFailed
-from service.contract.store import VersionStore
-from service.preconditions import expecting, tag_of
+from service.contract.versions.store import VersionStore
+from service.http.etags import etag, precondition
 store, (one, other) = VersionStore(Path(sys.argv[1])), sys.argv[2:4]
 won = 0
 for _ in range(60):
     now = store.alias("dog", "champion")
-    check = expecting(tag_of(now), "the alias")
+    check = precondition(etag(now), "the alias")
     try:
-        move_alias(store, "dog", "champion", other if now == one else one, lambda now: check(tag_of(now)))
+        move_alias(store, "dog", "champion", other if now == one else one, lambda now: check(etag(now)))
         won += 1
     except PreconditionFailed:
         pass
