@@ -1,4 +1,4 @@
-"""``ppl datasets``: send pictures once, see what is in them, train from them as often as wanted."""
+"""``ppl datasets``: upload pictures once, inspect them, train on them many times."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import typer
 from service.client import Client
 from service.client.types import Dataset, DatasetStatus
 
-from .options import URL, AsJson, Url, write_file
+from .options import URL, AsJson, Url
 from .output import console as output
-from .output import datasets as shown
+from .output import datasets as text
 
-datasets = typer.Typer(name="datasets", help="Pictures kept to train from, and what is in them.", no_args_is_help=True)
+datasets = typer.Typer(name="datasets", help="Uploaded pictures to train on.", no_args_is_help=True)
 
 DatasetId = Annotated[str, typer.Argument(metavar="DATASET", help="Id of the dataset.")]
 
@@ -25,62 +25,54 @@ def create_dataset(
         list[Path],
         typer.Argument(metavar="PATH...", help="A folder, zip, tar, tar.gz or video; or several files and folders."),
     ],
-    name: Annotated[str | None, typer.Option(help="What to call it; the file's name by default.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the dataset; the file's name by default.")] = None,
     mode: Annotated[
         str | None, typer.Option(metavar="MODE", help="stills, or clips: each video and each folder is one.")
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="Keypoints of some of the pictures, CSV or COCO JSON: to measure by.")
+        Path | None, typer.Option(help="Keypoints of some of the pictures, CSV or COCO JSON, for evaluation.")
     ] = None,
-    sheet: Annotated[Path | None, typer.Option(help="Write its contact sheet, a JPEG, to this file.")] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Whether to wait for what is found in it.")] = True,
+    sheet: Annotated[Path | None, typer.Option(help="Write the contact sheet, a JPEG, to this file.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Whether to wait for the inspection.")] = True,
     url: Url = URL,
     as_json: AsJson = False,
 ) -> None:
-    """Send pictures and show what was found in them."""
-    with output.errors_shown(as_json), Client(url) as client:
+    """Upload pictures and show what the inspection finds."""
+    with output.connect(url, as_json) as client:
         created = client.datasets.create(paths, name, mode, labels)
         if created.already_there and not as_json:
-            output.out.print("these very bytes were there already; nothing was added")
+            output.out.print("a dataset with the same bytes exists already; nothing was added")
         dataset: Dataset = created
         if wait or sheet:
             dataset = _wait(client, created.id, as_json)
         if sheet and dataset.status is DatasetStatus.READY:
-            write_file(sheet, client.datasets.contact_sheet(created.id))
+            output.write_file(sheet, client.datasets.contact_sheet(created.id))
         if as_json:
-            output.print_json(dataset.model_dump(mode="json") | {"already_there": created.already_there})
+            output.print_json(output.to_json(dataset) | {"already_there": created.already_there})
         else:
-            shown.show_dataset(dataset)
+            text.show_dataset(dataset)
         if dataset.status is DatasetStatus.FAILED:
             raise typer.Exit(1)
 
 
 @datasets.command("list")
 def list_datasets(url: Url = URL, as_json: AsJson = False) -> None:
-    """List the datasets, the newest first."""
-    with output.errors_shown(as_json), Client(url) as client:
-        found = list(client.datasets.list())
-        if as_json:
-            output.print_json({"items": [dataset.model_dump(mode="json") for dataset in found], "next_cursor": None})
-        else:
-            shown.show_datasets(found)
+    """List the datasets, newest first."""
+    with output.connect(url, as_json) as client:
+        output.show_list(client.datasets.list(), as_json, text.show_datasets)
 
 
 @datasets.command("show")
 def show_dataset(dataset_id: DatasetId, url: Url = URL, as_json: AsJson = False) -> None:
-    """Show what was found in a dataset."""
-    with output.errors_shown(as_json), Client(url) as client:
-        found = client.datasets.get(dataset_id)
-        if as_json:
-            output.print_json(found.model_dump(mode="json"))
-        else:
-            shown.show_dataset(found)
+    """Show what the inspection of a dataset found."""
+    with output.connect(url, as_json) as client:
+        output.show(client.datasets.get(dataset_id), as_json, text.show_dataset)
 
 
 @datasets.command("delete")
 def delete_dataset(dataset_id: DatasetId, url: Url = URL, as_json: AsJson = False) -> None:
-    """Delete a dataset for good; versions trained from it stay."""
-    with output.errors_shown(as_json), Client(url) as client:
+    """Delete a dataset for good; versions trained on it stay."""
+    with output.connect(url, as_json) as client:
         client.datasets.delete(dataset_id)
         output.show_done({"deleted": dataset_id}, f"deleted: dataset {dataset_id}", as_json)
 
@@ -94,10 +86,9 @@ def write_sheet(
     url: Url = URL,
     as_json: AsJson = False,
 ) -> None:
-    """Write a picture of pictures that are spread over a dataset."""
-    with output.errors_shown(as_json), Client(url) as client:
-        path = out or Path(f"{dataset_id}.jpg")
-        write_file(path, client.datasets.contact_sheet(dataset_id))
+    """Write the contact sheet, a JPEG of sample pictures."""
+    with output.connect(url, as_json) as client:
+        path = output.write_file(out or Path(f"{dataset_id}.jpg"), client.datasets.contact_sheet(dataset_id))
         output.show_done({"dataset": dataset_id, "file": str(path)}, f"written: {path}", as_json)
 
 
@@ -105,13 +96,13 @@ def _wait(client: Client, dataset_id: str, as_json: bool) -> Dataset:
     if as_json:
         return client.datasets.wait(dataset_id)
 
-    def told(dataset: Dataset) -> str:
+    def describe(dataset: Dataset) -> str:
         seen = dataset.found.pictures + dataset.found.videos + dataset.found.skipped
-        return f"looking into {dataset_id}: {seen} of {dataset.files} files"
+        return f"inspecting {dataset_id}: {seen} of {dataset.files} files"
 
     try:
-        with output.out.status(f"looking into {dataset_id}") as status:
-            return client.datasets.wait(dataset_id, lambda dataset: status.update(told(dataset)))
+        with output.out.status(f"inspecting {dataset_id}") as status:
+            return client.datasets.wait(dataset_id, lambda dataset: status.update(describe(dataset)))
     except KeyboardInterrupt:
-        output.out.print(f"the looking goes on. `ppl datasets show {dataset_id}` shows what was found.")
+        output.out.print(f"the inspection continues; `ppl datasets show {dataset_id}` shows its result")
         raise typer.Exit(130) from None

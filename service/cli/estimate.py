@@ -1,4 +1,4 @@
-"""``ppl estimate``: the poses in pictures, as a table, drawn, or in another program's format."""
+"""``ppl estimate``: poses as a table, as drawings, or in another program's format."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from service.client.types import FailedPicture
 from service.client.uploads import list_pictures, printable_name, with_unique_names
 from service.contract.media.videos import is_video_name
 
-from .estimates import finish, show_background
-from .options import URL, AsJson, Category, Url, Version, write_file
+from .estimates import finish
+from .options import URL, AsJson, Category, Url, Version
 from .output import console as output
+from .output.estimates import show_background, show_estimate, show_frame
 
 
 class PoseFormat(StrEnum):
-    """What poses can be printed as."""
+    """Formats in which poses can be printed."""
 
     COCO = "coco"
     CSV = "csv"
@@ -29,7 +30,7 @@ class PoseFormat(StrEnum):
 
 
 class More(StrEnum):
-    """What JSON can hold beside the keypoints."""
+    """Optional members of a pose in JSON."""
 
     CODES = "codes"
     TRAJECTORY = "trajectory"
@@ -51,17 +52,17 @@ def estimate(
         ),
     ] = None,
     link_map: Annotated[
-        Path | None, typer.Option(metavar="OUT.png", help="Write the links that the model drew; numbers as above.")
+        Path | None, typer.Option(metavar="OUT.png", help="Write the link map that the model drew; numbered as above.")
     ] = None,
     refine_steps: Annotated[int, typer.Option(min=0, max=10, help="Rounds of iterative refinement.")] = 0,
     marks: Annotated[
-        str | None, typer.Option("--landmarks", metavar="NAME", help="Landmarks of the version to tell too.")
+        str | None, typer.Option("--landmarks", metavar="NAME", help="Landmark set whose points to return too.")
     ] = None,
     box: Annotated[
         list[str] | None,
         typer.Option(
             metavar="X,Y,W,H",
-            help="Where the thing is in the one picture, or in each frame of the video, in pixels; repeatable.",
+            help="Box of the object in the one picture, or in each frame of the video, in pixels; repeatable.",
         ),
     ] = None,
     boxes_file: Annotated[
@@ -69,13 +70,13 @@ def estimate(
         typer.Option(
             "--boxes",
             metavar="FILE.json",
-            help="The same of several pictures: a JSON list with \\[x, y, w, h], a list of such, or null for each.",
+            help="Boxes of several pictures: a JSON list with \\[x, y, w, h], a list of such, or null for each.",
         ),
     ] = None,
     more: Annotated[
-        list[More] | None, typer.Option("--include", help="What the JSON shall hold of each pose too; repeatable.")
+        list[More] | None, typer.Option("--include", help="Add this to each pose in the JSON; repeatable.")
     ] = None,
-    every: Annotated[int, typer.Option(min=1, help="Of a video: the first frame and each so-many-th after it.")] = 1,
+    every: Annotated[int, typer.Option(min=1, help="Of a video: take the first frame and every n-th after it.")] = 1,
     background: Annotated[
         bool, typer.Option("--background", help="Return at once; `ppl estimates show ID` has the poses later.")
     ] = False,
@@ -84,66 +85,56 @@ def estimate(
     as_json: AsJson = False,
 ) -> None:
     """Estimate the poses in pictures, or in the frames of a video."""
-    with output.errors_shown(as_json), Client(url) as client:
-        images = _pictures(images)
+    with output.connect(url, as_json) as client:
+        images = _find_pictures(images)
         video = images[0] if len(images) == 1 and is_video_name(images[0].name) else None
         if every != 1 and not video:
-            raise InputError("--every says which frames of a video to take, and pictures came; leave it out")
-        drawn = [(kind, path) for kind, path in (("overlay", overlay), ("link_map", link_map)) if path]
-        if (video or background) and drawn:
-            option = drawn[0][0].replace("_", "-")
-            raise InputError(f"--{option} draws on pictures that are waited for, not on videos or in the background")
-        for _, out in drawn:
-            if out.name in ("", "..") or out.is_dir():
-                raise InputError(f"{out} is no name of a file to draw into")
-        if len(drawn) == 2 and overlay == link_map:
-            raise InputError(f"--overlay and --link-map both name {overlay}; give each a file of its own")
-        boxes = _boxes(box, boxes_file, len(images))
+            raise InputError("--every chooses frames of a video, and pictures came; leave it out")
+        drawings = {kind: path for kind, path in (("overlay", overlay), ("link_map", link_map)) if path}
+        _check_drawings(drawings, waits_for_pictures=not (video or background))
+        boxes = _read_boxes(box, boxes_file, len(images))
         if video and boxes is not None and len(boxes) != 1:
-            raise InputError(
-                f"{boxes_file} has {len(boxes)} entries; of a video it has one, which holds for every frame"
-            )
+            raise InputError(f"{boxes_file} has {len(boxes)} entries; a video takes one, used for every frame")
         if more and format is None and not (as_json or background):
-            raise InputError("--include says what the JSON shall hold; it needs --json or --format jsonl")
+            raise InputError("--include adds to the JSON output; it needs --json or --format jsonl")
         include = [str(kind) for kind in more or ()]
-        asked: dict[str, Any] = {"version": version, "refine_steps": refine_steps, "include": include}
+        options: dict[str, Any] = {"version": version, "refine_steps": refine_steps, "include": include}
         if background or (video and format in (PoseFormat.COCO, PoseFormat.CSV)):
-            wanted = "native" if format in (None, PoseFormat.JSONL) else str(format)
+            options |= {"format": "native" if format in (None, PoseFormat.JSONL) else str(format)}
             pictures = [] if video else with_unique_names(images)
-            asked |= {"boxes": boxes, "landmarks": marks, "format": wanted}
-            begun = client.estimate_async(category, pictures, video, every, **asked)
+            started = client.estimate_async(category, pictures, video, every, boxes=boxes, landmarks=marks, **options)
             if background:
-                show_background(begun, as_json)
-                return
-            finish(client, begun.id, as_json)
+                output.show(started, as_json, show_background)
+            else:
+                finish(client, started.id, as_json)
         elif video:
-            asked |= {"box": boxes[0] if boxes else None, "landmarks": marks}
-            _print_frames(client, category, video, every, asked, as_json or format is not None)
-        elif format is PoseFormat.JSONL and not drawn:
-            _print_lines(client, category, images, asked | {"boxes": boxes, "landmarks": marks})
+            options |= {"box": boxes[0] if boxes else None, "landmarks": marks}
+            _print_frames(client, category, video, every, options, as_json or format is not None)
+        elif format is PoseFormat.JSONL and not drawings:
+            _print_lines(client, category, images, options | {"boxes": boxes, "landmarks": marks})
         elif format:
-            placeless = {"overlays": overlay, "link maps": link_map, "landmarks": marks, "--include": include}
-            for name, given in placeless.items():
-                if given:
-                    raise InputError(f"--format {format} has no place for {name}")
+            unsupported = {"overlays": overlay, "link maps": link_map, "landmarks": marks, "--include": include}
+            for name, value in unsupported.items():
+                if value:
+                    raise InputError(f"--format {format} has no place for {name}; leave one of them out")
             text = client.estimate_as(format.value, category, with_unique_names(images), version, refine_steps, boxes)
             print(text, end="" if text.endswith("\n") else "\n")
         else:
-            asked["include"] = [*include, *(kind for kind, _ in drawn)]
-            found = client.estimate(category, images, boxes=boxes, landmarks=marks, **asked)
-            written = [path for kind, out in drawn for path in _write_drawn(found, kind, out)]
+            options["include"] = [*include, *drawings]
+            found = client.estimate(category, images, boxes=boxes, landmarks=marks, **options)
+            written = [path for kind, out in drawings.items() for path in _write_drawings(found, kind, out)]
             if as_json:
                 output.print_json(found)
                 return
-            output.show_estimate(found, [printable_name(path) for path in images])
+            show_estimate(found, [printable_name(path) for path in images])
             for path in written:
                 output.out.print(f"written: {escape(printable_name(path))}")
 
 
-def _pictures(given: list[Path]) -> list[Path]:
-    """The files, and those in folders."""
+def _find_pictures(paths: list[Path]) -> list[Path]:
+    """Return the files, with folders replaced by their pictures."""
     found: list[Path] = []
-    for path in given:
+    for path in paths:
         if not path.is_dir():
             found.append(path)
             continue
@@ -153,15 +144,26 @@ def _pictures(given: list[Path]) -> list[Path]:
             raise InputError(f"the folder {path} holds no picture")
         if videos:
             names = ", ".join(printable_name(file) for file in videos[:3]) + (", …" if len(videos) > 3 else "")
-            output.err.print(f"[yellow]passed over, a video is given by itself: {escape(names)}[/]")
+            output.err.print(f"[yellow]skipped, as a video must be the only argument: {escape(names)}[/]")
         found += [file for file in inside if file not in videos]
     return found
 
 
-def _boxes(texts: list[str] | None, file: Path | None, count: int) -> list[Any] | None:
-    """An entry for each picture, as the server takes them, which looks at what is in them."""
+def _check_drawings(drawings: dict[str, Path], *, waits_for_pictures: bool) -> None:
+    for kind, out in drawings.items():
+        option = f"--{kind.replace('_', '-')}"
+        if not waits_for_pictures:
+            raise InputError(f"{option} came with a video or --background; it draws only on pictures in the foreground")
+        if out.name in ("", "..") or out.is_dir():
+            raise InputError(f"{option} is {out}; it must name a file to draw into")
+    if len(drawings) == 2 and drawings["overlay"] == drawings["link_map"]:
+        raise InputError(f"--overlay and --link-map both name {drawings['overlay']}; give each a file of its own")
+
+
+def _read_boxes(texts: list[str] | None, file: Path | None, count: int) -> list[Any] | None:
+    """Return an entry for each picture. Only the form is checked; the server checks the values."""
     if texts and file:
-        raise InputError("both --box and --boxes came; one of them says where to look")
+        raise InputError("both --box and --boxes came; use one of them")
     if file:
         try:
             entries = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -178,8 +180,8 @@ def _boxes(texts: list[str] | None, file: Path | None, count: int) -> list[Any] 
         return None
     if count > 1:
         raise InputError(f"--box is for one picture and {count} came; name a file with --boxes")
-    found = [_box(text) for text in texts]
-    return found if len(found) == 1 else [found]
+    boxes = [_parse_box(text) for text in texts]
+    return boxes if len(boxes) == 1 else [boxes]
 
 
 def _is_entry(entry: Any) -> bool:
@@ -190,7 +192,7 @@ def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(type(number) in (int, float) for number in value)
 
 
-def _box(text: str) -> list[float]:
+def _parse_box(text: str) -> list[float]:
     try:
         x, y, width, height = map(float, text.split(","))
     except ValueError:
@@ -198,9 +200,9 @@ def _box(text: str) -> list[float]:
     return [x, y, width, height]
 
 
-def _print_lines(client: Client, category: str, images: list[Path], asked: dict[str, Any]) -> None:
+def _print_lines(client: Client, category: str, images: list[Path], options: dict[str, Any]) -> None:
     failed = 0
-    for found in client.estimate_lines(category, images, **asked):
+    for found in client.estimate_lines(category, images, **options):
         line = {"image": printable_name(images[found.index]), **found.model_dump(mode="json", exclude_defaults=True)}
         print(json.dumps(line), flush=True)
         failed += isinstance(found, FailedPicture)
@@ -208,27 +210,25 @@ def _print_lines(client: Client, category: str, images: list[Path], asked: dict[
         raise typer.Exit(1)
 
 
-def _print_frames(client: Client, category: str, video: Path, every: int, asked: dict[str, Any], as_json: bool) -> None:
-    """A line for each frame, as it is found."""
+def _print_frames(
+    client: Client, category: str, video: Path, every: int, options: dict[str, Any], as_json: bool
+) -> None:
     failed = 0
-    for found in client.estimate_video(category, video, every, **asked):
+    for found in client.estimate_video(category, video, every, **options):
         failed += isinstance(found, FailedPicture)
         if as_json:
             print(json.dumps(found.model_dump(mode="json", exclude_defaults=True)), flush=True)
-        elif isinstance(found, FailedPicture):
-            output.err.print(f"[red]{escape(found.error.detail)}[/]")
         else:
-            score = sum(point.score for point in found.keypoints) / len(found.keypoints)
-            surprise = "" if found.surprise is None else f", surprise {found.surprise:.2f}"
-            where = "" if found.box is None else f", box {found.box}"
-            output.out.print(f"frame {found.frame} at {found.time_s:.3f} s{where}: mean score {score:.2f}{surprise}")
+            show_frame(found)
     if failed:
         raise typer.Exit(1)
 
 
-def _write_drawn(found: Estimate, kind: str, out: Path) -> list[Path]:
-    """What was drawn of each pose, into files with its number where there are several."""
-    pictures = [getattr(image, kind) for image in found.images]
+def _write_drawings(estimate: Estimate, kind: str, out: Path) -> list[Path]:
+    """Write a drawing for each pose; several get numbers in their file names."""
+    pictures = [getattr(image, kind) for image in estimate.images]
     several = len(pictures) > 1
-    names = [out.with_name(f"{out.stem}-{n + 1}{out.suffix}") if several else out for n in range(len(pictures))]
-    return [write_file(name, png_bytes(picture)) for name, picture in zip(names, pictures, strict=True) if picture]
+    paths = [out.with_name(f"{out.stem}-{n + 1}{out.suffix}") if several else out for n in range(len(pictures))]
+    return [
+        output.write_file(path, png_bytes(picture)) for path, picture in zip(paths, pictures, strict=True) if picture
+    ]

@@ -1,4 +1,4 @@
-"""``ppl evaluate``: what a category's poses are worth, measured by labels."""
+"""``ppl evaluate``: the error of a category's poses on labelled pictures."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from service.cli.evaluation.evaluate import evaluate_category
-from service.cli.output.evaluation import show_skeleton
-from service.client import Client
-
+from .evaluation.evaluate import evaluate_category
 from .options import URL, AsJson, Category, Url, Version
 from .output import console as output
+from .output.evaluation import show_evaluation
 
 
 def evaluate(
@@ -22,19 +20,21 @@ def evaluate(
     pictures: Annotated[
         list[Path], typer.Argument(help="Pictures, videos, folders of them, or zips, tars and tar.gz.")
     ],
-    labels: Annotated[Path, typer.Option(help="Their keypoints: CSV, COCO keypoints JSON, or JSON as our samples'.")],
+    labels: Annotated[
+        Path, typer.Option(help="Their keypoints: CSV, COCO keypoints JSON, or JSON in the format of our samples.")
+    ],
     occlusion: Annotated[
         bool, typer.Option("--occlusion", help="Also hide parts of the scored pictures, and refine.")
     ] = False,
     refine_steps: Annotated[
         int | None,
-        typer.Option(min=0, max=10, help="Refinement iterations of --occlusion; 3, or 0 where there is no memory."),
+        typer.Option(min=0, max=10, help="Refinement iterations of --occlusion; 3 by default, 0 without a memory."),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="OUT.png", help="Draw the errors of --occlusion (extra 'plots').")
     ] = None,
     skeleton: Annotated[
-        bool, typer.Option("--skeleton", help="Also hold the prior against the true skeleton that the labels name.")
+        bool, typer.Option("--skeleton", help="Also compare the prior with the skeleton that the labels define.")
     ] = False,
     version: Version = None,
     url: Url = URL,
@@ -43,15 +43,11 @@ def evaluate(
     """Score a category's poses on labelled pictures.
 
     A linear map from all found keypoints to each labelled one is fitted on some of the pictures and scored on the
-    others: as the labels' split says or, where they have none, on a fifth chosen by a hash of the names.
+    others: by the labels' split or, if they have none, on a fifth chosen by a hash of the names.
     """
     quiet = as_json or not output.err.is_terminal
     columns = (TextColumn("estimating poses"), BarColumn(), MofNCompleteColumn())
-    with (
-        output.errors_shown(as_json),
-        Client(url) as client,
-        Progress(*columns, console=output.err, disable=quiet) as bar,
-    ):
+    with output.connect(url, as_json) as client, Progress(*columns, console=output.err, disable=quiet) as bar:
         task = bar.add_task("", total=None)
         found = evaluate_category(
             client,
@@ -65,11 +61,6 @@ def evaluate(
             skeleton=skeleton,
             on_done=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    if as_json:
-        output.print_json(found)
-        return
-    output.show_evaluation(found)
-    if skeleton:
-        show_skeleton(found["skeleton"])
-    if plot:
+    output.show(found, as_json, show_evaluation)
+    if plot and not as_json:
         output.out.print(f"written: {escape(str(plot))}")

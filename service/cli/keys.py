@@ -1,4 +1,4 @@
-"""``ppl keys``: the API keys of a data root. Works on its files, so on the server's machine only."""
+"""``ppl keys``: the API keys of a data root. It works on the files, so it must run on the server's machine."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 from rich.markup import escape
-from rich.table import Table
 
-from service.access.keys import ApiKey, KeyStore, Scope
+from service.access.keys import KeyStore, Scope
 from service.contract.errors import PPLError
 
-from .options import AsJson, refused_settings
+from .options import AsJson, describe_invalid_settings
 from .output import console as output
 
 keys = typer.Typer(
     name="keys",
-    help="API keys. Run it where the server runs: it works on the files of the data root.",
+    help="API keys. Run it on the server's machine: it works on the files of the data root.",
     no_args_is_help=True,
 )
 
@@ -31,15 +30,15 @@ KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="Id of the key, as 
 
 @keys.command("create")
 def create_key(
-    name: Annotated[str, typer.Argument(help="Whose key it is, or what for.")],
+    name: Annotated[str, typer.Argument(help="Owner or purpose of the key.")],
     scopes: Annotated[
         list[Scope] | None,
-        typer.Option("--scope", help="read: estimate and look; train: everything. Repeatable; read unless given."),
+        typer.Option("--scope", help="read: estimate and look; train: everything. Repeatable; read by default."),
     ] = None,
     data_root: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and show it: once, as only its hash is kept."""
+    """Create a key and show it once; only its hash is stored."""
     try:
         key, text = _store(data_root).create(name, scopes or [Scope.READ])
     except (ValueError, OSError) as error:
@@ -54,7 +53,7 @@ def create_key(
 
 @keys.command("list")
 def list_keys(data_root: DataRoot = None, as_json: AsJson = False) -> None:
-    """List the keys, the revoked ones too."""
+    """List the keys, including revoked ones."""
     try:
         found = _store(data_root).keys()
     except (PPLError, OSError) as error:
@@ -62,15 +61,17 @@ def list_keys(data_root: DataRoot = None, as_json: AsJson = False) -> None:
     if as_json:
         output.print_json({"items": [key.model_dump(mode="json") for key in found]})
         return
-    table = Table("id", "name", "scopes", "created", "revoked")
+    table = output.make_table("id", "name", "scopes", "created", "revoked")
     for key in found:
-        table.add_row(key.id, escape(key.name), ", ".join(key.scopes), _time(key.created_at), _revoked(key))
-    output.tables.print(table)
+        table.add_row(
+            key.id, escape(key.name), ", ".join(key.scopes), _format_time(key.created_at), _format_time(key.revoked_at)
+        )
+    output.print_table(table)
 
 
 @keys.command("revoke")
 def revoke_key(key_id: KeyId, data_root: DataRoot = None, as_json: AsJson = False) -> None:
-    """Let a key open nothing any more, at once and for good."""
+    """Revoke a key at once and for good. Idempotent."""
     try:
         key = _store(data_root).revoke(key_id)
     except PPLError as error:
@@ -86,18 +87,13 @@ def _store(data_root: Path | None) -> KeyStore:
     try:
         settings = CommonSettings() if data_root is None else CommonSettings(data_root=data_root)
     except ValidationError as error:
-        raise output.fail(_problem("bad_setting", refused_settings(error)), False, 2) from error
+        raise output.fail(_problem("bad_setting", describe_invalid_settings(error)), False, 2) from error
     return KeyStore(settings.data_root)
 
 
 def _problem(code: str, detail: str) -> dict[str, object]:
-    title = code.replace("_", " ").capitalize()
-    return {"type": f"urn:ppl:problem:{code}", "title": title, "status": None, "detail": detail, "code": code}
+    return output.make_problem(code, detail, f"urn:ppl:problem:{code}")
 
 
-def _time(moment: datetime) -> str:
-    return moment.astimezone().strftime("%Y-%m-%d %H:%M")
-
-
-def _revoked(key: ApiKey) -> str:
-    return _time(key.revoked_at) if key.revoked_at else ""
+def _format_time(moment: datetime | None) -> str:
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M") if moment else ""

@@ -1,14 +1,15 @@
-"""What the commands' arguments and options have in common."""
+"""Arguments and options that several commands have."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
-from service.client import InputError
+from service.client.sync.transport import DEFAULT_URL as URL
+
+__all__ = ["URL", "AsJson", "Category", "Follow", "JobId", "Url", "Version", "describe_invalid_settings"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout; an error as problem JSON on stderr.")]
 Url = Annotated[
@@ -20,22 +21,12 @@ Version = Annotated[
     str | None, typer.Option("--version", help="Version of the prior, or an alias of one; the active one by default.")
 ]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show the progress until the job ends.")]
-URL = "http://127.0.0.1:8000"
 
 
-def refused_settings(error: ValidationError) -> str:
-    """Which of the environment's settings are refused, and why."""
-    told = []
+def describe_invalid_settings(error: ValidationError) -> str:
+    """Return the invalid environment variables and the reasons."""
+    reasons = []
     for item in error.errors(include_url=False):
-        name, why = "_".join(map(str, item["loc"])).upper(), item["msg"].removeprefix("Value error, ")
-        told.append(f"PPL_{name}: {why}" if name else why)
-    return "; ".join(told)
-
-
-def write_file(path: Path, data: bytes) -> Path:
-    """Write a file that a user named. Raises InputError where that can't be."""
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise InputError(f"can't write {path}: {error.strerror}") from error
-    return path
+        name, reason = "_".join(map(str, item["loc"])).upper(), item["msg"].removeprefix("Value error, ")
+        reasons.append(f"PPL_{name}: {reason}" if name else reason)
+    return "; ".join(reasons)

@@ -1,4 +1,4 @@
-"""``ppl priors``, ``prior``, ``memory`` and ``history``: what was learned."""
+"""``ppl priors``, ``prior``, ``memory``, ``history`` and ``names``: the learned priors."""
 
 from __future__ import annotations
 
@@ -8,59 +8,68 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from service.client import Client
 from service.client.uploads import printable_name
 
-from .options import URL, AsJson, Category, Url, Version, write_file
+from .options import URL, AsJson, Category, Url, Version
 from .output import console as output
+from .output.priors import show_history, show_memory, show_prior, show_priors
+from .output.versions import show_names
 
 
 def priors(url: Url = URL, as_json: AsJson = False) -> None:
-    """List the categories that have been learned."""
-    with output.errors_shown(as_json), Client(url) as client:
-        found = list(client.priors())
-        if as_json:
-            output.print_json({"items": output.plain(found), "next_cursor": None})
-        else:
-            output.show_priors(found)
+    """List the trained categories."""
+    with output.connect(url, as_json) as client:
+        output.show_list(client.priors(), as_json, show_priors)
 
 
 def prior(
     category: Category,
     link_map: Annotated[
-        Path | None, typer.Option("--link-map", metavar="OUT.png", help="Write the prior's links, drawn, as a PNG.")
+        Path | None, typer.Option("--link-map", metavar="OUT.png", help="Write the prior's link map as a PNG.")
     ] = None,
     version: Version = None,
     url: Url = URL,
     as_json: AsJson = False,
 ) -> None:
-    """Show what was learned about a category."""
-    with output.errors_shown(as_json), Client(url) as client:
+    """Show the pose prior of a category."""
+    with output.connect(url, as_json) as client:
         found = client.prior(category, version)
-        drawn = write_file(link_map, client.link_map(category, found.version)) if link_map else None
+        if link_map:
+            output.write_file(link_map, client.link_map(category, found.version))
         if as_json:
             output.print_json(found)
             return
-        output.show_prior(found, client.memory(category, found.version))
-        if drawn:
-            output.out.print(f"written: {escape(printable_name(drawn))}")
+        show_prior(found, client.memory(category, found.version))
+        if link_map:
+            output.out.print(f"written: {escape(printable_name(link_map))}")
 
 
 def memory(category: Category, version: Version = None, url: Url = URL, as_json: AsJson = False) -> None:
-    """Show the poses that stand for what a category looks like."""
-    with output.errors_shown(as_json), Client(url) as client:
-        found = client.memory(category, version)
-        if as_json:
-            output.print_json(found)
-        else:
-            output.show_memory(found)
+    """Show the prototypes in the memory of a category."""
+    with output.connect(url, as_json) as client:
+        output.show(client.memory(category, version), as_json, show_memory)
 
 
 def history(category: Category, version: Version = None, url: Url = URL, as_json: AsJson = False) -> None:
-    """Show how a prior came to be along its training."""
-    with output.errors_shown(as_json), Client(url) as client:
-        found = client.history(category, version)
-        if as_json:
-            output.print_json(found)
+    """Show how a prior changed during its training."""
+    with output.connect(url, as_json) as client:
+        output.show(client.history(category, version), as_json, show_history)
+
+
+def names(
+    category: Category,
+    given: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="A name for each keypoint, in the order of their numbers."),
+    ] = None,
+    version: Version = None,
+    url: Url = URL,
+    as_json: AsJson = False,
+) -> None:
+    """Name the keypoints of a version, or show their names if none are given."""
+    with output.connect(url, as_json) as client:
+        if given:
+            found = client.name_keypoints(category, given, version)
         else:
-            output.show_history(found)
+            found = client.keypoint_names(category, version)
+        output.show(found, as_json, show_names)

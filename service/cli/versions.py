@@ -1,4 +1,4 @@
-"""``ppl versions`` and ``ppl aliases``: what a category has learned by and by, and the names that point to it."""
+"""``ppl versions`` and ``ppl aliases``: the versions of a category and the names that point to them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import Annotated
 
 import typer
 
-from service.client import Client
-
 from .options import URL, AsJson, Category, Url
 from .output import console as output
-from .output import versions as shown
+from .output import versions as text
 
 versions = typer.Typer(name="versions", help="The versions of a category.", no_args_is_help=True)
 aliases = typer.Typer(name="aliases", help="Names that point to versions; 'active' is one.", no_args_is_help=True)
@@ -22,24 +20,20 @@ AVersion = Annotated[str, typer.Argument(metavar="VERSION", help="A version of t
 
 @versions.command("list")
 def list_versions(category: Category, url: Url = URL, as_json: AsJson = False) -> None:
-    """List the versions of a category, the newest first."""
-    with output.errors_shown(as_json), Client(url) as client:
-        found = list(client.versions.list(category))
-        if as_json:
-            output.print_json({"items": output.plain(found), "next_cursor": None})
-        else:
-            shown.show_versions(found)
+    """List the versions of a category, newest first."""
+    with output.connect(url, as_json) as client:
+        output.show_list(client.versions.list(category), as_json, text.show_versions)
 
 
 @versions.command("delete")
 def delete_version(
     category: Category,
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="The version; an alias will not do.")],
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="The version, not an alias.")],
     url: Url = URL,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a version for good; one that an alias points to is refused."""
-    with output.errors_shown(as_json), Client(url) as client:
+    """Delete a version for good; refused if an alias points to it."""
+    with output.connect(url, as_json) as client:
         client.versions.delete(category, version)
         output.show_done({"category": category, "deleted": version}, f"deleted: {category} {version}", as_json)
 
@@ -49,22 +43,16 @@ def diff_versions(
     category: Category,
     older: AVersion,
     newer: Annotated[str, typer.Argument(metavar="[OTHER]", help="Another version or alias.")] = "active",
-    match: Annotated[
-        str, typer.Option(help="Which keypoints are the same: of one number, near in position, or auto.")
-    ] = "auto",
+    match: Annotated[str, typer.Option(help="How to pair keypoints: number, position or auto.")] = "auto",
     strong: Annotated[
-        float | None, typer.Option(help="Share of its prior's strongest link from which on a link counts.")
+        float | None, typer.Option(help="Smallest link weight to count, as a share of the strongest link.")
     ] = None,
     url: Url = URL,
     as_json: AsJson = False,
 ) -> None:
-    """Show how two versions differ: how far keypoints moved, which links came and went."""
-    with output.errors_shown(as_json), Client(url) as client:
-        found = client.versions.diff(category, older, newer, match, strong)
-        if as_json:
-            output.print_json(found.model_dump(mode="json"))
-        else:
-            shown.show_diff(found)
+    """Compare two versions: the movement of keypoints, lost and gained links."""
+    with output.connect(url, as_json) as client:
+        output.show(client.versions.diff(category, older, newer, match, strong), as_json, text.show_diff)
 
 
 @versions.command("export")
@@ -77,8 +65,8 @@ def export_version(
     url: Url = URL,
     as_json: AsJson = False,
 ) -> None:
-    """Write a version into one file that another server imports."""
-    with output.errors_shown(as_json), Client(url) as client:
+    """Write a version into a file that another server can import."""
+    with output.connect(url, as_json) as client:
         if out is None:
             version = client.prior(category, version).version
         path = client.versions.export(category, version, out or Path(f"{category}-{version}.zip"))
@@ -91,13 +79,16 @@ def import_version(
     file: Annotated[Path, typer.Argument(help="A file that 'ppl versions export' wrote.")],
     activate: Annotated[
         bool | None,
-        typer.Option("--activate/--no-activate", help="Whether it becomes the active version; it does if none is."),
+        typer.Option(
+            "--activate/--no-activate",
+            help="Whether it becomes active; by default only if the category has no active version.",
+        ),
     ] = None,
     url: Url = URL,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version of a file that another server exported."""
-    with output.errors_shown(as_json), Client(url) as client:
+    """Create a version from a file that another server exported."""
+    with output.connect(url, as_json) as client:
         entry = client.versions.import_file(category, file, activate)
         state = ", active" if entry.active else ""
         output.show_done(entry, f"imported: {category} {entry.version}{state}", as_json)
@@ -106,12 +97,8 @@ def import_version(
 @aliases.command("list")
 def list_aliases(category: Category, url: Url = URL, as_json: AsJson = False) -> None:
     """List the aliases of a category."""
-    with output.errors_shown(as_json), Client(url) as client:
-        found = list(client.aliases.list(category))
-        if as_json:
-            output.print_json({"items": output.plain(found), "next_cursor": None})
-        else:
-            shown.show_aliases(found)
+    with output.connect(url, as_json) as client:
+        output.show_list(client.aliases.list(category), as_json, text.show_aliases)
 
 
 @aliases.command("set")
@@ -126,7 +113,7 @@ def set_alias(
     as_json: AsJson = False,
 ) -> None:
     """Point an alias to a version. 'ppl aliases set CATEGORY active OLDER' rolls back."""
-    with output.errors_shown(as_json), Client(url) as client:
+    with output.connect(url, as_json) as client:
         entry = client.aliases.put(category, alias, version, expected)
         output.show_done(entry, f"{category}: {entry.alias} -> {entry.version}", as_json)
 
@@ -134,6 +121,6 @@ def set_alias(
 @aliases.command("remove")
 def remove_alias(category: Category, alias: Alias, url: Url = URL, as_json: AsJson = False) -> None:
     """Remove an alias; its version stays."""
-    with output.errors_shown(as_json), Client(url) as client:
+    with output.connect(url, as_json) as client:
         client.aliases.delete(category, alias)
         output.show_done({"category": category, "removed": alias}, f"removed: {category} {alias}", as_json)

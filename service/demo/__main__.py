@@ -1,4 +1,4 @@
-"""``python -m service.demo``: the main job from start to end on the embedded stack."""
+"""``python -m service.demo``: run the demo."""
 
 import sys
 

@@ -1,7 +1,6 @@
-"""``make demo``: the whole platform on this machine, from a zip of pictures to poses with a score.
+"""``make demo``: run the platform on this machine, train on sample pictures, estimate poses and score them.
 
-It does what a user would do: starts `ppl up`, uploads the sample archive, waits for the training,
-sends pictures to POST /estimate. The labels beside the samples only score the result.
+It starts `ppl up` and uses the HTTP API like any user. The labels of the samples only score the result.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from service.client.sync.transport import DEFAULT_URL
 from service.client.types import ImageEstimate
 
 from .picture import draw_grid
-from .report import Report, estimate_all, read_zip, score, versions, write_report
+from .report import Report, estimate_all, installed_versions, read_zip, score, write_report
 from .stack_process import DemoError, DemoStack
 
 CATEGORY = "dog"
@@ -37,15 +36,15 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the demo; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m service.demo", description="The whole platform, demonstrated.")
-    parser.add_argument("--folder", type=Path, default=Path(".demo"), help="where its data and results go")
-    parser.add_argument("--no-serve", action="store_true", help="end when done instead of serving until Ctrl-C")
+    """Run the demo and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m service.demo", description="Demonstrate the whole platform.")
+    parser.add_argument("--folder", type=Path, default=Path(".demo"), help="folder of the data and results")
+    parser.add_argument("--no-serve", action="store_true", help="exit when done instead of serving until Ctrl-C")
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps (%(default)s)")
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-            signal.signal(number, _interrupt)
+            signal.signal(number, _raise_interrupt)
     done = False
     try:
         console.print("Starting the stack: Valkey, two workers, the API ...")
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"[bold red]error:[/] {escape(str(error))}")
         return 1
     except KeyboardInterrupt:
-        console.print("Ended." if done else "Interrupted; everything is ended.")
+        console.print("Stopped." if done else "Interrupted; everything is stopped.")
         return 0 if done else 130
     return 0
 
@@ -72,7 +71,7 @@ def _demonstrate(url: str, folder: Path, steps: int, serving: bool) -> None:
         assert job.version is not None
         train_pictures, heldout_pictures = read_zip(train_archive), read_zip(heldout_archive)
         heldout = _estimate(client, heldout_pictures, "held-out pictures")
-        train = _estimate(client, train_pictures, "training pictures, to fit the scorer's map")
+        train = _estimate(client, train_pictures, "training pictures, to fit the scoring map")
         scores = score(train, heldout, samples / "dog_labels.json", folder / "predictions.json")
 
     overlay, example = folder / "overlay.png", folder / "dog.jpg"
@@ -83,11 +82,11 @@ def _demonstrate(url: str, folder: Path, steps: int, serving: bool) -> None:
     assert job.finished_at is not None
     seconds = (job.finished_at - job.started_at).total_seconds()
     report = Report(
-        error_percent=round(scores.error_percent, 3),
-        mean_pose_percent=round(scores.mean_pose_percent, 3),
+        error_percent=round(scores["error_percent"], 3),
+        mean_pose_percent=round(scores["mean_pose_percent"], 3),
         train_seconds=round(seconds, 1),
         overlay=str(overlay),
-        versions=versions(),
+        versions=installed_versions(),
         category=CATEGORY,
         version=job.version,
         steps=steps,
@@ -95,18 +94,16 @@ def _demonstrate(url: str, folder: Path, steps: int, serving: bool) -> None:
         heldout_images=len(heldout),
     )
     write_report(report, folder / "report.json")
-    _conclude(url, report, folder, example, serving)
+    _print_summary(url, report, folder, example, serving)
 
 
 def _train(client: Client, archive: Path, steps: int) -> Job:
-    console.print(f"\nTraining on {archive.name}: pictures of a dog, no labels; {steps} steps on this machine's CPU.")
+    console.print(f"\nTraining on {archive.name}: pictures of a dog, no labels; {steps} steps on this CPU.")
     if any(entry.category == CATEGORY and entry.version for entry in client.priors()):
-        console.print(
-            f"There is a version of '{CATEGORY}' already; the one trained now takes its place as the active one."
-        )
+        console.print(f"Category '{CATEGORY}' has a version already; the new one becomes the active version.")
     for earlier in client.jobs():
         if earlier.category == CATEGORY and not earlier.status.ended:
-            console.print(f"Job {earlier.id} of an earlier demo, which was interrupted, is cancelled.")
+            console.print(f"Cancelling job {earlier.id} of an interrupted demo.")
             client.cancel(earlier.id)
     job = client.train(CATEGORY, archive, PRESET, {"steps": steps})
     with TrainingProgress(console) as progress:
@@ -127,10 +124,10 @@ def _estimate(client: Client, pictures: Mapping[str, bytes], what: str) -> dict[
         return estimate_all(client, CATEGORY, pictures, lambda count: bar.advance(task, count))
 
 
-def _conclude(url: str, report: Report, folder: Path, example: Path, serving: bool) -> None:
-    ppl = _shown(Path(sys.executable).with_name("ppl"))
+def _print_summary(url: str, report: Report, folder: Path, example: Path, serving: bool) -> None:
+    ppl = _shorten(Path(sys.executable).with_name("ppl"))
     first, server = "", url
-    if not serving:  # all is about to end, and the next commands need it
+    if not serving:  # the stack stops now, and the next commands need one
         server, first = DEFAULT_URL, f"\n  {ppl} up --data-root {folder / 'data'}"
     elif url != DEFAULT_URL:
         first = f"\n  export PPL_URL={url}"
@@ -147,18 +144,18 @@ To try next{", in another terminal" if serving else ""}:{first}
   {ppl} prior {CATEGORY}
   {ppl} estimate {CATEGORY} {example} --overlay pose.png
   curl -F category={CATEGORY} -F images=@{example} {server}/estimate
-With pictures of your own, some hundreds of one kind of thing, each about the middle of its picture:
+With your own pictures, some hundreds of one category, the object near the middle:
   {ppl} train NAME FOLDER --follow
   {ppl} estimate NAME PICTURE --overlay pose.png"""
     )
 
 
-def _shown(path: Path) -> Path:
+def _shorten(path: Path) -> Path:
     try:
         return path.relative_to(Path.cwd())
     except ValueError:
         return path
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+def _raise_interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt

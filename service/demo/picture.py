@@ -1,4 +1,4 @@
-"""The demo's picture: a grid of pictures with their poses drawn."""
+"""The demo's picture: a grid of pictures with their poses."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _COLUMNS = 6
 
 
 def draw_grid(pictures: Sequence[tuple[bytes, ImageEstimate]], path: Path) -> None:
-    """Writes a PNG of all pictures in rows, each enlarged to the same width before its pose is drawn.
+    """Write a PNG of all pictures in rows, each enlarged to the same size before its pose is drawn.
 
     Args:
         pictures: file bytes and their estimates, at least one.
     """
-    tiles = [_tile(data, estimate) for data, estimate in pictures]
+    tiles = [_draw_tile(data, estimate) for data, estimate in pictures]
     columns = min(_COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
     pitch = _TILE_PX + _GAP_PX
@@ -34,7 +34,7 @@ def draw_grid(pictures: Sequence[tuple[bytes, ImageEstimate]], path: Path) -> No
     grid.save(path)
 
 
-def _tile(data: bytes, estimate: ImageEstimate) -> Image.Image:
+def _draw_tile(data: bytes, estimate: ImageEstimate) -> Image.Image:
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     scale = _TILE_PX / max(picture.size)
     size = (round(picture.width * scale), round(picture.height * scale))
@@ -42,5 +42,5 @@ def _tile(data: bytes, estimate: ImageEstimate) -> Image.Image:
     longer = max(size)
     frame = Frame((size[0] - longer) / 2, (size[1] - longer) / 2, longer)
     links = [link.model_dump() for link in estimate.links]
-    # integers are pixel centres, which lie half a pixel inside
+    # integers are pixel centres, so the first pixel spans -0.5 to 0.5
     return overlay(picture.resize(size, Image.Resampling.BICUBIC), frame, (points + 0.5) * scale - 0.5, links)

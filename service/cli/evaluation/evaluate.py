@@ -1,59 +1,49 @@
-"""What a category's poses are worth on labelled pictures: poses through POST /estimate, scores by the scorer.
+"""Score a category's poses on labelled pictures: poses from POST /estimate, scores from :mod:`model.scoring`.
 
-Pictures are fitted to the model's square here, as the server would, and sent as such: with parts of the square
-hidden, they must not be fitted again.
+Pictures are fitted to the model's square on this side and sent as squares: parts of the square are hidden for the
+occlusion test, and the server must not fit them again.
 """
 
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.scoring.label_files import read_labels
+from model.scoring.linear_maps import fit_maps
+from model.scoring.occlusion import cover, levels, occlusion_row, verdict
+from model.scoring.plots import plot_occlusion
+from model.scoring.prediction_files import Paired, pair, rows_by_split, square_labels
+from model.scoring.protocols import evaluate, sides
+from model.scoring.skeleton import skeleton_scores
+from model.version.prior_values import read_prior
 from service.client import Client
 from service.client.batches import POSES_A_REQUEST
 from service.client.errors import InputError
 from service.client.types import Prior
 
-from .scorer import run_scorer
-from .squares import FRAMES, read_squares
+from .squares import DEFAULT_FRAMES, read_squares
 
-OnDone = Callable[[int, int], object]
+Pixels = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 
 _REFINE_STEPS = 3  # of the occlusion test, as in the paper's figures
 
 
-def estimate_poses(
-    client: Client,
-    category: str,
-    version: str,
-    pixels: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
-    refine_steps: int = 0,
-    on_done: Callable[[int], object] = lambda count: None,
-) -> list[Any]:
-    """The poses of squares after 0 to T refinement steps, N x (T + 1) x K x 2 in [0, 1] of the square."""
-    found: list[Any] = []
-    for first in range(0, len(pixels), POSES_A_REQUEST):
-        batch = pixels[first : first + POSES_A_REQUEST]
-        answer = client.estimate(category, [_png(square) for square in batch], version, refine_steps, ["trajectory"])
-        for image in answer.images:
-            assert image.trajectory is not None  # it was asked for
-            found.append(
-                [
-                    [((point.x + 0.5) / image.width, (point.y + 0.5) / image.height) for point in pose]
-                    for pose in image.trajectory
-                ]
-            )
-        on_done(len(batch))
-    return found
+@contextmanager
+def map_scoring_errors() -> Iterator[None]:
+    """Raise InputError for labels and predictions that can't be scored."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"scoring failed: {error}") from error
 
 
 def evaluate_category(
@@ -67,86 +57,134 @@ def evaluate_category(
     refine_steps: int | None = None,
     plot: Path | None = None,
     skeleton: bool = False,
-    on_done: OnDone = lambda done, total: None,
+    on_done: Callable[[int, int], object] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Score a version on labelled pictures: without refinement by every protocol, and if wanted under occlusion.
+    """Score a version on labelled pictures by every protocol, and optionally under occlusion and by its skeleton.
 
-    Whether labels and pictures fit is found out before any pose is estimated.
+    Labels and pictures are checked against each other before any pose is estimated.
 
     Args:
-        labels: CSV, COCO keypoints JSON or JSON as our samples'; where it gives no split, a fifth of the pictures
-            is scored by maps that were fitted on the others; of videos whole ones are, and for a version trained on
-            clips whole folders.
+        labels: CSV, COCO keypoints JSON or JSON as our samples'. Without a split in it, a fifth of the pictures is
+            scored by maps fitted on the others; whole videos are held out, and whole folders for a version trained on
+            clips.
         occlusion: also hide parts of the scored pictures, and refine.
-        refine_steps: of the occlusion test; 3 unless given, 0 for the method autolink, which has no memory.
+        refine_steps: of the occlusion test; 3 by default, 0 for the method autolink, which has no memory.
         plot: PNG of the occlusion test to write.
-        skeleton: also hold the prior against the true skeleton that the labels name, over all pictures.
-        on_done: told how many poses are there, of how many.
+        skeleton: also compare the prior with the skeleton that the labels define, over all pictures.
+        on_done: called with the number of estimated poses and their total.
 
     Returns:
-        "category", "version", "images", "skipped_files", "scores" and, where wanted, "skeleton" and "occlusion".
+        "category", "version", "images", "skipped_files", "scores" and optionally "skeleton" and "occlusion".
 
     Raises:
-        InputError: pictures or labels that are of no use, or refinement of a version without memory. And as the client.
+        InputError: unusable pictures or labels, or refinement of a version without memory. And as the client.
     """
     if plot:
         _check_plot(plot, occlusion)
     prior = client.prior(category, version)
-    steps = _steps_for(prior, refine_steps)
-    squares = read_squares(paths, int(prior.settings["image_size"]), int(prior.settings.get("frames_per_clip", FRAMES)))
-    count = len(squares.names)
-    done, total = 0, count
+    steps = _choose_steps(prior, refine_steps)
+    frames = int(prior.settings.get("frames_per_clip", DEFAULT_FRAMES))
+    squares = read_squares(paths, int(prior.settings["image_size"]), frames)
+    predictions: dict[str, Any] = {
+        "pictures": dict.fromkeys(squares.names),
+        "sizes": dict(zip(squares.names, squares.sizes, strict=True)),
+        "clips": squares.clips(folders=prior.mode == "clips"),
+    }
+    with map_scoring_errors():
+        known = read_labels(labels)
+        for rows in rows_by_split(predictions, known).values():
+            square_labels(known, rows, predictions["sizes"])
+    if skeleton and not known.edges:
+        raise InputError("the labels define no skeleton; COCO's category has it in 'skeleton', samples in 'edges'")
 
-    def tell(more: int) -> None:
+    done, total = 0, len(squares.names)
+
+    def estimate(pixels: Pixels, refine_steps: int) -> NDArray[np.float64]:
         nonlocal done
-        done += more
-        on_done(done, total)
+        poses = []
+        for batch, first in _estimate_batches(client, category, prior.version, pixels, refine_steps):
+            poses += batch
+            on_done(done + first + len(batch), total)
+        done += len(poses)
+        return np.array(poses)
 
-    sizes = dict(zip(squares.names, squares.sizes, strict=True))
+    poses = estimate(squares.pixels, 0)[:, 0]
+    predictions["pictures"] = dict(zip(squares.names, poses, strict=True))
     answer: dict[str, Any] = {
         "category": category,
         "version": prior.version,
-        "images": count,
+        "images": len(squares.names),
         "skipped_files": squares.skipped,
     }
-    with TemporaryDirectory(prefix="ppl-") as folder:
-        work = Path(folder)
-        predictions, split = work / "predictions.json", work / "split.json"
-        told = ("--predictions", predictions, "--labels", labels)
-        facts = {"sizes": sizes, "clips": squares.clips(folders=prior.mode == "clips")}
-        predictions.write_text(json.dumps({"pictures": dict.fromkeys(squares.names), **facts}))
-        if not run_scorer("check", *told)["limbs"] and skeleton:
-            raise InputError("the labels name no skeleton; COCO's category has it in 'skeleton', samples in 'edges'")
-        poses = estimate_poses(client, category, prior.version, squares.pixels, 0, tell)
-        unrefined = {name: pose[0] for name, pose in zip(squares.names, poses, strict=True)}
-        predictions.write_text(json.dumps({"pictures": unrefined, **facts}))
-        answer["scores"] = run_scorer("protocols", *told, "--split-out", split)
+    with map_scoring_errors():
+        paired = pair(predictions, known)
+        answer["scores"] = evaluate(paired.splits["train"], paired.splits["heldout"], sides(known.keypoint_names)) | {
+            "split_from": paired.split_from,
+            "unlabelled_images": len(paired.unlabelled),
+            "unpredicted_labels": len(paired.unpredicted),
+        }
         if skeleton:
-            (work / "prior.json").write_text(prior.model_dump_json())
-            answer["skeleton"] = run_scorer("skeleton", *told, "--prior", work / "prior.json")
-        if not occlusion:
-            return answer
-        names = json.loads(split.read_text())
-        at = {name: index for index, name in enumerate(squares.names)}
-        np.save(work / "heldout.npy", np.stack([squares.pixels[at[name]] for name in names["heldout"]]))
-        masks = run_scorer("masks", "--squares", work / "heldout.npy", "--out", work / "masked")
-        total += len(names["heldout"]) * len(masks["levels"])
-        for level in masks["levels"]:
-            pixels = np.load(work / "masked" / level.pop("file"), mmap_mode="r", allow_pickle=False)
-            level["poses"] = estimate_poses(client, category, prior.version, pixels, steps, tell)
-        train = {name: unrefined[name] for name in names["train"]}
-        predictions.write_text(json.dumps({"train": train, "heldout": names["heldout"], "sizes": sizes, **masks}))
-        answer["occlusion"] = run_scorer("occlusion", *told, *(("--plot", plot) if plot else ()))
+            answer["skeleton"] = _score_skeleton(prior, paired, known.edges)
+    if occlusion:
+        positions = {name: index for index, name in enumerate(squares.names)}
+        heldout = np.stack([squares.pixels[positions[name]] for name in paired.names["heldout"]])
+        hidden = list(levels(len(heldout)))
+        total += len(heldout) * len(hidden)
+        poses_by_level = [estimate(cover(heldout, patches), steps) for _, _, patches in hidden]
+        with map_scoring_errors():
+            answer["occlusion"] = _score_occlusion(paired, hidden, poses_by_level, plot)
     return answer
 
 
-def _steps_for(prior: Prior, wanted: int | None) -> int:
-    """How often to refine; what the worker would refuse is refused before all the pictures are estimated."""
+def _estimate_batches(
+    client: Client, category: str, version: str, pixels: Pixels, refine_steps: int
+) -> Iterator[tuple[list[Any], int]]:
+    """Yield the poses (T + 1, K, 2) of a batch of squares, in [0, 1] of the square, and the index of its first."""
+    for first in range(0, len(pixels), POSES_A_REQUEST):
+        pictures = [_encode_png(square) for square in pixels[first : first + POSES_A_REQUEST]]
+        answer = client.estimate(category, pictures, version, refine_steps, ["trajectory"])
+        poses = []
+        for image in answer.images:
+            assert image.trajectory is not None  # it was requested
+            poses.append(
+                [
+                    [((point.x + 0.5) / image.width, (point.y + 0.5) / image.height) for point in pose]
+                    for pose in image.trajectory
+                ]
+            )
+        yield poses, first
+
+
+def _score_skeleton(prior: Prior, paired: Paired, edges: Any) -> dict[str, Any]:
+    train, heldout = paired.splits["train"], paired.splits["heldout"]
+    keypoints, truth, visibility = (np.concatenate(parts) for parts in zip(train, heldout, strict=True))
+    values = read_prior(prior.model_dump(mode="json"))
+    points, weights = np.array(values.keypoint_prior), np.array(values.link_weights)
+    return skeleton_scores(points, weights, keypoints, truth, visibility, edges)
+
+
+def _score_occlusion(
+    paired: Paired, hidden: Sequence[Any], poses_by_level: Sequence[NDArray[np.float64]], plot: Path | None
+) -> dict[str, Any]:
+    maps = fit_maps(*paired.splits["train"])
+    _, truth, visibility = paired.splits["heldout"]
+    rows = [
+        occlusion_row(kind, level, patches, poses, truth, visibility, maps)
+        for (kind, level, patches), poses in zip(hidden, poses_by_level, strict=True)
+    ]
+    if plot:
+        plot_occlusion(rows, plot)
+    counts = {f"{split}_images": len(names) for split, names in paired.names.items()}
+    return {"rows": rows, "refinement": verdict(rows)} | counts
+
+
+def _choose_steps(prior: Prior, requested: int | None) -> int:
+    """Return the refinement steps; refuse what the worker would refuse before all pictures are estimated."""
     if prior.method != "autolink":
-        return _REFINE_STEPS if wanted is None else wanted
-    if wanted:
+        return _REFINE_STEPS if requested is None else requested
+    if requested:
         raise InputError(
-            f"refine_steps is {wanted}, and version {prior.version} of {prior.category} was trained with the method "
+            f"refine_steps is {requested}, and version {prior.version} of {prior.category} was trained with the method "
             "autolink, which has no memory to refine with; leave it out"
         )
     return 0
@@ -154,14 +192,14 @@ def _steps_for(prior: Prior, wanted: int | None) -> int:
 
 def _check_plot(plot: Path, occlusion: bool) -> None:
     if not occlusion:
-        raise InputError("a plot shows the occlusion test; ask for that too (--occlusion)")
+        raise InputError("--plot draws the occlusion test; add --occlusion")
     if find_spec("matplotlib") is None:
         raise InputError("plots need matplotlib: pip install 'pose-prior-learner[plots]'")
     if not plot.absolute().parent.is_dir():
         raise InputError(f"can't write {plot}: there is no folder {plot.absolute().parent}")
 
 
-def _png(square: NDArray[np.uint8]) -> bytes:
+def _encode_png(square: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(square).save(file, "PNG", compress_level=1)
     return file.getvalue()

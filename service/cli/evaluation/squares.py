@@ -1,4 +1,4 @@
-"""Pictures and videos on this side, fitted to the model's square as the server would fit them."""
+"""Pictures and video frames fitted to the model's square, as the server fits them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from service.contract.media.fitting import fit_square, reducible
 from service.contract.media.pictures import Picture, is_picture_name, open_reduced
 from service.contract.media.videos import BadVideo, NoDecoder, frame_name, iter_frames
 
-FRAMES = 200
-"""How many frames are taken of a video at most, evenly spaced, where a version does not say."""
+DEFAULT_FRAMES = 200  # most evenly spaced frames of a video, for versions without this setting
 
 
 @dataclass
@@ -28,12 +27,11 @@ class Squares:
     """Pictures fitted to the model's square.
 
     Attributes:
-        names: of N pictures, those of an archive or folder with their folders in it; of a video's frames as a job
-            names them.
+        names: of N pictures, with their folders in the archive or folder; frames are named as in a job.
         sizes: width and height of each in pixels, EXIF orientation applied.
         pixels: N squares, uint8 (S, S, 3).
-        videos: which video each frame is of, by its name.
-        skipped: {"name", "reason"} of what could not be read.
+        videos: video of each frame, by the frame's name.
+        skipped: {"name", "reason"} of files that could not be read.
     """
 
     names: list[str] = field(default_factory=list)
@@ -43,31 +41,31 @@ class Squares:
     skipped: list[dict[str, str]] = field(default_factory=list)
 
     def clips(self, *, folders: bool) -> dict[str, str]:
-        """What pictures are frames of, by name: a video or, where ``folders`` are clips, one of several folders."""
-        lone = [name for name in self.names if name not in self.videos]
-        inside = {name: str(PurePosixPath(name.replace("\\", "/")).parent) for name in lone} if folders else {}
+        """Return the clip of each picture by name: its video or, if ``folders`` are clips, its folder."""
+        stills = [name for name in self.names if name not in self.videos]
+        inside = {name: str(PurePosixPath(name.replace("\\", "/")).parent) for name in stills} if folders else {}
         return self.videos | (inside if len(set(inside.values())) > 1 else {})
 
     def add(self, name: str, picture: Picture, side: int) -> None:
-        """One picture, fitted."""
+        """Fit a picture to a square and append it."""
         self.names.append(name)
         self.sizes.append(picture.size)
         self.pixels.append(fit_square(picture, side)[0])
 
 
-def read_squares(paths: Sequence[Path], side: int, frames: int = FRAMES) -> Squares:
+def read_squares(paths: Sequence[Path], side: int, frames: int = DEFAULT_FRAMES) -> Squares:
     """Fit pictures to squares of a model's side.
 
     Args:
         paths: pictures, videos, folders of them, and zips, tars and tar.gz.
         side: S.
-        frames: taken of a video; a training takes the same ones.
+        frames: taken of each video, the same as in training.
 
     Raises:
-        InputError: a path that can't be read, a name that comes twice, no picture at all, or a video without PyAV.
+        InputError: an unreadable path, a duplicate name, no picture at all, or a video without PyAV.
     """
     squares = Squares()
-    for name, found in _media(paths):
+    for name, found in _iter_media(paths):
         try:
             if isinstance(found, BadPicture):
                 raise found
@@ -85,20 +83,20 @@ def read_squares(paths: Sequence[Path], side: int, frames: int = FRAMES) -> Squa
         raise InputError(f"no picture could be read{reasons}")
     if len(set(squares.names)) < len(squares.names):
         twice = next(name for name in squares.names if squares.names.count(name) > 1)
-        raise InputError(f"two pictures are called {twice}; labels could not tell them apart")
+        raise InputError(f"two pictures are called {twice}; names must be unique, as labels refer to them")
     return squares
 
 
 def _add_frames(squares: Squares, name: str, video: Member, side: int, count: int) -> None:
-    """A video's frames; of a damaged one those before the damage. Raises BadVideo, NoDecoder."""
-    with _on_disk(video) as path:
+    """Append a video's frames, up to where it is damaged. Raises BadVideo, NoDecoder."""
+    with _extract(video) as path:
         for number, image in iter_frames(path, count):
             squares.add(frame_name(name, number), Picture.of(image), side)
             squares.videos[frame_name(name, number)] = name
 
 
 @contextmanager
-def _on_disk(video: Member) -> Iterator[Path]:
+def _extract(video: Member) -> Iterator[Path]:
     if video.path:
         yield video.path
         return
@@ -109,13 +107,13 @@ def _on_disk(video: Member) -> Iterator[Path]:
         except PPLError:
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno is not None:  # no room, say
+            if isinstance(error, OSError) and error.errno is not None:  # for example, no space left
                 raise
             raise BadVideo(f"damaged in the archive ({error or type(error).__name__})") from error
         yield path
 
 
-def _media(paths: Sequence[Path]) -> Iterator[tuple[str, bytes | BadPicture | Member]]:
+def _iter_media(paths: Sequence[Path]) -> Iterator[tuple[str, bytes | BadPicture | Member]]:
     for path in paths:
         try:
             if path.is_file() and is_picture_name(path.name):

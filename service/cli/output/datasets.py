@@ -1,4 +1,4 @@
-"""What the commands about datasets print for people."""
+"""Text output of datasets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 
 from service.client.types import Dataset, DatasetStatus
 
-from .console import out, tables
+from .console import make_table, out, print_table
 
 _COLOURS = {DatasetStatus.READY: "green", DatasetStatus.FAILED: "red", DatasetStatus.INSPECTING: "cyan"}
 _BAR = 40  # characters of the longest bar
@@ -17,48 +17,42 @@ _UNITS = ("bytes", "KiB", "MiB", "GiB")
 
 
 def show_dataset(dataset: Dataset) -> None:
-    """A dataset and what was found in it."""
+    """Print a dataset and what its inspection found."""
     name = f"  {escape(dataset.name)}" if dataset.name else ""
     out.print(f"dataset {dataset.id}  [{_COLOURS[dataset.status]}]{dataset.status}[/]{name}")
     if dataset.error:
         out.print(f"  [red]{escape(dataset.error.detail)}[/] [dim]({dataset.error.code})[/]")
-    tables.print(_found(dataset))
+    print_table(_findings(dataset))
     found = dataset.found
-    for told, count, lines in (
+    for label, count, lines in (
         ("left out", found.skipped, [f"{item.name}: {item.reason}" for item in found.skipped_files]),
         ("there twice", found.duplicates, [f"{item.name} = {item.same_as}" for item in found.duplicate_files]),
     ):
         for line in lines:
-            out.print(f"  {told}: {escape(line)}")
+            out.print(f"  {label}: {escape(line)}")
         if count > len(lines):
-            out.print(f"  {told}: {count - len(lines)} more")
+            out.print(f"  {label}: {count - len(lines)} more")
     if dataset.status is DatasetStatus.READY:
         out.print(f"look at it:  ppl datasets sheet {dataset.id}")
         out.print(f"train on it: ppl train CATEGORY --dataset {dataset.id}")
 
 
 def show_datasets(datasets: Iterable[Dataset]) -> None:
-    """Datasets, a line each."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("dataset", "name", "created", "status", "mode", "pictures", "clips", "left out", "size"):
-        table.add_column(column, justify="right" if column in ("pictures", "clips", "left out", "size") else "left")
+    """Print datasets as a table."""
+    table = make_table("dataset", "name", "created", "status", "mode", "pictures", "clips", "left out", "size")
     for dataset in datasets:
         found, created = dataset.found, dataset.created_at[:16].replace("T", " ")
         counts = map(str, (found.pictures, found.clips or found.videos, found.skipped))
         status = f"[{_COLOURS[dataset.status]}]{dataset.status}[/]"
         size = _size(dataset.size_bytes)
         table.add_row(dataset.id, escape(dataset.name or ""), created, status, dataset.mode, *counts, size)
-    if table.row_count:
-        tables.print(table)
-    else:
-        out.print("no datasets yet; `ppl datasets create` sends one")
+    print_table(table, if_empty="no datasets yet; `ppl datasets create` uploads one")
 
 
-def _found(dataset: Dataset) -> Table:
+def _findings(dataset: Dataset) -> Table:
     found = dataset.found
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="dim")
-    table.add_column()
+    table = make_table("", "", header=False)
+    table.columns[0].style = "dim"
     table.add_row("  taken for", f"{dataset.mode}, {dataset.files} files, {_size(dataset.size_bytes)}")
     table.add_row("  pictures", f"{found.pictures}{_formats(found.formats)}")
     if found.videos:

@@ -1,9 +1,10 @@
-"""How a training job's progress is shown: a live bar on a terminal, plain lines elsewhere."""
+"""The progress of a training job: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -14,7 +15,7 @@ _LINE_EVERY_S = 10.0
 
 
 class TrainingProgress:
-    """Shows a job from one update to the next. Use as a context around the calls of :meth:`update`."""
+    """A progress display; use it as a context around the calls of :meth:`update`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -29,8 +30,8 @@ class TrainingProgress:
             expand=True,
         )
         self._task = self._bar.add_task("waiting", total=1, step="-", loss="-", left="")
-        self._shown = ""
-        self._next_line = 0.0
+        self._last_stage = ""
+        self._next_line_at = 0.0
 
     def __enter__(self) -> TrainingProgress:
         if self._live:
@@ -44,36 +45,33 @@ class TrainingProgress:
             self._bar.stop()
 
     def update(self, job: Job) -> None:
-        """Shows the job as it now stands."""
+        """Show the job's current state."""
         progress = job.progress
         step, loss = f"{progress.step}/{progress.total_steps}", loss_text(job)
         left = "" if progress.eta_s is None else f"{duration(progress.eta_s)} left"
-        shown = "evaluating" if progress.stage == "evaluating" else str(job.status)
+        stage = "evaluating" if progress.stage == "evaluating" else str(job.status)
         if job.queue_position is not None:
-            shown += f", number {job.queue_position}"
+            stage += f", number {job.queue_position}"
         if self._live:
-            self._bar.update(
-                self._task, description=shown, completed=progress.fraction, step=step, loss=loss, left=left
-            )
+            fields: dict[str, Any] = {"step": step, "loss": loss, "left": left}
+            self._bar.update(self._task, description=stage, completed=progress.fraction, **fields)
             return
         running = job.status is JobStatus.RUNNING
-        if shown == self._shown and not (running and time.monotonic() >= self._next_line):
+        if stage == self._last_stage and not (running and time.monotonic() >= self._next_line_at):
             return
-        self._shown, self._next_line = shown, time.monotonic() + _LINE_EVERY_S
-        if running:
-            self._console.print(f"{shown}  step {step}  loss {loss}  {left}".rstrip(), highlight=False)
-        else:
-            self._console.print(shown, highlight=False)
+        self._last_stage, self._next_line_at = stage, time.monotonic() + _LINE_EVERY_S
+        line = f"{stage}  step {step}  loss {loss}  {left}".rstrip() if running else stage
+        self._console.print(line, highlight=False)
 
 
 def loss_text(job: Job) -> str:
-    """The last total loss, or a dash before the first step."""
+    """Return the last total loss; a dash before the first step."""
     loss = job.metrics.get("total")
     return f"{loss:.3f}" if isinstance(loss, (int, float)) else "-"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as m:ss or h:mm:ss; a dash where unknown."""
+    """Return seconds as m:ss or h:mm:ss; a dash if unknown."""
     if seconds is None:
         return "-"
     minutes, rest = divmod(round(seconds), 60)

@@ -271,7 +271,7 @@ def test_folder_of_pictures_is_estimated_and_every_is_for_videos(ppl: Run, api: 
     assert "the folder empty holds no picture" in refused.stderr
     refused = ppl("estimate", "bird", "some", "--every", "3")
     assert refused.returncode == 1
-    assert "--every says which frames" in refused.stderr
+    assert "--every chooses frames of a video" in refused.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")

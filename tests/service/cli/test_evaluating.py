@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_found_out_before_any_pose_is_estimated(
     wrong: list[tuple[Path, dict[str, Any], str]] = [
         (tmp_path / "other.csv", {}, "elsewhere.png"),
         (tmp_path / "absent.csv", {}, "absent.csv"),
-        (photos[1], {"skeleton": True}, "the labels name no skeleton"),
+        (photos[1], {"skeleton": True}, "the labels define no skeleton"),
         (photos[1], {"occlusion": True, "plot": tmp_path / "absent" / "o.png"}, "there is no folder"),
         (photos[1], {"plot": tmp_path / "o.png"}, "--occlusion"),
     ]

@@ -111,7 +111,7 @@ def test_pictures_of_one_name_are_told_apart(url, tmp_path, make_picture):
     (tmp_path / "clips/walk.mp4").write_bytes(b"")
     done = ppl(url, "estimate", "dog", str(tmp_path / "clips"), "--format", "csv")
     assert [line.partition(",")[0] for line in done.stdout.splitlines()[3:]] == ["one/a.png", "two/a.png"]
-    assert "passed over" in done.stderr
+    assert "skipped, as a video" in done.stderr
     assert "walk.mp4" in done.stderr
     begun = ppl(url, "estimate", "dog", str(tmp_path / "clips"), "--format", "coco", "--background", "--json")
     poses = json.loads(ppl(url, "estimates", "show", json.loads(begun.stdout)["id"], "--follow").stdout)

@@ -17,7 +17,7 @@ import pytest
 from service.client import Client
 from service.client.errors import InputError
 from service.client.types import ImageEstimate, Keypoint
-from service.demo.report import Report, estimate_all, normalised, read_zip, score, versions, write_report
+from service.demo.report import Report, estimate_all, installed_versions, normalise, read_zip, score, write_report
 from service.stack.data_lock import DataRootLock
 from tests.support.api_double import ApiDouble, png, serving
 
@@ -34,7 +34,7 @@ def found(points: list[tuple[float, float]], side: int = 64) -> ImageEstimate:
 
 
 def test_pixels_become_fractions_with_half_a_pixel_to_the_first_centre() -> None:
-    assert normalised(found([(-0.5, 31.5), (63.5, 0.0)])) == [(0.0, 0.5), (1.0, 0.5 / 64)]
+    assert normalise(found([(-0.5, 31.5), (63.5, 0.0)])) == [(0.0, 0.5), (1.0, 0.5 / 64)]
 
 
 def test_pictures_of_a_zip_are_known_by_their_file_name(tmp_path: Path) -> None:
@@ -68,8 +68,8 @@ def test_the_scorer_fits_a_linear_map(tmp_path: Path) -> None:
 
     scores = score(poses["train"], poses["heldout"], tmp_path / "labels.json", tmp_path / "predictions.json")
 
-    assert scores.error_percent == pytest.approx(0, abs=1e-3)
-    assert scores.mean_pose_percent > 5
+    assert scores["error_percent"] == pytest.approx(0, abs=1e-3)
+    assert scores["mean_pose_percent"] > 5
 
 
 def test_a_scorer_that_refuses_is_quoted(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_scorer_that_refuses_is_quoted(tmp_path: Path) -> None:
 
 
 def test_report_has_what_others_read(tmp_path: Path) -> None:
-    report = Report(4.9, 8.7, 200.0, ".demo/overlay.png", versions(), "dog", "v1", 1000, 2125, 150)
+    report = Report(4.9, 8.7, 200.0, ".demo/overlay.png", installed_versions(), "dog", "v1", 1000, 2125, 150)
 
     write_report(report, tmp_path / "report.json")
 

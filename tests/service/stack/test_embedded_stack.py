@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from service.stack.data_lock import DataRootLock
-from service.stack.stack import StackError, _listening, _url
+from service.stack.stack import StackError, _listen, _local_url
 
 Up = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -80,8 +80,8 @@ def test_a_data_root_that_is_a_file_is_refused(up: Up, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("localhost", None)])
 def test_the_address_shown_is_one_to_go_to(host: str, shown: str | None) -> None:
-    with _listening(host, 0) as listener:
-        url = _url(listener)
+    with _listen(host, 0) as listener:
+        url = _local_url(listener)
         if shown:
             assert url == f"http://{shown}:{listener.getsockname()[1]}"
         with socket.create_connection((url.split("/")[2].rsplit(":", 1)[0].strip("[]"), listener.getsockname()[1])):
@@ -90,6 +90,6 @@ def test_the_address_shown_is_one_to_go_to(host: str, shown: str | None) -> None
 
 def test_a_host_that_is_none_of_this_machine_is_refused() -> None:
     with pytest.raises(StackError, match=r"can't listen on 192\.0\.2\.1"):
-        _listening("192.0.2.1", 0)
+        _listen("192.0.2.1", 0)
     with pytest.raises(StackError, match="no address to listen on"):
-        _listening("no.such.host.invalid", 0)
+        _listen("no.such.host.invalid", 0)

@@ -140,7 +140,7 @@ lock.describe(pid=__import__("os").getpid(), valkey_pid_file=sys.argv[1] + "/pid
     subprocess.run([sys.executable, "-W", "ignore", "-c", script, str(tmp_path)], check=True, timeout=20)
     orphan = int((tmp_path / "pid").read_text())
     try:
-        with pytest.raises(DataRootInUseError, match=rf"left behind: end it with `kill {orphan}`"):
+        with pytest.raises(DataRootInUseError, match=rf"left running: end it with `kill {orphan}`"):
             DataRootLock(tmp_path, grace_s=0.2)
     finally:
         os.kill(orphan, signal.SIGKILL)

@@ -78,8 +78,8 @@ def test_a_killed_child_is_started_again(
         assert supervisor.wait_until(lambda: supervisor.child("one").starts == 2, stop, timeout_s=5)
 
     assert supervisor.child("one").pid not in (None, first)
-    assert "one was killed by SIGKILL: starting it again in 0.02 s" in caplog.text
-    assert "one started again" in caplog.text
+    assert "one was killed by SIGKILL; restarting it in 0.02 s" in caplog.text
+    assert "restarted child: name=one" in caplog.text
 
 
 def test_a_child_that_dies_at_once_is_given_up_with_the_tail_of_its_log(
@@ -170,7 +170,7 @@ def test_a_child_deaf_to_sigterm_is_killed_after_its_time(
     supervisor.stop()
 
     assert not alive(pid)
-    assert "deaf did not end in 0.3 s" in caplog.text
+    assert "did not stop: name=deaf timeout_s=0.3" in caplog.text
 
 
 def test_stop_during_the_start_returns_at_once(

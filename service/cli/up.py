@@ -1,0 +1,93 @@
+"""``ppl up``: run the platform on this machine. The only command that imports the stack."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.markup import escape
+
+from .options import AsJson, describe_invalid_settings
+from .output import console as output
+
+
+def up(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (PPL_HOST).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the API (PPL_PORT); 0 takes a free one.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of all data (PPL_DATA_ROOT).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start everything on this machine: Valkey, both workers and the API. Ctrl-C stops it."""
+    # imported here: the other commands need neither uvicorn nor redis
+    from service.runtime.settings import Settings
+    from service.stack.data_lock import DataRootInUseError
+    from service.stack.stack import StackError, run_stack
+    from service.stack.supervisor import ChildFailedError
+    from service.stack.valkey import ValkeyMissingError
+
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("service").setLevel(logging.INFO)
+    options: dict[str, Any] = {"host": host, "port": port or None, "data_root": data_root}
+    try:
+        settings = Settings(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        problem = output.make_problem("bad_setting", describe_invalid_settings(error))
+        raise output.fail(problem, as_json, 2) from error
+
+    signals = _StopSignals()
+    try:
+        run_stack(
+            settings,
+            signals.stop,
+            lambda running: _announce(running, as_json),
+            lambda: signals.kill_now,
+            any_port=port == 0,
+        )
+    except (StackError, DataRootInUseError, ValkeyMissingError, ChildFailedError, OSError) as error:
+        raise output.fail(output.make_problem("not_started", str(error)), as_json) from error
+
+
+class _StopSignals:
+    """Handlers that stop the stack on Ctrl-C, SIGTERM or a closed terminal; a second Ctrl-C kills it."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.kill_now = False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # nohup, and the background of a script, ignore some of them
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.kill_now = self.stop.is_set() and (self.kill_now or number == signal.SIGINT)
+        self.stop.set()
+
+
+def _announce(running: Any, as_json: bool) -> None:
+    key = str(running.first_key) if running.first_key else None
+    if as_json:
+        output.print_json(
+            {
+                "url": running.url,
+                "docs": running.docs,
+                "data_root": str(running.data_root),
+                "logs": str(running.logs),
+                "pids": running.pids,
+                "first_api_key": key,
+            }
+        )
+        return
+    output.out.print("[bold green]PPL is up.[/]")
+    facts = {"API": running.url, "docs": running.docs, "data": running.data_root, "logs": running.logs}
+    for name, value in facts.items():
+        output.out.print(f"  {name:<5} {escape(str(value))}")
+    if key:
+        output.out.print(f"  key   {escape(key)}  (the first API key: read it, then remove the file)")
+    output.out.print("Ctrl-C stops it; the data stays.")
