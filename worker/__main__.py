@@ -1,4 +1,4 @@
-"""``python -m worker inference|training|health``: one worker process, solo, until SIGTERM."""
+"""``python -m worker inference|training|health``: run one single-process worker until SIGTERM, or check one."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from worker.settings import WorkerSettings
 logger = logging.getLogger("worker")
 
 
-class DeviceMissing(Exception):  # noqa: N818 - what is wrong, as in service.contract.errors
-    """The device that was asked for is not there."""
+class DeviceMissing(Exception):  # noqa: N818 - named as in service.contract.errors
+    """The requested device does not exist here."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Parse the arguments, run the worker and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
     parser.add_argument("kind", choices=[*routing.KINDS, "health"])
     kind = parser.parse_args(arguments).kind
@@ -39,25 +39,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(kind: Kind, settings: WorkerSettings) -> int:
-    """Work until told to stop: a batch in hand is answered, a job in hand is checkpointed and queued again.
+    """Run a worker until SIGTERM: the current batch is answered, the current job is checkpointed and requeued.
 
     Raises:
-        DeviceMissing: no such device here.
+        DeviceMissing: the requested device does not exist here.
     """
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    for noisy in ("celery.worker.strategy", "celery.app.trace"):  # two lines for each batch
+    for noisy in ("celery.worker.strategy", "celery.app.trace"):  # they log two lines a batch
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))
     if kind == "training" and settings.training_nice:
         os.nice(settings.training_nice)
-    _use_threads(settings.inference_threads if kind == "inference" else settings.training_threads)
+    _set_threads(settings.inference_threads if kind == "inference" else settings.training_threads)
 
-    # torch and Celery take a second or two, which `health` does not have to pay
+    # imported here because torch and Celery take seconds, which `health` does not need
     from celery import signals
 
     from model.network.device import pick_device
-    from worker.app import make_app, make_part
+    from worker.app import make_app, make_parts
     from worker.jobs.held_job import Stop
     from worker.training.rank_processes import check_devices
 
@@ -69,25 +69,25 @@ def run(kind: Kind, settings: WorkerSettings) -> int:
         raise DeviceMissing(f"PPL_DEVICE, PPL_TRAINING_PROCESSES: {error}") from error
     stop = Stop()
     app = make_app(kind, settings)
-    part = make_part(kind, app, settings, stop)
+    parts = make_parts(kind, app, settings, stop)
     if settings.worker_metrics_port:
         try:
-            part.metrics.serve(settings.worker_metrics_host, settings.worker_metrics_port)
-        except OSError:  # two workers on one host with one setting: the heartbeats carry the metrics too
-            logger.exception("no metrics on port %d", settings.worker_metrics_port)
+            parts.metrics.serve(settings.worker_metrics_host, settings.worker_metrics_port)
+        except OSError:  # another worker on this host has the port; heartbeats carry the metrics too
+            logger.exception("metrics can't be served: port=%d", settings.worker_metrics_port)
 
-    def ready(**_: Any) -> None:
-        part.start()
+    def start_parts(**_: Any) -> None:
+        parts.start()
 
-    def shutting_down(**_: Any) -> None:
+    def request_stop(**_: Any) -> None:
         stop.request()
 
-    def shut_down(**_: Any) -> None:
-        part.stop()
+    def stop_parts(**_: Any) -> None:
+        parts.stop()
 
-    signals.worker_ready.connect(ready, weak=False)
-    signals.worker_shutting_down.connect(shutting_down, weak=False)
-    signals.worker_shutdown.connect(shut_down, weak=False)
+    signals.worker_ready.connect(start_parts, weak=False)
+    signals.worker_shutting_down.connect(request_stop, weak=False)
+    signals.worker_shutdown.connect(stop_parts, weak=False)
     worker = app.Worker(
         hostname=f"{kind}@{socket.gethostname()}",
         pool="solo",
@@ -103,8 +103,8 @@ def run(kind: Kind, settings: WorkerSettings) -> int:
     return int(worker.exitcode or 0)
 
 
-def _use_threads(count: int) -> None:
-    # read when the libraries below torch are loaded
+def _set_threads(count: int) -> None:
+    # the libraries below torch read these when they are loaded
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(count)
     import torch

@@ -1,9 +1,9 @@
-"""The Celery applications of the two kinds of worker, and the parts that their tasks drive."""
+"""The Celery application of each kind of worker, and the threads beside its task."""
 
 from __future__ import annotations
 
-import logging
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 from celery import Celery, Task
 
@@ -16,122 +16,48 @@ from service.contract.jobs.paces import PaceBook
 from service.contract.jobs.store import JobStore
 from service.contract.routing import Kind
 from service.contract.versions.store import VersionStore
-from worker.caretaker import Caretaker
-from worker.heartbeat import Heartbeat, Keepalive, new_worker_id
 from worker.inference.engine import InferenceEngine
-from worker.inference.resident_models import ModelRegistry
+from worker.inference.resident_models import ResidentModels
 from worker.jobs.held_job import Stop
-from worker.jobs.job_taking import Casework
-from worker.metrics import InferenceMetrics, Metrics, TrainingMetrics
-from worker.settings import WorkerSettings
+from worker.jobs.job_taking import JobTaker
 from worker.training.runner import TrainingRunner
 from worker.uploads.dataset_inspector import Inspector
 from worker.uploads.preparer import Preparer
 
+from .caretaker import Caretaker
+from .heartbeat import Heartbeat, Keepalive, new_worker_id
+from .metrics import InferenceMetrics, Metrics, TrainingMetrics
+from .periodic_thread import PeriodicThread
 from .redis_retries import connect
-
-logger = logging.getLogger(__name__)
-
-
-class Part(Protocol):
-    """What a worker of one kind has beside its task."""
-
-    @property
-    def metrics(self) -> Metrics:
-        """What it counts."""
-
-    def start(self) -> None:
-        """Called once the worker consumes."""
-
-    def stop(self) -> None:
-        """Called when it does no more."""
+from .settings import WorkerSettings
 
 
-class InferencePart:
-    """Resident models and the threads around them; registers ``ppl.estimate``."""
+@dataclass(frozen=True)
+class Parts:
+    """A worker's metrics and background threads."""
 
-    def __init__(self, app: Celery, settings: WorkerSettings, stop: Stop) -> None:
-        client = connect(settings.redis_url)
-        self.metrics = InferenceMetrics()
-        device = str(pick_device(settings.device))
-        models = ModelRegistry(
-            VersionStore(settings.data_root),
-            settings.models_resident,
-            lambda folder: Predictor.load(folder, device),
-            self.metrics,
-        )
-        engine = InferenceEngine(client, models, self.metrics, lambda: stop.requested)
-        self.heartbeat = Heartbeat(client, "inference", new_worker_id(), device, self.metrics.text, lambda: engine.busy)
-        self.keepalive = keepalive = Keepalive(client, "inference")
-
-        def estimate(task: Task, message: dict[str, Any]) -> None:
-            with keepalive.holding((task.request.properties or {}).get("delivery_tag")):
-                engine.handle(message)
-
-        # acknowledged when answered: what a killed worker held is delivered again
-        app.task(estimate, name=routing.ESTIMATE_TASK, bind=True, acks_late=True, ignore_result=True)
+    metrics: Metrics
+    threads: tuple[PeriodicThread, ...]
 
     def start(self) -> None:
-        """See Part."""
-        self.heartbeat.start()
-        self.keepalive.start()
+        """Start the threads; call it once the worker consumes messages."""
+        for thread in self.threads:
+            thread.start()
 
     def stop(self) -> None:
-        """See Part."""
-        self.keepalive.stop()
-        self.heartbeat.stop()
-
-
-class TrainingPart:
-    """The trainer, the caretaker and the inspector beside it, and the heartbeat; registers ``ppl.train``."""
-
-    def __init__(self, app: Celery, settings: WorkerSettings, stop: Stop) -> None:
-        client = connect(settings.redis_url)
-        worker_id = new_worker_id()
-        self.metrics = TrainingMetrics()
-        jobs, files = JobStore(client), JobFiles(settings.data_root)
-        casework = Casework(jobs, files, self.metrics, worker_id, stop)
-        preparer = Preparer(casework, files, settings, self.metrics)
-        store = VersionStore(settings.data_root)
-        runner = TrainingRunner(jobs, files, store, casework, settings, self.metrics, PaceBook(client))
-        device = str(pick_device(settings.device))
-        self.heartbeat = Heartbeat(client, "training", worker_id, device, self.metrics.text, lambda: runner.busy)
-
-        def train(job_id: str) -> None:
-            runner.run(job_id)
-            if stop.requested:
-                self.caretaker.hand_on(job_id)
-
-        # acknowledged when taken: the job's record is the truth, and brings a lost job back
-        task = app.task(train, name=routing.TRAIN_TASK, acks_late=False, ignore_result=True)
-
-        def send(job_id: str) -> None:
-            task.apply_async(args=[job_id], task_id=job_id)
-
-        self.caretaker = Caretaker(jobs, files, casework, preparer, send, stop, store)
-        self.inspector = Inspector(DatasetFiles(settings.data_root), settings, stop)
-
-    def start(self) -> None:
-        """See Part."""
-        self.heartbeat.start()
-        self.caretaker.start()
-        self.inspector.start()
-
-    def stop(self) -> None:
-        """See Part."""
-        self.inspector.stop()
-        self.caretaker.stop()
-        self.heartbeat.stop()
+        """Stop the threads, the heartbeat last."""
+        for thread in reversed(self.threads):
+            thread.stop()
 
 
 def make_app(kind: Kind, settings: WorkerSettings) -> Celery:
-    """The Celery application of a kind of worker, without its task."""
+    """Return the Celery application of a kind of worker, without its task."""
     app = Celery("ppl", set_as_current=False)
     app.conf.update(routing.celery_options(kind, settings.redis_url))
     app.conf.update(
         broker_connection_max_retries=None,
-        # On a lost connection a batch is worked out and answered all the same: a solo pool can't interrupt its
-        # task, and a second delivery finds no pixels. A job is not concerned: its message is acknowledged early.
+        # A lost connection must not cancel a batch: a solo pool can't interrupt its task, and a redelivered batch
+        # finds no pixels. Jobs are not affected, because their messages are acknowledged early.
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_enable_remote_control=False,
         worker_hijack_root_logger=False,
@@ -141,6 +67,52 @@ def make_app(kind: Kind, settings: WorkerSettings) -> Celery:
     return app
 
 
-def make_part(kind: Kind, app: Celery, settings: WorkerSettings, stop: Stop) -> Part:
-    """The parts of a kind of worker, its task registered with the application."""
-    return InferencePart(app, settings, stop) if kind == "inference" else TrainingPart(app, settings, stop)
+def make_parts(kind: Kind, app: Celery, settings: WorkerSettings, stop: Stop) -> Parts:
+    """Register the task of a kind of worker with the application, and return the parts beside it."""
+    make = _make_inference_parts if kind == "inference" else _make_training_parts
+    return make(app, settings, stop)
+
+
+def _make_inference_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> Parts:
+    client, metrics = connect(settings.redis_url), InferenceMetrics()
+    device = str(pick_device(settings.device))
+    models = ResidentModels(
+        VersionStore(settings.data_root),
+        settings.models_resident,
+        lambda folder: Predictor.load(folder, device),
+        metrics,
+    )
+    engine = InferenceEngine(client, models, metrics, stop)
+    heartbeat = Heartbeat(client, "inference", new_worker_id(), device, metrics.text, lambda: engine.is_busy)
+    keepalive = Keepalive(client, "inference")
+
+    def estimate(task: Task, message: dict[str, Any]) -> None:
+        with keepalive.hold((task.request.properties or {}).get("delivery_tag")):
+            engine.handle(message)
+
+    # acknowledged after the reply, so that the batch of a killed worker is redelivered
+    app.task(estimate, name=routing.ESTIMATE_TASK, bind=True, acks_late=True, ignore_result=True)
+    return Parts(metrics, (heartbeat, keepalive))
+
+
+def _make_training_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> Parts:
+    client, metrics, worker_id = connect(settings.redis_url), TrainingMetrics(), new_worker_id()
+    jobs, files, store = JobStore(client), JobFiles(settings.data_root), VersionStore(settings.data_root)
+    taker = JobTaker(jobs, files, metrics, worker_id, stop)
+    runner = TrainingRunner(jobs, files, store, taker, settings, metrics, PaceBook(client))
+    device = str(pick_device(settings.device))
+    heartbeat = Heartbeat(client, "training", worker_id, device, metrics.text, lambda: runner.is_busy)
+
+    def train(job_id: str) -> None:
+        runner.run(job_id)
+        if stop.requested:
+            caretaker.hand_over(job_id)
+
+    # acknowledged on receipt: a lost job is found again by its record
+    task = app.task(train, name=routing.TRAIN_TASK, acks_late=False, ignore_result=True)
+
+    def send(job_id: str) -> None:
+        task.apply_async(args=[job_id], task_id=job_id)
+
+    caretaker = Caretaker(jobs, files, store, taker, Preparer(taker, files, settings, metrics), send, stop)
+    return Parts(metrics, (heartbeat, caretaker, Inspector(DatasetFiles(settings.data_root), settings, stop)))

@@ -1,12 +1,12 @@
-"""The training worker's second thread: prepares uploads, revives lost jobs, sweeps up files."""
+"""The training worker's second thread: prepares uploads, requeues lost jobs and deletes leftover files."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from kombu.exceptions import OperationalError
@@ -17,20 +17,20 @@ from service.contract.jobs.store import JobStatus, JobStore
 from service.contract.routing import RECONCILE_EVERY_S
 from service.contract.versions.store import VersionStore
 from worker.jobs.held_job import Stop
-from worker.jobs.job_taking import Casework
+from worker.jobs.job_taking import JobTaker
 from worker.uploads.preparer import Preparer
 
-from .redis_retries import OUTAGES, OutageLog
+from .periodic_thread import PeriodicThread
+from .redis_retries import OUTAGES
 
 logger = logging.getLogger(__name__)
 
-_PERIOD_S = 0.5
 _SWEEP_EVERY_S = 15.0
-_UPLOAD_MAY_TAKE_S = 3600.0
-_PUBLISHING_MAY_TAKE_S = 3600.0
+_MAX_UPLOAD_S = 3600.0
+_MAX_PUBLISHING_S = 3600.0
 
 
-class Caretaker:
+class Caretaker(PeriodicThread):
     """Runs beside training, so that uploads are checked while another job trains.
 
     Args:
@@ -41,35 +41,24 @@ class Caretaker:
         self,
         jobs: JobStore,
         files: JobFiles,
-        casework: Casework,
+        store: VersionStore,
+        taker: JobTaker,
         preparer: Preparer,
         send: Callable[[str], object],
         stop: Stop,
-        store: VersionStore,
     ) -> None:
+        super().__init__("caretaker", every_s=0.5)
         self._jobs = jobs
         self._files = files
         self._store = store
-        self._casework = casework
+        self._taker = taker
         self._preparer = preparer
         self._send = send
         self._stop = stop
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="caretaker", daemon=True)
         self._reconcile_at = self._sweep_at = 0.0
 
-    def start(self) -> None:
-        """Work from now on."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Finish the picture in hand and end."""
-        self._done.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def round(self) -> None:
-        """All there is to do just now."""
+    def run_once(self) -> None:
+        """Prepare every waiting upload; now and then requeue lost jobs and sweep files."""
         for record in self._jobs.unfinished():
             if record.job.status is JobStatus.VALIDATING and not self._stop.requested:
                 self.prepare(record.job.id)
@@ -78,74 +67,49 @@ class Caretaker:
             self._reconcile_at = now + RECONCILE_EVERY_S
             sent = self._jobs.reconcile(self._send, exclusive=True)
             if sent:
-                logger.info("sent again: %s", ", ".join(sorted(sent)))
+                logger.info("jobs requeued: %s", ", ".join(sorted(sent)))
         if now >= self._sweep_at:
             self._sweep_at = now + _SWEEP_EVERY_S
             self.sweep()
 
-    def hand_on(self, job_id: str) -> None:
-        """Of a process that stops: the job that it set aside is taken up next, by whichever worker comes first."""
+    def hand_over(self, job_id: str) -> None:
+        """Put a job that this stopping worker set aside at the head of the queue."""
         try:
-            record = self._jobs.record(job_id)
-            if record.job.status is JobStatus.QUEUED and record.ahead:
-                self._jobs.send_ahead(job_id, self._send)
-        except (UnknownJob, UnreadableJob):
-            pass
+            with suppress(UnknownJob, UnreadableJob):
+                record = self._jobs.record(job_id)
+                if record.job.status is JobStatus.QUEUED and record.ahead:
+                    self._jobs.send_ahead(job_id, self._send)
         except (*OUTAGES, OperationalError):
-            logger.warning("job %s: Redis is away; its message is sent again once it is back", job_id)
+            logger.warning("job=%s: Redis is down; the job is requeued once it is back", job_id)
 
     def prepare(self, job_id: str) -> None:
-        """Check and prepare a job's upload, and wake a worker to train it."""
-        if self._jobs.leased(job_id):
+        """Check and prepare a job's upload, then send its message to the training queue."""
+        if self._jobs.leased(job_id) or not self._taker.take(job_id, self._preparer.prepare):
             return
-        if self._casework.take(job_id, self._preparer.work) and self._queued(job_id):
-            self._send(job_id)
+        with suppress(UnknownJob):
+            if self._jobs.get(job_id).status is JobStatus.QUEUED:
+                self._send(job_id)
 
     def sweep(self) -> None:
-        """Remove the files of jobs that have ended, or whose record never came or was removed."""
+        """Delete the files of jobs that ended or have no record, and abandoned drafts of versions."""
         for job_id in self._files.ids():
             try:
                 ended = self._jobs.get(job_id).status.ended
-            except UnreadableJob:  # it may go on
+            except UnreadableJob:  # a newer release may be able to continue it
                 continue
-            except UnknownJob:
-                ended = self._age_s(job_id) > _UPLOAD_MAY_TAKE_S  # else its upload may still be under way
+            except UnknownJob:  # its upload may still be running
+                ended = _seconds_since_write(self._files.folder(job_id)) > _MAX_UPLOAD_S
             if ended and not self._jobs.leased(job_id):
-                logger.info("job %s: its files are swept up", job_id)
+                logger.info("job=%s: files deleted", job_id)
                 self._files.remove(job_id)
-        self._sweep_staged()
-
-    def _sweep_staged(self) -> None:
-        """Publications that were cut off, of jobs that nobody will take up again."""
-        folders = [path for path in self._store.staged() if _age_s(path) > _PUBLISHING_MAY_TAKE_S]
-        unfinished = {job_id[-6:] for job_id in self._jobs.unfinished_ids()} if folders else set()
-        for path in folders:
+        drafts = [path for path in self._store.staged() if _seconds_since_write(path) > _MAX_PUBLISHING_S]
+        unfinished = {job_id[-6:] for job_id in self._jobs.unfinished_ids()} if drafts else set()
+        for path in drafts:
             if path.name[-6:] not in unfinished:
-                logger.info("%s is swept up", path.name)
+                logger.info("draft of a version deleted: %s", path.name)
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _queued(self, job_id: str) -> bool:
-        try:
-            return self._jobs.get(job_id).status is JobStatus.QUEUED
-        except UnknownJob:
-            return False
 
-    def _age_s(self, job_id: str) -> float:
-        """Time since anything in the job's folder was last written to."""
-        return _age_s(self._files.folder(job_id))
-
-    def _run(self) -> None:
-        log = OutageLog("caretaker")
-        while not self._done.wait(_PERIOD_S):
-            try:
-                self.round()
-                log.worked()
-            except OUTAGES as error:
-                log.failed(error)
-            except Exception:  # this thread must outlive whatever one round meets
-                logger.exception("a round failed")
-
-
-def _age_s(folder: Path) -> float:
+def _seconds_since_write(folder: Path) -> float:
     times = [path.stat().st_mtime for path in (folder, *folder.rglob("*")) if path.exists()]
     return time.time() - max(times, default=time.time())

@@ -1,4 +1,4 @@
-"""``python -m worker health``: whether a worker on this host said in time that it lives."""
+"""``python -m worker health``: check that a worker on this host sent a heartbeat recently. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,29 +15,26 @@ from service.contract.settings import CommonSettings
 
 
 def main() -> int:
-    """0 where a worker of either kind on this host has beaten lately; needs no torch."""
+    """Return 0 if a worker of either kind on this host is alive, else 1."""
     host = socket.gethostname()
     try:
         with redis.Redis.from_url(CommonSettings().redis_url, socket_connect_timeout=3, socket_timeout=3) as client:
-            beats = _beats(client)
+            alive = [beat for beat in _read_heartbeats(client) if beat.host == host]
     except redis.RedisError as error:
         print(f"Redis does not answer: {error}", file=sys.stderr)
         return 1
-    mine = [beat for beat in beats if beat.host == host]
-    for beat in mine:
-        print(f"{beat.kind} worker {beat.id} lives")
-    if not mine:
-        print(f"no worker on {host} lives", file=sys.stderr)
-    return 0 if mine else 1
+    for beat in alive:
+        print(f"{beat.kind} worker {beat.id} is alive")
+    if not alive:
+        print(f"no worker on {host} is alive", file=sys.stderr)
+    return 0 if alive else 1
 
 
-def _beats(client: Any) -> list[WorkerHeartbeat]:
-    found = []
+def _read_heartbeats(client: Any) -> list[WorkerHeartbeat]:
     since = time.time() - routing.HEARTBEAT_TTL_S
+    beats = []
     for kind in routing.KINDS:
         for worker_id in client.zrangebyscore(routing.workers_key(kind), since, "+inf"):
             data = client.get(routing.worker_key(kind, worker_id.decode()))
-            beat = WorkerHeartbeat.parse(data) if data else None
-            if beat:
-                found.append(beat)
-    return found
+            beats.append(WorkerHeartbeat.parse(data) if data else None)
+    return [beat for beat in beats if beat]

@@ -1,4 +1,4 @@
-"""Threads that tell others that this worker lives, and that a message is still in hand."""
+"""Threads that publish this worker's state and keep its current message from being redelivered."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import os
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,23 +17,23 @@ from service.contract import routing
 from service.contract.messages import WorkerHeartbeat
 from service.contract.routing import Kind
 
-from .redis_retries import OutageLog
+from .periodic_thread import PeriodicThread
 
 logger = logging.getLogger(__name__)
 
 
 def new_worker_id() -> str:
-    """Host and process, and a part that tells a restarted one apart."""
+    """Return an id of host, process and a random part, so that a restarted worker gets a new one."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-class Heartbeat:
-    """Writes a WorkerHeartbeat every few seconds from a thread.
+class Heartbeat(PeriodicThread):
+    """A thread that writes a WorkerHeartbeat every few seconds.
 
     Args:
         client: of Redis.
-        metrics: gives the worker's counters as text.
-        busy: whether it works just now.
+        metrics: returns the worker's metrics as text.
+        is_busy: returns whether the worker has a task.
     """
 
     def __init__(
@@ -44,40 +43,33 @@ class Heartbeat:
         worker_id: str,
         device: str,
         metrics: Callable[[], str],
-        busy: Callable[[], bool],
+        is_busy: Callable[[], bool],
         every_s: float = routing.HEARTBEAT_EVERY_S,
     ) -> None:
+        super().__init__("heartbeat", every_s, (redis.RedisError,))
         self._redis = client
         self._kind: Kind = kind
         self._id = worker_id
         self._device = device
         self._metrics = metrics
-        self._busy = busy
-        self._every_s = every_s
+        self._is_busy = is_busy
         self._started_at = time.time()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-
-    def start(self) -> None:
-        """Beat from now on."""
-        self._thread.start()
 
     def stop(self) -> None:
-        """Stop, and say that this worker is gone."""
+        """End the thread and remove this worker from the list of live ones."""
         if not self._thread.is_alive():
             return
-        self._done.set()
-        self._thread.join()
+        super().stop()
         try:
             with self._redis.pipeline(transaction=True) as pipe:
                 pipe.delete(routing.worker_key(self._kind, self._id))
                 pipe.zrem(routing.workers_key(self._kind), self._id)
                 pipe.execute()
         except redis.RedisError as error:
-            logger.warning("the last heartbeat is left to expire: %s", error)
+            logger.warning("heartbeat: the last one could not be removed and will expire: %s", error)
 
-    def beat(self) -> None:
-        """Write one."""
+    def run_once(self) -> None:
+        """Write one heartbeat."""
         message = WorkerHeartbeat(
             kind=self._kind,
             id=self._id,
@@ -85,7 +77,7 @@ class Heartbeat:
             host=socket.gethostname(),
             started_at=self._started_at,
             device=self._device,
-            busy=self._busy(),
+            busy=self._is_busy(),
             metrics=self._metrics(),
         )
         now = time.time()
@@ -95,58 +87,30 @@ class Heartbeat:
             pipe.zremrangebyscore(routing.workers_key(self._kind), 0, now - 6 * routing.HEARTBEAT_TTL_S)
             pipe.execute()
 
-    def _run(self) -> None:
-        log = OutageLog("heartbeat")
-        while True:
-            try:
-                self.beat()
-                log.worked()
-            except redis.RedisError as error:
-                log.failed(error)
-            if self._done.wait(self._every_s):
-                return
 
+class Keepalive(PeriodicThread):
+    """A thread that keeps the message of the current batch from being redelivered.
 
-class Keepalive:
-    """Keeps the message that a batch came by from being delivered again while the batch is worked on.
-
-    kombu gives a message to somebody else once it is unacknowledged for longer than the visibility
-    timeout; its time is set anew every third of that. A process that was killed sets nothing.
+    kombu redelivers a message that stays unacknowledged for longer than the visibility timeout; this thread resets
+    the message's time every third of that. A killed worker resets nothing, so its batch is redelivered.
     """
 
     def __init__(self, client: Any, kind: Kind, visibility_s: float = routing.INFERENCE_VISIBILITY_S) -> None:
+        super().__init__("keepalive", visibility_s / 3, (redis.RedisError,))
         self._redis = client
         self._key = routing.unacked_index_key(kind)
-        self._every_s = visibility_s / 3
         self._tag: str | None = None
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="keepalive", daemon=True)
-
-    def start(self) -> None:
-        """Look after messages from now on."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop looking."""
-        self._done.set()
 
     @contextmanager
-    def holding(self, tag: str | None) -> Iterator[None]:
-        """The message of this delivery tag is in hand until the block ends."""
+    def hold(self, tag: str | None) -> Iterator[None]:
+        """Keep the message with this delivery tag until the block ends."""
         self._tag = tag
         try:
             yield
         finally:
             self._tag = None
 
-    def _run(self) -> None:
-        log = OutageLog("keeping the message in hand from a second delivery")
-        while not self._done.wait(self._every_s):
-            tag = self._tag
-            if tag is None:
-                continue
-            try:
-                self._redis.zadd(self._key, {tag: time.time()}, xx=True)
-                log.worked()
-            except redis.RedisError as error:
-                log.failed(error)
+    def run_once(self) -> None:
+        """Reset the time of the held message, if any."""
+        if (tag := self._tag) is not None:
+            self._redis.zadd(self._key, {tag: time.time()}, xx=True)

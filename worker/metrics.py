@@ -1,4 +1,4 @@
-"""What a worker counts, for Prometheus. Inference and training share no name."""
+"""Prometheus metrics of the workers. Inference and training share no name."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ _BATCH_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 3
 
 
 class Metrics:
-    """A registry of its own, so that two of them can stand in one process."""
+    """A registry of its own, so that two workers can run in one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
 
     def text(self) -> str:
-        """All of it in Prometheus's text format."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self.registry).decode()
 
     def serve(self, host: str, port: int) -> None:
-        """Offer it over HTTP from a thread. Raises OSError where the address is taken."""
+        """Serve the metrics over HTTP from a thread. Raises OSError if the address is in use."""
         start_http_server(port, host, registry=self.registry)
 
 
 class InferenceMetrics(Metrics):
-    """Of a worker that estimates poses."""
+    """Metrics of an inference worker."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,12 +38,12 @@ class InferenceMetrics(Metrics):
             registry=self.registry,
         )
         self.loads = Counter("ppl_models_loaded", "Versions read from disk", registry=self.registry)
-        self.evictions = Counter("ppl_models_evicted", "Versions that made room for others", registry=self.registry)
+        self.evictions = Counter("ppl_models_evicted", "Versions evicted from memory", registry=self.registry)
         self.resident = Gauge("ppl_models_resident", "Versions in memory", registry=self.registry)
 
 
 class TrainingMetrics(Metrics):
-    """Of a worker that prepares and trains jobs. The gauges are of the current job, 0 between jobs."""
+    """Metrics of a training worker. The gauges describe the current job and are 0 between jobs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,8 +58,8 @@ class TrainingMetrics(Metrics):
             "ppl_preparation_pictures", "Pictures of uploads by outcome", ["outcome"], registry=self.registry
         )
 
-    def idle(self) -> None:
-        """Between jobs."""
+    def reset_job_gauges(self) -> None:
+        """Set the current job's gauges to 0."""
         for gauge in (self.step, self.total_steps, self.steps_per_s):
             gauge.set(0)
         self.loss.clear()

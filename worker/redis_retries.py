@@ -1,4 +1,4 @@
-"""Redis may be restarted at any moment: how a worker reaches it, and what waits until it is back."""
+"""How a worker reaches Redis, and what waits while Redis is down."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# errors of a server that is away, loading, full or demoted: the same call may work later
+# errors of a server that is down, loading, full or demoted: the same call may work later
 OUTAGES = (redis.ConnectionError, redis.TimeoutError, OutOfMemoryError, ReadOnlyError)
 
-_LONGEST_PAUSE_S = 2.0
+_MAX_PAUSE_S = 2.0
 
 
 class OutageLog:
-    """Says once that Redis went, and once that it is back, however often it is asked meanwhile.
+    """Log the start and the end of each outage once.
 
     Args:
-        what: is held up by it.
+        what: is delayed by the outage; begins the log lines.
     """
 
     def __init__(self, what: str) -> None:
         self._what = what
         self._since: float | None = None
 
-    def failed(self, error: Exception) -> None:
-        """A call did not go through."""
+    def log_failure(self, error: Exception) -> None:
+        """Record a failed call."""
         if self._since is None:
             self._since = time.monotonic()
-            logger.warning("%s: Redis is away or full (%s), trying until it is back", self._what, error)
+            logger.warning("%s: Redis is down or full (%s), retrying until it is back", self._what, error)
 
-    def worked(self) -> None:
-        """A call went through."""
+    def log_success(self) -> None:
+        """Record a successful call."""
         if self._since is not None:
             logger.info("%s: Redis is back after %.1f s", self._what, time.monotonic() - self._since)
             self._since = None
 
 
 def connect(url: str) -> redis.Redis:
-    """A client that asks again twice at once, and no longer: threads have other things to do meanwhile."""
+    """Return a client that retries twice, briefly: threads must not block for long."""
     return redis.Redis.from_url(
         url,
         socket_connect_timeout=5,
@@ -57,15 +57,15 @@ def connect(url: str) -> redis.Redis:
     )
 
 
-def through_outages(call: Callable[[], Result], give_up: Callable[[], bool], what: str) -> Result:
-    """What a call returns, tried again for as long as Redis is away.
+def retry_outages(call: Callable[[], Result], give_up: Callable[[], bool], what: str) -> Result:
+    """Return a call's result, retrying it while Redis is down.
 
     Args:
-        give_up: asked after each failure.
-        what: is done, for the log.
+        give_up: checked after each failure.
+        what: is being done, for the log.
 
     Raises:
-        redis.RedisError: of the last try, once ``give_up`` says so; others at once.
+        redis.RedisError: the last outage once `give_up` returns true; any other error at once.
     """
     log = OutageLog(what)
     pause_s = 0.1
@@ -73,11 +73,11 @@ def through_outages(call: Callable[[], Result], give_up: Callable[[], bool], wha
         try:
             result = call()
         except OUTAGES as error:
-            log.failed(error)
+            log.log_failure(error)
             if give_up():
                 raise
             time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
         else:
-            log.worked()
+            log.log_success()
             return result

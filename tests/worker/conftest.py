@@ -23,7 +23,7 @@ from service.contract.jobs.store import Job, JobSource, JobStore, new_job_id
 from service.contract.versions.store import VersionStore, write_json
 from worker.caretaker import Caretaker
 from worker.jobs.held_job import Stop
-from worker.jobs.job_taking import Casework
+from worker.jobs.job_taking import JobTaker
 from worker.metrics import TrainingMetrics
 from worker.settings import WorkerSettings
 from worker.training import runner as training
@@ -126,10 +126,10 @@ def desk(redis_client: redis.Redis, redis_url: str, data_root: Path) -> SimpleNa
     settings = WorkerSettings(redis_url=redis_url, data_root=data_root, device="cpu", training_threads=1)
     jobs, files, store = JobStore(redis_client), JobFiles(settings.data_root), VersionStore(settings.data_root)
     metrics, stop, sent = TrainingMetrics(), Stop(), []
-    casework = Casework(jobs, files, metrics, "test", stop)
-    preparer = Preparer(casework, files, settings, metrics)
-    runner = TrainingRunner(jobs, files, store, casework, settings, metrics, PaceBook(redis_client))
-    caretaker = Caretaker(jobs, files, casework, preparer, sent.append, stop, store)
+    taker = JobTaker(jobs, files, metrics, "test", stop)
+    preparer = Preparer(taker, files, settings, metrics)
+    runner = TrainingRunner(jobs, files, store, taker, settings, metrics, PaceBook(redis_client))
+    caretaker = Caretaker(jobs, files, store, taker, preparer, sent.append, stop)
 
     def upload(members: dict[str, bytes] | None = None, config: PPLConfig | None = None) -> Job:
         members = {f"{n}.jpg": picture(n) for n in range(9)} if members is None else members

@@ -18,7 +18,7 @@ def heartbeat(client: redis.Redis, **changes: object) -> Heartbeat:
         "worker_id": "w1",
         "device": "cpu",
         "metrics": lambda: "m 1\n",
-        "busy": lambda: True,
+        "is_busy": lambda: True,
         "every_s": 0.05,
         **changes,
     }
@@ -48,7 +48,7 @@ def test_beating_worker_is_seen_and_one_that_stopped_is_gone(redis_client: redis
 
 def test_worker_that_was_killed_leaves_the_index_after_a_while(redis_client: redis.Redis) -> None:
     redis_client.zadd(routing.workers_key("inference"), {"killed": time.time() - 3600, "slow": time.time() - 20})
-    heartbeat(redis_client).beat()
+    heartbeat(redis_client).run_once()
     assert redis_client.zrange(routing.workers_key("inference"), 0, -1) == [b"slow", b"w1"]
 
 
@@ -66,11 +66,11 @@ def test_message_in_hand_keeps_its_time_and_no_other_comes_into_being(redis_clie
     redis_client.zadd(key, {"tag": 1.0, "other": 2.0})
     keepalive = Keepalive(redis_client, "inference", visibility_s=0.15)
     keepalive.start()
-    with keepalive.holding("tag"):
+    with keepalive.hold("tag"):
         time.sleep(0.2)
     assert time.time() - redis_client.zscore(key, "tag") < 5
     assert redis_client.zscore(key, "other") == 2.0
-    with keepalive.holding("acknowledged"):
+    with keepalive.hold("acknowledged"):
         time.sleep(0.2)
     assert redis_client.zscore(key, "acknowledged") is None
     keepalive.stop()
@@ -84,9 +84,9 @@ def test_health_asks_for_a_worker_on_this_host(
 ) -> None:
     monkeypatch.setenv("PPL_REDIS_URL", redis_url)
     assert health.main() == 1
-    heartbeat(redis_client).beat()
+    heartbeat(redis_client).run_once()
     assert health.main() == 0
-    assert "inference worker w1 lives" in capsys.readouterr().out
+    assert "inference worker w1 is alive" in capsys.readouterr().out
     monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
     assert health.main() == 1
     monkeypatch.setenv("PPL_REDIS_URL", "redis://127.0.0.1:1/0")

@@ -5,7 +5,7 @@ import logging
 import pytest
 import redis
 
-from worker.redis_retries import OutageLog, connect, through_outages
+from worker.redis_retries import OutageLog, connect, retry_outages
 
 
 class Server:
@@ -24,22 +24,22 @@ class Server:
 def test_call_waits_until_the_server_is_back_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     server = Server(3, redis.ConnectionError("refused"))
-    assert through_outages(server, lambda: False, "job 1") == "answer"
+    assert retry_outages(server, lambda: False, "job 1") == "answer"
     assert server.calls == 4
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
-    assert "job 1: Redis is away" in caplog.text
+    assert "job 1: Redis is down" in caplog.text
 
 
 def test_waiting_ends_when_told_and_the_error_passes_through() -> None:
     server = Server(99, redis.TimeoutError())
     with pytest.raises(redis.TimeoutError):
-        through_outages(server, lambda: server.calls == 2, "job 1")
+        retry_outages(server, lambda: server.calls == 2, "job 1")
 
 
 def test_fault_of_ours_is_not_waited_out() -> None:
     server = Server(99, redis.ResponseError("wrong number of arguments"))
     with pytest.raises(redis.ResponseError):
-        through_outages(server, lambda: False, "job 1")
+        retry_outages(server, lambda: False, "job 1")
     assert server.calls == 1
 
 
@@ -51,7 +51,7 @@ def test_client_of_a_server_that_is_not_there_fails_soon() -> None:
 def test_second_outage_is_told_again(caplog: pytest.LogCaptureFixture) -> None:
     log = OutageLog("heartbeat")
     for _ in range(2):
-        log.failed(redis.ConnectionError())
-        log.failed(redis.ConnectionError())
-        log.worked()
-    assert caplog.text.count("heartbeat: Redis is away") == 2
+        log.log_failure(redis.ConnectionError())
+        log.log_failure(redis.ConnectionError())
+        log.log_success()
+    assert caplog.text.count("heartbeat: Redis is down") == 2

@@ -1,10 +1,10 @@
-"""A batch: message → pixels → model → reply. Every batch that somebody waits for gets one reply."""
+"""Process one batch: message → pixels → model → reply. Every batch with a reply list gets one reply."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,59 +14,57 @@ from model.network.refine import NoMemoryError
 from service.contract import routing
 from service.contract.errors import ModelFailed, NoMemory, PixelsExpired, PPLError
 from service.contract.messages import BatchReply, BatchRequest
+from worker.jobs.held_job import Stop
 from worker.metrics import InferenceMetrics
-from worker.redis_retries import OUTAGES, through_outages
+from worker.redis_retries import OUTAGES, retry_outages
 
-from .resident_models import ModelRegistry
+from .resident_models import ResidentModels
 
 logger = logging.getLogger(__name__)
 
 
 class InferenceEngine:
-    """Works off batches, one at a time.
+    """Processes batches, one at a time.
 
     Args:
         client: of Redis, returning bytes.
-        stopping: whether the process shall end, and must not wait for Redis any longer.
+        stop: of the process; once it is requested, the engine no longer waits for Redis.
     """
 
-    def __init__(
-        self, client: Any, models: ModelRegistry, metrics: InferenceMetrics, stopping: Callable[[], bool]
-    ) -> None:
+    def __init__(self, client: Any, models: ResidentModels, metrics: InferenceMetrics, stop: Stop) -> None:
         self._redis = client
         self._models = models
         self._metrics = metrics
-        self._stopping = stopping
-        self.busy = False
+        self._stop = stop
+        self.is_busy = False
 
     def handle(self, message: Mapping[str, Any]) -> None:
-        """One message off the queue. Never raises for what is wrong with the batch: the reply says it."""
-        self.busy = True
+        """Process one message from the queue; errors of the batch go into the reply and are not raised."""
+        self.is_busy = True
         try:
-            reply = self._answer(message)
+            reply = self._make_reply(message)
             self._metrics.batches.labels(str(reply.error.code) if reply.error else "ok").inc()
-            self._push(message, reply)
+            self._send_reply(message, reply)
         finally:
-            self.busy = False
+            self.is_busy = False
 
-    def _answer(self, message: Mapping[str, Any]) -> BatchReply:
+    def _make_reply(self, message: Mapping[str, Any]) -> BatchReply:
         batch_id = str(message.get("batch_id"))
         try:
-            request = BatchRequest.parse(message)
-            return self._estimate(request)
+            return self._estimate(BatchRequest.parse(message))
         except PPLError as error:
-            logger.warning("batch %s: %s (%s)", batch_id, error.detail, error.code)
+            logger.warning("batch=%s: %s (%s)", batch_id, error.detail, error.code)
             return BatchReply(batch_id=batch_id, error=error)
-        except Exception as error:  # whatever the model raises, those who wait are told
-            logger.exception("batch %s failed", batch_id)
+        except Exception as error:  # the gateway must get a reply to any failure
+            logger.exception("batch=%s: failed", batch_id)
             hint = " (out of memory)" if isinstance(error, MemoryError) or "out of memory" in str(error) else ""
             return BatchReply(batch_id=batch_id, error=ModelFailed(f"the model failed on this batch{hint}"))
 
     def _estimate(self, request: BatchRequest) -> BatchReply:
         started = time.perf_counter()
         if time.time() > request.deadline:
-            raise PixelsExpired("the batch waited longer than its request may take")
-        images = self._pixels(request)
+            raise PixelsExpired("the batch waited in the queue beyond its request's deadline")
+        images = self._fetch_pixels(request)
         model = self._models.get(request.category, request.version)
         loaded = time.perf_counter()
         try:
@@ -91,26 +89,25 @@ class InferenceEngine:
             },
         )
 
-    def _pixels(self, request: BatchRequest) -> NDArray[np.uint8]:
+    def _fetch_pixels(self, request: BatchRequest) -> NDArray[np.uint8]:
         key = routing.pixels_key(request.batch_id)
-        # beyond the deadline an answer is of no use
-        data = through_outages(
+        data = retry_outages(
             lambda: self._redis.get(key),
-            lambda: self._stopping() or time.time() > request.deadline,
-            f"batch {request.batch_id}",
+            lambda: self._stop.requested or time.time() > request.deadline,
+            f"batch={request.batch_id}",
         )
         if data is None:
-            raise PixelsExpired("the batch's pixels have expired, or it was answered before")
+            raise PixelsExpired("the batch's pixels have expired, or the batch was answered before")
         if len(data) != request.num_bytes:
-            raise ModelFailed(f"the batch has {len(data)} bytes of pixels; {request.num_bytes} were expected")
-        # a copy: torch wants memory that it may write to
+            raise ModelFailed(f"the batch has {len(data)} bytes of pixels; expected {request.num_bytes}")
+        # copied because torch needs writable memory
         return np.frombuffer(data, np.uint8).reshape(request.count, request.side, request.side, 3).copy()
 
-    def _push(self, message: Mapping[str, Any], reply: BatchReply) -> None:
-        """Reply, and drop the pixels: a second delivery of the batch then ends by itself."""
+    def _send_reply(self, message: Mapping[str, Any], reply: BatchReply) -> None:
+        """Push the reply and delete the pixels, so that a second delivery of the batch ends early."""
         reply_to, deadline = message.get("reply_to"), message.get("deadline")
         if not isinstance(reply_to, str) or not reply_to.startswith(routing.reply_key("")):
-            logger.error("batch %s names no reply list; dropped", reply.batch_id)
+            logger.error("batch=%s: dropped, its message has no reply list", reply.batch_id)
             return
         give_up_at = float(deadline) if isinstance(deadline, (int, float)) else time.time()
         data = reply.pack()
@@ -123,6 +120,6 @@ class InferenceEngine:
                 pipe.execute()
 
         try:
-            through_outages(push, lambda: self._stopping() or time.time() > give_up_at, f"batch {reply.batch_id}")
+            retry_outages(push, lambda: self._stop.requested or time.time() > give_up_at, f"batch={reply.batch_id}")
         except OUTAGES:
-            logger.exception("batch %s: no way to reply before its deadline", reply.batch_id)
+            logger.exception("batch=%s: the reply could not be sent before its deadline", reply.batch_id)

@@ -1,4 +1,4 @@
-"""Models kept resident by version."""
+"""Models kept in memory, by version."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ from worker.metrics import InferenceMetrics
 logger = logging.getLogger(__name__)
 
 
-class ModelRegistry:
-    """The models in memory; at the limit the least recently used makes room.
-
-    Not for several threads: a worker does one batch at a time.
+class ResidentModels:
+    """An LRU cache of loaded models. Not thread-safe: a worker runs one batch at a time.
 
     Args:
-        limit: versions in memory at most.
-        load: reads the model in a version's folder.
+        limit: maximum number of models in memory.
+        load: reads the model from a version's folder.
     """
 
     def __init__(
@@ -34,35 +32,36 @@ class ModelRegistry:
         self._limit = limit
         self._load = load
         self._metrics = metrics
-        self._resident: OrderedDict[tuple[str, str, tuple[int, int]], Predictor] = OrderedDict()
+        self._models: OrderedDict[tuple[str, str, tuple[int, int]], Predictor] = OrderedDict()
 
     def get(self, category: str, version: str) -> Predictor:
-        """The model of a version, read from disk if it is not resident.
+        """Return the model of a version, loading it if needed.
 
         Raises:
             UnknownCategory, UnknownVersion, BadCategoryName, BadVersionName.
-            StoreCorrupt: its files are missing or damaged.
+            StoreCorrupt: the version's files are missing or damaged.
         """
         key = (category, version, self._store.stamp(category, version))
-        if key in self._resident:
-            self._resident.move_to_end(key)
-            return self._resident[key]
-        while len(self._resident) >= self._limit:  # first make room, then load: memory is what the limit is for
-            (old_category, old_version, _), _ = self._resident.popitem(last=False)
+        if key in self._models:
+            self._models.move_to_end(key)
+            return self._models[key]
+        while len(self._models) >= self._limit:  # evict before loading, to stay within memory
+            (old_category, old_version, _), _ = self._models.popitem(last=False)
             self._metrics.evictions.inc()
-            logger.info("%s %s leaves memory", old_category, old_version)
-        self._metrics.resident.set(len(self._resident))
+            logger.info("model evicted: category=%s version=%s", old_category, old_version)
+        self._metrics.resident.set(len(self._models))
         started = time.perf_counter()
         try:
             predictor = self._load(self._store.path(category, version))
         except (CheckpointError, FileNotFoundError, ValueError) as error:
-            logger.exception("%s %s can't be loaded", category, version)
+            logger.exception("model can't be loaded: category=%s version=%s", category, version)
             raise StoreCorrupt(f"version '{version}' of category '{category}' can't be loaded") from error
-        self._resident[key] = predictor
+        self._models[key] = predictor
         self._metrics.loads.inc()
-        self._metrics.resident.set(len(self._resident))
-        logger.info("%s %s loaded in %.2f s", category, version, time.perf_counter() - started)
+        self._metrics.resident.set(len(self._models))
+        seconds = time.perf_counter() - started
+        logger.info("model loaded: category=%s version=%s seconds=%.2f", category, version, seconds)
         return predictor
 
     def __len__(self) -> int:
-        return len(self._resident)
+        return len(self._models)

@@ -1,4 +1,4 @@
-"""What the owner of a job is told when it fails: never a trace, always what can be done."""
+"""The reason of a failure as the job's owner sees it: what to do, and no traceback."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
-def failure_of(error: BaseException) -> PPLError:
-    """The reason of a failure as the job shows it; the log has the error itself."""
+def explain_failure(error: BaseException, what: str = "job") -> PPLError:
+    """Return the error to show to the owner of a job or dataset."""
     if isinstance(error, PPLError):
         return error
     if isinstance(error, TrainingDivergedError):
@@ -24,17 +24,18 @@ def failure_of(error: BaseException) -> PPLError:
     if isinstance(error, WeightsUnavailableError):
         return NeedsWeights(str(error))
     if isinstance(error, SettingError):
-        return TrainingFailed(f"a setting of the job does not suit this release: {error}")
-    if is_disk_full(error):
-        return DiskFull("the server's disk is full; the job can be sent again once there is room")
+        return TrainingFailed(f"a setting of the job is not valid in this release: {error}")
+    if _is_disk_full(error):
+        return DiskFull(f"the server's disk is full; send the {what} again once there is space")
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in _NO_MEMORY):
-        return TrainingFailed("out of memory; a smaller batch_size, image_size or base_width needs less")
-    return TrainingFailed("an internal error; the worker's log has its trace under the job's id")
+        return TrainingFailed(
+            "out of memory; a smaller batch_size, image_size or base_width, or smaller pictures need less"
+        )
+    return TrainingFailed(f"internal error; the worker's log has the traceback under the {what}'s id")
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether there was no room left, also where a library says it in words only."""
+def _is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
-    # safetensors' own error: "I/O error: No space left on device (os error 28)"
+    # safetensors raises its own type: "I/O error: No space left on device (os error 28)"
     return any(f"(os error {number})" in str(error) for number in _FULL)

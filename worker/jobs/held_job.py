@@ -1,6 +1,6 @@
-"""A job in this process's hands: its lease kept, its progress told, its owner's wishes watched, by a thread.
+"""A job that this process works on: a thread renews its lease, writes progress and polls for cancel and pause.
 
-The thread does all that needs Redis, so that a slow or absent server never holds up training.
+The thread makes all calls to Redis, so that a slow or absent server never delays training.
 """
 
 from __future__ import annotations
@@ -9,82 +9,81 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 from service.contract.jobs.store import JobRecord, JobStore, Lease, LeaseLost
-from worker.redis_retries import OUTAGES, OutageLog, through_outages
+from worker.redis_retries import OUTAGES, OutageLog, Result, retry_outages
 
 logger = logging.getLogger(__name__)
 
 Change = Callable[[JobRecord], Any]
 
-_PERIOD_S = 0.5  # progress is written, and the owner's wishes are read, about twice a second
+_PERIOD_S = 0.5  # how often progress is written and requests are polled
 
 
-class Cancelled(Exception):  # noqa: N818 - what happened, as LeaseLost
-    """The job's owner wants it stopped."""
+class Cancelled(Exception):  # noqa: N818 - an event, as LeaseLost
+    """The job's owner cancelled it."""
 
 
 class Stopping(Exception):  # noqa: N818
-    """This process shall end; the job goes on elsewhere or later."""
+    """This process is stopping; the job continues later or in another process."""
 
 
 class Paused(Stopping):
-    """The job's owner wants it paused; this process goes on with others."""
+    """The job's owner paused it; this process goes on with other jobs."""
+
+
+class RankCrashed(Exception):  # noqa: N818
+    """A training process ended without a report, such as one that was killed; the job resumes from its checkpoint."""
 
 
 class Stop:
-    """Whether the process was asked to end. Set by a signal handler, so it must not take a lock."""
+    """Whether the process was asked to stop. Set by a signal handler, so it takes no lock."""
 
     def __init__(self) -> None:
         self.requested = False
 
     def request(self) -> None:
-        """Ask for the end."""
+        """Ask the process to stop."""
         self.requested = True
 
 
-class Custody:
-    """Keeps a leased job until the block ends.
+class HeldJob:
+    """Background thread that renews a job's lease, writes progress and polls for cancel and pause.
 
     Args:
-        jobs: where the job is.
         lease: held when the block begins; released when it ends.
         stop: of the process.
 
     Attributes:
-        findings: what the record shall show also where the job fails; written together with the failure.
+        on_failure: a change that is written together with the job's failure.
     """
 
     def __init__(self, jobs: JobStore, lease: Lease, stop: Stop) -> None:
         self.job_id = lease.job_id
-        self.findings: Change | None = None
+        self.on_failure: Change | None = None
         self._jobs = jobs
         self._lease = lease
         self._stop = stop
-        self._lost = False
-        self._cancelled = self._paused = False
+        self._lost = self._cancelled = self._paused = False
         self._pending: Change | None = None
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"custody-{self.job_id}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"job-{self.job_id}", daemon=True)
 
-    def __enter__(self) -> Custody:
+    def __enter__(self) -> HeldJob:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
         try:
             self._lease.release()
         except OUTAGES:
-            logger.warning("job %s: the lease is left to expire, Redis is away", self.job_id)
+            logger.warning("job=%s: Redis is down; the lease will expire", self.job_id)
 
     def check(self) -> None:
-        """Called every step: whether to go on.
+        """Raise if the work must end; called at every step.
 
         Raises:
             LeaseLost, Cancelled, Stopping, Paused.
@@ -99,30 +98,29 @@ class Custody:
             raise Paused(self.job_id)
 
     def report(self, change: Change) -> None:
-        """Progress to write at the next occasion; a later report replaces it, and an end forgets it."""
+        """Leave a change for the thread to write. A later report or write replaces it."""
         self._pending = change
 
     def write(self, change: Change) -> JobRecord:
-        """Change the record now, waiting for Redis if need be; the waiting ends when the process shall end.
+        """Change the record now; while Redis is down, retry until the process is asked to stop.
 
         Raises:
             LeaseLost, redis.RedisError.
         """
         self._pending = None
-        return through_outages(
-            lambda: self._jobs.update(self.job_id, change, self._lease),
-            lambda: self._stop.requested,
-            f"job {self.job_id}",
-        )
+        return self._retry(lambda: self._jobs.update(self.job_id, change, self._lease))
 
-    def confirm(self) -> None:
-        """Make sure that the job is still ours, right before doing what can't be undone. Raises as write."""
-        if not through_outages(self._lease.renew, lambda: self._stop.requested, f"job {self.job_id}"):
+    def confirm_lease(self) -> None:
+        """Renew the lease before a step that can't be undone. Raises as `write`."""
+        if not self._retry(self._lease.renew):
             raise LeaseLost(self.job_id)
+
+    def _retry(self, call: Callable[[], Result]) -> Result:
+        return retry_outages(call, lambda: self._stop.requested, f"job={self.job_id}")
 
     def _run(self) -> None:
         renew_at = 0.0
-        log = OutageLog(f"job {self.job_id}")
+        log = OutageLog(f"job={self.job_id}")
         while not self._done.wait(_PERIOD_S):
             change, self._pending = self._pending, None
             try:
@@ -134,15 +132,15 @@ class Custody:
                 self._paused = self._jobs.pause_requested(self.job_id)
                 if change:
                     self._jobs.update(self.job_id, change, self._lease)
-                log.worked()
+                log.log_success()
             except OUTAGES as error:
-                log.failed(error)
+                log.log_failure(error)
                 self._pending = self._pending or change
             except LeaseLost:
-                logger.warning("job %s: another process has it now, or it ended", self.job_id)
+                logger.warning("job=%s: another process took it, or it ended", self.job_id)
                 self._lost = True
                 return
-            except Exception:  # a fault of ours must stop the work, not leave it running without a lease
-                logger.exception("job %s: its custody failed", self.job_id)
+            except Exception:  # the work must not go on without a lease
+                logger.exception("job=%s: holding it failed", self.job_id)
                 self._lost = True
                 return

@@ -1,4 +1,4 @@
-"""One job worked on from taking its lease to its end: whatever happens, the job's record tells it."""
+"""Work on one job from taking its lease to its end."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from service.contract.jobs.files import JobFiles
 from service.contract.jobs.store import JobRecord, JobStatus, JobStore, LeaseLost
 from worker.metrics import TrainingMetrics
 from worker.redis_retries import OUTAGES
-from worker.training.rank_processes import RankDied
 
-from .failures import failure_of
-from .held_job import Cancelled, Change, Custody, Paused, Stop, Stopping
+from .failures import explain_failure
+from .held_job import Cancelled, Change, HeldJob, Paused, RankCrashed, Stop, Stopping
 
 logger = logging.getLogger(__name__)
 
 
-class Casework:
-    """Takes jobs, one at a time for each caller, and ends them in good order.
+class JobTaker:
+    """Takes jobs and writes how they ended.
 
     Args:
-        holder: names this process in leases.
+        holder: name of this process in leases.
         stop: of the process.
     """
 
@@ -33,77 +32,77 @@ class Casework:
         self._holder = holder
         self._stop = stop
 
-    def take(self, job_id: str, work: Callable[[Custody], None]) -> bool:
-        """Work on a job if nobody else does.
+    def take(self, job_id: str, work: Callable[[HeldJob], None]) -> bool:
+        """Work on a job if no other process does.
 
         Args:
-            work: does it, calling ``custody.check()`` often. What it raises decides how the job
-                goes on: Cancelled ends it, Stopping leaves it to be taken up again (Paused, once its
-                owner wants it), LeaseLost leaves it to another process, anything else fails it.
+            work: does it and calls `HeldJob.check` often. Its exception decides what becomes of the job: Cancelled
+                ends it, Stopping and RankCrashed leave it for later, Paused until its owner resumes it, LeaseLost
+                leaves it to another process, and any other error fails it.
 
         Returns:
-            Whether it was free.
+            Whether the job was free.
         """
         lease = self._jobs.acquire(job_id, self._holder)
         if lease is None:
-            logger.info("job %s: another process has it", job_id)
+            logger.info("job=%s: another process works on it", job_id)
             return False
-        with Custody(self._jobs, lease, self._stop) as custody:
+        with HeldJob(self._jobs, lease, self._stop) as held:
             try:
                 if self._jobs.cancel_requested(job_id):
                     raise Cancelled(job_id)
-                work(custody)
+                work(held)
             except (LeaseLost, JobNotActive):
-                logger.warning("job %s: stopped, it is another's or has ended", job_id)
+                logger.warning("job=%s: stopped, another process took it or it ended", job_id)
             except UnknownJob:
-                logger.info("job %s: its record is gone", job_id)
+                logger.info("job=%s: its record was deleted", job_id)
             except UnreadableJob as error:
-                logger.error("left as it is: %s", error.detail)
+                logger.error("job=%s: left unchanged: %s", job_id, error.detail)
             except Paused:
-                logger.info("job %s: paused", job_id)
+                logger.info("job=%s: paused", job_id)
             except Stopping:
-                logger.info("job %s: set aside, it goes on later", job_id)
-            except RankDied as error:
-                logger.error("job %s: set aside, %s; it goes on from its checkpoint", job_id, error)
+                logger.info("job=%s: set aside, it resumes later", job_id)
+            except RankCrashed as error:
+                logger.error("job=%s: set aside, %s; it resumes from its checkpoint", job_id, error)
             except Cancelled:
-                logger.info("job %s: cancelled", job_id)
-                self.end(custody, lambda record: record.move(JobStatus.CANCELLED))
+                logger.info("job=%s: cancelled", job_id)
+                self.end(held, lambda record: record.move(JobStatus.CANCELLED))
             except PPLError as error:
-                self._fail(custody, error)
+                self._fail(held, error)
             except OUTAGES:
-                logger.exception("job %s: set aside, Redis is away; it goes on later", job_id)
-            except Exception as error:  # a job is never lost: whatever was raised, its owner is told
-                logger.exception("job %s failed", job_id)
-                self._fail(custody, failure_of(error))
+                logger.exception("job=%s: set aside, Redis is down; it resumes later", job_id)
+            except Exception as error:  # the owner must see any failure
+                logger.exception("job=%s: failed", job_id)
+                self._fail(held, explain_failure(error))
         return True
 
-    def end(self, custody: Custody, change: Change) -> JobRecord | None:
-        """Write a change that ends the job, count it and remove the job's files; None where the job is not ours."""
+    def end(self, held: HeldJob, change: Change) -> JobRecord | None:
+        """Write a change that ends the job, count it and delete its files; return None if it can't be written."""
         try:
-            record = custody.write(change)
+            record = held.write(change)
         except (LeaseLost, UnknownJob, JobNotActive):
-            logger.warning("job %s: its end was not written, it is another's or has ended", custody.job_id)
+            logger.warning("job=%s: end not written, another process took it or it ended", held.job_id)
             return None
         except OUTAGES:
-            logger.exception("job %s: its end was not written, Redis is away; it goes on later", custody.job_id)
+            logger.exception("job=%s: end not written, Redis is down; it resumes later", held.job_id)
             return None
-        self.ended(record)
+        self.clean_up(record)
         return record
 
-    def ended(self, record: JobRecord) -> None:
-        """What remains to be done for a job whose end is written."""
+    def clean_up(self, record: JobRecord) -> None:
+        """Count a job whose end is written, and delete its files."""
         self._metrics.jobs.labels(str(record.job.status)).inc()
         try:
             self._files.remove(record.job.id)
         except OSError:
-            logger.exception("job %s: its files are left for the next sweep", record.job.id)
+            logger.exception("job=%s: files not deleted; the next sweep retries", record.job.id)
 
-    def _fail(self, custody: Custody, error: PPLError) -> None:
-        logger.warning("job %s failed: %s (%s)", custody.job_id, error.detail, error.code)
+    def _fail(self, held: HeldJob, error: PPLError) -> None:
+        logger.warning("job=%s: failed: %s (%s)", held.job_id, error.detail, error.code)
 
         def fail(record: JobRecord) -> None:
-            if custody.findings:
-                custody.findings(record)
+            if held.on_failure:
+                held.on_failure(record)
             record.fail(error)
 
-        self.end(custody, fail)
+        self.end(held, fail)

@@ -1,9 +1,10 @@
-"""``python -m worker.training.rank``: one of several processes that train a job;
-:mod:`worker.training.rank_processes` starts it.
+"""``python -m worker.training.rank``: one of several processes that train a job, started by
+:mod:`worker.training.rank_processes`.
 
-The first line of its standard input is its order, in JSON. Rank 0 then takes a step for each line "go" and saves for
-each "save"; the others follow by waiting for it in torch. Reports are lines of JSON: {"step", "losses"}, {"saved"},
-or {"error", "kind", "errno"}. When standard input ends, the worker is gone or wants no more: the process ends at once.
+The first line of standard input holds the instructions, in JSON. Rank 0 then takes a step for each line "step" and
+saves a checkpoint for each "save"; the other ranks follow through torch's collectives. Reports are lines of JSON:
+{"step", "losses"}, {"saved"} or {"error", "kind", "errno"}. The process exits once standard input ends, because the
+worker has died or stopped the run.
 """
 
 from __future__ import annotations
@@ -19,34 +20,34 @@ from typing import Any, TextIO
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Follow the instructions and return the exit code."""
     reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no report
-    order: dict[str, Any] = json.loads(sys.stdin.readline() or "null") or {}
-    if not order:
+    os.dup2(2, 1)  # keep what libraries print out of the reports
+    instructions: dict[str, Any] = json.loads(sys.stdin.readline() or "null") or {}
+    if not instructions:
         return 2
     logging.basicConfig(
-        level=order["log_level"], format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        level=instructions["log_level"], format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    words: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(words,), name="orders", daemon=True).start()
+    commands: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read_commands, args=(commands,), name="commands", daemon=True).start()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(order["threads"])
-    if sys.platform == "linux":  # all ranks are on this machine
+        os.environ[name] = str(instructions["threads"])
+    if sys.platform == "linux":  # all ranks run on this machine
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, "lo")
     try:
-        _work(order, words, reports)
-    except Exception as error:  # whatever it is, the worker is told
-        logging.getLogger(__name__).exception("training process %d failed", order["rank"] + 1)
+        _train(instructions, commands, reports)
+    except Exception as error:  # the worker must see any failure
+        logging.getLogger(__name__).exception("training process %d failed", instructions["rank"] + 1)
         kind = "OSError" if isinstance(error, OSError) else type(error).__name__
-        _say(reports, {"error": str(error), "kind": kind, "errno": getattr(error, "errno", None)})
+        _report(reports, {"error": str(error), "kind": kind, "errno": getattr(error, "errno", None)})
         sys.stderr.flush()
-        os._exit(1)  # torch would wait for the others
+        os._exit(1)  # a normal exit would make torch wait for the other ranks
     return 0
 
 
-def _work(order: dict[str, Any], words: queue.SimpleQueue[str], reports: TextIO) -> None:
+def _train(instructions: dict[str, Any], commands: queue.SimpleQueue[str], reports: TextIO) -> None:
     import torch
 
     from model.config import PPLConfig
@@ -54,50 +55,49 @@ def _work(order: dict[str, Any], words: queue.SimpleQueue[str], reports: TextIO)
     from model.training.trainer import Trainer
     from service.contract.jobs.files import JobFiles
 
-    from .training_input import training_input
+    from .training_input import load_training_input
 
-    torch.set_num_threads(order["threads"])
-    rank, processes = order["rank"], order["processes"]
-    files = JobFiles(Path(order["data_root"]))
-    given = training_input(files, order["job_id"])
-    device = pick_rank_device(order["device"], rank, processes)
-    weights = order["perceptual_weights"]
-    with join_group(device, rank, processes, order["meeting"]) as group:
+    torch.set_num_threads(instructions["threads"])
+    rank, processes, job_id = instructions["rank"], instructions["processes"], instructions["job_id"]
+    files = JobFiles(Path(instructions["data_root"]))
+    data = load_training_input(files, job_id)
+    device = pick_rank_device(instructions["device"], rank, processes)
+    weights = instructions["perceptual_weights"]
+    with join_group(device, rank, processes, instructions["meeting"]) as group:
         trainer = Trainer(
-            given.images,
-            PPLConfig.from_dict(order["config"]),
+            data.images,
+            PPLConfig.from_dict(instructions["config"]),
             device,
             weights and Path(weights),
-            clips=given.clips,
-            prior=given.prior,
+            clips=data.clips,
+            prior=data.prior,
             group=group,
         )
-        start = files.start(order["job_id"])
-        if start.exists():
-            trainer.load_weights(start)
-        checkpoint = files.checkpoint(order["job_id"])
+        if files.start(job_id).exists():
+            trainer.load_weights(files.start(job_id))
+        checkpoint = files.checkpoint(job_id)
         trainer.load_checkpoint(checkpoint)
-        group.wait()  # until all have read it: rank 0 goes on to write the next
+        group.wait()  # all ranks must have read the checkpoint before rank 0 overwrites it
         steps = trainer.run()
         while rank:
             if next(steps, None) is None:
-                threading.Event().wait()  # until the worker wants no more
+                threading.Event().wait()  # until the worker kills this process
         while True:
-            if words.get() == "save":
+            if commands.get() == "save":
                 trainer.save_checkpoint(checkpoint)
-                _say(reports, {"saved": trainer.step})
+                _report(reports, {"saved": trainer.step})
             else:
                 report = next(steps)
-                _say(reports, {"step": report.step, "losses": report.losses})
+                _report(reports, {"step": report.step, "losses": report.losses})
 
 
-def _listen(words: queue.SimpleQueue[str]) -> None:
+def _read_commands(commands: queue.SimpleQueue[str]) -> None:
     for line in sys.stdin:
-        words.put(line.strip())
+        commands.put(line.strip())
     os._exit(0)
 
 
-def _say(reports: TextIO, message: dict[str, Any]) -> None:
+def _report(reports: TextIO, message: dict[str, Any]) -> None:
     try:
         reports.write(json.dumps(message) + "\n")
         reports.flush()

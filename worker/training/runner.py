@@ -1,4 +1,4 @@
-"""A job: prepared pictures → trainer → version. Goes on from its checkpoint, whoever started it."""
+"""Run a job: prepared pictures → trainer → version. A job resumes from its checkpoint in any worker."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from service.contract.jobs.files import JobFiles
 from service.contract.jobs.paces import PaceBook
 from service.contract.jobs.store import JobRecord, JobStatus, JobStore
 from service.contract.versions.store import VersionStore, new_version_id, write_json
-from worker.jobs.held_job import Change, Custody
-from worker.jobs.job_taking import Casework
+from worker.jobs.held_job import Change, HeldJob
+from worker.jobs.job_taking import JobTaker
 from worker.metrics import TrainingMetrics
 from worker.settings import WorkerSettings
-from worker.uploads.preparer import config_of
+from worker.uploads.preparer import parse_config
 
 from .evaluation import evaluate_labelled
-from .rank_processes import SharedTrainer, rank_order
-from .training_input import labelled_pictures, prepared_pictures, training_input
-from .training_run import Run
+from .rank_processes import MultiprocessTrainer, rank_instructions
+from .training_input import load_labelled, load_pictures, load_training_input
+from .training_run import TrainingRun
 
 logger = logging.getLogger(__name__)
 
@@ -39,120 +39,117 @@ class TrainingRunner:
         jobs: JobStore,
         files: JobFiles,
         store: VersionStore,
-        casework: Casework,
+        taker: JobTaker,
         settings: WorkerSettings,
         metrics: TrainingMetrics,
         paces: PaceBook,
     ) -> None:
         self._jobs = jobs
-        self._paces = paces
         self._files = files
         self._store = store
-        self._casework = casework
+        self._taker = taker
         self._settings = settings
         self._metrics = metrics
-        self.busy = False
+        self._paces = paces
+        self.is_busy = False
 
     def run(self, job_id: str) -> None:
-        """Train a job to its end, if it is there to be trained and nobody else does."""
-        self.busy = True
+        """Train a job to its end if it is queued or running and no other process works on it."""
+        self.is_busy = True
         try:
-            self._casework.take(job_id, self.work)
+            self._taker.take(job_id, self._work)
         finally:
-            self.busy = False
-            self._metrics.idle()
+            self.is_busy = False
+            self._metrics.reset_job_gauges()
 
-    def work(self, custody: Custody) -> None:
-        """What happens between taking the job and its end."""
-        job = self._jobs.get(custody.job_id)
+    def _work(self, held: HeldJob) -> None:
+        job = self._jobs.get(held.job_id)
         if job.status not in (JobStatus.QUEUED, JobStatus.RUNNING):
-            logger.info("job %s is %s: nothing to train", job.id, job.status)
+            logger.info("job=%s: nothing to train, it is %s", job.id, job.status)
             return
         self._store.sweep_staged(job.category, job.id)
         version = self._store.find_by_job(job.category, job.id)
         if version:
-            logger.info("job %s had published %s already", job.id, version)
-            self._succeed(custody, version, lambda record: None)
+            logger.info("job=%s: already published as version=%s", job.id, version)
+            self._succeed(held, version, lambda record: None)
             return
-        record = custody.write(_begin)
+        record = held.write(_begin)
         if record.job.status.ended:
-            self._casework.ended(record)  # as failed: it was begun too often
+            self._taker.clean_up(record)  # it failed because it was started too often
             return
         if record.job.status is JobStatus.PAUSED:
-            logger.info("job %s: paused before it was taken up", job.id)
+            logger.info("job=%s: paused before it started", job.id)
             return
-        before = self._paces.of(job.settings)
-        trainer = self._trainer(record, custody)
-        run = Run(trainer, record, custody, self._files.checkpoint(job.id), self._metrics, before)
+        pace = self._paces.of(job.settings)
+        trainer = self._make_trainer(record, held)
+        run = TrainingRun(trainer, record, held, self._files.checkpoint(job.id), self._metrics, pace)
         run.train()
         if run.pace:
             self._paces.note(job.settings, run.pace)
-        with run.set_aside():
+        with run.set_aside_if_stopping():
             evaluation = self._evaluate(run)
-        self._succeed(custody, self._publish(run, custody, evaluation), run.show)
+        self._succeed(held, self._publish(run, held, evaluation), run.write_progress)
 
-    def _succeed(self, custody: Custody, version: str, show: Change) -> None:
-        job = self._jobs.get(custody.job_id)
+    def _succeed(self, held: HeldJob, version: str, write_progress: Change) -> None:
+        job = self._jobs.get(held.job_id)
         if job.activate:
             self._store.activate(job.category, version)
 
         def succeed(record: JobRecord) -> None:
-            show(record)
-            record.take_back()  # where it was stopped, or given up for lost, between publishing and here
+            write_progress(record)
+            record.take_back()  # if it was stopped or requeued between publishing and here
             record.move(JobStatus.SUCCEEDED)
             record.job.version = version
             record.job.evaluation = self._store.info(job.category, version).get("evaluation")
             record.job.progress.step, record.job.progress.fraction = record.job.progress.total_steps, 1.0
 
-        if self._casework.end(custody, succeed):
-            state = "active" if job.activate else "there"
-            logger.info("job %s succeeded: version %s of %s is %s", job.id, version, job.category, state)
+        if self._taker.end(held, succeed):
+            logger.info("job=%s: succeeded, version=%s active=%s", job.id, version, job.activate)
 
-    def _trainer(self, record: JobRecord, custody: Custody) -> Trainer:
+    def _make_trainer(self, record: JobRecord, held: HeldJob) -> Trainer:
         job, settings = record.job, self._settings
-        given, config = training_input(self._files, job.id), config_of(job.settings)
+        data, config = load_training_input(self._files, job.id), parse_config(job.settings)
         checkpoint = self._files.checkpoint(job.id)
         make: Callable[..., Trainer] = Trainer
         if settings.training_processes > 1:
             make = partial(
-                SharedTrainer,
+                MultiprocessTrainer,
                 processes=settings.training_processes,
-                order=rank_order(job.id, config, settings),
+                instructions=rank_instructions(job.id, config, settings),
                 checkpoint=checkpoint,
-                check=custody.check,
+                check=held.check,
             )
         trainer = make(
-            given.images, config, settings.device, settings.perceptual_weights, clips=given.clips, prior=given.prior
+            data.images, config, settings.device, settings.perceptual_weights, clips=data.clips, prior=data.prior
         )
         if job.continued_from:
             trainer.load_weights(self._files.start(job.id))
         try:
             trainer.load_checkpoint(checkpoint)
         except CheckpointError:
-            logger.exception("job %s: its checkpoint is of no use, it starts over", job.id)
+            logger.exception("job=%s: checkpoint can't be read, training starts over", job.id)
             shutil.rmtree(checkpoint)
-            custody.write(_forget_checkpoint)
+            held.write(_forget_checkpoint)
             record.trained_s = 0.0
         return trainer
 
-    def _evaluate(self, run: Run) -> dict[str, Any] | None:
-        """The trained model on the labelled pictures, where labels came with the job."""
+    def _evaluate(self, run: TrainingRun) -> dict[str, Any] | None:
         job_id = run.record.job.id
-        labelled = labelled_pictures(self._files, job_id)
+        labelled = load_labelled(self._files, job_id)
         if labelled is None:
             return None
-        logger.info("job %s: evaluated on %d labelled pictures", job_id, len(labelled.pictures))
+        logger.info("job=%s: evaluating on %d labelled pictures", job_id, len(labelled.pictures))
         predictor = Predictor(run.trainer.model, self._settings.device)
-        return evaluate_labelled(predictor, prepared_pictures(self._files, job_id), labelled, run.evaluating)
+        return evaluate_labelled(predictor, load_pictures(self._files, job_id), labelled, run.report_evaluation)
 
-    def _publish(self, run: Run, custody: Custody, evaluation: dict[str, Any] | None) -> str:
+    def _publish(self, run: TrainingRun, held: HeldJob, evaluation: dict[str, Any] | None) -> str:
         job = run.record.job
         version = new_version_id(job.id)
         with self._store.staging(job.category, version) as folder:
             names = job.continued_from.keypoint_names if job.continued_from else None
             run.trainer.export(folder, tuple(names) if names else None)
-            write_json(folder / "version.json", run.facts(version, _checksums(folder), evaluation))
-            custody.confirm()
+            write_json(folder / "version.json", run.version_info(version, _checksums(folder), evaluation))
+            held.confirm_lease()
             self._store.publish(folder, job.category, version)
         return version
 
@@ -161,7 +158,7 @@ def _begin(record: JobRecord) -> None:
     if record.pause_if_wanted():
         return
     if record.starts:
-        record.log(f"its worker died; training goes on from step {record.checkpointed}")
+        record.log(f"its worker crashed; training resumes from step {record.checkpointed}")
     if record.begin() and record.job.status is JobStatus.QUEUED:
         record.move(JobStatus.RUNNING)
 
@@ -172,8 +169,8 @@ def _forget_checkpoint(record: JobRecord) -> None:
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    found = {}
+    checksums = {}
     for path in sorted(folder.iterdir()):
         with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+            checksums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return checksums

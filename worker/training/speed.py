@@ -1,4 +1,4 @@
-"""How fast training goes just now, and how long the rest takes at that."""
+"""Measure the speed of training and estimate the time left."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from collections import deque
 from model.config import PPLConfig
 from service.contract.jobs.paces import Pace
 
-# Of a step that also hides parts of its pictures, against one that does not: 0.409 s to 0.303 s with `compact` on one
-# core. Counts only until a run of the same settings has told better.
+# Cost of a step with occlusion relative to one without: 0.409 s to 0.303 s, `compact` on one core. Used until a run
+# of the same settings has measured its own.
 _LATE_COST = 1.35
 
 
-def late_step(config: PPLConfig) -> int | None:
-    """The first step of a run that is dearer than those before, as it also hides parts; None where none is."""
+def find_late_step(config: PPLConfig) -> int | None:
+    """Return the first step that also hides parts of pictures and so costs more; None if no step does."""
     hides = config.method == "ppl" and config.occlusion_weight + config.refinement_weight > 0
     return math.ceil(config.occlusion_start * config.steps) if hides else None
 
 
-class PaceKeeper:
-    """Speed over the last seconds of wall time, checkpoints and all.
+class SpeedMeter:
+    """Speed over the last seconds of wall time, including checkpoints.
 
-    The first step is left out: it also builds caches and threads.
+    The first step is left out, because it also builds caches and threads.
 
     Args:
-        late_from: the first of the dearer steps at the end of a run.
-        before: the pace of an earlier run of the same settings.
-        window_s: the time looked back on.
+        late_from: the first of the slower steps at the end of a run.
+        earlier: the pace of an earlier run of the same settings.
+        window_s: length of the time window.
     """
 
-    def __init__(self, late_from: int | None = None, before: Pace | None = None, window_s: float = 30.0) -> None:
+    def __init__(self, late_from: int | None = None, earlier: Pace | None = None, window_s: float = 30.0) -> None:
         self._late_from = math.inf if late_from is None else late_from
-        self._late_cost = before.late_cost if before and before.late_cost else _LATE_COST
+        self._late_cost = earlier.late_cost if earlier and earlier.late_cost else _LATE_COST
         self._window_s = window_s
-        self._marks: deque[tuple[float, int]] = deque()
-        self._early: float | None = None  # seconds a step, as last seen before the dearer ones
+        self._marks: deque[tuple[float, int]] = deque()  # time and step
+        self._early_step_s: float | None = None  # last measured before the slower steps
 
     def mark(self, step: int, now_s: float) -> None:
-        """A step is done. At most a few marks a second are kept."""
+        """Record that a step is done. Keeps a few marks per second."""
         if self._marks and self._marks[-1][1] < self._late_from <= step:
-            self._early = self._step_s
-            self._marks = deque(list(self._marks)[-1:])  # those before tell nothing of those to come
+            self._early_step_s = self._step_s
+            self._marks = deque([self._marks[-1]])  # older marks say nothing about the slower steps
         if len(self._marks) > 1 and now_s - self._marks[-2][0] < self._window_s / 100:
             self._marks.pop()
         self._marks.append((now_s, step))
@@ -50,11 +50,11 @@ class PaceKeeper:
 
     @property
     def steps_per_s(self) -> float | None:
-        """None until there is something to go by."""
+        """Current speed; None before the second step."""
         return 1 / self._step_s if self._step_s else None
 
     def eta_s(self, total_steps: int) -> float | None:
-        """Seconds to the last step: those of the kind of now at the speed of now, dearer ones at what they cost."""
+        """Return the seconds to the last step, slower steps weighted by their cost; None before the second step."""
         if not self._step_s:
             return None
         step = self._marks[-1][1]
@@ -65,12 +65,12 @@ class PaceKeeper:
 
     @property
     def pace(self) -> Pace | None:
-        """What a later run of the same settings can go by; None until there is something."""
+        """The pace for later runs of the same settings; None if not measured."""
         if not self._step_s:
             return None
         if self._marks[-1][1] < self._late_from:
             return Pace(self._step_s, None)
-        return Pace(self._early, self._step_s / self._early) if self._early else None
+        return Pace(self._early_step_s, self._step_s / self._early_step_s) if self._early_step_s else None
 
     @property
     def _step_s(self) -> float | None:

@@ -1,4 +1,4 @@
-"""What a job's trainer is given: the prepared pictures without those held out, their clips, and the prior."""
+"""Load what a job's trainer needs: the prepared pictures that are not held out, their clips and the prior."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from model.data import Images
 from model.version.prior import PosePrior
 from service.contract.errors import TrainingFailed
 from service.contract.jobs.files import JobFiles
-from worker.uploads.label_matching import Labelled, training_rows
+from worker.uploads.label_matching import LabelledPictures, training_rows
 
-_COPIED_AT_ONCE = 1024  # pictures
+_COPY_BATCH = 1024  # pictures
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class TrainingInput:
 
     Attributes:
         images: uint8 (n, S, S, 3), a memory map.
-        clips: which clip each is a frame of, int64 (n,); None for stills.
-        prior: to start from, where the job has one.
+        clips: number of each frame's clip, int64 (n,); None for stills.
+        prior: a PosePrior to start from, if the job has one.
     """
 
     images: Images
@@ -34,53 +34,48 @@ class TrainingInput:
     prior: PosePrior | None = None
 
 
-def prepared_pictures(files: JobFiles, job_id: str) -> Images:
-    """All prepared pictures of a job, uint8 (N, S, S, 3), a memory map. Raises TrainingFailed."""
+def load_pictures(files: JobFiles, job_id: str) -> Images:
+    """Return all prepared pictures of a job, uint8 (N, S, S, 3), memory-mapped. Raises TrainingFailed if missing."""
     try:
-        return _mapped(files.pictures(job_id))
+        return _map(files.pictures(job_id))
     except FileNotFoundError as error:
-        raise TrainingFailed("its prepared pictures are gone from the server; send the job again") from error
+        raise TrainingFailed("the job's prepared pictures are gone from the server; send the job again") from error
 
 
-def labelled_pictures(files: JobFiles, job_id: str) -> Labelled | None:
-    """The job's labelled pictures, where labels came."""
+def load_labelled(files: JobFiles, job_id: str) -> LabelledPictures | None:
+    """Return the job's labelled pictures; None if it has no labels."""
     path = files.labelled(job_id)
-    return Labelled.load(path) if path.exists() else None
+    return LabelledPictures.load(path) if path.exists() else None
 
 
-def training_input(files: JobFiles, job_id: str) -> TrainingInput:
-    """What a job trains on; a picture that is held out is not among it.
-
-    Raises:
-        TrainingFailed: files of the job are gone.
-    """
-    images = prepared_pictures(files, job_id)
+def load_training_input(files: JobFiles, job_id: str) -> TrainingInput:
+    """Return what a job trains on, without the held-out pictures. Raises TrainingFailed if files are missing."""
+    images = load_pictures(files, job_id)
     clips = np.load(files.clips(job_id)) if files.clips(job_id).exists() else None
     prior = None
     if files.prior(job_id).exists():
         prior = PosePrior.from_json(json.loads(files.prior(job_id).read_text(encoding="utf-8")))
-    rows = training_rows(len(images), labelled_pictures(files, job_id), clips)
+    rows = training_rows(len(images), load_labelled(files, job_id), clips)
     if not rows.all():
-        images = _without(images, rows, files, job_id)
+        images = _select(images, rows, files.training_pictures(job_id))
         clips = None if clips is None else clips[rows]
     return TrainingInput(images, clips, prior)
 
 
-def _without(images: Images, rows: NDArray[np.bool_], files: JobFiles, job_id: str) -> Images:
-    """Some of the pictures, in a file of their own: there may be more of them than memory holds."""
-    path = files.training_pictures(job_id)
+def _select(images: Images, rows: NDArray[np.bool_], path: Path) -> Images:
+    """Copy the chosen rows into a file of their own and map it; they may not fit in memory."""
     if not path.exists():
         chosen = np.flatnonzero(rows)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         out = np.lib.format.open_memmap(draft, "w+", np.uint8, (len(chosen), *images.shape[1:]))
-        for first in range(0, len(chosen), _COPIED_AT_ONCE):
-            out[first : first + _COPIED_AT_ONCE] = images[chosen[first : first + _COPIED_AT_ONCE]]
+        for first in range(0, len(chosen), _COPY_BATCH):
+            out[first : first + _COPY_BATCH] = images[chosen[first : first + _COPY_BATCH]]
         out.flush()
         os.replace(draft, path)
-    return _mapped(path)
+    return _map(path)
 
 
-def _mapped(path: Path) -> Images:
-    # copy-on-write: torch wants memory that could be written to
+def _map(path: Path) -> Images:
+    # copy-on-write, because torch needs writable memory
     images: Images = np.load(path, mmap_mode="c", allow_pickle=False)
     return images

@@ -1,4 +1,4 @@
-"""The steps of one job in this process: trained, told, saved, and set aside where it shall stop for now."""
+"""Train one job in this process: report progress, save checkpoints, and set the job aside when it must stop."""
 
 from __future__ import annotations
 
@@ -14,100 +14,110 @@ from model.training.trainer import CHECKPOINT_FILE, StepReport, Trainer
 from service.contract.jobs.job import Checkpoint, losses_of
 from service.contract.jobs.paces import Pace
 from service.contract.jobs.store import JobRecord, JobStatus, LeaseLost, Progress
-from worker.jobs.held_job import Custody, Stopping
+from worker.jobs.held_job import HeldJob, Stopping
 from worker.metrics import TrainingMetrics
 
-from .speed import PaceKeeper, late_step
+from .speed import SpeedMeter, find_late_step
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of a version's folder
-_SAVES_TOLD = 100  # checkpoints that may wait to be told
+_MAX_UNREPORTED = 100  # checkpoints that wait to be written into the record
 
 
-class Run:
+class TrainingRun:
     """The steps of one job in this process.
 
     Args:
-        before: how fast an earlier job of the same settings went, if that is known.
+        checkpoint: folder of the job's checkpoint.
+        earlier: the pace of an earlier job of the same settings, if known.
     """
 
     def __init__(
         self,
         trainer: Trainer,
         record: JobRecord,
-        custody: Custody,
+        held: HeldJob,
         checkpoint: Path,
         metrics: TrainingMetrics,
-        before: Pace | None = None,
+        earlier: Pace | None = None,
     ) -> None:
         self.trainer = trainer
         self.record = record
-        self._custody = custody
-        self._checkpoint = checkpoint
+        self._held = held
+        self._folder = checkpoint
         self._metrics = metrics
-        self._pace = PaceKeeper(late_step(trainer.config), before)
+        self._speed = SpeedMeter(find_late_step(trainer.config), earlier)
         self._started = time.monotonic()
         self._evaluating_since: float | None = None
-        self._saved = trainer.step
+        self._saved_step = trainer.step
         self._trained_before_s = record.trained_s if trainer.step else 0.0
         self._losses = losses_of(record.job.metrics)
-        self._saves: tuple[tuple[Checkpoint, float], ...] = ()  # replaced as a whole: another thread reads it
-        if trainer.step > record.checkpointed:  # of a process that was killed before it could tell
-            self._saves = ((self._made({}), record.trained_s),)
-        self._aside = False
-        self._shown = (record.job.progress, record.job.metrics)
-
-    def train(self) -> None:
-        """All remaining steps; a checkpoint every so many and at the end."""
-        trainer, total = self.trainer, self.trainer.config.steps
-        job_id = self.record.job.id
-        self._metrics.total_steps.set(total)
-        logger.info("job %s: from step %d to %d on %s", job_id, trainer.step, total, trainer.device)
-        with closing(trainer.run()) as reports, self.set_aside():  # before it is closed
-            for report in reports:
-                self._tell(report)
-                if report.step % trainer.config.checkpoint_every == 0:
-                    self._save()
-                self._custody.check()
-        self._save()
-
-    @contextmanager
-    def set_aside(self) -> Iterator[None]:
-        """Where the process or the job shall stop in the block, the job goes on later from where it is."""
-        try:
-            yield
-        except Stopping:
-            self._save()
-            self._aside = True
-            self._custody.write(self._set_aside)
-            raise
-
-    def evaluating(self, done: float) -> None:
-        """All steps are done, and a part of the labelled pictures; raises as ``custody.check``."""
-        if self._evaluating_since is None:
-            self._evaluating_since = time.monotonic()
-        spent_s = time.monotonic() - self._evaluating_since
-        self._shown[0].stage, self._shown[0].eta_s = "evaluating", _rounded(spent_s / done - spent_s) if done else None
-        self._custody.report(self._progress)
-        self._custody.check()
-        logger.debug("job %s: %.0f %% evaluated", self.record.job.id, 100 * done)
+        self._progress, self._shown_metrics = record.job.progress, record.job.metrics
+        self._set_aside = False
+        # checkpoints and the training time at each; replaced as a whole because another thread reads it
+        self._unreported: tuple[tuple[Checkpoint, float], ...] = ()
+        if trainer.step > record.checkpointed:  # saved by a process that crashed before it reported it
+            self._unreported = ((self._describe_checkpoint({}), record.trained_s),)
 
     @property
     def trained_s(self) -> float:
-        """Time spent on training, that of processes before included as of their last checkpoint."""
+        """Training time in seconds, including that of earlier processes up to their last checkpoint."""
         return self._trained_before_s + time.monotonic() - self._started
 
     @property
     def pace(self) -> Pace | None:
-        """How fast it went, for later jobs of the same settings."""
-        return self._pace.pace
+        """The measured pace, for later jobs of the same settings."""
+        return self._speed.pace
 
-    def facts(
+    def train(self) -> None:
+        """Take all remaining steps, saving a checkpoint at every interval and at the end.
+
+        Raises:
+            What `HeldJob.check` and the trainer raise.
+        """
+        trainer, total = self.trainer, self.trainer.config.steps
+        self._metrics.total_steps.set(total)
+        logger.info("job=%s: training from step %d to %d on %s", self._job_id, trainer.step, total, trainer.device)
+        # the checkpoint is saved before `reports` is closed
+        with closing(trainer.run()) as reports, self.set_aside_if_stopping():
+            for report in reports:
+                self._report_step(report)
+                if report.step % trainer.config.checkpoint_every == 0:
+                    self._save()
+                self._held.check()
+        self._save()
+
+    @contextmanager
+    def set_aside_if_stopping(self) -> Iterator[None]:
+        """If the block raises Stopping, save a checkpoint and requeue or pause the job, then re-raise."""
+        try:
+            yield
+        except Stopping:
+            self._save()
+            self._set_aside = True
+
+            def set_aside(record: JobRecord) -> None:
+                self.write_progress(record)
+                record.set_aside()
+
+            self._held.write(set_aside)
+            raise
+
+    def report_evaluation(self, done: float) -> None:
+        """Report the fraction of the labelled pictures that is evaluated. Raises as `HeldJob.check`."""
+        if self._evaluating_since is None:
+            self._evaluating_since = time.monotonic()
+        spent_s = time.monotonic() - self._evaluating_since
+        self._progress.stage, self._progress.eta_s = "evaluating", _round(spent_s / done - spent_s) if done else None
+        self._held.report(self._write_if_running)
+        self._held.check()
+
+    def version_info(
         self, version: str, checksums: dict[str, str], evaluation: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """version.json."""
-        job = self.record.job
+        """Return the content of version.json."""
+        job, base = self.record.job, self.record.job.continued_from
         return {
             "format": FORMAT,
             "category": job.category,
@@ -125,70 +135,63 @@ class Run:
                 "device": str(self.trainer.device),
                 "losses": self._losses,
                 **({"dataset": job.dataset.model_dump()} if job.dataset else {}),
-                **self._continued(),
+                **({"continued_from": base.model_dump(exclude={"keypoint_names"})} if base else {}),
             },
             **({} if evaluation is None else {"evaluation": evaluation}),
             "files": checksums,
         }
 
-    def _continued(self) -> dict[str, Any]:
-        before = self.record.job.continued_from
-        return {"continued_from": before.model_dump(exclude={"keypoint_names"})} if before else {}
+    def write_progress(self, record: JobRecord) -> None:
+        """Copy progress, losses and new checkpoints into the record."""
+        record.job.progress = self._progress.model_copy()
+        record.job.metrics.update(self._shown_metrics)
+        for checkpoint, trained_s in self._unreported:
+            record.checkpoint(checkpoint, trained_s)
 
-    def show(self, record: JobRecord) -> None:
-        """Progress and losses, into the record."""
-        progress, metrics = self._shown
-        record.job.progress = progress.model_copy()
-        record.job.metrics.update(metrics)
-        for made, trained_s in self._saves:
-            record.checkpoint(made, trained_s)
+    @property
+    def _job_id(self) -> str:
+        return self.record.job.id
 
-    def _tell(self, report: StepReport) -> None:
+    def _report_step(self, report: StepReport) -> None:
         step, total = report.step, self.trainer.config.steps
-        self._pace.mark(step, time.monotonic())
-        speed, eta_s = self._pace.steps_per_s, self._pace.eta_s(total)
+        self._speed.mark(step, time.monotonic())
+        speed, eta_s = self._speed.steps_per_s, _round(self._speed.eta_s(total))
         self._losses = report.losses
-        self._shown = (
-            Progress(step=step, total_steps=total, fraction=step / total, eta_s=_rounded(eta_s), stage="training"),
-            {**report.losses, "steps_per_s": _rounded(speed), "device": str(self.trainer.device)},
-        )
-        self._custody.report(self._progress)
+        self._progress = Progress(step=step, total_steps=total, fraction=step / total, eta_s=eta_s, stage="training")
+        self._shown_metrics = {**report.losses, "steps_per_s": _round(speed), "device": str(self.trainer.device)}
+        self._held.report(self._write_if_running)
         self._metrics.steps.inc()
         self._metrics.step.set(step)
         self._metrics.steps_per_s.set(speed or 0.0)
         for name, loss in report.losses.items():
             self._metrics.loss.labels(name).set(loss)
 
-    def _progress(self, record: JobRecord) -> None:
-        """Called by the custody's thread, with the record as it is by then."""
-        if record.job.status is JobStatus.PAUSED:  # in our absence; the custody tells so, and then it is set aside
+    def _write_if_running(self, record: JobRecord) -> None:
+        """Write progress; called by the thread of HeldJob with the current record."""
+        if record.job.status is JobStatus.PAUSED:  # paused while the lease had run out; check() raises Paused next
             return
-        if record.job.status is JobStatus.QUEUED and not self._aside:
-            record.take_back()  # the lease ran out for a while
+        if record.job.status is JobStatus.QUEUED and not self._set_aside:
+            record.take_back()  # it was requeued while the lease had run out
         if record.job.status is not JobStatus.RUNNING:
             raise LeaseLost(record.job.id)
-        self.show(record)
-
-    def _set_aside(self, record: JobRecord) -> None:
-        self.show(record)
-        record.set_aside()
+        self.write_progress(record)
 
     def _save(self) -> None:
-        if self._saved == self.trainer.step:
+        if self._saved_step == self.trainer.step:
             return
-        self.trainer.save_checkpoint(self._checkpoint)
-        self._saved = self.trainer.step
-        self._saves = (*self._saves[-_SAVES_TOLD:], (self._made(self._losses), self.trained_s))
+        self.trainer.save_checkpoint(self._folder)
+        self._saved_step = self.trainer.step
+        checkpoint = self._describe_checkpoint(self._losses)
+        self._unreported = (*self._unreported[-_MAX_UNREPORTED:], (checkpoint, self.trained_s))
         self._metrics.checkpoints.inc()
         total = self._losses.get("total", float("nan"))
-        logger.info("job %s: checkpoint at step %d, loss %.4g", self.record.job.id, self.trainer.step, total)
+        logger.info("job=%s: checkpoint saved, step=%d loss=%.4g", self._job_id, self.trainer.step, total)
 
-    def _made(self, losses: dict[str, float]) -> Checkpoint:
-        """The checkpoint on disk, as the job's owner is told of it."""
-        file = (self._checkpoint / CHECKPOINT_FILE).stat()
+    def _describe_checkpoint(self, losses: dict[str, float]) -> Checkpoint:
+        file = (self._folder / CHECKPOINT_FILE).stat()
         saved_at = datetime.fromtimestamp(file.st_mtime, UTC)
         return Checkpoint(step=self.trainer.step, saved_at=saved_at, size_bytes=file.st_size, losses=losses)
 
 
-def _rounded(value: float | None) -> float | None:
+def _round(value: float | None) -> float | None:
     return None if value is None else round(value, 2)

@@ -1,4 +1,4 @@
-"""What is in a dataset: every file read as training would read it, counted, measured, and some of it shown."""
+"""Inspect a dataset: read every file as training would, count and measure them, and draw a contact sheet."""
 
 from __future__ import annotations
 
@@ -29,20 +29,19 @@ from service.contract.media.archives import ArchiveLimits, Member, iter_media
 from service.contract.media.pictures import FORMATS, Picture
 from worker.settings import WorkerSettings
 
-from .contact_sheet import COLUMNS, Cell, ClipCells, ContactSheet, StillCells, reducible
-from .file_counts import Tally, shown
+from .contact_sheet import COLUMNS, Cell, ClipCells, ContactSheet, StillCells, max_reduction
 from .label_matching import match_labels
-from .media_reader import MediaReader
-from .square_files import LEAST_FRAMES, clip_of_picture
+from .media_reader import FileCounts, MediaReader, shorten_name
+from .square_files import MIN_CLIP_FRAMES, clip_of_picture
 
-_NAMED = 20  # duplicates named
+_MAX_DUPLICATES = 20  # listed by name
 
 
 class Inspection:
-    """One look through a dataset.
+    """One pass over a dataset.
 
     Args:
-        check: called for every file; what it raises ends the look.
+        check: called for every file; its exceptions end the inspection.
     """
 
     def __init__(
@@ -53,46 +52,49 @@ class Inspection:
         self._record = record
         self._limits = ArchiveLimits.of(settings)
         self._check = check
-        self._tally = Tally(mode=record.mode)
+        self._counts = FileCounts(mode=record.mode)
         self._reader = MediaReader(
-            self._keep, reducible, self._tally, COLUMNS, settings, files.folder(record.id), check
+            self._keep, max_reduction, self._counts, COLUMNS, settings, files.folder(record.id), check
         )
         self._found = Found()
         self._formats: Counter[str] = Counter()
         self._sizes: list[tuple[int, int]] = []
-        self._first: dict[bytes, str] = {}  # name of the first picture of each hash
+        self._name_of_hash: dict[bytes, str] = {}  # the first picture with these bytes
         self._clips: Counter[str] = Counter()
         self._names: list[str] = []
-        self._stills = StillCells(record.pictures + COLUMNS * record.videos)
-        self._by_clip = self._cells_of_clips() if record.mode == "clips" else None
-        self._number = 0  # of the picture or frame, those that can't be read included
-        self._video: str | None = None  # that is being read
+        self._still_cells = StillCells(record.pictures + COLUMNS * record.videos)
+        self._clip_cells = self._plan_clip_cells() if record.mode == "clips" else None
+        self._number = 0  # of the picture or frame, including unreadable ones
+        self._video: str | None = None  # the one being read
         self._frames = 0  # taken of it
         self._sheet = ContactSheet()
 
-    def run(self, tell: Callable[[], None]) -> Found:
-        """Look at everything.
+    def run(self, on_file: Callable[[], None]) -> Found:
+        """Inspect every file, then the labels.
 
         Args:
-            tell: called after every file; :meth:`found` says what was found by then.
+            on_file: called after every file; `found` then returns the findings so far.
 
         Raises:
             TooFewPictures: nothing can be read.
             BadLabels: the labels can't be used.
-            BadArchive and its kinds, TrainingFailed: as a training's preparation does.
+            BadArchive and its subclasses, TrainingFailed: as when a job is prepared.
         """
-        for name, media in iter_media(self._archive, self._limits, self._pass_over):
+        for name, media in iter_media(self._archive, self._limits, self._skip_other):
             self._check()
             if isinstance(media, Member):
-                self._take_video(media, (self._record.file_name or name) if media.bare_video else name)
+                self._read_video(media, (self._record.file_name or name) if media.bare_video else name)
             else:
-                before = self._tally.images
-                self._reader.take_picture(media, name)
+                before = self._counts.images
+                self._reader.read_picture(media, name)
                 self._number += 1
-                if isinstance(media, bytes) and self._tally.images > before:
-                    self._count(media, name)
-            tell()
-        self._leave_out_clips()
+                if isinstance(media, bytes) and self._counts.images > before:
+                    self._count_picture(media, name)
+            on_file()
+        if self._clip_cells:
+            short = {clip: count for clip, count in self._clips.items() if count < MIN_CLIP_FRAMES}
+            self._counts.drop_short_clips(short)
+            self._found.clips = len(self._clips) - len(short)
         found = self.found()
         if not found.pictures + found.videos:
             reasons = "; ".join(f"{item.name}: {item.reason}" for item in found.skipped_files[:3])
@@ -101,60 +103,53 @@ class Inspection:
         return found
 
     def found(self) -> Found:
-        """What was found so far."""
+        """Return the findings so far."""
         found = self._found
         found.formats = dict(self._formats.most_common())
-        found.skipped = self._tally.skipped
-        found.skipped_files = [SkippedFile(**item) for item in self._tally.named]
-        found.sizes = sizes_of(self._sizes)
+        found.skipped = self._counts.skipped
+        found.skipped_files = [SkippedFile(**item) for item in self._counts.skipped_files]
+        found.sizes = _summarize_sizes(self._sizes)
         return found
 
     def save_sheet(self, path: Path) -> None:
-        """Write pictures of what was seen on one page; with clips each has a row."""
-        self._sheet.save(path, close_up=self._by_clip is None)
+        """Write the contact sheet; each clip has a row of its own."""
+        self._sheet.save(path, close_gaps=self._clip_cells is None)
 
-    def _take_video(self, video: Member, name: str) -> None:
+    def _read_video(self, video: Member, name: str) -> None:
         self._video, self._frames = name, 0
-        self._reader.take_video(video, name)
+        self._reader.read_video(video, name)
         self._found.videos += self._frames > 0
         self._number += COLUMNS
         self._video, self._frames = None, 0
 
     def _keep(self, picture: Picture, name: str, clip: str) -> None:
-        if not self._by_clip:
-            cell: Cell | None = self._stills.cell(self._number + self._frames)
+        if not self._clip_cells:
+            cell: Cell | None = self._still_cells.find(self._number + self._frames)
         elif self._video:
-            cell = self._by_clip.of_frame(self._video, self._frames)
+            cell = self._clip_cells.find_frame(self._video, self._frames)
         else:
-            cell = self._by_clip.of_picture(name)
-        self._sheet.offer(cell, picture.image)
-        if not self._frames:
+            cell = self._clip_cells.find_picture(name)
+        self._sheet.add(cell, picture.image)
+        if not self._frames:  # all frames of a video have one size
             self._sizes.append(picture.size)
         self._frames += self._video is not None
         self._clips[clip] += 1
 
-    def _count(self, data: bytes, name: str) -> None:
+    def _count_picture(self, data: bytes, name: str) -> None:
         self._found.pictures += 1
         self._names.append(name)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # which was decoded, so its header can be read
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             self._formats[image.format or "unknown"] += 1
-        first = self._first.setdefault(hashlib.sha256(data).digest()[:16], name)
+        first = self._name_of_hash.setdefault(hashlib.sha256(data).digest()[:16], name)
         if first is not name:
             self._found.duplicates += 1
-            if len(self._found.duplicate_files) < _NAMED:
-                self._found.duplicate_files.append(Duplicate(name=shown(name), same_as=shown(first)))
+            if len(self._found.duplicate_files) < _MAX_DUPLICATES:
+                self._found.duplicate_files.append(Duplicate(name=shorten_name(name), same_as=shorten_name(first)))
 
-    def _pass_over(self, member: Member) -> None:
-        self._tally.skip(member.name, "not named as a picture or a video")
+    def _skip_other(self, member: Member) -> None:
+        self._counts.skip(member.name, "not named as a picture or a video")
 
-    def _leave_out_clips(self) -> None:
-        if self._by_clip is None:
-            return
-        short = {clip: count for clip, count in self._clips.items() if count < LEAST_FRAMES}
-        self._tally.leave_out(short)
-        self._found.clips = len(self._clips) - len(short)
-
-    def _cells_of_clips(self) -> ClipCells:
+    def _plan_clip_cells(self) -> ClipCells:
         pictures: dict[str, list[str]] = {}
         videos = []
         with closing(iter_members(self._archive, detect_kind(self._archive), self._limits)) as listing:
@@ -166,26 +161,25 @@ class Inspection:
         return ClipCells(pictures, videos)
 
     def _match_labels(self) -> LabelsFound | None:
-        """What the labels are worth; which frames they meet, and which clips are held out, a job's settings decide."""
+        """Match the labels; for frames, only count them, because their names and split depend on a job's settings."""
         if self._labels is None:
             return None
         try:
             labels = read_labels(self._labels)
             if self._record.mode == "clips" or self._record.videos:
                 return LabelsFound(pictures=len(labels), keypoint_names=list(labels.keypoint_names))
-            found = match_labels(labels, self._names, self._sizes)
+            matched = match_labels(labels, self._names, self._sizes)
         except LabelsError as error:
             raise BadLabels(f"the labels can't be used: {error}") from error
         return LabelsFound(
-            pictures=len(found.pictures),
-            held_out=int(found.heldout.sum()),
-            without_picture=found.without_picture,
-            keypoint_names=list(found.keypoint_names),
+            pictures=len(matched.pictures),
+            held_out=int(matched.heldout.sum()),
+            without_picture=matched.without_picture,
+            keypoint_names=list(matched.keypoint_names),
         )
 
 
-def sizes_of(sizes: list[tuple[int, int]]) -> Sizes | None:
-    """How large some pictures are; None where there are none."""
+def _summarize_sizes(sizes: list[tuple[int, int]]) -> Sizes | None:
     if not sizes:
         return None
     ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))

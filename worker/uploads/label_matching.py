@@ -1,6 +1,6 @@
-"""Labels that came with a job: matched to its pictures, and split into those to learn from and those held out.
+"""Match a job's labels to its pictures and split them into training and held-out pictures.
 
-Training never sees a label; it only leaves the held-out pictures out. The labels serve to measure what was learned.
+Training never sees a label; it only leaves out the held-out pictures. The labels measure what was learned.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from service.contract.jobs.files import JobFiles
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """The labelled pictures of a job, n of its N, J keypoints each.
+class LabelledPictures:
+    """The n labelled ones of a job's pictures, J keypoints each.
 
     Attributes:
-        pictures: int64 (n,), which of the prepared pictures they are, in rising order.
+        pictures: int64 (n,), their indices among the prepared pictures, ascending.
         keypoints: (n, J, 2) in [0, 1] of the model's square.
         visibility: (n, J), non-zero where a label counts.
-        heldout: bool (n,), whether a picture is left out of training.
+        heldout: bool (n,), whether a picture is held out of training.
         keypoint_names: J names.
-        split_from: who said which are held out: "labels", or "names" (a hash of them).
-        without_picture: labels that belong to no picture of the job.
+        split_from: "labels", or "names" if the split is by a hash of the names.
+        without_picture: number of labels that match no picture of the job.
     """
 
     pictures: NDArray[np.int64]
@@ -45,11 +45,11 @@ class Labelled:
 
     @property
     def swap(self) -> tuple[int, ...] | None:
-        """For each keypoint that of the other side, told by the names; None where no two are partners."""
+        """Index of each keypoint's left-right partner; None if the names have no sides."""
         return sides(self.keypoint_names)
 
     def save(self, path: Path) -> None:
-        """Write it so that a reader sees all of it or nothing."""
+        """Write the file atomically."""
         facts = {
             "keypoint_names": self.keypoint_names,
             "split_from": self.split_from,
@@ -70,29 +70,24 @@ class Labelled:
         os.replace(draft, path)
 
     @classmethod
-    def load(cls, path: Path) -> Labelled:
-        """The inverse of :meth:`save`."""
+    def load(cls, path: Path) -> LabelledPictures:
+        """Read a file that `save` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
             facts = json.loads(arrays["facts"].tobytes())
             return cls(
-                arrays["pictures"],
-                arrays["keypoints"],
-                arrays["visibility"],
-                arrays["heldout"],
-                tuple(facts["keypoint_names"]),
-                facts["split_from"],
-                facts["without_picture"],
+                **{name: arrays[name] for name in arrays.files if name != "facts"},
+                **facts | {"keypoint_names": tuple(facts["keypoint_names"])},
             )
 
 
-def take_labels(files: JobFiles, job_id: str, least: int) -> Labelled | None:
-    """Match a prepared job's labels to its pictures, and keep the result beside them; None where it has none.
+def match_job_labels(files: JobFiles, job_id: str, min_pictures: int) -> LabelledPictures | None:
+    """Match a prepared job's labels to its pictures and save the result; return None if the job has no labels.
 
     Args:
-        least: pictures that must be left to train on.
+        min_pictures: number of pictures that must be left to train on.
 
     Raises:
-        BadLabels: they can't be read, name no picture of the job, or leave nothing to fit, score or train on.
+        BadLabels: the labels can't be read, match no picture, or leave nothing to fit, score or train on.
     """
     if not files.labels(job_id).exists():
         return None
@@ -103,10 +98,10 @@ def take_labels(files: JobFiles, job_id: str, least: int) -> Labelled | None:
     except LabelsError as error:
         raise BadLabels(f"the labels can't be used: {error}") from error
     left = int(training_rows(len(info["names"]), labelled, clips).sum())
-    if left < least:
+    if left < min_pictures:
         raise BadLabels(
             f"{int(labelled.heldout.sum())} labelled pictures are held out and leave {left} to train on; "
-            f"at least {least} are needed"
+            f"at least {min_pictures} are needed"
         )
     labelled.save(files.labelled(job_id))
     return labelled
@@ -114,45 +109,47 @@ def take_labels(files: JobFiles, job_id: str, least: int) -> Labelled | None:
 
 def match_labels(
     labels: Labels, names: Sequence[str], sizes: Sequence[Sequence[int]], clips: NDArray[np.int64] | None = None
-) -> Labelled:
-    """The labelled ones among some pictures.
+) -> LabelledPictures:
+    """Return the labelled pictures among N pictures.
 
-    Where the labels give no split, a fifth of the labelled pictures is held out by a hash of their names, or of
-    the labelled clips by theirs: frames of one clip are too alike to be in both.
+    If the labels have no split, a fifth of the labelled pictures is held out by a hash of their names; of frames, a
+    fifth of the labelled clips, because frames of one clip are too alike to be in both parts.
 
     Args:
         names: of the N pictures, as in the upload.
         sizes: width and height of each in pixels, its EXIF orientation applied.
-        clips: which clip each is a frame of, where they are frames.
+        clips: number of each frame's clip (N,); None for stills.
 
     Raises:
-        LabelsError: no picture has a label, names fit twice, or a split would be empty.
+        LabelsError: no picture has a label, a name matches twice, or a part of the split would be empty.
     """
     rows = labels.match(names)
     pictures = np.flatnonzero(rows >= 0)
-    known = {labels.names[rows[index]]: (sizes[index][0], sizes[index][1]) for index in pictures.tolist()}
-    chosen = labels.rows(rows[pictures]).to_square(known)
-    split = chosen.split or hashed_split(
+    known_sizes = {labels.names[rows[index]]: (sizes[index][0], sizes[index][1]) for index in pictures.tolist()}
+    matched = labels.rows(rows[pictures]).to_square(known_sizes)
+    split = matched.split or hashed_split(
         [names[index] for index in pictures.tolist()], clips=None if clips is None else clips[pictures].tolist()
     )
-    heldout = np.array([mine == "test" for mine in split], dtype=np.bool_)
-    for lacking, what in ((heldout.all(), "train"), (not heldout.any(), "test")):
-        if lacking:
-            why = "" if chosen.split or clips is None else ", as all of them are of one clip; give a split"
-            raise LabelsError(f"none of {len(pictures)} labelled pictures is in the split '{what}'{why}")
-    return Labelled(
+    heldout = np.array([part == "test" for part in split], dtype=np.bool_)
+    for is_empty, part in ((heldout.all(), "train"), (not heldout.any(), "test")):
+        if is_empty:
+            why = "" if matched.split or clips is None else ", because all are of one clip; add a split to the labels"
+            raise LabelsError(f"none of {len(pictures)} labelled pictures is in the split '{part}'{why}")
+    return LabelledPictures(
         pictures,
-        chosen.keypoints,
-        chosen.visibility.astype(np.float64),
+        matched.keypoints,
+        matched.visibility.astype(np.float64),
         heldout,
-        chosen.keypoint_names,
-        "labels" if chosen.split else "names",
+        matched.keypoint_names,
+        "labels" if matched.split else "names",
         len(labels) - len(pictures),
     )
 
 
-def training_rows(count: int, labelled: Labelled | None, clips: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
-    """Which of ``count`` pictures to train on (count,): not those held out, nor a frame that is alone in its clip."""
+def training_rows(
+    count: int, labelled: LabelledPictures | None, clips: NDArray[np.int64] | None = None
+) -> NDArray[np.bool_]:
+    """Return which of `count` pictures to train on (count,): neither held-out ones nor the only frame of a clip."""
     rows = np.ones(count, dtype=np.bool_)
     if labelled is not None:
         rows[labelled.pictures[labelled.heldout]] = False

@@ -1,4 +1,4 @@
-"""An upload becomes a training set: archive, folder or video → pictures and frames → squares in one file."""
+"""Turn an upload into a training set: archive, folder or video → pictures and frames → squares in one file."""
 
 from __future__ import annotations
 
@@ -15,80 +15,83 @@ from service.contract.media.archives import ArchiveLimits, Member, iter_media, r
 from service.contract.media.fitting import fit_square, reducible
 from service.contract.media.pictures import Picture
 from service.contract.versions.store import write_json
-from worker.jobs.held_job import Custody, Stopping
-from worker.jobs.job_taking import Casework
+from worker.jobs.held_job import HeldJob, Stopping
+from worker.jobs.job_taking import JobTaker
 from worker.metrics import TrainingMetrics
 from worker.settings import WorkerSettings
 
-from .file_counts import Tally, as_text
-from .label_matching import take_labels
-from .media_reader import MediaReader
+from .label_matching import match_job_labels
+from .media_reader import FileCounts, MediaReader, replace_surrogates
 from .square_files import TrainingSet
 
 logger = logging.getLogger(__name__)
 
 
-def config_of(settings: dict[str, Any]) -> PPLConfig:
-    """The model's settings out of a job's. Raises SettingError."""
+def parse_config(settings: dict[str, Any]) -> PPLConfig:
+    """Return the model's settings from a job's. Raises SettingError."""
     return PPLConfig.from_dict({name: value for name, value in settings.items() if name != "preset"})
 
 
 class Preparer:
-    """Does the ``validating`` of jobs."""
+    """Prepares jobs that are `validating`."""
 
-    def __init__(self, casework: Casework, files: JobFiles, settings: WorkerSettings, metrics: TrainingMetrics) -> None:
-        self._casework = casework
+    def __init__(self, taker: JobTaker, files: JobFiles, settings: WorkerSettings, metrics: TrainingMetrics) -> None:
+        self._taker = taker
         self._files = files
         self._settings = settings
         self._metrics = metrics
 
-    def work(self, custody: Custody) -> None:
-        """Prepare the job and queue it."""
-        record = custody.write(_begin)
+    def prepare(self, held: HeldJob) -> None:
+        """Prepare a job's pictures and labels, and queue the job.
+
+        Raises:
+            TooFewPictures, BadLabels, BadArchive, TrainingFailed: the upload can't be used.
+            What `HeldJob.check` and `HeldJob.write` raise.
+        """
+        record = held.write(_begin)
         if record.job.status.ended:
-            self._casework.ended(record)  # as failed: it was begun too often
+            self._taker.clean_up(record)  # it failed because it was started too often
         if record.job.status is not JobStatus.VALIDATING:
             return
+        job_id = record.job.id
         try:
-            tally = self._prepared(record) or self._prepare(record, custody)
-            labelled = take_labels(self._files, record.job.id, self._settings.training_min_pictures)
+            counts = self._read_counts(job_id) or self._prepare_pictures(record, held)
+            labelled = match_job_labels(self._files, job_id, self._settings.training_min_pictures)
         except Stopping:
-            custody.write(_set_aside)
+            held.write(_reset_starts)  # an orderly stop is not a crash
             raise
 
         def queue(record: JobRecord) -> None:
             record.move(JobStatus.QUEUED)
-            record.starts = 0
-            record.job.metrics = tally.metrics()
+            _reset_starts(record)
+            record.job.metrics = counts.to_metrics()
             if labelled:
                 record.job.metrics["held_out"] = int(labelled.heldout.sum())
-            record.log(f"{tally.images} pictures prepared as {tally.mode}, {tally.skipped} skipped")
-            for item in tally.named:
+            record.log(f"{counts.images} pictures prepared as {counts.mode}, {counts.skipped} skipped")
+            for item in counts.skipped_files:
                 record.log(f"skipped {item['name']}: {item['reason']}")
             record.pause_if_wanted()
 
-        custody.write(queue)
-        self._files.archive(record.job.id).unlink(missing_ok=True)
-        logger.info(
-            "job %s: %d pictures prepared as %s, %d skipped", record.job.id, tally.images, tally.mode, tally.skipped
-        )
+        held.write(queue)
+        self._files.archive(job_id).unlink(missing_ok=True)
+        logger.info("job=%s: prepared, pictures=%d skipped=%d", job_id, counts.images, counts.skipped)
 
-    def _prepared(self, record: JobRecord) -> Tally | None:
-        """What a process that died right after preparing had counted."""
-        path = self._files.pictures_info(record.job.id)
+    def _read_counts(self, job_id: str) -> FileCounts | None:
+        """Return the counts of a process that crashed right after preparing the pictures."""
+        path = self._files.pictures_info(job_id)
         if not path.exists():
             return None
         info = json.loads(path.read_text(encoding="utf-8"))
-        return Tally(info["count"], info["skipped_count"], info["skipped"], info.get("mode"), info.get("clips", 0))
+        return FileCounts(info["count"], info["skipped_count"], info["skipped"], info.get("mode"), info.get("clips", 0))
 
-    def _prepare(self, record: JobRecord, custody: Custody) -> Tally:
-        job_id, config = record.job.id, config_of(record.job.settings)
-        tally = Tally()
+    def _prepare_pictures(self, record: JobRecord, held: HeldJob) -> FileCounts:
+        job_id, config = record.job.id, parse_config(record.job.settings)
+        counts = FileCounts()
 
-        def progress(record: JobRecord) -> None:
-            record.job.metrics = tally.metrics()
+        def write_counts(record: JobRecord) -> None:
+            record.job.metrics = counts.to_metrics()
 
-        custody.findings = progress
+        held.on_failure = write_counts
         self._files.create(job_id)
         pictures = videos = 0
         with TrainingSet(self._files.pictures(job_id), self._files.clips(job_id), config.image_size) as squares:
@@ -98,40 +101,39 @@ class Preparer:
                 squares.append(square, name, clip, picture.size)
 
             folder = self._files.folder(job_id)
-            fits = reducible(config.image_size)
-            reader = MediaReader(keep, fits, tally, config.frames_per_clip, self._settings, folder, custody.check)
-            for name, found in iter_media(self._source(record), ArchiveLimits.of(self._settings)):
-                custody.check()
-                seen = tally.images, tally.skipped
-                if isinstance(found, Member):
-                    videos += 1
-                    tally.mode = resolve_mode(config.mode, pictures, videos)
-                    reader.take_video(found, (record.source.name or name) if found.bare_video else name)
+            reduction = reducible(config.image_size)
+            reader = MediaReader(keep, reduction, counts, config.frames_per_clip, self._settings, folder, held.check)
+            for name, media in iter_media(self._find_source(record), ArchiveLimits.of(self._settings)):
+                held.check()
+                images, skipped = counts.images, counts.skipped
+                is_video = isinstance(media, Member)
+                videos, pictures = videos + is_video, pictures + (not is_video)
+                counts.mode = resolve_mode(config.mode, pictures, videos)
+                if isinstance(media, Member):
+                    reader.read_video(media, (record.source.name or name) if media.bare_video else name)
                 else:
-                    pictures += 1
-                    tally.mode = resolve_mode(config.mode, pictures, videos)
-                    reader.take_picture(found, name)
-                self._metrics.pictures.labels("read").inc(tally.images - seen[0])
-                self._metrics.pictures.labels("skipped").inc(tally.skipped - seen[1])
-                custody.report(progress)
-        if tally.mode == "clips":
-            tally.clips, too_short = squares.arrange()
-            tally.leave_out(too_short)
-        self._check_enough(tally, videos)
+                    reader.read_picture(media, name)
+                self._metrics.pictures.labels("read").inc(counts.images - images)
+                self._metrics.pictures.labels("skipped").inc(counts.skipped - skipped)
+                held.report(write_counts)
+        if counts.mode == "clips":
+            counts.clips, too_short = squares.arrange_clips()
+            counts.drop_short_clips(too_short)
+        self._check_enough(counts, videos)
         info = {
-            "count": tally.images,
+            "count": counts.images,
             "side": config.image_size,
-            "mode": tally.mode,
-            "clips": tally.clips,
-            "skipped_count": tally.skipped,
-            "skipped": tally.named,
-            "names": [as_text(name) for name in squares.names],
+            "mode": counts.mode,
+            "clips": counts.clips,
+            "skipped_count": counts.skipped,
+            "skipped": counts.skipped_files,
+            "names": [replace_surrogates(name) for name in squares.names],
             "sizes": squares.sizes,
         }
         write_json(self._files.pictures_info(job_id), info)
-        return tally
+        return counts
 
-    def _source(self, record: JobRecord) -> Path:
+    def _find_source(self, record: JobRecord) -> Path:
         if record.source.kind == "folder":
             return training_folder(self._settings.data_root, record.source.folder or "")
         archive = self._files.archive(record.job.id)
@@ -139,17 +141,17 @@ class Preparer:
             raise TrainingFailed("the uploaded archive is gone from the server; send the job again")
         return archive
 
-    def _check_enough(self, tally: Tally, videos: int) -> None:
+    def _check_enough(self, counts: FileCounts, videos: int) -> None:
         least = self._settings.training_min_pictures
-        if tally.images >= least:
+        if counts.images >= least:
             return
-        if videos or tally.mode == "clips":
-            said = f"{tally.images} frames of {tally.clips} clips could be read; at least {least} are needed"
+        if videos or counts.mode == "clips":
+            detail = f"{counts.images} frames of {counts.clips} clips could be read; at least {least} are needed"
         else:
-            total = tally.images + tally.skipped
-            said = f"{tally.images} of {total} pictures could be read; at least {least} are needed"
-        reasons = "; ".join(f"{item['name']}: {item['reason']}" for item in tally.named[:3])
-        raise TooFewPictures(f"{said} ({reasons})" if reasons else said)
+            total = counts.images + counts.skipped
+            detail = f"{counts.images} of {total} pictures could be read; at least {least} are needed"
+        reasons = "; ".join(f"{item['name']}: {item['reason']}" for item in counts.skipped_files[:3])
+        raise TooFewPictures(f"{detail} ({reasons})" if reasons else detail)
 
 
 def _begin(record: JobRecord) -> None:
@@ -157,5 +159,5 @@ def _begin(record: JobRecord) -> None:
         record.begin()
 
 
-def _set_aside(record: JobRecord) -> None:
-    record.starts = 0  # a stop in good order is no death
+def _reset_starts(record: JobRecord) -> None:
+    record.starts = 0

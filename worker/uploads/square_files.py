@@ -1,46 +1,45 @@
-"""What training reads: squares in one file, the name of each, and which clip it belongs to."""
+"""Write the files that training reads: the squares, and the clip of each."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST_FRAMES = 2  # of a clip: the reference of a frame is another one
+MIN_CLIP_FRAMES = 2  # training pairs each frame with another one
 
-# a name as Python's sorting takes it: runs of digits by their value, frame_2 before frame_10
 NaturalKey = tuple[tuple[tuple[int, int, str], ...], str]
 
 
 def natural_key(name: str) -> NaturalKey:
-    """A name's place among others: numbers in it count by their value; names equal by that go by their letters."""
+    """Return a sort key that compares digits by value, frame_2 before frame_10; ties are compared as text."""
     parts = []
     for digits, text in re.findall(r"([0-9]+)|([^0-9]+)", name):
-        plain = digits.lstrip("0")
-        parts.append((0, len(plain), plain) if digits else (1, 0, text))
+        value = digits.lstrip("0")
+        parts.append((0, len(value), value) if digits else (1, 0, text))
     return tuple(parts), name
 
 
 def clip_of_picture(name: str) -> str:
-    """The clip of a picture in an upload: its folder; "." for one that lies in none."""
+    """Return the clip of a picture in an upload: its folder, or "." for a picture outside of any folder."""
     return str(PurePosixPath(name.replace("\\", "/")).parent)
 
 
 class TrainingSet:
-    """Squares as they come, put in order at the end.
+    """Squares in the order they come, sorted into clips at the end.
 
     Args:
-        pictures: where the .npy of squares shall be.
-        clips: where the .npy of clip numbers shall be, if there are clips.
+        pictures: path of the .npy of squares.
+        clips: path of the .npy of clip numbers, written by `arrange_clips`.
         side: S.
 
     Attributes:
-        names: of the squares, in the order of the file.
-        sizes: width and height in pixels of the pictures they were cut from, in the same order.
+        names: names of the squares, in the order of the file.
+        sizes: width and height in pixels of the original pictures, in the same order.
     """
 
     def __init__(self, pictures: Path, clips: Path, side: int) -> None:
@@ -56,34 +55,27 @@ class TrainingSet:
         self._file.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.__exit__(kind, error, trace)
+    def __exit__(self, *exception: object) -> None:
+        self._file.__exit__(*exception)
 
     def append(self, square: NDArray[np.uint8], name: str, clip: str, size: tuple[int, int]) -> None:
-        """One picture (S, S, 3), its name and that of its clip, and the size it had."""
+        """Add a square (S, S, 3), its name, its clip and the original size."""
         self._file.append(square)
         self.names.append(name)
         self.sizes.append(size)
         self._clip_names.append(clip)
 
-    def arrange(self) -> tuple[int, dict[str, int]]:
-        """Make clips of what came: call it after the block.
-
-        Clips in natural order of their names, the frames of each in natural order of theirs. Those
-        of a single frame are left out.
+    def arrange_clips(self) -> tuple[int, dict[str, int]]:
+        """Sort the file by clip and frame, in natural order, without clips of a single frame; call it after the block.
 
         Returns:
-            The number of clips, and the names of those left out with their number of frames.
+            The number of clips, and the number of frames of each clip left out, by name.
         """
-        counts: dict[str, int] = {}
-        for clip in self._clip_names:
-            counts[clip] = counts.get(clip, 0) + 1
-        kept = sorted((clip for clip, count in counts.items() if count >= LEAST_FRAMES), key=natural_key)
+        counts = Counter(self._clip_names)
+        kept = sorted((clip for clip, count in counts.items() if count >= MIN_CLIP_FRAMES), key=natural_key)
         numbers = {clip: number for number, clip in enumerate(kept)}
-        order = [at for at, clip in enumerate(self._clip_names) if clip in numbers]
-        order.sort(key=lambda at: (numbers[self._clip_names[at]], natural_key(self.names[at])))
+        order = [index for index, clip in enumerate(self._clip_names) if clip in numbers]
+        order.sort(key=lambda index: (numbers[self._clip_names[index]], natural_key(self.names[index])))
         if order != list(range(len(self.names))):
             self._reorder(order)
         clips = np.array([numbers[clip] for clip in self._clip_names], dtype=np.int64)
@@ -98,17 +90,17 @@ class TrainingSet:
         with SquareFile(draft, self._side) as file:
             if order:
                 squares = np.load(self._pictures, mmap_mode="r", allow_pickle=False)
-                for at in order:
-                    file.append(squares[at])
+                for index in order:
+                    file.append(squares[index])
                 del squares
         os.replace(draft, self._pictures)
-        self.names = [self.names[at] for at in order]
-        self.sizes = [self.sizes[at] for at in order]
-        self._clip_names = [self._clip_names[at] for at in order]
+        self.names = [self.names[index] for index in order]
+        self.sizes = [self.sizes[index] for index in order]
+        self._clip_names = [self._clip_names[index] for index in order]
 
 
 class SquareFile:
-    """An .npy of uint8 (N, S, S, 3) written picture by picture, N known only at the end."""
+    """An .npy of uint8 (N, S, S, 3) written picture by picture; N is written at the end."""
 
     def __init__(self, path: Path, side: int) -> None:
         self._file = path.open("wb")
@@ -117,20 +109,18 @@ class SquareFile:
         self._header_bytes = self._write_header()
 
     def append(self, square: NDArray[np.uint8]) -> None:
-        """One picture (S, S, 3)."""
+        """Write one picture (S, S, 3)."""
         self._file.write(np.ascontiguousarray(square).data)
         self._count += 1
 
     def __enter__(self) -> SquareFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         with self._file:
-            if error is None:
+            if kind is None:
                 self._file.seek(0)
-                assert self._write_header() == self._header_bytes  # numpy leaves room for a longer N
+                assert self._write_header() == self._header_bytes  # numpy pads the header for a longer N
                 self._file.flush()
                 os.fsync(self._file.fileno())
 

@@ -16,7 +16,8 @@ from service.contract import routing
 from service.contract.messages import BatchReply, BatchRequest
 from service.contract.versions.store import VersionStore
 from worker.inference.engine import InferenceEngine
-from worker.inference.resident_models import ModelRegistry
+from worker.inference.resident_models import ResidentModels
+from worker.jobs.held_job import Stop
 from worker.metrics import InferenceMetrics
 
 REPLIES = routing.reply_key("gateway")
@@ -32,8 +33,8 @@ def engine(
     redis_client: redis.Redis, data_root: Path, publish: Callable[..., str], metrics: InferenceMetrics
 ) -> InferenceEngine:
     publish()
-    models = ModelRegistry(VersionStore(data_root), 2, lambda folder: Predictor.load(folder, "cpu"), metrics)
-    return InferenceEngine(redis_client, models, metrics, lambda: False)
+    models = ResidentModels(VersionStore(data_root), 2, lambda folder: Predictor.load(folder, "cpu"), metrics)
+    return InferenceEngine(redis_client, models, metrics, Stop())
 
 
 def batch(client: redis.Redis, images: np.ndarray | None = None, **changes: Any) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def test_batch_is_answered_with_what_the_model_says(
     assert got.trajectory is not None
     assert got.trajectory.shape == (3, 3, 4, 2)
     assert set(got.timing_ms) == {"load", "model", "total"}
-    assert not engine.busy
+    assert not engine.is_busy
     text = metrics.text()
     assert 'ppl_inference_batches_total{outcome="ok"} 1.0' in text
     assert "ppl_inference_images_total 3.0" in text
@@ -166,9 +167,9 @@ def test_refinement_of_a_model_without_a_memory_is_said(
     publish()
     config = resolve("compact", {"method": "autolink", "image_size": 32, "base_width": 8, "num_keypoints": 4})
     bare = Predictor(PosePriorLearner(config), "cpu")
-    models = ModelRegistry(VersionStore(data_root), 1, lambda folder: bare, metrics)
+    models = ResidentModels(VersionStore(data_root), 1, lambda folder: bare, metrics)
     for asked in ({"refine_steps": 1}, {"codes": True}):
-        InferenceEngine(redis_client, models, metrics, lambda: False).handle(batch(redis_client, **asked))
+        InferenceEngine(redis_client, models, metrics, Stop()).handle(batch(redis_client, **asked))
         error = reply(redis_client).error
         assert error is not None
         assert error.code == "no_memory"

@@ -10,7 +10,7 @@ from model.predictor import Predictor
 from service.contract.errors import BadVersionName, StoreCorrupt, UnknownCategory, UnknownVersion
 from service.contract.versions.changes import delete_version
 from service.contract.versions.store import VersionStore
-from worker.inference.resident_models import ModelRegistry
+from worker.inference.resident_models import ResidentModels
 from worker.metrics import InferenceMetrics
 
 Publish = Callable[..., str]
@@ -22,15 +22,15 @@ def loads() -> list[str]:
 
 
 @pytest.fixture
-def registry(data_root: Path, loads: list[str]) -> ModelRegistry:
+def registry(data_root: Path, loads: list[str]) -> ResidentModels:
     def load(folder: Path) -> Predictor:
         loads.append(folder.name)
         return Predictor.load(folder, "cpu")
 
-    return ModelRegistry(VersionStore(data_root), 2, load, InferenceMetrics())
+    return ResidentModels(VersionStore(data_root), 2, load, InferenceMetrics())
 
 
-def test_model_is_loaded_once_and_predicts(registry: ModelRegistry, publish: Publish, loads: list[str]) -> None:
+def test_model_is_loaded_once_and_predicts(registry: ResidentModels, publish: Publish, loads: list[str]) -> None:
     publish()
     model = registry.get("dog", "v1")
     assert registry.get("dog", "v1") is model
@@ -39,7 +39,7 @@ def test_model_is_loaded_once_and_predicts(registry: ModelRegistry, publish: Pub
 
 
 def test_least_recently_used_model_leaves_at_the_limit(
-    registry: ModelRegistry, publish: Publish, loads: list[str]
+    registry: ResidentModels, publish: Publish, loads: list[str]
 ) -> None:
     for version in ("v1", "v2", "v3"):
         publish(version=version)
@@ -51,14 +51,14 @@ def test_least_recently_used_model_leaves_at_the_limit(
     assert "ppl_models_resident 2.0" in registry._metrics.text()
 
 
-def test_same_version_name_of_two_categories_is_two_models(registry: ModelRegistry, publish: Publish) -> None:
+def test_same_version_name_of_two_categories_is_two_models(registry: ResidentModels, publish: Publish) -> None:
     publish("dog")
     publish("cat")
     assert registry.get("dog", "v1") is not registry.get("cat", "v1")
 
 
 def test_version_that_was_deleted_and_came_back_is_loaded_anew(
-    registry: ModelRegistry, publish: Publish, loads: list[str], data_root: Path
+    registry: ResidentModels, publish: Publish, loads: list[str], data_root: Path
 ) -> None:
     publish()
     publish(version="v2")
@@ -71,7 +71,7 @@ def test_version_that_was_deleted_and_came_back_is_loaded_anew(
     assert loads == ["v1", "v1"]
 
 
-def test_missing_versions_and_odd_names_are_told_apart(registry: ModelRegistry, publish: Publish) -> None:
+def test_missing_versions_and_odd_names_are_told_apart(registry: ResidentModels, publish: Publish) -> None:
     with pytest.raises(UnknownCategory):
         registry.get("dog", "v1")
     publish()
@@ -84,7 +84,7 @@ def test_missing_versions_and_odd_names_are_told_apart(registry: ModelRegistry, 
 @pytest.mark.parametrize("file", ["weights.safetensors", "config.json"])
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"\0" * 16)])
 def test_damaged_version_is_said_to_be_so_and_not_kept(
-    registry: ModelRegistry, publish: Publish, data_root: Path, file: str, damage: Callable[[Path], object]
+    registry: ResidentModels, publish: Publish, data_root: Path, file: str, damage: Callable[[Path], object]
 ) -> None:
     publish()
     damage(VersionStore(data_root).path("dog", "v1") / file)

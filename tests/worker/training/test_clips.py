@@ -249,7 +249,7 @@ def test_set_that_comes_in_order_is_not_written_again(tmp_path) -> None:
         for number, square in enumerate(squares):
             training_set.append(square, f"a/{number}", "a", (16, 16))
     inode = (tmp_path / "p.npy").stat().st_ino
-    assert training_set.arrange() == (1, {})
+    assert training_set.arrange_clips() == (1, {})
     assert (tmp_path / "p.npy").stat().st_ino == inode
     np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), squares)
 
@@ -257,6 +257,6 @@ def test_set_that_comes_in_order_is_not_written_again(tmp_path) -> None:
 def test_set_without_a_clip_of_two_frames_is_empty(tmp_path) -> None:
     with TrainingSet(tmp_path / "p.npy", tmp_path / "c.npy", 16) as training_set:
         training_set.append(np.zeros((16, 16, 3), dtype=np.uint8), "a/1", "a", (16, 16))
-    assert training_set.arrange() == (0, {"a": 1})
+    assert training_set.arrange_clips() == (0, {"a": 1})
     assert np.load(tmp_path / "p.npy").shape == (0, 16, 16, 3)
     assert np.load(tmp_path / "c.npy").shape == (0,)

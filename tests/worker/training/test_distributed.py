@@ -17,9 +17,9 @@ from model.predictor import Predictor
 from model.training.trainer import StepReport, TrainingDivergedError
 from model.version.tensor_files import load
 from service.contract.jobs.store import JobStatus
-from worker.jobs.failures import failure_of
-from worker.training.rank_processes import RankError, Ranks, as_raised, rank_order
-from worker.training.training_run import Run
+from worker.jobs.failures import explain_failure
+from worker.training.rank_processes import RankError, RankProcesses, rank_instructions, rebuild_error
+from worker.training.training_run import TrainingRun
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
@@ -51,14 +51,14 @@ def after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object
     """after(step, act) does something once that step was reported."""
 
     def arrange(step: int, act: Callable[[], object]) -> None:
-        tell = Run._tell
+        tell = TrainingRun._report_step
 
-        def watched(run: Run, report: StepReport) -> None:
+        def watched(run: TrainingRun, report: StepReport) -> None:
             tell(run, report)
             if report.step == step:
                 act()
 
-        monkeypatch.setattr(Run, "_tell", watched)
+        monkeypatch.setattr(TrainingRun, "_report_step", watched)
 
     return arrange
 
@@ -119,7 +119,7 @@ def test_job_goes_on_from_its_checkpoint_after_a_process_was_killed(
     left = pair.jobs.record(job.id)
     assert (left.job.status, left.starts) == (JobStatus.RUNNING, 1)
     assert not pair.jobs.leased(job.id)
-    assert "of 2 (signal 9) ended without a word" in caplog.text
+    assert "of 2 (signal 9) ended without a report" in caplog.text
     assert ranks() == []
     assert load(pair.files.checkpoint(job.id) / "checkpoint.safetensors")[1]["step"] == 2
     pair.runner.run(job.id)
@@ -129,11 +129,11 @@ def test_job_goes_on_from_its_checkpoint_after_a_process_was_killed(
 def test_error_of_a_process_is_told_with_its_reason(pair: SimpleNamespace, tmp_path: Path) -> None:
     job = pair.prepared()
     pair.files.pictures(job.id).unlink()
-    order = {**rank_order(job.id, pair.tiny(), pair.settings), "meeting": f"file://{tmp_path}/meeting"}
-    with Ranks(order, 2, lambda: None) as both:
-        both.tell("go")
+    order = {**rank_instructions(job.id, pair.tiny(), pair.settings), "meeting": f"file://{tmp_path}/meeting"}
+    with RankProcesses(order, 2, lambda: None) as both:
+        both.send("step")
         with pytest.raises(RankError, match=r"of 2: TrainingFailed: .* are gone"):
-            both.hear("step")
+            both.receive("step")
     assert ranks() == []
 
 
@@ -149,13 +149,13 @@ def test_error_of_a_process_is_told_with_its_reason(pair: SimpleNamespace, tmp_p
 def test_failure_of_a_process_has_the_same_code_as_of_one_alone(
     kind: str, text: str, number: int | None, type_: type[Exception]
 ) -> None:
-    error = as_raised({"kind": kind, "error": text, "errno": number}, "training process 2 of 2")
+    error = rebuild_error({"kind": kind, "error": text, "errno": number}, "training process 2 of 2")
     assert type(error) is type_
     code = (
         {"T": "training_diverged", "O": "disk_full", "S": "disk_full"}[kind[0]] if kind != "OutOfMemoryError" else None
     )
-    assert code is None or failure_of(error).code == code
-    assert code is not None or "out of memory" in failure_of(error).detail
+    assert code is None or explain_failure(error).code == code
+    assert code is not None or "out of memory" in explain_failure(error).detail
 
 
 def test_batch_that_two_processes_cannot_share_is_refused(pair: SimpleNamespace) -> None:

@@ -18,7 +18,7 @@ from model.scoring.protocols import evaluate
 from model.training.trainer import Trainer
 from service.contract.jobs.store import Job, JobStatus
 from service.contract.versions.store import write_json
-from worker.training.training_input import prepared_pictures, training_input
+from worker.training.training_input import load_pictures, load_training_input
 
 NAMES = [f"{number}.jpg" for number in range(12)]
 JOINTS = ("nose", "left_eye", "right_eye")
@@ -71,7 +71,7 @@ def test_test_pictures_are_held_out_and_scored(
     points = np.random.default_rng(1).uniform(2, 38, (len(NAMES), len(JOINTS), 2))
     job = start(csv(NAMES, lambda row: "test" if row in (2, 5) else "train", points))
     assert job.status is JobStatus.QUEUED
-    pictures = np.array(prepared_pictures(desk.files, job.id))
+    pictures = np.array(load_pictures(desk.files, job.id))
     desk.runner.run(job.id)
     done = desk.jobs.get(job.id)
     assert done.status is JobStatus.SUCCEEDED, done.error
@@ -99,8 +99,8 @@ def test_test_pictures_are_held_out_and_scored(
 
 def test_without_a_split_a_fifth_is_held_out_by_name(desk: SimpleNamespace, start: Callable[..., Job]) -> None:
     job = start(csv(NAMES[:10]))
-    given = training_input(desk.files, job.id)
-    pictures = prepared_pictures(desk.files, job.id)
+    given = load_training_input(desk.files, job.id)
+    pictures = load_pictures(desk.files, job.id)
     kept = [row for row, mine in enumerate(hashed_split(NAMES[:10])) if mine == "train"] + [10, 11]
     np.testing.assert_array_equal(given.images, pictures[kept])
     desk.runner.run(job.id)
@@ -157,7 +157,7 @@ def test_stop_while_it_is_evaluated_goes_on_there(
         return predict(self, *arguments, **named)
 
     monkeypatch.setattr(Predictor, "predict", watched)
-    monkeypatch.setattr("worker.training.evaluation._AT_ONCE", 3)
+    monkeypatch.setattr("worker.training.evaluation._BATCH_SIZE", 3)
     desk.runner.run(job.id)
     paused = desk.jobs.record(job.id)
     assert paused.job.status is JobStatus.QUEUED
@@ -167,8 +167,8 @@ def test_stop_while_it_is_evaluated_goes_on_there(
     evaluating = desk.runner._evaluate
 
     def staged(run: Any) -> Any:
-        run.evaluating(0.0)
-        run._custody._pending(record := desk.jobs.record(job.id))
+        run.report_evaluation(0.0)
+        run._held._pending(record := desk.jobs.record(job.id))
         stages.append((record.job.status, record.job.progress.stage))
         return evaluating(run)
 
@@ -211,10 +211,10 @@ def test_clips_reach_the_trainer_and_are_held_out_whole(
 def test_last_frame_left_of_a_clip_is_not_trained_on(desk: SimpleNamespace, start: Callable[..., Job]) -> None:
     members = frames(5, 3)
     job = start(csv(list(members), lambda row: "test" if row in (0, 1) else "train"), members, mode="clips")
-    given = training_input(desk.files, job.id)
+    given = load_training_input(desk.files, job.id)
     assert given.clips is not None
     assert given.clips.tolist() == [clip for clip in (1, 2, 3, 4) for _ in range(3)]
-    np.testing.assert_array_equal(given.images, prepared_pictures(desk.files, job.id)[3:])
+    np.testing.assert_array_equal(given.images, load_pictures(desk.files, job.id)[3:])
 
 
 def test_training_starts_from_the_prior_that_came(desk: SimpleNamespace, start: Callable[..., Job]) -> None:

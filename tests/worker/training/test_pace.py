@@ -4,11 +4,11 @@ import pytest
 
 from model.config import resolve
 from service.contract.jobs.paces import Pace, PaceBook
-from worker.training.speed import PaceKeeper, late_step
+from worker.training.speed import SpeedMeter, find_late_step
 
 
 def test_nothing_is_known_before_the_second_step() -> None:
-    pace = PaceKeeper()
+    pace = SpeedMeter()
     assert pace.eta_s(100) is None
     pace.mark(1, 10.0)
     assert pace.steps_per_s is None
@@ -16,7 +16,7 @@ def test_nothing_is_known_before_the_second_step() -> None:
 
 
 def test_slow_first_step_does_not_count() -> None:
-    pace = PaceKeeper()
+    pace = SpeedMeter()
     for step in range(1, 11):
         pace.mark(step, 100.0 + step)  # the first mark is at the end of the first step
     assert pace.steps_per_s == pytest.approx(1.0)
@@ -24,7 +24,7 @@ def test_slow_first_step_does_not_count() -> None:
 
 
 def test_only_the_last_seconds_count() -> None:
-    pace = PaceKeeper(window_s=10)
+    pace = SpeedMeter(window_s=10)
     for step in range(1, 101):
         pace.mark(step, float(step))
     for step in range(101, 301):
@@ -33,7 +33,7 @@ def test_only_the_last_seconds_count() -> None:
 
 
 def test_pauses_such_as_checkpoints_count() -> None:
-    pace = PaceKeeper(window_s=100)
+    pace = SpeedMeter(window_s=100)
     now = 0.0
     for step in range(1, 101):
         now += 1.0 + (5.0 if step % 10 == 0 else 0.0)
@@ -42,7 +42,7 @@ def test_pauses_such_as_checkpoints_count() -> None:
 
 
 def test_few_marks_are_kept_of_many_steps() -> None:
-    pace = PaceKeeper(window_s=30)
+    pace = SpeedMeter(window_s=30)
     for step in range(1, 100_001):
         pace.mark(step, step / 1000)
     assert len(pace._marks) < 300
@@ -53,14 +53,14 @@ def test_few_marks_are_kept_of_many_steps() -> None:
 
 
 def test_which_steps_are_dearer() -> None:
-    assert late_step(resolve("compact", {"steps": 1000, "occlusion_start": 0.75})) == 750
-    assert late_step(resolve("compact", {"steps": 10, "occlusion_weight": 0, "refinement_weight": 0})) is None
+    assert find_late_step(resolve("compact", {"steps": 1000, "occlusion_start": 0.75})) == 750
+    assert find_late_step(resolve("compact", {"steps": 10, "occlusion_weight": 0, "refinement_weight": 0})) is None
     autolink = {"method": "autolink", "link_colours": 0, "object_colour": False}
-    assert late_step(resolve("compact", {"steps": 10, **autolink})) is None
+    assert find_late_step(resolve("compact", {"steps": 10, **autolink})) is None
 
 
 def run(
-    keeper: PaceKeeper, steps: int, late_from: int, early_s: float, late_s: float
+    keeper: SpeedMeter, steps: int, late_from: int, early_s: float, late_s: float
 ) -> list[tuple[int, float, float]]:
     """Step, what was promised and what it took, at a quarter, a half and three quarters of the time."""
     times, now = [], 1000.0
@@ -79,23 +79,23 @@ def run(
 
 def test_time_left_is_honest_before_the_dearer_steps_begin() -> None:
     # as measured with compact on one core
-    for _, promised, took in run(PaceKeeper(900), 1200, 900, 0.303, 0.409):
+    for _, promised, took in run(SpeedMeter(900), 1200, 900, 0.303, 0.409):
         assert promised == pytest.approx(took, rel=0.02)
 
 
 def test_time_left_goes_by_what_an_earlier_run_cost() -> None:
-    slow = run(PaceKeeper(900, Pace(0.5, 3.0)), 1200, 900, 0.3, 0.9)
+    slow = run(SpeedMeter(900, Pace(0.5, 3.0)), 1200, 900, 0.3, 0.9)
     for _, promised, took in slow:
         assert promised == pytest.approx(took, rel=0.02)
 
 
 def test_without_an_earlier_run_it_is_within_a_third_where_late_steps_cost_twice_as_much() -> None:
-    for _, promised, took in run(PaceKeeper(900), 1200, 900, 0.3, 0.6):
+    for _, promised, took in run(SpeedMeter(900), 1200, 900, 0.3, 0.6):
         assert promised == pytest.approx(took, rel=0.34)
 
 
 def test_run_tells_its_pace_to_later_ones() -> None:
-    keeper = PaceKeeper(900)
+    keeper = SpeedMeter(900)
     run(keeper, 1200, 900, 0.3, 0.6)
     assert keeper.pace == Pace(pytest.approx(0.3), pytest.approx(2.0))
     assert keeper.pace.seconds({"steps": 400, "occlusion_start": 0.75}) == pytest.approx(300 * 0.3 + 100 * 0.6)
@@ -103,7 +103,7 @@ def test_run_tells_its_pace_to_later_ones() -> None:
 
 
 def test_run_stopped_before_the_dearer_steps_tells_what_it_saw() -> None:
-    keeper = PaceKeeper(900)
+    keeper = SpeedMeter(900)
     for step in range(1, 100):
         keeper.mark(step, 0.5 * step)
     assert keeper.pace == Pace(pytest.approx(0.5), None)

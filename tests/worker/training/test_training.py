@@ -19,7 +19,7 @@ from service.contract.jobs.events import EventLog
 from service.contract.jobs.store import Job, JobStatus
 from service.contract.routing import lease_key
 from service.contract.versions.store import new_version_id
-from worker.jobs import held_job as custody
+from worker.jobs import held_job
 
 
 def test_job_becomes_the_active_version(desk: SimpleNamespace) -> None:
@@ -92,7 +92,7 @@ def test_paused_job_frees_its_worker_and_goes_on_bit_for_bit(
 
     def pause_in_a_step_that_takes_long(trainer: Trainer) -> None:
         desk.jobs.pause(paused.id)
-        time.sleep(5 * custody._PERIOD_S)  # by then it has been seen
+        time.sleep(5 * held_job._PERIOD_S)  # by then it has been seen
 
     during(3, pause_in_a_step_that_takes_long)
     desk.runner.run(paused.id)
@@ -130,7 +130,7 @@ def test_pause_asked_of_a_worker_that_died_holds_before_the_next_takes_it_up(des
 def test_job_paused_while_it_was_prepared_is_not_sent(desk: SimpleNamespace) -> None:
     job = desk.upload()
     desk.jobs.pause(job.id)
-    desk.caretaker.round()
+    desk.caretaker.run_once()
     assert desk.jobs.get(job.id).status is JobStatus.PAUSED
     assert desk.sent == []
     assert desk.files.pictures(job.id).exists()
@@ -259,10 +259,10 @@ def test_job_set_aside_as_its_worker_stops_is_the_next_one(
     send(waiting.id)
     during(3, lambda trainer: desk.stop.request())
     desk.runner.run(job.id)
-    desk.caretaker.hand_on(job.id)
+    desk.caretaker.hand_over(job.id)
     assert desk.jobs.waiting_order() == [job.id, waiting.id]
-    desk.caretaker.hand_on(waiting.id)
-    desk.caretaker.hand_on("0" * 22)
+    desk.caretaker.hand_over(waiting.id)
+    desk.caretaker.hand_over("0" * 22)
     assert desk.jobs.waiting_order() == [job.id, waiting.id], "only what was set aside is handed on"
 
 

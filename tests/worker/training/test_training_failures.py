@@ -13,7 +13,7 @@ from model.training.trainer import Trainer
 from service.contract.errors import TooFewPictures
 from service.contract.jobs.job import MAX_DEATHS
 from service.contract.jobs.store import Job, JobRecord, JobStatus
-from worker.jobs.failures import failure_of
+from worker.jobs.failures import explain_failure
 
 
 def error_of(desk: SimpleNamespace, job: Job) -> tuple[str, str]:
@@ -85,7 +85,7 @@ def test_full_disk_fails_the_job_with_a_clear_reason(desk: SimpleNamespace, duri
 def test_full_disk_is_known_from_the_words_of_a_library_too() -> None:
     # as safetensors 0.8 says it on a full tmpfs
     error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-    assert failure_of(error).code == "disk_full"
+    assert explain_failure(error).code == "disk_full"
 
 
 def test_unexpected_error_fails_the_job_without_telling_its_trace(
@@ -115,7 +115,7 @@ def test_unexpected_error_fails_the_job_without_telling_its_trace(
     ],
 )
 def test_reasons_are_told_apart(error: Exception, code: str) -> None:
-    reason = failure_of(error)
+    reason = explain_failure(error)
     assert reason.code == code
     assert code != "training_failed" or "batch_size" in reason.detail
 

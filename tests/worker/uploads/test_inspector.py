@@ -70,7 +70,7 @@ def lab(data_root: Path) -> SimpleNamespace:
 
     def found(*given: object, **options: object) -> Dataset:
         dataset = put(*given, **options)  # type: ignore[arg-type]
-        inspector.round()
+        inspector.run_once()
         return files.get(dataset)
 
     return SimpleNamespace(files=files, stop=stop, settings=settings, put=put, found=found, inspector=inspector)
@@ -165,7 +165,7 @@ def test_archive_that_breaks_off_inside_is_told(lab: SimpleNamespace) -> None:
     dataset = lab.put(whole)
     path = lab.files.archive(dataset)
     path.write_bytes(whole[: 512 + len(picture(0))] + b"\xff" * 4096)
-    lab.inspector.round()
+    lab.inspector.run_once()
     shown = lab.files.get(dataset)
     assert shown.error is not None
     assert (shown.status, shown.error.code, shown.found.pictures) == (DatasetStatus.FAILED, "bad_archive", 1)
@@ -282,11 +282,11 @@ def test_labels_of_no_picture_fail(lab: SimpleNamespace) -> None:
 def test_stop_sets_it_aside_and_it_is_begun_anew(lab: SimpleNamespace) -> None:
     dataset = lab.put({f"{n}.jpg": picture(n) for n in range(9)})
     lab.stop.request()
-    lab.inspector.round()
+    lab.inspector.run_once()
     lab.inspector.inspect(dataset)
     assert lab.files.findings(dataset) == Findings(), "a stop in good order is no death"
     lab.stop.requested = False
-    lab.inspector.round()
+    lab.inspector.run_once()
     assert lab.files.get(dataset).found.pictures == 9
 
 
@@ -310,13 +310,13 @@ def test_dataset_whose_worker_was_killed_is_taken_up_again_but_not_for_ever(
     kill_one()
     assert lab.files.get(dataset).status is DatasetStatus.INSPECTING
     lab.files.write_findings(dataset, Findings(starts=MAX_DEATHS + 1))
-    lab.inspector.round()
+    lab.inspector.run_once()
     given_up = lab.files.get(dataset)
     assert given_up.error is not None
     assert (given_up.status, given_up.error.code) == (DatasetStatus.FAILED, "abandoned")
 
     lab.files.write_findings(dataset, Findings(starts=1))
-    lab.inspector.round()
+    lab.inspector.run_once()
     assert lab.files.get(dataset).status is DatasetStatus.READY
 
 
@@ -324,9 +324,9 @@ def test_one_process_at_a_time_looks(lab: SimpleNamespace) -> None:
     dataset = lab.put({"a.jpg": picture()})
     with lab.files.inspecting(dataset) as mine:
         assert mine
-        lab.inspector.round()
+        lab.inspector.run_once()
         assert lab.files.get(dataset).status is DatasetStatus.INSPECTING
-    lab.inspector.round()
+    lab.inspector.run_once()
     assert lab.files.get(dataset).status is DatasetStatus.READY
 
 
@@ -335,20 +335,20 @@ def test_dataset_may_be_deleted_while_it_is_looked_into(
 ) -> None:
     dataset = lab.put({f"{n}.jpg": picture(n) for n in range(9)})
     other = lab.put({"z.jpg": picture(99)})
-    take = inspection.MediaReader.take_picture
+    take = inspection.MediaReader.read_picture
 
     def delete_first(reader: inspection.MediaReader, data: bytes, name: str) -> None:
         if name == "3.jpg":
             lab.files.remove(dataset)
         take(reader, data, name)
 
-    monkeypatch.setattr(inspection.MediaReader, "take_picture", delete_first)
-    lab.inspector.round()
+    monkeypatch.setattr(inspection.MediaReader, "read_picture", delete_first)
+    lab.inspector.run_once()
     with pytest.raises(UnknownDataset):
         lab.files.get(dataset)
     assert not list(lab.files.folder(dataset).parent.glob(f"*{dataset}*")), "nothing is written where it was"
     assert lab.files.get(other).status is DatasetStatus.READY
-    assert "can't be looked into" not in caplog.text
+    assert "inspection failed" not in caplog.text
 
 
 def test_fault_of_ours_is_told_and_does_not_come_again_and_again(
@@ -357,7 +357,7 @@ def test_fault_of_ours_is_told_and_does_not_come_again_and_again(
     def fault(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(inspection.ContactSheet, "offer", fault)
+    monkeypatch.setattr(inspection.ContactSheet, "add", fault)
     dataset = lab.found({"a.jpg": picture()})
     assert dataset.error is not None
     assert (dataset.status, dataset.error.code) == (DatasetStatus.FAILED, "training_failed")
@@ -375,15 +375,15 @@ def test_one_that_failed_is_looked_into_again_once_its_findings_are_gone(
         dataset = lab.found({"a.jpg": picture()})
     assert dataset.error is not None
     assert dataset.error.code == "disk_full"
-    lab.inspector.round()
+    lab.inspector.run_once()
     assert lab.files.get(dataset.id).status is DatasetStatus.FAILED
     (lab.files.folder(dataset.id) / "findings.json").unlink()  # as the gateway does where the same bytes come again
-    lab.inspector.round()
+    lab.inspector.run_once()
     assert lab.files.get(dataset.id).status is DatasetStatus.READY
 
 
 def test_what_was_found_so_far_is_told_on_the_way(lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.uploads.dataset_inspector._TELL_EVERY_S", 0)
+    monkeypatch.setattr("worker.uploads.dataset_inspector._WRITE_EVERY_S", 0)
     dataset = lab.put({f"{n}.jpg": picture(n) for n in range(6)})
     seen = []
     write = lab.files.write_findings
@@ -416,7 +416,7 @@ def test_damaged_dataset_holds_up_and_hides_no_other(lab: SimpleNamespace, caplo
     (lab.files.folder(damaged[1]) / "dataset.json").write_text("{")
     good = lab.put({"good.png": plain((9, 9, 9))})
     for _ in range(3):
-        lab.inspector.round()
+        lab.inspector.run_once()
     assert lab.files.get(good).status is DatasetStatus.READY
     assert [item.id for item in lab.files.page(10).items] == [good]
     for dataset in damaged:

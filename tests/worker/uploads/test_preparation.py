@@ -181,7 +181,7 @@ def test_round_prepares_every_upload_and_revives_what_was_lost(desk: SimpleNames
     first, second = desk.upload(), desk.upload()
     lost = desk.prepared()
     desk.sent.clear()
-    desk.caretaker.round()
+    desk.caretaker.run_once()
     assert desk.sent[:2] == [first.id, second.id]
     assert lost.id in desk.sent[2:]
 
@@ -202,11 +202,11 @@ def test_job_whose_record_a_later_release_wrote_stays_and_holds_up_no_other(
     record = json.loads(redis_client.hget(key, "record"))
     record["job"]["status"] = "shared"
     redis_client.hset(key, "record", json.dumps(record))
-    desk.caretaker.round()
+    desk.caretaker.run_once()
     assert desk.jobs.get(plain.id).status is JobStatus.QUEUED
     desk.caretaker.sweep()
     desk.runner.run(odd.id)  # its message came before the release went back
-    assert f"left as it is: the record of job {odd.id}" in caplog.text
+    assert f"left unchanged: the record of job {odd.id}" in caplog.text
     assert desk.files.ids() == sorted([odd.id, plain.id])
     assert json.loads(redis_client.hget(key, "record")) == record
     assert not desk.jobs.leased(odd.id)
