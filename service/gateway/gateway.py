@@ -34,9 +34,9 @@ from service.runtime.settings import Settings
 from service.runtime.threads import Threads, cancel_tasks
 from service.runtime.worker_queue import LiveWorkers, Sender, read_replies
 from service.training.job_intake import TrainingParts
-from service.training.queue_places import Queue
+from service.training.queue_places import JobQueue
 from service.training.retention import JobCounts, remove_stale_jobs, trim_jobs
-from service.training.webhooks import Courier
+from service.training.webhooks import WebhookSender
 from service.versions.reader import Versions
 
 from .prior_pictures import PictureCache
@@ -78,7 +78,7 @@ class Gateway:
         self.jobs = JobStore(self._sync_redis)
         self.events = EventLog(self._sync_redis)
         self.training = TrainingParts(settings, self.threads, self.jobs, self.files, self.datasets, self.versions.store)
-        self.queue = Queue(self.jobs, PaceBook(self._sync_redis), lambda: self.workers.count("training"))
+        self.queue = JobQueue(self.jobs, PaceBook(self._sync_redis), lambda: self.workers.count("training"))
         self.job_counts = JobCounts(self._sync_redis, self.jobs)
         self.redis = async_redis_client(settings.redis_url)
         self.workers = LiveWorkers(self.redis)
@@ -97,7 +97,7 @@ class Gateway:
             live_workers=lambda: self.workers.count("inference"),
             metrics=self.metrics,
         )
-        self.courier = Courier(
+        self.webhooks = WebhookSender(
             self.redis, self.jobs, self.threads.io, self.webhook_secret, private=settings.webhook_private
         )
         self._loops: list[asyncio.Task[None]] = []
@@ -111,7 +111,7 @@ class Gateway:
             "replies": read,
             "workers": partial(_every, _LOOK_EVERY_S, self.workers.refresh),
             "reconcile": partial(_every, routing.RECONCILE_EVERY_S, self._reconcile),
-            "webhooks": partial(_every, _TELL_EVERY_S, self.courier.round),
+            "webhooks": partial(_every, _TELL_EVERY_S, self.webhooks.start_due),
             "estimates": partial(_every, _TELL_EVERY_S, self.background.round),
             "uploads": partial(_every, _CLEAN_EVERY_S, self._clean),
         }
@@ -122,7 +122,7 @@ class Gateway:
         self.leaving = True
         await cancel_tasks(self._loops)
         await self.background.close()
-        await self.courier.close()
+        await self.webhooks.close()
         await self.batcher.close()
         self.threads.shutdown()
         await self.redis.aclose()

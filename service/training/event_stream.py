@@ -1,4 +1,4 @@
-"""A job's events as server-sent events: those there are, then each as it happens, to the end of the job."""
+"""Stream a job's events as server-sent events, from the first that the reader lacks to the end of the job."""
 
 from __future__ import annotations
 
@@ -16,61 +16,61 @@ from service.http.negotiation import accepted_media_type
 from service.runtime.redis_clients import QUEUE_ERRORS
 
 MEDIA_TYPE = "text/event-stream"
-LAST_ID = 2**53  # the largest that JavaScript counts to
-_ID_DIGITS = 16  # of the largest
-_LOOK_EVERY_S = 0.5
+MAX_ID = 2**53  # the largest integer that JavaScript represents exactly
+_MAX_ID_DIGITS = 16
+_POLL_S = 0.5
 HEARTBEAT_S = 10.0
-_COME_BACK_MS = 2000
+_RETRY_MS = 2000
 
 
-def wanted(accept: str | None) -> bool:
-    """Whether a request's Accept names server-sent events; whoever takes anything gets JSON."""
+def accepts_event_stream(accept: str | None) -> bool:
+    """Check whether an Accept header names server-sent events. `*/*` gets JSON."""
     return accepted_media_type(accept or "", (MEDIA_TYPE,)) is not None
 
 
-def last_event_id(text: str) -> int:
-    """The number in a header Last-Event-ID. Raises BadCursor."""
-    if not (text.isascii() and text.isdigit() and len(text) <= _ID_DIGITS and int(text) <= LAST_ID):
+def parse_last_event_id(text: str) -> int:
+    """Parse a Last-Event-ID header. Raise BadCursor unless it can be the id of an event."""
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_ID_DIGITS and int(text) <= MAX_ID):
         raise BadCursor(f"Last-Event-ID is {text[:80]!r}; expected the id of an event of this job, a whole number")
     return int(text)
 
 
-async def follow(
-    client: Any, job_id: str, after: int, leaving: Callable[[], bool], heartbeat_s: float = HEARTBEAT_S
+async def stream_events(
+    client: Any, job_id: str, after: int, shutting_down: Callable[[], bool], heartbeat_s: float = HEARTBEAT_S
 ) -> AsyncIterator[bytes]:
-    """The lines of the stream. It ends after the job's end, or its removal, and where the gateway leaves.
+    """Yield the stream. It ends after the job's last event, when the job is deleted, and on shutdown.
 
-    While Redis is away nothing but heartbeats comes; what happens meanwhile comes afterwards.
+    During a Redis outage only heartbeats come; the events of that time follow.
 
     Args:
-        client: an asynchronous one of Redis.
+        client: redis.asyncio.Redis.
         after: id of the last event that the reader has.
-        leaving: whether the gateway shall end.
+        shutting_down: streams stop when this returns True.
     """
-    yield format_sse_event(retry=_COME_BACK_MS)
-    spoke = time.monotonic()
-    while not leaving():
+    yield format_sse_event(retry=_RETRY_MS)
+    last_sent = time.monotonic()
+    while not shutting_down():
         try:
-            events, alive = await _look(client, job_id, after)
+            events, is_active = await _read_events(client, job_id, after)
         except QUEUE_ERRORS:
-            events, alive = [], True
+            events, is_active = [], True
         for event in events:
             yield format_sse_event(data_str=event.model_dump_json(), event=str(event.kind), id=str(event.id))
-            after, spoke = event.id, time.monotonic()
+            after, last_sent = event.id, time.monotonic()
         if not events:
-            if not alive:
+            if not is_active:
                 return
-            if time.monotonic() - spoke >= heartbeat_s:
+            if time.monotonic() - last_sent >= heartbeat_s:
                 yield KEEPALIVE_COMMENT
-                spoke = time.monotonic()
-            await asyncio.sleep(min(_LOOK_EVERY_S, heartbeat_s))
+                last_sent = time.monotonic()
+            await asyncio.sleep(min(_POLL_S, heartbeat_s))
 
 
-async def _look(client: Any, job_id: str, after: int) -> tuple[list[JobEvent], bool]:
-    """What happened since, and whether more can."""
-    # in one step: a job that ended has told so by the time it is no longer among the active
+async def _read_events(client: Any, job_id: str, after: int) -> tuple[list[JobEvent], bool]:
+    """Read the later events, and whether more may follow."""
+    # one transaction: the last event of a job is stored by the time the job leaves the active ones
     async with client.pipeline(transaction=True) as pipe:
         pipe.xrange(routing.events_key(job_id), min=f"{after + 1}-0", count=MAX_EVENTS)
         pipe.sismember(routing.ACTIVE_JOBS, job_id)
-        entries, active = await pipe.execute()
-    return [event_of(entry) for entry in entries], bool(active)
+        entries, is_active = await pipe.execute()
+    return [event_of(entry) for entry in entries], bool(is_active)

@@ -55,14 +55,14 @@ class BaseVersion:
         other, at, version = reference.strip().rpartition("@")
         category = other if at else category
         name = store.resolve(category, version)
-        info, document = store.info(category, name), store.prior(category, name)
-        names: Any = Additions(store).names(category, name) or document.get("keypoint_names")
+        info, prior = store.info(category, name), _read_prior(category, name, store)
+        names = prior.get("keypoint_names")
         before = info.get("training", {}).get("continued_from") or {}
         return cls(
             settings=store.config(category, name),
             preset=str(info.get("preset")),
             weights=store.weights_path(category, name),
-            prior=check_prior({**document, "keypoint_names": list(names)} if names else document),
+            prior=check_prior(prior),
             continued=Continued(
                 category=category,
                 version=name,
@@ -334,22 +334,21 @@ def _check_dataset(dataset: Any, other: str | None) -> str | None:
 
 
 def _load_prior(reference: Any, store: VersionStore) -> PriorValues:
-    """Load the prior of CATEGORY or CATEGORY@VERSION, with the names that users gave to its keypoints.
-
-    Raises:
-        BadField: the reference is not text.
-        BadPrior: the stored prior is not valid.
-        UnknownCategory, UnknownVersion, BadCategoryName, BadVersionName, StoreCorrupt.
-    """
+    """Load the prior of CATEGORY or CATEGORY@VERSION. Raises as TrainingRequest.resolve."""
     if not isinstance(reference, str):
         raise BadField("prior_from", "prior_from is not text; send CATEGORY or CATEGORY@VERSION")
     category, at, version = reference.partition("@")
     name = store.resolve(category, version if at else None)
-    document, names = store.prior(category, name), Additions(store).names(category, name)
     try:
-        return check_prior({**document, "keypoint_names": list(names)} if names else document)
+        return check_prior(_read_prior(category, name, store))
     except BadPrior as error:
         raise BadPrior(f"the prior of {category}@{name}: {error.detail}") from error
+
+
+def _read_prior(category: str, version: str, store: VersionStore) -> dict[str, Any]:
+    """Read a version's prior, with the names that users gave to its keypoints."""
+    prior, names = store.prior(category, version), Additions(store).names(category, version)
+    return {**prior, "keypoint_names": list(names)} if names else prior
 
 
 def _parse_bool(name: str, value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Which jobs go before one that waits, and how long it will take until it is done."""
+"""Compute the queue positions of waiting jobs, and estimate when each will be done."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from service.contract.jobs.job import Job, JobRecord, JobStatus
 from service.contract.jobs.paces import PaceBook
-from service.contract.jobs.store import Job, JobRecord, JobStatus, JobStore
+from service.contract.jobs.store import JobStore
 
-# all unfinished jobs are read to tell the places: where they are many, for no more than one in so many seconds
-_FEW = 50
-_REST = 20
+# Positions need the records of all unfinished jobs. With many jobs, reading them takes at most 1 / _IDLE_RATIO of
+# the time: the result is reused for _IDLE_RATIO times as long as it took.
+_FEW_JOBS = 50
+_IDLE_RATIO = 20
 
 _WAITING = (JobStatus.VALIDATING, JobStatus.QUEUED)
 
@@ -22,61 +24,51 @@ class _Place:
     eta_s: float | None
 
 
-class Queue:
+class JobQueue:
     """The jobs that wait for a training worker, in the order in which workers take them.
 
-    That is the order of their messages; a job that is still validated has none yet, and goes behind.
+    That is the order of their messages. A job that is still being validated has no message and goes last.
 
     Args:
-        workers: how many training workers live.
+        count_workers: returns the number of live training workers.
     """
 
-    def __init__(self, jobs: JobStore, paces: PaceBook, workers: Callable[[], int]) -> None:
+    def __init__(self, jobs: JobStore, paces: PaceBook, count_workers: Callable[[], int]) -> None:
         self._jobs = jobs
         self._paces = paces
-        self._workers = workers
-        self._known: dict[str, _Place] = {}
-        self._known_until = 0.0
+        self._count_workers = count_workers
+        self._places: dict[str, _Place] = {}
+        self._expires = 0.0
 
-    def placed(self, job: Job) -> Job:
-        """A job with its place, where it waits."""
-        return self.all_placed([job])[0]
+    def add_position(self, job: Job) -> Job:
+        """Return a job with its queue position and ETA, if it waits."""
+        return self.add_positions([job])[0]
 
-    def all_placed(self, jobs: Sequence[Job]) -> list[Job]:
-        """Jobs with their places, those that wait; where many do, as they were a second or so ago."""
+    def add_positions(self, jobs: Sequence[Job]) -> list[Job]:
+        """Return jobs with the queue positions and ETAs of those that wait; with many, about a second old."""
         waiting = [job.id for job in jobs if job.status in _WAITING]
-        if not waiting:
-            return list(jobs)
-        places = self._known
-        if time.monotonic() > self._known_until or not all(job_id in places for job_id in waiting):
+        places = self._places
+        if waiting and (time.monotonic() > self._expires or not all(job_id in places for job_id in waiting)):
             started = time.monotonic()
-            places = self._places()
+            self._places = places = self._compute_places()
             ended = time.monotonic()
-            kept_s = _REST * (ended - started) if len(places) > _FEW else 0.0
-            self._known, self._known_until = places, ended + kept_s
-        return [self._with(job, places.get(job.id)) for job in jobs]
+            self._expires = ended + (_IDLE_RATIO * (ended - started) if len(places) > _FEW_JOBS else 0.0)
+        return [_with_place(job, places.get(job.id)) for job in jobs]
 
-    def _with(self, job: Job, place: _Place | None) -> Job:
-        if place is None or job.status not in _WAITING:
-            return job
-        progress = job.progress.model_copy(update={"eta_s": place.eta_s})
-        return job.model_copy(update={"queue_position": place.position, "progress": progress})
-
-    def _places(self) -> dict[str, _Place]:
+    def _compute_places(self) -> dict[str, _Place]:
         unfinished = self._jobs.unfinished()
         order = {job_id: place for place, job_id in enumerate(self._jobs.waiting_order())}
         waiting = [record for record in unfinished if record.job.status in _WAITING]
-        # whose message comes in a moment
+        # a message that is about to be sent goes to the head of the queue if `ahead`, else to its end
         ends = {record.job.id: -1 if record.ahead else len(order) for record in waiting}
         waiting.sort(key=lambda record: (order.get(record.job.id, ends[record.job.id]), record.job.id))
-        running = [record for record in unfinished if record.job.status is JobStatus.RUNNING]
-        # when each worker is free, in seconds from now; None from the first job on of which nothing is known
-        free: list[float] | None = self._busy(running)
+        # seconds until each worker is free; None from the first job on whose duration is unknown
+        free = self._busy_s([record for record in unfinished if record.job.status is JobStatus.RUNNING])
         places = {}
         for position, record in enumerate(waiting, 1):
-            takes_s = self._takes_s(record) if free else None
-            if free and takes_s is not None:
-                free[0] += takes_s
+            duration_s = self._duration_s(record) if free else None
+            if free and duration_s is not None:
+                free[0] += duration_s
                 places[record.job.id] = _Place(position, round(free[0], 1))
                 free.sort()
             else:
@@ -84,13 +76,21 @@ class Queue:
                 places[record.job.id] = _Place(position, None)
         return places
 
-    def _busy(self, running: list[JobRecord]) -> list[float] | None:
+    def _busy_s(self, running: list[JobRecord]) -> list[float] | None:
+        """Return the seconds until each worker is free, sorted; None if unknown."""
         etas = [record.job.progress.eta_s for record in running]
-        workers = max(self._workers(), len(running))
+        workers = max(self._count_workers(), len(running))
         if not workers or any(eta_s is None for eta_s in etas):
             return None
         return sorted([*(eta_s for eta_s in etas if eta_s is not None), *[0.0] * (workers - len(etas))])
 
-    def _takes_s(self, record: JobRecord) -> float | None:
+    def _duration_s(self, record: JobRecord) -> float | None:
         pace = self._paces.of(record.job.settings)
         return pace.seconds(record.job.settings, record.checkpointed) if pace else None
+
+
+def _with_place(job: Job, place: _Place | None) -> Job:
+    if place is None or job.status not in _WAITING:
+        return job
+    progress = job.progress.model_copy(update={"eta_s": place.eta_s})
+    return job.model_copy(update={"queue_position": place.position, "progress": progress})

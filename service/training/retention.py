@@ -1,4 +1,4 @@
-"""What the gateway does beside serving: it counts jobs, and removes records and files that nobody needs."""
+"""Count and list jobs, and remove old records and stale files."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from typing import Any
 from service.contract import routing
 from service.contract.errors import JobNotEnded, UnknownJob, UnreadableJob
 from service.contract.jobs.files import JobFiles
-from service.contract.jobs.store import MAX_PAGE, Job, JobPage, JobStatus, JobStore
+from service.contract.jobs.job import Job, JobPage, JobStatus
+from service.contract.jobs.store import MAX_PAGE, JobStore
 from service.http.uploads import untouched_s
 
 
 class JobCounts:
-    """Jobs by status. A job that ended is read once only: its status never changes again.
+    """The number of jobs of each status. A job that ended is read only once, as its status never changes again.
 
     Args:
-        client: a synchronous Redis client.
+        client: redis.Redis.
     """
 
     def __init__(self, client: Any, jobs: JobStore) -> None:
@@ -29,14 +30,14 @@ class JobCounts:
         self._ended: dict[str, JobStatus] = {}
 
     def count(self) -> dict[JobStatus, int]:
-        """All statuses with their numbers of jobs, the zeros too."""
+        """Count the jobs of every status, zeros included."""
         ids = {item.decode() for item in self._redis.zrange(routing.JOBS, 0, -1)}
         self._ended = {job_id: status for job_id, status in self._ended.items() if job_id in ids}
         active: list[JobStatus] = []
         for job_id in ids - self._ended.keys():
             try:
                 status = self._jobs.get(job_id).status
-            except (UnknownJob, UnreadableJob):  # deleted meanwhile, or of no status that is known here
+            except (UnknownJob, UnreadableJob):  # deleted meanwhile, or written by a later release
                 continue
             if status.ended:
                 self._ended[job_id] = status
@@ -48,7 +49,7 @@ class JobCounts:
 def list_jobs(
     jobs: JobStore, limit: int, cursor: str | None, category: str | None, status: JobStatus | None
 ) -> JobPage:
-    """A page of the jobs that match, the newest first. Raises BadCursor."""
+    """Return a page of the jobs of a category and a status, the newest first. Raise BadCursor."""
     if category is None and status is None:
         return jobs.page(limit, cursor)
     found: list[Job] = []
@@ -65,40 +66,41 @@ def list_jobs(
             return JobPage(items=found)
 
 
-def trim_jobs(client: Any, jobs: JobStore, most: int, kept_s: float) -> list[str]:
-    """Remove the records of the jobs that ended the longest ago, until so many are left.
+def trim_jobs(client: Any, jobs: JobStore, max_ended: int, min_age_s: float) -> list[str]:
+    """Remove the records of the jobs that ended first, until at most `max_ended` are left.
 
-    One that ended less than ``kept_s`` ago stays, and one whose end is still to be told at its webhook: beyond
-    ``most``, if need be.
+    Jobs that ended less than `min_age_s` ago stay even beyond that, as do jobs with a pending webhook.
+
+    Args:
+        client: redis.Redis.
 
     Returns:
-        The ids.
+        The ids of the removed jobs.
     """
-    too_many = client.zcard(routing.JOBS) - client.scard(routing.ACTIVE_JOBS) - most
-    if too_many <= 0:
+    excess = client.zcard(routing.JOBS) - client.scard(routing.ACTIVE_JOBS) - max_ended
+    if excess <= 0:
         return []
-    held = {*client.smembers(routing.ACTIVE_JOBS), *client.zrange(routing.WEBHOOKS, 0, -1)}
-    ids = [job_id.decode() for job_id in client.zrange(routing.JOBS, 0, -1) if job_id not in held]
-    latest = datetime.now(UTC) - timedelta(seconds=kept_s)
-    ended = sorted((at, job_id) for job_id, at in _ended_at(client, ids).items() if at <= latest)
+    needed = {*client.smembers(routing.ACTIVE_JOBS), *client.zrange(routing.WEBHOOKS, 0, -1)}
+    ids = [job_id.decode() for job_id in client.zrange(routing.JOBS, 0, -1) if job_id not in needed]
+    latest = datetime.now(UTC) - timedelta(seconds=min_age_s)
+    ended = sorted((at, job_id) for job_id, at in _read_end_times(client, ids).items() if at <= latest)
     removed = []
-    for _, job_id in ended[:too_many]:
-        # deleted meanwhile, or written by a later release
-        with suppress(UnknownJob, JobNotEnded, UnreadableJob):
+    for _, job_id in ended[:excess]:
+        with suppress(UnknownJob, JobNotEnded, UnreadableJob):  # deleted meanwhile, or written by a later release
             jobs.delete(job_id)
             removed.append(job_id)
     return removed
 
 
-def _ended_at(client: Any, ids: Sequence[str]) -> dict[str, datetime]:
-    """When jobs ended; those that did not, or whose record can't be read (of a later release?), are left out."""
+def _read_end_times(client: Any, ids: Sequence[str]) -> dict[str, datetime]:
+    """Return when jobs ended, without those that have not ended or whose record can't be read."""
     found = {}
     for first in range(0, len(ids), MAX_PAGE):
-        some = ids[first : first + MAX_PAGE]
+        batch = ids[first : first + MAX_PAGE]
         with client.pipeline(transaction=False) as pipe:
-            for job_id in some:
+            for job_id in batch:
                 pipe.hget(routing.job_key(job_id), "record")
-            for job_id, record in zip(some, pipe.execute(), strict=True):
+            for job_id, record in zip(batch, pipe.execute(), strict=True):
                 with suppress(ValueError, TypeError, KeyError):
                     found[job_id] = datetime.fromisoformat(json.loads(record)["job"]["finished_at"]).astimezone(UTC)
     return found
@@ -107,8 +109,7 @@ def _ended_at(client: Any, ids: Sequence[str]) -> dict[str, datetime]:
 def remove_stale_jobs(files: JobFiles, jobs: JobStore, stale_s: float) -> list[str]:
     """Remove the files of jobs that ended, and of uploads that never became a job, once untouched for `stale_s`.
 
-    A gateway that was killed during an upload leaves such files; earlier releases kept unfinished datasets and
-    imports here as well.
+    A gateway that is killed during an upload leaves such files. Earlier releases staged datasets and imports here too.
 
     Returns:
         The ids.

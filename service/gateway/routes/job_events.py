@@ -12,7 +12,7 @@ from service.contract.jobs.events import MAX_EVENTS, EventPage
 from service.contract.jobs.job import CheckpointList
 from service.gateway.gateway import gateway_of
 from service.http.problems import responses
-from service.training.event_stream import LAST_ID, MEDIA_TYPE, follow, last_event_id, wanted
+from service.training.event_stream import MAX_ID, MEDIA_TYPE, accepts_event_stream, parse_last_event_id, stream_events
 
 router = APIRouter(tags=["training"])
 
@@ -37,7 +37,7 @@ _STREAM: dict[str, Any] = {"schema": {"type": "string"}, "example": _EXAMPLE}
 async def get_events(
     request: Request,
     job_id: str,
-    after: Annotated[int, Query(ge=0, le=LAST_ID, description="only events later than this id")] = 0,
+    after: Annotated[int, Query(ge=0, le=MAX_ID, description="only events later than this id")] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_EVENTS, description="events in a page of JSON")] = 100,
     last_id: Annotated[
         str | None, Header(alias="Last-Event-ID", description="as `after`, for a stream that is taken up again")
@@ -57,18 +57,18 @@ async def get_events(
     dropped. They go with the job's record.
     """
     gateway = gateway_of(request)
-    if not wanted(request.headers.get("accept")):
+    if not accepts_event_stream(request.headers.get("accept")):
         return await gateway.threads.io(gateway.events.page, job_id, after, limit)
     last_id = last_id or None  # empty where nothing was seen yet
     if last_id is not None:
-        after = last_event_id(last_id)
+        after = parse_last_event_id(last_id)
     job = await gateway.threads.io(gateway.jobs.get, job_id)
     over = last_id is not None and job.status.ended
     if over and not (await gateway.threads.io(gateway.events.page, job_id, after, 1)).items:
         return Response(status_code=204)  # tells a browser not to come back
     # a proxy must pass on each event as it comes
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return EventSourceResponse(follow(gateway.redis, job_id, after, lambda: gateway.leaving), headers=headers)
+    return EventSourceResponse(stream_events(gateway.redis, job_id, after, lambda: gateway.leaving), headers=headers)
 
 
 @router.get(

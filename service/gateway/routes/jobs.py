@@ -80,7 +80,7 @@ async def create_job(
             f"the body is {kind[:80] or 'of no media type'}; send multipart/form-data with an archive, "
             "or application/json with a folder; both may name a dataset instead"
         )
-    job = await gateway.threads.io(gateway.queue.placed, job)
+    job = await gateway.threads.io(gateway.queue.add_position, job)
     headers = {"Location": f"/train-jobs/{job.id}", **({REPLAYED_HEADER: "true"} if replayed else {})}
     return JSONResponse(job.model_dump(mode="json"), status_code=202, headers=headers)
 
@@ -96,7 +96,7 @@ async def get_jobs(
     """Jobs, the newest first. Beyond some thousands (`PPL_ENDED_JOBS_KEPT`) those that ended first are gone."""
     gateway = gateway_of(request)
     page = await gateway.threads.io(list_jobs, gateway.jobs, limit, cursor, category, status)
-    return page.model_copy(update={"items": await gateway.threads.io(gateway.queue.all_placed, page.items)})
+    return page.model_copy(update={"items": await gateway.threads.io(gateway.queue.add_positions, page.items)})
 
 
 @router.get("/train-jobs/{job_id}", summary="Follow a training job", response_model=Job, responses=responses(404, 503))
@@ -109,7 +109,7 @@ async def get_job(request: Request, job_id: str) -> Job:
     says why.
     """
     gateway = gateway_of(request)
-    return await gateway.threads.io(gateway.queue.placed, await gateway.threads.io(gateway.jobs.get, job_id))
+    return await gateway.threads.io(gateway.queue.add_position, await gateway.threads.io(gateway.jobs.get, job_id))
 
 
 @router.post(
@@ -158,7 +158,7 @@ async def resume_job(request: Request, job_id: str) -> Job:
     gateway = gateway_of(request)
     job = await gateway.threads.io(gateway.jobs.resume, job_id)
     await gateway.wake_trainers()
-    return await gateway.threads.io(gateway.queue.placed, job)
+    return await gateway.threads.io(gateway.queue.add_position, job)
 
 
 @router.delete(

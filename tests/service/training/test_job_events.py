@@ -13,8 +13,8 @@ import pytest
 
 from service.contract import routing
 from service.contract.jobs.store import JobStatus
-from service.training import event_stream as following
-from service.training.event_stream import follow, wanted
+from service.training import event_stream
+from service.training.event_stream import accepts_event_stream, stream_events
 from tests.service.gateway.test_server import Server, server  # noqa: F401 - a fixture
 
 SSE = {"Accept": "text/event-stream"}
@@ -90,7 +90,7 @@ async def test_checkpoints_of_a_job_without_any(http, job_id):
     ],
 )
 def test_stream_is_for_who_names_it(accept, stream):
-    assert wanted(accept) is stream
+    assert accepts_event_stream(accept) is stream
 
 
 async def test_stream_of_an_ended_job_ends_after_completed(http, job_id):
@@ -134,7 +134,7 @@ async def collect(stream: AsyncIterator[bytes], until: str) -> str:
 
 async def test_quiet_stream_has_heartbeats_and_ends_with_the_gateway(http, job_id):
     leaving = []
-    stream = follow(http.gateway.redis, job_id, 1, lambda: bool(leaving), heartbeat_s=0.05)
+    stream = stream_events(http.gateway.redis, job_id, 1, lambda: bool(leaving), heartbeat_s=0.05)
     async with asyncio.timeout(20):
         assert events_in(await collect(stream, ": ping\n\n")) == []
         leaving.append(True)
@@ -142,22 +142,22 @@ async def test_quiet_stream_has_heartbeats_and_ends_with_the_gateway(http, job_i
 
 
 async def test_stream_goes_on_over_an_outage_of_redis(http, job_id, monkeypatch):
-    look, failures = following._look, iter([True, True, False])
+    look, failures = event_stream._read_events, iter([True, True, False])
 
     async def unsteady(*arguments):
         if next(failures, False):
             raise ConnectionError_
         return await look(*arguments)
 
-    ConnectionError_ = following.QUEUE_ERRORS[0]("gone")
-    monkeypatch.setattr(following, "_look", unsteady)
+    ConnectionError_ = event_stream.QUEUE_ERRORS[0]("gone")
+    monkeypatch.setattr(event_stream, "_read_events", unsteady)
     async with asyncio.timeout(20):
-        text = await collect(follow(http.gateway.redis, job_id, 0, lambda: False), "validating")
+        text = await collect(stream_events(http.gateway.redis, job_id, 0, lambda: False), "validating")
     assert [item["id"] for item in events_in(text)] == ["1"]
 
 
 async def test_stream_of_a_job_that_is_removed_ends(http, job_id, redis_client):
-    stream = follow(http.gateway.redis, job_id, 0, lambda: False)
+    stream = stream_events(http.gateway.redis, job_id, 0, lambda: False)
     async with asyncio.timeout(20):
         await collect(stream, "validating")
         http.gateway.jobs.cancel(job_id)

@@ -10,7 +10,7 @@ import pytest
 from service.contract import routing
 from service.contract.jobs.paces import Pace, PaceBook
 from service.contract.jobs.store import JobStatus, JobStore
-from service.training.queue_places import Queue
+from service.training.queue_places import JobQueue
 
 SETTINGS = {"preset": "compact", "steps": 100, "occlusion_start": 0.75}
 
@@ -42,8 +42,8 @@ def make(jobs, redis_client):
 
 
 def places(jobs, redis_client, workers: int = 1) -> dict[str, tuple[int | None, float | None]]:
-    queue = Queue(jobs, PaceBook(redis_client), lambda: workers)
-    return {job.id: (job.queue_position, job.progress.eta_s) for job in queue.all_placed(jobs.page().items)}
+    queue = JobQueue(jobs, PaceBook(redis_client), lambda: workers)
+    return {job.id: (job.queue_position, job.progress.eta_s) for job in queue.add_positions(jobs.page().items)}
 
 
 def test_jobs_are_counted_in_the_order_of_their_messages(jobs, redis_client, make):
@@ -111,17 +111,17 @@ def test_many_are_not_counted_anew_for_each_look(jobs, redis_client, make, monke
     looks = []
     unfinished = jobs.unfinished
     monkeypatch.setattr(jobs, "unfinished", lambda: looks.append(1) or time.sleep(0.05) or unfinished())
-    queue = Queue(jobs, PaceBook(redis_client), lambda: 1)
+    queue = JobQueue(jobs, PaceBook(redis_client), lambda: 1)
     for job_id in ids:
-        assert queue.placed(jobs.get(job_id)).queue_position == ids.index(job_id) + 1
+        assert queue.add_position(jobs.get(job_id)).queue_position == ids.index(job_id) + 1
     assert len(looks) == 1
     new = make()  # is not known yet
-    assert queue.placed(jobs.get(new)).queue_position == 61
+    assert queue.add_position(jobs.get(new)).queue_position == 61
     assert len(looks) == 2
     jobs.cancel(ids[0])
     time.sleep(20 * 0.06 + 0.2)
-    assert queue.placed(jobs.get(new)).queue_position in (60, 61)
+    assert queue.add_position(jobs.get(new)).queue_position in (60, 61)
     deadline = time.monotonic() + 10
-    while queue.placed(jobs.get(new)).queue_position == 61:
+    while queue.add_position(jobs.get(new)).queue_position == 61:
         assert time.monotonic() < deadline
         time.sleep(0.1)

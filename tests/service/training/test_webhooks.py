@@ -19,7 +19,7 @@ from service.client.webhook_signature import verify_webhook
 from service.contract import routing
 from service.contract.jobs.store import JobStatus, JobStore
 from service.runtime.secrets import webhook_secret
-from service.training.webhooks import Courier
+from service.training.webhooks import WebhookSender
 
 from .test_train_jobs import GOOD
 
@@ -80,10 +80,10 @@ async def until(condition, timeout_s: float = 10.0) -> None:
         await asyncio.sleep(0.02)
 
 
-async def told(courier: Courier) -> None:
+async def told(sender: WebhookSender) -> None:
     """One round, and all that it began."""
-    await courier.round()
-    await asyncio.gather(*courier._running.values())
+    await sender.start_due()
+    await asyncio.gather(*sender._running.values())
 
 
 async def test_end_of_a_job_is_told_and_signed(serve, receiver, data_root):
@@ -137,34 +137,34 @@ async def test_what_ended_while_no_gateway_ran_is_told_by_the_next(serve, receiv
 
 
 @pytest.fixture
-def courier(serve, jobs):
-    async def make(private: bool = True) -> Courier:
+def sender(serve, jobs):
+    async def make(private: bool = True) -> WebhookSender:
         """One that works only when the test says so."""
         http = await serve(webhook_private=private)
         gateway = http.gateway
         loop = next(task for task in gateway._loops if task.get_name() == "webhooks")
         loop.cancel()
         await asyncio.sleep(0.05)
-        return gateway.courier
+        return gateway.webhooks
 
     return make
 
 
-async def test_it_is_sent_again_until_it_is_taken(courier, receiver, jobs, redis_client, monkeypatch):
+async def test_it_is_sent_again_until_it_is_taken(sender, receiver, jobs, redis_client, monkeypatch):
     monkeypatch.setattr("service.training.webhooks.RETRIES_S", (0.0, 0.0, 0.0))
-    courier = await courier()
+    sender = await sender()
     receiver.answers = [500, 302]
     job_id = ended(jobs, receiver.url)
-    await told(courier)
+    await told(sender)
     assert jobs.get(job_id).webhook.model_dump(exclude={"url"}) == {
         "status": "pending",
         "attempts": 1,
-        "last_error": "it answered 500",
+        "last_error": "the receiver answered 500",
         "delivered_at": None,
     }
-    await told(courier)
-    assert jobs.get(job_id).webhook.last_error == "it answered 302"  # and nobody followed it
-    await told(courier)
+    await told(sender)
+    assert jobs.get(job_id).webhook.last_error == "the receiver answered 302"  # and nobody followed it
+    await told(sender)
     webhook = jobs.get(job_id).webhook
     assert (webhook.status, webhook.attempts, webhook.last_error) == ("delivered", 3, None)
     assert redis_client.zcard(routing.WEBHOOKS) == 0
@@ -172,58 +172,58 @@ async def test_it_is_sent_again_until_it_is_taken(courier, receiver, jobs, redis
     assert ids == {f"msg_{job_id}"}
 
 
-async def test_pauses_between_attempts_grow_and_end_after_about_a_day(courier, receiver, jobs, redis_client):
+async def test_pauses_between_attempts_grow_and_end_after_about_a_day(sender, receiver, jobs, redis_client):
     from service.training.webhooks import RETRIES_S
 
     assert list(RETRIES_S) == sorted(RETRIES_S)
     assert 24 * 3600 <= sum(RETRIES_S) <= 36 * 3600
-    courier = await courier()
+    sender = await sender()
     receiver.answers = [503] * 20
     job_id = ended(jobs, receiver.url)
     for pause_s in RETRIES_S:
-        await told(courier)
+        await told(sender)
         due = redis_client.zscore(routing.WEBHOOKS, job_id)
         assert due == pytest.approx(time.time() + pause_s, abs=5)
-        await told(courier)  # not due yet
+        await told(sender)  # not due yet
         redis_client.zadd(routing.WEBHOOKS, {job_id: 0})
-    await told(courier)
+    await told(sender)
     webhook = jobs.get(job_id).webhook
     assert (webhook.status, webhook.attempts) == ("failed", len(RETRIES_S) + 1)
     assert redis_client.zcard(routing.WEBHOOKS) == 0
     assert len(receiver.requests) == len(RETRIES_S) + 1
 
 
-async def test_receiver_that_is_gone_is_not_asked_again(courier, receiver, jobs, redis_client):
-    courier = await courier()
+async def test_receiver_that_is_gone_is_not_asked_again(sender, receiver, jobs, redis_client):
+    sender = await sender()
     receiver.answers = [410]
     job_id = ended(jobs, receiver.url)
-    await told(courier)
+    await told(sender)
     assert jobs.get(job_id).webhook.status == "failed"
     assert redis_client.zcard(routing.WEBHOOKS) == 0
 
 
-async def test_nobody_there_is_noted(courier, receiver, jobs):
-    courier = await courier()
+async def test_nobody_there_is_noted(sender, receiver, jobs):
+    sender = await sender()
     job_id = ended(jobs, receiver.url)
     receiver.close()
-    await told(courier)
+    await told(sender)
     webhook = jobs.get(job_id).webhook
     assert webhook.status == "pending"
     assert "ConnectError" in webhook.last_error
 
 
-async def test_two_gateways_tell_it_once(courier, receiver, jobs):
-    first = await courier()
+async def test_two_gateways_tell_it_once(sender, receiver, jobs):
+    first = await sender()
     for _ in range(4):
         ended(jobs, receiver.url)
-    other = await courier()
+    other = await sender()
     await asyncio.gather(told(first), told(other), told(first))
     assert len(receiver.requests) == 4
 
 
-async def test_a_name_that_leads_to_a_private_address_gets_nothing(courier, receiver, jobs, monkeypatch):
+async def test_a_name_that_leads_to_a_private_address_gets_nothing(sender, receiver, jobs, monkeypatch):
     """As after a change of its DNS entry: the address is checked at each delivery, and the very one is connected to."""
-    courier = await courier(private=False)
+    sender = await sender(private=False)
     port = receiver.url.rpartition(":")[2]
     job_id = ended(jobs, f"http://rebound.example:{port}/")
     loop = asyncio.get_running_loop()
@@ -233,7 +233,7 @@ async def test_a_name_that_leads_to_a_private_address_gets_nothing(courier, rece
         return await real("127.0.0.1" if host == "rebound.example" else host, *arguments, **named)
 
     monkeypatch.setattr(loop, "getaddrinfo", rebound)
-    await told(courier)
+    await told(sender)
     webhook = jobs.get(job_id).webhook
     assert webhook.status == "pending"
     assert "private" in webhook.last_error
@@ -250,12 +250,12 @@ async def test_private_address_is_refused_at_the_door(http, problem, no_trace):
     assert (await http.post("/train-jobs", json=body)).status_code in (400, 422)
 
 
-async def test_job_whose_record_was_deleted_is_told_no_more(courier, receiver, jobs, redis_client):
-    courier = await courier()
+async def test_job_whose_record_was_deleted_is_told_no_more(sender, receiver, jobs, redis_client):
+    sender = await sender()
     jobs.delete(ended(jobs, receiver.url))
     assert redis_client.zcard(routing.WEBHOOKS) == 0
     redis_client.zadd(routing.WEBHOOKS, {"0123456789abcdef": 0})
-    await told(courier)
+    await told(sender)
     assert redis_client.zcard(routing.WEBHOOKS) == 0
     assert receiver.requests == []
 
@@ -292,12 +292,12 @@ async def test_receivers_that_never_answer_hold_up_no_others(serve, receiver, jo
             ended(jobs, f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
         http = await serve(webhook_private=True)
-        await until(lambda: http.gateway.courier._running)
+        await until(lambda: http.gateway.webhooks._running)
         job_id = ended(jobs, receiver.url)
         await until(lambda: receiver.requests)
         assert time.monotonic() - started < 10  # each of them is waited for 15 s
         assert json.loads(receiver.requests[0][1])["data"]["id"] == job_id
-        assert max(http.gateway.courier._busy.values()) <= 4
+        assert max(http.gateway.webhooks._busy.values()) <= 4
 
 
 async def test_what_one_key_asked_for_leaves_room_for_others(serve, receiver, jobs):
@@ -309,7 +309,7 @@ async def test_what_one_key_asked_for_leaves_room_for_others(serve, receiver, jo
                 job = jobs.create("dog", {}, 5, webhook_url=url, owner="greedy")
                 jobs.update(job.id, lambda record: record.move(JobStatus.FAILED))
         http = await serve(webhook_private=True)
-        await until(lambda: http.gateway.courier._running)
+        await until(lambda: http.gateway.webhooks._running)
         ended(jobs, receiver.url)
         await until(lambda: receiver.requests)
-        assert http.gateway.courier._busy["key", "greedy"] == 12
+        assert http.gateway.webhooks._busy["key", "greedy"] == 12
