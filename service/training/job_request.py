@@ -56,7 +56,7 @@ class BaseVersion:
         category = other if at else category
         name = store.resolve(category, version)
         info, prior = store.info(category, name), _read_prior(category, name, store)
-        names = prior.get("keypoint_names")
+        names: Any = prior.get("keypoint_names")
         before = info.get("training", {}).get("continued_from") or {}
         return cls(
             settings=store.config(category, name),
