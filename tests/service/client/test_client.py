@@ -132,7 +132,11 @@ def test_a_path_that_does_not_exist_is_refused(client: Client, tmp_path: Path) -
         client.estimate("bird", [tmp_path / "absent.png"])
 
 
-def test_a_refusal_carries_code_detail_and_the_time_to_come_back(client: Client, api: ApiDouble) -> None:
+def test_a_refusal_carries_code_detail_and_the_time_to_come_back(
+    client: Client, api: ApiDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("service.client.sync.transport.sleep", pauses.append)
     api.estimate_answer = problem(429, "queue_full", "512 pictures wait already", Retry_After="3")
 
     with pytest.raises(APIError) as caught:
@@ -141,10 +145,14 @@ def test_a_refusal_carries_code_detail_and_the_time_to_come_back(client: Client,
     error = caught.value
     assert (error.status, error.code, error.detail) == (429, "queue_full", "512 pictures wait already")
     assert error.retry_after_s == 3
+    assert pauses == [3, 3, 3], "it came back as often as it may, and not too soon"
     assert error.problem["type"] == "about:blank"
 
 
-def test_a_page_of_something_else_becomes_an_error_too(client: Client, api: ApiDouble) -> None:
+def test_a_page_of_something_else_becomes_an_error_too(
+    client: Client, api: ApiDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.client.sync.transport.sleep", lambda _: None)
     from fastapi.responses import HTMLResponse
 
     api.estimate_answer = HTMLResponse("<h1>Bad gateway</h1>", 502)

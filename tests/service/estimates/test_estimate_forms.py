@@ -88,7 +88,8 @@ async def test_lines_wait_for_room_in_the_queue(serve, consumer, dog, make_pictu
     assert len(found) == 12
 
 
-async def test_without_a_worker_each_picture_says_so(http, dog, make_picture):
+async def test_without_a_worker_each_picture_says_so(serve, dog, make_picture):
+    http = await serve(estimate_timeout_s=1.0)
     files = images(make_picture(), make_picture())
     found, summary = lines_in((await http.post("/estimate", data={"category": "dog"}, files=files, headers=LINES)).text)
     assert [line["error"]["code"] for line in found] == ["worker_unavailable"] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,14 +18,27 @@ from service.contract.jobs.job import Continued
 from service.contract.jobs.store import JobStatus
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the version that the first test trains."""
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.fixture
-def base(desk: SimpleNamespace) -> str:
-    """A version of a few steps."""
-    job = desk.prepared(desk.tiny(steps=20))
-    desk.runner.run(job.id)
-    version = desk.jobs.get(job.id).version
-    assert version
-    return version
+def base(desk: SimpleNamespace, kept: Path) -> str:
+    """A version of a few steps, trained by the first test that asks and copied for the others."""
+    if not list(kept.iterdir()):
+        job = desk.prepared(desk.tiny(steps=20))
+        desk.runner.run(job.id)
+        version = desk.jobs.get(job.id).version
+        assert version
+        shutil.copytree(desk.store.path("dog", version), kept / version)
+        return version
+    (folder,) = kept.iterdir()
+    with desk.store.staging("dog", folder.name) as draft:
+        shutil.copytree(folder, draft, dirs_exist_ok=True)
+        desk.store.publish(draft, "dog", folder.name)
+    return folder.name
 
 
 @pytest.fixture
