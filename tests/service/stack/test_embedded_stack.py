@@ -91,5 +91,5 @@ def test_the_address_shown_is_one_to_go_to(host: str, shown: str | None) -> None
 def test_a_host_that_is_none_of_this_machine_is_refused() -> None:
     with pytest.raises(StackError, match=r"can't listen on 192\.0\.2\.1"):
         _listen("192.0.2.1", 0)
-    with pytest.raises(StackError, match="no address to listen on"):
+    with pytest.raises(StackError, match="choose another address with --host"):
         _listen("no.such.host.invalid", 0)
