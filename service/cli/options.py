@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from service.client.sync.transport import DEFAULT_URL as URL
+from service.client.connection import DEFAULT_URL as URL
 
 __all__ = ["URL", "AsJson", "Category", "Follow", "JobId", "Url", "Version", "describe_invalid_settings"]
 

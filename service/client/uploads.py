@@ -1,15 +1,16 @@
-"""Files to upload: pictures as form parts, and folders packed into one archive."""
+"""Uploads: pictures as form parts, folders packed into one archive, and the form of a training."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from service.contract.media.pictures import is_picture_name
 from service.contract.media.videos import is_video_name
@@ -93,6 +94,37 @@ def file_part(path: Path, stack: ExitStack) -> tuple[str, IO[bytes]]:
         return printable_name(path.name), stack.enter_context(path.open("rb"))
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror or error}") from error
+
+
+def training_fields(
+    category: str, settings: Mapping[str, Any] | None, activate: bool, **options: str | None
+) -> dict[str, str]:
+    """Return the form fields of a training job; unset options are left out."""
+    fields = {"category": category, **{name: value for name, value in options.items() if value}}
+    if not activate:
+        fields["activate"] = "false"
+    for name, value in (settings or {}).items():
+        fields[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    return fields
+
+
+def training_files(
+    dataset: str | None,
+    labels: str | os.PathLike[str] | None,
+    prior: str | os.PathLike[str] | Mapping[str, Any] | None,
+    stack: ExitStack,
+) -> dict[str, Any]:
+    """Return the form parts of a training job besides its archive; the stack closes the files."""
+    files: dict[str, Any] = {}
+    if dataset is not None:
+        files["dataset"] = (None, dataset)  # a part without a file name is a plain field
+    if labels is not None:
+        files["labels"] = file_part(Path(labels), stack)
+    if isinstance(prior, Mapping):
+        files["prior"] = ("prior.json", json.dumps(prior).encode())
+    elif prior is not None:
+        files["prior"] = file_part(Path(prior), stack)
+    return files
 
 
 def printable_name(path: Path | str) -> str:

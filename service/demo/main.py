@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from service.cli.output.progress import TrainingProgress, duration
 from service.client import Client, ClientError, Job, JobStatus
-from service.client.sync.transport import DEFAULT_URL
+from service.client.connection import DEFAULT_URL
 from service.client.types import ImageEstimate
 
 from .picture import draw_grid

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from service.client.errors import InputError
 from service.client.paths import prior_path
 from service.client.retries import RETRIES
 from service.client.types import History, Job, KeypointNames, Memory, Prior, PriorEntry, Readiness
-from service.client.uploads import file_part, open_archive
+from service.client.uploads import open_archive, training_fields, training_files
 
 from .concurrency import to_thread
 from .datasets import AsyncDatasetCalls
@@ -92,27 +91,12 @@ class AsyncClient(AsyncJobCalls, AsyncEstimateCalls):
         """
         if (pictures is None) == (dataset is None):
             raise InputError("training takes either pictures or a dataset; give one of them")
-        options = {
-            "preset": preset,
-            "prior_from": prior_from,
-            "webhook_url": webhook_url,
-            "continue_from": continue_from,
-        }
-        fields = {"category": category, **{name: value for name, value in options.items() if value}}
-        if not activate:
-            fields["activate"] = "false"
-        fields.update({name: _form_value(value) for name, value in (settings or {}).items()})
+        options = {"preset": preset, "prior_from": prior_from, "continue_from": continue_from}
+        fields = training_fields(category, settings, activate, webhook_url=webhook_url, **options)
         with ExitStack() as stack:
-            # a part without a file name is a plain field
-            files: dict[str, Any] = {"dataset": (None, dataset)}
+            files = training_files(dataset, labels, prior, stack)
             if pictures is not None:
-                files = {"archive": await to_thread(stack.enter_context, open_archive([Path(pictures)]))}
-            if labels is not None:
-                files["labels"] = file_part(Path(labels), stack)
-            if isinstance(prior, Mapping):
-                files["prior"] = ("prior.json", json.dumps(prior).encode())
-            elif prior is not None:
-                files["prior"] = file_part(Path(prior), stack)
+                files["archive"] = await to_thread(stack.enter_context, open_archive([Path(pictures)]))
             # the key makes a retry safe when the response was lost
             headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
             return await self.request(Job, "POST", "/train-jobs", data=fields, files=files, headers=headers)
@@ -163,7 +147,3 @@ class AsyncClient(AsyncJobCalls, AsyncEstimateCalls):
     async def _get_prior(self, category: str, subpath: str, version: str | None) -> httpx.Response:
         params = {"version": version} if version else None
         return await self.send("GET", f"{prior_path(category)}{subpath}", params=params)
-
-
-def _form_value(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from service.client.connection import is_outage
 from service.client.errors import APIError, Unreachable
 from service.client.paths import quoted
 from service.client.types import Checkpoint, EventKind, Job, JobEvent, JobStatus
@@ -16,7 +17,7 @@ from service.contract.jobs.events import MAX_EVENTS, EventPage
 from service.contract.jobs.job import CheckpointList
 
 from .concurrency import sleep
-from .transport import OUTAGE_S, Transport, is_outage
+from .transport import OUTAGE_S, Transport
 
 _RECONNECT_S = 1.0
 _STREAM_READ_TIMEOUT_S = 60.0  # heartbeats come more often

@@ -1,32 +1,26 @@
 # Generated from service/client/aio/transport.py by service.client.generate: change it there.
-"""HTTP requests to one server: retries, pages, downloads and errors."""
+"""HTTP requests to one server: retries, pages, downloads and polling."""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from ipaddress import ip_address
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any
 
 import httpx
 from pydantic import BaseModel
 
-from service.client.errors import APIError, CannotConnect, InputError, Unreachable
+from service.client.connection import Connection, Model, is_outage, is_web_page
+from service.client.errors import APIError, InputError, Unreachable
 from service.client.retries import RETRIES, retry_delay_s
 
 from .concurrency import sleep
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 OUTAGE_S = 60.0  # waiting calls survive shorter outages, such as a restart of the server
-_OUTAGE_STATUSES = frozenset({502, 503, 504})
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Page(BaseModel):
@@ -34,7 +28,7 @@ class _Page(BaseModel):
     next_cursor: str | None
 
 
-class Transport:
+class Transport(Connection):
     """Connections to one server; the arguments are those of :class:`service.aio.AsyncClient`."""
 
     def __init__(
@@ -45,17 +39,8 @@ class Transport:
         api_key: str | None = None,
         retries: int = RETRIES,
     ) -> None:
-        self.retries = retries
-        self.base_url = (base_url or os.environ.get("PPL_URL") or DEFAULT_URL).rstrip("/")
-        # proxies set in the environment cannot reach this machine's loopback addresses
-        trust_env = not _is_loopback(self.base_url)
-        headers = _authorization(api_key or os.environ.get("PPL_API_KEY") or "")
-        try:
-            self._http = httpx.Client(
-                base_url=self.base_url, timeout=timeout_s, transport=transport, trust_env=trust_env, headers=headers
-            )
-        except httpx.InvalidURL as error:
-            raise InputError(f"{self.base_url!r} is not a server address: {error}") from error
+        super().__init__(base_url, retries)
+        self._http = httpx.Client(transport=transport, **self._http_options(timeout_s, api_key))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -87,8 +72,10 @@ class Transport:
             except Unreachable as error:
                 failure = error
             else:
+                if response.is_success and is_web_page(response):
+                    response.close()
+                    raise self._web_page_error(response.status_code)
                 if response.is_success:
-                    self._refuse_web_page(response)
                     return response
                 failure = APIError.of(response)
             delay_s = retry_delay_s(attempt, method, path, content.get("headers"), failure)
@@ -100,11 +87,6 @@ class Transport:
     def request(self, model: type[Model], method: str, path: str, **content: Any) -> Model:
         """Send a request and parse its response as a model. Raises Unreachable, APIError."""
         return self.read(model, self.send(method, path, **content))
-
-    def read(self, model: type[Model], response: httpx.Response) -> Model:
-        """Parse a response as a model. Raises APIError."""
-        with self._map_parse_errors(response.status_code):
-            return model.model_validate_json(response.content)
 
     def get_json(self, path: str) -> Any:
         """Return the JSON at a path of the API."""
@@ -179,50 +161,3 @@ class Transport:
             if timeout_s is not None and time.monotonic() - started > timeout_s:
                 raise TimeoutError(f"{path} has not ended after {timeout_s:g} s")
             sleep(poll_s)
-
-    def _refuse_web_page(self, response: httpx.Response) -> None:
-        """Raise APIError for HTML, the successful answer of a proxy's login page or of another program."""
-        if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/html":
-            response.close()
-            detail = f"{self.base_url} answered with a web page; check that it is the address of this service"
-            raise APIError({"code": "unexpected_answer", "detail": detail}, response.status_code)
-
-    @contextmanager
-    def _map_connection_errors(self) -> Generator[None, None, None]:
-        try:
-            yield
-        except httpx.ConnectError as error:
-            raise CannotConnect(f"no server answers at {self.base_url}; start one with `ppl up`") from error
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise Unreachable(f"{self.base_url} gave no answer: {error or type(error).__name__}") from error
-
-    @contextmanager
-    def _map_parse_errors(self, status: int = 200) -> Generator[None, None, None]:
-        try:
-            yield
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # pydantic's and json's are ValueErrors
-            reason = " ".join(str(error).split())[:200]
-            detail = f"{self.base_url} sent an answer that is not of this API: {reason}"
-            raise APIError({"code": "unexpected_answer", "detail": detail}, status) from error
-
-
-def is_outage(error: Unreachable | APIError) -> bool:
-    """Return whether the server may come back: no answer, or a gateway's error. False for a URL without http://."""
-    if isinstance(error, APIError):
-        return error.status in _OUTAGE_STATUSES
-    return not isinstance(error.__cause__, httpx.UnsupportedProtocol)
-
-
-def _authorization(key: str) -> dict[str, str]:
-    key = key.strip()
-    if not (key.isascii() and key.isprintable()):
-        raise InputError("the API key (PPL_API_KEY) has characters that are not printable ASCII; copy it again")
-    return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def _is_loopback(url: str) -> bool:
-    try:
-        host = urlsplit(url).hostname or ""
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:  # a host name, or not a URL
-        return False

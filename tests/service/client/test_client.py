@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from service.cli.main import app as cli
 from service.client import APIError, Client, InputError, JobStatus, Unreachable, png_bytes
-from service.client.sync.transport import _is_loopback
+from service.client.connection import is_loopback
 from tests.support.api_double import ApiDouble, job_json, png, problem, serving
 
 IMAGE = {"width": 64, "height": 48, "keypoints": [{"id": 0, "x": 1, "y": 2, "score": 0.9}], "links": []}
@@ -288,7 +288,7 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
     ],
 )
 def test_addresses_of_this_machine_are_told_from_others(url: str, loopback: bool) -> None:
-    assert _is_loopback(url) is loopback
+    assert is_loopback(url) is loopback
 
 
 @pytest.mark.parametrize("name", ["", ".", ".."])
