@@ -6,7 +6,7 @@
         job = ppl.wait(ppl.train("bird", "pictures/").id)
         estimate = ppl.estimate("bird", ["one.jpg", "two.jpg"])
 
-Methods raise the errors of :mod:`service.client.errors`, all of them ClientError.
+Methods raise subclasses of ClientError (:mod:`service.client.errors`).
 """
 
 from .errors import APIError, ClientError, InputError, Unreachable

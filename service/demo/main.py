@@ -25,7 +25,7 @@ from service.client.types import ImageEstimate
 
 from .picture import draw_grid
 from .report import Report, estimate_all, installed_versions, read_zip, score, write_report
-from .stack_process import DemoError, DemoStack
+from .stack_process import DemoError, start_stack
 
 CATEGORY = "dog"
 PRESET = "compact"
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     done = False
     try:
         console.print("Starting the stack: Valkey, two workers, the API ...")
-        with DemoStack(options.folder) as stack:
+        with start_stack(options.folder) as stack:
             console.print(f"  API  {stack.url}\n  docs {stack.url}/docs")
             _demonstrate(stack.url, options.folder, options.steps, serving=not options.no_serve)
             done = True

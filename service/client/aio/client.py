@@ -1,4 +1,4 @@
-"""The asynchronous client."""
+"""The client; its calls on jobs, estimates, datasets and versions are in the other modules."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from .transport import AsyncTransport
 
 
 class AsyncEstimateCalls(AsyncTransport):
-    """The calls of :class:`service.aio.AsyncClient` that estimate poses."""
+    """The part of the client that estimates poses."""
 
     async def estimate(
         self,

@@ -23,7 +23,7 @@ _STREAM_READ_TIMEOUT_S = 60.0  # heartbeats come more often
 
 
 class AsyncJobCalls(AsyncTransport):
-    """The calls of :class:`service.aio.AsyncClient` on training jobs."""
+    """The part of the client that calls training jobs."""
 
     async def job(self, job_id: str) -> Job:
         """Return the job's current state."""

@@ -28,7 +28,7 @@ class _Page(BaseModel):
 
 
 class AsyncTransport(Connection):
-    """Connections to one server; the arguments are those of :class:`service.aio.AsyncClient`."""
+    """Connections to one server; see the client for the arguments."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class AsyncTransport(Connection):
 
         Args:
             stream: return before the body is read; the caller closes the response.
-            content: as :meth:`httpx.AsyncClient.build_request` takes it.
+            content: arguments of httpx's ``build_request``.
 
         Raises:
             Unreachable, APIError.

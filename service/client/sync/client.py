@@ -1,5 +1,5 @@
 # Generated from service/client/aio/client.py by service.client.generate: change it there.
-"""The asynchronous client."""
+"""The client; its calls on jobs, estimates, datasets and versions are in the other modules."""
 
 from __future__ import annotations
 

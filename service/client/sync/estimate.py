@@ -33,7 +33,7 @@ from .transport import Transport
 
 
 class EstimateCalls(Transport):
-    """The calls of :class:`service.aio.AsyncClient` that estimate poses."""
+    """The part of the client that estimates poses."""
 
     def estimate(
         self,

@@ -24,7 +24,7 @@ _STREAM_READ_TIMEOUT_S = 60.0  # heartbeats come more often
 
 
 class JobCalls(Transport):
-    """The calls of :class:`service.aio.AsyncClient` on training jobs."""
+    """The part of the client that calls training jobs."""
 
     def job(self, job_id: str) -> Job:
         """Return the job's current state."""

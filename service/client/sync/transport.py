@@ -29,7 +29,7 @@ class _Page(BaseModel):
 
 
 class Transport(Connection):
-    """Connections to one server; the arguments are those of :class:`service.aio.AsyncClient`."""
+    """Connections to one server; see the client for the arguments."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Transport(Connection):
 
         Args:
             stream: return before the body is read; the caller closes the response.
-            content: as :meth:`httpx.AsyncClient.build_request` takes it.
+            content: arguments of httpx's ``build_request``.
 
         Raises:
             Unreachable, APIError.

@@ -143,5 +143,5 @@ def test_diff_by_client_and_command(client: Client, ppl: Any) -> None:
     assert client.versions.diff("dog", OLD, NEW, match="number").matched_by == "number"
     said = ppl("versions", "diff", "dog", OLD).stdout
     assert "keypoints matched by position" in said
-    assert "gained links, of 0.25 of the strongest and more: none" in said
+    assert "gained links, at least 0.25 of the strongest: none" in said
     assert json.loads(ppl("versions", "diff", "dog", OLD, "active", "--json").stdout)["lost_keypoints"] == []

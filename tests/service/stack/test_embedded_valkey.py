@@ -130,7 +130,7 @@ def test_a_server_left_behind_keeps_the_lock_and_is_named(tmp_path: Path) -> Non
     script = """
 import subprocess, sys
 from pathlib import Path
-from service.datalock import DataRootLock
+from service.stack.data_lock import DataRootLock
 lock = DataRootLock(Path(sys.argv[1]))
 orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=(lock.fd,),
                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -114,7 +114,7 @@ def test_once_settled_a_failing_child_is_tried_for_ever_and_reported(
 
     timer.join()
     assert supervisor.child("bad").starts > POLICY.quick_limit
-    assert "next try in 0.1 s" in caplog.text
+    assert "next attempt in 0.1 s" in caplog.text
 
 
 def test_delays_double_up_to_the_longest() -> None:
@@ -226,7 +226,7 @@ def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     script = textwrap.dedent(f"""
         import sys, threading
         from pathlib import Path
-        from service.supervisor import ChildSpec, Supervisor
+        from service.stack.supervisor import ChildSpec, Supervisor
         supervisor = Supervisor([ChildSpec("one", {SLEEP!r}, Path({str(tmp_path)!r}) / "one.log")])
         stop = threading.Event()
         supervisor.start(stop)
