@@ -1,7 +1,4 @@
-"""Training pictures turned, resized, moved and tinted a little, so that few pictures last for many epochs.
-
-Not in the paper.
-"""
+"""Random rotation, scaling, shift and tint, so that few pictures last for many epochs. Not in the paper."""
 
 from __future__ import annotations
 
@@ -13,34 +10,33 @@ from torch.nn import functional
 
 from model.process_group import ALONE, Group
 
-# how far at strength 1, each way
-_TURN = math.radians(16)
-_RESIZE = 0.16
-_MOVE = 0.1  # in units of [-1, 1]
-_CONTRAST, _BRIGHTNESS = 0.3, 0.3  # the former a channel
+# the most at strength 1, in both directions
+_ROTATION = math.radians(16)
+_SCALING = 0.16
+_SHIFT = 0.1  # in units of [-1, 1]
+_CONTRAST, _BRIGHTNESS = 0.3, 0.3  # contrast of each channel
 
 
 def augment(image: Tensor, strength: float, generator: torch.Generator, group: Group = ALONE) -> Tensor:
-    """Warp and tint each picture by chance; what comes in from outside is the picture mirrored at its border.
+    """Warp and tint each picture at random; the picture is mirrored beyond its border.
 
-    The same generator state gives the same warps and tints: a picture and its reference are given the same.
+    The same state of the generator gives the same changes, which is how a picture and its reference get the same.
 
     Args:
-        image: (B, 3, S, S) in [-1, 1].
-        strength: 0 changes nothing; at 1 turns by up to 16 degrees, sizes by up to 16 % and moves by up to a
-            twentieth of the side, contrast of each channel and brightness change by up to 0.3.
+        image: (B, 3, S, S) in [-1, 1], this process's share of the group's batch.
+        strength: factor on all changes; 0 changes nothing.
         generator: on the CPU; draws for the whole batch.
-        group: of whose batch the images are this process's share.
+        group: the processes that share the batch.
 
     Returns:
         (B, 3, S, S) in [-1, 1], channels last in memory.
     """
     drawn = group.share(torch.rand(len(image) * group.size, 8, generator=generator)) * 2 - 1
     drawn = (drawn * strength).to(image.device)
-    turn, zoom = drawn[:, 0] * _TURN, 1 + drawn[:, 1] * _RESIZE
-    across, along = turn.sin() * zoom, turn.cos() * zoom
-    move = drawn[:, 2:4] * _MOVE
-    matrix = torch.stack((along, -across, move[:, 0], across, along, move[:, 1]), dim=-1).view(-1, 2, 3)
+    rotation, scale = drawn[:, 0] * _ROTATION, 1 + drawn[:, 1] * _SCALING
+    sin, cos = rotation.sin() * scale, rotation.cos() * scale
+    shift = drawn[:, 2:4] * _SHIFT
+    matrix = torch.stack((cos, -sin, shift[:, 0], sin, cos, shift[:, 1]), dim=-1).view(-1, 2, 3)
     grid = functional.affine_grid(matrix, list(image.shape), align_corners=False)
     warped = functional.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
     contrast = 1 + drawn[:, 4:7, None, None] * _CONTRAST

@@ -1,15 +1,10 @@
-"""Training by several processes, one a GPU, or several on a CPU.
+"""Training by several processes, one a GPU or several on a CPU, without the service.
 
-``torchrun --nproc-per-node 2 -m model.training.distributed PICTURES VERSION`` trains on a folder of pictures and
-writes a
-version into a folder that is made for it. ``--clips`` takes each folder below it as a clip, ``--preset`` and
-``--set name=value`` give the settings (``batch_size`` is that of all processes together), ``--prior FILE`` the prior
-to start from, as the API exports it, where the settings want one; the number of keypoints is then the prior's.
-``--checkpoint FOLDER`` goes on from a checkpoint there and writes one every ``checkpoint_every`` steps: the same
-command goes on with a run that was stopped, and the number of processes may be another one then. ``--device`` is
-auto, cpu or cuda. Rank 0 prints every step as a line of JSON.
+    torchrun --nproc-per-node 2 -m model.training.distributed PICTURES VERSION
 
-The processes agree over NCCL on CUDA, each on the GPU of its local rank, and over Gloo elsewhere.
+The processes exchange data over NCCL on CUDA, each on the GPU of its local rank, and over Gloo elsewhere. Rank 0
+prints every step as a line of JSON. With --checkpoint, the same command continues a run that was stopped, with any
+number of processes.
 """
 
 from __future__ import annotations
@@ -26,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from model.config import PPLConfig, resolve
+from model.config import DEFAULT_PRESET, resolve
 from model.data import load_clips, load_folder
 from model.network.device import pick_device
 from model.network.perceptual import WeightsUnavailableError
@@ -36,19 +31,19 @@ from model.version.prior import PosePrior, check_given
 
 from .trainer import Trainer
 
-_SILENCE = timedelta(minutes=30)  # of another process, until it counts as gone: a checkpoint may be slow to write
+_PEER_TIMEOUT = timedelta(minutes=30)  # long, as the others wait while rank 0 writes a checkpoint
 
 
 def pick_rank_device(device: str, local_rank: int, processes: int) -> str:
-    """The torch device of one of the processes on a machine.
+    """Return the torch device of one of the processes on a machine.
 
     Args:
-        device: "auto", "cpu" or "cuda"; a certain GPU only for one process.
+        device: "auto", "cpu" or "cuda"; for a single process any torch device name.
         local_rank: of the process, from 0.
         processes: on this machine.
 
     Raises:
-        ValueError: no such device, or fewer GPUs than processes.
+        ValueError: there is no such device, or there are fewer GPUs than processes.
     """
     found = pick_device(device)
     if found.type != "cuda" or processes == 1:
@@ -64,12 +59,12 @@ def pick_rank_device(device: str, local_rank: int, processes: int) -> str:
 
 @contextmanager
 def join_group(device: str, rank: int, processes: int, meeting: str = "env://") -> Iterator[Group]:
-    """The group of this process and its peers, until the block ends.
+    """Join the group of training processes until the block ends.
 
     Args:
         device: of this process.
         rank: of this process in the whole group.
-        processes: in the whole group.
+        processes: number of processes in the group.
         meeting: where they find each other, torch.distributed's ``init_method``.
     """
     on_cuda = torch.device(device).type == "cuda"
@@ -80,97 +75,99 @@ def join_group(device: str, rank: int, processes: int, meeting: str = "env://") 
         init_method=meeting,
         rank=rank,
         world_size=processes,
-        timeout=_SILENCE,
+        timeout=_PEER_TIMEOUT,
         device_id=torch.device(device) if on_cuda else None,
     )
     yield Group(rank, processes)
-    distributed.destroy_process_group()  # not after an error: it may wait for peers that are gone
+    distributed.destroy_process_group()  # not after an error: it may wait for crashed peers
 
 
-class _Refused(Exception):  # noqa: N818 - it never leaves this module
-    """What the command was given can't be trained on; the message is for whoever gave it."""
+class _UnusableInput(Exception):  # noqa: N818 - only used in this module
+    """The command's input can't be trained on."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """One of the processes that torchrun starts; returns the exit code."""
+    """Run one of the processes that torchrun starts; return its exit status: 0, or 2 for unusable input."""
     given = _parser().parse_args(arguments)
+    version: Path = given.version
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    here, local_rank = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    local_processes, local_rank = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     try:
-        with _refusing():
+        with _convert_errors():
             prior = given.prior and PosePrior.from_json(tensor_files.load_json(given.prior))
-            config = _config(given.preset, given.settings, prior)
+            values = dict(assignment.partition("=")[::2] for assignment in given.settings)
+            if prior is not None:
+                values.setdefault("num_keypoints", str(len(prior.keypoint_names)))
+            config = resolve(given.preset, values)
             config.check_processes(processes)
             check_given(prior, config)
-            device, side = pick_rank_device(given.device, local_rank, here), config.image_size
+            device, side = pick_rank_device(given.device, local_rank, local_processes), config.image_size
             images, clips = (
                 load_clips(given.pictures, side) if given.clips else (load_folder(given.pictures, side), None)
             )
-            if rank == 0:
-                _check_free(given.version)
+            # an empty folder will do: a run that was killed leaves one behind
+            if rank == 0 and version.exists() and (not version.is_dir() or any(version.iterdir())):
+                raise ValueError(f"{version} is there already and not empty; expected a folder that is new or empty")
         with join_group(device, rank, processes) if processes > 1 else nullcontext(ALONE) as group:
-            with _refusing():
+            with _convert_errors():
                 trainer = Trainer(
                     images, config, device, given.perceptual_weights, clips=clips, prior=prior, group=group
                 )
                 if given.checkpoint:
                     trainer.load_checkpoint(given.checkpoint)
-                if rank == 0:  # only now: what is refused leaves no folder behind
-                    given.version.mkdir(parents=True, exist_ok=True)
-            _train(trainer, given.version, given.checkpoint)
-    except _Refused as refused:
-        print(f"can't train: {refused}", file=sys.stderr)
+                if rank == 0:  # only now, so that unusable input leaves no folder behind
+                    version.mkdir(parents=True, exist_ok=True)
+            _train(trainer, version, given.checkpoint)
+    except _UnusableInput as error:
+        print(f"can't train: {error}", file=sys.stderr)
         return 2
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="torchrun -m model.training.distributed", description=__doc__)
-    parser.add_argument("pictures", type=Path)
-    parser.add_argument("version", type=Path)
-    parser.add_argument("--clips", action="store_true")
-    parser.add_argument("--preset", default="compact")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings")
-    parser.add_argument("--prior", type=Path)
-    parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--perceptual-weights", type=Path)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="torchrun -m model.training.distributed", description=__doc__, formatter_class=raw
+    )
+    parser.add_argument("pictures", type=Path, help="folder of pictures")
+    parser.add_argument("version", type=Path, help="folder to write the version to, new or empty")
+    parser.add_argument("--clips", action="store_true", help="take each folder of pictures as a clip")
+    parser.add_argument("--preset", default=DEFAULT_PRESET)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="settings",
+        help="a setting; batch_size is that of all processes together",
+    )
+    parser.add_argument("--prior", type=Path, help="prior to start from, as the API exports it; gives num_keypoints")
+    parser.add_argument("--checkpoint", type=Path, help="folder to continue from, and to write checkpoints to")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--perceptual-weights", type=Path, help="file with the weights of the perceptual network")
     return parser
 
 
-def _config(preset: str, assignments: list[str], prior: PosePrior | None) -> PPLConfig:
-    values = dict(assignment.partition("=")[::2] for assignment in assignments)
-    if prior is not None:
-        values.setdefault("num_keypoints", str(len(prior.keypoint_names)))
-    return resolve(preset, values)
-
-
-def _check_free(version: Path) -> None:
-    """An empty folder will do: a run that was killed leaves one behind."""
-    if version.exists() and (not version.is_dir() or any(version.iterdir())):
-        raise ValueError(f"{version} is there already and not empty; expected a folder that is new or empty")
-
-
 @contextmanager
-def _refusing() -> Iterator[None]:
-    """What is wrong with the given becomes :class:`_Refused`; an error of the training itself keeps its traceback."""
+def _convert_errors() -> Iterator[None]:
+    """Turn errors about the input into _UnusableInput; an error of the training itself keeps its traceback."""
     try:
         yield
     except (ValueError, OSError, WeightsUnavailableError) as error:
-        raise _Refused(str(error)) from error
+        raise _UnusableInput(str(error)) from error
 
 
-def _train(trainer: Trainer, version: Path, kept: Path | None) -> None:
-    first = trainer.group.rank == 0
-    trainer.group.wait()  # until all have read the checkpoint: rank 0 goes on to write the next
+def _train(trainer: Trainer, version: Path, checkpoint: Path | None) -> None:
+    reports = trainer.group.rank == 0
+    trainer.group.wait()  # all must have read the checkpoint before rank 0 writes the next
     for report in trainer.run():
-        if first:
+        if reports:
             print(json.dumps({"step": report.step, "losses": report.losses}), flush=True)
-            if kept and report.step % trainer.config.checkpoint_every == 0:
-                trainer.save_checkpoint(kept)
-    if first:
-        if kept:
-            trainer.save_checkpoint(kept)
+            if checkpoint and report.step % trainer.config.checkpoint_every == 0:
+                trainer.save_checkpoint(checkpoint)
+    if reports:
+        if checkpoint:
+            trainer.save_checkpoint(checkpoint)
         trainer.export(version)
     trainer.group.wait()
 

@@ -1,4 +1,4 @@
-"""The four losses of PPL; the reconstruction loss compares activations of :mod:`model.network.perceptual`."""
+"""The losses of PPL, and two of our own for hidden parts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from torch.nn import functional
 from model.network.geometry import scale_to_box
 from model.network.links import link_lengths
 from model.network.memory import Recalled
+from model.network.pose_prior_learner import PosePriorLearner
+from model.network.refine import fill_in
 from model.process_group import ALONE, Group
+
+from .occluding import hide_parts
 
 
 def reconstruction_loss(ours: Sequence[Tensor], target: Sequence[Tensor], group: Group = ALONE) -> Tensor:
-    """L1 between two images' activations, each level divided by the target's mean magnitude, averaged.
+    """Average the L1 distances of two images' activations, each level divided by the target's mean magnitude.
 
-    Differs from the paper in that division, which keeps one level from outweighing the others. The magnitude is
-    that of the group's whole batch, so that the mean over its processes is the loss of that batch.
+    Differs from the paper in that division, which keeps one level from outweighing the others. The magnitude is that
+    of the group's whole batch, so that the mean over its processes is the loss of the batch.
     """
     if len(ours) != len(target):
         raise ValueError(f"{len(ours)} levels compared with {len(target)}")
@@ -30,11 +34,7 @@ def reconstruction_loss(ours: Sequence[Tensor], target: Sequence[Tensor], group:
 
 
 def boundary_loss(keypoints: Tensor) -> Tensor:
-    """Eq. 5: |x| for each coordinate outside [-1, 1]; summed over keypoints, mean over images and axes.
-
-    Args:
-        keypoints: (B, K, 2).
-    """
+    """Penalise keypoints (B, K, 2) outside [-1, 1] by |x| (PPL eq. 5): summed over K, mean over images and axes."""
     size = keypoints.abs()
     return torch.where(size > 1, size, torch.zeros_like(size)).sum(dim=1).mean()
 
@@ -42,17 +42,16 @@ def boundary_loss(keypoints: Tensor) -> Tensor:
 def link_regularization_loss(
     keypoint_prior: Tensor, keypoints: Tensor, link_weights: Tensor, group: Group = ALONE
 ) -> Tensor:
-    """Eq. 6 in the form of the release: links that keep their length between prior and image deserve weight.
+    """Give weight to links that keep their length between prior and image (PPL eq. 6, in the form of the release).
 
-    mean |10 delta + log w| over the links with 0.3 < length < 0.7, delta being the change of length from prior
-    to image. Lengths are those after both poses are scaled to their bounding boxes.
-    The gradient reaches the weights only.
+    The mean of |10 delta + log w| over the links with 0.3 < length < 0.7, delta being the change of length, after both
+    poses are scaled to their bounding boxes. The gradient reaches the weights only.
 
     Args:
         keypoint_prior: (K, 2).
         keypoints: (B, K, 2).
         link_weights: (L,), positive.
-        group: the links are counted over its whole batch, so that the mean over its processes is the loss of that.
+        group: links are counted over its whole batch, so that the mean over its processes is the loss of the batch.
     """
     with torch.no_grad():
         before = link_lengths(scale_to_box(keypoint_prior))
@@ -60,17 +59,59 @@ def link_regularization_loss(
         change = (after - before).abs()
         counted = ((after > 0.3) & (after < 0.7)).to(after.dtype)
     terms = (10 * change + link_weights.clamp_min(1e-12).log()).abs() * counted
-    return terms.sum() / group.mean(counted.sum()).clamp_min(1 / group.size)  # without any, terms are 0 too
+    return terms.sum() / group.mean(counted.sum()).clamp_min(1 / group.size)  # without any link, terms are 0 too
 
 
 def memory_loss(recalled: Recalled, keypoints: Tensor, decode_weight: float) -> Tensor:
-    """Tokens towards their vectors, and decoded towards given keypoints; means over all elements.
+    """Pull tokens to their vectors, and decoded keypoints to the given (B, K, 2); mean squares over all elements.
 
-    Args:
-        recalled: what the memory made of the keypoints.
-        keypoints: (B, K, 2), taken as constants.
-        decode_weight: factor on the second term, 100 in the release.
+    ``decode_weight`` is the factor on the second term, 100 in the release. The given keypoints are constants.
     """
     commitment = functional.mse_loss(recalled.tokens, recalled.vectors.detach())
     decoded = functional.mse_loss(recalled.keypoints, keypoints.detach())
     return commitment + decode_weight * decoded
+
+
+def hidden_part_losses(
+    model: PosePriorLearner,
+    image: Tensor,
+    keypoints: Tensor,
+    link_width: float,
+    generator: torch.Generator,
+    group: Group = ALONE,
+    total: int | None = None,
+) -> dict[str, Tensor]:
+    """Measure how far keypoints move when parts are hidden, before and after a step of refinement. Not in the paper.
+
+    Mean absolute differences in units of [-1, 1]. Only the regressor learns: the keypoints of the whole picture are
+    constants, and so is the filled-in image. Batch norms use and keep their running statistics, those of whole
+    pictures.
+
+    Args:
+        model: with a memory, in training mode.
+        image: (B, 3, S, S) in [-1, 1], this process's share; shares may differ by one picture, and one may be empty.
+        keypoints: (B, K, 2), found in the whole pictures.
+        link_width: sigma squared at this step.
+        generator: on the CPU; chooses what is hidden.
+        group: the processes that share the pictures.
+        total: number of the group's pictures; B for one process.
+
+    Returns:
+        "occlusion" and "refinement", weighted by the size of the share, so that their mean over the processes is that
+        over the group's pictures.
+    """
+    if not len(image):
+        return {"occlusion": keypoints.new_zeros(()), "refinement": keypoints.new_zeros(())}
+    weight = len(image) * group.size / (total or len(image))
+    goal = keypoints.detach()
+    hidden = hide_parts(image, generator, group, total).contiguous(memory_format=torch.channels_last)
+    model.eval()
+    found = model.locate(hidden).keypoints
+    with torch.no_grad():
+        filled_in = fill_in(model, hidden, found, link_width)
+    again = model.locate(filled_in).keypoints
+    model.train()
+    return {
+        "occlusion": weight * functional.l1_loss(found, goal),
+        "refinement": weight * functional.l1_loss(again, goal),
+    }

@@ -1,4 +1,4 @@
-"""What changes over the steps of a run."""
+"""Values that change over the steps of a run."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from model.config import PPLConfig
 
 
 def learning_rate(config: PPLConfig, step: int) -> float:
-    """The learning rate of a step counted from 0."""
+    """Return the learning rate of a step, counted from 0."""
     if config.schedule == "constant":
         return config.learning_rate
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
 def link_width(config: PPLConfig, step: int) -> float:
-    """sigma squared of a step: falls geometrically over the first part of the run, then stays."""
+    """Return sigma squared of a step: it falls geometrically over the first part of the run, then stays."""
     span = config.link_width_fraction * config.steps
     done = min(1.0, step / span) if span > 0 else 1.0
     width: float = config.link_width_start ** (1 - done) * config.link_width**done

@@ -1,4 +1,4 @@
-"""How a prior came to be: snapshots of the keypoint prior and of the link weights along a run."""
+"""Snapshots of the keypoint prior and the link weights along a run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ FORMAT = 1  # of history.json
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The prior after some steps.
+    """The prior after a step.
 
     Attributes:
-        step: steps done; 0 is before the first.
-        keypoint_prior: (K, 2) in units of [-1, 1]; None for AutoLink.
+        step: number of steps done.
+        keypoint_prior: (K, 2) in [-1, 1]; None for AutoLink.
         link_weights: (L,), over the pairs i < j in row-major order.
     """
 
@@ -29,42 +29,37 @@ class Snapshot:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: PosePriorLearner, step: int) -> Snapshot:
-        """The prior of a model as it is, on the CPU."""
+    def from_model(cls, model: PosePriorLearner, step: int) -> Snapshot:
+        """Copy the prior of a model to the CPU."""
         prior = model.keypoint_prior()
         points = None if prior is None else prior.detach().float().cpu().clone()
         return cls(step, points, model.link_weights.float().cpu())
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the snapshot as JSON values."""
         points = None if self.keypoint_prior is None else self.keypoint_prior.tolist()
         return {"step": self.step, "keypoint_prior": points, "link_weights": self.link_weights.tolist()}
 
 
 class History:
-    """The snapshots of one run: the first state, some evenly spaced, and the last.
-
-    Args:
-        steps: of the whole run.
-        snapshots: how many between the first and the last; where steps are fewer, one a step.
-    """
+    """The snapshots of one run: its start, ``snapshots`` evenly spaced ones, and its end."""
 
     def __init__(self, steps: int, snapshots: int) -> None:
         self.due = frozenset(round(n * steps / (snapshots + 1)) for n in range(snapshots + 2))
         self.snapshots: list[Snapshot] = []
 
-    def watch(self, model: PosePriorLearner, step: int) -> None:
-        """Keep the prior after a step if it is due, and not kept already."""
-        if step in self.due and all(kept.step != step for kept in self.snapshots[-1:]):
-            self.snapshots.append(Snapshot.of(model, step))
+    def record(self, model: PosePriorLearner, step: int) -> None:
+        """Add a snapshot if one is due after this step and not yet recorded."""
+        if step in self.due and all(snapshot.step != step for snapshot in self.snapshots[-1:]):
+            self.snapshots.append(Snapshot.from_model(model, step))
 
-    def to_json(self, now: Snapshot) -> dict[str, Any]:
-        """history.json: what was kept, closed by the prior as it is now."""
-        kept = [snapshot for snapshot in self.snapshots if snapshot.step != now.step]
-        return {"format": FORMAT, "snapshots": [snapshot.to_json() for snapshot in [*kept, now]]}
+    def to_json(self, last: Snapshot) -> dict[str, Any]:
+        """Return history.json: the recorded snapshots, closed by ``last``."""
+        kept = [snapshot for snapshot in self.snapshots if snapshot.step != last.step]
+        return {"format": FORMAT, "snapshots": [snapshot.to_json() for snapshot in [*kept, last]]}
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """For a checkpoint: step (H,), link_weights (H, L) and, but for AutoLink, keypoint_prior (H, K, 2)."""
+        """Return step (H,), link_weights (H, L) and, unless AutoLink, keypoint_prior (H, K, 2) for a checkpoint."""
         if not self.snapshots:
             return {}
         tensors = {
@@ -75,10 +70,7 @@ class History:
         return {**tensors, "keypoint_prior": torch.stack(points)} if points else tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take the place of what was kept; the inverse of :meth:`to_tensors`.
-
-        A checkpoint of a release that kept no history has none: it then begins where the run goes on.
-        """
+        """Replace the snapshots by those of :meth:`to_tensors`; checkpoints of the first release have none."""
         steps = tensors["step"].tolist() if tensors else []
         points = tensors.get("keypoint_prior")
         self.snapshots = [

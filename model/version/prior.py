@@ -1,4 +1,4 @@
-"""What a category looks like: the pose prior, and the prototypical poses of its memory."""
+"""The pose prior of a category, and the prototypes in its memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from model.network.links import connectivity_matrix, link_indices
 from model.network.pose_prior_learner import PosePriorLearner
 from model.network.refine import NoMemoryError
 
-from .prior_values import read_prior
+from .prior_values import default_names, read_prior
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class PosePrior:
     """The keypoint prior and the connectivity prior of a category.
 
     Attributes:
-        keypoint_prior: (K, 2) in units of [-1, 1].
+        keypoint_prior: (K, 2) in [-1, 1].
         link_weights: (L,), over the pairs i < j in row-major order; positive, or 0 where a given prior has no link.
-        link_width: sigma squared with which the links were drawn, in units of [-1, 1] squared.
+        link_width: sigma squared that links were drawn with, in units of [-1, 1] squared.
         keypoint_names: K names.
-        keypoint_prior_source: "memory" (distilled), "predefined", "random", or "mean_pose": the mean of the
-            training pictures' poses, which stands in for a prior with the method "autolink".
+        keypoint_prior_source: "memory" (distilled), "predefined", "random", or, for AutoLink, "mean_pose", the mean
+            over the training pictures.
     """
 
     keypoint_prior: Tensor
@@ -38,40 +38,38 @@ class PosePrior:
 
     @classmethod
     @torch.no_grad()
-    def of(
+    def from_model(
         cls,
         model: PosePriorLearner,
         keypoint_names: tuple[str, ...] | None = None,
         *,
         mean_pose: Tensor | None = None,
     ) -> PosePrior:
-        """The prior that a model has learned so far.
+        """Copy the prior that a model has learned so far to the CPU.
 
         Args:
             model: of any method.
-            keypoint_names: K names; numbered where not given.
-            mean_pose: (K, 2), needed of a model that has no keypoint prior (AutoLink), ignored for others.
+            keypoint_names: K names; numbers unless given.
+            mean_pose: (K, 2), needed for AutoLink, which has no keypoint prior; ignored otherwise.
 
         Raises:
-            ValueError: another number of names than keypoints, or no mean pose where one is needed.
+            ValueError: the number of names is not K, or the mean pose is missing.
         """
-        names = keypoint_names or tuple(f"keypoint_{i}" for i in range(model.config.num_keypoints))
-        if len(names) != model.config.num_keypoints:
-            raise ValueError(f"{len(names)} keypoint names given for {model.config.num_keypoints} keypoints")
-        learned, source = model.keypoint_prior(), model.config.keypoint_prior
+        config = model.config
+        names = keypoint_names or default_names(config.num_keypoints)
+        if len(names) != config.num_keypoints:
+            raise ValueError(f"{len(names)} keypoint names given for {config.num_keypoints} keypoints")
+        learned, source = model.keypoint_prior(), config.keypoint_prior
         if learned is None:
             learned, source = mean_pose, "mean_pose"
         if learned is None:
-            raise ValueError(f"a model of the method {model.config.method} has no keypoint prior; expected a mean_pose")
+            raise ValueError(f"a model of the method {config.method} has no keypoint prior; expected a mean_pose")
         prior, weights = learned.detach().float().cpu().clone(), model.link_weights.float().cpu()
-        return cls(prior, weights, model.config.link_width, names, source)
+        return cls(prior, weights, config.link_width, names, source)
 
     @classmethod
     def from_json(cls, mapping: Mapping[str, Any]) -> PosePrior:
-        """The inverse of :meth:`to_json`; reads priors that were edited or written by hand too.
-
-        The rules are those of :func:`model.version.prior_values.read_prior`. Keys it does not know, such as those that
-        ``GET /priors/{category}`` adds, are ignored.
+        """Read what :meth:`to_json` returns, edited or written by hand, as :func:`.prior_values.read_prior` does.
 
         Raises:
             ValueError: says which part is wrong, what came and what was expected.
@@ -85,20 +83,8 @@ class PosePrior:
             values.keypoint_prior_source,
         )
 
-    def check(self, config: PPLConfig) -> None:
-        """Whether a training with these settings can start from this prior.
-
-        Raises:
-            ValueError: it has another number of keypoints, or no link where the settings take the links from it.
-        """
-        count = len(self.keypoint_names)
-        if count != config.num_keypoints:
-            raise ValueError(f"the prior has {count} keypoints; the setting num_keypoints is {config.num_keypoints}")
-        if config.connectivity_prior == "predefined" and not (self.link_weights > 0).any():
-            raise ValueError("the prior has no link with a weight above 0; connectivity_prior=predefined needs some")
-
     def to_json(self) -> dict[str, Any]:
-        """The prior as plain values; links in falling order of weight."""
+        """Return the prior as JSON values, its links in falling order of weight."""
         i, j = link_indices(len(self.keypoint_names))
         links = sorted(zip(i.tolist(), j.tolist(), self.link_weights.tolist(), strict=True), key=lambda link: -link[2])
         return {
@@ -113,23 +99,28 @@ class PosePrior:
 
 
 def check_given(prior: PosePrior | None, config: PPLConfig) -> None:
-    """Whether a training gets a prior if and only if its settings start from one, and one that fits.
+    """Check that a prior is given if and only if the settings start from one, and that it fits them.
 
     Raises:
-        ValueError: says what is missing or too much, or as :meth:`PosePrior.check`.
+        ValueError: the prior is missing, not used, or of another number of keypoints, or it has no links.
     """
-    if prior is not None and not config.needs_prior:
+    if prior is None:
+        if config.needs_prior:
+            raise ValueError(
+                f"no prior is given; keypoint_prior={config.keypoint_prior} with "
+                f"connectivity_prior={config.connectivity_prior} needs one"
+            )
+        return
+    if not config.needs_prior:
         raise ValueError(
             "a prior is given, but keypoint_prior and connectivity_prior are not predefined; "
             "set one of them, or give no prior"
         )
-    if prior is None and config.needs_prior:
-        raise ValueError(
-            f"no prior is given; keypoint_prior={config.keypoint_prior} with "
-            f"connectivity_prior={config.connectivity_prior} needs one"
-        )
-    if prior is not None:
-        prior.check(config)
+    count = len(prior.keypoint_names)
+    if count != config.num_keypoints:
+        raise ValueError(f"the prior has {count} keypoints; the setting num_keypoints is {config.num_keypoints}")
+    if config.connectivity_prior == "predefined" and not (prior.link_weights > 0).any():
+        raise ValueError("the prior has no link with a weight above 0; connectivity_prior=predefined needs some")
 
 
 @dataclass(frozen=True)
@@ -139,7 +130,7 @@ class Prototype:
     Attributes:
         keypoints: (K, 2) in [-1, 1], decoded from the codes.
         codes: (M,).
-        count: pictures in its cluster.
+        count: number of pictures in the cluster.
     """
 
     keypoints: Tensor
@@ -148,37 +139,42 @@ class Prototype:
 
 
 def hamming_distances(a: Tensor, b: Tensor) -> Tensor:
-    """In how many banks two pictures' codes differ: (N, M) and (P, M) to (N, P)."""
+    """Count the banks in which two pictures' codes differ: (N, M) and (P, M) to (N, P)."""
     distances = torch.zeros(len(a), len(b), dtype=torch.int16)
-    for bank in range(a.shape[1]):  # one at a time: memory for one matrix, whatever M and V are
+    for bank in range(a.shape[1]):  # one at a time, to need memory for one (N, P) matrix only
         distances += a[:, bank, None] != b[None, :, bank]
     return distances
 
 
-def cluster_codes(codes: Tensor, num_clusters: int, rounds: int = 20, most: int = 4096) -> tuple[Tensor, Tensor]:
-    """K-medoids over Hamming distance: exact combinations hardly ever repeat, so like ones are grouped.
+def cluster_codes(codes: Tensor, num_clusters: int, rounds: int = 20, max_sample: int = 4096) -> tuple[Tensor, Tensor]:
+    """Find clusters of codes by k-medoids over the Hamming distance; deterministic.
 
-    Starts from the overall medoid and adds the farthest picture each time; deterministic.
+    Exact combinations of codes hardly ever repeat, so similar ones are grouped.
 
     Args:
         codes: (N, M) of all training pictures.
-        num_clusters: at most this many clusters; fewer where fewer combinations differ.
-        rounds: of assignment and update, at most.
-        most: medoids are sought among this many pictures, evenly spaced; all pictures are counted.
+        num_clusters: the most clusters; there are fewer if fewer combinations differ.
+        rounds: the most rounds of assignment and update.
+        max_sample: medoids are chosen among this many pictures, evenly spaced; all pictures are counted.
 
     Returns:
-        Indices of the medoids into ``codes`` (C,), and the members of each (C,); both by falling members.
+        Indices of the medoids into ``codes`` (C,), and the size of each cluster (C,), largest first.
+
+    Raises:
+        ValueError: there are no codes.
     """
     if codes.shape[0] == 0:
         raise ValueError("no codes to cluster; expected at least one picture")
-    chosen = torch.linspace(0, codes.shape[0] - 1, min(most, codes.shape[0])).round().long()
+    chosen = torch.linspace(0, codes.shape[0] - 1, min(max_sample, codes.shape[0])).round().long()
     sample = codes[chosen]
     distances = hamming_distances(sample, sample)
+    # start from the overall medoid, and add the picture farthest from all medoids each time
     medoids = [int(distances.sum(0).argmin())]
     nearest = distances[medoids[0]]
     while len(medoids) < num_clusters and nearest.max() > 0:
         medoids.append(int(nearest.argmax()))
         nearest = torch.minimum(nearest, distances[medoids[-1]])
+    # assign each picture to its nearest medoid, and move each medoid to the middle of its cluster, until none moves
     centres = torch.tensor(medoids)
     for _ in range(rounds):
         member_of = distances[centres].argmin(0)
@@ -198,7 +194,7 @@ def cluster_codes(codes: Tensor, num_clusters: int, rounds: int = 20, most: int 
 
 @torch.no_grad()
 def prototypes(model: PosePriorLearner, codes: Tensor, num_clusters: int = 12) -> list[Prototype]:
-    """The prototypical poses of a model, from the codes (N, M) of its training pictures.
+    """Return the prototypical poses of a model, from the codes (N, M) of its training pictures.
 
     Raises:
         NoMemoryError: the model has no memory.

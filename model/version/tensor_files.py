@@ -1,4 +1,4 @@
-"""Tensors and JSON on disk: safetensors files that are replaced as a whole, never pickles."""
+"""Tensors and JSON on disk: safetensors files, replaced atomically; never pickles."""
 
 from __future__ import annotations
 
@@ -14,28 +14,25 @@ from torch import Tensor
 
 
 class CheckpointError(ValueError):
-    """A file that is not one of ours, or belongs to another model; the message says which."""
+    """A file is damaged, of another program, or of another model; the message says which."""
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write tensors and JSON facts as one file that takes the place of an older one at once.
-
-    A reader, or a process that starts after this one was killed, sees the old file or the new one.
-    """
+    """Write tensors and JSON facts as one file, replacing an older one atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, fresh, metadata={"facts": json.dumps(facts, allow_nan=False)})
-    with fresh.open("rb") as written:
-        os.fsync(written.fileno())
-    fresh.replace(path)
+    save_file(plain, draft, metadata={"facts": json.dumps(facts, allow_nan=False)})
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    draft.replace(path)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what :func:`save` wrote, tensors on the CPU.
+    """Read tensors, on the CPU, and facts that :func:`save` wrote.
 
     Raises:
-        CheckpointError: not such a file.
+        CheckpointError: the file was not written by :func:`save`, or is damaged.
         FileNotFoundError: there is none.
     """
     try:
@@ -47,7 +44,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def save_json(path: Path, value: Any) -> None:
-    """Write JSON; NaN and infinities are refused."""
+    """Write JSON; raise ValueError for NaN and infinity."""
     path.write_text(json.dumps(value, allow_nan=False), encoding="utf-8")
 
 

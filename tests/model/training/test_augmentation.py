@@ -58,8 +58,8 @@ def test_clips_are_rebuilt_from_frames_changed_like_them(clips, tiny, images):
     """Where all frames of a clip are alike, so are picture and reference, whatever is done to them."""
     still = np.stack([images[int(clip) % len(images)] for clip in clips])
     trainer = Trainer(still, replace(tiny, augmentation=1.0), device="cpu", clips=clips)
-    picture = trainer._augmented(trainer.batches.at(0))
+    picture = trainer._load(trainer.batches.at(0))
     assert torch.equal(picture, trainer._reference(picture))
-    assert (picture - Trainer(still, replace(tiny, augmentation=0.0), device="cpu", clips=clips)._augmented(
+    assert (picture - Trainer(still, replace(tiny, augmentation=0.0), device="cpu", clips=clips)._load(
         trainer.batches.at(0)
     )).abs().mean() > 0.02  # fmt: skip

@@ -89,13 +89,13 @@ def test_refinement_is_refused_by_type_and_plain_estimates_are_not(images, train
     assert found.link_map.max() > 0
 
 
-def test_what_asks_for_a_memory_or_a_prior_is_told_that_there_is_none(trained):
+def test_requests_for_a_memory_or_a_prior_are_refused(images, trained):
     with pytest.raises(NoMemoryError, match="no memory, and no codes"):
-        trained.codes()
+        Predictor(trained.model, "cpu").predict(images, codes=True)
     with pytest.raises(NoMemoryError, match="no prototypes"):
         prototypes(trained.model, torch.zeros(1, 1, dtype=torch.long))
     with pytest.raises(ValueError, match="expected a mean_pose"):
-        PosePrior.of(trained.model)
+        PosePrior.from_model(trained.model)
 
 
 def test_links_may_be_given_and_frozen(images, autolink, prior):

@@ -49,7 +49,7 @@ def test_every_column_of_the_table_trains_what_it_should_and_loads_again(images,
     model = trainer.model
     optimised = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
 
-    at_start = PosePrior.of(model)
+    at_start = PosePrior.from_model(model)
     if keypoints_from == "predefined":
         assert torch.equal(at_start.keypoint_prior, prior.keypoint_prior)
     if links_from == "predefined":
@@ -64,7 +64,7 @@ def test_every_column_of_the_table_trains_what_it_should_and_loads_again(images,
     assert (id(model.link_logits) in optimised) == links_move
     if keypoints_from == "memory":
         assert "own_prior" not in after
-        assert not torch.equal(at_start.keypoint_prior, PosePrior.of(model).keypoint_prior)
+        assert not torch.equal(at_start.keypoint_prior, PosePrior.from_model(model).keypoint_prior)
     else:
         assert torch.equal(before["own_prior"], after["own_prior"]) != keypoints_move
         assert (id(model.own_prior) in optimised) == keypoints_move
@@ -89,7 +89,7 @@ def test_a_trained_prior_starts_a_further_training(images, tiny, tmp_path):
     list(trainer.run())
     trainer.export(tmp_path)
     learned = PosePrior.from_json(json.loads((tmp_path / "prior.json").read_text()))
-    again = PosePrior.of(_trainer(images, tiny, COLUMNS[0], learned).model)
+    again = PosePrior.from_model(_trainer(images, tiny, COLUMNS[0], learned).model)
     assert torch.equal(again.keypoint_prior, learned.keypoint_prior)
     torch.testing.assert_close(again.link_weights, learned.link_weights, rtol=1e-3, atol=1e-6)
 

@@ -36,7 +36,7 @@ def test_snapshots_are_due_at_the_first_the_last_and_evenly_between(steps, snaps
 
 def test_history_begins_before_the_first_step_and_ends_with_the_exported_prior(images, tiny, tmp_path):
     trainer = Trainer(images, _config(tiny, history_snapshots=1), device="cpu")
-    start = PosePrior.of(trainer.model)
+    start = PosePrior.from_model(trainer.model)
     list(trainer.run())
     history = _exported(trainer, tmp_path / "v")
     prior = json.loads((tmp_path / "v" / "prior.json").read_text())

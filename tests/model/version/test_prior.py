@@ -25,7 +25,7 @@ def test_clusters_find_the_groups_that_codes_were_drawn_from():
 
 def test_medoid_is_a_real_picture_and_counts_add_up():
     codes = torch.randint(0, 4, (100, 6), generator=torch.Generator().manual_seed(0))
-    medoids, counts = cluster_codes(codes, num_clusters=7, most=40)
+    medoids, counts = cluster_codes(codes, num_clusters=7, max_sample=40)
     assert counts.sum() == 100
     assert len(set(medoids.tolist())) == len(medoids) <= 7
     assert counts.tolist() == sorted(counts.tolist(), reverse=True)
@@ -40,6 +40,6 @@ def test_equal_codes_make_one_cluster():
 
 def test_prior_names_every_keypoint(tiny):
     model = PosePriorLearner(tiny)
-    assert PosePrior.of(model).keypoint_names == tuple(f"keypoint_{i}" for i in range(5))
+    assert PosePrior.from_model(model).keypoint_names == tuple(f"keypoint_{i}" for i in range(5))
     with pytest.raises(ValueError, match="2 keypoint names given for 5"):
-        PosePrior.of(model, ("head", "tail"))
+        PosePrior.from_model(model, ("head", "tail"))

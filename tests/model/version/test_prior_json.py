@@ -27,7 +27,7 @@ def _same(a, b):
 
 def test_what_a_model_exports_comes_back_exactly(tiny):
     torch.manual_seed(0)
-    exported = PosePrior.of(PosePriorLearner(tiny), ("nose", "tail", "left ear", "Ohr", "paw"))
+    exported = PosePrior.from_model(PosePriorLearner(tiny), ("nose", "tail", "left ear", "Ohr", "paw"))
     assert _same(PosePrior.from_json(json.loads(json.dumps(exported.to_json()))), exported)
 
 
