@@ -207,8 +207,11 @@ def publish(data_root: Path) -> Callable[..., str]:
 
 
 @pytest.fixture
-def make_settings(redis_url: str, redis_client: Any, data_root: Path) -> Callable[..., Settings]:
-    """Settings on an empty Redis and an empty data root."""
+def make_settings(
+    redis_url: str, redis_client: Any, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Settings]:
+    """Settings on an empty Redis and an empty data root, of gateways that soon see what waits in the background."""
+    monkeypatch.setattr("service.gateway.gateway._TELL_EVERY_S", 0.1)
 
     def make(**changes: Any) -> Settings:
         return Settings(**{"redis_url": redis_url, "data_root": data_root, "estimate_timeout_s": 10.0, **changes})
