@@ -1,4 +1,4 @@
-"""The whole platform through `ppl up`: train, estimate, die in every part, come back.
+"""The whole platform through `ppl up`: train, estimate, kill each part, recover.
 
 The tests share one stack and run in their order; each leaves it working.
 """
@@ -35,7 +35,7 @@ pytestmark = [
 
 
 class Shared:
-    """The present stack; replaced by the tests that restart it."""
+    """The current stack; tests that restart it replace it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -96,7 +96,7 @@ def test_poses_come_in_pixels_of_the_picture(client: Client) -> None:
             assert Image.open(io.BytesIO(png_bytes(picture or ""))).size == (image.width, image.height)
 
 
-def test_the_command_line_reaches_it(shared: Shared, tmp_path: Path) -> None:
+def test_the_command_line_reaches_the_stack(shared: Shared, tmp_path: Path) -> None:
     picture, out = tmp_path / "new.png", tmp_path / "out.png"
     picture.write_bytes(drawing(102))
     command = [sys.executable, "-m", "service.cli", "estimate", "cross", picture, "--overlay", out]
@@ -108,7 +108,7 @@ def test_the_command_line_reaches_it(shared: Shared, tmp_path: Path) -> None:
         assert drawn.size == (40, 32)
 
 
-def test_landmarks_of_the_sample_category_are_told_by_the_real_model(client: Client, tmp_path: Path) -> None:
+def test_landmarks_of_the_sample_category_are_fitted_with_the_real_model(client: Client, tmp_path: Path) -> None:
     labels = json.loads((SAMPLES / "dog_labels.json").read_text())["heldout"]
     names, sizes = sorted(labels)[:24], {}
     with zipfile.ZipFile(SAMPLES / "dog_heldout.zip") as pictures:
@@ -116,23 +116,25 @@ def test_landmarks_of_the_sample_category_are_told_by_the_real_model(client: Cli
             (tmp_path / name).write_bytes(pictures.read(f"dog/{name}"))
             with Image.open(tmp_path / name) as picture:
                 sizes[name] = picture.width
-    places = {name: np.array(labels[name]["keypoints"]) * sizes[name] - 0.5 for name in names}  # they are square
+    places = {
+        name: np.array(labels[name]["keypoints"]) * sizes[name] - 0.5 for name in names
+    }  # the pictures are square
     rows = [f"{name},{mark},{x},{y}" for name in names[:16] for mark, (x, y) in enumerate(places[name])]
     (tmp_path / "labels.csv").write_text("\n".join(["image,keypoint,x,y", *rows]))
 
     fitted = client.landmarks.fit("dog", "joints", [tmp_path / name for name in names[:16]], tmp_path / "labels.csv")
     found = client.estimate("dog", [tmp_path / name for name in names[16:]], landmarks="joints")
 
-    told = fitted.cross_validation
-    assert told.error_percent < 0.8 * told.mean_place_percent
+    errors = fitted.cross_validation
+    assert errors.error_percent < 0.8 * errors.mean_place_percent
     off = [
         np.hypot(*(np.array([(mark.x, mark.y) for mark in image.landmarks or ()]) - places[name]).T) / sizes[name]
         for name, image in zip(names[16:], found.images, strict=True)
     ]
-    assert 100 * np.mean(off) < 0.9 * told.mean_place_percent
+    assert 100 * np.mean(off) < 0.9 * errors.mean_place_percent
 
 
-def test_exported_version_poses_as_before_where_it_is_imported(client: Client, tmp_path: Path) -> None:
+def test_imported_version_gives_the_same_poses(client: Client, tmp_path: Path) -> None:
     client.name_keypoints("dog", [f"part {index}" for index in range(16)])
     client.versions.import_file("hound", client.versions.export("dog", "active", tmp_path / "dog.zip"))
 
@@ -143,7 +145,7 @@ def test_exported_version_poses_as_before_where_it_is_imported(client: Client, t
     assert [entry.name for entry in client.landmarks.list("hound")] == ["joints"]
 
 
-def test_dataset_is_looked_into_and_trained_from_and_its_version_outlives_it(
+def test_dataset_is_inspected_and_trained_on_and_its_version_survives_it(
     shared: Shared, client: Client, tmp_path: Path
 ) -> None:
     created = client.datasets.create(archive(tmp_path / "a.zip", 12), name="twelve")
@@ -165,23 +167,21 @@ def test_documentation_and_figures_are_served(shared: Shared) -> None:
     assert "ppl_" in httpx.get(shared.stack.url + "/metrics").text
 
 
-def test_a_killed_gateway_comes_back_and_connections_wait_for_it(shared: Shared, client: Client) -> None:
+def test_a_killed_gateway_is_restarted_and_connections_wait(shared: Shared, client: Client) -> None:
     before = shared.stack.kill_child("gateway")
 
     assert client.prior("cross").num_keypoints == TINY["num_keypoints"]
     assert shared.stack.child_pid("gateway") != before
 
 
-def test_a_request_outlives_the_worker_that_should_answer_it(shared: Shared, client: Client) -> None:
+def test_a_request_survives_the_death_of_its_worker(shared: Shared, client: Client) -> None:
     shared.stack.kill_child("worker-inference")
 
     assert len(client.estimate("cross", [drawing(103)]).images) == 1
 
 
-def test_a_request_outlives_the_worker_that_was_killed_in_the_middle_of_its_batch(
-    shared: Shared, client: Client
-) -> None:
-    """The worker holds the batch: taken, not acknowledged, its pixels still there, and never to be answered by it."""
+def test_a_request_survives_a_worker_killed_during_its_batch(shared: Shared, client: Client) -> None:
+    """Return whether the worker has taken the batch and neither acknowledged nor answered it."""
     assert within(20, lambda: httpx.get(shared.stack.url + "/readyz").status_code == 200)
     keys = Redis.from_url(shared.stack.redis_url)
     worker = shared.stack.child_pid("worker-inference")
@@ -198,7 +198,7 @@ def test_a_request_outlives_the_worker_that_was_killed_in_the_middle_of_its_batc
     held = False
     try:
         asking.start()
-        # stopped as soon as it has taken the message, long before 32 pictures of 10 refinements are done
+        # stop it when it has taken the message, long before it can refine 32 pictures 10 times
         held = within(10, lambda: keys.hlen("ppl:inference:unacked") > 0, every_s=0.001)
         os.kill(worker, signal.SIGSTOP)
         assert held
@@ -220,7 +220,7 @@ def test_a_request_outlives_the_worker_that_was_killed_in_the_middle_of_its_batc
     assert len(client.estimate("cross", [drawing(103)]).images) == 1
 
 
-def test_an_estimate_in_the_background_outlives_killed_gateway_and_worker(
+def test_a_background_estimate_survives_killed_gateway_and_worker(
     shared: Shared, client: Client, tmp_path: Path, video: Callable[..., bytes]
 ) -> None:
     path = tmp_path / "walk.mp4"
@@ -242,7 +242,7 @@ def test_an_estimate_in_the_background_outlives_killed_gateway_and_worker(
     assert found.result.errors == []
 
 
-def test_a_job_goes_on_from_the_version_with_new_pictures(shared: Shared, client: Client) -> None:
+def test_a_job_continues_from_the_version_with_new_pictures(shared: Shared, client: Client) -> None:
     assert shared.job is not None
     assert shared.job.version is not None
     more = archive(shared.root / "more.zip", 12)
@@ -254,7 +254,7 @@ def test_a_job_goes_on_from_the_version_with_new_pictures(shared: Shared, client
     client.aliases.put("cross", "active", shared.job.version)
 
 
-def test_a_killed_server_comes_back_with_its_jobs(shared: Shared, client: Client) -> None:
+def test_a_killed_valkey_is_restarted_with_its_jobs(shared: Shared, client: Client) -> None:
     assert shared.job is not None
     shared.stack.kill_child("valkey")
 
@@ -263,7 +263,7 @@ def test_a_killed_server_comes_back_with_its_jobs(shared: Shared, client: Client
     assert len(client.estimate("cross", [drawing(104)]).images) == 1
 
 
-def test_a_training_goes_on_after_its_worker_was_killed(shared: Shared, client: Client) -> None:
+def test_a_training_continues_after_its_worker_was_killed(shared: Shared, client: Client) -> None:
     settings = {**TINY, "steps": 120}
     job = client.train("again", archive(shared.root / "again.zip"), "compact", settings)
     reached = threading.Event()
@@ -280,7 +280,7 @@ def test_a_training_goes_on_after_its_worker_was_killed(shared: Shared, client: 
     assert job.progress.step == 120
 
 
-def test_nothing_outlives_a_killed_stack_and_all_is_there_after_the_next_start(shared: Shared) -> None:
+def test_a_killed_stack_leaves_no_process_and_loses_no_data(shared: Shared) -> None:
     assert shared.job is not None
     assert shared.job.version is not None
     names = ("valkey", "worker-inference", "worker-training", "gateway")
@@ -307,7 +307,7 @@ def test_a_second_stack_with_the_same_data_is_refused(shared: Shared) -> None:
     assert f"process {shared.stack.process.pid}" in done.stderr
 
 
-def test_sigterm_ends_everything_in_order(shared: Shared) -> None:
+def test_sigterm_stops_everything_in_order(shared: Shared) -> None:
     names = ("valkey", "worker-inference", "worker-training", "gateway")
     pids = [shared.stack.child_pid(name) for name in names]
 

@@ -1,4 +1,4 @@
-"""`make demo` in short: its results, and that it leaves no process behind however it ends."""
+"""`make demo` with few steps: its results, and that it leaves no process however it ends."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def start(folder: Path, steps: int) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
-        # a shell that runs the tests in the background has it ignored, and the demo would respect that
+        # a shell that runs the tests in the background ignores SIGINT, and the demo would inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
 def belonging_to(folder: Path) -> list[int]:
-    """Processes with the folder in their environment or command line."""
+    """Return processes with the folder in their environment or command line."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -73,7 +73,7 @@ def test_demo_leaves_a_report_and_a_picture(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_demo_cut_short_ends_everything(folder: Path, number: signal.Signals) -> None:
+def test_interrupted_demo_stops_everything(folder: Path, number: signal.Signals) -> None:
     demo = start(folder, steps=100_000)
     assert demo.stdout is not None
     for line in demo.stdout:

@@ -1,4 +1,4 @@
-"""A small HTTP server with the API's shapes, for the client and the command line."""
+"""A small HTTP server with the API's schemas, for tests of the client and the command line."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def problem(status: int, code: str, detail: str, **headers: str) -> JSONResponse
 
 
 class ApiDouble:
-    """What the server was asked, and what it shall answer."""
+    """An app that records requests and gives configured answers."""
 
     def __init__(self) -> None:
         self.forms: list[dict[str, list[Any]]] = []
@@ -169,7 +169,7 @@ class ApiDouble:
 
 @contextmanager
 def serving(api: ApiDouble) -> Iterator[ApiDouble]:
-    """Serves on a free port of this machine until the context ends."""
+    """Serve on a free port until the context ends."""
     config = uvicorn.Config(api.app, host="127.0.0.1", port=0, log_level="error", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

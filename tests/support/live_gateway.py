@@ -1,4 +1,4 @@
-"""A real gateway in a thread, reached over HTTP, with a consumer that answers its batches: for client and commands."""
+"""A real gateway in a thread, with a consumer that answers its batches, for tests of client and commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from worker.uploads.dataset_inspector import Inspector
 
 @contextmanager
 def live_gateway(settings: Settings) -> Iterator[str]:
-    """Serves on a free port of this machine until the context ends; gives its address."""
+    """Serve on a free port until the context ends; yield the address."""
     config = uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_level="error", lifespan="on")
     server = uvicorn.Server(config)
     ready = threading.Event()
@@ -50,7 +50,7 @@ def live_gateway(settings: Settings) -> Iterator[str]:
 
 @contextmanager
 def live_gateway_and_inspector(settings: Settings) -> Iterator[str]:
-    """The same, with the worker's real inspector beside it, which looks into datasets."""
+    """Run the worker's real inspector of datasets too."""
     inspector = Inspector(DatasetFiles(settings.data_root), WorkerSettings(data_root=settings.data_root), Stop())
     inspector.start()
     try:

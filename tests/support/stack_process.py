@@ -1,4 +1,4 @@
-"""`ppl up` as a user starts it, for the tests: a process, its address, the ids of its children."""
+"""`ppl up` as a process, its address and its children."""
 
 from __future__ import annotations
 
@@ -61,23 +61,23 @@ class StackProcess:
 
     @property
     def redis_url(self) -> str:
-        """Where the stack's own server is, as its gateway was told."""
+        """The address of the embedded Valkey, from the gateway's environment."""
         environment = Path(f"/proc/{self.child_pid('gateway')}/environ").read_text().split("\0")
         return next(item.partition("=")[2] for item in environment if item.startswith("PPL_REDIS_URL="))
 
     def kill_child(self, name: str) -> int:
-        """kill -9 of a child by its present process id, which is returned."""
+        """Kill a child with SIGKILL and return its process id."""
         pid = self.child_pid(name)
         os.kill(pid, signal.SIGKILL)
         return pid
 
     def child_pid(self, name: str) -> int:
-        """The present process id of a child, as the system tells it."""
+        """Return the current process id of a child from /proc."""
         mark = {"valkey": "valkey-server", "gateway": "service.gateway.serve"}.get(
             name, name.replace("worker-", " worker ")
         )
         deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:  # it may be just between death and restart
+        while time.monotonic() < deadline:  # it may be restarting
             for pid in children(self.process.pid):
                 if mark in command_of(pid):
                     return pid
@@ -85,7 +85,7 @@ class StackProcess:
         raise AssertionError(f"no process of {name}")
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Sends the signal and waits; the exit code."""
+        """Send a signal, wait for the end and return the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         self.process.communicate(timeout=60)
@@ -93,7 +93,7 @@ class StackProcess:
 
 
 def children(parent: int) -> list[int]:
-    """Process ids of a process's living children."""
+    """Return the ids of a process's live children."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -104,7 +104,7 @@ def children(parent: int) -> list[int]:
 
 
 def command_of(pid: int) -> str:
-    """A process's command line; empty if it has gone."""
+    """Return a process's command line; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     except OSError:
@@ -112,7 +112,7 @@ def command_of(pid: int) -> str:
 
 
 def running(pid: int) -> bool:
-    """Whether the process exists and is no zombie."""
+    """Return whether the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -129,7 +129,7 @@ def within(seconds: float, condition: Callable[[], bool], every_s: float = 0.1) 
 
 
 def drawing(seed: int, width: int = 40, height: int = 32) -> bytes:
-    """A small picture: a bright cross that turns and moves on a dark ground."""
+    """Draw a small picture: a bright cross, turned and moved at random, on a dark background."""
     rng = random.Random(seed)
     image = Image.new("RGB", (width, height), (20, 30, rng.randrange(60)))
     draw = ImageDraw.Draw(image)
@@ -143,7 +143,7 @@ def drawing(seed: int, width: int = 40, height: int = 32) -> bytes:
 
 
 def archive(path: Path, count: int = 24) -> Path:
-    """A zip of so many drawings."""
+    """Write a zip of ``count`` drawings."""
     with zipfile.ZipFile(path, "w") as file:
         for index in range(count):
             file.writestr(f"crosses/{index:03}.png", drawing(index))

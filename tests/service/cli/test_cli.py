@@ -1,4 +1,4 @@
-"""The command line, against a small HTTP server. Each run is a process of its own, as a user's is."""
+"""The command line against a small HTTP server. Each command runs in its own process."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_job_shows_what_it_learns_from_and_how_well(ppl: Run, api: ApiDouble) ->
     assert "no keypoint is visible in both" in ppl("job", "abc").stdout
 
 
-def test_history_tells_how_far_the_prior_moved(ppl: Run) -> None:
+def test_history_shows_the_movement_of_the_prior(ppl: Run) -> None:
     lines = ppl("history", "bird").stdout.splitlines()
 
     assert lines[0] == "category bird, version v1: 2 snapshots"
@@ -102,7 +102,7 @@ def test_history_tells_how_far_the_prior_moved(ppl: Run) -> None:
     assert lines[3].split() == ["20", "0.250", "0-1", "(0.60)"]
 
 
-def test_train_follow_prints_plain_lines_where_there_is_no_terminal(ppl: Run, api: ApiDouble, picture: Path) -> None:
+def test_train_follow_prints_plain_lines_without_a_terminal(ppl: Run, api: ApiDouble, picture: Path) -> None:
     running = {"step": 5, "total_steps": 20, "fraction": 0.25, "eta_s": 75.0}
     api.job_answers = [
         job_json(status="queued"),
@@ -120,7 +120,7 @@ def test_train_follow_prints_plain_lines_where_there_is_no_terminal(ppl: Run, ap
     assert "\x1b" not in done.stdout
 
 
-def test_ids_of_jobs_are_whole_in_a_narrow_terminal(ppl: Run) -> None:
+def test_job_ids_are_not_cut_off_in_a_narrow_terminal(ppl: Run) -> None:
     done = ppl("jobs", COLUMNS="30")
 
     assert "a" * 12 in done.stdout
@@ -138,7 +138,7 @@ def test_a_job_that_fails_while_followed_exits_with_an_error(ppl: Run, api: ApiD
     assert "1 picture could be read" in ppl("job", "abc").stdout
 
 
-def test_json_is_all_that_stands_on_stdout(ppl: Run, api: ApiDouble, picture: Path) -> None:
+def test_stdout_holds_only_json(ppl: Run, api: ApiDouble, picture: Path) -> None:
     runs = {
         "train": ppl("train", "bird", picture.parent, "--follow", "--json"),
         "job": ppl("job", "abc", "--json"),
@@ -168,7 +168,7 @@ def test_estimate_shows_a_table_and_writes_the_overlay(ppl: Run, picture: Path) 
     assert picture.with_name("out.png").read_bytes() == png()
 
 
-def test_names_that_are_no_text_or_look_like_markup_are_no_trouble(ppl: Run, tmp_path: Path, api: ApiDouble) -> None:
+def test_file_names_may_be_invalid_utf8_or_look_like_markup(ppl: Run, tmp_path: Path, api: ApiDouble) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     odd = Path(os.fsdecode(os.fsencode(folder) + b"/b\xff.png"))
@@ -200,7 +200,7 @@ def test_prior_shows_what_was_learned(ppl: Run) -> None:
     assert "seconds 12.5" in done.stdout
 
 
-def test_a_refusal_is_a_line_on_stderr_or_problem_json(ppl: Run) -> None:
+def test_api_error_is_a_line_on_stderr_or_problem_json(ppl: Run) -> None:
     plain, machine = ppl("prior", "unicorn"), ppl("prior", "unicorn", "--json")
 
     assert plain.returncode == machine.returncode == 1
@@ -210,7 +210,7 @@ def test_a_refusal_is_a_line_on_stderr_or_problem_json(ppl: Run) -> None:
     assert json.loads(machine.stderr)["code"] == "unknown_category"
 
 
-def test_no_server_is_said_with_how_to_start_one(ppl: Run) -> None:
+def test_missing_server_error_says_how_to_start_one(ppl: Run) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -234,7 +234,7 @@ def test_no_server_is_said_with_how_to_start_one(ppl: Run) -> None:
         (("jobs", "--url", "http://[::1"), "not a server address"),
     ],
 )
-def test_what_a_user_gets_wrong_is_said_without_a_traceback(
+def test_user_errors_are_reported_without_a_traceback(
     ppl: Run, picture: Path, arguments: tuple[str, ...], said: str
 ) -> None:
     done = ppl(*arguments)
@@ -276,7 +276,7 @@ def test_folder_of_pictures_is_estimated_and_every_is_for_videos(ppl: Run, api: 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
 @pytest.mark.parametrize("more", [(), ("--json",)])
-def test_full_disk_under_the_output_is_told(api: ApiDouble, more: tuple[str, ...]) -> None:
+def test_full_disk_under_the_output_is_reported(api: ApiDouble, more: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "service.cli", "priors", "--url", api.url, *more]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
@@ -285,7 +285,7 @@ def test_full_disk_under_the_output_is_told(api: ApiDouble, more: tuple[str, ...
     assert "Traceback" not in done.stderr
 
 
-def test_signs_that_the_output_can_not_take_are_replaced(ppl: Run, api: ApiDouble, tmp_path: Path) -> None:
+def test_characters_that_the_output_cannot_encode_are_replaced(ppl: Run, api: ApiDouble, tmp_path: Path) -> None:
     (tmp_path / "ünï.png").write_bytes(png())
     done = ppl("estimate", "bird", "ünï.png", PYTHONIOENCODING="ascii", PYTHONUTF8="1")
     assert (done.returncode, done.stderr) == (0, "")

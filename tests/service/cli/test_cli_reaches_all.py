@@ -1,4 +1,4 @@
-"""Every operation of the API has a command: they are run against a real gateway, which counts what it was asked."""
+"""Every operation of the API has a command: a real gateway counts the requests of all commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.contract.jobs.store import JobStatus, JobStore
 from tests.support.live_gateway import live_gateway, live_gateway_and_inspector
 
 ONE, TWO = "20260101T000000-abc123", "20260102T000000-abc124"
-FOR_MONITORS = {("GET", "/livez"), ("GET", "/metrics")}  # what watches the service asks these
+FOR_MONITORS = {("GET", "/livez"), ("GET", "/metrics")}  # for monitoring
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def ppl(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 
 @pytest.fixture
 def labelled(tmp_path: Path, make_picture) -> Path:
-    """A folder of six pictures; labels.csv beside it says where their spots are."""
+    """Write a folder of six pictures, and the positions of their spots in labels.csv."""
     folder, rows = tmp_path / "photos", ["image,keypoint,x,y"]
     folder.mkdir()
     for n in range(6):
@@ -56,7 +56,7 @@ def labelled(tmp_path: Path, make_picture) -> Path:
 
 
 def served(url: str) -> set[tuple[str, str]]:
-    """Method and route of all that was not refused."""
+    """Return method and route of all successful requests."""
     families = text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
     samples = [sample for family in families if family.name == "ppl_http_requests" for sample in family.samples]
     return {(s.labels["method"], s.labels["route"]) for s in samples if int(s.labels.get("status", 500)) < 400}
@@ -111,7 +111,7 @@ def test_each_operation_has_a_command(url: str, ppl: Callable[..., str], labelle
         for path, methods in httpx.get(f"{url}/openapi.json").json()["paths"].items()
         for method in methods
     }
-    # only a version that a training wrote can be exported, and only an estimate under way be cancelled: elsewhere
+    # tested elsewhere: export needs a trained version, cancel a running estimate
     apart = {
         ("GET", "/priors/{category}/versions/{version}/export"): "versions export",
         ("POST", "/priors/{category}/versions/import"): "versions import",
@@ -124,7 +124,7 @@ def test_each_operation_has_a_command(url: str, ppl: Callable[..., str], labelle
     assert operations - served(url) - FOR_MONITORS - apart.keys() == set()
 
 
-def test_status_says_what_is_missing_and_fails(make_settings, monkeypatch: pytest.MonkeyPatch, redis_client) -> None:
+def test_status_shows_missing_parts_and_fails(make_settings, monkeypatch: pytest.MonkeyPatch, redis_client) -> None:
     with live_gateway(make_settings()) as url:
         ready = CliRunner().invoke(app, ["status", "--url", url])
         assert ready.exit_code == 0, ready.output
@@ -139,7 +139,7 @@ def test_status_says_what_is_missing_and_fails(make_settings, monkeypatch: pytes
         assert json.loads(as_json.stderr)["missing"] == ["inference_worker"]
 
 
-def test_boxes_of_a_video_hold_for_each_frame(ppl: Callable[..., str], labelled: Path, video) -> None:
+def test_boxes_of_a_video_are_used_for_each_frame(ppl: Callable[..., str], labelled: Path, video) -> None:
     Path("v.mp4").write_bytes(video(4))
     lines = ppl("estimate", "dog", "v.mp4", "--box", "0,0,24,32", "--box", "24,0,24,32", "--json").splitlines()
     found = sorted((json.loads(line)["frame"], json.loads(line)["box"]) for line in lines)
@@ -189,7 +189,7 @@ def test_boxes_and_drawings(ppl: Callable[..., str], labelled: Path, tmp_path: P
         (["v.mp4", "--boxes", "three.json", "--background"], "a video takes one"),
     ],
 )
-def test_what_can_not_be_asked_for_is_told(ppl, labelled: Path, monkeypatch, arguments: list[str], said: str) -> None:
+def test_invalid_options_are_refused(ppl, labelled: Path, monkeypatch, arguments: list[str], said: str) -> None:
     monkeypatch.chdir(labelled)
     Path("b.json").write_text("[[1, 2], 5]")
     Path("deep.json").write_text("[" * 700 + "1,2,3,4" + "]" * 700)

@@ -1,4 +1,4 @@
-"""``ppl evaluate`` against a small server that sees bright spots: its poses, scored by the real scorer."""
+"""``ppl evaluate`` against a small server that finds bright spots; the scoring is real."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SIDE = 32
 
 
 class Seer(ApiDouble):
-    """Answers /estimate with four points on the line from the red to the green light in each picture.
+    """Answers /estimate with four points on the line from the red to the green spot of each picture.
 
     Attributes:
-        sizes: of all pictures that came.
-        refine_steps: of all requests that came.
+        sizes: of all received pictures.
+        refine_steps: of all received requests.
         method, mode: of the version.
         links: of its prior.
     """
@@ -98,7 +98,7 @@ def api() -> Iterator[Seer]:
 
 
 def drawn(places: np.ndarray) -> bytes:
-    """A picture of 96 x 64 pixels with a red and a green light, in pixels."""
+    """Draw a picture of 96 x 64 pixels with a red and a green spot at these positions in pixels."""
     ys, xs = np.mgrid[:64, :96]
     channels = [np.where(np.hypot(xs - x, ys - y) < 5, 255, 0) for x, y in places]
     file = io.BytesIO()
@@ -108,7 +108,7 @@ def drawn(places: np.ndarray) -> bytes:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> tuple[Path, Path]:
-    """A folder of pictures, and their labels as CSV: the two lights, in pixels."""
+    """Write a folder of pictures, and a CSV of their labels: the two spots in pixels."""
     rng = np.random.default_rng(3)
     folder, rows = tmp_path / "photos", ["image,keypoint,x,y,split"]
     (folder / "sub").mkdir(parents=True)
@@ -128,7 +128,7 @@ def test_poses_are_scored_by_every_protocol(api: Seer, photos: tuple[Path, Path]
     assert (found["version"], found["images"], found["skipped_files"]) == ("v1", 30, [])
     scores = found["scores"]
     assert (scores["train_images"], scores["heldout_images"], scores["split_from"]) == (20, 10, "labels")
-    assert scores["headline"]["error_percent"] < 1.5  # it sees lights to a pixel or so of 32
+    assert scores["headline"]["error_percent"] < 1.5  # it finds spots to about a pixel of 32
     assert scores["headline"]["mean_pose_percent"] > 10
     assert "summed_error" in scores["summed"]
     assert api.sizes == {(SIDE, SIDE)}
@@ -136,7 +136,7 @@ def test_poses_are_scored_by_every_protocol(api: Seer, photos: tuple[Path, Path]
 
 
 def test_occlusion_hides_parts_of_the_scored_pictures(api: Seer, photos: tuple[Path, Path]) -> None:
-    told = []
+    progress = []
     with Client(api.url) as client:
         found = evaluate_category(
             client,
@@ -145,7 +145,7 @@ def test_occlusion_hides_parts_of_the_scored_pictures(api: Seer, photos: tuple[P
             photos[1],
             occlusion=True,
             refine_steps=2,
-            on_done=lambda done, total: told.append((done, total)),
+            on_done=lambda done, total: progress.append((done, total)),
         )
     rows = {(row["kind"], row["level"]): row["errors"] for row in found["occlusion"]["rows"]}
     assert all(len(errors) == 3 for errors in rows.values())
@@ -155,10 +155,10 @@ def test_occlusion_hides_parts_of_the_scored_pictures(api: Seer, photos: tuple[P
     assert rows["random", 0.4][0] > clean[0]
     assert rows["centre", 12.0][0] > 5 > clean[0]
     assert set(api.refine_steps) == {0, 2}
-    assert told[-1][0] == told[-1][1] == 30 + 10 * (len(rows) + 1)
+    assert progress[-1][0] == progress[-1][1] == 30 + 10 * (len(rows) + 1)
 
 
-def test_what_does_not_fit_is_found_out_before_any_pose_is_estimated(
+def test_unusable_labels_and_options_are_refused_before_any_estimate(
     api: Seer, photos: tuple[Path, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "other.csv").write_text("image,keypoint,x,y\nelsewhere.png,nose,3,4\n")
@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_found_out_before_any_pose_is_estimated(
     assert api.refine_steps == []
 
 
-def test_version_without_memory_is_measured_unrefined(api: Seer, photos: tuple[Path, Path]) -> None:
+def test_version_without_memory_is_scored_unrefined(api: Seer, photos: tuple[Path, Path]) -> None:
     api.method = "autolink"
     with Client(api.url) as client:
         found = evaluate_category(client, "bird", [photos[0]], photos[1], occlusion=True)
@@ -196,7 +196,7 @@ def test_pictures_of_a_version_of_clips_are_held_out_by_folders(api: Seer, photo
 
 
 def skeletal(csv: Path) -> dict[str, Any]:
-    """The labels of :func:`photos` as COCO, with a limb from light to light."""
+    """Return the labels of :func:`photos` as COCO, with a limb between the spots."""
     rows = [line.split(",") for line in csv.read_text().splitlines()[1:]]
     places = {(name, light): [float(x), float(y), 2] for name, light, x, y, _ in rows}
     names = list(dict.fromkeys(name for name, _ in places))
@@ -209,7 +209,7 @@ def skeletal(csv: Path) -> dict[str, Any]:
     }
 
 
-def test_prior_is_held_against_the_skeleton_that_the_labels_name(
+def test_prior_is_compared_with_the_skeleton_of_the_labels(
     api: Seer, ppl: Any, photos: tuple[Path, Path], tmp_path: Path
 ) -> None:
     api.links = [{"i": 0, "j": 3, "weight": 1.0}, {"i": 0, "j": 1, "weight": 0.1}]
@@ -226,7 +226,7 @@ def test_prior_is_held_against_the_skeleton_that_the_labels_name(
     assert "Procrustes" in done.stdout
 
 
-def test_pictures_may_lie_in_an_archive_or_come_one_by_one(photos: tuple[Path, Path], tmp_path: Path) -> None:
+def test_pictures_may_be_in_an_archive_or_single_files(photos: tuple[Path, Path], tmp_path: Path) -> None:
     names = ["000.png", "sub/001.png"]
     with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
         for name in names:
@@ -269,7 +269,7 @@ def test_frames_of_a_video_are_held_out_together(api: Seer, video: Any, tmp_path
 
 
 @pytest.mark.parametrize("what", ["nothing there", "no picture", "a name twice"])
-def test_pictures_of_no_use_are_refused(photos: tuple[Path, Path], tmp_path: Path, what: str) -> None:
+def test_unusable_pictures_are_refused(photos: tuple[Path, Path], tmp_path: Path, what: str) -> None:
     (tmp_path / "junk.png").write_bytes(b"junk")
     one = photos[0] / "000.png"
     paths = {"nothing there": [tmp_path / "absent"], "no picture": [tmp_path / "junk.png"], "a name twice": [one, one]}
@@ -296,7 +296,7 @@ def test_command_prints_a_table_or_json(ppl: Any, photos: tuple[Path, Path]) -> 
     assert json.loads(answer.stdout)["scores"]["heldout_images"] == 10
 
 
-def test_labels_of_no_use_are_quoted(ppl: Any, photos: tuple[Path, Path], tmp_path: Path) -> None:
+def test_errors_in_labels_are_reported(ppl: Any, photos: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("image,keypoint,x,y\nelsewhere.png,nose,3,4\n")
     done = ppl("bird", photos[0], "--labels", "other.csv", "--json")
     assert done.returncode == 1

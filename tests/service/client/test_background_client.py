@@ -1,4 +1,4 @@
-"""The client's calls and the commands for estimates in the background and videos, against a real gateway."""
+"""Client and commands on background estimates and videos, against a real gateway."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_frames_as_they_are_found(client, clip):
     assert sorted(pose.time_s for pose in found) == pytest.approx([0, 0.24])
 
 
-def test_neither_or_both_are_refused(client, clip, make_picture):
+def test_pictures_and_video_exclude_each_other(client, clip, make_picture):
     for given in ({}, {"images": [make_picture()], "video": clip}):
         with pytest.raises(InputError, match="either pictures or a video"):
             client.estimate_async("dog", **given)
@@ -82,7 +82,7 @@ def test_command_shows_frames(url, clip):
 
 
 @pytest.mark.parametrize("form", ["csv", "coco", "json"])
-def test_command_tells_what_gave_no_pose(url, tmp_path, make_picture, video, form):
+def test_command_reports_failed_pictures(url, tmp_path, make_picture, video, form):
     whole = video(60, kind="mkv")
     cut, bad = tmp_path / "cut.mkv", tmp_path / "bad.png"
     cut.write_bytes(whole[: len(whole) * 2 // 3])
@@ -104,7 +104,7 @@ def test_command_tells_what_gave_no_pose(url, tmp_path, make_picture, video, for
     assert [json.loads(line)["code"] for line in done.stderr.splitlines()] == ["not_an_image"]
 
 
-def test_pictures_of_one_name_are_told_apart(url, tmp_path, make_picture):
+def test_pictures_of_the_same_name_get_different_names(url, tmp_path, make_picture):
     for folder in ("one", "two"):
         (tmp_path / "clips" / folder).mkdir(parents=True)
         (tmp_path / "clips" / folder / "a.png").write_bytes(make_picture())

@@ -1,4 +1,4 @@
-"""The client, against a small HTTP server."""
+"""The client against a small HTTP server."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_folder_of_videos_is_sent_with_them(client: Client, api: ApiDouble, tm
         assert archive.namelist() == ["walk.mp4"]
 
 
-def test_labels_and_a_prior_go_along(client: Client, api: ApiDouble, folder: Path, tmp_path: Path) -> None:
+def test_labels_and_a_prior_are_sent(client: Client, api: ApiDouble, folder: Path, tmp_path: Path) -> None:
     labels, prior = tmp_path / "labels.csv", tmp_path / "mine.json"
     labels.write_bytes(b"image,keypoint,x,y")
     prior.write_bytes(b"{}")
@@ -104,7 +104,7 @@ def test_labels_and_a_prior_go_along(client: Client, api: ApiDouble, folder: Pat
         client.train("bird", folder, labels=tmp_path / "absent.csv")
 
 
-def test_training_that_shall_not_activate_says_so(client: Client, api: ApiDouble, folder: Path) -> None:
+def test_training_without_activation(client: Client, api: ApiDouble, folder: Path) -> None:
     client.train("bird", folder)
     client.train("bird", folder, activate=False)
 
@@ -132,7 +132,7 @@ def test_a_path_that_does_not_exist_is_refused(client: Client, tmp_path: Path) -
         client.estimate("bird", [tmp_path / "absent.png"])
 
 
-def test_a_refusal_carries_code_detail_and_the_time_to_come_back(
+def test_api_error_has_code_detail_and_retry_after(
     client: Client, api: ApiDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
@@ -149,7 +149,7 @@ def test_a_refusal_carries_code_detail_and_the_time_to_come_back(
     assert error.problem["type"] == "about:blank"
 
 
-def test_a_page_of_something_else_becomes_an_error_too(
+def test_a_page_of_another_program_becomes_an_error(
     client: Client, api: ApiDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.client.sync.transport.sleep", lambda _: None)
@@ -166,7 +166,7 @@ def test_a_page_of_something_else_becomes_an_error_too(
     assert caught.value.code == "unexpected_answer"
 
 
-def test_no_server_is_said_with_how_to_start_one(nowhere: str) -> None:
+def test_missing_server_error_says_how_to_start_one(nowhere: str) -> None:
     with Client(nowhere) as client, pytest.raises(Unreachable, match=r"no server answers at .*ppl up"):
         client.job("x")
 
@@ -177,7 +177,7 @@ def test_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         assert client.base_url == "http://127.0.0.1:9999"
 
 
-def test_wait_reports_each_state_and_returns_the_end(client: Client, api: ApiDouble) -> None:
+def test_wait_reports_each_state_and_returns_the_last(client: Client, api: ApiDouble) -> None:
     api.job_answers = [job_json(status=status) for status in ("validating", "queued", "running", "failed")]
     seen: list[str] = []
 
@@ -187,20 +187,20 @@ def test_wait_reports_each_state_and_returns_the_end(client: Client, api: ApiDou
     assert job.status is JobStatus.FAILED
 
 
-def test_wait_outlasts_a_server_that_is_away_for_a_moment(client: Client, api: ApiDouble) -> None:
+def test_wait_survives_a_short_outage(client: Client, api: ApiDouble) -> None:
     api.job_answers = [problem(503, "redis_unavailable", "away"), job_json(status="succeeded")]
 
     assert client.wait("x", poll_s=0.001).status is JobStatus.SUCCEEDED
 
 
-def test_wait_gives_up_on_what_will_not_pass(client: Client, api: ApiDouble) -> None:
+def test_wait_raises_permanent_errors(client: Client, api: ApiDouble) -> None:
     api.job_answers = [problem(404, "unknown_job", "no such job")]
 
     with pytest.raises(APIError, match="no such job"):
         client.wait("x", poll_s=0.001)
 
 
-def test_wait_ends_at_its_time(client: Client, api: ApiDouble) -> None:
+def test_wait_times_out(client: Client, api: ApiDouble) -> None:
     api.job_answers = [job_json(status="running")]
 
     with pytest.raises(TimeoutError, match="has not ended"):
@@ -211,7 +211,7 @@ def test_jobs_run_through_all_pages(client: Client) -> None:
     assert [job.id for job in client.jobs()] == ["a" * 12, "b" * 12]
 
 
-def test_cancel_and_delete_name_the_job(client: Client, api: ApiDouble) -> None:
+def test_cancel_and_delete_send_the_job_id(client: Client, api: ApiDouble) -> None:
     assert client.cancel("abc").status is JobStatus.CANCELLED
     client.delete("abc")
 
@@ -266,7 +266,7 @@ def test_prior_memory_link_map_and_list(client: Client, api: ApiDouble) -> None:
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
-def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
+def test_proxies_of_the_environment_are_not_used_for_loopback(
     api: ApiDouble, nowhere: str, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv(variable, nowhere)
@@ -287,7 +287,7 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
         ("nonsense", False),
     ],
 )
-def test_addresses_of_this_machine_are_told_from_others(url: str, loopback: bool) -> None:
+def test_loopback_addresses_are_recognised(url: str, loopback: bool) -> None:
     assert is_loopback(url) is loopback
 
 
@@ -302,7 +302,7 @@ def test_addresses_of_this_machine_are_told_from_others(url: str, loopback: bool
         lambda client, name: client.aliases.delete("dog", name),
     ],
 )
-def test_name_that_would_lead_elsewhere_is_not_sent(nowhere: str, call, name: str) -> None:
+def test_names_that_change_the_path_are_refused(nowhere: str, call, name: str) -> None:
     with (
         Client(nowhere, retries=0) as client,
         pytest.raises(InputError, match=f"the name or id is '{re.escape(name)}'"),
@@ -311,7 +311,7 @@ def test_name_that_would_lead_elsewhere_is_not_sent(nowhere: str, call, name: st
 
 
 def answering(content: bytes, kind: str = "application/json") -> SimpleNamespace:
-    """Another program, which answers everything with a success."""
+    """Serve another program's answer, with status 200, to every request."""
     pages = FastAPI(openapi_url=None)
 
     @pages.api_route("/{path:path}", methods=["GET", "POST", "DELETE", "PUT"])
@@ -322,7 +322,7 @@ def answering(content: bytes, kind: str = "application/json") -> SimpleNamespace
 
 
 @pytest.mark.parametrize("content", [b"<html>login</html>", b"[]", b"null", b'{"a": 1}', b"{"])
-def test_answer_of_another_program_is_told_as_one(content: bytes, folder: Path) -> None:
+def test_answers_of_another_program_raise_api_error(content: bytes, folder: Path) -> None:
     picture = folder / "a.png"
     with serving(answering(content)) as stranger, Client(stranger.url) as client:
         for call in (
@@ -343,7 +343,7 @@ def test_answer_of_another_program_is_told_as_one(content: bytes, folder: Path) 
     assert isinstance(done.exception, SystemExit)
 
 
-def test_web_page_is_nothing_that_can_be_printed_or_written(tmp_path: Path, folder: Path) -> None:
+def test_web_pages_are_refused_as_results(tmp_path: Path, folder: Path) -> None:
     with serving(answering(b"<html>login</html>", "text/html")) as stranger, Client(stranger.url) as client:
         for call in (
             lambda: client.estimate_as("csv", "dog", [folder / "a.png"]),
@@ -355,12 +355,12 @@ def test_web_page_is_nothing_that_can_be_printed_or_written(tmp_path: Path, fold
     assert not (tmp_path / "v.zip").exists()
 
 
-def test_no_picture_is_told_before_anything_is_sent(nowhere: str) -> None:
-    with Client(nowhere) as client, pytest.raises(InputError, match="no picture came"):
+def test_no_pictures_are_refused_before_anything_is_sent(nowhere: str) -> None:
+    with Client(nowhere) as client, pytest.raises(InputError, match="no pictures were given"):
         client.estimate("dog", [])
 
 
-def test_bad_picture_of_a_later_request_has_its_number_among_all() -> None:
+def test_bad_picture_of_a_later_request_is_numbered_among_all() -> None:
     sizes = []
 
     def answer(request: httpx.Request) -> httpx.Response:

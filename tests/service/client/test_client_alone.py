@@ -1,4 +1,4 @@
-"""The client imports without what Windows or a machine without the server lacks."""
+"""The client imports without modules that Windows or a machine without the server lacks."""
 
 from __future__ import annotations
 

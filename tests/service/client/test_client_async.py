@@ -1,4 +1,4 @@
-"""The client that is awaited, against a real gateway; what it shares with the other is tested there."""
+"""The asynchronous client against a real gateway; the shared code is tested with the blocking one."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def _events(client, job_id):
     return [event async for event in client.events(job_id)]
 
 
-async def test_a_folder_is_packed_beside_the_loop(client, tmp_path, make_picture):
+async def test_a_folder_is_packed_in_a_thread(client, tmp_path, make_picture):
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(make_picture())
     dataset = await client.datasets.create(tmp_path, name="garden")
@@ -82,18 +82,18 @@ async def test_priors_versions_and_aliases(client, tmp_path):
     assert [item async for item in client.landmarks.list("dog")] == []
 
 
-async def test_errors_are_those_of_the_other_client(client, url):
+async def test_errors_are_those_of_the_blocking_client(client, url):
     with pytest.raises(APIError) as refused:
         await client.prior("cat")
     assert (refused.value.status, refused.value.code) == (404, "unknown_category")
     with pytest.raises(InputError):
         await client.train("dog")
-    async with AsyncClient("http://127.0.0.1:1") as nobody:
+    async with AsyncClient("http://127.0.0.1:1") as client:
         with pytest.raises(CannotConnect):
-            await nobody.prior("dog")
+            await client.prior("dog")
 
 
-def test_both_have_the_same_calls():
+def test_both_clients_have_the_same_methods():
     def calls(kind: type) -> set[str]:
         return {name for name in dir(kind) if not name.startswith("_")}
 

@@ -1,4 +1,4 @@
-"""Requests that are sent again, and those that are not."""
+"""Which requests the client retries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def problem(status: int, after: str | None = None) -> httpx.Response:
 
 
 class Server:
-    """Answers with what it is given, one after the other; the last again and again."""
+    """Gives its answers in turn, then repeats the last."""
 
     def __init__(self, *answers: httpx.Response | Exception) -> None:
         self.answers = list(answers)
@@ -49,7 +49,7 @@ def client(server: Server, **options) -> Client:
 GOOD = httpx.Response(200, json={"items": [], "next_cursor": None})
 
 
-def test_it_comes_back_when_the_server_said(slept):
+def test_retries_after_the_time_that_the_server_names(slept):
     server = Server(problem(429, "7"), problem(503, "2"), GOOD)
     assert list(client(server).jobs()) == []
     assert len(server.requests) == 3
@@ -57,13 +57,13 @@ def test_it_comes_back_when_the_server_said(slept):
     assert slept[1] >= 2
 
 
-def test_a_date_will_do(slept):
+def test_retry_after_may_be_a_date(slept):
     moment = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
     list(client(Server(problem(503, moment), GOOD)).jobs())
     assert slept[0] == pytest.approx(20, abs=2)
 
 
-def test_who_is_told_to_come_back_much_later_is_told_so(slept):
+def test_long_retry_after_is_raised_at_once(slept):
     server = Server(problem(429, "3600"))
     with pytest.raises(APIError) as refused:
         list(client(server).jobs())
@@ -71,7 +71,7 @@ def test_who_is_told_to_come_back_much_later_is_told_so(slept):
     assert slept == []
 
 
-def test_after_some_times_the_refusal_is_raised(slept):
+def test_error_is_raised_after_the_last_retry(slept):
     server = Server(problem(429, "1"))
     with pytest.raises(APIError):
         list(client(server, retries=2).jobs())
@@ -83,7 +83,7 @@ def test_after_some_times_the_refusal_is_raised(slept):
     assert len(once.requests) == 1
 
 
-def test_pictures_are_sent_whole_again(slept, tmp_path):
+def test_pictures_are_sent_whole_on_retry(slept, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"the picture")
     server = Server(problem(429, "1"), httpx.ReadError("broken"), problem(422))
@@ -94,7 +94,7 @@ def test_pictures_are_sent_whole_again(slept, tmp_path):
     assert all(b"the picture" in body for body in bodies)
 
 
-def test_a_training_is_named_so_that_it_can_be_asked_for_again(slept, tmp_path):
+def test_training_is_retried_with_the_same_idempotency_key(slept, tmp_path):
     path = tmp_path / "a.zip"
     path.write_bytes(b"PK")
     server = Server(httpx.ReadError("broken"), problem(422))
@@ -106,14 +106,14 @@ def test_a_training_is_named_so_that_it_can_be_asked_for_again(slept, tmp_path):
 
 
 @pytest.mark.parametrize("failure", [httpx.ReadError("broken"), problem(502), problem(504)])
-def test_what_may_have_been_done_is_not_done_twice(slept, failure):
+def test_requests_that_are_not_repeatable_are_sent_once(slept, failure):
     server = Server(failure)
     with pytest.raises((Unreachable, APIError)):
         client(server).cancel("0123456789")
     assert len(server.requests) == 1
 
 
-def test_what_makes_no_sense_is_asked_once(slept):
+def test_permanent_errors_are_not_retried(slept):
     for status in (400, 401, 403, 404, 409, 422, 500):
         server = Server(problem(status, "1"))
         with pytest.raises(APIError):
@@ -121,17 +121,17 @@ def test_what_makes_no_sense_is_asked_once(slept):
         assert len(server.requests) == 1, status
 
 
-def test_nobody_listening_is_told_at_once(slept):
+def test_refused_connection_is_raised_at_once(slept):
     begun = time.monotonic()
-    with pytest.raises(CannotConnect, match="ppl up"), Client("http://127.0.0.1:1") as nobody:
-        nobody.prior("dog")
+    with pytest.raises(CannotConnect, match="ppl up"), Client("http://127.0.0.1:1") as unreachable:
+        unreachable.prior("dog")
     assert time.monotonic() - begun < 2
 
 
-def test_a_read_that_broke_is_read_again():
+def test_broken_reads_are_retried():
     assert retry_delay_s(0, "GET", "/priors", None, Unreachable("broke"))
     assert retry_delay_s(0, "PUT", "/priors", None, Unreachable("broke")) is None
-    assert retry_delay_s(0, "GET", "/priors", None, APIError({}, 503)) is None  # it does not say when
+    assert retry_delay_s(0, "GET", "/priors", None, APIError({}, 503)) is None  # without Retry-After
 
 
 ERROR = '{"type": "urn:x", "title": "X", "status": 422, "code": "x", "detail": "y", "index": 0}'
@@ -142,7 +142,7 @@ LINES = httpx.Response(200, text=LINE + '{"summary": {}}\n')
 @pytest.mark.parametrize(
     "begin", [lambda one: one.estimate_lines("dog", [b"picture"]), None], ids=["pictures", "video"]
 )
-def test_lines_are_asked_for_again_before_the_first_came(slept, begin, tmp_path):
+def test_lines_are_retried_before_the_first_arrives(slept, begin, tmp_path):
     film = tmp_path / "a.mp4"
     film.write_bytes(b"film")
     begin = begin or (lambda one: one.estimate_video("dog", film))
@@ -152,23 +152,23 @@ def test_lines_are_asked_for_again_before_the_first_came(slept, begin, tmp_path)
     assert len(server.requests) == 3
     assert slept[0] == 3
     sent = [request.content.split(b"\r\n", 1)[1].rpartition(b"--")[0] for request in server.requests]
-    assert all(b"picture" in body or b"film" in body for body in sent)  # whole each time
+    assert all(b"picture" in body or b"film" in body for body in sent)
 
 
-def test_lines_that_break_off_are_not_asked_for_again(slept):
+def test_lines_that_break_off_are_not_retried(slept):
     server = Server(httpx.Response(200, text=LINE))
     with pytest.raises(APIError, match="broke off"):
         list(client(server).estimate_lines("dog", [b"picture"]))
     assert len(server.requests) == 1
 
 
-def test_download_is_asked_for_again(slept, tmp_path):
+def test_download_is_retried(slept, tmp_path):
     server = Server(problem(503, "1"), httpx.Response(200, content=b"whole"))
     assert client(server).download("/x", tmp_path / "x").read_bytes() == b"whole"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_estimate_in_the_background_is_not_begun_twice(slept):
+def test_background_estimate_is_not_started_twice(slept):
     server = Server(httpx.ReadError("broken"), GOOD)
     with pytest.raises(Unreachable):
         client(server).estimate_async("dog", [b"picture"])

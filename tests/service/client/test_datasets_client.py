@@ -1,4 +1,4 @@
-"""The client's calls and the commands about datasets, against a real gateway and the worker's real inspector."""
+"""Client and commands on datasets, against a real gateway and the worker's real inspector."""
 
 from __future__ import annotations
 
@@ -99,13 +99,13 @@ def test_several_files_and_folders_are_one_dataset(client: Client, photos: Path,
         client.datasets.create([])
 
 
-def test_either_pictures_or_a_dataset(client: Client, photos: Path) -> None:
+def test_pictures_and_dataset_exclude_each_other(client: Client, photos: Path) -> None:
     for given in ({}, {"pictures": photos, "dataset": "0" * 24}):
         with pytest.raises(InputError, match="either pictures or a dataset"):
             client.train("bird", **given)
 
 
-def test_labels_go_along(client: Client, photos: Path, tmp_path: Path) -> None:
+def test_labels_are_sent_with_a_dataset(client: Client, photos: Path, tmp_path: Path) -> None:
     labels = tmp_path / "l.csv"
     labels.write_text("image,keypoint,x,y\nnone.png,nose,1,2\n")
     dataset = client.datasets.wait(client.datasets.create(photos, labels=labels).id, timeout_s=60)
@@ -117,8 +117,8 @@ def test_commands(ppl: Callable[..., Any], photos: Path, tmp_path: Path) -> None
     created = ppl("datasets", "create", photos, "--name", "garden")
     assert created.returncode == 0, created.stderr
     twin = "there twice: twin.png = 0.png"
-    for told in ("ready", "garden", "5 (5 PNG)", "left out: broken.jpg: ", twin, "64-127 px"):
-        assert told in created.stdout, created.stdout
+    for text in ("ready", "garden", "5 (5 PNG)", "left out: broken.jpg: ", twin, "64-127 px"):
+        assert text in created.stdout, created.stdout
     again = ppl("datasets", "create", photos, "--json")
     dataset = json.loads(again.stdout)
     assert (dataset["already_there"], dataset["found"]["pictures"]) == (True, 5)
@@ -144,7 +144,7 @@ def test_commands(ppl: Callable[..., Any], photos: Path, tmp_path: Path) -> None
     assert (neither.returncode, "either pictures or a dataset" in neither.stderr) == (1, True)
 
 
-def test_create_of_what_cannot_be_used_fails(ppl: Callable[..., Any], tmp_path: Path) -> None:
+def test_create_fails_if_nothing_is_usable(ppl: Callable[..., Any], tmp_path: Path) -> None:
     folder = tmp_path / "bad"
     folder.mkdir()
     (folder / "a.jpg").write_bytes(b"x")
@@ -152,7 +152,7 @@ def test_create_of_what_cannot_be_used_fails(ppl: Callable[..., Any], tmp_path: 
     assert (done.returncode, "nothing in the dataset can be read" in done.stdout) == (1, True), done.stderr
 
 
-def test_names_of_files_do_not_speak_to_the_terminal(client: Client, ppl, tmp_path: Path) -> None:
+def test_control_characters_in_file_names_are_replaced(client: Client, ppl, tmp_path: Path) -> None:
     member = "\x1b]0;title\x07\x9b2J.png"
     archive = tmp_path / "pictures\x1b[2J.zip"
     with zipfile.ZipFile(archive, "w") as file:
@@ -161,7 +161,7 @@ def test_names_of_files_do_not_speak_to_the_terminal(client: Client, ppl, tmp_pa
         file.writestr("good.png", buffer.getvalue())
         file.writestr(member, b"no picture")
     dataset = client.datasets.wait(client.datasets.create(archive).id)
-    assert (dataset.name, dataset.found.skipped_files[0].name) == (archive.name, member), "told as they are"
+    assert (dataset.name, dataset.found.skipped_files[0].name) == (archive.name, member)
     for arguments in (("list",), ("show", dataset.id)):
         done = ppl("datasets", *arguments)
         assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The client's calls and the commands about jobs that go on, against a real gateway."""
+"""Client and commands on running jobs, against a real gateway."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def client(url: str) -> Iterator[Client]:
 
 @pytest.fixture
 def jobs(settings: Any) -> Iterator[JobStore]:
-    """The store as a worker has it."""
+    """Return the job store as a worker opens it."""
     with redis.Redis.from_url(settings.redis_url) as connection:
         yield JobStore(connection)
 
@@ -85,7 +85,7 @@ def test_job_is_paused_and_resumed(client: Client, jobs: JobStore, job_id: str) 
     assert list(client.jobs(category="cat")) == []
 
 
-def test_events_that_are_there(client: Client, jobs: JobStore, job_id: str) -> None:
+def test_existing_events_are_listed(client: Client, jobs: JobStore, job_id: str) -> None:
     move(jobs, job_id, JobStatus.QUEUED, JobStatus.RUNNING)
     events = list(client.events(job_id, follow=False))
     assert [(event.id, event.data["status"]) for event in events] == [(1, "validating"), (2, "queued"), (3, "running")]
@@ -105,7 +105,7 @@ def test_events_are_followed_to_the_end(client: Client, jobs: JobStore, job_id: 
     worker.join()
     assert [event.id for event in events] == [1, 2, 3, 4, 5]
     assert (events[-1].kind, events[-1].data["status"]) == (EventKind.COMPLETED, "succeeded")
-    assert list(client.events(job_id, after=5)) == []  # nothing more will come
+    assert list(client.events(job_id, after=5)) == []  # the job has ended
 
 
 def test_checkpoints_newest_first(client: Client, jobs: JobStore, job_id: str) -> None:
@@ -115,7 +115,7 @@ def test_checkpoints_newest_first(client: Client, jobs: JobStore, job_id: str) -
     assert [made.step for made in client.checkpoints(job_id)] == [8, 4]
 
 
-def test_unknown_job_is_an_error_also_where_it_is_followed(client: Client) -> None:
+def test_unknown_job_raises_also_when_followed(client: Client) -> None:
     for call in (client.pause, client.resume, client.checkpoints, lambda job: list(client.events(job))):
         with pytest.raises(APIError) as raised:
             call("0" * 22)
@@ -140,7 +140,7 @@ def test_commands(ppl: Ppl, jobs: JobStore, job_id: str) -> None:
     assert [line["id"] for line in lines] == list(range(3, 3 + len(lines)))
 
 
-def test_commands_say_what_is_wrong(ppl: Ppl, jobs: JobStore, job_id: str) -> None:
+def test_commands_report_errors(ppl: Ppl, jobs: JobStore, job_id: str) -> None:
     move(jobs, job_id, JobStatus.CANCELLED)
     done = ppl("pause", job_id)
     assert done.returncode != 0

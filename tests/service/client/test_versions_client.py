@@ -1,4 +1,4 @@
-"""The client's calls and the commands about versions, against a real gateway."""
+"""Client and commands on versions, against a real gateway."""
 
 from __future__ import annotations
 

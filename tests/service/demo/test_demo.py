@@ -1,4 +1,4 @@
-"""The demo's parts that need no stack, and what it says when it can't start one."""
+"""The demo's parts that need no stack, and its error if it can't start one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_pixels_become_fractions_with_half_a_pixel_to_the_first_centre() -> None
     assert normalise(found([(-0.5, 31.5), (63.5, 0.0)])) == [(0.0, 0.5), (1.0, 0.5 / 64)]
 
 
-def test_pictures_of_a_zip_are_known_by_their_file_name(tmp_path: Path) -> None:
+def test_pictures_of_a_zip_are_named_by_their_file_name(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("dogs/1.png", b"one")
         archive.writestr("dogs/notes.txt", b"no picture")
@@ -72,12 +72,12 @@ def test_the_scorer_fits_a_linear_map(tmp_path: Path) -> None:
     assert scores["mean_pose_percent"] > 5
 
 
-def test_a_scorer_that_refuses_is_quoted(tmp_path: Path) -> None:
+def test_scoring_errors_raise_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="scoring failed"):
         score({}, {}, tmp_path / "absent.json", tmp_path / "predictions.json")
 
 
-def test_report_has_what_others_read(tmp_path: Path) -> None:
+def test_report_has_the_documented_members(tmp_path: Path) -> None:
     report = Report(4.9, 8.7, 200.0, ".demo/overlay.png", installed_versions(), "dog", "v1", 1000, 2125, 150)
 
     write_report(report, tmp_path / "report.json")
@@ -96,7 +96,7 @@ def test_samples_have_a_label_for_every_picture() -> None:
     assert sum(path.stat().st_size for path in samples.glob("*.zip")) < 8e6
 
 
-def test_a_folder_in_use_is_said_without_a_traceback(tmp_path: Path) -> None:
+def test_a_folder_in_use_is_reported_without_a_traceback(tmp_path: Path) -> None:
     with DataRootLock(tmp_path / "demo" / "data"):
         done = subprocess.run(
             [sys.executable, "-m", "service.demo", "--no-serve", "--folder", str(tmp_path / "demo")],

@@ -1,4 +1,4 @@
-"""`ppl up` before anything of the platform runs: what it refuses, and the socket it listens on."""
+"""`ppl up` before it starts any process: its checks and its socket."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_data_root_that_is_a_file_is_refused(up: Up, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("localhost", None)])
-def test_the_address_shown_is_one_to_go_to(host: str, shown: str | None) -> None:
+def test_the_announced_address_can_be_connected_to(host: str, shown: str | None) -> None:
     with _listen(host, 0) as listener:
         url = _local_url(listener)
         if shown:
@@ -88,7 +88,7 @@ def test_the_address_shown_is_one_to_go_to(host: str, shown: str | None) -> None
             pass
 
 
-def test_a_host_that_is_none_of_this_machine_is_refused() -> None:
+def test_a_host_of_another_machine_is_refused() -> None:
     with pytest.raises(StackError, match=r"can't listen on 192\.0\.2\.1"):
         _listen("192.0.2.1", 0)
     with pytest.raises(StackError, match="choose another address with --host"):

@@ -55,7 +55,7 @@ def test_server_is_as_configured(supervisor: Supervisor, server: EmbeddedValkey)
     assert settings["save"] == ""
 
 
-def test_server_wants_its_password_and_keeps_it_off_the_command_line(
+def test_server_requires_its_password_and_keeps_it_off_the_command_line(
     supervisor: Supervisor, server: EmbeddedValkey, tmp_path: Path
 ) -> None:
     with redis.Redis(port=server.port, retry=None) as client, pytest.raises(redis.AuthenticationError):
@@ -66,7 +66,7 @@ def test_server_wants_its_password_and_keeps_it_off_the_command_line(
     assert server.password not in (tmp_path / "valkey.log").read_text()
 
 
-def test_writes_outlive_a_killed_server(supervisor: Supervisor, server: EmbeddedValkey, stop: threading.Event) -> None:
+def test_writes_survive_a_killed_server(supervisor: Supervisor, server: EmbeddedValkey, stop: threading.Event) -> None:
     with connect(server) as client:
         for number in range(200):
             client.set(f"key:{number}", number)
@@ -82,7 +82,7 @@ def test_writes_outlive_a_killed_server(supervisor: Supervisor, server: Embedded
         assert client.dbsize() == 200
 
 
-def test_writes_outlive_a_restart_with_another_port_and_password(tmp_path: Path, stop: threading.Event) -> None:
+def test_writes_survive_a_restart_with_another_port_and_password(tmp_path: Path, stop: threading.Event) -> None:
     passwords = set()
     for expected in (0, 1):
         server = EmbeddedValkey.in_folder(tmp_path / "valkey")
@@ -98,7 +98,7 @@ def test_writes_outlive_a_restart_with_another_port_and_password(tmp_path: Path,
     assert len(passwords) == 2
 
 
-def test_server_does_not_answer_where_none_runs(server: EmbeddedValkey) -> None:
+def test_answers_is_false_without_a_server(server: EmbeddedValkey) -> None:
     assert not server.answers()
 
 
@@ -110,13 +110,13 @@ def test_port_is_free_and_not_one_for_outgoing_connections(tmp_path: Path) -> No
         probe.bind(("127.0.0.1", port))
 
 
-def test_a_second_holder_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
+def test_a_second_holder_is_refused_with_the_first_named(tmp_path: Path) -> None:
     with DataRootLock(tmp_path) as lock:
         lock.describe(pid=os.getpid(), url="http://127.0.0.1:8123")
         begun = time.monotonic()
         with pytest.raises(DataRootInUseError, match=rf"process {os.getpid()}, http://127.0.0.1:8123.*--data-root"):
             DataRootLock(tmp_path)
-        assert time.monotonic() - begun < 1  # no waiting for one that lives
+        assert time.monotonic() - begun < 1  # it does not wait for a live holder
 
 
 def test_lock_is_free_after_release(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_lock_is_free_after_release(tmp_path: Path) -> None:
         pass
 
 
-def test_a_server_left_behind_keeps_the_lock_and_is_named(tmp_path: Path) -> None:
+def test_an_orphaned_server_keeps_the_lock_and_is_named(tmp_path: Path) -> None:
     script = """
 import subprocess, sys
 from pathlib import Path
@@ -145,5 +145,5 @@ lock.describe(pid=__import__("os").getpid(), valkey_pid_file=sys.argv[1] + "/pid
     finally:
         os.kill(orphan, signal.SIGKILL)
 
-    with DataRootLock(tmp_path) as lock:  # waits for the orphan to be gone
+    with DataRootLock(tmp_path) as lock:  # waits for the orphan to end
         assert json.loads(lock.path.read_text())["pid"] == os.getpid()

@@ -1,4 +1,4 @@
-"""The supervisor, with plain child processes."""
+"""The supervisor with simple child processes."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_killed_child_is_started_again(
     assert "restarted child: name=one" in caplog.text
 
 
-def test_a_child_that_dies_at_once_is_given_up_with_the_tail_of_its_log(
+def test_a_child_that_always_dies_raises_with_the_tail_of_its_log(
     tmp_path: Path, supervise: Callable[..., Supervisor], stop: threading.Event
 ) -> None:
     supervisor = supervise(
@@ -93,7 +93,7 @@ def test_a_child_that_dies_at_once_is_given_up_with_the_tail_of_its_log(
         start_and_watch(supervisor, stop)
 
 
-def test_a_command_that_does_not_exist_is_given_up_with_a_reason(
+def test_a_command_that_does_not_exist_raises_with_the_reason(
     tmp_path: Path, supervise: Callable[..., Supervisor], stop: threading.Event
 ) -> None:
     supervisor = supervise(spec(tmp_path, "absent", "/nowhere/to/be/found"))
@@ -102,7 +102,7 @@ def test_a_command_that_does_not_exist_is_given_up_with_a_reason(
         start_and_watch(supervisor, stop)
 
 
-def test_once_settled_a_failing_child_is_tried_for_ever_and_reported(
+def test_a_child_that_fails_while_running_is_retried_forever(
     tmp_path: Path, supervise: Callable[..., Supervisor], stop: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
     supervisor = supervise(spec(tmp_path, "bad", sys.executable, "-S", "-c", "raise SystemExit(3)"))
@@ -117,14 +117,14 @@ def test_once_settled_a_failing_child_is_tried_for_ever_and_reported(
     assert "next attempt in 0.1 s" in caplog.text
 
 
-def test_delays_double_up_to_the_longest() -> None:
+def test_delays_double_up_to_the_limit() -> None:
     policy = RestartPolicy(first_delay_s=0.5, max_delay_s=6)
 
     assert [policy.delay_s(n) for n in range(7)] == [0.5, 0.5, 1, 2, 4, 6, 6]
     assert policy.delay_s(10_000) == 6
 
 
-def test_a_stage_starts_when_the_one_before_is_ready_and_ends_before_it(
+def test_a_stage_starts_when_the_previous_one_is_ready_and_stops_before_it(
     tmp_path: Path, supervise: Callable[..., Supervisor], stop: threading.Event
 ) -> None:
     order = tmp_path / "order"
@@ -151,7 +151,7 @@ def test_a_stage_starts_when_the_one_before_is_ready_and_ends_before_it(
     assert notes() == ["base starts", "top starts", "top ends", "base ends"]
 
 
-def test_a_child_deaf_to_sigterm_is_killed_after_its_time(
+def test_a_child_that_ignores_sigterm_is_killed(
     tmp_path: Path, supervise: Callable[..., Supervisor], stop: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
     deaf = (
@@ -194,7 +194,7 @@ def test_environment_and_output_reach_the_child_and_its_log(
     assert within(5, lambda: supervisor.child("talk").log_tail() == "hello\nerr")
 
 
-def test_a_log_grown_too_long_is_cut_while_the_child_writes_on(
+def test_a_large_log_is_trimmed_while_the_child_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, supervise: Callable[..., Supervisor], stop: threading.Event
 ) -> None:
     monkeypatch.setattr("service.stack.supervisor._LOG_LIMIT_BYTES", 1000)
@@ -208,7 +208,7 @@ def test_a_log_grown_too_long_is_cut_while_the_child_writes_on(
 
     assert (tmp_path / "long.log.1").stat().st_size > 1000
     assert within(5, lambda: 0 < log.stat().st_size < 1000)
-    assert set(log.read_bytes()) == set(b"x\n")  # no hole where the old text was
+    assert set(log.read_bytes()) == set(b"x\n")  # no null bytes in place of the old text
 
 
 def test_tail_shows_the_last_run_only(tmp_path: Path, stop: threading.Event) -> None:
