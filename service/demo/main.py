@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
 from service.cli.output.progress import TrainingProgress, duration
 from service.client import Client, ClientError, Job, JobStatus
@@ -115,12 +115,9 @@ def _train(client: Client, archive: Path, steps: int) -> Job:
 
 
 def _estimate(client: Client, pictures: Mapping[str, bytes], what: str) -> dict[str, ImageEstimate]:
-    title = f"{len(pictures)} {what}"
-    if not console.is_terminal:
-        console.print(title)
-        return estimate_all(client, CATEGORY, pictures)
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console) as bar:
-        task = bar.add_task(title, total=len(pictures))
+    console.print(f"{len(pictures)} {what}")
+    with Progress(BarColumn(), MofNCompleteColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=len(pictures))
         return estimate_all(client, CATEGORY, pictures, lambda count: bar.advance(task, count))
 
 

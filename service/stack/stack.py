@@ -40,7 +40,7 @@ class StackError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningStack:
     """Addresses and processes of a running stack.
 
     Attributes:
@@ -64,7 +64,7 @@ class Running:
 def run_stack(
     settings: Settings,
     stop: threading.Event,
-    on_ready: Callable[[Running], None],
+    on_ready: Callable[[RunningStack], None],
     now: Callable[[], bool] = lambda: False,
     any_port: bool = False,
 ) -> None:
@@ -98,7 +98,7 @@ def run_stack(
                 pids = {child.spec.name: child.pid for child in supervisor.children}
                 file = KeyStore(settings.data_root).first_key_file
                 first_key = file if settings.keys_needed and file.exists() else None
-                on_ready(Running(url, settings.data_root, settings.data_root / "logs", pids, first_key))
+                on_ready(RunningStack(url, settings.data_root, settings.data_root / "logs", pids, first_key))
             supervisor.run(stop)
         finally:
             supervisor.stop(now)
@@ -119,7 +119,7 @@ def _child_specs(settings: Settings, listener: socket.socket, lock: DataRootLock
         specs.append(server.spec(logs / "valkey.log", stage=0, pass_fds=(lock.fd,)))
     for offset, kind in enumerate(("inference", "training")):
         name = f"worker-{kind}"
-        env = {**environment, **_metrics_port(offset)}
+        env = {**environment, **_metrics_environment(offset)}
         command = (*python, "worker", kind)
         specs.append(ChildSpec(name, command, logs / f"{name}.log", 1, env, stop_timeout_s=_WORKER_STOP_S))
     # the gateway inherits the environment but not the options of `ppl up`
@@ -138,7 +138,7 @@ def _child_specs(settings: Settings, listener: socket.socket, lock: DataRootLock
     return specs
 
 
-def _metrics_port(offset: int) -> dict[str, str]:
+def _metrics_environment(offset: int) -> dict[str, str]:
     """Return PPL_WORKER_METRICS_PORT of a worker; two on one machine need different ports."""
     port = os.environ.get("PPL_WORKER_METRICS_PORT", "")
     return {"PPL_WORKER_METRICS_PORT": str(int(port) + offset)} if port.isdigit() else {}

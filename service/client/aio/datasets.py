@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from service.client.errors import InputError
-from service.client.paths import quoted
+from service.client.paths import quote_segment
 from service.client.types import CreatedDataset, Dataset, DatasetStatus
 from service.client.uploads import file_part, open_archive
 
@@ -89,4 +89,4 @@ def _is_inspected(dataset: Dataset) -> bool:
 
 
 def _path(dataset_id: str) -> str:
-    return f"/datasets/{quoted(dataset_id)}"
+    return f"/datasets/{quote_segment(dataset_id)}"

@@ -10,7 +10,7 @@ import httpx
 
 from service.client.connection import is_outage
 from service.client.errors import APIError, Unreachable
-from service.client.paths import quoted
+from service.client.paths import quote_segment
 from service.client.types import Checkpoint, EventKind, Job, JobEvent, JobStatus
 from service.contract.jobs.events import MAX_EVENTS, EventPage
 from service.contract.jobs.job import CheckpointList
@@ -137,4 +137,4 @@ async def _parse_events(response: httpx.Response) -> AsyncIterator[JobEvent]:
 
 
 def _path(job_id: str) -> str:
-    return f"/train-jobs/{quoted(job_id)}"
+    return f"/train-jobs/{quote_segment(job_id)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from service.client.errors import APIError, InputError
-from service.client.paths import prior_path, quoted
+from service.client.paths import prior_path, quote_segment
 from service.client.types import (
     AliasEntry,
     FittedLandmarks,
@@ -74,7 +74,7 @@ class AsyncVersionCalls:
 
     async def delete(self, category: str, version: str) -> None:
         """Delete a version for good. The server refuses if an alias points to it."""
-        await self._transport.send("DELETE", f"{prior_path(category)}/versions/{quoted(version)}")
+        await self._transport.send("DELETE", _version_path(category, version))
 
     async def diff(
         self, category: str, older: str, newer: str = "active", match: str = "auto", strong: float | None = None
@@ -99,7 +99,7 @@ class AsyncVersionCalls:
             version: a version or alias.
             to: the file; an older one is replaced once the download is complete.
         """
-        return await self._transport.download(f"{prior_path(category)}/versions/{quoted(version)}/export", Path(to))
+        return await self._transport.download(f"{_version_path(category, version)}/export", Path(to))
 
     async def import_file(
         self, category: str, file: str | os.PathLike[str], activate: bool | None = None
@@ -171,8 +171,12 @@ class AsyncLandmarkCalls:
 
 
 def _alias_path(category: str, alias: str) -> str:
-    return f"{prior_path(category)}/aliases/{quoted(alias)}"
+    return f"{prior_path(category)}/aliases/{quote_segment(alias)}"
+
+
+def _version_path(category: str, version: str) -> str:
+    return f"{prior_path(category)}/versions/{quote_segment(version)}"
 
 
 def _landmarks_path(category: str, name: str) -> str:
-    return f"{prior_path(category)}/landmarks/{quoted(name)}"
+    return f"{prior_path(category)}/landmarks/{quote_segment(name)}"

@@ -25,7 +25,7 @@ from service.client.batches import (
     video_fields,
 )
 from service.client.errors import APIError, InputError
-from service.client.paths import quoted
+from service.client.paths import quote_segment
 from service.client.types import BackgroundEstimate, Estimate, EstimateWithResult, FailedPicture, PoseLine
 from service.client.uploads import Picture, file_part
 
@@ -227,4 +227,4 @@ def _has_ended(estimate: BackgroundEstimate) -> bool:
 
 
 def _path(estimate_id: str) -> str:
-    return f"/estimates/{quoted(estimate_id)}"
+    return f"/estimates/{quote_segment(estimate_id)}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from service.client.errors import APIError, InputError
-from service.client.paths import prior_path, quoted
+from service.client.paths import prior_path, quote_segment
 from service.client.types import (
     AliasEntry,
     FittedLandmarks,
@@ -75,7 +75,7 @@ class VersionCalls:
 
     def delete(self, category: str, version: str) -> None:
         """Delete a version for good. The server refuses if an alias points to it."""
-        self._transport.send("DELETE", f"{prior_path(category)}/versions/{quoted(version)}")
+        self._transport.send("DELETE", _version_path(category, version))
 
     def diff(
         self, category: str, older: str, newer: str = "active", match: str = "auto", strong: float | None = None
@@ -100,7 +100,7 @@ class VersionCalls:
             version: a version or alias.
             to: the file; an older one is replaced once the download is complete.
         """
-        return self._transport.download(f"{prior_path(category)}/versions/{quoted(version)}/export", Path(to))
+        return self._transport.download(f"{_version_path(category, version)}/export", Path(to))
 
     def import_file(self, category: str, file: str | os.PathLike[str], activate: bool | None = None) -> VersionEntry:
         """Create a version from a file that :meth:`export` wrote.
@@ -170,8 +170,12 @@ class LandmarkCalls:
 
 
 def _alias_path(category: str, alias: str) -> str:
-    return f"{prior_path(category)}/aliases/{quoted(alias)}"
+    return f"{prior_path(category)}/aliases/{quote_segment(alias)}"
+
+
+def _version_path(category: str, version: str) -> str:
+    return f"{prior_path(category)}/versions/{quote_segment(version)}"
 
 
 def _landmarks_path(category: str, name: str) -> str:
-    return f"{prior_path(category)}/landmarks/{quoted(name)}"
+    return f"{prior_path(category)}/landmarks/{quote_segment(name)}"
