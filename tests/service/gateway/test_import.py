@@ -14,7 +14,7 @@ app.openapi()
 kept_out = ("torch", "worker", "torchvision", "scipy", "av")
 loaded = sorted(name for name in sys.modules if name.partition(".")[0] in kept_out)
 assert not loaded, loaded
-scoring = ("labels", "label_files", "label_csv", "label_json", "landmarks", "linear_maps", "matching")
+scoring = ("labels", "label_files", "landmarks", "linear_maps", "matching")
 allowed = {"model", "model.config", "model.scoring", *(f"model.scoring.{name}" for name in scoring)}
 allowed |= {"model.version", "model.version.prior_values", "model.version.weight_shapes"}
 found = {name for name in sys.modules if name.startswith("model")}
