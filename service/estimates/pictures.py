@@ -169,7 +169,7 @@ def describe(
         "surprise": None if pose.surprise is None else round(pose.surprise, 4),
     }
     if landmarks is not None:
-        points_of = fitted.frame.to_picture(landmarks.of(pose.keypoints)).tolist()
+        points_of = fitted.frame.to_picture(landmarks.apply(pose.keypoints)).tolist()
         answer["landmarks"] = [
             {"name": name, "x": round(x, 3), "y": round(y, 3)}
             for name, (x, y) in zip(landmarks.names, points_of, strict=True)

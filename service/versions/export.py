@@ -1,4 +1,4 @@
-"""A version on disk → one zip that streams, read a little at a time. Blocking; for threads."""
+"""Export a version from disk as a zip stream. Blocking."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from service.contract.versions.export_manifest import MANIFEST, NAMES, OPTIONAL,
 
 from .reader import Versions
 
-_PART_BYTES = 2**20
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say: the same version gives the same bytes
+_CHUNK_BYTES = 2**20
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time in a zip; a constant, so that equal versions give equal bytes
 
 
 @dataclass(frozen=True)
@@ -27,39 +27,39 @@ class _Source:
 
 
 def export_version(versions: Versions, category: str, version: str) -> Iterator[bytes]:
-    """The zip of a version, in parts. All of its files are opened and checked before the first part comes.
+    """Yield a version's zip in chunks. All files are opened and checked before the first chunk.
 
     Args:
         version: its name, not an alias.
 
     Raises:
         UnknownCategory, UnknownVersion, BadCategoryName, BadVersionName.
-        StoreCorrupt: a file is missing, or is not what was published.
+        StoreCorrupt: a file is missing, or has changed since the version was published.
     """
     with ExitStack() as opened:
-        sources = [_source(name, path, opened) for name, path in _files(versions, category, version).items()]
-        _check_published(versions, category, version, sources)
+        sources = [_open(name, path, opened) for name, path in _files(versions, category, version).items()]
+        _check_unchanged(versions, category, version, sources)
         manifest = Manifest(category=category, version=version, files={source.name: source.facts for source in sources})
         sink = _Sink()
         with zipfile.ZipFile(cast(IO[bytes], sink), "w", zipfile.ZIP_STORED) as archive:
             archive.writestr(zipfile.ZipInfo(MANIFEST, _EPOCH), manifest.model_dump_json(indent=1))
-            yield sink.taken()
+            yield sink.take()
             for source in sources:
                 entry = zipfile.ZipInfo(source.name, _EPOCH)
-                entry.file_size = source.facts.size  # lets it choose the form for large files beforehand
+                entry.file_size = source.facts.size  # selects ZIP64 for large files
                 with archive.open(entry, "w") as out:
-                    while part := source.file.read(_PART_BYTES):
-                        out.write(part)
-                        yield sink.taken()
-        yield sink.taken()
+                    while chunk := source.file.read(_CHUNK_BYTES):
+                        out.write(chunk)
+                        yield sink.take()
+        yield sink.take()
 
 
 def _files(versions: Versions, category: str, version: str) -> dict[str, Path]:
-    folder = versions.store.path(category, version)
-    versions.store.stamp(category, version)
+    """Return the paths of a version's files and of what users added to it, by their names in the zip."""
+    folder, additions = versions.store.path(category, version), versions.additions
+    versions.store.stamp(category, version)  # raises if it does not exist
     files = {name: folder / name for name in REQUIRED}
     files |= {name: folder / name for name in OPTIONAL if (folder / name).exists()}
-    additions = versions.additions
     names = additions.names_path(category, version)
     if names.exists():
         files[NAMES] = names
@@ -68,7 +68,7 @@ def _files(versions: Versions, category: str, version: str) -> dict[str, Path]:
     return files
 
 
-def _source(name: str, path: Path, opened: ExitStack) -> _Source:
+def _open(name: str, path: Path, opened: ExitStack) -> _Source:
     try:
         file = opened.enter_context(path.open("rb"))
     except FileNotFoundError as error:
@@ -79,30 +79,30 @@ def _source(name: str, path: Path, opened: ExitStack) -> _Source:
     return _Source(name, file, FileFacts(size=size, sha256=digest))
 
 
-def _check_published(versions: Versions, category: str, version: str, sources: list[_Source]) -> None:
-    """Whether the files are those whose checksums were written when the version was published."""
+def _check_unchanged(versions: Versions, category: str, version: str, sources: list[_Source]) -> None:
+    """Compare the files with the checksums of their publication."""
     published = versions.store.info(category, version).get("files") or {}
     for source in sources:
         if published.get(source.name, source.facts.sha256) != source.facts.sha256:
             raise StoreCorrupt(
-                f"{source.name} of version '{version}' of category '{category}' is not as it was published"
+                f"{source.name} of version '{version}' of category '{category}' has changed since it was published"
             )
 
 
 class _Sink:
-    """What is written, until it is taken; a file for zipfile that can't seek."""
+    """A file for zipfile, without seeking, that hands out what was written to it."""
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
+        self._chunks: list[bytes] = []
 
     def write(self, data: bytes) -> int:
-        self._parts.append(bytes(data))
+        self._chunks.append(bytes(data))
         return len(data)
 
     def flush(self) -> None:
-        """Nothing waits anywhere."""
+        """Nothing to flush."""
 
-    def taken(self) -> bytes:
-        data = b"".join(self._parts)
-        self._parts.clear()
+    def take(self) -> bytes:
+        data = b"".join(self._chunks)
+        self._chunks.clear()
         return data

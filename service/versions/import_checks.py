@@ -1,4 +1,4 @@
-"""Whether the documents and the weights of an imported version are what a training would have written."""
+"""Check that the documents and the weights of an imported version are what a training would have written."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from service.contract.versions.landmarks import LandmarkSet
 from service.contract.versions.start_prior import check_prior
 from service.contract.versions.store import check_version
 
-from .reader import shown_prior
+from .reader import prior_document
 from .schemas import History, Memory, Prior
 
 _VERSION_FORMAT = 1  # of a version's folder
-_SHOWN = 3
-_LARGEST = 1e9  # weight of a landmark's map: the landmarks of a pose are numbers for certain
+_MAX_LISTED = 3
+_MAX_MAP_WEIGHT = 1e9  # keeps the landmarks of any pose finite
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class _Before(Continued):
-    """The version that a training went on from."""
+class _Base(Continued):
+    """The version that a training continued, with bounds on what an import may hold."""
 
     category: str = Field(max_length=64)
     version: str = Field(max_length=64)
@@ -41,7 +41,7 @@ class _Before(Continued):
 
 
 class _Info(BaseModel):
-    """version.json, as far as anything reads it."""
+    """The parts of version.json that are read."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
@@ -54,20 +54,20 @@ class _Info(BaseModel):
 
     @field_validator("training")
     @classmethod
-    def _comes_from_versions(cls, value: dict[str, Any]) -> dict[str, Any]:
-        before = value.get("continued_from")
-        if before is not None:  # lists, differences and trainings that go on from it read its members
-            _Before.model_validate(before)
+    def _check_base(cls, value: dict[str, Any]) -> dict[str, Any]:
+        base = value.get("continued_from")
+        if base is not None:  # lists, comparisons and continued trainings read its members
+            _Base.model_validate(base)
         return value
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What is known of a version that can be published.
+class CheckedVersion:
+    """A version that can be published.
 
     Attributes:
         origin: its category where it was exported.
-        names: given to its keypoints, where anybody did.
+        names: of the keypoints, if users named them.
     """
 
     version: str
@@ -78,10 +78,10 @@ class Checked:
     landmarks: list[LandmarkSet]
 
     def info_for(self, category: str, manifest: Manifest) -> dict[str, Any]:
-        """version.json as it is published here: what was told of the training, and what is known for sure."""
+        """Return version.json as it is published in a category here."""
         parts = (*REQUIRED, *OPTIONAL)
-        sums = {name: facts.sha256 for name, facts in manifest.files.items() if name in parts}
-        del sums["version.json"]
+        digests = {name: facts.sha256 for name, facts in manifest.files.items() if name in parts}
+        del digests["version.json"]
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return {
             "format": _VERSION_FORMAT,
@@ -89,73 +89,70 @@ class Checked:
             **self.info.model_dump(exclude_none=True),
             "settings": self.config.to_dict(),
             "imported": {"from": self.origin, "at": now},
-            "files": sums,
+            "files": digests,
         }
 
 
-def check_documents(documents: dict[str, Any], manifest: Manifest) -> Checked:
-    """The JSON of a version, each member alone and against the others.
+def check_documents(documents: dict[str, Any], manifest: Manifest) -> CheckedVersion:
+    """Check the JSON documents of a version, by file name, each alone and against the others.
 
     Raises:
-        BadVersionFile: something is not what it must be; the detail names the file.
+        BadVersionFile: a document is not valid; the detail names its file.
     """
-    info = _model(_Info, documents["version.json"], "version.json")
+    document = documents["version.json"]
+    info = _validate(_Info, document, "version.json")
     try:
         version = check_version(info.version)
     except BadVersionName as error:
         raise BadVersionFile(f"version.json: {error.detail}") from error
-    if version != manifest.version or documents["version.json"].get("format") != _VERSION_FORMAT:
+    if version != manifest.version or document.get("format") != _VERSION_FORMAT:
         raise BadVersionFile(
-            f"version.json is of version {version!r} and format {str(documents['version.json'].get('format'))[:40]}; "
+            f"version.json is of version {version!r} and format {str(document.get('format'))[:40]}; "
             f"expected {manifest.version!r} and {_VERSION_FORMAT}"
         )
     try:
         config = PPLConfig.from_dict(documents["config.json"])
     except SettingError as error:
         raise BadVersionFile(f"config.json: {error}") from error
-    _check_prior(documents, config, info)
+    _check_prior(documents["prior.json"], config, info)
     _check_memory(documents["memory.json"], config)
     if "history.json" in documents:
         _check_history(documents["history.json"], config)
-    return Checked(version, manifest.category, config, info, _names(documents, config), _sets(documents, config))
+    names, landmarks = _check_names(documents, config), _check_landmarks(documents, config)
+    return CheckedVersion(version, manifest.category, config, info, names, landmarks)
 
 
 def check_weights(path: Path, config: PPLConfig) -> None:
-    """The weights against the settings: the tensors' names, types and shapes, and that all values are numbers.
+    """Check the names, types and shapes of the tensors against the settings, and that all values are finite.
 
     Raises:
-        BadVersionFile: these are no safetensors, or those of another model.
+        BadVersionFile: the file is not safetensors, or holds the weights of another model.
     """
     try:
         with safe_open(path, framework="numpy") as opened:
-            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
             found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
             json.loads((opened.metadata() or {})["facts"])
     except (SafetensorError, KeyError, ValueError) as error:
-        raise BadVersionFile(f"{WEIGHTS} holds no weights of this program: {str(error)[:200]}") from error
-    wanted = expected_tensors(config)
-    for told, names in (("lacks", wanted.keys() - found.keys()), ("holds an unknown", found.keys() - wanted.keys())):
+        raise BadVersionFile(f"{WEIGHTS} does not hold weights of this program: {str(error)[:200]}") from error
+    expected = expected_tensors(config)
+    for verb, names in (("lacks", expected.keys() - found.keys()), ("has unknown", found.keys() - expected.keys())):
         if names:
-            raise BadVersionFile(f"{WEIGHTS} {told} {', '.join(sorted(names)[:_SHOWN])[:200]}, by its config.json")
-    for name, expected in wanted.items():
-        if found[name] != expected:
+            listed = ", ".join(sorted(names)[:_MAX_LISTED])[:200]
+            raise BadVersionFile(f"{WEIGHTS} {verb} {listed}, by its config.json")
+    for name, (kind, shape) in expected.items():
+        if found[name] != (kind, shape):
             raise BadVersionFile(
                 f"{name} in {WEIGHTS} is {found[name][0]} of shape {list(found[name][1])}; by its config.json it must "
-                f"be {expected[0]} of shape {list(expected[1])}"
+                f"be {kind} of shape {list(shape)}"
             )
-    _check_finite(path)
-
-
-def _check_finite(path: Path) -> None:
-    """One value that is none makes every pose so. Raises BadVersionFile."""
     with safe_open(path, framework="numpy") as opened:
-        for name in opened.keys():  # noqa: SIM118 (no mapping)
+        for name in expected:
             if not np.isfinite(opened.get_tensor(name)).all():
-                raise BadVersionFile(f"{name} in {WEIGHTS} holds infinity or no number")
+                raise BadVersionFile(f"{name} in {WEIGHTS} holds infinity or NaN")
 
 
-def _check_prior(documents: dict[str, Any], config: PPLConfig, info: _Info) -> None:
-    prior = documents["prior.json"]
+def _check_prior(prior: dict[str, Any], config: PPLConfig, info: _Info) -> None:
     try:
         values = check_prior(prior)
     except BadPrior as error:
@@ -167,36 +164,36 @@ def _check_prior(documents: dict[str, Any], config: PPLConfig, info: _Info) -> N
     for name in ("num_keypoints", "connectivity_prior", "links", "link_width"):
         if prior.get(name) is None:
             raise BadVersionFile(f"prior.json lacks {name!r}")
-    shown = shown_prior("any", "any", prior, info.model_dump(), config.to_dict(), None)
-    _model(Prior, shown, "prior.json or version.json")
+    document = prior_document("any", "any", prior, info.model_dump(), config.to_dict(), None)
+    _validate(Prior, document, "prior.json or version.json")
 
 
 def _check_memory(document: dict[str, Any], config: PPLConfig) -> None:
-    memory = _model(Memory, {"category": "any", "version": "any", **document}, "memory.json")
-    sizes = (config.num_banks, config.bank_size, config.token_dim)
-    wanted = (0, 0, 0) if config.method == "autolink" else sizes
-    if (memory.num_banks, memory.bank_size, memory.token_dim) != wanted:
+    memory = _validate(Memory, {"category": "any", "version": "any", **document}, "memory.json")
+    sizes = (0, 0, 0) if config.method == "autolink" else (config.num_banks, config.bank_size, config.token_dim)
+    if (memory.num_banks, memory.bank_size, memory.token_dim) != sizes:
         raise BadVersionFile("memory.json has other sizes than config.json")
-    banks, size = wanted[:2]
-    poses = all(
+    num_banks, bank_size, _ = sizes
+    prototypes_fit = all(
         len(pose.keypoints) == config.num_keypoints
-        and len(pose.codes) == banks
-        and all(0 <= code < size for code in pose.codes)
+        and len(pose.codes) == num_banks
+        and all(0 <= code < bank_size for code in pose.codes)
         for pose in memory.prototypes
     )
-    if [len(counts) for counts in memory.use_counts] != [size] * banks or not poses or memory.vectors:
+    counts_fit = [len(counts) for counts in memory.use_counts] == [bank_size] * num_banks
+    if not counts_fit or not prototypes_fit or memory.vectors:
         raise BadVersionFile("memory.json does not fit its own sizes")
 
 
 def _check_history(document: dict[str, Any], config: PPLConfig) -> None:
-    history = _model(History, {"category": "any", "version": "any", **document}, "history.json")
+    history = _validate(History, {"category": "any", "version": "any", **document}, "history.json")
     for snapshot in history.snapshots:
         points = snapshot.keypoint_prior
         if len(snapshot.link_weights) != config.num_links or len(points or ()) not in (0, config.num_keypoints):
-            raise BadVersionFile(f"history.json at step {snapshot.step} is of another number of keypoints")
+            raise BadVersionFile(f"history.json at step {snapshot.step} has another number of keypoints")
 
 
-def _names(documents: dict[str, Any], config: PPLConfig) -> tuple[str, ...] | None:
+def _check_names(documents: dict[str, Any], config: PPLConfig) -> tuple[str, ...] | None:
     if NAMES not in documents:
         return None
     try:
@@ -205,27 +202,27 @@ def _names(documents: dict[str, Any], config: PPLConfig) -> tuple[str, ...] | No
         raise BadVersionFile(f"{NAMES}: {error.detail}") from error
 
 
-def _sets(documents: dict[str, Any], config: PPLConfig) -> list[LandmarkSet]:
-    found = []
+def _check_landmarks(documents: dict[str, Any], config: PPLConfig) -> list[LandmarkSet]:
+    sets = []
     for name, document in documents.items():
         if not (match := LANDMARKS.fullmatch(name)):
             continue
         try:
-            one = LandmarkSet.parse(document)
+            landmarks = LandmarkSet.parse(document)
         except BadLandmarks as error:
             raise BadVersionFile(f"{name}: {error.detail}") from error
-        if (one.name, one.num_keypoints) != (match[1], config.num_keypoints):
-            raise BadVersionFile(f"{name} is of another name or another number of keypoints")
-        if any(abs(weight) > _LARGEST for rows in one.maps for row in rows for weight in row):
-            raise BadVersionFile(f"{name} has a weight beyond {_LARGEST:g} in its maps; no fit gives such a one")
-        found.append(one)
-    return found
+        if (landmarks.name, landmarks.num_keypoints) != (match[1], config.num_keypoints):
+            raise BadVersionFile(f"{name} has another name or another number of keypoints")
+        if any(abs(weight) > _MAX_MAP_WEIGHT for rows in landmarks.maps for row in rows for weight in row):
+            raise BadVersionFile(f"{name} has a weight beyond {_MAX_MAP_WEIGHT:g} in its maps; export it again")
+        sets.append(landmarks)
+    return sets
 
 
-def _model(model: type[Model], document: Any, name: str) -> Model:
+def _validate(model: type[Model], document: Any, name: str) -> Model:
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise BadVersionFile(f"{name}: {where[:80]}: {fault['msg'][:200]}") from error
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadVersionFile(f"{name}: {where[:80]}: {first['msg'][:200]}") from error

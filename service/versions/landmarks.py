@@ -1,6 +1,6 @@
-"""Landmarks: labelled pictures and the poses found in them → maps, and poses → landmarks through these.
+"""Fit linear maps from keypoints to the landmarks that a user labelled, and apply them to poses. CPU-bound.
 
-Maps work in the model's square, so pictures of any size and boxes fit. Everything here computes; for threads.
+The maps work in the model's square, so pictures of any size and boxes can be mixed.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from service.contract.versions.landmarks import MOST_LANDMARKS, CrossValidation,
 Array = NDArray[np.float64]
 
 MAX_FIT_LABELS_BYTES = 8 * 2**20
-"""Of labels that are read while their sender waits: 64 MiB took half a minute and gigabytes of memory."""
+"""Limit of labels that are read during a request: 64 MiB took half a minute and gigabytes of memory."""
 
-_FARTHEST = 1.0  # sides of the picture's square that a label may lie outside of it
+_MAX_OUTSIDE = 1.0  # how far outside of its picture a label may be, in sides of the picture's square
 _DIGITS = 9
-_LONGEST_NAME = 200
+_MAX_NAME_LENGTH = 200
 
 
 @dataclass(frozen=True)
 class LandmarkMaps:
-    """A set of landmarks, ready for poses.
+    """A set of landmarks that can be applied to poses.
 
     Attributes:
         names: J names.
@@ -44,18 +44,18 @@ class LandmarkMaps:
 
     @classmethod
     def load(cls, stored: LandmarkSet) -> LandmarkMaps:
-        """From its document."""
+        """Convert the stored document."""
         return cls(tuple(stored.landmarks), np.array(stored.maps, dtype=np.float64))
 
-    def of(self, keypoints: NDArray[np.float32]) -> Array:
-        """The landmarks (J, 2) of a pose (K, 2), both in [-1, 1] of the square."""
+    def apply(self, keypoints: NDArray[np.float32]) -> Array:
+        """Return the landmarks (J, 2) of a pose (K, 2), both in [-1, 1] of the square."""
         landmarks: Array = apply_maps((keypoints[None].astype(np.float64) + 1) / 2, self.maps)[0] * 2 - 1
         return landmarks
 
 
 @dataclass(frozen=True)
-class Sight:
-    """A picture as the gateway saw it: its size in pixels, and where the model's square lies on it."""
+class FittedPicture:
+    """The size of a picture in pixels, and the frame of the model's square on it."""
 
     width: int
     height: int
@@ -63,19 +63,19 @@ class Sight:
 
 
 def read_labelled(data: bytes, pictures: Sequence[str]) -> tuple[Labels, list[int], int]:
-    """The labels of some pictures, and which of the pictures have one.
+    """Read the labels of a request's pictures.
 
     Args:
-        data: CSV, COCO keypoints JSON, or JSON as our samples'.
+        data: CSV, COCO keypoints JSON, or the JSON of our sample data.
         pictures: their file names.
 
     Returns:
-        Labels in the order of the pictures that have some, the indices of these, and how many labelled pictures are
-        none of them.
+        The labels of the labelled pictures in their order, the indices of these pictures, and the number of labels
+        whose picture is not in the request.
 
     Raises:
-        BadLabels: they can't be read, or belong to none of the pictures.
-        BadLandmarks: too many landmarks, or too few pictures to fit.
+        BadLabels: the labels can't be read, or match no picture.
+        BadLandmarks: there are too many landmarks, or too few pictures to fit them.
     """
     try:
         labels = parse_labels(data)
@@ -91,12 +91,12 @@ def read_labelled(data: bytes, pictures: Sequence[str]) -> tuple[Labels, list[in
             f"{len(labelled)} of {len(pictures)} pictures have labels; at least {FEWEST_PICTURES} are needed, and "
             "10 to 50 are usual"
         )
-    for name in found.keypoint_names:
-        if not name or len(name) > _LONGEST_NAME or not name.isprintable():
+    counts = found.visibility.astype(bool).sum(0)
+    for name, count in zip(found.keypoint_names, counts, strict=True):
+        if not name or len(name) > _MAX_NAME_LENGTH or not name.isprintable():
             raise BadLandmarks(
-                f"a landmark is called {name[:80]!r}; expected 1 to {_LONGEST_NAME} printable characters"
+                f"a landmark is called {name[:80]!r}; expected 1 to {_MAX_NAME_LENGTH} printable characters"
             )
-    for name, count in zip(found.keypoint_names, found.visibility.astype(bool).sum(0), strict=True):
         if count < FEWEST_VISIBLE:
             raise BadLandmarks(
                 f"the landmark '{name[:80]}' is visible in {count} of {len(labelled)} labelled pictures and at least "
@@ -105,79 +105,79 @@ def read_labelled(data: bytes, pictures: Sequence[str]) -> tuple[Labels, list[in
     return found, labelled.tolist(), len(labels) - len(labelled)
 
 
-def fit_set(name: str, labels: Labels, sights: Sequence[Sight], keypoints: Array) -> LandmarkSet:
+def fit_set(name: str, labels: Labels, pictures: Sequence[FittedPicture], keypoints: Array) -> LandmarkSet:
     """Fit a set of landmarks.
 
     Args:
-        labels: of N pictures, as :func:`read_labelled` gave them.
-        sights: these N pictures.
-        keypoints: (N, K, 2) the poses found in them, in [-1, 1] of their squares.
+        labels: of N pictures, from read_labelled.
+        pictures: the N pictures.
+        keypoints: (N, K, 2) the estimated poses, in [-1, 1] of the squares.
 
     Raises:
-        BadLabels: a label lies far outside of its picture.
+        BadLabels: a label is far outside of its picture, or the labels are for a picture of another size.
     """
-    places = _in_square(labels, sights)
-    fit = fit_landmarks((keypoints + 1) / 2, places, labels.visibility.astype(np.float64))
+    targets = _to_square(labels, pictures)
+    fit = fit_landmarks((keypoints + 1) / 2, targets, labels.visibility.astype(np.float64))
     return LandmarkSet(
         name=name,
         landmarks=list(labels.keypoint_names),
         num_keypoints=keypoints.shape[1],
-        images=len(sights),
+        images=len(pictures),
         strength=fit.strength,
         maps=fit.maps.round(_DIGITS).tolist(),
-        cross_validation=_validated(fit, labels, np.array([sight.frame.size for sight in sights])),
+        cross_validation=_cross_validation(fit, labels, np.array([picture.frame.size for picture in pictures])),
         created_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     )
 
 
-def _in_square(labels: Labels, sights: Sequence[Sight]) -> Array:
-    """The labels (N, J, 2) in [0, 1] of the square that the model saw, 0 where not visible."""
-    places = np.zeros_like(labels.keypoints)
-    for row, sight in enumerate(sights):
-        pixels = labels.keypoints[row]
-        _check_size(labels, row, sight)
+def _to_square(labels: Labels, pictures: Sequence[FittedPicture]) -> Array:
+    """Convert the labels to [0, 1] of the model's squares: (N, J, 2), 0 where not visible."""
+    targets = np.zeros_like(labels.keypoints)
+    for row, picture in enumerate(pictures):
+        _check_size(labels, row, picture)
+        pixels, visible = labels.keypoints[row], labels.visibility[row] > 0
         if labels.in_square:
-            pixels = from_square(pixels, sight.width, sight.height)
-        seen = labels.visibility[row] > 0
-        reach = _FARTHEST * max(sight.width, sight.height)
-        far = seen & ((pixels < -reach) | (pixels > [sight.width + reach, sight.height + reach])).any(-1)
-        if far.any():
-            joint = int(far.argmax())
+            pixels = from_square(pixels, picture.width, picture.height)
+        margin = _MAX_OUTSIDE * max(picture.width, picture.height)
+        outside = visible & ((pixels < -margin) | (pixels > [picture.width + margin, picture.height + margin])).any(-1)
+        if outside.any():
+            joint = int(outside.argmax())
             x, y = pixels[joint]
             raise BadLabels(
                 f"'{labels.keypoint_names[joint][:80]}' of '{labels.names[row][:80]}' is at ({x:g}, {y:g}), far "
-                f"outside of the picture, which has {sight.width} x {sight.height} pixels"
+                f"outside of the picture, which has {picture.width} x {picture.height} pixels"
             )
-        places[row][seen] = (sight.frame.from_picture(pixels[seen]) + 1) / 2
-    return places
+        targets[row][visible] = (picture.frame.from_picture(pixels[visible]) + 1) / 2
+    return targets
 
 
-def _check_size(labels: Labels, row: int, sight: Sight) -> None:
-    """A map would take up another scale, and put it on every new picture: the labels must be of these very pixels."""
+def _check_size(labels: Labels, row: int, picture: FittedPicture) -> None:
+    """Check that the labels are for a picture of this size; else the fitted map would include the scale."""
     if labels.sizes is None or labels.in_square:
         return
     width, height = labels.sizes[row].tolist()
-    # a picture that its EXIF orientation turns has either
-    if sorted((width, height)) != sorted((sight.width, sight.height)):
+    # sorted, as labels may ignore the EXIF orientation
+    if sorted((width, height)) != sorted((picture.width, picture.height)):
         raise BadLabels(
             f"by the labels '{labels.names[row][:80]}' has {width} x {height} pixels, and the picture that came has "
-            f"{sight.width} x {sight.height}; send the pictures that were labelled, or scale the labels"
+            f"{picture.width} x {picture.height}; send the pictures that were labelled, or scale the labels"
         )
 
 
-def _validated(fit: LandmarkFit, labels: Labels, sizes: Array) -> CrossValidation:
-    """The errors, in percent of the square and in pixels; ``sizes`` (N,) are the squares' sides in pixels."""
-    pixels = fit.distances * sizes[:, None]
-    told = np.isfinite(fit.distances)
+def _cross_validation(fit: LandmarkFit, labels: Labels, sides_px: Array) -> CrossValidation:
+    """Report the errors in percent of the square and in pixels; `sides_px` (N,) are the sides of the squares."""
+    pixels = fit.distances * sides_px[:, None]
+    predicted = np.isfinite(fit.distances)
 
     def mean(values: Array, joint: int) -> float | None:
-        return round(float(values[told[:, joint], joint].mean()), 4) if told[:, joint].any() else None
+        of_joint = values[predicted[:, joint], joint]
+        return round(float(of_joint.mean()), 4) if len(of_joint) else None
 
     return CrossValidation(
         folds=fit.folds,
-        error_percent=round(100 * float(fit.distances[told].mean()), 4),
-        error_px=round(float(pixels[told].mean()), 4),
-        mean_place_percent=round(100 * float(fit.constant[told].mean()), 4),
+        error_percent=round(100 * float(fit.distances[predicted].mean()), 4),
+        error_px=round(float(pixels[predicted].mean()), 4),
+        mean_place_percent=round(100 * float(fit.constant[predicted].mean()), 4),
         per_landmark=[
             LandmarkError(
                 name=name,

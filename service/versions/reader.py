@@ -1,4 +1,4 @@
-"""What the gateway serves of published versions, read from disk; what never changes is read once."""
+"""Read published versions from disk. What does not change is read once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic_core import to_json
 from safetensors import safe_open
@@ -21,20 +21,21 @@ from service.contract.versions.store import VersionStore
 
 from .landmarks import LandmarkMaps
 
-_Stamp = tuple[int, int]
-_Key = tuple[str, str, _Stamp, _Stamp | None]
+_MAX_CACHED = 64
+_MAX_PATHS = 1024
+_DIGITS = 6
 
-_KEPT = 64
-_PATHS = 1024
-_ROUNDED = 6
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Version:
-    """A version as an estimate needs it: the side of the model's square, and the links of the prior, also as JSON.
+    """What an estimate needs of a version.
 
     Attributes:
-        names: of the keypoints, where somebody named them.
+        side: of the model's square, in pixels.
+        links: of the prior, the strongest first; links_json is their JSON.
+        names: of the keypoints, if users named them.
     """
 
     category: str
@@ -48,84 +49,61 @@ class Version:
 
     @property
     def keypoint_names(self) -> tuple[str, ...]:
-        """What the keypoints are called: their names, else their numbers."""
+        """The names of the keypoints; keypoint_0, keypoint_1, … if they were not named."""
         return self.names or tuple(f"keypoint_{index}" for index in range(self.num_keypoints))
 
 
 class Versions:
-    """Published versions. Blocking: for threads, of which many may call."""
+    """The published versions. Its methods block and are thread-safe.
+
+    Methods that take a name accept an alias as well; None means the active version. They raise BadCategoryName,
+    BadVersionName, UnknownCategory, UnknownVersion and StoreCorrupt.
+    """
 
     def __init__(self, store: VersionStore) -> None:
         self.store = store
         self.additions = Additions(store)
-        self._kept: OrderedDict[_Key, Version] = OrderedDict()
-        self._names: set[tuple[str, str]] = set()
-        self._active: dict[str, tuple[tuple[int, int], str]] = {}
-        self._maps: OrderedDict[tuple[str, str, str], tuple[_Stamp | None, LandmarkMaps]] = OrderedDict()
-        self._lock = Lock()
-        # asked for by each estimate, and put together from checked names each time otherwise
-        self._pointer = lru_cache(_PATHS)(self._pointer)  # type: ignore[method-assign]
-        self._stamped = lru_cache(_PATHS)(self._stamped)  # type: ignore[method-assign]
+        self._loaded: _FileCache[Version] = _FileCache()
+        self._active: _FileCache[str] = _FileCache()
+        self._maps: _FileCache[LandmarkMaps] = _FileCache()
+        # every estimate needs these paths, and building them from checked names is slow
+        self._active_path = lru_cache(_MAX_PATHS)(self._active_path)  # type: ignore[method-assign]
+        self._version_paths = lru_cache(_MAX_PATHS)(self._version_paths)  # type: ignore[method-assign]
 
     def version(self, category: str, name: str | None = None) -> Version:
-        """The version that a request means, by its name or an alias; the active one where None.
-
-        Raises:
-            BadCategoryName, BadVersionName, UnknownCategory, UnknownVersion, StoreCorrupt.
-        """
-        known = self.known(category, name)
-        if known is not None:
-            return known
+        """Load a version."""
+        cached = self.find_cached(category, name)
+        if cached is not None:
+            return cached
         if name in (None, ACTIVE):
-            name = self._active_name(category)
+            name = self._read_active(category)
         name = self.store.resolve(category, name)
-        key = self._key(category, name)
-        version = self._load(category, name)
-        with self._lock:
-            self._kept[key] = version
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-            self._names = {(category, name) for category, name, *_ in self._kept}
-        return version
+        identity = self._version_identity(category, name)
+        return self._loaded.put((category, name), identity, self._load(category, name))
 
-    def known(self, category: str, name: str | None = None) -> Version | None:
-        """The same where it was looked up before and is as it was; reads nothing but the times of three files.
-
-        Raises:
-            BadCategoryName, BadVersionName, UnknownVersion.
-        """
+    def find_cached(self, category: str, name: str | None = None) -> Version | None:
+        """Return a version that was loaded before and has not changed, after reading the times of three files only."""
         if name in (None, ACTIVE):
-            stamp = _stamp(self._pointer(category))
-            active = self._active.get(category)
-            if stamp is None or active is None or active[0] != stamp:
-                return None
-            name = active[1]
-        assert name is not None
-        with self._lock:
-            if (category, name) not in self._names:
-                return None
-        key = self._key(category, name)
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        return None
+            name = self._active.get((category,), _file_identity(self._active_path(category)))
+        if name is None or (category, name) not in self._loaded:
+            return None
+        return self._loaded.get((category, name), self._version_identity(category, name))
 
     def prior(self, category: str, name: str | None = None) -> dict[str, Any]:
-        """The prior as the API shows it. Raises as :meth:`version`."""
+        """Return a prior as the API shows it."""
         name = self.store.resolve(category, name)
         prior, info = self.store.prior(category, name), self.store.info(category, name)
         config = info.get("settings") or self.store.config(category, name)
-        return shown_prior(category, name, prior, info, config, self.additions.names(category, name))
+        return prior_document(category, name, prior, info, config, self.additions.names(category, name))
 
     def history(self, category: str, name: str | None = None) -> dict[str, Any]:
-        """Snapshots of the prior along the training. Raises NoHistory, and as :meth:`version`."""
+        """Return the snapshots of a prior during training. Raises NoHistory as well."""
         name = self.store.resolve(category, name)
         history = self.store.history(category, name)
         return {"category": category, "version": name, "snapshots": _member(history, "snapshots")}
 
     def memory(self, category: str, name: str | None = None, *, vectors: bool = False) -> dict[str, Any]:
-        """The memory as the API shows it, with all (M, V, D) vectors where asked for."""
+        """Return a memory as the API shows it, on request with all (M, V, D) vectors."""
         name = self.store.resolve(category, name)
         memory = {"category": category, "version": name, **self.store.memory(category, name)}
         if vectors and not _member(memory, "num_banks"):
@@ -135,80 +113,26 @@ class Versions:
             try:
                 with safe_open(path, framework="numpy") as tensors:
                     codebook = tensors.get_tensor("memory.codebook")
-            except Exception as error:  # safetensors raises its own kind, OSError and more
+            except Exception as error:  # safetensors raises its own error, OSError and more
                 raise StoreCorrupt(
                     f"the codebook of version '{name}' of category '{category}' can't be read"
                 ) from error
-            memory["vectors"] = codebook.astype("float64").round(_ROUNDED).tolist()
+            memory["vectors"] = codebook.astype("float64").round(_DIGITS).tolist()
         return memory
 
-    def categories(self) -> list[str]:
-        """Names of the categories, sorted."""
-        return self.store.categories()
-
-    def entry(self, category: str) -> dict[str, Any]:
-        """A category in the list of priors."""
-        names = self.store.versions(category)
-        active = self.store.active(category)
-        entry = {"category": category, "version": active, "num_versions": len(names)}
-        # a damaged version must not hide the other categories; asked for by itself it says what is wrong
-        with suppress(StoreCorrupt):
-            if active is not None:
-                entry["num_keypoints"] = self.store.prior(category, active).get("num_keypoints")
-                entry["created_at"] = self.store.info(category, active).get("created_at")
-        return entry
-
-    def version_entry(self, category: str, name: str, pointers: dict[str, str]) -> dict[str, Any]:
-        """A version in the list of a category's versions; without its facts where it is damaged.
-
-        Args:
-            pointers: the aliases of the category, with their versions.
-        """
-        info: dict[str, Any] = {}
-        # a damaged version must not hide the others; asked for by itself it says what is wrong
-        with suppress(StoreCorrupt):
-            info = self.store.info(category, name)
-        facts = {key: info.get(key) for key in ("created_at", "job_id", "preset")}
-        aliases = [alias for alias, version in pointers.items() if version == name]
-        before = info.get("training", {}).get("continued_from")
-        facts["continued_from"] = f"{before['category']}@{before['version']}" if before else None
-        return {"category": category, "version": name, "active": ACTIVE in aliases, "aliases": aliases, **facts}
-
-    def _active_name(self, category: str) -> str | None:
-        """The active version, read anew only when its file was replaced; None where there is no such file."""
-        stamp = _stamp(self._pointer(category))
-        if stamp is None:
-            return None
-        known = self._active.get(category)
-        if known is None or known[0] != stamp:
-            name = self.store.active(category)
-            if name is None:
-                return None
-            known = self._active[category] = (stamp, name)
-        return known[1]
-
     def landmarks(self, version: Version, name: str) -> LandmarkMaps:
-        """A set of landmarks of a version, read anew only when its file was replaced.
+        """Load a set of landmarks of a version.
 
         Raises:
             BadLandmarks, UnknownLandmarks, StoreCorrupt.
         """
         key = (version.category, version.name, name)
-        stamp = _stamp(self.additions.landmarks_path(*key))
-        with self._lock:
-            known = self._maps.get(key)
-            if known is not None and known[0] == stamp:
-                self._maps.move_to_end(key)
-                return known[1]
-        found = LandmarkMaps.load(self.additions.landmarks(*key))
-        with self._lock:
-            self._maps[key] = (stamp, found)
-            while len(self._maps) > _KEPT:
-                self._maps.popitem(last=False)
-        return found
+        identity = _file_identity(self.additions.landmarks_path(*key))
+        cached = self._maps.get(key, identity)
+        return cached or self._maps.put(key, identity, LandmarkMaps.load(self.additions.landmarks(*key)))
 
     def keypoint_names(self, category: str, name: str | None = None) -> dict[str, Any]:
-        """The names of a version's keypoints as the API shows them. Raises as :meth:`version`."""
+        """Return the names of a version's keypoints as the API shows them."""
         name = self.store.resolve(category, name)
         prior = self.store.prior(category, name)
         names = self.additions.names(category, name) or prior.get("keypoint_names")
@@ -216,27 +140,100 @@ class Versions:
         names = list(names or (f"keypoint_{index}" for index in range(count)))
         return {"category": category, "version": name, "names": names}
 
-    def _key(self, category: str, name: str) -> _Key:
-        folder, names = self._stamped(category, name)
-        return category, name, self.store.stamp(category, name, folder), _stamp(names)
+    def entry(self, category: str) -> dict[str, Any]:
+        """Return a category's entry in the list of priors."""
+        names = self.store.versions(category)
+        active = self.store.active(category)
+        entry = {"category": category, "version": active, "num_versions": len(names)}
+        # a damaged version must not hide the others; a request for it reports the damage
+        with suppress(StoreCorrupt):
+            if active is not None:
+                entry["num_keypoints"] = self.store.prior(category, active).get("num_keypoints")
+                entry["created_at"] = self.store.info(category, active).get("created_at")
+        return entry
 
-    def _pointer(self, category: str) -> str:
+    def version_entry(self, category: str, name: str, aliases: dict[str, str]) -> dict[str, Any]:
+        """Return a version's entry in the list of versions, without details if it is damaged.
+
+        Args:
+            aliases: all aliases of the category, with their versions.
+        """
+        info: dict[str, Any] = {}
+        with suppress(StoreCorrupt):  # as in entry
+            info = self.store.info(category, name)
+        own = [alias for alias, version in aliases.items() if version == name]
+        base = info.get("training", {}).get("continued_from")
+        return {
+            "category": category,
+            "version": name,
+            "active": ACTIVE in own,
+            "aliases": own,
+            **{key: info.get(key) for key in ("created_at", "job_id", "preset")},
+            "continued_from": f"{base['category']}@{base['version']}" if base else None,
+        }
+
+    def _read_active(self, category: str) -> str | None:
+        """Return the active version; None if it was never set."""
+        identity = _file_identity(self._active_path(category))
+        name = self._active.get((category,), identity) or self.store.active(category)
+        return name if name is None or identity is None else self._active.put((category,), identity, name)
+
+    def _active_path(self, category: str) -> str:
         return str(self.store.path(category, "any").parents[1] / "active.json")
 
-    def _stamped(self, category: str, name: str) -> tuple[str, str]:
+    def _version_paths(self, category: str, name: str) -> tuple[str, str]:
         return str(self.store.path(category, name)), str(self.additions.names_path(category, name))
+
+    def _version_identity(self, category: str, name: str) -> Any:
+        folder, names = self._version_paths(category, name)
+        return self.store.stamp(category, name, folder), _file_identity(names)
 
     def _load(self, category: str, name: str) -> Version:
         config, prior = self.store.config(category, name), self.store.prior(category, name)
         links = [{**link, "weight": float(f"{link['weight']:.6g}")} for link in _member(prior, "links")]
-        has_memory = config.get("method", "ppl") != "autolink"
         names: Any = self.additions.names(category, name) or prior.get("keypoint_names")
-        named = None if numbered(names) else tuple(names)
-        side, count = int(_member(config, "image_size")), int(_member(prior, "num_keypoints"))
-        return Version(category, name, side, links, to_json(links), has_memory, named, count)
+        return Version(
+            category=category,
+            name=name,
+            side=int(_member(config, "image_size")),
+            links=links,
+            links_json=to_json(links),
+            has_memory=config.get("method", "ppl") != "autolink",
+            names=None if numbered(names) else tuple(names),
+            num_keypoints=int(_member(prior, "num_keypoints")),
+        )
 
 
-def shown_prior(
+class _FileCache(Generic[Value]):
+    """The values used last, each valid while the identity of its files stays the same. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._values: OrderedDict[tuple[str, ...], tuple[Any, Value]] = OrderedDict()
+        self._lock = Lock()
+
+    def __contains__(self, key: tuple[str, ...]) -> bool:
+        return key in self._values
+
+    def get(self, key: tuple[str, ...], identity: Any) -> Value | None:
+        """Return a value, unless its files were replaced."""
+        with self._lock:
+            found = self._values.get(key)
+            if found is None or identity is None or found[0] != identity:
+                return None
+            self._values.move_to_end(key)
+            return found[1]
+
+    def put(self, key: tuple[str, ...], identity: Any, value: Value) -> Value:
+        """Store a value and return it."""
+        with self._lock:
+            self._values[key] = (identity, value)
+            self._values.move_to_end(key)
+            if len(self._values) > _MAX_CACHED:
+                self._values.popitem(last=False)
+        return value
+
+
+def prior_document(
     category: str,
     name: str,
     prior: dict[str, Any],
@@ -244,12 +241,7 @@ def shown_prior(
     config: dict[str, Any],
     names: tuple[str, ...] | None,
 ) -> dict[str, Any]:
-    """A version's prior as the API shows it.
-
-    Args:
-        prior, info, config: its prior.json, version.json and settings.
-        names: that users gave to the keypoints.
-    """
+    """Build a prior as the API shows it from prior.json, version.json, the settings and the users' keypoint names."""
     training = {key: info.get(key) for key in ("job_id", "created_at", "preset")}
     return {
         "category": category,
@@ -260,7 +252,7 @@ def shown_prior(
         "connectivity_prior": _member(prior, "connectivity_prior"),
         "links": _member(prior, "links"),
         "link_width": _member(prior, "link_width"),
-        # the first release had one method and one mode, and did not say so
+        # versions of the first release lack these; it had one method and one mode
         "keypoint_prior_source": prior.get("keypoint_prior_source", "memory"),
         "method": config.get("method", "ppl"),
         "mode": info.get("training", {}).get("mode", "stills"),
@@ -270,8 +262,8 @@ def shown_prior(
     }
 
 
-def _stamp(path: str | Path) -> _Stamp | None:
-    """Tells a file from the one that took its place; None where there is none."""
+def _file_identity(path: str | Path) -> tuple[int, int] | None:
+    """Return what differs between a file and its replacement; None if there is no file."""
     try:
         status = os.stat(path)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The categories that come with the platform: put where there is none of their name, to be tried at once."""
+"""Install the sample categories that come with the package."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 def install_samples(store: VersionStore, samples: Path | None = None) -> list[str]:
     """Publish and activate each sample version whose category has no version yet.
 
-    A fault (no room, a read-only data root) is logged and leaves the rest as it is: a gateway serves without samples.
+    Errors (a full disk, a read-only data root) are logged, as a gateway works without samples.
 
     Args:
-        samples: folder of folders, each a version as training publishes it; those of the package where None.
+        samples: folder of published versions, a folder each; by default those of the package.
 
     Returns:
         The categories installed.
@@ -34,7 +34,7 @@ def install_samples(store: VersionStore, samples: Path | None = None) -> list[st
             if _install(store, folder):
                 installed.append(folder.name)
         except (OSError, ValueError, KeyError, PPLError) as error:
-            log.warning("the sample category %s was not installed: %s", folder.name, error)
+            log.warning("sample category not installed: category=%s error=%s", folder.name, error)
     return installed
 
 
@@ -52,5 +52,5 @@ def _install(store: VersionStore, folder: Path) -> bool:
             shutil.copytree(folder, staged, dirs_exist_ok=True)
             store.publish(staged, category, version)
     store.activate(category, version)
-    log.info("the sample category %s is there: version %s", category, version)
+    log.info("sample category installed: category=%s version=%s", category, version)
     return True

@@ -139,7 +139,7 @@ async def _estimate(request: Request, gateway: Gateway) -> Response:
 
 async def find_version(gateway: Gateway, query: Query) -> Version:
     """The version that a request means; one that was looked up before takes no thread, but some looks at the disk."""
-    found: Version | None = gateway.versions.known(query.category, query.version)
+    found: Version | None = gateway.versions.find_cached(query.category, query.version)
     if found is None:
         found = await gateway.threads.io(gateway.versions.version, query.category, query.version)
     assert found is not None

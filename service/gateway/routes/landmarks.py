@@ -22,7 +22,7 @@ from service.http.body_limits import body_bytes
 from service.http.multipart import FileField, Form, read_form
 from service.http.problems import BadField, SlowBody, responses
 from service.runtime.settings import Settings
-from service.versions.landmarks import MAX_FIT_LABELS_BYTES, Array, Sight, fit_set, read_labelled
+from service.versions.landmarks import MAX_FIT_LABELS_BYTES, Array, FittedPicture, fit_set, read_labelled
 from service.versions.openapi import landmarks_body
 from service.versions.reader import Version as ReadyVersion
 from service.versions.schemas import FittedLandmarks, Landmarks, LandmarksPage
@@ -177,7 +177,7 @@ async def _read(request: Request, settings: Settings) -> Form:
         raise SlowBody(f"the body took longer than {BODY_S:g} s to arrive; send fewer or smaller pictures") from None
 
 
-async def _poses(gateway: Gateway, version: ReadyVersion, uploads: list[Upload]) -> tuple[list[Sight], Array]:
+async def _poses(gateway: Gateway, version: ReadyVersion, uploads: list[Upload]) -> tuple[list[FittedPicture], Array]:
     """The poses (N, K, 2) of pictures by the ordinary queue, a batch at a time: others' pictures go between."""
     group = Group(version.category, version.name, version.side, 0, False)
     sights, found = [], []
@@ -189,7 +189,7 @@ async def _poses(gateway: Gateway, version: ReadyVersion, uploads: list[Upload])
         )
         fitted = [only for [only] in squares]
         ticket = await gateway.batcher.estimate(group, [item.square for item in fitted])
-        sights += [Sight(item.width, item.height, item.frame) for item in fitted]
+        sights += [FittedPicture(item.width, item.height, item.frame) for item in fitted]
         found += [ticket.poses[index].keypoints for index in range(len(part))]
     return sights, np.stack(found).astype(np.float64)
 

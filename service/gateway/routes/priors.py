@@ -36,7 +36,7 @@ async def get_priors(request: Request, limit: Limit = 50, cursor: Cursor = None)
         raise BadCursor(f"cursor {cursor[:80]!r} was not given out by this list")
 
     def page() -> dict[str, Any]:
-        names = [name for name in gateway.versions.categories() if cursor is None or name > cursor]
+        names = [name for name in gateway.versions.store.categories() if cursor is None or name > cursor]
         items = [gateway.versions.entry(name) for name in names[:limit]]
         return _page(items, names, limit)
 

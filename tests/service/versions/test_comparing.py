@@ -39,7 +39,7 @@ def test_keypoints_learned_apart_are_matched_by_position():
     weights = {tuple(sorted((inverse[i], inverse[j]))): w for (i, j), w in {(0, 1): 2.0, (0, 2): 1.0}.items()}
     found = compare(prior("a"), prior("b", moved, weights), "auto", 0.25)
     assert found["matched_by"] == "position"
-    assert "learned apart" in found["why"]
+    assert "learned independently" in found["why"]
     assert [point["to_id"] for point in found["keypoints"]] == [inverse[i] for i in range(5)]
     assert {point["moved"] for point in found["keypoints"]} == {0.05}
     assert (found["lost_links"], found["gained_links"]) == ([], [])  # twice the weights, the same shares

@@ -74,7 +74,7 @@ def test_fault_is_logged_and_hinders_nothing(samples: Path, tmp_path: Path, capl
     (tmp_path / "a file").write_text("where a folder should be")
     with caplog.at_level(logging.WARNING):
         assert install_samples(VersionStore(tmp_path / "a file"), samples) == []
-    assert "was not installed" in caplog.text
+    assert "not installed" in caplog.text
 
 
 @pytest.mark.parametrize("wanted", ["1", "0"])

@@ -382,7 +382,7 @@ def hurt(files: dict[str, bytes], what: str) -> bytes:
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("no zip", "no zip"),
+        ("no zip", "not a zip"),
         ("cut", "damaged"),
         ("checksum", "SHA-256"),
         ("size", "bytes"),
