@@ -1,7 +1,8 @@
-"""The README says what is so: every setting is in its table, every command exists."""
+"""README and docs are right: every setting is in the table, every command is shown, links lead somewhere."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -15,6 +16,16 @@ from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+SETTINGS = """# Settings
+
+Environment variables, read at the start; `ppl up` passes them to all of its parts. (`PPL_URL` and `PPL_API_KEY` belong
+to the command line and the client.) This table is generated: `PPL_WRITE_DOCS=1 pytest tests/docs`.
+
+{table}
+
+With `ppl up` the training worker takes the port after `PPL_WORKER_METRICS_PORT`.
+"""
 
 BY_CORES = {
     "decode_threads": "number of cores, 2 to 8",
@@ -44,26 +55,49 @@ def settings_rows() -> list[str]:
     ]
 
 
-def test_table_of_settings_is_complete_and_right() -> None:
-    rows = settings_rows()
-    table = "\n".join(["| variable | default | meaning |", "| --- | --- | --- |", *rows])
+def test_table_of_settings_is_that_of_the_classes() -> None:
+    table = "\n".join(["| variable | default | meaning |", "| --- | --- | --- |", *settings_rows()])
+    page = ROOT / "docs" / "settings.md"
+    if os.environ.get("PPL_WRITE_DOCS"):
+        page.write_text(SETTINGS.format(table=table))
 
-    assert table in README, f"the table should read\n{table}"
-    documented = set(re.findall(r"\| `(PPL_\w+)` \|", README))
-    assert documented == {re.findall(r"PPL_\w+", row)[0] for row in rows}
+    assert page.read_text() == SETTINGS.format(table=table), "run PPL_WRITE_DOCS=1 pytest tests/docs"
 
 
 def test_every_command_is_shown() -> None:
     commands = set(get_command(app).commands)  # type: ignore[attr-defined]
-    shown = set(re.findall(r"^ppl (\w+)", README, re.MULTILINE)) | set(re.findall(r"`ppl (\w+)", README))
+    text = "\n".join(PAGES.values())
+    shown = set(re.findall(r"^ppl (\w+)", text, re.MULTILINE)) | set(re.findall(r"`ppl (\w+)", text))
 
     assert shown == commands
 
 
-def test_files_that_it_points_to_exist() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_every_setting_that_is_named_exists() -> None:
+    known = {re.findall(r"PPL_\w+", row)[0] for row in settings_rows()} | {"PPL_URL", "PPL_API_KEY"}
+    named = {name for text in PAGES.values() for name in re.findall(r"`(PPL_\w+)`", text)}
+
+    assert named <= known
+
+
+def test_links_lead_to_files_and_headings() -> None:
+    for page, text in PAGES.items():
+        for target, _, heading in (link.partition("#") for link in re.findall(r"\]\((?!http)([^)]+)\)", text)):
+            path = (page.parent / target).resolve() if target else page
+            assert path.exists(), f"{page.name}: {target}"
+            if heading:
+                headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+                assert heading in {re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings}
     assert (ROOT / "service/samples/NOTICE").exists()
+
+
+def test_paths_that_are_named_exist() -> None:
+    for page, text in PAGES.items():
+        for path in re.findall(r"`((?:model|service|worker|benchmarks|tests|docker)/[\w/.-]*)`", text):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 200
 
 
 @pytest.mark.parametrize("package", ["torch"])
