@@ -1,8 +1,7 @@
-"""Files that are replaced as a whole and outlive a power cut, and locks on files."""
+"""JSON files that are read and replaced as a whole, and what it takes that they outlive a power cut."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -10,44 +9,27 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from .errors import StoreCorrupt
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
-
-@contextmanager
-def atomic_write(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
-    """Open a draft that replaces a file when the block succeeds, and is removed when it fails.
-
-    Readers see the old file or the new one, also after a power cut.
-
-    Args:
-        mode: permissions of a new file, before the umask.
-    """
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file so that a reader sees the old or the new one, also after a power cut."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with open(draft, "w+b", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    draft.write_text(json.dumps(value, indent=1, allow_nan=False), encoding="utf-8")
+    sync(draft)
+    os.replace(draft, path)
     sync(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file by :func:`atomic_write`."""
-    data = json.dumps(value, indent=1, allow_nan=False).encode()
-    with atomic_write(path) as file:
-        file.write(data)
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises StoreCorrupt for anything else, FileNotFoundError."""
+    """A JSON object.
+
+    Raises:
+        StoreCorrupt: the file is something else.
+        FileNotFoundError: there is none.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -58,7 +40,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sync(path: Path) -> None:
-    """Fsync a file, or a folder's entries."""
+    """fsync a file, or a folder's entries."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -68,12 +50,12 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of a file, created if missing, against other threads and processes.
+    """Hold the lock of a file, made if need be; another thread's or process's claim on it counts too.
 
-    The system releases it if its holder dies.
+    The system gives it back when its holder dies.
 
     Args:
-        wait: wait for the lock; otherwise yield False if it is taken.
+        wait: for whoever holds it; else the block is told False and holds nothing.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -84,20 +66,4 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
             return
         yield True
     finally:
-        os.close(descriptor)  # releases the lock
-
-
-def folder_names(root: Path) -> list[str]:
-    """Return the names of the folders in a folder; none if it does not exist."""
-    try:
-        return [entry.name for entry in os.scandir(root) if entry.is_dir()]
-    except FileNotFoundError:
-        return []
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error means that the disk is full, also if a library says so only in its message."""
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        return True
-    # safetensors: "I/O error: No space left on device (os error 28)"
-    return any(f"(os error {number})" in str(error) for number in _DISK_FULL)
+        os.close(descriptor)  # and gives the lock back

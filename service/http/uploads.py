@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from service.contract.durable_files import folder_names, sync
+from service.contract.durable_files import sync
+from service.contract.versions.store import folder_names
 
 InThread = Callable[..., Awaitable[Any]]
 

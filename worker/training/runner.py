@@ -13,11 +13,10 @@ from typing import Any
 from model.predictor import Predictor
 from model.training.trainer import Trainer
 from model.version.tensor_files import CheckpointError
-from service.contract.durable_files import write_json
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.paces import PaceBook
 from service.contract.jobs.store import JobRecord, JobStatus, JobStore
-from service.contract.versions.store import VersionStore, new_version_id
+from service.contract.versions.store import VersionStore, new_version_id, write_json
 from worker.jobs.held_job import Change, HeldJob
 from worker.jobs.job_taking import JobTaker
 from worker.metrics import TrainingMetrics
@@ -26,6 +25,7 @@ from worker.uploads.preparer import parse_config
 
 from .evaluation import evaluate_labelled
 from .rank_processes import MultiprocessTrainer, rank_instructions
+from .speed import ThreadChoice
 from .training_input import load_labelled, load_pictures, load_training_input
 from .training_run import TrainingRun
 
@@ -83,7 +83,8 @@ class TrainingRunner:
             return
         pace = self._paces.of(job.settings)
         trainer = self._make_trainer(record, held)
-        run = TrainingRun(trainer, record, held, self._files.checkpoint(job.id), self._metrics, pace)
+        checkpoint, threads = self._files.checkpoint(job.id), self._choose_threads(trainer)
+        run = TrainingRun(trainer, record, held, checkpoint, self._metrics, pace, threads)
         run.train()
         if run.pace:
             self._paces.note(job.settings, run.pace)
@@ -106,6 +107,13 @@ class TrainingRunner:
 
         if self._taker.end(held, succeed):
             logger.info("job=%s: succeeded, version=%s active=%s", job.id, version, job.activate)
+
+    def _choose_threads(self, trainer: Trainer) -> ThreadChoice | None:
+        """Return the choice of threads; None if the settings fix their number, or if it does not matter."""
+        settings = self._settings
+        if "training_threads" in settings.model_fields_set or settings.training_processes > 1:
+            return None
+        return ThreadChoice(settings.training_threads, step=trainer.step) if trainer.device.type == "cpu" else None
 
     def _make_trainer(self, record: JobRecord, held: HeldJob) -> Trainer:
         job, settings = record.job, self._settings

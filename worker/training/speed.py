@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
+from collections.abc import Callable
+
+import torch
 
 from model.config import PPLConfig
 from service.contract.jobs.paces import Pace
@@ -11,6 +15,7 @@ from service.contract.jobs.paces import Pace
 # Cost of a step with occlusion relative to one without: 0.409 s to 0.303 s, `compact` on one core. Used until a run
 # of the same settings has measured its own.
 _LATE_COST = 1.35
+_TRIAL_FROM, _TRIAL_EVERY, _TRIAL_STEPS = 2, 100, 2
 
 
 def find_late_step(config: PPLConfig) -> int | None:
@@ -78,3 +83,61 @@ class SpeedMeter:
             return None
         (first_s, first), (last_s, last) = self._marks[0], self._marks[-1]
         return (last_s - first_s) / (last - first) if last_s > first_s and last > first else None
+
+
+class ThreadChoice:
+    """Choose the number of torch threads that trains fastest beside whatever else runs.
+
+    All threads of a step meet after every operation, so on a machine that other programs use, one thread is often
+    faster than several. Every ``_TRIAL_EVERY`` steps each candidate takes ``_TRIAL_STEPS`` steps, and the fastest goes
+    on. Trials begin at fixed steps, so a run that always chooses alike computes alike.
+
+    Args:
+        most: threads that may be used.
+        step: the step that training continues from.
+
+    Attributes:
+        chosen: (step, threads) of every change, to be stored with the version.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        set_threads: Callable[[int], None] = torch.set_num_threads,
+        clock: Callable[[], float] = time.monotonic,
+        step: int = 0,
+    ) -> None:
+        set_threads(most)
+        self._candidates = sorted({most, math.ceil(most / 2), 1}, reverse=True)
+        self._set_threads = set_threads
+        self._clock = clock
+        self._threads = most
+        self._taken: dict[int, float] = {}
+        self._left = 0
+        self._marked = clock()
+        self.chosen: list[tuple[int, int]] = [(step, most)]
+
+    def mark(self, step: int) -> None:
+        """Count a finished step, and set the threads of the next one."""
+        now = self._clock()
+        took, self._marked = now - self._marked, now
+        if len(self._candidates) == 1 or step < _TRIAL_FROM:
+            return
+        if self._left:
+            self._taken[self._threads] = min(took, self._taken.get(self._threads, math.inf))
+            self._left -= 1
+        elif (step - _TRIAL_FROM) % _TRIAL_EVERY == 0:
+            self._taken, self._left = {}, _TRIAL_STEPS * len(self._candidates)
+        if self._left:
+            self._use(self._candidates[-math.ceil(self._left / _TRIAL_STEPS)])
+        elif self._taken:
+            best = min(self._taken, key=self._taken.__getitem__)
+            self._taken = {}
+            self._use(best)
+            if best != self.chosen[-1][1]:
+                self.chosen.append((step, best))
+
+    def _use(self, threads: int) -> None:
+        if threads != self._threads:
+            self._threads = threads
+            self._set_threads(threads)

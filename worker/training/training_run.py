@@ -17,7 +17,7 @@ from service.contract.jobs.store import JobRecord, JobStatus, LeaseLost, Progres
 from worker.jobs.held_job import HeldJob, Stopping
 from worker.metrics import TrainingMetrics
 
-from .speed import SpeedMeter, find_late_step
+from .speed import SpeedMeter, ThreadChoice, find_late_step
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class TrainingRun:
     Args:
         checkpoint: folder of the job's checkpoint.
         earlier: the pace of an earlier job of the same settings, if known.
+        threads: chooses the number of threads; None if it is fixed.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class TrainingRun:
         checkpoint: Path,
         metrics: TrainingMetrics,
         earlier: Pace | None = None,
+        threads: ThreadChoice | None = None,
     ) -> None:
         self.trainer = trainer
         self.record = record
@@ -48,6 +50,7 @@ class TrainingRun:
         self._folder = checkpoint
         self._metrics = metrics
         self._speed = SpeedMeter(find_late_step(trainer.config), earlier)
+        self._threads = threads
         self._started = time.monotonic()
         self._evaluating_since: float | None = None
         self._saved_step = trainer.step
@@ -83,6 +86,8 @@ class TrainingRun:
         with closing(trainer.run()) as reports, self.set_aside_if_stopping():
             for report in reports:
                 self._report_step(report)
+                if self._threads:
+                    self._threads.mark(report.step)
                 if report.step % trainer.config.checkpoint_every == 0:
                     self._save()
                 self._held.check()
@@ -133,6 +138,7 @@ class TrainingRun:
                 "steps": self.trainer.step,
                 "seconds": round(self.trained_s, 3),
                 "device": str(self.trainer.device),
+                **({"threads": self._threads.chosen} if self._threads else {}),
                 "losses": self._losses,
                 **({"dataset": job.dataset.model_dump()} if job.dataset else {}),
                 **({"continued_from": base.model_dump(exclude={"keypoint_names"})} if base else {}),

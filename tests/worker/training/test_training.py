@@ -20,6 +20,7 @@ from service.contract.jobs.store import Job, JobStatus
 from service.contract.routing import lease_key
 from service.contract.versions.store import new_version_id
 from worker.jobs import held_job
+from worker.settings import WorkerSettings, usable_cores
 
 
 def test_job_becomes_the_active_version(desk: SimpleNamespace) -> None:
@@ -57,6 +58,23 @@ def test_job_that_shall_not_activate_leaves_the_active_version(desk: SimpleNames
     assert desk.jobs.get(second.id).status is JobStatus.SUCCEEDED
     assert desk.store.active("dog") == versions[0]
     assert set(desk.store.versions("dog")) == set(versions)
+
+
+def test_version_says_with_how_many_threads_it_was_trained(
+    desk: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed, chosen = desk.prepared(), desk.prepared()
+    desk.runner.run(fixed.id)
+    monkeypatch.setattr(desk.runner, "_settings", WorkerSettings(data_root=desk.settings.data_root, device="cpu"))
+    before = torch.get_num_threads()
+    try:
+        desk.runner.run(chosen.id)
+    finally:
+        torch.set_num_threads(before)
+    trained = [desk.store.info("dog", desk.jobs.get(job.id).version)["training"] for job in (fixed, chosen)]
+
+    assert "threads" not in trained[0]
+    assert trained[1]["threads"][0] == [0, usable_cores()]
 
 
 def test_resumed_job_publishes_what_an_uninterrupted_one_does(
