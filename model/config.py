@@ -120,8 +120,8 @@ class PPLConfig:
     )
     link_colours: int = _model_setting(
         0,
-        "learned colours in which each link is drawn beside its strength, so that the reconstructor can tell links "
-        "apart; 0 in the paper",
+        "learned colours in which each link is drawn beside its strength, so that the reconstructor can "
+        "distinguish links; 0 in the paper",
         0,
         16,
     )

@@ -125,7 +125,7 @@ class PosePriorLearner(nn.Module):
         """Draw the reconstructor's input: the link map, then its links in learned colours and in the object's colour.
 
         Differs from the paper, which draws the link map alone (link_colours=0, object_colour=false): learned colours
-        tell links apart, and the mean colour of the image under the links says what the object looks like but not
+        distinguish links, and the mean colour of the image under the links says what the object looks like but not
         where it is.
 
         Args:

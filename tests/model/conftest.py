@@ -46,13 +46,13 @@ def images():
 
 @pytest.fixture
 def clips():
-    """Which clip each of the ten pictures is of: three clips of three, two and five frames, not in order."""
+    """The clip of each of the ten pictures: three clips of three, two and five frames, not in order."""
     return np.array([7, 7, 2, 2, 2, 7, 9, 2, 9, 2], dtype=np.int64)
 
 
 @pytest.fixture
 def prior():
-    """A prior of five keypoints as a person would write it: a cross of four links, the other six absent."""
+    """A prior of five keypoints, as written by hand: a cross of four links, without the other six."""
     return PosePrior.from_json(
         {
             "keypoint_names": ["middle", "top", "right", "bottom", "left"],

@@ -60,7 +60,7 @@ def test_repeated_update_moves_the_chosen_vectors_to_the_mean_of_their_tokens(me
 
 
 def _start(memory, tokens):
-    """The first update, which fills the banks, with no code counted."""
+    """Run the first update, which fills the banks."""
     memory.update(
         tokens, memory.quantise(tokens), decay=0.9, revive_after=10**6, generator=torch.Generator().manual_seed(0)
     )

@@ -36,7 +36,7 @@ def test_picture_and_reference_are_warped_alike(pictures):
 
 
 def test_things_stay_near_where_they_were():
-    """A dot at the centre moves by at most the shift; one near the border by what turning and resizing add."""
+    """A dot at the centre moves by at most the shift; one near the border also by rotation and scaling."""
     y, x = torch.meshgrid(torch.arange(65.0), torch.arange(65.0), indexing="ij")
     dots = {place: torch.exp(-((x - place) ** 2 + (y - 32) ** 2) / 8) for place in (32, 54)}
     for place, most in ((32, 0.1), (54, 0.1 + 0.68 * (0.16 + 0.28) * 1.2)):
@@ -55,7 +55,7 @@ def test_processes_change_their_pictures_as_one_would(pictures):
 
 
 def test_clips_are_rebuilt_from_frames_changed_like_them(clips, tiny, images):
-    """Where all frames of a clip are alike, so are picture and reference, whatever is done to them."""
+    """Picture and reference are equal if all frames of a clip are, because both get the same changes."""
     still = np.stack([images[int(clip) % len(images)] for clip in clips])
     trainer = Trainer(still, replace(tiny, augmentation=1.0), device="cpu", clips=clips)
     picture = trainer._load(trainer.batches.at(0))

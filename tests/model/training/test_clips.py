@@ -15,7 +15,7 @@ def _changed(tiny, **values):
 
 
 def _numbers(images, batch):
-    """Which of the pictures each one of a batch is, mirrored or not."""
+    """Return the index of each picture of a batch, mirrored or not."""
     known = {picture.tobytes(): n for n, picture in enumerate(images)}
     known |= {np.ascontiguousarray(picture[:, ::-1]).tobytes(): n for n, picture in enumerate(images)}
     return [known[np.ascontiguousarray(picture).tobytes()] for picture in batch]

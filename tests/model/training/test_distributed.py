@@ -33,7 +33,7 @@ EVERY_LOSS |= {"occlusion_start": 0.0, "horizontal_flip": True, "revive_after": 
 
 
 def _order(tmp_path, images, tiny, **changes):
-    """What both sides are told; files beside it."""
+    """Write pictures and clips to files; return the order that both sides follow."""
     np.save(tmp_path / "images.npy", images)
     clips = changes.pop("clips", None)
     if clips is not None:
@@ -43,7 +43,7 @@ def _order(tmp_path, images, tiny, **changes):
 
 
 def _by_two(folder, order):
-    """Train by two processes; the checkpoint folders of both, and the losses each reported."""
+    """Train with two processes; return the checkpoint folder and the reported losses of each."""
     folder.mkdir()
     order = {**order, "meeting": f"file://{folder}/meeting", "out": str(folder)}
     (folder / "order.json").write_text(json.dumps(order))
@@ -70,7 +70,7 @@ def _tensors(folder):
 
 @pytest.mark.parametrize("of", ["stills", "clips"])
 def test_two_processes_take_the_steps_of_one_with_the_same_batch(images, clips, tiny, tmp_path, of):
-    """From a checkpoint of one process on, so that poses differ and a picture's codes are no toss-up.
+    """Start from a checkpoint of one process, so that poses differ and codes do not depend on rounding.
 
     Only the order of float32 sums differs, 1e-7 of a value: measured after the four steps are 3e-7 of a weight and
     3e-6 of a loss, and ten times that is allowed. Adam's epsilon is raised for it: with 1e-8 a bias whose true
@@ -114,7 +114,7 @@ def test_memory_is_filled_by_the_tokens_of_both_processes(images, tiny, tmp_path
 
 
 def test_run_goes_on_with_another_number_of_processes(images, tiny, tmp_path):
-    """With batch statistics as they come: from one to two, and back to one."""
+    """From one process to two and back to one, without frozen batch statistics."""
     order = _order(tmp_path, images, tiny, frozen=False)
     one, _ = ranks.train({**order, "stop": 2})
     one.save_checkpoint(tmp_path / "one")
@@ -149,13 +149,13 @@ def test_torchrun_trains_on_a_folder(images, tiny, tmp_path):
         timeout=100,
     )
     assert run.returncode == 0, run.stderr
-    assert [json.loads(line)["step"] for line in run.stdout.splitlines()] == [1, 2, 3], "only one process tells"
+    assert [json.loads(line)["step"] for line in run.stdout.splitlines()] == [1, 2, 3], "only rank 0 reports"
     assert Predictor.load(tmp_path / "version", "cpu").predict(images).keypoints.shape == (10, 5, 2)
 
 
 @pytest.fixture
 def command(images, tiny, tmp_path, capsys):
-    """Run the command in this process, alone, on the ten pictures; its exit code and what it said on failing."""
+    """Run the command in this process on the ten pictures; return its exit status and its standard error."""
     (tmp_path / "pictures").mkdir()
     for number, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "pictures" / f"{number}.png")

@@ -1,4 +1,4 @@
-"""A run that is stopped after any step and resumed is the run that was not, bit for bit."""
+"""A run that is stopped after any step and resumed equals an unbroken one, bit for bit."""
 
 import pytest
 import torch
@@ -29,14 +29,14 @@ RUNS = {
 
 @pytest.fixture(params=RUNS)
 def start(request, images, tiny, clips, prior):
-    """Begins the same run anew at every call."""
+    """Return a function that starts the same run."""
     config = resolve("compact", {**tiny.to_dict(), **BASE, **RUNS[request.param]})
     given = {"clips": clips if config.mode == "clips" else None, "prior": prior if config.needs_prior else None}
     return lambda: Trainer(images, config, device="cpu", **given)
 
 
 def _everything(trainer):
-    """Weights, buffers, moments and snapshots by name."""
+    """Return weights, buffers, moments and snapshots by name."""
     found = dict(trainer.model.state_dict())
     for index, state in trainer.optimizer.state_dict()["state"].items():
         found |= {f"{index}.{name}": value for name, value in state.items()}

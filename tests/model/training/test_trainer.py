@@ -80,7 +80,7 @@ def test_checkpoint_of_other_settings_or_damaged_is_refused(images, tiny, tmp_pa
         Trainer(images, tiny, device="cpu").load_checkpoint(tmp_path)
 
 
-def test_no_checkpoint_is_told_by_false(images, tiny, tmp_path):
+def test_loading_without_a_checkpoint_returns_false(images, tiny, tmp_path):
     assert not Trainer(images, tiny, device="cpu").load_checkpoint(tmp_path)
 
 
@@ -88,7 +88,7 @@ def test_frozen_model_gives_the_same_poses_without_normalisations(images, tiny):
     trainer, _ = _train(images, tiny)
     frozen = copy.deepcopy(trainer.model)
     frozen.freeze()
-    frozen.freeze()  # once more does no harm
+    frozen.freeze()  # idempotent
     assert any(isinstance(part, torch.nn.BatchNorm2d) for part in trainer.model.modules())
     assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in frozen.modules())
     assert not any(weight.requires_grad for weight in frozen.parameters())
@@ -204,7 +204,7 @@ def test_folder_of_pictures_is_padded_to_squares_with_grey(tmp_path):
 
 
 class _Spy:
-    """Stands before a method and keeps what it was called with."""
+    """Wraps a method and records its calls."""
 
     def __init__(self, method):
         self.method, self.calls = method, []
@@ -309,7 +309,7 @@ def test_export_on_the_way_changes_nothing_of_the_run(images, tiny, tmp_path):
     assert _same(unbroken.model, trainer.model)
 
 
-def test_checkpoint_of_another_release_is_told_as_such(images, tiny, tmp_path):
+def test_checkpoint_of_another_release_is_refused_by_name(images, tiny, tmp_path):
     from model.version import tensor_files
 
     Trainer(images, tiny, device="cpu").save_checkpoint(tmp_path)

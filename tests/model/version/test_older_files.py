@@ -1,4 +1,4 @@
-"""What the first release wrote is read: settings that did not exist then have the value of what it did."""
+"""Files of the first release are read: later settings have the values that match its behaviour."""
 
 import json
 from dataclasses import replace
@@ -33,7 +33,7 @@ def _older(settings):
 
 @pytest.fixture
 def tiny(tiny):
-    """Without what later presets have switched on."""
+    """Switch off what later presets switch on."""
     return replace(tiny, link_colours=0, object_colour=False)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +16,28 @@ SMALL: dict[str, Any] = {"base_width": 8, "num_keypoints": 5, "num_banks": 3, "b
 SAMPLE = Path(__file__).resolve().parents[3] / "service" / "samples" / "dog"
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"memory_depth": 2, "memory_width": 24},
-        {"skips": "concat"},
-        {"head": "affine"},
-        {"link_colours": 0},
-        {"object_colour": False},
-        {"method": "autolink"},
-        {"keypoint_prior": "random", "keypoint_prior_trainable": True},
-        {"keypoint_prior": "predefined", "connectivity_prior": "predefined"},
-        {"connectivity_prior_trainable": False, "image_size": 128},
-    ],
-)
-def test_expected_tensors_are_those_of_the_model(changes: dict[str, Any], tmp_path: Path) -> None:
+# SHA-256 of the names, types and shapes that files of these settings have had since the first release
+DIGESTS: list[tuple[dict[str, Any], str]] = [
+    ({}, "ac5dcaf2f125"),
+    ({"memory_depth": 2, "memory_width": 24}, "47232e217e76"),
+    ({"skips": "concat"}, "0c79ddabd5da"),
+    ({"head": "affine"}, "ac5dcaf2f125"),
+    ({"link_colours": 0}, "9febdd88c1ae"),
+    ({"object_colour": False}, "107f32da2a77"),
+    ({"method": "autolink"}, "9fa9e8887e44"),
+    ({"keypoint_prior": "random", "keypoint_prior_trainable": True}, "e107c4f947e3"),
+    ({"keypoint_prior": "predefined", "connectivity_prior": "predefined"}, "e107c4f947e3"),
+    ({"connectivity_prior_trainable": False, "image_size": 128}, "ac5dcaf2f125"),
+]
+
+
+@pytest.mark.parametrize(("changes", "digest"), DIGESTS)
+def test_tensors_of_files_keep_their_names_and_shapes(changes: dict[str, Any], digest: str, tmp_path: Path) -> None:
     config = resolve("compact", {**SMALL, **changes})
     tensor_files.save(tmp_path / "weights.safetensors", PosePriorLearner(config).state_dict(), {})
-    assert _header(tmp_path / "weights.safetensors") == expected_tensors(config)
+    expected = expected_tensors(config)
+    assert _header(tmp_path / "weights.safetensors") == expected
+    assert hashlib.sha256(repr(sorted(expected.items())).encode()).hexdigest().startswith(digest)
 
 
 def test_expected_tensors_are_those_of_the_sample_version() -> None:

@@ -1,4 +1,4 @@
-"""Training for hidden parts, and refinement that stays near what was seen."""
+"""Training for hidden parts, and refinement that stays near the visible pose."""
 
 from __future__ import annotations
 
