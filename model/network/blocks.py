@@ -9,19 +9,27 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .architecture import Block, Layer, Parts
+from .architecture import Block, Layer, Parts, Values
 
 
 class BuiltModule(nn.Module):
     """A module that is built from a table of its parts; weights are drawn in the table's order."""
 
+    normalised: tuple[tuple[str, str], ...] = ()  # names of convolutions and of the batch norms after them
+
     def __init__(self, parts: Parts) -> None:
         super().__init__()
         for name, part in parts.items():
-            if part is None:
-                self.add_module(name, None)
-            elif isinstance(part, Layer | Block):
-                self.add_module(name, build(part))
+            if not isinstance(part, Values):
+                self.add_module(name, None if part is None else build(part))
+
+    def fold(self) -> None:
+        """Fold the batch norms into the convolutions before them, in eval mode: saves a pass over memory for each."""
+        for name, norm_name in self.normalised:
+            conv, norm = getattr(self, name), getattr(self, norm_name)
+            if isinstance(norm, nn.BatchNorm2d):
+                setattr(self, name, fuse_conv_bn_eval(conv, norm))
+                setattr(self, norm_name, nn.Identity())
 
 
 def build(part: Layer | Block) -> nn.Module:
@@ -43,6 +51,7 @@ class ResidualDown(BuiltModule):
     Differs from the release, which convolves at full size and then resizes.
     """
 
+    normalised = (("first", "first_norm"), ("second", "second_norm"))
     first: nn.Conv2d
     first_norm: nn.Module
     second: nn.Conv2d
@@ -54,11 +63,6 @@ class ResidualDown(BuiltModule):
         y = self.second_norm(self.second(y))
         return functional.leaky_relu(y + self.shortcut(functional.avg_pool2d(x, 2)), 0.2)
 
-    def fold(self) -> None:
-        """Fold the normalisations into the convolutions, which saves a pass over memory each; for eval mode."""
-        self.first, self.first_norm = _fold(self.first, self.first_norm)
-        self.second, self.second_norm = _fold(self.second, self.second_norm)
-
 
 class Up(BuiltModule):
     """Double the side, join a skip connection, convolve: (B, in, S, S) and (B, out, 2S, 2S) to (B, out, 2S, 2S).
@@ -67,6 +71,7 @@ class Up(BuiltModule):
     deep one before it is enlarged, and the skip is added: a third of the multiplications at equal accuracy.
     """
 
+    normalised = (("conv", "norm"),)
     narrow: nn.Conv2d | None
     conv: nn.Conv2d
     norm: nn.Module
@@ -77,14 +82,6 @@ class Up(BuiltModule):
         x = functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
         x = torch.cat((x, skip), dim=1) if self.narrow is None else x + skip
         return functional.leaky_relu(self.norm(self.conv(x)), 0.2)
-
-    def fold(self) -> None:
-        """Fold the normalisation as in :meth:`ResidualDown.fold`."""
-        self.conv, self.norm = _fold(self.conv, self.norm)
-
-
-def _fold(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
-    return (fuse_conv_bn_eval(conv, norm), nn.Identity()) if isinstance(norm, nn.BatchNorm2d) else (conv, norm)
 
 
 class ImageEncoder(BuiltModule):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def _download(url: str, name: str) -> Path:
                 f"machine with network access and put it at {target}, or name a local file in PPL_PERCEPTUAL_WEIGHTS, "
                 "or train with perceptual=efficientnet_lite0, which needs no download"
             ) from error
-    digest = hashlib.sha256(target.read_bytes()).hexdigest()
+    digest = _sha256(target)
     if not digest.startswith(prefix):
         raise WeightsUnavailableError(
             f"{target} has the SHA-256 {digest}, expected one that starts with {prefix}: delete the file, it is damaged"
@@ -123,19 +124,20 @@ def _download(url: str, name: str) -> Path:
 def _fetch(url: str, target: Path, prefix: str) -> None:
     """Download a file; move it to its place only if its SHA-256 is as expected."""
     draft = target.with_name(f".{target.name}.{os.getpid()}")
-    digest = hashlib.sha256()
     try:
         with urlopen(url, timeout=_TIMEOUT_S) as response, draft.open("wb") as file:  # noqa: S310 (our own addresses)
-            while chunk := response.read(1 << 20):
-                digest.update(chunk)
-                file.write(chunk)
-        if not digest.hexdigest().startswith(prefix):
-            raise ValueError(
-                f"the download has the SHA-256 {digest.hexdigest()}, expected one that starts with {prefix}"
-            )
+            shutil.copyfileobj(response, file)
+        digest = _sha256(draft)
+        if not digest.startswith(prefix):
+            raise ValueError(f"the download has the SHA-256 {digest}, expected one that starts with {prefix}")
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _lite0_file() -> Path:

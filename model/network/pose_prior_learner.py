@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from model.config import PPLConfig
 
-from .blocks import ResidualDown, Up
+from .blocks import BuiltModule
 from .device import full_precision
 from .links import coloured_link_map, link_map
 from .memory import HierarchicalMemory, Recalled
@@ -109,7 +109,7 @@ class PosePriorLearner(nn.Module):
         if self.memory is not None:
             self.constant_prior = self.memory.keypoint_prior()
         for part in self.modules():
-            if isinstance(part, (ResidualDown, Up)):
+            if isinstance(part, BuiltModule):
                 part.fold()
 
     def locate(self, image: Tensor) -> Located:

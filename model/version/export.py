@@ -19,14 +19,6 @@ from .prior import PosePrior, prototypes
 from .tensor_files import save, save_json
 
 _BATCH_SIZE = 64
-_NO_MEMORY = {
-    "num_banks": 0,
-    "bank_size": 0,
-    "token_dim": 0,
-    "use_counts": [],
-    "prototypes": [],
-    "surprise_scale": None,
-}
 
 
 def write_version(
@@ -67,17 +59,15 @@ def _mean_pose(model: PosePriorLearner, images: Images) -> Tensor:
 
 def _memory(model: PosePriorLearner, images: Images) -> dict[str, Any]:
     if model.memory is None:
-        return _NO_MEMORY
+        sizes = {"num_banks": 0, "bank_size": 0, "token_dim": 0}
+        return {**sizes, "use_counts": [], "prototypes": [], "surprise_scale": None}
     codes, distances = recall_all(model.memory, _locate_all(model, images))
     return {
         "num_banks": model.config.num_banks,
         "bank_size": model.config.bank_size,
         "token_dim": model.config.token_dim,
         "use_counts": model.memory.use_counts.tolist(),
-        "prototypes": [
-            {"keypoints": pose.keypoints.tolist(), "codes": pose.codes.tolist(), "count": pose.count}
-            for pose in prototypes(model, codes)
-        ],
+        "prototypes": prototypes(model, codes),
         "surprise_scale": surprise_scale(distances),
     }
 

@@ -123,21 +123,6 @@ def check_given(prior: PosePrior | None, config: PPLConfig) -> None:
         raise ValueError("the prior has no link with a weight above 0; connectivity_prior=predefined needs some")
 
 
-@dataclass(frozen=True)
-class Prototype:
-    """A prototypical pose: the medoid of a cluster of the training pictures' codes.
-
-    Attributes:
-        keypoints: (K, 2) in [-1, 1], decoded from the codes.
-        codes: (M,).
-        count: number of pictures in the cluster.
-    """
-
-    keypoints: Tensor
-    codes: Tensor
-    count: int
-
-
 def hamming_distances(a: Tensor, b: Tensor) -> Tensor:
     """Count the banks in which two pictures' codes differ: (N, M) and (P, M) to (N, P)."""
     distances = torch.zeros(len(a), len(b), dtype=torch.int16)
@@ -193,8 +178,11 @@ def cluster_codes(codes: Tensor, num_clusters: int, rounds: int = 20, max_sample
 
 
 @torch.no_grad()
-def prototypes(model: PosePriorLearner, codes: Tensor, num_clusters: int = 12) -> list[Prototype]:
-    """Return the prototypical poses of a model, from the codes (N, M) of its training pictures.
+def prototypes(model: PosePriorLearner, codes: Tensor, num_clusters: int = 12) -> list[dict[str, Any]]:
+    """Return a model's prototypical poses: the medoids of the clusters of its training pictures' codes (N, M).
+
+    Each has, as JSON values, "keypoints" (K, 2) in [-1, 1], decoded from its "codes" (M,), and the "count" of
+    pictures in its cluster.
 
     Raises:
         NoMemoryError: the model has no memory.
@@ -204,6 +192,5 @@ def prototypes(model: PosePriorLearner, codes: Tensor, num_clusters: int = 12) -
         raise NoMemoryError(f"a model of the method {model.config.method} has no memory, and no prototypes")
     medoids, counts = cluster_codes(codes.cpu(), num_clusters)
     poses = memory.decode(memory.lookup(codes[medoids].to(memory.codebook.device))).float().cpu()
-    return [
-        Prototype(pose, code, int(count)) for pose, code, count in zip(poses, codes[medoids].cpu(), counts, strict=True)
-    ]
+    columns = zip(poses.tolist(), codes[medoids].tolist(), counts.tolist(), strict=True)
+    return [{"keypoints": keypoints, "codes": chosen, "count": count} for keypoints, chosen, count in columns]
