@@ -58,6 +58,9 @@ class CannotConnect(Unreachable):
     """Nothing listens at the server's address."""
 
 
+NobodyThere = CannotConnect  # the former name, which callers may catch
+
+
 class APIError(ClientError):
     """An error response of the server.
 
