@@ -68,6 +68,13 @@ def test_zero_length_link_gives_finite_values_and_gradients():
     assert torch.isfinite(weights.grad).all()
 
 
+def test_link_of_no_length_leaves_the_others_as_eq_3_has_them():
+    poses, weights = _poses(2, 5)
+    with torch.no_grad():
+        poses[:, 1] = poses[:, 0]
+    torch.testing.assert_close(link_map(poses, weights, 1e-2, 16), link_map_literal(poses, weights, 1e-2, 16))
+
+
 def test_nan_keypoints_give_nan_and_no_crash():
     poses = torch.full((1, 16, 2), float("nan"))
     assert link_map(poses, torch.ones(120), 1e-3, 16).isnan().all()

@@ -111,6 +111,17 @@ def test_dead_vectors_become_tokens_of_the_batch(memory):
         assert torch.cdist(memory.codebook[bank, 1:], tokens[:, bank]).amin(1).max() < 1e-5
     assert memory.idle_steps.eq(0).all()
     assert memory.hits[:, 1:].eq(1).all()
+    assert torch.equal(memory.sums[:, 1:], memory.codebook[:, 1:]), "they move on from where they were put"
+
+
+def test_choices_of_a_vector_are_counted_anew_once_it_is_revived(memory):
+    tokens = torch.randn(8, 6, 16)
+    _start(memory, tokens)
+    memory.use_counts.zero_()
+    for code, counted in ((3, 8), (0, 8), (0, 0)):
+        codes = torch.full((8, 6), code)
+        memory.update(tokens, codes, decay=0.9, revive_after=2, generator=torch.Generator())
+        assert memory.use_counts[:, 3].eq(counted).all()
 
 
 def test_use_counts_count_every_choice(memory):

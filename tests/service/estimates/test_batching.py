@@ -58,7 +58,10 @@ class Line:
         self.unanswered = deque()
         self.broken: Exception | None = None
         limits = {"batch_limit": 4, "queue_limit": 20, "timeout_s": 5.0, "late_s": 60.0, **limits}
-        self.batcher = Batcher(self._send, "ppl:reply:x", live_workers=lambda: self.live, metrics=Metrics(), **limits)
+        self.metrics = Metrics()
+        self.batcher = Batcher(
+            self._send, "ppl:reply:x", live_workers=lambda: self.live, metrics=self.metrics, **limits
+        )
 
     async def _send(self, request, pixels):
         if self.broken:
@@ -243,7 +246,8 @@ async def test_refuses_beyond_the_bound_and_recovers():
     await line.settle()
     with pytest.raises(QueueFull) as caught:
         await line.batcher.estimate(DOG, [square()] * 3)
-    assert caught.value.retry_after_s >= 1
+    assert caught.value.retry_after_s == 1, "the least, for three pictures are soon done"
+    assert line.metrics.rejected._value.get() == 1
     assert "3 pictures are waiting and 5 may" in caught.value.detail
     second = line.ask(4, 5)
     await line.settle()
