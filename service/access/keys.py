@@ -24,9 +24,9 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
-from service.contract.durable_files import sync
+from service.contract.durable_files import atomic_write
 from service.contract.errors import StoreCorrupt, UnknownKey
-from service.runtime.secrets import read_or_create, write_private
+from service.runtime.secrets import read_or_create
 
 log = logging.getLogger(__name__)
 
@@ -163,10 +163,8 @@ class KeyStore:
 
     def _write(self, key: _Stored) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = self._folder / f".{key.id}.{secrets.token_hex(4)}"
-        write_private(draft, key.model_dump_json(indent=1) + "\n")
-        draft.replace(self._folder / f"{key.id}.json")
-        sync(self._folder)
+        with atomic_write(self._folder / f"{key.id}.json", mode=0o600) as file:
+            file.write(key.model_dump_json(indent=1).encode() + b"\n")
         self._looked_at = float("-inf")
 
     def _known_or_new(self, key_id: str) -> _Stored | None:

@@ -1,7 +1,8 @@
-"""JSON files that are read and replaced as a whole, and what it takes that they outlive a power cut."""
+"""Files that are replaced as a whole and outlive a power cut, and locks on files."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -9,27 +10,44 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import StoreCorrupt
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file so that a reader sees the old or the new one, also after a power cut."""
+
+@contextmanager
+def atomic_write(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Open a draft that replaces a file when the block succeeds, and is removed when it fails.
+
+    Readers see the old file or the new one, also after a power cut.
+
+    Args:
+        mode: permissions of a new file, before the umask.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    draft.write_text(json.dumps(value, indent=1, allow_nan=False), encoding="utf-8")
-    sync(draft)
-    os.replace(draft, path)
+    try:
+        with open(draft, "w+b", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file by :func:`atomic_write`."""
+    data = json.dumps(value, indent=1, allow_nan=False).encode()
+    with atomic_write(path) as file:
+        file.write(data)
 
-    Raises:
-        StoreCorrupt: the file is something else.
-        FileNotFoundError: there is none.
-    """
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises StoreCorrupt for anything else, FileNotFoundError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -40,7 +58,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sync(path: Path) -> None:
-    """fsync a file, or a folder's entries."""
+    """Fsync a file, or a folder's entries."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -50,12 +68,12 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of a file, made if need be; another thread's or process's claim on it counts too.
+    """Hold the lock of a file, created if missing, against other threads and processes.
 
-    The system gives it back when its holder dies.
+    The system releases it if its holder dies.
 
     Args:
-        wait: for whoever holds it; else the block is told False and holds nothing.
+        wait: wait for the lock; otherwise yield False if it is taken.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -66,4 +84,20 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
             return
         yield True
     finally:
-        os.close(descriptor)  # and gives the lock back
+        os.close(descriptor)  # releases the lock
+
+
+def folder_names(root: Path) -> list[str]:
+    """Return the names of the folders in a folder; none if it does not exist."""
+    try:
+        return [entry.name for entry in os.scandir(root) if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error means that the disk is full, also if a library says so only in its message."""
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return True
+    # safetensors: "I/O error: No space left on device (os error 28)"
+    return any(f"(os error {number})" in str(error) for number in _DISK_FULL)

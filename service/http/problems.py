@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import http
 import json
 import logging
@@ -19,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
+from service.contract.durable_files import is_disk_full
 from service.contract.errors import BadRequest, ErrorCode, PPLError, RedisUnavailable, Unavailable
 from service.runtime.redis_clients import QUEUE_ERRORS
 
@@ -196,7 +196,7 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 
 
 async def _on_os_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         log.error("%s %s: the disk is full: %s", request.method, request.url.path, error)
         return problem_response(StorageFull("the server has no room on its disk; its operator must free some"))
     raise error

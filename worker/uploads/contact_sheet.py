@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageOps
+
+from service.contract.durable_files import atomic_write
 
 from .square_files import MIN_CLIP_FRAMES, natural_key
 
@@ -48,9 +49,8 @@ class ContactSheet:
         for cell, (row, column) in places.items():
             corner = (_GAP_PX + column * (_SIDE_PX + _GAP_PX), _GAP_PX + row * (_SIDE_PX + _GAP_PX))
             sheet.paste(self._pictures[cell], corner)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        sheet.save(draft, "JPEG", quality=_QUALITY)
-        os.replace(draft, path)
+        with atomic_write(path) as file:
+            sheet.save(file, "JPEG", quality=_QUALITY)
 
 
 class StillCells:

@@ -6,7 +6,6 @@ Training never sees a label; it only leaves out the held-out pictures. The label
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from model.scoring.label_files import read_labels
 from model.scoring.labels import Labels, LabelsError, hashed_split
 from model.scoring.protocols import sides
+from service.contract.durable_files import atomic_write
 from service.contract.errors import BadLabels
 from service.contract.jobs.files import JobFiles
 
@@ -55,8 +55,7 @@ class LabelledPictures:
             "split_from": self.split_from,
             "without_picture": self.without_picture,
         }
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        with draft.open("wb") as file:
+        with atomic_write(path) as file:
             np.savez(
                 file,
                 pictures=self.pictures,
@@ -65,9 +64,6 @@ class LabelledPictures:
                 heldout=self.heldout,
                 facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
             )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
 
     @classmethod
     def load(cls, path: Path) -> LabelledPictures:

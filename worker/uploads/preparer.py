@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from model.config import PPLConfig
+from service.contract.durable_files import write_json
 from service.contract.errors import TooFewPictures, TrainingFailed
 from service.contract.jobs.files import JobFiles, training_folder
 from service.contract.jobs.store import JobRecord, JobStatus
 from service.contract.media.archives import ArchiveLimits, Member, iter_media, resolve_mode
 from service.contract.media.fitting import fit_square, reducible
 from service.contract.media.pictures import Picture
-from service.contract.versions.store import write_json
 from worker.jobs.held_job import HeldJob, Stopping
 from worker.jobs.job_taking import JobTaker
 from worker.metrics import TrainingMetrics

@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.durable_files import atomic_write
+
 MIN_CLIP_FRAMES = 2  # training pairs each frame with another one
 
 NaturalKey = tuple[tuple[tuple[int, int, str], ...], str]
@@ -79,21 +81,17 @@ class TrainingSet:
         if order != list(range(len(self.names))):
             self._reorder(order)
         clips = np.array([numbers[clip] for clip in self._clip_names], dtype=np.int64)
-        with self._clips.open("wb") as file:
+        with atomic_write(self._clips) as file:
             np.save(file, clips, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
         return len(kept), {clip: count for clip, count in counts.items() if clip not in numbers}
 
     def _reorder(self, order: list[int]) -> None:
-        draft = self._pictures.with_name(f".{self._pictures.name}.ordered")
-        with SquareFile(draft, self._side) as file:
+        with atomic_write(self._pictures) as draft, SquareFile(Path(draft.name), self._side) as file:
             if order:
                 squares = np.load(self._pictures, mmap_mode="r", allow_pickle=False)
                 for index in order:
                     file.append(squares[index])
                 del squares
-        os.replace(draft, self._pictures)
         self.names = [self.names[index] for index in order]
         self.sizes = [self.sizes[index] for index in order]
         self._clip_names = [self._clip_names[index] for index in order]

@@ -24,9 +24,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from service.contract.durable_files import locked, sync, write_json
+from service.contract.durable_files import folder_names, locked, sync, write_json
 from service.contract.errors import BadCursor, DatasetsFull, StoreCorrupt, UnknownDataset
-from service.contract.versions.store import folder_names
 
 from .dataset import Dataset, DatasetPage, DatasetRecord, DatasetStatus, Findings
 

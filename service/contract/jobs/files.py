@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from service.contract.durable_files import folder_names
 from service.contract.errors import BadFolder, BadLabels, BadRequest
-from service.contract.versions.store import folder_names
 
 from .job import check_job_id, is_job_id
 

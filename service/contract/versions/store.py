@@ -17,8 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from service.contract.durable_files import read_json, sync
-from service.contract.durable_files import write_json as write_json
+from service.contract.durable_files import folder_names, read_json, sync
 from service.contract.errors import (
     BadCategoryName,
     BadVersionName,
@@ -300,11 +299,3 @@ class VersionStore:
         except FileNotFoundError as error:
             self.stamp(category, version)  # it may have been deleted meanwhile
             raise StoreCorrupt(f"version '{version}' of category '{category}' lacks its {name}") from error
-
-
-def folder_names(root: Path) -> list[str]:
-    """Names of the folders in a folder; none where it does not exist."""
-    try:
-        return [entry.name for entry in os.scandir(root) if entry.is_dir()]
-    except FileNotFoundError:
-        return []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Container, Iterable, Mapping
@@ -15,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from service.contract.durable_files import atomic_write
 from service.contract.errors import PPLError, UnknownEstimate
 from service.contract.jobs.job import JobError
 from service.contract.media.videos import VideoLimits
@@ -263,9 +263,5 @@ def _append(lines: Path, outcome: Outcome) -> None:
 
 
 def _replace(path: Path, body: bytes) -> None:
-    draft = path.with_name(f".{path.name}")
-    with draft.open("wb") as file:
+    with atomic_write(path) as file:
         file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)

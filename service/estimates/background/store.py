@@ -23,12 +23,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from service.contract.durable_files import locked, sync, write_json
+from service.contract.durable_files import folder_names, locked, sync, write_json
 from service.contract.errors import BadCursor, Conflict, StoreCorrupt, UnknownEstimate
 from service.contract.ids import time_ordered_id
 from service.contract.jobs.job import JobError
 from service.contract.quotas import PendingEstimate
-from service.contract.versions.store import folder_names
 from service.estimates.schemas import BackgroundEstimate, EstimatePage, EstimateStatus
 
 _ID = re.compile(r"[0-9a-f]{24}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import threading
 
@@ -117,6 +118,18 @@ async def test_frame_without_a_pose_is_named_in_its_row_and_its_error(http, send
 async def test_what_is_no_video_is_refused(http, send, publish, consumer, problem, accept, data_root):
     publish("dog")
     problem(await send({"video": ("a.mp4", b"junk" * 100)}, headers=accept), 422, "bad_video")
+    assert list((data_root / "estimates").glob("[0-9a-f]*")) == []
+
+
+@pytest.mark.parametrize("headers", [{}, RESPOND_ASYNC])
+async def test_full_disk_gets_507_and_leaves_nothing(send, publish, problem, film, headers, data_root, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    publish("dog")
+    monkeypatch.setattr("service.estimates.uploads.EstimateIntake._append", fail)
+    response = await send(film, headers=headers)
+    assert "no room" in problem(response, 507, "disk_full")["detail"]
     assert list((data_root / "estimates").glob("[0-9a-f]*")) == []
 
 

@@ -16,8 +16,8 @@ from model.predictor import Predictor
 from model.scoring.labels import hashed_split, to_square
 from model.scoring.protocols import evaluate
 from model.training.trainer import Trainer
+from service.contract.durable_files import write_json
 from service.contract.jobs.store import Job, JobStatus
-from service.contract.versions.store import write_json
 from worker.training.training_input import load_pictures, load_training_input
 
 NAMES = [f"{number}.jpg" for number in range(12)]

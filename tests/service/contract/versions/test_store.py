@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from service.contract.durable_files import write_json
 from service.contract.errors import (
     BadCategoryName,
     BadFolder,
@@ -21,7 +22,7 @@ from service.contract.errors import (
 )
 from service.contract.jobs.files import JobFiles, training_folder
 from service.contract.versions.additions import Additions
-from service.contract.versions.store import VersionStore, check_category, new_version_id, write_json
+from service.contract.versions.store import VersionStore, check_category, new_version_id
 
 JOB = "0192a3b4c5d6deadbeef01"
 
