@@ -1,6 +1,6 @@
-"""The linear maps from learned keypoints to labelled ones, and their errors. Numpy only.
+"""Linear maps from learned keypoints to labelled ones, and their errors. Numpy only.
 
-All coordinates are (x, y) in [0, 1] of the image side: a map without bias depends on that.
+All coordinates are (x, y) in [0, 1] of the image side, which matters for maps without bias.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ Split = tuple[Array, Array, Array]
 
 
 def fit_maps(keypoints: Array, labels: Array, visibility: Array, *, bias: bool = True) -> Array:
-    """One linear map a labelled keypoint, fitted on the pictures where it is visible.
+    """Fit one linear map per labelled keypoint, on the pictures where it is visible.
 
     Args:
-        keypoints: (N, K, 2) learned keypoints in [0, 1] of the image side (a map without bias depends on that).
+        keypoints: (N, K, 2) learned keypoints in [0, 1].
         labels: (N, J, 2) in [0, 1].
         visibility: (N, J), non-zero where the label counts.
         bias: add a constant to the learned coordinates.
@@ -26,7 +26,7 @@ def fit_maps(keypoints: Array, labels: Array, visibility: Array, *, bias: bool =
         (J, 2K [+ 1], 2).
 
     Raises:
-        ValueError: a labelled keypoint is visible in no picture, or shapes do not fit.
+        ValueError: a labelled keypoint is visible in no picture, or shapes do not match.
     """
     check_split(keypoints, labels, visibility)
     inputs = _design(keypoints, bias)
@@ -40,32 +40,27 @@ def fit_maps(keypoints: Array, labels: Array, visibility: Array, *, bias: bool =
 
 
 def apply_maps(keypoints: Array, maps: Array) -> Array:
-    """Learned keypoints (N, K, 2) through maps (J, 2K [+ 1], 2) to labelled ones (N, J, 2)."""
+    """Map learned keypoints (N, K, 2) through maps (J, 2K [+ 1], 2) to labelled ones (N, J, 2)."""
     bias = maps.shape[1] % 2 == 1
     mapped: Array = np.einsum("nd,jdc->njc", _design(keypoints, bias), maps)
     return mapped
 
 
 def error_percent(predicted: Array, labels: Array, visibility: Array) -> float:
-    """Mean L2 distance over the visible keypoints (N, J, 2) in [0, 1], in percent of the image side."""
+    """Return the mean L2 distance over the visible keypoints (N, J, 2) in percent of the image side."""
     check_split(predicted, labels, visibility)
     distance = np.linalg.norm(predicted - labels, axis=-1)
     return float(100 * distance[visibility > 0].mean())
 
 
 def mean_pose_percent(train_labels: Array, train_visibility: Array, labels: Array, visibility: Array) -> float:
-    """The error of guessing every keypoint at its mean training position: what a model must beat."""
+    """Return the error of guessing every keypoint at its mean training position, the baseline of a model."""
     mean = mean_pose(train_labels, train_visibility)
     return error_percent(np.broadcast_to(mean, labels.shape), labels, visibility)
 
 
 def check_split(keypoints: Array, labels: Array, visibility: Array) -> None:
-    """Refuse arrays that do not belong together.
-
-    Raises:
-        ValueError: shapes other than (N, K, 2), (N, J, 2), (N, J) with N of at least one, or a value that counts
-            is not finite.
-    """
+    """Raise ValueError unless shapes are (N, K, 2), (N, J, 2), (N, J), N is positive and visible values are finite."""
     if keypoints.ndim != 3 or keypoints.shape[-1] != 2 or labels.shape != (*visibility.shape, 2):
         raise ValueError(
             f"keypoints {keypoints.shape}, labels {labels.shape}, visibility {visibility.shape}; "
@@ -80,7 +75,7 @@ def check_split(keypoints: Array, labels: Array, visibility: Array) -> None:
 
 
 def mean_pose(labels: Array, visibility: Array) -> Array:
-    """The mean position (J, 2) of each labelled keypoint over the pictures where it is visible; 0 where in none."""
+    """Return the mean position (J, 2) of each labelled keypoint where it is visible; 0 if it never is."""
     weight = (visibility > 0)[..., None]
     mean: Array = np.where(weight, labels, 0).sum(0) / weight.sum(0).clip(1)
     return mean

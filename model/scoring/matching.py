@@ -1,4 +1,4 @@
-"""Which learned keypoint stands for which true joint, and which learned links are limbs by that. Numpy only."""
+"""Match learned keypoints to true joints, and learned links to limbs. Numpy only."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ Edges = Sequence[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Matching:
-    """One joint at most for a keypoint, and one keypoint at most for a joint.
+    """A one-to-one matching of keypoints and joints.
 
     Attributes:
-        joint_of: (K,) the joint of each keypoint, -1 where it has none.
-        distance: (K,) mean distance to that joint over the pictures, in parts of the image side; inf where none.
+        joint_of: (K,) the joint of each keypoint, -1 if unmatched.
+        distance: (K,) mean distance to that joint in parts of the image side; inf if unmatched.
     """
 
     joint_of: NDArray[np.int64]
     distance: Array
 
 
-def match_joints(keypoints: Array, labels: Array, visibility: Array, most_distance: float) -> Matching:
-    """The one-to-one matching of least summed mean distance (exact), less its pairs that are too far apart.
+def match_joints(keypoints: Array, labels: Array, visibility: Array, max_distance: float) -> Matching:
+    """Return the one-to-one matching of minimal total mean distance, without pairs that are too far apart.
 
     Args:
         keypoints: (N, K, 2) in [0, 1].
         labels: (N, J, 2) in [0, 1].
         visibility: (N, J); the mean distance to a joint is over the pictures where it is visible.
-        most_distance: a pair farther apart than this on average is no match, in parts of the image side.
+        max_distance: the largest mean distance of a match, in parts of the image side.
     """
     seen = visibility > 0
     truth = np.where(seen[..., None], labels, 0)
@@ -47,21 +47,21 @@ def match_joints(keypoints: Array, labels: Array, visibility: Array, most_distan
     distance = np.full(len(cost), np.inf)
     for keypoint, column in zip(*assign(cost[:, usable]), strict=True):
         joint = usable[column]
-        if cost[keypoint, joint] <= most_distance:
+        if cost[keypoint, joint] <= max_distance:
             joint_of[keypoint], distance[keypoint] = joint, cost[keypoint, joint]
     return Matching(joint_of, distance)
 
 
 def assign(cost: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The assignment of least total cost: as many pairs of row and column as the shorter side has.
+    """Return the assignment of minimal total cost, with min(n, m) pairs of row and column.
 
-    The Hungarian method with potentials, growing one shortest augmenting path a row: O(n²m).
+    The Hungarian method with potentials, one shortest augmenting path per row: O(n²m).
 
     Args:
         cost: (n, m), finite.
 
     Returns:
-        Rows in rising order, and the column of each.
+        Rows, ascending, and the column of each.
 
     Raises:
         ValueError: a cost is not finite.
@@ -74,18 +74,18 @@ def assign(cost: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return rows[order], columns[order]
     count, width = cost.shape
     u, v = np.zeros(count + 1), np.zeros(width + 1)
-    row_of = np.zeros(width + 1, dtype=np.int64)  # 1-based; column 0 holds the row that seeks a place
+    row_of = np.zeros(width + 1, dtype=np.int64)  # 1-based; column 0 holds the row to be assigned
     for row in range(1, count + 1):
         row_of[0], column = row, 0
         least = np.full(width + 1, np.inf)
-        way = np.zeros(width + 1, dtype=np.int64)
+        previous = np.zeros(width + 1, dtype=np.int64)
         used = np.zeros(width + 1, dtype=np.bool_)
         while row_of[column]:
             used[column] = True
             free = ~used
             reduced = cost[row_of[column] - 1] - u[row_of[column]] - v[1:]
             better = free[1:] & (reduced < least[1:])
-            least[1:][better], way[1:][better] = reduced[better], column
+            least[1:][better], previous[1:][better] = reduced[better], column
             following = int(np.argmin(np.where(free, least, np.inf)[1:])) + 1
             step = least[following]
             u[row_of[used]] += step
@@ -93,23 +93,19 @@ def assign(cost: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
             least[free] -= step
             column = following
         while column:
-            previous = way[column]
-            row_of[column] = row_of[previous]
-            column = int(previous)
+            row_of[column] = row_of[previous[column]]
+            column = int(previous[column])
     taken = np.flatnonzero(row_of[1:])
     rows = row_of[1:][taken] - 1
     order = np.argsort(rows)
     return rows[order], taken[order]
 
 
-def limbs_of(i: int, j: int, joint_of: NDArray[np.int64], edges: Edges, most_limbs: int) -> list[int] | None:
-    """The limbs that a link between keypoints i and j stands for, if it stands for any.
+def limbs_of(i: int, j: int, joint_of: NDArray[np.int64], edges: Edges, max_limbs: int) -> list[int] | None:
+    """Return the limbs, as indices of edges, that a link between keypoints i and j follows, or None.
 
-    It does where both keypoints have a joint and the shortest way between the two along the skeleton has at most
-    ``most_limbs`` limbs and passes no joint that has a keypoint of its own.
-
-    Returns:
-        Indices of edges, or None.
+    Both keypoints must have a joint, and the shortest path between the two along the skeleton must have at most
+    ``max_limbs`` limbs and pass no joint that has a keypoint of its own.
     """
     start, goal = int(joint_of[i]), int(joint_of[j])
     if start < 0 or goal < 0:
@@ -118,14 +114,14 @@ def limbs_of(i: int, j: int, joint_of: NDArray[np.int64], edges: Edges, most_lim
     queue: deque[tuple[int, list[int]]] = deque([(start, [])])
     reached = {start}
     while queue:
-        joint, way = queue.popleft()
+        joint, path = queue.popleft()
         if joint == goal:
-            return way if way else None
-        if len(way) == most_limbs or joint in taken:
+            return path or None
+        if len(path) == max_limbs or joint in taken:
             continue
         for index, (a, b) in enumerate(edges):
             for here, there in ((a, b), (b, a)):
                 if here == joint and there not in reached:
                     reached.add(there)
-                    queue.append((there, [*way, index]))
+                    queue.append((there, [*path, index]))
     return None

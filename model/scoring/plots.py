@@ -1,4 +1,4 @@
-"""Plots of measurements. matplotlib comes with the extra ``plots`` and is imported where it is used."""
+"""Plots of measurements. matplotlib, from the extra ``plots``, is imported only when used."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ _WIDTH_IN, _HEIGHT_IN, _DPI = 9.0, 4.0, 120
 
 
 class PlotsUnavailableError(ImportError):
-    """matplotlib is not installed; the message names the extra that brings it."""
+    """matplotlib is not installed; the message names the extra to install."""
 
 
 def plot_occlusion(rows: Sequence[dict[str, Any]], path: Path, title: str = "") -> None:
-    """The occlusion table as a PNG; see :func:`occlusion_figure`, which raises the same."""
+    """Write the plot of an occlusion table as a PNG. Raises as :func:`occlusion_figure`."""
     occlusion_figure(rows, title).savefig(path, format="png")
 
 
 def occlusion_figure(rows: Sequence[dict[str, Any]], title: str = "") -> Figure:
-    """Error by level of occlusion, a line for each refinement iteration, a panel for each kind.
+    """Plot the error by level of occlusion, one line per refinement iteration, one panel per kind.
 
     Args:
         rows: of :func:`model.scoring.occlusion.occlusion_table`; the clean row is level 0 of both panels.
-        title: above the panels.
 
     Raises:
         PlotsUnavailableError: matplotlib is not installed.
-        ValueError: no level to draw.
+        ValueError: the table has no level of occlusion.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -47,7 +46,7 @@ def occlusion_figure(rows: Sequence[dict[str, Any]], title: str = "") -> Figure:
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     for panel, kind in zip(panels, kinds, strict=True):
         _draw(panel, kind, rows)
-    panels[0].set_ylim(bottom=0)  # only now: it ends the fitting to the lines
+    panels[0].set_ylim(bottom=0)  # after drawing, because it ends automatic scaling
     panels[0].set_ylabel("error, % of the image side")
     panels[0].legend()
     if title:

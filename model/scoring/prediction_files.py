@@ -1,11 +1,11 @@
-"""Predicted keypoints beside their labels, by the pictures' names. Numpy only.
+"""Read predicted keypoints and pair them with labels by the pictures' names. Numpy only.
 
 A **predictions** file is JSON. Keypoints are (x, y) in [0, 1] of the model's square, by the picture's file name:
 
-- ``{"train": {name: [[x, y], …]}, "heldout": {…}}``, or ``{"pictures": {name: …}}``, which is split as the labels
-  say and, where they don't, by the names (:func:`model.scoring.labels.hashed_split`);
-- ``"clips": {name: clip}``, where pictures are frames of clips: whole ones are held out then;
-- ``"sizes": {name: [width, height]}`` in pixels, where the labels are in pixels and don't tell.
+- ``{"train": {name: [[x, y], …]}, "heldout": {…}}``, or ``{"pictures": {name: …}}``, split as the labels are or else
+  by the names (:func:`model.scoring.labels.hashed_split`);
+- ``"clips": {name: clip}`` (optional), if pictures are frames of clips: whole clips are then held out;
+- ``"sizes": {name: [width, height]}`` in pixels, if the labels are in pixels and have no sizes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import numpy as np
 from .labels import Labels, LabelsError, hashed_split
 from .linear_maps import Array, Split
 
-_SPLITS = {"train": "train", "heldout": "test"}  # as predictions and as labels call them
-Sizes = Mapping[str, tuple[int, int]]
+_SPLITS = {"train": "train", "heldout": "test"}  # name in predictions: name in labels
 
 
 @dataclass(frozen=True)
@@ -31,10 +30,10 @@ class Paired:
 
     Attributes:
         names: the pictures' names, by split ("train" and "heldout").
-        splits: learned keypoints, labels and visibility of these, by split.
-        unlabelled: pictures that are predicted and have no label; they don't count.
-        unpredicted: labels whose picture is not predicted; they don't count.
-        split_from: who split the pictures: "predictions", "labels" or "names".
+        splits: their learned keypoints, labels and visibility, by split.
+        unlabelled: predicted pictures without a label; not scored.
+        unpredicted: labels without a prediction; not scored.
+        split_from: the origin of the split: "predictions", "labels" or "names".
     """
 
     names: dict[str, list[str]]
@@ -45,11 +44,11 @@ class Paired:
 
 
 def read_predictions(path: Path) -> dict[str, Any]:
-    """A predictions file as it is. Of the pictures held out it may have the names alone.
+    """Return the content of a predictions file; "heldout" may be a list of names alone.
 
     Raises:
-        ValueError: it is no JSON object, or holds something else than poses and sizes by name.
-        OSError: it can't be read.
+        ValueError: the file is not a JSON object of objects by picture name.
+        OSError: the file can't be read.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -59,21 +58,21 @@ def read_predictions(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.name} is not a JSON object")
     for part in ("pictures", *_SPLITS, "sizes", "clips"):
         value = content.get(part) or {}
-        names = part == "heldout" and isinstance(value, list) and all(isinstance(name, str) for name in value)
-        if not isinstance(value, dict) and not names:
+        is_names = part == "heldout" and isinstance(value, list) and all(isinstance(name, str) for name in value)
+        if not isinstance(value, dict) and not is_names:
             raise ValueError(f"'{part}' in {path.name} is a {type(value).__name__}; expected an object by picture name")
     return content
 
 
 def pair(predictions: Mapping[str, Any], labels: Labels) -> Paired:
-    """The pictures that have both; see :class:`Paired`.
+    """Pair predictions with labels.
 
     Args:
         predictions: the content of a predictions file.
-        labels: of these pictures, and perhaps of others.
+        labels: may also contain other pictures.
 
     Raises:
-        ValueError: a name fits no or two labels, a size is unknown, or a split would be empty.
+        ValueError: a name matches two labels, a size is unknown, or a split would be empty.
     """
     rows = rows_by_split(predictions, labels)
     split_from = "predictions" if "pictures" not in predictions else "labels" if labels.split else "names"
@@ -84,70 +83,75 @@ def pair(predictions: Mapping[str, Any], labels: Labels) -> Paired:
         )
         for split, group in rows.items()
     }
-    groups = [predictions["pictures"]] if "pictures" in predictions else [predictions[split] for split in _SPLITS]
-    named = [set(group) for group in (rows.values() if len(groups) > 1 else [rows["train"] | rows["heldout"]])]
-    unlabelled = tuple(name for group, known in zip(groups, named, strict=True) for name in group if name not in known)
+    unlabelled = tuple(
+        name
+        for split in (["pictures"] if "pictures" in predictions else _SPLITS)
+        for name in predictions[split]
+        if name not in rows.get(split, rows["train"] | rows["heldout"])
+    )
     used = {row for group in rows.values() for row in group.values()}
     unpredicted = tuple(name for row, name in enumerate(labels.names) if row not in used)
     return Paired({split: list(group) for split, group in rows.items()}, splits, unlabelled, unpredicted, split_from)
 
 
 def square_labels(labels: Labels, rows: Mapping[str, int], sizes: Mapping[str, Any]) -> tuple[Array, Array]:
-    """Labels (N, J, 2) in [0, 1] of the square and visibility (N, J) of pictures, by name and row of the labels."""
+    """Return labels (N, J, 2) in [0, 1] of the square and visibility (N, J) of pictures.
+
+    Args:
+        rows: row of the labels by the picture's name.
+        sizes: [width, height] in pixels by the picture's name.
+    """
     known = {labels.names[row]: _size(name, sizes[name]) for name, row in rows.items() if name in sizes}
     chosen = labels.rows(list(rows.values())).to_square(known)
     return chosen.keypoints, chosen.visibility.astype(np.float64)
 
 
 def poses_of(poses: Mapping[str, Any], names: Sequence[str]) -> Array:
-    """The predicted poses of some pictures as one array (N, …, 2).
+    """Return the predicted poses of some pictures as one array (N, …, 2).
 
     Raises:
-        ValueError: they differ in shape, or are no points.
+        ValueError: the poses differ in shape, or are not points.
     """
     try:
         stacked = np.array([poses[name] for name in names], dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the predicted keypoints differ in shape or are no numbers: {error}") from error
+        raise ValueError(f"the predicted keypoints differ in shape or are not numbers: {error}") from error
     if stacked.ndim < 3 or stacked.shape[-1] != 2:
         raise ValueError(f"predicted keypoints have shape {stacked.shape[1:]}; expected (K, 2) a picture")
     return stacked
 
 
 def rows_by_split(predictions: Mapping[str, Any], labels: Labels) -> dict[str, dict[str, int]]:
-    """For "train" and "heldout", the row of the labels for each predicted picture that has one.
+    """Return, for "train" and "heldout", the row of the labels of each predicted picture that has one.
 
     Raises:
-        LabelsError: a name fits two labels, or no picture of a split has a label.
-        ValueError: there are no pictures.
+        LabelsError: a name matches two labels, or no picture of a split has a label.
+        ValueError: the predictions have no pictures.
     """
     lacking = [split for split in _SPLITS if split not in predictions]
     if "pictures" not in predictions and lacking:
         raise ValueError(f"the predictions have no '{lacking[0]}'; expected pictures, or train and heldout")
     if "pictures" in predictions:
-        found = _found(labels, list(predictions["pictures"]))
-        clips = [(predictions.get("clips") or {}).get(name, name) for name in found]
-        said = [labels.split[row] for row in found.values()] if labels.split else hashed_split([*found], clips=clips)
-        split_of = dict(zip(found, said, strict=True))
-        rows = {
-            split: {n: row for n, row in found.items() if split_of[n] == called} for split, called in _SPLITS.items()
-        }
+        row_of = _match(labels, list(predictions["pictures"]))
+        clips = [(predictions.get("clips") or {}).get(name, name) for name in row_of]
+        parts = [labels.split[row] for row in row_of.values()] if labels.split else hashed_split([*row_of], clips=clips)
+        rows: dict[str, dict[str, int]] = {split: {} for split in _SPLITS}
+        for (name, row), part in zip(row_of.items(), parts, strict=True):
+            rows["train" if part == "train" else "heldout"][name] = row
     else:
         rows = {}
-        for split, called in _SPLITS.items():
-            mine = [row for row in range(len(labels)) if labels.split is None or labels.split[row] == called]
-            found = _found(labels.rows(mine), list(predictions[split]))
-            rows[split] = {name: mine[row] for name, row in found.items()}
+        for split, part in _SPLITS.items():
+            candidates = [row for row in range(len(labels)) if labels.split is None or labels.split[row] == part]
+            row_of = _match(labels.rows(candidates), list(predictions[split]))
+            rows[split] = {name: candidates[row] for name, row in row_of.items()}
     empty = [split for split, group in rows.items() if not group]
     if empty:
         why = ", and all are of one clip; give a split" if predictions.get("clips") and not labels.split else ""
-        raise LabelsError(
-            f"no labelled picture is in '{empty[0]}'; pictures are needed to fit on, and others to score{why}"
-        )
+        raise LabelsError(f"no labelled picture is in '{empty[0]}'; expected some to fit on and others to score{why}")
     return rows
 
 
-def _found(labels: Labels, names: list[str]) -> dict[str, int]:
+def _match(labels: Labels, names: list[str]) -> dict[str, int]:
     return {name: int(row) for name, row in zip(names, labels.match(names), strict=True) if row >= 0}
 
 

@@ -1,7 +1,7 @@
-"""How the field scores keypoints learned without labels: linear maps from all learned keypoints of a picture to the
-labelled ones, fitted on training pictures and applied to held-out ones. Numpy only.
+"""Protocols to score keypoints learned without labels: linear maps from all learned keypoints of a picture to the
+labelled ones are fitted on training pictures and applied to held-out ones. Numpy only.
 
-All coordinates are (x, y) in [0, 1] of the image side: a map without bias depends on that.
+All coordinates are (x, y) in [0, 1] of the image side, which matters for maps without bias.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from numpy.typing import NDArray
 from .linear_maps import Array, Split, apply_maps, check_split, error_percent, fit_maps, mean_pose, mean_pose_percent
 
 _SCALE = 255  # of the summed error: a picture of 256 pixels, corner to corner
-_FEWEST_SWAPS = 10  # the fit of whole poses ends when fewer change
-_MOST_ROUNDS = 100  # and at the latest here: distances are judged by their mean, maps by squares, so it may circle
+_MIN_SWAPS = 10  # the fit of whole poses ends when fewer poses change
+_MAX_ROUNDS = 100  # the fit may not converge: swaps minimise mean distances, maps squared ones
 _OUTLIER_DEVIATIONS = 3
+_SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
 def evaluate(train: Split, heldout: Split, swap: Sequence[int] | None = None) -> dict[str, Any]:
-    """Every protocol that applies to a set of pictures, with the error of guessing the mean pose beside each.
+    """Score by every protocol that applies, each with the error of guessing the mean pose.
 
     - "headline": :func:`per_keypoint` with bias, the project's own number.
     - "per_keypoint": without bias, as CUB is scored.
-    - "whole_pose": :func:`whole_pose`, as Human3.6m; only with ``swap``. Where it can't be fitted,
-      "whole_pose_left_out" says why, and the others stand.
-    - "summed": :func:`summed`, as Taichi.
+    - "whole_pose": :func:`whole_pose`, as Human3.6m is scored; only with ``swap``. If it can't be fitted,
+      "whole_pose_left_out" gives the reason.
+    - "summed": :func:`summed`, as Taichi is scored.
 
     Args:
         train: learned keypoints (N, K, 2), labels (N, J, 2), visibility (N, J), non-zero where a label counts.
         heldout: the same of other pictures.
-        swap: for each labelled keypoint the one of the other side, or itself; see :func:`sides`.
+        swap: for each labelled keypoint its partner on the other side, or itself; see :func:`sides`.
 
     Returns:
-        The protocols' numbers, and "train_images", "heldout_images", "labelled_keypoints" (those scored),
-        "left_out_keypoints" (indices of those visible in no training or no held-out picture), "fewest_fitted" (on
-        how many pictures the least visible one was fitted) and "map_inputs" (2K + 1; fewer pictures than these fit
-        anything).
+        The protocols' numbers, and "train_images", "heldout_images", "labelled_keypoints" (number of those scored),
+        "left_out_keypoints" (indices of those visible in no training or no held-out picture), "fewest_fitted" (number
+        of pictures with the least visible one) and "map_inputs" (2K + 1; fewer pictures than inputs overfit).
 
     Raises:
-        ValueError: shapes do not fit, a value is not finite, or no labelled keypoint is visible in both.
+        ValueError: shapes do not match, a value is not finite, or no labelled keypoint is visible in both parts.
     """
     for split in (train, heldout):
         check_split(*split)
@@ -54,18 +54,18 @@ def evaluate(train: Split, heldout: Split, swap: Sequence[int] | None = None) ->
     kept = np.flatnonzero((counts > 0) & (heldout[2] > 0).any(0))
     if not len(kept):
         raise ValueError(f"none of {len(counts)} labelled keypoints is visible in training and in held-out pictures")
-    scored, against = _only(train, kept), _only(heldout, kept)
+    scored, against = _select(train, kept), _select(heldout, kept)
     numbers: dict[str, Any] = {
         "headline": headline(scored, against),
         "per_keypoint": per_keypoint(scored, against, bias=False),
         "summed": summed(scored, against),
     }
     if swap is not None:
-        partners = _checked_swap(swap, len(counts))
+        partners = _check_swap(swap, len(counts))
         paired = np.flatnonzero(np.isin(np.arange(len(counts)), kept) & np.isin(partners, kept))
         within = np.searchsorted(paired, partners[paired])
         try:
-            numbers["whole_pose"] = whole_pose(_only(train, paired), _only(heldout, paired), within.tolist())
+            numbers["whole_pose"] = whole_pose(_select(train, paired), _select(heldout, paired), within.tolist())
         except ValueError as error:
             numbers["whole_pose_left_out"] = str(error)
     return numbers | {
@@ -79,12 +79,12 @@ def evaluate(train: Split, heldout: Split, swap: Sequence[int] | None = None) ->
 
 
 def headline(train: Split, heldout: Split) -> dict[str, float]:
-    """The project's own headline: :func:`per_keypoint` with bias."""
+    """Score by the project's own headline: :func:`per_keypoint` with bias."""
     return per_keypoint(train, heldout, bias=True)
 
 
 def per_keypoint(train: Split, heldout: Split, *, bias: bool) -> dict[str, float]:
-    """One map a labelled keypoint from the training pictures where it is visible; CUB's protocol without ``bias``.
+    """Score with one map per labelled keypoint, fitted where it is visible; CUB's protocol without ``bias``.
 
     Returns:
         "error_percent", the mean L2 distance over the visible held-out keypoints in percent of the image side, and
@@ -98,37 +98,37 @@ def per_keypoint(train: Split, heldout: Split, *, bias: bool) -> dict[str, float
 
 
 def whole_pose(train: Split, heldout: Split, swap: Sequence[int]) -> dict[str, float]:
-    """Human3.6m's protocol: one map for the whole pose, blind to which side is left and which right.
+    """Score by Human3.6m's protocol: one map for the whole pose, without bias, that ignores left and right.
 
-    While fitting, poses whose swapped labels lie nearer to the mapped ones are swapped, round by round, until fewer
-    than ten change; then poses farther than three standard deviations beyond the mean are dropped and the map is
-    fitted again. A held-out pose counts as it is or swapped, whichever is nearer. No bias. A pose's distance is the
-    mean L2 distance of its visible keypoints, so a map is fitted keypoint by keypoint where they are visible: where
-    all are, that is the one map of the paper. Pictures without a visible keypoint count in neither.
+    In each round, training poses whose swapped labels lie nearer to the mapped keypoints are swapped, until fewer than
+    ten change. Poses more than three standard deviations above the mean distance are then dropped, and the map is
+    fitted again. A held-out pose counts as it is or swapped, whichever is nearer.
+
+    A pose's distance is the mean L2 distance of its visible keypoints, and each keypoint is fitted where it is visible;
+    if all are visible, this is the paper's one map. Pictures without a visible keypoint are ignored.
 
     Args:
-        train: as :func:`evaluate`'s.
-        heldout: the same.
-        swap: for each of the J labelled keypoints that of the other side, or itself.
+        train: as in :func:`evaluate`.
+        heldout: likewise.
+        swap: likewise.
 
     Returns:
         "error_percent" and "mean_pose_percent", means over the held-out poses in percent of the image side.
 
     Raises:
-        ValueError: ``swap`` is no pairing, no keypoint is left whose partner is seen too, or one is visible in no
-            training picture (any more).
+        ValueError: ``swap`` is not a pairing, there are no keypoints, or one is visible in no training picture left.
     """
-    partners = _checked_swap(swap, train[1].shape[1])
+    partners = _check_swap(swap, train[1].shape[1])
     if not len(partners):
         raise ValueError("no keypoint's two sides are both visible in training and in held-out pictures")
     keypoints, labels, visibility = _with_labels(train)
     labels, visibility = labels.copy(), visibility.copy()
     distance = np.zeros(len(labels))
-    for _ in range(_MOST_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         predicted = apply_maps(keypoints, fit_maps(keypoints, labels, visibility, bias=False))
         distance = _pose_distance(predicted, labels, visibility)
         nearer = _pose_distance(predicted, labels[:, partners], visibility[:, partners]) < distance
-        if nearer.sum() < _FEWEST_SWAPS:
+        if nearer.sum() < _MIN_SWAPS:
             break
         labels[nearer], visibility[nearer] = labels[nearer][:, partners], visibility[nearer][:, partners]
     spread = distance.std(ddof=1) if len(distance) > 1 else 0.0
@@ -145,11 +145,11 @@ def whole_pose(train: Split, heldout: Split, swap: Sequence[int]) -> dict[str, f
 
 
 def summed(train: Split, heldout: Split) -> dict[str, float]:
-    """Taichi's protocol: a map with bias for each keypoint and axis, coordinates times 255.
+    """Score by Taichi's protocol: a map with bias for each keypoint and axis, coordinates times 255.
 
     Returns:
         "summed_error" and "mean_pose_summed_error": the mean absolute error over the held-out pictures where a
-        keypoint is visible, summed over keypoints and axes; in pixels of a picture of 256.
+        keypoint is visible, summed over keypoints and axes, in pixels of a 256-pixel picture.
     """
     constant = np.broadcast_to(mean_pose(train[1], train[2]), heldout[1].shape)
     errors = []
@@ -161,13 +161,15 @@ def summed(train: Split, heldout: Split) -> dict[str, float]:
 
 
 def sides(keypoint_names: Sequence[str]) -> tuple[int, ...] | None:
-    """For each keypoint that of the other side, told by "left" and "right", or by L and R as a word of its own.
+    """Return the index of each keypoint's partner on the other side, by the words "left", "right", "l" and "r".
 
     Returns:
-        J indices, a keypoint without a partner its own; None where no two are partners.
+        J indices, a keypoint's own if it has no partner; None if no keypoint has one.
     """
-    where = {_plain(name): index for index, name in enumerate(keypoint_names)}
-    partners = tuple(where.get(_mirrored(_plain(name)), index) for index, name in enumerate(keypoint_names))
+    words = [_split_words(name) for name in keypoint_names]
+    index_of = {key: index for index, key in enumerate(words)}
+    mirrored = [tuple(_SIDES.get(word, word) for word in key) for key in words]
+    partners = tuple(index_of.get(key, index) for index, key in enumerate(mirrored))
     paired = any(partner != index for index, partner in enumerate(partners))
     return partners if paired and all(partners[partners[index]] == index for index in range(len(partners))) else None
 
@@ -184,24 +186,17 @@ def _with_labels(split: Split) -> Split:
     return keypoints[any_seen], labels[any_seen], visibility[any_seen]
 
 
-def _only(split: Split, joints: NDArray[np.int64]) -> Split:
+def _select(split: Split, joints: NDArray[np.int64]) -> Split:
     return split[0], split[1][:, joints], split[2][:, joints]
 
 
-def _checked_swap(swap: Sequence[int], count: int) -> NDArray[np.int64]:
+def _check_swap(swap: Sequence[int], count: int) -> NDArray[np.int64]:
     partners = np.asarray(swap, dtype=np.int64)
     if sorted(partners.tolist()) != list(range(count)) or (partners[partners] != np.arange(count)).any():
-        raise ValueError(f"swap is {partners.tolist()}; expected each of {count} keypoints' partner, or itself")
+        raise ValueError(f"swap is {partners.tolist()}; expected each of {count} keypoints' partner or own index")
     return partners
 
 
-_SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
-
-
-def _plain(name: str) -> tuple[str, ...]:
+def _split_words(name: str) -> tuple[str, ...]:
     spaced = "".join(letter if letter.isalnum() else " " for letter in name.lower())
     return tuple(spaced.split())
-
-
-def _mirrored(words: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(_SIDES.get(word, word) for word in words)

@@ -1,25 +1,23 @@
-"""The prior against the true skeleton, where that is known. Numpy only.
+"""Compare a learned prior with the true skeleton. Numpy only.
 
-A link is **strong** where its weight is at least a share (0.25) of the strongest link's. Two ways to say which of them
-are right, for a learned keypoint may lie between two joints:
+A link is **strong** if its weight is at least a share (0.25) of the strongest link's. A learned keypoint may lie
+between two joints, so there are two criteria for a correct link:
 
-- **geometric**: drawn in every picture. A link follows the skeleton in a picture where at least 80 % of its length
-  lies within 5 % of the image side of some true limb. Precision: the mean over strong links and pictures of
-  following. Recall: the share of the true limbs' length, over all pictures, that lies within 5 % of some strong link.
-- **matched**: each keypoint stands for one joint at most (the one-to-one matching of least mean distance over the
-  pictures; a pair more than 10 % of the side apart is none). A strong link is right where the way along the skeleton
-  between its two joints has at most three limbs and passes no joint that has a keypoint of its own. Precision: the
-  share of strong links that are right; one with an unmatched end is wrong. Recall: the share of limbs on the way of
-  some right link.
+- **geometric**: a link follows the skeleton in a picture if at least 80 % of its length lies within 5 % of the image
+  side of a true limb. Precision: how often strong links follow, over all pictures. Recall: the share of the true
+  limbs' length, over all pictures, that lies within 5 % of a strong link.
+- **matched**: keypoints are matched to joints one to one, by the least mean distance, at most 10 % of the side. A
+  strong link is correct if the path along the skeleton between its joints has at most three limbs and passes no joint
+  with a keypoint of its own; one with an unmatched end is wrong. Recall: the share of limbs on the path of a correct
+  link.
 
-Beside each precision stands that of all links alike ("chance_precision"): on a slim animal many a link follows.
+"chance_precision" is the precision of all links, strong or not: on a slim animal many links follow by chance.
 
-**Procrustes**: how far the keypoint prior is from the mean true pose (each joint's mean position) once position, size
-and rotation are taken away; no mirroring. The distance is sqrt(1 - s²), s the best alignment of the two point sets
-scaled to unit norm: 0 alike, 1 unrelated. "mapped" takes the prior to the joints by the linear maps with bias that
-score the poses (:func:`model.scoring.linear_maps.fit_maps`); keypoints that say nothing would map to the mean pose
-whatever the prior
-is, so "matched" compares the matched keypoints as they are (at least three). "typical" is the mean distance of one
+**Procrustes**: the distance of the keypoint prior from the mean true pose (each joint's mean position) without
+position, size and rotation, but not mirrored: sqrt(1 - s²), with s the best alignment of the two sets scaled to unit
+norm; 0 means equal, 1 unrelated. "mapped" maps the prior to the joints by
+:func:`model.scoring.linear_maps.fit_maps` with bias. Uninformative keypoints would map to the mean pose for any prior,
+so "matched" compares the matched keypoints directly, if there are at least three. "typical" is the mean distance of a
 true pose from the mean pose.
 """
 
@@ -36,11 +34,11 @@ from .matching import Edges, Matching, limbs_of, match_joints
 STRONG = 0.25
 TOLERANCE = 0.05
 FOLLOWING = 0.8
-MOST_MATCH_DISTANCE = 0.1
-MOST_LIMBS = 3
-_NO_EXTENT = 1e-9
+MAX_MATCH_DISTANCE = 0.1
+MAX_LIMBS = 3
+_MIN_EXTENT = 1e-9
 _SAMPLES = 32  # points along a link or limb
-_MOST_PICTURES = 512  # drawn for the geometric form, evenly spaced
+_MAX_PICTURES = 512  # for the geometric scores, evenly spaced
 
 
 def skeleton_scores(
@@ -53,71 +51,67 @@ def skeleton_scores(
     *,
     strong: float = STRONG,
 ) -> dict[str, Any]:
-    """All that is said above of one learned prior.
+    """Return all scores of one learned prior.
 
     Args:
         keypoint_prior: (K, 2) in [-1, 1].
         link_weights: (L,), at least 0, over the pairs i < j in row-major order.
         keypoints: (N, K, 2) learned keypoints of the pictures in [0, 1].
         labels: (N, J, 2) true joints in [0, 1].
-        visibility: (N, J), non-zero where a joint's place is known; in a rendered set also where it can't be seen.
+        visibility: (N, J), non-zero where a joint's place is known; in a rendered set also where it is occluded.
         edges: pairs of joints, the true limbs.
-        strong: share of the strongest weight from which on a link is strong.
+        strong: the share of the strongest weight that makes a link strong.
 
     Returns:
-        "strong_links" [[i, j, weight, share of pictures where it follows], …] by falling weight, "geometric",
+        "strong_links" as [[i, j, weight, share of pictures where it follows], …] by descending weight, "geometric",
         "matched" and "procrustes".
 
     Raises:
-        ValueError: shapes do not fit, there are no limbs, or none is known in any picture.
+        ValueError: shapes do not match, there are no limbs, or no picture has a limb with both ends known.
     """
     check_split(keypoints, labels, visibility)
     count, joints = keypoints.shape[1], labels.shape[1]
     if keypoint_prior.shape != (count, 2) or link_weights.shape != (count * (count - 1) // 2,):
-        raise ValueError(f"a prior of {keypoint_prior.shape} and {len(link_weights)} links for {count} keypoints")
+        raise ValueError(f"a prior of {keypoint_prior.shape} and {len(link_weights)} links; expected {count} keypoints")
     if not edges or not all(0 <= end < joints for edge in edges for end in edge):
         raise ValueError(f"the skeleton is {list(edges)[:3]}…; expected pairs from 0 to {joints - 1}")
     if not (np.isfinite(link_weights).all() and (link_weights >= 0).all() and link_weights.max() > 0 < strong <= 1):
-        raise ValueError(
-            "link weights must be finite and not negative, one above 0, and 'strong' above 0 and at most 1"
-        )
+        raise ValueError("expected finite link weights of at least 0, one above 0, and 'strong' above 0 and at most 1")
     links = np.stack(np.triu_indices(count, 1), axis=1)
     is_strong = link_weights >= strong * link_weights.max()
-    matching = match_joints(keypoints, labels, visibility, MOST_MATCH_DISTANCE)
-    follows, geometric = _geometric(links, is_strong, keypoints, labels, visibility, edges)
+    matching = match_joints(keypoints, labels, visibility, MAX_MATCH_DISTANCE)
+    follows, geometric = _geometric_scores(links, is_strong, keypoints, labels, visibility, edges)
     by_weight = [int(link) for link in np.argsort(-link_weights, kind="stable") if is_strong[link]]
     return {
         "strong_links": [[*links[n].tolist(), float(link_weights[n]), float(follows[n])] for n in by_weight],
         "geometric": geometric,
-        "matched": _matched(links, is_strong, matching, edges),
+        "matched": _matched_scores(links, is_strong, matching, edges),
         "procrustes": _procrustes_scores((keypoint_prior + 1) / 2, matching, keypoints, labels, visibility),
     }
 
 
 def procrustes(points: Array, truth: Array) -> tuple[float, float]:
-    """The Procrustes distance of two point sets (P, 2), as told above.
+    """Return the Procrustes distance of two point sets (P, 2), see the module's docstring.
 
     Returns:
-        The distance in [0, 1], and the root mean square residual a point once ``points`` is laid on ``truth``, in
-        units of ``truth``.
-
-    A set without extent is like no other: distance 1.
+        The distance in [0, 1], 1 if all ``points`` are the same, and the root mean square residual per point once
+        ``points`` is aligned with ``truth``, in units of ``truth``.
 
     Raises:
         ValueError: all points of ``truth`` are the same.
     """
     a, b = points - points.mean(0), truth - truth.mean(0)
     norm_a, norm_b = np.linalg.norm(a), np.linalg.norm(b)
-    if norm_b < _NO_EXTENT:
+    if norm_b < _MIN_EXTENT:
         raise ValueError("all true points are the same; expected a shape")
-    product = (a / max(norm_a, _NO_EXTENT)).T @ (b / norm_b)
-    turned = np.linalg.svd(product, compute_uv=False)
-    alignment = turned[0] + np.sign(np.linalg.det(product)) * turned[1]
+    product = (a / max(norm_a, _MIN_EXTENT)).T @ (b / norm_b)
+    singular = np.linalg.svd(product, compute_uv=False)
+    alignment = singular[0] + np.sign(np.linalg.det(product)) * singular[1]
     distance = float(np.sqrt(max(0.0, 1 - alignment**2)))
     return distance, float(distance * norm_b / np.sqrt(len(b)))
 
 
-def _geometric(
+def _geometric_scores(
     links: NDArray[np.int64],
     strong: NDArray[np.bool_],
     keypoints: Array,
@@ -125,13 +119,13 @@ def _geometric(
     visibility: Array,
     edges: Edges,
 ) -> tuple[Array, dict[str, float]]:
-    """Of each link, the share of pictures where it follows (L,); and the numbers."""
+    """Return the share of pictures where each link follows (L,), and the scores."""
     ends = np.array(edges)
     known: NDArray[np.bool_] = np.logical_and.reduce(visibility[:, ends] > 0, axis=2)
     rows = np.flatnonzero(known.any(1))
     if not len(rows):
         raise ValueError("no limb has both of its ends known in any picture")
-    rows = rows[np.linspace(0, len(rows) - 1, min(_MOST_PICTURES, len(rows))).round().astype(int)]
+    rows = rows[np.linspace(0, len(rows) - 1, min(_MAX_PICTURES, len(rows))).round().astype(int)]
     limbs = np.where(np.expand_dims(known[rows], (2, 3)), labels[rows][:, ends], np.inf)
     drawn = keypoints[rows][:, links]
     share = np.stack([_within(drawn[:, link], limbs).mean(1) for link in range(len(links))], axis=1)
@@ -155,9 +149,9 @@ def _geometric(
 
 
 def _within(pieces: Array, segments: Array) -> NDArray[np.bool_]:
-    """Which points along a piece (n, 2, 2) lie within the tolerance of one of the segments (n, E, 2, 2): (n, P).
+    """Return which of P points along a piece (n, 2, 2) lie within the tolerance of a segment (n, E, 2, 2): (n, P).
 
-    A segment at infinity is near to nothing.
+    Segments with infinite coordinates are unknown and near nothing.
     """
     t = ((np.arange(_SAMPLES) + 0.5) / _SAMPLES)[:, None]
     points = pieces[:, None, 0] * (1 - t) + pieces[:, None, 1] * t  # (n, P, 2)
@@ -174,20 +168,21 @@ def _within(pieces: Array, segments: Array) -> NDArray[np.bool_]:
     return near
 
 
-def _matched(links: NDArray[np.int64], strong: NDArray[np.bool_], matching: Matching, edges: Edges) -> dict[str, Any]:
-    ways = [limbs_of(i, j, matching.joint_of, edges, MOST_LIMBS) for i, j in links.tolist()]
-    right = np.array([way is not None for way in ways])
-    covered = {limb for way, is_strong in zip(ways, strong, strict=True) if way and is_strong for limb in way}
-    precision, recall = float(right[strong].mean()), len(covered) / len(edges)
+def _matched_scores(
+    links: NDArray[np.int64], strong: NDArray[np.bool_], matching: Matching, edges: Edges
+) -> dict[str, Any]:
+    paths = [limbs_of(i, j, matching.joint_of, edges, MAX_LIMBS) for i, j in links.tolist()]
+    correct = np.array([path is not None for path in paths])
+    covered = {limb for path, is_strong in zip(paths, strong, strict=True) if path and is_strong for limb in path}
+    precision, recall = float(correct[strong].mean()), len(covered) / len(edges)
+    distances = matching.distance[matching.joint_of >= 0]
     return {
         "precision": precision,
         "recall": recall,
         "f1": _f1(precision, recall),
-        "chance_precision": float(right.mean()),
+        "chance_precision": float(correct.mean()),
         "joint_of": [int(joint) if joint >= 0 else None for joint in matching.joint_of],
-        "mean_distance_percent": float(100 * matching.distance[matching.joint_of >= 0].mean())
-        if (matching.joint_of >= 0).any()
-        else None,
+        "mean_distance_percent": float(100 * distances.mean()) if len(distances) else None,
     }
 
 
@@ -197,16 +192,16 @@ def _procrustes_scores(
     seen = np.flatnonzero((visibility > 0).any(0))
     mean = mean_pose(labels, visibility)
     mapped = apply_maps(prior[None], fit_maps(keypoints, labels[:, seen], visibility[:, seen]))[0]
-    whole = labels[:, seen][(visibility[:, seen] > 0).all(1)]
-    typical = [procrustes(pose, mean[seen])[0] for pose in whole]
+    complete = labels[:, seen][(visibility[:, seen] > 0).all(1)]
+    typical = [procrustes(pose, mean[seen])[0] for pose in complete]
     chosen = np.flatnonzero(matching.joint_of >= 0)
-    scores = {"mapped": _told(mapped, mean[seen])}
+    scores = {"mapped": _procrustes_score(mapped, mean[seen])}
     if len(chosen) >= 3:
-        scores["matched"] = _told(prior[chosen], mean[matching.joint_of[chosen]])
+        scores["matched"] = _procrustes_score(prior[chosen], mean[matching.joint_of[chosen]])
     return scores | {"typical": float(np.mean(typical)) if typical else None, "matched_keypoints": len(chosen)}
 
 
-def _told(points: Array, truth: Array) -> dict[str, float]:
+def _procrustes_score(points: Array, truth: Array) -> dict[str, float]:
     distance, residual = procrustes(points, truth)
     return {"distance": distance, "residual_percent": 100 * residual}
 

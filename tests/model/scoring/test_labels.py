@@ -9,7 +9,7 @@ from PIL import Image
 
 from model.data import fit_picture
 from model.scoring.label_files import read_labels
-from model.scoring.labels import MOST_PICTURES, Labels, LabelsError, check_extent, from_square, hashed_split, to_square
+from model.scoring.labels import MAX_PICTURES, Labels, LabelsError, check_extent, from_square, hashed_split, to_square
 from service.contract.media.fitting import fit_square
 
 
@@ -82,7 +82,7 @@ def test_samples_form_holds_both_splits_in_the_square(read):
     assert labels.keypoints.tolist() == [[[0.1, 0.2], [0, 0]], [[0.3, 0.4], [0.5, 0.6]]]
     assert labels.edges == ((1, 0),)
     assert labels.to_square() is labels
-    assert labels.of_split("test").match(["dog/0.jpg"]).tolist() == [0]
+    assert labels.rows([1]).match(["dog/0.jpg"]).tolist() == [0]
     with pytest.raises(LabelsError, match=r"fits 2 labels: '0.jpg \(train\)', '0.jpg \(test\)'"):
         labels.match(["dog/0.jpg"])
 
@@ -282,6 +282,6 @@ def test_split_of_clips_takes_them_whole_and_in_any_order():
 
 
 def test_more_labelled_pictures_than_fit_into_memory_are_refused():
-    check_extent(MOST_PICTURES, 20)
+    check_extent(MAX_PICTURES, 20)
     with pytest.raises(LabelsError, match="more than 1000000 labelled pictures"):
-        check_extent(MOST_PICTURES + 1, 1)
+        check_extent(MAX_PICTURES + 1, 1)

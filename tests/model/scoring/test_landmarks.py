@@ -55,7 +55,7 @@ def test_map_is_that_of_the_whole_system_of_equations(strength: float, follow: i
     poses, places = _Poses(keypoints), labels[:, 0]
     about = _nearness(keypoints.mean(0), places.mean(0))
     expected = brute(keypoints, places, strength, poses.unit, about, FOLLOWS[follow])
-    np.testing.assert_allclose(_Ridge(poses, places).map(follow, strength), expected, atol=1e-8)
+    np.testing.assert_allclose(_Ridge(poses, places).fit_map(follow, strength), expected, atol=1e-8)
 
 
 @pytest.mark.parametrize("count", [9, 60])  # fewer pictures than unknowns, and more
@@ -64,7 +64,7 @@ def test_left_out_errors_are_those_of_fitting_again_without_each_picture(count: 
     poses, places = _Poses(keypoints), labels[:, 1]
     about = _nearness(keypoints.mean(0), places.mean(0))
     strengths = np.array([0.05, 1.0])
-    told = _Ridge(poses, places).left_out(strengths)
+    told = _Ridge(poses, places).leave_one_out(strengths)
     assert told.shape == (len(FOLLOWS), 2, count)
     for row in range(0, count, 4):
         rest = np.arange(count) != row

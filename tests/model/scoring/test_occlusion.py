@@ -9,13 +9,11 @@ from model.scoring.linear_maps import fit_maps
 from model.scoring.occlusion import (
     CENTRE_PATCHES,
     RANDOM_RATIOS,
-    centre_mask,
     centre_patches,
     cover,
     hidden_points,
     levels,
     occlusion_table,
-    random_mask,
     random_patches,
     verdict,
 )
@@ -28,7 +26,7 @@ def white():
 
 
 def test_random_mask_hides_exactly_its_share_in_grey_and_leaves_the_rest(white):
-    masked = random_mask(white, 0.3, seed=4)
+    masked = cover(white, random_patches(5, 0.3, seed=4))
     patches = masked.reshape(5, 16, 4, 16, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(5, 256, -1)
     assert set(np.unique(patches)) == {128, 255}
     assert (np.ptp(patches, axis=2) == 0).all()  # whole patches
@@ -37,9 +35,9 @@ def test_random_mask_hides_exactly_its_share_in_grey_and_leaves_the_rest(white):
     assert len({picture.tobytes() for picture in masked}) == 5
 
 
-def test_a_pictures_mask_depends_on_seed_and_place_alone_and_grows_with_the_ratio(white):
-    assert (random_mask(white, 0.2)[:2] == random_mask(white[:2], 0.2)).all()
-    assert (random_mask(white, 0.2, seed=1) != random_mask(white, 0.2)).any()
+def test_a_pictures_mask_depends_on_seed_and_place_alone_and_grows_with_the_ratio():
+    assert (random_patches(5, 0.2)[:2] == random_patches(2, 0.2)).all()
+    assert (random_patches(5, 0.2, seed=1) != random_patches(5, 0.2)).any()
     lower, higher = random_patches(5, 0.1), random_patches(5, 0.4)
     assert (higher[lower]).all()
     assert random_patches(2, 1).all()
@@ -47,7 +45,7 @@ def test_a_pictures_mask_depends_on_seed_and_place_alone_and_grows_with_the_rati
 
 
 def test_centre_mask_hides_a_centred_square(white):
-    masked = centre_mask(white, 4)[0, ..., 0]
+    masked = cover(white, centre_patches(5, 4))[0, ..., 0]
     rows, columns = np.nonzero(masked == 128)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (24, 39, 24, 39)
     assert len(rows) == 16 * 16
@@ -62,7 +60,7 @@ def test_grid_that_does_not_divide_the_side_covers_all_of_it():
     with pytest.raises(ValueError, match="expected"):
         cover(images[:, :8, :8], np.ones((1, 16, 16), bool))
     with pytest.raises(ValueError, match="expected 0 to 1"):
-        random_mask(images, 1.1)
+        random_patches(1, 1.1)
 
 
 def test_points_are_hidden_where_the_pixels_under_them_are():
