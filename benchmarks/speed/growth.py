@@ -22,7 +22,7 @@ import torch
 from model.config import PPLConfig, resolve
 from model.network.pose_prior_learner import PosePriorLearner
 from model.predictor import Predictor
-from service.contract.jobs.store import JobStatus, JobStore
+from service.contract.jobs.store import JobStatus, JobStore, NewJob
 from service.contract.versions.store import VersionStore
 
 from .machine import resident_bytes
@@ -104,7 +104,7 @@ def job_rows(options: argparse.Namespace, stack: Stack) -> list[Row]:
         store, before = JobStore(client), client.info("memory")["used_memory"]
         settings = {"preset": "compact", **resolve("compact").to_dict()}
         for _ in range(options.jobs):
-            job = store.create("dog", settings, 1200)
+            job = store.create(NewJob("dog", settings, 1200))
             store.update(job.id, lambda record: record.move(JobStatus.CANCELLED))
         used = client.info("memory")["used_memory"] - before
         cursor = min(name.decode() for name in client.zrange("ppl:jobs", 60, 60))

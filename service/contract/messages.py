@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .errors import BadRequest, ContractMismatch, PPLError, error_of
+from .errors import BadRequest, ContractMismatch, PPLError, error_from_code
 from .routing import CONTRACT_VERSION, Kind
 
 MAX_REFINE_STEPS = 10
@@ -134,7 +134,7 @@ class BatchReply(BaseModel):
         failure = message["error"]
         return cls(
             batch_id=batch_id,
-            error=error_of(failure["code"], failure["detail"]) if failure else None,
+            error=error_from_code(failure["code"], failure["detail"]) if failure else None,
             keypoints=_unpacked(message["keypoints"]),
             scores=_unpacked(message["scores"]),
             trajectory=_unpacked(message["trajectory"]),

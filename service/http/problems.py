@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from service.contract.durable_files import is_disk_full
-from service.contract.errors import BadRequest, ErrorCode, PPLError, RedisUnavailable, Unavailable
+from service.contract.errors import BadRequest, PPLError, RedisUnavailable, Unavailable
 from service.runtime.redis_clients import QUEUE_ERRORS
 
 from .request_ids import HEADER as REQUEST_ID
@@ -47,7 +47,7 @@ class SlowBody(BadRequest, status=408):
     """A body that does not arrive in time."""
 
 
-class StorageFull(PPLError, code=ErrorCode.DISK_FULL, status=507):  # noqa: N818 - as in contract/errors.py
+class StorageFull(PPLError, code="disk_full", status=507):  # noqa: N818 - as in contract/errors.py
     """The disk with the data root is full, or the quota on it is used up."""
 
 
@@ -161,11 +161,11 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if isinstance(error.body, bytes) and not (media_type == "application/json" or media_type.endswith("+json")):
         detail = f"the body is {media_type[:80] or 'of no media type'}; send application/json"
-        return problem(415, ErrorCode.BAD_REQUEST, "Bad request", detail)
+        return problem(415, BadRequest.code, "Bad request", detail)
     found = [_describe_fault(fault) for fault in error.errors()]
     faults = [fault for fault, _ in found]
     detail = "; ".join(text for _, text in found)
-    return problem(422, ErrorCode.BAD_REQUEST, "Bad request", detail, {"errors": faults})
+    return problem(422, BadRequest.code, "Bad request", detail, {"errors": faults})
 
 
 def _describe_fault(fault: dict[str, Any]) -> tuple[dict[str, str], str]:
@@ -204,9 +204,7 @@ async def _on_os_error(request: Request, error: Exception) -> Response:
 
 async def _on_unexpected_error(request: Request, error: Exception) -> Response:
     # the server logs the traceback; this handler runs outside of the middleware that adds the header
-    response = problem(
-        500, ErrorCode.INTERNAL, "Internal error", "an unexpected error of the server; its log says more"
-    )
+    response = problem(500, PPLError.code, "Internal error", "an unexpected error of the server; its log says more")
     if request_id := correlation_id.get():
         response.headers[REQUEST_ID] = request_id
     return response

@@ -12,7 +12,7 @@ import logging
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.contract.errors import ErrorCode
+from service.contract.errors import BadRequest
 
 from .problems import MEDIA_TYPE, problem
 from .request_ids import HEADER, new_request_id
@@ -113,7 +113,7 @@ class ProblemProtocol(HttpToolsProtocol):
         if not under_way:  # else it would stand in the middle of another answer
             name = new_request_id()
             log.info("request %s was answered %d before it was one: %s", name, status, title)
-            body = bytes(problem(status, ErrorCode.BAD_REQUEST, title, detail, {"request_id": name}).body)
+            body = bytes(problem(status, BadRequest.code, title, detail, {"request_id": name}).body)
             headers = [*self.server_state.default_headers, (b"content-type", MEDIA_TYPE.encode())]
             headers.append((HEADER.lower().encode(), name.encode()))
             headers += [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]

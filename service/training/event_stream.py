@@ -11,7 +11,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from service.contract import routing
 from service.contract.errors import BadCursor
-from service.contract.jobs.events import MAX_EVENTS, JobEvent, event_of
+from service.contract.jobs.events import MAX_EVENTS, JobEvent, parse_event
 from service.http.negotiation import accepted_media_type
 from service.runtime.redis_clients import QUEUE_ERRORS
 
@@ -73,4 +73,4 @@ async def _read_events(client: Any, job_id: str, after: int) -> tuple[list[JobEv
         pipe.xrange(routing.events_key(job_id), min=f"{after + 1}-0", count=MAX_EVENTS)
         pipe.sismember(routing.ACTIVE_JOBS, job_id)
         entries, is_active = await pipe.execute()
-    return [event_of(entry) for entry in entries], bool(is_active)
+    return [parse_event(entry) for entry in entries], bool(is_active)

@@ -16,7 +16,7 @@ from service.contract.datasets.store import DatasetFiles
 from service.contract.durable_files import write_json
 from service.contract.errors import BadLabels, DatasetNotReady, StoreCorrupt, TooMany, UnknownDataset
 from service.contract.jobs.files import MAX_LABELS_BYTES, JobFiles, training_file, training_folder
-from service.contract.jobs.store import Job, JobSource, JobStore, NamedRequest, new_job_id
+from service.contract.jobs.store import Job, JobSource, JobStore, NamedRequest, NewJob, new_job_id
 from service.contract.jobs.webhooks import check_webhook_url
 from service.contract.media.archives import ArchiveLimits, check_archive
 from service.contract.quotas import JobLimits
@@ -86,20 +86,18 @@ async def accept_training(parts: TrainingParts, request: Request, read: Read) ->
         if earlier is not None:
             return earlier, True
         plan, source = await _prepare(parts, asked, upload)
-        job = await parts.threads.io(
-            parts.jobs.create,
+        new = NewJob(
             asked.category,
             {"preset": plan.preset, **plan.config.to_dict()},
             plan.config.steps,
-            source,
-            upload.job_id,
-            asked.activate,
-            named,
-            owner,
-            limits,
-            asked.webhook_url,
-            plan.base.continued if plan.base else None,
+            source=source,
+            job_id=upload.job_id,
+            activate=asked.activate,
+            owner=owner,
+            webhook_url=asked.webhook_url,
+            continued_from=plan.base.continued if plan.base else None,
         )
+        job = await parts.threads.io(parts.jobs.create, new, named, limits)
         if job.id != upload.job_id:  # the same request, sent concurrently, was first
             return job, True
         upload.keep()

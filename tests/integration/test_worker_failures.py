@@ -26,7 +26,7 @@ from model.training.trainer import Trainer
 from service.contract import routing
 from service.contract.durable_files import write_json
 from service.contract.jobs.files import JobFiles
-from service.contract.jobs.store import Job, JobStatus, JobStore, new_job_id
+from service.contract.jobs.store import Job, JobStatus, JobStore, NewJob, new_job_id
 from service.contract.messages import BatchReply, BatchRequest
 from service.contract.versions.store import VersionStore
 from service.stack.valkey import free_port
@@ -181,7 +181,7 @@ class Lab:
         job_id = new_job_id()
         self.files.create(job_id)
         self.files.archive(job_id).write_bytes(buffer.getvalue())
-        return self.jobs.create("dog", {"preset": "compact", **config.to_dict()}, steps, job_id=job_id)
+        return self.jobs.create(NewJob("dog", {"preset": "compact", **config.to_dict()}, steps, job_id=job_id))
 
     def step(self, job: Job) -> int:
         return self.jobs.get(job.id).progress.step

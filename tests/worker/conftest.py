@@ -20,7 +20,7 @@ from model.training.trainer import Trainer
 from service.contract.durable_files import write_json
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.paces import PaceBook
-from service.contract.jobs.store import Job, JobSource, JobStore, new_job_id
+from service.contract.jobs.store import Job, JobSource, JobStore, NewJob, new_job_id
 from service.contract.versions.store import VersionStore
 from worker.caretaker import Caretaker
 from worker.jobs.held_job import Stop
@@ -138,10 +138,10 @@ def desk(redis_client: redis.Redis, redis_url: str, data_root: Path) -> SimpleNa
         job_id = new_job_id()
         files.create(job_id)
         files.archive(job_id).write_bytes(zipped(members))
-        return jobs.create("dog", settings_of(config), config.steps, job_id=job_id)
+        return jobs.create(NewJob("dog", settings_of(config), config.steps, job_id=job_id))
 
     def from_folder(folder: str) -> Job:
-        return jobs.create("dog", settings_of(tiny()), 6, JobSource(kind="folder", folder=folder))
+        return jobs.create(NewJob("dog", settings_of(tiny()), 6, JobSource(kind="folder", folder=folder)))
 
     def prepared(config: PPLConfig | None = None) -> Job:
         job = upload(config=config)

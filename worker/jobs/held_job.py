@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from service.contract.jobs.store import JobRecord, JobStore, Lease, LeaseLost
+from service.contract.jobs.leases import Lease
+from service.contract.jobs.store import JobRecord, JobStore, LeaseLost
 from worker.redis_retries import OUTAGES, OutageLog, Result, retry_outages
 
 logger = logging.getLogger(__name__)

@@ -100,7 +100,7 @@ class TrainingRunner:
 
         def succeed(record: JobRecord) -> None:
             write_progress(record)
-            record.take_back()  # if it was stopped or requeued between publishing and here
+            record.reclaim()  # if it was stopped or requeued between publishing and here
             record.move(JobStatus.SUCCEEDED)
             record.job.version = version
             record.job.evaluation = self._store.info(job.category, version).get("evaluation")
@@ -165,11 +165,11 @@ class TrainingRunner:
 
 
 def _begin(record: JobRecord) -> None:
-    if record.pause_if_wanted():
+    if record.pause_if_requested():
         return
     if record.starts:
         record.log(f"its worker crashed; training resumes from step {record.checkpointed}")
-    if record.begin() and record.job.status is JobStatus.QUEUED:
+    if record.count_start() and record.job.status is JobStatus.QUEUED:
         record.move(JobStatus.RUNNING)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from model.training.trainer import CHECKPOINT_FILE, StepReport, Trainer
-from service.contract.jobs.job import Checkpoint, losses_of
+from service.contract.jobs.job import Checkpoint, Progress, select_losses
 from service.contract.jobs.paces import Pace
-from service.contract.jobs.store import JobRecord, JobStatus, LeaseLost, Progress
+from service.contract.jobs.store import JobRecord, JobStatus, LeaseLost
 from worker.jobs.held_job import HeldJob, Stopping
 from worker.metrics import TrainingMetrics
 
@@ -55,7 +55,7 @@ class TrainingRun:
         self._evaluating_since: float | None = None
         self._saved_step = trainer.step
         self._trained_before_s = record.trained_s if trainer.step else 0.0
-        self._losses = losses_of(record.job.metrics)
+        self._losses = select_losses(record.job.metrics)
         self._progress, self._shown_metrics = record.job.progress, record.job.metrics
         self._set_aside = False
         # checkpoints and the training time at each; replaced as a whole because another thread reads it
@@ -102,11 +102,11 @@ class TrainingRun:
             self._save()
             self._set_aside = True
 
-            def set_aside(record: JobRecord) -> None:
+            def requeue(record: JobRecord) -> None:
                 self.write_progress(record)
-                record.set_aside()
+                record.requeue()
 
-            self._held.write(set_aside)
+            self._held.write(requeue)
             raise
 
     def report_evaluation(self, done: float) -> None:
@@ -177,7 +177,7 @@ class TrainingRun:
         if record.job.status is JobStatus.PAUSED:  # paused while the lease had run out; check() raises Paused next
             return
         if record.job.status is JobStatus.QUEUED and not self._set_aside:
-            record.take_back()  # it was requeued while the lease had run out
+            record.reclaim()  # it was requeued while the lease had run out
         if record.job.status is not JobStatus.RUNNING:
             raise LeaseLost(record.job.id)
         self.write_progress(record)

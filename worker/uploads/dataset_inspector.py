@@ -8,7 +8,7 @@ import time
 from service.contract.datasets.dataset import DatasetStatus, Findings
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import Abandoned, PPLError, UnknownDataset
-from service.contract.jobs.job import MAX_DEATHS, JobError
+from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS, JobError
 from worker.jobs.failures import explain_failure
 from worker.jobs.held_job import Stop, Stopping
 from worker.periodic_thread import PeriodicThread
@@ -51,7 +51,7 @@ class Inspector(PeriodicThread):
             logger.info("dataset=%s: deleted", dataset_id)
 
     def _inspect(self, dataset_id: str, findings: Findings) -> None:
-        if findings.starts > MAX_DEATHS:
+        if findings.starts > MAX_CRASHES_WITHOUT_PROGRESS:
             error = Abandoned(
                 f"the worker crashed {findings.starts} times while it inspected the dataset; often the memory ran "
                 "out, see the worker's log"

@@ -70,7 +70,7 @@ class Preparer:
             record.log(f"{counts.images} pictures prepared as {counts.mode}, {counts.skipped} skipped")
             for item in counts.skipped_files:
                 record.log(f"skipped {item['name']}: {item['reason']}")
-            record.pause_if_wanted()
+            record.pause_if_requested()
 
         held.write(queue)
         self._files.archive(job_id).unlink(missing_ok=True)
@@ -156,7 +156,7 @@ class Preparer:
 
 def _begin(record: JobRecord) -> None:
     if record.job.status is JobStatus.VALIDATING:
-        record.begin()
+        record.count_start()
 
 
 def _reset_starts(record: JobRecord) -> None:

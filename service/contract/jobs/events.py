@@ -1,8 +1,7 @@
-"""What happens to a job, one event after the other: made where its record is written, kept in a stream of its own.
+"""The events of a job, kept in a Redis stream.
 
-An event is appended in the very step that changes the record, so none is lost and none comes twice. Ids count from 1
-without a hole. Progress and losses are told PROGRESS_EVENTS times a run, the rest whenever it happens; of more than
-KEPT_EVENTS the oldest are dropped.
+Events are appended in the step that changes the record, so none is lost or repeated. Ids count from 1 without a gap.
+Progress and losses are written PROGRESS_EVENTS times a run; beyond KEPT_EVENTS the oldest events are dropped.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from pydantic import AwareDatetime, BaseModel, Field
 from service.contract import routing
 from service.contract.errors import UnknownJob
 
-from .job import Checkpoint, CheckpointList, JobRecord, check_job_id, losses_of
+from .job import Checkpoint, CheckpointList, JobRecord, check_job_id, select_losses
 
 PROGRESS_EVENTS = 200
 KEPT_EVENTS = 2000
 KEPT_CHECKPOINTS = 200
 MAX_EVENTS = 500  # in a page
 
-Told = list[tuple[str, str]]
+EncodedEvents = list[tuple[str, str]]  # kind and JSON
 
 
 class EventKind(StrEnum):
-    """What an event tells."""
+    """The kind of an event."""
 
     STATUS = "status"
     PROGRESS = "progress"
@@ -38,10 +37,13 @@ class EventKind(StrEnum):
     COMPLETED = "completed"
 
 
-class JobEvent(BaseModel):
-    """Something that happened to a job."""
+Events = list[tuple[EventKind, dict[str, Any]]]
 
-    id: int = Field(description="counts from 1 without a hole; pass it as `after` or `Last-Event-ID`")
+
+class JobEvent(BaseModel):
+    """An event of a job."""
+
+    id: int = Field(description="counts from 1 without a gap; pass it as `after` or `Last-Event-ID`")
     kind: EventKind
     at: AwareDatetime
     data: dict[str, Any] = Field(
@@ -55,12 +57,12 @@ class EventPage(BaseModel):
     """A part of a job's events, the oldest first."""
 
     items: list[JobEvent]
-    has_more: bool = Field(description="whether later events are there already")
-    next: int = Field(description="pass it as `after` for what comes next")
+    has_more: bool = Field(description="whether later events exist already")
+    next: int = Field(description="pass it as `after` to get the next page")
 
 
-class Watch:
-    """A record before it is changed, to say afterwards what happened."""
+class RecordSnapshot:
+    """The state of a record before a change, from which the change's events are derived."""
 
     def __init__(self, record: JobRecord) -> None:
         job = record.job
@@ -68,45 +70,47 @@ class Watch:
         self._progress = job.progress.model_copy()
 
     def ended(self, record: JobRecord) -> bool:
-        """Whether the job ended between then and now."""
+        """Return whether the job ended since the snapshot."""
         return record.job.status.ended and not self._status.ended
 
-    def events(self, record: JobRecord) -> Told:
-        """Kind and JSON of each event between then and now; ``completed`` is the last of all."""
+    def events(self, record: JobRecord) -> EncodedEvents:
+        """Return the events since the snapshot; ``completed`` is the last of all."""
         job, before = record.job, self._progress
-        told: list[tuple[EventKind, dict[str, Any]]] = [(EventKind(kind), data) for kind, data in record.happened]
+        events: list[tuple[EventKind, dict[str, Any]]] = [
+            (EventKind(kind), data) for kind, data in record.pending_events
+        ]
         moved = job.status is not self._status
         stepped = job.progress.step != before.step
         if _bucket(job.progress) != _bucket(before) or job.progress.stage != before.stage or (moved and stepped):
-            told.append((EventKind.PROGRESS, job.progress.model_dump(mode="json")))
-            losses = losses_of(job.metrics)
+            events.append((EventKind.PROGRESS, job.progress.model_dump(mode="json")))
+            losses = select_losses(job.metrics)
             if stepped and losses:
                 speed = {"steps_per_s": job.metrics.get("steps_per_s")}
-                told.append((EventKind.METRIC, {"step": job.progress.step, **losses, **speed}))
+                events.append((EventKind.METRIC, {"step": job.progress.step, **losses, **speed}))
         if moved:
-            told.append((EventKind.STATUS, {"status": str(job.status)}))
+            events.append((EventKind.STATUS, {"status": str(job.status)}))
             if job.status.ended:
                 end = {"status": str(job.status), "version": job.version}
-                told.append((EventKind.COMPLETED, {**end, "error": job.error and job.error.model_dump()}))
-        return as_json(told)
+                events.append((EventKind.COMPLETED, {**end, "error": job.error and job.error.model_dump()}))
+        return encode_events(events)
 
 
 class EventLog:
-    """The events and checkpoints of jobs, to read. redis-py's errors pass through."""
+    """Reads the events and checkpoints of jobs. redis-py's errors pass through."""
 
     def __init__(self, client: Any) -> None:
         self._redis = client
 
     def page(self, job_id: str, after: int = 0, limit: int = 100) -> EventPage:
-        """Events later than one, the oldest first. Raises UnknownJob."""
+        """Return the events after one, the oldest first. Raises UnknownJob."""
         self._check(job_id)
         start = f"{after + 1}-0"
         entries = self._redis.xrange(routing.events_key(job_id), min=start, count=limit + 1)
-        items = [event_of(entry) for entry in entries[:limit]]
+        items = [parse_event(entry) for entry in entries[:limit]]
         return EventPage(items=items, has_more=len(entries) > limit, next=items[-1].id if items else after)
 
     def checkpoints(self, job_id: str) -> CheckpointList:
-        """The checkpoints that a job wrote, the newest first. Raises UnknownJob."""
+        """Return the checkpoints of a job, the newest first. Raises UnknownJob."""
         self._check(job_id)
         entries = self._redis.lrange(routing.checkpoints_key(job_id), 0, -1)
         return CheckpointList(items=[Checkpoint.model_validate_json(entry) for entry in reversed(entries)])
@@ -116,18 +120,18 @@ class EventLog:
             raise UnknownJob(f"no job {job_id[:80]!r}")
 
 
-def as_json(told: list[tuple[EventKind, dict[str, Any]]]) -> Told:
-    """Events as the scripts take them."""
-    return [(str(kind), json.dumps(data, separators=(",", ":"))) for kind, data in told]
+def encode_events(events: Events) -> EncodedEvents:
+    """Encode events for the Lua scripts."""
+    return [(str(kind), json.dumps(data, separators=(",", ":"))) for kind, data in events]
 
 
-def now() -> str:
-    """The time of an event."""
+def timestamp() -> str:
+    """Return the current time as an event stores it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def event_of(entry: tuple[bytes, dict[bytes, bytes]]) -> JobEvent:
-    """An entry of the stream."""
+def parse_event(entry: tuple[bytes, dict[bytes, bytes]]) -> JobEvent:
+    """Parse an entry of the stream."""
     name, fields = entry
     number = int(name.partition(b"-")[0])
     at = datetime.fromisoformat(fields[b"at"].decode())

@@ -1,4 +1,4 @@
-"""The shape of a training job, and the states it goes through.
+"""Training jobs: their data and state transitions.
 
                    ┌──▶ paused ◀──┐
                    ▼              │
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -25,13 +26,13 @@ from .webhooks import Delivery
 
 Setting = bool | int | float | str
 
-MAX_DEATHS = 3  # of a job's workers without any progress between them
-# among a job's metrics
+MAX_CRASHES_WITHOUT_PROGRESS = 3
+# metrics that are not losses
 _NOT_LOSSES = ("images", "skipped", "skipped_files", "held_out", "mode", "clips", "steps_per_s", "device")
 
 
 class JobStatus(StrEnum):
-    """Where a job stands."""
+    """The status of a job."""
 
     VALIDATING = "validating"
     QUEUED = "queued"
@@ -43,7 +44,7 @@ class JobStatus(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing will change any more."""
+        """Whether the status is final."""
         return not TRANSITIONS[self]
 
 
@@ -64,30 +65,28 @@ _ID = re.compile(r"[0-9a-f]{8,64}")
 
 
 def is_job_id(text: str) -> bool:
-    """Whether a job may be called so: anything else must not become part of a key or of a path."""
+    """Return whether a text is a valid job id; others must not become part of a key or path."""
     return bool(_ID.fullmatch(text))
 
 
 def check_job_id(text: str) -> str:
-    """The id, if a job may be called so. Raises UnknownJob."""
+    """Return a valid job id. Raises UnknownJob."""
     if not is_job_id(text):
         raise UnknownJob(f"no job {text[:80]!r}")
     return text
 
 
-def losses_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The losses by name among a job's metrics."""
+def select_losses(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the losses among a job's metrics."""
     return {name: value for name, value in metrics.items() if name not in _NOT_LOSSES}
 
 
 class Progress(BaseModel):
-    """How far training is.
+    """The progress of a training.
 
-    ``eta_s`` is how many seconds it takes to the end, those of the wait included; None until there is something to go
-    by: the pace of now, or, of a job that waits, that of an earlier job of the same settings.
-
-    ``stage`` is "training", or "evaluating" once all steps are done and the labels that came along are scored;
-    None while no worker trains.
+    ``eta_s`` is the estimated time to the end, with the wait in the queue; None until the current pace, or that of an
+    earlier job of the same settings, is known. ``stage`` is "training", or "evaluating" while the labels are scored
+    after the last step; None while no worker trains.
     """
 
     step: int = 0
@@ -98,7 +97,7 @@ class Progress(BaseModel):
 
 
 class Checkpoint(BaseModel):
-    """A state that training could go on from."""
+    """A saved state that training can resume from."""
 
     step: int
     saved_at: AwareDatetime
@@ -107,20 +106,20 @@ class Checkpoint(BaseModel):
 
 
 class CheckpointList(BaseModel):
-    """The checkpoints that a job wrote, the newest first."""
+    """The checkpoints of a job, the newest first."""
 
     items: list[Checkpoint]
 
 
 class JobError(BaseModel):
-    """Why a job failed, for its owner."""
+    """Why a job failed."""
 
     code: str
     detail: str
 
 
 class JobDataset(BaseModel):
-    """The dataset that a job trains on, as it was when the job was started.
+    """The dataset that a job trains on, as it was when the job was created.
 
     Attributes:
         digest: "sha256:" and the hash of the dataset's archive.
@@ -132,11 +131,11 @@ class JobDataset(BaseModel):
 
 
 class Continued(BaseModel):
-    """The version that a job goes on from, as it was when the job was started.
+    """The version that a job continues, as it was when the job was created.
 
     Attributes:
-        keypoint_names: of its keypoints, which stay what they are; None where nobody named them.
-        lineage: CATEGORY@VERSION of all versions that it came from, itself the last.
+        keypoint_names: kept by the new version; None if the keypoints have no names.
+        lineage: CATEGORY@VERSION of its ancestors and itself, the oldest first.
     """
 
     category: str
@@ -149,20 +148,19 @@ class Job(BaseModel):
     """A training job as the API shows it.
 
     Attributes:
-        metrics: "images", "skipped" and the first "skipped_files" ({"name", "reason"}) once
-            prepared, with the "mode" taken (stills or clips) and the number of "clips", and where labels came
-            how many pictures are "held_out" of the training; from then on the last losses by name ("total" is
-            the weighted sum), "steps_per_s" and "device".
+        metrics: once prepared "images", "skipped", the first "skipped_files" ({"name", "reason"}), "mode" (stills or
+            clips), the number of "clips", and with labels the number of pictures "held_out" of training; then the
+            last losses by name ("total" is the weighted sum), "steps_per_s" and "device".
         version: the version it published.
         settings: every setting of the model, and "preset".
         activate: whether its version becomes the active one when it succeeds.
-        dataset: that it trains on; None where its pictures came with it.
-        queue_position: which it is among the jobs that wait, 1 for the next; None for one that does not wait.
+        dataset: None if its pictures were uploaded with the job.
+        queue_position: among the waiting jobs, 1 for the next; None if it does not wait.
         continued_from: the version whose weights its training starts from, if any.
-        webhook: what becomes of telling its end, where that was asked for.
-        created_by: id of the API key that asked for it; None where the server asks for none.
-        evaluation: of a job with labels that succeeded: the errors by protocol, on how many pictures they were
-            measured, and how these were split.
+        webhook: the delivery of its end, if requested.
+        created_by: id of the API key that created it; None on a server without keys.
+        evaluation: of a successful job with labels: the errors by protocol, the number of pictures they were measured
+            on, and how these were split.
     """
 
     id: str
@@ -190,10 +188,11 @@ class Job(BaseModel):
 
 
 class JobSource(BaseModel):
-    """Where a job's pictures come from: its uploaded archive, or a folder below the data root.
+    """The source of a job's pictures: an uploaded archive, or a folder below the data root.
 
-    ``name`` is the uploaded file's, as its sender calls it: the frames of a video sent by itself are named after it.
-    ``dataset`` says whose archive it is, where it was not sent for this job alone.
+    Attributes:
+        name: file name of the upload; frames of an uploaded video are named after it.
+        dataset: the dataset whose archive it is, if any.
     """
 
     kind: Literal["archive", "folder"] = "archive"
@@ -202,15 +201,37 @@ class JobSource(BaseModel):
     dataset: JobDataset | None = None
 
 
-class JobRecord(BaseModel):
-    """A job with what only the platform needs to know.
+@dataclass(frozen=True)
+class NewJob:
+    """A job to create.
 
     Attributes:
-        starts: how often a worker started it since it last got further.
-        checkpointed: the step that a start goes on from.
-        trained_s: how long it had been trained by then.
-        pause_wanted: its owner wants it paused; kept until it is, or until he wants it to go on.
-        ahead: its worker stopped or died, so it goes before those that wait: it had its turn before.
+        job_id: chosen at random unless given.
+        owner: id of the API key that asks, if any.
+        webhook_url: receives the end of the job.
+        continued_from: the version whose weights training starts from.
+    """
+
+    category: str
+    settings: dict[str, Setting]
+    total_steps: int
+    source: JobSource = field(default_factory=JobSource)
+    job_id: str | None = None
+    activate: bool = True
+    owner: str | None = None
+    webhook_url: str | None = None
+    continued_from: Continued | None = None
+
+
+class JobRecord(BaseModel):
+    """A job with its internal state, as stored.
+
+    Attributes:
+        starts: number of starts by workers since its last progress.
+        checkpointed: the step that training resumes from.
+        trained_s: training time up to that step.
+        pause_wanted: a pause was requested; reset when it is paused or resumed.
+        ahead: its worker stopped or crashed, so it goes to the head of the queue.
     """
 
     job: Job
@@ -220,23 +241,23 @@ class JobRecord(BaseModel):
     trained_s: float = 0.0
     pause_wanted: bool = False
     ahead: bool = False
-    _happened: list[tuple[str, dict[str, Any]]] = PrivateAttr(default_factory=list)
+    _pending_events: list[tuple[str, dict[str, Any]]] = PrivateAttr(default_factory=list)
 
     @property
-    def happened(self) -> list[tuple[str, dict[str, Any]]]:
-        """Kind and data of the events to write with this change, beside those that the change itself shows."""
-        return self._happened
+    def pending_events(self) -> list[tuple[str, dict[str, Any]]]:
+        """Kind and data of events to write beside those that the change itself implies."""
+        return self._pending_events
 
     def log(self, message: str) -> None:
-        """A line for the job's owner, among its events."""
-        self._happened.append(("log", {"message": message}))
+        """Add a log line to the job's events."""
+        self._pending_events.append(("log", {"message": message}))
 
     def move(self, status: JobStatus) -> None:
-        """Change the status and what goes with it.
+        """Change the status and the fields that depend on it.
 
         Raises:
             JobNotActive: it has ended.
-            Conflict: no such transition.
+            Conflict: the transition does not exist.
         """
         job = self.job
         if job.status.ended:
@@ -245,7 +266,7 @@ class JobRecord(BaseModel):
             raise Conflict(f"job {job.id} is {job.status} and can't become {status}")
         job.status = status
         if status is not JobStatus.RUNNING:
-            self._stand_still()
+            self._reset_progress()
         if status is JobStatus.PAUSED:
             self.pause_wanted = self.ahead = False
         if status is JobStatus.RUNNING and job.started_at is None:
@@ -254,19 +275,19 @@ class JobRecord(BaseModel):
             job.finished_at = datetime.now(UTC)
 
     def fail(self, error: PPLError) -> None:
-        """End as failed, with the reason that its owner sees."""
+        """End the job as failed."""
         if self.job.status is JobStatus.PAUSED:
-            self.take_back()
+            self.reclaim()
         self.move(JobStatus.FAILED)
         self.job.error = JobError(**error.to_dict())
 
-    def begin(self) -> bool:
-        """Count a start; False, and failed, when its workers die again and again without getting further."""
-        if self.starts > MAX_DEATHS:
+    def count_start(self) -> bool:
+        """Count a start. If the workers crash repeatedly without progress, fail the job and return False."""
+        if self.starts > MAX_CRASHES_WITHOUT_PROGRESS:
             self.fail(
                 Abandoned(
-                    f"its worker died {self.starts} times at the same place (step {self.checkpointed}); "
-                    "the worker's log may say why, and lack of memory is the usual reason"
+                    f"its worker crashed {self.starts} times at the same place (step {self.checkpointed}); see the "
+                    "worker's log, lack of memory is the usual reason"
                 )
             )
             return False
@@ -275,25 +296,25 @@ class JobRecord(BaseModel):
         return True
 
     def checkpoint(self, made: Checkpoint, trained_s: float) -> None:
-        """Note where training can go on from; getting further forgives earlier deaths."""
+        """Record a checkpoint. Progress resets the crash counter."""
         if made.step > self.checkpointed:
             self.starts = min(self.starts, 1)
             self.checkpointed, self.trained_s = made.step, trained_s
-            self._happened.append(("checkpoint", made.model_dump(mode="json")))
+            self._pending_events.append(("checkpoint", made.model_dump(mode="json")))
 
-    def set_aside(self) -> None:
-        """By a worker that stops in good order, which is no death: back to the queue, or paused where so wanted."""
+    def requeue(self) -> None:
+        """Put the job back into the queue, or pause it if requested, when its worker stops without a crash."""
         self._put_back()
         self.starts = 0
 
-    def lose_worker(self) -> None:
-        """Its worker died or is out of reach for long: it waits for another, or is paused where so wanted."""
+    def handle_lost_worker(self) -> None:
+        """Put the job back into the queue, or pause it if requested, when its worker crashed or lost its lease."""
         if self.job.status is JobStatus.RUNNING:
-            self.log("its worker is gone; the job waits for another one")
+            self.log("the worker is gone; the job waits for another one")
             self._put_back()
 
-    def take_back(self) -> None:
-        """Its worker, given up for lost while it was out of reach, has it in hand after all."""
+    def reclaim(self) -> None:
+        """Continue as running: its worker was out of reach, and has the lease again."""
         if self.job.status is JobStatus.PAUSED:
             self.move(JobStatus.QUEUED)
         if self.job.status is JobStatus.QUEUED:
@@ -301,41 +322,41 @@ class JobRecord(BaseModel):
             self.move(JobStatus.RUNNING)
 
     def _put_back(self) -> None:
-        """One that was given up for lost has been put back already, and stays so."""
+        """Queue or pause the job; a job that was put back already stays as it is."""
         status = self.job.status
         self.ahead = self.ahead or status is JobStatus.RUNNING
-        wanted = JobStatus.PAUSED if self.pause_wanted or status is JobStatus.PAUSED else JobStatus.QUEUED
-        if status is wanted:
-            self._stand_still()
+        target = JobStatus.PAUSED if self.pause_wanted or status is JobStatus.PAUSED else JobStatus.QUEUED
+        if status is target:
+            self._reset_progress()
         else:
-            self.move(wanted)
+            self.move(target)
 
-    def _stand_still(self) -> None:
+    def _reset_progress(self) -> None:
         self.job.progress.eta_s = self.job.progress.stage = None
 
-    def want_pause(self) -> None:
-        """Its owner wants it paused; whoever has it in hand sees to it. Raises JobNotActive."""
+    def request_pause(self) -> None:
+        """Request a pause. Raises JobNotActive."""
         if self.job.status.ended:
-            self.move(JobStatus.PAUSED)  # raises, and says how it ended
+            self.move(JobStatus.PAUSED)  # raises JobNotActive
         self.pause_wanted = self.job.status is not JobStatus.PAUSED
 
-    def pause_if_wanted(self) -> bool:
-        """Paused, where its owner wants it and nothing is under way; whether it is."""
+    def pause_if_requested(self) -> bool:
+        """Pause a queued or running job if requested. Return whether it is paused."""
         if self.pause_wanted and self.job.status in (JobStatus.QUEUED, JobStatus.RUNNING):
-            self.set_aside()
+            self.requeue()
         return self.job.status is JobStatus.PAUSED
 
     def resume(self) -> None:
-        """Back to the queue where it is paused, and no longer to be paused where it is not. Raises JobNotActive."""
+        """Queue a paused job, or withdraw the request to pause it. Raises JobNotActive."""
         if self.job.status.ended:
-            self.move(JobStatus.QUEUED)  # raises, and says how it ended
+            self.move(JobStatus.QUEUED)  # raises JobNotActive
         self.pause_wanted = False
         if self.job.status is JobStatus.PAUSED:
             self.move(JobStatus.QUEUED)
 
 
 class JobPage(BaseModel):
-    """A part of the list of jobs, the newest first."""
+    """A page of the list of jobs, the newest first."""
 
     items: list[Job]
     next_cursor: str | None = None
@@ -345,14 +366,14 @@ def _past(status: JobStatus) -> str:
     return "been cancelled" if status is JobStatus.CANCELLED else str(status)
 
 
-def record_of(job_id: str, text: bytes) -> JobRecord:
-    """A job's record from its JSON. Raises UnreadableJob."""
+def parse_record(job_id: str, text: bytes) -> JobRecord:
+    """Parse a job's record. Raises UnreadableJob."""
     try:
         return JobRecord.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "it"
         raise UnreadableJob(
-            f"the record of job {job_id} can't be read ({where}: {first['msg']}), as one of a later release; the job "
-            "stays as it is, and goes on once a release runs that knows it"
+            f"the record of job {job_id} can't be read ({where}: {first['msg']}); it may be of a later release: run "
+            "that release to continue the job"
         ) from error

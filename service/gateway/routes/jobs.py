@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import JSONResponse, Response
 
-from service.contract.jobs.store import MAX_PAGE, Job, JobPage, JobStatus
+from service.contract.jobs.job import JobPage
+from service.contract.jobs.store import MAX_PAGE, Job, JobStatus
 from service.gateway.gateway import gateway_of
 from service.http.idempotency import HEADER, REPLAYED_HEADER
 from service.http.negotiation import media_type

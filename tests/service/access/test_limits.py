@@ -12,7 +12,7 @@ from service.access.guard import RequestRate
 from service.access.keys import KeyStore, Scope
 from service.contract.errors import QueueFull, RateExceeded, TooManyJobs
 from service.contract.jobs.job import JobStatus
-from service.contract.jobs.store import JobStore, NamedRequest
+from service.contract.jobs.store import JobStore, NamedRequest, NewJob
 from service.contract.quotas import JobLimits
 from service.http.uploads import UploadFile
 from tests.service.training.test_train_jobs import GOOD
@@ -98,34 +98,34 @@ LIMITS = JobLimits(total=3, per_owner=2)
 
 def test_so_many_jobs_may_not_have_ended(redis_client):
     jobs = JobStore(redis_client)
-    first = jobs.create("dog", {}, 5, owner="a", limits=LIMITS)
-    jobs.create("dog", {}, 5, owner="a", limits=LIMITS)
+    first = jobs.create(NewJob("dog", {}, 5, owner="a"), limits=LIMITS)
+    jobs.create(NewJob("dog", {}, 5, owner="a"), limits=LIMITS)
     with pytest.raises(TooManyJobs, match="API key a has 2 unfinished jobs"):
-        jobs.create("dog", {}, 5, owner="a", limits=LIMITS)
+        jobs.create(NewJob("dog", {}, 5, owner="a"), limits=LIMITS)
     with pytest.raises(TooManyJobs):
         jobs.check_room("a", LIMITS)
     jobs.check_room("b", LIMITS)
-    jobs.create("dog", {}, 5, limits=LIMITS)
+    jobs.create(NewJob("dog", {}, 5), limits=LIMITS)
     with pytest.raises(QueueFull, match="3 jobs are unfinished"):
-        jobs.create("dog", {}, 5, owner="b", limits=LIMITS)
+        jobs.create(NewJob("dog", {}, 5, owner="b"), limits=LIMITS)
     with pytest.raises(QueueFull):
         jobs.check_room(None, LIMITS)
     assert len(jobs.page().items) == 3
     jobs.update(first.id, lambda record: record.move(JobStatus.FAILED))
-    assert jobs.create("dog", {}, 5, owner="a", limits=LIMITS).created_by == "a"
+    assert jobs.create(NewJob("dog", {}, 5, owner="a"), limits=LIMITS).created_by == "a"
 
 
 def test_request_that_was_served_before_is_answered_while_all_is_full(redis_client):
     jobs = JobStore(redis_client)
     named = NamedRequest("n", "f", 100)
     one = JobLimits(1, 1)
-    made = jobs.create("dog", {}, 5, request=named, limits=one)
-    assert jobs.create("dog", {}, 5, request=named, limits=one).id == made.id
+    made = jobs.create(NewJob("dog", {}, 5), request=named, limits=one)
+    assert jobs.create(NewJob("dog", {}, 5), request=named, limits=one).id == made.id
     with pytest.raises(QueueFull):
-        jobs.create("dog", {}, 5, request=NamedRequest("other", "f", 100), limits=one)
+        jobs.create(NewJob("dog", {}, 5), request=NamedRequest("other", "f", 100), limits=one)
     # the refused one's name is free
     jobs.update(made.id, lambda record: record.move(JobStatus.FAILED))
-    assert jobs.create("dog", {}, 5, request=NamedRequest("other", "g", 100), limits=one).id != made.id
+    assert jobs.create(NewJob("dog", {}, 5), request=NamedRequest("other", "g", 100), limits=one).id != made.id
 
 
 async def test_jobs_beyond_the_limit_get_429_and_leave_nothing(serve, problem, no_trace, data_root):
@@ -235,7 +235,7 @@ async def test_upload_that_comes_fast_enough_may_take_longer_than_the_first_seco
 async def test_records_of_ended_jobs_beyond_those_kept_are_removed(serve, redis_client):
     http = await serve(ended_jobs_kept=2, idempotency_ttl_s=3)
     jobs = http.gateway.jobs
-    made = [jobs.create("dog", {}, 5).id for _ in range(4)]
+    made = [jobs.create(NewJob("dog", {}, 5)).id for _ in range(4)]
     for job_id in made[:3]:
         jobs.update(job_id, lambda record: record.move(JobStatus.FAILED))
     await http.gateway._clean()

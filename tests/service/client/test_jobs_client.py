@@ -17,7 +17,7 @@ import redis
 from service.client import APIError, Client, JobStatus
 from service.client.types import EventKind
 from service.contract.jobs.job import Checkpoint, JobRecord
-from service.contract.jobs.store import JobStore
+from service.contract.jobs.store import JobStore, NewJob
 from tests.support.cli_process import CommandLine
 from tests.support.live_gateway import live_gateway
 
@@ -50,7 +50,7 @@ def jobs(settings: Any) -> Iterator[JobStore]:
 
 @pytest.fixture
 def job_id(url: str, jobs: JobStore) -> str:
-    return jobs.create("dog", {"steps": 10}, 10).id
+    return jobs.create(NewJob("dog", {"steps": 10}, 10)).id
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def save(jobs: JobStore, job_id: str, step: int) -> None:
     made = Checkpoint(step=step, saved_at=datetime.now(UTC), size_bytes=3 * 2**20, losses={"total": 0.25})
 
     def saved(record: JobRecord) -> None:
-        record.happened.append(("checkpoint", made.model_dump(mode="json")))
+        record.pending_events.append(("checkpoint", made.model_dump(mode="json")))
 
     jobs.update(job_id, saved)
 

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from service.contract.errors import BadRequest, ContractMismatch, PixelsExpired, PPLError, WorkerUnavailable, error_of
+from service.contract.errors import (
+    BadRequest,
+    ContractMismatch,
+    PixelsExpired,
+    PPLError,
+    WorkerUnavailable,
+    error_from_code,
+)
 from service.contract.messages import BatchReply, BatchRequest, WorkerHeartbeat
 from service.contract.routing import CONTRACT_VERSION
 
@@ -91,7 +98,7 @@ def test_bytes_that_are_no_reply_are_refused(data: bytes) -> None:
 
 
 def test_unknown_error_code_keeps_its_detail() -> None:
-    error = error_of("of_a_later_release", "say this")
+    error = error_from_code("of_a_later_release", "say this")
     assert type(error) is PPLError
     assert (error.status, error.detail) == (500, "say this")
 

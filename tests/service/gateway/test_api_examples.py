@@ -18,7 +18,7 @@ import pytest
 
 from service.contract.datasets.dataset import DatasetStatus, Findings, Found
 from service.contract.datasets.store import DatasetFiles
-from service.contract.errors import ErrorCode, PPLError
+from service.contract.errors import ERROR_BY_CODE, PPLError
 from service.contract.jobs.job import Checkpoint
 from service.contract.jobs.store import JobStatus
 from service.contract.versions.store import VersionStore
@@ -98,7 +98,7 @@ async def test_every_operation_declares_its_errors_with_an_example(described):
     statuses: dict[str, set[int]] = {}
     for kind in (*every(PPLError), StorageFull):
         statuses.setdefault(str(kind.code), set()).add(kind.status)
-    codes = {str(code) for code in ErrorCode}
+    codes = set(ERROR_BY_CODE)
     for method, path, operation in operations(described):
         where = f"{method} {path}"
         declared = operation["responses"]

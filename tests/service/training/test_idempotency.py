@@ -10,7 +10,7 @@ import pytest
 from service.access.keys import KeyStore, Scope
 from service.contract import routing
 from service.contract.errors import BadRequest
-from service.contract.jobs.store import JobStatus, NamedRequest
+from service.contract.jobs.store import JobStatus, NamedRequest, NewJob
 from service.http.idempotency import fingerprint
 from service.training import job_request
 
@@ -166,11 +166,11 @@ async def test_alias_that_moved_since_makes_no_other_request(http, post, publish
 async def test_two_senders_may_use_the_same_key(http):
     jobs = http.gateway.jobs
     made = [
-        jobs.create("dog", {}, 5, request=NamedRequest("one", print_, 60), owner=owner).id
+        jobs.create(NewJob("dog", {}, 5, owner=owner), request=NamedRequest("one", print_, 60)).id
         for owner, print_ in (("anna", "a"), ("bert", "b"), (None, "c"))
     ]
     assert len(set(made)) == 3
-    assert jobs.create("dog", {}, 5, request=NamedRequest("one", "b", 60), owner="bert").id == made[1]
+    assert jobs.create(NewJob("dog", {}, 5, owner="bert"), request=NamedRequest("one", "b", 60)).id == made[1]
 
 
 async def test_what_the_request_named_may_have_gone_since(http, post, publish, data_root, problem):

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from service.contract import routing
-from service.contract.jobs.store import JobStatus
+from service.contract.jobs.store import JobStatus, NewJob
 from service.training import event_stream
 from service.training.event_stream import accepts_event_stream, stream_events
 from tests.service.gateway.test_server import Server, server  # noqa: F401 - a fixture
@@ -22,7 +22,7 @@ SSE = {"Accept": "text/event-stream"}
 
 @pytest.fixture
 def job_id(http) -> str:
-    return http.gateway.jobs.create("dog", {"steps": 10}, 10).id
+    return http.gateway.jobs.create(NewJob("dog", {"steps": 10}, 10)).id
 
 
 def move(http, job_id: str, *statuses: JobStatus) -> None:
@@ -221,7 +221,7 @@ async def test_queued_job_is_paused_at_once_and_resumed_into_the_queue(http, job
     redis_client.delete(routing.queue_key("training"))  # the gateway may have sent its message before the pause
     response = await http.post(f"/train-jobs/{job_id}/resume")
     assert response.json()["status"] == "queued"
-    assert http.gateway.jobs.waiting_ids() == {job_id}
+    assert http.gateway.jobs.waiting_order() == [job_id]
 
 
 async def test_paused_job_is_cancelled_at_once(http, job_id):

@@ -9,7 +9,7 @@ import pytest
 
 from service.contract import routing
 from service.contract.jobs.paces import Pace, PaceBook
-from service.contract.jobs.store import JobStatus, JobStore
+from service.contract.jobs.store import JobStatus, JobStore, NewJob
 from service.training.queue_places import JobQueue
 
 SETTINGS = {"preset": "compact", "steps": 100, "occlusion_start": 0.75}
@@ -25,7 +25,7 @@ def make(jobs, redis_client):
     """A job; its message is in the queue as kombu puts it there."""
 
     def job(status: JobStatus = JobStatus.QUEUED, eta_s: float | None = None, *, sent: bool = True) -> str:
-        made = jobs.create("dog", SETTINGS, 100)
+        made = jobs.create(NewJob("dog", SETTINGS, 100))
 
         def move(record) -> None:
             for step in (JobStatus.QUEUED, JobStatus.RUNNING):

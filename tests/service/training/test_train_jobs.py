@@ -438,7 +438,7 @@ async def test_job_that_no_worker_has_is_sent_again(http, post, redis_client):
     move(http, job_id, JobStatus.QUEUED)
     redis_client.delete(routing.RECONCILE_LOCK)
     await http.gateway._reconcile()
-    assert http.gateway.jobs.waiting_ids() == {job_id}
+    assert http.gateway.jobs.waiting_order() == [job_id]
     sent = redis_client.llen(routing.queue_key("training"))  # the gateway's own look may have come at the same moment
     redis_client.delete(routing.RECONCILE_LOCK)
     await http.gateway._reconcile()

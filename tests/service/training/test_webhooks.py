@@ -17,7 +17,7 @@ import pytest
 from service.client.errors import InputError
 from service.client.webhook_signature import verify_webhook
 from service.contract import routing
-from service.contract.jobs.store import JobStatus, JobStore
+from service.contract.jobs.store import JobStatus, JobStore, NewJob
 from service.runtime.secrets import webhook_secret
 from service.training.webhooks import WebhookSender
 
@@ -68,7 +68,7 @@ def jobs(redis_client):
 
 
 def ended(jobs: JobStore, url: str, status: JobStatus = JobStatus.FAILED) -> str:
-    job = jobs.create("dog", {}, 5, webhook_url=url)
+    job = jobs.create(NewJob("dog", {}, 5, webhook_url=url))
     jobs.update(job.id, lambda record: record.move(status))
     return job.id
 
@@ -261,7 +261,7 @@ async def test_job_whose_record_was_deleted_is_told_no_more(sender, receiver, jo
 
 
 async def test_job_without_webhook_tells_nothing(jobs, redis_client):
-    job = jobs.create("dog", {}, 5)
+    job = jobs.create(NewJob("dog", {}, 5))
     jobs.update(job.id, lambda record: record.move(JobStatus.FAILED))
     assert redis_client.zcard(routing.WEBHOOKS) == 0
     assert jobs.get(job.id).webhook is None
@@ -306,7 +306,7 @@ async def test_what_one_key_asked_for_leaves_room_for_others(serve, receiver, jo
             silent = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=10))
             for _ in range(3):
                 url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-                job = jobs.create("dog", {}, 5, webhook_url=url, owner="greedy")
+                job = jobs.create(NewJob("dog", {}, 5, webhook_url=url, owner="greedy"))
                 jobs.update(job.id, lambda record: record.move(JobStatus.FAILED))
         http = await serve(webhook_private=True)
         await until(lambda: http.gateway.webhooks._running)

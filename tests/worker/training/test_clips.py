@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.contract.jobs.store import Job, JobSource, JobStatus, new_job_id
+from service.contract.jobs.store import Job, JobSource, JobStatus, NewJob, new_job_id
 from service.contract.media import videos
 from service.contract.media.fitting import fit_square
 from service.contract.media.pictures import open_picture
@@ -50,7 +50,7 @@ def bare(desk: SimpleNamespace, data: bytes, name: str | None) -> Job:
     desk.files.create(job_id)
     desk.files.archive(job_id).write_bytes(data)
     settings = {"preset": "compact", **desk.tiny(frames_per_clip=10).to_dict()}
-    return desk.jobs.create("dog", settings, 6, JobSource(name=name), job_id=job_id)
+    return desk.jobs.create(NewJob("dog", settings, 6, JobSource(name=name), job_id=job_id))
 
 
 def test_videos_are_clips_in_natural_order_by_themselves(desk: SimpleNamespace, video: Video, tmp_path) -> None:
@@ -217,7 +217,7 @@ def test_stop_in_the_middle_of_a_video_leaves_the_job_to_the_next_worker(
 def test_worker_killed_after_preparing_still_knows_the_mode(desk: SimpleNamespace, video: Video) -> None:
     job, _, _, _ = prepared(desk, desk.upload({"a.mp4": video(9)}))
     desk.jobs._redis.delete(f"ppl:job:{job.id}")
-    desk.jobs.create("dog", job.settings, 6, job_id=job.id)  # as it was before: validating
+    desk.jobs.create(NewJob("dog", job.settings, 6, job_id=job.id))  # as it was before: validating
     desk.caretaker.prepare(job.id)
     assert desk.jobs.get(job.id).metrics == job.metrics
 

@@ -139,7 +139,7 @@ def test_paused_job_frees_its_worker_and_goes_on_bit_for_bit(
 def test_pause_asked_of_a_worker_that_died_holds_before_the_next_takes_it_up(desk: SimpleNamespace) -> None:
     job = desk.prepared()
     desk.jobs.update(job.id, lambda record: record.move(JobStatus.RUNNING))
-    desk.jobs.update(job.id, lambda record: record.want_pause())
+    desk.jobs.update(job.id, lambda record: record.request_pause())
     desk.runner.run(job.id)
     assert desk.jobs.get(job.id).status is JobStatus.PAUSED
     assert desk.jobs.get(job.id).progress.step == 0

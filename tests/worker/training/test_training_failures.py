@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from model.training.trainer import Trainer
 from service.contract.errors import TooFewPictures
-from service.contract.jobs.job import MAX_DEATHS
+from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS
 from service.contract.jobs.store import Job, JobRecord, JobStatus
 from worker.jobs.failures import explain_failure
 
@@ -132,7 +132,7 @@ def test_job_that_kills_every_worker_fails_in_the_end(desk: SimpleNamespace) -> 
 
     def died(record: JobRecord) -> None:
         record.move(JobStatus.RUNNING)
-        record.starts = MAX_DEATHS + 1
+        record.starts = MAX_CRASHES_WITHOUT_PROGRESS + 1
 
     desk.jobs.update(job.id, died)
     desk.runner.run(job.id)

@@ -22,7 +22,7 @@ from PIL import Image
 from service.contract.datasets.dataset import Dataset, DatasetRecord, DatasetStatus, Findings, dataset_id
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import StoreCorrupt, UnknownDataset
-from service.contract.jobs.job import MAX_DEATHS
+from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS
 from service.contract.media.archives import check_archive
 from tests.worker.conftest import picture, zipped
 from worker.jobs.held_job import Stop
@@ -309,7 +309,7 @@ def test_dataset_whose_worker_was_killed_is_taken_up_again_but_not_for_ever(
 
     kill_one()
     assert lab.files.get(dataset).status is DatasetStatus.INSPECTING
-    lab.files.write_findings(dataset, Findings(starts=MAX_DEATHS + 1))
+    lab.files.write_findings(dataset, Findings(starts=MAX_CRASHES_WITHOUT_PROGRESS + 1))
     lab.inspector.run_once()
     given_up = lab.files.get(dataset)
     assert given_up.error is not None

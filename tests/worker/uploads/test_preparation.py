@@ -10,8 +10,8 @@ import redis
 from PIL import Image
 
 from service.contract import routing
-from service.contract.jobs.job import MAX_DEATHS
-from service.contract.jobs.store import JobStatus
+from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS
+from service.contract.jobs.store import JobStatus, NewJob
 from service.contract.media.fitting import fit_square
 from service.contract.media.pictures import open_picture
 from worker.uploads.square_files import SquareFile
@@ -156,7 +156,7 @@ def test_stop_while_validating_leaves_the_job_to_the_next_worker(desk: SimpleNam
 def test_worker_killed_after_preparing_does_not_prepare_again(desk: SimpleNamespace) -> None:
     job = desk.prepared()
     desk.jobs._redis.delete(f"ppl:job:{job.id}")
-    desk.jobs.create("dog", job.settings, 6, job_id=job.id)  # as it was before: validating
+    desk.jobs.create(NewJob("dog", job.settings, 6, job_id=job.id))  # as it was before: validating
     written = desk.files.pictures(job.id).stat().st_mtime_ns
     desk.caretaker.prepare(job.id)
     assert desk.jobs.get(job.id).metrics["images"] == 9
@@ -167,7 +167,7 @@ def test_upload_that_kills_its_worker_every_time_fails(desk: SimpleNamespace) ->
     job = desk.upload()
 
     def died(record) -> None:
-        record.starts = MAX_DEATHS + 1
+        record.starts = MAX_CRASHES_WITHOUT_PROGRESS + 1
 
     desk.jobs.update(job.id, died)
     desk.caretaker.prepare(job.id)

@@ -13,7 +13,7 @@ from service.contract.errors import Diverged, UnknownJob
 from service.contract.jobs import events
 from service.contract.jobs.events import PROGRESS_EVENTS, EventKind, EventLog, JobEvent
 from service.contract.jobs.job import Checkpoint
-from service.contract.jobs.store import Job, JobRecord, JobStatus, JobStore
+from service.contract.jobs.store import Job, JobRecord, JobStatus, JobStore, NewJob
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def log(redis_client: redis.Redis) -> EventLog:
 
 
 def make(store: JobStore, steps: int = 1000, *statuses: JobStatus) -> Job:
-    job = store.create("dog", {"steps": steps}, steps)
+    job = store.create(NewJob("dog", {"steps": steps}, steps))
     for status in statuses:
         store.update(job.id, lambda record, status=status: record.move(status))
     return job

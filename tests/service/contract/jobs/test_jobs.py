@@ -11,8 +11,8 @@ import redis
 from service.contract import routing
 from service.contract.errors import BadCursor, Conflict, Diverged, JobNotActive, JobNotEnded, UnknownJob
 from service.contract.jobs.events import EventLog
-from service.contract.jobs.job import MAX_DEATHS, TRANSITIONS, Checkpoint
-from service.contract.jobs.store import Job, JobRecord, JobSource, JobStatus, JobStore, LeaseLost, new_job_id
+from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS, TRANSITIONS, Checkpoint
+from service.contract.jobs.store import Job, JobRecord, JobSource, JobStatus, JobStore, LeaseLost, NewJob, new_job_id
 
 SHAPE = {
     "id",
@@ -42,7 +42,7 @@ def store(redis_client: redis.Redis) -> JobStore:
 
 
 def make(store: JobStore, **kwargs: object) -> Job:
-    return store.create("dog", {"preset": "compact", "steps": 10}, 10, **kwargs)  # type: ignore[arg-type]
+    return store.create(NewJob("dog", {"preset": "compact", "steps": 10}, 10, **kwargs))  # type: ignore[arg-type]
 
 
 def made(step: int) -> Checkpoint:
@@ -224,7 +224,7 @@ def test_cancel_that_came_while_the_worker_set_the_job_aside_is_not_lost(store: 
     if wanted == "pause":
         store.pause(job.id)
     assert store.cancel(job.id).status is RUNNING  # its worker has the job, and is about to set it aside
-    store.update(job.id, JobRecord.set_aside, lease)
+    store.update(job.id, JobRecord.requeue, lease)
     lease.release()
     sent: list[str] = []
     assert store.reconcile(sent.append) == set()
@@ -253,7 +253,7 @@ def test_pause_of_a_validating_job_waits_for_its_pictures(store: JobStore) -> No
     assert store.pause(job.id).status is JobStatus.VALIDATING
     record = store.record(job.id)
     record.move(QUEUED)
-    assert record.pause_if_wanted()
+    assert record.pause_if_requested()
     assert record.job.status is PAUSED
 
 
@@ -264,7 +264,7 @@ def test_pause_of_a_leased_job_is_left_to_its_worker(store: JobStore) -> None:
     lease = store.acquire(job.id, "a")
     assert store.pause(job.id).status is RUNNING
     assert store.pause_requested(job.id)
-    store.update(job.id, JobRecord.set_aside, lease)
+    store.update(job.id, JobRecord.requeue, lease)
     assert (store.get(job.id).status, store.record(job.id).pause_wanted) == (PAUSED, False)
 
 
@@ -275,7 +275,7 @@ def test_resume_before_the_worker_saw_the_pause_takes_the_wish_back(store: JobSt
     lease = store.acquire(job.id, "a")
     store.pause(job.id)
     assert store.resume(job.id).status is RUNNING
-    store.update(job.id, JobRecord.set_aside, lease)  # it had seen the pause just before
+    store.update(job.id, JobRecord.requeue, lease)  # it had seen the pause just before
     assert store.get(job.id).status is QUEUED
 
 
@@ -375,7 +375,7 @@ def test_job_whose_worker_is_gone_waits_at_the_head_of_the_queue(store: JobStore
     for job_id in (older, newer):
         job = store.get(job_id)
         assert (job.status, job.progress.eta_s) == (QUEUED, None)
-        assert "its worker is gone" in str(EventLog(redis_client).page(job_id))
+        assert "the worker is gone" in str(EventLog(redis_client).page(job_id))
     assert store.get(held).status is JobStatus.RUNNING
     assert store.reconcile(lambda job_id: pytest.fail("sent already")) == set()
 
@@ -404,9 +404,9 @@ def test_exclusive_reconcile_runs_once_within_its_period(store: JobStore) -> Non
 def test_job_whose_workers_keep_dying_fails(store: JobStore) -> None:
     record = JobRecord(job=make(store))
     record.move(JobStatus.QUEUED)
-    for _ in range(MAX_DEATHS + 1):
-        assert record.begin()
-    assert not record.begin()
+    for _ in range(MAX_CRASHES_WITHOUT_PROGRESS + 1):
+        assert record.count_start()
+    assert not record.count_start()
     assert record.job.status is JobStatus.FAILED
     assert record.job.error is not None
     assert record.job.error.code == "abandoned"
@@ -417,17 +417,17 @@ def test_progress_between_deaths_forgives_them(store: JobStore) -> None:
     record.move(JobStatus.QUEUED)
     record.move(JobStatus.RUNNING)
     for step in range(1, 10):
-        assert record.begin()
-        assert record.begin()
+        assert record.count_start()
+        assert record.count_start()
         record.checkpoint(made(step), trained_s=1.0)
 
 
 def test_the_same_checkpoint_again_forgives_no_deaths(store: JobStore) -> None:
     record = JobRecord(job=make(store))
-    for _ in range(MAX_DEATHS + 1):
-        assert record.begin()
+    for _ in range(MAX_CRASHES_WITHOUT_PROGRESS + 1):
+        assert record.count_start()
         record.checkpoint(made(0), trained_s=0.0)
-    assert not record.begin()
+    assert not record.count_start()
 
 
 def test_stop_in_good_order_is_no_death(store: JobStore) -> None:
@@ -435,8 +435,8 @@ def test_stop_in_good_order_is_no_death(store: JobStore) -> None:
     record.move(JobStatus.QUEUED)
     for _ in range(10):
         record.move(JobStatus.RUNNING)
-        assert record.begin()
-        record.set_aside()
+        assert record.count_start()
+        record.requeue()
 
 
 @pytest.mark.parametrize("suffix", [":lease", ":cancel", "\n", "x", "/../y"])
