@@ -17,7 +17,7 @@ _HUGE = 10**18  # beyond every range, and still a float
 
 
 class SettingError(ValueError):
-    """A setting is unknown or out of its range; the message says which.
+    """An unknown setting, or a value out of its range; the message says which.
 
     Attributes:
         name: of the setting, as it was given.

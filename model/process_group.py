@@ -18,7 +18,7 @@ Batch = TypeVar("Batch", bound=Any)  # a tensor or an array with the pictures al
 
 
 class PeerLostError(RuntimeError):
-    """Another process of the group crashed or does not answer."""
+    """A crash or a timeout of another process of the group."""
 
 
 @dataclass(frozen=True)

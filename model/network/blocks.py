@@ -36,6 +36,7 @@ def build(part: Layer | Block) -> nn.Module:
     """Build a layer, a block or a sequence of the table."""
     if isinstance(part, Block):
         if part.kind == "sequence":
+            # drawn in the order of the table, placed in the order of the names
             built = {name: build(inner) for name, inner in part.parts.items() if isinstance(inner, Layer | Block)}
             return nn.Sequential(*(built[str(index)] for index in range(len(built))))
         return _BLOCKS[part.kind](part.parts)
@@ -65,7 +66,7 @@ class ResidualDown(BuiltModule):
 
 
 class Up(BuiltModule):
-    """Double the side, join a skip connection, convolve: (B, in, S, S) and (B, out, 2S, 2S) to (B, out, 2S, 2S).
+    """An up block that joins a skip connection: (B, in, S, S) and (B, out, 2S, 2S) to (B, out, 2S, 2S).
 
     With ``skips="concat"`` both are convolved side by side, as in a U-Net. With "sum" a 1x1 convolution narrows the
     deep one before it is enlarged, and the skip is added: a third of the multiplications at equal accuracy.

@@ -37,7 +37,7 @@ _LITE0_LEVELS = (0, 2, 4)
 
 
 class WeightsUnavailableError(RuntimeError):
-    """The perceptual network's weights are missing or damaged; the message says what to do."""
+    """Missing or damaged weights of the perceptual network; the message says what to do."""
 
 
 class PerceptualNetwork(nn.Module):

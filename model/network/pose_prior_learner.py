@@ -42,7 +42,7 @@ class Forward:
 
 
 class PosePriorLearner(nn.Module):
-    """PPL (sections 3.1 to 3.4): transform the prior to keypoints, link them, and reconstruct the image.
+    """The model (PPL sections 3.1 to 3.4): the prior is transformed to keypoints, linked, and drawn back to the image.
 
     Two pathways see each other as constants (appendix A6): keypoints and reconstruction take the memory's prior as
     given, the memory takes the keypoints as given.
@@ -91,7 +91,7 @@ class PosePriorLearner(nn.Module):
 
     @property
     def link_weights(self) -> Tensor:
-        """(L,), positive: softplus(s * theta), s being the paper's factor on their learning rate."""
+        """The link weights (L,), positive: softplus(s * theta), s being the paper's factor on their learning rate."""
         return functional.softplus(self.config.link_scale * self.link_logits)
 
     def keypoint_prior(self) -> Tensor | None:

@@ -10,7 +10,7 @@ from .regressor import Located
 
 
 class NoMemoryError(ValueError):
-    """Refinement or codes were requested of a model without memory."""
+    """A request for refinement or codes to a model without memory."""
 
 
 def fill_in(model: PosePriorLearner, image: Tensor, keypoints: Tensor, link_width: float | None = None) -> Tensor:

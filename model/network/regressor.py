@@ -34,7 +34,7 @@ class Located:
 
 
 class KeypointRegressor(BuiltModule):
-    """Predict a 2x2 matrix A_i and a translation t_i for each keypoint, from attention over the image and the prior.
+    """A network from image and prior to keypoints, by a 2x2 matrix A_i and a translation t_i for each.
 
     A 3x3 convolution gives one attention map a keypoint. The features and the embedded coordinates it attends to,
     joined with the embedded prior point, pass through a two-layer network.
@@ -82,7 +82,7 @@ class KeypointRegressor(BuiltModule):
         return Located(keypoints, scores)
 
     def _transform(self, attention: Tensor, features: Tensor, centre: Tensor, keypoint_prior: Tensor) -> Tensor:
-        """Return the transformed prior (B, K, 2); the head "affine" adds the identity part of A_i."""
+        """Return A_i prior_i + t_i, (B, K, 2); for the head "affine" without the identity in A_i."""
         pooled = torch.bmm(attention, features.flatten(2).transpose(1, 2).float())
         # the embedding is linear, so pooling the embedded coordinates is embedding the pooled ones
         descriptor = torch.cat(

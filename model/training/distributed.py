@@ -83,7 +83,7 @@ def join_group(device: str, rank: int, processes: int, meeting: str = "env://") 
 
 
 class _UnusableInput(Exception):  # noqa: N818 - only used in this module
-    """The command's input can't be trained on."""
+    """Input of the command that can't be trained on."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -40,7 +40,7 @@ _TABLES = ("own_prior", "link_colours")  # points and colours, not matrices that
 
 
 class TrainingDivergedError(RuntimeError):
-    """A loss or a weight is no longer finite; the message names it."""
+    """A loss or a weight that is no longer finite; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class StepReport:
 
 
 class Trainer:
-    """Train a :class:`PosePriorLearner` on pictures, or on the frames of clips.
+    """The training of a :class:`PosePriorLearner` on pictures, or on the frames of clips.
 
     The model reconstructs each picture from a reference: the picture itself, masked, or another frame of its clip.
 

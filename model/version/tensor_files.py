@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class CheckpointError(ValueError):
-    """A file is damaged, of another program, or of another model; the message says which."""
+    """A file that is damaged, or of another program or model; the message says which."""
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
