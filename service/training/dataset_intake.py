@@ -6,7 +6,6 @@ import hashlib
 import zipfile
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -38,35 +37,6 @@ _SEND = (
 )
 
 
-@dataclass(frozen=True)
-class DatasetRequest:
-    """The fields of a form with a dataset.
-
-    Attributes:
-        mode: "auto", "stills" or "clips".
-        file_name: the archive's; None if the pictures were sent one by one.
-    """
-
-    name: str | None
-    mode: str
-    file_name: str | None
-
-
-class DatasetUpload(UploadFolder):
-    """The archive and the labels of a dataset on their way to disk."""
-
-    archive: UploadFile
-    labels: UploadFile
-
-    @classmethod
-    def start(cls, root: Path, in_thread: InThread, max_archive_bytes: int) -> DatasetUpload:
-        """Return an upload staged in the folder of datasets."""
-        upload = cls.below(root, in_thread)
-        upload.archive = upload.file("archive", max_archive_bytes)
-        upload.labels = upload.file("labels", MAX_LABELS_BYTES)
-        return upload
-
-
 async def accept_dataset(parts: TrainingParts, request: Request) -> tuple[Dataset, bool]:
     """Store the dataset of a request.
 
@@ -84,11 +54,12 @@ async def accept_dataset(parts: TrainingParts, request: Request) -> tuple[Datase
     declared = request.headers.get("content-length", "")
     expected = int(declared) if declared.isdigit() else 0
     await threads.io(datasets.check_room, expected, settings.datasets_max_bytes)
-    max_archive_bytes = min(settings.archive_max_bytes, settings.datasets_max_bytes)
-    async with DatasetUpload.start(datasets.root, threads.upload, max_archive_bytes) as upload:
-        wanted = await _read(request, upload, threads.upload)
+    async with UploadFolder.below(datasets.root, threads.upload) as upload:
+        archive = upload.file("archive", min(settings.archive_max_bytes, settings.datasets_max_bytes))
+        labels = upload.file("labels", MAX_LABELS_BYTES)
+        form = await _read(request, upload, archive, labels, threads.upload)
         await upload.sync()
-        record = await threads.upload(_describe, upload, wanted, ArchiveLimits.of(settings))
+        record = await threads.upload(_describe, form, archive.path, labels.path, ArchiveLimits.of(settings))
         is_new = await threads.upload(datasets.add, upload.path, record, settings.datasets_max_bytes)
     return await threads.io(datasets.get, record.id), is_new
 
@@ -113,14 +84,16 @@ def check_unused(jobs: JobStore, dataset_id: str) -> None:
         )
 
 
-async def _read(request: Request, upload: DatasetUpload, in_thread: InThread) -> DatasetRequest:
-    """Read the form; the archive, or the archive that its files are packed into, is on disk afterwards."""
+async def _read(
+    request: Request, upload: UploadFolder, archive: UploadFile, labels: UploadFile, in_thread: InThread
+) -> Form:
+    """Read and check the form; the archive, or the archive that its files are packed into, is on disk afterwards."""
     await in_thread(lambda: upload.path.mkdir(parents=True, exist_ok=True))
-    packer = ZipPacker(upload.path / "packed", in_thread, upload.archive.max_bytes)
+    packer = ZipPacker(upload.path / "packed", in_thread, archive.max_bytes)
     fields = {
-        "archive": FileField(1, lambda: _twice("archive"), upload.archive.write, upload.archive.max_bytes),
+        "archive": FileField(1, lambda: _twice("archive"), archive.write, archive.max_bytes),
         "images": FileField(MAX_FILES, _too_many, sink_of=packer.sink),
-        "labels": FileField(1, lambda: _twice("labels"), upload.labels.write, MAX_LABELS_BYTES),
+        "labels": FileField(1, lambda: _twice("labels"), labels.write, MAX_LABELS_BYTES),
     }
     try:
         form = await read_form(request, fields)
@@ -131,52 +104,47 @@ async def _read(request: Request, upload: DatasetUpload, in_thread: InThread) ->
     finally:
         await packer.close()
     await upload.flush()
-    wanted = _check(form, upload, packer.count)
-    if packer.count:
-        await in_thread(packer.path.replace, upload.archive.path)
-    return wanted
-
-
-def _check(form: Form, upload: DatasetUpload, packed: int) -> DatasetRequest:
     for field in form.fields:
         if field not in _FIELDS:
             raise BadField(field, f"unknown field {field[:80]!r}; known are {', '.join(_FIELDS)}")
-    archive = form.first("archive")
-    if archive and packed:
+    has_archive = form.first("archive") is not None
+    if has_archive and packer.count:
         raise BadField("images", "both an archive and images came; send one archive, or the files themselves")
-    if archive is None and not packed:
+    if not has_archive and not packer.count:
         raise BadArchive(f"no archive and no images came; {_SEND}")
-    if archive and upload.archive.is_empty:
+    if has_archive and archive.is_empty:
         raise BadArchive(f"the archive is an empty file; {_SEND}")
-    if form.first("labels") and upload.labels.is_empty:
+    if form.first("labels") and labels.is_empty:
         raise BadLabels("the labels are an empty file; send CSV or JSON, or leave the field labels out")
     mode, name = form.fields.get("mode", "").strip(), form.fields.get("name", "").strip()
     if mode not in MODES:
         raise BadField("mode", f"mode is {mode[:80]!r}; it must be stills, clips or auto")
     if len(name) > _MAX_NAME_LENGTH or not name.isprintable():
         raise BadField("name", f"name is {name[:80]!r}; expected at most {_MAX_NAME_LENGTH} printable characters")
-    file_name = PurePosixPath(archive.filename.replace("\\", "/")).name[-_MAX_FILE_NAME_LENGTH:] if archive else ""
-    return DatasetRequest(name or None, mode or "auto", file_name or None)
+    if packer.count:
+        await in_thread(packer.path.replace, archive.path)
+    return form
 
 
-def _describe(upload: DatasetUpload, wanted: DatasetRequest, limits: ArchiveLimits) -> DatasetRecord:
+def _describe(form: Form, archive: Path, labels: Path, limits: ArchiveLimits) -> DatasetRecord:
     """Check the archive and write the dataset's record beside it. Blocking."""
-    archive, labels = upload.archive.path, upload.labels.path
-    summary = check_archive(archive, limits, wanted.mode)
+    summary = check_archive(archive, limits, form.fields.get("mode", "").strip() or "auto")
     digest, labels_digest = _sha256(archive), _sha256(labels) if labels.exists() else None
+    sent = form.first("archive")
+    file_name = PurePosixPath(sent.filename.replace("\\", "/")).name[-_MAX_FILE_NAME_LENGTH:] if sent else ""
     record = DatasetRecord(
         id=dataset_id(digest, labels_digest, summary.mode),
-        name=wanted.name or wanted.file_name,
+        name=form.fields.get("name", "").strip() or file_name or None,
         digest=f"sha256:{digest}",
         mode=summary.mode,
         size_bytes=archive.stat().st_size + (labels.stat().st_size if labels_digest else 0),
         pictures=summary.pictures,
         videos=summary.videos,
-        file_name=wanted.file_name,
+        file_name=file_name or None,
         labels=labels_digest is not None,
         created_at=datetime.now(UTC),
     )
-    write_json(upload.path / RECORD, record.model_dump(mode="json"))
+    write_json(archive.with_name(RECORD), record.model_dump(mode="json"))
     return record
 
 

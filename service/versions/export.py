@@ -6,7 +6,6 @@ import hashlib
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
@@ -17,13 +16,6 @@ from .reader import Versions
 
 _CHUNK_BYTES = 2**20
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time in a zip; a constant, so that equal versions give equal bytes
-
-
-@dataclass(frozen=True)
-class _Source:
-    name: str
-    file: IO[bytes]
-    facts: FileFacts
 
 
 def export_version(versions: Versions, category: str, version: str) -> Iterator[bytes]:
@@ -37,24 +29,25 @@ def export_version(versions: Versions, category: str, version: str) -> Iterator[
         StoreCorrupt: a file is missing, or has changed since the version was published.
     """
     with ExitStack() as opened:
-        sources = [_open(name, path, opened) for name, path in _files(versions, category, version).items()]
-        _check_unchanged(versions, category, version, sources)
-        manifest = Manifest(category=category, version=version, files={source.name: source.facts for source in sources})
+        files = {name: _open(name, path, opened) for name, path in _list_files(versions, category, version).items()}
+        facts = {name: facts for name, (_, facts) in files.items()}
+        _check_unchanged(versions, category, version, facts)
+        manifest = Manifest(category=category, version=version, files=facts)
         sink = _Sink()
         with zipfile.ZipFile(cast(IO[bytes], sink), "w", zipfile.ZIP_STORED) as archive:
             archive.writestr(zipfile.ZipInfo(MANIFEST, _EPOCH), manifest.model_dump_json(indent=1))
             yield sink.take()
-            for source in sources:
-                entry = zipfile.ZipInfo(source.name, _EPOCH)
-                entry.file_size = source.facts.size  # selects ZIP64 for large files
+            for name, (file, _) in files.items():
+                entry = zipfile.ZipInfo(name, _EPOCH)
+                entry.file_size = facts[name].size  # selects ZIP64 for large files
                 with archive.open(entry, "w") as out:
-                    while chunk := source.file.read(_CHUNK_BYTES):
+                    while chunk := file.read(_CHUNK_BYTES):
                         out.write(chunk)
                         yield sink.take()
         yield sink.take()
 
 
-def _files(versions: Versions, category: str, version: str) -> dict[str, Path]:
+def _list_files(versions: Versions, category: str, version: str) -> dict[str, Path]:
     """Return the paths of a version's files and of what users added to it, by their names in the zip."""
     folder, additions = versions.store.path(category, version), versions.additions
     versions.store.stamp(category, version)  # raises if it does not exist
@@ -68,7 +61,7 @@ def _files(versions: Versions, category: str, version: str) -> dict[str, Path]:
     return files
 
 
-def _open(name: str, path: Path, opened: ExitStack) -> _Source:
+def _open(name: str, path: Path, opened: ExitStack) -> tuple[IO[bytes], FileFacts]:
     try:
         file = opened.enter_context(path.open("rb"))
     except FileNotFoundError as error:
@@ -76,17 +69,15 @@ def _open(name: str, path: Path, opened: ExitStack) -> _Source:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     size = file.tell()
     file.seek(0)
-    return _Source(name, file, FileFacts(size=size, sha256=digest))
+    return file, FileFacts(size=size, sha256=digest)
 
 
-def _check_unchanged(versions: Versions, category: str, version: str, sources: list[_Source]) -> None:
+def _check_unchanged(versions: Versions, category: str, version: str, facts: dict[str, FileFacts]) -> None:
     """Compare the files with the checksums of their publication."""
     published = versions.store.info(category, version).get("files") or {}
-    for source in sources:
-        if published.get(source.name, source.facts.sha256) != source.facts.sha256:
-            raise StoreCorrupt(
-                f"{source.name} of version '{version}' of category '{category}' has changed since it was published"
-            )
+    for name, found in facts.items():
+        if published.get(name, found.sha256) != found.sha256:
+            raise StoreCorrupt(f"{name} of version '{version}' of category '{category}' changed since its publication")
 
 
 class _Sink:

@@ -100,7 +100,7 @@ def check_documents(documents: dict[str, Any], manifest: Manifest) -> CheckedVer
         BadVersionFile: a document is not valid; the detail names its file.
     """
     document = documents["version.json"]
-    info = _validate(_Info, document, "version.json")
+    info = validate(_Info, document, "version.json")
     try:
         version = check_version(info.version)
     except BadVersionName as error:
@@ -165,11 +165,11 @@ def _check_prior(prior: dict[str, Any], config: PPLConfig, info: _Info) -> None:
         if prior.get(name) is None:
             raise BadVersionFile(f"prior.json lacks {name!r}")
     document = prior_document("any", "any", prior, info.model_dump(), config.to_dict(), None)
-    _validate(Prior, document, "prior.json or version.json")
+    validate(Prior, document, "prior.json or version.json")
 
 
 def _check_memory(document: dict[str, Any], config: PPLConfig) -> None:
-    memory = _validate(Memory, {"category": "any", "version": "any", **document}, "memory.json")
+    memory = validate(Memory, {"category": "any", "version": "any", **document}, "memory.json")
     sizes = (0, 0, 0) if config.method == "autolink" else (config.num_banks, config.bank_size, config.token_dim)
     if (memory.num_banks, memory.bank_size, memory.token_dim) != sizes:
         raise BadVersionFile("memory.json has other sizes than config.json")
@@ -186,7 +186,7 @@ def _check_memory(document: dict[str, Any], config: PPLConfig) -> None:
 
 
 def _check_history(document: dict[str, Any], config: PPLConfig) -> None:
-    history = _validate(History, {"category": "any", "version": "any", **document}, "history.json")
+    history = validate(History, {"category": "any", "version": "any", **document}, "history.json")
     for snapshot in history.snapshots:
         points = snapshot.keypoint_prior
         if len(snapshot.link_weights) != config.num_links or len(points or ()) not in (0, config.num_keypoints):
@@ -219,7 +219,8 @@ def _check_landmarks(documents: dict[str, Any], config: PPLConfig) -> list[Landm
     return sets
 
 
-def _validate(model: type[Model], document: Any, name: str) -> Model:
+def validate(model: type[Model], document: Any, name: str) -> Model:
+    """Parse a document of the file `name`. Raise BadVersionFile with its first error."""
     try:
         return model.model_validate(document)
     except ValidationError as error:

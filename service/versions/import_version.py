@@ -13,8 +13,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pydantic import ValidationError
-
 from service.contract.durable_files import write_json
 from service.contract.errors import ArchiveTooLarge, BadArchive, BadVersionFile, EncryptedArchive, UnsafeArchive
 from service.contract.media.archive_members import ArchiveLimits, Member, detect_kind, iter_members
@@ -33,7 +31,7 @@ from service.contract.versions.export_manifest import (
 )
 from service.contract.versions.store import ADDITIONS, VersionStore, check_category
 
-from .import_checks import CheckedVersion, check_documents, check_weights
+from .import_checks import CheckedVersion, check_documents, check_weights, validate
 
 _EXPECTED = "expected a zip from GET /priors/{category}/versions/{version}/export"
 _CHUNK_BYTES = 2**20
@@ -88,12 +86,7 @@ def _read_manifest(archive: Path, limits: ArchiveLimits) -> Manifest:
         raise BadVersionFile(f"the file has format {found}; this release reads format {FORMAT}: use a later release")
     if found != FORMAT:
         raise BadVersionFile(f"{MANIFEST} has format {str(found)[:40]!r}; expected {FORMAT}")
-    try:
-        manifest = Manifest.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BadVersionFile(f"{MANIFEST}: {where[:80]}: {first['msg'][:200]}; {_EXPECTED}") from error
+    manifest = validate(Manifest, document, MANIFEST)
     unknown = [name for name in manifest.files if not is_member(name)]
     missing = [name for name in REQUIRED if name not in manifest.files]
     if unknown or missing:
