@@ -1,9 +1,8 @@
-"""Batches formed in the gateway: sent at once when nothing is in flight, collected while a batch is.
+"""Batches of pictures, formed in the gateway and sent to the inference workers.
 
-A request's pictures wait as a :class:`Ticket`; pictures of tickets with one :class:`Group` may share
-a batch. As many batches are in flight as inference workers live. Where other pictures are being decoded, a batch waits
-a little for them, until it holds half of all that are under way: what a batch costs by itself is shared then. What
-waits is bounded, and every ticket ends: with its poses, or an error within the time that a request may take.
+A batch is sent at once while nothing is in flight; as many batches are in flight as workers live. While other
+pictures are being decoded, a batch waits a moment for them, until it holds half of all pictures under way, so that
+they share its fixed cost. The queue is bounded, and every ticket ends in time: with its poses or an error.
 """
 
 from __future__ import annotations
@@ -14,63 +13,109 @@ import math
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
+from asgi_correlation_id import correlation_id
+from numpy.typing import NDArray
 
-from service.contract.errors import EstimateTimeout, PPLError, QueueFull, WorkerUnavailable
+from service.contract.errors import (
+    ContractMismatch,
+    EstimateTimeout,
+    ModelFailed,
+    PPLError,
+    QueueFull,
+    WorkerUnavailable,
+)
 from service.contract.messages import BatchReply, BatchRequest
 from service.http.problems import redis_unavailable
 from service.runtime.metrics import Metrics
 from service.runtime.redis_clients import QUEUE_ERRORS
 from service.runtime.threads import cancel_tasks
 
-from .tickets import Flight, Group, Square, Ticket, Waiting, collect, misfit, pose_of
-
 log = logging.getLogger(__name__)
 
 Send = Callable[[BatchRequest, bytes | None], Awaitable[None]]
-
+Square = NDArray[np.uint8]  # (S, S, 3)
 _RETRY_S = 5.0
 
 
-class Coming:
-    """Pictures that are being made ready and will wait soon; a context, which they leave with or without a ticket."""
+class Group(NamedTuple):
+    """What pictures must have in common to share a batch."""
 
-    def __init__(self, batcher: Batcher, count: int) -> None:
-        self._batcher, self._count = batcher, count
+    category: str
+    version: str
+    side: int
+    refine_steps: int
+    link_map: bool
+    codes: bool = False
 
-    def __enter__(self) -> Coming:
-        self._batcher.count_coming(self._count)
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._count:
-            self.arrive()
-            self._batcher.pump()
+class Pose(NamedTuple):
+    """A pose in the coordinates of its square."""
 
-    def arrive(self) -> None:
-        """They wait now."""
-        self._batcher.count_coming(-self._count)
-        self._count = 0
+    keypoints: NDArray[np.float32]  # (K, 2)
+    scores: NDArray[np.float32]  # (K,)
+    trajectory: NDArray[np.float32]  # (T + 1, K, 2)
+    link_map: NDArray[np.uint8] | None  # (S, S)
+    surprise: float | None = None
+    codes: NDArray[np.uint16] | None = None  # (M,)
+
+
+@dataclass(eq=False)
+class Ticket:
+    """Squares of one request that wait for their poses, which arrive in any order.
+
+    Attributes:
+        deadline: unix time.
+        poses: by index of the square.
+        model_ms: the model's time on all batches that held a square.
+    """
+
+    group: Group
+    squares: Sequence[Square]
+    deadline: float
+    done: asyncio.Future[None]
+    poses: dict[int, Pose] = field(default_factory=dict)
+    model_ms: float = 0.0
+    created_at: float = field(default_factory=time.monotonic)
+    request_id: str | None = field(default_factory=correlation_id.get)
+
+    def fail(self, error: PPLError) -> None:
+        """End with an error, unless it has ended."""
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+Item = tuple[Ticket, int]  # a ticket and the index of one of its squares
+
+
+@dataclass(eq=False)
+class Flight:
+    """A batch without a reply. A late one no longer counts as in flight."""
+
+    items: list[Item]
+    sent_at: float
+    late: bool = False
 
 
 class Batcher:
-    """Carries pictures to the workers and their poses back. One event loop's; not for threads.
+    """Send squares to the workers in batches and return their poses. For one event loop; not thread-safe.
 
     Args:
-        send: puts a batch and its pixels into the queue; without pixels, the message alone once more.
-        reply_to: the list that replies come to; they are handed to :meth:`deliver`.
+        send: queues a batch with its pixels; without pixels, sends its message again.
+        reply_to: key of the list of replies, which are handed to :meth:`deliver`.
         batch_limit: pictures in a batch.
-        queue_limit: pictures that may be under way.
-        timeout_s: how long a ticket waits.
-        late_s: a batch without reply for longer no longer counts as in flight (its worker may be
-            dead, and it comes back only once the broker notices), and its message is sent again: one
-            that the server handed to a dying connection is never delivered by itself. A message too
-            many does no harm, as an answered batch has no pixels left.
-        wait_s: how long a batch waits at most for pictures that are being made ready.
-        live_workers: how many inference workers live, as far as is known.
+        queue_limit: pictures that may wait or be in flight.
+        timeout_s: after which a ticket fails.
+        late_s: after which a batch without reply no longer counts as in flight (its worker may have crashed) and its
+            message is sent again (Redis may have handed the first one to a dying connection). A duplicate is harmless,
+            as an answered batch has no pixels left.
+        wait_s: longest time that a batch waits for announced pictures.
+        live_workers: returns the number of live inference workers.
     """
 
     def __init__(
@@ -91,213 +136,265 @@ class Batcher:
         self._timeout_s, self._late_s, self._wait_s = timeout_s, late_s, wait_s
         self._live_workers = live_workers
         self._metrics = metrics
-        self._waiting: dict[Group, Waiting] = {}
+        self._waiting: dict[Group, deque[Item]] = {}
         self._flights: dict[str, Flight] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self._pending = 0
-        self._coming = 0
-        self._waking: asyncio.TimerHandle | None = None
-        self._picture_s = 0.05  # time between two pictures' answers, lately
+        self._announced = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._picture_s = 0.05  # moving average of the time between two pictures' replies
 
     @property
     def pending(self) -> int:
-        """Pictures under way: waiting or in flight."""
+        """Number of pictures that wait or are in flight."""
         return self._pending
 
     @property
     def waiting(self) -> int:
-        """Pictures that are in no batch yet."""
+        """Number of pictures that are in no batch yet."""
         return sum(map(len, self._waiting.values()))
 
     @property
     def in_flight(self) -> int:
-        """Batches sent and not answered, the late ones included."""
+        """Number of batches without a reply, late ones included."""
         return len(self._flights)
 
     def check_room(self, count: int) -> None:
-        """Raise QueueFull unless so many more pictures may wait; asked early, before they are decoded."""
+        """Raise QueueFull unless `count` more pictures fit; call it before decoding them, too."""
         if self._pending + count > self._queue_limit:
             self._metrics.rejected.inc()
             wait_s = min(30.0, max(1.0, self._pending * self._picture_s))
             raise QueueFull(
-                f"{self._pending} pictures are waiting and {self._queue_limit} may; "
+                f"{self._pending} of at most {self._queue_limit} pictures are waiting; "
                 f"try again in {math.ceil(wait_s)} s, or send fewer at once",
                 retry_after_s=wait_s,
             )
 
-    def coming(self, count: int) -> Coming:
-        """For so many pictures while they are being made ready; what is waiting may wait for them."""
-        return Coming(self, count)
+    @contextmanager
+    def announce(self, count: int) -> Iterator[Callable[[], None]]:
+        """Announce pictures that are being decoded, which batches may wait for.
 
-    def count_coming(self, count: int) -> None:
-        """So many more are being made ready, or fewer."""
-        self._coming += count
+        Yields a function that ends the announcement; otherwise it ends with the block.
+        """
+        left = count
+        self._announced += left
 
-    async def estimate(self, group: Group, squares: Sequence[Square], coming: Coming | None = None) -> Ticket:
-        """The poses of some squares, (S, S, 3) each; the ticket comes back with all of them.
+        def end() -> None:
+            nonlocal left
+            self._announced -= left
+            left = 0
 
-        Args:
-            coming: as what they were announced.
+        try:
+            yield end
+        finally:
+            if left:
+                end()
+                self.send_batches()
+
+    async def estimate(
+        self, group: Group, squares: Sequence[Square], on_queued: Callable[[], None] = lambda: None
+    ) -> Ticket:
+        """Wait for the poses of some squares, (S, S, 3) each.
+
+        Calls `on_queued` once they are in the queue.
 
         Raises:
             QueueFull: too many pictures wait.
-            EstimateTimeout, WorkerUnavailable, RedisUnavailable: no answer in time.
+            EstimateTimeout, WorkerUnavailable, RedisUnavailable: no reply in time.
             PPLError: the worker's error.
         """
         self.check_room(len(squares))
         ticket = Ticket(group, squares, time.time() + self._timeout_s, asyncio.get_running_loop().create_future())
         self._pending += len(squares)
         self._waiting.setdefault(group, deque()).extend((ticket, index) for index in range(len(squares)))
-        if coming:
-            coming.arrive()
-        self.pump()
+        on_queued()
+        self.send_batches()
         try:
             async with asyncio.timeout(self._timeout_s):
                 await ticket.done
         except TimeoutError:
-            raise self._timed_out() from None
+            raise self._timeout_error() from None
         finally:
             self._pending -= len(squares)
             self._withdraw(ticket)
         return ticket
 
     def deliver(self, reply: BatchReply) -> None:
-        """A reply as it came off the list; one that nobody waits for any more is dropped."""
+        """Hand the poses of a reply to their tickets; drop it if its batch has expired."""
         flight = self._flights.pop(reply.batch_id, None)
         if flight is None:
             self._metrics.late_replies.inc()
             return
-        took_s = time.monotonic() - flight.sent_at
-        self._picture_s += 0.2 * (took_s / len(flight.items) - self._picture_s)
-        error = reply.error or misfit(reply, flight)
+        elapsed_s = time.monotonic() - flight.sent_at
+        self._picture_s += 0.2 * (elapsed_s / len(flight.items) - self._picture_s)
+        error = reply.error or _check_reply(reply, flight)
         if error:
-            names = sorted({ticket.request_id for ticket, _ in flight.items if ticket.request_id})
-            log.warning("batch %s, of requests %s: %s", reply.batch_id, ", ".join(names) or "-", error.detail)
+            requests = sorted({ticket.request_id for ticket, _ in flight.items if ticket.request_id})
+            log.warning("batch failed: batch=%s request=%s: %s", reply.batch_id, ",".join(requests), error.detail)
         for row, (ticket, index) in enumerate(flight.items):
             if error:
                 ticket.fail(error)
             elif not ticket.done.done():
-                ticket.poses[index] = pose_of(reply, row)
+                ticket.poses[index] = _read_pose(reply, row)
                 if len(ticket.poses) == len(ticket.squares):
                     ticket.done.set_result(None)
         for ticket in {ticket for ticket, _ in flight.items}:
             ticket.model_ms += reply.timing_ms.get("model", 0.0)
-        self.pump()
+        self.send_batches()
 
     async def close(self) -> None:
-        """End what is still being sent."""
+        """Cancel what is being sent."""
         await cancel_tasks(self._sending)
 
-    def pump(self) -> None:
-        """Send batches while there are pictures to send and room in flight."""
-        while self._has_room() and not self._holds() and (taken := collect(self._waiting, self._batch_limit)):
-            group, items = taken
+    def send_batches(self) -> None:
+        """Send batches while pictures wait and workers are free."""
+        while (
+            self._has_free_worker() and not self._hold_back() and (batch := collect(self._waiting, self._batch_limit))
+        ):
+            group, items = batch
             batch_id = uuid.uuid4().hex
             self._flights[batch_id] = Flight(items, time.monotonic())
             self._metrics.batch_size.observe(len(items))
             self._start(self._launch(batch_id, group, items))
             loop = asyncio.get_running_loop()
-            loop.call_later(self._late_s, self._late, batch_id)
+            loop.call_later(self._late_s, self._mark_late, batch_id)
             loop.call_later(self._timeout_s, self._expire, batch_id)
 
-    def _holds(self) -> bool:
-        """Whether the next batch waits for pictures that are being made ready."""
-        if not self._coming or not self._waiting:
+    def _hold_back(self) -> bool:
+        """Return whether the next batch waits for announced pictures; if so, set a timer."""
+        if not self._announced or not self._waiting:
             return False
         first = next(iter(self._waiting.values()))
-        if len(first) >= min(self._batch_limit, (self.waiting + self._coming) // 2):
+        if len(first) >= min(self._batch_limit, (self.waiting + self._announced) // 2):
             return False
-        wait_s = first[0][0].asked_at + self._wait_s - time.monotonic()
+        wait_s = first[0][0].created_at + self._wait_s - time.monotonic()
         if wait_s <= 0:
             return False
-        if self._waking:
-            self._waking.cancel()
-        self._waking = asyncio.get_running_loop().call_later(wait_s, self.pump)
+        if self._timer:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(wait_s, self.send_batches)
         return True
 
-    def _has_room(self) -> bool:
-        on_time = sum(not flight.late for flight in self._flights.values())
-        return on_time < max(1, self._live_workers())
+    def _has_free_worker(self) -> bool:
+        return sum(not flight.late for flight in self._flights.values()) < max(1, self._live_workers())
 
     def _start(self, sending: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(sending)
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    def _late(self, batch_id: str) -> None:
-        flight = self._flights.get(batch_id)
-        if flight is None:
+    def _mark_late(self, batch_id: str) -> None:
+        if batch_id not in self._flights:
             return
+        flight = self._flights[batch_id]
         flight.late = True
         try:
             if any(not ticket.done.done() for ticket, _ in flight.items):
                 self._start(self._launch_again(self._request(batch_id, flight.items[0][0].group, flight.items)))
         finally:
-            self.pump()
+            self.send_batches()
 
     async def _launch_again(self, request: BatchRequest) -> None:
-        log.warning("batch %s has no answer after %g s: its message is sent again", request.batch_id, self._late_s)
+        log.warning("no reply after %g s, sending the message again: batch=%s", self._late_s, request.batch_id)
         try:
             await self._send(request, None)
         except QUEUE_ERRORS as error:  # the first message may still be answered
-            log.warning("batch %s was not sent again: %s", request.batch_id, error)
+            log.warning("message not sent again: batch=%s: %s", request.batch_id, error)
 
-    def _request(self, batch_id: str, group: Group, items: list[tuple[Ticket, int]]) -> BatchRequest:
+    def _request(self, batch_id: str, group: Group, items: list[Item]) -> BatchRequest:
         return BatchRequest(
             batch_id=batch_id,
-            category=group.category,
-            version=group.version,
             count=len(items),
-            side=group.side,
-            refine_steps=group.refine_steps,
-            link_map=group.link_map,
-            codes=group.codes,
             reply_to=self._reply_to,
             deadline=max(ticket.deadline for ticket, _ in items),
+            **group._asdict(),
         )
 
-    async def _launch(self, batch_id: str, group: Group, items: list[tuple[Ticket, int]]) -> None:
+    async def _launch(self, batch_id: str, group: Group, items: list[Item]) -> None:
         try:
             pixels = np.stack([ticket.squares[index] for ticket, index in items])
             await self._send(self._request(batch_id, group, items), pixels.tobytes())
         except QUEUE_ERRORS as error:
-            log.warning("batch %s was not sent: %s", batch_id, error)
+            log.warning("batch not sent: batch=%s: %s", batch_id, error)
             self._abandon(batch_id, items, redis_unavailable())
-        except Exception:  # whatever it was, those who wait are told now and not after a timeout
-            log.exception("batch %s was not sent", batch_id)
-            self._abandon(batch_id, items, PPLError("the batch could not be sent; the gateway's log says why"))
+        except Exception:  # whatever it was, the tickets fail now and not after a timeout
+            log.exception("batch not sent: batch=%s", batch_id)
+            self._abandon(batch_id, items, PPLError("the batch could not be sent; see the gateway's log"))
 
-    def _abandon(self, batch_id: str, items: list[tuple[Ticket, int]], error: PPLError) -> None:
+    def _abandon(self, batch_id: str, items: list[Item], error: PPLError) -> None:
         self._metrics.unsent.inc()
         self._flights.pop(batch_id, None)
         for ticket, _ in items:
             ticket.fail(error)
-        self.pump()
+        self.send_batches()
 
     def _expire(self, batch_id: str) -> None:
-        """Forget a batch that was never answered; those who waited have timed out by themselves."""
+        """Forget a batch without a reply; its tickets time out by themselves."""
         if self._flights.pop(batch_id, None):
             self._metrics.lost.inc()
-            self.pump()
+            self.send_batches()
 
     def _withdraw(self, ticket: Ticket) -> None:
-        """Take the pictures of a ticket that ended out of the queue."""
+        """Remove the squares of a ticket that ended from the queue."""
         queue = self._waiting.get(ticket.group)
         if queue and len(ticket.poses) < len(ticket.squares):
-            kept = deque(item for item in queue if item[0] is not ticket)
-            if kept:
-                self._waiting[ticket.group] = kept
-            else:
+            self._waiting[ticket.group] = deque(item for item in queue if item[0] is not ticket)
+            if not self._waiting[ticket.group]:
                 del self._waiting[ticket.group]
 
-    def _timed_out(self) -> PPLError:
+    def _timeout_error(self) -> PPLError:
         if self._live_workers() < 1:
             return WorkerUnavailable(
-                f"no inference worker is running; nothing answered within {self._timeout_s:g} s. "
+                f"no inference worker is running, and none replied within {self._timeout_s:g} s. "
                 "Start one (`python -m worker inference`; `ppl up` starts it by itself)",
                 retry_after_s=_RETRY_S,
             )
-        return EstimateTimeout(
-            f"no answer within {self._timeout_s:g} s; the workers are busy or being restarted, try again",
-            retry_after_s=_RETRY_S,
+        detail = f"no reply within {self._timeout_s:g} s; the workers are busy or being restarted, try again"
+        return EstimateTimeout(detail, retry_after_s=_RETRY_S)
+
+
+def collect(waiting: dict[Group, deque[Item]], limit: int) -> tuple[Group, list[Item]] | None:
+    """Take the next batch from the queue: the group whose first picture has waited longest.
+
+    `waiting` keeps its groups in the order of their first picture; a group with pictures left goes to the end, so
+    that a busy category does not starve a quiet one.
+    """
+    if not waiting:
+        return None
+    group = next(iter(waiting))
+    queue = waiting.pop(group)
+    items = [queue.popleft() for _ in range(min(limit, len(queue)))]
+    if queue:
+        waiting[group] = queue
+    return group, items
+
+
+def _check_reply(reply: BatchReply, flight: Flight) -> PPLError | None:
+    """Return what is wrong with the arrays of a reply."""
+    arrays: list[NDArray[Any] | None] = [reply.keypoints, reply.scores, reply.trajectory]
+    group = flight.items[0][0].group
+    if group.link_map:
+        arrays.append(reply.link_map)
+    arrays += [array for array in (reply.surprises, reply.codes) if array is not None]
+    if not all(array is not None and len(array) == len(flight.items) for array in arrays):
+        log.error("malformed reply: batch=%s", reply.batch_id)
+        return ModelFailed("the worker's reply does not fit the batch")
+    floats = (*arrays[:3], reply.surprises)
+    if not all(np.isfinite(array).all() for array in floats if array is not None):
+        return ModelFailed("the model's poses are not finite; this version of the category is broken, train it again")
+    if group.codes and reply.codes is None:
+        return ContractMismatch(
+            "the worker is of an older release and returns no codes; "
+            "leave codes out of include, or run gateway and workers of the same release"
         )
+    return None
+
+
+def _read_pose(reply: BatchReply, row: int) -> Pose:
+    assert reply.keypoints is not None
+    assert reply.scores is not None
+    assert reply.trajectory is not None
+    link_map = None if reply.link_map is None else reply.link_map[row]
+    surprise = None if reply.surprises is None else float(reply.surprises[row])
+    codes = None if reply.codes is None else reply.codes[row]
+    return Pose(reply.keypoints[row], reply.scores[row], reply.trajectory[row], link_map, surprise, codes)

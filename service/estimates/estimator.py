@@ -1,35 +1,37 @@
-"""Many pictures to poses, side by side and in order of completion; one that fails does not hinder the others."""
+"""The one pipeline from pictures to poses: decode and fit, wait for the poses in batches, describe them in pixels."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol
 
 from service.contract.errors import PPLError, QueueFull, TooManyPixels, Unavailable
 from service.contract.media.pictures import PictureLimits
 from service.http.problems import problem_document
-from service.runtime.redis_clients import QUEUE_ERRORS
+from service.runtime.metrics import Metrics
 from service.runtime.settings import Settings
-from service.runtime.threads import cancel_tasks
+from service.runtime.threads import Threads, cancel_tasks
 from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
 
-from .batching import Coming
-from .pictures import Answer, Fitted, describe
+from .batching import Batcher, Group, Pose, Square, Ticket
+from .pictures import Answer, FittedBox, describe_pose
 from .query import Query
 from .results import Outcome
-from .tickets import Group, Ticket
-
-if TYPE_CHECKING:
-    from service.gateway.gateway import Gateway
+from .video_frames import VideoFrames
 
 log = logging.getLogger(__name__)
 
+# a few poses are described on the event loop; more, and drawn pictures, in threads
+INLINE_POSES = 4
 _PAUSE_S = 0.5
-_AWAY: tuple[type[Exception], ...] = (Unavailable, *QUEUE_ERRORS)
 
 
 class Source(Protocol):
@@ -37,68 +39,107 @@ class Source(Protocol):
 
     @property
     def index(self) -> int:
-        """Which it is."""
+        """Its place in the request."""
 
     @property
     def extra(self) -> dict[str, Any]:
-        """Members of its part of the answer."""
+        """Members to add to its answers."""
 
-    def fit(self, side: int, limits: PictureLimits) -> list[Fitted]:
-        """The model's square for each of its boxes. Raises PPLError."""
+    def fit(self, side: int, limits: PictureLimits) -> list[FittedBox]:
+        """Cut out the model's square for each box. Raises PPLError."""
 
     def read(self) -> bytes:
-        """Its bytes, to draw on."""
+        """Return its bytes, to draw on."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The parts of the gateway that turn pictures into poses."""
+
+    settings: Settings
+    threads: Threads
+    batcher: Batcher
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class FoundPoses:
+    """The poses of some pictures, in the order of pictures and boxes.
+
+    Attributes:
+        timing_ms: decode, queue, model; of all pictures together.
+    """
+
+    fitted: list[FittedBox]
+    poses: list[Pose]
+    timing_ms: tuple[float, float, float]
 
 
 class Estimator:
-    """The poses of the pictures of one request.
+    """Estimate the poses of one request's pictures.
 
     Args:
-        patient: waits for as long as no worker answers, as what works in the background does.
+        patient: wait for as long as no worker answers, for estimates in the background.
     """
 
     def __init__(
         self,
-        gateway: Gateway,
+        pipeline: Pipeline,
         query: Query,
         version: Version,
         landmarks: LandmarkMaps | None = None,
         *,
         patient: bool = False,
     ) -> None:
+        self._settings, self._threads = pipeline.settings, pipeline.threads
+        self._batcher, self._metrics = pipeline.batcher, pipeline.metrics
+        self._limits = PictureLimits.of(pipeline.settings)
+        self._query, self._version, self._landmarks = query, version, landmarks
+        self._group = Group(
+            version.category,
+            version.name,
+            version.side,
+            query.refine_steps,
+            "link_map" in query.include,
+            "codes" in query.include,
+        )
         self._patient = patient
-        self._gateway = gateway
-        self._query = query
-        self._version = version
-        self._landmarks = landmarks
-        self._group = group_of(query, version)
         self._drawn_pixels = 0
-        self._down: Unavailable | None = None
+        self._outage: Unavailable | None = None
 
-    @property
-    def down(self) -> Unavailable | None:
-        """Why pictures were given up, where no worker answered."""
-        return self._down
+    async def estimate(self, sources: Sequence[Source]) -> list[Outcome]:
+        """Return the outcomes of all pictures, or raise the first error.
 
-    async def outcomes(self, uploads: AsyncIterable[Source] | Iterable[Source]) -> AsyncIterator[Outcome]:
-        """What came of each picture, as it comes. No more are under way than fill a batch."""
-        waiting = aiter(uploads) if isinstance(uploads, AsyncIterable) else _each(uploads)
+        Raises:
+            QueueFull: there is no room for all of them now.
+            PPLError: a picture can't be used, or no worker answers.
+        """
+        self._batcher.check_room(self._query.num_poses)
+        found = await self.find_poses(sources)
+        return await self._describe(sources, found)
+
+    async def stream(self, sources: AsyncIterable[Source] | Iterable[Source]) -> AsyncIterator[Outcome]:
+        """Yield the outcome of each picture in order of completion; a failed picture does not affect the others.
+
+        At most as many pictures as fill a batch are under way. If a video ends early, the last outcome says why.
+        """
+        unread = aiter(sources) if isinstance(sources, AsyncIterable) else _iterate(sources)
         reading: asyncio.Task[Source | None] | None = None
         running: set[asyncio.Task[Outcome]] = set()
         more = True
         try:
             while True:
-                if more and reading is None and len(running) < self._gateway.settings.batch_limit:
-                    reading = asyncio.ensure_future(anext(waiting, None))
+                if more and reading is None and len(running) < self._settings.batch_limit:
+                    reading = asyncio.ensure_future(anext(unread, None))
                 under_way = {*running, *([reading] if reading else [])}
                 if not under_way:
-                    return
+                    break
                 await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
                 if reading and reading.done():
-                    upload, reading = reading.result(), None
-                    more = upload is not None
-                    if upload is not None:
-                        running.add(asyncio.create_task(self._one(upload)))
+                    source, reading = reading.result(), None
+                    more = source is not None
+                    if source is not None:
+                        running.add(asyncio.create_task(self._estimate_one(source)))
                         continue
                 done = {task for task in running if task.done()}
                 running -= done
@@ -106,89 +147,130 @@ class Estimator:
                     yield task.result()
         finally:
             await cancel_tasks([*running, *([reading] if reading else [])])
-            close = getattr(waiting, "aclose", None)
+            close = getattr(unread, "aclose", None)
             if close:
                 await close()
+        if isinstance(sources, VideoFrames) and sources.failure:
+            yield Outcome(sources.taken, error={**problem_document(sources.failure), "index": sources.taken})
 
-    async def _one(self, upload: Source) -> Outcome:
+    async def estimate_video(self, frames: VideoFrames) -> list[Outcome]:
+        """Return the outcomes of a video's frames in order.
+
+        Raises:
+            Unavailable: no worker answered, and no frame has a pose.
+            PPLError: the file can't be read at all.
+        """
+        outcomes: list[Outcome] = []
+        any_found = False
+        async with aclosing(self.stream(frames)) as stream:  # type: ignore[type-var]  # a generator
+            async for outcome in stream:
+                outcomes.append(outcome)
+                any_found = any_found or not outcome.error
+                if self._outage and not any_found:
+                    raise self._outage
+        return sorted(outcomes, key=lambda outcome: outcome.index)
+
+    async def find_poses(self, sources: Sequence[Source], retry_s: float = 0.0) -> FoundPoses:
+        """Return the poses of some pictures as the model found them, or raise the first error.
+
+        Args:
+            retry_s: how long to retry while the queue is full; if infinite, during outages too.
+        """
         started = time.perf_counter()
-        try:
-            if self._down:
-                raise self._down
-            with self._gateway.batcher.coming(1) as coming:
-                fitted = await self._gateway.threads.decode(
-                    upload.fit, self._version.side, self._gateway.picture_limits
-                )
-                self._count_drawn(fitted)
-                queued = time.perf_counter()
-                ticket = await self._ask([item.square for item in fitted], coming)
-            answered = time.perf_counter()
-            poses = await self._gateway.threads.decode(self._described, upload, fitted, ticket)
-        except PPLError as error:
-            if isinstance(error, Unavailable):
-                self._down = error  # the others need not wait as long for the same answer
-            return Outcome(upload.index, error={**problem_document(error), "index": upload.index, **upload.extra})
-        except Exception:  # a fault of ours with one picture; the log says more, the others go on
-            log.exception("picture %d of a request failed", upload.index)
-            fault = PPLError("an unexpected fault of the server; its log says more about it")
-            return Outcome(upload.index, error={**problem_document(fault), "index": upload.index, **upload.extra})
-        waited = max(0.0, 1e3 * (answered - queued) - ticket.model_ms)
-        return Outcome(upload.index, poses, timing_ms=(1e3 * (queued - started), waited, ticket.model_ms))
+        with self._batcher.announce(len(sources)) as end_announcement:
+            fitted = await self._fit(sources)
+            self._count_drawn(fitted)
+            queued = time.perf_counter()
+            if not retry_s:
+                self._metrics.decode_seconds.observe(queued - started)
+            ticket = await self._wait([box.square for box in fitted], end_announcement, retry_s)
+        waited_ms = 1e3 * (time.perf_counter() - queued)
+        timing_ms = (1e3 * (queued - started), max(0.0, waited_ms - ticket.model_ms), ticket.model_ms)
+        return FoundPoses(fitted, [ticket.poses[place] for place in range(len(fitted))], timing_ms)
 
-    async def _ask(self, squares: list[Any], coming: Coming) -> Ticket:
-        """The poses of some squares, asked for again where there was no room for them."""
-        deadline = time.monotonic() + self._gateway.settings.estimate_timeout_s
+    async def _fit(self, sources: Sequence[Source]) -> list[FittedBox]:
+        """Decode side by side; the first error cancels the rest."""
+        decode = self._threads.decode
+        tasks = [asyncio.ensure_future(decode(source.fit, self._version.side, self._limits)) for source in sources]
+        try:
+            return list(chain.from_iterable(await asyncio.gather(*tasks)))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _wait(self, squares: list[Square], end_announcement: Callable[[], None], retry_s: float) -> Ticket:
+        deadline = time.monotonic() + retry_s
         while True:
             try:
-                return await self._gateway.batcher.estimate(self._group, squares, coming)
+                return await self._batcher.estimate(self._group, squares, end_announcement)
             except QueueFull:
-                coming.arrive()  # nobody shall wait for them
-                if time.monotonic() > deadline and not self._patient:
+                if time.monotonic() >= deadline:
                     raise
-            except _AWAY:
-                if not self._patient:
+                end_announcement()  # batches must not wait for squares that do not fit
+            except Unavailable:
+                if deadline < math.inf:
                     raise
             await asyncio.sleep(_PAUSE_S)
 
-    def _described(self, upload: Source, fitted: list[Fitted], ticket: Ticket) -> list[Answer]:
-        include, limits = self._query.include, self._gateway.picture_limits
-        answers = [
-            describe(upload.read, item, ticket.poses[place], self._version, include, limits, self._landmarks)
-            for place, item in enumerate(fitted)
+    async def _estimate_one(self, source: Source) -> Outcome:
+        try:
+            if self._outage:
+                raise self._outage
+            retry_s = math.inf if self._patient else self._settings.estimate_timeout_s
+            found = await self.find_poses([source], retry_s)
+            return (await self._describe([source], found))[0]
+        except PPLError as error:
+            if isinstance(error, Unavailable):
+                self._outage = error  # the other pictures need not wait as long for the same answer
+            problem = problem_document(error)
+        except Exception:  # a bug that one picture triggers; the others go on
+            log.exception("unexpected error: index=%d", source.index)
+            problem = problem_document(PPLError("an unexpected error of the server; see its log"))
+        return Outcome(source.index, error={**problem, "index": source.index, **source.extra})
+
+    async def _describe(self, sources: Sequence[Source], found: FoundPoses) -> list[Outcome]:
+        by_index = {source.index: source for source in sources}
+
+        def describe(place: int) -> Answer:
+            box = found.fitted[place]
+            source = by_index[box.index]
+            answer = describe_pose(
+                source.read,
+                box,
+                found.poses[place],
+                self._version,
+                self._query.include,
+                self._limits,
+                self._landmarks,
+            )
+            return {"index": answer.pop("index"), **source.extra, **answer}
+
+        places = range(len(found.fitted))
+        if len(places) <= INLINE_POSES and not self._query.kinds_drawn:
+            answers = [describe(place) for place in places]
+        else:
+            answers = await asyncio.gather(*(self._threads.decode(describe, place) for place in places))
+        decode, queue, model = (stage_ms / len(sources) for stage_ms in found.timing_ms)
+        return [
+            Outcome(
+                source.index,
+                [answer for answer in answers if answer["index"] == source.index],
+                timing_ms=(decode, queue, model),
+            )
+            for source in sources
         ]
-        return [{"index": answer.pop("index"), **upload.extra, **answer} for answer in answers]
 
-    def _count_drawn(self, fitted: list[Fitted]) -> None:
-        self._drawn_pixels += drawn_pixels(self._query, fitted)
-        check_drawn(self._gateway.settings, self._drawn_pixels)
-
-
-async def _each(uploads: Iterable[Source]) -> AsyncIterator[Source]:
-    for upload in uploads:
-        yield upload
-
-
-def group_of(query: Query, version: Version) -> Group:
-    """What pictures must have in common to share a batch with these."""
-    return Group(
-        version.category,
-        version.name,
-        version.side,
-        query.refine_steps,
-        "link_map" in query.include,
-        "codes" in query.include,
-    )
+    def _count_drawn(self, fitted: list[FittedBox]) -> None:
+        """Raise TooManyPixels if too much would be drawn for the request."""
+        self._drawn_pixels += self._query.kinds_drawn * sum(box.width * box.height for box in fitted)
+        limit = self._settings.max_drawn_pixels
+        if self._drawn_pixels > limit:
+            raise TooManyPixels(
+                f"the pictures to draw have {self._drawn_pixels} pixels and {limit} are allowed in one request; "
+                "send fewer or smaller pictures, or leave link_map and overlay out of include"
+            )
 
 
-def drawn_pixels(query: Query, fitted: list[Fitted]) -> int:
-    """Pixels that are drawn for some poses."""
-    return query.kinds_drawn * sum(item.width * item.height for item in fitted)
-
-
-def check_drawn(settings: Settings, pixels: int) -> None:
-    """Raises TooManyPixels where so many would be drawn for one request."""
-    if pixels > settings.max_drawn_pixels:
-        raise TooManyPixels(
-            f"the pictures to draw would have {pixels} pixels and {settings.max_drawn_pixels} are allowed in one "
-            "request; send fewer or smaller pictures, or leave link_map and overlay out of include"
-        )
+async def _iterate(sources: Iterable[Source]) -> AsyncIterator[Source]:
+    for source in sources:
+        yield source

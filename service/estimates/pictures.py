@@ -1,4 +1,4 @@
-"""The pictures of an estimate: bytes → checked picture → the model's squares, and poses → the answer.
+"""The pictures of an estimate: their boxes, the squares that the model sees, and the poses in pixels.
 
 Everything here computes, and runs in the gateway's decoding threads.
 """
@@ -6,6 +6,7 @@ Everything here computes, and runs in the gateway's decoding threads.
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import to_json
 
-from service.contract.errors import BodyTooLarge, PPLError
-from service.contract.media.fitting import Frame, fit_square, reducible, unfit_square
+from service.contract.errors import BadBoxes, BodyTooLarge, PPLError
+from service.contract.media.fitting import Box, Frame, fit_square, reducible, unfit_square
 from service.contract.media.pictures import Picture, PictureLimits, open_picture, open_reduced
 from service.http.problems import BadField
 from service.runtime.memory_limits import DecodedPixelLimit
@@ -24,26 +25,101 @@ from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
 
 from . import drawing
-from .boxes import PictureBoxes, check_box
-from .tickets import Pose
+from .batching import Pose
 
 INCLUDABLE = ("link_map", "trajectory", "overlay", "codes")
 DRAWN = frozenset(("link_map", "overlay"))
 
-Answer = dict[str, Any]
+Answer = dict[str, Any]  # one pose, as in the response
 
-# pictures of the largest size that are held decoded at once; all requests share the memory of the process
+# pictures of the largest allowed size that may be decoded at once; all requests share the memory of the process
 _LARGEST_AT_ONCE = 2
-_room = DecodedPixelLimit()
+_decoded_pixels = DecodedPixelLimit()
+
+# sides of a box, as a multiple of the picture's longer side: in a larger one the picture is a few pixels of the square
+_MAX_BOX = 8
+_EXPECTED_BOXES = (
+    "expected a JSON list with an entry for each picture: [x, y, width, height] in pixels, a list of such boxes, "
+    "or null for the whole picture"
+)
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A part of a picture as the model sees it: its square, and where that lies on a picture of this size.
+class PictureBoxes:
+    """The boxes of one picture; each gets a pose.
 
     Attributes:
-        index: of the picture.
-        box: number of its box, where the picture has a list of them.
+        boxes: at least one; None is the whole picture.
+        numbered: whether they were sent as a list, so that an answer has the number of its box.
+    """
+
+    boxes: tuple[Box | None, ...] = (None,)
+    numbered: bool = False
+
+
+def parse_boxes(text: str | None, count: int) -> list[PictureBoxes]:
+    """Parse the form field ``boxes``; if it is missing or empty, each box is a whole picture.
+
+    Raises:
+        BadBoxes: not JSON, not one entry for each picture, or a box is not four numbers with an area.
+    """
+    if not text or not text.strip():
+        return [PictureBoxes()] * count
+    try:
+        entries = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadBoxes(f"boxes is not JSON ({str(error)[:80]}); {_EXPECTED_BOXES}") from error
+    if not isinstance(entries, list):
+        raise BadBoxes(f"boxes is not a list; {_EXPECTED_BOXES}")
+    if len(entries) != count:
+        raise BadBoxes(f"boxes has {len(entries)} entries for {count} pictures; {_EXPECTED_BOXES}")
+    return [_parse_entry(f"boxes[{index}]", entry) for index, entry in enumerate(entries)]
+
+
+def _parse_entry(name: str, entry: Any) -> PictureBoxes:
+    if entry is None:
+        return PictureBoxes()
+    if isinstance(entry, list) and entry and all(isinstance(box, list) for box in entry):
+        boxes = tuple(_parse_box(f"{name}[{number}]", box) for number, box in enumerate(entry))
+        return PictureBoxes(boxes, numbered=True)
+    return PictureBoxes((_parse_box(name, entry),))
+
+
+def _parse_box(name: str, box: Any) -> Box:
+    is_box = isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)
+    if not is_box or not all(abs(value) < 1e9 for value in box):  # false for NaN and infinity too
+        raise BadBoxes(f"{name} is {str(box)[:80]}; {_EXPECTED_BOXES}")
+    x, y, width, height = map(float, box)
+    if width < 1 or height < 1:
+        raise BadBoxes(f"{name} is {width:g} x {height:g} pixels; each side must have at least 1")
+    return x, y, width, height
+
+
+def _check_box(box: Box, width: int, height: int) -> None:
+    x, y, box_width, box_height = box
+    max_side = _MAX_BOX * max(width, height)
+    if max(box_width, box_height) > max_side:
+        raise BadBoxes(
+            f"the box {list(box)} is larger than {_MAX_BOX} times the longer side of the picture, which is "
+            f"{width} x {height} pixels; a side may have at most {max_side}"
+        )
+    if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
+        raise BadBoxes(
+            f"the box {list(box)} lies outside of the picture, which is {width} x {height} pixels "
+            "with its EXIF orientation applied"
+        )
+
+
+@dataclass(frozen=True)
+class FittedBox:
+    """One box of a picture as the model sees it.
+
+    Attributes:
+        index: of the picture in the request.
+        width, height: of the picture in pixels.
+        square: (S, S, 3).
+        frame: where the square lies on the picture.
+        number: of the box, if the picture has a list of boxes.
     """
 
     index: int
@@ -51,16 +127,16 @@ class Fitted:
     height: int
     square: NDArray[np.uint8]
     frame: Frame
-    box: int | None = None
+    number: int | None = None
 
 
 @dataclass(frozen=True)
 class Upload:
-    """One picture as it came.
+    """An uploaded picture.
 
     Attributes:
-        read: gives its bytes, from memory or from where they are stored.
-        extra: members of its part of the answer.
+        read: returns its bytes, from memory or from a file.
+        extra: members to add to its answers.
     """
 
     index: int
@@ -69,91 +145,74 @@ class Upload:
     boxes: PictureBoxes
     extra: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def label(self) -> str:
-        """How an error names it."""
-        name = f" ({self.filename[:60]})" if self.filename else ""
-        return f"images[{self.index}]{name}"
-
-    def fit(self, side: int, limits: PictureLimits) -> list[Fitted]:
+    def fit(self, side: int, limits: PictureLimits) -> list[FittedBox]:
         """Decode the picture and cut out the model's square for each of its boxes.
 
         Raises:
-            BadPicture and its kinds, BodyTooLarge, BadBoxes: the detail names the picture.
+            BadPicture and its subclasses, BodyTooLarge, BadBoxes: the detail names the picture.
         """
         with ExitStack() as held:
 
-            def wait_for_room(pixels: int) -> None:
-                held.enter_context(_room.hold(pixels, _LARGEST_AT_ONCE * limits.max_pixels))
+            def reserve(pixels: int) -> None:
+                held.enter_context(_decoded_pixels.hold(pixels, _LARGEST_AT_ONCE * limits.max_pixels))
 
             try:
                 data = self.read()
                 if len(data) > limits.max_bytes:
                     raise BodyTooLarge(f"the file has {len(data)} bytes; a picture may have {limits.max_bytes}")
-                most = reducible(side, self.boxes.boxes)
-                return fit_boxes(open_reduced(data, most, limits, wait_for_room), self.index, self.boxes, side)
+                reduction = reducible(side, self.boxes.boxes)
+                return fit_boxes(open_reduced(data, reduction, limits, reserve), self.index, self.boxes, side)
             except PPLError as error:
-                raise type(error)(f"{self.label}: {error.detail}", extra={"index": self.index}) from error
+                name = f" ({self.filename[:60]})" if self.filename else ""
+                detail = f"images[{self.index}]{name}: {error.detail}"
+                raise type(error)(detail, extra={"index": self.index}) from error
 
 
-def fit_boxes(
-    picture: Picture,
-    index: int,
-    boxes: PictureBoxes,
-    side: int,
-) -> list[Fitted]:
-    """The square of each box of an RGB picture.
-
-    Raises:
-        BadBoxes: a box that does not suit the picture.
-    """
+def fit_boxes(picture: Picture, index: int, boxes: PictureBoxes, side: int) -> list[FittedBox]:
+    """Cut out the model's square for each box of an RGB picture. Raises BadBoxes."""
     for box in boxes.boxes:
         if box:
-            check_box(box, picture.width, picture.height)
+            _check_box(box, picture.width, picture.height)
     return [
-        Fitted(
+        FittedBox(
             index,
             picture.width,
             picture.height,
             *fit_square(picture, side, box),
-            boxes.number(place),
+            number if boxes.numbered else None,
         )
-        for place, box in enumerate(boxes.boxes)
+        for number, box in enumerate(boxes.boxes)
     ]
 
 
 def parse_include(text: str | None) -> frozenset[str]:
-    """The form field ``include``.
-
-    Raises:
-        BadField: something that can't be included.
-    """
-    wanted = frozenset(word.strip() for word in (text or "").split(",") if word.strip())
-    for word in sorted(wanted):
+    """Parse the form field ``include``. Raises BadField."""
+    included = frozenset(word.strip() for word in (text or "").split(",") if word.strip())
+    for word in sorted(included):
         if word not in INCLUDABLE:
             raise BadField("include", f"include names {word[:80]!r}; it may name {', '.join(INCLUDABLE)}")
-    return wanted
+    return included
 
 
-def describe(
+def describe_pose(
     read: Callable[[], bytes],
-    fitted: Fitted,
+    fitted: FittedBox,
     pose: Pose,
     version: Version,
     include: frozenset[str],
     limits: PictureLimits,
     landmarks: LandmarkMaps | None = None,
 ) -> Answer:
-    """One pose's part of the answer, in pixels of the picture as uploaded; without the links, which all have.
+    """Return a pose in pixels of the uploaded picture, without the links, which all poses share.
 
     Args:
-        read: gives the picture's bytes once more, to draw on.
-        landmarks: to be told from the keypoints.
+        read: returns the picture's bytes, for the overlay.
+        landmarks: maps from the keypoints.
     """
     points = fitted.frame.to_picture(pose.keypoints)
     answer: Answer = {
         "index": fitted.index,
-        **({} if fitted.box is None else {"box": fitted.box}),
+        **({} if fitted.number is None else {"box": fitted.number}),
         "width": fitted.width,
         "height": fitted.height,
         "keypoints": [
@@ -169,13 +228,13 @@ def describe(
         "surprise": None if pose.surprise is None else round(pose.surprise, 4),
     }
     if landmarks is not None:
-        points_of = fitted.frame.to_picture(landmarks.apply(pose.keypoints)).tolist()
+        landmark_points = fitted.frame.to_picture(landmarks.apply(pose.keypoints)).tolist()
         answer["landmarks"] = [
             {"name": name, "x": round(x, 3), "y": round(y, 3)}
-            for name, (x, y) in zip(landmarks.names, points_of, strict=True)
+            for name, (x, y) in zip(landmarks.names, landmark_points, strict=True)
         ]
     if "codes" in include:
-        assert pose.codes is not None  # they were asked for
+        assert pose.codes is not None
         answer["codes"] = pose.codes.tolist()
     if "trajectory" in include:
         answer["trajectory"] = [
@@ -183,19 +242,19 @@ def describe(
             for step in fitted.frame.to_picture(pose.trajectory).tolist()
         ]
     if "link_map" in include:
-        assert pose.link_map is not None  # it was asked for
-        laid_back = unfit_square(pose.link_map, fitted.frame, fitted.width, fitted.height)
-        answer["link_map"] = _data_url(drawing.png(laid_back))
+        assert pose.link_map is not None
+        image = unfit_square(pose.link_map, fitted.frame, fitted.width, fitted.height)
+        answer["link_map"] = _data_url(drawing.png(image))
     if "overlay" in include:
-        # decoded once more: pictures are not kept in memory while they wait
-        with _room.hold(fitted.width * fitted.height, _LARGEST_AT_ONCE * limits.max_pixels):
+        # decoded again: pictures are not kept in memory while they wait
+        with _decoded_pixels.hold(fitted.width * fitted.height, _LARGEST_AT_ONCE * limits.max_pixels):
             picture = open_picture(read(), limits)
             answer["overlay"] = _data_url(drawing.png(drawing.overlay(picture, fitted.frame, points, version.links)))
     return answer
 
 
-def with_links(answer: Answer, version: Version) -> bytes:
-    """A pose's part of the answer as JSON; the links are the same for all, and most of the text."""
+def encode_with_links(answer: Answer, version: Version) -> bytes:
+    """Return an answer as JSON with the links, which are encoded once: they are most of the text."""
     return b'%b, "links": %b}' % (to_json(answer)[:-1], version.links_json)
 
 

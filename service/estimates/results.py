@@ -1,24 +1,32 @@
-"""What came of a request's pictures, whatever the format it is told in."""
+"""The outcomes of a request's pictures, collected for a response in any format."""
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from service.contract.media.videos import frame_name
 from service.versions.reader import Version
 
-from .boxes import PictureBoxes
-from .pictures import Answer
+from .pictures import Answer, PictureBoxes
+
+# names how many pictures lack a pose, for formats that have no place for errors
+ERRORS_HEADER = "PPL-Errors"
+_MAX_DETAIL = 300
+STAGES = ("decode", "queue", "model")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one picture: its poses, or why there are none.
+    """The poses of one picture, or its error.
 
     Attributes:
-        index: of the picture.
-        poses: one for each of its boxes, without links.
+        index: of the picture in the request.
+        poses: one for each box, without links.
         error: a problem document.
         timing_ms: decode, queue, model.
     """
@@ -28,18 +36,22 @@ class Outcome:
     error: dict[str, Any] | None = None
     timing_ms: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
+    def to_line(self) -> bytes:
+        """Return the outcome as one line of JSON."""
+        return json.dumps(asdict(self), allow_nan=False).encode() + b"\n"
+
 
 @dataclass(frozen=True)
 class Results:
-    """All that came of a request.
+    """All outcomes of a request.
 
     Attributes:
         version: that found the poses.
-        names: of the pictures' files, as far as they are known.
+        names: file names of the pictures, as far as they are known.
         boxes: of the pictures.
-        outcomes: in the order of pictures and boxes; may be read from a file each time they are gone through.
+        outcomes: in the order of pictures; may be read from a file at each iteration.
         timing_ms: decode, queue, model, total.
-        errors: why pictures gave no pose; None where the first such would have ended the request.
+        errors: problems of the pictures without a pose; None if such a picture ends the request.
     """
 
     version: Version
@@ -47,14 +59,115 @@ class Results:
     boxes: Sequence[PictureBoxes]
     outcomes: Iterable[Outcome]
     timing_ms: dict[str, float]
-    errors: Sequence[dict[str, Any]] | None = None
+    errors: list[dict[str, Any]] | None = None
+
+    @classmethod
+    def collect(
+        cls,
+        outcomes: Iterable[Outcome],
+        version: Version,
+        names: Sequence[str],
+        boxes: Sequence[PictureBoxes],
+        started: float,
+        *,
+        video: bool = False,
+        fail_fast: bool = False,
+    ) -> Results:
+        """Sum up the outcomes of a request.
+
+        Args:
+            outcomes: in the order of pictures; iterated more than once.
+            names, boxes: of the pictures; of a video, one of each.
+            started: `time.perf_counter` at the start of the request.
+            fail_fast: whether an error ends the request.
+        """
+        timing = dict.fromkeys(STAGES, 0.0)
+        errors: list[dict[str, Any]] = []
+        frames: dict[int, int] = {}  # number of the video's frame by index
+        for outcome in outcomes:
+            for stage, elapsed_ms in zip(STAGES, outcome.timing_ms, strict=True):
+                timing[stage] += elapsed_ms
+            if outcome.error:
+                errors.append(outcome.error)
+            for part in (*outcome.poses[:1], *([outcome.error] if outcome.error else [])):
+                if video and "frame" in part:  # missing if the error ends the video early
+                    frames[outcome.index] = part["frame"]
+        timing["total"] = 1e3 * (time.perf_counter() - started)
+        if video:
+            count = max(frames, default=-1) + 1
+            name = names[0] or "video"
+            names = [frame_name(name, frames[index]) if index in frames else "" for index in range(count)]
+            boxes = [boxes[0]] * count
+        return cls(version, names, boxes, outcomes, timing, None if fail_fast else errors)
 
     def poses(self) -> Iterator[Answer]:
-        """In the order of pictures and boxes."""
+        """Yield the poses in the order of pictures and boxes."""
         for outcome in self.outcomes:
             yield from outcome.poses
 
     def name(self, index: int) -> str:
-        """How a table names a picture: by its file, where that has a name."""
-        given = self.names[index] if index < len(self.names) else ""
-        return given or f"image-{index}"
+        """Return a picture's file name, or a substitute."""
+        name = self.names[index] if index < len(self.names) else ""
+        return name or f"image-{index}"
+
+    def errors_header(self) -> dict[str, str]:
+        """Return ERRORS_HEADER with the number of errors and the first, as ASCII JSON; empty without errors."""
+        if not self.errors:
+            return {}
+        first = {name: self.errors[0][name] for name in ("index", "frame", "code", "detail") if name in self.errors[0]}
+        first["detail"] = first["detail"][:_MAX_DETAIL]
+        return {ERRORS_HEADER: json.dumps({"count": len(self.errors), "first": first})}
+
+
+class StoredOutcomes:
+    """The outcomes in a file of :meth:`Outcome.to_line`, in the order of pictures; read at each iteration.
+
+    Only their offsets are in memory: there may be ten thousand outcomes of many kilobytes each.
+
+    Args:
+        path: of the file, which may be missing; truncated lines are skipped.
+
+    Attributes:
+        failed: number of outcomes with an error.
+        end: offset of the end of the last whole line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.failed = self.end = 0
+        self._path = path
+        self._offsets: dict[int, int] = {}
+        try:
+            with path.open("rb") as file:
+                self._index(file)
+        except FileNotFoundError:
+            pass
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __contains__(self, index: object) -> bool:
+        return index in self._offsets
+
+    def __iter__(self) -> Iterator[Outcome]:
+        if not self._offsets:
+            return
+        with self._path.open("rb") as file:
+            for _, offset in sorted(self._offsets.items()):
+                file.seek(offset)
+                line = json.loads(file.readline())
+                yield Outcome(line["index"], line["poses"], line["error"], tuple(line["timing_ms"]))
+
+    def _index(self, file: Iterable[bytes]) -> None:
+        offset = 0
+        for line in file:
+            whole = line.endswith(b"\n")
+            try:
+                outcome = json.loads(line) if whole else None
+            except ValueError:  # truncated when a process was killed; another one wrote on after it
+                outcome = None
+            if outcome and outcome["index"] not in self._offsets:
+                self._offsets[outcome["index"]] = offset
+                self.failed += outcome["error"] is not None
+            offset += len(line)
+            if whole:
+                self.end = offset

@@ -1,10 +1,9 @@
-"""The frames of a video as the pictures of an estimate: decoded in a process of their own, one after the other."""
+"""The frames of a video as the pictures of an estimate, decoded one by one in another process."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Container, Generator
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -13,51 +12,50 @@ from typing import Any
 from service.contract.errors import BadVideoFile, PPLError, UnsupportedFormat
 from service.contract.media.pictures import Picture, PictureLimits
 from service.contract.media.videos import BadVideo, NoDecoder, TimedFrame, VideoLimits, frame_name, iter_every
-from service.http.problems import problem_document
+from service.runtime.settings import Settings
 
-from .boxes import PictureBoxes
-from .pictures import Fitted, fit_boxes
-from .results import Outcome
+from .pictures import FittedBox, PictureBoxes, fit_boxes
 
 
 @dataclass(frozen=True)
 class FrameUpload:
-    """A frame of a video, as an :class:`~service.estimates.pictures.Upload` is a picture; only its squares are kept.
+    """A frame of a video, as :class:`~.pictures.Upload` is a picture; only its squares are kept.
 
     Attributes:
-        fitted: the model's square for each of its boxes, or why there is none.
+        fitted: the model's square for each box, or the error.
     """
 
     index: int
-    fitted: list[Fitted] | PPLError
+    fitted: list[FittedBox] | PPLError
     extra: dict[str, Any] = field(default_factory=dict)
 
-    def fit(self, side: int, limits: PictureLimits) -> list[Fitted]:
-        """The squares. Raises BadBoxes."""
+    def fit(self, side: int, limits: PictureLimits) -> list[FittedBox]:
+        """Return the squares. Raises BadBoxes."""
         if isinstance(self.fitted, PPLError):
             raise self.fitted
         return self.fitted
 
     def read(self) -> bytes:
-        """There is no file of it; what is asked of a video draws nothing."""
+        """Raise BadVideoFile: there is no picture file to draw on."""
         raise BadVideoFile(f"frame {self.index} can't be drawn on")
 
 
 class VideoFrames:
-    """A video's frames in order; read once.
+    """The frames of a video in order; iterable once.
 
     Args:
         path: of the file.
-        filename: as its sender calls it.
-        every: the first frame and each so-many-th after it.
-        most: frames that may come.
+        filename: as its sender named it.
+        every: take the first frame and every n-th after it.
+        max_frames: most frames to take.
         side: of the model's square.
-        boxes: hold for every frame.
-        skip: numbers of frames taken that are passed over, as they were worked on before.
+        boxes: of every frame.
         in_thread: runs a blocking function.
+        skip: indices of taken frames to leave out, as they are done.
 
     Attributes:
-        failure: why it ended early, once it did.
+        failure: why the video ended early, if it did.
+        taken: number of frames taken so far.
     """
 
     def __init__(
@@ -65,7 +63,7 @@ class VideoFrames:
         path: Path,
         filename: str,
         every: int,
-        most: int,
+        max_frames: int,
         side: int,
         boxes: PictureBoxes,
         limits: VideoLimits,
@@ -75,43 +73,43 @@ class VideoFrames:
         self.failure: PPLError | None = None
         self.taken = 0
         self._side = side
-        self._lock = Lock()  # its reader may be given up while a frame is decoded
+        self._lock = Lock()  # the reader may be cancelled while a frame is decoded
         self._filename = filename or "video"
         self._boxes = boxes
         self._skip = skip
         self._in_thread = in_thread
-        self._left = False
-        self._frames: Generator[TimedFrame] = iter_every(path, every, most, limits, self._check)
+        self._stopped = False
+        self._frames: Generator[TimedFrame] = iter_every(path, every, max_frames, limits, self._check_stopped)
 
     async def __aiter__(self) -> AsyncIterator[FrameUpload]:
-        """The frames; damage ends them and is told in ``failure``.
+        """Yield the frames. Damage ends them early and is stored in ``failure``.
 
         Raises:
-            BadVideoFile, UnsupportedFormat: nothing of it can be read.
+            BadVideoFile, UnsupportedFormat: not one frame can be read.
         """
         try:
             while True:
-                upload = await self._next()
-                if upload is None:
+                frame = await self._next()
+                if frame is None:
                     return
-                if upload.index not in self._skip:
-                    yield upload
+                if frame.index not in self._skip:
+                    yield frame
         except PPLError as error:
             if not self.taken:
                 raise
             self.failure = error
         finally:
-            self._left = True
+            self._stopped = True
             await asyncio.shield(asyncio.ensure_future(self._in_thread(self._close)))
 
     async def _next(self) -> FrameUpload | None:
         try:
-            found: FrameUpload | None = await self._in_thread(self._read)
+            frame: FrameUpload | None = await self._in_thread(self._read)
         except BadVideo as error:
             raise BadVideoFile(f"{self._filename[:60]}: {error}") from error
         except NoDecoder as error:
             raise UnsupportedFormat(f"{self._filename[:60]}: {error}") from error
-        return found
+        return frame
 
     def _read(self) -> FrameUpload | None:
         with self._lock:
@@ -119,7 +117,7 @@ class VideoFrames:
         if frame is None:
             return None
         index = self.taken
-        fitted: list[Fitted] | PPLError
+        fitted: list[FittedBox] | PPLError
         self.taken += 1
         try:
             fitted = fit_boxes(Picture.of(frame.image), index, self._boxes, self._side)
@@ -132,15 +130,16 @@ class VideoFrames:
         with self._lock:
             self._frames.close()
 
-    def _check(self) -> None:
-        if self._left:
-            raise BadVideo("nobody wants the rest of it")
+    def _check_stopped(self) -> None:
+        if self._stopped:
+            raise BadVideo("reading was stopped")
 
 
-async def with_failure(outcomes: AsyncIterator[Outcome], frames: VideoFrames) -> AsyncIterator[Outcome]:
-    """What came of a video's frames, and at the end why the rest of it could not be read, if that is so."""
-    async with aclosing(outcomes):  # type: ignore[type-var]  # a generator
-        async for outcome in outcomes:
-            yield outcome
-    if frames.failure:
-        yield Outcome(frames.taken, error={**problem_document(frames.failure), "index": frames.taken})
+def video_limits(settings: Settings, timeout_s: float) -> VideoLimits:
+    """Return the limits of a video to estimate; its bytes are limited where it is received."""
+    return VideoLimits(
+        max_pixels=settings.image_max_pixels,
+        min_side_px=settings.image_min_side_px,
+        memory_bytes=settings.video_memory_bytes,
+        timeout_s=timeout_s,
+    )

@@ -14,12 +14,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.access.guard import needed_scope
-from service.contract.messages import MAX_REFINE_STEPS
-from service.estimates.formats.json_lines import MEDIA_TYPES as LINES
-from service.estimates.formats.registry import FORMATS
-from service.estimates.pictures import INCLUDABLE
-from service.estimates.schemas import BackgroundEstimate
-from service.http.openapi import CATEGORY, FILE, form_body
 from service.http.schemas import Problem
 
 from . import openapi_examples
@@ -56,125 +50,6 @@ TAGS = [
     {"name": "versions", "description": "Aliases that move from version to version, and versions that go and come."},
     {"name": "operation", "description": "For whoever runs the service."},
 ]
-
-
-_LINES = (
-    '{"index": 1, "width": 640, "height": 480, "keypoints": [{"id": 0, "x": 101.5, "y": 88.2, "score": 0.94}], '
-    '"surprise": 0.41}\n'
-    '{"index": 0, "error": {"code": "not_an_image", "status": 422, "detail": "images[0] (a.png): …"}}\n'
-    '{"summary": {"category": "dog", "version": "20261125T091242-12e65c", "pictures": 2, "poses": 1, "failed": 1, '
-    '"links": [{"i": 0, "j": 3, "weight": 0.71}], "timing_ms": {"total": 61.2}}}\n'
-)
-
-
-_ESTIMATE_EXAMPLES = {
-    "version": "active",
-    "refine_steps": 1,
-    "include": "codes",
-    "boxes": "[null]",
-    "format": "native",
-    "landmarks": "anatomy",
-    "every": 5,
-}
-# beside the category and the files
-_ESTIMATE_FIELDS: dict[str, dict[str, Any]] = {
-    "version": {
-        "type": "string",
-        "description": "a version of the category, or an alias of one; the active one unless given",
-    },
-    "refine_steps": {
-        "type": "integer",
-        "minimum": 0,
-        "maximum": MAX_REFINE_STEPS,
-        "default": 0,
-        "description": "rounds of refinement; one helps where parts are hidden, more add little",
-    },
-    "include": {
-        "type": "string",
-        "description": f"comma-separated, any of {', '.join(INCLUDABLE)}",
-    },
-    "boxes": {
-        "type": "string",
-        "description": "where the things are: a JSON list with an entry for each picture, [x, y, width, height] in "
-        "pixels, a list of such boxes for several things in it, or null for the whole, as in "
-        "[[10, 20, 200, 150], [[0, 0, 90, 90], [95, 5, 80, 80]], null]; a box counts as a picture",
-    },
-    "format": {
-        "type": "string",
-        "enum": list(FORMATS),
-        "default": FORMATS[0],
-        "description": "native JSON; coco: a COCO keypoints data set, with scores; csv: DeepLabCut's table",
-    },
-    "landmarks": {
-        "type": "string",
-        "description": "a set of landmarks of the version; each picture's answer has these points too",
-    },
-    "every": {
-        "type": "integer",
-        "minimum": 1,
-        "default": 1,
-        "description": "of a video: the first frame and each so-many-th after it",
-    },
-}
-
-
-def estimate_answers() -> dict[str, Any]:
-    """The answer of POST /estimate in its media types beside our JSON."""
-    text = {"schema": {"type": "string"}}
-    table = {**text, "example": "scorer,PPL_dog_20261125T091242-12e65c,…\nbodyparts,keypoint_0,…\ncoords,x,…\n"}
-    described = "the poses, in the format or the media type asked for"
-    kinds = {kind: {**text, "example": _LINES} for kind in LINES}
-    headers = {
-        "PPL-Errors": {
-            "description": "of a video of which frames, or the rest, gave no pose: JSON, how many and the first",
-            "schema": {"type": "string"},
-        }
-    }
-    return {"description": described, "headers": headers, "content": {**kinds, "text/csv": table}}
-
-
-def background_answer() -> dict[str, Any]:
-    """The answer of POST /estimate with ``Prefer: respond-async``."""
-    return {
-        "description": "with `Prefer: respond-async`: it is worked on; follow it at the address in `Location`",
-        "headers": {"Location": {"schema": {"type": "string"}}, "Preference-Applied": {"schema": {"type": "string"}}},
-        "model": BackgroundEstimate,
-    }
-
-
-def estimate_body(max_images: int) -> dict[str, Any]:
-    """The form of POST /estimate."""
-    properties = {
-        "category": CATEGORY,
-        "images": {
-            "type": "array",
-            "items": FILE,
-            "minItems": 1,
-            "maxItems": max_images,
-            "description": f"JPEG, PNG, WebP, BMP or TIFF pictures, up to {max_images}",
-        },
-        **_ESTIMATE_FIELDS,
-        "video": {**FILE, "description": "a video (MP4, MOV, AVI, MKV, WebM) instead of images"},
-    }
-    return form_body(properties, ["category"], one_of=["images", "video"])
-
-
-def estimate_parameters() -> dict[str, Any]:
-    """The same fields where they stand in the address."""
-    of = "as the field of that name, which is left out then: "
-    return {
-        "parameters": [
-            {
-                "name": name,
-                "in": "query",
-                "description": of + field["description"],
-                # a default is the form's alone
-                "schema": {key: value for key, value in field.items() if key not in ("description", "default")}
-                | {"examples": [_ESTIMATE_EXAMPLES[name]]},
-            }
-            for name, field in _ESTIMATE_FIELDS.items()
-        ]
-    }
 
 
 def install(app: FastAPI, *, keys_needed: bool) -> None:

@@ -30,7 +30,7 @@ class _Server(uvicorn.Server):
     """Lets answers that go on for long, as streams of events do, end before it waits for those in flight."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.config.app.state.gateway.leaving = True  # type: ignore[union-attr]
+        self.config.app.state.gateway.shutting_down = True  # type: ignore[union-attr]
         await super().shutdown(sockets)
 
 

@@ -211,7 +211,7 @@ def make_settings(
     redis_url: str, redis_client: Any, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Settings]:
     """Settings on an empty Redis and an empty data root, of gateways that soon see what waits in the background."""
-    monkeypatch.setattr("service.gateway.gateway._TELL_EVERY_S", 0.1)
+    monkeypatch.setattr("service.gateway.gateway._POLL_EVERY_S", 0.1)
 
     def make(**changes: Any) -> Settings:
         return Settings(**{"redis_url": redis_url, "data_root": data_root, "estimate_timeout_s": 10.0, **changes})

@@ -1,45 +1,127 @@
-"""Uploads of estimates in the background."""
+"""Accept requests for estimates in the background within the limits on their number and bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from itertools import takewhile
 
-from service.contract.quotas import PendingEstimate
+from fastapi import Request
+
+from service.contract.errors import QueueFull
+from service.contract.quotas import EstimateLimits, PendingEstimate, check_estimate_limits
+from service.estimates.query import Query
+from service.estimates.request_body import UploadedFiles, merge_fields, read_estimate
+from service.estimates.schemas import BackgroundEstimate, EstimateProgress, EstimateStatus
+from service.http.body_limits import body_bytes
+from service.runtime.settings import Settings
+from service.runtime.threads import Threads
+from service.versions.reader import Versions
+
+from .store import EstimateRecord, EstimateStore
+
+_RECOUNT_BYTES = 64 * 2**20  # bytes of an upload after which the pending estimates are read again
 
 
 class Arrivals:
-    """Estimates that are still being sent to this gateway, in the order in which they began.
+    """Uploads of estimates to this gateway, in the order in which they began.
 
-    Each counts by what came of it, not by what it says will come: whoever announces gigabytes and sends nothing is in
-    nobody's way. Where there is too little room for the bytes of all, those that began later give way; for their number
-    only those of the same key count before they are there.
+    An upload counts by the bytes received, not by those announced, so that a stalled one blocks no other. If the
+    bytes of all do not fit, the uploads that began later are refused; uploads of other API keys do not count for the
+    number of estimates.
     """
 
-    def __init__(self) -> None:
-        self._under_way: list[PendingEstimate] = []
+    def __init__(self, settings: Settings, threads: Threads, store: EstimateStore, versions: Versions) -> None:
+        self._settings = settings
+        self._threads = threads
+        self._store = store
+        self._versions = versions
+        self._limits = EstimateLimits(
+            settings.background_max_waiting,
+            settings.background_per_key,
+            settings.background_max_bytes,
+            settings.background_key_bytes,
+        )
+        self._uploads: list[PendingEstimate] = []
 
     @property
     def size_bytes(self) -> int:
-        """Of all that came."""
-        return sum(one.size_bytes for one in self._under_way)
+        """Bytes received of all uploads."""
+        return sum(upload.size_bytes for upload in self._uploads)
+
+    async def accept(self, request: Request, owner: str | None) -> BackgroundEstimate:
+        """Store a request's files and submit the estimate.
+
+        Raises:
+            QueueFull: a limit is reached.
+            StorageFull: the disk is full.
+            PPLError: the request is invalid, as far as that shows without reading the pictures.
+        """
+        settings, store, io = self._settings, self._store, self._threads.io
+        with self._register(owner) as upload:
+            pending = await io(store.pending)
+            announced = body_bytes(request.scope) if "content-length" in request.headers else 0
+            self._check(upload, pending, announced)
+
+            async def check_growth(size_bytes: int) -> None:
+                nonlocal pending
+                recounted, upload.size_bytes = upload.size_bytes // _RECOUNT_BYTES, size_bytes
+                if size_bytes // _RECOUNT_BYTES > recounted:
+                    pending = await io(store.pending)
+                try:
+                    self._check(upload, pending)
+                except QueueFull:  # some may have ended since the last count
+                    pending = await io(store.pending)
+                    self._check(upload, pending)
+
+            def check_submission(pending: list[PendingEstimate]) -> None:
+                self._check(upload, pending)
+                self._unregister(upload)
+
+            files = UploadedFiles(store, self._threads.upload, settings.image_max_bytes, check_growth)
+            async with files:
+                record = await self._read(request, files, owner)
+                await self._threads.upload(store.submit, record, check_submission)
+                files.keep()
+        return record.shown
+
+    async def _read(self, request: Request, files: UploadedFiles, owner: str | None) -> EstimateRecord:
+        max_poses, io = self._settings.background_max_images, self._threads.io
+        form = await read_estimate(request, max_poses, files, keep_images=True)
+        video = form.first("video") is not None
+        fields, names = merge_fields(request, form), files.names
+        query = Query.parse(fields, names, max_poses, self._settings.max_images, video)
+        version = await io(self._versions.version, query.category, query.version)
+        query.check_memory(version)
+        if query.landmarks:
+            await io(self._versions.landmarks, version, query.landmarks)
+        shown = BackgroundEstimate(
+            id=files.estimate_id,
+            status=EstimateStatus.QUEUED,
+            category=query.category,
+            version=version.name,
+            format=query.format,
+            created_at=datetime.now(UTC),
+            progress=EstimateProgress(total=None if video else len(names)),
+            created_by=owner,
+        )
+        return EstimateRecord(shown=shown, fields=fields, names=names, video=video, size_bytes=files.size_bytes)
+
+    def _check(self, upload: PendingEstimate, pending: list[PendingEstimate], more_bytes: int = 0) -> None:
+        ahead = list(takewhile(lambda other: other is not upload, tuple(self._uploads)))
+        check_estimate_limits(self._limits, pending, ahead, upload, more_bytes)
 
     @contextmanager
-    def arrive(self, owner: str | None) -> Iterator[PendingEstimate]:
-        """One is being sent while the block runs; whoever takes its bytes counts them."""
-        one = PendingEstimate(owner)
-        self._under_way.append(one)
+    def _register(self, owner: str | None) -> Iterator[PendingEstimate]:
+        upload = PendingEstimate(owner)
+        self._uploads.append(upload)
         try:
-            yield one
+            yield upload
         finally:
-            self.arrived(one)
+            self._unregister(upload)
 
-    def arrived(self, one: PendingEstimate) -> None:
-        """All of it came: from now on it waits, and must not count twice."""
+    def _unregister(self, upload: PendingEstimate) -> None:
+        """Stop counting an upload: once submitted, it is pending and must not count twice."""
         with suppress(ValueError):
-            self._under_way.remove(one)
-
-    def ahead_of(self, one: PendingEstimate) -> list[PendingEstimate]:
-        """Those that began before."""
-        return list(takewhile(lambda other: other is not one, tuple(self._under_way)))
+            self._uploads.remove(upload)

@@ -1,4 +1,4 @@
-"""Works on the estimates that wait in the background; what is half done goes on where it was."""
+"""Work on the estimates that wait in the background; an interrupted one continues where it stopped."""
 
 from __future__ import annotations
 
@@ -10,256 +10,252 @@ from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Container, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from service.contract.durable_files import atomic_write
 from service.contract.errors import PPLError, UnknownEstimate
 from service.contract.jobs.job import JobError
-from service.contract.media.videos import VideoLimits
-from service.estimates.document import WrittenOutcomes, as_line, document
-from service.estimates.estimator import Estimator, Source
+from service.estimates.estimator import Estimator, Pipeline, Source
+from service.estimates.formats.registry import render
 from service.estimates.pictures import Upload
 from service.estimates.query import Query
-from service.estimates.results import Outcome
+from service.estimates.results import Outcome, Results, StoredOutcomes
 from service.estimates.schemas import EstimateStatus
-from service.estimates.video_frames import VideoFrames, with_failure
-from service.runtime.settings import Settings
+from service.estimates.video_frames import VideoFrames, video_limits
 from service.runtime.threads import cancel_tasks
+from service.versions.reader import Version, Versions
 
-from .store import EstimateFiles, EstimateRecord
-
-if TYPE_CHECKING:
-    from service.gateway.gateway import Gateway
+from .store import EstimateRecord, EstimateStore
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 4
-_LOOK_EVERY_S = 1.0
-_PUT_OFF_S = 60.0
-_KEYS_REMEMBERED = 1000
 VIDEO_TIMEOUT_S = 12 * 3600.0
+_POLL_S = 1.0
+_POSTPONE_S = 60.0
+_MAX_OWNERS = 1000
 
 
-class Turns:
-    """Whose turn it is, of the API keys whose estimates wait: one that sends many holds up its own only.
+class FairTurns:
+    """Choose the next estimate fairly among API keys, so that many of one key do not delay those of others.
 
-    The next is of a key that has the fewest under way, of these of the one that had its turn the longest ago, and of
-    these the oldest.
+    The next belongs to a key with the fewest running, of these to the one whose last turn is the longest ago, and is
+    the oldest of that key.
     """
 
     def __init__(self) -> None:
         self._turn = 0
-        self._had: dict[str | None, int] = {}  # the turn at which a key had its last one; the longest ago comes first
+        self._last_turns: dict[str | None, int] = {}  # by API key, the longest ago first
 
-    def next(self, waiting: Mapping[str, str | None], running: Iterable[str | None]) -> str:
-        """The id that is taken up next.
+    def choose(self, waiting: Mapping[str, str | None], running: Iterable[str | None]) -> str:
+        """Return the id of the next estimate.
 
         Args:
-            waiting: the keys of those that can be taken up, by id; at least one.
-            running: the keys of those that are under way.
+            waiting: API keys of the estimates to choose from, by id; at least one.
+            running: API keys of the estimates that are running.
         """
-        under_way = Counter(running)
-        return min(waiting, key=lambda name: (under_way[waiting[name]], self._had.get(waiting[name], 0), name))
+        counts = Counter(running)
+        return min(waiting, key=lambda name: (counts[waiting[name]], self._last_turns.get(waiting[name], 0), name))
 
-    def taken(self, owner: str | None) -> None:
-        """One of a key was taken up."""
+    def record(self, owner: str | None) -> None:
+        """Record that an estimate of a key was started."""
         self._turn += 1
-        self._had.pop(owner, None)
-        self._had[owner] = self._turn
-        if len(self._had) > _KEYS_REMEMBERED:
-            del self._had[next(iter(self._had))]
+        self._last_turns.pop(owner, None)
+        self._last_turns[owner] = self._turn
+        if len(self._last_turns) > _MAX_OWNERS:
+            del self._last_turns[next(iter(self._last_turns))]
 
 
-class Background:
-    """Works on a few estimates at a time; each gateway on others.
+class BackgroundRunner:
+    """Run a few estimates at a time; each gateway runs others.
 
-    The pictures that wait for a batch are those of everybody, so requests that somebody waits for are not held up by
-    more than the batches under way.
+    Their pictures join the batches of all requests, which are delayed by no more than the batches in flight.
     """
 
-    def __init__(self, gateway: Gateway, files: EstimateFiles) -> None:
-        self._gateway = gateway
-        self._files = files
-        self._writing = asyncio.Lock()  # one answer after the other: each is held in memory as a whole
+    def __init__(self, pipeline: Pipeline, store: EstimateStore, versions: Versions) -> None:
+        self._pipeline = pipeline
+        self._settings = pipeline.settings
+        self._io = pipeline.threads.io
+        self._store = store
+        self._versions = versions
+        self._rendering = asyncio.Lock()  # one at a time: a response is in memory as a whole
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._put_off: dict[str, float] = {}  # which can't be worked on, and until when they are let be
+        self._postponed: dict[str, float] = {}  # do not retry before this time, by id
         self._owners: dict[str, str | None] = {}  # of those that wait
-        self._turns = Turns()
+        self._turns = FairTurns()
 
-    async def round(self) -> None:
-        """Take up what waits and nobody else has, as far as there is room; each API key in turn."""
+    async def start_waiting(self) -> None:
+        """Start estimates that wait and that no other gateway holds, each API key in turn."""
         now = time.monotonic()
         self._running = {name: task for name, task in self._running.items() if not task.done()}
-        self._put_off = {name: until for name, until in self._put_off.items() if until > now}
-        waiting = await self._gateway.threads.io(self._files.waiting)
+        self._postponed = {name: until for name, until in self._postponed.items() if until > now}
+        waiting = await self._io(self._store.waiting)
         new = [estimate_id for estimate_id in waiting if estimate_id not in self._owners]
         if new:
-            self._owners |= await self._gateway.threads.io(self._files.owners, new)
+            self._owners |= await self._io(self._store.owners, new)
         self._owners = {name: self._owners[name] for name in waiting if name in self._owners}
         free = {
-            name: self._owners.get(name) for name in waiting if name not in self._running and name not in self._put_off
+            name: self._owners.get(name)
+            for name in waiting
+            if name not in self._running and name not in self._postponed
         }
         while free and len(self._running) < AT_ONCE:
-            estimate_id = self._turns.next(free, map(self._owners.get, self._running))
+            estimate_id = self._turns.choose(free, map(self._owners.get, self._running))
             owner = free.pop(estimate_id)
-            claim = self._files.working(estimate_id)
-            # those that others have, or nobody can have, take up no room here
-            if await self._entered(claim, estimate_id):
-                self._turns.taken(owner)
-                self._running[estimate_id] = asyncio.create_task(self._hold(claim, estimate_id))
+            claim = self._store.claim(estimate_id)
+            # estimates that another gateway holds take no place here
+            if await self._enter(claim, estimate_id):
+                self._turns.record(owner)
+                self._running[estimate_id] = asyncio.create_task(self._run(claim, estimate_id))
 
     async def close(self) -> None:
-        """Leave what is under way to the next gateway, or to this one after its restart."""
+        """Leave running estimates to the next gateway, or to this one after its restart."""
         await cancel_tasks(self._running.values())
 
-    async def _entered(self, claim: AbstractContextManager[bool], estimate_id: str) -> bool:
-        """Whether a claim is ours; if it is not, nothing is held."""
+    async def _enter(self, claim: AbstractContextManager[bool], estimate_id: str) -> bool:
+        """Return whether the claim was acquired; if not, nothing is locked."""
         try:
-            if await self._gateway.threads.io(claim.__enter__):
+            if await self._io(claim.__enter__):
                 return True
-            await self._gateway.threads.io(claim.__exit__, None, None, None)
+            await self._io(claim.__exit__, None, None, None)
         except UnknownEstimate:
             pass
         except OSError:
-            self._let_be(estimate_id)
+            self._postpone(estimate_id)
         return False
 
-    async def _hold(self, claim: AbstractContextManager[bool], estimate_id: str) -> None:
-        io = self._gateway.threads.io
+    async def _run(self, claim: AbstractContextManager[bool], estimate_id: str) -> None:
         try:
-            await self._work(await io(self._files.record, estimate_id))
+            await self._finish(await self._io(self._store.record, estimate_id))
         except UnknownEstimate:
             pass
-        except (PPLError, OSError):  # its record can't be read or written
-            self._let_be(estimate_id)
+        except (PPLError, OSError):  # the record can't be read or written
+            self._postpone(estimate_id)
         finally:
-            await io(claim.__exit__, None, None, None)
+            await self._io(claim.__exit__, None, None, None)
 
-    def _let_be(self, estimate_id: str) -> None:
-        log.exception("estimate %s can't be worked on; it is tried again in %g s", estimate_id, _PUT_OFF_S)
-        self._put_off[estimate_id] = time.monotonic() + _PUT_OFF_S
+    def _postpone(self, estimate_id: str) -> None:
+        log.exception("estimate postponed for %g s: estimate=%s", _POSTPONE_S, estimate_id)
+        self._postponed[estimate_id] = time.monotonic() + _POSTPONE_S
 
-    async def _work(self, record: EstimateRecord) -> None:
-        io, shown = self._gateway.threads.io, record.shown
-        if shown.status.ended:  # killed right after its end
-            await io(self._files.end, record, shown.status, shown.error)
+    async def _finish(self, record: EstimateRecord) -> None:
+        """Estimate, and write the final status."""
+        shown, end = record.shown, self._store.end
+        if shown.status.ended:  # the gateway crashed right after writing it
+            await self._io(end, record, shown.status, shown.error)
             return
         try:
             status = await self._estimate(record)
-            await io(self._files.end, record, status)
-            log.info("estimate %s: %s, %d pictures", shown.id, status, shown.progress.done)
+            await self._io(end, record, status)
+            log.info("estimate ended: estimate=%s status=%s pictures=%d", shown.id, status, shown.progress.done)
         except PPLError as error:
-            log.warning("estimate %s failed: %s", shown.id, error.detail)
-            await io(self._files.end, record, EstimateStatus.FAILED, JobError(**error.to_dict()))
+            log.warning("estimate failed: estimate=%s: %s", shown.id, error.detail)
+            await self._io(end, record, EstimateStatus.FAILED, JobError(**error.to_dict()))
         except UnknownEstimate:
             raise
-        except Exception:  # its owner is told, and the others go on
-            log.exception("estimate %s failed", shown.id)
-            fault = PPLError("an unexpected fault of the server; its log says more about it")
-            await io(self._files.end, record, EstimateStatus.FAILED, JobError(**fault.to_dict()))
-        removed = await io(self._files.make_room, self._gateway.settings.background_results_bytes)
+        except Exception:  # a bug; its owner sees that it failed, and the others go on
+            log.exception("estimate failed: estimate=%s", shown.id)
+            fault = PPLError("an unexpected error of the server; see its log")
+            await self._io(end, record, EstimateStatus.FAILED, JobError(**fault.to_dict()))
+        removed = await self._io(self._store.trim_results, self._settings.background_results_bytes)
         if removed:
-            log.info("removed the oldest answers, to make room: %s", ", ".join(removed))
+            log.info("oldest results removed to free space: estimates=%s", ",".join(removed))
 
     async def _estimate(self, record: EstimateRecord) -> EstimateStatus:
-        gateway, shown, io = self._gateway, record.shown, self._gateway.threads.io
-        settings = gateway.settings
-        query = Query.of(record.fields, record.names, settings.background_max_images, settings.max_images, record.video)
-        version = await io(gateway.versions.version, shown.category, shown.version)
-        maps = await io(gateway.versions.landmarks, version, query.landmarks) if query.landmarks else None
+        shown, settings, io = record.shown, self._settings, self._io
+        query = Query.parse(
+            record.fields, record.names, settings.background_max_images, settings.max_images, record.video
+        )
+        version = await io(self._versions.version, shown.category, shown.version)
+        landmarks = await io(self._versions.landmarks, version, query.landmarks) if query.landmarks else None
         started = time.perf_counter()
-        before = await io(WrittenOutcomes, self._files.lines(shown.id))
-        shown.progress.done, shown.progress.failed = len(before), before.failed
+        lines = self._store.lines(shown.id)
+        done = await io(StoredOutcomes, lines)
+        shown.progress.done, shown.progress.failed = len(done), done.failed
         shown.status, shown.started_at = EstimateStatus.RUNNING, shown.started_at or datetime.now(UTC)
-        await io(self._files.write, record)
-        sources = self._sources(record, query, version.side, before)
-        found = Estimator(gateway, query, version, maps, patient=True).outcomes(sources)
-        if isinstance(sources, VideoFrames):
-            found = with_failure(found, sources)
-        await io(_cut, self._files.lines(shown.id), before.end)
-        if not await self._follow(record, found):
+        await io(self._store.write, record)
+        estimator = Estimator(self._pipeline, query, version, landmarks, patient=True)
+        outcomes = estimator.stream(self._sources(record, query, version.side, done))
+        await io(_truncate, lines, done.end)
+        if not await self._store_outcomes(record, outcomes):
             return EstimateStatus.CANCELLED
         shown.progress.total = shown.progress.done
-        async with self._writing:
-            outcomes = await io(WrittenOutcomes, self._files.lines(shown.id))
-            body, errors = await gateway.threads.decode(document, query, version, started, outcomes)
-            if query.format != "native":  # which holds them itself
-                await io(_replace, self._files.errors(shown.id), json.dumps(errors).encode())
-            await io(_replace, self._files.result(shown.id), body)
+        async with self._rendering:
+            await self._store_result(record, query, version, started)
         return EstimateStatus.SUCCEEDED
 
-    async def _follow(self, record: EstimateRecord, found: AsyncIterator[Outcome]) -> bool:
-        """Write down what comes, and how far it is; False once its owner wants it stopped."""
-        io, shown = self._gateway.threads.io, record.shown
-        lines = self._files.lines(shown.id)
-        coming = asyncio.ensure_future(anext(found, None))
-        looked = time.monotonic()
+    async def _store_outcomes(self, record: EstimateRecord, outcomes: AsyncIterator[Outcome]) -> bool:
+        """Store outcomes as they come, and the progress. Returns False once the owner cancelled."""
+        io, shown = self._io, record.shown
+        lines = self._store.lines(shown.id)
+        upcoming = asyncio.ensure_future(anext(outcomes, None))
+        polled = time.monotonic()
         try:
             while True:
-                await asyncio.wait((coming,), timeout=_LOOK_EVERY_S)
-                if coming.done():
-                    outcome = coming.result()
+                await asyncio.wait((upcoming,), timeout=_POLL_S)
+                if upcoming.done():
+                    outcome = upcoming.result()
                     if outcome is None:
-                        return not await io(self._files.cancelled, shown.id)
-                    coming = asyncio.ensure_future(anext(found, None))
+                        return not await io(self._store.is_cancelled, shown.id)
+                    upcoming = asyncio.ensure_future(anext(outcomes, None))
                     shown.progress.done += 1
                     shown.progress.failed += outcome.error is not None
                     await io(_append, lines, outcome)
-                if time.monotonic() - looked >= _LOOK_EVERY_S:
-                    if await io(self._files.cancelled, shown.id):
+                if time.monotonic() - polled >= _POLL_S:
+                    if await io(self._store.is_cancelled, shown.id):
                         return False
-                    await io(self._files.write, record)
-                    looked = time.monotonic()
+                    await io(self._store.write, record)
+                    polled = time.monotonic()
         finally:
-            await cancel_tasks((coming,))
-            await found.aclose()  # type: ignore[attr-defined]  # a generator
+            await cancel_tasks((upcoming,))
+            await outcomes.aclose()  # type: ignore[attr-defined]  # a generator
+
+    async def _store_result(self, record: EstimateRecord, query: Query, version: Version, started: float) -> None:
+        estimate_id = record.shown.id
+        outcomes = await self._io(StoredOutcomes, self._store.lines(estimate_id))
+
+        def build() -> tuple[bytes, bytes]:
+            results = Results.collect(outcomes, version, query.names, query.boxes, started, video=record.video)
+            return render(results, query.format), json.dumps(results.errors).encode()
+
+        body, errors = await self._pipeline.threads.decode(build)
+        if query.format != "native":  # which contains the errors
+            await self._io(_replace, self._store.errors(estimate_id), errors)
+        await self._io(_replace, self._store.result(estimate_id), body)
 
     def _sources(
         self, record: EstimateRecord, query: Query, side: int, done: Container[int]
     ) -> AsyncIterable[Source] | Iterable[Source]:
-        read = partial(self._files.picture, record.shown.id)
+        estimate_id, settings = record.shown.id, self._settings
         if query.every:
-            settings = self._gateway.settings
             return VideoFrames(
-                read(0),
+                self._store.picture(estimate_id, 0),
                 record.names[0],
                 query.every,
-                query.most_frames(settings.background_max_images),
+                query.max_frames(settings.background_max_images),
                 side,
                 query.boxes[0],
                 video_limits(settings, VIDEO_TIMEOUT_S),
-                self._gateway.threads.video,
+                self._pipeline.threads.video,
                 done,
             )
         return (
-            Upload(index, name, read(index).read_bytes, boxes)
+            Upload(index, name, self._store.picture(estimate_id, index).read_bytes, boxes)
             for index, (name, boxes) in enumerate(zip(query.names, query.boxes, strict=True))
             if index not in done
         )
 
 
-def video_limits(settings: Settings, timeout_s: float) -> VideoLimits:
-    """What a video may be whose frames are estimated; its bytes are bounded where it is received."""
-    return VideoLimits(
-        max_pixels=settings.image_max_pixels,
-        min_side_px=settings.image_min_side_px,
-        memory_bytes=settings.video_memory_bytes,
-        timeout_s=timeout_s,
-    )
-
-
-def _cut(lines: Path, end: int) -> None:
-    """Leave the whole lines so far, to write on, without one that was cut short."""
+def _truncate(lines: Path, end: int) -> None:
+    """Remove a truncated last line."""
     with lines.open("ab") as file:
         file.truncate(end)
 
 
 def _append(lines: Path, outcome: Outcome) -> None:
-    # opened anew each time: whoever is stopped here has nothing to close
+    # opened each time, so that a cancelled task leaves no open file
     with lines.open("ab") as file:
-        file.write(as_line(outcome))
+        file.write(outcome.to_line())
 
 
 def _replace(path: Path, body: bytes) -> None:

@@ -1,14 +1,14 @@
-"""Estimates that are worked on in the background: all that is known of one is in its folder.
+"""Estimates in the background, each a folder of files below the data root.
 
-estimates/<id>/record.json     what was asked for, and what became of it
-estimates/<id>/pictures/<n>    the pictures as they came, or the one video; gone once it has ended
-estimates/<id>/lines           what came of each picture, in order of completion, a line of JSON each
-estimates/<id>/result          the answer, once it succeeded
-estimates/<id>/errors          why pictures gave no pose, where the answer has no place for it
-estimates/<id>/cancel          its owner wants it stopped
-estimates/<id>/.lock           held by the gateway that works on it; the system gives it back when that dies
-waiting/<id>                   in the same folder: it has not ended
-.submit.lock                   there as well: held while one is counted in
+estimates/<id>/record.json     the request and its status
+estimates/<id>/pictures/<n>    the pictures as uploaded, or the one video; deleted at the end
+estimates/<id>/lines           outcomes of pictures in order of completion, a line of JSON each
+estimates/<id>/result          the response, once it succeeded
+estimates/<id>/errors          problems of pictures without a pose, if the response has no place for them
+estimates/<id>/cancel          exists once the owner cancelled it
+estimates/<id>/.lock           locked by the gateway that works on it; the system frees it if that crashes
+estimates/waiting/<id>         exists while it has not ended
+estimates/.submit.lock         locked while the limits are checked for one more
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ _ID = re.compile(r"[0-9a-f]{24}")
 
 
 class EstimateRecord(BaseModel):
-    """One with what only the platform needs to know.
+    """An estimate in the background with its request.
 
     Attributes:
-        fields: of the form, as they came.
-        names: of the pictures' files.
+        shown: what the API shows.
+        fields: of the form, as sent.
+        names: file names of the pictures.
         video: whether the one file is a video.
         size_bytes: of the files.
     """
@@ -51,45 +52,45 @@ class EstimateRecord(BaseModel):
 
 
 def new_estimate_id() -> str:
-    """24 hex digits that sort by time of creation."""
+    """Return 24 hex digits that sort by time of creation."""
     return time_ordered_id(24)
 
 
-class EstimateFiles:
-    """The estimates below a data root. Blocking: for threads."""
+class EstimateStore:
+    """The estimates below a data root. Blocking."""
 
     def __init__(self, data_root: Path) -> None:
         self._root = data_root / "estimates"
         self._waiting = self._root / "waiting"
 
     def folder(self, estimate_id: str) -> Path:
-        """estimates/<id>. Raises UnknownEstimate for what can't be an id."""
+        """Return the folder of an estimate. Raises UnknownEstimate for an invalid id."""
         if not _ID.fullmatch(estimate_id):
             raise _unknown(estimate_id)
         return self._root / estimate_id
 
     def picture(self, estimate_id: str, index: int) -> Path:
-        """A picture as it came; of a video the only one, 0."""
+        """Return the path of an uploaded picture; 0 is that of a video."""
         return self.folder(estimate_id) / "pictures" / f"{index:06d}"
 
     def lines(self, estimate_id: str) -> Path:
-        """What came of its pictures so far."""
+        """Return the path of the outcomes so far."""
         return self.folder(estimate_id) / "lines"
 
     def result(self, estimate_id: str) -> Path:
-        """The answer."""
+        """Return the path of the response."""
         return self.folder(estimate_id) / "result"
 
     def errors(self, estimate_id: str) -> Path:
-        """Why pictures gave no pose."""
+        """Return the path of the problems of pictures without a pose."""
         return self.folder(estimate_id) / "errors"
 
-    def prepare(self, estimate_id: str) -> None:
-        """Make the folder that the pictures go into."""
+    def create_folder(self, estimate_id: str) -> None:
+        """Create the folder of the pictures."""
         (self.folder(estimate_id) / "pictures").mkdir(parents=True)
 
-    def held(self) -> list[PendingEstimate]:
-        """What those that wait take."""
+    def pending(self) -> list[PendingEstimate]:
+        """Return owner and size of the estimates that have not ended."""
         found = []
         for estimate_id in self.waiting():
             with suppress(UnknownEstimate, StoreCorrupt):
@@ -98,18 +99,18 @@ class EstimateFiles:
         return found
 
     def submit(self, record: EstimateRecord, check: Callable[[list[PendingEstimate]], None]) -> None:
-        """Have one worked on, whose pictures are there; on disk, with them, when this returns.
+        """Submit an estimate whose pictures are stored; all is on disk when this returns.
 
         Args:
-            check: told what waits, by this and other gateways, while no other is submitted; what it raises leaves all
-                as it is.
+            check: called with the pending estimates of all gateways while no other is submitted; its errors leave
+                everything as it was.
         """
         folder = self.folder(record.shown.id)
         for path in (folder / "pictures").iterdir():
             sync(path)
         sync(folder / "pictures")
         with locked(self._root / ".submit.lock"):
-            check(self.held())
+            check(self.pending())
             self.write(record)
             self._waiting.mkdir(parents=True, exist_ok=True)
             (self._waiting / record.shown.id).touch()
@@ -117,7 +118,7 @@ class EstimateFiles:
         sync(self._root)
 
     def record(self, estimate_id: str) -> EstimateRecord:
-        """What is known of one. Raises UnknownEstimate, StoreCorrupt."""
+        """Read an estimate. Raises UnknownEstimate, StoreCorrupt."""
         try:
             return EstimateRecord.model_validate_json((self.folder(estimate_id) / "record.json").read_bytes())
         except FileNotFoundError as error:
@@ -126,14 +127,14 @@ class EstimateFiles:
             raise StoreCorrupt(f"the record of estimate {estimate_id} can't be read") from error
 
     def write(self, record: EstimateRecord) -> None:
-        """For whoever holds :meth:`working`. Raises UnknownEstimate where it was deleted meanwhile."""
+        """Write a record while holding its :meth:`claim`. Raises UnknownEstimate if it was deleted."""
         try:
             write_json(self.folder(record.shown.id) / "record.json", record.model_dump(mode="json"))
         except FileNotFoundError as error:
             raise _unknown(record.shown.id) from error
 
     def end(self, record: EstimateRecord, status: EstimateStatus, error: JobError | None = None) -> None:
-        """Write its end, and let go of its pictures. For whoever holds :meth:`working`."""
+        """Write the final status and delete the pictures, while holding the :meth:`claim`."""
         shown = record.shown
         shown.status, shown.error, shown.finished_at = status, error, datetime.now(UTC)
         if status is EstimateStatus.SUCCEEDED:
@@ -144,11 +145,14 @@ class EstimateFiles:
         self.lines(shown.id).unlink(missing_ok=True)
 
     def waiting(self) -> list[str]:
-        """Ids of those that have not ended, the oldest first. Cheap enough to ask every second."""
-        return sorted(filter(_ID.fullmatch, folder_or_file_names(self._waiting)))
+        """Return the ids of estimates that have not ended, the oldest first. Cheap enough for every second."""
+        try:
+            return sorted(filter(_ID.fullmatch, (entry.name for entry in self._waiting.iterdir())))
+        except FileNotFoundError:
+            return []
 
     def owners(self, ids: Iterable[str]) -> dict[str, str | None]:
-        """Which API key asked for each; those that are gone or can't be read are left out."""
+        """Return the API key of each estimate that can be read."""
         found = {}
         for estimate_id in ids:
             with suppress(UnknownEstimate, StoreCorrupt, OSError):
@@ -156,11 +160,11 @@ class EstimateFiles:
         return found
 
     @contextmanager
-    def working(self, estimate_id: str) -> Iterator[bool]:
-        """Work on one in the block, unless another process does: then it is told False."""
+    def claim(self, estimate_id: str) -> Iterator[bool]:
+        """Lock an estimate for the block. Yields False if another process holds it."""
         try:
-            with locked(self.folder(estimate_id) / ".lock", wait=False) as mine:
-                yield mine
+            with locked(self.folder(estimate_id) / ".lock", wait=False) as acquired:
+                yield acquired
         except FileNotFoundError as error:
             if self.folder(estimate_id).exists():
                 raise
@@ -168,7 +172,7 @@ class EstimateFiles:
             raise _unknown(estimate_id) from error
 
     def cancel(self, estimate_id: str) -> EstimateRecord:
-        """Stop one: at once where nobody works on it, else by a sign that its gateway sees.
+        """Cancel an estimate: at once if no gateway works on it, else by a file that its gateway checks.
 
         Raises:
             UnknownEstimate.
@@ -176,78 +180,69 @@ class EstimateFiles:
         """
         record = self.record(estimate_id)
         if record.shown.status.ended:
-            raise Conflict(f"estimate {estimate_id} has ended as {record.shown.status}; there is nothing to stop")
+            raise Conflict(f"estimate {estimate_id} has ended as {record.shown.status}; it can't be cancelled")
         (self.folder(estimate_id) / "cancel").touch()
-        with self.working(estimate_id) as mine:
-            if mine:
+        with self.claim(estimate_id) as acquired:
+            if acquired:
                 record = self.record(estimate_id)
                 if not record.shown.status.ended:
                     self.end(record, EstimateStatus.CANCELLED)
         return record
 
-    def cancelled(self, estimate_id: str) -> bool:
-        """Whether its owner wants it stopped."""
+    def is_cancelled(self, estimate_id: str) -> bool:
+        """Return whether the owner cancelled it."""
         return (self.folder(estimate_id) / "cancel").exists()
 
     def remove(self, estimate_id: str) -> None:
-        """Remove one that ended. Raises UnknownEstimate, Conflict."""
+        """Delete an estimate that ended. Raises UnknownEstimate, Conflict."""
         if not self.record(estimate_id).shown.status.ended:
             raise Conflict(f"estimate {estimate_id} has not ended; cancel it first")
         self.discard(estimate_id)
 
     def discard(self, estimate_id: str) -> None:
-        """Remove all of one's files; nothing to do where there are none."""
+        """Delete all files of an estimate. Idempotent."""
         shutil.rmtree(self.folder(estimate_id), ignore_errors=True)
         (self._waiting / estimate_id).unlink(missing_ok=True)
 
     def page(self, limit: int, cursor: str | None = None) -> EstimatePage:
-        """Estimates, the newest first. Raises BadCursor."""
+        """Return a page of estimates, the newest first. Raises BadCursor."""
         if cursor is not None and not _ID.fullmatch(cursor):
-            raise BadCursor(f"cursor {cursor[:80]!r} was not given out by this list")
-        ids = sorted(filter(_ID.fullmatch, folder_names(self._root)), reverse=True)
+            raise BadCursor(f"cursor {cursor[:80]!r} is not one of this list; send a next_cursor, or none")
         items: list[BackgroundEstimate] = []
-        for estimate_id in ids:
+        for estimate_id in sorted(self._ids(), reverse=True):
             if cursor is not None and estimate_id >= cursor:
                 continue
             if len(items) == limit:
                 return EstimatePage(items=items, next_cursor=items[-1].id)
-            with suppress(UnknownEstimate):  # one that is being sent has no record yet
+            with suppress(UnknownEstimate):  # no record yet: it is being uploaded
                 items.append(self.record(estimate_id).shown)
         return EstimatePage(items=items)
 
-    def make_room(self, most_bytes: int) -> list[str]:
-        """Remove the oldest of those that ended while the answers have more bytes than they may.
-
-        Returns:
-            The ids.
-        """
-        ended = []
-        for estimate_id in set(filter(_ID.fullmatch, folder_names(self._root))) - set(self.waiting()):
+    def trim_results(self, max_bytes: int) -> list[str]:
+        """Delete the oldest results until all have at most `max_bytes`; keep the newest. Returns the ids deleted."""
+        results = []
+        for estimate_id in set(self._ids()) - set(self.waiting()):
             with suppress(FileNotFoundError):  # it failed, or was deleted meanwhile
-                found = self.result(estimate_id).stat()
-                ended.append((found.st_mtime_ns, found.st_size, estimate_id))
+                status = self.result(estimate_id).stat()
+                results.append((status.st_mtime_ns, status.st_size, estimate_id))
         removed: list[str] = []
-        held = 0
-        for _, size, estimate_id in sorted(ended, reverse=True):
-            held += size
-            if held > most_bytes and held > size:  # the newest is kept in any case
+        total = 0
+        for _, size, estimate_id in sorted(results, reverse=True):
+            total += size
+            if total > max_bytes and total > size:
                 self.discard(estimate_id)
                 removed.append(estimate_id)
         return removed
 
     def sweep(self, kept_s: float, stale_s: float) -> list[str]:
-        """Remove those that ended long ago, and what a gateway left that was killed in the middle of an upload.
-
-        Returns:
-            The ids.
-        """
+        """Delete estimates that ended long ago, and stale uploads of a crashed gateway. Returns the ids deleted."""
         removed = []
-        for estimate_id in filter(_ID.fullmatch, folder_names(self._root)):
+        for estimate_id in self._ids():
             try:
                 shown = self.record(estimate_id).shown
             except UnknownEstimate:
                 with suppress(FileNotFoundError):
-                    if time.time() - _touched(self.folder(estimate_id)) > stale_s:
+                    if time.time() - _last_change(self.folder(estimate_id)) > stale_s:
                         self.discard(estimate_id)
                         removed.append(estimate_id)
                 continue
@@ -257,23 +252,18 @@ class EstimateFiles:
                 self.discard(estimate_id)
                 removed.append(estimate_id)
             elif not shown.status.ended and not (self._waiting / estimate_id).exists():
-                (self._waiting / estimate_id).touch()  # killed between the two
+                (self._waiting / estimate_id).touch()  # the gateway crashed between writing the two
         return removed
 
-
-def folder_or_file_names(folder: Path) -> list[str]:
-    """Names of what lies in a folder, none where there is no such folder."""
-    try:
-        return [entry.name for entry in folder.iterdir()]
-    except FileNotFoundError:
-        return []
+    def _ids(self) -> list[str]:
+        return list(filter(_ID.fullmatch, folder_names(self._root)))
 
 
-def _touched(folder: Path) -> float:
+def _last_change(folder: Path) -> float:
     return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
 
 
 def _unknown(estimate_id: str) -> UnknownEstimate:
     return UnknownEstimate(
-        f"no estimate {estimate_id[:80]!r}; it may have been deleted, or ended so long ago that its answer is gone"
+        f"no estimate {estimate_id[:80]!r}; it may have been deleted, or have ended so long ago that its result is gone"
     )

@@ -1,55 +1,60 @@
-"""COCO's keypoints JSON: a data set whose annotations carry a score, so that they are results too.
+"""COCO keypoints JSON: a data set whose annotations have a score, so that it serves as results too.
 
-Coordinates of keypoints are those of the API, pixels with integers at pixel centres; boxes are in edge coordinates.
+Keypoints are in the API's pixels, with integers at pixel centres; boxes are in edge coordinates, as in COCO.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from service.estimates.drawing import strong_links
 from service.estimates.pictures import Answer
 from service.estimates.results import Results
 
-# from this score on a keypoint counts as seen (2), below as guessed (1)
-VISIBLE_SCORE = 0.5
-_CATEGORY = 1
+VISIBLE_SCORE = 0.5  # keypoints of at least this score count as visible (2), others as occluded (1)
+_CATEGORY_ID = 1
 
 
-def coco(results: Results) -> dict[str, Any]:
-    """The results as a COCO data set: an image's id is its ``index``, annotations are numbered from 1.
+def render_coco(results: Results) -> bytes:
+    """Return a COCO data set: the id of an image is its ``index``, annotations are numbered from 1.
 
-    Programs for COCO pass ``errors`` by; it is there where what gives no pose does not end the request.
+    COCO programs ignore ``errors``, which is present if a picture without a pose does not end the request.
     """
     version, poses = results.version, list(results.poses())
     images = {pose["index"]: pose for pose in reversed(poses)}
-    return {
+    dataset: dict[str, Any] = {
         "info": {
             "description": f"poses of category {version.category} estimated by Pose Prior Learner, "
             f"version {version.name}",
             "category": version.category,
             "version": version.name,
         },
-        "images": [_image(results, images[index]) for index in sorted(images)],
+        "images": [
+            {
+                "id": index,
+                "file_name": results.name(index),
+                "width": images[index]["width"],
+                "height": images[index]["height"],
+            }
+            for index in sorted(images)
+        ],
         "annotations": [_annotation(results, number, pose) for number, pose in enumerate(poses, 1)],
         "categories": [_category(results)],
-        **({} if results.errors is None else {"errors": list(results.errors)}),
     }
-
-
-def _image(results: Results, pose: Answer) -> dict[str, Any]:
-    index = pose["index"]
-    return {"id": index, "file_name": results.name(index), "width": pose["width"], "height": pose["height"]}
+    if results.errors is not None:
+        dataset["errors"] = results.errors
+    return json.dumps(dataset).encode()
 
 
 def _annotation(results: Results, number: int, pose: Answer) -> dict[str, Any]:
     points = pose["keypoints"]
-    box = results.boxes[pose["index"]].boxes[pose.get("box", 0)] or _extent(points)
+    box = results.boxes[pose["index"]].boxes[pose.get("box", 0)] or _bounding_box(points)
     triples = [(point["x"], point["y"], 2 if point["score"] >= VISIBLE_SCORE else 1) for point in points]
     return {
         "id": number,
         "image_id": pose["index"],
-        "category_id": _CATEGORY,
+        "category_id": _CATEGORY_ID,
         "keypoints": [value for triple in triples for value in triple],
         "num_keypoints": len(points),
         "bbox": [round(value, 3) for value in box],
@@ -60,8 +65,7 @@ def _annotation(results: Results, number: int, pose: Answer) -> dict[str, Any]:
     }
 
 
-def _extent(points: list[dict[str, float]]) -> tuple[float, float, float, float]:
-    """The box around keypoints, to the outer edges of their pixels."""
+def _bounding_box(points: list[dict[str, float]]) -> tuple[float, float, float, float]:
     xs, ys = [point["x"] for point in points], [point["y"] for point in points]
     return min(xs) - 0.5, min(ys) - 0.5, max(xs) - min(xs) + 1, max(ys) - min(ys) + 1
 
@@ -70,10 +74,10 @@ def _category(results: Results) -> dict[str, Any]:
     version = results.version
     links = strong_links(version.links, len(version.keypoint_names))
     return {
-        "id": _CATEGORY,
+        "id": _CATEGORY_ID,
         "name": version.category,
         "supercategory": version.category,
         "keypoints": list(version.keypoint_names),
-        # COCO counts keypoints from 1; the strongest link first
+        # COCO numbers keypoints from 1; the strongest link first
         "skeleton": [[link.i + 1, link.j + 1] for link in reversed(links)],
     }

@@ -1,6 +1,6 @@
-"""DeepLabCut's table of poses: CSV whose first rows say scorer, body part and coordinate of each column.
+"""DeepLabCut's table of poses: CSV whose first rows name scorer, body part and coordinate of each column.
 
-Where pictures have lists of boxes, the row ``individuals`` tells the boxes apart, as in its tables of several animals.
+If a picture has a list of boxes, the row ``individuals`` names the boxes, as in its tables of several animals.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from service.estimates.results import Results
 _COORDS = ("x", "y", "likelihood")
 
 
-def table(results: Results) -> str:
-    """A row a picture, by its file's name; empty where there is no pose."""
-    version = results.version
+def render_deeplabcut(results: Results) -> bytes:
+    """Return a table with a row for each picture, named by its file; cells without a pose are empty."""
+    version, num_keypoints = results.version, len(results.version.keypoint_names)
     poses: dict[int, dict[int, Answer]] = {}
     for pose in results.poses():
         poses.setdefault(pose["index"], {})[pose.get("box", 0)] = pose
-    columns = list(product(_individuals(results), version.keypoint_names, _COORDS))
+    individuals = [f"box{number}" for number in range(max(len(boxes.boxes) for boxes in results.boxes))]
+    columns = list(product(individuals, version.keypoint_names, _COORDS))
     header = [
         ["scorer", *(f"PPL_{version.category}_{version.name}" for _ in columns)],
         ["individuals", *(individual for individual, _, _ in columns)],
@@ -33,17 +34,12 @@ def table(results: Results) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows(header)
-    num_individuals = len(_individuals(results))
     for index in range(len(results.names)):
         row: list[object] = [results.name(index)]
-        for individual in range(num_individuals):
-            row += _cells(poses.get(index, {}).get(individual), len(version.keypoint_names))
+        for number in range(len(individuals)):
+            row += _cells(poses.get(index, {}).get(number), num_keypoints)
         writer.writerow(row)
-    return text.getvalue()
-
-
-def _individuals(results: Results) -> list[str]:
-    return [f"box{number}" for number in range(max(len(boxes.boxes) for boxes in results.boxes))]
+    return text.getvalue().encode()
 
 
 def _cells(pose: Answer | None, num_keypoints: int) -> list[object]:

@@ -1,8 +1,4 @@
-"""JSON lines: a line a pose in order of completion, one for each picture that failed, and a summary at the end.
-
-FastAPI's own JSON lines come from an operation that only ever yields; this one may also answer with a document or
-a problem, so it answers with a response of its own.
-"""
+"""JSON lines: a line for each pose or failed picture in order of completion, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -15,62 +11,58 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from service.estimates.results import Outcome
-from service.http.negotiation import accepted_media_type
+from service.estimates.results import STAGES, Outcome
 from service.http.problems import BadField
 from service.versions.reader import Version
 
 MEDIA_TYPES = ("application/jsonl", "application/x-ndjson")
 
 
-def wanted_lines(accept: str) -> str | None:
-    """The media type of JSON lines that a request's Accept names; None where it names none."""
-    return accepted_media_type(accept, MEDIA_TYPES)
-
-
-def check_lines(chosen: str) -> None:
-    """Raises BadField for a format that can't be told line by line."""
-    if chosen != "native":
+def check_format_of_lines(name: str) -> None:
+    """Raise BadField for a format that is one document."""
+    if name != "native":
         raise BadField(
-            "format",
-            f"format is {chosen}, which is one document, and Accept asks for JSON lines; leave one of them out",
+            "format", f"format is {name}, which is one document, and Accept names JSON lines; leave one of them out"
         )
 
 
 class LinesResponse(StreamingResponse):
-    """A stream of JSON lines that lets go of what it holds when it ends, also where nobody reads it."""
+    """A stream of JSON lines that releases what it holds when it ends, even if it was never read."""
 
     def __init__(self, lines: AsyncIterator[bytes], media_type: str, held: AsyncExitStack) -> None:
-        # proxies that collect answers would turn the stream into one late document
+        # proxies that buffer would delay all lines until the last
         super().__init__(lines, media_type=media_type, headers={"X-Accel-Buffering": "no", "Cache-Control": "no-store"})
         self._lines = lines
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the lines."""
         async with self._held:
             try:
                 await super().__call__(scope, receive, send)
             finally:
-                await self._lines.aclose()  # type: ignore[attr-defined]  # it is a generator
+                await self._lines.aclose()  # type: ignore[attr-defined]  # a generator
 
 
-async def lines(outcomes: AsyncIterator[Outcome], version: Version, started: float) -> AsyncIterator[bytes]:
-    """The lines of a request's outcomes.
+async def render_lines(outcomes: AsyncIterator[Outcome], version: Version, started: float) -> AsyncIterator[bytes]:
+    """Yield the lines of a request's outcomes.
 
     Args:
-        started: of the request, by ``time.perf_counter``.
+        started: `time.perf_counter` at the start of the request.
     """
     pictures = poses = failed = 0
-    sums = [0.0, 0.0, 0.0]
+    timing_ms = dict.fromkeys(STAGES, 0.0)
     async for outcome in outcomes:
         pictures += 1
         poses += len(outcome.poses)
         failed += outcome.error is not None
-        sums = [total + part for total, part in zip(sums, outcome.timing_ms, strict=True)]
-        yield lines_of(outcome)
-    timing = dict(zip(("decode", "queue", "model"), sums, strict=True))
-    timing["total"] = 1e3 * (time.perf_counter() - started)
+        for stage, elapsed_ms in zip(STAGES, outcome.timing_ms, strict=True):
+            timing_ms[stage] += elapsed_ms
+        if outcome.error:
+            yield _line({"index": outcome.index, "error": outcome.error})
+        else:
+            yield b"".join(map(_line, outcome.poses))
+    timing_ms["total"] = 1e3 * (time.perf_counter() - started)
     summary = {
         "category": version.category,
         "version": version.name,
@@ -78,16 +70,9 @@ async def lines(outcomes: AsyncIterator[Outcome], version: Version, started: flo
         "poses": poses,
         "failed": failed,
         "links": version.links,
-        "timing_ms": {name: round(value, 2) for name, value in timing.items()},
+        "timing_ms": {name: round(value, 2) for name, value in timing_ms.items()},
     }
     yield _line({"summary": summary})
-
-
-def lines_of(outcome: Outcome) -> bytes:
-    """The lines of one picture: its poses, or its error."""
-    if outcome.error:
-        return _line({"index": outcome.index, "error": outcome.error})
-    return b"".join(map(_line, outcome.poses))
 
 
 def _line(value: dict[str, Any]) -> bytes:

@@ -68,7 +68,9 @@ async def get_events(
         return Response(status_code=204)  # tells a browser not to come back
     # a proxy must pass on each event as it comes
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return EventSourceResponse(stream_events(gateway.redis, job_id, after, lambda: gateway.leaving), headers=headers)
+    return EventSourceResponse(
+        stream_events(gateway.redis, job_id, after, lambda: gateway.shutting_down), headers=headers
+    )
 
 
 @router.get(

@@ -10,8 +10,8 @@ import pytest
 
 from service.contract.errors import ModelFailed
 from service.estimates.background.runner import AT_ONCE
-from service.estimates.background.store import EstimateFiles, new_estimate_id
-from service.estimates.document import WrittenOutcomes
+from service.estimates.background.store import EstimateStore, new_estimate_id
+from service.estimates.results import StoredOutcomes
 from service.estimates.schemas import EstimateStatus
 from tests.service.conftest import RESPOND_ASYNC
 
@@ -115,14 +115,14 @@ async def test_what_was_begun_is_finished_by_the_next_gateway(serve, publish, ma
         await asyncio.sleep(0.02)
     loop = next(task for task in first.gateway._loops if task.get_name() == "estimates")
     consumer.gate.set()
-    files: EstimateFiles = first.gateway.estimates
-    while not len(WrittenOutcomes(files.lines(begun["id"]))):
+    files: EstimateStore = first.gateway.estimates
+    while not len(StoredOutcomes(files.lines(begun["id"]))):
         await asyncio.sleep(0.001)
     consumer.gate.clear()
     loop.cancel()
     await asyncio.wait([loop])
     await first.gateway.background.close()
-    done = len(WrittenOutcomes(files.lines(begun["id"])))
+    done = len(StoredOutcomes(files.lines(begun["id"])))
     with files.lines(begun["id"]).open("ab") as file:
         file.write(b'{"index": 2, "po')  # cut short by the end of the process
     consumer.gate.set()
@@ -155,29 +155,29 @@ async def test_two_gateways_work_on_different_ones(serve, send, publish, consume
 async def test_those_that_others_have_leave_room_for_more(http, send, publish, consumer):
     """Another gateway works on as many as it may; what comes after them is for this one."""
     publish("dog")
-    files: EstimateFiles = http.gateway.estimates
+    files: EstimateStore = http.gateway.estimates
     loop = next(task for task in http.gateway._loops if task.get_name() == "estimates")
     loop.cancel()
     await asyncio.wait([loop])
     others = [(await send(client=http)).json()["id"] for _ in range(AT_ONCE)]
     with ExitStack() as held:
-        assert all(held.enter_context(files.working(estimate_id)) for estimate_id in others)
+        assert all(held.enter_context(files.claim(estimate_id)) for estimate_id in others)
         last = (await send(client=http)).json()["id"]
-        await http.gateway.background.round()
+        await http.gateway.background.start_waiting()
         assert (await ended(http, last))["status"] == "succeeded"
         assert {files.record(estimate_id).shown.status for estimate_id in others} == {EstimateStatus.QUEUED}
-    await http.gateway.background.round()
+    await http.gateway.background.start_waiting()
     for estimate_id in others:
         assert (await ended(http, estimate_id))["status"] == "succeeded"
 
 
 async def test_damaged_records_do_not_hold_up_the_others(http, send, publish, consumer, caplog):
     publish("dog")
-    files: EstimateFiles = http.gateway.estimates
+    files: EstimateStore = http.gateway.estimates
     damaged = []
     for _ in range(AT_ONCE):
         estimate_id = new_estimate_id()
-        files.prepare(estimate_id)
+        files.create_folder(estimate_id)
         (files.folder(estimate_id) / "record.json").write_text("{")
         damaged.append(estimate_id)
     last = (await send(client=http)).json()["id"]
@@ -186,15 +186,15 @@ async def test_damaged_records_do_not_hold_up_the_others(http, send, publish, co
     assert (await ended(http, last))["status"] == "succeeded"
     after = (await send(client=http)).json()["id"]
     assert (await ended(http, after))["status"] == "succeeded"
-    await http.gateway.background.round()
+    await http.gateway.background.start_waiting()
     await asyncio.sleep(0.2)
-    await http.gateway.background.round()
-    assert sum("can't be worked on" in record.getMessage() for record in caplog.records) == AT_ONCE
+    await http.gateway.background.start_waiting()
+    assert sum("estimate postponed" in record.getMessage() for record in caplog.records) == AT_ONCE
 
 
 async def test_cancelled_right_before_its_end_is_cancelled(http, send, publish, consumer):
     publish("dog")
-    files: EstimateFiles = http.gateway.estimates
+    files: EstimateStore = http.gateway.estimates
     consumer.gate.clear()
     begun = (await send(client=http)).json()["id"]
     while not consumer.batches:
@@ -324,11 +324,11 @@ async def test_a_long_one_does_not_hold_up_a_short_one(serve_alone, send, publis
 
 async def test_old_ones_and_broken_uploads_are_swept(http, send, publish, consumer):
     publish("dog")
-    files: EstimateFiles = http.gateway.estimates
+    files: EstimateStore = http.gateway.estimates
     begun = (await send()).json()["id"]
     await ended(http, begun)
     left = new_estimate_id()
-    files.prepare(left)  # its gateway was killed before the whole upload came
+    files.create_folder(left)  # its gateway was killed before the whole upload came
     assert files.sweep(1000.0, 1000.0) == []
     assert sorted(files.sweep(0.0, 0.0)) == sorted([begun, left])
     assert (await http.get(f"/estimates/{begun}")).status_code == 404
@@ -336,11 +336,11 @@ async def test_old_ones_and_broken_uploads_are_swept(http, send, publish, consum
 
 async def test_the_oldest_answers_make_room_for_new_ones(http, send, publish, consumer):
     publish("dog")
-    files: EstimateFiles = http.gateway.estimates
+    files: EstimateStore = http.gateway.estimates
     first = (await send()).json()["id"]
     await ended(http, first)
     size = files.result(first).stat().st_size
-    http.gateway.background._gateway.settings = http.gateway.settings.model_copy(
+    http.gateway.background._settings = http.gateway.settings.model_copy(
         update={"background_results_bytes": size * 5 // 2}
     )
     ids = [first]
@@ -353,7 +353,7 @@ async def test_the_oldest_answers_make_room_for_new_ones(http, send, publish, co
         await asyncio.sleep(0.02)
     found = [(await http.get(f"/estimates/{estimate_id}")).status_code for estimate_id in ids]
     assert found == [404, 404, 200, 200]
-    assert files.make_room(10) == [ids[2]]  # the newest stays, however large
+    assert files.trim_results(10) == [ids[2]]  # the newest stays, however large
     assert (await http.get(f"/estimates/{ids[3]}/result")).status_code == 200
 
 
@@ -362,7 +362,7 @@ async def test_one_that_lost_its_mark_is_found_again(http, send, publish):
     loop = next(task for task in http.gateway._loops if task.get_name() == "estimates")
     loop.cancel()
     await asyncio.wait([loop])
-    files: EstimateFiles = http.gateway.estimates
+    files: EstimateStore = http.gateway.estimates
     begun = (await send()).json()["id"]
     (files.folder(begun).parent / "waiting" / begun).unlink()
     assert files.waiting() == []

@@ -9,7 +9,7 @@ import pytest
 from service.access.keys import KeyStore, Scope
 from service.contract.errors import QueueFull
 from service.contract.quotas import EstimateLimits, PendingEstimate, check_estimate_limits
-from service.estimates.background.runner import AT_ONCE, Turns
+from service.estimates.background.runner import AT_ONCE, FairTurns
 from tests.service.conftest import RESPOND_ASYNC
 
 from .test_background import ended
@@ -60,7 +60,7 @@ async def test_so_many_of_one_key_may_wait_and_others_have_their_turn(serve_alon
 @pytest.mark.parametrize("keys", [1, 2, AT_ONCE, AT_ONCE + 1, AT_ONCE + 4])
 def test_a_newcomer_waits_for_one_of_each_key_at_most(keys):
     """However much those before it have sent: each round one ends, the first that began."""
-    turns, running = Turns(), {}
+    turns, running = FairTurns(), {}
     waiting = {f"{n:05}": f"key {n % keys}" for n in range(400 * keys)}
     begun = []
     for step in range(60 * AT_ONCE):
@@ -68,9 +68,9 @@ def test_a_newcomer_waits_for_one_of_each_key_at_most(keys):
             waiting["99999"] = "newcomer"
         if len(running) == AT_ONCE:
             running.pop(next(iter(running)))
-        name = turns.next(waiting, running.values())
+        name = turns.choose(waiting, running.values())
         running[name] = waiting.pop(name)
-        turns.taken(running[name])
+        turns.record(running[name])
         begun.append(running[name])
     assert begun.index("newcomer") - 20 * AT_ONCE <= max(0, keys - AT_ONCE + 1)
     counts = [begun.count(f"key {n}") for n in range(keys)]
@@ -140,7 +140,7 @@ def test_room_is_that_of_all_and_that_of_each_key():
 
 async def came(client, size: int) -> None:
     async with asyncio.timeout(20):
-        while client.gateway.arriving.size_bytes < size:
+        while client.gateway.arrivals.size_bytes < size:
             await asyncio.sleep(0.02)
 
 
@@ -168,14 +168,14 @@ async def test_what_came_of_others_counts_and_not_what_they_announce(
     more.set()
     for one in (sending, *announced):
         problem(await one, 400, "bad_request")
-    assert http.gateway.arriving.size_bytes == 0
+    assert http.gateway.arrivals.size_bytes == 0
     assert (await send([("images", ("a.png", b"x" * 20_000))], client=http)).status_code == 202
 
 
 async def test_later_one_gives_way_as_it_grows(serve, publish, problem, consumer, monkeypatch):
     """Of two that together are too long the first goes on, though neither says how long it is."""
     consumer.gate.clear()
-    monkeypatch.setattr("service.estimates.request_body._LOOK_BYTES", 1000)
+    monkeypatch.setattr("service.estimates.background.arrivals._RECOUNT_BYTES", 1000)
     monkeypatch.setattr("service.http.multipart._FLUSH_BYTES", 1)
     publish("dog")
     http = await serve(background_max_bytes=100_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from types import SimpleNamespace
@@ -22,8 +23,7 @@ from service.contract.errors import (
     WorkerUnavailable,
 )
 from service.contract.messages import BatchReply
-from service.estimates.batching import Batcher
-from service.estimates.tickets import Group, collect
+from service.estimates.batching import Batcher, Group, collect
 from service.runtime.metrics import Metrics
 
 DOG = Group("dog", "v1", 8, 0, False)
@@ -117,7 +117,8 @@ async def test_collects_while_a_batch_is_in_flight():
 
 async def test_waits_for_pictures_that_are_made_ready_until_half_of_all_wait():
     line = Line(wait_s=60.0)
-    coming = [line.batcher.coming(1).__enter__() for _ in range(4)]
+    stack = contextlib.ExitStack()
+    coming = [stack.enter_context(line.batcher.announce(1)) for _ in range(4)]
     tasks = []
     for value, announced in enumerate(coming[:3]):
         tasks.append(asyncio.create_task(line.batcher.estimate(DOG, [square(value)], announced)))
@@ -133,7 +134,7 @@ async def test_waits_for_pictures_that_are_made_ready_until_half_of_all_wait():
 
 async def test_a_full_batch_waits_for_no_picture():
     line = Line(wait_s=60.0, queue_limit=200)
-    with line.batcher.coming(100):
+    with line.batcher.announce(100):
         tasks = [line.ask(value) for value in range(4)]
         await line.settle()
         assert [request.count for request in line.sent] == [4]
@@ -143,7 +144,7 @@ async def test_a_full_batch_waits_for_no_picture():
 
 async def test_waits_for_pictures_that_are_made_ready_only_so_long():
     line = Line(wait_s=0.05)
-    with line.batcher.coming(10):
+    with line.batcher.announce(10):
         started = time.monotonic()
         task = line.ask(1)
         await line.settle()
@@ -157,7 +158,7 @@ async def test_waits_for_pictures_that_are_made_ready_only_so_long():
 
 async def test_pictures_that_can_not_be_made_ready_hold_up_no_others():
     line = Line(wait_s=60.0)
-    coming = line.batcher.coming(10)
+    coming = line.batcher.announce(10)
     coming.__enter__()
     task = line.ask(1)
     await line.settle()
@@ -248,7 +249,7 @@ async def test_refuses_beyond_the_bound_and_recovers():
         await line.batcher.estimate(DOG, [square()] * 3)
     assert caught.value.retry_after_s == 1, "the least, for three pictures are soon done"
     assert line.metrics.rejected._value.get() == 1
-    assert "3 pictures are waiting and 5 may" in caught.value.detail
+    assert "3 of at most 5 pictures are waiting" in caught.value.detail
     second = line.ask(4, 5)
     await line.settle()
     line.answer()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import tracemalloc
 
-from service.estimates.background.runner import video_limits
-from service.estimates.document import WrittenOutcomes, as_line
-from service.estimates.results import Outcome
+from service.estimates.results import Outcome, StoredOutcomes
+from service.estimates.video_frames import video_limits
 from service.runtime.settings import Settings
 
 
@@ -17,8 +16,8 @@ def outcome(index: int, **members) -> Outcome:
 def test_outcomes_come_in_the_order_of_pictures_whatever_they_were_written_in(tmp_path):
     path = tmp_path / "lines"
     failed = Outcome(1, error={"code": "not_an_image", "index": 1})
-    path.write_bytes(b"".join(map(as_line, (outcome(2), outcome(0), failed))))
-    found = WrittenOutcomes(path)
+    path.write_bytes(b"".join(map(Outcome.to_line, (outcome(2), outcome(0), failed))))
+    found = StoredOutcomes(path)
     assert list(found) == list(found) == [outcome(0), failed, outcome(2)]
     assert (len(found), found.failed) == (3, 1)
     assert 1 in found
@@ -26,15 +25,15 @@ def test_outcomes_come_in_the_order_of_pictures_whatever_they_were_written_in(tm
 
 
 def test_no_file_holds_no_outcome(tmp_path):
-    found = WrittenOutcomes(tmp_path / "lines")
+    found = StoredOutcomes(tmp_path / "lines")
     assert (list(found), len(found), found.failed) == ([], 0, 0)
 
 
 def test_lines_that_were_cut_short_are_left_out_and_the_first_of_an_index_counts(tmp_path):
     path = tmp_path / "lines"
-    cut = as_line(outcome(1))[:20]
-    path.write_bytes(as_line(outcome(0)) + cut + as_line(outcome(1)) + as_line(outcome(0, extra=1)) + b"\n" + cut)
-    found = WrittenOutcomes(path)
+    cut = outcome(1).to_line()[:20]
+    path.write_bytes(outcome(0).to_line() + cut + outcome(1).to_line() + outcome(0, extra=1).to_line() + b"\n" + cut)
+    found = StoredOutcomes(path)
     assert list(found) == [outcome(0)]
     assert found.end == path.stat().st_size - len(cut)
 
@@ -43,10 +42,10 @@ def test_outcomes_are_not_held_in_memory(tmp_path):
     path = tmp_path / "lines"
     with path.open("wb") as file:
         for index in range(2000):
-            file.write(as_line(outcome(index, trajectory="x" * 10_000)))
+            file.write(outcome(index, trajectory="x" * 10_000).to_line())
     tracemalloc.start()
     try:
-        found = WrittenOutcomes(path)
+        found = StoredOutcomes(path)
         assert sum(1 for _ in found) == 2000
         assert tracemalloc.get_traced_memory()[1] < 2e6
     finally:

@@ -281,8 +281,8 @@ async def test_fields_may_stand_in_the_address(http, consumer, dog, make_picture
     ("params", "field", "detail"),
     [
         ({"landmark": "anatomy"}, "landmark", "unknown field 'landmark'"),
-        ({"version": "v9"}, "version", "came twice, as 'v1' and as 'v9'"),
-        ([("include", "codes"), ("include", "overlay")], "include", "came twice, as 'codes' and as 'overlay'"),
+        ({"version": "v9"}, "version", "was sent twice, as 'v1' and as 'v9'"),
+        ([("include", "codes"), ("include", "overlay")], "include", "was sent twice, as 'codes' and as 'overlay'"),
     ],
 )
 async def test_what_the_address_can_not_say(http, consumer, dog, make_picture, problem, params, field, detail):

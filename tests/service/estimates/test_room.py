@@ -13,12 +13,11 @@ from PIL import Image
 from service.contract.errors import BadPicture
 from service.contract.media.pictures import PictureLimits
 from service.estimates import pictures as images
-from service.estimates.boxes import PictureBoxes
 from service.runtime.memory_limits import DecodedPixelLimit
 
 
 def upload(data: bytes) -> images.Upload:
-    return images.Upload(0, "a.png", lambda: data, PictureBoxes())
+    return images.Upload(0, "a.png", lambda: data, images.PictureBoxes())
 
 
 def png(width: int, height: int) -> bytes:
@@ -69,7 +68,7 @@ def test_more_than_the_limit_waits_until_nothing_is_held_and_is_not_passed():
 
 def test_pictures_wait_for_room_to_be_decoded(monkeypatch):
     room = DecodedPixelLimit()
-    monkeypatch.setattr(images, "_room", room)
+    monkeypatch.setattr(images, "_decoded_pixels", room)
     limits = PictureLimits(max_pixels=10_000)
     with ThreadPoolExecutor(1) as threads:
         with room.hold(15_000, 20_000):
@@ -83,7 +82,7 @@ def test_pictures_wait_for_room_to_be_decoded(monkeypatch):
 
 def test_room_is_given_back_after_a_bad_picture(monkeypatch):
     room = DecodedPixelLimit()
-    monkeypatch.setattr(images, "_room", room)
+    monkeypatch.setattr(images, "_decoded_pixels", room)
     with pytest.raises(BadPicture):
         upload(png(200, 200)[:-30]).fit(16, PictureLimits())
     assert room.held == 0

@@ -152,7 +152,7 @@ async def test_each_box_of_each_frame_counts(serve, http, send, publish, consume
 
 async def test_each_box_of_each_frame_counts_in_the_background(http, send, publish, consumer, film):
     publish("dog")
-    http.gateway.background._gateway.settings = http.gateway.settings.model_copy(update={"background_max_images": 40})
+    http.gateway.background._settings = http.gateway.settings.model_copy(update={"background_max_images": 40})
     found = await ended(http, (await send(film, boxes="[[[0, 0, 20, 20], [10, 5, 20, 20]]]")).json()["id"])
     assert found["error"]["code"] == "bad_video"
     assert "at most 20" in found["error"]["detail"]

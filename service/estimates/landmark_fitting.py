@@ -1,0 +1,141 @@
+"""Fit landmarks: find the poses of labelled pictures, and map their keypoints to the user's own points."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from fastapi import Request
+
+from service.contract.errors import BadBoxes, BadLabels, NoImages, TooManyImages
+from service.contract.versions.landmarks import LandmarkSet, check_set_name
+from service.http.multipart import FileField, Form, read_form
+from service.http.problems import BadField, SlowBody
+from service.runtime.settings import Settings
+from service.versions.landmarks import MAX_FIT_LABELS_BYTES, FittedPicture, fit_set, read_labelled
+from service.versions.reader import Versions
+
+from .estimator import Estimator, Pipeline
+from .pictures import Upload, parse_boxes
+from .query import Query
+
+BODY_S = 600.0  # time for a body to arrive
+
+_FIELDS = ("name", "version", "boxes")
+
+
+@dataclass(frozen=True)
+class LandmarkRequest:
+    """A request to fit landmarks.
+
+    Attributes:
+        name: of the set.
+        version: None for the active one.
+        labels: CSV or JSON.
+    """
+
+    name: str
+    version: str | None
+    labels: bytes
+    uploads: list[Upload]
+
+    @classmethod
+    async def read(cls, request: Request, settings: Settings) -> LandmarkRequest:
+        """Read and parse the form.
+
+        Raises:
+            SlowBody, TooManyImages, and as :func:`~service.http.multipart.read_form` and :meth:`parse`.
+        """
+        limit = settings.landmarks_max_images
+        fields = {
+            "images": FileField(
+                limit, lambda: TooManyImages(f"more than {limit} pictures; a request may have {limit}")
+            ),
+            "labels": FileField(
+                1,
+                lambda: BadField("labels", "more than one file was sent in the field labels; send one"),
+                max_bytes=MAX_FIT_LABELS_BYTES,
+            ),
+        }
+        try:
+            async with asyncio.timeout(BODY_S):
+                return cls.parse(await read_form(request, fields))
+        except TimeoutError:
+            raise SlowBody(
+                f"the body took longer than {BODY_S:g} s to arrive; send fewer or smaller pictures"
+            ) from None
+
+    @classmethod
+    def parse(cls, form: Form) -> LandmarkRequest:
+        """Parse the form.
+
+        Raises:
+            BadField, BadBoxes, BadLandmarks, BadLabels, NoImages.
+        """
+        values = form.fields
+        for field in values:
+            if field not in _FIELDS:
+                raise BadField(field, f"unknown field {field!r}; known are images, labels, {', '.join(_FIELDS)}")
+        if not values.get("name"):
+            raise BadField("name", "the field name is missing; it names the set of landmarks")
+        labels = form.first("labels")
+        if labels is None:
+            raise BadLabels("no labels; send CSV or COCO JSON in the field labels (curl -F labels=@labels.csv)")
+        pictures = [part for part in form.files if part.name == "images"]
+        if not pictures:
+            raise NoImages("no picture; send the labelled ones in the field images (curl -F images=@photo.jpg)")
+        boxes = parse_boxes(values.get("boxes"), len(pictures))
+        for index, entry in enumerate(boxes):
+            if len(entry.boxes) > 1:
+                raise BadBoxes(f"boxes[{index}] has {len(entry.boxes)} boxes; labels are for one object in a picture")
+        uploads = [
+            Upload(index, part.filename, partial(bytes, part.data), box)
+            for index, (part, box) in enumerate(zip(pictures, boxes, strict=True))
+        ]
+        name, version = check_set_name(values["name"].strip()), values.get("version", "").strip() or None
+        return cls(name, version, bytes(labels.data), uploads)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Fitted landmarks, stored with their version.
+
+    Attributes:
+        unlabelled_images: number of pictures without a label.
+        labels_without_image: number of labelled pictures that were not sent.
+    """
+
+    version: str
+    landmarks: LandmarkSet
+    unlabelled_images: int
+    labels_without_image: int
+
+
+async def fit_landmarks(pipeline: Pipeline, versions: Versions, category: str, request: LandmarkRequest) -> Fit:
+    """Fit landmarks and store them with the version.
+
+    The pictures are sent a batch at a time, so that those of other requests go in between.
+
+    Raises:
+        Conflict: the version has a set of that name.
+        BadLabels, BadLandmarks: the labels can't be read or fitted.
+        PPLError: a picture can't be used, or no worker answers.
+    """
+    threads = pipeline.threads
+    version = await threads.io(versions.version, category, request.version)
+    await threads.io(versions.additions.check_free, category, version.name, request.name)
+    names = [upload.filename for upload in request.uploads]
+    labels, labelled, absent = await threads.decode(read_labelled, request.labels, names)
+    estimator = Estimator(pipeline, Query(category, version.name), version)
+    pictures, keypoints = [], []
+    batch_limit = pipeline.settings.batch_limit
+    for first in range(0, len(labelled), batch_limit):
+        found = await estimator.find_poses([request.uploads[index] for index in labelled[first : first + batch_limit]])
+        pictures += [FittedPicture(box.width, box.height, box.frame) for box in found.fitted]
+        keypoints += [pose.keypoints for pose in found.poses]
+    stacked = np.stack(keypoints).astype(np.float64)
+    fitted = await threads.decode(fit_set, request.name, labels, pictures, stacked)
+    await threads.io(versions.additions.put_landmarks, category, version.name, fitted)
+    return Fit(version.name, fitted, len(names) - len(labelled), absent)
