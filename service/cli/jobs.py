@@ -12,7 +12,7 @@ from service.client import Client, InputError, Job, JobStatus
 from .options import URL, AsJson, Category, Follow, JobId, Url
 from .output import console as output
 from .output.jobs import show_checkpoints, show_event, show_job, show_jobs
-from .output.progress import TrainingProgress
+from .output.progress import training_progress
 
 
 def train(
@@ -156,8 +156,8 @@ def _follow(client: Client, job: Job, as_json: bool) -> Job:
         return client.wait(job.id)
     output.out.print(f"job {job.id}")
     try:
-        with TrainingProgress(output.out) as progress:
-            return client.wait(job.id, progress.update)
+        with training_progress(output.out) as show:
+            return client.wait(job.id, show)
     except KeyboardInterrupt:
         output.out.print(f"the job continues: `ppl job {job.id} --follow` shows it, `ppl cancel {job.id}` stops it")
         raise typer.Exit(130) from None

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
-from service.cli.output.progress import TrainingProgress, duration
+from service.cli.output.progress import duration, training_progress
 from service.client import Client, ClientError, Job, JobStatus
 from service.client.connection import DEFAULT_URL
 from service.client.types import ImageEstimate
@@ -106,8 +106,8 @@ def _train(client: Client, archive: Path, steps: int) -> Job:
             console.print(f"Cancelling job {earlier.id} of an interrupted demo.")
             client.cancel(earlier.id)
     job = client.train(CATEGORY, archive, PRESET, {"steps": steps})
-    with TrainingProgress(console) as progress:
-        job = client.wait(job.id, progress.update)
+    with training_progress(console) as show:
+        job = client.wait(job.id, show)
     if job.status is not JobStatus.SUCCEEDED:
         reason = f": {job.error.detail}" if job.error else ""
         raise DemoError(f"the training job {job.id} {job.status}{reason}")

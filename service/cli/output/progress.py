@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -14,54 +15,38 @@ from service.client import Job, JobStatus
 _LINE_EVERY_S = 10.0
 
 
-class TrainingProgress:
-    """A progress display; use it as a context around the calls of :meth:`update`."""
+@contextmanager
+def training_progress(console: Console) -> Iterator[Callable[[Job], None]]:
+    """Yield a function that shows the current state of a job."""
+    columns = ("{task.description}", "step {task.fields[step]}", "loss {task.fields[loss]}", "{task.fields[left]}")
+    description, *fields = map(TextColumn, columns)
+    bar = Progress(description, BarColumn(bar_width=None), *fields, console=console, expand=True)
+    task = bar.add_task("waiting", total=1, step="-", loss="-", left="")
+    last_stage, next_line_at = "", 0.0
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._live = console.is_terminal
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("step {task.fields[step]}"),
-            TextColumn("loss {task.fields[loss]}"),
-            TextColumn("{task.fields[left]}"),
-            console=console,
-            expand=True,
-        )
-        self._task = self._bar.add_task("waiting", total=1, step="-", loss="-", left="")
-        self._last_stage = ""
-        self._next_line_at = 0.0
-
-    def __enter__(self) -> TrainingProgress:
-        if self._live:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live:
-            self._bar.stop()
-
-    def update(self, job: Job) -> None:
-        """Show the job's current state."""
+    def show(job: Job) -> None:
+        nonlocal last_stage, next_line_at
         progress = job.progress
         step, loss = f"{progress.step}/{progress.total_steps}", loss_text(job)
         left = "" if progress.eta_s is None else f"{duration(progress.eta_s)} left"
         stage = "evaluating" if progress.stage == "evaluating" else str(job.status)
         if job.queue_position is not None:
             stage += f", number {job.queue_position}"
-        if self._live:
-            fields: dict[str, Any] = {"step": step, "loss": loss, "left": left}
-            self._bar.update(self._task, description=stage, completed=progress.fraction, **fields)
+        if console.is_terminal:
+            values: dict[str, Any] = {"step": step, "loss": loss, "left": left}
+            bar.update(task, description=stage, completed=progress.fraction, **values)
             return
-        running = job.status is JobStatus.RUNNING
-        if stage == self._last_stage and not (running and time.monotonic() >= self._next_line_at):
-            return
-        self._last_stage, self._next_line_at = stage, time.monotonic() + _LINE_EVERY_S
-        line = f"{stage}  step {step}  loss {loss}  {left}".rstrip() if running else stage
-        self._console.print(line, highlight=False)
+        is_running = job.status is JobStatus.RUNNING
+        if stage != last_stage or (is_running and time.monotonic() >= next_line_at):
+            last_stage, next_line_at = stage, time.monotonic() + _LINE_EVERY_S
+            line = f"{stage}  step {step}  loss {loss}  {left}".rstrip() if is_running else stage
+            console.print(line, highlight=False)
+
+    if not console.is_terminal:
+        yield show
+        return
+    with bar:
+        yield show
 
 
 def loss_text(job: Job) -> str:
