@@ -285,6 +285,34 @@ async def test_a_batch_that_is_never_answered_is_forgotten():
     assert xs(await task) == [5]
 
 
+async def test_a_batch_that_is_never_answered_lets_the_next_go_once_its_time_is_over():
+    line = Line(timeout_s=0.3)
+    first = line.ask(1)
+    await asyncio.sleep(0.15)
+    second = line.ask(2)
+    with pytest.raises(EstimateTimeout):
+        await first
+    await line.settle()
+    line.unanswered.popleft()
+    line.answer()
+    assert xs(await second) == [2]
+
+
+async def test_a_batch_may_be_answered_until_the_last_of_its_requests_times_out():
+    line = Line()
+    tasks = [line.ask(1), line.ask(2)]
+    await asyncio.sleep(0.05)
+    tasks.append(line.ask(3))
+    await line.settle()
+    line.answer()
+    await line.settle()
+    early, late = line.sent
+    assert late.count == 2
+    assert late.deadline > early.deadline + 0.04
+    line.answer()
+    assert [xs(await task) for task in tasks] == [[1], [2], [3]]
+
+
 async def test_a_late_batch_does_not_hold_back_others():
     line = Line(late_s=0.05)
     first = line.ask(1)
@@ -404,6 +432,7 @@ async def test_queue_that_takes_nothing_ends_the_request_at_once():
     line.broken = RuntimeError("a bug")
     with pytest.raises(PPLError, match="could not be sent"):
         await line.batcher.estimate(DOG, [square()])
+    assert line.metrics.unsent._value.get() == 2
     line.broken = None
     task = line.ask(3)
     await line.settle()
@@ -446,6 +475,15 @@ async def test_answered_batch_is_not_sent_again():
     await bench.settle()
     bench.answer()
     await asking
+    await asyncio.sleep(0.1)
+    assert bench.sent_again == []
+
+
+async def test_batch_of_cancelled_requests_is_not_sent_again():
+    bench = Line(late_s=0.05)
+    asking = bench.ask(7)
+    await bench.settle()
+    asking.cancel()
     await asyncio.sleep(0.1)
     assert bench.sent_again == []
 

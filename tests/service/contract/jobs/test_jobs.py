@@ -334,6 +334,13 @@ def test_pages_hold_every_job_once_newest_first(store: JobStore) -> None:
     assert seen == made[::-1]
 
 
+def test_page_is_never_longer_than_it_may_be(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.contract.jobs.store.MAX_PAGE", 2)
+    for _ in range(3):
+        make(store)
+    assert [len(store.page(limit=limit).items) for limit in (10**9, 3, 2, 1, 0, -5)] == [2, 2, 2, 1, 1, 1]
+
+
 def test_full_last_page_has_no_cursor(store: JobStore) -> None:
     for _ in range(2):
         make(store)
