@@ -1,4 +1,4 @@
-"""``python -m service``: the gateway alone."""
+"""Run the gateway: ``python -m service``."""
 
 from service.gateway.serve import main
 

@@ -1,4 +1,4 @@
-"""The gateway's application: HTTP in front of the queue. Loads no torch."""
+"""The gateway's ASGI application. Loads no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse
 
 from service.access.guard import Guard
 from service.access.keys import KeyStore
-from service.http import problems as errors
+from service.http import problems
 from service.http.body_limits import BodyLimit, HeadAsGet
 from service.http.request_ids import add_request_ids
 from service.runtime.settings import Settings
@@ -36,9 +36,9 @@ from .routes import (
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application, for any ASGI server (``uvicorn --factory service.gateway.app:create_app``).
+    """Create the application, for any ASGI server (``uvicorn --factory service.gateway.app:create_app``).
 
-    Starts while Redis or the workers are away, and uses them once they are there.
+    It starts also while Redis and the workers are away.
     """
     settings = settings or Settings()
     gateway = Gateway(settings)
@@ -51,17 +51,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         finally:
             await gateway.stop()
 
-    # the page of /docs with its scripts, so that it works where the browser has no internet
+    # serves the scripts of /docs too, for browsers without internet access
     app = FastAPIOffline(
         title=openapi.TITLE,
         version=openapi.package_version(),
         lifespan=lifespan,
-        generate_unique_id_function=lambda route: route.name,  # create_job, get_job, …: what generated clients call it
+        generate_unique_id_function=lambda route: route.name,  # names of methods in generated clients
     )
     app.state.gateway = gateway
     pages = list(app.router.routes)
     for router in (
-        estimate.make_router(settings),  # asked for most often, so found first
+        estimate.make_router(settings),  # the most frequent first: routes are searched in order
         estimates.router,
         jobs.router,
         job_events.router,
@@ -80,11 +80,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def root() -> RedirectResponse:
         return RedirectResponse("/docs")
 
-    # the pages of the documentation were there first; a route is found by going through them in turn
+    # the pages of the documentation were added first and are requested rarely
     app.router.routes.sort(key=lambda route: route in pages)
-    errors.install(app)
+    problems.install(app)
     openapi.install(app, keys_needed=settings.keys_needed)
-    # the last one is the first that a request meets
+    # the last one added is the outermost
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(Guard, settings=settings, keys=KeyStore(settings.data_root) if settings.keys_needed else None)

@@ -1,4 +1,4 @@
-"""``python -m service.gateway.serve``: the gateway alone, as ``ppl up`` and the container run it."""
+"""Run the gateway: ``python -m service.gateway.serve``, as ``ppl up`` and the container do."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .app import create_app
 log = logging.getLogger(__name__)
 
 _DRAIN_S = 8
-_GARBAGE = 10_000  # objects more than before; a tenth of it costs an eighth of the processor time of an estimate
+_GC_THRESHOLD = 10_000  # with a tenth of it, collecting garbage took an eighth of the CPU time of an estimate
 
 
 class _Server(uvicorn.Server):
-    """Lets answers that go on for long, as streams of events do, end before it waits for those in flight."""
+    """End streams of events before waiting for the requests in flight."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.config.app.state.gateway.shutting_down = True  # type: ignore[union-attr]
@@ -35,9 +35,9 @@ class _Server(uvicorn.Server):
 
 
 def main() -> None:
-    """Serves on PPL_HOST and PPL_PORT, or on a listening socket inherited from ``ppl up``."""
+    """Serve on PPL_HOST and PPL_PORT, or on a listening socket inherited from ``ppl up``."""
     parser = argparse.ArgumentParser(prog="python -m service.gateway.serve", description=__doc__)
-    parser.add_argument("--fd", type=int, help="file descriptor of a listening socket to serve on")
+    parser.add_argument("--fd", type=int, help="file descriptor of the listening socket to serve on")
     fd = parser.parse_args().fd
     inherited = None if fd is None else socket.socket(fileno=fd)
     settings = Settings() if inherited is None else Settings(host=inherited.getsockname()[0])
@@ -47,9 +47,9 @@ def main() -> None:
     if settings.sample_categories:
         install_samples(VersionStore(settings.data_root))
     if settings.keys_needed:
-        made = KeyStore(settings.data_root).ensure_first()
-        if made:
-            log.warning("the first API key, which may do everything, stands in %s; read it and remove the file", made)
+        path = KeyStore(settings.data_root).ensure_first()
+        if path:
+            log.warning("the first API key, which permits everything, is in %s; read it and remove the file", path)
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
@@ -58,13 +58,13 @@ def main() -> None:
         log_config=None,
         access_log=False,
         http=ProblemProtocol,
-        ws="none",  # its handshake would pass by the keys
+        ws="none",  # a web socket's handshake would bypass the keys
         timeout_graceful_shutdown=_DRAIN_S,
     )
-    # what stands here for good is not looked through for garbage again and again, nor what a few requests leave behind
+    # do not search objects that live as long as the process for garbage
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_GARBAGE, 10, 10)
+    gc.set_threshold(_GC_THRESHOLD, 10, 10)
     _Server(config).run(sockets=None if inherited is None else [inherited])
 
 

@@ -1,7 +1,6 @@
-"""Multipart forms read as they arrive: fields and small files into memory, an upload straight to its place.
+"""Read multipart forms as they arrive: fields and small files into memory, uploads to their destination.
 
-The framework's own parser spools every file to a temporary one first; an archive of gigabytes
-would be written twice.
+The framework's parser first writes each file to a temporary one: an archive of gigabytes would be written twice.
 """
 
 from __future__ import annotations
@@ -30,15 +29,14 @@ class FileField:
     """A field of a form that takes files.
 
     Attributes:
-        most: as many may come.
-        too_many: makes the error raised for more.
-        sink: where the bytes go as they arrive, instead of into memory.
-        max_bytes: of one file; None where the limit on the whole body is enough.
+        max_files: more raise `too_many()`.
+        sink: takes the bytes as they arrive, instead of keeping them in memory.
+        max_bytes: limit on one file; None where the limit on the body is enough.
         or_text: whether the content may also come as plain text, as a file without a name.
-        sink_of: makes the sink of each file, where several may come; the bytes of one come before those of the next.
+        sink_of: returns the sink of each file, where several may come; they arrive one after the other.
     """
 
-    most: int
+    max_files: int
     too_many: Callable[[], Exception]
     sink: Write | None = None
     max_bytes: int | None = None
@@ -48,7 +46,7 @@ class FileField:
 
 @dataclass
 class Part:
-    """A file of a form, in its field; ``data`` is empty when its bytes went to a sink, ``size`` counts them all."""
+    """A file of a form; `name` is its field, `data` is empty where a sink takes the bytes, `size` counts them all."""
 
     filename: str
     data: bytearray = field(default_factory=bytearray)
@@ -58,25 +56,25 @@ class Part:
 
 @dataclass
 class Form:
-    """What a multipart body held: its fields by name, and the files of the fields that take files."""
+    """The content of a multipart body: text fields by name, and files."""
 
     fields: dict[str, str] = field(default_factory=dict)
     files: list[Part] = field(default_factory=list)
 
     def first(self, name: str) -> Part | None:
-        """The first file of a field, if one came."""
+        """Return the first file of a field, None if it has none."""
         return next((part for part in self.files if part.name == name), None)
 
 
 async def read_form(request: Request, file_fields: Mapping[str, FileField]) -> Form:
-    """Read a request's multipart body. A browser's empty file choice counts as no file.
+    """Read a request's multipart body. An empty file without a name, as browsers send it, counts as no file.
 
     Args:
         file_fields: the fields that take files, by name.
 
     Raises:
-        UnsupportedMedia: the body is no multipart form.
-        BadField: a field was given twice or is too long, or a file came in another one.
+        UnsupportedMedia: the body is not a multipart form.
+        BadField: a field came twice or is too long, or a file came in a text field.
         BodyTooLarge: a file is longer than its field allows.
         BadRequest: the body is malformed, or ends early.
     """
@@ -89,7 +87,7 @@ async def read_form(request: Request, file_fields: Mapping[str, FileField]) -> F
     try:
         reader = _Reader(options[b"boundary"], file_fields)
     except FormParserError as error:
-        raise BadRequest(f"the multipart body's boundary is of no use: {error}") from error
+        raise BadRequest(f"the boundary of the multipart body is malformed: {error}") from error
     async for chunk in request.stream():
         await reader.feed(chunk)
     return await reader.finish()
@@ -99,11 +97,12 @@ class _Reader:
     def __init__(self, boundary: bytes, file_fields: Mapping[str, FileField]) -> None:
         self._form = Form()
         self._file_fields = file_fields
-        self._part: Part | None = None  # the file that is being read
-        self._counts: Counter[str] = Counter()  # of files by field
-        self._leaving: deque[tuple[Part, Write]] = deque()  # files whose bytes are not all at their sink
+        self._counts: Counter[str] = Counter()  # files by field
+        self._unsent: deque[tuple[Part, Write]] = deque()  # files with bytes that their sink has not taken
+        # of the current part; None for a text field
+        self._part: Part | None = None
         self._name = ""
-        self._data = bytearray()  # of the part that is being read
+        self._data = bytearray()
         self._headers: dict[str, bytes] = {}
         self._header = (bytearray(), bytearray())
         self._ended = False
@@ -136,8 +135,8 @@ class _Reader:
         return self._form
 
     async def _flush(self, above_bytes: int) -> None:
-        while self._leaving:
-            part, sink = self._leaving[0]
+        while self._unsent:
+            part, sink = self._unsent[0]
             complete = part is not self._part
             if len(part.data) > (0 if complete else above_bytes):
                 data = bytes(part.data)
@@ -145,7 +144,7 @@ class _Reader:
                 await sink(data)
             if not complete:
                 return
-            self._leaving.popleft()
+            self._unsent.popleft()
 
     def _on_header_end(self) -> None:
         name, value = self._header
@@ -164,7 +163,7 @@ class _Reader:
         elif file_field:
             raise BadField(self._name, f"{self._name} came as text; send the file itself (curl -F {self._name}=@FILE)")
         elif self._name in self._form.fields:
-            raise BadField(self._name, f"the field {self._name!r} was given twice; give it once")
+            raise BadField(self._name, f"the field {self._name!r} came twice; send it once")
         elif len(self._form.fields) >= MAX_FIELDS:
             raise BadRequest(f"the form has more than {MAX_FIELDS} fields")
 
@@ -172,25 +171,25 @@ class _Reader:
         file_field = self._file_fields.get(self._name)
         if file_field is None:
             fields = " or ".join(map(repr, self._file_fields))
-            raise BadField(self._name, f"a file came in the field {self._name!r}; files go into {fields}")
-        if self._counts[self._name] >= file_field.most:
+            raise BadField(self._name, f"a file came in the field {self._name!r}; send files in {fields}")
+        if self._counts[self._name] >= file_field.max_files:
             raise file_field.too_many()
         self._counts[self._name] += 1
         self._part = Part(filename, self._data, self._name)
         self._form.files.append(self._part)
         sink = file_field.sink_of(self._part) if file_field.sink_of else file_field.sink
         if sink is not None:
-            self._leaving.append((self._part, sink))
+            self._unsent.append((self._part, sink))
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._part is None:
             if len(self._data) + end - start > MAX_FIELD_BYTES:
-                raise BadField(self._name, f"the field {self._name!r} has more than {MAX_FIELD_BYTES} bytes")
+                raise BadField(self._name, f"the field {self._name!r} has more than {MAX_FIELD_BYTES} bytes; send less")
         else:
             self._part.size += end - start
-            most = self._file_fields[self._name].max_bytes
-            if most is not None and self._part.size > most:
-                raise BodyTooLarge(f"the file in the field {self._name!r} has more than {most} bytes")
+            max_bytes = self._file_fields[self._name].max_bytes
+            if max_bytes is not None and self._part.size > max_bytes:
+                raise BodyTooLarge(f"the file in the field {self._name!r} has more than {max_bytes} bytes")
         self._data += data[start:end]
 
     def _on_part_end(self) -> None:

@@ -1,4 +1,4 @@
-"""/livez, /readyz and /metrics: for whoever runs the service."""
+"""/livez, /readyz and /metrics, for operators."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _REDIS_S = 2.0
 
 @router.get("/livez", summary="Whether the process answers", response_model=Liveness)
 async def livez() -> Liveness:
-    """Always the same while the process runs; looks at nothing else."""
+    """Return the same while the process runs; checks nothing else."""
     return Liveness()
 
 
 @router.get("/readyz", summary="Whether requests can be served", response_model=Readiness, responses=responses(503))
 async def readyz(request: Request) -> Readiness:
-    """Ready once Redis answers and an inference worker is alive; else 503 with `checks` that name what is missing.
+    """Return 200 once Redis answers and an inference worker is alive; else 503 with `checks` that name what is missing.
 
-    A missing training worker is told but does not make the service unready.
+    A missing training worker is listed, but the service is ready without it.
     """
     workers = gateway_of(request).workers
-    checks = {"redis": "ok", "inference_worker": "not known", "training_worker": "not known"}
+    checks = {"redis": "ok", "inference_worker": "unknown", "training_worker": "unknown"}
     try:
-        async with asyncio.timeout(_REDIS_S):  # a probe waits no longer
+        async with asyncio.timeout(_REDIS_S):  # before the timeout of usual probes
             await workers.refresh()
     except NO_ANSWER:
         checks["redis"] = "does not answer"
@@ -54,10 +54,10 @@ async def readyz(request: Request) -> Readiness:
 
 @router.get(
     "/metrics",
-    summary="Figures for Prometheus",
+    summary="Metrics for Prometheus",
     response_class=Response,
     responses={200: {"content": {"text/plain": {}}, "description": "Prometheus's text format"}},
 )
 async def metrics(request: Request) -> Response:
-    """Requests and times, the queue, batches, jobs and workers; the workers' own figures with a label `worker`."""
+    """Return metrics of requests, the queue, batches, jobs and workers; those of workers have a label `worker`."""
     return Response(await gateway_of(request).exposition(), media_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -178,7 +178,7 @@ def test_first_start_with_keys_makes_one_and_says_where(redis_url, data_root):
     answer = httpx.get(f"{server.url}/priors", headers={"Authorization": f"Bearer {key}", "X-Request-ID": "look"})
     assert (answer.status_code, answer.headers["x-request-id"]) == (200, "look")
     log = server.stop()
-    assert f"stands in {data_root / 'first-api-key'}" in log
+    assert f"is in {data_root / 'first-api-key'}" in log
     assert key not in log
     assert "[look] service.gateway.request_log: GET /priors 200 in" in log
     again = Server(redis_url, data_root, PPL_API_KEYS="true")

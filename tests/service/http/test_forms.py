@@ -105,7 +105,7 @@ async def test_refuses_more_files_than_allowed():
 
 
 async def test_refuses_a_file_in_another_field_before_it_is_read():
-    with pytest.raises(BadField, match="files go into 'images' or 'prior'"):
+    with pytest.raises(BadField, match="send files in 'images' or 'prior'"):
         await read(part("picture", b"x", "a") + END)
 
 
