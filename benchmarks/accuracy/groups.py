@@ -38,7 +38,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        """The title, and how many steps it was trained: what tells the rows of one set apart."""
+        """Return the title and the number of training steps, which together identify a row of one set."""
         return f"{self.title}, {self.first['steps']:,} steps" if self.first["row"] != MEAN_POSE else self.title
 
     @property
@@ -83,10 +83,10 @@ class Group:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """Every result in a folder.
+    """Read every result in a folder.
 
     Raises:
-        ValueError: a file is no result, or there is none.
+        ValueError: a file is not a result, or the folder has none.
     """
     results = []
     for file in sorted(folder.glob("*.json")):
@@ -100,7 +100,7 @@ def read_results(folder: Path) -> list[Result]:
 
 
 def groups(results: Iterable[Result]) -> list[Group]:
-    """Results gathered over their seeds; in the order of the rows, then by name.
+    """Group results over their seeds, in the order of the rows, then by name.
 
     Raises:
         ValueError: two results of a group have another number of steps, so that they can't be compared.

@@ -1,11 +1,11 @@
-"""How the error of landmarks falls with the pictures that a user labels.
+"""Measure how the error of landmarks falls with the number of labelled pictures.
 
     python -m benchmarks.accuracy.landmarks --set mj_dog.npz --version service/samples/dog
 
-The poses of all pictures of a set are estimated once with a trained version. Then so many of the training pictures
+The poses of all pictures of a set are estimated once with a trained version. Then some of the training pictures
 are drawn at random as a user might label, again and again; landmarks are fitted on each draw as ``POST
 /priors/{category}/landmarks`` does it, and scored on all held-out pictures. Beside the error stand what the answer
-would have told of it (cross-validated on the draw alone) and that of guessing each landmark's mean place. A landmark
+would have reported (cross-validated on the draw alone) and that of guessing each landmark's mean place. A landmark
 that a draw shows in too few pictures can't be fitted and does not count in that draw. The last row is the field's
 protocol, least squares on every training picture.
 
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def curve(pack: Pack, predictor: Predictor, counts: Sequence[int], draws: int, seed: int) -> dict[str, Any]:
-    """The held-out errors, in percent of the image side, by how many pictures are labelled.
+    """Return the held-out errors, in percent of the image side, by the number of labelled pictures.
 
     Raises:
         ValueError: a set without labels, or with fewer training pictures than are to be drawn.
@@ -86,7 +86,7 @@ def _split(predictor: Predictor, part: Part) -> Split:
 
 
 def _draw(train: Split, test: Split, rows: np.ndarray) -> dict[str, float]:
-    """What landmarks fitted on some of the training pictures are worth on the held-out ones."""
+    """Fit landmarks on some training pictures and score them on the held-out ones."""
     fitted = np.flatnonzero(((train[2][rows] > 0).sum(0) >= FEWEST_VISIBLE) & (test[2] > 0).any(0))
     keypoints, labels, visibility = train[0][rows], train[1][rows][:, fitted], train[2][rows][:, fitted]
     fit = fit_landmarks(keypoints, labels, visibility)
@@ -110,7 +110,7 @@ def _table(found: dict[str, Any]) -> str:
         f"{found['set']}: {found['landmarks']} landmarks on {found['test_pictures']} held-out pictures, "
         f"% of the image side; a map has {found['map_inputs']} inputs",
         "",
-        "| labelled | draws | error | spread | as told | mean place | landmarks fitted |",
+        "| labelled | draws | error | spread | as reported | mean place | landmarks fitted |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in found["rows"]:

@@ -1,4 +1,4 @@
-"""What a trained model is measured by: the protocols at several refinements, occlusion curves, its prior's skeleton."""
+"""Measure a trained model: the protocols at several refinements, occlusion curves, and the skeleton of its prior."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def mean_pose(pack: Pack) -> dict[str, Any]:
 
 
 def measure(predictor: Predictor, prior: PosePrior, pack: Pack) -> dict[str, Any]:
-    """All measures of a model on a set that apply; on one without labels there are none.
+    """Take all measures that apply to a model and a set; a set without labels has none.
 
     Args:
         prior: as the model's version has it; that of AutoLink is the mean of its poses.
@@ -76,13 +76,13 @@ def measure(predictor: Predictor, prior: PosePrior, pack: Pack) -> dict[str, Any
 
 
 def batched(predictor: Predictor, images: NDArray[np.uint8], refine_steps: int) -> NDArray[np.float64]:
-    """The poses of any number of squares at each iteration, (N, T + 1, K, 2) in [-1, 1]."""
+    """Estimate the poses of squares at each iteration: (N, T + 1, K, 2) in [-1, 1]."""
     chunks = [images[first : first + _BATCH] for first in range(0, len(images), _BATCH)]
     return np.concatenate([predictor.predict(chunk, refine_steps).trajectory for chunk in chunks]).astype(np.float64)
 
 
 def in_unit(keypoints: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[-1, 1] to [0, 1], as labels are."""
+    """Convert from [-1, 1] to [0, 1], the range of labels."""
     return (keypoints + 1) / 2
 
 

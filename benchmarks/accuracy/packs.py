@@ -4,7 +4,7 @@ A pack is an ``.npz`` with the keys
 
 - ``jpeg_blob`` uint8 and ``jpeg_offsets`` (N + 1): picture i is the JPEG ``jpeg_blob[offsets[i]:offsets[i + 1]]``,
   a square of any side;
-- ``keypoints`` float32 (N, J, 2), (x, y) in [0, 1] of the square, and ``visibility`` (N, J), zero where there is none;
+- ``keypoints`` float32 (N, J, 2), (x, y) in [0, 1] of the square, and ``visibility`` (N, J), 0 without a label;
 - ``split`` (N,), "train" or "test"; ``keypoint_names`` (J,);
 - ``meta``, JSON text: ``source`` and ``licence``, and ``edges`` [[j, j'], …] where the true skeleton is known.
 
@@ -45,7 +45,7 @@ SPLITS = ("train", "test")
 
 
 class PackError(ValueError):
-    """A file that is no pack; the message names the file and says what is wrong."""
+    """A file is not a valid pack; the message names the file and says what is wrong."""
 
 
 @dataclass(frozen=True)

@@ -89,11 +89,11 @@ class Plan:
 
 
 def plan(row: str, preset: str, options: Mapping[str, Any], prior_file: Path | None = None) -> Plan:
-    """The settings of a row; ``options`` replace the row's, which replace the preset's.
+    """Return the settings of a row; ``options`` replace the row's, which replace the preset's.
 
     Raises:
         SettingError: an unknown row or setting, or a value out of range.
-        ValueError: the prior's file is none, or does not fit the settings.
+        ValueError: the prior's file is not a prior, or does not fit the settings.
         OSError: the prior's file can't be read.
     """
     config = resolve(preset, {**_overrides(row, preset), **options})

@@ -23,13 +23,13 @@ _LIMIT_S = 60.0  # for one answer
 
 @dataclass
 class Load:
-    """What some clients saw.
+    """The outcome of a load by some clients.
 
     Attributes:
-        seconds: how long they sent.
-        answered: good answers within that time.
-        latencies_s: of all good answers.
-        failures: what went wrong, with numbers.
+        seconds: duration of the load.
+        answered: successful responses within that time.
+        latencies_s: of all successful responses.
+        failures: the number of each kind of failure.
         sent: all requests.
     """
 
@@ -42,11 +42,11 @@ class Load:
 
     @property
     def per_s(self) -> float:
-        """Good answers a second."""
+        """Return the successful responses a second."""
         return self.answered / self.seconds
 
     def ms(self, percent: float) -> float:
-        """A percentile of the latencies in milliseconds; infinite where nothing was answered."""
+        """Return a percentile of the latencies in milliseconds; infinite without a response."""
         return 1e3 * percentile(self.latencies_s, percent) if self.latencies_s else float("inf")
 
     def __add__(self, other: Load) -> Load:
@@ -62,7 +62,7 @@ class Load:
 
 
 def post(path: str, media_type: str, body: bytes) -> bytes:
-    """A request as it goes over the wire, on a connection that stays open."""
+    """Return the bytes of an HTTP request with keep-alive."""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
@@ -72,11 +72,11 @@ def post(path: str, media_type: str, body: bytes) -> bytes:
 def closed_loop(
     urls: Sequence[str], requests: Sequence[bytes], clients: int, seconds: float, wrong: Answered | None = None
 ) -> Load:
-    """So many clients for some seconds, shared among the servers; each takes the requests in turn.
+    """Run clients for some seconds, shared evenly among the servers; each sends the requests in turn.
 
     Args:
         urls: addresses of servers, ``http://host:port``.
-        wrong: looks at each answer of status 200.
+        wrong: checks each response of status 200.
     """
     load = Load(clients, seconds)
 

@@ -16,7 +16,7 @@ _COPIED_BYTES = 1 << 28
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """The most bytes of tensors, temporary ones included, that some work held at once beyond those there before."""
+    """Return the peak of additional tensor memory during some work, in bytes, temporaries included."""
     work()  # what is made once and kept does not count
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 
 class Peer(Protocol):
-    """A model of others; see above."""
+    """A third-party model; see the module docstring."""
 
     name: str
 
@@ -37,7 +37,7 @@ class Peer(Protocol):
 
 
 class PeerError(ValueError):
-    """The file of --peer is no peer; the message says what is missing."""
+    """The file of --peer is not valid; the message says what is missing."""
 
 
 def add_peer_arguments(parser: argparse.ArgumentParser) -> None:

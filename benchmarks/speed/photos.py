@@ -17,7 +17,7 @@ _QUALITY = 90
 def photos(count: int) -> list[bytes]:
     """Dogs of the held-out samples on a ground with grain, as a camera gives them: about 90 KB each.
 
-    Photograph n is n pixels wider, so that an answer, which tells the size, tells which one it belongs to.
+    Photograph n is n pixels wider, so the size in a response identifies its photograph.
     """
     with as_file(files("service") / "samples" / "dog_heldout.zip") as path, zipfile.ZipFile(path) as archive:
         names = [name for name in sorted(archive.namelist()) if name.endswith((".jpg", ".png"))]

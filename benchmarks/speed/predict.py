@@ -2,7 +2,7 @@
 
 python -m benchmarks.speed.predict [--json] [--peer PATH] [--batch 16] [--device auto]
 
-Without --peer only our own rates are told, and no ratio. The share of the device's bf16 rate counts the
+Without --peer only our own rates are reported, and no ratio. The share of the device's bf16 rate counts the
 multiplications of the model against those of a large matrix product in the same run.
 """
 

@@ -2,7 +2,7 @@
 
 python -m benchmarks.speed.scale_out [--json] [--clients 32] [--seconds 4] [--rounds 2]
 
-Each photograph has a width of its own, which its answer tells: an answer of another request would be noticed.
+Each photograph has a different width, which its response contains, so swapped responses would be noticed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BEAT_S = 2 * HEARTBEAT_EVERY_S  # workers' figures come with their heartbeats
 
 
 def wrong(number: int, body: bytes) -> str | None:
-    """What is wrong with the answer to a photograph."""
+    """Return what is wrong with the response to a photograph, if anything."""
     images = json.loads(body)["images"]
     if len(images) != 1:
         return f"{len(images)} poses for one picture"

@@ -1,4 +1,4 @@
-"""Runs the subjects of speed one after the other and writes SPEED.md: a table of them all, then each in full.
+"""Run the subjects of speed one after the other and write SPEED.md: a table of them all, then each in full.
 
 python -m benchmarks.speed [SUBJECT …] [--into FILE.md] [--peer SUBJECT=PATH …] [--perceptual-weights FILE]
 
@@ -43,10 +43,10 @@ Result = dict[str, Any]
 
 
 def measured(subject: str, arguments: list[str], peer: list[str] | None = None) -> Result:
-    """What a subject found; where it failed, ``subject`` and ``failure``.
+    """Run a subject and return its result; if it failed, ``subject`` and ``failure``.
 
     Args:
-        peer: further arguments, files of whoever runs this; they are told without their paths.
+        peer: further arguments, which name files of the user; the report omits their paths.
     """
     peer = peer or []
     command = [sys.executable, "-m", f"benchmarks.{subject}", "--json", *arguments, *peer]
@@ -57,8 +57,8 @@ def measured(subject: str, arguments: list[str], peer: list[str] | None = None) 
     if done.returncode:
         return {"subject": subject, "failure": done.stderr.strip()[-_LAST_WORDS:]}
     found: Result = json.loads(done.stdout)
-    told = [word if word.startswith("--") else "FILE" for word in peer]
-    return {**found, "command": " ".join(["python -m", f"benchmarks.{subject}", *arguments, *told])}
+    shown = [word if word.startswith("--") else "FILE" for word in peer]
+    return {**found, "command": " ".join(["python -m", f"benchmarks.{subject}", *arguments, *shown])}
 
 
 def document(results: list[Result], day: str, plots: list[str] | None = None) -> str:

@@ -15,7 +15,7 @@ from model.network.device import pick_device
 def interleaved(
     contestants: Mapping[str, Callable[[], object]], repeats: int, device: torch.device | None = None, warm_up: int = 1
 ) -> dict[str, float]:
-    """Median seconds of a call of each contestant, all in turn in each round, every other round the other way round.
+    """Return the median seconds of a call of each contestant; rounds alternate in direction.
 
     What slows the machine for a while then slows all of them.
 
@@ -55,7 +55,7 @@ def device_of(options: argparse.Namespace) -> torch.device:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value that so many percent of some values do not exceed; at least one value."""
+    """Return the value that the given percentage of the values do not exceed. Needs at least one value."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 

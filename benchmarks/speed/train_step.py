@@ -2,7 +2,7 @@
 
 python -m benchmarks.speed.train_step [--json] [--peer PATH] [--perceptual-weights FILE] [--batch 8] [--device auto]
 
-Without --peer only our own times are told, and no ratio.
+Without --peer only our own times are reported, and no ratio.
 """
 
 from __future__ import annotations
