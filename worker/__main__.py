@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from service.contract import routing
 from service.contract.routing import Kind
-from worker.settings import WorkerSettings
+from worker.settings import WorkerSettings, set_threads
 
 logger = logging.getLogger("worker")
 
@@ -51,7 +51,7 @@ def run(kind: Kind, settings: WorkerSettings) -> int:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))
     if kind == "training" and settings.training_nice:
         os.nice(settings.training_nice)
-    _set_threads(settings.inference_threads if kind == "inference" else settings.training_threads)
+    set_threads(settings.inference_threads if kind == "inference" else settings.training_threads)
 
     # imported here because torch and Celery take seconds, which `health` does not need
     from celery import signals
@@ -101,16 +101,6 @@ def run(kind: Kind, settings: WorkerSettings) -> int:
     )
     worker.start()
     return int(worker.exitcode or 0)
-
-
-def _set_threads(count: int) -> None:
-    # the libraries below torch read these when they are loaded
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(count)
-    import torch
-
-    torch.set_num_threads(count)
-    torch.set_num_interop_threads(1)
 
 
 if __name__ == "__main__":

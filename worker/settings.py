@@ -17,6 +17,17 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def set_threads(count: int) -> None:
+    """Let torch use this many threads; call it before anything else imports torch."""
+    # the libraries below torch read these when they are loaded
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(count)
+    import torch
+
+    torch.set_num_threads(count)
+    torch.set_num_interop_threads(1)
+
+
 class WorkerSettings(CommonSettings):
     """Settings of the workers alone; inference and training share the cores by their numbers of threads."""
 

@@ -18,6 +18,8 @@ import threading
 from pathlib import Path
 from typing import Any, TextIO
 
+from worker.settings import set_threads
+
 
 def main() -> int:
     """Follow the instructions and return the exit code."""
@@ -31,8 +33,7 @@ def main() -> int:
     )
     commands: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read_commands, args=(commands,), name="commands", daemon=True).start()
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(instructions["threads"])
+    set_threads(instructions["threads"])
     if sys.platform == "linux":  # all ranks run on this machine
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, "lo")
@@ -48,8 +49,6 @@ def main() -> int:
 
 
 def _train(instructions: dict[str, Any], commands: queue.SimpleQueue[str], reports: TextIO) -> None:
-    import torch
-
     from model.config import PPLConfig
     from model.training.distributed import join_group, pick_rank_device
     from model.training.trainer import Trainer
@@ -57,7 +56,6 @@ def _train(instructions: dict[str, Any], commands: queue.SimpleQueue[str], repor
 
     from .training_input import load_training_input
 
-    torch.set_num_threads(instructions["threads"])
     rank, processes, job_id = instructions["rank"], instructions["processes"], instructions["job_id"]
     files = JobFiles(Path(instructions["data_root"]))
     data = load_training_input(files, job_id)

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,93 +34,84 @@ from .training_run import TrainingRun
 logger = logging.getLogger(__name__)
 
 
+@dataclass
 class TrainingRunner:
     """Trains jobs, one at a time."""
 
-    def __init__(
-        self,
-        jobs: JobStore,
-        files: JobFiles,
-        store: VersionStore,
-        taker: JobTaker,
-        settings: WorkerSettings,
-        metrics: TrainingMetrics,
-        paces: PaceBook,
-    ) -> None:
-        self._jobs = jobs
-        self._files = files
-        self._store = store
-        self._taker = taker
-        self._settings = settings
-        self._metrics = metrics
-        self._paces = paces
-        self.is_busy = False
+    jobs: JobStore
+    files: JobFiles
+    store: VersionStore
+    taker: JobTaker
+    settings: WorkerSettings
+    metrics: TrainingMetrics
+    paces: PaceBook
+    is_busy: bool = False
 
     def run(self, job_id: str) -> None:
         """Train a job to its end if it is queued or running and no other process works on it."""
         self.is_busy = True
         try:
-            self._taker.take(job_id, self._work)
+            self.taker.take(job_id, self._work)
         finally:
             self.is_busy = False
-            self._metrics.reset_job_gauges()
+            self.metrics.reset_job_gauges()
 
     def _work(self, held: HeldJob) -> None:
-        job = self._jobs.get(held.job_id)
+        job = self.jobs.get(held.job_id)
         if job.status not in (JobStatus.QUEUED, JobStatus.RUNNING):
             logger.info("job=%s: nothing to train, it is %s", job.id, job.status)
             return
-        self._store.sweep_staged(job.category, job.id)
-        version = self._store.find_by_job(job.category, job.id)
+        self.store.sweep_staged(job.category, job.id)
+        version = self.store.find_by_job(job.category, job.id)
         if version:
             logger.info("job=%s: already published as version=%s", job.id, version)
             self._succeed(held, version, lambda record: None)
             return
         record = held.write(_begin)
         if record.job.status.ended:
-            self._taker.clean_up(record)  # it failed because it was started too often
+            self.taker.clean_up(record)  # it failed because it was started too often
             return
         if record.job.status is JobStatus.PAUSED:
             logger.info("job=%s: paused before it started", job.id)
             return
-        pace = self._paces.of(job.settings)
+        pace = self.paces.of(job.settings)
         trainer = self._make_trainer(record, held)
-        checkpoint, threads = self._files.checkpoint(job.id), self._choose_threads(trainer)
-        run = TrainingRun(trainer, record, held, checkpoint, self._metrics, pace, threads)
+        checkpoint, threads = self.files.checkpoint(job.id), self._choose_threads(trainer)
+        run = TrainingRun(trainer, record, held, checkpoint, self.metrics, pace, threads)
         run.train()
         if run.pace:
-            self._paces.note(job.settings, run.pace)
+            self.paces.note(job.settings, run.pace)
         with run.set_aside_if_stopping():
             evaluation = self._evaluate(run)
         self._succeed(held, self._publish(run, held, evaluation), run.write_progress)
 
     def _succeed(self, held: HeldJob, version: str, write_progress: Change) -> None:
-        job = self._jobs.get(held.job_id)
+        job = self.jobs.get(held.job_id)
         if job.activate:
-            self._store.activate(job.category, version)
+            self.store.activate(job.category, version)
 
         def succeed(record: JobRecord) -> None:
             write_progress(record)
             record.reclaim()  # if it was stopped or requeued between publishing and here
             record.move(JobStatus.SUCCEEDED)
             record.job.version = version
-            record.job.evaluation = self._store.info(job.category, version).get("evaluation")
+            record.job.evaluation = self.store.info(job.category, version).get("evaluation")
             record.job.progress.step, record.job.progress.fraction = record.job.progress.total_steps, 1.0
 
-        if self._taker.end(held, succeed):
+        if self.taker.end(held, succeed):
             logger.info("job=%s: succeeded, version=%s active=%s", job.id, version, job.activate)
 
     def _choose_threads(self, trainer: Trainer) -> ThreadChoice | None:
         """Return the choice of threads; None if the settings fix their number, or if it does not matter."""
-        settings = self._settings
+        settings = self.settings
         if "training_threads" in settings.model_fields_set or settings.training_processes > 1:
             return None
         return ThreadChoice(settings.training_threads, step=trainer.step) if trainer.device.type == "cpu" else None
 
     def _make_trainer(self, record: JobRecord, held: HeldJob) -> Trainer:
-        job, settings = record.job, self._settings
-        data, config = load_training_input(self._files, job.id), parse_config(job.settings)
-        checkpoint = self._files.checkpoint(job.id)
+        job, settings = record.job, self.settings
+        data, config = load_training_input(self.files, job.id), parse_config(job.settings)
+        checkpoint = self.files.checkpoint(job.id)
         make: Callable[..., Trainer] = Trainer
         if settings.training_processes > 1:
             make = partial(
@@ -133,7 +125,7 @@ class TrainingRunner:
             data.images, config, settings.device, settings.perceptual_weights, clips=data.clips, prior=data.prior
         )
         if job.continued_from:
-            trainer.load_weights(self._files.start(job.id))
+            trainer.load_weights(self.files.start(job.id))
         try:
             trainer.load_checkpoint(checkpoint)
         except CheckpointError:
@@ -145,22 +137,22 @@ class TrainingRunner:
 
     def _evaluate(self, run: TrainingRun) -> dict[str, Any] | None:
         job_id = run.record.job.id
-        labelled = load_labelled(self._files, job_id)
+        labelled = load_labelled(self.files, job_id)
         if labelled is None:
             return None
         logger.info("job=%s: evaluating on %d labelled pictures", job_id, len(labelled.pictures))
-        predictor = Predictor(run.trainer.model, self._settings.device)
-        return evaluate_labelled(predictor, load_pictures(self._files, job_id), labelled, run.report_evaluation)
+        predictor = Predictor(run.trainer.model, self.settings.device)
+        return evaluate_labelled(predictor, load_pictures(self.files, job_id), labelled, run.report_evaluation)
 
     def _publish(self, run: TrainingRun, held: HeldJob, evaluation: dict[str, Any] | None) -> str:
         job = run.record.job
         version = new_version_id(job.id)
-        with self._store.staging(job.category, version) as folder:
+        with self.store.staging(job.category, version) as folder:
             names = job.continued_from.keypoint_names if job.continued_from else None
             run.trainer.export(folder, tuple(names) if names else None)
             write_json(folder / "version.json", run.version_info(version, _checksums(folder), evaluation))
             held.confirm_lease()
-            self._store.publish(folder, job.category, version)
+            self.store.publish(folder, job.category, version)
         return version
 
 

@@ -91,14 +91,8 @@ class Inspector(PeriodicThread):
             return
         findings.status = DatasetStatus.READY
         self._files.write_findings(dataset_id, findings)
-        found = findings.found
-        logger.info(
-            "dataset=%s: ready, pictures=%d videos=%d skipped=%d",
-            dataset_id,
-            found.pictures,
-            found.videos,
-            found.skipped,
-        )
+        pictures, videos, skipped = findings.found.pictures, findings.found.videos, findings.found.skipped
+        logger.info("dataset=%s: ready, pictures=%d videos=%d skipped=%d", dataset_id, pictures, videos, skipped)
 
     def _fail(self, dataset_id: str, findings: Findings, error: PPLError) -> None:
         logger.warning("dataset=%s: failed: %s (%s)", dataset_id, error.detail, error.code)

@@ -42,7 +42,7 @@ def ranks() -> list[int]:
 def pair(desk: SimpleNamespace) -> SimpleNamespace:
     """The desk of a worker that trains with two processes."""
     desk.settings = desk.settings.model_copy(update={"training_processes": 2})
-    desk.runner._settings = desk.settings
+    desk.runner.settings = desk.settings
     return desk
 
 
@@ -98,7 +98,7 @@ def test_stopped_job_goes_on_with_one_process(pair: SimpleNamespace, after: Any)
     assert ranks() == []
     assert load(pair.files.checkpoint(job.id) / "checkpoint.safetensors")[1]["step"] == 3
     pair.stop.requested = False
-    pair.runner._settings = pair.settings.model_copy(update={"training_processes": 1})
+    pair.runner.settings = pair.settings.model_copy(update={"training_processes": 1})
     pair.runner.run(job.id)
     assert pair.jobs.get(job.id).status is JobStatus.SUCCEEDED
 
