@@ -30,13 +30,13 @@ def test_call_waits_until_the_server_is_back_and_says_so_once(caplog: pytest.Log
     assert "job 1: Redis is down" in caplog.text
 
 
-def test_waiting_ends_when_told_and_the_error_passes_through() -> None:
+def test_giving_up_raises_the_last_error() -> None:
     server = Server(99, redis.TimeoutError())
     with pytest.raises(redis.TimeoutError):
         retry_outages(server, lambda: server.calls == 2, "job 1")
 
 
-def test_fault_of_ours_is_not_waited_out() -> None:
+def test_other_errors_are_not_retried() -> None:
     server = Server(99, redis.ResponseError("wrong number of arguments"))
     with pytest.raises(redis.ResponseError):
         retry_outages(server, lambda: False, "job 1")
@@ -48,7 +48,7 @@ def test_client_of_a_server_that_is_not_there_fails_soon() -> None:
         client.ping()
 
 
-def test_second_outage_is_told_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_second_outage_is_logged_again(caplog: pytest.LogCaptureFixture) -> None:
     log = OutageLog("heartbeat")
     for _ in range(2):
         log.log_failure(redis.ConnectionError())

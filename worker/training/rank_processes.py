@@ -1,7 +1,7 @@
 """Train with several processes, driven over pipes and killed with the worker.
 
-The worker's own process does not train then. It starts one :mod:`worker.training.rank` per rank, tells rank 0 to take
-a step or to save after every step, and loads the last checkpoint once all steps are done. A rank exits when its
+The worker's own process does not train then. It starts one :mod:`worker.training.rank` per rank, sends rank 0 a
+command for each step and each checkpoint, and loads the last checkpoint once all steps are done. A rank exits when its
 standard input ends, so no rank outlives a killed worker.
 """
 
@@ -226,17 +226,17 @@ class RankProcesses:
         return RankCrashed(f"training {', '.join(codes)} ended without a report; often the memory ran out")
 
 
-def rebuild_error(message: dict[str, Any], who: str) -> Exception:
+def rebuild_error(message: dict[str, Any], process: str) -> Exception:
     """Return the error that a rank reported, of a type that gives the job the same error code."""
     kind, text = message["kind"], str(message["error"])
-    logger.error("%s failed: %s: %s", who, kind, text)
+    logger.error("%s failed: %s: %s", process, kind, text)
     if kind == TrainingDivergedError.__name__:
         return TrainingDivergedError(text)
     if kind == "OSError" and message.get("errno"):
         return OSError(message["errno"], text)
     if kind in ("MemoryError", "OutOfMemoryError"):
         return MemoryError(text)
-    return RankError(f"{who}: {kind}: {text}")
+    return RankError(f"{process}: {kind}: {text}")
 
 
 def _exit_reason(process: subprocess.Popen[str]) -> str:

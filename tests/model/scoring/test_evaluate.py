@@ -208,18 +208,18 @@ def test_keypoint_whose_only_pose_is_dropped_costs_the_whole_pose_alone():
     assert "labelled keypoint 0 is visible in none" in scores["whole_pose_left_out"]
 
 
-def test_swap_that_is_no_pairing_is_refused(mirrored):
+def test_swap_that_is_not_a_pairing_is_refused(mirrored):
     for swap in ((0, 1), (1, 2, 0), (0, 0, 1)):
         with pytest.raises(ValueError, match="expected each of 3 keypoints' partner"):
             evaluate(*mirrored, swap)
 
 
-def test_sides_are_told_by_names():
+def test_sides_come_from_names():
     assert sides(["nose", "left_eye", "right_eye", "tail"]) == (0, 2, 1, 3)
     assert sides(["elbow_L", "hip", "elbow_R", "knee_L"]) == (2, 1, 0, 3)
     assert sides(["Left Eye", "right eye"]) == (1, 0)
     assert sides(["nose", "tail", "left_wing"]) is None
-    assert sides(["a_L", "A-L", "a_R"]) is None  # two left, one right: nobody's partner is told
+    assert sides(["a_L", "A-L", "a_R"]) is None  # two left, one right: no unique partner
 
 
 def test_command_scores_files_by_picture_name(linear, tmp_path, capsys):

@@ -98,7 +98,7 @@ def test_a_split_of_the_predictions_goes_before_the_labels_having_none(call, tru
     assert (scores["train_images"], scores["heldout_images"], scores["split_from"]) == (50, 10, "predictions")
 
 
-def test_what_can_not_be_scored_is_said_in_a_line(call, truth, names):
+def test_files_that_can_not_be_scored_give_one_line(call, truth, names):
     keypoints, labels = truth
     some = by_name(names, keypoints)
     assert call("protocols", predictions={"pictures": some}, labels=csv(names, labels))[0] == 2
@@ -144,7 +144,7 @@ def test_labels_are_held_against_pictures_that_have_no_pose_yet(call, truth, nam
 
 
 @pytest.mark.parametrize("size", [200, [200], [200, "100"], [0, 100], [1.5, 2]])
-def test_size_that_is_none_is_refused_by_name(call, truth, names, size):
+def test_invalid_size_is_refused_by_name(call, truth, names, size):
     predictions = {"pictures": by_name(names, truth[0]), "sizes": {name: [200, 100] for name in names}}
     predictions["sizes"]["003.jpg"] = size
     assert "the size of '003.jpg' is" in call("protocols", predictions=predictions, labels=csv(names, truth[1]))[1]
@@ -155,17 +155,17 @@ def test_masks_are_written_for_every_level_and_scored_with_their_poses(call, tru
     squares = np.random.default_rng(1).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
     np.save(tmp_path / "squares.npy", squares)
     folder = tmp_path / "masked"
-    told = call("masks", "--squares", tmp_path / "squares.npy", "--out", folder, "--seed", 5)
+    reported = call("masks", "--squares", tmp_path / "squares.npy", "--out", folder, "--seed", 5)
     expected = list(levels(12, 5))
-    assert [(entry["kind"], entry["level"]) for entry in told["levels"]] == [level[:2] for level in expected]
-    for entry, (_, _, hidden) in zip(told["levels"], expected, strict=True):
+    assert [(entry["kind"], entry["level"]) for entry in reported["levels"]] == [level[:2] for level in expected]
+    for entry, (_, _, hidden) in zip(reported["levels"], expected, strict=True):
         assert (np.load(folder / entry["file"]) == cover(squares, hidden)).all()
 
     held = names[48:]
     shift = np.array([0.1, 0.0])  # iteration 0 is off by this at occluded levels, iteration 1 right
     poses = {
         entry["kind"]: np.stack([keypoints[48:] + shift * (entry["kind"] != "clean"), keypoints[48:]], axis=1)
-        for entry in told["levels"]
+        for entry in reported["levels"]
     }
     predictions = {
         "train": by_name(names[:48], keypoints[:48]),
@@ -173,7 +173,7 @@ def test_masks_are_written_for_every_level_and_scored_with_their_poses(call, tru
         "seed": 5,
         "sizes": {name: [200, 100] for name in names},
         "levels": [
-            {"kind": e["kind"], "level": e["level"], "poses": poses[e["kind"]].tolist()} for e in told["levels"]
+            {"kind": e["kind"], "level": e["level"], "poses": poses[e["kind"]].tolist()} for e in reported["levels"]
         ],
     }
     plot = tmp_path / "plot.png"

@@ -77,8 +77,12 @@ def test_points_are_hidden_where_the_pixels_under_them_are():
 
 
 def test_levels_are_those_of_the_paper():
-    told = [(kind, level) for kind, level, _ in levels(2)]
-    assert told == [("clean", 0.0), *(("random", r) for r in RANDOM_RATIOS), *(("centre", p) for p in CENTRE_PATCHES)]
+    kinds = [(kind, level) for kind, level, _ in levels(2)]
+    assert kinds == [
+        ("clean", 0.0),
+        *(("random", r) for r in RANDOM_RATIOS),
+        *(("centre", p) for p in CENTRE_PATCHES),
+    ]
     assert RANDOM_RATIOS == (0.1, 0.2, 0.3, 0.4)
     assert CENTRE_PATCHES == (2, 4, 6, 8, 10, 12)
 
@@ -108,7 +112,7 @@ def dots():
     return images, labels, np.ones((60, 1)), predict
 
 
-def test_table_tells_the_error_at_each_level_and_iteration_and_of_the_hidden_apart(dots):
+def test_table_has_errors_by_level_and_iteration_and_of_hidden_keypoints_apart(dots):
     images, labels, seen, predict = dots
     maps = fit_maps(predict(images, 0)[:, 0], labels, seen)
     rows = occlusion_table(predict, images, labels, seen, maps, refine_steps=2, seed=3)

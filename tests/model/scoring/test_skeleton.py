@@ -171,7 +171,7 @@ def test_point_set_without_extent_is_like_no_other():
         procrustes(POSE, np.zeros((6, 2)))
 
 
-def test_prior_that_is_not_the_mean_pose_is_told_by_both_distances(poses):
+def test_prior_that_is_not_the_mean_pose_has_both_distances_above_zero(poses):
     labels, seen = poses
     folded = labels.mean(0)
     folded[3] = folded[1] + (0.02, 0.1)
@@ -180,7 +180,7 @@ def test_prior_that_is_not_the_mean_pose_is_told_by_both_distances(poses):
     assert found["matched"]["distance"] == pytest.approx(found["mapped"]["distance"], abs=1e-6)
 
 
-def test_what_does_not_fit_is_refused(poses):
+def test_inputs_that_do_not_match_are_refused(poses):
     labels, seen = poses
     prior = labels.mean(0) * 2 - 1
     with pytest.raises(ValueError, match=r"a prior of \(5, 2\) and 15 links"):

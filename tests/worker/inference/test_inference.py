@@ -161,7 +161,7 @@ def test_next_batch_is_answered_after_a_failed_one(engine: InferenceEngine, redi
     assert reply(redis_client).error is None
 
 
-def test_refinement_of_a_model_without_a_memory_is_said(
+def test_refinement_of_a_model_without_a_memory_is_an_error(
     redis_client: redis.Redis, data_root: Path, publish: Callable[..., str], metrics: InferenceMetrics
 ) -> None:
     publish()

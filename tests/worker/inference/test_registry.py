@@ -71,7 +71,7 @@ def test_version_that_was_deleted_and_came_back_is_loaded_anew(
     assert loads == ["v1", "v1"]
 
 
-def test_missing_versions_and_odd_names_are_told_apart(registry: ResidentModels, publish: Publish) -> None:
+def test_missing_versions_and_bad_names_raise_different_errors(registry: ResidentModels, publish: Publish) -> None:
     with pytest.raises(UnknownCategory):
         registry.get("dog", "v1")
     publish()
@@ -83,7 +83,7 @@ def test_missing_versions_and_odd_names_are_told_apart(registry: ResidentModels,
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "config.json"])
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"\0" * 16)])
-def test_damaged_version_is_said_to_be_so_and_not_kept(
+def test_damaged_version_raises_and_is_not_kept(
     registry: ResidentModels, publish: Publish, data_root: Path, file: str, damage: Callable[[Path], object]
 ) -> None:
     publish()

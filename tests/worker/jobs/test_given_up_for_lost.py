@@ -1,4 +1,4 @@
-"""Jobs whose lease ran out while their worker could not reach Redis: it is the only one that has them, and goes on."""
+"""Jobs whose lease expired while their worker could not reach Redis: the worker keeps them and goes on."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_its_owners_pause_holds(
     assert not desk.jobs.leased(job.id)
 
 
-def test_what_it_had_published_is_told(
+def test_job_that_had_published_its_version_succeeds(
     desk: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, lapse: Callable[..., JobStatus]
 ) -> None:
     job, seen = desk.prepared(), []
@@ -107,7 +107,7 @@ def test_what_it_had_published_is_told(
     assert desk.store.active("dog") == done.version
 
 
-def test_its_failure_is_told_though_it_was_paused(
+def test_failure_is_written_although_the_job_was_paused(
     desk: SimpleNamespace, during: Callable[..., None], lapse: Callable[..., JobStatus]
 ) -> None:
     job = desk.prepared()

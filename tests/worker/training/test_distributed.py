@@ -126,7 +126,7 @@ def test_job_goes_on_from_its_checkpoint_after_a_process_was_killed(
     assert pair.jobs.get(job.id).status is JobStatus.SUCCEEDED
 
 
-def test_error_of_a_process_is_told_with_its_reason(pair: SimpleNamespace, tmp_path: Path) -> None:
+def test_error_of_a_process_is_raised_with_its_reason(pair: SimpleNamespace, tmp_path: Path) -> None:
     job = pair.prepared()
     pair.files.pictures(job.id).unlink()
     order = {**rank_instructions(job.id, pair.tiny(), pair.settings), "meeting": f"file://{tmp_path}/meeting"}

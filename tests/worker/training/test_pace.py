@@ -52,7 +52,7 @@ def test_few_marks_are_kept_of_many_steps() -> None:
 # the dearer steps at the end
 
 
-def test_which_steps_are_dearer() -> None:
+def test_late_step_is_the_first_with_occlusion() -> None:
     assert find_late_step(resolve("compact", {"steps": 1000, "occlusion_start": 0.75})) == 750
     assert find_late_step(resolve("compact", {"steps": 10, "occlusion_weight": 0, "refinement_weight": 0})) is None
     autolink = {"method": "autolink", "link_colours": 0, "object_colour": False}
@@ -77,7 +77,7 @@ def run(
     return promised
 
 
-def test_time_left_is_honest_before_the_dearer_steps_begin() -> None:
+def test_time_left_is_accurate_before_the_slower_steps_begin() -> None:
     # as measured with compact on one core
     for _, promised, took in run(SpeedMeter(900), 1200, 900, 0.303, 0.409):
         assert promised == pytest.approx(took, rel=0.02)
@@ -94,7 +94,7 @@ def test_without_an_earlier_run_it_is_within_a_third_where_late_steps_cost_twice
         assert promised == pytest.approx(took, rel=0.34)
 
 
-def test_run_tells_its_pace_to_later_ones() -> None:
+def test_run_gives_its_pace_to_later_ones() -> None:
     keeper = SpeedMeter(900)
     run(keeper, 1200, 900, 0.3, 0.6)
     assert keeper.pace == Pace(pytest.approx(0.3), pytest.approx(2.0))
@@ -102,7 +102,7 @@ def test_run_tells_its_pace_to_later_ones() -> None:
     assert keeper.pace.seconds({"steps": 400, "occlusion_start": 0.75}, 350) == pytest.approx(50 * 0.6)
 
 
-def test_run_stopped_before_the_dearer_steps_tells_what_it_saw() -> None:
+def test_run_stopped_before_the_slower_steps_has_no_late_cost() -> None:
     keeper = SpeedMeter(900)
     for step in range(1, 100):
         keeper.mark(step, 0.5 * step)

@@ -49,7 +49,7 @@ def test_job_becomes_the_active_version(desk: SimpleNamespace) -> None:
     assert 'ppl_training_jobs_total{outcome="succeeded"} 1.0' in desk.metrics.text()
 
 
-def test_job_that_shall_not_activate_leaves_the_active_version(desk: SimpleNamespace) -> None:
+def test_job_without_activation_leaves_the_active_version(desk: SimpleNamespace) -> None:
     first, second = desk.prepared(), desk.prepared()
     desk.runner.run(first.id)
     desk.jobs.update(second.id, lambda record: setattr(record.job, "activate", False))
@@ -154,22 +154,22 @@ def test_job_paused_while_it_was_prepared_is_not_sent(desk: SimpleNamespace) -> 
     assert desk.files.pictures(job.id).exists()
 
 
-def test_events_and_checkpoints_tell_of_the_training(desk: SimpleNamespace) -> None:
+def test_events_and_checkpoints_describe_the_training(desk: SimpleNamespace) -> None:
     job = desk.prepared()
     desk.runner.run(job.id)
     log = EventLog(desk.jobs._redis)
-    told = log.page(job.id, 0, 500).items
-    assert [event.data["status"] for event in told if event.kind == "status"] == [
+    reported = log.page(job.id, 0, 500).items
+    assert [event.data["status"] for event in reported if event.kind == "status"] == [
         "validating",
         "queued",
         "running",
         "succeeded",
     ]
-    assert any("9 pictures prepared" in event.data["message"] for event in told if event.kind == "log")
-    assert [event.data["step"] for event in told if event.kind == "checkpoint"] == [2, 4, 6]
-    assert [event.data["step"] for event in told if event.kind == "metric"][-1] == 6
-    assert told[-1].kind == "completed"
-    assert told[-1].data["version"] == desk.jobs.get(job.id).version
+    assert any("9 pictures prepared" in event.data["message"] for event in reported if event.kind == "log")
+    assert [event.data["step"] for event in reported if event.kind == "checkpoint"] == [2, 4, 6]
+    assert [event.data["step"] for event in reported if event.kind == "metric"][-1] == 6
+    assert reported[-1].kind == "completed"
+    assert reported[-1].data["version"] == desk.jobs.get(job.id).version
     last = log.checkpoints(job.id).items[0]
     assert last.step == 6
     assert last.size_bytes > 1000
@@ -281,7 +281,7 @@ def test_job_set_aside_as_its_worker_stops_is_the_next_one(
     assert desk.jobs.waiting_order() == [job.id, waiting.id]
     desk.caretaker.hand_over(waiting.id)
     desk.caretaker.hand_over("0" * 22)
-    assert desk.jobs.waiting_order() == [job.id, waiting.id], "only what was set aside is handed on"
+    assert desk.jobs.waiting_order() == [job.id, waiting.id], "only a job that was set aside is handed over"
 
 
 def test_what_a_killed_publication_left_is_removed_when_the_job_is_taken_up_again(desk: SimpleNamespace) -> None:

@@ -114,7 +114,7 @@ def test_unexpected_error_fails_the_job_without_telling_its_trace(
         (TooFewPictures("3 of 4"), "too_few_pictures"),
     ],
 )
-def test_reasons_are_told_apart(error: Exception, code: str) -> None:
+def test_each_failure_has_its_own_code(error: Exception, code: str) -> None:
     reason = explain_failure(error)
     assert reason.code == code
     assert code != "training_failed" or "batch_size" in reason.detail

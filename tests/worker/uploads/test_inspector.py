@@ -1,4 +1,4 @@
-"""What a worker finds in datasets, and what becomes of them when it stops, dies, or they go under its hands."""
+"""What a worker finds in datasets, also when it stops or crashes, or the dataset is deleted meanwhile."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_list_of_files_left_out_is_short_and_all_are_counted(lab: SimpleNamespac
     assert len(dataset.found.skipped_files) == 20
 
 
-def test_pictures_of_the_same_bytes_are_told(lab: SimpleNamespace) -> None:
+def test_duplicate_pictures_are_listed(lab: SimpleNamespace) -> None:
     one = picture(1)
     dataset = lab.found({"a.jpg": one, "b.jpg": picture(2), "sub/c.jpg": one, "d.jpg": one})
     assert dataset.found.duplicates == 2
@@ -153,7 +153,7 @@ def test_nothing_readable_fails_with_the_reasons(lab: SimpleNamespace) -> None:
     assert dataset.contact_sheet is None
 
 
-def test_archive_that_breaks_off_inside_is_told(lab: SimpleNamespace) -> None:
+def test_truncated_archive_fails_with_what_was_found(lab: SimpleNamespace) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for number in range(3):
@@ -273,7 +273,7 @@ def test_labels_of_no_picture_fail(lab: SimpleNamespace) -> None:
     assert dataset.status is DatasetStatus.FAILED
     assert dataset.error is not None
     assert dataset.error.code == "bad_labels"
-    assert dataset.found.pictures == 1, "what was found is told all the same"
+    assert dataset.found.pictures == 1, "the findings are kept"
 
 
 # whatever happens
@@ -284,7 +284,7 @@ def test_stop_sets_it_aside_and_it_is_begun_anew(lab: SimpleNamespace) -> None:
     lab.stop.request()
     lab.inspector.run_once()
     lab.inspector.inspect(dataset)
-    assert lab.files.findings(dataset) == Findings(), "a stop in good order is no death"
+    assert lab.files.findings(dataset) == Findings(), "an orderly stop is not a crash"
     lab.stop.requested = False
     lab.inspector.run_once()
     assert lab.files.get(dataset).found.pictures == 9
@@ -320,7 +320,7 @@ def test_dataset_whose_worker_was_killed_is_taken_up_again_but_not_for_ever(
     assert lab.files.get(dataset).status is DatasetStatus.READY
 
 
-def test_one_process_at_a_time_looks(lab: SimpleNamespace) -> None:
+def test_dataset_is_inspected_by_one_process_at_a_time(lab: SimpleNamespace) -> None:
     dataset = lab.put({"a.jpg": picture()})
     with lab.files.inspecting(dataset) as mine:
         assert mine
@@ -351,7 +351,7 @@ def test_dataset_may_be_deleted_while_it_is_looked_into(
     assert "inspection failed" not in caplog.text
 
 
-def test_fault_of_ours_is_told_and_does_not_come_again_and_again(
+def test_internal_error_fails_the_dataset_and_is_not_retried(
     lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fault(*_: object) -> None:
@@ -382,7 +382,7 @@ def test_one_that_failed_is_looked_into_again_once_its_findings_are_gone(
     assert lab.files.get(dataset.id).status is DatasetStatus.READY
 
 
-def test_what_was_found_so_far_is_told_on_the_way(lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_are_written_during_the_inspection(lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.uploads.dataset_inspector._WRITE_EVERY_S", 0)
     dataset = lab.put({f"{n}.jpg": picture(n) for n in range(6)})
     seen = []
@@ -390,15 +390,15 @@ def test_what_was_found_so_far_is_told_on_the_way(lab: SimpleNamespace, monkeypa
 
     def watch(dataset_id: str, findings: Findings) -> None:
         write(dataset_id, findings)
-        told = json.loads((lab.files.folder(dataset) / "findings.json").read_text())
-        seen.append((told["status"], told["found"]["pictures"]))
+        reported = json.loads((lab.files.folder(dataset) / "findings.json").read_text())
+        seen.append((reported["status"], reported["found"]["pictures"]))
 
     monkeypatch.setattr(lab.files, "write_findings", watch)
     lab.inspector.inspect(dataset)
     assert seen == [("inspecting", n) for n in range(7)] + [("ready", 6)]
 
 
-def test_thread_looks_by_itself_and_ends(lab: SimpleNamespace) -> None:
+def test_thread_inspects_and_stops(lab: SimpleNamespace) -> None:
     before = threading.active_count()
     lab.inspector.start()
     dataset = lab.put({"a.jpg": picture()})

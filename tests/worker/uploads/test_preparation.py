@@ -85,7 +85,7 @@ def test_too_few_readable_pictures_fail_the_job_and_say_why(desk: SimpleNamespac
 
 
 @pytest.mark.parametrize("data", [b"", b"no archive at all", b"PK\x03\x04 but then nonsense"])
-def test_archive_that_is_none_fails_the_job(desk: SimpleNamespace, data: bytes) -> None:
+def test_file_that_is_not_an_archive_fails_the_job(desk: SimpleNamespace, data: bytes) -> None:
     job = desk.upload()
     desk.files.archive(job.id).write_bytes(data)
     desk.caretaker.prepare(job.id)
@@ -123,7 +123,7 @@ def test_folder_that_moved_away_since_it_was_checked_fails_the_job(desk: SimpleN
     assert failed.error.code == "bad_folder"
 
 
-def test_name_that_is_no_text_is_shown_as_well_as_can_be(desk: SimpleNamespace) -> None:
+def test_name_with_invalid_bytes_is_shown_with_replacements(desk: SimpleNamespace) -> None:
     folder = desk.settings.data_root / "imports"
     folder.mkdir()
     for n in range(8):
