@@ -1,8 +1,4 @@
-"""Poses drawn on pictures, and priors drawn by themselves. Anti-aliased by distance: sharp at any size.
-
-A shape is drawn by the distance of each pixel to it: a pixel is covered in full half a pixel inside
-of its outline, and not at all half a pixel outside.
-"""
+"""Draw poses on pictures, and priors on their own, anti-aliased by the distance of each pixel to a shape."""
 
 from __future__ import annotations
 
@@ -17,24 +13,24 @@ from PIL import Image
 
 from service.contract.media.fitting import Frame
 
-STRONG = 0.2  # of the strongest link's weight; weaker ones are not drawn
-_MOST_LINKS_PER_KEYPOINT = 2
+STRONG = 0.2  # links below this share of the strongest weight are not drawn
+_MAX_LINKS_PER_KEYPOINT = 2
 _OUTLINE = np.array([16, 18, 24], np.float32)
 _BACKGROUND = (13, 15, 33)
-# the link map's colours from 0 to 1: night blue over violet and orange to near white
+# colours of the link map from 0 to 1: dark blue, violet, orange, near white
 _STOPS = np.array([_BACKGROUND, (74, 31, 110), (178, 46, 105), (243, 120, 64), (253, 209, 105), (255, 252, 235)])
 _POSITIONS = np.linspace(0, len(_STOPS) - 1, 1024)
 _COLOURS = np.stack([np.interp(_POSITIONS, range(len(_STOPS)), stops) for stops in _STOPS.T], axis=1).round()
 _COLOURS = _COLOURS.astype(np.uint8)
-# a link map is smooth: larger ones are enlarged, as each of hundreds of links is a pass over the whole
-_MOST_RENDERED_PX = 512
+# larger link maps are enlarged: they are smooth, and each of hundreds of links is a pass over all pixels
+_MAX_RENDERED_PX = 512
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
 
 
 class StrongLink(NamedTuple):
-    """A link worth drawing, its strength relative to the strongest in (0, 1]."""
+    """A link to draw, its strength relative to the strongest in (0, 1]."""
 
     i: int
     j: int
@@ -42,19 +38,19 @@ class StrongLink(NamedTuple):
 
 
 def strong_links(links: Sequence[dict[str, Any]], num_keypoints: int) -> list[StrongLink]:
-    """The links to draw, the weakest first: at least STRONG of the strongest, and only so many."""
+    """Select the links to draw, the weakest first: at least STRONG, and a limited number for each keypoint."""
     strongest = max((link["weight"] for link in links), default=0.0)
     if strongest <= 0:
         return []
     strong = [StrongLink(link["i"], link["j"], link["weight"] / strongest) for link in links]
     strong = sorted((link for link in strong if link.strength >= STRONG), key=lambda link: link.strength)
-    return strong[-_MOST_LINKS_PER_KEYPOINT * num_keypoints :]
+    return strong[-_MAX_LINKS_PER_KEYPOINT * num_keypoints :]
 
 
 def keypoint_colour(index: int) -> Floats:
-    """RGB of a keypoint, 0 to 255: neighbours in number differ most, the same number is always the same colour."""
+    """Return the RGB colour (0 to 255) of a keypoint; consecutive keypoints differ most."""
     hue = (0.02 + index * 0.618034) % 1.0
-    # eyes see yellow and green lighter than blue and red: even that out, and alternate
+    # yellow and green look lighter than blue and red: compensate, and alternate
     lightness = (0.60, 0.50, 0.68)[index % 3] - (0.06 if 0.12 < hue < 0.5 else 0.0)
     return np.array(colorsys.hls_to_rgb(hue, lightness, 0.9), np.float32) * 255
 
@@ -62,12 +58,12 @@ def keypoint_colour(index: int) -> Floats:
 def overlay(
     picture: Image.Image, frame: Frame, keypoints: NDArray[Any], links: Sequence[dict[str, Any]]
 ) -> Image.Image:
-    """A pose drawn on its picture, in sizes that suit the square that the model looked at.
+    """Draw a pose on its picture, sized in proportion to the model's square.
 
     Args:
         picture: RGB.
         keypoints: (K, 2) in pixels of the picture (integers at pixel centres).
-        links: {"i", "j", "weight"}; the strong ones are drawn, thicker and denser by weight.
+        links: {"i", "j", "weight"}; strong ones are drawn, thicker and more opaque by weight.
     """
     canvas = np.array(picture, dtype=np.uint8)
     unit = min(frame.size, 2.0 * max(picture.size)) / 100
@@ -87,17 +83,17 @@ def overlay(
 
 
 def prior_picture(prior: dict[str, Any], side: int) -> Image.Image:
-    """A prior's link map in colours with its keypoints as dots, as a square picture.
+    """Draw a prior's link map in colours with its keypoints as dots.
 
     Args:
         prior: a version's prior.json.
-        side: of the picture in pixels.
+        side: of the square picture in pixels.
     """
     keypoints = np.asarray(prior["keypoint_prior"], np.float32)
-    values = render_link_map(keypoints, prior["links"], float(prior["link_width"]), min(side, _MOST_RENDERED_PX))
+    values = render_link_map(keypoints, prior["links"], float(prior["link_width"]), min(side, _MAX_RENDERED_PX))
     strongest = float(values.max())
     levels = (values / strongest) ** 0.75 if strongest > 0 else values  # weak links stay visible
-    if side > _MOST_RENDERED_PX:
+    if side > _MAX_RENDERED_PX:
         levels = np.asarray(Image.fromarray(levels).resize((side, side), Image.Resampling.BICUBIC)).clip(0, 1)
     canvas = _COLOURS[np.rint(levels * (len(_COLOURS) - 1)).astype(np.uint16)]
     radius = side / 110
@@ -108,7 +104,7 @@ def prior_picture(prior: dict[str, Any], side: int) -> Image.Image:
 
 
 def render_link_map(keypoints: Floats, links: Sequence[dict[str, Any]], link_width: float, side: int) -> Floats:
-    """PPL eq. 3: at each pixel the greatest of weight * exp(-d²/link_width) over the links.
+    """Render a link map (PPL eq. 3): at each pixel the maximum of weight * exp(-d²/link_width) over the links.
 
     Args:
         keypoints: (K, 2) in [-1, 1].
@@ -129,7 +125,7 @@ def render_link_map(keypoints: Floats, links: Sequence[dict[str, Any]], link_wid
 
 
 def png(image: Image.Image) -> bytes:
-    """An image as PNG; a large one less tightly packed, for the sake of time."""
+    """Encode an image as PNG; large ones with less compression, to save time."""
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1 if image.width * image.height > 1_000_000 else 6)
     return file.getvalue()
@@ -145,7 +141,7 @@ def _disc(canvas: Pixels, centre: NDArray[Any], radius: float, colour: Floats) -
 
 
 def _segment(canvas: Pixels, ends: NDArray[Any], half: float, colours: Floats, alpha: float) -> None:
-    """A line with round ends, its colour running from the first to the second; (2, 2) ends, (2, 3) colours."""
+    """Draw a line with round ends (2, 2), its colour a gradient between two (2, 3)."""
     for box in _strips(canvas, ends, half + 1):
         x, y = _coordinates(box)
         squared, along = _squared_distance(x, y, ends[0], ends[1])
@@ -156,7 +152,7 @@ def _segment(canvas: Pixels, ends: NDArray[Any], half: float, colours: Floats, a
 
 
 def _squared_distance(x: Floats, y: Floats, start: NDArray[Any], end: NDArray[Any]) -> tuple[Floats, Floats]:
-    """Of pixels to a segment, and how far along it (0 to 1) the nearest point lies."""
+    """Return the squared distance of pixels to a segment, and the position (0 to 1) of the nearest point on it."""
     dx, dy = np.float32(end[0] - start[0]), np.float32(end[1] - start[1])
     length = max(float(dx * dx + dy * dy), 1e-12)
     px, py = x - np.float32(start[0]), y - np.float32(start[1])
@@ -165,13 +161,13 @@ def _squared_distance(x: Floats, y: Floats, start: NDArray[Any], end: NDArray[An
     return squared, along
 
 
-Region = tuple[int, int, int, int]  # left, top, right, bottom; the last two outside
+Region = tuple[int, int, int, int]  # left, top, right, bottom; the last two exclusive
 
 
 def _strips(canvas: Pixels, ends: NDArray[Any], reach: float) -> Iterator[Region]:
-    """Disjoint regions that hold all pixels within reach of a segment, and few others.
+    """Yield disjoint regions that cover all pixels within reach of a segment.
 
-    The bounding box of a long diagonal is mostly empty: it is cut along its longer side.
+    They are strips of its bounding box, which is mostly empty for a long diagonal.
     """
     low, high = ends.min(axis=0) - reach, ends.max(axis=0) + reach
     whole = _visible(canvas, low, high)
@@ -183,7 +179,7 @@ def _strips(canvas: Pixels, ends: NDArray[Any], reach: float) -> Iterator[Region
     step = max(16, int(4 * reach))
     for start in range(whole[axis], whole[axis + 2], step):
         stop = min(start + step, whole[axis + 2])
-        # the part of the segment whose pixels can lie in this strip
+        # the part of the segment within reach of this strip
         parts = [min(1.0, max(0.0, (edge - first[axis]) / max(span, 1e-9))) for edge in (start - reach, stop + reach)]
         across = [first[1 - axis] + part * (last[1 - axis] - first[1 - axis]) for part in parts]
         near, far = min(across) - reach, max(across) + reach
@@ -194,7 +190,7 @@ def _strips(canvas: Pixels, ends: NDArray[Any], reach: float) -> Iterator[Region
 
 
 def _visible(canvas: Pixels, low: NDArray[Any], high: NDArray[Any]) -> Region | None:
-    """The pixels from low to high that are on the canvas."""
+    """Clip the region from low to high to the canvas."""
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         return None
     height, width = canvas.shape[:2]

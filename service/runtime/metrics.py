@@ -1,4 +1,4 @@
-"""What the gateway counts, for Prometheus, and what the workers report through their heartbeats."""
+"""The gateway's metrics for Prometheus, and those that workers send with their heartbeats."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """The gateway's figures in a registry of their own, so that two gateways can stand in one process."""
+    """The gateway's metrics in a registry of their own, so that two gateways can run in one process."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -36,9 +36,9 @@ class Metrics:
         self.in_flight = Gauge("ppl_batches_in_flight", "Batches sent and not answered", registry=registry)
         self.batch_size = Histogram("ppl_batch_pictures", "Pictures in a batch", buckets=_SIZES, registry=registry)
         self.rejected = Counter("ppl_requests_rejected", "Requests refused with 429", registry=registry)
-        self.late_replies = Counter("ppl_replies_late", "Replies that nobody waited for", registry=registry)
-        self.lost = Counter("ppl_batches_lost", "Batches never answered", registry=registry)
-        self.unsent = Counter("ppl_batches_unsent", "Batches that the queue did not take", registry=registry)
+        self.late_replies = Counter("ppl_replies_late", "Replies to expired batches", registry=registry)
+        self.lost = Counter("ppl_batches_lost", "Batches without a reply", registry=registry)
+        self.unsent = Counter("ppl_batches_unsent", "Batches that could not be sent", registry=registry)
         self.decode_seconds = Histogram(
             "ppl_decode_seconds", "Time to decode and fit a request's pictures", buckets=_SECONDS, registry=registry
         )
@@ -46,17 +46,17 @@ class Metrics:
         self.workers = Gauge("ppl_workers", "Live workers", ["kind"], registry=registry)
         self.messages = Gauge("ppl_queue_messages", "Messages in the queue of a kind", ["kind"], registry=registry)
         self.jobs = Gauge("ppl_jobs", "Training jobs by status", ["status"], registry=registry)
-        self.redis_up = Gauge("ppl_redis_up", "Whether the queue's server answers", registry=registry)
+        self.redis_up = Gauge("ppl_redis_up", "Whether Redis answers", registry=registry)
 
     def exposition(self, workers: Iterable[WorkerHeartbeat] = ()) -> bytes:
-        """Everything in Prometheus's text format, the workers' own figures with a label ``worker``."""
+        """Return all metrics in Prometheus's text format, those of workers with a label ``worker``."""
         relayed = CollectorRegistry()
         relayed.register(_Relayed(workers))
         return generate_latest(self.registry) + generate_latest(relayed)
 
 
 class _Relayed:
-    """The expositions of workers as one: families of one name are merged, samples told apart by worker."""
+    """Collector of the workers' metrics: families of the same name are merged, samples are labelled by worker."""
 
     def __init__(self, workers: Iterable[WorkerHeartbeat]) -> None:
         self._workers = list(workers)
@@ -67,7 +67,7 @@ class _Relayed:
             try:
                 parsed = list(text_string_to_metric_families(worker.metrics))
             except ValueError as error:
-                log.warning("the figures of worker %s can't be read: %s", worker.id, error)
+                log.warning("metrics not readable: worker=%s: %s", worker.id, error)
                 continue
             for family in parsed:
                 merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))

@@ -1,4 +1,4 @@
-"""Settings of the gateway, read from the environment (PPL_…)."""
+"""Settings of the gateway, from environment variables (PPL_…)."""
 
 from __future__ import annotations
 
@@ -14,51 +14,57 @@ from .secrets import check_webhook_secret
 
 
 class Settings(CommonSettings):
-    """What the gateway needs beside the settings that it shares with the workers."""
+    """The gateway's settings, beside those shared with the workers."""
 
     host: str = Field(default="127.0.0.1", description="address the gateway listens on")
     port: int = Field(default=8000, ge=1, le=65535, description="port the gateway listens on")
 
     api_keys: bool | None = Field(
         default=None,
-        description="ask for an API key; unless set, wherever the gateway listens beyond the loopback address",
+        description="require an API key; by default if the gateway listens beyond the loopback address",
     )
     allowed_hosts: str = Field(
         default="",
-        description="names beside localhost that requests may be for where no key is asked for, with commas between",
+        description="host names that requests may have without API keys, beside localhost; comma-separated",
     )
     open_health: bool = Field(
-        default=True, description="answer /livez and /readyz without a key (to this machine itself they always are)"
+        default=True, description="answer /livez and /readyz without a key (always answered to this machine)"
     )
     open_metrics: bool = Field(default=True, description="answer /metrics without a key")
     requests_per_s: float = Field(
-        default=0.0, ge=0, description="requests a second of one key, or one address without a good key; 0 for no limit"
+        default=0.0,
+        ge=0,
+        description="requests per second of one key, or of one address without a valid key; 0 for no limit",
     )
-    jobs_per_key: int = Field(default=100, ge=1, description="jobs of one key that have not ended; more get 429")
+    jobs_per_key: int = Field(default=100, ge=1, description="unfinished jobs of one key; more get 429")
     ended_jobs_kept: int = Field(
         default=10_000,
         ge=1,
-        description="jobs that ended and stay listed; beyond, those that ended first go, after PPL_IDEMPOTENCY_TTL_S",
+        description="jobs that ended and are kept; beyond, the oldest are deleted after PPL_IDEMPOTENCY_TTL_S",
     )
-    max_unfinished_jobs: int = Field(default=1000, ge=1, description="jobs that have not ended; more get 429")
-    access_log: bool = Field(default=True, description="log a line for each request; with false only refused ones")
+    max_unfinished_jobs: int = Field(default=1000, ge=1, description="unfinished jobs; more get 429")
+    access_log: bool = Field(default=True, description="log a line for each request; if false, only for refused ones")
 
     max_body_bytes: int = Field(
-        default=64 * 2**20, ge=1024, description="bytes of a request other than an upload to keep, train, fit or import"
+        default=64 * 2**20,
+        ge=1024,
+        description="bytes of a request other than an upload to store, train, fit or import",
     )
     slowest_body_bytes_per_s: float = Field(
         default=4096.0,
         ge=0,
-        description="bytes a second of the slowest body, after the first 30 s; slower ones get 408; 0 for any pace",
+        description="slowest upload in bytes per second, after the first 30 s; slower ones get 408; 0 for no limit",
     )
     version_max_bytes: int = Field(default=4 * 2**30, ge=1024, description="bytes of an imported version")
     datasets_max_bytes: int = Field(default=64 * 2**30, ge=1024, description="bytes of all datasets together")
     landmarks_max_bytes: int = Field(
         default=256 * 2**20,
         ge=1024,
-        description="bytes of a request that fits landmarks; PPL_MAX_PENDING_BYTES at most",
+        description="bytes of a request that fits landmarks; at most PPL_MAX_PENDING_BYTES",
     )
-    landmarks_max_images: int = Field(default=256, ge=5, le=4096, description="pictures in such a request")
+    landmarks_max_images: int = Field(
+        default=256, ge=5, le=4096, description="pictures of a request that fits landmarks"
+    )
     max_images: int = Field(default=64, ge=1, le=4096, description="pictures in one request; each box counts")
     max_streamed_images: int = Field(
         default=1024,
@@ -70,7 +76,7 @@ class Settings(CommonSettings):
         default=100_000_000, ge=4096, description="pixels of all pictures drawn for one request (overlay, link_map)"
     )
     max_pending_bytes: int = Field(
-        default=512 * 2**20, ge=1024, description="bytes of all estimate requests held at once; more get 429"
+        default=512 * 2**20, ge=1024, description="bytes of all estimate requests held in memory; more get 429"
     )
     decode_threads: int = Field(
         default=max(2, min(8, os.cpu_count() or 2)), ge=1, le=128, description="threads that decode and draw pictures"
@@ -78,18 +84,23 @@ class Settings(CommonSettings):
 
     batch_limit: int = Field(default=32, ge=1, le=512, description="pictures in one batch")
     max_videos: int = Field(
-        default=4, ge=1, le=64, description="videos decoded at once for requests that are waited for; more get 429"
+        default=4,
+        ge=1,
+        le=64,
+        description="videos decoded at once for requests that are answered at once; more get 429",
     )
     queue_limit: int = Field(default=512, ge=1, description="pictures that may wait or be in flight; more get 429")
-    estimate_timeout_s: float = Field(default=30.0, gt=0, le=100, description="how long a request waits for its poses")
+    estimate_timeout_s: float = Field(
+        default=30.0, gt=0, le=100, description="how long a request waits for its poses, in seconds"
+    )
     batch_wait_s: float = Field(
         default=0.08,
         ge=0,
         le=1,
-        description="how long a batch waits for pictures that are being decoded, until it holds half of all under way",
+        description="seconds that a batch waits for pictures being decoded, until it holds half of all under way",
     )
     late_batch_s: float = Field(
-        default=5.0, gt=0, description="after this a batch without reply no longer holds back others"
+        default=5.0, gt=0, description="seconds after which a batch without reply no longer delays others"
     )
 
     background_max_images: int = Field(
@@ -98,41 +109,43 @@ class Settings(CommonSettings):
         description="pictures, or frames of a video, in one estimate in the background; each box counts",
     )
     background_max_waiting: int = Field(
-        default=100, ge=1, description="estimates in the background that have not ended; more get 429"
+        default=100, ge=1, description="unfinished estimates in the background; more get 429"
     )
     background_per_key: int = Field(
-        default=50, ge=1, description="estimates in the background of one key that have not ended; more get 429"
+        default=50, ge=1, description="unfinished estimates in the background of one key; more get 429"
     )
     background_body_bytes: int = Field(
         default=2 * 2**30, ge=1024, description="bytes of a request for an estimate in the background"
     )
     background_max_bytes: int = Field(
-        default=16 * 2**30, ge=1024, description="bytes of the files of all that have not ended; more get 429"
+        default=16 * 2**30, ge=1024, description="bytes of the files of unfinished estimates; more get 429"
     )
     background_key_bytes: int = Field(
-        default=4 * 2**30, ge=1024, description="bytes of the files of those of one key; more get 429"
+        default=4 * 2**30, ge=1024, description="bytes of the files of unfinished estimates of one key; more get 429"
     )
     background_results_bytes: int = Field(
-        default=16 * 2**30, ge=1024, description="bytes of the answers of all that ended; the oldest go first"
+        default=16 * 2**30,
+        ge=1024,
+        description="bytes of the results of estimates in the background; the oldest are deleted first",
     )
     background_kept_s: float = Field(
-        default=24 * 3600.0, gt=0, description="how long an estimate in the background is kept once it ended"
+        default=24 * 3600.0, gt=0, description="seconds that an estimate in the background is kept after its end"
     )
     stale_upload_s: float = Field(
-        default=3600.0, gt=0, description="age at which files of an abandoned upload are removed"
+        default=3600.0, gt=0, description="age in seconds at which files of an abandoned upload are deleted"
     )
     idempotency_ttl_s: int = Field(
-        default=24 * 3600, ge=1, description="how long the Idempotency-Key of a request to train is remembered"
+        default=24 * 3600, ge=1, description="seconds that the Idempotency-Key of a request to train is remembered"
     )
-    webhook_private: bool = Field(default=False, description="let webhooks go to private and loopback addresses")
+    webhook_private: bool = Field(default=False, description="allow webhooks to private and loopback addresses")
     webhook_secret: SecretStr | None = Field(
-        default=None, description="what webhooks are signed with, whsec_…; made at the first need unless set"
+        default=None, description="secret that signs webhooks, whsec_…; by default created when first needed"
     )
     sample_categories: bool = Field(
-        default=True, description="put the sample category `dog` into a data root that has none of that name"
+        default=True, description="add the sample category `dog` to a data root without a category of that name"
     )
     metrics_include_workers: bool = Field(
-        default=True, description="show the workers' figures in the gateway's /metrics too"
+        default=True, description="include the workers' metrics in the gateway's /metrics"
     )
 
     @field_validator("webhook_secret")
@@ -149,14 +162,14 @@ class Settings(CommonSettings):
 
     @property
     def hosts_allowed(self) -> tuple[str, ...]:
-        """What ``allowed_hosts`` names, in lower case."""
+        """The names in ``allowed_hosts``, in lower case."""
         return tuple(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
 
     @property
     def _is_loopback(self) -> bool:
         try:
             return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
-        except ValueError:  # another name: it may be any address
+        except ValueError:  # a name, which may be any address
             return False
 
     @model_validator(mode="after")

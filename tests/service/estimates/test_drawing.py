@@ -139,7 +139,7 @@ def test_large_prior_picture_is_that_of_each_pixel_drawn(monkeypatch):
         "link_width": 1e-3,
     }
     enlarged = np.asarray(prior_picture(prior, 1000)).astype(int)
-    monkeypatch.setattr(drawing, "_MOST_RENDERED_PX", 1000)
+    monkeypatch.setattr(drawing, "_MAX_RENDERED_PX", 1000)
     drawn = np.asarray(prior_picture(prior, 1000)).astype(int)
     assert np.abs(enlarged - drawn).mean() < 0.5
     assert np.abs(enlarged - drawn).max() < 24
