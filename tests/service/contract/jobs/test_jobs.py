@@ -9,10 +9,20 @@ import pytest
 import redis
 
 from service.contract import routing
-from service.contract.errors import BadCursor, Conflict, Diverged, JobNotActive, JobNotEnded, UnknownJob
+from service.contract.errors import (
+    BadCursor,
+    Conflict,
+    Diverged,
+    JobNotActive,
+    JobNotEnded,
+    QueueFull,
+    TooManyJobs,
+    UnknownJob,
+)
 from service.contract.jobs.events import EventLog
 from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS, TRANSITIONS, Checkpoint
 from service.contract.jobs.store import Job, JobRecord, JobSource, JobStatus, JobStore, LeaseLost, NewJob, new_job_id
+from service.contract.quotas import JobLimits
 
 SHAPE = {
     "id",
@@ -205,11 +215,12 @@ def test_cancel_ends_a_job_that_nobody_works_on(store: JobStore, steps: tuple[Jo
     assert not store.cancel_requested(job.id)
 
 
-def test_cancel_of_a_leased_job_sets_the_flag_only(store: JobStore) -> None:
+def test_cancel_of_a_leased_job_sets_the_flag_only(store: JobStore, redis_client: redis.Redis) -> None:
     job = make(store)
     lease = store.acquire(job.id, "a")
     assert store.cancel(job.id).status is JobStatus.VALIDATING
     assert store.cancel_requested(job.id)
+    assert redis_client.ttl(routing.cancel_key(job.id)) > 3600, "a worker may take long to come back"
     store.update(job.id, to(JobStatus.CANCELLED), lease)
     assert not store.cancel_requested(job.id)
 
@@ -245,6 +256,7 @@ def test_pause_of_a_queued_job_is_at_once_and_again_no_harm(store: JobStore) -> 
     for _ in range(2):
         assert store.pause(job.id).status is PAUSED
     assert not store.record(job.id).pause_wanted
+    assert store.pause_requested(job.id), "a worker that has it after all must stop"
     assert [record.job.id for record in store.unfinished()] == [job.id], "its files and its record stay"
 
 
@@ -332,6 +344,18 @@ def test_pages_hold_every_job_once_newest_first(store: JobStore) -> None:
             break
         make(store)  # newer ones don't shift the pages that follow
     assert seen == made[::-1]
+
+
+def test_room_is_counted_in_all_and_for_each_owner(store: JobStore) -> None:
+    limits = JobLimits(total=3, per_owner=1)
+    make(store, owner="a")
+    store.check_room("b", limits)
+    with pytest.raises(TooManyJobs):
+        store.check_room("a", limits)
+    for owner in "bc":
+        make(store, owner=owner)
+    with pytest.raises(QueueFull):
+        store.check_room("d", limits)
 
 
 def test_page_is_never_longer_than_it_may_be(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:

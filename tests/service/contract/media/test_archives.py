@@ -21,6 +21,7 @@ from service.contract.errors import (
     EncryptedArchive,
     UnsafeArchive,
 )
+from service.contract.media.archive_members import iter_members
 from service.contract.media.archives import ArchiveLimits, Member, check_archive, iter_media, resolve_mode
 
 GOOD = {"a.jpg": b"first", "deep/er/b.PNG": b"second", "notes.txt": b"text"}
@@ -162,6 +163,25 @@ def test_refuses_more_than_the_limits(kind, write):
     with pytest.raises(ArchiveTooLarge, match="1999 bytes"):
         check_archive(path, ArchiveLimits(max_unpacked_bytes=1999))
     assert check_archive(path, ArchiveLimits(max_files=20)).pictures == 20
+    if kind != "tar.gz":  # whose headers count as well
+        assert check_archive(path, ArchiveLimits(max_unpacked_bytes=2000)).pictures == 20
+
+
+def test_member_that_ends_early_is_not_taken_for_a_whole_one(tmp_path):
+    short = Member("a.jpg", 5, lambda: io.BytesIO(b"1234"))
+    with pytest.raises(EOFError):
+        short.read()
+    with pytest.raises(EOFError):
+        short.copy(tmp_path / "copy")
+    assert Member("a.jpg", 4, lambda: io.BytesIO(b"1234")).read() == b"1234"
+
+
+def test_files_of_a_folder_come_in_the_order_of_their_paths(tmp_path):
+    names = [f"{folder}/{name}.jpg" for folder in "abcd" for name in "12"]
+    for name in reversed(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [member.name for member in iter_members(tmp_path, "folder", ArchiveLimits())] == names
 
 
 def test_entries_of_a_zip_are_counted_before_they_are_read(write, monkeypatch):
