@@ -1,9 +1,7 @@
-"""What travels between gateway and worker: a batch, its reply, and a worker's heartbeat.
+"""Messages between gateway and worker: batches, replies and heartbeats.
 
-Every message carries the contract version of its sender. A side that gets another version than
-its own says so with the code ``contract_mismatch``, and never guesses. What a later release adds
-without changing what was there (``codes``, ``surprises``) may be missing: an older worker does not
-know that it was asked, an older gateway does not look.
+Every message carries its sender's contract version; another version than the receiver's raises ContractMismatch.
+Optional fields added within a version (``codes``, ``surprises``) may be missing from an older release's messages.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ MAX_REFINE_STEPS = 10
 
 
 class BatchRequest(BaseModel):
-    """One batch of pictures of one category and version; its pixels are in a key of their own."""
+    """One batch of pictures of one category and version; its pixels are in a separate key."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,39 +36,34 @@ class BatchRequest(BaseModel):
     link_map: bool = False
     codes: bool = False
     reply_to: str = Field(description="the reply list's key")
-    deadline: float = Field(description="unix time after which nobody waits for the reply")
+    deadline: float = Field(description="unix time after which the reply is not needed")
 
     @property
     def num_bytes(self) -> int:
-        """Length of the pixels' key."""
+        """Length of the pixels in bytes."""
         return self.count * self.side * self.side * 3
 
     @classmethod
     def parse(cls, message: Mapping[str, Any]) -> BatchRequest:
-        """A message as it came off the queue.
-
-        Raises:
-            ContractMismatch: of another contract version.
-            BadRequest: of this version, but malformed.
-        """
+        """Parse a message from the queue. Raises ContractMismatch, BadRequest if malformed."""
         check_contract(message)
         try:
             return cls.model_validate(dict(message))
         except ValidationError as error:
-            raise BadRequest(f"malformed batch: {error.error_count()} errors") from error
+            raise BadRequest(f"the batch message is malformed: {error.error_count()} errors") from error
 
 
 class BatchReply(BaseModel):
-    """The poses of a batch, or why there are none.
+    """The poses of a batch, or the error.
 
     Attributes:
         keypoints: (N, K, 2) float32 in [-1, 1], the last pose of the trajectory.
         scores: (N, K) float32 in [0, 1].
         trajectory: (N, T+1, K, 2) float32, T refinement steps.
-        link_map: (N, S, S) uint8, where asked for.
-        surprises: (N,) float32, 0 and up; None where the version has no scale, or the worker is of an older release.
-        codes: (N, M) uint16, where asked for; None from a worker of an older release.
-        timing_ms: of the worker: "load" (reading the version, 0 where resident), "model", "total".
+        link_map: (N, S, S) uint8, if requested.
+        surprises: (N,) float32 >= 0; None if the version has no scale, or from an older worker.
+        codes: (N, M) uint16, if requested; None from an older worker.
+        timing_ms: of the worker: "load" (of the version, 0 if resident), "model", "total".
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
@@ -92,7 +85,7 @@ class BatchReply(BaseModel):
         return 0 if self.keypoints is None else int(self.keypoints.shape[1])
 
     def pack(self) -> bytes:
-        """The reply as msgpack; arrays as [dtype, shape, bytes]."""
+        """Encode as msgpack, arrays as [dtype, shape, bytes]."""
         return cast(
             bytes,
             msgpack.packb(
@@ -101,12 +94,12 @@ class BatchReply(BaseModel):
                     "batch_id": self.batch_id,
                     "error": self.error.to_dict() if self.error else None,
                     "num_keypoints": self.num_keypoints,
-                    "keypoints": _packed(self.keypoints),
-                    "scores": _packed(self.scores),
-                    "trajectory": _packed(self.trajectory),
-                    "link_map": _packed(self.link_map),
-                    "surprises": _packed(self.surprises),
-                    "codes": _packed(self.codes),
+                    "keypoints": _encode_array(self.keypoints),
+                    "scores": _encode_array(self.scores),
+                    "trajectory": _encode_array(self.trajectory),
+                    "link_map": _encode_array(self.link_map),
+                    "surprises": _encode_array(self.surprises),
+                    "codes": _encode_array(self.codes),
                     "timing_ms": self.timing_ms,
                 }
             ),
@@ -114,19 +107,15 @@ class BatchReply(BaseModel):
 
     @classmethod
     def unpack(cls, data: bytes) -> BatchReply:
-        """The inverse of :meth:`pack`.
+        """Decode a reply. Raises ValueError for bytes that are not one.
 
-        A reply of another contract version becomes one whose error says so: its batch_id is
-        still needed to answer those who wait.
-
-        Raises:
-            ValueError: bytes that are no reply at all.
+        A reply of another contract version becomes one with a ContractMismatch: its batch_id is still needed.
         """
         try:
             message = msgpack.unpackb(data)
             batch_id = str(message["batch_id"])
         except (ValueError, TypeError, KeyError, msgpack.exceptions.UnpackException) as error:
-            raise ValueError(f"not a reply: {len(data)} bytes") from error
+            raise ValueError(f"{len(data)} bytes are not a reply") from error
         try:
             check_contract(message)
         except ContractMismatch as error:
@@ -135,22 +124,22 @@ class BatchReply(BaseModel):
         return cls(
             batch_id=batch_id,
             error=error_from_code(failure["code"], failure["detail"]) if failure else None,
-            keypoints=_unpacked(message["keypoints"]),
-            scores=_unpacked(message["scores"]),
-            trajectory=_unpacked(message["trajectory"]),
-            link_map=_unpacked(message["link_map"]),
-            surprises=_unpacked(message.get("surprises")),
-            codes=_unpacked(message.get("codes")),
+            keypoints=_decode_array(message["keypoints"]),
+            scores=_decode_array(message["scores"]),
+            trajectory=_decode_array(message["trajectory"]),
+            link_map=_decode_array(message["link_map"]),
+            surprises=_decode_array(message.get("surprises")),
+            codes=_decode_array(message.get("codes")),
             timing_ms=message["timing_ms"],
         )
 
 
 class WorkerHeartbeat(BaseModel):
-    """What a worker says about itself every few seconds while it consumes.
+    """The state that a worker writes every few seconds.
 
     Attributes:
-        busy: whether it works on a batch or a job just now.
-        metrics: its counters in Prometheus's text format.
+        busy: whether it is processing a batch or a job.
+        metrics: its metrics in Prometheus's text format.
     """
 
     contract: int = CONTRACT_VERSION
@@ -165,32 +154,28 @@ class WorkerHeartbeat(BaseModel):
 
     @classmethod
     def parse(cls, data: bytes | str) -> WorkerHeartbeat | None:
-        """A heartbeat as stored; None for one of another contract version, whose shape may differ."""
+        """Parse a heartbeat; None for another contract version, whose fields may differ."""
         message = json.loads(data)
         return cls.model_validate(message) if message.get("contract") == CONTRACT_VERSION else None
 
 
 def check_contract(message: Mapping[str, Any]) -> None:
-    """Refuse a message of another release.
-
-    Raises:
-        ContractMismatch: says both versions and what to do.
-    """
+    """Raise ContractMismatch for a message of another contract version."""
     theirs = message.get("contract")
     if theirs != CONTRACT_VERSION:
         raise ContractMismatch(
-            f"a message of contract version {theirs} reached a side that speaks version {CONTRACT_VERSION}; "
-            "run gateway and workers of one release"
+            f"the message has contract version {theirs}, expected {CONTRACT_VERSION}; "
+            "run gateway and workers of the same release"
         )
 
 
-def _packed(array: NDArray[Any] | None) -> list[Any] | None:
+def _encode_array(array: NDArray[Any] | None) -> list[Any] | None:
     if array is None:
         return None
     return [array.dtype.str, list(array.shape), np.ascontiguousarray(array).tobytes()]
 
 
-def _unpacked(packed: list[Any] | None) -> NDArray[Any] | None:
+def _decode_array(packed: list[Any] | None) -> NDArray[Any] | None:
     if packed is None:
         return None
     dtype, shape, data = packed

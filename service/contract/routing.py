@@ -1,25 +1,25 @@
-"""Where things are: names of queues, tasks and Redis keys, and how both sides reach the broker.
+"""Names of queues, tasks and Redis keys, and the Celery settings of both sides.
 
-One Redis server holds all. Celery's own keys stand below a prefix of their own for each kind
-of worker, as each kind sweeps for lost messages with its own visibility timeout.
+Celery's keys have a prefix for each kind of worker, because each kind restores lost messages by its own visibility
+timeout.
 
 key                            value                                              lives
 ppl:job:<id>                   hash: rev, by, events, owner, record (as JSON)     until deleted
 ppl:jobs                       sorted set of all job ids (ids sort by creation)   with the jobs
 ppl:jobs:active                set of the ids of jobs that have not ended         with the jobs
 ppl:job:<id>:lease             token of the process that prepares or trains it    LEASE_TTL_S, refreshed
-ppl:job:<id>:cancel            "1" when a job in a worker's hands shall stop      a day
-ppl:job:<id>:events            stream of what happened to it, ids 1-0, 2-0, …     with the job
-ppl:job:<id>:checkpoints       list of the checkpoints it wrote (JSON)            with the job
+ppl:job:<id>:cancel            "1" when a leased job must stop      a day
+ppl:job:<id>:events            stream of its events, ids 1-0, 2-0, …     with the job
+ppl:job:<id>:checkpoints       list of its checkpoints (JSON)            with the job
 ppl:pace:<digest>              hash: step_s, late_cost of the last job of a kind   PaceBook
-ppl:webhooks                   sorted set of jobs whose end is to be told, by time due
-ppl:webhook:<id>:lease         token of the gateway that tells it                 a minute
+ppl:webhooks                   sorted set of jobs with a webhook to send, by due time
+ppl:webhook:<id>:lease         token of the gateway that sends it                 a minute
 ppl:request:<digest>           hash: job, fingerprint of a request to train       PPL_IDEMPOTENCY_TTL_S
 ppl:pixels:<batch>             uint8 bytes (N, S, S, 3)                           PIXELS_TTL_S
 ppl:reply:<gateway>            list of BatchReply (msgpack)                       REPLY_TTL_S after a push
 ppl:worker:<kind>:<id>         WorkerHeartbeat (JSON)                             HEARTBEAT_TTL_S
 ppl:workers:<kind>             sorted set: worker id by the unix time of its last beat
-ppl:reconcile                  lock of the gateway that looks for lost jobs       RECONCILE_EVERY_S
+ppl:reconcile                  lock of the gateway that reconciles jobs       RECONCILE_EVERY_S
 ppl:inference:… ppl:training:… Celery's own (queues, unacknowledged messages)
 """
 
@@ -43,7 +43,7 @@ HEARTBEAT_TTL_S = 10
 HEARTBEAT_EVERY_S = 3.0
 RECONCILE_EVERY_S = 5.0
 CANCEL_TTL_S = 24 * 3600
-# a batch that a killed worker held is delivered again after this
+# the batch of a killed worker is delivered again after this
 INFERENCE_VISIBILITY_S = 15
 TRAINING_VISIBILITY_S = 60
 
@@ -54,107 +54,106 @@ RECONCILE_LOCK = "ppl:reconcile"
 
 
 def task_name(kind: Kind) -> str:
-    """The Celery task that workers of a kind serve."""
+    """Return the Celery task of a kind of worker."""
     return ESTIMATE_TASK if kind == "inference" else TRAIN_TASK
 
 
 def queue_name(kind: Kind) -> str:
-    """The Celery queue of a kind of worker, without the prefix of its broker."""
+    """Return the Celery queue of a kind of worker, without its key prefix."""
     return kind
 
 
 def key_prefix(kind: Kind) -> str:
-    """What kombu puts before each of its keys."""
+    """Return the prefix of kombu's keys."""
     return f"ppl:{kind}:"
 
 
 def queue_key(kind: Kind) -> str:
-    """The Redis list in which a kind's messages wait."""
+    """Return the key of the list of a kind's waiting messages."""
     return key_prefix(kind) + queue_name(kind)
 
 
 def unacked_index_key(kind: Kind) -> str:
-    """The sorted set of delivered, not yet acknowledged messages (delivery tag by unix time)."""
+    """Return the key of the sorted set of unacknowledged messages (delivery tag by unix time)."""
     return key_prefix(kind) + "unacked_index"
 
 
 def job_key(job_id: str) -> str:
-    """The hash of a job."""
+    """Return the key of a job's hash."""
     return f"ppl:job:{job_id}"
 
 
 def request_key(name: str, owner: str | None = None) -> str:
-    """What became of a request that its sender gave a name; names are longer and odder than keys should be.
+    """Return the key of a request with an Idempotency-Key, hashed because names may have any form.
 
     Args:
-        owner: id of the sender's API key, where he has one: two senders may give the same name.
+        owner: id of the sender's API key, if any; two senders may use the same name.
     """
     sender = f"{owner} " if owner else ""
     return f"ppl:request:{hashlib.sha256((sender + name).encode()).hexdigest()}"
 
 
 def webhook_lease_key(job_id: str) -> str:
-    """Which gateway tells a job's end just now."""
+    """Return the key of the lease of the gateway that sends a job's webhook."""
     return f"ppl:webhook:{job_id}:lease"
 
 
 def pace_key(kind: str) -> str:
-    """How fast the last job of some settings went."""
+    """Return the key of the pace of some settings."""
     return f"ppl:pace:{kind}"
 
 
 def lease_key(job_id: str) -> str:
-    """Who has the job in hand."""
+    """Return the key of a job's lease."""
     return f"ppl:job:{job_id}:lease"
 
 
 def cancel_key(job_id: str) -> str:
-    """Set when a leased job shall stop."""
+    """Return the key of a job's cancel flag."""
     return f"ppl:job:{job_id}:cancel"
 
 
 def events_key(job_id: str) -> str:
-    """The stream of what happened to a job."""
+    """Return the key of a job's stream of events."""
     return f"ppl:job:{job_id}:events"
 
 
 def checkpoints_key(job_id: str) -> str:
-    """The list of the checkpoints that a job wrote."""
+    """Return the key of a job's list of checkpoints."""
     return f"ppl:job:{job_id}:checkpoints"
 
 
 def pixels_key(batch_id: str) -> str:
-    """The pixels of a batch."""
+    """Return the key of a batch's pixels."""
     return f"ppl:pixels:{batch_id}"
 
 
 def reply_key(gateway_id: str) -> str:
-    """The list that one gateway process reads its replies from."""
+    """Return the key of a gateway process's list of replies."""
     return f"ppl:reply:{gateway_id}"
 
 
 def worker_key(kind: Kind, worker_id: str) -> str:
-    """The heartbeat of one worker process."""
+    """Return the key of a worker process's heartbeat."""
     return f"ppl:worker:{kind}:{worker_id}"
 
 
 def workers_key(kind: Kind) -> str:
-    """The sorted set of a kind's workers by last beat; those above now - HEARTBEAT_TTL_S live."""
+    """Return the key of the sorted set of a kind's workers by last beat."""
     return f"ppl:workers:{kind}"
 
 
 def broker_options(kind: Kind) -> dict[str, Any]:
-    """Celery's ``broker_transport_options``, the same on both sides of a queue.
+    """Return Celery's ``broker_transport_options``, the same on both sides of a queue.
 
-    kombu looks for messages of dead workers every interval x throttle, 100 s unless told,
-    whatever the visibility timeout is: here about every 2 s.
+    kombu restores messages of dead workers every interval x throttle (by default 100 s), here about every 2 s.
     """
     return {
         "global_keyprefix": key_prefix(kind),
         "visibility_timeout": INFERENCE_VISIBILITY_S if kind == "inference" else TRAINING_VISIBILITY_S,
         "unacked_restore_interval": 2,
         "unacked_restore_throttle": 1,
-        # a sweeper killed while it held the lock must not stop the others for kombu's five minutes
+        # a process killed while it held the lock must not block the others for kombu's default of five minutes
         "unacked_mutex_expire": 10,
         "socket_timeout": 10.0,
         "socket_connect_timeout": 5.0,
@@ -164,7 +163,7 @@ def broker_options(kind: Kind) -> dict[str, Any]:
 
 
 def celery_options(kind: Kind, redis_url: str) -> dict[str, Any]:
-    """Celery settings common to the sender and the worker: JSON only, no results, no events."""
+    """Return the Celery settings of both sides: JSON only, no results, no events."""
     return {
         "broker_url": redis_url,
         "broker_transport_options": broker_options(kind),

@@ -1,4 +1,4 @@
-"""Settings that the gateway and the workers share, read from the environment (PPL_…)."""
+"""Settings shared by gateway and workers, read from the environment (PPL_…)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class CommonSettings(BaseSettings):
-    """What both sides of the queue must agree on. A relative data root is resolved at the start."""
+    """Settings on which gateway and workers must agree; a relative data root is resolved at the start."""
 
     model_config = SettingsConfigDict(env_prefix="PPL_", env_ignore_empty=True, extra="ignore", frozen=True)
 
@@ -31,20 +31,23 @@ class CommonSettings(BaseSettings):
         default=16 * 2**30, ge=1024, description="bytes of an archive once unpacked"
     )
     archive_max_ratio: float = Field(
-        default=200.0, gt=1.0, description="unpacked bytes for a packed one, where an archive unpacks to 64 MiB or more"
+        default=200.0, gt=1.0, description="compression ratio of an archive that unpacks to 64 MiB or more"
     )
     video_memory_bytes: int = Field(default=4 * 2**30, ge=2**28, description="memory for decoding a video")
     training_processes: int = Field(
-        default=1, ge=1, le=64, description="processes that train a job together, one a GPU; they share each batch"
+        default=1,
+        ge=1,
+        le=64,
+        description="processes that train a job together, one for each GPU",
     )
     training_min_pictures: int = Field(default=8, ge=1, description="readable pictures that a training needs")
 
     @field_validator("data_root")
     @classmethod
-    def _resolved(cls, value: Path) -> Path:
+    def _resolve(cls, value: Path) -> Path:
         return value.expanduser().resolve()
 
     @field_validator("log_level", mode="before")
     @classmethod
-    def _upper(cls, value: object) -> object:
+    def _to_upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value

@@ -1,9 +1,8 @@
-"""The shape of a dataset: an upload that is kept, what was found in it, and how far the looking is.
+"""Datasets: kept uploads and the findings of their inspection.
 
 inspecting ──▶ ready, failed
 
-What the gateway knows of an upload (:class:`DatasetRecord`) is written once. What a worker finds in it
-(:class:`Findings`) is written by whichever process holds the dataset's lock, and read by all.
+The gateway writes :class:`DatasetRecord` once. The worker that holds the dataset's lock writes :class:`Findings`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from service.contract.media.archives import Mode
 
 
 class DatasetStatus(StrEnum):
-    """How far the looking into a dataset is."""
+    """The status of a dataset's inspection."""
 
     INSPECTING = "inspecting"
     READY = "ready"
@@ -29,7 +28,7 @@ class DatasetStatus(StrEnum):
 
 
 class SideCount(BaseModel):
-    """How many pictures have a shorter side from one length up to, and without, another."""
+    """The number of pictures whose shorter side is in [from_px, below_px)."""
 
     from_px: int
     below_px: int
@@ -37,30 +36,30 @@ class SideCount(BaseModel):
 
 
 class Sizes(BaseModel):
-    """Widths and heights in pixels, EXIF orientation applied; of a video those of its frames, once."""
+    """Widths and heights in pixels, EXIF orientation applied; a video counts once, with the size of its frames."""
 
-    smallest: tuple[int, int] = Field(description="the one of the fewest pixels")
-    median: tuple[int, int] = Field(description="half have more pixels than this one")
+    smallest: tuple[int, int] = Field(description="fewest pixels")
+    median: tuple[int, int] = Field(description="median number of pixels")
     largest: tuple[int, int]
     by_shorter_side: list[SideCount] = Field(description="between powers of two, the shortest first, no empty ones")
 
 
 class SkippedFile(BaseModel):
-    """A file that training will leave out."""
+    """A file that training skips."""
 
     name: str
     reason: str
 
 
 class Duplicate(BaseModel):
-    """A picture that has the very bytes of one before it."""
+    """A picture with the same bytes as an earlier one."""
 
     name: str
     same_as: str
 
 
 class LabelsFound(BaseModel):
-    """What labels came along."""
+    """The labels of a dataset."""
 
     pictures: int = Field(description="labelled pictures of the dataset; with videos, labelled pictures and frames")
     held_out: int | None = Field(
@@ -73,7 +72,7 @@ class LabelsFound(BaseModel):
 
 
 class Found(BaseModel):
-    """What training would read. While the dataset is inspected, what was found so far."""
+    """What training would read; during the inspection, what was found so far."""
 
     pictures: int = Field(default=0, description="that can be read")
     videos: int = Field(default=0, description="that can be read")
@@ -82,20 +81,20 @@ class Found(BaseModel):
     )
     formats: dict[str, int] = Field(default={}, description="of the pictures, by name", examples=[{"JPEG": 12}])
     sizes: Sizes | None = None
-    skipped: int = Field(default=0, description="files that are left out")
+    skipped: int = Field(default=0, description="files that training skips")
     skipped_files: list[SkippedFile] = Field(default=[], description="the first of these, with the reason")
     duplicates: int = Field(
-        default=0, description="pictures with the very bytes of one before; training reads them all"
+        default=0, description="pictures with the same bytes as an earlier one; training reads them all"
     )
     duplicate_files: list[Duplicate] = Field(default=[], description="the first of these")
     labels: LabelsFound | None = None
 
 
 class Findings(BaseModel):
-    """What a worker has written of a dataset.
+    """The result of a dataset's inspection by a worker.
 
     Attributes:
-        starts: how often a worker began to look into it.
+        starts: number of inspections started.
     """
 
     status: DatasetStatus = DatasetStatus.INSPECTING
@@ -105,16 +104,16 @@ class Findings(BaseModel):
 
 
 class DatasetRecord(BaseModel):
-    """What is known of a dataset from the moment it is there; it never changes.
+    """The immutable facts of a dataset, known from the upload.
 
     Attributes:
         name: given by its owner, or the file's.
         digest: "sha256:" and the hash of the archive.
-        mode: what training takes it for, unless a job says otherwise.
+        mode: how training uses it unless a job sets another mode.
         size_bytes: of the archive and the labels.
-        pictures, videos: files named as such.
-        file_name: the archive's, as its sender calls it; frames of a video sent by itself are named after it.
-        labels: whether labels came along.
+        pictures, videos: number of files with such suffixes.
+        file_name: of the upload; frames of an uploaded video are named after it.
+        labels: whether it has labels.
     """
 
     id: str
@@ -134,7 +133,7 @@ class DatasetRecord(BaseModel):
 
     @property
     def reference(self) -> JobDataset:
-        """As a job and a version name it."""
+        """The reference that jobs and versions store."""
         return JobDataset(id=self.id, digest=self.digest, name=self.name)
 
 
@@ -146,23 +145,21 @@ class Dataset(BaseModel):
     status: DatasetStatus = Field(description="`inspecting` until a training worker has looked at every file")
     created_at: str
     digest: str = Field(description="`sha256:` and the hash of the archive")
-    mode: Mode = Field(description="what training takes it for, unless a job says otherwise")
+    mode: Mode = Field(description="how training uses it unless a job sets another mode")
     size_bytes: int = Field(description="of the archive and the labels")
-    files: int = Field(description="named as pictures or videos")
-    labels: bool = Field(description="whether labels came along; jobs of the dataset use them")
+    files: int = Field(description="files with the suffix of a picture or video")
+    labels: bool = Field(description="whether it has labels; jobs of the dataset use them")
     found: Found
-    error: JobError | None = Field(default=None, description="of a failed one: why no job can be trained from it")
-    contact_sheet: str | None = Field(
-        default=None, description="address of a picture of what is in it, once it is ready"
-    )
+    error: JobError | None = Field(default=None, description="why its inspection failed")
+    contact_sheet: str | None = Field(default=None, description="path of an overview picture, once it is ready")
 
     @classmethod
     def of(cls, record: DatasetRecord, findings: Findings) -> Dataset:
-        """From what the gateway and what a worker wrote."""
-        told = record.model_dump(mode="json", include={"id", "name", "created_at", "digest", "mode", "size_bytes"})
+        """Combine the record and the findings."""
+        facts = record.model_dump(mode="json", include={"id", "name", "created_at", "digest", "mode", "size_bytes"})
         ready = findings.status is DatasetStatus.READY
         return cls(
-            **told,
+            **facts,
             status=findings.status,
             files=record.pictures + record.videos,
             labels=record.labels,
@@ -173,18 +170,18 @@ class Dataset(BaseModel):
 
 
 class CreatedDataset(Dataset):
-    """A dataset, and whether it took room."""
+    """A dataset, and whether it existed before."""
 
-    already_there: bool = Field(description="whether the same bytes had been sent before; then nothing was added")
+    already_there: bool = Field(description="whether the same bytes were uploaded before; then nothing was added")
 
 
 class DatasetPage(BaseModel):
-    """A part of the list of datasets, the newest first."""
+    """A page of the list of datasets, the newest first."""
 
     items: list[Dataset]
     next_cursor: str | None = None
 
 
 def dataset_id(archive: str, labels: str | None, mode: Literal["stills", "clips"]) -> str:
-    """The id of what has these SHA-256 hashes: 24 hex digits."""
+    """Return the id of a dataset, 24 hex digits, from the SHA-256 of its files and its mode."""
     return hashlib.sha256(json.dumps([archive, labels, mode]).encode()).hexdigest()[:24]

@@ -1,4 +1,4 @@
-"""The data root on disk: the files of jobs that have not ended, and folders of pictures that jobs name."""
+"""Files of unfinished jobs, and the folders of pictures that jobs refer to."""
 
 from __future__ import annotations
 
@@ -13,106 +13,107 @@ from service.contract.errors import BadFolder, BadLabels, BadRequest
 from .job import check_job_id, is_job_id
 
 MAX_LABELS_BYTES = 64 * 2**20
-# names below the data root that no job may take its files from
-_OWN = ("categories", "datasets", "estimates", "jobs", "keys", "valkey", "logs", "first-api-key", "webhook-secret")
+# names below the data root that jobs must not read
+_RESERVED = ("categories", "datasets", "estimates", "jobs", "keys", "valkey", "logs", "first-api-key", "webhook-secret")
 
 
 class JobFiles:
-    """The files of jobs that have not ended: upload, prepared pictures, checkpoint."""
+    """The files of unfinished jobs: upload, prepared pictures, checkpoint."""
 
     def __init__(self, data_root: Path) -> None:
         self._root = data_root / "jobs"
 
     def folder(self, job_id: str) -> Path:
-        """jobs/<id>. Raises UnknownJob for what can't be an id."""
+        """Return jobs/<id>. Raises UnknownJob for an invalid id."""
         return self._root / check_job_id(job_id)
 
     def create(self, job_id: str) -> Path:
-        """The job's folder, made if need be."""
+        """Create the job's folder if missing, and return it."""
         folder = self.folder(job_id)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def archive(self, job_id: str) -> Path:
-        """The upload as it came."""
+        """Return the path of the uploaded archive."""
         return self.folder(job_id) / "archive"
 
     def pictures(self, job_id: str) -> Path:
-        """The prepared pictures, uint8 (N, S, S, 3), .npy."""
+        """Return the path of the prepared pictures, uint8 (N, S, S, 3), .npy."""
         return self.folder(job_id) / "pictures.npy"
 
     def pictures_info(self, job_id: str) -> Path:
-        """What was prepared and what was skipped; written last, so its presence means prepared."""
+        """Return the path of the summary of the preparation, written last: it exists once all is prepared."""
         return self.folder(job_id) / "pictures.json"
 
     def clips(self, job_id: str) -> Path:
-        """Of which clip each prepared picture is, int64 (N,), .npy; there only where the job learns from clips."""
+        """Return the path of each picture's clip number, int64 (N,), .npy; only for jobs in mode clips."""
         return self.folder(job_id) / "clips.npy"
 
     def labels(self, job_id: str) -> Path:
-        """The labels as they came, where any did; training never reads them."""
+        """Return the path of the uploaded labels; training never reads them."""
         return self.folder(job_id) / "labels"
 
     def labelled(self, job_id: str) -> Path:
-        """The labels matched to the prepared pictures, .npz; the worker's own."""
+        """Return the path of the labels matched to the prepared pictures, .npz; internal to the worker."""
         return self.folder(job_id) / "labelled.npz"
 
     def training_pictures(self, job_id: str) -> Path:
-        """The prepared pictures without those held out, .npy; there only where any are."""
+        """Return the path of the pictures without held-out ones, .npy; only if some are held out."""
         return self.folder(job_id) / "training.npy"
 
     def prior(self, job_id: str) -> Path:
-        """The prior that training starts from, checked, where one came; as a version's prior.json."""
+        """Return the path of the checked prior that training starts from, as a version's prior.json."""
         return self.folder(job_id) / "prior.json"
 
     def start(self, job_id: str) -> Path:
-        """The weights of the version that training goes on from, where the job names one."""
+        """Return the path of the weights that training continues from."""
         return self.folder(job_id) / "start.safetensors"
 
     def checkpoint(self, job_id: str) -> Path:
-        """The trainer's checkpoint folder."""
+        """Return the trainer's checkpoint folder."""
         return self.folder(job_id) / "checkpoint"
 
     def remove(self, job_id: str) -> None:
-        """Remove all of a job's files; nothing to do where there are none."""
+        """Remove all of a job's files. Idempotent."""
         with suppress(FileNotFoundError):
             shutil.rmtree(self.folder(job_id))
 
     def ids(self) -> list[str]:
-        """Ids of the jobs that have files."""
+        """Return the ids of jobs that have files."""
         return sorted(name for name in folder_names(self._root) if is_job_id(name))
 
 
 def training_folder(data_root: Path, name: str) -> Path:
-    """A folder of pictures that a job names, below the data root.
+    """Return the path of a folder of pictures that a job refers to.
 
     Args:
         name: relative to the data root, or absolute and inside of it.
 
     Raises:
-        BadFolder: not there, not below the data root once links are followed, or one of the
-            folders that the platform itself keeps.
+        BadFolder: it does not exist, is outside of the data root once links are followed, or is reserved.
     """
-    return _below(data_root, name, "folder", Path.is_dir, BadFolder)
+    return _resolve_below(data_root, name, "folder", Path.is_dir, BadFolder)
 
 
 def training_file(data_root: Path, name: str) -> Path:
-    """A file of labels that a job names, below the data root; as :func:`training_folder`. Raises BadLabels."""
-    return _below(data_root, name, "file", Path.is_file, BadLabels)
+    """Return the path of a file of labels that a job refers to, as :func:`training_folder`. Raises BadLabels."""
+    return _resolve_below(data_root, name, "file", Path.is_file, BadLabels)
 
 
-def _below(data_root: Path, name: str, kind: str, is_kind: Callable[[Path], bool], refused: type[BadRequest]) -> Path:
+def _resolve_below(
+    data_root: Path, name: str, kind: str, is_kind: Callable[[Path], bool], error_class: type[BadRequest]
+) -> Path:
     root = data_root.resolve()
-    said = f"{kind} {name[:200]!r}"
+    label = f"{kind} {name[:200]!r}"
     try:
         path = (root / name).resolve()
         exists = is_kind(path)
-    except (OSError, RuntimeError, ValueError) as error:  # name too long, circle of links, NUL in it
-        raise refused(f"{said} is not a {kind} below the data root") from error
+    except (OSError, RuntimeError, ValueError) as error:  # name too long, loop of links, NUL in it
+        raise error_class(f"{label} is not a {kind} below the data root") from error
     if path == root or not path.is_relative_to(root):
-        raise refused(f"{said} is not a {kind} below the data root")
-    if path.relative_to(root).parts[0] in _OWN:
-        raise refused(f"{said} belongs to the platform itself; put what you train on into a folder of its own")
+        raise error_class(f"{label} is not a {kind} below the data root")
+    if path.relative_to(root).parts[0] in _RESERVED:
+        raise error_class(f"{label} belongs to the platform itself; put training data into another folder")
     if not exists:
-        raise refused(f"{said} does not exist below the data root")
+        raise error_class(f"{label} does not exist below the data root")
     return path

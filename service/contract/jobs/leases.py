@@ -1,4 +1,4 @@
-"""The right to work on a job."""
+"""Leases of jobs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from . import scripts
 
 
 class LeaseLost(Exception):  # noqa: N818 - what happened, as in errors.py
-    """Another process has the job now: stop, and write nothing."""
+    """Another process holds the lease: stop, and write nothing."""
 
 
 class Lease:
-    """The right to work on a job, held by refreshing it before it expires."""
+    """An expiring lock on a job; renew it before its TTL ends."""
 
     def __init__(self, client: Any, job_id: str, token: str, ttl_s: float) -> None:
         self._redis = client
@@ -23,10 +23,10 @@ class Lease:
         self.ttl_s = ttl_s
 
     def renew(self) -> bool:
-        """Extend it, also when it ran out and nobody took it; False once it is another's."""
+        """Extend the lease, also after it expired if it is free. Return False if another process holds it."""
         key, ttl_ms = routing.lease_key(self.job_id), int(self.ttl_s * 1000)
         return bool(self._redis.eval(scripts.RENEW, 1, key, self.token, ttl_ms))
 
     def release(self) -> None:
-        """Give it back, if it is still held."""
+        """Release the lease if it is still held."""
         self._redis.eval(scripts.RELEASE, 1, routing.lease_key(self.job_id), self.token)

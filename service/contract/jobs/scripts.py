@@ -1,13 +1,13 @@
-"""Lua that Redis runs as one step: the changes that must not fall between two other ones."""
+"""Lua scripts, for changes that Redis must make in one step."""
 
 from __future__ import annotations
 
 WRITTEN, STALE, NOT_HOLDER = 1, 0, -2
 
-# Append events to a job's stream, and what a checkpoint event says to its checkpoints. Ids count on from the job's.
-_TELL = """
-local function tell(job, stream, checkpoints, told, at, keep, keep_checkpoints)
-  local events = cjson.decode(told)
+# Append events to a job's stream, and checkpoint events also to its list of checkpoints.
+_APPEND = """
+local function append(job, stream, checkpoints, encoded, at, keep, keep_checkpoints)
+  local events = cjson.decode(encoded)
   local id = redis.call('HINCRBY', job, 'events', #events) - #events
   for index, event in ipairs(events) do
     redis.call('XADD', stream, 'MAXLEN', '~', keep, (id + index) .. '-0', 'kind', event[1], 'at', at, 'data', event[2])
@@ -19,13 +19,12 @@ local function tell(job, stream, checkpoints, told, at, keep, keep_checkpoints)
 end
 """
 
-# Write a job's record if its revision is still the one that was read, and its lease is held by
-# the writer ("" for: whoever holds it; "-" for: nobody may hold it). A job that ended leaves the
-# set of active ones, and needs no cancel flag. Gone records answer STALE: the next read says so.
-# Where the job's end is to be told, it is due from this very step on.
-# A write whose answer was lost comes again from redis-py: its own name in "by" tells it apart.
+# Write a job's record if its revision is the one that was read and its lease is held by the writer ("": held by any
+# process or none, "-": held by none). A job that ended leaves the set of active ones and loses its cancel flag; its
+# webhook is due at once. A deleted record answers STALE: the next read raises. redis-py repeats a write whose answer
+# was lost; the write's id in "by" identifies it.
 UPDATE = (
-    _TELL
+    _APPEND
     + """
 local job, active, lease, cancel, stream, checkpoints = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local webhooks, due = KEYS[7], ARGV[11]
@@ -40,7 +39,7 @@ elseif holder ~= '' then
 end
 redis.call('HSET', job, 'record', record, 'by', write)
 redis.call('HINCRBY', job, 'rev', 1)
-tell(job, stream, checkpoints, ARGV[7], ARGV[8], ARGV[9], ARGV[10])
+append(job, stream, checkpoints, ARGV[7], ARGV[8], ARGV[9], ARGV[10])
 if ended == '1' then
   redis.call('SREM', active, id)
   redis.call('DEL', cancel)
@@ -50,7 +49,7 @@ return 1
 """
 )
 
-# Whether one more job may be: as many as may have not ended, in all or of an owner. A limit of 0 is none.
+# Check the limits on unfinished jobs, of all and of one owner; 0 is no limit. "prefix" is that of a job's key.
 _ROOM = """
 local function room(active, owner, most, most_of_owner, prefix)
   if most > 0 and redis.call('SCARD', active) >= most then return 'full' end
@@ -67,11 +66,10 @@ end
 
 ROOM = _ROOM + "return room(KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4])"
 
-# Create a job's record, unless it is there already: a write whose answer was lost comes again. Where the request has
-# a name of its own and one of that name made a job before, nothing is created and that one's job and fingerprint are
-# the answer; a name whose job was deleted since is free again.
+# Create a job's record unless it exists: redis-py repeats a write whose answer was lost. If a request of the same name
+# created a job that still exists, answer that job's id and the request's fingerprint instead.
 CREATE = (
-    _TELL
+    _APPEND
     + _ROOM
     + """
 local job, jobs, active, stream, checkpoints, name = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
@@ -92,12 +90,12 @@ redis.call('HSET', job, 'rev', 1, 'record', record)
 if owner ~= '' then redis.call('HSET', job, 'owner', owner) end
 redis.call('ZADD', jobs, 0, id)
 redis.call('SADD', active, id)
-tell(job, stream, checkpoints, ARGV[3], ARGV[4], ARGV[5], ARGV[6])
+append(job, stream, checkpoints, ARGV[3], ARGV[4], ARGV[5], ARGV[6])
 return ''
 """
 )
 
-# Put a job's message where workers take the next one: kombu puts on the left and takes from the right.
+# Move a job's message to the head of the queue: kombu pushes on the left and pops from the right.
 TO_FRONT = """
 for _, message in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
   if string.find(message, ARGV[1], 1, true) then
@@ -109,7 +107,7 @@ end
 return 0
 """
 
-# Extend a lease that is held, or take it up again if it ran out and nobody has it.
+# Extend a lease that is held, or take it again if it expired and is free.
 RENEW = """
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end
@@ -117,7 +115,7 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
 
-# Give a lease back, unless it is another's by now.
+# Release a lease unless another process holds it.
 RELEASE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0

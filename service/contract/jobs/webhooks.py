@@ -1,4 +1,4 @@
-"""What is told of a job's end, and where it may be sent: checked at the door, and again at each delivery."""
+"""Deliveries of webhooks, and the check of their addresses, made on creation and at each delivery."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ MAX_URL = 2000
 _NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
 
 _MAPPED = ipaddress.ip_network("::ffff:0:0/96")
-_UNICAST = ipaddress.ip_network("2000::/3")  # all that is handed out to be reached from everywhere
+_UNICAST = ipaddress.ip_network("2000::/3")  # all public unicast addresses
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Delivery(BaseModel):
-    """What became of telling a job's end."""
+    """The delivery of a job's end to its webhook."""
 
-    url: str = Field(description="where the job's end is told", examples=["https://example.org/hooks/ppl"])
+    url: str = Field(description="receives the end of the job", examples=["https://example.org/hooks/ppl"])
     status: Literal["pending", "delivered", "failed"] = Field(
         default="pending", description="failed: given up after about a day, or because the receiver answered 410"
     )
-    attempts: int = Field(default=0, description="how often it was sent")
-    last_error: str | None = Field(default=None, description="why the last attempt did not succeed")
+    attempts: int = Field(default=0, description="number of attempts")
+    last_error: str | None = Field(default=None, description="why the last attempt failed")
     delivered_at: AwareDatetime | None = None
 
 
 def check_webhook_url(url: Any, *, private: bool) -> str:
-    """The address, if a webhook may go there as far as can be told without asking who its host is.
+    """Return a valid webhook address, checked without resolving its host.
 
     Args:
-        private: whether it may be an address that not everybody can reach.
+        private: allow addresses that are not public.
 
     Raises:
-        BadWebhook: anything else.
+        BadWebhook.
     """
     if not isinstance(url, str) or not 0 < len(url) <= MAX_URL or not url.isascii() or not url.isprintable():
-        raise BadWebhook(f"webhook_url is no text of at most {MAX_URL} ASCII characters; send an http(s) address")
+        raise BadWebhook(f"webhook_url must be an http(s) address of at most {MAX_URL} ASCII characters")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -53,7 +53,7 @@ def check_webhook_url(url: Any, *, private: bool) -> str:
         raise BadWebhook(f"webhook_url is {url[:200]!r}; it must be an http or https address with a host")
     if parts.username is not None or parts.password is not None:
         raise BadWebhook("webhook_url holds a user or a password; every call is signed, so it needs none")
-    address = _literal(host)
+    address = _parse_literal(host)
     if address is not None and not private:
         check_address(address, host)
     if host.rstrip(".").lower().rpartition(".")[2] == "localhost" and not private:
@@ -62,31 +62,31 @@ def check_webhook_url(url: Any, *, private: bool) -> str:
 
 
 def check_address(address: Address, host: str) -> None:
-    """Raises BadWebhook where not everybody can reach an address that a host has."""
-    if any(map(_is_closed, (address, *_inside(address)))):
+    """Raise BadWebhook unless an address of a host is public."""
+    if any(map(_is_private, (address, *_embedded_ipv4(address)))):
         raise _not_public(host, str(address))
 
 
-def _is_closed(address: Address) -> bool:
+def _is_private(address: Address) -> bool:
     if not address.is_global or address.is_multicast:
         return True
-    # what is not private by the book is not yet public: fec0::1 and ::127.0.0.1 are of forms that nobody hands out now
+    # is_global is also true for obsolete forms such as fec0::1 and ::127.0.0.1
     return address.version == 6 and not any(address in network for network in (_UNICAST, _MAPPED, *_NAT64))
 
 
-def _literal(host: str) -> Address | None:
+def _parse_literal(host: str) -> Address | None:
     try:
         return ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         pass
-    try:  # 127.1, 0x7f000001, 2130706433: what the system's resolver takes for an address too
+    try:  # the system's resolver also accepts 127.1, 0x7f000001, 2130706433
         return ipaddress.IPv4Address(socket.inet_aton(host))
     except (OSError, ValueError):
         return None
 
 
-def _inside(address: Address) -> list[ipaddress.IPv4Address]:
-    """The IPv4 addresses that an IPv6 address leads to."""
+def _embedded_ipv4(address: Address) -> list[ipaddress.IPv4Address]:
+    """Return the IPv4 addresses embedded in an IPv6 address."""
     if isinstance(address, ipaddress.IPv4Address):
         return []
     found = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]

@@ -1,6 +1,6 @@
-"""What users add to a version after it was published: names of its keypoints, and landmarks fitted on them.
+"""Additions to published versions: names of keypoints, and landmarks fitted on them.
 
-It lies beside the versions, which never change, and goes when its version is deleted:
+They are kept beside the versions, which never change, and are deleted with them:
 
 categories/<category>/additions/<version>/keypoint-names.json     {"names": [K names]}
 categories/<category>/additions/<version>/landmarks/<name>.json   a document of :mod:`.landmarks`
@@ -23,7 +23,7 @@ NAMES_FILE = "keypoint-names.json"
 
 
 def check_names(value: Any, count: int) -> tuple[str, ...]:
-    """Names for K keypoints.
+    """Return valid names for K keypoints.
 
     Raises:
         BadKeypointNames: not K different ones of 1 to 64 printable characters.
@@ -31,30 +31,29 @@ def check_names(value: Any, count: int) -> tuple[str, ...]:
     try:
         return read_names(value, count)
     except ValueError as error:
-        raise BadKeypointNames(f"these can't be the names of {count} keypoints: {error}") from error
+        raise BadKeypointNames(f"the names of {count} keypoints are not valid: {error}") from error
 
 
 def numbered(names: Sequence[str] | None) -> bool:
-    """Whether keypoints have no names but those that publishing gives them: keypoint_0, keypoint_1, …"""
+    """Return whether keypoints have only their default names keypoint_0, keypoint_1, …"""
     return not names or all(name == f"keypoint_{index}" for index, name in enumerate(names))
 
 
 class Additions:
-    """What was added to the versions of a data root. Reading needs no lock.
+    """The additions to the versions of a data root. Reading needs no lock.
 
-    Every method takes the name of a version, not an alias, and raises BadCategoryName and BadVersionName for what
-    can't be names.
+    Methods take the name of a version, not an alias, and raise BadCategoryName or BadVersionName for invalid names.
     """
 
     def __init__(self, store: VersionStore) -> None:
         self._store = store
 
     def names_path(self, category: str, version: str) -> Path:
-        """The file of the keypoints' names, whether it exists or not."""
+        """Return the path of the keypoints' names, which may not exist."""
         return self._store.additions_path(category, version) / NAMES_FILE
 
     def names(self, category: str, version: str) -> tuple[str, ...] | None:
-        """The names given to a version's keypoints; None where nobody gave any."""
+        """Return the names given to a version's keypoints, if any."""
         try:
             names = read_json(self.names_path(category, version)).get("names")
         except FileNotFoundError:
@@ -74,10 +73,10 @@ class Additions:
 
         Args:
             names: as :func:`check_names` gave them.
-            check: told the names given before, None where there were none; what it raises leaves all as it is.
+            check: called with the current names, None without any; an error from it cancels the change.
 
         Raises:
-            UnknownCategory, UnknownVersion: there is no such version (any more).
+            UnknownCategory, UnknownVersion.
         """
         path = self.names_path(category, version)
         with self._store.pointers(category).lock():
@@ -87,11 +86,11 @@ class Additions:
             write_json(path, {"names": list(names)})
 
     def landmarks_path(self, category: str, version: str, name: str) -> Path:
-        """The file of a set of landmarks, whether it exists or not. Raises BadLandmarks for a name that is none."""
+        """Return the path of a set of landmarks, which may not exist. Raises BadLandmarks for an invalid name."""
         return self._store.additions_path(category, version) / "landmarks" / f"{check_set_name(name)}.json"
 
     def landmark_sets(self, category: str, version: str) -> list[str]:
-        """Names of the sets of landmarks of a version, sorted."""
+        """Return the names of a version's sets of landmarks, sorted."""
         folder = self.landmarks_path(category, version, "any").parent
         try:
             return sorted(path.stem for path in folder.iterdir() if path.suffix == ".json" and path.stem[0] != ".")
@@ -99,11 +98,7 @@ class Additions:
             return []
 
     def landmarks(self, category: str, version: str, name: str) -> LandmarkSet:
-        """A set of landmarks.
-
-        Raises:
-            UnknownLandmarks: the version has none of this name.
-        """
+        """Return a set of landmarks. Raises UnknownLandmarks, StoreCorrupt."""
         path = self.landmarks_path(category, version, name)
         try:
             return LandmarkSet.parse(read_json(path))
@@ -116,9 +111,9 @@ class Additions:
         """Add a set of landmarks.
 
         Raises:
-            UnknownCategory, UnknownVersion: there is no such version (any more).
+            UnknownCategory, UnknownVersion.
             NameTaken: the version has one of this name.
-            Conflict: it has as many as it may.
+            Conflict: the limit on sets is reached.
         """
         path = self.landmarks_path(category, version, found.name)
         with self._store.pointers(category).lock():
@@ -128,7 +123,7 @@ class Additions:
             write_json(path, found.model_dump(mode="json"))
 
     def check_free(self, category: str, version: str, name: str) -> None:
-        """Raises NameTaken or Conflict where a set of landmarks of this name can't be added."""
+        """Raise NameTaken or Conflict unless a set of landmarks of this name can be added."""
         sets = self.landmark_sets(category, version)
         if check_set_name(name) in sets:
             raise NameTaken(
@@ -136,7 +131,9 @@ class Additions:
                 "or delete them first"
             )
         if len(sets) >= MOST_SETS:
-            raise Conflict(f"version '{version}' of category '{category}' has {MOST_SETS} sets of landmarks already")
+            raise Conflict(
+                f"version '{version}' of category '{category}' has {MOST_SETS} sets of landmarks; delete one"
+            )
 
     def remove_landmarks(self, category: str, version: str, name: str) -> None:
         """Remove a set of landmarks. Raises UnknownLandmarks."""

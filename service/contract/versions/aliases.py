@@ -1,11 +1,10 @@
-"""Names that move from version to version: ``active``, and others that users give.
+"""Aliases of versions: ``active``, and those that users create.
 
-An alias is a small JSON file that is replaced as a whole: a reader sees where it pointed or where it points. Whoever
-moves one, or removes a version, holds the category's lock, a file that is locked and never removed. So gateways and
-a worker that publishes at the same moment agree on what points where, on any file system that knows such locks.
+An alias is a JSON file that is replaced as a whole. Moving one and removing a version need the category's lock, so
+that gateways and a worker that publishes at the same time agree.
 
-categories/<category>/active.json              the alias ``active``, where every release has put it
-categories/<category>/aliases/<alias>.json     each of the others
+categories/<category>/active.json              the alias ``active``
+categories/<category>/aliases/<alias>.json     the others
 categories/<category>/.lock                    the lock
 """
 
@@ -25,16 +24,12 @@ _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 
 def is_alias(name: str) -> bool:
-    """Whether an alias may be called so."""
+    """Return whether a name is a valid alias."""
     return bool(_ALIAS.fullmatch(name))
 
 
 def check_alias(name: str) -> str:
-    """The name, if an alias may be called so.
-
-    Raises:
-        BadAliasName: anything else, paths above all.
-    """
+    """Return a valid alias. Raises BadAliasName for others, such as paths."""
     if not is_alias(name):
         raise BadAliasName(
             f"alias {name[:80]!r} must start with a letter a-z and hold only a-z, 0-9, - and _, 64 characters at most"
@@ -54,13 +49,13 @@ class Aliases:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the category's lock; it waits for others, in this process and in any other."""
+        """Hold the category's lock, against other threads and processes."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with locked(self._folder / ".lock"):
             yield
 
     def target(self, alias: str) -> str | None:
-        """The version that an alias points to; None where there is no such alias."""
+        """Return the version that an alias points to; None if the alias does not exist."""
         try:
             version = read_json(self._path(alias)).get("version")
         except FileNotFoundError:
@@ -70,7 +65,7 @@ class Aliases:
         return version
 
     def all(self) -> dict[str, str]:
-        """Every alias with its version: ``active`` first, the others by name."""
+        """Return {alias: version}, ``active`` first, the others by name."""
         try:
             names = sorted(path.stem for path in (self._folder / "aliases").iterdir() if path.suffix == ".json")
         except FileNotFoundError:
@@ -79,19 +74,15 @@ class Aliases:
         return {name: version for name, version in found.items() if version is not None}
 
     def put(self, alias: str, version: str) -> None:
-        """Point an alias to a version.
-
-        Raises:
-            Conflict: the category has as many aliases as it may.
-        """
+        """Point an alias to a version. Raises Conflict if the limit on aliases is reached."""
         path = self._path(alias)
         if not path.exists() and len(self.all()) >= MAX_ALIASES:
-            raise Conflict(f"category '{self._folder.name}' has {MAX_ALIASES} aliases already; remove one first")
+            raise Conflict(f"category '{self._folder.name}' has {MAX_ALIASES} aliases; remove one first")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"version": version})
 
     def remove(self, alias: str) -> None:
-        """Remove an alias, if it is there."""
+        """Remove an alias. Idempotent."""
         path = self._path(alias)
         with suppress(FileNotFoundError):
             path.unlink()

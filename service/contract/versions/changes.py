@@ -1,7 +1,4 @@
-"""What users change of published versions: where aliases point, and that a version is no more.
-
-Each change happens while the category's lock is held, so it sees what others did before and nothing of it half done.
-"""
+"""Changes to published versions, made under the category's lock: moving aliases and deleting versions."""
 
 from __future__ import annotations
 
@@ -25,16 +22,16 @@ def move_alias(
     """Point an alias to a version.
 
     Args:
-        version: its name, or another alias that points to it now.
-        check: told where the alias points, None where it is new; what it raises leaves all as it is.
+        version: its name, or another alias of it.
+        check: called with the current target, None for a new alias; an error from it cancels the change.
 
     Returns:
         The version, and whether the alias is new.
 
     Raises:
         BadAliasName, BadVersionName, BadCategoryName, UnknownCategory, UnknownVersion.
-        NameTaken: a version is called so.
-        Conflict: the category has as many aliases as it may.
+        NameTaken: a version has this name.
+        Conflict: the limit on aliases is reached.
     """
     store.versions(category)
     pointers = store.pointers(category)
@@ -49,7 +46,7 @@ def move_alias(
 
 
 def remove_alias(store: VersionStore, category: str, alias: str, check: Check = lambda now: None) -> None:
-    """Remove an alias; its version stays.
+    """Remove an alias, not its version.
 
     Args:
         check: as that of :func:`move_alias`.
@@ -68,34 +65,34 @@ def remove_alias(store: VersionStore, category: str, alias: str, check: Check = 
 
 
 def delete_version(store: VersionStore, category: str, version: str) -> None:
-    """Remove a version and what was added to it.
+    """Delete a version and its additions.
 
     Args:
-        version: its name; an alias will not do.
+        version: its name, not an alias.
 
     Raises:
         BadCategoryName, BadVersionName, UnknownCategory, UnknownVersion.
-        VersionInUse: it is the active one, or another alias points to it.
+        VersionInUse: an alias points to it.
     """
     final, additions = store.path(category, version), store.additions_path(category, version)
     store.versions(category)
     pointers = store.pointers(category)
     with pointers.lock():
         if version not in store.versions(category):
-            raise UnknownVersion(f"category '{category}' has no version '{version}'; an alias is no version")
-        held = [f"'{alias}'" for alias, target in pointers.all().items() if target == version]
-        if held:
+            raise UnknownVersion(f"category '{category}' has no version '{version}'; name a version, not an alias")
+        in_use = [f"'{alias}'" for alias, target in pointers.all().items() if target == version]
+        if in_use:
             raise VersionInUse(
-                f"the alias {' and the alias '.join(held)} of category '{category}' points to version '{version}'; "
+                f"the alias {' and the alias '.join(in_use)} of category '{category}' points to version '{version}'; "
                 "first move it to another version"
             )
-        gone = [_vanish(path, final.parent) for path in (additions, final) if path.exists()]
-    for path in gone:
+        removed = [_rename_away(path, final.parent) for path in (additions, final) if path.exists()]
+    for path in removed:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _vanish(path: Path, beside: Path) -> Path:
-    """Rename a folder to what the sweep of staging folders removes, should this process die before it does."""
+def _rename_away(path: Path, beside: Path) -> Path:
+    """Rename a folder to a staging name, so that a sweep removes it if this process crashes."""
     gone = beside / f"{STAGING}gone-{os.getpid()}-{path.parent.name}-{path.name}"
     shutil.rmtree(gone, ignore_errors=True)
     os.rename(path, gone)

@@ -1,10 +1,10 @@
-"""An exported version: one zip of its files, told and checked by a manifest in it.
+"""The format of an exported version: a zip of its files with a manifest.
 
-manifest.json                   format, what it is, and size and SHA-256 of every other file; the first in the zip
-version.json  config.json  prior.json  memory.json  weights.safetensors  history.json (where there is one)
-keypoint-names.json  landmarks/<name>.json      what users added, where they did
+manifest.json                   the first member: format, and size and SHA-256 of every other file
+version.json  config.json  prior.json  memory.json  weights.safetensors  history.json (optional)
+keypoint-names.json  landmarks/<name>.json      additions by users (optional)
 
-No member is a program or a pickle; weights are safetensors, the rest is JSON.
+Weights are safetensors, everything else is JSON; nothing is executable or pickled.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ OPTIONAL = ("history.json",)
 NAMES = "keypoint-names.json"
 LANDMARKS = re.compile(r"landmarks/([a-z0-9][a-z0-9_-]{0,63})\.json")
 MAX_MEMBERS = 120
-MAX_JSON_BYTES = 32 * 2**20  # of a file of the version
-MAX_ADDITION_BYTES = 2 * 2**20  # of what users added
+MAX_JSON_BYTES = 32 * 2**20  # each file of the version
+MAX_ADDITION_BYTES = 2 * 2**20  # each addition
 
 
 class FileFacts(BaseModel):
-    """What a member of the zip must be."""
+    """Size and checksum of a member."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -36,7 +36,7 @@ class FileFacts(BaseModel):
 
 
 class Manifest(BaseModel):
-    """manifest.json."""
+    """The content of manifest.json."""
 
     kind: Literal["ppl-version"] = "ppl-version"
     format: int = FORMAT
@@ -46,5 +46,5 @@ class Manifest(BaseModel):
 
 
 def is_member(name: str) -> bool:
-    """Whether an exported version may hold a file of this name beside its manifest."""
+    """Return whether an exported version may have a member of this name beside its manifest."""
     return name in REQUIRED or name in OPTIONAL or name == NAMES or bool(LANDMARKS.fullmatch(name))

@@ -1,4 +1,4 @@
-"""Landmarks as they are stored: the map from a version's keypoints, and how well it does on labelled pictures."""
+"""Stored landmarks: the linear map from a version's keypoints, and its cross-validated errors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from service.contract.errors import BadLandmarks
 
-MOST_LANDMARKS = 128  # of one set
-MOST_SETS = 100  # of one version
+MOST_LANDMARKS = 128  # in a set
+MOST_SETS = 100  # of a version
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -18,11 +18,7 @@ Weights = tuple[float, float]
 
 
 def check_set_name(name: str) -> str:
-    """The name, if a set of landmarks may be called so.
-
-    Raises:
-        BadLandmarks: anything else, paths above all.
-    """
+    """Return a valid name of a set of landmarks. Raises BadLandmarks for others, such as paths."""
     if not _NAME.fullmatch(name):
         raise BadLandmarks(
             f"landmarks {name[:80]!r} must start with a letter a-z or a digit and hold only a-z, 0-9, - and _, "
@@ -36,29 +32,23 @@ class _Plain(BaseModel):
 
 
 class LandmarkError(_Plain):
-    """How far one landmark is off on pictures that its map was not fitted on.
-
-    Attributes:
-        name: of the landmark.
-        visible: labelled pictures in which it is.
-        error_percent, error_px: mean distance; None where too few pictures show it to tell.
-    """
+    """The error of one landmark on pictures that its map was not fitted on."""
 
     name: Name
     visible: int = Field(ge=0, description="labelled pictures that show it")
     error_percent: float | None = Field(
-        description="mean distance in percent of the side of the model's square; null where too few pictures show it"
+        description="mean distance in percent of the side of the model's square; null if too few pictures show it"
     )
     error_px: float | None = Field(description="mean distance in pixels of the labelled pictures")
 
 
 class CrossValidation(_Plain):
-    """The error on labelled pictures, each predicted by a map that was fitted on others."""
+    """Errors on labelled pictures, each predicted by a map fitted on others."""
 
     folds: int = Field(ge=2, description="parts that the pictures were split into; each was left out once")
     error_percent: float = Field(description="mean over all visible landmarks, in percent of the model's square")
     error_px: float = Field(description="the same in pixels of the labelled pictures")
-    mean_place_percent: float = Field(description="what guessing each landmark's mean place in the square comes to")
+    mean_place_percent: float = Field(description="error of predicting each landmark's mean position in the square")
     per_landmark: list[LandmarkError]
 
 
@@ -84,7 +74,7 @@ class LandmarkSet(_Plain):
     @model_validator(mode="after")
     def _fits(self) -> LandmarkSet:
         if len(set(self.landmarks)) != len(self.landmarks):
-            raise ValueError("two landmarks have one name")
+            raise ValueError("two landmarks have the same name")
         rows = 2 * self.num_keypoints + 1
         if len(self.maps) != len(self.landmarks) or any(len(weights) != rows for weights in self.maps):
             raise ValueError(f"maps are not {len(self.landmarks)} of {rows} rows")
@@ -92,14 +82,10 @@ class LandmarkSet(_Plain):
 
     @classmethod
     def parse(cls, document: Any) -> LandmarkSet:
-        """A stored document, or one that came.
-
-        Raises:
-            BadLandmarks: it is none.
-        """
+        """Parse a document. Raises BadLandmarks."""
         try:
             return cls.model_validate(document)
         except ValidationError as error:
             fault = error.errors()[0]
             where = ".".join(map(str, fault["loc"])) or "it"
-            raise BadLandmarks(f"this is no set of landmarks: {where[:80]}: {fault['msg'][:200]}") from error
+            raise BadLandmarks(f"the document is not a set of landmarks: {where[:80]}: {fault['msg'][:200]}") from error

@@ -1,7 +1,6 @@
-"""A prior that a job starts from, checked before it is trusted.
+"""Check the prior that a job starts from, by the model's own rules (:mod:`model.version.prior_values`).
 
-The document is what ``GET /priors/{category}`` gives and what a version's prior.json holds. The rules are the
-model's own (:mod:`model.version.prior_values`, plain Python), so that the gateway refuses what a training would refuse.
+The document is that of ``GET /priors/{category}`` and of a version's prior.json.
 """
 
 from __future__ import annotations
@@ -18,13 +17,9 @@ MAX_PRIOR_BYTES = 2**20
 
 
 def read_prior(data: bytes) -> PriorValues:
-    """A prior as it came.
-
-    Raises:
-        BadPrior: too long, no JSON, or as :func:`check_prior`.
-    """
+    """Parse and check an uploaded prior. Raises BadPrior."""
     if len(data) > MAX_PRIOR_BYTES:
-        raise BadPrior(f"the prior has {len(data)} bytes; {MAX_PRIOR_BYTES} are allowed")
+        raise BadPrior(f"the prior has {len(data)} bytes; at most {MAX_PRIOR_BYTES} are allowed")
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -33,19 +28,15 @@ def read_prior(data: bytes) -> PriorValues:
 
 
 def check_prior(document: Any) -> PriorValues:
-    """A prior's document, checked.
-
-    Raises:
-        BadPrior: something is missing or not what it must be; the detail says what came and what was expected.
-    """
+    """Parse and check a prior's document. Raises BadPrior."""
     try:
         return read_values(document)
     except ValueError as error:
-        raise BadPrior(f"this can't be a prior: {error}") from error
+        raise BadPrior(f"the prior is not valid: {error}") from error
 
 
 def document_of(prior: PriorValues) -> dict[str, Any]:
-    """A prior as a job's prior.json; :func:`check_prior` reads it."""
+    """Return a prior as a JSON document for :func:`check_prior`."""
     count = len(prior.keypoint_prior)
     pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
     return {
@@ -59,24 +50,20 @@ def document_of(prior: PriorValues) -> dict[str, Any]:
 
 
 def check_use(prior: PriorValues | None, config: PPLConfig) -> None:
-    """Whether a job's settings and the prior that came with it suit each other.
-
-    Raises:
-        BadPrior: the settings want a prior and none came, the other way round, or the two do not fit.
-    """
+    """Raise BadPrior unless a job's prior, or its absence, matches the settings."""
     if prior is None:
         if config.needs_prior:
             names = ("keypoint_prior", "connectivity_prior")
-            wanted = " and ".join(f"{name}=predefined" for name in names if getattr(config, name) == "predefined")
+            predefined = " and ".join(f"{name}=predefined" for name in names if getattr(config, name) == "predefined")
             raise BadPrior(
-                f"{wanted} starts from a prior and none came; send one in the field prior, or name a category that "
-                "has one in prior_from"
+                f"{predefined} starts from a prior and the request has none; send one in the field prior, or name a "
+                "category in prior_from"
             )
         return
     if not config.needs_prior:
         raise BadPrior(
-            "a prior came, and the settings use none; set keypoint_prior=predefined, connectivity_prior=predefined "
-            "or both, or send no prior"
+            "the request has a prior and the settings use none; set keypoint_prior=predefined, "
+            "connectivity_prior=predefined or both, or send no prior"
         )
     count = len(prior.keypoint_prior)
     if count != config.num_keypoints:

@@ -1,9 +1,7 @@
-"""The data root on disk: published versions. What lies there of jobs is told in :mod:`.job_files`.
+"""Published versions on disk.
 
-A version's folder is written beside its final place, synced, and renamed: a reader sees all of
-it or nothing, at any moment, over any crash. Once published it never changes. Names that point to
-versions are told in :mod:`.aliases`, what users add to a version in :mod:`.additions`, and what they
-change in :mod:`.changes`.
+A version's folder is written beside its final place, synced and renamed, so a reader sees all of it or nothing, also
+after a crash. Published versions never change; see :mod:`.aliases`, :mod:`.additions` and :mod:`.changes`.
 """
 
 from __future__ import annotations
@@ -39,16 +37,12 @@ ADDITIONS = "additions"
 
 
 def is_category(name: str) -> bool:
-    """Whether a category may be called so."""
+    """Return whether a name is a valid category name."""
     return bool(_CATEGORY.fullmatch(name))
 
 
 def check_category(name: str) -> str:
-    """The name, if a category may be called so.
-
-    Raises:
-        BadCategoryName: anything else, paths above all.
-    """
+    """Return a valid category name. Raises BadCategoryName for others, such as paths."""
     if not is_category(name):
         raise BadCategoryName(
             f"category {name[:80]!r} must start with a letter a-z or a digit and hold only a-z, 0-9, - and _, "
@@ -58,33 +52,25 @@ def check_category(name: str) -> str:
 
 
 def is_version(name: str) -> bool:
-    """Whether a version may be called so."""
+    """Return whether a name is a valid version name."""
     return bool(_VERSION.fullmatch(name))
 
 
 def check_version(name: str) -> str:
-    """The name, if a version may be called so.
-
-    Raises:
-        BadVersionName: anything else, paths above all.
-    """
+    """Return a valid version name. Raises BadVersionName for others, such as paths."""
     if not is_version(name):
-        raise BadVersionName(f"{name[:80]!r} is not the name of a version; GET /priors lists them")
+        raise BadVersionName(f"{name[:80]!r} is not a valid version name; GET /priors lists them")
     return name
 
 
 def new_version_id(job_id: str, now: datetime | None = None) -> str:
-    """A name that sorts by time of publication, e.g. 20261123T064501-1f3a9c (UTC)."""
+    """Return a name that sorts by time of publication, e.g. 20261123T064501-1f3a9c (UTC)."""
     moment = (now or datetime.now(UTC)).astimezone(UTC)
     return f"{moment:%Y%m%dT%H%M%S}-{job_id[-6:]}"
 
 
 class VersionStore:
-    """The versions under a data root. Reading needs no worker, no queue and no lock.
-
-    Args:
-        data_root: the folder of the setting PPL_DATA_ROOT.
-    """
+    """The versions under a data root. Reading needs no lock."""
 
     def __init__(self, data_root: Path) -> None:
         self._root = data_root / "categories"
@@ -95,31 +81,31 @@ class VersionStore:
         return self._root
 
     def categories(self) -> list[str]:
-        """Names of all categories with at least one version, sorted."""
+        """Return the names of categories with at least one version, sorted."""
         return sorted(
             name for name in folder_names(self._root) if _CATEGORY.fullmatch(name) and self._version_names(name)
         )
 
     def versions(self, category: str) -> list[str]:
-        """Versions of a category, the newest first. Raises UnknownCategory."""
+        """Return the versions of a category, the newest first. Raises UnknownCategory."""
         names = self._version_names(check_category(category))
         if not names:
             raise UnknownCategory(f"no prior was learned for category '{category}' yet")
         return names
 
     def active(self, category: str) -> str | None:
-        """The version that requests without one get; None between a first publication and its activation."""
+        """Return the active version; None between the first publication and its activation."""
         self.versions(category)
         version = self.pointers(category).target(ACTIVE)
         return None if version is None else check_version(version)
 
     def aliases(self, category: str) -> dict[str, str]:
-        """The aliases of a category with their versions, ``active`` first. Raises UnknownCategory."""
+        """Return {alias: version} of a category, ``active`` first. Raises UnknownCategory."""
         self.versions(category)
         return self.pointers(category).all()
 
     def alias(self, category: str, alias: str) -> str:
-        """The version that an alias points to.
+        """Return the version that an alias points to.
 
         Raises:
             BadCategoryName, BadAliasName, UnknownCategory, UnknownAlias.
@@ -127,14 +113,14 @@ class VersionStore:
         self.versions(category)
         version = self.pointers(category).target(alias)
         if version is None:
-            raise UnknownAlias(f"category '{category}' has no alias '{alias}'; GET /priors/{category}/aliases has all")
+            raise UnknownAlias(f"category '{category}' has no alias '{alias}'; see GET /priors/{category}/aliases")
         return version
 
     def resolve(self, category: str, version: str | None = None) -> str:
-        """The version meant by a request.
+        """Return the name of the version that a request refers to.
 
         Args:
-            version: its name, or an alias; the active one where None.
+            version: a name or alias; None for the active version.
 
         Raises:
             BadCategoryName, BadVersionName, UnknownCategory, UnknownVersion.
@@ -155,23 +141,19 @@ class VersionStore:
         return target
 
     def path(self, category: str, version: str) -> Path:
-        """The folder of a version, whether it exists or not; the names are checked."""
+        """Return the folder of a version, which may not exist. Raises BadCategoryName, BadVersionName."""
         return self._root / check_category(category) / "versions" / check_version(version)
 
     def info(self, category: str, version: str) -> dict[str, Any]:
-        """version.json: job, time, preset, settings, how it was trained, checksums."""
+        """Read version.json: job, time, preset, settings, training facts, checksums."""
         return self._read(category, version, "version.json")
 
     def prior(self, category: str, version: str) -> dict[str, Any]:
-        """prior.json: keypoint prior, connectivity prior, links."""
+        """Read prior.json: keypoint prior, connectivity prior, links."""
         return self._read(category, version, "prior.json")
 
     def history(self, category: str, version: str) -> dict[str, Any]:
-        """history.json: snapshots of the prior along the training.
-
-        Raises:
-            NoHistory: the version has none. And as :meth:`resolve`.
-        """
+        """Read history.json: snapshots of the prior during training. Raises NoHistory, and as :meth:`resolve`."""
         self.resolve(category, version)
         try:
             return read_json(self.path(category, version) / "history.json")
@@ -181,19 +163,19 @@ class VersionStore:
             ) from error
 
     def memory(self, category: str, version: str) -> dict[str, Any]:
-        """memory.json: sizes, use counts, prototypes."""
+        """Read memory.json: sizes, use counts, prototypes."""
         return self._read(category, version, "memory.json")
 
     def config(self, category: str, version: str) -> dict[str, Any]:
-        """config.json: every setting of the model."""
+        """Read config.json: every setting of the model."""
         return self._read(category, version, "config.json")
 
     def weights_path(self, category: str, version: str) -> Path:
-        """weights.safetensors; the codebook (M, V, D) in it is the tensor "memory.codebook"."""
+        """Return the path of weights.safetensors; its tensor "memory.codebook" is (M, V, D)."""
         return self.path(category, version) / "weights.safetensors"
 
     def find_by_job(self, category: str, job_id: str) -> str | None:
-        """The version that a job published, if it did."""
+        """Return the version that a job published, if any."""
         for version in self._version_names(check_category(category)):
             if version.endswith(job_id[-6:]) and self.info(category, version).get("job_id") == job_id:
                 return version
@@ -201,11 +183,11 @@ class VersionStore:
 
     @contextmanager
     def staging(self, category: str, version: str) -> Iterator[Path]:
-        """A new folder beside the version's place, for :meth:`publish`; removed on the way out if still there."""
+        """Create a folder for :meth:`publish`; remove it at the end of the block if it was not published."""
         final = self.path(category, version)
         final.parent.mkdir(parents=True, exist_ok=True)
         folder = final.with_name(STAGING + version)
-        shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
+        shutil.rmtree(folder, ignore_errors=True)  # left by a crash
         folder.mkdir()
         try:
             yield folder
@@ -213,24 +195,24 @@ class VersionStore:
             shutil.rmtree(folder, ignore_errors=True)
 
     def staged(self, category: str | None = None) -> list[Path]:
-        """Staging folders of a category, or of all: of publications under way, and of processes that were killed."""
+        """Return the staging folders of one or all categories: of running and of crashed publications."""
         roots = [self._root / check_category(category)] if category else sorted(self._root.glob("*"))
         return [path for root in roots for path in sorted((root / "versions").glob(STAGING + "*"))]
 
     def sweep_staged(self, category: str, job_id: str) -> None:
-        """Remove what a killed publication of a job left; for whoever holds the job's lease."""
+        """Remove the staging folders of a job's crashed publication; the caller holds the job's lease."""
         for path in self.staged(category):
             if path.name.endswith("-" + job_id[-6:]):
                 shutil.rmtree(path, ignore_errors=True)
 
     def publish(self, staged: Path, category: str, version: str) -> Path:
-        """Make a staged folder, or another one on the same disk, a version, at once and for good.
+        """Publish a folder on the same disk as a version, atomically.
 
-        A folder ADDITIONS in it becomes what users added to the version, and is there before the version is.
+        A folder ADDITIONS in it becomes the version's additions, in place before the version is.
 
         Raises:
-            VersionExists: there is one of this name; versions never change.
-            NameTaken: an alias is called so.
+            VersionExists: versions never change.
+            NameTaken: an alias has this name.
         """
         final = self.path(category, version)
         for path in (*staged.rglob("*"), staged):
@@ -243,7 +225,7 @@ class VersionStore:
                 raise NameTaken(f"'{version}' is an alias of category '{category}'; a version can't have its name")
             final.parent.mkdir(exist_ok=True)
             added = self.additions_path(category, version)
-            shutil.rmtree(added, ignore_errors=True)  # left by a process that was killed between the two renames
+            shutil.rmtree(added, ignore_errors=True)  # left by a crash between the two renames
             try:
                 if (staged / ADDITIONS).exists():
                     added.parent.mkdir(exist_ok=True)
@@ -258,7 +240,7 @@ class VersionStore:
         return final
 
     def activate(self, category: str, version: str) -> None:
-        """Make a published version the one that requests without a version get."""
+        """Make a version the active one. Raises UnknownVersion."""
         aliases = self.pointers(category)
         with aliases.lock():
             if version not in self._version_names(category):
@@ -266,14 +248,14 @@ class VersionStore:
             aliases.put(ACTIVE, version)
 
     def additions_path(self, category: str, version: str) -> Path:
-        """The folder of what users add to a version, whether it exists or not; see :mod:`.additions`."""
+        """Return the folder of a version's additions, which may not exist; see :mod:`.additions`."""
         return self._root / check_category(category) / ADDITIONS / check_version(version)
 
     def stamp(self, category: str, version: str, folder: str | None = None) -> tuple[int, int]:
-        """Tells a version from another of its name that took its place after it was deleted.
+        """Return inode and ctime of a version's folder; they differ if it was deleted and re-created.
 
         Args:
-            folder: the version's, where that is known already.
+            folder: of the version, if known already.
 
         Raises:
             BadCategoryName, BadVersionName, UnknownCategory, UnknownVersion.
@@ -286,7 +268,7 @@ class VersionStore:
         return status.st_ino, status.st_ctime_ns
 
     def pointers(self, category: str) -> Aliases:
-        """The aliases of a category as files, and its lock; to be changed by :mod:`.changes` only."""
+        """Return the alias files of a category and its lock; only :mod:`.changes` may change them."""
         return Aliases(self._root / check_category(category))
 
     def _version_names(self, category: str) -> list[str]:

@@ -33,7 +33,7 @@ async def get_priors(request: Request, limit: Limit = 50, cursor: Cursor = None)
     """The categories that have been learned, by name."""
     gateway = gateway_of(request)
     if cursor is not None and not is_category(cursor):
-        raise BadCursor(f"cursor {cursor[:80]!r} was not given out by this list")
+        raise BadCursor(f"cursor {cursor[:80]!r} is not valid; send the next_cursor of a page of this list")
 
     def page() -> dict[str, Any]:
         names = [name for name in gateway.versions.store.categories() if cursor is None or name > cursor]
@@ -131,7 +131,7 @@ async def get_versions(request: Request, category: str, limit: Limit = 50, curso
         store = gateway.versions.store
         names, pointers = store.versions(category), store.aliases(category)
         if cursor is not None and not is_version(cursor):  # its version may have been deleted since
-            raise BadCursor(f"cursor {cursor[:80]!r} was not given out by this list")
+            raise BadCursor(f"cursor {cursor[:80]!r} is not valid; send the next_cursor of a page of this list")
         names = [name for name in names if cursor is None or name < cursor]
         items = []
         for name in names[:limit]:

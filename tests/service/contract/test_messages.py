@@ -36,7 +36,7 @@ def test_request_survives_json() -> None:
 
 @pytest.mark.parametrize("contract", [CONTRACT_VERSION + 1, 0, None])
 def test_request_of_another_release_says_so(contract: int | None) -> None:
-    with pytest.raises(ContractMismatch, match="one release"):
+    with pytest.raises(ContractMismatch, match="same release"):
         BatchRequest.parse(request(contract=contract, side="of a shape we don't know"))
 
 
