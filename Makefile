@@ -1,6 +1,7 @@
 # make demo          the whole platform on this machine, trained on the samples, serving until Ctrl-C
 # make demo SERVE=0  the same, ending by itself
-# make test          all checks and tests, in two processes; TEST_PROCESSES=4 for more, 0 for one after the other
+# make test          all checks and tests, in three processes, as tests wait for half of their time; TEST_PROCESSES=4 for
+#                    more, 0 for one after the other
 # make quick         the tests that a change touches, the nearest first, for at most a minute; BASE=HEAD~3 for another start
 #                    than the branch's on main; what is not committed counts as well (tests/support/quick.py)
 # make fuzz          some 20,000 made-up requests against the running service; FUZZ_S=600 for longer
@@ -18,7 +19,7 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 FUZZ_S ?= 400
-TEST_PROCESSES ?= 2
+TEST_PROCESSES ?= 3
 BASE ?=
 .PHONY: demo test quick check fuzz bench clean
 

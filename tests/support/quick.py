@@ -80,7 +80,7 @@ def main() -> int:
         return 0
     print(f"{len(tests)} test files, the nearest: {' '.join(tests[:5])}", flush=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.quick"]
-    command += ["-n", os.environ.get("TEST_PROCESSES", "2"), "--dist", "loadfile", "--no-loadscope-reorder"]
+    command += ["-n", os.environ.get("TEST_PROCESSES", "3"), "--dist", "loadfile", "--no-loadscope-reorder"]
     return subprocess.run(
         [*command, *tests], cwd=ROOT, env={**os.environ, _UNTIL: str(begun + SECONDS)}, check=False
     ).returncode
