@@ -65,7 +65,7 @@ def test_version_says_with_how_many_threads_it_was_trained(
 ) -> None:
     fixed, chosen = desk.prepared(), desk.prepared()
     desk.runner.run(fixed.id)
-    monkeypatch.setattr(desk.runner, "_settings", WorkerSettings(data_root=desk.settings.data_root, device="cpu"))
+    monkeypatch.setattr(desk.runner, "settings", WorkerSettings(data_root=desk.settings.data_root, device="cpu"))
     before = torch.get_num_threads()
     try:
         desk.runner.run(chosen.id)
