@@ -1,4 +1,4 @@
-"""What /docs shows beyond the code's own types: forms, examples, and errors as problem documents."""
+"""The OpenAPI document: title, tags, security, examples, and errors as problem documents."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Pictures of one kind of thing in, without labels; its skeleton, and the pose in 
 3. **Look** at what was learned: `/priors/dog`, or its picture at `/priors/dog/link-map`.
 
 Every error is a problem document (`application/problem+json`) with `type`, `title`, `status`, `detail` and
-`code`. The detail says what came, what was expected and what to do; the code is a word for programs.
+`code`. The detail says what came, what was expected and what to do; the code is for programs.
 Lists come in pages: pass `next_cursor` as `cursor` until it is null.
 """
 
@@ -46,20 +46,23 @@ TAGS = [
     {"name": "datasets", "description": "Pictures that are kept, looked at, and trained from as often as wanted."},
     {"name": "poses", "description": "Keypoints and links in pictures."},
     {"name": "priors", "description": "What has been learned. Served from disk, also while no worker runs."},
-    {"name": "landmarks", "description": "Points of your own, told from the keypoints after a few labelled pictures."},
+    {
+        "name": "landmarks",
+        "description": "Points of your own, computed from keypoints after a few labelled pictures.",
+    },
     {"name": "versions", "description": "Aliases that move from version to version, and versions that go and come."},
-    {"name": "operation", "description": "For whoever runs the service."},
+    {"name": "operation", "description": "For operators of the service."},
 ]
 
 
 def install(app: FastAPI, *, keys_needed: bool) -> None:
-    """Let the application describe itself with our errors and keys, and its own address in the examples."""
+    """Serve the OpenAPI document with our errors and keys, and the server's address in its examples."""
     app.openapi = _described(app, keys_needed)  # type: ignore[method-assign]
 
     async def openapi(request: Request) -> Response:
         text = json.dumps(app.openapi(), ensure_ascii=False)
         address = str(request.base_url).rstrip("/")
-        # it comes from the client and goes into commands to be pasted
+        # the client sends it, and users paste the commands that contain it
         if _ADDRESS.fullmatch(address):
             text = text.replace(_EXAMPLE_ADDRESS, address)
         return Response(text, media_type="application/json")
@@ -70,7 +73,7 @@ def install(app: FastAPI, *, keys_needed: bool) -> None:
 
 
 def package_version() -> str:
-    """Of the installed distribution."""
+    """Return the version of the installed distribution."""
     return version("pose-prior-learner")
 
 
@@ -100,7 +103,7 @@ def _described(app: FastAPI, keys_needed: bool) -> Callable[[], dict[str, Any]]:
 
 
 def _add_security(schema: dict[str, Any], keys_needed: bool) -> None:
-    """Which scope of a key each operation needs; beside no key at all where the gateway asks for none."""
+    """Declare the scope that each operation needs; no key is an alternative where the gateway requires none."""
     schema["components"]["securitySchemes"] = {
         "ApiKey": {"type": "http", "scheme": "bearer", "description": "an API key, as `ppl keys create` shows it"}
     }

@@ -1,8 +1,7 @@
-"""Examples of the API's documentation: what each operation is sent, what it answers, and how it refuses.
+"""Examples of requests, responses and errors in the OpenAPI document.
 
-The answers in ``openapi_examples.json`` are those of a real gateway; a test asks one again and holds them to be of
-the same
-shape. Requests and parameters stand here.
+The responses in ``openapi_examples.json`` were recorded from a gateway; a test compares their shape with a new one.
+Requests and parameters are defined here.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ REQUESTS: dict[tuple[str, str, str], dict[str, Any]] = {
     ("PUT", "/priors/{category}/aliases/{alias}", _JSON): {"version": _VERSION},
 }
 
-# what a status tells of an operation's path, the most telling part first
+# error codes of a status by part of the operation; the first match counts
 _CODES: dict[int, tuple[tuple[str, str], ...]] = {
     400: (("cursor", "bad_cursor"), ("/priors/{category}", "bad_category_name"), ("", "bad_request")),
     401: (("", "unauthorized"),),
@@ -111,23 +110,23 @@ _CODES: dict[int, tuple[tuple[str, str], ...]] = {
     507: (("POST /datasets", "datasets_full"), ("", "disk_full")),
 }
 _DETAILS = {
-    401: "this needs an API key and the request has none; send it as 'Authorization: Bearer KEY'",
+    401: "the request has no API key; send one as 'Authorization: Bearer KEY'",
     403: "the API key 3f9c1a7be0d2 (lab) has the scope read; this needs train",
     429: "more than 100 requests a second came from this caller; send them more slowly",
-    500: "an unexpected fault of the server; its log says more about it",
+    500: "an unexpected error of the server; its log has the details",
     503: "the queue's server (Redis) does not answer; nothing was lost, send the request again in a moment",
 }
 
 
 @cache
 def answers() -> dict[str, Any]:
-    """Examples of answers by ``METHOD PATH STATUS MEDIA-TYPE``."""
+    """Return examples of responses by ``METHOD PATH STATUS MEDIA-TYPE``."""
     found: dict[str, Any] = json.loads(files(__package__).joinpath(ANSWERS_FILE).read_text(encoding="utf-8"))
     return found
 
 
 def complete(schema: dict[str, Any], path: str, method: str) -> None:
-    """Give an operation of an OpenAPI document its examples, its parameters' descriptions, and the errors of all."""
+    """Add examples, descriptions of parameters and common errors to an operation of an OpenAPI document."""
     operation = schema["paths"][path][method.lower()]
     for parameter in operation.get("parameters", ()):
         described, example = PARAMETERS.get(parameter["name"], ("", None))

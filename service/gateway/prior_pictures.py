@@ -1,4 +1,4 @@
-"""Drawn pictures that are kept for whoever asks again, the last used first."""
+"""A cache of drawn priors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from threading import Lock
 
 
 class PictureCache:
-    """Encoded pictures of things that never change; thread-safe.
+    """A least-recently-used cache of encoded pictures. Thread-safe.
 
     Args:
         limit: bytes to keep at most.
@@ -21,14 +21,14 @@ class PictureCache:
         self.size = 0
 
     def get(self, key: Hashable) -> bytes | None:
-        """The picture, if it is kept."""
+        """Return a picture; None where it is not cached."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
             return self._kept.get(key)
 
     def put(self, key: Hashable, picture: bytes) -> None:
-        """Keep a picture, in place of those not used for longest."""
+        """Add a picture; evict those not used for the longest time."""
         with self._lock:
             self.size += len(picture) - len(self._kept.pop(key, b""))
             self._kept[key] = picture

@@ -1,4 +1,4 @@
-"""/datasets: pictures sent once, looked at before training, and trained from as often as wanted."""
+"""/datasets: upload pictures once, inspect them, and train any number of jobs from them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _AGAIN_S = 2.0
     openapi_extra=dataset_body(),
 )
 async def post_dataset(request: Request) -> Response:
-    """Keeps pictures or clips, so that any number of jobs can be trained from them.
+    """Store pictures or clips, so that any number of jobs can be trained from them.
 
     Send an archive, or the files themselves:
 
@@ -41,8 +41,8 @@ async def post_dataset(request: Request) -> Response:
     curl -F images=@photo.jpg http://127.0.0.1:8000/datasets
     ```
 
-    What is in it is told at the address in `Location` once a training worker has looked at every file: its `status`
-    is `inspecting` until then. Then name it in `dataset` of `POST /train-jobs`. The same bytes, sent with the same
+    The address in `Location` lists its content once a training worker has inspected every file; its `status` is
+    `inspecting` until then. Then name it in `dataset` of `POST /train-jobs`. The same bytes, sent with the same
     mode and labels, are the same dataset: they are kept once, and the answer is 200 with `already_there`.
     """
     dataset, is_new = await accept_dataset(gateway_of(request).training, request)
@@ -59,7 +59,7 @@ async def get_datasets(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="datasets in a page")] = 50,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
 ) -> DatasetPage:
-    """Datasets, the newest first."""
+    """Return datasets, newest first."""
     gateway = gateway_of(request)
     return await gateway.threads.io(gateway.datasets.page, limit, cursor)
 
@@ -68,7 +68,7 @@ async def get_datasets(
     "/datasets/{dataset_id}", summary="See what is in a dataset", response_model=Dataset, responses=responses(404)
 )
 async def get_dataset(request: Request, dataset_id: str) -> Dataset:
-    """The dataset as it stands: how many pictures and clips, of which sizes and formats, and what will be left out
+    """Return a dataset: how many pictures and clips, of which sizes and formats, and what will be left out
     and why. While it is inspected, what was found so far. A failed one's `error` says why no job can use it.
     """
     gateway = gateway_of(request)
@@ -82,7 +82,7 @@ async def get_dataset(request: Request, dataset_id: str) -> Dataset:
     responses={200: {"content": {"image/jpeg": {}}, "description": "a JPEG"}, **responses(404, 409)},
 )
 async def get_contact_sheet(request: Request, dataset_id: str) -> Response:
-    """One picture of up to 48 pictures spread over the dataset, each cut to the square in its middle; with mode
+    """Return one picture of up to 48 pictures spread over the dataset, each cut to the square in its middle; with mode
     clips a row of 8 frames for each of up to 12 clips. It is there once the dataset is ready.
     """
     gateway = gateway_of(request)
@@ -100,7 +100,7 @@ async def get_contact_sheet(request: Request, dataset_id: str) -> Response:
     "/datasets/{dataset_id}", status_code=204, summary="Delete a dataset", responses=responses(404, 409, 503)
 )
 async def delete_dataset(request: Request, dataset_id: str) -> None:
-    """Deletes a dataset for good, unless a job that has not ended was started with it. Versions that were trained
+    """Delete a dataset for good, unless a job that has not ended was started with it. Versions that were trained
     from it stay as they are.
     """
     gateway = gateway_of(request)

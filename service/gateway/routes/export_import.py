@@ -1,4 +1,4 @@
-"""/priors/{category}/versions: a version as one file, out of one server and into another."""
+"""/priors/{category}/versions: export a version as one file and import it on another server."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _TRUTHS = {"": None, "true": True, "false": False}
     },
 )
 async def get_export(request: Request, category: str, version: str) -> Response:
-    """A version as one file that another server imports: its weights as safetensors, all else as JSON, and a manifest
-    with the size and the SHA-256 of each. Names and landmarks that were added to it go along.
+    """Return a version as one file that another server imports: its weights as safetensors, all else as JSON, and a
+    manifest with the size and the SHA-256 of each, with the names and landmarks that were added to it.
     """
     gateway = gateway_of(request)
     name = await gateway.threads.io(gateway.versions.store.resolve, category, version)
     parts = export_version(gateway.versions, category, name)
-    first = await gateway.threads.upload(next, parts)  # all that can be wrong is found before the first part
+    first = await gateway.threads.upload(next, parts)  # raises every error before the first part
     headers = {"Content-Disposition": f'attachment; filename="{category}-{name}.zip"'}
     return StreamingResponse(chain((first,), parts), media_type="application/zip", headers=headers)
 
@@ -56,7 +56,7 @@ async def get_export(request: Request, category: str, version: str) -> Response:
     openapi_extra=import_body(),
 )
 async def post_import(request: Request, category: str) -> Response:
-    """Makes a version of a file that an export gave, under its own name, in this category or in another.
+    """Create a version from an exported file, under its own name, in this category or in another.
 
     Everything in it is checked before it is there: the format, every checksum, the settings, and by the header of the
     weights that they are those of such a model. It becomes the active version where `activate` is true, or where the

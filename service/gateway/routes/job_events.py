@@ -1,4 +1,4 @@
-"""/train-jobs/{id}/events and /checkpoints: what happened to a job, and what it saved."""
+"""/train-jobs/{id}/events and /checkpoints."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def get_events(
         str | None, Header(alias="Last-Event-ID", description="as `after`, for a stream that is taken up again")
     ] = None,
 ) -> Any:
-    """The events of a job, the oldest first: `status`, `progress`, `metric`, `checkpoint`, `log` and `completed`.
+    """Return the events of a job, oldest first: `status`, `progress`, `metric`, `checkpoint`, `log` and `completed`.
 
     With `Accept: text/event-stream` they come as server-sent events while they happen, with a comment as a heartbeat
     where nothing does, and the stream ends after `completed`; a browser's `EventSource` takes it up again by itself
@@ -53,19 +53,19 @@ async def get_events(
     curl -N -H 'Accept: text/event-stream' http://127.0.0.1:8000/train-jobs/JOB/events
     ```
 
-    Ids count from 1. Progress and losses are told up to 200 times a run; of more than 2000 events the oldest are
-    dropped. They go with the job's record.
+    Ids count from 1. Progress and losses come up to 200 times a run; of more than 2000 events the oldest are
+    dropped. They are deleted with the job's record.
     """
     gateway = gateway_of(request)
     if not accepts_event_stream(request.headers.get("accept")):
         return await gateway.threads.io(gateway.events.page, job_id, after, limit)
-    last_id = last_id or None  # empty where nothing was seen yet
+    last_id = last_id or None  # empty before the first event
     if last_id is not None:
         after = parse_last_event_id(last_id)
     job = await gateway.threads.io(gateway.jobs.get, job_id)
     over = last_id is not None and job.status.ended
     if over and not (await gateway.threads.io(gateway.events.page, job_id, after, 1)).items:
-        return Response(status_code=204)  # tells a browser not to come back
+        return Response(status_code=204)  # a browser does not reconnect after it
     # a proxy must pass on each event as it comes
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return EventSourceResponse(
@@ -80,7 +80,7 @@ async def get_events(
     responses=responses(404, 503),
 )
 async def get_checkpoints(request: Request, job_id: str) -> CheckpointList:
-    """The checkpoints that a job wrote, the newest first: step, time, size and the losses at that step.
+    """Return the checkpoints that a job wrote, newest first: step, time, size and the losses at that step.
 
     A paused or interrupted job goes on from the newest, the only one that is kept, until the job ends. The last 200
     are listed.

@@ -1,4 +1,4 @@
-"""/train-jobs: start, follow, stop and forget training jobs."""
+"""/train-jobs: start, list, cancel, pause, resume and delete training jobs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def create_job(
         Header(alias=HEADER, description="names the request, so that it can be sent again: 1 to 255 ASCII characters"),
     ] = None,
 ) -> Response:
-    """Starts a job that learns a category's prior from pictures; answers before it has begun.
+    """Start a job that learns a category's prior from pictures; answers before it has begun.
 
     Send an archive as a form, with any setting of the model as a field of its own name:
 
@@ -66,9 +66,9 @@ async def create_job(
     those that shape the model can't be others. Keypoints stay what they are, with their names; landmarks are to be
     fitted anew.
 
-    With `webhook_url` the job's end is told there: a POST of `{"type": "train_job.succeeded", "timestamp": …,
+    With `webhook_url` the server reports the job's end: a POST of `{"type": "train_job.succeeded", "timestamp": …,
     "data": the job}` (or `…failed`, `…cancelled`), signed as Standard Webhooks does (`GET /webhooks/secret`), again and
-    again for about a day until the answer is 2xx. The job's `webhook` says what came of it.
+    again for about a day until the answer is 2xx. The job's `webhook` has the result.
     """
     gateway = gateway_of(request)
     kind = media_type(request.headers)
@@ -94,7 +94,7 @@ async def get_jobs(
     category: Annotated[str | None, Query(description="only jobs of this category")] = None,
     status: Annotated[JobStatus | None, Query(description="only jobs of this status")] = None,
 ) -> JobPage:
-    """Jobs, the newest first. Beyond some thousands (`PPL_ENDED_JOBS_KEPT`) those that ended first are gone."""
+    """Return jobs, newest first. Beyond some thousands (`PPL_ENDED_JOBS_KEPT`) those that ended first are gone."""
     gateway = gateway_of(request)
     page = await gateway.threads.io(list_jobs, gateway.jobs, limit, cursor, category, status)
     return page.model_copy(update={"items": await gateway.threads.io(gateway.queue.add_positions, page.items)})
@@ -102,7 +102,7 @@ async def get_jobs(
 
 @router.get("/train-jobs/{job_id}", summary="Follow a training job", response_model=Job, responses=responses(404, 503))
 async def get_job(request: Request, job_id: str) -> Job:
-    """The job as it stands.
+    """Return a job.
 
     `progress.eta_s` is the time to its end in seconds, the wait included; null until there is something to go by: the
     pace of now, or of an earlier job of the same settings. `queue_position` counts the jobs that wait, 1 for the next.
@@ -120,7 +120,7 @@ async def get_job(request: Request, job_id: str) -> Job:
     responses=responses(404, 409, 503),
 )
 async def cancel_job(request: Request, job_id: str) -> Job:
-    """Stops a job for good. One that is running stops at its next step: its status changes a moment later."""
+    """Cancel a job. One that is running stops at its next step: its status changes a moment later."""
     gateway = gateway_of(request)
     job = await gateway.threads.io(gateway.jobs.cancel, job_id)
     if job.status.ended:
@@ -135,7 +135,7 @@ async def cancel_job(request: Request, job_id: str) -> Job:
     responses=responses(404, 409, 503),
 )
 async def pause_job(request: Request, job_id: str) -> Job:
-    """Sets a job aside until it is resumed; its worker takes up others meanwhile.
+    """Pause a job until it is resumed; its worker takes up others meanwhile.
 
     A queued job is paused at once. One that is running writes a checkpoint at its next step: its status changes a
     moment later. One whose upload is still read is paused once that is done. Nothing happens to one that is paused
@@ -152,7 +152,7 @@ async def pause_job(request: Request, job_id: str) -> Job:
     responses=responses(404, 409, 503),
 )
 async def resume_job(request: Request, job_id: str) -> Job:
-    """Puts a paused job back into the queue; it goes on from its checkpoint as if it had never stopped.
+    """Put a paused job back into the queue; it goes on from its checkpoint as if it had never stopped.
 
     A pause that its worker has not seen yet is taken back. Nothing happens to a job that is not paused.
     """
@@ -166,6 +166,6 @@ async def resume_job(request: Request, job_id: str) -> Job:
     "/train-jobs/{job_id}", status_code=204, summary="Forget a training job", responses=responses(404, 409, 503)
 )
 async def delete_job(request: Request, job_id: str) -> None:
-    """Removes the record of a job that ended. The version that it published stays."""
+    """Delete the record of a job that ended. The version that it published stays."""
     gateway = gateway_of(request)
     await gateway.threads.io(gateway.jobs.delete, job_id)

@@ -1,4 +1,4 @@
-"""/priors/{category}/keypoint-names: what users call the keypoints of a version."""
+"""/priors/{category}/keypoint-names: names of the keypoints of a version."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ETAG = {"ETag": {"description": "of these names; for If-Match", "schema": {"typ
 async def get_keypoint_names(
     request: Request, response: Response, category: str, version: Version = None
 ) -> dict[str, Any]:
-    """What the keypoints of a version are called; the `ETag` goes into `If-Match` when they are named anew."""
+    """Return the names of the keypoints of a version; the `ETag` goes into `If-Match` when they are named anew."""
     gateway = gateway_of(request)
     found = await gateway.threads.io(gateway.versions.keypoint_names, category, version)
     response.headers["ETag"] = json_etag(found["names"])
@@ -40,7 +40,7 @@ async def get_keypoint_names(
     summary="Name the keypoints",
     response_model=KeypointNames,
     responses={
-        200: {"headers": _ETAG, "description": "they are called so now"},
+        200: {"headers": _ETAG, "description": "the names are set"},
         **responses(400, 404, 412, 415, 422, 428),
     },
 )
@@ -52,7 +52,7 @@ async def put_keypoint_names(
     version: Version = None,
     if_match: IfMatch = None,
 ) -> dict[str, Any]:
-    """Names the keypoints of one version, the active one unless `version` says otherwise.
+    """Set the names of the keypoints of one version, the active one unless `version` says otherwise.
 
     The names are in its prior and its estimates from then on. They stay with the version: another training finds
     other keypoints. The first names need no `If-Match`, later ones do.

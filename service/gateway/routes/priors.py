@@ -1,4 +1,4 @@
-"""/priors: what has been learned, read from disk; no worker is needed."""
+"""/priors: read what was learned from disk, without a worker."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Cursor = Annotated[str | None, Query(max_length=64, description="`next_cursor` o
 
 @router.get("/priors", summary="List priors", response_model=PriorPage, responses=responses(400, 422))
 async def get_priors(request: Request, limit: Limit = 50, cursor: Cursor = None) -> dict[str, Any]:
-    """The categories that have been learned, by name."""
+    """Return the categories that were learned, by name."""
     gateway = gateway_of(request)
     if cursor is not None and not is_category(cursor):
         raise BadCursor(f"cursor {cursor[:80]!r} is not valid; send the next_cursor of a page of this list")
@@ -45,7 +45,7 @@ async def get_priors(request: Request, limit: Limit = 50, cursor: Cursor = None)
 
 @router.get("/priors/{category}", summary="A prior", response_model=Prior, responses=responses(400, 404))
 async def get_prior(request: Request, category: str, version: Version = None) -> Response:
-    """What a category looks like: its typical pose, how strongly its keypoints are linked, how it was learned.
+    """Return what a category looks like: its typical pose, how strongly its keypoints are linked, how it was learned.
 
     A prior has no picture: its coordinates are normalised, [-1, 1] over the model's square with y down.
     """
@@ -65,7 +65,7 @@ async def get_link_map(
     version: Version = None,
     size: Annotated[int, Query(ge=MIN_SIDE_PX, le=MAX_SIDE_PX, description="side in pixels")] = 512,
 ) -> Response:
-    """The link map of the prior's own pose (PPL eq. 3) in colours, brighter for stronger links, and its keypoints."""
+    """Return the link map of the prior's own pose (PPL eq. 3) in colours, brighter for stronger links."""
     gateway = gateway_of(request)
     kept = gateway.prior_pictures
     store = gateway.versions.store
@@ -73,7 +73,7 @@ async def get_link_map(
     key = (category, name, await gateway.threads.io(store.stamp, category, name), size)
 
     def draw() -> bytes:
-        picture = kept.get(key)  # it may have been drawn while this waited
+        picture = kept.get(key)  # drawn while this call waited
         if picture is None:
             picture = png(prior_picture(gateway.versions.prior(category, name), size))
             kept.put(key, picture)
@@ -91,7 +91,7 @@ async def get_memory(
     version: Version = None,
     include: Annotated[str, Query(description="`vectors` for all vectors of all banks")] = "",
 ) -> Response:
-    """The memory's banks, how often each of their vectors was used, and the prototypical poses.
+    """Return the memory's banks, how often each of their vectors was used, and the prototypical poses.
 
     A prototype stands for a cluster of training pictures whose codes are alike; `count` says how many. A version
     of the method `autolink` has no memory: no banks and no prototypes.
@@ -109,7 +109,7 @@ async def get_memory(
     responses=responses(400, 404),
 )
 async def get_history(request: Request, category: str, version: Version = None) -> Response:
-    """Snapshots of the keypoint prior and of the link weights, from the first training step to the last.
+    """Return snapshots of the keypoint prior and of the link weights, from the first training step to the last.
 
     A version of a release that kept none answers 404 with the code `no_history`.
     """
@@ -124,7 +124,7 @@ async def get_history(request: Request, category: str, version: Version = None) 
     responses=responses(400, 404, 422),
 )
 async def get_versions(request: Request, category: str, limit: Limit = 50, cursor: Cursor = None) -> dict[str, Any]:
-    """The versions of a category, the newest first."""
+    """Return the versions of a category, newest first."""
     gateway = gateway_of(request)
 
     def page() -> dict[str, Any]:
@@ -161,7 +161,7 @@ async def get_diff(
         float, Query(gt=0, le=1, description="share of its prior's strongest link from which on a link counts")
     ] = STRONG,
 ) -> Response:
-    """How far each keypoint moved from one version to another, which links came and went, and how weights changed.
+    """Return how far each keypoint moved between two versions, which links came and went, and how weights changed.
 
     Two trainings find other keypoints, in another order and perhaps another number. So the keypoints of two versions
     are matched, one to one with the least sum of distances between their places in the typical poses, unless both were
@@ -178,6 +178,6 @@ def _page(items: list[dict[str, Any]], names: list[str], limit: int) -> dict[str
 
 
 async def _json(gateway: Gateway, make: Any) -> Response:
-    """A document as a response; read and encoded in a thread, as a memory's vectors are many."""
+    """Return a JSON response; read and encode it in a thread, as a memory has many vectors."""
     body = await gateway.threads.io(lambda: JSONResponse(make()).body)
     return Response(body, media_type="application/json")

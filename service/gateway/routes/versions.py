@@ -1,4 +1,4 @@
-"""/priors/{category}/aliases and the end of versions: names that move, and roll back by being moved."""
+"""/priors/{category}/aliases, and the deletion of versions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ETAG = {"ETag": {"description": "names the version that it points to; for If-Ma
     responses=responses(400, 404),
 )
 async def get_aliases(request: Request, category: str) -> dict[str, Any]:
-    """The names that point to versions: `active`, which requests without a version get, then the others by name.
+    """Return the names that point to versions: `active`, which requests without a version get, then the others by name.
 
     A category has at most 100, so they come in one page.
     """
@@ -40,7 +40,7 @@ async def get_aliases(request: Request, category: str) -> dict[str, Any]:
     responses={200: {"headers": _ETAG, "description": "where it points"}, **responses(400, 404)},
 )
 async def get_alias(request: Request, response: Response, category: str, alias: str) -> dict[str, Any]:
-    """The version that an alias points to; its `ETag` goes into `If-Match` when it is moved."""
+    """Return the version that an alias points to; its `ETag` goes into `If-Match` when it is moved."""
     gateway = gateway_of(request)
     version = await gateway.threads.io(gateway.versions.store.alias, category, alias)
     response.headers["ETag"] = etag(version)
@@ -65,10 +65,10 @@ async def put_alias(
     target: Annotated[AliasTarget, Body()],
     if_match: IfMatch = None,
 ) -> dict[str, Any]:
-    """Makes an alias, or moves it at once for everybody. Moving `active` back to an older version is a roll back.
+    """Create an alias, or move it for all clients at once. Moving `active` back to an older version is a roll back.
 
     A new alias needs no `If-Match`; one that exists is moved only by a request that names where it points now,
-    so that of two who move it at the same moment one is told (412).
+    so that of two concurrent moves one is refused (412).
 
     ```sh
     curl -X PUT --json '{"version": "active"}' http://127.0.0.1:8000/priors/dog/aliases/champion
@@ -92,7 +92,7 @@ async def put_alias(
     responses=responses(400, 404, 409, 412, 422),
 )
 async def delete_alias(request: Request, category: str, alias: str, if_match: IfMatch = None) -> None:
-    """Removes an alias; its version stays. `active` can only be moved."""
+    """Remove an alias; its version stays. `active` can only be moved."""
     gateway = gateway_of(request)
     check = precondition(if_match, f"the alias '{alias[:80]}'", required=False)
     store = gateway.versions.store
@@ -106,7 +106,7 @@ async def delete_alias(request: Request, category: str, alias: str, if_match: If
     responses=responses(400, 404, 409),
 )
 async def remove_version(request: Request, category: str, version: str) -> None:
-    """Deletes a version for good, with the names and landmarks that were added to it.
+    """Delete a version for good, with the names and landmarks that were added to it.
 
     One that an alias points to, the active one above all, is refused (409, `version_in_use`): move the alias first.
     """

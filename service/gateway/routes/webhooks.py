@@ -1,4 +1,4 @@
-"""/webhooks/secret: what a receiver needs to know that a webhook is ours."""
+"""/webhooks/secret: the secret by which a receiver verifies a webhook."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ router = APIRouter(tags=["training"])
 
 
 class WebhookSecret(BaseModel):
-    """What webhooks are signed with."""
+    """The secret that signs webhooks."""
 
     secret: str = Field(
         description="whsec_ and base64, as the libraries of Standard Webhooks take it",
@@ -27,7 +27,7 @@ class WebhookSecret(BaseModel):
     responses=responses(500),
 )
 async def get_webhook_secret(request: Request) -> WebhookSecret:
-    """What the webhooks of `POST /train-jobs` (`webhook_url`) are signed with, by HMAC-SHA256.
+    """Return the secret that signs the webhooks of `POST /train-jobs` (`webhook_url`) by HMAC-SHA256.
 
     The header `webhook-signature` is `v1,` and the base64 of the HMAC of `webhook-id`, `webhook-timestamp` and the body
     with dots between them (https://www.standardwebhooks.com, whose libraries check it). It is made at the first start,
