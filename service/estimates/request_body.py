@@ -14,7 +14,7 @@ from service.http.multipart import FileField, Form, Part, Write, read_form
 from service.http.negotiation import responds_async
 from service.http.problems import BadField, SlowBody
 
-from .background.store import EstimateStore, new_estimate_id
+from .store import EstimateStore, new_estimate_id
 
 BODY_S = 120.0  # time for a body to arrive, if the request is answered at once
 _MAX_NAME = 200

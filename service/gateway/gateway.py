@@ -21,9 +21,9 @@ from service.contract.jobs.store import JobStore
 from service.contract.versions.store import VersionStore
 from service.estimates.background.arrivals import Arrivals
 from service.estimates.background.runner import AT_ONCE, BackgroundRunner
-from service.estimates.background.store import EstimateStore
 from service.estimates.batching import Batcher
 from service.estimates.estimator import Pipeline
+from service.estimates.store import EstimateStore
 from service.http.uploads import remove_stale_uploads
 from service.runtime.memory_limits import ByteBudget, VideoSlots
 from service.runtime.metrics import Metrics

@@ -14,12 +14,11 @@ from service.contract.quotas import EstimateLimits, PendingEstimate, check_estim
 from service.estimates.query import Query
 from service.estimates.request_body import UploadedFiles, merge_fields, read_estimate
 from service.estimates.schemas import BackgroundEstimate, EstimateProgress, EstimateStatus
+from service.estimates.store import EstimateRecord, EstimateStore
 from service.http.body_limits import body_bytes
 from service.runtime.settings import Settings
 from service.runtime.threads import Threads
 from service.versions.reader import Versions
-
-from .store import EstimateRecord, EstimateStore
 
 _RECOUNT_BYTES = 64 * 2**20  # bytes of an upload after which the pending estimates are read again
 

@@ -21,11 +21,10 @@ from service.estimates.pictures import Upload
 from service.estimates.query import Query
 from service.estimates.results import Outcome, Results, StoredOutcomes
 from service.estimates.schemas import EstimateStatus
+from service.estimates.store import EstimateRecord, EstimateStore
 from service.estimates.video_frames import VideoFrames, video_limits
 from service.runtime.threads import cancel_tasks
 from service.versions.reader import Version, Versions
-
-from .store import EstimateRecord, EstimateStore
 
 log = logging.getLogger(__name__)
 

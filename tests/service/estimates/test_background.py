@@ -10,9 +10,9 @@ import pytest
 
 from service.contract.errors import ModelFailed
 from service.estimates.background.runner import AT_ONCE
-from service.estimates.background.store import EstimateStore, new_estimate_id
 from service.estimates.results import StoredOutcomes
 from service.estimates.schemas import EstimateStatus
+from service.estimates.store import EstimateStore, new_estimate_id
 from tests.service.conftest import RESPOND_ASYNC
 
 
