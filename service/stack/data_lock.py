@@ -1,7 +1,7 @@
 """A file lock that allows one ``ppl up`` per data root and records its holder.
 
-Not the package filelock: it truncates the file before it has the lock, which deletes the record of the holder, it
-unlocks explicitly, which would free a lock that the embedded server still inherits, and it hides the descriptor.
+Not the package filelock (4.3.1): its release calls ``flock(LOCK_UN)``, which also frees the lock that the embedded
+server inherits, and its descriptor, which the server must inherit, is private.
 """
 
 from __future__ import annotations
