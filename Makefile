@@ -1,14 +1,13 @@
 # make demo          the whole platform on this machine, trained on the samples, serving until Ctrl-C
-# make demo SERVE=0  the same, ending by itself
-# make test          all checks and tests, in three processes, as tests wait for half of their time; TEST_PROCESSES=4 for
-#                    more, 0 for one after the other
-# make quick         the tests that a change touches, the nearest first, for at most a minute; BASE=HEAD~3 for another start
-#                    than the branch's on main; what is not committed counts as well (tests/support/quick.py)
-# make fuzz          some 20,000 made-up requests against the running service; FUZZ_S=600 for longer
-# make bench         the benchmarks of speed, into benchmarks/SPEED.md; some minutes
+# make demo SERVE=0  the same, but exit after the report
+# make test          all checks and tests, in three processes; TEST_PROCESSES=4 for more, 0 for a single one
+# make quick         the tests that a change affects, the nearest first, for at most a minute. The change is everything
+#                    since the branch left main, or since BASE=HEAD~3, with uncommitted files (tests/support/quick.py)
+# make fuzz          some 20,000 generated requests against the running service; FUZZ_S=600 for longer
+# make bench         the benchmarks of speed, into benchmarks/SPEED.md; takes some minutes
 #
-# TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch's CPU build: far smaller than the one with CUDA that
-# PyPI has for Linux. PYTHON=python3.12 takes another Python (3.11 or newer).
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu installs torch's CPU build, which is far smaller than PyPI's build
+# for Linux with CUDA. PYTHON=python3.12 uses another Python (3.11 or newer).
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -24,7 +23,7 @@ BASE ?=
 .PHONY: demo test quick check fuzz bench clean
 
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, as in: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --disable-pip-version-check --index-url $(TORCH_INDEX) $(TORCH))
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[worker,video,plots,embedded,dev]'

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Puts the password of Redis into its address, then becomes the program it was given, so that signals reach that
-# program itself. Without PPL_REDIS_PASSWORD_FILE nothing is changed, and PPL_REDIS_URL counts as it stands.
+# Add the Redis password to PPL_REDIS_URL, then exec the given program, so that it receives signals directly.
+# Without PPL_REDIS_PASSWORD_FILE, PPL_REDIS_URL stays unchanged.
 set -eu
 
 if [ -n "${PPL_REDIS_PASSWORD_FILE:-}" ]; then

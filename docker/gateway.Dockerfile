@@ -1,14 +1,14 @@
-# The gateway: HTTP and nothing that computes, so no torch. Built from the repository root:
+# The gateway: HTTP only, without torch. Build it from the repository root:
 #   docker build -f docker/gateway.Dockerfile -t ppl-gateway .
 FROM python:3.11-slim AS build
 
-# more words for pip, such as "--index-url https://pypi.example.org/simple"
+# further arguments of pip, such as "--index-url https://pypi.example.org/simple"
 ARG PIP_ARGS=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 RUN python -m venv /opt/ppl
 
-# what is pinned comes first: a change of the sources does not install it again
+# pinned packages first, so that a change of the sources does not reinstall them
 COPY pyproject.toml docker/requirements.py ./
 RUN python requirements.py video > requirements.txt && /opt/ppl/bin/pip install $PIP_ARGS -r requirements.txt
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs once before everything else, as root: makes the password of Redis and gives the volumes to the user that all
-# services run as. Harmless to run again: an existing password stays unless REDIS_PASSWORD names another.
+# Create the Redis password and give the volumes to the user of all services. Runs as root before the other services.
+# Idempotent: an existing password stays unless REDIS_PASSWORD sets another.
 set -eu
 
 owner="${PPL_UID:?}:${PPL_UID:?}"
@@ -9,7 +9,7 @@ umask 077
 
 case "${REDIS_PASSWORD:-}" in
     *[!A-Za-z0-9_.~-]*)
-        echo "REDIS_PASSWORD may hold letters, digits and the characters _ . ~ - only, since it becomes part of an address" >&2
+        echo "REDIS_PASSWORD has other characters than letters, digits and _ . ~ - which an address may contain; choose another" >&2
         exit 1 ;;
 esac
 
@@ -23,7 +23,7 @@ if [ -s "$secret/redis-password.new" ]; then
 fi
 printf 'requirepass %s\n' "$(cat "$secret/redis-password")" > "$secret/redis.conf"
 
-# the data folders only at their top: what the services wrote below is theirs already
+# the top folders only: the services own what they wrote below
 chown -R "$owner" "$secret"
 chown "$owner" /volumes/redis /volumes/data /volumes/cache
 echo "password and volumes are ready"

@@ -1,19 +1,19 @@
-# The worker: torch, the model, and PyAV for videos. Built from the repository root:
+# The worker: torch, the model, and PyAV for videos. Build it from the repository root:
 #   docker build -f docker/worker.Dockerfile -t ppl-worker .                                 torch for CPUs
 #   docker build -f docker/worker.Dockerfile -t ppl-worker --build-arg TORCH_INDEX_URL= .    torch with CUDA, from PyPI
 FROM python:3.11-slim AS build
 
-# where torch comes from: its index of CPU builds, another of its indexes, or nothing for the usual index of packages,
-# whose build for Linux on x86-64 holds CUDA
+# package index of torch: that of its CPU builds, another one, or empty for PyPI, whose build for Linux on x86-64
+# includes CUDA
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
-# more words for pip, such as "--index-url https://pypi.example.org/simple"
+# further arguments of pip, such as "--index-url https://pypi.example.org/simple"
 ARG PIP_ARGS=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 RUN python -m venv /opt/ppl
 
-# what is pinned comes first: a change of the sources does not install it again. torch alone comes from its own index,
-# which need not hold what torch needs
+# pinned packages first, so that a change of the sources does not reinstall them. Only torch comes from its own index,
+# which may lack torch's dependencies
 COPY pyproject.toml docker/requirements.py ./
 RUN /opt/ppl/bin/pip install $PIP_ARGS --no-deps ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} \
     "$(python requirements.py worker --only torch)"
@@ -32,7 +32,7 @@ RUN useradd --uid 10001 --user-group --no-create-home --home-dir /cache --shell 
 COPY --from=build /opt/ppl /opt/ppl
 COPY docker/entrypoint.sh /opt/ppl/entrypoint.sh
 
-# the two NVIDIA settings count only where the engine has a GPU to give
+# the two NVIDIA settings have an effect only if the engine provides a GPU
 ENV PATH=/opt/ppl/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONSAFEPATH=1 \
     HOME=/cache XDG_CACHE_HOME=/cache \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \

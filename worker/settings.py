@@ -35,7 +35,10 @@ class WorkerSettings(CommonSettings):
         default_factory=lambda: max(1, usable_cores() // 2), ge=1, le=512, description="threads of the inference worker"
     )
     training_threads: int = Field(
-        default_factory=usable_cores, ge=1, le=512, description="threads of the training worker"
+        default_factory=usable_cores,
+        ge=1,
+        le=512,
+        description="threads of the training worker; by default the fastest number of those it tries",
     )
     training_nice: int = Field(
         default=10, ge=0, le=19, description="niceness of the training worker, so that inference goes first"
