@@ -59,7 +59,7 @@ class Caretaker(PeriodicThread):
 
     def run_once(self) -> None:
         """Prepare every waiting upload; now and then requeue lost jobs and sweep files."""
-        for record in self._jobs.unfinished():
+        for record in self._jobs.list_unfinished():
             if record.job.status is JobStatus.VALIDATING and not self._stop.requested:
                 self.prepare(record.job.id)
         now = time.monotonic()
@@ -84,7 +84,7 @@ class Caretaker(PeriodicThread):
 
     def prepare(self, job_id: str) -> None:
         """Check and prepare a job's upload, then send its message to the training queue."""
-        if self._jobs.leased(job_id) or not self._taker.take(job_id, self._preparer.prepare):
+        if self._jobs.is_leased(job_id) or not self._taker.take(job_id, self._preparer.prepare):
             return
         with suppress(UnknownJob):
             if self._jobs.get(job_id).status is JobStatus.QUEUED:
@@ -99,10 +99,10 @@ class Caretaker(PeriodicThread):
                 continue
             except UnknownJob:  # its upload may still be running
                 ended = _seconds_since_write(self._files.folder(job_id)) > _MAX_UPLOAD_S
-            if ended and not self._jobs.leased(job_id):
+            if ended and not self._jobs.is_leased(job_id):
                 logger.info("job=%s: files deleted", job_id)
                 self._files.remove(job_id)
-        drafts = [path for path in self._store.staged() if _seconds_since_write(path) > _MAX_PUBLISHING_S]
+        drafts = [path for path in self._store.list_staged() if _seconds_since_write(path) > _MAX_PUBLISHING_S]
         unfinished = {job_id[-6:] for job_id in self._jobs.unfinished_ids()} if drafts else set()
         for path in drafts:
             if path.name[-6:] not in unfinished:

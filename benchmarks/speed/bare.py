@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.predictor import Predictor
-from service.contract.media.fitting import fit_square, reducible
+from service.contract.media.fitting import fit_square, reduction_for_boxes
 from service.contract.media.pictures import open_reduced
 
 
@@ -32,7 +32,7 @@ class Bare:
     def square(self, photo: bytes) -> NDArray[np.uint8]:
         """A photograph as the model sees it, decoded and fitted as the gateway does it."""
         side = self.predictor.config.image_size
-        return fit_square(open_reduced(photo, reducible(side)), side)[0]
+        return fit_square(open_reduced(photo, reduction_for_boxes(side)), side)[0]
 
     def one(self, photo: bytes) -> float:
         """Seconds for one photograph: decoded, and given to the model by itself."""

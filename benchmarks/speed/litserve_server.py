@@ -19,7 +19,7 @@ import torch
 from fastapi import Request
 
 from model.predictor import Predictor
-from service.contract.media.fitting import fit_square, reducible
+from service.contract.media.fitting import fit_square, reduction_for_boxes
 from service.contract.media.pictures import open_reduced
 
 
@@ -64,7 +64,7 @@ class PoseAPI(litserve.LitAPI):
 
     def _fit(self, data: bytes) -> Any:
         side = self.predictor.config.image_size
-        return fit_square(open_reduced(data, reducible(side)), side)
+        return fit_square(open_reduced(data, reduction_for_boxes(side)), side)
 
 
 def main() -> None:

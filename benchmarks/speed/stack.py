@@ -52,7 +52,7 @@ class Stack:
     ) -> None:
         self.data_root = folder / "data"
         install_samples(VersionStore(self.data_root))
-        server = EmbeddedValkey.in_folder(folder / "valkey")
+        server = EmbeddedValkey.create_in(folder / "valkey")
         self.redis_url = server.url
         self.urls: list[str] = []
         self.ready_s: dict[str, float] = {}
@@ -65,7 +65,7 @@ class Stack:
         }
         self._logs = folder / "logs"
         try:
-            self._start(server.spec(self._logs / "valkey.log"), server.answers)
+            self._start(server.spec(self._logs / "valkey.log"), server.accepts_commands)
             for number in range(workers):
                 self._start_worker(number)
             for number in range(gateways):

@@ -58,7 +58,7 @@ def evaluate(train: Split, heldout: Split, swap: Sequence[int] | None = None) ->
     numbers: dict[str, Any] = {
         "headline": headline(scored, against),
         "per_keypoint": per_keypoint(scored, against, bias=False),
-        "summed": summed(scored, against),
+        "summed": summed_errors(scored, against),
     }
     if swap is not None:
         partners = _check_swap(swap, len(counts))
@@ -121,7 +121,7 @@ def whole_pose(train: Split, heldout: Split, swap: Sequence[int]) -> dict[str, f
     partners = _check_swap(swap, train[1].shape[1])
     if not len(partners):
         raise ValueError("no keypoint's two sides are both visible in training and in held-out pictures")
-    keypoints, labels, visibility = _with_labels(train)
+    keypoints, labels, visibility = _drop_unlabelled(train)
     labels, visibility = labels.copy(), visibility.copy()
     distance = np.zeros(len(labels))
     for _ in range(_MAX_ROUNDS):
@@ -134,7 +134,7 @@ def whole_pose(train: Split, heldout: Split, swap: Sequence[int]) -> dict[str, f
     spread = distance.std(ddof=1) if len(distance) > 1 else 0.0
     kept = distance <= distance.mean() + _OUTLIER_DEVIATIONS * spread
     maps = fit_maps(keypoints[kept], labels[kept], visibility[kept], bias=False)
-    held, held_labels, held_visibility = _with_labels(heldout)
+    held, held_labels, held_visibility = _drop_unlabelled(heldout)
     constant = np.broadcast_to(mean_pose(labels, visibility), held_labels.shape)
     errors = []
     for predicted in (apply_maps(held, maps), constant):
@@ -144,7 +144,7 @@ def whole_pose(train: Split, heldout: Split, swap: Sequence[int]) -> dict[str, f
     return {"error_percent": errors[0], "mean_pose_percent": errors[1]}
 
 
-def summed(train: Split, heldout: Split) -> dict[str, float]:
+def summed_errors(train: Split, heldout: Split) -> dict[str, float]:
     """Score by Taichi's protocol: a map with bias for each keypoint and axis, coordinates times 255.
 
     Returns:
@@ -180,7 +180,7 @@ def _pose_distance(predicted: Array, labels: Array, visibility: Array) -> Array:
     return distance
 
 
-def _with_labels(split: Split) -> Split:
+def _drop_unlabelled(split: Split) -> Split:
     keypoints, labels, visibility = split
     any_seen = (visibility > 0).any(1)
     return keypoints[any_seen], labels[any_seen], visibility[any_seen]

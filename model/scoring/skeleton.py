@@ -128,7 +128,7 @@ def _geometric_scores(
     rows = rows[np.linspace(0, len(rows) - 1, min(_MAX_PICTURES, len(rows))).round().astype(int)]
     limbs = np.where(np.expand_dims(known[rows], (2, 3)), labels[rows][:, ends], np.inf)
     drawn = keypoints[rows][:, links]
-    share = np.stack([_within(drawn[:, link], limbs).mean(1) for link in range(len(links))], axis=1)
+    share = np.stack([_lies_within(drawn[:, link], limbs).mean(1) for link in range(len(links))], axis=1)
     follows = share >= FOLLOWING
     length = np.linalg.norm(drawn[..., 1, :] - drawn[..., 0, :], axis=-1)
     covered, total = 0.0, 0.0
@@ -136,7 +136,7 @@ def _geometric_scores(
         here = known[rows, limb]
         pieces = limbs[here, limb]
         weight = np.linalg.norm(pieces[:, 1] - pieces[:, 0], axis=-1)
-        covered += float((weight * _within(pieces, drawn[here][:, strong]).mean(1)).sum())
+        covered += float((weight * _lies_within(pieces, drawn[here][:, strong]).mean(1)).sum())
         total += float(weight.sum())
     precision, recall = float(follows[:, strong].mean()), covered / total if total else 0.0
     return follows.mean(0), {
@@ -148,7 +148,7 @@ def _geometric_scores(
     }
 
 
-def _within(pieces: Array, segments: Array) -> NDArray[np.bool_]:
+def _lies_within(pieces: Array, segments: Array) -> NDArray[np.bool_]:
     """Return which of P points along a piece (n, 2, 2) lie within the tolerance of a segment (n, E, 2, 2): (n, P).
 
     Segments with infinite coordinates are unknown and near nothing.

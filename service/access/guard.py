@@ -155,7 +155,7 @@ class Guard:
             self._rate.take(address)
             raise
         self._rate.take(f"key {key.id}" if key else address)
-        if key and not key.may(needed):
+        if key and not key.allows(needed):
             raise Forbidden(
                 f"the API key {key.id} ({key.name}) has the scope {' and '.join(key.scopes)}; this needs {needed}",
                 extra={"needed_scope": str(needed)},

@@ -59,7 +59,7 @@ class ApiKey(BaseModel):
     created_at: AwareDatetime
     revoked_at: AwareDatetime | None = None
 
-    def may(self, scope: Scope) -> bool:
+    def allows(self, scope: Scope) -> bool:
         """Return whether the key is valid for a scope; ``train`` includes ``read``."""
         return self.revoked_at is None and (scope in self.scopes or Scope.TRAIN in self.scopes)
 
@@ -68,7 +68,7 @@ class _StoredKey(ApiKey):
     format: int = 1
     sha256: str
 
-    def without_secret(self) -> ApiKey:
+    def to_public(self) -> ApiKey:
         return ApiKey.model_validate(self.model_dump(exclude={"sha256", "format"}))
 
 
@@ -108,7 +108,7 @@ class KeyStore:
     def keys(self) -> list[ApiKey]:
         """Return all keys, also revoked ones, oldest first. Raises StoreCorrupt, OSError."""
         stored = self._read_all().values()
-        return sorted((key.without_secret() for key in stored), key=lambda key: (key.created_at, key.id))
+        return sorted((key.to_public() for key in stored), key=lambda key: (key.created_at, key.id))
 
     def revoke(self, key_id: str) -> ApiKey:
         """Revoke a key. Idempotent.
@@ -124,7 +124,7 @@ class KeyStore:
         if key.revoked_at is None:
             key = key.model_copy(update={"revoked_at": datetime.now(UTC)})
             self._write(key)
-        return key.without_secret()
+        return key.to_public()
 
     def find(self, text: str) -> ApiKey | None:
         """Return the key with this text; None where it is unknown or revoked. Compares in constant time."""
@@ -132,7 +132,7 @@ class KeyStore:
         key = self._get(match[1]) if match else None
         # takes the same time for an unknown id
         same = hmac.compare_digest(_digest(text), key.sha256 if key else _digest(""))
-        return key.without_secret() if key and same and key.revoked_at is None else None
+        return key.to_public() if key and same and key.revoked_at is None else None
 
     def ensure_first(self) -> Path | None:
         """Create a key where there has never been one. Gateways that start concurrently create one together.
@@ -164,7 +164,7 @@ class KeyStore:
         assert match
         key = _StoredKey(id=match[1], name=name, scopes=chosen, created_at=datetime.now(UTC), sha256=_digest(text))
         self._write(key)
-        return key.without_secret()
+        return key.to_public()
 
     def _write(self, key: _StoredKey) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from service.client import Client, Estimate, InputError, png_bytes
 from service.client.types import FailedPicture
-from service.client.uploads import list_pictures, printable_name, with_unique_names
+from service.client.uploads import list_pictures, name_uniquely, printable_name
 from service.contract.media.videos import is_video_name
 
 from .estimates import finish
@@ -101,7 +101,7 @@ def estimate(
         options: dict[str, Any] = {"version": version, "refine_steps": refine_steps, "include": include}
         if background or (video and format in (PoseFormat.COCO, PoseFormat.CSV)):
             options |= {"format": "native" if format in (None, PoseFormat.JSONL) else str(format)}
-            pictures = [] if video else with_unique_names(images)
+            pictures = [] if video else name_uniquely(images)
             started = client.estimate_async(category, pictures, video, every, boxes=boxes, landmarks=marks, **options)
             if background:
                 output.show(started, as_json, show_background)
@@ -117,7 +117,7 @@ def estimate(
             for name, value in unsupported.items():
                 if value:
                     raise InputError(f"--format {format} has no place for {name}; leave one of them out")
-            text = client.estimate_as(format.value, category, with_unique_names(images), version, refine_steps, boxes)
+            text = client.estimate_as(format.value, category, name_uniquely(images), version, refine_steps, boxes)
             print(text, end="" if text.endswith("\n") else "\n")
         else:
             options["include"] = [*include, *drawings]

@@ -64,7 +64,7 @@ def list_named_pictures(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[s
     return named
 
 
-def with_unique_names(paths: Sequence[Path]) -> list[Picture]:
+def name_uniquely(paths: Sequence[Path]) -> list[Picture]:
     """Return files under their own names or, if two are the same, under their paths below the common folder."""
     if len({path.name for path in paths}) == len(paths):
         return list(paths)

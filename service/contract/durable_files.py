@@ -67,7 +67,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+def hold_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock of a file, created if missing, against other threads and processes.
 
     The system releases it if its holder dies.

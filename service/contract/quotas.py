@@ -89,12 +89,12 @@ def check_estimate_limits(
         more_bytes: bytes of the estimate that were not received yet.
     """
     if len(waiting) >= limits.total:
-        raise _full(f"{len(waiting)} estimates wait in the background, which is the limit; try again later")
+        raise _queue_full(f"{len(waiting)} estimates wait in the background, which is the limit; try again later")
     others = [*waiting, *ahead]
     own = [other for other in others if other.owner == estimate.owner]
     own_label = f"estimates of API key {estimate.owner}" if estimate.owner is not None else "estimates"
     if len(own) >= (limits.per_owner if estimate.owner is not None else limits.total):
-        raise _full(
+        raise _queue_full(
             f"{len(own)} {own_label} wait in the background or are being uploaded, which is the limit; try again when "
             "some have ended, or cancel some"
         )
@@ -105,11 +105,11 @@ def check_estimate_limits(
     for label, max_bytes, pending in bounds:
         pending_bytes = sum(other.size_bytes for other in pending)
         if pending_bytes + size > max_bytes:
-            raise _full(
+            raise _queue_full(
                 f"the files of {label} that wait or are being uploaded have {pending_bytes} bytes and this one has "
                 f"{size}; together at most {max_bytes} are allowed, try again when some have ended"
             )
 
 
-def _full(detail: str) -> QueueFull:
+def _queue_full(detail: str) -> QueueFull:
     return QueueFull(detail, retry_after_s=_ESTIMATE_RETRY_S)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from service.contract.errors import BadBoxes, BodyTooLarge, PPLError
-from service.contract.media.fitting import Box, Frame, fit_square, reducible, unfit_square
+from service.contract.media.fitting import Box, Frame, fit_square, reduction_for_boxes, unfit_square
 from service.contract.media.pictures import Picture, PictureLimits, open_picture, open_reduced
 from service.http.problems import BadField
 from service.runtime.memory_limits import DecodedPixelLimit
@@ -160,7 +160,7 @@ class Upload:
                 data = self.read()
                 if len(data) > limits.max_bytes:
                     raise BodyTooLarge(f"the file has {len(data)} bytes; a picture may have {limits.max_bytes}")
-                reduction = reducible(side, self.boxes.boxes)
+                reduction = reduction_for_boxes(side, self.boxes.boxes)
                 return fit_boxes(open_reduced(data, reduction, limits, reserve), self.index, self.boxes, side)
             except PPLError as error:
                 name = f" ({self.filename[:60]})" if self.filename else ""

@@ -76,7 +76,7 @@ class UploadedFiles:
 
         return write
 
-    async def settle(self, parts: list[Part]) -> None:
+    async def number_files(self, parts: list[Part]) -> None:
         """Number the files as the pictures of the request, once all have arrived."""
         await self._in_thread(self._rename, [self._arrival[id(part)] for part in parts])
         self.names = [part.filename[-_MAX_NAME:] for part in parts]
@@ -132,7 +132,7 @@ async def read_estimate(request: Request, max_images: int, files: UploadedFiles,
     if form.first("video") and len(form.files) > 1:
         raise BadField("video", "both pictures and a video were sent; send either")
     if form.first("video") or keep_images:
-        await files.settle(form.files)
+        await files.number_files(form.files)
     return form
 
 

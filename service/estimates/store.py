@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from service.contract.durable_files import folder_names, locked, sync, write_json
+from service.contract.durable_files import folder_names, hold_lock, sync, write_json
 from service.contract.errors import BadCursor, Conflict, StoreCorrupt, UnknownEstimate
 from service.contract.ids import time_ordered_id
 from service.contract.jobs.job import JobError
@@ -66,7 +66,7 @@ class EstimateStore:
     def folder(self, estimate_id: str) -> Path:
         """Return the folder of an estimate. Raises UnknownEstimate for an invalid id."""
         if not _ID.fullmatch(estimate_id):
-            raise _unknown(estimate_id)
+            raise _unknown_error(estimate_id)
         return self._root / estimate_id
 
     def picture(self, estimate_id: str, index: int) -> Path:
@@ -89,10 +89,10 @@ class EstimateStore:
         """Create the folder of the pictures."""
         (self.folder(estimate_id) / "pictures").mkdir(parents=True)
 
-    def pending(self) -> list[PendingEstimate]:
+    def list_pending(self) -> list[PendingEstimate]:
         """Return owner and size of the estimates that have not ended."""
         found = []
-        for estimate_id in self.waiting():
+        for estimate_id in self.list_waiting():
             with suppress(UnknownEstimate, StoreCorrupt):
                 record = self.record(estimate_id)
                 found.append(PendingEstimate(record.shown.created_by, record.size_bytes))
@@ -109,8 +109,8 @@ class EstimateStore:
         for path in (folder / "pictures").iterdir():
             sync(path)
         sync(folder / "pictures")
-        with locked(self._root / ".submit.lock"):
-            check(self.pending())
+        with hold_lock(self._root / ".submit.lock"):
+            check(self.list_pending())
             self.write(record)
             self._waiting.mkdir(parents=True, exist_ok=True)
             (self._waiting / record.shown.id).touch()
@@ -122,7 +122,7 @@ class EstimateStore:
         try:
             return EstimateRecord.model_validate_json((self.folder(estimate_id) / "record.json").read_bytes())
         except FileNotFoundError as error:
-            raise _unknown(estimate_id) from error
+            raise _unknown_error(estimate_id) from error
         except ValidationError as error:
             raise StoreCorrupt(f"the record of estimate {estimate_id} can't be read") from error
 
@@ -131,7 +131,7 @@ class EstimateStore:
         try:
             write_json(self.folder(record.shown.id) / "record.json", record.model_dump(mode="json"))
         except FileNotFoundError as error:
-            raise _unknown(record.shown.id) from error
+            raise _unknown_error(record.shown.id) from error
 
     def end(self, record: EstimateRecord, status: EstimateStatus, error: JobError | None = None) -> None:
         """Write the final status and delete the pictures, while holding the :meth:`claim`."""
@@ -144,7 +144,7 @@ class EstimateStore:
         shutil.rmtree(self.folder(shown.id) / "pictures", ignore_errors=True)
         self.lines(shown.id).unlink(missing_ok=True)
 
-    def waiting(self) -> list[str]:
+    def list_waiting(self) -> list[str]:
         """Return the ids of estimates that have not ended, the oldest first. Cheap enough for every second."""
         try:
             return sorted(filter(_ID.fullmatch, (entry.name for entry in self._waiting.iterdir())))
@@ -163,13 +163,13 @@ class EstimateStore:
     def claim(self, estimate_id: str) -> Iterator[bool]:
         """Lock an estimate for the block. Yields False if another process holds it."""
         try:
-            with locked(self.folder(estimate_id) / ".lock", wait=False) as acquired:
+            with hold_lock(self.folder(estimate_id) / ".lock", wait=False) as acquired:
                 yield acquired
         except FileNotFoundError as error:
             if self.folder(estimate_id).exists():
                 raise
             (self._waiting / estimate_id).unlink(missing_ok=True)
-            raise _unknown(estimate_id) from error
+            raise _unknown_error(estimate_id) from error
 
     def cancel(self, estimate_id: str) -> EstimateRecord:
         """Cancel an estimate: at once if no gateway works on it, else by a file that its gateway checks.
@@ -221,7 +221,7 @@ class EstimateStore:
     def trim_results(self, max_bytes: int) -> list[str]:
         """Delete the oldest results until all have at most `max_bytes`; keep the newest. Returns the ids deleted."""
         results = []
-        for estimate_id in set(self._ids()) - set(self.waiting()):
+        for estimate_id in set(self._ids()) - set(self.list_waiting()):
             with suppress(FileNotFoundError):  # it failed, or was deleted meanwhile
                 status = self.result(estimate_id).stat()
                 results.append((status.st_mtime_ns, status.st_size, estimate_id))
@@ -263,7 +263,7 @@ def _last_change(folder: Path) -> float:
     return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
 
 
-def _unknown(estimate_id: str) -> UnknownEstimate:
+def _unknown_error(estimate_id: str) -> UnknownEstimate:
     return UnknownEstimate(
         f"no estimate {estimate_id[:80]!r}; it may have been deleted, or have ended so long ago that its result is gone"
     )

@@ -57,7 +57,7 @@ TAGS = [
 
 def install(app: FastAPI, *, keys_needed: bool) -> None:
     """Serve the OpenAPI document with our errors and keys, and the server's address in its examples."""
-    app.openapi = _described(app, keys_needed)  # type: ignore[method-assign]
+    app.openapi = _make_openapi(app, keys_needed)  # type: ignore[method-assign]
 
     async def openapi(request: Request) -> Response:
         text = json.dumps(app.openapi(), ensure_ascii=False)
@@ -77,7 +77,7 @@ def package_version() -> str:
     return version("pose-prior-learner")
 
 
-def _described(app: FastAPI, keys_needed: bool) -> Callable[[], dict[str, Any]]:
+def _make_openapi(app: FastAPI, keys_needed: bool) -> Callable[[], dict[str, Any]]:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(

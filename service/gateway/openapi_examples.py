@@ -119,7 +119,7 @@ _DETAILS = {
 
 
 @cache
-def answers() -> dict[str, Any]:
+def response_examples() -> dict[str, Any]:
     """Return examples of responses by ``METHOD PATH STATUS MEDIA-TYPE``."""
     found: dict[str, Any] = json.loads(files(__package__).joinpath(ANSWERS_FILE).read_text(encoding="utf-8"))
     return found
@@ -147,8 +147,8 @@ def complete(schema: dict[str, Any], path: str, method: str) -> None:
             key = f"{method} {path} {status} {kind}"
             if kind == MEDIA_TYPE and status.isdigit():
                 content["example"] = _problem(method, path, int(status))
-            elif key in answers():
-                content["example"] = answers()[key]
+            elif key in response_examples():
+                content["example"] = response_examples()[key]
 
 
 def _problem(method: str, path: str, status: int) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class UploadFolder:
         self._kept = False
 
     @classmethod
-    def below(cls, root: Path, in_thread: InThread) -> Self:
+    def create_in(cls, root: Path, in_thread: InThread) -> Self:
         """Return a new folder in `root`, on whose disk the files will be moved to their place."""
         return cls(root / f"{_STAGING}{uuid.uuid4().hex}", in_thread)
 
@@ -138,13 +138,17 @@ def remove_stale_uploads(root: Path, stale_s: float) -> list[str]:
     Returns:
         Their names.
     """
-    names = [name for name in folder_names(root) if name.startswith(_STAGING) and untouched_s(root / name) >= stale_s]
+    names = [
+        name
+        for name in folder_names(root)
+        if name.startswith(_STAGING) and seconds_since_change(root / name) >= stale_s
+    ]
     for name in names:
         shutil.rmtree(root / name, ignore_errors=True)
     return names
 
 
-def untouched_s(folder: Path) -> float:
+def seconds_since_change(folder: Path) -> float:
     """Return the seconds since anything in a folder was written; 0 if it is changing right now."""
     try:
         return time.time() - max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))

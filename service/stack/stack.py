@@ -114,7 +114,7 @@ def _child_specs(settings: Settings, listener: socket.socket, lock: DataRootLock
         environment["PPL_REDIS_URL"] = settings.redis_url
         logger.info("using the server of PPL_REDIS_URL instead of an embedded one")
     else:
-        server = EmbeddedValkey.in_folder(settings.data_root / "valkey")
+        server = EmbeddedValkey.create_in(settings.data_root / "valkey")
         environment["PPL_REDIS_URL"] = server.url
         specs.append(server.spec(logs / "valkey.log", stage=0, pass_fds=(lock.fd,)))
     for offset, kind in enumerate(("inference", "training")):

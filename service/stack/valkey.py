@@ -38,7 +38,7 @@ class EmbeddedValkey:
     password: str
 
     @classmethod
-    def in_folder(cls, folder: Path) -> EmbeddedValkey:
+    def create_in(cls, folder: Path) -> EmbeddedValkey:
         """Choose a free port and a new password and write the configuration. Raises OSError."""
         folder.mkdir(parents=True, exist_ok=True)
         server = cls(folder, free_port(), secrets.token_hex(24))
@@ -83,11 +83,11 @@ class EmbeddedValkey:
             log_path=log_path,
             stage=stage,
             cwd=self.folder,
-            ready=self.answers,
+            ready=self.accepts_commands,
             pass_fds=pass_fds,
         )
 
-    def answers(self) -> bool:
+    def accepts_commands(self) -> bool:
         """Return whether the server accepts commands; False while it starts or loads its file."""
         once = Retry(NoBackoff(), 0)
         with redis.Redis(host=_HOST, port=self.port, password=self.password, socket_timeout=1, retry=once) as client:

@@ -54,7 +54,7 @@ async def accept_dataset(parts: TrainingParts, request: Request) -> tuple[Datase
     declared = request.headers.get("content-length", "")
     expected = int(declared) if declared.isdigit() else 0
     await threads.io(datasets.check_room, expected, settings.datasets_max_bytes)
-    async with UploadFolder.below(datasets.root, threads.upload) as upload:
+    async with UploadFolder.create_in(datasets.root, threads.upload) as upload:
         archive = upload.file("archive", min(settings.archive_max_bytes, settings.datasets_max_bytes))
         labels = upload.file("labels", MAX_LABELS_BYTES)
         form = await _read(request, upload, archive, labels, threads.upload)
@@ -91,9 +91,9 @@ async def _read(
     await in_thread(lambda: upload.path.mkdir(parents=True, exist_ok=True))
     packer = ZipPacker(upload.path / "packed", in_thread, archive.max_bytes)
     fields = {
-        "archive": FileField(1, lambda: _twice("archive"), archive.write, archive.max_bytes),
+        "archive": FileField(1, lambda: _more_than_one("archive"), archive.write, archive.max_bytes),
         "images": FileField(MAX_FILES, _too_many, sink_of=packer.sink),
-        "labels": FileField(1, lambda: _twice("labels"), labels.write, MAX_LABELS_BYTES),
+        "labels": FileField(1, lambda: _more_than_one("labels"), labels.write, MAX_LABELS_BYTES),
     }
     try:
         form = await read_form(request, fields)
@@ -157,7 +157,7 @@ def _too_many() -> TooManyImages:
     return TooManyImages(f"more than {MAX_FILES} files in the field images; pack them into an archive")
 
 
-def _twice(name: str) -> BadField:
+def _more_than_one(name: str) -> BadField:
     return BadField(name, f"more than one file came in the field {name}; send one")
 
 

@@ -74,27 +74,27 @@ async def accept_training(parts: TrainingParts, request: Request, read: Read) ->
         await parts.threads.io(parts.jobs.check_room, owner, limits)
     except TooMany:
         # after check_room: the same request, sent concurrently, may have taken the last place
-        if key is None or not await parts.threads.io(parts.jobs.remembers, key, owner):
+        if key is None or not await parts.threads.io(parts.jobs.has_request, key, owner):
             raise
     async with JobUpload(parts.files, parts.threads.upload, parts.settings.archive_max_bytes) as upload:
-        asked = await read(request, upload.archive, upload.labels, parts.threads.io)
+        requested = await read(request, upload.archive, upload.labels, parts.threads.io)
         await upload.flush()
-        if asked.prior is not None:
-            await upload.put(upload.prior.name, write_json, document_of(asked.prior))
-        named = await _named(parts, key, asked, upload) if key is not None else None
-        earlier = await parts.threads.io(parts.jobs.made_by, named, owner) if named else None
+        if requested.prior is not None:
+            await upload.put(upload.prior.name, write_json, document_of(requested.prior))
+        named = await _name_request(parts, key, requested, upload) if key is not None else None
+        earlier = await parts.threads.io(parts.jobs.find_by_request, named, owner) if named else None
         if earlier is not None:
             return earlier, True
-        plan, source = await _prepare(parts, asked, upload)
+        plan, source = await _prepare(parts, requested, upload)
         new = NewJob(
-            asked.category,
+            requested.category,
             {"preset": plan.preset, **plan.config.to_dict()},
             plan.config.steps,
             source=source,
             job_id=upload.job_id,
-            activate=asked.activate,
+            activate=requested.activate,
             owner=owner,
-            webhook_url=asked.webhook_url,
+            webhook_url=requested.webhook_url,
             continued_from=plan.base.continued if plan.base else None,
         )
         job = await parts.threads.io(parts.jobs.create, new, named, limits)
@@ -104,21 +104,23 @@ async def accept_training(parts: TrainingParts, request: Request, read: Read) ->
         return job, False
 
 
-async def _named(parts: TrainingParts, key: str, asked: TrainingRequest, upload: JobUpload) -> NamedRequest:
+async def _name_request(parts: TrainingParts, key: str, requested: TrainingRequest, upload: JobUpload) -> NamedRequest:
     files = [file.path for file in (upload.archive, upload.labels) if not file.is_empty]
-    files += [upload.prior] if asked.prior is not None else []
-    digest = await parts.threads.upload(fingerprint, asked.stated(), files)
+    files += [upload.prior] if requested.prior is not None else []
+    digest = await parts.threads.upload(fingerprint, requested.fingerprint_values(), files)
     return NamedRequest(key, digest, parts.settings.idempotency_ttl_s)
 
 
-async def _prepare(parts: TrainingParts, asked: TrainingRequest, upload: JobUpload) -> tuple[TrainingPlan, JobSource]:
+async def _prepare(
+    parts: TrainingParts, requested: TrainingRequest, upload: JobUpload
+) -> tuple[TrainingPlan, JobSource]:
     """Check everything that the job needs, and put it on disk durably."""
-    plan: TrainingPlan = await parts.threads.io(asked.resolve, parts.versions)
-    plan, source = await _find_pictures(parts, asked, plan, upload)
+    plan: TrainingPlan = await parts.threads.io(requested.resolve, parts.versions)
+    plan, source = await _find_pictures(parts, requested, plan, upload)
     plan.check_processes(parts.settings.training_processes)
-    if asked.webhook_url is not None:
-        check_webhook_url(asked.webhook_url, private=parts.settings.webhook_private)
-    if plan.prior and asked.prior is None:
+    if requested.webhook_url is not None:
+        check_webhook_url(requested.webhook_url, private=parts.settings.webhook_private)
+    if plan.prior and requested.prior is None:
         await upload.put(upload.prior.name, write_json, document_of(plan.prior))
     if plan.base:
         await _link_weights(parts, plan.base, upload)
@@ -127,21 +129,21 @@ async def _prepare(parts: TrainingParts, asked: TrainingRequest, upload: JobUplo
 
 
 async def _find_pictures(
-    parts: TrainingParts, asked: TrainingRequest, plan: TrainingPlan, upload: JobUpload
+    parts: TrainingParts, requested: TrainingRequest, plan: TrainingPlan, upload: JobUpload
 ) -> tuple[TrainingPlan, JobSource]:
     """Check the pictures to train on, and copy labels that are on the server."""
     root = parts.settings.data_root
-    if asked.folder is not None:
-        folder = await parts.threads.io(training_folder, root, asked.folder)
+    if requested.folder is not None:
+        folder = await parts.threads.io(training_folder, root, requested.folder)
         await parts.threads.upload(check_archive, folder, ArchiveLimits.of(parts.settings), plan.config.mode)
-    if asked.labels is not None:
+    if requested.labels is not None:
         await upload.put(
-            upload.labels.path.name, _copy_labels, await parts.threads.io(training_file, root, asked.labels)
+            upload.labels.path.name, _copy_labels, await parts.threads.io(training_file, root, requested.labels)
         )
-    if asked.dataset is not None:
-        return await _link_dataset(parts, plan, asked.dataset, upload)
-    if asked.folder is not None:
-        return plan, JobSource(kind="folder", folder=asked.folder)
+    if requested.dataset is not None:
+        return await _link_dataset(parts, plan, requested.dataset, upload)
+    if requested.folder is not None:
+        return plan, JobSource(kind="folder", folder=requested.folder)
     await parts.threads.upload(check_archive, upload.archive.path, ArchiveLimits.of(parts.settings), plan.config.mode)
     return plan, JobSource(name=upload.archive.name or None)
 
@@ -181,7 +183,7 @@ async def _link_weights(parts: TrainingParts, base: BaseVersion, upload: JobUplo
         await upload.put(upload.start.name, _link, base.weights)
     except FileNotFoundError as error:
         category, version = base.continued.category, base.continued.version
-        await parts.threads.io(parts.versions.stamp, category, version)  # raises if the version was deleted
+        await parts.threads.io(parts.versions.identity, category, version)  # raises if the version was deleted
         raise StoreCorrupt(f"version '{version}' of category '{category}' lacks its weights") from error
 
 

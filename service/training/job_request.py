@@ -15,7 +15,7 @@ from model.version.prior_values import PriorValues
 from service.contract.errors import BadArchive, BadLabels, BadPrior, BadRequest, BadSetting, StoreCorrupt
 from service.contract.jobs.files import MAX_LABELS_BYTES
 from service.contract.jobs.job import Continued
-from service.contract.versions.additions import Additions, numbered
+from service.contract.versions.additions import Additions, has_default_names
 from service.contract.versions.start_prior import MAX_PRIOR_BYTES, check_prior, check_use, read_prior
 from service.contract.versions.store import VersionStore, check_category
 from service.http.multipart import FileField, read_form
@@ -66,7 +66,7 @@ class BaseVersion:
             continued=Continued(
                 category=category,
                 version=name,
-                keypoint_names=None if numbered(names) else list(names),
+                keypoint_names=None if has_default_names(names) else list(names),
                 lineage=[*before.get("lineage", []), f"{category}@{name}"],
             ),
         )
@@ -197,7 +197,7 @@ class TrainingRequest:
         plan = TrainingPlan.make(preset, settings, prior) if is_complete else None
         return cls(check_category(category.strip()), activate, webhook_url, preset, settings, plan, **named)
 
-    def stated(self) -> dict[str, Any]:
+    def fingerprint_values(self) -> dict[str, Any]:
         """Return everything the request says, except its files, as JSON values for its fingerprint.
 
         Versions, datasets and folders appear as the request names them, so a repeated request has the same
@@ -294,9 +294,9 @@ async def read_upload(
         BadSetting, BadCategoryName: from TrainingRequest.parse.
     """
     fields = {
-        "archive": FileField(1, lambda: _twice("archive"), archive.write, archive.max_bytes),
-        "labels": FileField(1, lambda: _twice("labels"), labels.write, MAX_LABELS_BYTES),
-        "prior": FileField(1, lambda: _twice("prior"), None, MAX_PRIOR_BYTES, or_text=True),
+        "archive": FileField(1, lambda: _more_than_one("archive"), archive.write, archive.max_bytes),
+        "labels": FileField(1, lambda: _more_than_one("labels"), labels.write, MAX_LABELS_BYTES),
+        "prior": FileField(1, lambda: _more_than_one("prior"), None, MAX_PRIOR_BYTES, or_text=True),
     }
     form = await read_form(request, fields)
     for name in ("prior_from", "continue_from"):
@@ -358,5 +358,5 @@ def _parse_bool(name: str, value: Any) -> bool:
     return text == "true"
 
 
-def _twice(name: str) -> BadField:
+def _more_than_one(name: str) -> BadField:
     return BadField(name, f"more than one file came in the field {name}; send one")

@@ -53,10 +53,10 @@ class JobQueue:
             self._places = places = self._compute_places()
             ended = time.monotonic()
             self._expires = ended + (_IDLE_RATIO * (ended - started) if len(places) > _FEW_JOBS else 0.0)
-        return [_with_place(job, places.get(job.id)) for job in jobs]
+        return [_add_place(job, places.get(job.id)) for job in jobs]
 
     def _compute_places(self) -> dict[str, _Place]:
-        unfinished = self._jobs.unfinished()
+        unfinished = self._jobs.list_unfinished()
         order = {job_id: place for place, job_id in enumerate(self._jobs.waiting_order())}
         waiting = [record for record in unfinished if record.job.status in _WAITING]
         # a message that is about to be sent goes to the head of the queue if `ahead`, else to its end
@@ -89,7 +89,7 @@ class JobQueue:
         return pace.seconds(record.job.settings, record.checkpointed) if pace else None
 
 
-def _with_place(job: Job, place: _Place | None) -> Job:
+def _add_place(job: Job, place: _Place | None) -> Job:
     if place is None or job.status not in _WAITING:
         return job
     progress = job.progress.model_copy(update={"eta_s": place.eta_s})

@@ -14,7 +14,7 @@ from service.contract.errors import JobNotEnded, UnknownJob, UnreadableJob
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.job import Job, JobPage, JobStatus
 from service.contract.jobs.store import MAX_PAGE, JobStore
-from service.http.uploads import untouched_s
+from service.http.uploads import seconds_since_change
 
 
 class JobCounts:
@@ -116,7 +116,7 @@ def remove_stale_jobs(files: JobFiles, jobs: JobStore, stale_s: float) -> list[s
     """
     removed = []
     for job_id in files.ids():
-        if untouched_s(files.folder(job_id)) < stale_s:
+        if seconds_since_change(files.folder(job_id)) < stale_s:
             continue
         try:
             if not jobs.get(job_id).status.ended:

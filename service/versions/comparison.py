@@ -10,7 +10,7 @@ import numpy as np
 
 from model.scoring.matching import assign
 from service.contract.errors import BadRequest
-from service.contract.versions.additions import numbered
+from service.contract.versions.additions import has_default_names
 
 Match = Literal["auto", "number", "position"]
 Ends = tuple[int, int]
@@ -89,7 +89,7 @@ def _match_keypoints(older: Mapping[str, Any], newer: Mapping[str, Any], match: 
         why = "same" if is_same else "continued" if is_continued else "number"
         return [(index, index) for index in range(numbers[0])], "number", _WHY[why]
     names = [prior.get("keypoint_names") or [] for prior in (older, newer)]
-    if match == "auto" and not any(map(numbered, names)) and set(names[0]) == set(names[1]):
+    if match == "auto" and not any(map(has_default_names, names)) and set(names[0]) == set(names[1]):
         return [(index, names[1].index(name)) for index, name in enumerate(names[0])], "name", _WHY["name"]
     a, b = (np.array(prior["keypoint_prior"], dtype=np.float64) for prior in (older, newer))
     rows, columns = assign(np.linalg.norm(a[:, None] - b[None], axis=-1))
@@ -108,7 +108,7 @@ def _compare_links(
     """Compare the links of all matched keypoints, and the strong links of the others; the largest change first."""
     before, after = _weights_and_shares(older), _weights_and_shares(newer)
     pairs: list[tuple[Ends | None, Ends | None]] = [
-        ((i, j), _ordered(matches[i], matches[j])) for i, j in combinations(sorted(matches), 2)
+        ((i, j), _order_ends(matches[i], matches[j])) for i, j in combinations(sorted(matches), 2)
     ]
     for ends, (_, share) in before.items():
         if share >= strong and not matches.keys() >= set(ends):
@@ -137,7 +137,7 @@ def _weights_and_shares(prior: Mapping[str, Any]) -> dict[Ends, tuple[float, flo
     """Return each link's weight, and its share of the strongest weight."""
     strongest = max((link["weight"] for link in prior["links"]), default=0.0) or 1.0
     return {
-        _ordered(link["i"], link["j"]): (
+        _order_ends(link["i"], link["j"]): (
             round(float(link["weight"]), _DIGITS),
             round(float(link["weight"]) / strongest, _DIGITS),
         )
@@ -145,10 +145,10 @@ def _weights_and_shares(prior: Mapping[str, Any]) -> dict[Ends, tuple[float, flo
     }
 
 
-def _ordered(i: int, j: int) -> Ends:
+def _order_ends(i: int, j: int) -> Ends:
     return min(i, j), max(i, j)
 
 
 def _name(prior: Mapping[str, Any], index: int) -> str | None:
     names = prior.get("keypoint_names") or []
-    return None if numbered(names) else str(names[index])
+    return None if has_default_names(names) else str(names[index])

@@ -15,7 +15,7 @@ from pydantic_core import to_json
 from safetensors import safe_open
 
 from service.contract.errors import StoreCorrupt
-from service.contract.versions.additions import Additions, numbered
+from service.contract.versions.additions import Additions, has_default_names
 from service.contract.versions.aliases import ACTIVE
 from service.contract.versions.store import VersionStore
 
@@ -186,7 +186,7 @@ class Versions:
 
     def _version_identity(self, category: str, name: str) -> Any:
         folder, names = self._version_paths(category, name)
-        return self.store.stamp(category, name, folder), _file_identity(names)
+        return self.store.identity(category, name, folder), _file_identity(names)
 
     def _load(self, category: str, name: str) -> Version:
         config, prior = self.store.config(category, name), self.store.prior(category, name)
@@ -199,7 +199,7 @@ class Versions:
             links=links,
             links_json=to_json(links),
             has_memory=config.get("method", "ppl") != "autolink",
-            names=None if numbered(names) else tuple(names),
+            names=None if has_default_names(names) else tuple(names),
             num_keypoints=int(_member(prior, "num_keypoints")),
         )
 

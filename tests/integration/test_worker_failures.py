@@ -263,7 +263,7 @@ def test_job_of_a_stopped_worker_is_queued_and_goes_on(lab: Lab) -> None:
     paused = lab.jobs.record(job.id)
     assert paused.job.status is JobStatus.QUEUED
     assert paused.checkpointed == paused.job.progress.step > 5
-    assert not lab.jobs.leased(job.id)
+    assert not lab.jobs.is_leased(job.id)
     lab.start("training")
     lab.until(lambda: lab.jobs.get(job.id).status.ended, 45)
     assert lab.jobs.get(job.id).status is JobStatus.SUCCEEDED

@@ -330,5 +330,5 @@ def send(http, make_picture):
 @pytest.fixture
 def serve_alone(http, serve):
     """Serves the one gateway that works on what waits; that of ``http``, on the same files, leaves it to that one."""
-    http.gateway.estimates.waiting = list
+    http.gateway.estimates.list_waiting = list
     return serve

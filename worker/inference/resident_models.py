@@ -41,7 +41,7 @@ class ResidentModels:
             UnknownCategory, UnknownVersion, BadCategoryName, BadVersionName.
             StoreCorrupt: the version's files are missing or damaged.
         """
-        key = (category, version, self._store.stamp(category, version))
+        key = (category, version, self._store.identity(category, version))
         if key in self._models:
             self._models.move_to_end(key)
             return self._models[key]

@@ -44,7 +44,7 @@ def load_pictures(files: JobFiles, job_id: str) -> Images:
 
 def load_labelled(files: JobFiles, job_id: str) -> LabelledPictures | None:
     """Return the job's labelled pictures; None if it has no labels."""
-    path = files.labelled(job_id)
+    path = files.labels_of_prepared(job_id)
     return LabelledPictures.load(path) if path.exists() else None
 
 

@@ -32,7 +32,7 @@ class Inspector(PeriodicThread):
 
     def run_once(self) -> None:
         """Inspect every waiting dataset."""
-        for dataset_id in self._files.waiting():
+        for dataset_id in self._files.list_waiting():
             if self._is_stopping():
                 return
             self.inspect(dataset_id)
@@ -40,7 +40,7 @@ class Inspector(PeriodicThread):
     def inspect(self, dataset_id: str) -> None:
         """Inspect a dataset unless another process does."""
         try:
-            with self._files.inspecting(dataset_id) as mine:
+            with self._files.lock_inspection(dataset_id) as mine:
                 findings = self._files.findings(dataset_id) if mine else None
                 if findings is None or findings.status is not DatasetStatus.INSPECTING:
                     return
@@ -67,7 +67,7 @@ class Inspector(PeriodicThread):
             nonlocal written_at
             assert inspection is not None
             if time.monotonic() - written_at > _WRITE_EVERY_S:
-                findings.found = inspection.found()
+                findings.found = inspection.findings()
                 self._files.write_findings(dataset_id, findings)
                 written_at = time.monotonic()
 
@@ -86,7 +86,7 @@ class Inspector(PeriodicThread):
             if not isinstance(error, PPLError):
                 logger.exception("dataset=%s: inspection failed", dataset_id)
             if inspection is not None:
-                findings.found = inspection.found()
+                findings.found = inspection.findings()
             self._fail(dataset_id, findings, explain_failure(error, "dataset"))
             return
         findings.status = DatasetStatus.READY

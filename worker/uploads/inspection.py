@@ -95,14 +95,14 @@ class Inspection:
             short = {clip: count for clip, count in self._clips.items() if count < MIN_CLIP_FRAMES}
             self._counts.drop_short_clips(short)
             self._found.clips = len(self._clips) - len(short)
-        found = self.found()
+        found = self.findings()
         if not found.pictures + found.videos:
             reasons = "; ".join(f"{item.name}: {item.reason}" for item in found.skipped_files[:3])
             raise TooFewPictures(f"nothing in the dataset can be read ({reasons})")
         found.labels = self._match_labels()
         return found
 
-    def found(self) -> Found:
+    def findings(self) -> Found:
         """Return the findings so far."""
         found = self._found
         found.formats = dict(self._formats.most_common())

@@ -99,7 +99,7 @@ def match_job_labels(files: JobFiles, job_id: str, min_pictures: int) -> Labelle
             f"{int(labelled.heldout.sum())} labelled pictures are held out and leave {left} to train on; "
             f"at least {min_pictures} are needed"
         )
-    labelled.save(files.labelled(job_id))
+    labelled.save(files.labels_of_prepared(job_id))
     return labelled
 
 

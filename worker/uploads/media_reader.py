@@ -71,7 +71,7 @@ class MediaReader:
 
     Args:
         keep: called with each picture and frame.
-        reducible: returns by how much a picture may be reduced while decoding, see `open_reduced`.
+        reduction_for_boxes: returns by how much a picture may be reduced while decoding, see `open_reduced`.
         frames_per_clip: number of frames to take from a video.
         folder: for a video's copy while it is decoded.
         check: called often while a video is decoded; its exceptions end the decoding.
@@ -80,7 +80,7 @@ class MediaReader:
     def __init__(
         self,
         keep: Keep,
-        reducible: Callable[[int, int], float],
+        reduction_for_boxes: Callable[[int, int], float],
         counts: FileCounts,
         frames_per_clip: int,
         settings: WorkerSettings,
@@ -88,7 +88,7 @@ class MediaReader:
         check: Callable[[], None],
     ) -> None:
         self._on_picture = keep
-        self._reducible = reducible
+        self._reducible = reduction_for_boxes
         self._counts = counts
         self._frames_per_clip = frames_per_clip
         self._picture_limits = PictureLimits.of(settings)

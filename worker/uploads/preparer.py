@@ -13,7 +13,7 @@ from service.contract.errors import TooFewPictures, TrainingFailed
 from service.contract.jobs.files import JobFiles, training_folder
 from service.contract.jobs.store import JobRecord, JobStatus
 from service.contract.media.archives import ArchiveLimits, Member, iter_media, resolve_mode
-from service.contract.media.fitting import fit_square, reducible
+from service.contract.media.fitting import fit_square, reduction_for_boxes
 from service.contract.media.pictures import Picture
 from worker.jobs.held_job import HeldJob, Stopping
 from worker.jobs.job_taking import JobTaker
@@ -101,7 +101,7 @@ class Preparer:
                 squares.append(square, name, clip, picture.size)
 
             folder = self._files.folder(job_id)
-            reduction = reducible(config.image_size)
+            reduction = reduction_for_boxes(config.image_size)
             reader = MediaReader(keep, reduction, counts, config.frames_per_clip, self._settings, folder, held.check)
             for name, media in iter_media(self._find_source(record), ArchiveLimits.of(self._settings)):
                 held.check()

@@ -15,7 +15,7 @@ from service.client.errors import InputError
 from service.contract.errors import BadPicture, PPLError
 from service.contract.media.archive_members import Member
 from service.contract.media.archives import iter_media
-from service.contract.media.fitting import fit_square, reducible
+from service.contract.media.fitting import fit_square, reduction_for_boxes
 from service.contract.media.pictures import Picture, is_picture_name, open_reduced
 from service.contract.media.videos import BadVideo, NoDecoder, frame_name, iter_frames
 
@@ -72,7 +72,7 @@ def read_squares(paths: Sequence[Path], side: int, frames: int = DEFAULT_FRAMES)
             if isinstance(found, Member):
                 _add_frames(squares, name, found, side, frames)
             else:
-                squares.add(name, open_reduced(found, reducible(side)), side)
+                squares.add(name, open_reduced(found, reduction_for_boxes(side)), side)
         except (BadPicture, BadVideo) as error:
             reason = error.detail if isinstance(error, BadPicture) else str(error)
             squares.skipped.append({"name": name, "reason": reason})

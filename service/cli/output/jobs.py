@@ -26,7 +26,7 @@ _COLOURS = {
 
 def show_job(job: Job) -> None:
     """Print a job, one fact per line."""
-    out.print(f"job {job.id}  {_coloured(job.status)}  category {job.category}")
+    out.print(f"job {job.id}  {_colour_status(job.status)}  category {job.category}")
     progress, metrics = job.progress, job.metrics
     if job.queue_position is not None:
         left = f", ends in about {duration(progress.eta_s)}" if progress.eta_s is not None else ""
@@ -41,7 +41,7 @@ def show_job(job: Job) -> None:
     if job.dataset:
         out.print(f"  dataset {job.dataset.id}  {escape(job.dataset.name or '')}".rstrip())
     if metrics.get("skipped"):
-        files = "".join(f"\n    {skipped_text(item)}" for item in metrics.get("skipped_files", []))
+        files = "".join(f"\n    {format_skipped(item)}" for item in metrics.get("skipped_files", []))
         out.print(f"  {metrics['skipped']} pictures could not be read:{escape(files)}")
     held_out = f", {metrics['held_out']} of them held out" if "held_out" in metrics else ""
     if metrics.get("mode") == "clips":
@@ -63,7 +63,7 @@ def show_jobs(jobs: Iterable[Job]) -> None:
     for job in jobs:
         step = f"{job.progress.step}/{job.progress.total_steps}"
         created = f"{job.created_at:%Y-%m-%d %H:%M}"
-        table.add_row(job.id, job.category, _coloured(job.status), step, created, job.version or "")
+        table.add_row(job.id, job.category, _colour_status(job.status), step, created, job.version or "")
     print_table(table, if_empty="no jobs yet")
 
 
@@ -83,12 +83,12 @@ def show_event(event: JobEvent) -> None:
     out.print(f"{event.id:>5}  {at}  {event.kind:<10}  {escape(_event_text(event))}")
 
 
-def skipped_text(item: Any) -> str:
+def format_skipped(item: Any) -> str:
     """Return a skipped file with the reason; old versions stored the name alone."""
     return f"{item['name']}: {item['reason']}" if isinstance(item, dict) and "reason" in item else str(item)
 
 
-def _coloured(status: JobStatus) -> str:
+def _colour_status(status: JobStatus) -> str:
     return f"[{_COLOURS.get(status, 'white')}]{status}[/]"
 
 

@@ -24,7 +24,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from service.contract.durable_files import folder_names, locked, sync, write_json
+from service.contract.durable_files import folder_names, hold_lock, sync, write_json
 from service.contract.errors import BadCursor, DatasetsFull, StoreCorrupt, UnknownDataset
 
 from .dataset import Dataset, DatasetPage, DatasetRecord, DatasetStatus, Findings
@@ -54,7 +54,7 @@ class DatasetFiles:
     def folder(self, dataset_id: str) -> Path:
         """Return datasets/<id>. Raises UnknownDataset for an invalid id."""
         if not _ID.fullmatch(dataset_id):
-            raise _unknown(dataset_id)
+            raise _unknown_error(dataset_id)
         return self._root / dataset_id
 
     def archive(self, dataset_id: str) -> Path:
@@ -74,7 +74,7 @@ class DatasetFiles:
         try:
             return _read(DatasetRecord, self.folder(dataset_id) / RECORD)
         except FileNotFoundError as error:
-            raise _unknown(dataset_id) from error
+            raise _unknown_error(dataset_id) from error
 
     def findings(self, dataset_id: str) -> Findings:
         """Read a dataset's findings; empty ones before the inspection. Raises StoreCorrupt."""
@@ -88,14 +88,14 @@ class DatasetFiles:
         try:
             write_json(self._findings(dataset_id), findings.model_dump(mode="json"))
         except FileNotFoundError as error:
-            raise _unknown(dataset_id) from error
+            raise _unknown_error(dataset_id) from error
 
     def read_sheet(self, dataset_id: str) -> bytes:
         """Read the contact sheet of a ready dataset. Raises UnknownDataset if it was deleted meanwhile."""
         try:
             return self.sheet(dataset_id).read_bytes()
         except FileNotFoundError as error:
-            raise _unknown(dataset_id) from error
+            raise _unknown_error(dataset_id) from error
 
     def get(self, dataset_id: str) -> Dataset:
         """Return a dataset as the API shows it. Raises UnknownDataset."""
@@ -125,7 +125,7 @@ class DatasetFiles:
         next_cursor = "-".join(map(str, _sort_key(left[limit - 1]))) if len(left) > limit else None
         return DatasetPage(items=items, next_cursor=next_cursor)
 
-    def waiting(self) -> list[str]:
+    def list_waiting(self) -> list[str]:
         """Return the ids of datasets to inspect, the oldest first. Cheap enough to call every second."""
         found = []
         for dataset_id in self._ids():
@@ -164,7 +164,7 @@ class DatasetFiles:
         """
         final = self.folder(record.id)
         self._root.mkdir(parents=True, exist_ok=True)
-        with locked(self._root / ".lock"):
+        with hold_lock(self._root / ".lock"):
             if final.exists():
                 if self.findings(record.id).status is DatasetStatus.FAILED:
                     self._findings(record.id).unlink(missing_ok=True)
@@ -189,11 +189,11 @@ class DatasetFiles:
         gone = self._root / (_REMOVED + dataset_id)
         folder = self.folder(dataset_id)
         try:
-            with locked(self._root / ".lock"):
+            with hold_lock(self._root / ".lock"):
                 shutil.rmtree(gone, ignore_errors=True)
                 os.rename(folder, gone)
         except FileNotFoundError as error:
-            raise _unknown(dataset_id) from error
+            raise _unknown_error(dataset_id) from error
         shutil.rmtree(gone, ignore_errors=True)
 
     def sweep(self) -> None:
@@ -203,15 +203,15 @@ class DatasetFiles:
                 shutil.rmtree(self._root / name, ignore_errors=True)
 
     @contextmanager
-    def inspecting(self, dataset_id: str) -> Iterator[bool]:
+    def lock_inspection(self, dataset_id: str) -> Iterator[bool]:
         """Hold the lock for inspecting a dataset; yield False if another process holds it."""
         try:
-            with locked(self.folder(dataset_id) / ".lock", wait=False) as mine:
+            with hold_lock(self.folder(dataset_id) / ".lock", wait=False) as mine:
                 yield mine
         except FileNotFoundError as error:
             if self.folder(dataset_id).exists():
                 raise
-            raise _unknown(dataset_id) from error
+            raise _unknown_error(dataset_id) from error
 
     def _findings(self, dataset_id: str) -> Path:
         return self.folder(dataset_id) / "findings.json"
@@ -244,5 +244,5 @@ def _sort_key(record: DatasetRecord) -> tuple[int, str]:
     return int(record.created_at.timestamp() * 1000), record.id
 
 
-def _unknown(dataset_id: str) -> UnknownDataset:
+def _unknown_error(dataset_id: str) -> UnknownDataset:
     return UnknownDataset(f"no dataset {dataset_id[:80]!r}; GET /datasets lists them")

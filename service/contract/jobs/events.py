@@ -69,7 +69,7 @@ class RecordSnapshot:
         self._status = job.status
         self._progress = job.progress.model_copy()
 
-    def ended(self, record: JobRecord) -> bool:
+    def has_ended(self, record: JobRecord) -> bool:
         """Return whether the job ended since the snapshot."""
         return record.job.status.ended and not self._status.ended
 

@@ -53,7 +53,7 @@ class JobFiles:
         """Return the path of the uploaded labels; training never reads them."""
         return self.folder(job_id) / "labels"
 
-    def labelled(self, job_id: str) -> Path:
+    def labels_of_prepared(self, job_id: str) -> Path:
         """Return the path of the labels matched to the prepared pictures, .npz; internal to the worker."""
         return self.folder(job_id) / "labelled.npz"
 

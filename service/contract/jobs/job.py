@@ -261,7 +261,7 @@ class JobRecord(BaseModel):
         """
         job = self.job
         if job.status.ended:
-            raise JobNotActive(f"job {job.id} has already {_past(job.status)}")
+            raise JobNotActive(f"job {job.id} has already {_past_tense(job.status)}")
         if status not in TRANSITIONS[job.status]:
             raise Conflict(f"job {job.id} is {job.status} and can't become {status}")
         job.status = status
@@ -362,7 +362,7 @@ class JobPage(BaseModel):
     next_cursor: str | None = None
 
 
-def _past(status: JobStatus) -> str:
+def _past_tense(status: JobStatus) -> str:
     return "been cancelled" if status is JobStatus.CANCELLED else str(status)
 
 

@@ -127,11 +127,11 @@ class JobStore:
         _check_same(request, earlier_id, fingerprint)
         return self.get(earlier_id)
 
-    def remembers(self, name: str, owner: str | None) -> bool:
+    def has_request(self, name: str, owner: str | None) -> bool:
         """Return whether a request of this name created a job recently; it may be deleted by now."""
         return bool(self._redis.exists(routing.request_key(name, owner)))
 
-    def made_by(self, request: NamedRequest, owner: str | None) -> Job | None:
+    def find_by_request(self, request: NamedRequest, owner: str | None) -> Job | None:
         """Return the job that the same request created before, if it still exists.
 
         Raises:
@@ -179,7 +179,7 @@ class JobStore:
         next_cursor = ids[limit - 1].decode() if len(ids) > limit else None
         return JobPage(items=[record.job for record in records], next_cursor=next_cursor)
 
-    def unfinished(self) -> list[JobRecord]:
+    def list_unfinished(self) -> list[JobRecord]:
         """Return the records of unfinished jobs, the oldest first, without unreadable ones."""
         return self._records(sorted(self.unfinished_ids()))
 
@@ -219,7 +219,7 @@ class JobStore:
             change(record)
             arguments = [revision, record.model_dump_json(), holder, int(record.job.status.ended), job_id, write]
             arguments += _event_arguments(before.events(record))
-            arguments.append(time.time() if record.job.webhook and before.ended(record) else "")
+            arguments.append(time.time() if record.job.webhook and before.has_ended(record) else "")
             outcome = self._redis.eval(scripts.UPDATE, len(keys), *keys, *arguments)
             if outcome == scripts.WRITTEN:
                 return record
@@ -299,7 +299,7 @@ class JobStore:
             return Lease(self._redis, job_id, token, ttl_s)
         return None
 
-    def leased(self, job_id: str) -> bool:
+    def is_leased(self, job_id: str) -> bool:
         """Return whether a process holds the job's lease."""
         return bool(self._redis.exists(routing.lease_key(check_job_id(job_id))))
 
@@ -325,7 +325,7 @@ class JobStore:
         every_ms = int(routing.RECONCILE_EVERY_S * 900)
         if exclusive and not self._redis.set(routing.RECONCILE_LOCK, "1", nx=True, px=every_ms):
             return set()
-        left = [record for record in self.unfinished() if not self.leased(record.job.id)]
+        left = [record for record in self.list_unfinished() if not self.is_leased(record.job.id)]
         # their worker put them back, or paused them, before it saw the request
         cancelled = {record.job.id for record in left if self.cancel_requested(record.job.id)}
         for job_id in cancelled:

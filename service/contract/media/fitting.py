@@ -63,14 +63,14 @@ class Frame:
         return normalized
 
 
-def reducible(side: int, boxes: Sequence[Box | None] = (None,)) -> Callable[[int, int], float]:
-    """Return the argument ``most`` of open_reduced that keeps enough pixels for squares of these boxes."""
+def reduction_for_boxes(side: int, boxes: Sequence[Box | None] = (None,)) -> Callable[[int, int], float]:
+    """Return the argument ``max_reduction`` of open_reduced that keeps enough pixels for squares of these boxes."""
 
-    def most(width: int, height: int) -> float:
+    def max_reduction(width: int, height: int) -> float:
         sizes = [max(box[2:]) if box else max(width, height) for box in boxes]
         return min(sizes) / side / _REDUCING_GAP
 
-    return most
+    return max_reduction
 
 
 def fit_square(picture: Picture | Image.Image, side: int, box: Box | None = None) -> tuple[NDArray[np.uint8], Frame]:
@@ -80,7 +80,7 @@ def fit_square(picture: Picture | Image.Image, side: int, box: Box | None = None
     the picture.
 
     Args:
-        picture: RGB; one reduced as :func:`reducible` allows gives the same square up to rounding.
+        picture: RGB; one reduced as :func:`reduction_for_boxes` allows gives the same square up to rounding.
         side: S, of the square in pixels.
         box: in edge coordinates; the whole picture unless given.
 

@@ -156,7 +156,7 @@ def open_picture(
 
 def open_reduced(
     source: bytes | BinaryIO,
-    most: Callable[[int, int], float],
+    max_reduction: Callable[[int, int], float],
     limits: PictureLimits | None = None,
     before_decoding: Callable[[int], None] | None = None,
 ) -> Picture:
@@ -167,7 +167,7 @@ def open_reduced(
 
     Args:
         source: the file's bytes, or a seekable binary file.
-        most: returns the largest allowed reduction for a width and height (EXIF orientation applied).
+        max_reduction: returns the largest allowed reduction for a width and height (EXIF orientation applied).
         limits: the defaults of PictureLimits unless given.
         before_decoding: called with the number of pixels once it is within the limits.
 
@@ -188,7 +188,7 @@ def open_reduced(
         file.seek(0)
         raise _identify(file.read(32)) from error
     except Exception as error:  # hostile bytes may make a parser raise anything
-        raise _damaged(error) from error
+        raise _damage_error(error) from error
     with image:
         _check_size(image, limits)
         if before_decoding is not None:
@@ -196,7 +196,7 @@ def open_reduced(
         try:
             _check_still(image)
             stored = image.size
-            scale = _reduce(image, most)
+            scale = _reduce(image, max_reduction)
             image.load()
             # only now: a PNG's may stand after its pixels, and Pillow transposes a TIFF
             orientation = _orientation(image)
@@ -204,7 +204,7 @@ def open_reduced(
         except BadPicture:
             raise
         except Exception as error:  # hostile bytes may make a decoder raise anything
-            raise _damaged(error) from error
+            raise _damage_error(error) from error
     del image  # free its pixels before transposing the copy
     if scale == 1:
         return Picture.of(_transpose(rgb, orientation))
@@ -220,12 +220,12 @@ def is_picture_name(name: str) -> bool:
     return Path(name).suffix.lower() in SUFFIXES
 
 
-def _reduce(image: ImageFile.ImageFile, most: Callable[[int, int], float]) -> int:
+def _reduce(image: ImageFile.ImageFile, max_reduction: Callable[[int, int], float]) -> int:
     """Set a JPEG to be decoded smaller; return by how much: 1, 2, 4 or 8."""
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or not image.tile:
         return 1
     width, height = reversed(image.size) if _orientation(image) in _SWAPS_SIDES else image.size
-    highest = most(width, height)
+    highest = max_reduction(width, height)
     scale = next((scale for scale in _SCALES if scale <= highest), 1)
     # Pillow takes the largest reduction that leaves at least the size asked for
     if scale == 1 or image.draft("", (image.width // scale, image.height // scale)) is None:
@@ -305,6 +305,6 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _damaged(error: Exception) -> TruncatedImage:
+def _damage_error(error: Exception) -> TruncatedImage:
     reason = str(error) or type(error).__name__
     return TruncatedImage(f"the picture ends early or is damaged ({reason}); send the whole file")

@@ -34,7 +34,7 @@ def check_names(value: Any, count: int) -> tuple[str, ...]:
         raise BadKeypointNames(f"the names of {count} keypoints are not valid: {error}") from error
 
 
-def numbered(names: Sequence[str] | None) -> bool:
+def has_default_names(names: Sequence[str] | None) -> bool:
     """Return whether keypoints have only their default names keypoint_0, keypoint_1, …"""
     return not names or all(name == f"keypoint_{index}" for index, name in enumerate(names))
 
@@ -79,8 +79,8 @@ class Additions:
             UnknownCategory, UnknownVersion.
         """
         path = self.names_path(category, version)
-        with self._store.pointers(category).lock():
-            self._store.stamp(category, version)
+        with self._store.alias_files(category).lock():
+            self._store.identity(category, version)
             check(self.names(category, version))
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {"names": list(names)})
@@ -103,7 +103,7 @@ class Additions:
         try:
             return LandmarkSet.parse(read_json(path))
         except FileNotFoundError as error:
-            raise self._unknown(category, version, name) from error
+            raise self._unknown_error(category, version, name) from error
         except BadLandmarks as error:
             raise StoreCorrupt(f"landmarks '{name}' of version '{version}' of '{category}' can't be read") from error
 
@@ -116,8 +116,8 @@ class Additions:
             Conflict: the limit on sets is reached.
         """
         path = self.landmarks_path(category, version, found.name)
-        with self._store.pointers(category).lock():
-            self._store.stamp(category, version)
+        with self._store.alias_files(category).lock():
+            self._store.identity(category, version)
             self.check_free(category, version, found.name)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, found.model_dump(mode="json"))
@@ -138,14 +138,14 @@ class Additions:
     def remove_landmarks(self, category: str, version: str, name: str) -> None:
         """Remove a set of landmarks. Raises UnknownLandmarks."""
         path = self.landmarks_path(category, version, name)
-        with self._store.pointers(category).lock():
+        with self._store.alias_files(category).lock():
             try:
                 path.unlink()
             except FileNotFoundError as error:
-                raise self._unknown(category, version, name) from error
+                raise self._unknown_error(category, version, name) from error
             sync(path.parent)
 
-    def _unknown(self, category: str, version: str, name: str) -> UnknownLandmarks:
+    def _unknown_error(self, category: str, version: str, name: str) -> UnknownLandmarks:
         sets = ", ".join(self.landmark_sets(category, version)[:20]) or "none"
         return UnknownLandmarks(
             f"version '{version}' of category '{category}' has no landmarks '{name}'; it has {sets}. Landmarks are "

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from service.contract.durable_files import locked, read_json, sync, write_json
+from service.contract.durable_files import hold_lock, read_json, sync, write_json
 from service.contract.errors import BadAliasName, Conflict, StoreCorrupt
 
 ACTIVE = "active"
@@ -51,7 +51,7 @@ class Aliases:
     def lock(self) -> Iterator[None]:
         """Hold the category's lock, against other threads and processes."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with locked(self._folder / ".lock"):
+        with hold_lock(self._folder / ".lock"):
             yield
 
     def target(self, alias: str) -> str | None:

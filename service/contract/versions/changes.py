@@ -34,7 +34,7 @@ def move_alias(
         Conflict: the limit on aliases is reached.
     """
     store.versions(category)
-    pointers = store.pointers(category)
+    pointers = store.alias_files(category)
     with pointers.lock():
         now = pointers.target(alias)
         check(now)
@@ -56,7 +56,7 @@ def remove_alias(store: VersionStore, category: str, alias: str, check: Check = 
         Conflict: it is ``active``.
     """
     store.alias(category, alias)
-    pointers = store.pointers(category)
+    pointers = store.alias_files(category)
     with pointers.lock():
         check(store.alias(category, alias))
         if alias == ACTIVE:
@@ -76,7 +76,7 @@ def delete_version(store: VersionStore, category: str, version: str) -> None:
     """
     final, additions = store.path(category, version), store.additions_path(category, version)
     store.versions(category)
-    pointers = store.pointers(category)
+    pointers = store.alias_files(category)
     with pointers.lock():
         if version not in store.versions(category):
             raise UnknownVersion(f"category '{category}' has no version '{version}'; name a version, not an alias")

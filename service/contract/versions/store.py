@@ -96,13 +96,13 @@ class VersionStore:
     def active(self, category: str) -> str | None:
         """Return the active version; None between the first publication and its activation."""
         self.versions(category)
-        version = self.pointers(category).target(ACTIVE)
+        version = self.alias_files(category).target(ACTIVE)
         return None if version is None else check_version(version)
 
     def aliases(self, category: str) -> dict[str, str]:
         """Return {alias: version} of a category, ``active`` first. Raises UnknownCategory."""
         self.versions(category)
-        return self.pointers(category).all()
+        return self.alias_files(category).all()
 
     def alias(self, category: str, alias: str) -> str:
         """Return the version that an alias points to.
@@ -111,7 +111,7 @@ class VersionStore:
             BadCategoryName, BadAliasName, UnknownCategory, UnknownAlias.
         """
         self.versions(category)
-        version = self.pointers(category).target(alias)
+        version = self.alias_files(category).target(alias)
         if version is None:
             raise UnknownAlias(f"category '{category}' has no alias '{alias}'; see GET /priors/{category}/aliases")
         return version
@@ -135,7 +135,7 @@ class VersionStore:
                 )
         if check_version(version) in names:
             return version
-        target = self.pointers(category).target(version) if is_alias(version) else None
+        target = self.alias_files(category).target(version) if is_alias(version) else None
         if target is None or target not in names:
             raise UnknownVersion(f"category '{category}' has no version and no alias '{version}'")
         return target
@@ -194,14 +194,14 @@ class VersionStore:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def staged(self, category: str | None = None) -> list[Path]:
+    def list_staged(self, category: str | None = None) -> list[Path]:
         """Return the staging folders of one or all categories: of running and of crashed publications."""
         roots = [self._root / check_category(category)] if category else sorted(self._root.glob("*"))
         return [path for root in roots for path in sorted((root / "versions").glob(STAGING + "*"))]
 
     def sweep_staged(self, category: str, job_id: str) -> None:
         """Remove the staging folders of a job's crashed publication; the caller holds the job's lease."""
-        for path in self.staged(category):
+        for path in self.list_staged(category):
             if path.name.endswith("-" + job_id[-6:]):
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -217,7 +217,7 @@ class VersionStore:
         final = self.path(category, version)
         for path in (*staged.rglob("*"), staged):
             sync(path)
-        aliases = self.pointers(category)
+        aliases = self.alias_files(category)
         with aliases.lock():
             if final.exists():
                 raise VersionExists(f"category '{category}' has a version '{version}' already; versions never change")
@@ -241,7 +241,7 @@ class VersionStore:
 
     def activate(self, category: str, version: str) -> None:
         """Make a version the active one. Raises UnknownVersion."""
-        aliases = self.pointers(category)
+        aliases = self.alias_files(category)
         with aliases.lock():
             if version not in self._version_names(category):
                 raise UnknownVersion(f"category '{category}' has no version '{version}'")
@@ -251,7 +251,7 @@ class VersionStore:
         """Return the folder of a version's additions, which may not exist; see :mod:`.additions`."""
         return self._root / check_category(category) / ADDITIONS / check_version(version)
 
-    def stamp(self, category: str, version: str, folder: str | None = None) -> tuple[int, int]:
+    def identity(self, category: str, version: str, folder: str | None = None) -> tuple[int, int]:
         """Return inode and ctime of a version's folder; they differ if it was deleted and re-created.
 
         Args:
@@ -267,7 +267,7 @@ class VersionStore:
             raise UnknownVersion(f"category '{category}' has no version '{version}'") from error
         return status.st_ino, status.st_ctime_ns
 
-    def pointers(self, category: str) -> Aliases:
+    def alias_files(self, category: str) -> Aliases:
         """Return the alias files of a category and its lock; only :mod:`.changes` may change them."""
         return Aliases(self._root / check_category(category))
 
@@ -279,5 +279,5 @@ class VersionStore:
         try:
             return read_json(self.path(category, version) / name)
         except FileNotFoundError as error:
-            self.stamp(category, version)  # it may have been deleted meanwhile
+            self.identity(category, version)  # it may have been deleted meanwhile
             raise StoreCorrupt(f"version '{version}' of category '{category}' lacks its {name}") from error

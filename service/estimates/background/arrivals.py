@@ -59,7 +59,7 @@ class Arrivals:
         """
         settings, store, io = self._settings, self._store, self._threads.io
         with self._register(owner) as upload:
-            pending = await io(store.pending)
+            pending = await io(store.list_pending)
             announced = body_bytes(request.scope) if "content-length" in request.headers else 0
             self._check(upload, pending, announced)
 
@@ -67,11 +67,11 @@ class Arrivals:
                 nonlocal pending
                 recounted, upload.size_bytes = upload.size_bytes // _RECOUNT_BYTES, size_bytes
                 if size_bytes // _RECOUNT_BYTES > recounted:
-                    pending = await io(store.pending)
+                    pending = await io(store.list_pending)
                 try:
                     self._check(upload, pending)
                 except QueueFull:  # some may have ended since the last count
-                    pending = await io(store.pending)
+                    pending = await io(store.list_pending)
                     self._check(upload, pending)
 
             def check_submission(pending: list[PendingEstimate]) -> None:

@@ -88,7 +88,7 @@ class BackgroundRunner:
         now = time.monotonic()
         self._running = {name: task for name, task in self._running.items() if not task.done()}
         self._postponed = {name: until for name, until in self._postponed.items() if until > now}
-        waiting = await self._io(self._store.waiting)
+        waiting = await self._io(self._store.list_waiting)
         new = [estimate_id for estimate_id in waiting if estimate_id not in self._owners]
         if new:
             self._owners |= await self._io(self._store.owners, new)

@@ -103,7 +103,7 @@ async def delete_estimate(request: Request, estimate_id: str) -> None:
 async def _check_owner(request: Request, gateway: Gateway, estimate_id: str) -> None:
     """Raise Forbidden if the key may only read and another key created the estimate."""
     key = api_key_of(request.scope)
-    if key is None or key.may(Scope.TRAIN):
+    if key is None or key.allows(Scope.TRAIN):
         return
     shown = (await gateway.threads.io(gateway.estimates.record, estimate_id)).shown
     if shown.created_by != key.id:

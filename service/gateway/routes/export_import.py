@@ -65,7 +65,7 @@ async def post_import(request: Request, category: str) -> Response:
     gateway = gateway_of(request)
     check_category(category)
     max_bytes = gateway.settings.version_max_bytes
-    async with UploadFolder.below(gateway.versions.store.root, gateway.threads.upload) as upload:
+    async with UploadFolder.create_in(gateway.versions.store.root, gateway.threads.upload) as upload:
         archive = upload.file("archive", max_bytes)
         activate = await _receive(request, archive)
         await upload.flush()
@@ -75,10 +75,10 @@ async def post_import(request: Request, category: str) -> Response:
 
 
 async def _receive(request: Request, archive: UploadFile) -> bool | None:
-    def twice() -> BadField:
+    def more_than_one() -> BadField:
         return BadField("file", "more than one file came; send one version at a time")
 
-    form = await read_form(request, {"file": FileField(1, twice, archive.write, archive.max_bytes)})
+    form = await read_form(request, {"file": FileField(1, more_than_one, archive.write, archive.max_bytes)})
     for field in form.fields:
         if field != "activate":
             raise BadField(field, f"unknown field {field!r}; known are file and activate")

@@ -66,11 +66,11 @@ async def put_keypoint_names(
         name = before["version"]
         names = check_names(given.names, len(before["names"]))
 
-        def unchanged(now: tuple[str, ...] | None) -> None:
+        def check_unchanged(now: tuple[str, ...] | None) -> None:
             if now is not None or if_match is not None:
                 check(json_etag(list(now or before["names"])))
 
-        versions.additions.put_names(category, name, names, unchanged)
+        versions.additions.put_names(category, name, names, check_unchanged)
         return {"category": category, "version": name, "names": list(names)}
 
     found = await gateway.threads.io(put)

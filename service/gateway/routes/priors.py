@@ -70,7 +70,7 @@ async def get_link_map(
     kept = gateway.prior_pictures
     store = gateway.versions.store
     name = await gateway.threads.io(store.resolve, category, version)
-    key = (category, name, await gateway.threads.io(store.stamp, category, name), size)
+    key = (category, name, await gateway.threads.io(store.identity, category, name), size)
 
     def draw() -> bytes:
         picture = kept.get(key)  # drawn while this call waited

@@ -161,8 +161,8 @@ def test_gateways_that_start_together_make_one_first_key(data_root):
     store = KeyStore(data_root)
     (key,) = store.keys()
     assert store.find(path.read_text().strip()) == key
-    assert key.may(Scope.TRAIN)
-    assert key.may(Scope.READ)
+    assert key.allows(Scope.TRAIN)
+    assert key.allows(Scope.READ)
     assert [entry.name for entry in data_root.iterdir() if entry.name.startswith(".")] == []
 
 

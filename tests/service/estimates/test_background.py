@@ -229,7 +229,7 @@ async def test_cancelled_before_anybody_took_it(data_root, http, send, publish):
     await asyncio.wait([loop])
     begun = (await send()).json()
     assert (await http.post(f"/estimates/{begun['id']}/cancel")).json()["status"] == "cancelled"
-    assert http.gateway.estimates.waiting() == []
+    assert http.gateway.estimates.list_waiting() == []
 
 
 async def test_version_deleted_meanwhile_fails_it(serve, send, publish, data_root, http):
@@ -365,6 +365,6 @@ async def test_one_that_lost_its_mark_is_found_again(http, send, publish):
     files: EstimateStore = http.gateway.estimates
     begun = (await send()).json()["id"]
     (files.folder(begun).parent / "waiting" / begun).unlink()
-    assert files.waiting() == []
+    assert files.list_waiting() == []
     files.sweep(1000.0, 1000.0)
-    assert files.waiting() == [begun]
+    assert files.list_waiting() == [begun]

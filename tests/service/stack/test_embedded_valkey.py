@@ -29,7 +29,7 @@ def stop() -> threading.Event:
 
 @pytest.fixture
 def server(tmp_path: Path) -> EmbeddedValkey:
-    return EmbeddedValkey.in_folder(tmp_path / "va lk'ey")
+    return EmbeddedValkey.create_in(tmp_path / "va lk'ey")
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_writes_survive_a_killed_server(supervisor: Supervisor, server: Embedded
     os.kill(pid, signal.SIGKILL)
 
     assert supervisor.wait_until(
-        lambda: supervisor.child("valkey").starts == 2 and server.answers(), stop, timeout_s=10
+        lambda: supervisor.child("valkey").starts == 2 and server.accepts_commands(), stop, timeout_s=10
     )
 
     with connect(server) as client:
@@ -85,7 +85,7 @@ def test_writes_survive_a_killed_server(supervisor: Supervisor, server: Embedded
 def test_writes_survive_a_restart_with_another_port_and_password(tmp_path: Path, stop: threading.Event) -> None:
     passwords = set()
     for expected in (0, 1):
-        server = EmbeddedValkey.in_folder(tmp_path / "valkey")
+        server = EmbeddedValkey.create_in(tmp_path / "valkey")
         passwords.add(server.password)
         supervisor = Supervisor([server.spec(tmp_path / "valkey.log")])
         try:
@@ -99,11 +99,11 @@ def test_writes_survive_a_restart_with_another_port_and_password(tmp_path: Path,
 
 
 def test_answers_is_false_without_a_server(server: EmbeddedValkey) -> None:
-    assert not server.answers()
+    assert not server.accepts_commands()
 
 
 def test_port_is_free_and_not_one_for_outgoing_connections(tmp_path: Path) -> None:
-    port = EmbeddedValkey.in_folder(tmp_path).port
+    port = EmbeddedValkey.create_in(tmp_path).port
 
     assert 16_400 <= port < 32_000
     with socket.socket() as probe:

@@ -109,8 +109,8 @@ async def test_it_stands_in_every_answer(http, redis_client, publish):
 def test_many_are_not_counted_anew_for_each_look(jobs, redis_client, make, monkeypatch):
     ids = [make() for _ in range(60)]
     looks = []
-    unfinished = jobs.unfinished
-    monkeypatch.setattr(jobs, "unfinished", lambda: looks.append(1) or time.sleep(0.05) or unfinished())
+    list_unfinished = jobs.list_unfinished
+    monkeypatch.setattr(jobs, "list_unfinished", lambda: looks.append(1) or time.sleep(0.05) or list_unfinished())
     queue = JobQueue(jobs, PaceBook(redis_client), lambda: 1)
     for job_id in ids:
         assert queue.add_position(jobs.get(job_id)).queue_position == ids.index(job_id) + 1

@@ -86,7 +86,7 @@ def test_its_owners_pause_holds(
     assert record.job.status is JobStatus.PAUSED
     assert 3 <= record.checkpointed == record.job.progress.step < 1000
     assert record.job.progress.stage is None
-    assert not desk.jobs.leased(job.id)
+    assert not desk.jobs.is_leased(job.id)
 
 
 def test_job_that_had_published_its_version_succeeds(
@@ -135,4 +135,4 @@ def test_one_cancelled_meanwhile_stays_so(
     during(3, lapse_and_stop)
     desk.runner.run(job.id)
     assert desk.jobs.get(job.id).status is JobStatus.CANCELLED
-    assert not desk.jobs.leased(job.id)
+    assert not desk.jobs.is_leased(job.id)

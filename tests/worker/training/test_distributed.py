@@ -118,7 +118,7 @@ def test_job_goes_on_from_its_checkpoint_after_a_process_was_killed(
     pair.runner.run(job.id)
     left = pair.jobs.record(job.id)
     assert (left.job.status, left.starts) == (JobStatus.RUNNING, 1)
-    assert not pair.jobs.leased(job.id)
+    assert not pair.jobs.is_leased(job.id)
     assert "of 2 (signal 9) ended without a report" in caplog.text
     assert ranks() == []
     assert load(pair.files.checkpoint(job.id) / "checkpoint.safetensors")[1]["step"] == 2

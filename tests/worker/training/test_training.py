@@ -45,7 +45,7 @@ def test_job_becomes_the_active_version(desk: SimpleNamespace) -> None:
     folder = desk.store.path("dog", done.version)
     assert Predictor.load(folder, "cpu").predict(np.zeros((1, 32, 32, 3), np.uint8)).keypoints.shape == (1, 4, 2)
     assert desk.files.ids() == []
-    assert not desk.jobs.leased(job.id)
+    assert not desk.jobs.is_leased(job.id)
     assert 'ppl_training_jobs_total{outcome="succeeded"} 1.0' in desk.metrics.text()
 
 
@@ -88,7 +88,7 @@ def test_resumed_job_publishes_what_an_uninterrupted_one_does(
     assert paused.job.status is JobStatus.QUEUED
     assert (paused.checkpointed, paused.starts) == (3, 0)
     assert paused.job.progress.step == 3
-    assert not desk.jobs.leased(stopped.id)
+    assert not desk.jobs.is_leased(stopped.id)
     desk.stop.requested = False
     desk.runner.run(stopped.id)
     versions = [desk.jobs.get(job.id).version for job in (whole, stopped)]
@@ -118,7 +118,7 @@ def test_paused_job_frees_its_worker_and_goes_on_bit_for_bit(
     assert (record.job.status, record.starts, record.pause_wanted) == (JobStatus.PAUSED, 0, False)
     assert record.checkpointed == record.job.progress.step == 3
     assert record.job.progress.eta_s is None
-    assert not desk.jobs.leased(paused.id)
+    assert not desk.jobs.is_leased(paused.id)
     during()
     desk.runner.run(other.id)
     assert desk.jobs.get(other.id).status is JobStatus.SUCCEEDED, "the worker is free for others"

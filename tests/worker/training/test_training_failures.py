@@ -23,7 +23,7 @@ def error_of(desk: SimpleNamespace, job: Job) -> tuple[str, str]:
     assert failed.finished_at is not None
     assert failed.progress.eta_s is None
     assert desk.files.ids() == []
-    assert not desk.jobs.leased(job.id)
+    assert not desk.jobs.is_leased(job.id)
     return failed.error.code, failed.error.detail
 
 

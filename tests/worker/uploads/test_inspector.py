@@ -322,7 +322,7 @@ def test_dataset_whose_worker_was_killed_is_taken_up_again_but_not_for_ever(
 
 def test_dataset_is_inspected_by_one_process_at_a_time(lab: SimpleNamespace) -> None:
     dataset = lab.put({"a.jpg": picture()})
-    with lab.files.inspecting(dataset) as mine:
+    with lab.files.lock_inspection(dataset) as mine:
         assert mine
         lab.inspector.run_once()
         assert lab.files.get(dataset).status is DatasetStatus.INSPECTING
@@ -361,7 +361,7 @@ def test_internal_error_fails_the_dataset_and_is_not_retried(
     dataset = lab.found({"a.jpg": picture()})
     assert dataset.error is not None
     assert (dataset.status, dataset.error.code) == (DatasetStatus.FAILED, "training_failed")
-    assert lab.files.waiting() == []
+    assert lab.files.list_waiting() == []
 
 
 def test_one_that_failed_is_looked_into_again_once_its_findings_are_gone(

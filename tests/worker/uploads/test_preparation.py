@@ -31,7 +31,7 @@ def test_upload_becomes_squares_and_the_job_is_queued(desk: SimpleNamespace) -> 
         "clips": 0,
     }
     assert desk.sent == [job.id]
-    assert not desk.jobs.leased(job.id)
+    assert not desk.jobs.is_leased(job.id)
     assert not desk.files.archive(job.id).exists(), "the upload is of no more use"
     squares = np.load(desk.files.pictures(job.id), allow_pickle=False)
     # held to the same pixels as the gateway, which fits with the same two functions
@@ -209,7 +209,7 @@ def test_job_whose_record_a_later_release_wrote_stays_and_holds_up_no_other(
     assert f"left unchanged: the record of job {odd.id}" in caplog.text
     assert desk.files.ids() == sorted([odd.id, plain.id])
     assert json.loads(redis_client.hget(key, "record")) == record
-    assert not desk.jobs.leased(odd.id)
+    assert not desk.jobs.is_leased(odd.id)
 
 
 def test_job_that_another_process_prepares_is_left_alone(desk: SimpleNamespace) -> None:

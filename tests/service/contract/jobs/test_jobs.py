@@ -116,7 +116,7 @@ def test_ended_job_leaves_the_active_set_and_has_a_finish_time(store: JobStore) 
     job = make(store)
     store.update(job.id, lambda record: record.fail(Diverged("loss is nan at step 3")))
     ended = store.get(job.id)
-    assert store.unfinished() == []
+    assert store.list_unfinished() == []
     assert ended.finished_at is not None
     assert ended.error is not None
     assert (ended.error.code, ended.error.detail) == ("training_diverged", "loss is nan at step 3")
@@ -170,14 +170,14 @@ def test_lease_expires_unless_renewed_and_can_be_taken_up_again(store: JobStore)
     lease = store.acquire(job.id, "a", ttl_s=0.05)
     assert lease is not None
     time.sleep(0.08)
-    assert not store.leased(job.id)
+    assert not store.is_leased(job.id)
     assert lease.renew()
     time.sleep(0.08)
     other = store.acquire(job.id, "b")
     assert other is not None
     assert not lease.renew()
     lease.release()
-    assert store.leased(job.id), "releasing what is another's must change nothing"
+    assert store.is_leased(job.id), "releasing what is another's must change nothing"
 
 
 def test_writer_without_its_lease_is_refused(store: JobStore) -> None:
@@ -240,7 +240,7 @@ def test_cancel_that_came_while_the_worker_set_the_job_aside_is_not_lost(store: 
     sent: list[str] = []
     assert store.reconcile(sent.append) == set()
     assert store.get(job.id).status is JobStatus.CANCELLED
-    assert (sent, store.unfinished(), store.cancel_requested(job.id)) == ([], [], False)
+    assert (sent, store.list_unfinished(), store.cancel_requested(job.id)) == ([], [], False)
 
 
 def test_cancel_of_an_ended_job_says_how_it_ended(store: JobStore) -> None:
@@ -257,7 +257,7 @@ def test_pause_of_a_queued_job_is_at_once_and_again_no_harm(store: JobStore) -> 
         assert store.pause(job.id).status is PAUSED
     assert not store.record(job.id).pause_wanted
     assert store.pause_requested(job.id), "a worker that has it after all must stop"
-    assert [record.job.id for record in store.unfinished()] == [job.id], "its files and its record stay"
+    assert [record.job.id for record in store.list_unfinished()] == [job.id], "its files and its record stay"
 
 
 def test_pause_of_a_validating_job_waits_for_its_pictures(store: JobStore) -> None:
@@ -478,7 +478,7 @@ def test_what_cannot_be_an_id_is_an_unknown_job_and_never_part_of_a_key(
     assert store.acquire(job.id, "worker") is not None
     redis_client.set(routing.cancel_key(job.id), "1")
     keys = set(redis_client.keys())
-    acts = [store.get, store.record, store.cancel, store.delete, store.leased, store.cancel_requested]
+    acts = [store.get, store.record, store.cancel, store.delete, store.is_leased, store.cancel_requested]
     for act in (*acts, lambda name: store.acquire(name, "w"), lambda name: store.update(name, lambda record: None)):
         with pytest.raises(UnknownJob):
             act(job.id + suffix)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.contract.errors import TruncatedImage
-from service.contract.media.fitting import Frame, fit_square, reducible, unfit_square
+from service.contract.media.fitting import Frame, fit_square, reduction_for_boxes, unfit_square
 from service.contract.media.pictures import open_picture, open_reduced
 from service.contract.media.rgb import MID_GREY
 
@@ -160,7 +160,7 @@ def photograph(width, height, orientation=1, **options):
 
 def apart(data, side, box=None):
     """How far the squares of a reduced and a whole JPEG are apart, where the picture covers them."""
-    whole, reduced = open_picture(data), open_reduced(data, reducible(side, [box]))
+    whole, reduced = open_picture(data), open_reduced(data, reduction_for_boxes(side, [box]))
     assert reduced.size == whole.size
     square, frame = fit_square(reduced, side, box)
     expected, expected_frame = fit_square(whole, side, box)
@@ -177,7 +177,7 @@ def apart(data, side, box=None):
 @pytest.mark.parametrize(("size", "scale"), [((1605, 1203), 8), ((843, 1001), 4), ((451, 449), 2), ((190, 150), 1)])
 def test_reduced_jpeg_gives_the_square_of_the_whole_one(orientation, size, scale):
     data = photograph(*size, orientation)
-    assert open_reduced(data, reducible(64)).scale == scale
+    assert open_reduced(data, reduction_for_boxes(64)).scale == scale
     found = apart(data, 64)
     assert found.size > 5_000
     assert found.mean() < 0.8
@@ -188,7 +188,7 @@ def test_reduced_jpeg_gives_the_square_of_the_whole_one(orientation, size, scale
 @pytest.mark.parametrize("box", [(100.5, 80.25, 700.0, 640.0), (-60.0, -30.0, 900.0, 850.0), (400.0, 300.0, 500, 300)])
 def test_boxes_are_cut_out_of_a_reduced_jpeg(orientation, box):
     data = photograph(1203, 1105, orientation)
-    assert open_reduced(data, reducible(32, [box])).scale > 1
+    assert open_reduced(data, reduction_for_boxes(32, [box])).scale > 1
     found = apart(data, 32, box)
     assert found.mean() < 0.8
     assert found.max() <= 20
@@ -199,13 +199,13 @@ def test_boxes_are_cut_out_of_a_reduced_jpeg(orientation, box):
     [([None], 8), ([None, (0, 0, 400, 90)], 2), ([(0, 0, 400, 90), (5, 5, 100, 100)], 1), ([(0, 0, 0, 0)], 1)],
 )
 def test_smallest_box_says_how_much_smaller(boxes, scale):
-    assert open_reduced(photograph(1600, 1200), reducible(64, boxes)).scale == scale
+    assert open_reduced(photograph(1600, 1200), reduction_for_boxes(64, boxes)).scale == scale
 
 
 def test_only_jpegs_are_reduced():
     file = io.BytesIO()
     Image.new("RGB", (1600, 1200)).save(file, "PNG")
-    picture = open_reduced(file.getvalue(), reducible(64))
+    picture = open_reduced(file.getvalue(), reduction_for_boxes(64))
     assert (picture.scale, picture.image.size) == (1, (1600, 1200))
 
 
@@ -216,7 +216,7 @@ def test_other_jpegs_are_reduced_too(mode):
         file = io.BytesIO()
         Image.open(io.BytesIO(data)).convert(mode).save(file, "JPEG", quality=95)
         data = file.getvalue()
-    picture = open_reduced(data, reducible(64))
+    picture = open_reduced(data, reduction_for_boxes(64))
     assert (picture.scale, picture.image.mode, picture.image.size) == (8, "RGB", (200, 150))
     assert apart(data, 64).mean() < 0.8
 
@@ -224,4 +224,4 @@ def test_other_jpegs_are_reduced_too(mode):
 def test_reduced_jpeg_that_ends_early_is_refused():
     data = photograph(1600, 1200)
     with pytest.raises(TruncatedImage):
-        open_reduced(data[: len(data) * 3 // 4], reducible(64))
+        open_reduced(data[: len(data) * 3 // 4], reduction_for_boxes(64))

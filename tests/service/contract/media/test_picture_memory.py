@@ -89,8 +89,8 @@ def test_photograph_of_a_phone_is_opened_for_a_square_in_little_memory():
         file = io.BytesIO()
         Image.linear_gradient("L").resize((4000, 3000)).convert("RGB").save(file, "JPEG")
         data = file.getvalue()
-        from service.contract.media.fitting import reducible
+        from service.contract.media.fitting import reduction_for_boxes
         from service.contract.media.pictures import open_reduced
     """
     assert peak_mb("open_picture(data)", prepare) > 30
-    assert peak_mb("open_reduced(data, reducible(64))", prepare) < 8
+    assert peak_mb("open_reduced(data, reduction_for_boxes(64))", prepare) < 8

@@ -126,16 +126,16 @@ def test_version_with_an_alias_is_not_deleted(store: VersionStore) -> None:
     for name in (V2, "champion"):
         with pytest.raises(UnknownVersion):
             delete_version(store, "dog", name)
-    assert store.staged("dog") == []
+    assert store.list_staged("dog") == []
 
 
 def test_deleted_version_that_comes_back_is_told_from_the_old_one(store: VersionStore) -> None:
-    before = store.stamp("dog", V1)
+    before = store.identity("dog", V1)
     delete_version(store, "dog", V1)
     with pytest.raises(UnknownVersion):
-        store.stamp("dog", V1)
+        store.identity("dog", V1)
     publish(store, V1)
-    assert store.stamp("dog", V1) != before
+    assert store.identity("dog", V1) != before
 
 
 MOVER = """
