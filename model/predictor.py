@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from model.config import PPLConfig
 from model.data import Images, to_tensor
-from model.network.device import autocast, channels_last, pick_device
+from model.network.blocks import autocast, channels_last, pick_device
+from model.network.memory import recall
 from model.network.pose_prior_learner import PosePriorLearner
 from model.network.refine import NoMemoryError, refine
-from model.network.surprise import recall
 from model.version import tensor_files
 from model.version.prior import PosePrior
 from model.version.tensor_files import CheckpointError

@@ -56,7 +56,7 @@ def run(kind: Kind, settings: WorkerSettings) -> int:
     # imported here because torch and Celery take seconds, which `health` does not need
     from celery import signals
 
-    from model.network.device import pick_device
+    from model.network.blocks import pick_device
     from worker.app import make_app, make_parts
     from worker.jobs.held_job import Stop
     from worker.training.rank_processes import check_devices

@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import Celery, Task
 
-from model.network.device import pick_device
+from model.network.blocks import pick_device
 from model.predictor import Predictor
 from service.contract import routing
 from service.contract.datasets.store import DatasetFiles

@@ -99,8 +99,8 @@ def supervised(pack: Pack, steps: int) -> float:
 
     from model.config import resolve
     from model.data import iterate_batches, to_tensor
-    from model.network.device import autocast, channels_last, pick_device
-    from model.network.regressor import KeypointRegressor
+    from model.network.blocks import autocast, channels_last, pick_device
+    from model.network.pose_prior_learner import KeypointRegressor
     from model.training.schedules import learning_rate
 
     config = resolve("compact", {"steps": steps, "method": "autolink", "num_keypoints": len(pack.keypoint_names)})

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from model.network.device import pick_device
+from model.network.blocks import pick_device
 
 
 def interleaved(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from model.config import resolve
-from model.network.device import has_fast_bf16
+from model.network.blocks import has_fast_bf16
 from model.training.trainer import Trainer
 
 from .memory import peak_bytes

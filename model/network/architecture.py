@@ -1,6 +1,6 @@
 """Every layer and tensor of the model as plain data, without torch.
 
-The modules of this folder are built from it, and :mod:`model.version.weight_shapes` checks weight files by it.
+The modules of this folder are built from it; the gateway, which has no torch, checks uploaded weights by it.
 """
 
 from __future__ import annotations
@@ -152,3 +152,22 @@ def _mixer(tokens: int, channels: int, token_width: int, channel_width: int) -> 
 
 def _across_tokens(tokens_in: int, tokens_out: int) -> Block:
     return Block("across_tokens", {"linear": _linear(tokens_in, tokens_out)})
+
+
+Tensor = tuple[str, tuple[int, ...]]
+"""A tensor's type as safetensors files name it, and its shape."""
+
+
+def expected_tensors(config: PPLConfig) -> dict[str, Tensor]:
+    """Return every tensor of a model with these settings by its name in the file."""
+    return _tensors(pose_prior_learner(config))
+
+
+def _tensors(parts: dict[str, Part], prefix: str = "") -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        if isinstance(part, Values):
+            found[prefix + name] = (part.dtype, part.shape)
+        elif part is not None:
+            found |= _tensors(part.parts, f"{prefix}{name}.")
+    return found

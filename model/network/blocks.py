@@ -1,8 +1,13 @@
-"""The convolutional and mixer blocks of the networks, and how they are built from the table of layers."""
+"""What the networks share: device and precision, pixel coordinates, and blocks built from the table of layers.
+
+Coordinates are (x, y) in [-1, 1] over the image, y down. The centre of pixel i of S lies at (2i + 1)/S - 1, so the
+image's borders are at -1 and 1 (``align_corners=False``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +15,71 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .architecture import Block, Layer, Parts, Values
+
+
+def pixel_centres(side: int, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
+    """Return the pixel centres of one axis, (S,), in [-1, 1]."""
+    return (torch.arange(side, dtype=dtype, device=device) * 2 + 1) / side - 1
+
+
+def pixel_grid(side: int, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
+    """Return every pixel's centre in row-major order, (S * S, 2) as (x, y) in [-1, 1]."""
+    axis = pixel_centres(side, dtype=dtype, device=device)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return torch.stack((x, y), dim=-1).reshape(-1, 2)
+
+
+def scale_to_box(keypoints: Tensor, eps: float = 1e-6) -> Tensor:
+    """Scale poses (..., K, 2) so that their bounding boxes are the unit square; an axis without extent becomes 0."""
+    low = keypoints.amin(dim=-2, keepdim=True)
+    extent = keypoints.amax(dim=-2, keepdim=True) - low
+    return (keypoints - low) / extent.clamp_min(eps)
+
+
+Network = TypeVar("Network", bound=torch.nn.Module)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of a torch name; "auto" is CUDA if present, else the CPU.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is '{name}'; expected auto, cpu, cuda or a torch device name") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is '{name}', but torch {torch.__version__} sees no CUDA device; use cpu or auto")
+    return device
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Return whether bf16 speeds up convolutions: a GPU since Ampere, a CPU with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Return the autocast context for the setting ``precision``: "fp32", "bf16", or "auto", bf16 where it is fast."""
+    bf16 = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """Return a context that disables a surrounding autocast."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def channels_last(network: Network, device: torch.device) -> Network:
+    """Move a network to a device, with its convolutions laid out channels last."""
+    moved = network.to(device)
+    moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
 
 
 class BuiltModule(nn.Module):

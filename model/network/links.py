@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from .geometry import pixel_centres, pixel_grid
+from .blocks import pixel_centres, pixel_grid
 
 _TINY = 1e-12
 _TILE = 1 << 18  # scores computed at a time on a CPU: they fit into its cache

@@ -1,10 +1,15 @@
 """The hierarchical memory: poses as one code in each of M banks, and the keypoint prior distilled from it.
 
 Sources: PPL section 3.4 and appendix A6; moving averages after van den Oord et al. 2017, appendix A.1.
+
+Surprise, which is not in the paper, is the distance of a pose to the memory, relative to the training pictures' poses:
+the root mean squared distance of its keypoints to those decoded from the nearest vectors, in units of [-1, 1], over a
+version's scale, the 99th percentile of that distance over its training pictures.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +19,9 @@ from model.config import PPLConfig
 from model.process_group import ALONE, Group
 
 from . import architecture
-from .blocks import BuiltModule
-from .device import full_precision
+from .blocks import BuiltModule, full_precision
+
+PERCENTILE = 99
 
 
 @dataclass(frozen=True)
@@ -170,3 +176,26 @@ def smooth_counts(hits: Tensor, eps: float = 1e-5) -> Tensor:
     """Apply Laplace smoothing to hit counts (M, V): none is zero, and the total of each bank stays."""
     total = hits.sum(-1, keepdim=True)
     return (hits + eps) / (total + hits.shape[-1] * eps) * total
+
+
+@torch.no_grad()
+def recall(memory: HierarchicalMemory, keypoints: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the codes (B, M) of poses (B, K, 2), and the distances (B,) to the poses decoded from them."""
+    recalled = memory(keypoints)
+    apart = recalled.keypoints - keypoints.float()
+    return recalled.codes, apart.square().sum(-1).mean(-1).sqrt()
+
+
+def recall_all(memory: HierarchicalMemory, poses: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Apply :func:`recall` to batches of poses; return the results joined, on the CPU."""
+    codes, distances = zip(*(recall(memory, keypoints) for keypoints in poses), strict=True)
+    return torch.cat(codes).cpu(), torch.cat(distances).cpu()
+
+
+def surprise_scale(distances: Tensor) -> float | None:
+    """Return the distance that counts as 1, from those of the training pictures (N,).
+
+    None where it is not a positive number: training never moved, or the memory reproduces every pose exactly.
+    """
+    scale = float(torch.quantile(distances.double(), PERCENTILE / 100))
+    return scale if 0 < scale < float("inf") else None

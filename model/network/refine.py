@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .pose_prior_learner import PosePriorLearner
-from .regressor import Located
+from .pose_prior_learner import Located, PosePriorLearner
 
 
 class NoMemoryError(ValueError):

@@ -23,7 +23,7 @@ from torch import distributed
 
 from model.config import DEFAULT_PRESET, resolve
 from model.data import load_clips, load_folder
-from model.network.device import pick_device
+from model.network.blocks import pick_device
 from model.network.perceptual import WeightsUnavailableError
 from model.process_group import ALONE, Group
 from model.version import tensor_files

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from model.config import PPLConfig
 from model.data import Batches, Images, mask_patches, step_generator, to_tensor
-from model.network.device import autocast, channels_last, pick_device
+from model.network.blocks import autocast, channels_last, pick_device
 from model.network.perceptual import perceptual_network
 from model.network.pose_prior_learner import Forward, PosePriorLearner
 from model.process_group import ALONE, Group
 from model.version import tensor_files
-from model.version.export import write_version
-from model.version.history import History
-from model.version.prior import PosePrior, check_given
+from model.version.prior import History, PosePrior, check_given
+from model.version.tensor_files import write_version
 
 from .augmentation import augment
 from .losses import (
@@ -307,7 +306,7 @@ class Trainer:
         return state
 
     def export(self, directory: Path, keypoint_names: tuple[str, ...] | None = None) -> None:
-        """Write a version to an empty directory, as :func:`model.version.export.write_version` does.
+        """Write a version to an empty directory, as :func:`model.version.tensor_files.write_version` does.
 
         ``keypoint_names`` are K names; unless given, those of the prior that training started from, or numbers.
         """

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from safetensors import SafetensorError, safe_open
 
 from model.config import PPLConfig, SettingError
-from model.version.weight_shapes import expected_tensors
+from model.network.architecture import expected_tensors
 from service.contract.errors import BadKeypointNames, BadLandmarks, BadPrior, BadVersionFile, BadVersionName
 from service.contract.jobs.job import Continued
 from service.contract.versions.additions import check_names

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.network.geometry import pixel_centres, pixel_grid, scale_to_box
+from model.network.blocks import pixel_centres, pixel_grid, scale_to_box
 from model.network.links import (
     coloured_link_map,
     connectivity_matrix,

@@ -7,9 +7,8 @@ import torch
 from model.config import resolve
 from model.data import mask_patches, to_tensor
 from model.network.links import link_lengths
-from model.network.pose_prior_learner import PosePriorLearner, colour_under
+from model.network.pose_prior_learner import PosePriorLearner, attention_near, colour_under
 from model.network.refine import refine
-from model.network.regressor import attention_near
 from model.training.losses import boundary_loss, link_regularization_loss, memory_loss, reconstruction_loss
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.network.surprise import recall, surprise_scale
+from model.network.memory import recall, surprise_scale
 from model.predictor import Predictor
 from model.training.trainer import Trainer
 from model.version.tensor_files import CheckpointError

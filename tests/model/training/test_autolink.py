@@ -6,7 +6,7 @@ import torch
 
 from model.config import resolve
 from model.data import to_tensor
-from model.network.geometry import pixel_grid
+from model.network.blocks import pixel_grid
 from model.network.pose_prior_learner import PosePriorLearner
 from model.network.refine import NoMemoryError
 from model.predictor import Predictor

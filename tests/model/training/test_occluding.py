@@ -9,8 +9,7 @@ from model.config import resolve
 from model.data import step_generator
 from model.network.pose_prior_learner import PosePriorLearner
 from model.network.refine import fill_in, refine
-from model.training.losses import hidden_part_losses
-from model.training.occluding import GRID, hide_parts
+from model.training.losses import GRID, hidden_part_losses, hide_parts
 
 SMALL = {"image_size": 32, "base_width": 8, "num_keypoints": 6, "token_dim": 16, "memory_width": 16, "num_banks": 4}
 

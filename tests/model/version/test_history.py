@@ -6,8 +6,7 @@ import torch
 
 from model.config import resolve
 from model.training.trainer import Trainer
-from model.version.history import History
-from model.version.prior import PosePrior
+from model.version.prior import History, PosePrior
 
 
 def _config(tiny, **values):

@@ -8,9 +8,9 @@ import pytest
 from safetensors import safe_open
 
 from model.config import PPLConfig, resolve
+from model.network.architecture import expected_tensors
 from model.network.pose_prior_learner import PosePriorLearner
 from model.version import tensor_files
-from model.version.weight_shapes import expected_tensors
 
 SMALL: dict[str, Any] = {"base_width": 8, "num_keypoints": 5, "num_banks": 3, "bank_size": 4, "token_dim": 16}
 SAMPLE = Path(__file__).resolve().parents[3] / "service" / "samples" / "dog"

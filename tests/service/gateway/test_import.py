@@ -16,7 +16,7 @@ loaded = sorted(name for name in sys.modules if name.partition(".")[0] in kept_o
 assert not loaded, loaded
 scoring = ("labels", "label_files", "landmarks", "linear_maps", "matching")
 allowed = {"model", "model.config", "model.scoring", *(f"model.scoring.{name}" for name in scoring)}
-allowed |= {"model.version", "model.version.prior_values", "model.version.weight_shapes"}
+allowed |= {"model.version", "model.version.prior_values"}
 allowed |= {"model.network", "model.network.architecture"}
 found = {name for name in sys.modules if name.startswith("model")}
 assert found <= allowed, found - allowed

@@ -16,8 +16,8 @@ import pytest
 from safetensors.numpy import save, save_file
 
 from model.config import PPLConfig, resolve
+from model.network.architecture import expected_tensors
 from model.predictor import Predictor
-from model.version.weight_shapes import expected_tensors
 from service.contract.versions.export_manifest import MANIFEST
 from service.contract.versions.store import VersionStore
 from service.versions.export import export_version
