@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from .pictures import Picture
-from .rgb import MID_GREY
+from .pictures import MID_GREY, Picture
 
 Box = tuple[float, float, float, float]  # x, y, width, height in edge coordinates of the picture
 

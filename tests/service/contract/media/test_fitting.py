@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.contract.errors import TruncatedImage
-from service.contract.media.fitting import Frame, fit_square, reduction_for_boxes, unfit_square
-from service.contract.media.pictures import open_picture, open_reduced
-from service.contract.media.rgb import MID_GREY
+from service.contract.media.fitting import Frame, fit_square, reducible, unfit_square
+from service.contract.media.pictures import MID_GREY, open_picture, open_reduced
 
 
 def noise(width, height):

@@ -21,8 +21,7 @@ from service.contract.errors import (
     TruncatedImage,
     UnsupportedFormat,
 )
-from service.contract.media.pictures import PictureLimits, is_picture_name, open_picture
-from service.contract.media.rgb import MID_GREY
+from service.contract.media.pictures import MID_GREY, PictureLimits, is_picture_name, open_picture
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
