@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from service.contract.durable_files import write_json
 from service.contract.errors import ArchiveTooLarge, BadArchive, BadVersionFile, EncryptedArchive, UnsafeArchive
-from service.contract.media.archive_members import ArchiveLimits, Member, detect_kind, iter_members
+from service.contract.media.archives import ArchiveLimits, Member, detect_kind, iter_members
 from service.contract.versions.additions import NAMES_FILE
 from service.contract.versions.export_manifest import (
     FORMAT,

@@ -24,8 +24,7 @@ from service.contract.datasets.dataset import (
 )
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import BadLabels, TooFewPictures
-from service.contract.media.archive_members import detect_kind, iter_members
-from service.contract.media.archives import ArchiveLimits, Member, iter_media
+from service.contract.media.archives import ArchiveLimits, Member, detect_kind, iter_media, iter_members
 from service.contract.media.pictures import FORMATS, Picture
 from worker.settings import WorkerSettings
 

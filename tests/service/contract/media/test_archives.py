@@ -21,8 +21,7 @@ from service.contract.errors import (
     EncryptedArchive,
     UnsafeArchive,
 )
-from service.contract.media.archive_members import iter_members
-from service.contract.media.archives import ArchiveLimits, Member, check_archive, iter_media, resolve_mode
+from service.contract.media.archives import ArchiveLimits, Member, check_archive, iter_media, iter_members, resolve_mode
 
 GOOD = {"a.jpg": b"first", "deep/er/b.PNG": b"second", "notes.txt": b"text"}
 KINDS = ["zip", "tar", "tar.gz"]
