@@ -10,8 +10,7 @@ from pathlib import Path
 from service.contract.durable_files import sync
 from service.contract.errors import Conflict, NameTaken, UnknownVersion, VersionInUse
 
-from .aliases import ACTIVE
-from .store import STAGING, VersionStore
+from .store import ACTIVE, STAGING, VersionStore
 
 Check = Callable[[str | None], object]
 

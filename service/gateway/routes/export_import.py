@@ -10,8 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from service.contract.errors import BadVersionFile
-from service.contract.versions.aliases import ACTIVE
-from service.contract.versions.store import check_category
+from service.contract.versions.store import ACTIVE, check_category
 from service.gateway.gateway import Gateway, gateway_of
 from service.http.multipart import FileField, read_form
 from service.http.problems import BadField, responses

@@ -18,9 +18,8 @@ from service.contract.errors import (
     UnknownVersion,
     VersionInUse,
 )
-from service.contract.versions.aliases import MAX_ALIASES, check_alias
 from service.contract.versions.changes import delete_version, move_alias, remove_alias
-from service.contract.versions.store import VersionStore
+from service.contract.versions.store import MAX_ALIASES, VersionStore, check_alias
 
 V1, V2, V3 = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb", "20260303T000000-cccccc"
 
