@@ -1,4 +1,4 @@
-"""Names of queues, tasks and Redis keys, and the Celery settings of both sides.
+"""Names of queues, tasks and Redis keys, ids that sort by time, and the Celery settings of both sides.
 
 Celery's keys have a prefix for each kind of worker, because each kind restores lost messages by its own visibility
 timeout.
@@ -26,6 +26,9 @@ ppl:inference:… ppl:training:… Celery's own (queues, unacknowledged messages
 from __future__ import annotations
 
 import hashlib
+import secrets
+import threading
+import time
 from typing import Any, Literal
 
 Kind = Literal["inference", "training"]
@@ -51,6 +54,12 @@ JOBS = "ppl:jobs"
 ACTIVE_JOBS = "ppl:jobs:active"
 WEBHOOKS = "ppl:webhooks"
 RECONCILE_LOCK = "ppl:reconcile"
+
+# of ids
+_TIME_DIGITS = 15
+_TICKS_PER_MS = 4096
+_last_ticks = 0
+_ticks_lock = threading.Lock()
 
 
 def task_name(kind: Kind) -> str:
@@ -177,3 +186,22 @@ def celery_options(kind: Kind, redis_url: str) -> dict[str, Any]:
         "worker_send_task_events": False,
         "task_send_sent_event": False,
     }
+
+
+def time_ordered_id(digits: int) -> str:
+    """Return hex digits that sort by time of creation, to a quarter of a microsecond; within a process always.
+
+    Twelve digits are milliseconds since 1970 and three their fraction, as in UUID version 7 with increased clock
+    precision (RFC 9562, 6.2, method 3); the rest is random. If the clock stops or goes back, the time counts on.
+
+    Args:
+        digits: at least 22, of which 7 are random.
+    """
+    global _last_ticks
+    if digits < 22:
+        raise ValueError(f"{digits} digits have too few random ones; use at least 22")
+    with _ticks_lock:
+        _last_ticks = max(_last_ticks + 1, time.time_ns() * _TICKS_PER_MS // 1_000_000)
+        ticks = _last_ticks
+    num_random = digits - _TIME_DIGITS
+    return f"{ticks:0{_TIME_DIGITS}x}{secrets.randbits(4 * num_random):0{num_random}x}"

@@ -25,9 +25,9 @@ from pydantic import BaseModel, ValidationError
 
 from service.contract.durable_files import folder_names, hold_lock, sync, write_json
 from service.contract.errors import BadCursor, Conflict, StoreCorrupt, UnknownEstimate
-from service.contract.ids import time_ordered_id
 from service.contract.jobs.job import JobError
 from service.contract.quotas import PendingEstimate
+from service.contract.routing import time_ordered_id
 from service.estimates.schemas import BackgroundEstimate, EstimatePage, EstimateStatus
 
 _ID = re.compile(r"[0-9a-f]{24}")

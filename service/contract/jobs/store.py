@@ -19,8 +19,8 @@ from typing import Any
 
 from service.contract import routing
 from service.contract.errors import BadCursor, JobNotActive, JobNotEnded, KeyReused, UnknownJob, UnreadableJob
-from service.contract.ids import time_ordered_id
 from service.contract.quotas import JobLimits, check_job_limits
+from service.contract.routing import time_ordered_id
 
 from . import scripts
 from .events import KEPT_CHECKPOINTS, KEPT_EVENTS, EncodedEvents, EventKind, RecordSnapshot, encode_events, timestamp
