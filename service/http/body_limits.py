@@ -10,8 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.contract.errors import BodyTooLarge, PPLError
-from service.contract.jobs.files import MAX_LABELS_BYTES
-from service.contract.versions.start_prior import MAX_PRIOR_BYTES
+from service.contract.jobs.files import MAX_LABELS_BYTES, MAX_PRIOR_BYTES
 from service.runtime.settings import Settings
 from service.runtime.threads import cancel_tasks
 

@@ -15,12 +15,11 @@ from service.contract.datasets.dataset import DatasetStatus
 from service.contract.datasets.store import DatasetFiles
 from service.contract.durable_files import write_json
 from service.contract.errors import BadLabels, DatasetNotReady, StoreCorrupt, TooMany, UnknownDataset
-from service.contract.jobs.files import MAX_LABELS_BYTES, JobFiles, training_file, training_folder
+from service.contract.jobs.files import MAX_LABELS_BYTES, JobFiles, document_of, training_file, training_folder
 from service.contract.jobs.store import Job, JobSource, JobStore, NamedRequest, NewJob, new_job_id
 from service.contract.jobs.webhooks import check_webhook_url
 from service.contract.media.archives import ArchiveLimits, check_archive
 from service.contract.quotas import JobLimits
-from service.contract.versions.start_prior import document_of
 from service.contract.versions.store import VersionStore
 from service.http.idempotency import fingerprint, idempotency_key
 from service.http.uploads import InThread, UploadFile, UploadFolder

@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from model.config import PPLConfig, SettingError
 from model.network.architecture import expected_tensors
 from service.contract.errors import BadKeypointNames, BadLandmarks, BadPrior, BadVersionFile, BadVersionName
+from service.contract.jobs.files import check_prior
 from service.contract.jobs.job import Continued
 from service.contract.versions.additions import check_names
 from service.contract.versions.export_manifest import LANDMARKS, NAMES, OPTIONAL, REQUIRED, WEIGHTS, Manifest
 from service.contract.versions.landmarks import LandmarkSet
-from service.contract.versions.start_prior import check_prior
 from service.contract.versions.store import check_version
 
 from .reader import prior_document

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.contract.versions.start_prior import check_prior
+from service.contract.jobs.files import check_prior
 from service.estimates.drawing import prior_picture
 from service.gateway.prior_pictures import PictureCache
 from service.gateway.routes import priors

@@ -10,7 +10,7 @@ import pytest
 from model.config import PPLConfig
 from model.version.prior import PosePrior
 from service.contract.errors import BadPrior
-from service.contract.versions.start_prior import MAX_PRIOR_BYTES, check_prior, check_use, document_of, read_prior
+from service.contract.jobs.files import MAX_PRIOR_BYTES, check_prior, check_use, document_of, read_prior
 
 NAN, INF = float("nan"), float("inf")
 
