@@ -12,7 +12,7 @@ from model.predictor import Predictor
 from service.contract import routing
 from service.contract.datasets.store import DatasetFiles
 from service.contract.jobs.files import JobFiles
-from service.contract.jobs.paces import PaceBook
+from service.contract.jobs.progress import PaceBook
 from service.contract.jobs.store import JobStore
 from service.contract.routing import Kind
 from service.contract.versions.store import VersionStore

@@ -9,11 +9,11 @@ from pydantic import BaseModel, Field
 from service.contract.datasets.dataset import CreatedDataset as CreatedDataset
 from service.contract.datasets.dataset import Dataset as Dataset
 from service.contract.datasets.dataset import DatasetStatus as DatasetStatus
-from service.contract.jobs.events import EventKind as EventKind
-from service.contract.jobs.events import JobEvent as JobEvent
 from service.contract.jobs.job import Checkpoint as Checkpoint
 from service.contract.jobs.job import Job as Job
 from service.contract.jobs.job import JobStatus as JobStatus
+from service.contract.jobs.progress import EventKind as EventKind
+from service.contract.jobs.progress import JobEvent as JobEvent
 from service.estimates.schemas import BackgroundEstimate as BackgroundEstimate
 from service.estimates.schemas import Estimate as Estimate
 from service.estimates.schemas import EstimateStatus as EstimateStatus

@@ -14,9 +14,8 @@ from fastapi import Request
 
 from service.contract import routing
 from service.contract.datasets.store import DatasetFiles
-from service.contract.jobs.events import EventLog
 from service.contract.jobs.files import JobFiles
-from service.contract.jobs.paces import PaceBook
+from service.contract.jobs.progress import EventLog, PaceBook
 from service.contract.jobs.store import JobStore
 from service.contract.versions.store import VersionStore
 from service.estimates.background.arrivals import Arrivals

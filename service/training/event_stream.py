@@ -11,7 +11,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from service.contract import routing
 from service.contract.errors import BadCursor
-from service.contract.jobs.events import MAX_EVENTS, JobEvent, parse_event
+from service.contract.jobs.progress import MAX_EVENTS, JobEvent, parse_event
 from service.http.negotiation import accepted_media_type
 from service.runtime.redis_clients import QUEUE_ERRORS
 

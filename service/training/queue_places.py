@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from service.contract.jobs.job import Job, JobRecord, JobStatus
-from service.contract.jobs.paces import PaceBook
+from service.contract.jobs.progress import PaceBook
 from service.contract.jobs.store import JobStore
 
 # Positions need the records of all unfinished jobs. With many jobs, reading them takes at most 1 / _IDLE_RATIO of

@@ -19,7 +19,7 @@ from model.config import PPLConfig, resolve
 from model.training.trainer import Trainer
 from service.contract.durable_files import write_json
 from service.contract.jobs.files import JobFiles
-from service.contract.jobs.paces import PaceBook
+from service.contract.jobs.progress import PaceBook
 from service.contract.jobs.store import Job, JobSource, JobStore, NewJob, new_job_id
 from service.contract.versions.store import VersionStore
 from worker.caretaker import Caretaker

@@ -16,7 +16,7 @@ from model.training.trainer import Trainer
 from model.version.tensor_files import CheckpointError
 from service.contract.durable_files import write_json
 from service.contract.jobs.files import JobFiles
-from service.contract.jobs.paces import PaceBook
+from service.contract.jobs.progress import PaceBook
 from service.contract.jobs.store import JobRecord, JobStatus, JobStore
 from service.contract.versions.store import VersionStore, new_version_id
 from worker.jobs.held_job import Change, HeldJob

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from model.config import PPLConfig
-from service.contract.jobs.paces import Pace
+from service.contract.jobs.progress import Pace
 
 # Cost of a step with occlusion relative to one without: 0.409 s to 0.303 s, `compact` on one core. Used until a run
 # of the same settings has measured its own.

@@ -12,7 +12,7 @@ from typing import Any
 
 from model.training.trainer import CHECKPOINT_FILE, StepReport, Trainer
 from service.contract.jobs.job import Checkpoint, Progress, select_losses
-from service.contract.jobs.paces import Pace
+from service.contract.jobs.progress import Pace
 from service.contract.jobs.store import JobRecord, JobStatus, LeaseLost
 from worker.jobs.held_job import HeldJob, Stopping
 from worker.metrics import TrainingMetrics

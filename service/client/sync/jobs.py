@@ -13,8 +13,8 @@ from service.client.connection import is_outage
 from service.client.errors import APIError, Unreachable
 from service.client.paths import quote_segment
 from service.client.types import Checkpoint, EventKind, Job, JobEvent, JobStatus
-from service.contract.jobs.events import MAX_EVENTS, EventPage
 from service.contract.jobs.job import CheckpointList
+from service.contract.jobs.progress import MAX_EVENTS, EventPage
 
 from .concurrency import sleep
 from .transport import OUTAGE_S, Transport

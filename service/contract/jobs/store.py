@@ -23,7 +23,6 @@ from service.contract.quotas import JobLimits, check_job_limits
 from service.contract.routing import time_ordered_id
 
 from . import scripts
-from .events import KEPT_CHECKPOINTS, KEPT_EVENTS, EncodedEvents, EventKind, RecordSnapshot, encode_events, timestamp
 from .job import (
     Job,
     JobPage,
@@ -37,6 +36,7 @@ from .job import (
     parse_record,
 )
 from .leases import Lease, LeaseLost
+from .progress import KEPT_CHECKPOINTS, KEPT_EVENTS, EncodedEvents, EventKind, RecordSnapshot, encode_events, timestamp
 from .webhooks import Delivery
 
 __all__ = [

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.sse import EventSourceResponse
 from starlette.responses import Response
 
-from service.contract.jobs.events import MAX_EVENTS, EventPage
 from service.contract.jobs.job import CheckpointList
+from service.contract.jobs.progress import MAX_EVENTS, EventPage
 from service.gateway.gateway import gateway_of
 from service.http.problems import responses
 from service.training.event_stream import MAX_ID, MEDIA_TYPE, accepts_event_stream, parse_last_event_id, stream_events

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from service.contract import routing
-from service.contract.jobs.paces import Pace, PaceBook
+from service.contract.jobs.progress import Pace, PaceBook
 from service.contract.jobs.store import JobStatus, JobStore, NewJob
 from service.training.queue_places import JobQueue
 

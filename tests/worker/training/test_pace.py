@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from model.config import resolve
-from service.contract.jobs.paces import Pace, PaceBook
+from service.contract.jobs.progress import Pace, PaceBook
 from worker.training.speed import SpeedMeter, find_late_step
 
 

@@ -15,7 +15,7 @@ import torch
 from model.predictor import Predictor
 from model.training.trainer import Trainer
 from service.contract import routing
-from service.contract.jobs.events import EventLog
+from service.contract.jobs.progress import EventLog
 from service.contract.jobs.store import Job, JobStatus
 from service.contract.routing import lease_key
 from service.contract.versions.store import new_version_id

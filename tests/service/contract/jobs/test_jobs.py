@@ -19,8 +19,8 @@ from service.contract.errors import (
     TooManyJobs,
     UnknownJob,
 )
-from service.contract.jobs.events import EventLog
 from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS, TRANSITIONS, Checkpoint
+from service.contract.jobs.progress import EventLog
 from service.contract.jobs.store import Job, JobRecord, JobSource, JobStatus, JobStore, LeaseLost, NewJob, new_job_id
 from service.contract.quotas import JobLimits
 
