@@ -15,7 +15,7 @@ from model.version.prior_values import PriorValues
 from service.contract.errors import BadArchive, BadLabels, BadPrior, BadRequest, BadSetting, StoreCorrupt
 from service.contract.jobs.files import MAX_LABELS_BYTES, MAX_PRIOR_BYTES, check_prior, check_use, read_prior
 from service.contract.jobs.job import Continued
-from service.contract.versions.additions import Additions, numbered
+from service.contract.versions.additions import Additions, has_default_names
 from service.contract.versions.store import VersionStore, check_category
 from service.http.multipart import FileField, read_form
 from service.http.problems import BadField

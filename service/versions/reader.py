@@ -15,7 +15,7 @@ from pydantic_core import to_json
 from safetensors import safe_open
 
 from service.contract.errors import StoreCorrupt
-from service.contract.versions.additions import Additions, numbered
+from service.contract.versions.additions import Additions, has_default_names
 from service.contract.versions.store import ACTIVE, VersionStore
 
 from .landmarks import LandmarkMaps

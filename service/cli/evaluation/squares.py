@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from service.client.errors import InputError
 from service.contract.errors import BadPicture, PPLError
 from service.contract.media.archives import Member, iter_media
-from service.contract.media.fitting import fit_square, reducible
+from service.contract.media.fitting import fit_square, reduction_for_boxes
 from service.contract.media.pictures import Picture, is_picture_name, open_reduced
 from service.contract.media.videos import BadVideo, NoDecoder, frame_name, iter_frames
 

@@ -182,7 +182,7 @@ def _zip_members(file: _GuardedFile) -> Iterator[Member]:
         for info in archive.infolist():
             _check_name(info.orig_filename)
             if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _unsafe(info.filename, "is a link or a device")
+                raise _unsafe_error(info.filename, "is a link or a device")
             if info.is_dir():
                 continue
             if info.flag_bits & _ZIP_ENCRYPTED:
@@ -200,7 +200,7 @@ def _tar_members(file: _GuardedFile) -> Iterator[Member]:
             if info.isdir():
                 continue
             if not info.isfile() or info.issparse():
-                raise _unsafe(info.name, "is a link, a device or sparse")
+                raise _unsafe_error(info.name, "is a link, a device or sparse")
             yield Member(info.name, info.size, partial(_tar_open, archive, info))
         if file.last_read.strip(b"\0"):  # tarfile ends at a damaged header without an error
             raise BadArchive(f"the archive is damaged after its first files; {_KINDS_EXPECTED}")
@@ -278,10 +278,10 @@ class _GuardedFile:
 def _check_name(name: str) -> None:
     plain = name.replace("\\", "/")
     if "\0" in name or plain.startswith("/") or re.match(r"[A-Za-z]:", plain) or ".." in plain.split("/"):
-        raise _unsafe(name, "leads out of the archive's folder")
+        raise _unsafe_error(name, "leads out of the archive's folder")
 
 
-def _unsafe(name: str, why: str) -> UnsafeArchive:
+def _unsafe_error(name: str, why: str) -> UnsafeArchive:
     return UnsafeArchive(f"{_quote(name)} in the archive {why}; pack plain files under relative names")
 
 

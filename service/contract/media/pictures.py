@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+# importing these keeps Pillow from loading its forty other formats
 from PIL import (
     BmpImagePlugin,
     Image,
@@ -315,7 +317,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _in_strips(image, _grey_scaler(image))
     if image.has_transparency_data:
-        return _in_strips(image, _on_grey)
+        return _in_strips(image, _paste_on_grey)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -334,7 +336,7 @@ def _strips(image: Image.Image) -> Iterator[Image.Image]:
         yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
-def _on_grey(image: Image.Image) -> Image.Image:
+def _paste_on_grey(image: Image.Image) -> Image.Image:
     backdrop = Image.new("RGBA", image.size, (MID_GREY, MID_GREY, MID_GREY, 255))
     return Image.alpha_composite(backdrop, image.convert("RGBA")).convert("RGB")
 

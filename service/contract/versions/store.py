@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from service.contract.durable_files import folder_names, locked, read_json, sync, write_json
+from service.contract.durable_files import folder_names, hold_lock, read_json, sync, write_json
 from service.contract.errors import (
     BadAliasName,
     BadCategoryName,
@@ -74,7 +74,7 @@ class Aliases:
     def lock(self) -> Iterator[None]:
         """Hold the category's lock, against other threads and processes."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with locked(self._folder / ".lock"):
+        with hold_lock(self._folder / ".lock"):
             yield
 
     def target(self, alias: str) -> str | None:

@@ -11,7 +11,7 @@ import redis
 from service.contract import routing
 from service.contract.errors import Diverged, UnknownJob
 from service.contract.jobs.job import Checkpoint
-from service.contract.jobs.progress import PROGRESS_EVENTS, EventKind, EventLog, JobEvent
+from service.contract.jobs.progress import MAX_EVENTS, PROGRESS_EVENTS, EventKind, EventLog, JobEvent
 from service.contract.jobs.store import Job, JobRecord, JobStatus, JobStore, NewJob
 
 
@@ -202,4 +202,4 @@ def test_job_of_the_first_release_has_no_events_yet(store: JobStore, log: EventL
     assert everything(log, job.id) == []
     store.update(job.id, lambda record: record.move(JobStatus.QUEUED))
     assert [event.id for event in everything(log, job.id)] == [1]
-    assert progress.MAX_EVENTS > 1
+    assert MAX_EVENTS > 1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.contract.errors import TruncatedImage
-from service.contract.media.fitting import Frame, fit_square, reducible, unfit_square
+from service.contract.media.fitting import Frame, fit_square, reduction_for_boxes, unfit_square
 from service.contract.media.pictures import MID_GREY, open_picture, open_reduced
 
 
