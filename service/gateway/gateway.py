@@ -31,8 +31,7 @@ from service.runtime.secrets import webhook_secret
 from service.runtime.settings import Settings
 from service.runtime.threads import Threads, cancel_tasks
 from service.runtime.worker_queue import LiveWorkers, Sender, read_replies
-from service.training.job_intake import TrainingParts
-from service.training.queue_places import JobQueue
+from service.training.job_intake import JobQueue, TrainingParts
 from service.training.retention import JobCounts, remove_stale_jobs, trim_jobs
 from service.training.webhooks import WebhookSender
 from service.versions.reader import Versions

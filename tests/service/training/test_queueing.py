@@ -10,7 +10,7 @@ import pytest
 from service.contract import routing
 from service.contract.jobs.progress import Pace, PaceBook
 from service.contract.jobs.store import JobStatus, JobStore, NewJob
-from service.training.queue_places import JobQueue
+from service.training.job_intake import JobQueue
 
 SETTINGS = {"preset": "compact", "steps": 100, "occlusion_start": 0.75}
 
