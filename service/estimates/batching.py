@@ -32,9 +32,9 @@ from service.contract.errors import (
 )
 from service.contract.messages import BatchReply, BatchRequest
 from service.http.problems import redis_unavailable
+from service.runtime.concurrency import cancel_tasks
 from service.runtime.metrics import Metrics
 from service.runtime.redis_clients import QUEUE_ERRORS
-from service.runtime.threads import cancel_tasks
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 from service.contract.errors import PPLError, QueueFull, TooManyPixels, Unavailable
 from service.contract.media.pictures import PictureLimits
 from service.http.problems import problem_document
+from service.runtime.concurrency import Threads, cancel_tasks
 from service.runtime.metrics import Metrics
 from service.runtime.settings import Settings
-from service.runtime.threads import Threads, cancel_tasks
 from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
 

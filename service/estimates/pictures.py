@@ -20,7 +20,7 @@ from service.contract.errors import BadBoxes, BodyTooLarge, PPLError
 from service.contract.media.fitting import Box, Frame, fit_square, reduction_for_boxes, unfit_square
 from service.contract.media.pictures import Picture, PictureLimits, open_picture, open_reduced
 from service.http.problems import BadField
-from service.runtime.memory_limits import DecodedPixelLimit
+from service.runtime.concurrency import DecodedPixelLimit
 from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
 

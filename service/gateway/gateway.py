@@ -24,12 +24,11 @@ from service.estimates.batching import Batcher
 from service.estimates.estimator import Pipeline
 from service.estimates.store import EstimateStore
 from service.http.uploads import remove_stale_uploads
-from service.runtime.memory_limits import ByteBudget, VideoSlots
+from service.runtime.concurrency import ByteBudget, Threads, VideoSlots, cancel_tasks
 from service.runtime.metrics import Metrics
 from service.runtime.redis_clients import NO_ANSWER, QUEUE_ERRORS, async_redis_client, redis_client
 from service.runtime.secrets import webhook_secret
 from service.runtime.settings import Settings
-from service.runtime.threads import Threads, cancel_tasks
 from service.runtime.worker_queue import LiveWorkers, Sender, read_replies
 from service.training.job_intake import JobQueue, TrainingParts
 from service.training.retention import JobCounts, remove_stale_jobs, trim_jobs

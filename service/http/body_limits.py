@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.contract.errors import BodyTooLarge, PPLError
 from service.contract.jobs.files import MAX_LABELS_BYTES, MAX_PRIOR_BYTES
+from service.runtime.concurrency import cancel_tasks
 from service.runtime.settings import Settings
-from service.runtime.threads import cancel_tasks
 
 from .negotiation import media_type, responds_async
 from .problems import SlowBody, problem_response

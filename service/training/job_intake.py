@@ -26,8 +26,8 @@ from service.contract.quotas import JobLimits
 from service.contract.versions.store import VersionStore
 from service.http.idempotency import fingerprint, idempotency_key
 from service.http.uploads import InThread, UploadFile, UploadFolder
+from service.runtime.concurrency import Threads
 from service.runtime.settings import Settings
-from service.runtime.threads import Threads
 
 from .job_request import BaseVersion, TrainingPlan, TrainingRequest
 

@@ -29,8 +29,8 @@ from service.contract.jobs import scripts
 from service.contract.jobs.job import Job, JobRecord
 from service.contract.jobs.store import JobStore
 from service.contract.jobs.webhooks import check_address, check_webhook_url
+from service.runtime.concurrency import cancel_tasks
 from service.runtime.redis_clients import QUEUE_ERRORS
-from service.runtime.threads import cancel_tasks
 
 log = logging.getLogger(__name__)
 

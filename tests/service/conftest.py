@@ -24,8 +24,8 @@ from service.contract.errors import PPLError
 from service.contract.messages import BatchReply, BatchRequest, WorkerHeartbeat
 from service.contract.versions.store import VersionStore
 from service.gateway.app import create_app
+from service.runtime.concurrency import cancel_tasks
 from service.runtime.settings import Settings
-from service.runtime.threads import cancel_tasks
 from tests.support.cli_process import CommandLine
 
 NUM_KEYPOINTS = 5

@@ -16,8 +16,8 @@ from service.estimates.request_body import UploadedFiles, merge_fields, read_est
 from service.estimates.schemas import BackgroundEstimate, EstimateProgress, EstimateStatus
 from service.estimates.store import EstimateRecord, EstimateStore
 from service.http.body_limits import body_bytes
+from service.runtime.concurrency import Threads
 from service.runtime.settings import Settings
-from service.runtime.threads import Threads
 from service.versions.reader import Versions
 
 _RECOUNT_BYTES = 64 * 2**20  # bytes of an upload after which the pending estimates are read again

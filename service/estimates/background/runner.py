@@ -23,7 +23,7 @@ from service.estimates.results import Outcome, Results, StoredOutcomes
 from service.estimates.schemas import EstimateStatus
 from service.estimates.store import EstimateRecord, EstimateStore
 from service.estimates.video_frames import VideoFrames, video_limits
-from service.runtime.threads import cancel_tasks
+from service.runtime.concurrency import cancel_tasks
 from service.versions.reader import Version, Versions
 
 log = logging.getLogger(__name__)

@@ -29,8 +29,8 @@ from service.gateway.gateway import Gateway, gateway_of
 from service.http.body_limits import body_bytes
 from service.http.negotiation import accepted_media_type, responds_async
 from service.http.problems import responses
+from service.runtime.concurrency import cancel_tasks
 from service.runtime.settings import Settings
-from service.runtime.threads import cancel_tasks
 from service.versions.reader import Version
 
 _VIDEO_TIMEOUT_S = 600.0

@@ -13,7 +13,7 @@ from PIL import Image
 from service.contract.errors import BadPicture
 from service.contract.media.pictures import PictureLimits
 from service.estimates import pictures as images
-from service.runtime.memory_limits import DecodedPixelLimit
+from service.runtime.concurrency import DecodedPixelLimit
 
 
 def upload(data: bytes) -> images.Upload:
