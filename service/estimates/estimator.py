@@ -23,7 +23,7 @@ from service.versions.reader import Version
 
 from .batching import Batcher, Group, Pose, Square, Ticket
 from .pictures import Answer, FittedBox, describe_pose
-from .query import Query
+from .request import Query
 from .results import Outcome
 from .video_frames import VideoFrames
 

@@ -19,7 +19,7 @@ from service.versions.reader import Versions
 
 from .estimator import Estimator, Pipeline
 from .pictures import Upload, parse_boxes
-from .query import Query
+from .request import Query
 
 BODY_S = 600.0  # time for a body to arrive
 

@@ -11,8 +11,7 @@ from fastapi import Request
 
 from service.contract.errors import QueueFull
 from service.contract.quotas import EstimateLimits, PendingEstimate, check_estimate_limits
-from service.estimates.query import Query
-from service.estimates.request_body import UploadedFiles, merge_fields, read_estimate
+from service.estimates.request import Query, UploadedFiles, merge_fields, read_estimate
 from service.estimates.schemas import BackgroundEstimate, EstimateProgress, EstimateStatus
 from service.estimates.store import EstimateRecord, EstimateStore
 from service.http.body_limits import body_bytes

@@ -18,7 +18,7 @@ from service.contract.jobs.job import JobError
 from service.estimates.estimator import Estimator, Pipeline, Source
 from service.estimates.formats.registry import render
 from service.estimates.pictures import Upload
-from service.estimates.query import Query
+from service.estimates.request import Query
 from service.estimates.results import Outcome, Results, StoredOutcomes
 from service.estimates.schemas import EstimateStatus
 from service.estimates.store import EstimateRecord, EstimateStore

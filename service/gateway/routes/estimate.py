@@ -20,8 +20,7 @@ from service.estimates.formats.json_lines import LinesResponse, check_format_of_
 from service.estimates.formats.registry import MEDIA_TYPES, render
 from service.estimates.openapi import background_answer, estimate_answers, estimate_body, estimate_parameters
 from service.estimates.pictures import Upload
-from service.estimates.query import Query
-from service.estimates.request_body import UploadedFiles, merge_fields, read_estimate
+from service.estimates.request import Query, UploadedFiles, merge_fields, read_estimate
 from service.estimates.results import Outcome, Results
 from service.estimates.schemas import CocoDataset, Estimate
 from service.estimates.video_frames import VideoFrames, video_limits

@@ -127,7 +127,7 @@ async def test_full_disk_gets_507_and_leaves_nothing(send, publish, problem, fil
         raise OSError(errno.ENOSPC, "No space left on device")
 
     publish("dog")
-    monkeypatch.setattr("service.estimates.request_body.UploadedFiles._append", fail)
+    monkeypatch.setattr("service.estimates.request.UploadedFiles._append", fail)
     response = await send(film, headers=headers)
     assert "no room" in problem(response, 507, "disk_full")["detail"]
     assert list((data_root / "estimates").glob("[0-9a-f]*")) == []
