@@ -23,7 +23,7 @@ from service.estimates.background.runner import AT_ONCE, BackgroundRunner
 from service.estimates.batching import Batcher
 from service.estimates.estimator import Pipeline
 from service.estimates.store import EstimateStore
-from service.http.uploads import remove_stale_uploads
+from service.http.multipart import remove_stale_uploads
 from service.runtime.concurrency import ByteBudget, Threads, VideoSlots, cancel_tasks
 from service.runtime.metrics import Metrics
 from service.runtime.redis_clients import NO_ANSWER, QUEUE_ERRORS, async_redis_client, redis_client

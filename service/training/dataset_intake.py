@@ -19,9 +19,8 @@ from service.contract.errors import BadArchive, BadLabels, BodyTooLarge, Dataset
 from service.contract.jobs.files import MAX_LABELS_BYTES
 from service.contract.jobs.store import JobStore
 from service.contract.media.archives import ArchiveLimits, check_archive
-from service.http.multipart import FileField, Form, Part, Write, read_form
+from service.http.multipart import FileField, Form, InThread, Part, UploadFile, UploadFolder, Write, read_form
 from service.http.problems import BadField
-from service.http.uploads import InThread, UploadFile, UploadFolder
 
 from .job_intake import TrainingParts
 

@@ -25,7 +25,7 @@ from service.contract.media.archives import ArchiveLimits, check_archive
 from service.contract.quotas import JobLimits
 from service.contract.versions.store import VersionStore
 from service.http.idempotency import fingerprint, idempotency_key
-from service.http.uploads import InThread, UploadFile, UploadFolder
+from service.http.multipart import InThread, UploadFile, UploadFolder
 from service.runtime.concurrency import Threads
 from service.runtime.settings import Settings
 

@@ -17,9 +17,8 @@ from service.contract.jobs.files import MAX_LABELS_BYTES, MAX_PRIOR_BYTES, check
 from service.contract.jobs.job import Continued
 from service.contract.versions.additions import Additions, has_default_names
 from service.contract.versions.store import VersionStore, check_category
-from service.http.multipart import FileField, read_form
+from service.http.multipart import FileField, InThread, UploadFile, read_form
 from service.http.problems import BadField
-from service.http.uploads import InThread, UploadFile
 
 _MAX_NAME_LENGTH = 200
 _SEND_ONE = "send a zip, tar or tar.gz of pictures or clips, or one video, in the field archive (curl -F archive=@FILE)"

@@ -14,7 +14,7 @@ from service.contract.errors import JobNotEnded, UnknownJob, UnreadableJob
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.job import Job, JobPage, JobStatus
 from service.contract.jobs.store import MAX_PAGE, JobStore
-from service.http.uploads import seconds_since_change
+from service.http.multipart import seconds_since_change
 
 
 class JobCounts:

@@ -12,9 +12,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from service.contract.errors import BadVersionFile
 from service.contract.versions.store import ACTIVE, check_category
 from service.gateway.gateway import Gateway, gateway_of
-from service.http.multipart import FileField, read_form
+from service.http.multipart import FileField, UploadFile, UploadFolder, read_form
 from service.http.problems import BadField, responses
-from service.http.uploads import UploadFile, UploadFolder
 from service.versions.export import export_version
 from service.versions.import_version import import_version
 from service.versions.openapi import import_body

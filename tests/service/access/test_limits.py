@@ -14,7 +14,7 @@ from service.contract.errors import QueueFull, RateExceeded, TooManyJobs
 from service.contract.jobs.job import JobStatus
 from service.contract.jobs.store import JobStore, NamedRequest, NewJob
 from service.contract.quotas import JobLimits
-from service.http.uploads import UploadFile
+from service.http.multipart import UploadFile
 from tests.service.training.test_train_jobs import GOOD
 
 

@@ -319,7 +319,7 @@ async def test_full_disk_is_told_and_leaves_nothing(post, problem, no_trace, mon
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("service.http.uploads.UploadFile._write", full)
+    monkeypatch.setattr("service.http.multipart.UploadFile._write", full)
     problem(await post(), 507, "disk_full")
     no_trace()
     monkeypatch.setattr("zipfile._ZipWriteFile.write", full)

@@ -425,7 +425,7 @@ async def test_full_disk_is_said_and_leaves_nothing(http, post, problem, no_trac
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("service.http.uploads.UploadFile._write", full)
+    monkeypatch.setattr("service.http.multipart.UploadFile._write", full)
     assert "no room" in problem(await post(), 507, "disk_full")["detail"]
     no_trace()
 
