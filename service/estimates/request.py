@@ -1,4 +1,4 @@
-"""The body of POST /estimate: its fields, and its files in memory or streamed to disk."""
+"""The request of POST /estimate: its files in memory or streamed to disk, and its fields, checked."""
 
 from __future__ import annotations
 

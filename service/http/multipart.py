@@ -1,6 +1,7 @@
 """Read multipart forms as they arrive: fields and small files into memory, uploads to their destination.
 
 The framework's parser first writes each file to a temporary one: an archive of gigabytes would be written twice.
+An upload goes to a folder on the data root's disk, which is removed unless something takes the files over.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from service.contract.errors import BadRequest, BodyTooLarge
 from .problems import BadField, UnsupportedMedia
 
 Write = Callable[[bytes], Awaitable[None]]
+InThread = Callable[..., Awaitable[Any]]
 
 MAX_FIELDS = 200
 MAX_FIELD_BYTES = 256 * 2**10
 _FLUSH_BYTES = 2**20
-InThread = Callable[..., Awaitable[Any]]
 _STAGING = ".upload-"
 
 

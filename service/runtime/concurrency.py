@@ -1,4 +1,4 @@
-"""Run blocking functions in thread pools, and cancel tasks."""
+"""Run blocking functions in thread pools, cancel tasks, and limit what requests hold at once."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .metrics import Metrics
 _IO_THREADS = 8
 _UPLOAD_THREADS = 4
 _CANCEL_AGAIN_S = 0.2
+_RETRY_S = 2.0
 
 Result = TypeVar("Result")
-_RETRY_S = 2.0
 
 
 class Threads:

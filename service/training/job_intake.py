@@ -1,4 +1,7 @@
-"""Accept a training request: store its files where the worker reads them, and create a job or find the earlier one."""
+"""Accept training requests, and estimate when waiting jobs will be done.
+
+Accepting stores a request's files where the worker reads them, and creates a job or finds the earlier one.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from service.contract.errors import BadLabels, DatasetNotReady, StoreCorrupt, To
 from service.contract.jobs.files import MAX_LABELS_BYTES, JobFiles, document_of, training_file, training_folder
 from service.contract.jobs.job import Job, JobRecord, JobStatus
 from service.contract.jobs.progress import PaceBook
-from service.contract.jobs.store import Job, JobSource, JobStore, NamedRequest, NewJob, new_job_id
+from service.contract.jobs.store import JobSource, JobStore, NamedRequest, NewJob, new_job_id
 from service.contract.jobs.webhooks import check_webhook_url
 from service.contract.media.archives import ArchiveLimits, check_archive
 from service.contract.quotas import JobLimits
@@ -32,6 +35,7 @@ from service.runtime.settings import Settings
 from .job_request import BaseVersion, TrainingPlan, TrainingRequest
 
 Read = Callable[[Request, UploadFile, UploadFile, InThread], Awaitable[TrainingRequest]]
+
 # Positions need the records of all unfinished jobs. With many jobs, reading them takes at most 1 / _IDLE_RATIO of
 # the time: the result is reused for _IDLE_RATIO times as long as it took.
 _FEW_JOBS = 50
