@@ -12,8 +12,8 @@ from fastapi import Request
 
 from service.contract.errors import BadBoxes, BodyTooLarge, NoImages, NoMemory, TooManyImages
 from service.contract.messages import MAX_REFINE_STEPS
+from service.http.headers import responds_async
 from service.http.multipart import FileField, Form, Part, Write, read_form
-from service.http.negotiation import responds_async
 from service.http.problems import BadField, SlowBody
 from service.versions.reader import Version
 

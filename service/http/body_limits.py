@@ -14,7 +14,7 @@ from service.contract.jobs.files import MAX_LABELS_BYTES, MAX_PRIOR_BYTES
 from service.runtime.concurrency import cancel_tasks
 from service.runtime.settings import Settings
 
-from .negotiation import media_type, responds_async
+from .headers import media_type, responds_async
 from .problems import SlowBody, problem_response
 
 STALL_S = 30.0  # how long a body may pause

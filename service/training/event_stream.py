@@ -12,7 +12,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from service.contract import routing
 from service.contract.errors import BadCursor
 from service.contract.jobs.progress import MAX_EVENTS, JobEvent, parse_event
-from service.http.negotiation import accepted_media_type
+from service.http.headers import accepted_media_type
 from service.runtime.redis_clients import QUEUE_ERRORS
 
 MEDIA_TYPE = "text/event-stream"

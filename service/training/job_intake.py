@@ -27,7 +27,7 @@ from service.contract.jobs.webhooks import check_webhook_url
 from service.contract.media.archives import ArchiveLimits, check_archive
 from service.contract.quotas import JobLimits
 from service.contract.versions.store import VersionStore
-from service.http.idempotency import fingerprint, idempotency_key
+from service.http.headers import fingerprint, idempotency_key
 from service.http.multipart import InThread, UploadFile, UploadFolder
 from service.runtime.concurrency import Threads
 from service.runtime.settings import Settings

@@ -10,8 +10,7 @@ from starlette.responses import JSONResponse, Response
 from service.contract.jobs.job import JobPage
 from service.contract.jobs.store import MAX_PAGE, Job, JobStatus
 from service.gateway.gateway import gateway_of
-from service.http.idempotency import HEADER, REPLAYED_HEADER
-from service.http.negotiation import media_type
+from service.http.headers import KEY_HEADER, REPLAYED_HEADER, media_type
 from service.http.problems import UnsupportedMedia, responses
 from service.training.job_intake import accept_training
 from service.training.job_request import read_json, read_upload
@@ -33,7 +32,9 @@ async def create_job(
     request: Request,
     idempotency_key: Annotated[
         str | None,
-        Header(alias=HEADER, description="names the request, so that it can be sent again: 1 to 255 ASCII characters"),
+        Header(
+            alias=KEY_HEADER, description="names the request, so that it can be sent again: 1 to 255 ASCII characters"
+        ),
     ] = None,
 ) -> Response:
     """Start a job that learns a category's prior from pictures; answers before it has begun.

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Request, Response
 
 from service.contract.versions.additions import check_names
 from service.gateway.gateway import gateway_of
-from service.http.etags import IfMatch, json_etag, precondition
+from service.http.headers import IfMatch, json_etag, precondition
 from service.http.problems import responses
 from service.versions.schemas import KeypointNames, NewKeypointNames
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Request, Response
 
 from service.contract.versions.changes import delete_version, move_alias, remove_alias
 from service.gateway.gateway import gateway_of
-from service.http.etags import IfMatch, etag, precondition
+from service.http.headers import IfMatch, etag, precondition
 from service.http.problems import responses
 from service.versions.schemas import AliasEntry, AliasPage, AliasTarget
 

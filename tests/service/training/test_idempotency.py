@@ -11,7 +11,7 @@ from service.access.keys import KeyStore, Scope
 from service.contract import routing
 from service.contract.errors import BadRequest
 from service.contract.jobs.store import JobStatus, NamedRequest, NewJob
-from service.http.idempotency import fingerprint
+from service.http.headers import fingerprint
 from service.training import job_request
 
 from .test_train_jobs import GOOD, move, zip_of

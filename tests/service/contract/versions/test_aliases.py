@@ -143,7 +143,7 @@ from pathlib import Path
 from service.contract.versions.changes import move_alias
 from service.contract.errors import PreconditionFailed
 from service.contract.versions.store import VersionStore
-from service.http.etags import etag, precondition
+from service.http.headers import etag, precondition
 store, (one, other) = VersionStore(Path(sys.argv[1])), sys.argv[2:4]
 won = 0
 for _ in range(60):
