@@ -12,8 +12,7 @@ from starlette.responses import RedirectResponse
 from service.access.guard import Guard
 from service.access.keys import KeyStore
 from service.http import problems
-from service.http.body_limits import BodyLimit, HeadAsGet
-from service.http.request_ids import add_request_ids
+from service.http.requests import BodyLimit, HeadAsGet, add_request_ids
 from service.runtime.settings import Settings
 
 from . import openapi

@@ -13,8 +13,7 @@ from asgi_correlation_id import CorrelationIdFilter
 
 from service.access.keys import KeyStore
 from service.contract.versions.store import VersionStore
-from service.http.request_ids import LOG_FORMAT
-from service.http.server_protocol import ProblemProtocol
+from service.http.requests import LOG_FORMAT, ProblemProtocol
 from service.runtime.settings import Settings
 from service.versions.samples import install_samples
 

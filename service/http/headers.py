@@ -137,8 +137,8 @@ def idempotency_key(request: Request) -> str | None:
     if len(keys) > 1 or not 0 < len(key) <= MAX_KEY_LENGTH or not all("!" <= c <= "~" for c in key):
         raise BadField(
             KEY_HEADER,
-            f"{KEY_HEADER} came {len(keys)} times, of {len(key)} characters; send it once, 1 to {MAX_KEY_LENGTH} visible "
-            "ASCII characters, for example a UUID",
+            f"{KEY_HEADER} came {len(keys)} times, of {len(key)} characters; send it once, 1 to {MAX_KEY_LENGTH} "
+            "visible ASCII characters, for example a UUID",
         )
     return key
 

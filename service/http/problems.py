@@ -22,10 +22,9 @@ from service.contract.durable_files import is_disk_full
 from service.contract.errors import BadRequest, PPLError, RedisUnavailable, Unavailable
 from service.runtime.redis_clients import QUEUE_ERRORS
 
-from .request_ids import HEADER as REQUEST_ID
-
 log = logging.getLogger(__name__)
 
+REQUEST_ID = "X-Request-ID"
 MEDIA_TYPE = "application/problem+json"
 _RETRY_S = 2.0
 _WITH_RETRY_AFTER = (429, 503, 504)

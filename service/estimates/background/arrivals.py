@@ -14,7 +14,7 @@ from service.contract.quotas import EstimateLimits, PendingEstimate, check_estim
 from service.estimates.request import Query, UploadedFiles, merge_fields, read_estimate
 from service.estimates.schemas import BackgroundEstimate, EstimateProgress, EstimateStatus
 from service.estimates.store import EstimateRecord, EstimateStore
-from service.http.body_limits import body_bytes
+from service.http.requests import body_bytes
 from service.runtime.concurrency import Threads
 from service.runtime.settings import Settings
 from service.versions.reader import Versions

@@ -25,9 +25,9 @@ from service.estimates.results import Outcome, Results
 from service.estimates.schemas import CocoDataset, Estimate
 from service.estimates.video_frames import VideoFrames, video_limits
 from service.gateway.gateway import Gateway, gateway_of
-from service.http.body_limits import body_bytes
 from service.http.headers import accepted_media_type, responds_async
 from service.http.problems import responses
+from service.http.requests import body_bytes
 from service.runtime.concurrency import cancel_tasks
 from service.runtime.settings import Settings
 from service.versions.reader import Version

@@ -12,8 +12,8 @@ from service.contract.errors import UnknownLandmarks
 from service.contract.versions.landmarks import LandmarkSet
 from service.estimates.landmark_fitting import LandmarkRequest, fit_landmarks
 from service.gateway.gateway import Gateway, gateway_of
-from service.http.body_limits import body_bytes
 from service.http.problems import responses
+from service.http.requests import body_bytes
 from service.runtime.settings import Settings
 from service.versions.openapi import landmarks_body
 from service.versions.schemas import FittedLandmarks, Landmarks, LandmarksPage

@@ -157,7 +157,7 @@ def dripping(data: bytes, parts: int, pause_s: float):
 
 async def test_upload_that_drips_is_refused_and_leaves_nothing(serve, problem, monkeypatch, no_trace):
     """Each of its pauses is short; all of it would take for ever."""
-    monkeypatch.setattr("service.http.body_limits.STALL_S", 1.0)
+    monkeypatch.setattr("service.http.requests.STALL_S", 1.0)
     http = await serve(slowest_body_bytes_per_s=1_000_000)
     found = problem(await http.post("/train-jobs", **dripping(GOOD, 40, 0.05)), 408, "bad_request")
     assert "1000000 bytes a second" in found["detail"]
@@ -166,7 +166,7 @@ async def test_upload_that_drips_is_refused_and_leaves_nothing(serve, problem, m
 
 
 async def test_fast_beginning_buys_no_slow_end(serve, problem, monkeypatch, no_trace):
-    monkeypatch.setattr("service.http.body_limits.STALL_S", 1.0)
+    monkeypatch.setattr("service.http.requests.STALL_S", 1.0)
     http = await serve(slowest_body_bytes_per_s=1000)
 
     async def body():
@@ -183,7 +183,7 @@ async def test_fast_beginning_buys_no_slow_end(serve, problem, monkeypatch, no_t
 
 
 async def test_what_the_server_takes_to_put_it_away_does_not_count(serve, monkeypatch):
-    monkeypatch.setattr("service.http.body_limits.STALL_S", 3.0)
+    monkeypatch.setattr("service.http.requests.STALL_S", 3.0)
     monkeypatch.setattr("service.http.multipart._FLUSH_BYTES", 1)
     write = UploadFile.write
 
@@ -197,7 +197,7 @@ async def test_what_the_server_takes_to_put_it_away_does_not_count(serve, monkey
 
 
 async def test_pause_is_told_as_one(serve, problem, monkeypatch):
-    monkeypatch.setattr("service.http.body_limits.STALL_S", 2.0)
+    monkeypatch.setattr("service.http.requests.STALL_S", 2.0)
     http = await serve(slowest_body_bytes_per_s=100)
     found = problem(await http.post("/train-jobs", **dripping(GOOD, 1, 6)), 408, "bad_request")
     assert "nothing of the body came" in found["detail"]
@@ -206,7 +206,7 @@ async def test_pause_is_told_as_one(serve, problem, monkeypatch):
 @pytest.mark.parametrize("path", ["/priors/dog/aliases/best", "/priors/dog/keypoint-names"])
 async def test_slow_or_long_json_gets_its_own_error(serve, publish, problem, monkeypatch, path):
     """The framework reads these bodies, and would call it a body that can't be parsed."""
-    monkeypatch.setattr("service.http.body_limits.STALL_S", 1.0)
+    monkeypatch.setattr("service.http.requests.STALL_S", 1.0)
     publish("dog")
     http = await serve(max_body_bytes=2000)
 
@@ -226,7 +226,7 @@ async def test_slow_or_long_json_gets_its_own_error(serve, publish, problem, mon
 
 
 async def test_upload_that_comes_fast_enough_may_take_longer_than_the_first_seconds(serve, monkeypatch):
-    monkeypatch.setattr("service.http.body_limits.STALL_S", 2.0)
+    monkeypatch.setattr("service.http.requests.STALL_S", 2.0)
     for slowest in (len(GOOD) / 6, 0):  # all of it in six seconds, or in any time
         http = await serve(slowest_body_bytes_per_s=slowest)
         assert (await http.post("/train-jobs", **dripping(GOOD, 15, 0.2))).status_code == 202

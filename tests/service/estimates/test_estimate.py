@@ -309,9 +309,7 @@ async def test_refuses_a_chunked_body_over_the_limit(serve, dog, problem, no_tra
     no_trace()
 
 
-@pytest.mark.parametrize(
-    ("limit", "seconds"), [("http.body_limits.STALL_S", 0.1), ("estimates.request_body.BODY_S", 0.3)]
-)
+@pytest.mark.parametrize(("limit", "seconds"), [("http.requests.STALL_S", 0.1), ("estimates.request.BODY_S", 0.3)])
 async def test_refuses_a_body_that_does_not_arrive(http, dog, problem, no_trace, monkeypatch, limit, seconds):
     monkeypatch.setattr(f"service.{limit}", seconds)
 

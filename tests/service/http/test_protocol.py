@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from service.http import server_protocol as protocol
+from service.http import requests as protocol
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:

@@ -8,7 +8,7 @@ import re
 import pytest
 from asgi_correlation_id import CorrelationIdFilter
 
-from service.http.request_ids import LOG_FORMAT
+from service.http.requests import LOG_FORMAT
 
 
 @pytest.fixture
