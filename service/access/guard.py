@@ -1,4 +1,4 @@
-"""Middleware that admits or refuses a request by its headers, before its body is read.
+"""Middleware that admits or refuses a request by its headers, before its body is read, and logs who sent it.
 
 With API keys a request needs one that has the scope. Without keys only programs of this machine are served: a web page
 of any site can make the browser send forms to 127.0.0.1 and, once the site's name resolves to it (DNS rebinding), read
@@ -8,20 +8,24 @@ the responses. Such requests are recognised by their ``Host`` and ``Origin`` hea
 from __future__ import annotations
 
 import ipaddress
+import logging
 import re
 import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.contract.errors import Forbidden, PPLError, RateExceeded, Unauthorized
 from service.http.problems import problem_response
+from service.runtime.metrics import Metrics
 from service.runtime.settings import Settings
 
 from .keys import ApiKey, KeyStore
 from .keys import Scope as KeyScope
+
+log = logging.getLogger(__name__)
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 METRICS_PATH = "/metrics"
@@ -32,6 +36,8 @@ _ESTIMATES = re.compile(r"/estimates?(/.*)?")
 _SECRETS = re.compile(r"/webhooks(/.*)?")
 _KEY = "ppl.api_key"
 _MAX_CALLERS = 10_000
+_CLIENT_CLOSED_REQUEST = 499
+_INTERNAL_ERROR = 500
 
 
 def needed_scope(method: str, path: str) -> KeyScope | None:
@@ -211,3 +217,54 @@ def _ip_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
 def _is_loopback(name: str) -> bool:
     address = _ip_address(name)
     return address is not None and address.is_loopback
+
+
+class RequestLog:
+    """Count requests and their times by method, route template and status, and log a line for each.
+
+    Args:
+        log_all: False logs only requests that failed.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, *, log_all: bool = True) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._log_all = log_all
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = _CLIENT_CLOSED_REQUEST
+
+        async def record_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        with self._metrics.in_progress.track_inprogress():
+            try:
+                await self._app(scope, receive, record_status)
+            except Exception:  # the error handler outside of all middleware answers 500
+                status = _INTERNAL_ERROR
+                raise
+            finally:
+                # unknown paths share one label, so that a client cannot create labels
+                route = getattr(scope.get("route"), "path", "none")
+                method = scope["method"] if route != "none" else "any"
+                took_s = time.perf_counter() - started
+                self._metrics.requests.labels(method, route, status).inc()
+                self._metrics.seconds.labels(method, route).observe(took_s)
+                self._log(scope, status, took_s)
+
+    def _log(self, scope: Scope, status: int, took_s: float) -> None:
+        is_probe = scope["path"] in HEALTH_PATHS or scope["path"] == METRICS_PATH
+        if status < 400 and (is_probe or not self._log_all):
+            return
+        key = api_key_of(scope)
+        caller = f"key={key.id}" if key else f"client={(scope.get('client') or ('unknown',))[0]}"
+        # still percent-encoded, so it cannot break the line
+        path = scope.get("raw_path", b"")[:200].decode("ascii", "backslashreplace")
+        log.info("%s %s %d in %.1f ms, %s", scope["method"], path, status, 1e3 * took_s, caller)

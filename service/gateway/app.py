@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.responses import RedirectResponse
 
-from service.access.guard import Guard
+from service.access.guard import Guard, RequestLog
 from service.access.keys import KeyStore
 from service.http import problems
 from service.http.requests import BodyLimit, HeadAsGet, add_request_ids
@@ -17,7 +17,6 @@ from service.runtime.settings import Settings
 
 from . import openapi
 from .gateway import Gateway
-from .request_log import RequestLog
 from .routes import (
     datasets,
     estimate,

@@ -180,7 +180,7 @@ def test_first_start_with_keys_makes_one_and_says_where(redis_url, data_root):
     log = server.stop()
     assert f"is in {data_root / 'first-api-key'}" in log
     assert key not in log
-    assert "[look] service.gateway.request_log: GET /priors 200 in" in log
+    assert "[look] service.access.guard: GET /priors 200 in" in log
     again = Server(redis_url, data_root, PPL_API_KEYS="true")
     again.wait()
     assert "first API key" not in again.stop()

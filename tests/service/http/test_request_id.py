@@ -30,7 +30,7 @@ async def test_the_clients_own_id_is_kept(http, logged):
     answer = await http.get("/priors/none", headers={"X-Request-ID": "trace-1/2"})
     assert answer.headers.get_list("x-request-id") == ["trace-1/2"]
     assert answer.json()["request_id"] == "trace-1/2"
-    assert re.search(r"\[trace-1/2\] service\.gateway\.request_log: GET /priors/none 404 in [\d.]+ ms", logged.text)
+    assert re.search(r"\[trace-1/2\] service\.access\.guard: GET /priors/none 404 in [\d.]+ ms", logged.text)
 
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 129, "é", "a\tb"])
@@ -72,19 +72,19 @@ async def test_watching_is_not_logged_and_the_rest_can_be_left_out(serve, logged
     http = await serve()
     await http.get("/livez")
     await http.get("/metrics")
-    assert "service.gateway.request_log" not in logged.text
+    assert "service.access.guard" not in logged.text
     await http.get("/priors")
     assert "GET /priors 200" in logged.text
     logged.clear()
     quiet = await serve(access_log=False)
     await quiet.get("/priors")
-    assert "service.gateway.request_log" not in logged.text
+    assert "service.access.guard" not in logged.text
     await quiet.get("/priors/none")
     assert "GET /priors/none 404" in logged.text
 
 
 async def test_a_path_can_not_break_the_line(http, logged):
     await http.get("/priors/a%0Ab%1b")
-    lines = [line for line in logged.text.splitlines() if "service.gateway.request_log" in line]
+    lines = [line for line in logged.text.splitlines() if "service.access.guard" in line]
     assert len(lines) == 1
     assert "/priors/a%0Ab%1b" in lines[0]
