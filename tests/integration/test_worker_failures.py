@@ -105,6 +105,7 @@ class Lab:
             "PPL_DATA_ROOT": str(self.data_root),
             "PPL_INFERENCE_THREADS": "1",
             "PPL_TRAINING_THREADS": "1",
+            "PPL_TRAINING_NICE": "0",
             "PPL_DEVICE": "cpu",
         }
         with (self.root / f"{kind}.log").open("ab") as log:
@@ -296,7 +297,7 @@ def test_killed_worker_leaves_no_training_process_behind(lab: Lab, monkeypatch: 
     worker = lab.start("training")
     job = lab.submit(steps=100_000)
     lab.until(lambda: lab.step(job) >= 2, 60)
-    ranks = [int(pid) for pid in re.findall(r"training process . of 2 is pid (\d+)", lab.log("training"))]
+    ranks = [int(pid) for pid in re.findall(r"training process . of 2 started: pid=(\d+)", lab.log("training"))]
     assert len(ranks) == 2
     assert all(Path(f"/proc/{pid}").exists() for pid in ranks)
     lab.kill(worker, "training")

@@ -39,7 +39,8 @@ class StackProcess:
 
     def __init__(self, data_root: Path) -> None:
         self.data_root = data_root
-        environment = {**os.environ, "PPL_INFERENCE_THREADS": "1", "PPL_TRAINING_THREADS": "1", "PPL_DEVICE": "cpu"}
+        threads = {"PPL_INFERENCE_THREADS": "1", "PPL_TRAINING_THREADS": "1", "PPL_TRAINING_NICE": "0"}
+        environment = {**os.environ, **threads, "PPL_DEVICE": "cpu"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "service.cli", "up", "--json", "--port", "0", "--data-root", str(data_root)],
             stdout=subprocess.PIPE,

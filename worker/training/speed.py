@@ -121,12 +121,13 @@ class ThreadChoice:
         """Count a finished step, and set the threads of the next one."""
         now = self._clock()
         took, self._marked = now - self._marked, now
-        if len(self._candidates) == 1 or step < _TRIAL_FROM:
+        step_here = step - self.chosen[0][0]
+        if len(self._candidates) == 1 or step_here < _TRIAL_FROM:
             return
         if self._left:
             self._taken[self._threads] = min(took, self._taken.get(self._threads, math.inf))
             self._left -= 1
-        elif (step - _TRIAL_FROM) % _TRIAL_EVERY == 0:
+        elif (step_here - _TRIAL_FROM) % _TRIAL_EVERY == 0:
             self._taken, self._left = {}, _TRIAL_STEPS * len(self._candidates)
         if self._left:
             self._use(self._candidates[-math.ceil(self._left / _TRIAL_STEPS)])

@@ -65,7 +65,7 @@ async def test_a_batch_that_failed_is_told_with_its_requests(http, make_consumer
     files = [("images", ("a.png", make_picture()))]
     answer = await http.post("/estimate", data={"category": "dog"}, files=files, headers={"X-Request-ID": "r1"})
     assert answer.status_code == 500
-    assert re.search(r"batch \w+, of requests r1: the model raised", logged.text)
+    assert re.search(r"batch failed: batch=\w+ request=r1: the model raised", logged.text)
 
 
 async def test_watching_is_not_logged_and_the_rest_can_be_left_out(serve, logged):

@@ -110,5 +110,5 @@ async def test_listing_and_difference_know_it(http, publish, data_root):
     for older, newer in (("v1", "v2"), ("v2", "v1")):
         diff = (await http.get(f"/priors/dog/diff?from={older}&to={newer}")).json()
         assert diff["matched_by"] == "number"
-        assert "trained on" in diff["why"]
+        assert "continues the training" in diff["why"]
     assert (await http.get("/priors/dog")).json()["training"]["continued_from"]["version"] == "v1"

@@ -169,7 +169,7 @@ async def test_largest_prior_fits_into_a_json_body(http, pictures):
 @pytest.mark.parametrize(
     ("fields", "document", "code", "said"),
     [
-        (PREDEFINED, None, "bad_prior", "none came"),
+        (PREDEFINED, None, "bad_prior", "the request has none"),
         ({}, prior(), "bad_prior", "the settings use none"),
         ({**PREDEFINED, "num_keypoints": "16"}, prior(), "bad_prior", "the prior has 4 keypoints and num_keypoints is"),
         (PREDEFINED, prior(keypoint_prior=[[0, 9]] * 4), "bad_prior", "-1.5 to 1.5"),

@@ -48,7 +48,7 @@ async def test_it_says_what_is_wrong_and_hides_no_other(http, train, redis_clien
     assert http.gateway.job_counts.count()[JobStatus.VALIDATING] == 2
 
 
-async def test_others_are_sent_again_and_it_is_told_once(http, train, redis_client, caplog):
+async def test_other_jobs_are_sent_again_and_it_is_logged_once(http, train, redis_client, caplog):
     odd, plain = await train(), await train()
     let_a_later_release_write(odd, redis_client)
     store, sent = JobStore(redis_client), []
@@ -57,7 +57,7 @@ async def test_others_are_sent_again_and_it_is_told_once(http, train, redis_clie
         assert store.reconcile(sent.append) == {plain}
         store.reconcile(sent.append)
     assert sent == [plain, plain]
-    assert [record.getMessage().count(odd) for record in caplog.records if "passed by" in record.message] == [1]
+    assert [record.getMessage().count(odd) for record in caplog.records if "job skipped" in record.message] == [1]
 
 
 async def test_its_files_and_its_dataset_stay(http, train, redis_client, problem):

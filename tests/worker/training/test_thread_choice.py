@@ -64,6 +64,16 @@ def test_trials_come_at_the_same_steps_on_a_fast_and_on_a_slow_machine() -> None
     assert fast.used == slow.used
 
 
+def test_resumed_training_chooses_at_its_start() -> None:
+    now, used = [0.0], []
+    choice = ThreadChoice(2, used.append, lambda: now[0], step=270)
+    for step in range(271, 290):
+        now[0] += {2: 0.64, 1: 0.31}[used[-1]]
+        choice.mark(step)
+
+    assert choice.chosen == [(270, 2), (276, 1)]
+
+
 def test_one_core_has_nothing_to_choose() -> None:
     machine = Machine(1, lambda step, threads: 1.0)
     machine.train(250)

@@ -422,4 +422,4 @@ def test_damaged_dataset_holds_up_and_hides_no_other(lab: SimpleNamespace, caplo
     for dataset in damaged:
         with pytest.raises(StoreCorrupt, match=dataset):
             lab.files.get(dataset)
-    assert caplog.text.count("it is passed over") == 1
+    assert caplog.text.count("dataset skipped") == 1
