@@ -31,7 +31,7 @@ _MAX_PUBLISHING_S = 3600.0
 
 
 class Caretaker(PeriodicThread):
-    """Runs beside training, so that uploads are checked while another job trains.
+    """A thread that checks uploads while another job trains.
 
     Args:
         send: puts a job's message into the training queue.

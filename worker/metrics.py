@@ -8,7 +8,7 @@ _BATCH_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 3
 
 
 class Metrics:
-    """A registry of its own, so that two workers can run in one process."""
+    """A separate registry, so that two workers can run in one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class PeriodicThread:
-    """Base of a daemon thread that calls `run_once` again and again.
+    """Base of a daemon thread that calls `run_once` repeatedly.
 
     Args:
         name: of the thread; also begins its log lines.
@@ -31,7 +31,7 @@ class PeriodicThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and wait for a call under way."""
+        """Stop the thread and wait for a running call."""
         self._done.set()
         if self._thread.is_alive():
             self._thread.join()

@@ -23,7 +23,7 @@ _MAX_PAUSE_S = 2.0
 
 
 class OutageLog:
-    """Log the start and the end of each outage once.
+    """A log of outages: the start and the end of each, once.
 
     Args:
         what: is delayed by the outage; begins the log lines.

@@ -215,7 +215,7 @@ def check_size(name: str, width: float, height: float) -> tuple[int, int]:
 
 
 class _SuffixIndex:
-    """Finds the labels whose path ends with a picture's path, or the other way round.
+    """An index of labels by path suffix: a label's path may end with a picture's path, or the other way round.
 
     Args:
         labels: the labels' paths, in parts.

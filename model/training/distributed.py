@@ -65,7 +65,7 @@ def join_group(device: str, rank: int, processes: int, meeting: str = "env://") 
         device: of this process.
         rank: of this process in the whole group.
         processes: number of processes in the group.
-        meeting: where they find each other, torch.distributed's ``init_method``.
+        meeting: address for rendezvous, torch.distributed's ``init_method``.
     """
     on_cuda = torch.device(device).type == "cuda"
     if on_cuda:

@@ -65,7 +65,7 @@ class RequestRate:
     """A token bucket for each caller: a second's worth of requests at once, then `per_s` each second.
 
     Each gateway process counts for itself. A count shared through Redis was tried with the library ``limits``: it has
-    no token bucket, and adds 0.27 ms to each request (this takes 1 µs) and a fallback for when Redis is away.
+    no token bucket, and adds 0.27 ms to each request (this takes 1 µs) and a fallback for outages of Redis.
 
     Args:
         per_s: 0 for no limit.
@@ -96,7 +96,7 @@ class RequestRate:
 
 
 class Guard:
-    """Refuse requests without a valid API key, and those of callers that exceed the request rate.
+    """A check of each request: its API key and its caller's request rate.
 
     Args:
         keys: None where no key is required.
@@ -220,7 +220,7 @@ def _is_loopback(name: str) -> bool:
 
 
 class RequestLog:
-    """Count requests and their times by method, route template and status, and log a line for each.
+    """A middleware that counts requests and times by method, route template and status, and logs a line for each.
 
     Args:
         log_all: False logs only requests that failed.

@@ -40,7 +40,7 @@ _ID = re.compile(r"[0-9a-f]{12}")
 
 
 class Scope(StrEnum):
-    """What a key permits."""
+    """A permission of an API key."""
 
     READ = "read"
     TRAIN = "train"

@@ -117,7 +117,7 @@ def forget(job_id: JobId, url: Url = URL, as_json: AsJson = False) -> None:
 
 def events(
     job_id: JobId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the job ends.")] = False,
     after: Annotated[int, typer.Option(min=0, metavar="ID", help="Only events later than this one.")] = 0,
     url: Url = URL,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON event per line; errors as for other commands.")] = (

@@ -23,7 +23,7 @@ _GATEWAY_FAILED = frozenset({502, 504})
 def retry_delay_s(
     attempt: int, method: str, path: str, headers: Mapping[str, str] | None, failure: Unreachable | APIError
 ) -> float | None:
-    """Return the seconds to wait before sending the request again; None to give up.
+    """Return the seconds to wait before sending the request again; None if it should not be sent again.
 
     Args:
         attempt: how often the request was sent again so far.

@@ -70,7 +70,7 @@ def sync(path: Path) -> None:
 def hold_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock of a file, created if missing, against other threads and processes.
 
-    The system releases it if its holder dies.
+    The system releases it if its holder crashes.
 
     Args:
         wait: wait for the lock; otherwise yield False if it is taken.
@@ -88,7 +88,7 @@ def hold_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 
 def folder_names(root: Path) -> list[str]:
-    """Return the names of the folders in a folder; none if it does not exist."""
+    """Return the names of the folders in a folder; empty if it does not exist."""
     try:
         return [entry.name for entry in os.scandir(root) if entry.is_dir()]
     except FileNotFoundError:

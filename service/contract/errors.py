@@ -108,7 +108,7 @@ class BadWebhook(BadRequest, code="bad_webhook", status=422):
 
 
 class NoMemory(BadRequest, code="no_memory", status=422):
-    """Refinement was requested of a version trained without a memory."""
+    """Refinement was requested from a version trained without a memory."""
 
 
 class BadAliasName(BadRequest, code="bad_alias_name"):
@@ -344,7 +344,7 @@ class UnreadableJob(StoreCorrupt):
 
 
 class JobFailed(PPLError, code="internal"):
-    """Why a job failed; never a response."""
+    """The reason why a job failed; never a response."""
 
 
 class TrainingFailed(JobFailed, code="training_failed"):

@@ -115,7 +115,7 @@ class BatchReply(BaseModel):
             message = msgpack.unpackb(data)
             batch_id = str(message["batch_id"])
         except (ValueError, TypeError, KeyError, msgpack.exceptions.UnpackException) as error:
-            raise ValueError(f"{len(data)} bytes are not a reply") from error
+            raise ValueError(f"{len(data)} bytes are not a reply of a worker") from error
         try:
             check_contract(message)
         except ContractMismatch as error:

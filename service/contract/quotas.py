@@ -16,7 +16,7 @@ _ESTIMATE_RETRY_S = 10.0
 
 @dataclass(frozen=True)
 class JobLimits:
-    """How many unfinished jobs may exist when another is created; 0 for no limit.
+    """Limits on the unfinished jobs when another is created; 0 for no limit.
 
     Attributes:
         total: of all owners.

@@ -70,7 +70,7 @@ def start_stack(folder: Path) -> Iterator[DemoStack]:
         try:
             process.wait(_STOP_S)
         except (KeyboardInterrupt, subprocess.TimeoutExpired):
-            process.kill()  # its children die with it
+            process.kill()  # its children are killed with it
             process.wait()
         process.stdout.close()
 

@@ -1,7 +1,7 @@
 """Batches of pictures, formed in the gateway and sent to the inference workers.
 
 A batch is sent at once while nothing is in flight; as many batches are in flight as workers live. While other
-pictures are being decoded, a batch waits a moment for them, until it holds half of all pictures under way, so that
+pictures are being decoded, a batch waits a moment for them, until it holds half of all pictures in progress, so that
 they share its fixed cost. The queue is bounded, and every ticket ends in time: with its poses or an error.
 """
 
@@ -44,7 +44,7 @@ _RETRY_S = 5.0
 
 
 class Group(NamedTuple):
-    """What pictures must have in common to share a batch."""
+    """The properties that pictures of one batch share."""
 
     category: str
     version: str
@@ -103,7 +103,7 @@ class Flight:
 
 
 class Batcher:
-    """Send squares to the workers in batches and return their poses. For one event loop; not thread-safe.
+    """A sender of squares to the workers in batches. For one event loop; not thread-safe.
 
     Args:
         send: queues a batch with its pixels; without pixels, sends its message again.

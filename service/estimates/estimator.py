@@ -76,7 +76,7 @@ class FoundPoses:
 
 
 class Estimator:
-    """Estimate the poses of one request's pictures.
+    """An estimate of the poses of one request's pictures.
 
     Args:
         patient: wait for as long as no worker answers, for estimates in the background.
@@ -121,7 +121,7 @@ class Estimator:
     async def stream(self, sources: AsyncIterable[Source] | Iterable[Source]) -> AsyncIterator[Outcome]:
         """Yield the outcome of each picture in order of completion; a failed picture does not affect the others.
 
-        At most as many pictures as fill a batch are under way. If a video ends early, the last outcome says why.
+        At most as many pictures as fill a batch are in progress. If a video ends early, the last outcome says why.
         """
         unread = aiter(sources) if isinstance(sources, AsyncIterable) else _iterate(sources)
         reading: asyncio.Task[Source | None] | None = None
@@ -223,7 +223,7 @@ class Estimator:
             if isinstance(error, Unavailable):
                 self._outage = error  # the other pictures need not wait as long for the same answer
             problem = problem_document(error)
-        except Exception:  # a bug that one picture triggers; the others go on
+        except Exception:  # a bug that one picture triggers; the others continue
             log.exception("unexpected error: index=%d", source.index)
             problem = problem_document(PPLError("an unexpected error of the server; see its log"))
         return Outcome(source.index, error={**problem, "index": source.index, **source.extra})

@@ -161,7 +161,7 @@ def merge_fields(request: Request, form: Form) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Query:
-    """What to estimate, and how to answer.
+    """The pictures to estimate and the form of the response.
 
     Attributes:
         version: None for the active one.

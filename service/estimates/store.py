@@ -219,7 +219,7 @@ class EstimateStore:
         return EstimatePage(items=items)
 
     def trim_results(self, max_bytes: int) -> list[str]:
-        """Delete the oldest results until all have at most `max_bytes`; keep the newest. Returns the ids deleted."""
+        """Delete the oldest results until all have at most `max_bytes`; keep the newest. Return the deleted ids."""
         results = []
         for estimate_id in set(self._ids()) - set(self.list_waiting()):
             with suppress(FileNotFoundError):  # it failed, or was deleted meanwhile
@@ -265,5 +265,5 @@ def _last_change(folder: Path) -> float:
 
 def _unknown_error(estimate_id: str) -> UnknownEstimate:
     return UnknownEstimate(
-        f"no estimate {estimate_id[:80]!r}; it may have been deleted, or have ended so long ago that its result is gone"
+        f"no estimate {estimate_id[:80]!r}; it or its old result may have been deleted; GET /estimates lists them"
     )

@@ -36,7 +36,7 @@ from .routes import (
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Create the application, for any ASGI server (``uvicorn --factory service.gateway.app:create_app``).
 
-    It starts also while Redis and the workers are away.
+    It starts also without Redis and workers.
     """
     settings = settings or Settings()
     gateway = Gateway(settings)

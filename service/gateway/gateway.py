@@ -49,7 +49,7 @@ _RESTART_LOOP_S = 1.0
 
 
 class Gateway:
-    """The parts of one gateway. The constructor does no I/O, so that it starts while Redis is away.
+    """The parts of one gateway. The constructor does no I/O, so that it starts without Redis.
 
     Attributes:
         arrivals: uploads of estimates for the background.
@@ -198,7 +198,7 @@ async def _every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
             away = False
         except QUEUE_ERRORS as error:
             if not away:
-                log.warning("Redis is away: %s", error)
+                log.warning("Redis does not answer: %s", error)
             away = True
         await asyncio.sleep(seconds)
 

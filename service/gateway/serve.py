@@ -26,7 +26,7 @@ _GC_THRESHOLD = 10_000  # with a tenth of it, collecting garbage took an eighth 
 
 
 class _Server(uvicorn.Server):
-    """End streams of events before waiting for the requests in flight."""
+    """A server that ends event streams before it waits for the requests in flight."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.config.app.state.gateway.shutting_down = True  # type: ignore[union-attr]

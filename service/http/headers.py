@@ -112,7 +112,7 @@ def precondition(if_match: str | None, what: str, *, required: bool = True) -> C
         if if_match is None:
             if required and current is not None:
                 raise PreconditionRequired(
-                    f"{what} exists, and the request has no If-Match: send the ETag of the state that you know "
+                    f"{what} exists, and the request has no If-Match: send the ETag of the state that you have "
                     f"(it is {current} now), or * to replace any state"
                 )
             return
@@ -152,7 +152,7 @@ def fingerprint(fields: dict[str, Any], files: Sequence[Path]) -> str:
     try:
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     except RecursionError as error:  # the parser allows deeper nesting than the encoder
-        raise BadRequest("the body nests values deeper than any request needs to") from error
+        raise BadRequest("the body nests values too deeply; send a document as the API describes it") from error
     for path in files:
         with path.open("rb") as file:
             digest.update(f"\0{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}".encode())

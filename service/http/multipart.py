@@ -165,7 +165,7 @@ class _Reader:
     def _on_headers_finished(self) -> None:
         _, options = parse_options_header(self._headers.get("content-disposition"))
         if b"name" not in options:
-            raise BadRequest("a part of the multipart body has no name")
+            raise BadRequest("a part of the multipart body has no name; name each field")
         self._name, self._part = _text(options[b"name"])[:80], None
         self._data = bytearray()
         file_field = self._file_fields.get(self._name)
@@ -176,7 +176,7 @@ class _Reader:
         elif self._name in self._form.fields:
             raise BadField(self._name, f"the field {self._name!r} came twice; send it once")
         elif len(self._form.fields) >= MAX_FIELDS:
-            raise BadRequest(f"the form has more than {MAX_FIELDS} fields")
+            raise BadRequest(f"the form has more than {MAX_FIELDS} fields; send fewer")
 
     def _begin_file(self, filename: str) -> None:
         file_field = self._file_fields.get(self._name)
@@ -200,7 +200,9 @@ class _Reader:
             self._part.size += end - start
             max_bytes = self._file_fields[self._name].max_bytes
             if max_bytes is not None and self._part.size > max_bytes:
-                raise BodyTooLarge(f"the file in the field {self._name!r} has more than {max_bytes} bytes")
+                raise BodyTooLarge(
+                    f"the file in the field {self._name!r} has more than {max_bytes} bytes; send a smaller one"
+                )
         self._data += data[start:end]
 
     def _on_part_end(self) -> None:

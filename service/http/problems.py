@@ -90,7 +90,7 @@ def problem_response(error: PPLError) -> JSONResponse:
 
 
 def redis_unavailable() -> RedisUnavailable:
-    """Return the error of a request that needs Redis while it is away."""
+    """Return the error of a request that needs Redis while Redis does not answer."""
     return RedisUnavailable(
         "the queue's server (Redis) does not answer; nothing was lost, send the request again in a moment",
         retry_after_s=_RETRY_S,
@@ -191,7 +191,7 @@ async def _on_queue_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # never arrives: the client is gone
+    return Response(status_code=499)  # never arrives: the client has disconnected
 
 
 async def _on_os_error(request: Request, error: Exception) -> Response:

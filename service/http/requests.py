@@ -57,11 +57,11 @@ _BODY_BYTES = "ppl.body_bytes"
 
 
 class _HeadTooLongError(Exception):
-    """Stops the parser."""
+    """An error that stops the parser."""
 
 
 class ProblemProtocol(HttpToolsProtocol):
-    """Limit the bytes and the time of a head (first line, headers, trailers); refuse with problem documents."""
+    """A protocol that limits a head (first line, headers, trailers) in bytes and time; refuses by problem documents."""
 
     _head_bytes = 0  # complete parts of the head
     _unparsed_bytes = 0  # since the parser's last callback
@@ -172,7 +172,7 @@ class ProblemProtocol(HttpToolsProtocol):
     def _on_head_timeout(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
             self._start_head_timer()  # the request before it is served, and nothing is read meanwhile
-        elif self.scope is None:  # nothing came, as on a browser's spare connection
+        elif self.scope is None:  # nothing came, as on a connection that a browser opens in advance
             self.transport.close()
         elif not self.transport.is_closing():
             detail = f"the first line and headers of the request did not come within {HEAD_S:g} s; send them faster"
@@ -226,7 +226,7 @@ def body_limit(scope: Scope, settings: Settings) -> int:
 
 
 class BodyLimit:
-    """Refuse bodies that are too long, at once where the length is declared, and bodies that stall or arrive slowly.
+    """A middleware that refuses bodies that are too long (at once if declared), stall or arrive too slowly.
 
     A slow body would hold its part of the disk and its place in the queue. The client may make the server wait for
     STALL_S; every byte earns more time at `slowest_body_bytes_per_s`, up to STALL_S again (0: no pace is required).
@@ -300,11 +300,11 @@ class BodyLimit:
 
 
 def _too_large(limit: int, actual: str) -> BodyTooLarge:
-    return BodyTooLarge(f"the request has {actual} and may have {limit}; send less at once")
+    return BodyTooLarge(f"the request has {actual}; at most {limit} are allowed, send less at once")
 
 
 class HeadAsGet:
-    """Answer HEAD as GET, without the body."""
+    """A middleware that answers HEAD as GET, without the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -325,7 +325,7 @@ class HeadAsGet:
             tasks = asyncio.ensure_future(receive()), asyncio.ensure_future(answered.wait())
             try:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                # the disconnect ends a stream, which would go on although its body is not sent
+                # the disconnect ends a stream, which would continue although its body is not sent
                 return {"type": "http.disconnect"} if answered.is_set() else tasks[0].result()
             finally:
                 await cancel_tasks(tasks)

@@ -24,7 +24,7 @@ class Problem(BaseModel):
 
 
 class PictureProblem(Problem):
-    """Why one of several pictures has no pose."""
+    """The reason why one of several pictures has no pose."""
 
     index: int = Field(description="place of the picture in the request, from 0")
     frame: int | None = Field(

@@ -11,7 +11,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-# raised by redis-py and by Celery while Redis is away, loading, full or demoted
+# raised by redis-py and by Celery while Redis is unreachable, loading, full or demoted
 QUEUE_ERRORS: tuple[type[Exception], ...] = (
     redis.ConnectionError,
     redis.TimeoutError,

@@ -97,7 +97,7 @@ class Settings(CommonSettings):
         default=0.08,
         ge=0,
         le=1,
-        description="seconds that a batch waits for pictures being decoded, until it holds half of all under way",
+        description="seconds that a batch waits for pictures being decoded, until it holds half of all in progress",
     )
     late_batch_s: float = Field(
         default=5.0, gt=0, description="seconds after which a batch without reply no longer delays others"

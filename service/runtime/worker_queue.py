@@ -53,7 +53,7 @@ class CeleryEnvelope:
 
 
 class Sender:
-    """Send messages to both kinds of worker. Blocking. Raises :data:`~.redis_clients.QUEUE_ERRORS`."""
+    """A blocking sender of messages to both kinds of worker. Raises :data:`~.redis_clients.QUEUE_ERRORS`."""
 
     def __init__(self, redis_url: str) -> None:
         self._redis = redis_client(redis_url)
@@ -124,7 +124,7 @@ class LiveWorkers:
 
 
 async def read_replies(url: str, key: str, deliver: Callable[[BatchReply], None]) -> None:
-    """Deliver every reply pushed to the list `key`, forever; retry while Redis is away."""
+    """Deliver every reply pushed to the list `key`, forever; retry while Redis does not answer."""
     # a blocking read ends by itself after _BLOCK_S: only a dead connection takes longer
     client = async_redis_client(url, timeout_s=3 * _BLOCK_S)
     away = False
@@ -134,7 +134,7 @@ async def read_replies(url: str, key: str, deliver: Callable[[BatchReply], None]
                 popped = await client.blpop([key], timeout=_BLOCK_S)
             except QUEUE_ERRORS as error:
                 if not away:
-                    log.warning("Redis is away, no replies can be read: %s", error)
+                    log.warning("Redis does not answer, no replies can be read: %s", error)
                 away = True
                 await asyncio.sleep(_RETRY_READ_S)
                 continue

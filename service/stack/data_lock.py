@@ -24,7 +24,7 @@ class DataRootInUseError(RuntimeError):
 class DataRootLock:
     """A lock on ``<data root>/stack.lock``, held from construction to :meth:`release`.
 
-    The lock belongs to the open file: a child that inherits ``fd`` keeps it after its parent has died. The embedded
+    The lock belongs to the open file: a child that inherits ``fd`` keeps it after its parent crashed. The embedded
     server inherits it, so no second server ever writes to a file that an orphaned one still has open.
 
     Raises:

@@ -80,7 +80,7 @@ def run_stack(
         StackError: packages are missing, or the address is in use.
         DataRootInUseError: another stack uses the data root.
         ValkeyMissingError: there is no server to embed.
-        ChildFailedError: a process dies after each start.
+        ChildFailedError: a process exits after each start.
         OSError: the data root can't be written.
     """
     _check_packages()

@@ -1,4 +1,4 @@
-"""Keep child processes running: start them in stages, restart those that die, stop them in order.
+"""Keep child processes running: start them in stages, restart those that exit, stop them in order.
 
 On Linux the kernel kills a child when the thread that started it ends (even by kill -9), so use a Supervisor from one
 thread only.
@@ -31,7 +31,7 @@ _LOG_LIMIT_BYTES = 20 * 1024 * 1024
 
 
 class ChildFailedError(RuntimeError):
-    """A child dies after each start; the message ends with the tail of its log."""
+    """A child exits after each start; the message ends with the tail of its log."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Supervisor:
         """Start all stages, each when the previous one is ready; return early if ``stop`` is set.
 
         Raises:
-            ChildFailedError: a child died quickly ``quick_limit`` times in a row.
+            ChildFailedError: a child exited quickly ``quick_limit`` times in a row.
         """
         for stage in self._stages():
             for child in stage:

@@ -207,7 +207,9 @@ class ZipPacker:
     def _write(self, part: Part, data: bytes) -> None:
         self._size += len(data)
         if self._size > self._max_bytes:
-            raise BodyTooLarge(f"the files in the field 'images' have more than {self._max_bytes} bytes together")
+            raise BodyTooLarge(
+                f"the files in the field 'images' have more than {self._max_bytes} bytes together; send fewer"
+            )
         if self._open is None or self._open[0] is not part:
             self._close_member()
             if self._zip is None:

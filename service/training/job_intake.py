@@ -182,7 +182,9 @@ async def _link_dataset(
         if record.labels and not has_labels:
             await upload.put(upload.labels.path.name, _link, datasets.labels(dataset_id))
     except FileNotFoundError as error:
-        raise UnknownDataset(f"dataset {dataset_id} was deleted during the request") from error
+        raise UnknownDataset(
+            f"dataset {dataset_id} was deleted during the request; GET /datasets lists the others"
+        ) from error
     if plan.config.mode == "auto":
         plan = replace(plan, config=replace(plan.config, mode=record.mode))
     return plan, JobSource(name=record.file_name, dataset=record.reference)

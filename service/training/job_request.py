@@ -92,8 +92,8 @@ class BaseVersion:
             for setting, value in changes.items():
                 if setting in SHAPING and parse(setting, value) != base[setting]:
                     raise BadSetting(
-                        f"{setting} is {value}; it shapes the model, and is {base[setting]} in {this}: leave it out, "
-                        "or train without continue_from",
+                        f"{setting} is {value}; it sets the model's shape, and is {base[setting]} in {this}: leave it "
+                        "out, or train without continue_from",
                         extra={"field": setting},
                     )
             return own_preset, resolve(own_preset, {**base, **changes})
@@ -143,7 +143,7 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """What a request says. The versions, folder and dataset that it names are not looked up yet.
+    """The content of a training request; its versions, folder and dataset are not looked up yet.
 
     Attributes:
         activate: whether the new version becomes the category's active one.
@@ -190,7 +190,7 @@ class TrainingRequest:
         category, preset, webhook_url = (settings.pop(name, None) for name in ("category", "preset", "webhook_url"))
         activate = _parse_bool("activate", settings.pop("activate", True))
         if not isinstance(category, str):
-            raise BadField("category", "category is missing or not text; it names what the pictures show")
+            raise BadField("category", "category is missing or not text; send the name of what the pictures show")
         is_complete = prior_from is None and named.get("continue_from") is None
         plan = TrainingPlan.make(preset, settings, prior) if is_complete else None
         return cls(check_category(category.strip()), activate, webhook_url, preset, settings, plan, **named)
@@ -235,7 +235,8 @@ class TrainingRequest:
         preset, config = base.resolve_settings(None if self.preset is None else str(self.preset), self.settings)
         if prior is not None:
             raise BadField(
-                "prior", "both a prior and continue_from came; a continued training starts from its version's prior"
+                "prior",
+                "both a prior and continue_from came; send one: a continued training starts from its version's prior",
             )
         return TrainingPlan(preset, config, base.prior if config.needs_prior else None, base)
 
@@ -254,7 +255,7 @@ async def read_json(request: Request, archive: UploadFile, labels: UploadFile, i
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {str(error)[:200]}") from error
     if not isinstance(values, dict):
-        raise BadRequest("the body is not a JSON object with category and folder, or category and dataset")
+        raise BadRequest("the body is not a JSON object; send one with category and folder, or category and dataset")
     settings = values.pop("settings", {})
     if not isinstance(settings, dict):
         raise BadField("settings", "settings is not a JSON object; send settings of the model by name")

@@ -52,7 +52,7 @@ def dataset_body() -> dict[str, Any]:
 
 
 def train_body() -> dict[str, Any]:
-    """Describe the form and the JSON of POST /train-jobs. Every setting of the model is a field of its own."""
+    """Describe the form and the JSON of POST /train-jobs. Each setting of the model is a field."""
     prior_rule = "needed if keypoint_prior or connectivity_prior is predefined, refused otherwise"
     head = {
         "category": CATEGORY,

@@ -46,7 +46,7 @@ _BUSY_RETRY_S = 1.0
 
 
 class WebhookSender:
-    """Sends the webhooks that are due. Gateways share the work: a delivery is made under a lease.
+    """A sender of due webhooks. Gateways share the work: each delivery needs a lease.
 
     Args:
         client: redis.asyncio.Redis.

@@ -81,7 +81,7 @@ def _check_unchanged(versions: Versions, category: str, version: str, facts: dic
 
 
 class _Sink:
-    """A file for zipfile, without seeking, that hands out what was written to it."""
+    """A file for zipfile, without seeking, whose written bytes are yielded."""
 
     def __init__(self) -> None:
         self._chunks: list[bytes] = []

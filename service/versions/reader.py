@@ -29,7 +29,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Version:
-    """What an estimate needs of a version.
+    """The parts of a version that an estimate needs.
 
     Attributes:
         side: of the model's square, in pixels.

@@ -23,7 +23,7 @@ class Link(BaseModel):
 
 
 class Prior(BaseModel):
-    """What a category looks like. Coordinates are normalised: [-1, 1] over the model's square, y down."""
+    """The prior of a category. Coordinates are normalised: [-1, 1] over the model's square, y down."""
 
     category: str
     version: str
@@ -38,7 +38,7 @@ class Prior(BaseModel):
         description="where the keypoint prior comes from: distilled from the memory, predefined or random as the "
         "settings say, or, with the method autolink, the mean pose of the training pictures",
     )
-    method: str = Field("ppl", description="ppl, or autolink, which has no prior of its own and no memory")
+    method: str = Field("ppl", description="ppl, or autolink, which has no learned prior and no memory")
     mode: str = Field("stills", description="stills or clips: what the training learned from")
     settings: dict[str, Any] = Field(description="every setting of the model")
     training: dict[str, Any] = Field(description="job, time, pictures, steps, seconds, device, last losses")

@@ -107,7 +107,7 @@ class ApiDouble:
         async def prior(category: str, request: Request) -> Any:
             self.queries.append(dict(request.query_params))
             if category != "bird":
-                return problem(404, "unknown_category", f"no prior was learned for category '{category}' yet")
+                return problem(404, "unknown_category", f"no category '{category}'; GET /priors lists them")
             return {
                 "category": "bird",
                 "version": "v1",

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class InferenceEngine:
-    """Processes batches, one at a time.
+    """A processor of batches, one at a time.
 
     Args:
         client: of Redis, returning bytes.
@@ -63,7 +63,7 @@ class InferenceEngine:
     def _estimate(self, request: BatchRequest) -> BatchReply:
         started = time.perf_counter()
         if time.time() > request.deadline:
-            raise PixelsExpired("the batch waited in the queue beyond its request's deadline")
+            raise PixelsExpired("the batch waited in the queue until after its request's deadline")
         images = self._fetch_pixels(request)
         model = self._models.get(request.category, request.version)
         loaded = time.perf_counter()

@@ -55,7 +55,9 @@ class ResidentModels:
             predictor = self._load(self._store.path(category, version))
         except (CheckpointError, FileNotFoundError, ValueError) as error:
             logger.exception("model can't be loaded: category=%s version=%s", category, version)
-            raise StoreCorrupt(f"version '{version}' of category '{category}' can't be loaded") from error
+            raise StoreCorrupt(
+                f"version '{version}' of category '{category}' can't be loaded; the worker's log has the reason"
+            ) from error
         self._models[key] = predictor
         self._metrics.loads.inc()
         self._metrics.resident.set(len(self._models))

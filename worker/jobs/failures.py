@@ -26,7 +26,5 @@ def explain_failure(error: BaseException, what: str = "job") -> PPLError:
     if is_disk_full(error):
         return DiskFull(f"the server's disk is full; send the {what} again once there is space")
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in _NO_MEMORY):
-        return TrainingFailed(
-            "out of memory; a smaller batch_size, image_size or base_width, or smaller pictures need less"
-        )
+        return TrainingFailed("out of memory; lower batch_size, image_size or base_width, or send smaller pictures")
     return TrainingFailed(f"internal error; the worker's log has the traceback under the {what}'s id")

@@ -31,7 +31,7 @@ class Stopping(Exception):  # noqa: N818
 
 
 class Paused(Stopping):
-    """The job's owner paused it; this process goes on with other jobs."""
+    """The job's owner paused it; this process continues with other jobs."""
 
 
 class RankCrashed(Exception):  # noqa: N818
@@ -39,7 +39,7 @@ class RankCrashed(Exception):  # noqa: N818
 
 
 class Stop:
-    """Whether the process was asked to stop. Set by a signal handler, so it takes no lock."""
+    """A flag that a signal handler sets when the process should stop, so it takes no lock."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -112,7 +112,7 @@ class HeldJob:
         return self._retry(lambda: self._jobs.update(self.job_id, change, self._lease))
 
     def confirm_lease(self) -> None:
-        """Renew the lease before a step that can't be undone. Raises as `write`."""
+        """Renew the lease before a step that can't be undone. Raises the errors of `write`."""
         if not self._retry(self._lease.renew):
             raise LeaseLost(self.job_id)
 
@@ -141,7 +141,7 @@ class HeldJob:
                 logger.warning("job=%s: another process took it, or it ended", self.job_id)
                 self._lost = True
                 return
-            except Exception:  # the work must not go on without a lease
+            except Exception:  # the work must not continue without a lease
                 logger.exception("job=%s: holding it failed", self.job_id)
                 self._lost = True
                 return

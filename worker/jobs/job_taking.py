@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class JobTaker:
-    """Takes jobs and writes how they ended.
+    """A taker of jobs under a lease, which writes how they ended.
 
     Args:
         holder: name of this process in leases.

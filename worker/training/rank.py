@@ -4,7 +4,7 @@
 The first line of standard input holds the instructions, in JSON. Rank 0 then takes a step for each line "step" and
 saves a checkpoint for each "save"; the other ranks follow through torch's collectives. Reports are lines of JSON:
 {"step", "losses"}, {"saved"} or {"error", "kind", "errno"}. The process exits once standard input ends, because the
-worker has died or stopped the run.
+worker has crashed or stopped the run.
 """
 
 from __future__ import annotations

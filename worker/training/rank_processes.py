@@ -220,10 +220,10 @@ class RankProcesses:
         silent = sorted(ended.keys() - errors.keys())
         if not silent:
             return RankCrashed(
-                f"the {self._count} training processes lost each other: {next(iter(errors.values()))['error']}"
+                f"the {self._count} training processes lost their connection: {next(iter(errors.values()))['error']}"
             )
         codes = [f"process {rank + 1} of {self._count} ({_exit_reason(self._processes[rank])})" for rank in silent]
-        return RankCrashed(f"training {', '.join(codes)} ended without a report; often the memory ran out")
+        return RankCrashed(f"training {', '.join(codes)} ended without a report; often the cause is too little memory")
 
 
 def rebuild_error(message: dict[str, Any], process: str) -> Exception:

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class TrainingRunner:
-    """Trains jobs, one at a time."""
+    """A runner of training jobs, one at a time."""
 
     jobs: JobStore
     files: JobFiles

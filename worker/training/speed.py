@@ -86,7 +86,7 @@ class SpeedMeter:
 
 
 class ThreadChoice:
-    """Choose the number of torch threads that trains fastest beside whatever else runs.
+    """A choice of the number of torch threads that trains fastest beside the machine's other load.
 
     All threads of a step meet after every operation, so on a machine that other programs use, one thread is often
     faster than several. Every ``_TRIAL_EVERY`` steps each candidate takes ``_TRIAL_STEPS`` steps, and the fastest goes

@@ -21,7 +21,7 @@ _COPY_BATCH = 1024  # pictures
 
 @dataclass(frozen=True)
 class TrainingInput:
-    """What a job trains on.
+    """The pictures, clips and prior that a job trains on.
 
     Attributes:
         images: uint8 (n, S, S, 3), a memory map.
@@ -39,7 +39,7 @@ def load_pictures(files: JobFiles, job_id: str) -> Images:
     try:
         return _map(files.pictures(job_id))
     except FileNotFoundError as error:
-        raise TrainingFailed("the job's prepared pictures are gone from the server; send the job again") from error
+        raise TrainingFailed("the job's prepared pictures were deleted from the server; send the job again") from error
 
 
 def load_labelled(files: JobFiles, job_id: str) -> LabelledPictures | None:

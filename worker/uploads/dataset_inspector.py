@@ -22,7 +22,7 @@ _WRITE_EVERY_S = 2.0
 
 
 class Inspector(PeriodicThread):
-    """Runs beside training, so that datasets are inspected while a job trains. Its whole state is on disk."""
+    """A thread that inspects datasets while a job trains. Its whole state is on disk."""
 
     def __init__(self, files: DatasetFiles, settings: WorkerSettings, stop: Stop) -> None:
         super().__init__("inspector", every_s=0.5)

@@ -97,7 +97,7 @@ class Inspection:
         found = self.findings()
         if not found.pictures + found.videos:
             reasons = "; ".join(f"{item.name}: {item.reason}" for item in found.skipped_files[:3])
-            raise TooFewPictures(f"nothing in the dataset can be read ({reasons})")
+            raise TooFewPictures(f"nothing in the dataset can be read ({reasons}); send pictures or videos")
         found.labels = self._match_labels()
         return found
 
@@ -111,7 +111,7 @@ class Inspection:
         return found
 
     def save_sheet(self, path: Path) -> None:
-        """Write the contact sheet; each clip has a row of its own."""
+        """Write the contact sheet; each clip has its own row."""
         self._sheet.save(path, close_gaps=self._clip_cells is None)
 
     def _read_video(self, video: Member, name: str) -> None:

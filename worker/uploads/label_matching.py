@@ -96,7 +96,7 @@ def match_job_labels(files: JobFiles, job_id: str, min_pictures: int) -> Labelle
     left = int(training_rows(len(info["names"]), labelled, clips).sum())
     if left < min_pictures:
         raise BadLabels(
-            f"{int(labelled.heldout.sum())} labelled pictures are held out and leave {left} to train on; "
+            f"{int(labelled.heldout.sum())} labelled pictures are held out, which leaves {left} to train on; "
             f"at least {min_pictures} are needed"
         )
     labelled.save(files.labels_of_prepared(job_id))

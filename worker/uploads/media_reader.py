@@ -1,4 +1,4 @@
-"""Read the pictures and videos of an upload, one at a time, and count what became of each file."""
+"""Read the pictures and videos of an upload, one at a time, and count the files by outcome."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class FileCounts:
 
 
 class MediaReader:
-    """Decodes pictures and videos; files that can't be read are counted as skipped.
+    """A decoder of pictures and videos that counts unreadable files as skipped.
 
     Args:
         keep: called with each picture and frame.

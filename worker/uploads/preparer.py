@@ -33,7 +33,7 @@ def parse_config(settings: dict[str, Any]) -> PPLConfig:
 
 
 class Preparer:
-    """Prepares jobs that are `validating`."""
+    """A preparer of jobs that are `validating`."""
 
     def __init__(self, taker: JobTaker, files: JobFiles, settings: WorkerSettings, metrics: TrainingMetrics) -> None:
         self._taker = taker
@@ -138,7 +138,7 @@ class Preparer:
             return training_folder(self._settings.data_root, record.source.folder or "")
         archive = self._files.archive(record.job.id)
         if not archive.exists():
-            raise TrainingFailed("the uploaded archive is gone from the server; send the job again")
+            raise TrainingFailed("the uploaded archive was deleted from the server; send the job again")
         return archive
 
     def _check_enough(self, counts: FileCounts, videos: int) -> None:

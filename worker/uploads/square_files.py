@@ -32,7 +32,7 @@ def clip_of_picture(name: str) -> str:
 
 
 class TrainingSet:
-    """Squares in the order they come, sorted into clips at the end.
+    """Squares in the order of arrival, sorted into clips at the end.
 
     Args:
         pictures: path of the .npy of squares.

@@ -72,7 +72,7 @@ class LabelsFound(BaseModel):
 
 
 class Found(BaseModel):
-    """What training would read; during the inspection, what was found so far."""
+    """The files that training would read; during the inspection, those found so far."""
 
     pictures: int = Field(default=0, description="that can be read")
     videos: int = Field(default=0, description="that can be read")

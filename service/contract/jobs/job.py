@@ -72,7 +72,7 @@ def is_job_id(text: str) -> bool:
 def check_job_id(text: str) -> str:
     """Return a valid job id. Raises UnknownJob."""
     if not is_job_id(text):
-        raise UnknownJob(f"no job {text[:80]!r}")
+        raise UnknownJob(f"no job {text[:80]!r}; GET /train-jobs lists them")
     return text
 
 
@@ -112,7 +112,7 @@ class CheckpointList(BaseModel):
 
 
 class JobError(BaseModel):
-    """Why a job failed."""
+    """The reason why a job failed."""
 
     code: str
     detail: str
@@ -263,7 +263,7 @@ class JobRecord(BaseModel):
         if job.status.ended:
             raise JobNotActive(f"job {job.id} has already {_past_tense(job.status)}")
         if status not in TRANSITIONS[job.status]:
-            raise Conflict(f"job {job.id} is {job.status} and can't become {status}")
+            raise Conflict(f"job {job.id} is {job.status}, which can't change to {status}")
         job.status = status
         if status is not JobStatus.RUNNING:
             self._reset_progress()
@@ -310,7 +310,7 @@ class JobRecord(BaseModel):
     def handle_lost_worker(self) -> None:
         """Put the job back into the queue, or pause it if requested, when its worker crashed or lost its lease."""
         if self.job.status is JobStatus.RUNNING:
-            self.log("the worker is gone; the job waits for another one")
+            self.log("the worker is lost; the job waits for another one")
             self._put_back()
 
     def reclaim(self) -> None:

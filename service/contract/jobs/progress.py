@@ -104,7 +104,7 @@ class RecordSnapshot:
 
 
 class EventLog:
-    """Reads the events and checkpoints of jobs. redis-py's errors pass through."""
+    """A reader of the events and checkpoints of jobs. redis-py's errors pass through."""
 
     def __init__(self, client: Any) -> None:
         self._redis = client
@@ -125,7 +125,7 @@ class EventLog:
 
     def _check(self, job_id: str) -> None:
         if not self._redis.exists(routing.job_key(check_job_id(job_id))):
-            raise UnknownJob(f"no job {job_id[:80]!r}")
+            raise UnknownJob(f"no job {job_id[:80]!r}; GET /train-jobs lists them")
 
 
 def encode_events(events: Events) -> EncodedEvents:

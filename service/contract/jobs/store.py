@@ -360,7 +360,7 @@ class JobStore:
     def _load(self, job_id: str) -> tuple[bytes, JobRecord]:
         revision, record = self._redis.hmget(routing.job_key(check_job_id(job_id)), "rev", "record")
         if record is None:
-            raise UnknownJob(f"no job {job_id[:80]!r}")
+            raise UnknownJob(f"no job {job_id[:80]!r}; GET /train-jobs lists them")
         return revision, parse_record(job_id, record)
 
     def _records(self, ids: Sequence[str]) -> list[JobRecord]:

@@ -43,7 +43,9 @@ def check_webhook_url(url: Any, *, private: bool) -> str:
         BadWebhook.
     """
     if not isinstance(url, str) or not 0 < len(url) <= MAX_URL or not url.isascii() or not url.isprintable():
-        raise BadWebhook(f"webhook_url must be an http(s) address of at most {MAX_URL} ASCII characters")
+        raise BadWebhook(
+            f"webhook_url is {str(url)[:200]!r}; send an http(s) address of at most {MAX_URL} ASCII characters"
+        )
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -52,7 +54,7 @@ def check_webhook_url(url: Any, *, private: bool) -> str:
     if parts.scheme not in ("http", "https") or not host or port == 0 or " " in url:
         raise BadWebhook(f"webhook_url is {url[:200]!r}; it must be an http or https address with a host")
     if parts.username is not None or parts.password is not None:
-        raise BadWebhook("webhook_url holds a user or a password; every call is signed, so it needs none")
+        raise BadWebhook("webhook_url has a user or a password; leave them out, calls are signed instead")
     address = _parse_literal(host)
     if address is not None and not private:
         check_address(address, host)
@@ -97,6 +99,6 @@ def _embedded_ipv4(address: Address) -> list[ipaddress.IPv4Address]:
 
 def _not_public(host: str, address: str) -> BadWebhook:
     return BadWebhook(
-        f"webhook_url leads to {host[:200]} ({address}), which is private; webhooks go to public addresses only, "
+        f"webhook_url points to {host[:200]} ({address}), which is private; send a public address, "
         "unless the server is set to allow others (PPL_WEBHOOK_PRIVATE)"
     )

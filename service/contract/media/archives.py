@@ -188,7 +188,9 @@ def _zip_members(file: _GuardedFile) -> Iterator[Member]:
             if info.flag_bits & _ZIP_ENCRYPTED:
                 raise EncryptedArchive(f"{_quote(info.filename)} is encrypted; pack it without a password")
             if info.compress_type not in _ZIP_METHODS:
-                raise BadArchive(f"{_quote(info.filename)} uses a compression method other than store and deflate")
+                raise BadArchive(
+                    f"{_quote(info.filename)} is neither stored nor deflated; pack it again with one of these methods"
+                )
             yield Member(info.filename, info.file_size, partial(archive.open, info))
 
 
@@ -286,7 +288,7 @@ def _unsafe_error(name: str, why: str) -> UnsafeArchive:
 
 
 def _too_many(limits: ArchiveLimits) -> ArchiveTooLarge:
-    return ArchiveTooLarge(f"the upload has more files than the limit; send at most {limits.max_files}")
+    return ArchiveTooLarge(f"the upload has more than {limits.max_files} files, the limit; send fewer")
 
 
 def _too_large(allowance: int) -> ArchiveTooLarge:
@@ -374,7 +376,7 @@ def iter_media(
     ``__MACOSX`` are skipped.
 
     Args:
-        on_other: called with each visible file that has neither suffix.
+        on_other: called with each visible file that has neither a picture's nor a video's suffix.
 
     Raises:
         BadArchive: or a subclass, when the offending member is reached.
@@ -391,7 +393,9 @@ def iter_media(
 
 def _read_picture(member: Member, limits: ArchiveLimits) -> bytes | BadPicture:
     if member.size > limits.max_picture_bytes:
-        return BadPicture(f"{member.size} bytes; at most {limits.max_picture_bytes} are read")
+        return BadPicture(
+            f"the picture has {member.size} bytes; at most {limits.max_picture_bytes} are allowed, scale it down"
+        )
     try:
         return member.read()
     except Exception as error:  # noqa: BLE001  hostile bytes may make a reader raise anything

@@ -1,4 +1,4 @@
-"""Decode one video in a process of its own, so that a hostile file cannot harm the caller.
+"""Decode one video in a separate process, so that a hostile file cannot harm the caller.
 
     python -m service.contract.media.video_decoder REQUEST
 
@@ -103,7 +103,7 @@ def decode(request: DecodeRequest) -> Iterator[NumberedFrame]:
 
 
 def space_evenly(count: int, total: int) -> list[int]:
-    """Return ``count`` of the numbers below ``total``, each in the middle of its part; all where there are no more."""
+    """Return ``count`` numbers below ``total``, each in the middle of an equal part; all if fewer."""
     if total <= count:
         return list(range(total))
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
@@ -160,14 +160,16 @@ def _end_s(packet: Packet[Any]) -> float:
 
 def _check_duration(length_s: float, request: DecodeRequest) -> None:
     if length_s > request.max_duration_s:
-        raise UnusableVideo(f"it lasts {length_s:.0f} seconds; at most {request.max_duration_s:.0f} are read")
+        raise UnusableVideo(
+            f"it lasts {length_s:.0f} seconds; at most {request.max_duration_s:.0f} are allowed, send a part"
+        )
 
 
 def _nearest_keys(picks: list[int], keys: list[tuple[int, int]]) -> dict[int, int]:
     """Return the key frame nearest to each pick, as {packet position: frame number}."""
     numbers = sorted((number, at) for at, number in keys)
     if not numbers:
-        raise UnusableVideo("it is too long to be decoded as a whole, and has no key frames")
+        raise UnusableVideo("it is too long to decode completely and has no key frames; send it with key frames")
     nearest = {}
     for pick in picks:
         after = bisect_left(numbers, (pick, -1))
@@ -188,11 +190,11 @@ def _video_stream(container: InputContainer, request: DecodeRequest) -> VideoStr
     """Return the first video stream, cover pictures left out, with the limits set."""
     streams = [stream for stream in container.streams.video if Disposition.attached_pic not in stream.disposition]
     if not streams:
-        raise UnusableVideo("it holds no moving pictures")
+        raise UnusableVideo("it has no video track; send a video")
     stream = streams[0]
     codec = stream.codec_context
     if codec is None:
-        raise UnusableVideo("its video codec is not supported")
+        raise UnusableVideo("its video codec is not supported; convert it, for example to H.264")
     if codec.width * codec.height > request.max_pixels:
         raise UnusableVideo(
             f"its frames are {codec.width} x {codec.height} pixels; at most {request.max_pixels} are read"
@@ -333,7 +335,7 @@ def _send(out: BinaryIO, kind: int, number: int, width: int, height: int, data: 
 
 
 def main(arguments: list[str]) -> None:
-    """Decode, send the frames, and end with DONE or FAILED; exit quietly if the parent has gone."""
+    """Decode, send the frames, and end with DONE or FAILED; exit quietly if the parent has exited."""
     request = DecodeRequest(**json.loads(arguments[0]))
     _limit_resources(request)
     out = sys.stdout.buffer

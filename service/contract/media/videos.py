@@ -161,7 +161,7 @@ def _iter(
         raise NoDecoder(MISSING)
     size = path.stat().st_size
     if size > limits.max_bytes:
-        raise BadVideo(f"{size} bytes; at most {limits.max_bytes} are read")
+        raise BadVideo(f"the video has {size} bytes; at most {limits.max_bytes} are allowed")
     with _Decoder(path, count, every, limits, check) as decoder:
         while (frame := decoder.next()) is not None:
             yield frame
@@ -203,7 +203,9 @@ class _Decoder:
         if kind == FAILED:
             raise BadVideo(self._read(min(width, _MAX_REASON_BYTES)).decode("utf-8", "replace"))
         if kind != FRAME or width * height > self._limits.max_pixels or not width or not height:
-            raise BadVideo(f"a frame is {width} x {height} pixels; at most {self._limits.max_pixels} are read")
+            raise BadVideo(
+                f"a frame is {width} x {height} pixels; at most {self._limits.max_pixels} are allowed, scale it down"
+            )
         if min(width, height) < self._limits.min_side_px:
             raise BadVideo(
                 f"its frames are {width} x {height} pixels; each side must have at least {self._limits.min_side_px}"
@@ -218,7 +220,9 @@ class _Decoder:
         while len(data) < size:
             self._check()
             if time.monotonic() > self._deadline:
-                raise BadVideo(f"decoding it took more than {self._limits.timeout_s:g} seconds")
+                raise BadVideo(
+                    f"decoding it took more than {self._limits.timeout_s:g} seconds; send a shorter or smaller one"
+                )
             if select.select([pipe], [], [], _POLL_S)[0]:
                 part = os.read(pipe, min(size - len(data), _READ_BYTES))
                 if not part:

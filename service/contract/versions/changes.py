@@ -38,7 +38,7 @@ def move_alias(
         now = pointers.target(alias)
         check(now)
         if alias in store.versions(category):
-            raise NameTaken(f"'{alias}' is a version of category '{category}'; an alias can't have its name")
+            raise NameTaken(f"'{alias}' is a version of category '{category}'; choose another name for the alias")
         name = store.resolve(category, version)
         pointers.put(alias, name)
     return name, now is None
@@ -59,7 +59,9 @@ def remove_alias(store: VersionStore, category: str, alias: str, check: Check = 
     with pointers.lock():
         check(store.alias(category, alias))
         if alias == ACTIVE:
-            raise Conflict("the alias 'active' can't be removed, only moved: requests without a version get it")
+            raise Conflict(
+                "the alias 'active' can't be removed, as requests without a version use it; move it to another version"
+            )
         pointers.remove(alias)
 
 

@@ -84,7 +84,7 @@ class Aliases:
         except FileNotFoundError:
             return None
         if not isinstance(version, str):
-            raise StoreCorrupt(f"the alias '{alias}' of category '{self._folder.name}' names no version")
+            raise StoreCorrupt(f"the alias '{alias}' of category '{self._folder.name}' names no version; set it again")
         return version
 
     def all(self) -> dict[str, str]:
@@ -171,7 +171,7 @@ class VersionStore:
         """Return the versions of a category, the newest first. Raises UnknownCategory."""
         names = self._version_names(check_category(category))
         if not names:
-            raise UnknownCategory(f"no prior was learned for category '{category}' yet")
+            raise UnknownCategory(f"no category '{category}'; GET /priors lists them, POST /train-jobs trains one")
         return names
 
     def active(self, category: str) -> str | None:
@@ -218,7 +218,10 @@ class VersionStore:
             return version
         target = self.alias_files(category).target(version) if is_alias(version) else None
         if target is None or target not in names:
-            raise UnknownVersion(f"category '{category}' has no version and no alias '{version}'")
+            raise UnknownVersion(
+                f"category '{category}' has no version and no alias '{version}'; "
+                f"GET /priors/{category}/versions lists the versions"
+            )
         return target
 
     def path(self, category: str, version: str) -> Path:
@@ -303,7 +306,9 @@ class VersionStore:
             if final.exists():
                 raise VersionExists(f"category '{category}' has a version '{version}' already; versions never change")
             if version == ACTIVE or (is_alias(version) and aliases.target(version) is not None):
-                raise NameTaken(f"'{version}' is an alias of category '{category}'; a version can't have its name")
+                raise NameTaken(
+                    f"'{version}' is an alias of category '{category}'; choose another name for the version"
+                )
             final.parent.mkdir(exist_ok=True)
             added = self.additions_path(category, version)
             shutil.rmtree(added, ignore_errors=True)  # left by a crash between the two renames

@@ -36,7 +36,7 @@ _MAX_OWNERS = 1000
 
 
 class FairTurns:
-    """Choose the next estimate fairly among API keys, so that many of one key do not delay those of others.
+    """A fair order of estimates among API keys: many of one key do not delay those of others.
 
     The next belongs to a key with the fewest running, of these to the one whose last turn is the longest ago, and is
     the oldest of that key.
@@ -66,7 +66,7 @@ class FairTurns:
 
 
 class BackgroundRunner:
-    """Run a few estimates at a time; each gateway runs others.
+    """A runner of a few background estimates at a time; each gateway runs others.
 
     Their pictures join the batches of all requests, which are delayed by no more than the batches in flight.
     """
@@ -152,7 +152,7 @@ class BackgroundRunner:
             await self._io(end, record, EstimateStatus.FAILED, JobError(**error.to_dict()))
         except UnknownEstimate:
             raise
-        except Exception:  # a bug; its owner sees that it failed, and the others go on
+        except Exception:  # a bug; its owner sees that it failed, and the others continue
             log.exception("estimate failed: estimate=%s", shown.id)
             fault = PPLError("an unexpected error of the server; see its log")
             await self._io(end, record, EstimateStatus.FAILED, JobError(**fault.to_dict()))

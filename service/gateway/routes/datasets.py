@@ -41,9 +41,9 @@ async def post_dataset(request: Request) -> Response:
     curl -F images=@photo.jpg http://127.0.0.1:8000/datasets
     ```
 
-    The address in `Location` lists its content once a training worker has inspected every file; its `status` is
-    `inspecting` until then. Then name it in `dataset` of `POST /train-jobs`. The same bytes, sent with the same
-    mode and labels, are the same dataset: they are kept once, and the answer is 200 with `already_there`.
+    A training worker inspects every file; until then the `status` is `inspecting`, afterwards the address in `Location`
+    lists the content. Then name the dataset in `dataset` of `POST /train-jobs`. The same bytes with the same mode and
+    labels are the same dataset: they are stored once, and the response is 200 with `already_there`.
     """
     dataset, is_new = await accept_dataset(gateway_of(request).training, request)
     return JSONResponse(
@@ -68,8 +68,9 @@ async def get_datasets(
     "/datasets/{dataset_id}", summary="See what is in a dataset", response_model=Dataset, responses=responses(404)
 )
 async def get_dataset(request: Request, dataset_id: str) -> Dataset:
-    """Return a dataset: how many pictures and clips, of which sizes and formats, and what will be left out
-    and why. While it is inspected, what was found so far. A failed one's `error` says why no job can use it.
+    """Return a dataset: its numbers of pictures and clips, sizes, formats, and the skipped files with reasons.
+
+    During the inspection it contains the findings so far. If it failed, `error` is the reason why no job can use it.
     """
     gateway = gateway_of(request)
     return await gateway.threads.io(gateway.datasets.get, dataset_id)
@@ -82,8 +83,9 @@ async def get_dataset(request: Request, dataset_id: str) -> Dataset:
     responses={200: {"content": {"image/jpeg": {}}, "description": "a JPEG"}, **responses(404, 409)},
 )
 async def get_contact_sheet(request: Request, dataset_id: str) -> Response:
-    """Return one picture of up to 48 pictures spread over the dataset, each cut to the square in its middle; with mode
-    clips a row of 8 frames for each of up to 12 clips. It is there once the dataset is ready.
+    """Return a contact sheet of up to 48 pictures spread over the dataset, each cropped to its central square.
+
+    With mode clips it has a row of 8 frames for each of up to 12 clips. It exists once the dataset is ready.
     """
     gateway = gateway_of(request)
     dataset = await gateway.threads.io(gateway.datasets.get, dataset_id)
@@ -100,9 +102,7 @@ async def get_contact_sheet(request: Request, dataset_id: str) -> Response:
     "/datasets/{dataset_id}", status_code=204, summary="Delete a dataset", responses=responses(404, 409, 503)
 )
 async def delete_dataset(request: Request, dataset_id: str) -> None:
-    """Delete a dataset for good, unless a job that has not ended was started with it. Versions that were trained
-    from it stay as they are.
-    """
+    """Delete a dataset permanently; refused while an unfinished job uses it. Versions trained from it stay."""
     gateway = gateway_of(request)
     await gateway.threads.io(gateway.datasets.record, dataset_id)
     await gateway.threads.io(check_unused, gateway.jobs, dataset_id)

@@ -53,7 +53,7 @@ def make_router(settings: Settings) -> APIRouter:
         openapi_extra={**estimate_body(settings.max_images), **estimate_parameters()},
     )
     async def estimate(request: Request) -> Response:
-        """Estimate where the keypoints of a category are in pictures.
+        """Estimate the keypoints of a category in pictures.
 
         ```sh
         curl -F category=dog -F images=@one.jpg -F images=@two.png -F include=overlay http://127.0.0.1:8000/estimate
@@ -65,25 +65,25 @@ def make_router(settings: Settings) -> APIRouter:
 
         A keypoint's **score** is the share of its attention that lies near it, from 0 to 1; it is low where the part
         is hidden. `link_map`, `trajectory` and `overlay` are present if `include` names them, and `landmarks` if the
-        field `landmarks` names a set of the version (`POST /priors/{category}/landmarks`). Fields may also stand in
-        the address, as in `/estimate?landmarks=anatomy`.
+        field `landmarks` names a set of the version (`POST /priors/{category}/landmarks`). Fields may also be query
+        parameters, as in `/estimate?landmarks=anatomy`.
 
-        **Surprise** is the distance of a pose from those that were learned: above 1 the picture may not show the
-        category. `include=codes` adds what the memory retrieved.
+        **Surprise** is the distance of a pose from the learned ones: above 1 the picture may not show the category.
+        `include=codes` adds the codes that the memory retrieved.
 
         With `Accept: application/jsonl` (or `application/x-ndjson`) poses are streamed as lines in order of completion:
         a line for each pose with its `index` (and `box`), `{"index": …, "error": …}` for a picture that failed, which
         does not affect the others, and `{"summary": …}` as the last line, with the links.
 
-        A **video** is sent in the field `video` instead of `images`: the answer has the poses of its frames, or of
-        every n-th with `every`, with `frame` and `time_s`, and `errors` for frames without a pose and for a damaged
-        rest of the file. A CSV table has no place for errors: the header `PPL-Errors` has their number and the first.
+        Send a **video** in the field `video` instead of `images`: the response has the poses of its frames, or of every
+        n-th with `every`, with `frame` and `time_s`, and `errors` for frames without a pose and for a damaged rest of the
+        file. A CSV table has no column for errors: the header `PPL-Errors` has their number and the first.
 
-        With `Prefer: respond-async` the answer is 202 at once, and the poses are found in the background, for many
-        pictures and long videos. The address in `Location` (`GET /estimates/{id}`) has the status and, for a day, the
+        With `Prefer: respond-async` the response is 202 at once, and the server estimates the poses in the background, for
+        many pictures and long videos. The address in `Location` (`GET /estimates/{id}`) has the status and, for a day, the
         result, whose `errors` name the pictures that failed.
 
-        The answer is 429 with `Retry-After` if too many pictures wait, 503 if no worker is running, and 504 if none
+        The response is 429 with `Retry-After` if too many pictures wait, 503 if no worker is running, and 504 if none
         answered in time.
         """
         gateway = gateway_of(request)

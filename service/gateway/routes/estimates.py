@@ -35,7 +35,7 @@ async def get_estimates(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="estimates in a page")] = 50,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
 ) -> EstimatePage:
-    """List the estimates in the background that are kept, the newest first."""
+    """List the stored background estimates, the newest first."""
     gateway = gateway_of(request)
     return await gateway.threads.io(gateway.estimates.page, limit, cursor)
 
@@ -48,9 +48,10 @@ async def get_estimates(
     responses=responses(404),
 )
 async def get_estimate(request: Request, estimate_id: str) -> Response:
-    """Return the status of an estimate. Once it succeeded, `result` has the poses as from `POST /estimate`, with
-    `errors` for the pictures without a pose; for the formats coco and csv there is `errors` alone, and the poses are at
-    `result_url`. It is kept for a day.
+    """Return the status of an estimate.
+
+    Once it succeeded, `result` has the poses as from `POST /estimate`, with `errors` for the pictures without a pose.
+    For the formats coco and csv it has only `errors`, and the poses are at `result_url`. Results are kept for a day.
     """
     gateway = gateway_of(request)
     return await gateway.threads.io(_document, gateway, estimate_id)

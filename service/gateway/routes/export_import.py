@@ -34,8 +34,10 @@ _TRUTHS = {"": None, "true": True, "false": False}
     },
 )
 async def get_export(request: Request, category: str, version: str) -> Response:
-    """Return a version as one file that another server imports: its weights as safetensors, all else as JSON, and a
-    manifest with the size and the SHA-256 of each, with the names and landmarks that were added to it.
+    """Return a version as one file that another server can import.
+
+    It contains the weights as safetensors, everything else as JSON, including the names and landmarks added to the
+    version, and a manifest with the size and the SHA-256 of each member.
     """
     gateway = gateway_of(request)
     name = await gateway.threads.io(gateway.versions.store.resolve, category, version)
@@ -56,9 +58,9 @@ async def get_export(request: Request, category: str, version: str) -> Response:
 async def post_import(request: Request, category: str) -> Response:
     """Create a version from an exported file, under its own name, in this category or in another.
 
-    Everything in it is checked before it is there: the format, every checksum, the settings, and by the header of the
-    weights that they are those of such a model. It becomes the active version where `activate` is true, or where the
-    category has no active version yet and `activate` is not given.
+    The server checks the format, every checksum, the settings, and that the weights fit these settings (by their
+    header) before it publishes the version. The version becomes active if `activate` is true, or if the category has no
+    active version and `activate` is not given.
     """
     gateway = gateway_of(request)
     check_category(category)

@@ -39,22 +39,20 @@ async def get_events(
     job_id: str,
     after: Annotated[int, Query(ge=0, le=MAX_ID, description="only events later than this id")] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_EVENTS, description="events in a page of JSON")] = 100,
-    last_id: Annotated[
-        str | None, Header(alias="Last-Event-ID", description="as `after`, for a stream that is taken up again")
-    ] = None,
+    last_id: Annotated[str | None, Header(alias="Last-Event-ID", description="as `after`, to resume a stream")] = None,
 ) -> Any:
     """Return the events of a job, oldest first: `status`, `progress`, `metric`, `checkpoint`, `log` and `completed`.
 
-    With `Accept: text/event-stream` they come as server-sent events while they happen, with a comment as a heartbeat
-    where nothing does, and the stream ends after `completed`; a browser's `EventSource` takes it up again by itself
-    where it broke off, without a gap. Else a page of JSON comes at once.
+    With `Accept: text/event-stream` the response is a stream of server-sent events as they happen, with comments as
+    heartbeats between them. It ends after `completed`. A browser's `EventSource` reconnects by itself and misses no
+    event. Otherwise the response is a page of JSON.
 
     ```sh
     curl -N -H 'Accept: text/event-stream' http://127.0.0.1:8000/train-jobs/JOB/events
     ```
 
-    Ids count from 1. Progress and losses come up to 200 times a run; of more than 2000 events the oldest are
-    dropped. They are deleted with the job's record.
+    Ids count from 1. A run has at most 200 events each of progress and of losses; a job keeps its last 2000 events.
+    They are deleted with the job's record.
     """
     gateway = gateway_of(request)
     if not accepts_event_stream(request.headers.get("accept")):
@@ -82,7 +80,7 @@ async def get_events(
 async def get_checkpoints(request: Request, job_id: str) -> CheckpointList:
     """Return the checkpoints that a job wrote, newest first: step, time, size and the losses at that step.
 
-    A paused or interrupted job goes on from the newest, the only one that is kept, until the job ends. The last 200
+    A paused or interrupted job resumes from the newest, the only one kept, until the job ends. The last 200
     are listed.
     """
     gateway = gateway_of(request)

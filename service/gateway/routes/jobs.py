@@ -37,9 +37,9 @@ async def create_job(
         ),
     ] = None,
 ) -> Response:
-    """Start a job that learns a category's prior from pictures; answers before it has begun.
+    """Create a job that learns a category's prior from pictures. The response does not wait for it.
 
-    Send an archive as a form, with any setting of the model as a field of its own name:
+    Send an archive as a form, with any setting of the model as a field of that name:
 
     ```sh
     curl -F category=dog -F archive=@pictures.zip -F steps=2000 http://127.0.0.1:8000/train-jobs
@@ -57,19 +57,19 @@ async def create_job(
     `activate` is false. The archive is checked at once; the pictures in it are read while the job is `validating`,
     and one that can't be read is named in the job's metrics and left out.
 
-    With an `Idempotency-Key` of your own the request can be sent again where its answer was lost: the same key with
-    the same request gives the job that the first one made, with `Idempotent-Replayed: true`; with another request it
-    is refused with 422. Keys are remembered for a day, those of each API key apart. What the request names, a dataset
-    or a version, may have gone since.
+    With an `Idempotency-Key`, a client can repeat the request if the response was lost: the same key with the same
+    request returns the job that the first one created, with `Idempotent-Replayed: true`; with another request it is
+    refused with 422. Keys are scoped to the API key and kept for a day. The dataset or version that the request names
+    may have been deleted since.
 
     With `continue_from`, a version or alias of the category or CATEGORY@VERSION, training starts from that version's
-    weights with fresh schedules, say with new pictures. Settings not named are those of the version (`steps` too);
-    those that shape the model can't be others. Keypoints stay what they are, with their names; landmarks are to be
-    fitted anew.
+    weights with new schedules, for example on new pictures. Settings that are not sent are those of the version
+    (`steps` too); those that determine the model's shape can't change. Keypoints keep their meaning and names;
+    landmarks must be fitted again.
 
     With `webhook_url` the server reports the job's end: a POST of `{"type": "train_job.succeeded", "timestamp": …,
-    "data": the job}` (or `…failed`, `…cancelled`), signed as Standard Webhooks does (`GET /webhooks/secret`), again and
-    again for about a day until the answer is 2xx. The job's `webhook` has the result.
+    "data": the job}` (or `…failed`, `…cancelled`), signed by Standard Webhooks (`GET /webhooks/secret`), retried for
+    about a day until the response is 2xx. The job's `webhook` has the result.
     """
     gateway = gateway_of(request)
     kind = media_type(request.headers)
@@ -95,7 +95,7 @@ async def get_jobs(
     category: Annotated[str | None, Query(description="only jobs of this category")] = None,
     status: Annotated[JobStatus | None, Query(description="only jobs of this status")] = None,
 ) -> JobPage:
-    """Return jobs, newest first. Beyond some thousands (`PPL_ENDED_JOBS_KEPT`) those that ended first are gone."""
+    """Return jobs, newest first. Beyond some thousands (`PPL_ENDED_JOBS_KEPT`) those that ended first are deleted."""
     gateway = gateway_of(request)
     page = await gateway.threads.io(list_jobs, gateway.jobs, limit, cursor, category, status)
     return page.model_copy(update={"items": await gateway.threads.io(gateway.queue.add_positions, page.items)})
@@ -105,10 +105,9 @@ async def get_jobs(
 async def get_job(request: Request, job_id: str) -> Job:
     """Return a job.
 
-    `progress.eta_s` is the time to its end in seconds, the wait included; null until there is something to go by: the
-    pace of now, or of an earlier job of the same settings. `queue_position` counts the jobs that wait, 1 for the next.
-    `metrics` holds the number of pictures, those that could not be read, and the last losses. A failed job's `error`
-    says why.
+    `progress.eta_s` is the time to its end in seconds, including the wait; null until the pace of this job, or of an
+    earlier one with the same settings, is known. `queue_position` is the position among waiting jobs, 1 for the next.
+    `metrics` has the number of pictures, the unreadable files, and the last losses. `error` is the reason of a failure.
     """
     gateway = gateway_of(request)
     return await gateway.threads.io(gateway.queue.add_position, await gateway.threads.io(gateway.jobs.get, job_id))
@@ -136,11 +135,10 @@ async def cancel_job(request: Request, job_id: str) -> Job:
     responses=responses(404, 409, 503),
 )
 async def pause_job(request: Request, job_id: str) -> Job:
-    """Pause a job until it is resumed; its worker takes up others meanwhile.
+    """Pause a job until it is resumed; its worker continues with others meanwhile.
 
-    A queued job is paused at once. One that is running writes a checkpoint at its next step: its status changes a
-    moment later. One whose upload is still read is paused once that is done. Nothing happens to one that is paused
-    already.
+    A queued job is paused at once. A running job first writes a checkpoint at its next step, so its status changes a
+    moment later. A job whose upload is being read is paused after that. A paused job stays paused.
     """
     gateway = gateway_of(request)
     return await gateway.threads.io(gateway.jobs.pause, job_id)
@@ -153,9 +151,9 @@ async def pause_job(request: Request, job_id: str) -> Job:
     responses=responses(404, 409, 503),
 )
 async def resume_job(request: Request, job_id: str) -> Job:
-    """Put a paused job back into the queue; it goes on from its checkpoint as if it had never stopped.
+    """Put a paused job back into the queue; it resumes from its checkpoint as if it had never stopped.
 
-    A pause that its worker has not seen yet is taken back. Nothing happens to a job that is not paused.
+    A pause that its worker has not seen yet is withdrawn. A job that is not paused does not change.
     """
     gateway = gateway_of(request)
     job = await gateway.threads.io(gateway.jobs.resume, job_id)

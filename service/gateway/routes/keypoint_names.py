@@ -28,7 +28,7 @@ _ETAG = {"ETag": {"description": "of these names; for If-Match", "schema": {"typ
 async def get_keypoint_names(
     request: Request, response: Response, category: str, version: Version = None
 ) -> dict[str, Any]:
-    """Return the names of the keypoints of a version; the `ETag` goes into `If-Match` when they are named anew."""
+    """Return the names of the keypoints of a version; send the `ETag` as `If-Match` to rename them."""
     gateway = gateway_of(request)
     found = await gateway.threads.io(gateway.versions.keypoint_names, category, version)
     response.headers["ETag"] = json_etag(found["names"])
@@ -52,10 +52,10 @@ async def put_keypoint_names(
     version: Version = None,
     if_match: IfMatch = None,
 ) -> dict[str, Any]:
-    """Set the names of the keypoints of one version, the active one unless `version` says otherwise.
+    """Set the names of the keypoints of one version, by default the active one.
 
-    The names are in its prior and its estimates from then on. They stay with the version: another training finds
-    other keypoints. The first names need no `If-Match`, later ones do.
+    Its prior and its estimates then include the names. They belong to the version, because another training finds other
+    keypoints. The first names need no `If-Match`; later ones do.
     """
     gateway = gateway_of(request)
     versions = gateway.versions

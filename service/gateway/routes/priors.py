@@ -45,7 +45,7 @@ async def get_priors(request: Request, limit: Limit = 50, cursor: Cursor = None)
 
 @router.get("/priors/{category}", summary="A prior", response_model=Prior, responses=responses(400, 404))
 async def get_prior(request: Request, category: str, version: Version = None) -> Response:
-    """Return what a category looks like: its typical pose, how strongly its keypoints are linked, how it was learned.
+    """Return a category's prior: its typical pose, the weights of the links, and how it was learned.
 
     A prior has no picture: its coordinates are normalised, [-1, 1] over the model's square with y down.
     """
@@ -91,10 +91,10 @@ async def get_memory(
     version: Version = None,
     include: Annotated[str, Query(description="`vectors` for all vectors of all banks")] = "",
 ) -> Response:
-    """Return the memory's banks, how often each of their vectors was used, and the prototypical poses.
+    """Return the memory's banks, the usage of each of their vectors, and the prototypical poses.
 
-    A prototype stands for a cluster of training pictures whose codes are alike; `count` says how many. A version
-    of the method `autolink` has no memory: no banks and no prototypes.
+    A prototype represents a cluster of `count` training pictures with similar codes. A version of the method `autolink`
+    has no memory: no banks and no prototypes.
     """
     if include not in ("", "vectors"):
         raise BadField("include", f"include is {include[:80]!r}; it may be vectors, or left out")
@@ -111,7 +111,7 @@ async def get_memory(
 async def get_history(request: Request, category: str, version: Version = None) -> Response:
     """Return snapshots of the keypoint prior and of the link weights, from the first training step to the last.
 
-    A version of a release that kept none answers 404 with the code `no_history`.
+    For a version of a release that stored none, the response is 404 with the code `no_history`.
     """
     gateway = gateway_of(request)
     return await _json(gateway, lambda: gateway.versions.history(category, version))
@@ -161,12 +161,12 @@ async def get_diff(
         float, Query(gt=0, le=1, description="share of its prior's strongest link from which on a link counts")
     ] = STRONG,
 ) -> Response:
-    """Return how far each keypoint moved between two versions, which links came and went, and how weights changed.
+    """Return the differences of two versions: moved keypoints, added and removed links, changed weights.
 
-    Two trainings find other keypoints, in another order and perhaps another number. So the keypoints of two versions
-    are matched, one to one with the least sum of distances between their places in the typical poses, unless both were
-    given the same names or the one was trained on from the other (`continue_from`); `matched_by` and `why` say what was
-    done, and keypoints without a match are listed.
+    Two trainings find different keypoints, in a different order and perhaps number. So the keypoints of two versions
+    are matched one to one by the least sum of distances between their typical positions, unless both have the same
+    names or one continues the other (`continue_from`). `matched_by` and `why` explain the choice; unmatched keypoints
+    are listed.
     """
     gateway = gateway_of(request)
     priors = gateway.versions.prior

@@ -26,7 +26,7 @@ _ETAG = {"ETag": {"description": "names the version that it points to; for If-Ma
 async def get_aliases(request: Request, category: str) -> dict[str, Any]:
     """Return the names that point to versions: `active`, which requests without a version get, then the others by name.
 
-    A category has at most 100, so they come in one page.
+    A category has at most 100, so one page has all.
     """
     gateway = gateway_of(request)
     found = await gateway.threads.io(gateway.versions.store.aliases, category)
@@ -65,10 +65,10 @@ async def put_alias(
     target: Annotated[AliasTarget, Body()],
     if_match: IfMatch = None,
 ) -> dict[str, Any]:
-    """Create an alias, or move it for all clients at once. Moving `active` back to an older version is a roll back.
+    """Create an alias, or move it for all clients at once. Move `active` to an older version to roll back.
 
-    A new alias needs no `If-Match`; one that exists is moved only by a request that names where it points now,
-    so that of two concurrent moves one is refused (412).
+    A new alias needs no `If-Match`. To move one, send its current ETag, so that one of two concurrent moves is refused
+    (412).
 
     ```sh
     curl -X PUT --json '{"version": "active"}' http://127.0.0.1:8000/priors/dog/aliases/champion
@@ -106,9 +106,10 @@ async def delete_alias(request: Request, category: str, alias: str, if_match: If
     responses=responses(400, 404, 409),
 )
 async def remove_version(request: Request, category: str, version: str) -> None:
-    """Delete a version for good, with the names and landmarks that were added to it.
+    """Delete a version permanently, with the names and landmarks added to it.
 
-    One that an alias points to, the active one above all, is refused (409, `version_in_use`): move the alias first.
+    While an alias such as `active` points to the version, this is refused (409, `version_in_use`): move the alias
+    first.
     """
     gateway = gateway_of(request)
     await gateway.threads.io(delete_version, gateway.versions.store, category, version)

@@ -30,8 +30,8 @@ async def get_webhook_secret(request: Request) -> WebhookSecret:
     """Return the secret that signs the webhooks of `POST /train-jobs` (`webhook_url`) by HMAC-SHA256.
 
     The header `webhook-signature` is `v1,` and the base64 of the HMAC of `webhook-id`, `webhook-timestamp` and the body
-    with dots between them (https://www.standardwebhooks.com, whose libraries check it). It is made at the first start,
-    or given by `PPL_WEBHOOK_SECRET`.
+    joined by dots (https://www.standardwebhooks.com, whose libraries verify it). The server creates the secret at its
+    first start, unless `PPL_WEBHOOK_SECRET` sets it.
     """
     gateway = gateway_of(request)
     return WebhookSecret(secret=await gateway.threads.io(gateway.webhook_secret))

@@ -205,7 +205,7 @@ def test_api_error_is_a_line_on_stderr_or_problem_json(ppl: Run) -> None:
 
     assert plain.returncode == machine.returncode == 1
     assert plain.stdout == machine.stdout == ""
-    assert "no prior was learned for category 'unicorn' yet" in plain.stderr
+    assert "no category 'unicorn'" in plain.stderr
     assert "Traceback" not in plain.stderr
     assert json.loads(machine.stderr)["code"] == "unknown_category"
 

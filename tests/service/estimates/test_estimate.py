@@ -284,7 +284,7 @@ async def test_refuses_an_animated_picture(http, dog, problem, no_trace, kind):
 async def test_refuses_a_thousand_files(http, dog, problem, no_trace, make_picture):
     files = images(*[make_picture(8, 8)] * 1000)
     document = problem(await http.post("/estimate", data={"category": "dog"}, files=files), 413, "too_many_images")
-    assert "may have 64" in document["detail"]
+    assert "at most 64" in document["detail"]
     no_trace()
 
 

@@ -129,7 +129,7 @@ def test_labels_do_not_change_what_is_learned(desk: SimpleNamespace, start: Call
         (b"image,x\n", "column"),
         (b"{}", "JSON"),
         (csv(NAMES, lambda row: "train"), "none of 12 labelled pictures is in the split 'test'"),
-        (csv(NAMES, lambda row: "test" if row else "train"), "11 labelled pictures are held out and leave 1"),
+        (csv(NAMES, lambda row: "test" if row else "train"), "11 labelled pictures are held out, which leaves 1"),
         (csv(NAMES[:1]), "none of 1 labelled pictures is in the split 'test'"),
         (csv(NAMES, None, np.full((12, 3, 2), 4000.0)), "far outside"),
     ],

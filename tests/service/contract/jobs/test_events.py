@@ -98,7 +98,7 @@ def test_refused_change_tells_nothing(store: JobStore, log: EventLog) -> None:
         record.log("never")
         record.move(JobStatus.SUCCEEDED)
 
-    with pytest.raises(Exception, match="can't become"):
+    with pytest.raises(Exception, match="can't change to"):
         store.update(job.id, change)
     assert len(everything(log, job.id)) == 1
 

@@ -406,7 +406,7 @@ def test_job_whose_worker_is_gone_waits_at_the_head_of_the_queue(store: JobStore
     for job_id in (older, newer):
         job = store.get(job_id)
         assert (job.status, job.progress.eta_s) == (QUEUED, None)
-        assert "the worker is gone" in str(EventLog(redis_client).page(job_id))
+        assert "the worker is lost" in str(EventLog(redis_client).page(job_id))
     assert store.get(held).status is JobStatus.RUNNING
     assert store.reconcile(lambda job_id: pytest.fail("sent already")) == set()
 
