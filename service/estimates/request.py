@@ -37,7 +37,7 @@ class UploadedFiles:
 
     Attributes:
         size_bytes: received so far.
-        names: of the files, without folders; complete after :meth:`settle`.
+        names: of the files, without folders; complete after :meth:`number_files`.
     """
 
     def __init__(

@@ -76,12 +76,12 @@ def make_router(settings: Settings) -> APIRouter:
         does not affect the others, and `{"summary": …}` as the last line, with the links.
 
         Send a **video** in the field `video` instead of `images`: the response has the poses of its frames, or of every
-        n-th with `every`, with `frame` and `time_s`, and `errors` for frames without a pose and for a damaged rest of the
-        file. A CSV table has no column for errors: the header `PPL-Errors` has their number and the first.
+        n-th with `every`, with `frame` and `time_s`, and `errors` for frames without a pose and for a damaged rest of
+        the file. A CSV table has no column for errors: the header `PPL-Errors` has their number and the first.
 
-        With `Prefer: respond-async` the response is 202 at once, and the server estimates the poses in the background, for
-        many pictures and long videos. The address in `Location` (`GET /estimates/{id}`) has the status and, for a day, the
-        result, whose `errors` name the pictures that failed.
+        With `Prefer: respond-async` the response is 202 at once, and the server estimates the poses in the background,
+        for many pictures and long videos. The address in `Location` (`GET /estimates/{id}`) has the status and, for a
+        day, the result, whose `errors` name the pictures that failed.
 
         The response is 429 with `Retry-After` if too many pictures wait, 503 if no worker is running, and 504 if none
         answered in time.
