@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from service.contract.jobs.leases import Lease
-from service.contract.jobs.store import JobRecord, JobStore, LeaseLost
+from service.contract.jobs.store import JobRecord, JobStore, Lease, LeaseLost
 from worker.redis_retries import OUTAGES, OutageLog, Result, retry_outages
 
 logger = logging.getLogger(__name__)

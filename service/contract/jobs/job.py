@@ -223,6 +223,21 @@ class NewJob:
     continued_from: Continued | None = None
 
 
+@dataclass(frozen=True)
+class NamedRequest:
+    """A request with an Idempotency-Key.
+
+    Attributes:
+        name: the key.
+        fingerprint: of everything the request asks for; without spaces.
+        ttl_s: how long the key is remembered.
+    """
+
+    name: str
+    fingerprint: str
+    ttl_s: int
+
+
 class JobRecord(BaseModel):
     """A job with its internal state, as stored.
 

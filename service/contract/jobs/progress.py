@@ -25,13 +25,11 @@ PROGRESS_EVENTS = 200
 KEPT_EVENTS = 2000
 KEPT_CHECKPOINTS = 200
 MAX_EVENTS = 500  # in a page
-
-
-EncodedEvents = list[tuple[str, str]]  # kind and JSON
-
 KEPT_S = 90 * 24 * 3600  # paces
 # settings that do not change the time of a step
 _IRRELEVANT = ("steps", "seed", "learning_rate", "weight_decay", "occlusion_start", "history_snapshots", "schedule")
+
+EncodedEvents = list[tuple[str, str]]  # kind and JSON
 
 
 class EventKind(StrEnum):

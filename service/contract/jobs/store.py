@@ -13,7 +13,6 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,33 +22,15 @@ from service.contract.quotas import JobLimits, check_job_limits
 from service.contract.routing import time_ordered_id
 
 from . import scripts
-from .job import (
-    Job,
-    JobPage,
-    JobRecord,
-    JobSource,
-    JobStatus,
-    NewJob,
-    Progress,
-    check_job_id,
-    is_job_id,
-    parse_record,
-)
-from .leases import Lease, LeaseLost
+from .job import Job as Job
+from .job import JobPage, Progress, check_job_id, is_job_id, parse_record
+from .job import JobRecord as JobRecord
+from .job import JobSource as JobSource
+from .job import JobStatus as JobStatus
+from .job import NamedRequest as NamedRequest
+from .job import NewJob as NewJob
 from .progress import KEPT_CHECKPOINTS, KEPT_EVENTS, EncodedEvents, EventKind, RecordSnapshot, encode_events, timestamp
 from .webhooks import Delivery
-
-__all__ = [
-    "Job",
-    "JobRecord",
-    "JobSource",
-    "JobStatus",
-    "JobStore",
-    "LeaseLost",
-    "NamedRequest",
-    "NewJob",
-    "new_job_id",
-]
 
 log = logging.getLogger(__name__)
 
@@ -61,19 +42,27 @@ def new_job_id() -> str:
     return time_ordered_id(22)
 
 
-@dataclass(frozen=True)
-class NamedRequest:
-    """A request with an Idempotency-Key.
+class LeaseLost(Exception):  # noqa: N818 - what happened, as in errors.py
+    """Another process holds the lease: stop, and write nothing."""
 
-    Attributes:
-        name: the key.
-        fingerprint: of everything the request asks for; without spaces.
-        ttl_s: how long the key is remembered.
-    """
 
-    name: str
-    fingerprint: str
-    ttl_s: int
+class Lease:
+    """An expiring lock on a job; renew it before its TTL ends."""
+
+    def __init__(self, client: Any, job_id: str, token: str, ttl_s: float) -> None:
+        self._redis = client
+        self.job_id = job_id
+        self.token = token
+        self.ttl_s = ttl_s
+
+    def renew(self) -> bool:
+        """Extend the lease, also after it expired if it is free. Return False if another process holds it."""
+        key, ttl_ms = routing.lease_key(self.job_id), int(self.ttl_s * 1000)
+        return bool(self._redis.eval(scripts.RENEW, 1, key, self.token, ttl_ms))
+
+    def release(self) -> None:
+        """Release the lease if it is still held."""
+        self._redis.eval(scripts.RELEASE, 1, routing.lease_key(self.job_id), self.token)
 
 
 class JobStore:
