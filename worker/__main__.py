@@ -58,7 +58,7 @@ def run(kind: Kind, settings: WorkerSettings) -> int:
 
     from model.network.blocks import pick_device
     from worker.app import make_app, make_parts
-    from worker.jobs.held_job import Stop
+    from worker.jobs import Stop
     from worker.training.rank_processes import check_devices
 
     try:

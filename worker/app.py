@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-from celery import Celery, Task
+from celery import Celery
 
 from model.network.blocks import pick_device
 from model.predictor import Predictor
@@ -16,18 +16,15 @@ from service.contract.jobs.progress import PaceBook
 from service.contract.jobs.store import JobStore
 from service.contract.routing import Kind
 from service.contract.versions.store import VersionStore
-from worker.inference.engine import InferenceEngine
-from worker.inference.resident_models import ResidentModels
-from worker.jobs.held_job import Stop
-from worker.jobs.job_taking import JobTaker
+from worker.inference import InferenceEngine, Keepalive, ResidentModels, make_task
+from worker.jobs import JobTaker, Stop
 from worker.training.runner import TrainingRunner
 from worker.uploads.dataset_inspector import Inspector
 from worker.uploads.preparer import Preparer
 
-from .caretaker import Caretaker
-from .heartbeat import Heartbeat, Keepalive, new_worker_id
+from .caretaker import Caretaker, make_sender
+from .heartbeat import Heartbeat, PeriodicThread, new_worker_id
 from .metrics import InferenceMetrics, Metrics, TrainingMetrics
-from .periodic_thread import PeriodicThread
 from .redis_retries import connect
 from .settings import WorkerSettings
 
@@ -76,22 +73,14 @@ def make_parts(kind: Kind, app: Celery, settings: WorkerSettings, stop: Stop) ->
 def _make_inference_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> Parts:
     client, metrics = connect(settings.redis_url), InferenceMetrics()
     device = str(pick_device(settings.device))
-    models = ResidentModels(
-        VersionStore(settings.data_root),
-        settings.models_resident,
-        lambda folder: Predictor.load(folder, device),
-        metrics,
-    )
+    load = partial(Predictor.load, device=device)
+    models = ResidentModels(VersionStore(settings.data_root), settings.models_resident, load, metrics)
     engine = InferenceEngine(client, models, metrics, stop)
     heartbeat = Heartbeat(client, "inference", new_worker_id(), device, metrics.text, lambda: engine.is_busy)
     keepalive = Keepalive(client, "inference")
 
-    def estimate(task: Task, message: dict[str, Any]) -> None:
-        with keepalive.hold((task.request.properties or {}).get("delivery_tag")):
-            engine.handle(message)
-
     # acknowledged after the reply, so that the batch of a killed worker is redelivered
-    app.task(estimate, name=routing.ESTIMATE_TASK, bind=True, acks_late=True, ignore_result=True)
+    app.task(make_task(engine, keepalive), name=routing.ESTIMATE_TASK, bind=True, acks_late=True, ignore_result=True)
     return Parts(metrics, (heartbeat, keepalive))
 
 
@@ -102,17 +91,8 @@ def _make_training_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> P
     runner = TrainingRunner(jobs, files, store, taker, settings, metrics, PaceBook(client))
     device = str(pick_device(settings.device))
     heartbeat = Heartbeat(client, "training", worker_id, device, metrics.text, lambda: runner.is_busy)
-
-    def train(job_id: str) -> None:
-        runner.run(job_id)
-        if stop.requested:
-            caretaker.hand_over(job_id)
-
+    preparer = Preparer(taker, files, settings, metrics)
+    caretaker = Caretaker(jobs, files, store, taker, preparer, make_sender(app), stop)
     # acknowledged on receipt: a lost job is found again by its record
-    task = app.task(train, name=routing.TRAIN_TASK, acks_late=False, ignore_result=True)
-
-    def send(job_id: str) -> None:
-        task.apply_async(args=[job_id], task_id=job_id)
-
-    caretaker = Caretaker(jobs, files, store, taker, Preparer(taker, files, settings, metrics), send, stop)
+    app.task(caretaker.make_task(runner), name=routing.TRAIN_TASK, acks_late=False, ignore_result=True)
     return Parts(metrics, (heartbeat, caretaker, Inspector(DatasetFiles(settings.data_root), settings, stop)))

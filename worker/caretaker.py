@@ -9,18 +9,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from celery import Celery
 from kombu.exceptions import OperationalError
 
 from service.contract.errors import UnknownJob, UnreadableJob
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.store import JobStatus, JobStore
-from service.contract.routing import RECONCILE_EVERY_S
+from service.contract.routing import RECONCILE_EVERY_S, TRAIN_TASK
 from service.contract.versions.store import VersionStore
-from worker.jobs.held_job import Stop
-from worker.jobs.job_taking import JobTaker
+from worker.jobs import JobTaker, Stop
+from worker.training.runner import TrainingRunner
 from worker.uploads.preparer import Preparer
 
-from .periodic_thread import PeriodicThread
+from .heartbeat import PeriodicThread
 from .redis_retries import OUTAGES
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,16 @@ class Caretaker(PeriodicThread):
             self._sweep_at = now + _SWEEP_EVERY_S
             self.sweep()
 
+    def make_task(self, runner: TrainingRunner) -> Callable[[str], None]:
+        """Return the body of the Celery task: train a job, and hand it over if this worker stops."""
+
+        def train(job_id: str) -> None:
+            runner.run(job_id)
+            if self._stop.requested:
+                self.hand_over(job_id)
+
+        return train
+
     def hand_over(self, job_id: str) -> None:
         """Put a job that this stopping worker set aside at the head of the queue."""
         try:
@@ -108,6 +119,15 @@ class Caretaker(PeriodicThread):
             if path.name[-6:] not in unfinished:
                 logger.info("draft of a version deleted: %s", path.name)
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def make_sender(app: Celery) -> Callable[[str], object]:
+    """Return a function that puts a job's message into the training queue."""
+
+    def send(job_id: str) -> object:
+        return app.tasks[TRAIN_TASK].apply_async(args=[job_id], task_id=job_id)
+
+    return send
 
 
 def _seconds_since_write(folder: Path) -> float:

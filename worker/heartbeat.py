@@ -1,4 +1,4 @@
-"""Threads that publish this worker's state and keep its current message from being redelivered."""
+"""Background threads that survive their failures, and the one that publishes this worker's state."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import logging
 import os
 import secrets
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -17,9 +17,52 @@ from service.contract import routing
 from service.contract.messages import WorkerHeartbeat
 from service.contract.routing import Kind
 
-from .periodic_thread import PeriodicThread
+from .redis_retries import OUTAGES, OutageLog
 
 logger = logging.getLogger(__name__)
+
+
+class PeriodicThread:
+    """Base of a daemon thread that calls `run_once` repeatedly.
+
+    Args:
+        name: of the thread; also begins its log lines.
+        every_s: pause between two calls.
+        outages: errors that are logged once per outage, without a traceback.
+    """
+
+    def __init__(self, name: str, every_s: float, outages: tuple[type[Exception], ...] = OUTAGES) -> None:
+        self._name = name
+        self._every_s = every_s
+        self._outages = outages
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; the first call comes at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the thread and wait for a running call."""
+        self._done.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def run_once(self) -> None:
+        """Do one round of work."""
+        raise NotImplementedError
+
+    def _run(self) -> None:
+        log = OutageLog(self._name)
+        while not self._done.is_set():
+            try:
+                self.run_once()
+                log.log_success()
+            except self._outages as error:
+                log.log_failure(error)
+            except Exception:  # the thread must survive any failed round
+                logger.exception("%s: a round failed", self._name)
+            self._done.wait(self._every_s)
 
 
 def new_worker_id() -> str:
@@ -86,31 +129,3 @@ class Heartbeat(PeriodicThread):
             pipe.zadd(routing.workers_key(self._kind), {self._id: now})
             pipe.zremrangebyscore(routing.workers_key(self._kind), 0, now - 6 * routing.HEARTBEAT_TTL_S)
             pipe.execute()
-
-
-class Keepalive(PeriodicThread):
-    """A thread that keeps the message of the current batch from being redelivered.
-
-    kombu redelivers a message that stays unacknowledged for longer than the visibility timeout; this thread resets
-    the message's time every third of that. A killed worker resets nothing, so its batch is redelivered.
-    """
-
-    def __init__(self, client: Any, kind: Kind, visibility_s: float = routing.INFERENCE_VISIBILITY_S) -> None:
-        super().__init__("keepalive", visibility_s / 3, (redis.RedisError,))
-        self._redis = client
-        self._key = routing.unacked_index_key(kind)
-        self._tag: str | None = None
-
-    @contextmanager
-    def hold(self, tag: str | None) -> Iterator[None]:
-        """Keep the message with this delivery tag until the block ends."""
-        self._tag = tag
-        try:
-            yield
-        finally:
-            self._tag = None
-
-    def run_once(self) -> None:
-        """Reset the time of the held message, if any."""
-        if (tag := self._tag) is not None:
-            self._redis.zadd(self._key, {tag: time.time()}, xx=True)

@@ -155,7 +155,7 @@ def _train(order: dict[str, int | str]) -> None:
     from model.process_group import ALONE
     from model.training.distributed import join_group
     from model.training.trainer import Trainer
-    from worker.training.speed import ThreadChoice
+    from worker.training.training_run import ThreadChoice
 
     torch.set_num_threads(threads)
     config = resolve("compact", {"steps": str(_STEPS)})

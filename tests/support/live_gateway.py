@@ -14,7 +14,7 @@ from service.contract.datasets.store import DatasetFiles
 from service.gateway.app import create_app
 from service.runtime.settings import Settings
 from tests.service.conftest import Consumer
-from worker.jobs.held_job import Stop
+from worker.jobs import Stop
 from worker.settings import WorkerSettings
 from worker.uploads.dataset_inspector import Inspector
 

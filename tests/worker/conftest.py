@@ -23,8 +23,7 @@ from service.contract.jobs.progress import PaceBook
 from service.contract.jobs.store import Job, JobSource, JobStore, NewJob, new_job_id
 from service.contract.versions.store import VersionStore
 from worker.caretaker import Caretaker
-from worker.jobs.held_job import Stop
-from worker.jobs.job_taking import JobTaker
+from worker.jobs import JobTaker, Stop
 from worker.metrics import TrainingMetrics
 from worker.settings import WorkerSettings
 from worker.training import runner as training

@@ -8,7 +8,8 @@ import redis
 from service.contract import routing
 from service.contract.messages import WorkerHeartbeat
 from worker import health
-from worker.heartbeat import Heartbeat, Keepalive
+from worker.heartbeat import Heartbeat
+from worker.inference import Keepalive
 
 
 def heartbeat(client: redis.Redis, **changes: object) -> Heartbeat:

@@ -54,7 +54,7 @@ def _train(instructions: dict[str, Any], commands: queue.SimpleQueue[str], repor
     from model.training.trainer import Trainer
     from service.contract.jobs.files import JobFiles
 
-    from .training_input import load_training_input
+    from .runner import load_training_input
 
     rank, processes, job_id = instructions["rank"], instructions["processes"], instructions["job_id"]
     files = JobFiles(Path(instructions["data_root"]))

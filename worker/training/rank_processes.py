@@ -23,7 +23,7 @@ from typing import Any
 from model.config import PPLConfig
 from model.training.distributed import pick_rank_device
 from model.training.trainer import StepReport, Trainer, TrainingDivergedError
-from worker.jobs.held_job import RankCrashed, Stopping
+from worker.jobs import RankCrashed, Stopping
 from worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)

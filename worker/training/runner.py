@@ -1,8 +1,9 @@
-"""Run a job: prepared pictures → trainer → version. A job resumes from its checkpoint in any worker."""
+"""Run a job: prepared pictures → trainer → version, scored by the job's labels. It resumes in any worker."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -11,27 +12,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from model.data import Images
 from model.predictor import Predictor
+from model.scoring.protocols import evaluate
 from model.training.trainer import Trainer
+from model.version.prior import PosePrior
 from model.version.tensor_files import CheckpointError
-from service.contract.durable_files import write_json
+from service.contract.durable_files import atomic_write, write_json
+from service.contract.errors import TrainingFailed
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.progress import PaceBook
 from service.contract.jobs.store import JobRecord, JobStatus, JobStore
 from service.contract.versions.store import VersionStore, new_version_id
-from worker.jobs.held_job import Change, HeldJob
-from worker.jobs.job_taking import JobTaker
+from worker.jobs import Change, HeldJob, JobTaker
 from worker.metrics import TrainingMetrics
 from worker.settings import WorkerSettings
-from worker.uploads.preparer import parse_config
+from worker.uploads.preparer import LabelledPictures, parse_config, training_rows
 
-from .evaluation import evaluate_labelled
 from .rank_processes import MultiprocessTrainer, rank_instructions
-from .speed import ThreadChoice
-from .training_input import load_labelled, load_pictures, load_training_input
-from .training_run import TrainingRun
+from .training_run import ThreadChoice, TrainingRun
 
 logger = logging.getLogger(__name__)
+
+
+_BATCH_SIZE = 32
+_COPY_BATCH = 1024  # pictures
 
 
 @dataclass
@@ -176,3 +184,99 @@ def _checksums(folder: Path) -> dict[str, str]:
         with path.open("rb") as file:
             checksums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return checksums
+
+
+def evaluate_labelled(
+    predictor: Predictor, images: Images, labelled: LabelledPictures, check: Callable[[float], object]
+) -> dict[str, Any]:
+    """Return the errors of a model on a job's labelled pictures, without refinement.
+
+    Args:
+        images: all prepared pictures of the job (N, S, S, 3).
+        check: called before each batch with the fraction done; its exceptions end the evaluation.
+
+    Returns:
+        The result of `model.scoring.protocols.evaluate`, or only its "reason" if the labels can't be scored, with
+        "keypoint_names", "labels_without_picture" and "split_from": "labels", or "names" if the labels have no split
+        and a fifth of the pictures was held out by a hash of their names.
+    """
+    batches = []
+    for first in range(0, len(labelled.pictures), _BATCH_SIZE):
+        check(first / len(labelled.pictures))
+        batch = np.ascontiguousarray(images[labelled.pictures[first : first + _BATCH_SIZE]])
+        batches.append(predictor.predict(batch).keypoints)
+    keypoints = (np.concatenate(batches).astype(np.float64) + 1) / 2
+    train, heldout = (
+        (keypoints[rows], labelled.keypoints[rows], labelled.visibility[rows])
+        for rows in (~labelled.heldout, labelled.heldout)
+    )
+    facts = {
+        "keypoint_names": list(labelled.keypoint_names),
+        "split_from": labelled.split_from,
+        "labels_without_picture": labelled.without_picture,
+    }
+    try:
+        return evaluate(train, heldout, labelled.swap) | facts
+    except ValueError as error:  # e.g. no keypoint is visible in both splits; the version is valid all the same
+        return {"reason": str(error)} | facts
+
+
+@dataclass(frozen=True)
+class TrainingInput:
+    """The pictures, clips and prior that a job trains on.
+
+    Attributes:
+        images: uint8 (n, S, S, 3), a memory map.
+        clips: number of each frame's clip, int64 (n,); None for stills.
+        prior: a PosePrior to start from, if the job has one.
+    """
+
+    images: Images
+    clips: NDArray[np.int64] | None = None
+    prior: PosePrior | None = None
+
+
+def load_pictures(files: JobFiles, job_id: str) -> Images:
+    """Return all prepared pictures of a job, uint8 (N, S, S, 3), memory-mapped. Raises TrainingFailed if missing."""
+    try:
+        return _map(files.pictures(job_id))
+    except FileNotFoundError as error:
+        raise TrainingFailed("the job's prepared pictures were deleted from the server; send the job again") from error
+
+
+def load_labelled(files: JobFiles, job_id: str) -> LabelledPictures | None:
+    """Return the job's labelled pictures; None if it has no labels."""
+    path = files.labels_of_prepared(job_id)
+    return LabelledPictures.load(path) if path.exists() else None
+
+
+def load_training_input(files: JobFiles, job_id: str) -> TrainingInput:
+    """Return what a job trains on, without the held-out pictures. Raises TrainingFailed if files are missing."""
+    images = load_pictures(files, job_id)
+    clips = np.load(files.clips(job_id)) if files.clips(job_id).exists() else None
+    prior = None
+    if files.prior(job_id).exists():
+        prior = PosePrior.from_json(json.loads(files.prior(job_id).read_text(encoding="utf-8")))
+    rows = training_rows(len(images), load_labelled(files, job_id), clips)
+    if not rows.all():
+        images = _select(images, rows, files.training_pictures(job_id))
+        clips = None if clips is None else clips[rows]
+    return TrainingInput(images, clips, prior)
+
+
+def _select(images: Images, rows: NDArray[np.bool_], path: Path) -> Images:
+    """Copy the chosen rows into a file of their own and map it; they may not fit in memory."""
+    if not path.exists():
+        chosen = np.flatnonzero(rows)
+        with atomic_write(path) as file:
+            out = np.lib.format.open_memmap(file.name, "w+", np.uint8, (len(chosen), *images.shape[1:]))
+            for first in range(0, len(chosen), _COPY_BATCH):
+                out[first : first + _COPY_BATCH] = images[chosen[first : first + _COPY_BATCH]]
+            out.flush()
+    return _map(path)
+
+
+def _map(path: Path) -> Images:
+    # copy-on-write, because torch needs writable memory
+    images: Images = np.load(path, mmap_mode="c", allow_pickle=False)
+    return images

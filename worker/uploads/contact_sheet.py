@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from service.contract.durable_files import atomic_write
 
-from .square_files import MIN_CLIP_FRAMES, natural_key
+from .media_reader import MIN_CLIP_FRAMES, natural_key
 
 COLUMNS = 8  # also the number of frames taken of a video
 

@@ -9,9 +9,8 @@ from service.contract.datasets.dataset import DatasetStatus, Findings
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import Abandoned, PPLError, UnknownDataset
 from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS, JobError
-from worker.jobs.failures import explain_failure
-from worker.jobs.held_job import Stop, Stopping
-from worker.periodic_thread import PeriodicThread
+from worker.heartbeat import PeriodicThread
+from worker.jobs import Stop, Stopping, explain_failure
 from worker.settings import WorkerSettings
 
 from .inspection import Inspection

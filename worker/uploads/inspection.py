@@ -29,9 +29,8 @@ from service.contract.media.pictures import FORMATS, Picture
 from worker.settings import WorkerSettings
 
 from .contact_sheet import COLUMNS, Cell, ClipCells, ContactSheet, StillCells, max_reduction
-from .label_matching import match_labels
-from .media_reader import FileCounts, MediaReader, shorten_name
-from .square_files import MIN_CLIP_FRAMES, clip_of_picture
+from .media_reader import MIN_CLIP_FRAMES, FileCounts, MediaReader, clip_of_picture, shorten_name
+from .preparer import match_labels
 
 _MAX_DUPLICATES = 20  # listed by name
 

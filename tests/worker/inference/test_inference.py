@@ -15,9 +15,8 @@ from model.predictor import Predictor
 from service.contract import routing
 from service.contract.messages import BatchReply, BatchRequest
 from service.contract.versions.store import VersionStore
-from worker.inference.engine import InferenceEngine
-from worker.inference.resident_models import ResidentModels
-from worker.jobs.held_job import Stop
+from worker.inference import InferenceEngine, ResidentModels
+from worker.jobs import Stop
 from worker.metrics import InferenceMetrics
 
 REPLIES = routing.reply_key("gateway")

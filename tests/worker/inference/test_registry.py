@@ -10,7 +10,7 @@ from model.predictor import Predictor
 from service.contract.errors import BadVersionName, StoreCorrupt, UnknownCategory, UnknownVersion
 from service.contract.versions.changes import delete_version
 from service.contract.versions.store import VersionStore
-from worker.inference.resident_models import ResidentModels
+from worker.inference import ResidentModels
 from worker.metrics import InferenceMetrics
 
 Publish = Callable[..., str]

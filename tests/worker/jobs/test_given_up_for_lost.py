@@ -11,7 +11,7 @@ import pytest
 from model.training.trainer import Trainer
 from service.contract.jobs.store import JobStatus
 from service.contract.routing import lease_key
-from worker.jobs import held_job
+from worker import jobs
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def lapse(desk: SimpleNamespace) -> Callable[..., JobStatus]:
     """lapse(job_id, meanwhile=None) lets a lease run out, with all that happens then, and gives it back again."""
 
     def run_out(job_id: str, meanwhile: Callable[[], object] | None = None) -> JobStatus:
-        time.sleep(3 * held_job._PERIOD_S)  # all reports so far have been written
+        time.sleep(3 * jobs._PERIOD_S)  # all reports so far have been written
         token = desk.jobs._redis.getdel(lease_key(job_id))
         if meanwhile:
             meanwhile()

@@ -17,7 +17,7 @@ from service.contract.media import videos
 from service.contract.media.fitting import fit_square
 from service.contract.media.pictures import open_picture
 from service.contract.media.videos import iter_frames
-from worker.uploads.square_files import TrainingSet, natural_key
+from worker.uploads.media_reader import TrainingSet, natural_key
 
 Video = Callable[..., bytes]
 

@@ -109,7 +109,7 @@ def test_it_does_better_than_a_fresh_start_of_as_many_steps(desk, base, continui
 
 def test_weights_of_another_shape_are_refused(desk, base, tmp_path) -> None:
     from model.training.trainer import Trainer
-    from worker.training.training_input import load_training_input
+    from worker.training.runner import load_training_input
 
     job = desk.prepared()
     trainer = Trainer(load_training_input(desk.files, job.id).images, desk.tiny(num_keypoints=5), "cpu")

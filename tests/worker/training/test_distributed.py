@@ -17,7 +17,7 @@ from model.predictor import Predictor
 from model.training.trainer import StepReport, TrainingDivergedError
 from model.version.tensor_files import load
 from service.contract.jobs.store import JobStatus
-from worker.jobs.failures import explain_failure
+from worker.jobs import explain_failure
 from worker.training.rank_processes import RankError, RankProcesses, rank_instructions, rebuild_error
 from worker.training.training_run import TrainingRun
 

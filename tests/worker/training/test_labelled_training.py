@@ -18,7 +18,7 @@ from model.scoring.protocols import evaluate
 from model.training.trainer import Trainer
 from service.contract.durable_files import write_json
 from service.contract.jobs.store import Job, JobStatus
-from worker.training.training_input import load_pictures, load_training_input
+from worker.training.runner import load_pictures, load_training_input
 
 NAMES = [f"{number}.jpg" for number in range(12)]
 JOINTS = ("nose", "left_eye", "right_eye")
@@ -157,7 +157,7 @@ def test_stop_while_it_is_evaluated_goes_on_there(
         return predict(self, *arguments, **named)
 
     monkeypatch.setattr(Predictor, "predict", watched)
-    monkeypatch.setattr("worker.training.evaluation._BATCH_SIZE", 3)
+    monkeypatch.setattr("worker.training.runner._BATCH_SIZE", 3)
     desk.runner.run(job.id)
     paused = desk.jobs.record(job.id)
     assert paused.job.status is JobStatus.QUEUED

@@ -4,7 +4,7 @@ import pytest
 
 from model.config import resolve
 from service.contract.jobs.progress import Pace, PaceBook
-from worker.training.speed import SpeedMeter, find_late_step
+from worker.training.training_run import SpeedMeter, find_late_step
 
 
 def test_nothing_is_known_before_the_second_step() -> None:

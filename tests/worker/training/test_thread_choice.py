@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from worker.training.speed import ThreadChoice
+from worker.training.training_run import ThreadChoice
 
 
 class Machine:

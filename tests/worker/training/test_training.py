@@ -19,7 +19,7 @@ from service.contract.jobs.progress import EventLog
 from service.contract.jobs.store import Job, JobStatus
 from service.contract.routing import lease_key
 from service.contract.versions.store import new_version_id
-from worker.jobs import held_job
+from worker import jobs
 from worker.settings import WorkerSettings, usable_cores
 
 
@@ -110,7 +110,7 @@ def test_paused_job_frees_its_worker_and_goes_on_bit_for_bit(
 
     def pause_in_a_step_that_takes_long(trainer: Trainer) -> None:
         desk.jobs.pause(paused.id)
-        time.sleep(5 * held_job._PERIOD_S)  # by then it has been seen
+        time.sleep(5 * jobs._PERIOD_S)  # by then it has been seen
 
     during(3, pause_in_a_step_that_takes_long)
     desk.runner.run(paused.id)

@@ -13,7 +13,7 @@ from model.training.trainer import Trainer
 from service.contract.errors import TooFewPictures
 from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS
 from service.contract.jobs.store import Job, JobRecord, JobStatus
-from worker.jobs.failures import explain_failure
+from worker.jobs import explain_failure
 
 
 def error_of(desk: SimpleNamespace, job: Job) -> tuple[str, str]:

@@ -25,7 +25,7 @@ from service.contract.errors import StoreCorrupt, UnknownDataset
 from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS
 from service.contract.media.archives import check_archive
 from tests.worker.conftest import picture, zipped
-from worker.jobs.held_job import Stop
+from worker.jobs import Stop
 from worker.settings import WorkerSettings
 from worker.uploads import inspection
 from worker.uploads.dataset_inspector import Inspector

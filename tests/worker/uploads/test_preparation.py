@@ -14,7 +14,7 @@ from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS
 from service.contract.jobs.store import JobStatus, NewJob
 from service.contract.media.fitting import fit_square
 from service.contract.media.pictures import open_picture
-from worker.uploads.square_files import SquareFile
+from worker.uploads.media_reader import SquareFile
 
 
 def test_upload_becomes_squares_and_the_job_is_queued(desk: SimpleNamespace) -> None:

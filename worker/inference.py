@@ -1,24 +1,32 @@
-"""Process one batch: message → pixels → model → reply. Every batch with a reply list gets one reply."""
+"""Process batches: message → pixels → model → reply. Every batch with a reply list gets one reply."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import redis
+from celery import Task
 from numpy.typing import NDArray
 
 from model.network.refine import NoMemoryError
+from model.predictor import Predictor
+from model.version.tensor_files import CheckpointError
 from service.contract import routing
-from service.contract.errors import ModelFailed, NoMemory, PixelsExpired, PPLError
+from service.contract.errors import ModelFailed, NoMemory, PixelsExpired, PPLError, StoreCorrupt
 from service.contract.messages import BatchReply, BatchRequest
-from worker.jobs.held_job import Stop
+from service.contract.routing import Kind
+from service.contract.versions.store import VersionStore
+from worker.heartbeat import PeriodicThread
+from worker.jobs import Stop
 from worker.metrics import InferenceMetrics
 from worker.redis_retries import OUTAGES, retry_outages
-
-from .resident_models import ResidentModels
 
 logger = logging.getLogger(__name__)
 
@@ -123,3 +131,93 @@ class InferenceEngine:
             retry_outages(push, lambda: self._stop.requested or time.time() > give_up_at, f"batch={reply.batch_id}")
         except OUTAGES:
             logger.exception("batch=%s: the reply could not be sent before its deadline", reply.batch_id)
+
+
+class ResidentModels:
+    """An LRU cache of loaded models. Not thread-safe: a worker runs one batch at a time.
+
+    Args:
+        limit: maximum number of models in memory.
+        load: reads the model from a version's folder.
+    """
+
+    def __init__(
+        self, store: VersionStore, limit: int, load: Callable[[Path], Predictor], metrics: InferenceMetrics
+    ) -> None:
+        self._store = store
+        self._limit = limit
+        self._load = load
+        self._metrics = metrics
+        self._models: OrderedDict[tuple[str, str, tuple[int, int]], Predictor] = OrderedDict()
+
+    def get(self, category: str, version: str) -> Predictor:
+        """Return the model of a version, loading it if needed.
+
+        Raises:
+            UnknownCategory, UnknownVersion, BadCategoryName, BadVersionName.
+            StoreCorrupt: the version's files are missing or damaged.
+        """
+        key = (category, version, self._store.identity(category, version))
+        if key in self._models:
+            self._models.move_to_end(key)
+            return self._models[key]
+        while len(self._models) >= self._limit:  # evict before loading, to stay within memory
+            (old_category, old_version, _), _ = self._models.popitem(last=False)
+            self._metrics.evictions.inc()
+            logger.info("model evicted: category=%s version=%s", old_category, old_version)
+        self._metrics.resident.set(len(self._models))
+        started = time.perf_counter()
+        try:
+            predictor = self._load(self._store.path(category, version))
+        except (CheckpointError, FileNotFoundError, ValueError) as error:
+            logger.exception("model can't be loaded: category=%s version=%s", category, version)
+            raise StoreCorrupt(
+                f"version '{version}' of category '{category}' can't be loaded; the worker's log has the reason"
+            ) from error
+        self._models[key] = predictor
+        self._metrics.loads.inc()
+        self._metrics.resident.set(len(self._models))
+        seconds = time.perf_counter() - started
+        logger.info("model loaded: category=%s version=%s seconds=%.2f", category, version, seconds)
+        return predictor
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+
+class Keepalive(PeriodicThread):
+    """A thread that keeps the message of the current batch from being redelivered.
+
+    kombu redelivers a message that stays unacknowledged for longer than the visibility timeout; this thread resets
+    the message's time every third of that. A killed worker resets nothing, so its batch is redelivered.
+    """
+
+    def __init__(self, client: Any, kind: Kind, visibility_s: float = routing.INFERENCE_VISIBILITY_S) -> None:
+        super().__init__("keepalive", visibility_s / 3, (redis.RedisError,))
+        self._redis = client
+        self._key = routing.unacked_index_key(kind)
+        self._tag: str | None = None
+
+    @contextmanager
+    def hold(self, tag: str | None) -> Iterator[None]:
+        """Keep the message with this delivery tag until the block ends."""
+        self._tag = tag
+        try:
+            yield
+        finally:
+            self._tag = None
+
+    def run_once(self) -> None:
+        """Reset the time of the held message, if any."""
+        if (tag := self._tag) is not None:
+            self._redis.zadd(self._key, {tag: time.time()}, xx=True)
+
+
+def make_task(engine: InferenceEngine, keepalive: Keepalive) -> Callable[[Task, dict[str, Any]], None]:
+    """Return the body of the Celery task: process a batch, and meanwhile keep its message."""
+
+    def estimate(task: Task, message: dict[str, Any]) -> None:
+        with keepalive.hold((task.request.properties or {}).get("delivery_tag")):
+            engine.handle(message)
+
+    return estimate

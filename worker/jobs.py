@@ -1,0 +1,276 @@
+"""Work on one job from taking its lease to its end.
+
+A thread renews the lease, writes progress and polls for cancel and pause. It makes all calls to Redis, so that a slow
+or absent server never delays training.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from model.config import SettingError
+from model.network.perceptual import WeightsUnavailableError
+from model.training.trainer import TrainingDivergedError
+from service.contract.durable_files import is_disk_full
+from service.contract.errors import (
+    DiskFull,
+    Diverged,
+    JobNotActive,
+    NeedsWeights,
+    PPLError,
+    TrainingFailed,
+    UnknownJob,
+    UnreadableJob,
+)
+from service.contract.jobs.files import JobFiles
+from service.contract.jobs.store import JobRecord, JobStatus, JobStore, Lease, LeaseLost
+from worker.metrics import TrainingMetrics
+from worker.redis_retries import OUTAGES, OutageLog, Result, retry_outages
+
+logger = logging.getLogger(__name__)
+
+Change = Callable[[JobRecord], Any]
+
+_PERIOD_S = 0.5  # how often progress is written and requests are polled
+
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class Cancelled(Exception):  # noqa: N818 - an event, as LeaseLost
+    """The job's owner cancelled it."""
+
+
+class Stopping(Exception):  # noqa: N818
+    """This process is stopping; the job continues later or in another process."""
+
+
+class Paused(Stopping):
+    """The job's owner paused it; this process continues with other jobs."""
+
+
+class RankCrashed(Exception):  # noqa: N818
+    """A training process ended without a report, such as one that was killed; the job resumes from its checkpoint."""
+
+
+class Stop:
+    """A flag that a signal handler sets when the process should stop, so it takes no lock."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def request(self) -> None:
+        """Ask the process to stop."""
+        self.requested = True
+
+
+class HeldJob:
+    """Background thread that renews a job's lease, writes progress and polls for cancel and pause.
+
+    Args:
+        lease: held when the block begins; released when it ends.
+        stop: of the process.
+
+    Attributes:
+        on_failure: a change that is written together with the job's failure.
+    """
+
+    def __init__(self, jobs: JobStore, lease: Lease, stop: Stop) -> None:
+        self.job_id = lease.job_id
+        self.on_failure: Change | None = None
+        self._jobs = jobs
+        self._lease = lease
+        self._stop = stop
+        self._lost = self._cancelled = self._paused = False
+        self._pending: Change | None = None
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"job-{self.job_id}", daemon=True)
+
+    def __enter__(self) -> HeldJob:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        try:
+            self._lease.release()
+        except OUTAGES:
+            logger.warning("job=%s: Redis is down; the lease will expire", self.job_id)
+
+    def check(self) -> None:
+        """Raise if the work must end; called at every step.
+
+        Raises:
+            LeaseLost, Cancelled, Stopping, Paused.
+        """
+        if self._lost:
+            raise LeaseLost(self.job_id)
+        if self._cancelled:
+            raise Cancelled(self.job_id)
+        if self._stop.requested:
+            raise Stopping(self.job_id)
+        if self._paused:
+            raise Paused(self.job_id)
+
+    def report(self, change: Change) -> None:
+        """Leave a change for the thread to write. A later report or write replaces it."""
+        self._pending = change
+
+    def write(self, change: Change) -> JobRecord:
+        """Change the record now; while Redis is down, retry until the process is asked to stop.
+
+        Raises:
+            LeaseLost, redis.RedisError.
+        """
+        self._pending = None
+        return self._retry(lambda: self._jobs.update(self.job_id, change, self._lease))
+
+    def confirm_lease(self) -> None:
+        """Renew the lease before a step that can't be undone. Raises the errors of `write`."""
+        if not self._retry(self._lease.renew):
+            raise LeaseLost(self.job_id)
+
+    def _retry(self, call: Callable[[], Result]) -> Result:
+        return retry_outages(call, lambda: self._stop.requested, f"job={self.job_id}")
+
+    def _run(self) -> None:
+        renew_at = 0.0
+        log = OutageLog(f"job={self.job_id}")
+        while not self._done.wait(_PERIOD_S):
+            change, self._pending = self._pending, None
+            try:
+                if time.monotonic() >= renew_at:
+                    if not self._lease.renew():
+                        raise LeaseLost(self.job_id)
+                    renew_at = time.monotonic() + self._lease.ttl_s / 3
+                self._cancelled = self._cancelled or self._jobs.cancel_requested(self.job_id)
+                self._paused = self._jobs.pause_requested(self.job_id)
+                if change:
+                    self._jobs.update(self.job_id, change, self._lease)
+                log.log_success()
+            except OUTAGES as error:
+                log.log_failure(error)
+                self._pending = self._pending or change
+            except LeaseLost:
+                logger.warning("job=%s: another process took it, or it ended", self.job_id)
+                self._lost = True
+                return
+            except Exception:  # the work must not continue without a lease
+                logger.exception("job=%s: holding it failed", self.job_id)
+                self._lost = True
+                return
+
+
+def explain_failure(error: BaseException, what: str = "job") -> PPLError:
+    """Return the error to show to the owner of a job or dataset."""
+    if isinstance(error, PPLError):
+        return error
+    if isinstance(error, TrainingDivergedError):
+        return Diverged(str(error))
+    if isinstance(error, WeightsUnavailableError):
+        return NeedsWeights(str(error))
+    if isinstance(error, SettingError):
+        return TrainingFailed(f"a setting of the job is not valid in this release: {error}")
+    if is_disk_full(error):
+        return DiskFull(f"the server's disk is full; send the {what} again once there is space")
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in _NO_MEMORY):
+        return TrainingFailed("out of memory; lower batch_size, image_size or base_width, or send smaller pictures")
+    return TrainingFailed(f"internal error; the worker's log has the traceback under the {what}'s id")
+
+
+class JobTaker:
+    """A taker of jobs under a lease, which writes how they ended.
+
+    Args:
+        holder: name of this process in leases.
+        stop: of the process.
+    """
+
+    def __init__(self, jobs: JobStore, files: JobFiles, metrics: TrainingMetrics, holder: str, stop: Stop) -> None:
+        self._jobs = jobs
+        self._files = files
+        self._metrics = metrics
+        self._holder = holder
+        self._stop = stop
+
+    def take(self, job_id: str, work: Callable[[HeldJob], None]) -> bool:
+        """Work on a job if no other process does.
+
+        Args:
+            work: does it and calls `HeldJob.check` often. Its exception decides what becomes of the job: Cancelled
+                ends it, Stopping and RankCrashed leave it for later, Paused until its owner resumes it, LeaseLost
+                leaves it to another process, and any other error fails it.
+
+        Returns:
+            Whether the job was free.
+        """
+        lease = self._jobs.acquire(job_id, self._holder)
+        if lease is None:
+            logger.info("job=%s: another process works on it", job_id)
+            return False
+        with HeldJob(self._jobs, lease, self._stop) as held:
+            try:
+                if self._jobs.cancel_requested(job_id):
+                    raise Cancelled(job_id)
+                work(held)
+            except (LeaseLost, JobNotActive):
+                logger.warning("job=%s: stopped, another process took it or it ended", job_id)
+            except UnknownJob:
+                logger.info("job=%s: its record was deleted", job_id)
+            except UnreadableJob as error:
+                logger.error("job=%s: left unchanged: %s", job_id, error.detail)
+            except Paused:
+                logger.info("job=%s: paused", job_id)
+            except Stopping:
+                logger.info("job=%s: set aside, it resumes later", job_id)
+            except RankCrashed as error:
+                logger.error("job=%s: set aside, %s; it resumes from its checkpoint", job_id, error)
+            except Cancelled:
+                logger.info("job=%s: cancelled", job_id)
+                self.end(held, lambda record: record.move(JobStatus.CANCELLED))
+            except PPLError as error:
+                self._fail(held, error)
+            except OUTAGES:
+                logger.exception("job=%s: set aside, Redis is down; it resumes later", job_id)
+            except Exception as error:  # the owner must see any failure
+                logger.exception("job=%s: failed", job_id)
+                self._fail(held, explain_failure(error))
+        return True
+
+    def end(self, held: HeldJob, change: Change) -> JobRecord | None:
+        """Write a change that ends the job, count it and delete its files; return None if it can't be written."""
+        try:
+            record = held.write(change)
+        except (LeaseLost, UnknownJob, JobNotActive):
+            logger.warning("job=%s: end not written, another process took it or it ended", held.job_id)
+            return None
+        except OUTAGES:
+            logger.exception("job=%s: end not written, Redis is down; it resumes later", held.job_id)
+            return None
+        self.clean_up(record)
+        return record
+
+    def clean_up(self, record: JobRecord) -> None:
+        """Count a job whose end is written, and delete its files."""
+        self._metrics.jobs.labels(str(record.job.status)).inc()
+        try:
+            self._files.remove(record.job.id)
+        except OSError:
+            logger.exception("job=%s: files not deleted; the next sweep retries", record.job.id)
+
+    def _fail(self, held: HeldJob, error: PPLError) -> None:
+        logger.warning("job=%s: failed: %s (%s)", held.job_id, error.detail, error.code)
+
+        def fail(record: JobRecord) -> None:
+            if held.on_failure:
+                held.on_failure(record)
+            record.fail(error)
+
+        self.end(held, fail)
