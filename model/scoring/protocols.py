@@ -28,7 +28,7 @@ def evaluate(train: Split, heldout: Split, swap: Sequence[int] | None = None) ->
     - "per_keypoint": without bias, as CUB is scored.
     - "whole_pose": :func:`whole_pose`, as Human3.6m is scored; only with ``swap``. If it can't be fitted,
       "whole_pose_left_out" gives the reason.
-    - "summed": :func:`summed`, as Taichi is scored.
+    - "summed": :func:`summed_errors`, as Taichi is scored.
 
     Args:
         train: learned keypoints (N, K, 2), labels (N, J, 2), visibility (N, J), non-zero where a label counts.

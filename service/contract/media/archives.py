@@ -288,7 +288,7 @@ def _unsafe_error(name: str, why: str) -> UnsafeArchive:
 
 
 def _too_many(limits: ArchiveLimits) -> ArchiveTooLarge:
-    return ArchiveTooLarge(f"the upload has more than {limits.max_files} files, the limit; send fewer")
+    return ArchiveTooLarge(f"the upload has too many files; at most {limits.max_files} are allowed, send fewer")
 
 
 def _too_large(allowance: int) -> ArchiveTooLarge:

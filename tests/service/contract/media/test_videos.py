@@ -169,7 +169,7 @@ def test_of_a_long_video_with_few_key_frames_there_are_fewer_frames(put):
     [
         (VideoLimits(max_pixels=48 * 32 - 1), "48 x 32 pixels; at most 1535"),
         (VideoLimits(min_side_px=33), "each side must have at least 33"),
-        (VideoLimits(max_bytes=1000), "at most 1000 are read"),
+        (VideoLimits(max_bytes=1000), "at most 1000 are allowed"),
         (VideoLimits(max_duration_s=1), "it lasts 2 seconds; at most 1"),
         (VideoLimits(timeout_s=0), "took more than 0 seconds"),
         (VideoLimits(memory_bytes=2**20), "memory|gave it up|crashed"),
