@@ -132,7 +132,7 @@ def test_error_of_a_process_is_raised_with_its_reason(pair: SimpleNamespace, tmp
     order = {**rank_instructions(job.id, pair.tiny(), pair.settings), "meeting": f"file://{tmp_path}/meeting"}
     with RankProcesses(order, 2, lambda: None) as both:
         both.send("step")
-        with pytest.raises(RankError, match=r"of 2: TrainingFailed: .* are gone"):
+        with pytest.raises(RankError, match=r"of 2: TrainingFailed: .* were deleted"):
             both.receive("step")
     assert ranks() == []
 
