@@ -473,7 +473,7 @@ async def test_too_many_waiting_pictures_give_429(serve, consumer, dog, problem,
         await asyncio.sleep(0.01)
     refused = await http.post("/estimate", data={"category": "dog"}, files=files[:5])
     document = problem(refused, 429, "queue_full")
-    assert "60 of a request may have 64 pictures are waiting" in document["detail"]
+    assert "60 of at most 64 pictures are waiting" in document["detail"]
     assert int(refused.headers["retry-after"]) >= 1
     consumer.gate.set()
     assert (await first).status_code == 200
