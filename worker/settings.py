@@ -41,7 +41,7 @@ class WorkerSettings(CommonSettings):
         description="threads of the training worker; by default the fastest number of those it tries",
     )
     training_nice: int = Field(
-        default=10, ge=0, le=19, description="niceness of the training worker, so that inference goes first"
+        default=0, ge=0, le=19, description="niceness of the training worker, so that inference goes first"
     )
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda")
     models_resident: int = Field(
