@@ -8,6 +8,7 @@ import secrets
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from .redis_retries import OUTAGES, OutageLog
 logger = logging.getLogger(__name__)
 
 
-class PeriodicThread:
+class PeriodicThread(ABC):
     """Base of a daemon thread that calls `run_once` repeatedly.
 
     Args:
@@ -48,9 +49,9 @@ class PeriodicThread:
         if self._thread.is_alive():
             self._thread.join()
 
+    @abstractmethod
     def run_once(self) -> None:
         """Do one round of work."""
-        raise NotImplementedError
 
     def _run(self) -> None:
         log = OutageLog(self._name)

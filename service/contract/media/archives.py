@@ -1,7 +1,6 @@
 """Check uploaded archives, folders and videos, and read them one picture or video at a time.
 
-The gateway checks an upload with :func:`check_archive`; the worker reads it with :func:`iter_media` by the same rules.
-Nothing is unpacked as a whole.
+:func:`check_archive` (gateway) and :func:`iter_media` (worker) follow the same rules. Nothing is unpacked as a whole.
 """
 
 from __future__ import annotations
@@ -299,7 +298,6 @@ def _too_large(allowance: int) -> ArchiveTooLarge:
 
 
 def message_of(error: Exception) -> str:
-    """Return an error's message, or its class name if it has none."""
     return str(error) or type(error).__name__
 
 
