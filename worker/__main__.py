@@ -93,7 +93,7 @@ def run(kind: Kind, settings: WorkerSettings) -> int:
         hostname=f"{kind}@{socket.gethostname()}",
         pool="solo",
         concurrency=1,
-        queues=[routing.queue_name(kind)],
+        queues=[kind],
         loglevel=settings.log_level,
         quiet=True,
         without_gossip=True,

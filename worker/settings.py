@@ -31,30 +31,27 @@ def set_threads(count: int) -> None:
 class WorkerSettings(CommonSettings):
     """Settings of the workers alone; inference and training share the cores by their numbers of threads."""
 
-    inference_threads: int = Field(
-        default_factory=lambda: max(1, usable_cores() // 2), ge=1, le=512, description="threads of the inference worker"
-    )
-    training_threads: int = Field(
-        default_factory=usable_cores,
-        ge=1,
-        le=512,
-        description="threads of the training worker; by default the fastest number of those it tries",
-    )
-    training_nice: int = Field(
-        default=0, ge=0, le=19, description="niceness of the training worker, so that inference goes first"
-    )
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda")
-    models_resident: int = Field(
-        default=4, ge=1, description="versions kept in memory; the least recently used is evicted first"
-    )
-    perceptual_weights: Path | None = Field(default=None, description="local file of the perceptual network's weights")
-    video_max_bytes: int = Field(default=4 * 2**30, ge=1024, description="bytes of one video file")
-    video_max_duration_s: float = Field(default=14_400.0, gt=0, description="length of one video")
-    video_max_frames: int = Field(
-        default=20_000, ge=2, description="frames decoded of one video; longer videos are sampled at key frames only"
-    )
-    video_timeout_s: float = Field(default=600.0, gt=0, description="time for decoding one video")
-    worker_metrics_port: int | None = Field(
-        default=None, ge=1, le=65535, description="port on which a worker serves its metrics"
-    )
-    worker_metrics_host: str = Field(default="0.0.0.0", description="address of that port")  # noqa: S104 - for scraping
+    inference_threads: int = Field(default_factory=lambda: max(1, usable_cores() // 2), ge=1, le=512)
+    """threads of the inference worker"""
+    training_threads: int = Field(default_factory=usable_cores, ge=1, le=512)
+    """threads of the training worker; by default the fastest number of those it tries"""
+    training_nice: int = Field(default=0, ge=0, le=19)
+    """niceness of the training worker, so that inference goes first"""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """auto, cpu or cuda"""
+    models_resident: int = Field(default=4, ge=1)
+    """versions kept in memory; the least recently used is evicted first"""
+    perceptual_weights: Path | None = None
+    """local file of the perceptual network's weights"""
+    video_max_bytes: int = Field(default=4 * 2**30, ge=1024)
+    """bytes of one video file"""
+    video_max_duration_s: float = Field(default=14_400.0, gt=0)
+    """length of one video"""
+    video_max_frames: int = Field(default=20_000, ge=2)
+    """frames decoded of one video; longer videos are sampled at key frames only"""
+    video_timeout_s: float = Field(default=600.0, gt=0)
+    """time for decoding one video"""
+    worker_metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """port on which a worker serves its metrics"""
+    worker_metrics_host: str = "0.0.0.0"  # noqa: S104 - for scraping
+    """address of that port"""

@@ -1,30 +1,4 @@
-"""The errors that cross the queue and the API, one class for each code.
-
-PPLError
-├── BadRequest                 400
-│   ├── BadCategoryName        BadVersionName   BadSetting   BadBoxes   BadCursor   BadFolder   BadWebhook
-│   ├── NoImages               TooManyImages   BadPrior   BadLabels   NoMemory
-│   ├── BadAliasName           BadKeypointNames   BadLandmarks   BadVersionFile
-│   ├── BadPicture             NotAnImage  TruncatedImage  TooManyPixels  TooSmall  Animated  UnsupportedFormat
-│   │                          BadVideoFile
-│   └── BadArchive             UnsafeArchive  EncryptedArchive  ArchiveTooLarge  EmptyArchive
-├── Unauthorized               401
-├── Forbidden                  403
-├── NotFound                   404  UnknownCategory  UnknownVersion  UnknownJob  NoHistory  UnknownAlias
-│                                   UnknownLandmarks  UnknownDataset  UnknownKey  UnknownEstimate
-├── Conflict                   409  JobNotActive  JobNotEnded  NameTaken  VersionExists  VersionInUse
-│                                   DatasetInUse  DatasetNotReady
-├── PreconditionFailed         412
-├── BodyTooLarge               413
-├── KeyReused                  422
-├── PreconditionRequired       428
-├── TooMany                    429  QueueFull  RateExceeded  TooManyJobs
-├── Unavailable                503  RedisUnavailable  WorkerUnavailable  PixelsExpired  ContractMismatch
-│   └── EstimateTimeout        504
-├── DatasetsFull               507
-├── ServerFault                500  ModelFailed  StoreCorrupt (UnreadableJob)
-└── JobFailed                  written into a failed job, never a response
-    TrainingFailed  TooFewPictures  Diverged  NeedsWeights  DiskFull  Abandoned
+"""The errors that cross the queue and the API, one class for each code, grouped by their bases.
 
 Details are written for the client: no server path, no traceback. Codes are never renamed once released.
 """
@@ -71,12 +45,10 @@ class BadRequest(PPLError, code="bad_request", status=400):
     """The request cannot be served; sending it again gives the same answer."""
 
 
-class BadCategoryName(BadRequest, code="bad_category_name"):
-    """Not a valid category name."""
+class BadCategoryName(BadRequest, code="bad_category_name"): ...
 
 
-class BadVersionName(BadRequest, code="bad_version_name"):
-    """Not a valid version name."""
+class BadVersionName(BadRequest, code="bad_version_name"): ...
 
 
 class BadSetting(BadRequest, code="bad_setting", status=422):
@@ -111,8 +83,7 @@ class NoMemory(BadRequest, code="no_memory", status=422):
     """Refinement was requested from a version trained without a memory."""
 
 
-class BadAliasName(BadRequest, code="bad_alias_name"):
-    """Not a valid alias name."""
+class BadAliasName(BadRequest, code="bad_alias_name"): ...
 
 
 class BadKeypointNames(BadRequest, code="bad_keypoint_names", status=422):
@@ -127,20 +98,16 @@ class BadVersionFile(BadRequest, code="bad_version_file", status=422):
     """The upload is not an exported version, is damaged, or of a later release."""
 
 
-class NoImages(BadRequest, code="no_images", status=422):
-    """The request has no picture."""
+class NoImages(BadRequest, code="no_images", status=422): ...
 
 
-class TooManyImages(BadRequest, code="too_many_images", status=413):
-    """The request has more pictures than the limit."""
+class TooManyImages(BadRequest, code="too_many_images", status=413): ...
 
 
-class BadPicture(BadRequest, code="bad_picture", status=422):
-    """The picture cannot be read."""
+class BadPicture(BadRequest, code="bad_picture", status=422): ...
 
 
-class NotAnImage(BadPicture, code="not_an_image", status=415):
-    """The file is not a picture."""
+class NotAnImage(BadPicture, code="not_an_image", status=415): ...
 
 
 class TruncatedImage(BadPicture, code="truncated_image"):
@@ -175,16 +142,14 @@ class UnsafeArchive(BadArchive, code="unsafe_archive"):
     """A member leads out of the archive's folder, is a link or a device."""
 
 
-class EncryptedArchive(BadArchive, code="encrypted_archive"):
-    """The archive needs a password."""
+class EncryptedArchive(BadArchive, code="encrypted_archive"): ...
 
 
 class ArchiveTooLarge(BadArchive, code="archive_too_large", status=413):
     """The archive has too many members, or too many bytes once unpacked."""
 
 
-class EmptyArchive(BadArchive, code="empty_archive"):
-    """The archive has no picture."""
+class EmptyArchive(BadArchive, code="empty_archive"): ...
 
 
 class Unauthorized(PPLError, code="unauthorized", status=401):
@@ -199,12 +164,10 @@ class NotFound(PPLError, code="not_found", status=404):
     """The path names nothing that exists."""
 
 
-class UnknownCategory(NotFound, code="unknown_category"):
-    """The category has no published version."""
+class UnknownCategory(NotFound, code="unknown_category"): ...
 
 
-class UnknownVersion(NotFound, code="unknown_version"):
-    """The category has no such version."""
+class UnknownVersion(NotFound, code="unknown_version"): ...
 
 
 class UnknownJob(NotFound, code="unknown_job"):
@@ -215,12 +178,10 @@ class NoHistory(NotFound, code="no_history"):
     """The version was published by a release that kept no history."""
 
 
-class UnknownAlias(NotFound, code="unknown_alias"):
-    """The category has no such alias."""
+class UnknownAlias(NotFound, code="unknown_alias"): ...
 
 
-class UnknownLandmarks(NotFound, code="unknown_landmarks"):
-    """The version has no landmarks of this name."""
+class UnknownLandmarks(NotFound, code="unknown_landmarks"): ...
 
 
 class UnknownDataset(NotFound, code="unknown_dataset"):
@@ -231,8 +192,7 @@ class UnknownEstimate(NotFound, code="unknown_estimate"):
     """There is no background estimate with this id, or it was deleted."""
 
 
-class UnknownKey(NotFound, code="unknown_key"):
-    """There is no API key with this id."""
+class UnknownKey(NotFound, code="unknown_key"): ...
 
 
 class Conflict(PPLError, code="conflict", status=409):
@@ -247,8 +207,7 @@ class JobNotEnded(Conflict, code="job_not_ended"):
     """The job has not ended; its record cannot be deleted."""
 
 
-class NameTaken(Conflict, code="name_taken"):
-    """The name is in use."""
+class NameTaken(Conflict, code="name_taken"): ...
 
 
 class VersionExists(Conflict, code="version_exists"):
@@ -307,8 +266,7 @@ class Unavailable(PPLError, code="unavailable", status=503):
     """A part of the platform does not answer now."""
 
 
-class RedisUnavailable(Unavailable, code="redis_unavailable"):
-    """Redis does not answer."""
+class RedisUnavailable(Unavailable, code="redis_unavailable"): ...
 
 
 class WorkerUnavailable(Unavailable, code="worker_unavailable"):
@@ -376,9 +334,7 @@ def _subclasses(root: type[PPLError]) -> list[type[PPLError]]:
 
 
 # of two classes with one code the first, more general one is used
-ERROR_BY_CODE: dict[str, type[PPLError]] = {}
-for _class in _subclasses(PPLError):
-    ERROR_BY_CODE.setdefault(_class.code, _class)
+ERROR_BY_CODE = {error.code: error for error in reversed(_subclasses(PPLError))}
 
 
 def error_from_code(code: str, detail: str) -> PPLError:

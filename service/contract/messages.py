@@ -6,7 +6,6 @@ Optional fields added within a version (``codes``, ``surprises``) may be missing
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -46,9 +45,9 @@ class BatchRequest(BaseModel):
     @classmethod
     def parse(cls, message: Mapping[str, Any]) -> BatchRequest:
         """Parse a message from the queue. Raises ContractMismatch, BadRequest if malformed."""
-        check_contract(message)
+        _check_contract(message)
         try:
-            return cls.model_validate(dict(message))
+            return cls.model_validate(message)
         except ValidationError as error:
             raise BadRequest(f"the batch message is malformed: {error.error_count()} errors") from error
 
@@ -79,31 +78,10 @@ class BatchReply(BaseModel):
     codes: NDArray[np.uint16] | None = None
     timing_ms: dict[str, float] = Field(default_factory=dict)
 
-    @property
-    def num_keypoints(self) -> int:
-        """K; 0 in a reply that carries an error."""
-        return 0 if self.keypoints is None else int(self.keypoints.shape[1])
-
     def pack(self) -> bytes:
         """Encode as msgpack, arrays as [dtype, shape, bytes]."""
-        return cast(
-            bytes,
-            msgpack.packb(
-                {
-                    "contract": self.contract,
-                    "batch_id": self.batch_id,
-                    "error": self.error.to_dict() if self.error else None,
-                    "num_keypoints": self.num_keypoints,
-                    "keypoints": _encode_array(self.keypoints),
-                    "scores": _encode_array(self.scores),
-                    "trajectory": _encode_array(self.trajectory),
-                    "link_map": _encode_array(self.link_map),
-                    "surprises": _encode_array(self.surprises),
-                    "codes": _encode_array(self.codes),
-                    "timing_ms": self.timing_ms,
-                }
-            ),
-        )
+        fields = {**dict(self), "error": self.error and self.error.to_dict()}
+        return cast(bytes, msgpack.packb(fields, default=_encode_array))
 
     @classmethod
     def unpack(cls, data: bytes) -> BatchReply:
@@ -117,21 +95,17 @@ class BatchReply(BaseModel):
         except (ValueError, TypeError, KeyError, msgpack.exceptions.UnpackException) as error:
             raise ValueError(f"{len(data)} bytes are not a reply of a worker") from error
         try:
-            check_contract(message)
+            _check_contract(message)
         except ContractMismatch as error:
             return cls(batch_id=batch_id, error=error)
-        failure = message["error"]
-        return cls(
-            batch_id=batch_id,
-            error=error_from_code(failure["code"], failure["detail"]) if failure else None,
-            keypoints=_decode_array(message["keypoints"]),
-            scores=_decode_array(message["scores"]),
-            trajectory=_decode_array(message["trajectory"]),
-            link_map=_decode_array(message["link_map"]),
-            surprises=_decode_array(message.get("surprises")),
-            codes=_decode_array(message.get("codes")),
-            timing_ms=message["timing_ms"],
-        )
+        values: dict[str, Any] = {
+            name: _decode_array(value) if isinstance(value, list) else value
+            for name, value in message.items()
+            if name in cls.model_fields
+        }
+        if failure := message["error"]:
+            values["error"] = error_from_code(failure["code"], failure["detail"])
+        return cls(**values)
 
 
 class WorkerHeartbeat(BaseModel):
@@ -154,13 +128,15 @@ class WorkerHeartbeat(BaseModel):
 
     @classmethod
     def parse(cls, data: bytes | str) -> WorkerHeartbeat | None:
-        """Parse a heartbeat; None for another contract version, whose fields may differ."""
-        message = json.loads(data)
-        return cls.model_validate(message) if message.get("contract") == CONTRACT_VERSION else None
+        """Parse a heartbeat; None if it is not one of this contract version."""
+        try:
+            beat = cls.model_validate_json(data)
+        except ValidationError:
+            return None
+        return beat if beat.contract == CONTRACT_VERSION else None
 
 
-def check_contract(message: Mapping[str, Any]) -> None:
-    """Raise ContractMismatch for a message of another contract version."""
+def _check_contract(message: Mapping[str, Any]) -> None:
     theirs = message.get("contract")
     if theirs != CONTRACT_VERSION:
         raise ContractMismatch(
@@ -169,14 +145,10 @@ def check_contract(message: Mapping[str, Any]) -> None:
         )
 
 
-def _encode_array(array: NDArray[Any] | None) -> list[Any] | None:
-    if array is None:
-        return None
-    return [array.dtype.str, list(array.shape), np.ascontiguousarray(array).tobytes()]
+def _encode_array(array: NDArray[Any]) -> list[Any]:
+    return [array.dtype.str, array.shape, np.ascontiguousarray(array).tobytes()]
 
 
-def _decode_array(packed: list[Any] | None) -> NDArray[Any] | None:
-    if packed is None:
-        return None
+def _decode_array(packed: list[Any]) -> NDArray[Any]:
     dtype, shape, data = packed
     return np.frombuffer(data, dtype=np.dtype(dtype)).reshape(shape)

@@ -1,26 +1,7 @@
 """Names of queues, tasks and Redis keys, ids that sort by time, and the Celery settings of both sides.
 
-Celery's keys have a prefix for each kind of worker, because each kind restores lost messages by its own visibility
-timeout.
-
-key                            value                                              lives
-ppl:job:<id>                   hash: rev, by, events, owner, record (as JSON)     until deleted
-ppl:jobs                       sorted set of all job ids (ids sort by creation)   with the jobs
-ppl:jobs:active                set of the ids of jobs that have not ended         with the jobs
-ppl:job:<id>:lease             token of the process that prepares or trains it    LEASE_TTL_S, refreshed
-ppl:job:<id>:cancel            "1" when a leased job must stop      a day
-ppl:job:<id>:events            stream of its events, ids 1-0, 2-0, …     with the job
-ppl:job:<id>:checkpoints       list of its checkpoints (JSON)            with the job
-ppl:pace:<digest>              hash: step_s, late_cost of the last job of a kind   PaceBook
-ppl:webhooks                   sorted set of jobs with a webhook to send, by due time
-ppl:webhook:<id>:lease         token of the gateway that sends it                 a minute
-ppl:request:<digest>           hash: job, fingerprint of a request to train       PPL_IDEMPOTENCY_TTL_S
-ppl:pixels:<batch>             uint8 bytes (N, S, S, 3)                           PIXELS_TTL_S
-ppl:reply:<gateway>            list of BatchReply (msgpack)                       REPLY_TTL_S after a push
-ppl:worker:<kind>:<id>         WorkerHeartbeat (JSON)                             HEARTBEAT_TTL_S
-ppl:workers:<kind>             sorted set: worker id by the unix time of its last beat
-ppl:reconcile                  lock of the gateway that reconciles jobs       RECONCILE_EVERY_S
-ppl:inference:… ppl:training:… Celery's own (queues, unacknowledged messages)
+Celery's own keys (queues, unacknowledged messages) have a prefix for each kind of worker, because each kind restores
+lost messages by its own visibility timeout.
 """
 
 from __future__ import annotations
@@ -50,10 +31,25 @@ CANCEL_TTL_S = 24 * 3600
 INFERENCE_VISIBILITY_S = 15
 TRAINING_VISIBILITY_S = 60
 
-JOBS = "ppl:jobs"
-ACTIVE_JOBS = "ppl:jobs:active"
-WEBHOOKS = "ppl:webhooks"
-RECONCILE_LOCK = "ppl:reconcile"
+# Redis keys: what each holds, and how long unless as long as its job
+JOBS = "ppl:jobs"  # sorted set of all job ids, which sort by creation
+ACTIVE_JOBS = "ppl:jobs:active"  # set of the ids of jobs that have not ended
+job_key = "ppl:job:{}".format  # hash: rev, by, events, owner, record (JSON)
+lease_key = "ppl:job:{}:lease".format  # token of the process that prepares or trains it; LEASE_TTL_S, renewed
+cancel_key = "ppl:job:{}:cancel".format  # "1" when a leased job must stop; CANCEL_TTL_S
+events_key = "ppl:job:{}:events".format  # stream of its events, ids 1-0, 2-0, …
+checkpoints_key = "ppl:job:{}:checkpoints".format  # list of its checkpoints (JSON)
+WEBHOOKS = "ppl:webhooks"  # sorted set of jobs with a webhook to send, by due time
+webhook_lease_key = "ppl:webhook:{}:lease".format  # token of the gateway that sends it; a minute
+pace_key = "ppl:pace:{}".format  # by digest of settings, hash: step_s, late_cost of the last job; KEPT_S
+pixels_key = "ppl:pixels:{}".format  # by batch, uint8 bytes (N, S, S, 3); PIXELS_TTL_S
+reply_key = "ppl:reply:{}".format  # by gateway process, list of BatchReply (msgpack); REPLY_TTL_S after a push
+worker_key = "ppl:worker:{}:{}".format  # by kind and worker, WorkerHeartbeat (JSON); HEARTBEAT_TTL_S
+workers_key = "ppl:workers:{}".format  # by kind, sorted set: worker id by the unix time of its last beat
+RECONCILE_LOCK = "ppl:reconcile"  # lock of the gateway that reconciles jobs; RECONCILE_EVERY_S
+key_prefix = "ppl:{}:".format  # by kind, of kombu's keys
+queue_key = "ppl:{0}:{0}".format  # by kind, list of waiting messages
+unacked_index_key = "ppl:{}:unacked_index".format  # by kind, sorted set of unacknowledged messages by unix time
 
 # of ids
 _TIME_DIGITS = 15
@@ -62,122 +58,36 @@ _last_ticks = 0
 _ticks_lock = threading.Lock()
 
 
-def task_name(kind: Kind) -> str:
-    """Return the Celery task of a kind of worker."""
-    return ESTIMATE_TASK if kind == "inference" else TRAIN_TASK
-
-
-def queue_name(kind: Kind) -> str:
-    """Return the Celery queue of a kind of worker, without its key prefix."""
-    return kind
-
-
-def key_prefix(kind: Kind) -> str:
-    """Return the prefix of kombu's keys."""
-    return f"ppl:{kind}:"
-
-
-def queue_key(kind: Kind) -> str:
-    """Return the key of the list of a kind's waiting messages."""
-    return key_prefix(kind) + queue_name(kind)
-
-
-def unacked_index_key(kind: Kind) -> str:
-    """Return the key of the sorted set of unacknowledged messages (delivery tag by unix time)."""
-    return key_prefix(kind) + "unacked_index"
-
-
-def job_key(job_id: str) -> str:
-    """Return the key of a job's hash."""
-    return f"ppl:job:{job_id}"
-
-
 def request_key(name: str, owner: str | None = None) -> str:
-    """Return the key of a request with an Idempotency-Key, hashed because names may have any form.
+    """Return the key of a request to train: hash of job and fingerprint, for PPL_IDEMPOTENCY_TTL_S.
 
     Args:
+        name: its Idempotency-Key, which may have any form.
         owner: id of the sender's API key, if any; two senders may use the same name.
     """
     sender = f"{owner} " if owner else ""
     return f"ppl:request:{hashlib.sha256((sender + name).encode()).hexdigest()}"
 
 
-def webhook_lease_key(job_id: str) -> str:
-    """Return the key of the lease of the gateway that sends a job's webhook."""
-    return f"ppl:webhook:{job_id}:lease"
-
-
-def pace_key(kind: str) -> str:
-    """Return the key of the pace of some settings."""
-    return f"ppl:pace:{kind}"
-
-
-def lease_key(job_id: str) -> str:
-    """Return the key of a job's lease."""
-    return f"ppl:job:{job_id}:lease"
-
-
-def cancel_key(job_id: str) -> str:
-    """Return the key of a job's cancel flag."""
-    return f"ppl:job:{job_id}:cancel"
-
-
-def events_key(job_id: str) -> str:
-    """Return the key of a job's stream of events."""
-    return f"ppl:job:{job_id}:events"
-
-
-def checkpoints_key(job_id: str) -> str:
-    """Return the key of a job's list of checkpoints."""
-    return f"ppl:job:{job_id}:checkpoints"
-
-
-def pixels_key(batch_id: str) -> str:
-    """Return the key of a batch's pixels."""
-    return f"ppl:pixels:{batch_id}"
-
-
-def reply_key(gateway_id: str) -> str:
-    """Return the key of a gateway process's list of replies."""
-    return f"ppl:reply:{gateway_id}"
-
-
-def worker_key(kind: Kind, worker_id: str) -> str:
-    """Return the key of a worker process's heartbeat."""
-    return f"ppl:worker:{kind}:{worker_id}"
-
-
-def workers_key(kind: Kind) -> str:
-    """Return the key of the sorted set of a kind's workers by last beat."""
-    return f"ppl:workers:{kind}"
-
-
-def broker_options(kind: Kind) -> dict[str, Any]:
-    """Return Celery's ``broker_transport_options``, the same on both sides of a queue.
-
-    kombu restores messages of dead workers every interval x throttle (by default 100 s), here about every 2 s.
-    """
-    return {
-        "global_keyprefix": key_prefix(kind),
-        "visibility_timeout": INFERENCE_VISIBILITY_S if kind == "inference" else TRAINING_VISIBILITY_S,
-        "unacked_restore_interval": 2,
-        "unacked_restore_throttle": 1,
-        # a process killed while it held the lock must not block the others for kombu's default of five minutes
-        "unacked_mutex_expire": 10,
-        "socket_timeout": 10.0,
-        "socket_connect_timeout": 5.0,
-        "socket_keepalive": True,
-        "health_check_interval": 10,
-    }
-
-
 def celery_options(kind: Kind, redis_url: str) -> dict[str, Any]:
-    """Return the Celery settings of both sides: JSON only, no results, no events."""
+    """Return the Celery settings of both sides of a kind's queue: JSON only, no results, no events."""
     return {
         "broker_url": redis_url,
-        "broker_transport_options": broker_options(kind),
+        "broker_transport_options": {
+            "global_keyprefix": key_prefix(kind),
+            "visibility_timeout": INFERENCE_VISIBILITY_S if kind == "inference" else TRAINING_VISIBILITY_S,
+            # kombu restores messages of dead workers every interval x throttle: 2 s instead of 100 s
+            "unacked_restore_interval": 2,
+            "unacked_restore_throttle": 1,
+            # a process killed while it held the lock must not block the others for kombu's default of five minutes
+            "unacked_mutex_expire": 10,
+            "socket_timeout": 10.0,
+            "socket_connect_timeout": 5.0,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+        },
         "broker_connection_retry_on_startup": True,
-        "task_default_queue": queue_name(kind),
+        "task_default_queue": kind,
         "task_serializer": "json",
         "accept_content": ["json"],
         "result_backend": None,

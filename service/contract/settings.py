@@ -12,35 +12,37 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class CommonSettings(BaseSettings):
     """Settings on which gateway and workers must agree; a relative data root is resolved at the start."""
 
-    model_config = SettingsConfigDict(env_prefix="PPL_", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="PPL_", env_ignore_empty=True, extra="ignore", frozen=True, use_attribute_docstrings=True
+    )
 
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="the Redis or Valkey server")
-    data_root: Path = Field(default=Path("data"), description="folder of versions and job files")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="INFO", description="least severe message logged"
-    )
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """the Redis or Valkey server"""
+    data_root: Path = Path("data")
+    """folder of versions and job files"""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """least severe message logged"""
     # limits on pictures and archives
-    image_max_pixels: int = Field(
-        default=50_000_000, ge=64, description="pixels of one picture, checked before decoding"
-    )
-    image_min_side_px: int = Field(default=8, ge=1, description="shorter side of a picture")
-    image_max_bytes: int = Field(default=32 * 2**20, ge=1024, description="bytes of one picture file")
-    archive_max_bytes: int = Field(default=4 * 2**30, ge=1024, description="bytes of an uploaded archive")
-    archive_max_files: int = Field(default=200_000, ge=1, description="members of an archive, or files of a folder")
-    archive_max_unpacked_bytes: int = Field(
-        default=16 * 2**30, ge=1024, description="bytes of an archive once unpacked"
-    )
-    archive_max_ratio: float = Field(
-        default=200.0, gt=1.0, description="compression ratio of an archive that unpacks to 64 MiB or more"
-    )
-    video_memory_bytes: int = Field(default=4 * 2**30, ge=2**28, description="memory for decoding a video")
-    training_processes: int = Field(
-        default=1,
-        ge=1,
-        le=64,
-        description="processes that train a job together, one for each GPU",
-    )
-    training_min_pictures: int = Field(default=8, ge=1, description="readable pictures that a training needs")
+    image_max_pixels: int = Field(default=50_000_000, ge=64)
+    """pixels of one picture, checked before decoding"""
+    image_min_side_px: int = Field(default=8, ge=1)
+    """shorter side of a picture"""
+    image_max_bytes: int = Field(default=32 * 2**20, ge=1024)
+    """bytes of one picture file"""
+    archive_max_bytes: int = Field(default=4 * 2**30, ge=1024)
+    """bytes of an uploaded archive"""
+    archive_max_files: int = Field(default=200_000, ge=1)
+    """members of an archive, or files of a folder"""
+    archive_max_unpacked_bytes: int = Field(default=16 * 2**30, ge=1024)
+    """bytes of an archive once unpacked"""
+    archive_max_ratio: float = Field(default=200.0, gt=1.0)
+    """compression ratio of an archive that unpacks to 64 MiB or more"""
+    video_memory_bytes: int = Field(default=4 * 2**30, ge=2**28)
+    """memory for decoding a video"""
+    training_processes: int = Field(default=1, ge=1, le=64)
+    """processes that train a job together, one for each GPU"""
+    training_min_pictures: int = Field(default=8, ge=1)
+    """readable pictures that a training needs"""
 
     @field_validator("data_root")
     @classmethod

@@ -24,7 +24,7 @@ from service.estimates.batching import Batcher
 from service.estimates.estimator import Pipeline
 from service.estimates.store import EstimateStore
 from service.http.multipart import remove_stale_uploads
-from service.runtime.concurrency import ByteBudget, Threads, VideoSlots, cancel_tasks
+from service.runtime.concurrency import RequestLimit, Threads, cancel_tasks
 from service.runtime.metrics import Metrics
 from service.runtime.redis_clients import NO_ANSWER, QUEUE_ERRORS, async_redis_client, redis_client
 from service.runtime.secrets import webhook_secret
@@ -46,6 +46,11 @@ _CLEAN_EVERY_S = 600.0
 _COUNT_EVERY_S = 10.0
 _REDIS_METRICS_S = 3.0  # timeout of reading metrics from Redis
 _RESTART_LOOP_S = 1.0
+_BUDGET_SPENT = "the requests being served hold {held} of {limit} bytes; try again in a moment"
+_VIDEOS_TAKEN = (
+    "{held} videos are being decoded, the most allowed; try again in a moment, or send the video with "
+    "'Prefer: respond-async' to have it estimated in the background"
+)
 
 
 class Gateway:
@@ -62,8 +67,8 @@ class Gateway:
         self.settings = settings
         self.metrics = Metrics()
         self.threads = Threads(settings.decode_threads, settings.max_videos + AT_ONCE)
-        self.budget = ByteBudget(settings.max_pending_bytes, self.metrics)
-        self.video_slots = VideoSlots(settings.max_videos, self.metrics)
+        self.budget = RequestLimit(settings.max_pending_bytes, self.metrics, _BUDGET_SPENT)
+        self.video_slots = RequestLimit(settings.max_videos, self.metrics, _VIDEOS_TAKEN)
         self._sync_redis = redis_client(settings.redis_url)
         self.redis = async_redis_client(settings.redis_url)
         self.workers = LiveWorkers(self.redis)
@@ -78,7 +83,7 @@ class Gateway:
         self.files = JobFiles(settings.data_root)
         self.datasets = DatasetFiles(settings.data_root)
         self.training = TrainingParts(settings, self.threads, self.jobs, self.files, self.datasets, self.versions.store)
-        self.queue = JobQueue(self.jobs, PaceBook(self._sync_redis), lambda: self.workers.count("training"))
+        self.queue = JobQueue(self.jobs, PaceBook(self._sync_redis), lambda: len(self.workers.live["training"]))
         self.job_counts = JobCounts(self._sync_redis, self.jobs)
         self.webhooks = WebhookSender(
             self.redis, self.jobs, self.threads.io, self.webhook_secret, private=settings.webhook_private
@@ -92,7 +97,7 @@ class Gateway:
             timeout_s=settings.estimate_timeout_s,
             late_s=settings.late_batch_s,
             wait_s=settings.batch_wait_s,
-            live_workers=lambda: self.workers.count("inference"),
+            live_workers=lambda: len(self.workers.live["inference"]),
             metrics=self.metrics,
         )
         self.pipeline = Pipeline(settings, self.threads, self.batcher, self.metrics)
@@ -136,7 +141,7 @@ class Gateway:
     async def exposition(self) -> bytes:
         """Return the current metrics in Prometheus's text format."""
         await self._update_gauges()
-        workers = [*self.workers.live("inference"), *self.workers.live("training")]
+        workers = [worker for live in self.workers.live.values() for worker in live]
         return await self.threads.io(self.metrics.exposition, workers if self.settings.metrics_include_workers else ())
 
     async def _update_gauges(self) -> None:
@@ -145,7 +150,7 @@ class Gateway:
         metrics.pending.set(self.batcher.pending)
         metrics.in_flight.set(self.batcher.in_flight)
         for kind in routing.KINDS:
-            metrics.workers.labels(kind).set(self.workers.count(kind))
+            metrics.workers.labels(kind).set(len(self.workers.live[kind]))
         try:
             async with asyncio.timeout(_REDIS_METRICS_S):
                 for kind in routing.KINDS:

@@ -23,59 +23,41 @@ _RETRY_S = 2.0
 Result = TypeVar("Result")
 
 
+class Pool(ThreadPoolExecutor):
+    """A thread pool; await a call of it to run a function in one of its threads.
+
+    The context of the caller goes along, so that what is logged in a thread carries the id of the request.
+    """
+
+    async def __call__(self, function: Callable[..., Result], *arguments: Any, **keywords: Any) -> Result:
+        in_context = partial(contextvars.copy_context().run, function, *arguments, **keywords)
+        return await asyncio.get_running_loop().run_in_executor(self, in_context)
+
+
 class Threads:
     """Thread pools, one for each kind of work, so that slow work of one kind does not delay the others.
 
-    The context of the caller goes along, so that what is logged in a thread carries the id of the request.
-
-    Args:
-        decoding: threads that decode and draw pictures.
-        videos: threads that wait for the next frame of a video; that may take minutes where few are taken.
+    Attributes:
+        io: reads or writes files or Redis.
+        upload: writes or checks a part of an upload, which may be gigabytes.
+        video: waits for the next frame of a video; that may take minutes where few are taken.
+        decode: decodes, draws on or encodes pictures.
+        draw: draws priors; one thread, so that it does not slow down estimates.
+        send: sends batches; one thread, as the sender's connections are not shared and batches leave in order.
     """
 
     def __init__(self, decoding: int, videos: int) -> None:
-        self._io = ThreadPoolExecutor(_IO_THREADS, "io")
-        self._uploads = ThreadPoolExecutor(_UPLOAD_THREADS, "upload")
-        self._videos = ThreadPoolExecutor(videos, "video")
-        self._decoding = ThreadPoolExecutor(decoding, "decode")
-        # one thread: drawing priors must not slow down estimates
-        self._drawing = ThreadPoolExecutor(1, "draw")
-        # one thread: the sender's connections are not shared, and batches leave in order
-        self._sending = ThreadPoolExecutor(1, "send")
-
-    async def io(self, function: Callable[..., Result], *arguments: Any, **keywords: Any) -> Result:
-        """Read or write files or Redis."""
-        return await _run(self._io, partial(function, *arguments, **keywords))
-
-    async def upload(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Write or check a part of an upload, which may be gigabytes."""
-        return await _run(self._uploads, function, *arguments)
-
-    async def video(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Read frames of a video."""
-        return await _run(self._videos, function, *arguments)
-
-    async def decode(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Decode, draw on or encode pictures."""
-        return await _run(self._decoding, function, *arguments)
-
-    async def draw(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Draw a prior."""
-        return await _run(self._drawing, function, *arguments)
-
-    async def send(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Send a batch to the queue."""
-        return await _run(self._sending, function, *arguments)
+        self.io = Pool(_IO_THREADS, "io")
+        self.upload = Pool(_UPLOAD_THREADS, "upload")
+        self.video = Pool(videos, "video")
+        self.decode = Pool(decoding, "decode")
+        self.draw = Pool(1, "draw")
+        self.send = Pool(1, "send")
 
     def shutdown(self) -> None:
         """Drop what has not started; do not wait for what has."""
-        for pool in (self._io, self._uploads, self._videos, self._decoding, self._drawing, self._sending):
+        for pool in (self.io, self.upload, self.video, self.decode, self.draw, self.send):
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-async def _run(pool: ThreadPoolExecutor, function: Callable[..., Result], *arguments: Any) -> Result:
-    in_context = partial(contextvars.copy_context().run, function)
-    return await asyncio.get_running_loop().run_in_executor(pool, in_context, *arguments)
 
 
 async def cancel_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
@@ -91,53 +73,30 @@ async def cancel_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
                 task.exception()  # marks it as retrieved, or asyncio logs a warning
 
 
-class ByteBudget:
-    """Cap the bytes held in memory by requests."""
+class RequestLimit:
+    """Cap what the requests being served hold together, such as bytes in memory.
 
-    def __init__(self, limit_bytes: int, metrics: Metrics) -> None:
-        self._limit_bytes = limit_bytes
+    Args:
+        problem: the message when it is reached, with the places {held} and {limit}.
+    """
+
+    def __init__(self, limit: int, metrics: Metrics, problem: str) -> None:
+        self._limit = limit
         self._metrics = metrics
+        self._problem = problem
         self.held = 0
 
     @contextmanager
-    def hold(self, size_bytes: int) -> Iterator[None]:
-        """Hold some bytes while the block runs. Raises QueueFull at once if they do not fit."""
-        if self.held + size_bytes > self._limit_bytes:
+    def hold(self, amount: int) -> Iterator[None]:
+        """Hold an amount while the block runs. Raises QueueFull at once if it does not fit."""
+        if self.held + amount > self._limit:
             self._metrics.rejected.inc()
-            raise QueueFull(
-                f"the requests being served hold {self.held} of {self._limit_bytes} bytes; try again in a moment",
-                retry_after_s=_RETRY_S,
-            )
-        self.held += size_bytes
+            raise QueueFull(self._problem.format(held=self.held, limit=self._limit), retry_after_s=_RETRY_S)
+        self.held += amount
         try:
             yield
         finally:
-            self.held -= size_bytes
-
-
-class VideoSlots:
-    """Cap the number of videos decoded at once."""
-
-    def __init__(self, count: int, metrics: Metrics) -> None:
-        self._count = count
-        self._metrics = metrics
-        self.taken = 0
-
-    @contextmanager
-    def take(self) -> Iterator[None]:
-        """Take a slot while the block runs. Raises QueueFull at once if none is free."""
-        if self.taken >= self._count:
-            self._metrics.rejected.inc()
-            raise QueueFull(
-                f"{self.taken} videos are being decoded, the most allowed; try again in a moment, or send the video "
-                "with 'Prefer: respond-async' to have it estimated in the background",
-                retry_after_s=_RETRY_S,
-            )
-        self.taken += 1
-        try:
-            yield
-        finally:
-            self.taken -= 1
+            self.held -= amount
 
 
 class DecodedPixelLimit:

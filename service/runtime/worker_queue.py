@@ -87,40 +87,29 @@ class LiveWorkers:
     """The workers whose heartbeats were in Redis at the last :meth:`refresh`.
 
     Attributes:
+        live: the live workers of each kind.
         incompatible: number of live workers whose heartbeat is of another release.
     """
 
     def __init__(self, client: Any) -> None:
         self._redis = client
-        self._live: dict[Kind, list[WorkerHeartbeat]] = {kind: [] for kind in routing.KINDS}
+        self.live: dict[Kind, list[WorkerHeartbeat]] = {kind: [] for kind in routing.KINDS}
         self.incompatible = 0
 
     async def refresh(self) -> None:
         """Read all heartbeats. If Redis fails, forget the workers and raise its error."""
-        found: dict[Kind, list[WorkerHeartbeat]] = {}
-        incompatible = 0
+        found: dict[Kind, list[WorkerHeartbeat | None]] = {kind: [] for kind in routing.KINDS}
         try:
-            for kind in routing.KINDS:
-                heartbeats = [_parse_heartbeat(data) for data in await self._stored_heartbeats(kind)]
-                found[kind] = [heartbeat for heartbeat in heartbeats if heartbeat]
-                incompatible += heartbeats.count(None)
-        except BaseException:
-            self._live, self.incompatible = {kind: [] for kind in routing.KINDS}, 0
-            raise
-        self._live, self.incompatible = found, incompatible
+            found = {kind: await self._heartbeats(kind) for kind in routing.KINDS}
+        finally:
+            self.live = {kind: [beat for beat in beats if beat] for kind, beats in found.items()}
+            self.incompatible = sum(beats.count(None) for beats in found.values())
 
-    def live(self, kind: Kind) -> list[WorkerHeartbeat]:
-        """Return the live workers of a kind."""
-        return self._live[kind]
-
-    def count(self, kind: Kind) -> int:
-        """Return the number of live workers of a kind."""
-        return len(self._live[kind])
-
-    async def _stored_heartbeats(self, kind: Kind) -> list[bytes]:
-        ids = [item.decode() for item in await self._redis.zrange(routing.workers_key(kind), 0, -1)]
-        keys = [routing.worker_key(kind, worker_id) for worker_id in ids]
-        return [data for data in (await self._redis.mget(keys) if keys else []) if data is not None]
+    async def _heartbeats(self, kind: Kind) -> list[WorkerHeartbeat | None]:
+        ids = await self._redis.zrange(routing.workers_key(kind), 0, -1)
+        keys = [routing.worker_key(kind, worker_id.decode()) for worker_id in ids]
+        found = await self._redis.mget(keys) if keys else []
+        return [WorkerHeartbeat.parse(data) for data in found if data is not None]
 
 
 async def read_replies(url: str, key: str, deliver: Callable[[BatchReply], None]) -> None:
@@ -150,10 +139,10 @@ async def read_replies(url: str, key: str, deliver: Callable[[BatchReply], None]
 def send_task(app: Any, kind: Kind, argument: Any, task_id: str, **options: Any) -> None:
     """Send a task with one argument by Celery."""
     app.send_task(
-        routing.task_name(kind),
+        routing.ESTIMATE_TASK if kind == "inference" else routing.TRAIN_TASK,
         args=(argument,),
         task_id=task_id,
-        queue=routing.queue_name(kind),
+        queue=kind,
         # shown by monitors only, and a fifth of the time that sending takes
         argsrepr="",
         kwargsrepr="",
@@ -167,17 +156,10 @@ def _capture_message(kind: Kind) -> dict[str, Any]:
     try:
         with app.connection_for_write() as connection, connection.channel() as channel:
             send_task(app, kind, None, "", connection=connection)
-            message: dict[str, Any] = channel._get(routing.queue_name(kind))
+            message: dict[str, Any] = channel._get(kind)
             return message
     finally:
         app.close()
-
-
-def _parse_heartbeat(data: bytes) -> WorkerHeartbeat | None:
-    try:
-        return WorkerHeartbeat.parse(data)
-    except ValueError:
-        return None
 
 
 def _deliver(data: bytes, deliver: Callable[[BatchReply], None]) -> None:

@@ -117,7 +117,7 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
         landmarks = await threads.io(gateway.versions.landmarks, version, query.landmarks) if query.landmarks else None
         estimator = Estimator(gateway.pipeline, query, version, landmarks)
         if video:
-            held.enter_context(gateway.video_slots.take())
+            held.enter_context(gateway.video_slots.hold(1))
             frames = VideoFrames(
                 gateway.estimates.picture(files.estimate_id, 0),
                 query.names[0],

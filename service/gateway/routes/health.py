@@ -41,8 +41,7 @@ async def readyz(request: Request) -> Readiness:
         checks["redis"] = "does not answer"
     else:
         incompatible = " (one of another release is)" if workers.incompatible else ""
-        for kind in ("inference", "training"):
-            alive = workers.count(kind)
+        for kind, alive in workers.live.items():
             checks[f"{kind}_worker"] = "ok" if alive else f"none is running{incompatible}"
     needed = ("redis", "inference_worker")
     missing = [name for name in needed if checks[name] != "ok"]

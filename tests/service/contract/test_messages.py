@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from service.contract.errors import (
     BadRequest,
@@ -60,7 +59,6 @@ def test_reply_survives_the_wire(count: int, keypoints: int, refine_steps: int, 
         timing_ms={"model": 1.5},
     )
     back = BatchReply.unpack(reply.pack())
-    assert back.num_keypoints == keypoints
     for name in ("keypoints", "scores", "trajectory", "link_map", "surprises", "codes"):
         sent, got = getattr(reply, name), getattr(back, name)
         assert (sent is None) == (got is None)
@@ -81,7 +79,7 @@ def test_error_arrives_as_the_class_it_was() -> None:
     back = BatchReply.unpack(BatchReply(batch_id="b", error=PixelsExpired("too late")).pack())
     assert isinstance(back.error, PixelsExpired)
     assert back.error.detail == "too late"
-    assert back.num_keypoints == 0
+    assert back.keypoints is None
 
 
 def test_reply_of_another_release_becomes_an_error_for_its_batch() -> None:
@@ -113,8 +111,7 @@ def test_heartbeat_of_another_release_is_ignored() -> None:
     beat = WorkerHeartbeat(kind="training", id="w", pid=1, host="h", started_at=1.0, device="cpu")
     assert WorkerHeartbeat.parse(beat.model_dump_json()) == beat
     assert WorkerHeartbeat.parse(json.dumps({"contract": CONTRACT_VERSION + 1, "kind": "other"})) is None
-    with pytest.raises(ValidationError):
-        WorkerHeartbeat.parse(json.dumps({"contract": CONTRACT_VERSION}))
+    assert WorkerHeartbeat.parse(json.dumps({"contract": CONTRACT_VERSION})) is None
 
 
 def test_reply_of_the_first_release_is_read() -> None:

@@ -16,7 +16,7 @@ def test_message_lands_in_the_documented_list(redis_client: redis.Redis, redis_u
     app = Celery("sender", set_as_current=False)
     app.conf.update(routing.celery_options(kind, redis_url))
     with app.connection_for_write() as connection:
-        app.send_task(routing.task_name(kind), args=["x"], task_id="job-1", connection=connection)
+        app.send_task(routing.ESTIMATE_TASK, args=["x"], task_id="job-1", connection=connection)
     (message,) = redis_client.lrange(routing.queue_key(kind), 0, -1)
     assert json.loads(message)["headers"]["id"] == "job-1"
     assert all(key.startswith(routing.key_prefix(kind).encode()) for key in redis_client.scan_iter("*"))
@@ -25,7 +25,7 @@ def test_message_lands_in_the_documented_list(redis_client: redis.Redis, redis_u
 
 def test_lost_messages_are_looked_for_within_seconds() -> None:
     for kind in routing.KINDS:
-        options = routing.broker_options(kind)
+        options = routing.celery_options(kind, "")["broker_transport_options"]
         period = options["unacked_restore_interval"] * options["unacked_restore_throttle"]
         assert 0 < period <= 2
         assert options["visibility_timeout"] > 3 * period

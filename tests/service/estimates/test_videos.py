@@ -215,7 +215,7 @@ async def test_so_many_videos_are_decoded_at_once(serve, send, publish, consumer
         asyncio.create_task(send({"video": ("a.mp4", video(200))}, client=http, headers=headers))
         for headers in ({}, {"Accept": "application/jsonl"})
     ]
-    while http.gateway.video_slots.taken < 2:
+    while http.gateway.video_slots.held < 2:
         await asyncio.sleep(0.02)
     refused = await send(film, client=http, headers={})
     assert "2 videos" in problem(refused, 429, "queue_full")["detail"]
@@ -224,7 +224,7 @@ async def test_so_many_videos_are_decoded_at_once(serve, send, publish, consumer
     consumer.gate.set()
     assert [answer.status_code for answer in await asyncio.gather(*slow)] == [200, 200]
     assert (await ended(http, begun["id"]))["status"] == "succeeded"
-    assert http.gateway.video_slots.taken == 0
+    assert http.gateway.video_slots.held == 0
     assert (await send(film, client=http, headers={}, every="12")).status_code == 200
 
 
