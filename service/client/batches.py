@@ -20,7 +20,7 @@ Boxes = Sequence[Box | Sequence[Box] | None]
 
 
 def form_fields(
-    category: str, version: str | None, refine_steps: int, include: Sequence[str], landmarks: str | None
+    category: str, version: str | None, refine_steps: int, include: Sequence[str] = (), landmarks: str | None = None
 ) -> dict[str, str]:
     """Return the fields that every estimate has; unset ones are left out."""
     options = {"version": version, "include": ",".join(include), "landmarks": landmarks}
@@ -30,7 +30,7 @@ def form_fields(
 
 def video_fields(every: int, box: Box | Sequence[Box] | None) -> dict[str, str]:
     """Return the fields that a video adds."""
-    return {"every": str(every)} | ({} if box is None else {"boxes": boxes_json([box])})
+    return {"every": str(every)} | boxes_field(None if box is None else [box])
 
 
 def picture_files(images: Sequence[Picture], stack: ExitStack) -> list[tuple[str, Any]]:
@@ -38,18 +38,18 @@ def picture_files(images: Sequence[Picture], stack: ExitStack) -> list[tuple[str
     return [("images", picture_part(image, index, stack)) for index, image in enumerate(images)]
 
 
-def boxes_json(boxes: Boxes) -> str:
-    """Return boxes, which may be tuples or rows of arrays, as a JSON list."""
-    return json.dumps(_to_lists(boxes))
+def boxes_field(boxes: Boxes | None) -> dict[str, str]:
+    """Return the form field of boxes, which may be tuples or rows of arrays; none without boxes."""
+    return {} if boxes is None else {"boxes": json.dumps(_to_lists(boxes))}
 
 
 def split_pictures(
     images: Sequence[Picture], boxes: Boxes | None
-) -> Iterator[tuple[int, Sequence[Picture], dict[str, str]]]:
+) -> Iterator[tuple[int, Sequence[Picture], Boxes | None]]:
     """Yield requests of at most POSES_A_REQUEST poses each; a picture with more boxes gets a request of its own.
 
     Yields:
-        The index of the first picture, the pictures, and the field ``boxes`` if there are any.
+        The index of the first picture, the pictures and their boxes.
 
     Raises:
         InputError: no pictures, or their number differs from that of the boxes' entries.
@@ -65,7 +65,7 @@ def split_pictures(
         while last < len(images) and poses + counts[last] <= POSES_A_REQUEST:
             poses += counts[last]
             last += 1
-        yield first, images[first:last], {} if boxes is None else {"boxes": boxes_json(boxes[first:last])}
+        yield first, images[first:last], None if boxes is None else boxes[first:last]
         first = last
 
 

@@ -1,4 +1,4 @@
-"""The parts of a transport that send nothing: address, authorization and errors."""
+"""The parts of a transport that send nothing: address, paths, authorization and errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 from pydantic import BaseModel
@@ -18,6 +18,13 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 _OUTAGE_STATUSES = frozenset({502, 503, 504})
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class Page(BaseModel):
+    """A page of a list."""
+
+    items: list[dict[str, Any]]
+    next_cursor: str | None
 
 
 class Connection:
@@ -48,9 +55,11 @@ class Connection:
             "trust_env": not is_loopback(self.base_url),
         }
 
-    def _web_page_error(self, status: int) -> APIError:
+    def _refusal(self, response: httpx.Response) -> APIError:
+        if not response.is_success:
+            return APIError.of(response)
         detail = f"{self.base_url} answered with a web page; check that it is the address of this service"
-        return APIError({"code": "unexpected_answer", "detail": detail}, status)
+        return APIError({"code": "unexpected_answer", "detail": detail}, response.status_code)
 
     @contextmanager
     def _map_connection_errors(self) -> Generator[None, None, None]:
@@ -78,9 +87,23 @@ def is_outage(error: Unreachable | APIError) -> bool:
     return not isinstance(error.__cause__, httpx.UnsupportedProtocol)
 
 
-def is_web_page(response: httpx.Response) -> bool:
-    """Return whether a response is HTML, as a proxy's login page or another program sends it."""
-    return bool(response.headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/html")
+def is_accepted(response: httpx.Response) -> bool:
+    """Return whether a response is a success and no web page, as a proxy's login page or another program sends it."""
+    is_web_page = response.headers.get("Content-Type", "").strip().lower().startswith("text/html")
+    return response.is_success and not is_web_page
+
+
+def api_path(*segments: str) -> str:
+    """Return a path of the API. Raises InputError for names and ids that would change the path."""
+    for name in segments:
+        if name in ("", ".", ".."):
+            raise InputError(f"the name or id is {name!r}; it must not be empty, '.' or '..'")
+    return "".join(f"/{quote(name, safe='')}" for name in segments)
+
+
+def version_params(version: str | None) -> dict[str, str]:
+    """Return the query of a version; empty for the active one."""
+    return {"version": version} if version else {}
 
 
 def is_loopback(url: str) -> bool:

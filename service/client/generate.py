@@ -11,19 +11,13 @@ import tempfile
 from pathlib import Path
 
 CLIENT = Path(__file__).resolve().parent
-_MODULES = ("transport", "jobs", "estimate", "datasets", "versions", "client")
-_NOTE = "# Generated from service/client/aio/{}.py by service.client.generate: change it there.\n"
+_HAND_WRITTEN = {"__init__", "concurrency"}
+_NOTE = "# Generated from service/client/aio/{} by service.client.generate: change it there.\n"
 _NAMES = {
-    "AsyncAliasCalls": "AliasCalls",
     "AsyncBaseTransport": "BaseTransport",
     "AsyncClient": "Client",
-    "AsyncDatasetCalls": "DatasetCalls",
-    "AsyncEstimateCalls": "EstimateCalls",
-    "AsyncJobCalls": "JobCalls",
-    "AsyncLandmarkCalls": "LandmarkCalls",
-    "AsyncTransport": "Transport",
-    "AsyncVersionCalls": "VersionCalls",
     "aclose": "close",
+    "aclosing": "closing",
     "aiter_bytes": "iter_bytes",
     "aiter_lines": "iter_lines",
     "aread": "read",
@@ -34,13 +28,14 @@ def generate() -> dict[Path, str]:
     """Return the content of every generated file."""
     import unasync  # of the extra 'dev'
 
+    sources = [path for path in (CLIENT / "aio").glob("*.py") if path.stem not in _HAND_WRITTEN]
     generated = {}
     with tempfile.TemporaryDirectory() as folder:
         rule = unasync.Rule(fromdir=str(CLIENT / "aio"), todir=folder, additional_replacements=_NAMES)
-        unasync.unasync_files([str(CLIENT / "aio" / f"{name}.py") for name in _MODULES], [rule])
-        for name in _MODULES:
-            path = CLIENT / "sync" / f"{name}.py"
-            generated[path] = _format(_NOTE.format(name) + Path(folder, f"{name}.py").read_text(), path)
+        unasync.unasync_files([str(path) for path in sources], [rule])
+        for source in sources:
+            path = CLIENT / "sync" / source.name
+            generated[path] = _format(_NOTE.format(source.name) + Path(folder, source.name).read_text(), path)
     return generated
 
 

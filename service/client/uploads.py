@@ -17,7 +17,8 @@ from service.contract.media.videos import is_video_name
 
 from .errors import InputError
 
-PictureFile = str | os.PathLike[str] | bytes
+AnyPath = str | os.PathLike[str]
+PictureFile = AnyPath | bytes
 Picture = PictureFile | tuple[str, PictureFile]  # the tuple gives it a name
 
 _NO_MEDIA = "no picture (JPEG, PNG, WebP, BMP or TIFF) and no video (MP4, MOV, AVI, MKV or WebM)"
@@ -53,7 +54,7 @@ def list_pictures(folder: Path, *, videos: bool = False) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
-def list_named_pictures(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, Path]]:
+def list_named_pictures(paths: Sequence[AnyPath]) -> list[tuple[str, Path]]:
     """Return files under their names and the pictures of folders under their paths below the folder."""
     named = []
     for path in map(Path, paths):
@@ -81,17 +82,13 @@ def picture_part(picture: Picture, index: int, stack: ExitStack) -> tuple[str, I
     if isinstance(picture, tuple):
         name, picture = picture
         return name, picture_part(picture, index, stack)[1]
-    return (f"image-{index}", picture) if isinstance(picture, bytes) else file_part(Path(picture), stack)
+    return (f"image-{index}", picture) if isinstance(picture, bytes) else file_part(picture, stack)
 
 
-def file_part(path: Path, stack: ExitStack) -> tuple[str, IO[bytes]]:
-    """Return a file's name and content as a form part; the stack closes the file.
-
-    Raises:
-        InputError: the file does not exist or can't be read.
-    """
+def file_part(path: AnyPath, stack: ExitStack) -> tuple[str, IO[bytes]]:
+    """Return a file's name and content as a form part; the stack closes the file. Raises InputError."""
     try:
-        return printable_name(path.name), stack.enter_context(path.open("rb"))
+        return printable_name(Path(path).name), stack.enter_context(Path(path).open("rb"))
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror or error}") from error
 
@@ -110,8 +107,8 @@ def training_fields(
 
 def training_files(
     dataset: str | None,
-    labels: str | os.PathLike[str] | None,
-    prior: str | os.PathLike[str] | Mapping[str, Any] | None,
+    labels: AnyPath | None,
+    prior: AnyPath | Mapping[str, Any] | None,
     stack: ExitStack,
 ) -> dict[str, Any]:
     """Return the form parts of a training job besides its archive; the stack closes the files."""
@@ -119,11 +116,11 @@ def training_files(
     if dataset is not None:
         files["dataset"] = (None, dataset)  # a part without a file name is a plain field
     if labels is not None:
-        files["labels"] = file_part(Path(labels), stack)
+        files["labels"] = file_part(labels, stack)
     if isinstance(prior, Mapping):
         files["prior"] = ("prior.json", json.dumps(prior).encode())
     elif prior is not None:
-        files["prior"] = file_part(Path(prior), stack)
+        files["prior"] = file_part(prior, stack)
     return files
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,20 +10,20 @@ from typing import Any
 
 import httpx
 
+from service.client.connection import api_path, version_params
 from service.client.errors import InputError
-from service.client.paths import prior_path
 from service.client.retries import RETRIES
 from service.client.types import History, Job, KeypointNames, Memory, Prior, PriorEntry, Readiness
-from service.client.uploads import open_archive, training_fields, training_files
+from service.client.uploads import AnyPath, open_archive, training_fields, training_files
 
 from .concurrency import to_thread
-from .datasets import AsyncDatasetCalls
-from .estimate import AsyncEstimateCalls
-from .jobs import AsyncJobCalls
-from .versions import AsyncAliasCalls, AsyncLandmarkCalls, AsyncVersionCalls
+from .datasets import DatasetCalls
+from .estimate import EstimateCalls
+from .jobs import JobCalls
+from .versions import AliasCalls, LandmarkCalls, VersionCalls
 
 
-class AsyncClient(AsyncJobCalls, AsyncEstimateCalls):
+class AsyncClient(JobCalls, EstimateCalls):
     """A client of one server. Not thread-safe.
 
     Args:
@@ -48,11 +47,12 @@ class AsyncClient(AsyncJobCalls, AsyncEstimateCalls):
         api_key: str | None = None,
         retries: int = RETRIES,
     ) -> None:
-        super().__init__(base_url, timeout_s, transport, api_key, retries)
-        self.versions = AsyncVersionCalls(self)
-        self.aliases = AsyncAliasCalls(self)
-        self.datasets = AsyncDatasetCalls(self)
-        self.landmarks = AsyncLandmarkCalls(self)
+        super().__init__(base_url, retries)
+        self._http = httpx.AsyncClient(transport=transport, **self._http_options(timeout_s, api_key))
+        self.versions = VersionCalls(self)
+        self.aliases = AliasCalls(self)
+        self.datasets = DatasetCalls(self)
+        self.landmarks = LandmarkCalls(self)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -60,12 +60,12 @@ class AsyncClient(AsyncJobCalls, AsyncEstimateCalls):
     async def train(
         self,
         category: str,
-        pictures: str | os.PathLike[str] | None = None,
+        pictures: AnyPath | None = None,
         preset: str | None = None,
         settings: Mapping[str, Any] | None = None,
         *,
-        labels: str | os.PathLike[str] | None = None,
-        prior: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        labels: AnyPath | None = None,
+        prior: AnyPath | Mapping[str, Any] | None = None,
         prior_from: str | None = None,
         activate: bool = True,
         dataset: str | None = None,
@@ -107,34 +107,33 @@ class AsyncClient(AsyncJobCalls, AsyncEstimateCalls):
 
     async def prior(self, category: str, version: str | None = None) -> Prior:
         """Return the pose prior of a category."""
-        return self.read(Prior, await self._get_prior(category, "", version))
+        return self.read(Prior, await self._get_prior(category, version))
 
     async def memory(self, category: str, version: str | None = None) -> Memory:
         """Return the memory of a version and its prototypes."""
-        return self.read(Memory, await self._get_prior(category, "/memory", version))
+        return self.read(Memory, await self._get_prior(category, version, "memory"))
 
     async def history(self, category: str, version: str | None = None) -> History:
         """Return the snapshots of a prior during its training."""
-        return self.read(History, await self._get_prior(category, "/history", version))
+        return self.read(History, await self._get_prior(category, version, "history"))
 
     async def keypoint_names(self, category: str, version: str | None = None) -> KeypointNames:
         """Return the keypoint names of a version."""
-        return self.read(KeypointNames, await self._get_prior(category, "/keypoint-names", version))
+        return self.read(KeypointNames, await self._get_prior(category, version, "keypoint-names"))
 
     async def name_keypoints(self, category: str, names: Sequence[str], version: str | None = None) -> KeypointNames:
         """Replace the keypoint names of a version; give all, in the order of the keypoints."""
-        current = await self._get_prior(category, "/keypoint-names", version)
+        current = await self._get_prior(category, version, "keypoint-names")
         content = {
             "params": {"version": self.read(KeypointNames, current).version},
             "json": {"names": list(names)},
             "headers": {"If-Match": current.headers["ETag"]},
         }
-        return await self.request(KeypointNames, "PUT", f"{prior_path(category)}/keypoint-names", **content)
+        return await self.request(KeypointNames, "PUT", api_path("priors", category, "keypoint-names"), **content)
 
     async def link_map(self, category: str, version: str | None = None) -> bytes:
         """Return the prior's link map as a PNG."""
-        response = await self._get_prior(category, "/link-map", version)
-        return response.content
+        return (await self._get_prior(category, version, "link-map")).content
 
     async def readiness(self) -> Readiness:
         """Return the state of each part of the server: "ok" or what is wrong.
@@ -144,6 +143,5 @@ class AsyncClient(AsyncJobCalls, AsyncEstimateCalls):
         """
         return await self.request(Readiness, "GET", "/readyz")
 
-    async def _get_prior(self, category: str, subpath: str, version: str | None) -> httpx.Response:
-        params = {"version": version} if version else None
-        return await self.send("GET", f"{prior_path(category)}{subpath}", params=params)
+    async def _get_prior(self, category: str, version: str | None, *part: str) -> httpx.Response:
+        return await self.send("GET", api_path("priors", category, *part), params=version_params(version))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, aclosing
 from typing import Any
 
 import httpx
@@ -14,7 +12,7 @@ from service.client.batches import (
     MERGE_TEXTS,
     Box,
     Boxes,
-    boxes_json,
+    boxes_field,
     form_fields,
     merge_estimates,
     parse_line,
@@ -23,15 +21,15 @@ from service.client.batches import (
     split_pictures,
     video_fields,
 )
+from service.client.connection import api_path
 from service.client.errors import APIError, InputError
-from service.client.paths import quote_segment
 from service.client.types import BackgroundEstimate, Estimate, EstimateWithResult, FailedPicture, PoseLine
-from service.client.uploads import Picture, file_part
+from service.client.uploads import AnyPath, Picture, file_part
 
-from .transport import AsyncTransport
+from .transport import Transport
 
 
-class AsyncEstimateCalls(AsyncTransport):
+class EstimateCalls(Transport):
     """The part of the client that estimates poses."""
 
     async def estimate(
@@ -56,11 +54,8 @@ class AsyncEstimateCalls(AsyncTransport):
             landmarks: name of a landmark set whose points to return too.
         """
         fields = form_fields(category, version, refine_steps, include, landmarks)
-        parts = []
-        for first, pictures, box_field in split_pictures(images, boxes):
-            response = await self._send_pictures({**fields, **box_field}, pictures, first)
-            parts.append((first, self.read(Estimate, response)))
-        return merge_estimates(parts)
+        responses = await self._send_pictures(fields, images, boxes)
+        return merge_estimates([(first, self.read(Estimate, response)) for first, response in responses])
 
     async def estimate_lines(
         self,
@@ -80,10 +75,10 @@ class AsyncEstimateCalls(AsyncTransport):
             APIError: the stream ended too early.
         """
         fields = form_fields(category, version, refine_steps, include, landmarks)
-        for first, pictures, box_field in split_pictures(images, boxes):
+        for first, pictures, some_boxes in split_pictures(images, boxes):
             with ExitStack() as stack:
                 files = picture_files(pictures, stack)
-                async for line in self._stream_lines(first, {**fields, **box_field}, files):
+                async for line in self._stream_lines(first, fields | boxes_field(some_boxes), files):
                     yield line
 
     async def estimate_as(
@@ -101,17 +96,15 @@ class AsyncEstimateCalls(AsyncTransport):
         """
         if format not in MERGE_TEXTS:
             raise InputError(f"format is {format!r}; it must be one of {', '.join(MERGE_TEXTS)}")
-        fields = {**form_fields(category, version, refine_steps, (), None), "format": format}
-        parts = []
-        for first, pictures, box_field in split_pictures(images, boxes):
-            response = await self._send_pictures({**fields, **box_field}, pictures, first)
-            parts.append((first, response.text))
+        fields = form_fields(category, version, refine_steps) | {"format": format}
+        responses = await self._send_pictures(fields, images, boxes)
+        parts = [(first, response.text) for first, response in responses]
         return MERGE_TEXTS[format](parts) if len(parts) > 1 else parts[0][1]
 
     async def estimate_video(
         self,
         category: str,
-        video: str | os.PathLike[str],
+        video: AnyPath,
         every: int = 1,
         version: str | None = None,
         refine_steps: int = 0,
@@ -127,14 +120,14 @@ class AsyncEstimateCalls(AsyncTransport):
         """
         fields = form_fields(category, version, refine_steps, include, landmarks) | video_fields(every, box)
         with ExitStack() as stack:
-            async for line in self._stream_lines(0, fields, {"video": file_part(Path(video), stack)}):
+            async for line in self._stream_lines(0, fields, {"video": file_part(video, stack)}):
                 yield line
 
     async def estimate_async(
         self,
         category: str,
         images: Sequence[Picture] = (),
-        video: str | os.PathLike[str] | None = None,
+        video: AnyPath | None = None,
         every: int = 1,
         version: str | None = None,
         refine_steps: int = 0,
@@ -154,15 +147,13 @@ class AsyncEstimateCalls(AsyncTransport):
         fields = form_fields(category, version, refine_steps, include, landmarks) | {"format": format}
         with ExitStack() as stack:
             if video is not None:
-                files: Any = {"video": file_part(Path(video), stack)}
+                files: Any = {"video": file_part(video, stack)}
                 fields |= video_fields(every, boxes[0] if boxes else None)
             else:
                 files = picture_files(images, stack)
-                fields |= {} if boxes is None else {"boxes": boxes_json(boxes)}
-            headers = {"Prefer": "respond-async"}
-            return await self.request(
-                BackgroundEstimate, "POST", "/estimate", data=fields, files=files, headers=headers
-            )
+                fields |= boxes_field(boxes)
+            content = {"data": fields, "files": files, "headers": {"Prefer": "respond-async"}}
+            return await self.request(BackgroundEstimate, "POST", "/estimate", **content)
 
     def estimates(self) -> AsyncIterator[BackgroundEstimate]:
         """Iterate over the background estimates, newest first."""
@@ -170,12 +161,11 @@ class AsyncEstimateCalls(AsyncTransport):
 
     async def estimate_job(self, estimate_id: str) -> EstimateWithResult:
         """Return a background estimate; it has the poses once it has succeeded."""
-        return await self.request(EstimateWithResult, "GET", _path(estimate_id))
+        return await self.request(EstimateWithResult, "GET", api_path("estimates", estimate_id))
 
     async def estimate_result(self, estimate_id: str) -> bytes:
         """Return the poses of a background estimate that has succeeded, in its format."""
-        response = await self.send("GET", f"{_path(estimate_id)}/result")
-        return response.content
+        return (await self.send("GET", api_path("estimates", estimate_id, "result"))).content
 
     async def wait_estimate(
         self,
@@ -189,30 +179,35 @@ class AsyncEstimateCalls(AsyncTransport):
         Raises:
             TimeoutError: it has not ended after ``timeout_s``.
         """
-        path = _path(estimate_id)
-        return await self.poll(EstimateWithResult, path, _has_ended, on_progress, poll_s, timeout_s)
+        path = api_path("estimates", estimate_id)
+        return await self.poll(EstimateWithResult, path, lambda it: it.status.ended, on_progress, poll_s, timeout_s)
 
     async def cancel_estimate(self, estimate_id: str) -> BackgroundEstimate:
         """Stop a background estimate for good."""
-        return await self.request(BackgroundEstimate, "POST", f"{_path(estimate_id)}/cancel")
+        return await self.request(BackgroundEstimate, "POST", api_path("estimates", estimate_id, "cancel"))
 
     async def delete_estimate(self, estimate_id: str) -> None:
         """Delete a background estimate that has ended, with its result."""
-        await self.send("DELETE", _path(estimate_id))
+        await self.send("DELETE", api_path("estimates", estimate_id))
 
-    async def _send_pictures(self, fields: Mapping[str, str], images: Sequence[Picture], first: int) -> httpx.Response:
-        with ExitStack() as stack:
-            try:
-                return await self.send("POST", "/estimate", data=fields, files=picture_files(images, stack))
-            except APIError as error:
-                raise renumber_error(error, first) from error
+    async def _send_pictures(
+        self, fields: dict[str, str], images: Sequence[Picture], boxes: Boxes | None
+    ) -> list[tuple[int, httpx.Response]]:
+        """Send as many requests as the pictures need; return each response with the index of its first picture."""
+        responses = []
+        for first, pictures, some_boxes in split_pictures(images, boxes):
+            with ExitStack() as stack:
+                data, files = fields | boxes_field(some_boxes), picture_files(pictures, stack)
+                try:
+                    responses.append((first, await self.send("POST", "/estimate", data=data, files=files)))
+                except APIError as error:
+                    raise renumber_error(error, first) from error
+        return responses
 
-    async def _stream_lines(
-        self, first: int, fields: Mapping[str, str], files: Any
-    ) -> AsyncIterator[PoseLine | FailedPicture]:
+    async def _stream_lines(self, first: int, fields: Any, files: Any) -> AsyncIterator[PoseLine | FailedPicture]:
         headers = {"Accept": "application/jsonl"}
-        response = await self.send("POST", "/estimate", stream=True, data=fields, files=files, headers=headers)
-        try:
+        answer = await self.send("POST", "/estimate", stream=True, data=fields, files=files, headers=headers)
+        async with aclosing(answer) as response:
             with self._map_connection_errors():
                 async for text in response.aiter_lines():
                     with self._map_parse_errors():
@@ -220,14 +215,4 @@ class AsyncEstimateCalls(AsyncTransport):
                     if line is None:
                         return
                     yield line
-        finally:
-            await response.aclose()
         raise APIError({"code": "unexpected_answer", "detail": "the lines broke off before their end"}, 200)
-
-
-def _has_ended(estimate: BackgroundEstimate) -> bool:
-    return estimate.status.ended
-
-
-def _path(estimate_id: str) -> str:
-    return f"/estimates/{quote_segment(estimate_id)}"

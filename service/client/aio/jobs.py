@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from contextlib import aclosing
 
 import httpx
 
-from service.client.connection import is_outage
+from service.client.connection import api_path, is_outage
 from service.client.errors import APIError, Unreachable
-from service.client.paths import quote_segment
 from service.client.types import Checkpoint, EventKind, Job, JobEvent, JobStatus
 from service.contract.jobs.job import CheckpointList
 from service.contract.jobs.progress import MAX_EVENTS, EventPage
 
 from .concurrency import sleep
-from .transport import OUTAGE_S, AsyncTransport
+from .transport import OUTAGE_S, Transport
 
 _RECONNECT_S = 1.0
 _STREAM_READ_TIMEOUT_S = 60.0  # heartbeats come more often
 
 
-class AsyncJobCalls(AsyncTransport):
+class JobCalls(Transport):
     """The part of the client that calls training jobs."""
 
     async def job(self, job_id: str) -> Job:
         """Return the job's current state."""
-        return await self.request(Job, "GET", _path(job_id))
+        return await self.request(Job, "GET", api_path("train-jobs", job_id))
 
     def jobs(self, category: str | None = None, status: JobStatus | None = None) -> AsyncIterator[Job]:
         """Iterate over the jobs, newest first, optionally of one category or status."""
@@ -36,11 +35,11 @@ class AsyncJobCalls(AsyncTransport):
 
     async def cancel(self, job_id: str) -> Job:
         """Request that the job stops; a running one stops at its next step."""
-        return await self.request(Job, "POST", f"{_path(job_id)}/cancel")
+        return await self.request(Job, "POST", api_path("train-jobs", job_id, "cancel"))
 
     async def delete(self, job_id: str) -> None:
         """Delete the record of a job that has ended."""
-        await self.send("DELETE", _path(job_id))
+        await self.send("DELETE", api_path("train-jobs", job_id))
 
     async def wait(
         self,
@@ -54,26 +53,25 @@ class AsyncJobCalls(AsyncTransport):
         Raises:
             TimeoutError: the job has not ended after ``timeout_s``.
         """
-        return await self.poll(Job, _path(job_id), lambda job: job.status.ended, on_progress, poll_s, timeout_s)
+        path = api_path("train-jobs", job_id)
+        return await self.poll(Job, path, lambda job: job.status.ended, on_progress, poll_s, timeout_s)
 
     async def pause(self, job_id: str) -> Job:
         """Pause the job; a running one writes a checkpoint at its next step first."""
-        return await self.request(Job, "POST", f"{_path(job_id)}/pause")
+        return await self.request(Job, "POST", api_path("train-jobs", job_id, "pause"))
 
     async def resume(self, job_id: str) -> Job:
         """Put a paused job back into the queue."""
-        return await self.request(Job, "POST", f"{_path(job_id)}/resume")
+        return await self.request(Job, "POST", api_path("train-jobs", job_id, "resume"))
 
     async def webhook_secret(self) -> str:
         """Return the secret that webhooks are signed with."""
-        response = await self.send("GET", "/webhooks/secret")
-        with self._map_parse_errors(response.status_code):
-            return str(response.json()["secret"])
+        with self._map_parse_errors():
+            return str((await self.get_json("/webhooks/secret"))["secret"])
 
     async def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """Return the job's checkpoints, newest first."""
-        page = await self.request(CheckpointList, "GET", f"{_path(job_id)}/checkpoints")
-        return page.items
+        return (await self.request(CheckpointList, "GET", api_path("train-jobs", job_id, "checkpoints"))).items
 
     async def events(self, job_id: str, after: int = 0, *, follow: bool = True) -> AsyncIterator[JobEvent]:
         """Iterate over the job's events, each once, until the job has ended. Reconnect after outages under a minute.
@@ -82,48 +80,40 @@ class AsyncJobCalls(AsyncTransport):
             after: skip events up to this id.
             follow: False stops after the events that exist now.
         """
+        path = api_path("train-jobs", job_id, "events")
         if follow:
-            async for event in self._follow_events(job_id, after):
+            async for event in self._follow_events(path, after):
                 yield event
             return
         while True:
-            params = {"after": after, "limit": MAX_EVENTS}
-            page = await self.request(EventPage, "GET", f"{_path(job_id)}/events", params=params)
+            page = await self.request(EventPage, "GET", path, params={"after": after, "limit": MAX_EVENTS})
             for item in page.items:
                 yield item
             after = page.next
             if not page.has_more:
                 return
 
-    async def _follow_events(self, job_id: str, after: int) -> AsyncIterator[JobEvent]:
+    async def _follow_events(self, path: str, after: int) -> AsyncIterator[JobEvent]:
+        timeout = httpx.Timeout(**{**self._http.timeout.as_dict(), "read": _STREAM_READ_TIMEOUT_S})
         connected = time.monotonic()
         while True:
+            headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
             try:
-                with self._map_connection_errors():
-                    async with self._open_event_stream(job_id, after) as response:
-                        if response.status_code == 204:  # the job has ended, no later event will come
-                            return
-                        if not response.is_success:
-                            await response.aread()
-                            raise APIError.of(response)
-                        connected = time.monotonic()
+                answer = await self.send("GET", path, stream=True, headers=headers, timeout=timeout)
+                connected = time.monotonic()
+                async with aclosing(answer) as response:
+                    with self._map_connection_errors():
                         async for event in _parse_events(response):
                             after, connected = event.id, time.monotonic()
                             yield event
                             if event.kind is EventKind.COMPLETED:
                                 return
+                if response.status_code == 204:  # the job has ended, no later event will come
+                    return
             except (Unreachable, APIError) as error:
                 if not is_outage(error) or time.monotonic() - connected > OUTAGE_S:
                     raise
             await sleep(_RECONNECT_S)
-
-    def _open_event_stream(self, job_id: str, after: int) -> Any:
-        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
-        default = self._http.timeout
-        timeout = httpx.Timeout(
-            connect=default.connect, read=_STREAM_READ_TIMEOUT_S, write=default.write, pool=default.pool
-        )
-        return self._http.stream("GET", f"{_path(job_id)}/events", headers=headers, timeout=timeout)
 
 
 async def _parse_events(response: httpx.Response) -> AsyncIterator[JobEvent]:
@@ -134,7 +124,3 @@ async def _parse_events(response: httpx.Response) -> AsyncIterator[JobEvent]:
         for line in lines:
             if line.startswith(b"data: "):  # each event has its data in one line
                 yield JobEvent.model_validate_json(line.removeprefix(b"data: "))
-
-
-def _path(job_id: str) -> str:
-    return f"/train-jobs/{quote_segment(job_id)}"

@@ -4,46 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from itertools import count
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import httpx
-from pydantic import BaseModel
 
-from service.client.connection import Connection, Model, is_outage, is_web_page
+from service.client.connection import Connection, Model, Page, is_accepted, is_outage
 from service.client.errors import APIError, InputError, Unreachable
-from service.client.retries import RETRIES, retry_delay_s
+from service.client.retries import retry_delay_s
 
 from .concurrency import sleep
 
 OUTAGE_S = 60.0  # waiting calls survive shorter outages, such as a restart of the server
 
 
-class _Page(BaseModel):
-    items: list[dict[str, Any]]
-    next_cursor: str | None
+class CallGroup:
+    """Base of the calls on one kind of resource."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
 
 
-class AsyncTransport(Connection):
-    """Connections to one server; see the client for the arguments."""
+class Transport(Connection):
+    """Connections to one server."""
 
-    def __init__(
-        self,
-        base_url: str | None = None,
-        timeout_s: float = 120.0,
-        transport: httpx.AsyncBaseTransport | None = None,
-        api_key: str | None = None,
-        retries: int = RETRIES,
-    ) -> None:
-        super().__init__(base_url, retries)
-        self._http = httpx.AsyncClient(transport=transport, **self._http_options(timeout_s, api_key))
+    _http: httpx.AsyncClient
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -61,25 +50,18 @@ class AsyncTransport(Connection):
             Unreachable, APIError.
         """
         for attempt in count():
-            failure: Unreachable | APIError
             try:
                 with self._map_connection_errors():
                     request = self._http.build_request(method, path, **content)
                     response = await self._http.send(request, stream=stream)
-                    if not response.is_success:
-                        await response.aread()
-            except Unreachable as error:
-                failure = error
-            else:
-                if response.is_success and is_web_page(response):
-                    await response.aclose()
-                    raise self._web_page_error(response.status_code)
-                if response.is_success:
-                    return response
-                failure = APIError.of(response)
-            delay_s = retry_delay_s(attempt, method, path, content.get("headers"), failure)
-            if delay_s is None or attempt >= self.retries:
-                raise failure
+                    if is_accepted(response):
+                        return response
+                    await response.aread()
+                raise self._refusal(response)
+            except (Unreachable, APIError) as failure:
+                delay_s = retry_delay_s(attempt, method, path, content.get("headers"), failure)
+                if delay_s is None or attempt >= self.retries:
+                    raise
             await sleep(delay_s)
         raise AssertionError  # count() never ends
 
@@ -97,17 +79,16 @@ class AsyncTransport(Connection):
         self, path: str, model: type[Model], params: Mapping[str, Any] | None = None
     ) -> AsyncIterator[Model]:
         """Iterate over all items of a paginated list."""
-        cursor: str | None = None
+        position: dict[str, str] = {}
         while True:
-            position = {"cursor": cursor} if cursor else {}
-            page = await self.request(_Page, "GET", path, params={**(params or {}), **position})
+            page = await self.request(Page, "GET", path, params={**(params or {}), **position})
             for item in page.items:
                 with self._map_parse_errors():
                     parsed = model.model_validate(item)
                 yield parsed
-            cursor = page.next_cursor
-            if cursor is None:
+            if page.next_cursor is None:
                 return
+            position = {"cursor": page.next_cursor}
 
     async def download(self, path: str, to: Path) -> Path:
         """Stream a response into a file, which replaces an older one only when it is complete.
@@ -117,13 +98,10 @@ class AsyncTransport(Connection):
         """
         draft = to.with_name(f".{to.name}.part")
         try:
-            response = await self.send("GET", path, stream=True)
-            try:
+            async with aclosing(await self.send("GET", path, stream=True)) as response:
                 with self._map_connection_errors(), draft.open("wb") as file:
                     async for chunk in response.aiter_bytes():
                         file.write(chunk)
-            finally:
-                await response.aclose()
             draft.replace(to)
         except OSError as error:
             raise InputError(f"can't write {to}: {error.strerror or error}") from error
@@ -141,11 +119,7 @@ class AsyncTransport(Connection):
         poll_s: float,
         timeout_s: float | None,
     ) -> Model:
-        """Request a resource until it has ended; survive outages of less than OUTAGE_S.
-
-        Raises:
-            TimeoutError: it has not ended after ``timeout_s``.
-        """
+        """Request a resource until it has ended; survive outages of less than OUTAGE_S. Raises TimeoutError."""
         started = answered = time.monotonic()
         while True:
             try:

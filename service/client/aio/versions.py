@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from service.client.connection import api_path, version_params
 from service.client.errors import APIError, InputError
-from service.client.paths import prior_path, quote_segment
 from service.client.types import (
     AliasEntry,
     FittedLandmarks,
@@ -20,24 +19,21 @@ from service.client.types import (
     PriorDiff,
     VersionEntry,
 )
-from service.client.uploads import file_part, list_named_pictures
+from service.client.uploads import AnyPath, file_part, list_named_pictures
 
-from .transport import AsyncTransport
+from .transport import CallGroup
 
 
-class AsyncAliasCalls:
+class AliasCalls(CallGroup):
     """Calls on aliases, the names that point to versions. Reached as ``client.aliases``."""
-
-    def __init__(self, transport: AsyncTransport) -> None:
-        self._transport = transport
 
     def list(self, category: str) -> AsyncIterator[AliasEntry]:
         """Iterate over the aliases: ``active`` first, then by name."""
-        return self._transport.pages(f"{prior_path(category)}/aliases", AliasEntry)
+        return self._transport.pages(api_path("priors", category, "aliases"), AliasEntry)
 
     async def get(self, category: str, alias: str) -> AliasEntry:
         """Return an alias and its version."""
-        return await self._transport.request(AliasEntry, "GET", _alias_path(category, alias))
+        return await self._transport.request(AliasEntry, "GET", api_path("priors", category, "aliases", alias))
 
     async def put(self, category: str, alias: str, version: str, expected: str | None = None) -> AliasEntry:
         """Point an alias to a version; ``put(category, "active", older)`` rolls back.
@@ -53,28 +49,25 @@ class AsyncAliasCalls:
             except APIError as error:
                 if error.code != "unknown_alias":
                     raise
-        headers = {"If-Match": f'"{expected}"'} if expected else {}
-        content = {"json": {"version": version}, "headers": headers}
-        return await self._transport.request(AliasEntry, "PUT", _alias_path(category, alias), **content)
+        content = {"json": {"version": version}, "headers": {"If-Match": f'"{expected}"'} if expected else {}}
+        path = api_path("priors", category, "aliases", alias)
+        return await self._transport.request(AliasEntry, "PUT", path, **content)
 
     async def delete(self, category: str, alias: str) -> None:
         """Remove an alias; its version stays. ``active`` can only be moved."""
-        await self._transport.send("DELETE", _alias_path(category, alias))
+        await self._transport.send("DELETE", api_path("priors", category, "aliases", alias))
 
 
-class AsyncVersionCalls:
+class VersionCalls(CallGroup):
     """Calls on the versions of a category. Reached as ``client.versions``."""
-
-    def __init__(self, transport: AsyncTransport) -> None:
-        self._transport = transport
 
     def list(self, category: str) -> AsyncIterator[VersionEntry]:
         """Iterate over the versions, newest first."""
-        return self._transport.pages(f"{prior_path(category)}/versions", VersionEntry)
+        return self._transport.pages(api_path("priors", category, "versions"), VersionEntry)
 
     async def delete(self, category: str, version: str) -> None:
         """Delete a version for good. The server refuses if an alias points to it."""
-        await self._transport.send("DELETE", _version_path(category, version))
+        await self._transport.send("DELETE", api_path("priors", category, "versions", version))
 
     async def diff(
         self, category: str, older: str, newer: str = "active", match: str = "auto", strong: float | None = None
@@ -90,20 +83,18 @@ class AsyncVersionCalls:
         params: dict[str, str | float] = {"from": older, "to": newer, "match": match}
         if strong is not None:
             params["strong"] = strong
-        return await self._transport.request(PriorDiff, "GET", f"{prior_path(category)}/diff", params=params)
+        return await self._transport.request(PriorDiff, "GET", api_path("priors", category, "diff"), params=params)
 
-    async def export(self, category: str, version: str, to: str | os.PathLike[str]) -> Path:
+    async def export(self, category: str, version: str, to: AnyPath) -> Path:
         """Write a version into a file that another server can import.
 
         Args:
             version: a version or alias.
             to: the file; an older one is replaced once the download is complete.
         """
-        return await self._transport.download(f"{_version_path(category, version)}/export", Path(to))
+        return await self._transport.download(api_path("priors", category, "versions", version, "export"), Path(to))
 
-    async def import_file(
-        self, category: str, file: str | os.PathLike[str], activate: bool | None = None
-    ) -> VersionEntry:
+    async def import_file(self, category: str, file: AnyPath, activate: bool | None = None) -> VersionEntry:
         """Create a version from a file that :meth:`export` wrote.
 
         Args:
@@ -112,23 +103,20 @@ class AsyncVersionCalls:
         """
         fields = {} if activate is None else {"activate": str(activate).lower()}
         with ExitStack() as stack:
-            files = {"file": file_part(Path(file), stack)}
-            path = f"{prior_path(category)}/versions/import"
+            files = {"file": file_part(file, stack)}
+            path = api_path("priors", category, "versions", "import")
             return await self._transport.request(VersionEntry, "POST", path, data=fields, files=files)
 
 
-class AsyncLandmarkCalls:
+class LandmarkCalls(CallGroup):
     """Calls on landmarks, user-defined points computed from a version's keypoints. Reached as ``client.landmarks``."""
-
-    def __init__(self, transport: AsyncTransport) -> None:
-        self._transport = transport
 
     async def fit(
         self,
         category: str,
         name: str,
-        pictures: Sequence[str | os.PathLike[str]],
-        labels: str | os.PathLike[str],
+        pictures: Sequence[AnyPath],
+        labels: AnyPath,
         version: str | None = None,
         boxes: Sequence[Sequence[float]] | None = None,
     ) -> FittedLandmarks:
@@ -143,40 +131,28 @@ class AsyncLandmarkCalls:
         named = list_named_pictures(pictures)
         if boxes is not None and len(boxes) != len(named):
             raise InputError(f"{len(named)} pictures came with {len(boxes)} boxes; each picture needs one")
-        fields = {"name": name, **({"version": version} if version else {})}
+        fields = {"name": name, **version_params(version)}
         if boxes is not None:
             fields["boxes"] = json.dumps([list(box) for box in boxes])
         with ExitStack() as stack:
-            files: list[tuple[str, Any]] = [("labels", file_part(Path(labels), stack))]
+            files: list[tuple[str, Any]] = [("labels", file_part(labels, stack))]
             files += [("images", (shown, file_part(path, stack)[1])) for shown, path in named]
-            path = f"{prior_path(category)}/landmarks"
+            path = api_path("priors", category, "landmarks")
             return await self._transport.request(FittedLandmarks, "POST", path, data=fields, files=files)
 
     async def list(self, category: str, version: str | None = None) -> AsyncIterator[LandmarksEntry]:
         """Iterate over the landmark sets of a version by name."""
-        params = {"version": version} if version else None
-        page = await self._transport.request(LandmarksPage, "GET", f"{prior_path(category)}/landmarks", params=params)
+        path, params = api_path("priors", category, "landmarks"), version_params(version)
+        page = await self._transport.request(LandmarksPage, "GET", path, params=params)
         for item in page.items:
             yield item
 
     async def get(self, category: str, name: str, version: str | None = None) -> Landmarks:
         """Return a landmark set with its maps and errors."""
-        params = {"version": version} if version else None
-        return await self._transport.request(Landmarks, "GET", _landmarks_path(category, name), params=params)
+        path = api_path("priors", category, "landmarks", name)
+        return await self._transport.request(Landmarks, "GET", path, params=version_params(version))
 
     async def delete(self, category: str, name: str, version: str | None = None) -> None:
         """Delete a landmark set."""
-        params = {"version": version} if version else None
-        await self._transport.send("DELETE", _landmarks_path(category, name), params=params)
-
-
-def _alias_path(category: str, alias: str) -> str:
-    return f"{prior_path(category)}/aliases/{quote_segment(alias)}"
-
-
-def _version_path(category: str, version: str) -> str:
-    return f"{prior_path(category)}/versions/{quote_segment(version)}"
-
-
-def _landmarks_path(category: str, name: str) -> str:
-    return f"{prior_path(category)}/landmarks/{quote_segment(name)}"
+        path = api_path("priors", category, "landmarks", name)
+        await self._transport.send("DELETE", path, params=version_params(version))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -12,11 +11,11 @@ from typing import Any
 
 import httpx
 
+from service.client.connection import api_path, version_params
 from service.client.errors import InputError
-from service.client.paths import prior_path
 from service.client.retries import RETRIES
 from service.client.types import History, Job, KeypointNames, Memory, Prior, PriorEntry, Readiness
-from service.client.uploads import open_archive, training_fields, training_files
+from service.client.uploads import AnyPath, open_archive, training_fields, training_files
 
 from .concurrency import to_thread
 from .datasets import DatasetCalls
@@ -49,7 +48,8 @@ class Client(JobCalls, EstimateCalls):
         api_key: str | None = None,
         retries: int = RETRIES,
     ) -> None:
-        super().__init__(base_url, timeout_s, transport, api_key, retries)
+        super().__init__(base_url, retries)
+        self._http = httpx.Client(transport=transport, **self._http_options(timeout_s, api_key))
         self.versions = VersionCalls(self)
         self.aliases = AliasCalls(self)
         self.datasets = DatasetCalls(self)
@@ -61,12 +61,12 @@ class Client(JobCalls, EstimateCalls):
     def train(
         self,
         category: str,
-        pictures: str | os.PathLike[str] | None = None,
+        pictures: AnyPath | None = None,
         preset: str | None = None,
         settings: Mapping[str, Any] | None = None,
         *,
-        labels: str | os.PathLike[str] | None = None,
-        prior: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        labels: AnyPath | None = None,
+        prior: AnyPath | Mapping[str, Any] | None = None,
         prior_from: str | None = None,
         activate: bool = True,
         dataset: str | None = None,
@@ -108,34 +108,33 @@ class Client(JobCalls, EstimateCalls):
 
     def prior(self, category: str, version: str | None = None) -> Prior:
         """Return the pose prior of a category."""
-        return self.read(Prior, self._get_prior(category, "", version))
+        return self.read(Prior, self._get_prior(category, version))
 
     def memory(self, category: str, version: str | None = None) -> Memory:
         """Return the memory of a version and its prototypes."""
-        return self.read(Memory, self._get_prior(category, "/memory", version))
+        return self.read(Memory, self._get_prior(category, version, "memory"))
 
     def history(self, category: str, version: str | None = None) -> History:
         """Return the snapshots of a prior during its training."""
-        return self.read(History, self._get_prior(category, "/history", version))
+        return self.read(History, self._get_prior(category, version, "history"))
 
     def keypoint_names(self, category: str, version: str | None = None) -> KeypointNames:
         """Return the keypoint names of a version."""
-        return self.read(KeypointNames, self._get_prior(category, "/keypoint-names", version))
+        return self.read(KeypointNames, self._get_prior(category, version, "keypoint-names"))
 
     def name_keypoints(self, category: str, names: Sequence[str], version: str | None = None) -> KeypointNames:
         """Replace the keypoint names of a version; give all, in the order of the keypoints."""
-        current = self._get_prior(category, "/keypoint-names", version)
+        current = self._get_prior(category, version, "keypoint-names")
         content = {
             "params": {"version": self.read(KeypointNames, current).version},
             "json": {"names": list(names)},
             "headers": {"If-Match": current.headers["ETag"]},
         }
-        return self.request(KeypointNames, "PUT", f"{prior_path(category)}/keypoint-names", **content)
+        return self.request(KeypointNames, "PUT", api_path("priors", category, "keypoint-names"), **content)
 
     def link_map(self, category: str, version: str | None = None) -> bytes:
         """Return the prior's link map as a PNG."""
-        response = self._get_prior(category, "/link-map", version)
-        return response.content
+        return (self._get_prior(category, version, "link-map")).content
 
     def readiness(self) -> Readiness:
         """Return the state of each part of the server: "ok" or what is wrong.
@@ -145,6 +144,5 @@ class Client(JobCalls, EstimateCalls):
         """
         return self.request(Readiness, "GET", "/readyz")
 
-    def _get_prior(self, category: str, subpath: str, version: str | None) -> httpx.Response:
-        params = {"version": version} if version else None
-        return self.send("GET", f"{prior_path(category)}{subpath}", params=params)
+    def _get_prior(self, category: str, version: str | None, *part: str) -> httpx.Response:
+        return self.send("GET", api_path("priors", category, *part), params=version_params(version))

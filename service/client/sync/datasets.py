@@ -9,22 +9,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from service.client.connection import api_path
 from service.client.errors import InputError
-from service.client.paths import quote_segment
-from service.client.types import CreatedDataset, Dataset, DatasetStatus
-from service.client.uploads import file_part, open_archive
+from service.client.types import CreatedDataset, Dataset
+from service.client.uploads import AnyPath, file_part, open_archive
 
 from .concurrency import to_thread
-from .transport import Transport
-
-AnyPath = str | os.PathLike[str]
+from .transport import CallGroup
 
 
-class DatasetCalls:
+class DatasetCalls(CallGroup):
     """Calls on datasets. Reached as ``client.datasets``."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
 
     def create(
         self,
@@ -45,17 +40,16 @@ class DatasetCalls:
         paths = [Path(pictures)] if isinstance(pictures, (str, os.PathLike)) else [Path(path) for path in pictures]
         if not paths:
             raise InputError("no pictures were given; give at least one file or folder")
-        options = {"name": name, "mode": mode}
+        fields = {field: value for field, value in (("name", name), ("mode", mode)) if value}
         with ExitStack() as stack:
             files: dict[str, Any] = {"archive": to_thread(stack.enter_context, open_archive(paths))}
             if labels is not None:
-                files["labels"] = file_part(Path(labels), stack)
-            fields = {field: value for field, value in options.items() if value}
+                files["labels"] = file_part(labels, stack)
             return self._transport.request(CreatedDataset, "POST", "/datasets", data=fields, files=files)
 
     def get(self, dataset_id: str) -> Dataset:
         """Return a dataset and what its inspection has found so far."""
-        return self._transport.request(Dataset, "GET", _path(dataset_id))
+        return self._transport.request(Dataset, "GET", api_path("datasets", dataset_id))
 
     def list(self) -> Iterator[Dataset]:
         """Iterate over the datasets, newest first."""
@@ -63,12 +57,11 @@ class DatasetCalls:
 
     def delete(self, dataset_id: str) -> None:
         """Delete a dataset. The server refuses while a job that has not ended uses it."""
-        self._transport.send("DELETE", _path(dataset_id))
+        self._transport.send("DELETE", api_path("datasets", dataset_id))
 
     def contact_sheet(self, dataset_id: str) -> bytes:
         """Return a JPEG of sample pictures; the dataset must be ready."""
-        response = self._transport.send("GET", f"{_path(dataset_id)}/contact-sheet")
-        return response.content
+        return (self._transport.send("GET", api_path("datasets", dataset_id, "contact-sheet"))).content
 
     def wait(
         self,
@@ -82,12 +75,5 @@ class DatasetCalls:
         Raises:
             TimeoutError: the inspection has not ended after ``timeout_s``.
         """
-        return self._transport.poll(Dataset, _path(dataset_id), _is_inspected, on_progress, poll_s, timeout_s)
-
-
-def _is_inspected(dataset: Dataset) -> bool:
-    return dataset.status is not DatasetStatus.INSPECTING
-
-
-def _path(dataset_id: str) -> str:
-    return f"/datasets/{quote_segment(dataset_id)}"
+        path = api_path("datasets", dataset_id)
+        return self._transport.poll(Dataset, path, lambda it: it.status.ended, on_progress, poll_s, timeout_s)

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from typing import Any
 
 import httpx
@@ -15,7 +13,7 @@ from service.client.batches import (
     MERGE_TEXTS,
     Box,
     Boxes,
-    boxes_json,
+    boxes_field,
     form_fields,
     merge_estimates,
     parse_line,
@@ -24,10 +22,10 @@ from service.client.batches import (
     split_pictures,
     video_fields,
 )
+from service.client.connection import api_path
 from service.client.errors import APIError, InputError
-from service.client.paths import quote_segment
 from service.client.types import BackgroundEstimate, Estimate, EstimateWithResult, FailedPicture, PoseLine
-from service.client.uploads import Picture, file_part
+from service.client.uploads import AnyPath, Picture, file_part
 
 from .transport import Transport
 
@@ -57,11 +55,8 @@ class EstimateCalls(Transport):
             landmarks: name of a landmark set whose points to return too.
         """
         fields = form_fields(category, version, refine_steps, include, landmarks)
-        parts = []
-        for first, pictures, box_field in split_pictures(images, boxes):
-            response = self._send_pictures({**fields, **box_field}, pictures, first)
-            parts.append((first, self.read(Estimate, response)))
-        return merge_estimates(parts)
+        responses = self._send_pictures(fields, images, boxes)
+        return merge_estimates([(first, self.read(Estimate, response)) for first, response in responses])
 
     def estimate_lines(
         self,
@@ -81,10 +76,10 @@ class EstimateCalls(Transport):
             APIError: the stream ended too early.
         """
         fields = form_fields(category, version, refine_steps, include, landmarks)
-        for first, pictures, box_field in split_pictures(images, boxes):
+        for first, pictures, some_boxes in split_pictures(images, boxes):
             with ExitStack() as stack:
                 files = picture_files(pictures, stack)
-                for line in self._stream_lines(first, {**fields, **box_field}, files):
+                for line in self._stream_lines(first, fields | boxes_field(some_boxes), files):
                     yield line
 
     def estimate_as(
@@ -102,17 +97,15 @@ class EstimateCalls(Transport):
         """
         if format not in MERGE_TEXTS:
             raise InputError(f"format is {format!r}; it must be one of {', '.join(MERGE_TEXTS)}")
-        fields = {**form_fields(category, version, refine_steps, (), None), "format": format}
-        parts = []
-        for first, pictures, box_field in split_pictures(images, boxes):
-            response = self._send_pictures({**fields, **box_field}, pictures, first)
-            parts.append((first, response.text))
+        fields = form_fields(category, version, refine_steps) | {"format": format}
+        responses = self._send_pictures(fields, images, boxes)
+        parts = [(first, response.text) for first, response in responses]
         return MERGE_TEXTS[format](parts) if len(parts) > 1 else parts[0][1]
 
     def estimate_video(
         self,
         category: str,
-        video: str | os.PathLike[str],
+        video: AnyPath,
         every: int = 1,
         version: str | None = None,
         refine_steps: int = 0,
@@ -128,14 +121,14 @@ class EstimateCalls(Transport):
         """
         fields = form_fields(category, version, refine_steps, include, landmarks) | video_fields(every, box)
         with ExitStack() as stack:
-            for line in self._stream_lines(0, fields, {"video": file_part(Path(video), stack)}):
+            for line in self._stream_lines(0, fields, {"video": file_part(video, stack)}):
                 yield line
 
     def estimate_async(
         self,
         category: str,
         images: Sequence[Picture] = (),
-        video: str | os.PathLike[str] | None = None,
+        video: AnyPath | None = None,
         every: int = 1,
         version: str | None = None,
         refine_steps: int = 0,
@@ -155,13 +148,13 @@ class EstimateCalls(Transport):
         fields = form_fields(category, version, refine_steps, include, landmarks) | {"format": format}
         with ExitStack() as stack:
             if video is not None:
-                files: Any = {"video": file_part(Path(video), stack)}
+                files: Any = {"video": file_part(video, stack)}
                 fields |= video_fields(every, boxes[0] if boxes else None)
             else:
                 files = picture_files(images, stack)
-                fields |= {} if boxes is None else {"boxes": boxes_json(boxes)}
-            headers = {"Prefer": "respond-async"}
-            return self.request(BackgroundEstimate, "POST", "/estimate", data=fields, files=files, headers=headers)
+                fields |= boxes_field(boxes)
+            content = {"data": fields, "files": files, "headers": {"Prefer": "respond-async"}}
+            return self.request(BackgroundEstimate, "POST", "/estimate", **content)
 
     def estimates(self) -> Iterator[BackgroundEstimate]:
         """Iterate over the background estimates, newest first."""
@@ -169,12 +162,11 @@ class EstimateCalls(Transport):
 
     def estimate_job(self, estimate_id: str) -> EstimateWithResult:
         """Return a background estimate; it has the poses once it has succeeded."""
-        return self.request(EstimateWithResult, "GET", _path(estimate_id))
+        return self.request(EstimateWithResult, "GET", api_path("estimates", estimate_id))
 
     def estimate_result(self, estimate_id: str) -> bytes:
         """Return the poses of a background estimate that has succeeded, in its format."""
-        response = self.send("GET", f"{_path(estimate_id)}/result")
-        return response.content
+        return (self.send("GET", api_path("estimates", estimate_id, "result"))).content
 
     def wait_estimate(
         self,
@@ -188,28 +180,35 @@ class EstimateCalls(Transport):
         Raises:
             TimeoutError: it has not ended after ``timeout_s``.
         """
-        path = _path(estimate_id)
-        return self.poll(EstimateWithResult, path, _has_ended, on_progress, poll_s, timeout_s)
+        path = api_path("estimates", estimate_id)
+        return self.poll(EstimateWithResult, path, lambda it: it.status.ended, on_progress, poll_s, timeout_s)
 
     def cancel_estimate(self, estimate_id: str) -> BackgroundEstimate:
         """Stop a background estimate for good."""
-        return self.request(BackgroundEstimate, "POST", f"{_path(estimate_id)}/cancel")
+        return self.request(BackgroundEstimate, "POST", api_path("estimates", estimate_id, "cancel"))
 
     def delete_estimate(self, estimate_id: str) -> None:
         """Delete a background estimate that has ended, with its result."""
-        self.send("DELETE", _path(estimate_id))
+        self.send("DELETE", api_path("estimates", estimate_id))
 
-    def _send_pictures(self, fields: Mapping[str, str], images: Sequence[Picture], first: int) -> httpx.Response:
-        with ExitStack() as stack:
-            try:
-                return self.send("POST", "/estimate", data=fields, files=picture_files(images, stack))
-            except APIError as error:
-                raise renumber_error(error, first) from error
+    def _send_pictures(
+        self, fields: dict[str, str], images: Sequence[Picture], boxes: Boxes | None
+    ) -> list[tuple[int, httpx.Response]]:
+        """Send as many requests as the pictures need; return each response with the index of its first picture."""
+        responses = []
+        for first, pictures, some_boxes in split_pictures(images, boxes):
+            with ExitStack() as stack:
+                data, files = fields | boxes_field(some_boxes), picture_files(pictures, stack)
+                try:
+                    responses.append((first, self.send("POST", "/estimate", data=data, files=files)))
+                except APIError as error:
+                    raise renumber_error(error, first) from error
+        return responses
 
-    def _stream_lines(self, first: int, fields: Mapping[str, str], files: Any) -> Iterator[PoseLine | FailedPicture]:
+    def _stream_lines(self, first: int, fields: Any, files: Any) -> Iterator[PoseLine | FailedPicture]:
         headers = {"Accept": "application/jsonl"}
-        response = self.send("POST", "/estimate", stream=True, data=fields, files=files, headers=headers)
-        try:
+        answer = self.send("POST", "/estimate", stream=True, data=fields, files=files, headers=headers)
+        with closing(answer) as response:
             with self._map_connection_errors():
                 for text in response.iter_lines():
                     with self._map_parse_errors():
@@ -217,14 +216,4 @@ class EstimateCalls(Transport):
                     if line is None:
                         return
                     yield line
-        finally:
-            response.close()
         raise APIError({"code": "unexpected_answer", "detail": "the lines broke off before their end"}, 200)
-
-
-def _has_ended(estimate: BackgroundEstimate) -> bool:
-    return estimate.status.ended
-
-
-def _path(estimate_id: str) -> str:
-    return f"/estimates/{quote_segment(estimate_id)}"

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import closing
 
 import httpx
 
-from service.client.connection import is_outage
+from service.client.connection import api_path, is_outage
 from service.client.errors import APIError, Unreachable
-from service.client.paths import quote_segment
 from service.client.types import Checkpoint, EventKind, Job, JobEvent, JobStatus
 from service.contract.jobs.job import CheckpointList
 from service.contract.jobs.progress import MAX_EVENTS, EventPage
@@ -28,7 +27,7 @@ class JobCalls(Transport):
 
     def job(self, job_id: str) -> Job:
         """Return the job's current state."""
-        return self.request(Job, "GET", _path(job_id))
+        return self.request(Job, "GET", api_path("train-jobs", job_id))
 
     def jobs(self, category: str | None = None, status: JobStatus | None = None) -> Iterator[Job]:
         """Iterate over the jobs, newest first, optionally of one category or status."""
@@ -37,11 +36,11 @@ class JobCalls(Transport):
 
     def cancel(self, job_id: str) -> Job:
         """Request that the job stops; a running one stops at its next step."""
-        return self.request(Job, "POST", f"{_path(job_id)}/cancel")
+        return self.request(Job, "POST", api_path("train-jobs", job_id, "cancel"))
 
     def delete(self, job_id: str) -> None:
         """Delete the record of a job that has ended."""
-        self.send("DELETE", _path(job_id))
+        self.send("DELETE", api_path("train-jobs", job_id))
 
     def wait(
         self,
@@ -55,26 +54,25 @@ class JobCalls(Transport):
         Raises:
             TimeoutError: the job has not ended after ``timeout_s``.
         """
-        return self.poll(Job, _path(job_id), lambda job: job.status.ended, on_progress, poll_s, timeout_s)
+        path = api_path("train-jobs", job_id)
+        return self.poll(Job, path, lambda job: job.status.ended, on_progress, poll_s, timeout_s)
 
     def pause(self, job_id: str) -> Job:
         """Pause the job; a running one writes a checkpoint at its next step first."""
-        return self.request(Job, "POST", f"{_path(job_id)}/pause")
+        return self.request(Job, "POST", api_path("train-jobs", job_id, "pause"))
 
     def resume(self, job_id: str) -> Job:
         """Put a paused job back into the queue."""
-        return self.request(Job, "POST", f"{_path(job_id)}/resume")
+        return self.request(Job, "POST", api_path("train-jobs", job_id, "resume"))
 
     def webhook_secret(self) -> str:
         """Return the secret that webhooks are signed with."""
-        response = self.send("GET", "/webhooks/secret")
-        with self._map_parse_errors(response.status_code):
-            return str(response.json()["secret"])
+        with self._map_parse_errors():
+            return str((self.get_json("/webhooks/secret"))["secret"])
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """Return the job's checkpoints, newest first."""
-        page = self.request(CheckpointList, "GET", f"{_path(job_id)}/checkpoints")
-        return page.items
+        return (self.request(CheckpointList, "GET", api_path("train-jobs", job_id, "checkpoints"))).items
 
     def events(self, job_id: str, after: int = 0, *, follow: bool = True) -> Iterator[JobEvent]:
         """Iterate over the job's events, each once, until the job has ended. Reconnect after outages under a minute.
@@ -83,48 +81,40 @@ class JobCalls(Transport):
             after: skip events up to this id.
             follow: False stops after the events that exist now.
         """
+        path = api_path("train-jobs", job_id, "events")
         if follow:
-            for event in self._follow_events(job_id, after):
+            for event in self._follow_events(path, after):
                 yield event
             return
         while True:
-            params = {"after": after, "limit": MAX_EVENTS}
-            page = self.request(EventPage, "GET", f"{_path(job_id)}/events", params=params)
+            page = self.request(EventPage, "GET", path, params={"after": after, "limit": MAX_EVENTS})
             for item in page.items:
                 yield item
             after = page.next
             if not page.has_more:
                 return
 
-    def _follow_events(self, job_id: str, after: int) -> Iterator[JobEvent]:
+    def _follow_events(self, path: str, after: int) -> Iterator[JobEvent]:
+        timeout = httpx.Timeout(**{**self._http.timeout.as_dict(), "read": _STREAM_READ_TIMEOUT_S})
         connected = time.monotonic()
         while True:
+            headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
             try:
-                with self._map_connection_errors():
-                    with self._open_event_stream(job_id, after) as response:
-                        if response.status_code == 204:  # the job has ended, no later event will come
-                            return
-                        if not response.is_success:
-                            response.read()
-                            raise APIError.of(response)
-                        connected = time.monotonic()
+                answer = self.send("GET", path, stream=True, headers=headers, timeout=timeout)
+                connected = time.monotonic()
+                with closing(answer) as response:
+                    with self._map_connection_errors():
                         for event in _parse_events(response):
                             after, connected = event.id, time.monotonic()
                             yield event
                             if event.kind is EventKind.COMPLETED:
                                 return
+                if response.status_code == 204:  # the job has ended, no later event will come
+                    return
             except (Unreachable, APIError) as error:
                 if not is_outage(error) or time.monotonic() - connected > OUTAGE_S:
                     raise
             sleep(_RECONNECT_S)
-
-    def _open_event_stream(self, job_id: str, after: int) -> Any:
-        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
-        default = self._http.timeout
-        timeout = httpx.Timeout(
-            connect=default.connect, read=_STREAM_READ_TIMEOUT_S, write=default.write, pool=default.pool
-        )
-        return self._http.stream("GET", f"{_path(job_id)}/events", headers=headers, timeout=timeout)
 
 
 def _parse_events(response: httpx.Response) -> Iterator[JobEvent]:
@@ -135,7 +125,3 @@ def _parse_events(response: httpx.Response) -> Iterator[JobEvent]:
         for line in lines:
             if line.startswith(b"data: "):  # each event has its data in one line
                 yield JobEvent.model_validate_json(line.removeprefix(b"data: "))
-
-
-def _path(job_id: str) -> str:
-    return f"/train-jobs/{quote_segment(job_id)}"

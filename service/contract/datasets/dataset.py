@@ -26,6 +26,11 @@ class DatasetStatus(StrEnum):
     READY = "ready"
     FAILED = "failed"
 
+    @property
+    def ended(self) -> bool:
+        """Whether the inspection has ended."""
+        return self is not DatasetStatus.INSPECTING
+
 
 class SideCount(BaseModel):
     """The number of pictures whose shorter side is in [from_px, below_px)."""
