@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from fastapi import Header, Request
 from starlette.datastructures import Headers
 
+from service.contract.durable_files import sha256_of
 from service.contract.errors import BadRequest, PreconditionFailed, PreconditionRequired
 
 from .problems import BadField
@@ -154,6 +155,5 @@ def fingerprint(fields: dict[str, Any], files: Sequence[Path]) -> str:
     except RecursionError as error:  # the parser allows deeper nesting than the encoder
         raise BadRequest("the body nests values too deeply; send a document as the API describes it") from error
     for path in files:
-        with path.open("rb") as file:
-            digest.update(f"\0{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+        digest.update(f"\0{path.name}\0{sha256_of(path)}".encode())
     return digest.hexdigest()

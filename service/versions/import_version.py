@@ -6,36 +6,80 @@ could have written all of it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
-from service.contract.durable_files import write_json
-from service.contract.errors import ArchiveTooLarge, BadArchive, BadVersionFile, EncryptedArchive, UnsafeArchive
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from model.config import PPLConfig
+from model.network.architecture import expected_tensors
+from model.version.prior_values import read_names, read_prior
+from service.contract.durable_files import is_disk_full, sha256_of, write_json
+from service.contract.errors import (
+    ArchiveTooLarge,
+    BadArchive,
+    BadVersionFile,
+    BadVersionName,
+    EncryptedArchive,
+    StoreCorrupt,
+    UnsafeArchive,
+)
+from service.contract.jobs.job import Continued
+from service.contract.jobs.progress import timestamp
 from service.contract.media.archives import ArchiveLimits, Member, detect_kind, iter_members
-from service.contract.versions.additions import NAMES_FILE
 from service.contract.versions.export_manifest import (
     FORMAT,
+    LANDMARKS,
     MANIFEST,
     MAX_ADDITION_BYTES,
     MAX_JSON_BYTES,
     MAX_MEMBERS,
+    NAMES,
     OPTIONAL,
     REQUIRED,
     WEIGHTS,
+    FileFacts,
     Manifest,
     is_member,
 )
-from service.contract.versions.store import ADDITIONS, VersionStore, check_category
+from service.contract.versions.landmarks import LandmarkSet
+from service.contract.versions.store import ADDITIONS, VersionStore, check_version
 
-from .import_checks import CheckedVersion, check_documents, check_weights, validate
+from .reader import prior_document
+from .schemas import History, Memory, Prior
 
+_VERSION_FORMAT = 1  # of a version's folder
+_ANY = {"category": "any", "version": "any"}
+_PARTS = (*REQUIRED, *OPTIONAL)
 _EXPECTED = "expected a zip from GET /priors/{category}/versions/{version}/export"
-_CHUNK_BYTES = 2**20
 _MAX_MANIFEST_BYTES = 2**20
+_MAX_MAP_WEIGHT = 1e9  # keeps the landmarks of any pose finite
+
+
+class _Base(Continued):
+    """The version that a training continued, with bounds on what an import may hold."""
+
+    category: str = Field(max_length=64)
+    version: str = Field(max_length=64)
+    lineage: list[Annotated[str, Field(max_length=129)]] = Field(default_factory=list, max_length=1000)
+
+
+class _Info(BaseModel):
+    """The parts of version.json that are read."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    version: str
+    job_id: str | None = Field(None, max_length=64)
+    created_at: str | None = Field(None, max_length=40)
+    preset: str | None = Field(None, max_length=40)
+    training: dict[str, Any] = Field(default_factory=dict)
+    evaluation: dict[str, Any] | None = None
 
 
 def import_version(store: VersionStore, archive: Path, folder: Path, category: str, max_bytes: int) -> str:
@@ -55,22 +99,32 @@ def import_version(store: VersionStore, archive: Path, folder: Path, category: s
         UnsafeArchive, EncryptedArchive, ArchiveTooLarge: from reading the zip.
         VersionExists, NameTaken: the category has a version or an alias of this name.
     """
-    check_category(category)
     limits = ArchiveLimits(MAX_MEMBERS + 1, max_bytes, float("inf"), _MAX_MANIFEST_BYTES)
     try:
         if detect_kind(archive) != "zip":
             raise BadVersionFile(f"the upload is not a zip; {_EXPECTED}")
         manifest = _read_manifest(archive, limits)
-        folder.mkdir()
-        checked = _unpack(archive, folder, manifest, limits)
+        _unpack(archive, folder, manifest, limits)
     except (UnsafeArchive, EncryptedArchive, ArchiveTooLarge):
         raise
     except BadArchive as error:
         raise BadVersionFile(f"the upload is damaged; {_EXPECTED}") from error
-    write_json(folder / "version.json", checked.info_for(category, manifest))
-    _write_additions(folder / ADDITIONS, checked)
-    store.publish(folder, category, checked.version)
-    return checked.version
+    documents = {
+        name: _parse_json(name, _path_of(folder, name).read_bytes()) for name in manifest.files if name != WEIGHTS
+    }
+    info, config = _check_documents(documents, manifest)
+    _check_weights(folder / WEIGHTS, config)
+    published = {
+        "format": _VERSION_FORMAT,
+        "category": category,
+        **info.model_dump(exclude_none=True),
+        "settings": config.to_dict(),
+        "imported": {"from": manifest.category, "at": timestamp()},
+        "files": {name: manifest.files[name].sha256 for name in _PARTS[1:] if name in manifest.files},
+    }
+    write_json(folder / "version.json", published)
+    store.publish(folder, category, info.version)
+    return info.version
 
 
 def _read_manifest(archive: Path, limits: ArchiveLimits) -> Manifest:
@@ -80,13 +134,15 @@ def _read_manifest(archive: Path, limits: ArchiveLimits) -> Manifest:
             raise BadVersionFile(f"the zip has no {MANIFEST}; {_EXPECTED}")
         if member.size > _MAX_MANIFEST_BYTES:
             raise BadVersionFile(f"{MANIFEST} has {member.size} bytes; {_MAX_MANIFEST_BYTES} are allowed")
-        document = _parse_json(MANIFEST, b"".join(_chunks(member)))
-    found = document.get("format")
-    if type(found) is int and found > FORMAT:
-        raise BadVersionFile(f"the file has format {found}; this release reads format {FORMAT}: use a later release")
-    if found != FORMAT:
-        raise BadVersionFile(f"{MANIFEST} has format {str(found)[:40]!r}; expected {FORMAT}")
-    manifest = validate(Manifest, document, MANIFEST)
+        with _unpacking(member):
+            data = member.read()
+    document = _parse_json(MANIFEST, data)
+    if document.get("format") != FORMAT:
+        raise BadVersionFile(
+            f"{MANIFEST} has format {document.get('format')!r:.40}; this release reads format {FORMAT}: use a later one"
+        )
+    with _naming(MANIFEST):
+        manifest = Manifest.model_validate(document)
     unknown = [name for name in manifest.files if not is_member(name)]
     missing = [name for name in REQUIRED if name not in manifest.files]
     if unknown or missing:
@@ -95,33 +151,8 @@ def _read_manifest(archive: Path, limits: ArchiveLimits) -> Manifest:
     return manifest
 
 
-def _unpack(archive: Path, folder: Path, manifest: Manifest, limits: ArchiveLimits) -> CheckedVersion:
-    documents: dict[str, Any] = {}
-    for member in _listed_members(archive, limits, manifest):
-        if member.name == WEIGHTS:
-            _copy(member, folder / WEIGHTS, manifest)
-            continue
-        data = _read(member, manifest)
-        documents[member.name] = _parse_json(member.name, data)
-        if member.name in (*REQUIRED, *OPTIONAL):
-            (folder / member.name).write_bytes(data)
-    checked = check_documents(documents, manifest)
-    check_weights(folder / WEIGHTS, checked.config)
-    return checked
-
-
-def _write_additions(folder: Path, checked: CheckedVersion) -> None:
-    """Write the users' names and landmarks, which are published with the version."""
-    if checked.names:
-        folder.mkdir(parents=True)
-        write_json(folder / NAMES_FILE, {"names": list(checked.names)})
-    for landmarks in checked.landmarks:
-        (folder / "landmarks").mkdir(parents=True, exist_ok=True)
-        write_json(folder / "landmarks" / f"{landmarks.name}.json", landmarks.model_dump(mode="json"))
-
-
-def _listed_members(archive: Path, limits: ArchiveLimits, manifest: Manifest) -> Iterator[Member]:
-    """Yield the members that the manifest lists. Raise BadVersionFile for repeated, unlisted and missing ones."""
+def _unpack(archive: Path, folder: Path, manifest: Manifest, limits: ArchiveLimits) -> None:
+    """Unpack the files that the manifest lists. Raise BadVersionFile for repeated, unlisted and missing ones."""
     seen: set[str] = set()
     for member in iter_members(archive, "zip", limits):
         if member.name in seen:
@@ -131,48 +162,30 @@ def _listed_members(archive: Path, limits: ArchiveLimits, manifest: Manifest) ->
             continue
         if member.name not in manifest.files:
             raise BadVersionFile(f"{member.name[:80]!r} is in the zip and not in its {MANIFEST}")
-        yield member
+        _copy(member, _path_of(folder, member.name), manifest.files[member.name])
     missing = sorted(manifest.files.keys() - seen)
     if missing:
         raise BadVersionFile(f"{missing[0][:80]!r} is in {MANIFEST} and not in the zip")
 
 
-def _read(member: Member, manifest: Manifest) -> bytes:
-    max_bytes = MAX_JSON_BYTES if member.name in (*REQUIRED, *OPTIONAL) else MAX_ADDITION_BYTES
-    if member.size > max_bytes:
+def _path_of(folder: Path, name: str) -> Path:
+    """Return where :meth:`VersionStore.publish` expects a member: what users added lies apart."""
+    return folder / name if name in _PARTS else folder / ADDITIONS / name
+
+
+def _copy(member: Member, path: Path, listed: FileFacts) -> None:
+    """Unpack a member, and compare it with the manifest."""
+    max_bytes = MAX_JSON_BYTES if member.name in _PARTS else MAX_ADDITION_BYTES
+    if member.name != WEIGHTS and member.size > max_bytes:
         raise BadVersionFile(f"{member.name} has {member.size} bytes; {max_bytes} are allowed")
-    data = b"".join(_chunks(member))
-    _check_listed(member, manifest, len(data), hashlib.sha256(data).hexdigest())
-    return data
-
-
-def _copy(member: Member, path: Path, manifest: Manifest) -> None:
-    digest, size = hashlib.sha256(), 0
-    with path.open("xb") as out:
-        for chunk in _chunks(member):
-            size += len(chunk)
-            digest.update(chunk)
-            out.write(chunk)
-    _check_listed(member, manifest, size, digest.hexdigest())
-
-
-def _chunks(member: Member) -> Iterator[bytes]:
-    """Yield a member's bytes, up to one chunk more than its size."""
-    size = 0
-    try:
-        with member.open() as source:
-            while size <= member.size and (chunk := source.read(_CHUNK_BYTES)):
-                size += len(chunk)
-                yield chunk
-    except Exception as error:  # zipfile may raise anything for hostile bytes
-        raise BadVersionFile(f"{member.name} can't be unpacked ({str(error)[:100]}); {_EXPECTED}") from error
-
-
-def _check_listed(member: Member, manifest: Manifest, size: int, digest: str) -> None:
-    listed = manifest.files[member.name]
-    if size != listed.size:
-        raise BadVersionFile(f"{member.name} has {size} bytes and {MANIFEST} says {listed.size}; export it again")
-    if digest != listed.sha256:
+    if member.size != listed.size:
+        raise BadVersionFile(
+            f"{member.name} has {member.size} bytes and {MANIFEST} says {listed.size}; export it again"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _unpacking(member):
+        member.copy(path)
+    if sha256_of(path) != listed.sha256:
         raise BadVersionFile(f"{member.name} has another SHA-256 than {MANIFEST} says: it was damaged; export it again")
 
 
@@ -181,7 +194,7 @@ def _parse_json(name: str, data: bytes) -> dict[str, Any]:
         raise ValueError(f"{constant} in it")
 
     try:
-        value = json.loads(data, parse_constant=refuse)
+        value = json.loads(data.decode(), parse_constant=refuse)
         # written as a response will be: refuses 1e999 and lone surrogates
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
@@ -189,3 +202,112 @@ def _parse_json(name: str, data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadVersionFile(f"{name} is not a JSON object")
     return value
+
+
+def _check_documents(documents: dict[str, Any], manifest: Manifest) -> tuple[_Info, PPLConfig]:
+    """Check the JSON documents of a version, by file name, each alone and against the others."""
+    document = documents["version.json"]
+    with _naming("version.json"):
+        info = _Info.model_validate(document)
+        check_version(info.version)
+        if info.version != manifest.version or document.get("format") != _VERSION_FORMAT:
+            raise ValueError(
+                f"it is of version {info.version!r} and format {str(document.get('format'))[:40]}; "
+                f"expected {manifest.version!r} and {_VERSION_FORMAT}"
+            )
+    base = info.training.get("continued_from")
+    if base is not None:  # lists, comparisons and continued trainings read its members
+        with _naming("version.json: training: continued_from"):
+            _Base.model_validate(base)
+    with _naming("config.json"):
+        config = PPLConfig.from_dict(documents["config.json"])
+    with _naming("prior.json"):
+        count = len(read_prior(documents["prior.json"]).keypoint_prior)
+        if count != config.num_keypoints:
+            raise ValueError(f"it has {count} keypoints and config.json says {config.num_keypoints}")
+    with _naming("prior.json or version.json"):
+        shown = prior_document("any", "any", documents["prior.json"], info.model_dump(), config.to_dict(), None)
+        Prior.model_validate(shown)
+    with _naming("memory.json"):
+        _check_memory(Memory.model_validate({**_ANY, **documents["memory.json"]}), config)
+    if "history.json" in documents:
+        with _naming("history.json"):
+            _check_history(History.model_validate({**_ANY, **documents["history.json"]}), config)
+    if NAMES in documents:
+        with _naming(NAMES):
+            read_names(documents[NAMES].get("names") or [], config.num_keypoints)
+    for name, document in documents.items():
+        if match := LANDMARKS.fullmatch(name):
+            with _naming(name):
+                _check_landmarks(LandmarkSet.model_validate(document), match[1], config)
+    return info, config
+
+
+def _check_memory(memory: Memory, config: PPLConfig) -> None:
+    sizes = (0, 0, 0) if config.method == "autolink" else (config.num_banks, config.bank_size, config.token_dim)
+    num_banks, bank_size, _ = sizes
+    prototypes_fit = all(
+        len(pose.keypoints) == config.num_keypoints
+        and len(pose.codes) == num_banks
+        and all(0 <= code < bank_size for code in pose.codes)
+        for pose in memory.prototypes
+    )
+    counts_fit = [len(counts) for counts in memory.use_counts] == [bank_size] * num_banks
+    sizes_fit = (memory.num_banks, memory.bank_size, memory.token_dim) == sizes
+    if not (sizes_fit and counts_fit and prototypes_fit) or memory.vectors:
+        raise ValueError("it does not fit the sizes in config.json")
+
+
+def _check_history(history: History, config: PPLConfig) -> None:
+    for snapshot in history.snapshots:
+        points = snapshot.keypoint_prior
+        if len(snapshot.link_weights) != config.num_links or len(points or ()) not in (0, config.num_keypoints):
+            raise ValueError(f"at step {snapshot.step} it has another number of keypoints")
+
+
+def _check_landmarks(landmarks: LandmarkSet, name: str, config: PPLConfig) -> None:
+    if (landmarks.name, landmarks.num_keypoints) != (name, config.num_keypoints):
+        raise ValueError("it has another name or another number of keypoints")
+    if any(abs(weight) > _MAX_MAP_WEIGHT for rows in landmarks.maps for row in rows for weight in row):
+        raise ValueError(f"it has a weight beyond {_MAX_MAP_WEIGHT:g} in its maps; export it again")
+
+
+def _check_weights(path: Path, config: PPLConfig) -> None:
+    """Check the names, types and shapes of the tensors against the settings, and that all values are finite."""
+    expected = {name: f"{kind} of shape {list(shape)}" for name, (kind, shape) in expected_tensors(config).items()}
+    try:
+        with safe_open(path, framework="numpy") as opened:
+            json.loads((opened.metadata() or {})["facts"])
+            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+            found = {name: f"{part.get_dtype()} of shape {part.get_shape()}" for name, part in parts.items()}
+            for name in sorted(expected.keys() | found.keys()):
+                came, due = found.get(name, "absent"), expected.get(name, "absent")
+                if came != due:
+                    raise BadVersionFile(f"{name[:80]} in {WEIGHTS} is {came}; by its config.json it must be {due}")
+                if not np.isfinite(opened.get_tensor(name)).all():
+                    raise BadVersionFile(f"{name} in {WEIGHTS} holds infinity or NaN")
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise BadVersionFile(f"{WEIGHTS} does not hold weights of this program: {str(error)[:200]}") from error
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Raise what a check of the file `name` raises as BadVersionFile."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadVersionFile(f"{name}: {where[:80]}: {first['msg'][:200]}") from error
+    except (BadVersionName, StoreCorrupt, ValueError) as error:
+        raise BadVersionFile(f"{name}: {str(error)[:300]}") from error
+
+
+@contextmanager
+def _unpacking(member: Member) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # zipfile may raise anything for hostile bytes
+        if is_disk_full(error):
+            raise
+        raise BadVersionFile(f"{member.name} can't be unpacked ({str(error)[:100]}); {_EXPECTED}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -21,7 +20,7 @@ from model.scoring.protocols import evaluate
 from model.training.trainer import Trainer
 from model.version.prior import PosePrior
 from model.version.tensor_files import CheckpointError
-from service.contract.durable_files import atomic_write, write_json
+from service.contract.durable_files import atomic_write, sha256_of, write_json
 from service.contract.errors import TrainingFailed
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.progress import PaceBook
@@ -158,7 +157,8 @@ class TrainingRunner:
         with self.store.staging(job.category, version) as folder:
             names = job.continued_from.keypoint_names if job.continued_from else None
             run.trainer.export(folder, tuple(names) if names else None)
-            write_json(folder / "version.json", run.version_info(version, _checksums(folder), evaluation))
+            checksums = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+            write_json(folder / "version.json", run.version_info(version, checksums, evaluation))
             held.confirm_lease()
             self.store.publish(folder, job.category, version)
         return version
@@ -176,14 +176,6 @@ def _begin(record: JobRecord) -> None:
 def _forget_checkpoint(record: JobRecord) -> None:
     record.checkpointed, record.trained_s = 0, 0.0
     record.log("its checkpoint can't be read; training starts over")
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    checksums = {}
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            checksums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return checksums
 
 
 def evaluate_labelled(
