@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Container, Generator
+from collections.abc import AsyncIterator, Callable, Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -11,7 +11,7 @@ from typing import Any
 
 from service.contract.errors import BadVideoFile, PPLError, UnsupportedFormat
 from service.contract.media.pictures import Picture, PictureLimits
-from service.contract.media.videos import BadVideo, NoDecoder, TimedFrame, VideoLimits, frame_name, iter_every
+from service.contract.media.videos import BadVideo, NoDecoder, VideoLimits, frame_name, iter_frames
 from service.runtime.settings import Settings
 
 from .pictures import FittedBox, PictureBoxes, fit_boxes
@@ -79,7 +79,7 @@ class VideoFrames:
         self._skip = skip
         self._in_thread = in_thread
         self._stopped = False
-        self._frames: Generator[TimedFrame] = iter_every(path, every, max_frames, limits, self._check_stopped)
+        self._frames = iter_frames(path, max_frames, limits, self._check_stopped, every)
 
     async def __aiter__(self) -> AsyncIterator[FrameUpload]:
         """Yield the frames. Damage ends them early and is stored in ``failure``.

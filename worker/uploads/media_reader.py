@@ -125,7 +125,7 @@ class MediaReader:
             if video.size > self._video_limits.max_bytes:
                 raise BadVideo(f"the video has {video.size} bytes; at most {self._video_limits.max_bytes} are allowed")
             path = video.path or self._unpack(video)
-            for number, image in iter_frames(path, self._frames_per_clip, self._video_limits, self._check):
+            for number, _, image in iter_frames(path, self._frames_per_clip, self._video_limits, self._check):
                 self._keep(Picture.of(image), frame_name(name, number), name)
         except BadVideo as error:
             kept = self._counts.images - before

@@ -89,7 +89,7 @@ def read_squares(paths: Sequence[Path], side: int, frames: int = DEFAULT_FRAMES)
 def _add_frames(squares: Squares, name: str, video: Member, side: int, count: int) -> None:
     """Append a video's frames, up to where it is damaged. Raises BadVideo, NoDecoder."""
     with _extract(video) as path:
-        for number, image in iter_frames(path, count):
+        for number, _, image in iter_frames(path, count):
             squares.add(frame_name(name, number), Picture.of(image), side)
             squares.videos[frame_name(name, number)] = name
 

@@ -16,7 +16,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
 from av.container import InputContainer
@@ -26,7 +26,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
-from .videos import DONE, FAILED, FRAME, HEADER, DecodeRequest
+from .videos import DONE, FAILED, FRAME, HEADER, DecodeRequest, TimedFrame
 
 # excludes playlists and others that make ffmpeg read further files or addresses
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
@@ -44,8 +44,6 @@ _TRANSPOSES = {
 _MAX_PIXEL_ASPECT = 4.0  # beyond it the file's aspect ratio is taken for wrong
 _MICROSECOND = 1e-6
 _SHORT_S = 0.5  # a complete file may be this much shorter than it says, or a tenth of its length
-
-NumberedFrame = tuple[int, float, Image.Image]  # number from 0, seconds from the start, RGB picture
 
 
 class UnusableVideo(Exception):  # noqa: N818 - as in errors.py; the decoding program's only error
@@ -69,7 +67,7 @@ class Index:
     damage: str = ""
 
 
-def decode(request: DecodeRequest) -> Iterator[NumberedFrame]:
+def decode(request: DecodeRequest) -> Iterator[TimedFrame]:
     """Yield frames of a video, upright and with square pixels: evenly spaced, or one in ``request.every``.
 
     Evenly spaced frames of a video of more than ``request.max_frames`` frames are the nearest key frames; only these
@@ -207,7 +205,7 @@ def _video_stream(container: InputContainer, request: DecodeRequest) -> VideoStr
 
 def _decode_picks(
     container: InputContainer, stream: VideoStream, index: Index, picks: list[int]
-) -> Iterator[NumberedFrame]:
+) -> Iterator[TimedFrame]:
     """Decode from the first frame on and yield those picked."""
     remaining = iter(picks)
     pick = next(remaining)
@@ -222,7 +220,7 @@ def _decode_picks(
         good += 1
         if number < pick:
             continue
-        yield number, _time_s(frame, stream, number), _to_image(frame, stream)
+        yield _to_timed(frame, stream, number)
         following = next((later for later in remaining if later > number), None)
         if following is None:
             return
@@ -250,9 +248,7 @@ def _decode_all(container: InputContainer, stream: VideoStream) -> Iterator[Vide
             yield frame
 
 
-def _decode_key_frames(
-    container: InputContainer, stream: VideoStream, chosen: dict[int, int]
-) -> Iterator[NumberedFrame]:
+def _decode_key_frames(container: InputContainer, stream: VideoStream, chosen: dict[int, int]) -> Iterator[TimedFrame]:
     """Decode each chosen key frame by itself; leave out damaged ones."""
     left = len(chosen)
     at = 0
@@ -262,7 +258,7 @@ def _decode_key_frames(
         if at in chosen:
             frame = _decode_single(stream, packet)
             if frame is not None:
-                yield chosen[at], _time_s(frame, stream, chosen[at]), _to_image(frame, stream)
+                yield _to_timed(frame, stream, chosen[at])
             left -= 1
             if not left:
                 return
@@ -277,33 +273,28 @@ def _decode_single(stream: VideoStream, packet: Packet[VideoStream]) -> VideoFra
     return next((frame for frame in decoded if not frame.is_corrupt), None)
 
 
-def _time_s(frame: VideoFrame, stream: VideoStream, number: int) -> float:
-    """Return when a frame is shown: by its timestamp, or by the mean frame rate where it has none."""
+def _to_timed(frame: VideoFrame, stream: VideoStream, number: int) -> TimedFrame:
+    """Return a frame as a player shows it: RGB, square pixels, rotated and mirrored as the file says.
+
+    Its time is that of its timestamp, or by the mean frame rate where it has none.
+    """
+    time_s = 0.0
     if frame.pts is not None and stream.time_base is not None:
-        return max(0.0, float((frame.pts - (stream.start_time or 0)) * stream.time_base))
-    rate = stream.average_rate or stream.guessed_rate
-    return number / float(rate) if rate else 0.0
-
-
-def _to_image(frame: VideoFrame, stream: VideoStream) -> Image.Image:
-    """Return a frame as a player shows it: RGB, square pixels, rotated and mirrored as the file says."""
+        time_s = max(0.0, float((frame.pts - (stream.start_time or 0)) * stream.time_base))
+    elif rate := stream.average_rate or stream.guessed_rate:
+        time_s = number / float(rate)
     width, height = frame.width, frame.height
     aspect = float(stream.sample_aspect_ratio or 1)
     if aspect != 1 and 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT:
         width, height = (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
     image = Image.fromarray(frame.reformat(width=width, height=height, format="rgb24").to_ndarray())
-    transpose = _TRANSPOSES.get(_display_matrix(frame))
-    return image.transpose(transpose) if transpose is not None else image
-
-
-def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
     side_data: Any = frame.side_data  # PyAV annotates another container
-    try:
+    with contextlib.suppress(KeyError, struct.error):
         matrix = struct.unpack("=9i", bytes(side_data["DISPLAYMATRIX"]))
-    except (KeyError, struct.error):
-        return 1, 0, 0, 1
-    a, b, c, d = (round(matrix[place] / _FIXED_POINT) for place in (0, 1, 3, 4))
-    return a, b, c, d
+        a, b, _, c, d, *_ = (round(value / _FIXED_POINT) for value in matrix)
+        if (a, b, c, d) in _TRANSPOSES:
+            image = image.transpose(_TRANSPOSES[a, b, c, d])
+    return TimedFrame(number, time_s, image)
 
 
 def _message(error: BaseException) -> str:
@@ -328,34 +319,34 @@ def _limit_resources(request: DecodeRequest) -> None:
             resource.setrlimit(kind, (limit, limit))
 
 
-def _send(out: BinaryIO, kind: int, number: int, width: int, height: int, data: bytes, time_s: float = 0.0) -> None:
-    out.write(HEADER.pack(kind, number, width, height, time_s))
-    out.write(data)
-    out.flush()
+def _messages(request: DecodeRequest) -> Iterator[bytes]:
+    """Yield a header and the pixels of each frame, and end with DONE or FAILED."""
+    try:
+        for number, time_s, image in decode(request):
+            yield HEADER.pack(FRAME, number, image.width, image.height, time_s)
+            yield image.tobytes()
+        yield HEADER.pack(DONE, 0, 0, 0, 0.0)
+        return
+    except UnusableVideo as error:
+        reason = str(error)
+    except (MemoryError, ImportError):  # a part of the decoder could not be loaded for lack of memory
+        reason = f"it needs more than {request.memory_bytes} bytes of memory"
+    except Exception as error:  # noqa: BLE001  hostile bytes may make a decoder raise anything
+        reason = f"it can't be decoded ({_message(error)})"
+    data = reason[:1000].encode("utf-8", "replace")
+    yield HEADER.pack(FAILED, 0, len(data), 0, 0.0)
+    yield data
 
 
 def main(arguments: list[str]) -> None:
-    """Decode, send the frames, and end with DONE or FAILED; exit quietly if the parent has exited."""
+    """Decode a video to standard output; exit quietly if the parent has exited."""
     request = DecodeRequest(**json.loads(arguments[0]))
     _limit_resources(request)
     out = sys.stdout.buffer
     try:
-        try:
-            for number, time_s, image in decode(request):
-                _send(out, FRAME, number, image.width, image.height, image.tobytes(), time_s)
-        except UnusableVideo as error:
-            reason = str(error)
-        except (MemoryError, ImportError):  # a part of the decoder could not be loaded for lack of memory
-            reason = f"it needs more than {request.memory_bytes} bytes of memory"
-        except BrokenPipeError:
-            raise
-        except Exception as error:  # noqa: BLE001  hostile bytes may make a decoder raise anything
-            reason = f"it can't be decoded ({_message(error)})"
-        else:
-            _send(out, DONE, 0, 0, 0, b"")
-            return
-        data = reason[:1000].encode("utf-8", "replace")
-        _send(out, FAILED, 0, len(data), 0, data)
+        for message in _messages(request):
+            out.write(message)
+            out.flush()
     except BrokenPipeError:
         sys.stdout = None  # else Python complains at exit about what it can't flush
 

@@ -16,7 +16,9 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -67,8 +69,8 @@ class VideoLimits:
     threads: int = 1
 
 
-@dataclass(frozen=True)
-class DecodeRequest:
+@dataclass(frozen=True, kw_only=True)
+class DecodeRequest(VideoLimits):
     """The argument of the decoding process.
 
     Attributes:
@@ -79,12 +81,20 @@ class DecodeRequest:
     path: str
     count: int
     every: int | None
-    max_pixels: int
-    max_frames: int
-    max_duration_s: float
-    timeout_s: float
-    memory_bytes: int
-    threads: int
+
+
+class TimedFrame(NamedTuple):
+    """A frame of a video.
+
+    Attributes:
+        number: from 0, as shown.
+        time_s: from the start of the video to when it is shown.
+        image: RGB, upright, its pixels square.
+    """
+
+    number: int
+    time_s: float
+    image: Image.Image
 
 
 def is_video_name(name: str) -> bool:
@@ -106,130 +116,78 @@ def frame_name(video: str, number: int) -> str:
     return f"{video}#{number:06d}"
 
 
-@dataclass(frozen=True)
-class TimedFrame:
-    """A frame of a video.
-
-    Attributes:
-        number: from 0, as shown.
-        time_s: from the start of the video to when it is shown.
-        image: RGB, upright, its pixels square.
-    """
-
-    number: int
-    time_s: float
-    image: Image.Image
-
-
-def iter_every(
-    path: Path,
-    every: int,
-    most: int,
-    limits: VideoLimits | None = None,
-    check: Callable[[], None] = lambda: None,
-) -> Generator[TimedFrame]:
-    """Yield the first frame of a video and each ``every``-th after it; otherwise as :func:`iter_frames`.
-
-    Args:
-        most: highest number of frames allowed; a video with more raises BadVideo before the first.
-    """
-    yield from _iter(path, most, every, limits or VideoLimits(), check)
-
-
 def iter_frames(
-    path: Path, count: int, limits: VideoLimits | None = None, check: Callable[[], None] = lambda: None
-) -> Iterator[tuple[int, Image.Image]]:
-    """Yield number and RGB picture of up to ``count`` frames evenly spaced over a video.
+    path: Path,
+    count: int,
+    limits: VideoLimits = VideoLimits(),
+    check: Callable[[], None] = lambda: None,
+    every: int | None = None,
+) -> Generator[TimedFrame]:
+    """Yield up to ``count`` frames evenly spaced over a video; with ``every``, the first and each so many after it.
 
     Frames are rotated and mirrored as the file says, their pixels square. One frame is in memory at a time.
 
     Args:
         check: called several times a second; what it raises ends the decoding.
+        every: a video with more than ``count`` such frames raises BadVideo before the first.
 
     Raises:
         BadVideo: after the frames before the damage, or before any.
         NoDecoder: PyAV is not installed.
     """
-    for frame in _iter(path, count, None, limits or VideoLimits(), check):
-        yield frame.number, frame.image
-
-
-def _iter(
-    path: Path, count: int, every: int | None, limits: VideoLimits, check: Callable[[], None]
-) -> Iterator[TimedFrame]:
     if importlib.util.find_spec("av") is None:
         raise NoDecoder(MISSING)
     size = path.stat().st_size
     if size > limits.max_bytes:
         raise BadVideo(f"the video has {size} bytes; at most {limits.max_bytes} are allowed")
-    with _Decoder(path, count, every, limits, check) as decoder:
-        while (frame := decoder.next()) is not None:
-            yield frame
+    request = DecodeRequest(path=str(path.resolve()), count=count, every=every, **asdict(limits))
+    with subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
+        [sys.executable, "-P", "-m", f"{__package__}.video_decoder", json.dumps(asdict(request))],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        start_new_session=True,  # Ctrl-C must not end it: the video would look damaged
+    ) as process:
+        try:
+            yield from _receive(partial(_read, process, limits, check, time.monotonic() + limits.timeout_s), limits)
+        finally:
+            process.kill()
 
 
-class _Decoder:
-    """The decoding process of one video, killed at the end of the block."""
-
-    def __init__(
-        self, path: Path, count: int, every: int | None, limits: VideoLimits, check: Callable[[], None]
-    ) -> None:
-        self._limits = limits
-        self._check = check
-        self._deadline = time.monotonic() + limits.timeout_s
-        values = {name: value for name, value in asdict(limits).items() if name in DecodeRequest.__dataclass_fields__}
-        request = DecodeRequest(path=str(path.resolve()), count=count, every=every, **values)
-        self._process = subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
-            [sys.executable, "-P", "-m", f"{__package__}.video_decoder", json.dumps(asdict(request))],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,  # Ctrl-C must not end it: the video would look damaged
-        )
-
-    def __enter__(self) -> _Decoder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-    def next(self) -> TimedFrame | None:
-        """Return the next frame, None after the last. Raises BadVideo."""
-        kind, number, width, height, time_s = HEADER.unpack(self._read(HEADER.size))
+def _receive(read: Callable[[int], bytes], limits: VideoLimits) -> Iterator[TimedFrame]:
+    while True:
+        kind, number, width, height, time_s = HEADER.unpack(read(HEADER.size))
         if kind == DONE:
-            return None
+            return
         if kind == FAILED:
-            raise BadVideo(self._read(min(width, _MAX_REASON_BYTES)).decode("utf-8", "replace"))
-        if kind != FRAME or width * height > self._limits.max_pixels or not width or not height:
+            raise BadVideo(read(min(width, _MAX_REASON_BYTES)).decode("utf-8", "replace"))
+        if kind != FRAME or width * height > limits.max_pixels or not width or not height:
             raise BadVideo(
-                f"a frame is {width} x {height} pixels; at most {self._limits.max_pixels} are allowed, scale it down"
+                f"a frame is {width} x {height} pixels; at most {limits.max_pixels} are allowed, scale it down"
             )
-        if min(width, height) < self._limits.min_side_px:
+        if min(width, height) < limits.min_side_px:
             raise BadVideo(
-                f"its frames are {width} x {height} pixels; each side must have at least {self._limits.min_side_px}"
+                f"its frames are {width} x {height} pixels; each side must have at least {limits.min_side_px}"
             )
-        data = self._read(width * height * _CHANNELS)
-        return TimedFrame(number, time_s, Image.frombytes("RGB", (width, height), data))
+        data = read(width * height * _CHANNELS)
+        yield TimedFrame(number, time_s, Image.frombytes("RGB", (width, height), data))
 
-    def _read(self, size: int) -> bytes:
-        assert self._process.stdout is not None
-        pipe = self._process.stdout.fileno()
-        data = bytearray()
-        while len(data) < size:
-            self._check()
-            if time.monotonic() > self._deadline:
-                raise BadVideo(
-                    f"decoding it took more than {self._limits.timeout_s:g} seconds; send a shorter or smaller one"
-                )
-            if select.select([pipe], [], [], _POLL_S)[0]:
-                part = os.read(pipe, min(size - len(data), _READ_BYTES))
-                if not part:
-                    raise BadVideo(f"the decoder {self._describe_exit()}")
-                data += part
-        return bytes(data)
 
-    def _describe_exit(self) -> str:
-        code = self._process.wait()
-        return f"crashed on it (signal {-code})" if code < 0 else f"gave it up (exit code {code})"
+def _read(
+    process: subprocess.Popen[bytes], limits: VideoLimits, check: Callable[[], None], deadline: float, size: int
+) -> bytes:
+    assert process.stdout is not None
+    pipe = process.stdout.fileno()
+    data = bytearray()
+    while len(data) < size:
+        check()
+        if time.monotonic() > deadline:
+            raise BadVideo(f"decoding it took more than {limits.timeout_s:g} seconds; send a shorter or smaller one")
+        if select.select([pipe], [], [], _POLL_S)[0]:
+            part = os.read(pipe, min(size - len(data), _READ_BYTES))
+            if not part:
+                code = process.wait()
+                end = f"crashed on it (signal {-code})" if code < 0 else f"gave it up (exit code {code})"
+                raise BadVideo(f"the decoder {end}")
+            data += part
+    return bytes(data)

@@ -63,7 +63,7 @@ def test_videos_are_clips_in_natural_order_by_themselves(desk: SimpleNamespace, 
     assert clips.tolist() == [0] * 6 + [1] * 9
     assert info["names"] == [f"walk_2.avi#{n:06d}" for n in range(6)] + [f"walk_10.mp4#{n:06d}" for n in range(9)]
     (tmp_path / "walk_10.mp4").write_bytes(films["walk_10.mp4"])
-    expected = [fit_square(image, 32)[0] for _, image in iter_frames(tmp_path / "walk_10.mp4", 99)]
+    expected = [fit_square(image, 32)[0] for _, _, image in iter_frames(tmp_path / "walk_10.mp4", 99)]
     np.testing.assert_array_equal(squares[6:], np.stack(expected))
     assert sorted(path.name for path in desk.files.folder(job.id).iterdir()) == [
         "clips.npy",
@@ -197,14 +197,14 @@ def test_stop_in_the_middle_of_a_video_leaves_the_job_to_the_next_worker(
     desk: SimpleNamespace, video: Video, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = desk.upload({"a.mp4": video(30)})
-    real = videos._Decoder.next
+    real = videos._read
 
-    def next_then_stop(decoder: Any) -> Any:
-        frame = real(decoder)
+    def read_then_stop(*arguments: Any) -> bytes:
+        data = real(*arguments)
         desk.stop.request()
-        return frame
+        return data
 
-    monkeypatch.setattr(videos._Decoder, "next", next_then_stop)
+    monkeypatch.setattr(videos, "_read", read_then_stop)
     desk.caretaker.prepare(job.id)
     assert desk.jobs.get(job.id).status is JobStatus.VALIDATING
     assert not desk.files.pictures_info(job.id).exists()

@@ -61,11 +61,11 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
     return started
 
 
-def read(path: Path, count: int = MANY, limits: VideoLimits | None = None) -> tuple[dict[int, Image.Image], str]:
+def read(path: Path, count: int = MANY, limits: VideoLimits = VideoLimits()) -> tuple[dict[int, Image.Image], str]:
     """What a video gives: its frames by number, and why it ended early, if it did."""
     found: dict[int, Image.Image] = {}
     try:
-        for number, image in iter_frames(path, count, limits):
+        for number, _, image in iter_frames(path, count, limits):
             assert number not in found
             found[number] = image
     except BadVideo as error:
