@@ -61,10 +61,10 @@ def _find_pictures(folder: Path) -> list[Path]:
     return paths
 
 
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a sort key by which frame_2 comes before frame_10."""
-    parts = re.split(r"([0-9]+)", name)
-    return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part)
+def natural_key(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
+    """Return a sort key that compares digits by value, frame_2 before frame_10; ties are compared as text."""
+    parts = [(digits.lstrip("0"), text) for digits, text in re.findall(r"([0-9]+)|([^0-9]+)", name)]
+    return tuple((1, 0, text) if text else (0, len(value), value) for value, text in parts), name
 
 
 def fit_picture(path: Path, side: int) -> Images:

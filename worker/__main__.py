@@ -10,10 +10,13 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+import redis
 from pydantic import ValidationError
 
 from service.contract import routing
+from service.contract.messages import WorkerHeartbeat
 from service.contract.routing import Kind
+from service.contract.settings import CommonSettings
 from worker.settings import WorkerSettings, set_threads
 
 logger = logging.getLogger("worker")
@@ -29,9 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("kind", choices=[*routing.KINDS, "health"])
     kind = parser.parse_args(arguments).kind
     if kind == "health":
-        from worker import health
-
-        return health.main()
+        return check_health()
     try:
         return run(kind, WorkerSettings())
     except (ValidationError, DeviceMissing) as error:
@@ -39,11 +40,30 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
+def check_health() -> int:
+    """Return 0 if a worker of either kind on this host sent a heartbeat recently, else 1. Imports no torch."""
+    host, alive = socket.gethostname(), False
+    try:
+        with redis.Redis.from_url(CommonSettings().redis_url, socket_connect_timeout=3, socket_timeout=3) as client:
+            for kind in routing.KINDS:
+                for worker_id in client.zrange(routing.workers_key(kind), 0, -1):
+                    data = client.get(routing.worker_key(kind, worker_id.decode()))  # expires soon after the last one
+                    beat = WorkerHeartbeat.parse(data) if data else None
+                    if beat and beat.host == host:
+                        alive = True
+                        print(f"{kind} worker {beat.id} is alive")
+    except redis.RedisError as error:
+        print(f"Redis does not answer: {error}", file=sys.stderr)
+        return 1
+    if not alive:
+        print(f"no worker on {host} is alive", file=sys.stderr)
+    return 0 if alive else 1
+
+
 def run(kind: Kind, settings: WorkerSettings) -> int:
     """Run a worker until SIGTERM: the current batch is answered, the current job is checkpointed and requeued.
 
-    Raises:
-        DeviceMissing: the requested device does not exist here.
+    Raises DeviceMissing if the requested device does not exist here.
     """
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
@@ -56,39 +76,40 @@ def run(kind: Kind, settings: WorkerSettings) -> int:
 
     # imported here because torch and Celery take seconds, which `health` does not need
     from celery import signals
+    from prometheus_client import start_http_server
 
-    from model.network.blocks import pick_device
+    from model.training.distributed import pick_rank_device
     from worker.app import make_app, make_parts
     from worker.jobs import Stop
-    from worker.training.rank_processes import check_devices
 
+    processes = settings.training_processes if kind == "training" else 1
     try:
-        pick_device(settings.device)
-        if kind == "training":
-            check_devices(settings.device, settings.training_processes)
+        pick_rank_device(settings.device, processes - 1, processes)
     except ValueError as error:
         raise DeviceMissing(f"PPL_DEVICE, PPL_TRAINING_PROCESSES: {error}") from error
     stop = Stop()
     app = make_app(kind, settings)
-    parts = make_parts(kind, app, settings, stop)
+    metrics, threads = make_parts(kind, app, settings, stop)
     if settings.worker_metrics_port:
         try:
-            parts.metrics.serve(settings.worker_metrics_host, settings.worker_metrics_port)
+            start_http_server(settings.worker_metrics_port, settings.worker_metrics_host, registry=metrics)
         except OSError:  # another worker on this host has the port; heartbeats carry the metrics too
             logger.exception("metrics can't be served: port=%d", settings.worker_metrics_port)
 
-    def start_parts(**_: Any) -> None:
-        parts.start()
+    def start_threads(**_: Any) -> None:
+        for thread in threads:
+            thread.start()
 
     def request_stop(**_: Any) -> None:
         stop.request()
 
-    def stop_parts(**_: Any) -> None:
-        parts.stop()
+    def stop_threads(**_: Any) -> None:
+        for thread in reversed(threads):
+            thread.stop()
 
-    signals.worker_ready.connect(start_parts, weak=False)
+    signals.worker_ready.connect(start_threads, weak=False)
     signals.worker_shutting_down.connect(request_stop, weak=False)
-    signals.worker_shutdown.connect(stop_parts, weak=False)
+    signals.worker_shutdown.connect(stop_threads, weak=False)
     worker = app.Worker(
         hostname=f"{kind}@{socket.gethostname()}",
         pool="solo",

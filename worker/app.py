@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 from celery import Celery
@@ -19,32 +18,17 @@ from service.contract.versions.store import VersionStore
 from worker.inference import InferenceEngine, Keepalive, ResidentModels, make_task
 from worker.jobs import JobTaker, Stop
 from worker.training.runner import TrainingRunner
-from worker.uploads.dataset_inspector import Inspector
+from worker.uploads.inspection import Inspector
 from worker.uploads.preparer import Preparer
 
-from .caretaker import Caretaker, make_sender
+from .caretaker import Caretaker
 from .heartbeat import Heartbeat, PeriodicThread, new_worker_id
 from .metrics import InferenceMetrics, Metrics, TrainingMetrics
 from .redis_retries import connect
 from .settings import WorkerSettings
 
-
-@dataclass(frozen=True)
-class Parts:
-    """A worker's metrics and background threads."""
-
-    metrics: Metrics
-    threads: tuple[PeriodicThread, ...]
-
-    def start(self) -> None:
-        """Start the threads; call it once the worker consumes messages."""
-        for thread in self.threads:
-            thread.start()
-
-    def stop(self) -> None:
-        """Stop the threads, the heartbeat last."""
-        for thread in reversed(self.threads):
-            thread.stop()
+# the threads are started once the worker consumes messages, and stopped in reverse order
+Parts = tuple[Metrics, tuple[PeriodicThread, ...]]
 
 
 def make_app(kind: Kind, settings: WorkerSettings) -> Celery:
@@ -65,9 +49,8 @@ def make_app(kind: Kind, settings: WorkerSettings) -> Celery:
 
 
 def make_parts(kind: Kind, app: Celery, settings: WorkerSettings, stop: Stop) -> Parts:
-    """Register the task of a kind of worker with the application, and return the parts beside it."""
-    make = _make_inference_parts if kind == "inference" else _make_training_parts
-    return make(app, settings, stop)
+    """Register the task of a kind of worker with the application; return its metrics and the threads beside it."""
+    return (_make_inference_parts if kind == "inference" else _make_training_parts)(app, settings, stop)
 
 
 def _make_inference_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> Parts:
@@ -81,7 +64,7 @@ def _make_inference_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> 
 
     # acknowledged after the reply, so that the batch of a killed worker is redelivered
     app.task(make_task(engine, keepalive), name=routing.ESTIMATE_TASK, bind=True, acks_late=True, ignore_result=True)
-    return Parts(metrics, (heartbeat, keepalive))
+    return metrics, (heartbeat, keepalive)
 
 
 def _make_training_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> Parts:
@@ -92,7 +75,11 @@ def _make_training_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> P
     device = str(pick_device(settings.device))
     heartbeat = Heartbeat(client, "training", worker_id, device, metrics.text, lambda: runner.is_busy)
     preparer = Preparer(taker, files, settings, metrics)
-    caretaker = Caretaker(jobs, files, store, taker, preparer, make_sender(app), stop)
+
+    def send(job_id: str) -> object:
+        return app.tasks[routing.TRAIN_TASK].apply_async(args=[job_id], task_id=job_id)
+
+    caretaker = Caretaker(jobs, files, store, taker, preparer, send, stop)
     # acknowledged on receipt: a lost job is found again by its record
     app.task(caretaker.make_task(runner), name=routing.TRAIN_TASK, acks_late=False, ignore_result=True)
-    return Parts(metrics, (heartbeat, caretaker, Inspector(DatasetFiles(settings.data_root), settings, stop)))
+    return metrics, (heartbeat, caretaker, Inspector(DatasetFiles(settings.data_root), settings, stop))

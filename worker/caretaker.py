@@ -9,13 +9,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from celery import Celery
 from kombu.exceptions import OperationalError
 
 from service.contract.errors import UnknownJob, UnreadableJob
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.store import JobStatus, JobStore
-from service.contract.routing import RECONCILE_EVERY_S, TRAIN_TASK
+from service.contract.routing import RECONCILE_EVERY_S
 from service.contract.versions.store import VersionStore
 from worker.jobs import JobTaker, Stop
 from worker.training.runner import TrainingRunner
@@ -32,11 +31,7 @@ _MAX_PUBLISHING_S = 3600.0
 
 
 class Caretaker(PeriodicThread):
-    """A thread that checks uploads while another job trains.
-
-    Args:
-        send: puts a job's message into the training queue.
-    """
+    """A thread that checks uploads while another job trains; ``send`` puts a job's message into the training queue."""
 
     def __init__(
         self,
@@ -119,15 +114,6 @@ class Caretaker(PeriodicThread):
             if path.name[-6:] not in unfinished:
                 logger.info("draft of a version deleted: %s", path.name)
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def make_sender(app: Celery) -> Callable[[str], object]:
-    """Return a function that puts a job's message into the training queue."""
-
-    def send(job_id: str) -> object:
-        return app.tasks[TRAIN_TASK].apply_async(args=[job_id], task_id=job_id)
-
-    return send
 
 
 def _seconds_since_write(folder: Path) -> float:

@@ -24,12 +24,9 @@ logger = logging.getLogger(__name__)
 
 
 class PeriodicThread(ABC):
-    """Base of a daemon thread that calls `run_once` repeatedly.
+    """Base of a daemon thread that calls `run_once` every few seconds; ``name`` also begins its log lines.
 
-    Args:
-        name: of the thread; also begins its log lines.
-        every_s: pause between two calls.
-        outages: errors that are logged once per outage, without a traceback.
+    Errors that are ``outages`` are logged once per outage, without a traceback.
     """
 
     def __init__(self, name: str, every_s: float, outages: tuple[type[Exception], ...] = OUTAGES) -> None:
@@ -92,12 +89,16 @@ class Heartbeat(PeriodicThread):
     ) -> None:
         super().__init__("heartbeat", every_s, (redis.RedisError,))
         self._redis = client
-        self._kind: Kind = kind
-        self._id = worker_id
-        self._device = device
-        self._metrics = metrics
-        self._is_busy = is_busy
-        self._started_at = time.time()
+        self._metrics, self._is_busy = metrics, is_busy
+        self._message = WorkerHeartbeat(
+            kind=kind,
+            id=worker_id,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            started_at=time.time(),
+            device=device,
+        )
+        self._key, self._index = routing.worker_key(kind, worker_id), routing.workers_key(kind)
 
     def stop(self) -> None:
         """End the thread and remove this worker from the list of live ones."""
@@ -106,27 +107,18 @@ class Heartbeat(PeriodicThread):
         super().stop()
         try:
             with self._redis.pipeline(transaction=True) as pipe:
-                pipe.delete(routing.worker_key(self._kind, self._id))
-                pipe.zrem(routing.workers_key(self._kind), self._id)
+                pipe.delete(self._key)
+                pipe.zrem(self._index, self._message.id)
                 pipe.execute()
         except redis.RedisError as error:
             logger.warning("heartbeat: the last one could not be removed and will expire: %s", error)
 
     def run_once(self) -> None:
         """Write one heartbeat."""
-        message = WorkerHeartbeat(
-            kind=self._kind,
-            id=self._id,
-            pid=os.getpid(),
-            host=socket.gethostname(),
-            started_at=self._started_at,
-            device=self._device,
-            busy=self._is_busy(),
-            metrics=self._metrics(),
-        )
+        message = self._message.model_copy(update={"busy": self._is_busy(), "metrics": self._metrics()})
         now = time.time()
         with self._redis.pipeline(transaction=True) as pipe:
-            pipe.set(routing.worker_key(self._kind, self._id), message.model_dump_json(), ex=routing.HEARTBEAT_TTL_S)
-            pipe.zadd(routing.workers_key(self._kind), {self._id: now})
-            pipe.zremrangebyscore(routing.workers_key(self._kind), 0, now - 6 * routing.HEARTBEAT_TTL_S)
+            pipe.set(self._key, message.model_dump_json(), ex=routing.HEARTBEAT_TTL_S)
+            pipe.zadd(self._index, {message.id: now})
+            pipe.zremrangebyscore(self._index, 0, now - 6 * routing.HEARTBEAT_TTL_S)
             pipe.execute()

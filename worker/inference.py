@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +31,22 @@ from worker.redis_retries import OUTAGES, retry_outages
 logger = logging.getLogger(__name__)
 
 
+@dataclass
 class InferenceEngine:
-    """A processor of batches, one at a time.
+    """A processor of batches, one at a time. Once a stop is requested, it no longer waits for Redis."""
 
-    Args:
-        client: of Redis, returning bytes.
-        stop: of the process; once it is requested, the engine no longer waits for Redis.
-    """
-
-    def __init__(self, client: Any, models: ResidentModels, metrics: InferenceMetrics, stop: Stop) -> None:
-        self._redis = client
-        self._models = models
-        self._metrics = metrics
-        self._stop = stop
-        self.is_busy = False
+    redis: Any
+    models: ResidentModels
+    metrics: InferenceMetrics
+    stop: Stop
+    is_busy: bool = False
 
     def handle(self, message: Mapping[str, Any]) -> None:
         """Process one message from the queue; errors of the batch go into the reply and are not raised."""
         self.is_busy = True
         try:
             reply = self._make_reply(message)
-            self._metrics.batches.labels(str(reply.error.code) if reply.error else "ok").inc()
+            self.metrics.batches.labels(str(reply.error.code) if reply.error else "ok").inc()
             self._send_reply(message, reply)
         finally:
             self.is_busy = False
@@ -73,35 +68,24 @@ class InferenceEngine:
         if time.time() > request.deadline:
             raise PixelsExpired("the batch waited in the queue until after its request's deadline")
         images = self._fetch_pixels(request)
-        model = self._models.get(request.category, request.version)
+        model = self.models.get(request.category, request.version)
         loaded = time.perf_counter()
         try:
             prediction = model.predict(images, request.refine_steps, link_map=request.link_map, codes=request.codes)
         except NoMemoryError as error:
             raise NoMemory(str(error)) from error
         ended = time.perf_counter()
-        self._metrics.seconds.observe(ended - loaded)
-        self._metrics.images.inc(request.count)
-        return BatchReply(
-            batch_id=request.batch_id,
-            keypoints=prediction.keypoints,
-            scores=prediction.scores,
-            trajectory=prediction.trajectory,
-            link_map=prediction.link_map,
-            surprises=prediction.surprises,
-            codes=prediction.codes,
-            timing_ms={
-                "load": 1e3 * (loaded - started),
-                "model": 1e3 * (ended - loaded),
-                "total": 1e3 * (ended - started),
-            },
-        )
+        self.metrics.seconds.observe(ended - loaded)
+        self.metrics.images.inc(request.count)
+        seconds = {"load": loaded - started, "model": ended - loaded, "total": ended - started}
+        timing_ms = {name: 1e3 * value for name, value in seconds.items()}
+        return BatchReply(batch_id=request.batch_id, timing_ms=timing_ms, **vars(prediction))
 
     def _fetch_pixels(self, request: BatchRequest) -> NDArray[np.uint8]:
         key = routing.pixels_key(request.batch_id)
         data = retry_outages(
-            lambda: self._redis.get(key),
-            lambda: self._stop.requested or time.time() > request.deadline,
+            lambda: self.redis.get(key),
+            lambda: self.stop.requested or time.time() > request.deadline,
             f"batch={request.batch_id}",
         )
         if data is None:
@@ -121,68 +105,57 @@ class InferenceEngine:
         data = reply.pack()
 
         def push() -> None:
-            with self._redis.pipeline(transaction=True) as pipe:
+            with self.redis.pipeline(transaction=True) as pipe:
                 pipe.rpush(reply_to, data)
                 pipe.expire(reply_to, routing.REPLY_TTL_S)
                 pipe.unlink(routing.pixels_key(reply.batch_id))
                 pipe.execute()
 
         try:
-            retry_outages(push, lambda: self._stop.requested or time.time() > give_up_at, f"batch={reply.batch_id}")
+            retry_outages(push, lambda: self.stop.requested or time.time() > give_up_at, f"batch={reply.batch_id}")
         except OUTAGES:
             logger.exception("batch=%s: the reply could not be sent before its deadline", reply.batch_id)
 
 
+@dataclass
 class ResidentModels:
-    """An LRU cache of loaded models. Not thread-safe: a worker runs one batch at a time.
+    """An LRU cache of models in memory. Not thread-safe: a worker runs one batch at a time."""
 
-    Args:
-        limit: maximum number of models in memory.
-        load: reads the model from a version's folder.
-    """
-
-    def __init__(
-        self, store: VersionStore, limit: int, load: Callable[[Path], Predictor], metrics: InferenceMetrics
-    ) -> None:
-        self._store = store
-        self._limit = limit
-        self._load = load
-        self._metrics = metrics
-        self._models: OrderedDict[tuple[str, str, tuple[int, int]], Predictor] = OrderedDict()
+    store: VersionStore
+    limit: int
+    load: Callable[[Path], Predictor]
+    metrics: InferenceMetrics
+    models: OrderedDict[tuple[str, str, tuple[int, int]], Predictor] = field(default_factory=OrderedDict)
 
     def get(self, category: str, version: str) -> Predictor:
         """Return the model of a version, loading it if needed.
 
         Raises:
-            UnknownCategory, UnknownVersion, BadCategoryName, BadVersionName.
-            StoreCorrupt: the version's files are missing or damaged.
+            UnknownCategory, UnknownVersion, BadCategoryName, BadVersionName, and StoreCorrupt for damaged files.
         """
-        key = (category, version, self._store.identity(category, version))
-        if key in self._models:
-            self._models.move_to_end(key)
-            return self._models[key]
-        while len(self._models) >= self._limit:  # evict before loading, to stay within memory
-            (old_category, old_version, _), _ = self._models.popitem(last=False)
-            self._metrics.evictions.inc()
-            logger.info("model evicted: category=%s version=%s", old_category, old_version)
-        self._metrics.resident.set(len(self._models))
+        key = (category, version, self.store.identity(category, version))
+        if key in self.models:
+            self.models.move_to_end(key)
+            return self.models[key]
+        while len(self.models) >= self.limit:  # evict before loading, to stay within memory
+            (*evicted, _), _ = self.models.popitem(last=False)
+            self.metrics.evictions.inc()
+            logger.info("model evicted: category=%s version=%s", *evicted)
+        self.metrics.resident.set(len(self.models))
         started = time.perf_counter()
         try:
-            predictor = self._load(self._store.path(category, version))
+            predictor = self.load(self.store.path(category, version))
         except (CheckpointError, FileNotFoundError, ValueError) as error:
             logger.exception("model can't be loaded: category=%s version=%s", category, version)
             raise StoreCorrupt(
                 f"version '{version}' of category '{category}' can't be loaded; the worker's log has the reason"
             ) from error
-        self._models[key] = predictor
-        self._metrics.loads.inc()
-        self._metrics.resident.set(len(self._models))
+        self.models[key] = predictor
+        self.metrics.loads.inc()
+        self.metrics.resident.set(len(self.models))
         seconds = time.perf_counter() - started
         logger.info("model loaded: category=%s version=%s seconds=%.2f", category, version, seconds)
         return predictor
-
-    def __len__(self) -> int:
-        return len(self._models)
 
 
 class Keepalive(PeriodicThread):
@@ -196,20 +169,11 @@ class Keepalive(PeriodicThread):
         super().__init__("keepalive", visibility_s / 3, (redis.RedisError,))
         self._redis = client
         self._key = routing.unacked_index_key(kind)
-        self._tag: str | None = None
-
-    @contextmanager
-    def hold(self, tag: str | None) -> Iterator[None]:
-        """Keep the message with this delivery tag until the block ends."""
-        self._tag = tag
-        try:
-            yield
-        finally:
-            self._tag = None
+        self.tag: str | None = None  # delivery tag of the current batch's message
 
     def run_once(self) -> None:
-        """Reset the time of the held message, if any."""
-        if (tag := self._tag) is not None:
+        """Reset the time of the current message, if any."""
+        if (tag := self.tag) is not None:
             self._redis.zadd(self._key, {tag: time.time()}, xx=True)
 
 
@@ -217,7 +181,10 @@ def make_task(engine: InferenceEngine, keepalive: Keepalive) -> Callable[[Task, 
     """Return the body of the Celery task: process a batch, and meanwhile keep its message."""
 
     def estimate(task: Task, message: dict[str, Any]) -> None:
-        with keepalive.hold((task.request.properties or {}).get("delivery_tag")):
+        keepalive.tag = (task.request.properties or {}).get("delivery_tag")
+        try:
             engine.handle(message)
+        finally:
+            keepalive.tag = None
 
     return estimate

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,8 +39,6 @@ logger = logging.getLogger(__name__)
 Change = Callable[[JobRecord], Any]
 
 _PERIOD_S = 0.5  # how often progress is written and requests are polled
-
-
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -59,6 +58,10 @@ class RankCrashed(Exception):  # noqa: N818
     """A training process ended without a report, such as one that was killed; the job resumes from its checkpoint."""
 
 
+# ends the work on a job that another process continues, or this one later, or none
+_LEAVING = (LeaseLost, JobNotActive, UnknownJob, UnreadableJob, Stopping, RankCrashed, *OUTAGES)
+
+
 class Stop:
     """A flag that a signal handler sets when the process should stop, so it takes no lock."""
 
@@ -73,12 +76,7 @@ class Stop:
 class HeldJob:
     """Background thread that renews a job's lease, writes progress and polls for cancel and pause.
 
-    Args:
-        lease: held when the block begins; released when it ends.
-        stop: of the process.
-
-    Attributes:
-        on_failure: a change that is written together with the job's failure.
+    The lease is released when the block ends. ``on_failure`` is a change to be written together with a failure.
     """
 
     def __init__(self, jobs: JobStore, lease: Lease, stop: Stop) -> None:
@@ -105,30 +103,22 @@ class HeldJob:
             logger.warning("job=%s: Redis is down; the lease will expire", self.job_id)
 
     def check(self) -> None:
-        """Raise if the work must end; called at every step.
-
-        Raises:
-            LeaseLost, Cancelled, Stopping, Paused.
-        """
+        """Raise LeaseLost, Cancelled, Stopping or Paused if the work must end; called at every step."""
         if self._lost:
             raise LeaseLost(self.job_id)
         if self._cancelled:
             raise Cancelled(self.job_id)
         if self._stop.requested:
-            raise Stopping(self.job_id)
+            raise Stopping("the worker stops; the job resumes later")
         if self._paused:
-            raise Paused(self.job_id)
+            raise Paused("the job is paused")
 
     def report(self, change: Change) -> None:
         """Leave a change for the thread to write. A later report or write replaces it."""
         self._pending = change
 
     def write(self, change: Change) -> JobRecord:
-        """Change the record now; while Redis is down, retry until the process is asked to stop.
-
-        Raises:
-            LeaseLost, redis.RedisError.
-        """
+        """Change the record now; while Redis is down, retry until the process is asked to stop. May raise LeaseLost."""
         self._pending = None
         return self._retry(lambda: self._jobs.update(self.job_id, change, self._lease))
 
@@ -158,12 +148,9 @@ class HeldJob:
             except OUTAGES as error:
                 log.log_failure(error)
                 self._pending = self._pending or change
-            except LeaseLost:
-                logger.warning("job=%s: another process took it, or it ended", self.job_id)
-                self._lost = True
-                return
-            except Exception:  # the work must not continue without a lease
-                logger.exception("job=%s: holding it failed", self.job_id)
+            except Exception as error:  # the work must not continue without a lease
+                if not isinstance(error, LeaseLost):
+                    logger.exception("job=%s: holding it failed", self.job_id)
                 self._lost = True
                 return
 
@@ -185,83 +172,57 @@ def explain_failure(error: BaseException, what: str = "job") -> PPLError:
     return TrainingFailed(f"internal error; the worker's log has the traceback under the {what}'s id")
 
 
+@dataclass(frozen=True)
 class JobTaker:
-    """A taker of jobs under a lease, which writes how they ended.
+    """A taker of jobs under a lease, which writes how they ended; ``holder`` is this process's name in leases."""
 
-    Args:
-        holder: name of this process in leases.
-        stop: of the process.
-    """
-
-    def __init__(self, jobs: JobStore, files: JobFiles, metrics: TrainingMetrics, holder: str, stop: Stop) -> None:
-        self._jobs = jobs
-        self._files = files
-        self._metrics = metrics
-        self._holder = holder
-        self._stop = stop
+    jobs: JobStore
+    files: JobFiles
+    metrics: TrainingMetrics
+    holder: str
+    stop: Stop
 
     def take(self, job_id: str, work: Callable[[HeldJob], None]) -> bool:
-        """Work on a job if no other process does.
+        """Work on a job if no other process does; return whether it was free.
 
-        Args:
-            work: does it and calls `HeldJob.check` often. Its exception decides what becomes of the job: Cancelled
-                ends it, Stopping and RankCrashed leave it for later, Paused until its owner resumes it, LeaseLost
-                leaves it to another process, and any other error fails it.
-
-        Returns:
-            Whether the job was free.
+        ``work`` does it and calls `HeldJob.check` often. Its exception decides what becomes of the job: Cancelled ends
+        it, those in ``_LEAVING`` leave it as it is, and any other error fails it.
         """
-        lease = self._jobs.acquire(job_id, self._holder)
+        lease = self.jobs.acquire(job_id, self.holder)
         if lease is None:
             logger.info("job=%s: another process works on it", job_id)
             return False
-        with HeldJob(self._jobs, lease, self._stop) as held:
+        with HeldJob(self.jobs, lease, self.stop) as held:
             try:
-                if self._jobs.cancel_requested(job_id):
-                    raise Cancelled(job_id)
-                work(held)
-            except (LeaseLost, JobNotActive):
-                logger.warning("job=%s: stopped, another process took it or it ended", job_id)
-            except UnknownJob:
-                logger.info("job=%s: its record was deleted", job_id)
-            except UnreadableJob as error:
-                logger.error("job=%s: left unchanged: %s", job_id, error.detail)
-            except Paused:
-                logger.info("job=%s: paused", job_id)
-            except Stopping:
-                logger.info("job=%s: set aside, it resumes later", job_id)
-            except RankCrashed as error:
-                logger.error("job=%s: set aside, %s; it resumes from its checkpoint", job_id, error)
-            except Cancelled:
-                logger.info("job=%s: cancelled", job_id)
-                self.end(held, lambda record: record.move(JobStatus.CANCELLED))
-            except PPLError as error:
-                self._fail(held, error)
-            except OUTAGES:
-                logger.exception("job=%s: set aside, Redis is down; it resumes later", job_id)
-            except Exception as error:  # the owner must see any failure
-                logger.exception("job=%s: failed", job_id)
-                self._fail(held, explain_failure(error))
+                self._work_to_end(held, work)
+            except _LEAVING as error:
+                logger.warning("job=%s: left as it is: %s: %s", job_id, type(error).__name__, error)
         return True
 
-    def end(self, held: HeldJob, change: Change) -> JobRecord | None:
-        """Write a change that ends the job, count it and delete its files; return None if it can't be written."""
+    def _work_to_end(self, held: HeldJob, work: Callable[[HeldJob], None]) -> None:
         try:
-            record = held.write(change)
-        except (LeaseLost, UnknownJob, JobNotActive):
-            logger.warning("job=%s: end not written, another process took it or it ended", held.job_id)
-            return None
-        except OUTAGES:
-            logger.exception("job=%s: end not written, Redis is down; it resumes later", held.job_id)
-            return None
-        self.clean_up(record)
-        return record
+            if self.jobs.cancel_requested(held.job_id):
+                raise Cancelled(held.job_id)
+            work(held)
+        except _LEAVING:
+            raise
+        except Cancelled:
+            logger.info("job=%s: cancelled", held.job_id)
+            self.end(held, lambda record: record.move(JobStatus.CANCELLED))
+        except Exception as error:  # the owner must see any failure
+            if not isinstance(error, PPLError):
+                logger.exception("job=%s: failed", held.job_id)
+            self._fail(held, explain_failure(error))
+
+    def end(self, held: HeldJob, change: Change) -> None:
+        """Write a change that ends the job, count it and delete its files. Raises as `HeldJob.write`."""
+        self.clean_up(held.write(change))
 
     def clean_up(self, record: JobRecord) -> None:
         """Count a job whose end is written, and delete its files."""
-        self._metrics.jobs.labels(str(record.job.status)).inc()
+        self.metrics.jobs.labels(str(record.job.status)).inc()
         try:
-            self._files.remove(record.job.id)
+            self.files.remove(record.job.id)
         except OSError:
             logger.exception("job=%s: files not deleted; the next sweep retries", record.job.id)
 

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _BATCH_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
-class Metrics:
+class Metrics(CollectorRegistry):
     """A separate registry, so that two workers can run in one process."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
 
     def text(self) -> str:
         """Return all metrics in Prometheus's text format."""
-        return generate_latest(self.registry).decode()
-
-    def serve(self, host: str, port: int) -> None:
-        """Serve the metrics over HTTP from a thread. Raises OSError if the address is in use."""
-        start_http_server(port, host, registry=self.registry)
+        return generate_latest(self).decode()
 
 
 class InferenceMetrics(Metrics):
@@ -27,19 +20,14 @@ class InferenceMetrics(Metrics):
 
     def __init__(self) -> None:
         super().__init__()
-        self.batches = Counter(
-            "ppl_inference_batches", "Batches by outcome: ok or an error code", ["outcome"], registry=self.registry
-        )
-        self.images = Counter("ppl_inference_images", "Pictures whose poses were estimated", registry=self.registry)
-        self.seconds = Histogram(
-            "ppl_inference_batch_seconds",
-            "Time the model took for a batch",
-            buckets=_BATCH_SECONDS,
-            registry=self.registry,
-        )
-        self.loads = Counter("ppl_models_loaded", "Versions read from disk", registry=self.registry)
-        self.evictions = Counter("ppl_models_evicted", "Versions evicted from memory", registry=self.registry)
-        self.resident = Gauge("ppl_models_resident", "Versions in memory", registry=self.registry)
+        outcomes = "Batches by outcome: ok or an error code"
+        self.batches = Counter("ppl_inference_batches", outcomes, ["outcome"], registry=self)
+        self.images = Counter("ppl_inference_images", "Pictures whose poses were estimated", registry=self)
+        seconds = "Time the model took for a batch"
+        self.seconds = Histogram("ppl_inference_batch_seconds", seconds, buckets=_BATCH_SECONDS, registry=self)
+        self.loads = Counter("ppl_models_loaded", "Versions read from disk", registry=self)
+        self.evictions = Counter("ppl_models_evicted", "Versions evicted from memory", registry=self)
+        self.resident = Gauge("ppl_models_resident", "Versions in memory", registry=self)
 
 
 class TrainingMetrics(Metrics):
@@ -47,16 +35,15 @@ class TrainingMetrics(Metrics):
 
     def __init__(self) -> None:
         super().__init__()
-        self.step = Gauge("ppl_training_step", "Steps done", registry=self.registry)
-        self.total_steps = Gauge("ppl_training_total_steps", "Steps to do", registry=self.registry)
-        self.steps_per_s = Gauge("ppl_training_steps_per_second", "Recent speed", registry=self.registry)
-        self.loss = Gauge("ppl_training_loss", "Last losses by name", ["name"], registry=self.registry)
-        self.steps = Counter("ppl_training_steps", "Steps done by this process", registry=self.registry)
-        self.checkpoints = Counter("ppl_training_checkpoints", "Checkpoints written", registry=self.registry)
-        self.jobs = Counter("ppl_training_jobs", "Jobs by outcome", ["outcome"], registry=self.registry)
-        self.pictures = Counter(
-            "ppl_preparation_pictures", "Pictures of uploads by outcome", ["outcome"], registry=self.registry
-        )
+        self.step = Gauge("ppl_training_step", "Steps done", registry=self)
+        self.total_steps = Gauge("ppl_training_total_steps", "Steps to do", registry=self)
+        self.steps_per_s = Gauge("ppl_training_steps_per_second", "Recent speed", registry=self)
+        self.loss = Gauge("ppl_training_loss", "Last losses by name", ["name"], registry=self)
+        self.steps = Counter("ppl_training_steps", "Steps done by this process", registry=self)
+        self.checkpoints = Counter("ppl_training_checkpoints", "Checkpoints written", registry=self)
+        self.jobs = Counter("ppl_training_jobs", "Jobs by outcome", ["outcome"], registry=self)
+        outcomes = "Pictures of uploads by outcome"
+        self.pictures = Counter("ppl_preparation_pictures", outcomes, ["outcome"], registry=self)
 
     def reset_job_gauges(self) -> None:
         """Set the current job's gauges to 0."""

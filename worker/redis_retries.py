@@ -23,11 +23,7 @@ _MAX_PAUSE_S = 2.0
 
 
 class OutageLog:
-    """A log of outages: the start and the end of each, once.
-
-    Args:
-        what: is delayed by the outage; begins the log lines.
-    """
+    """A log of the start and the end of each outage, once; ``what`` is delayed by it and begins the lines."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -60,24 +56,18 @@ def connect(url: str) -> redis.Redis:
 def retry_outages(call: Callable[[], Result], give_up: Callable[[], bool], what: str) -> Result:
     """Return a call's result, retrying it while Redis is down.
 
-    Args:
-        give_up: checked after each failure.
-        what: is being done, for the log.
-
-    Raises:
-        redis.RedisError: the last outage once `give_up` returns true; any other error at once.
+    Raises the last outage once `give_up`, checked after each failure, returns true; any other error at once.
     """
     log = OutageLog(what)
     pause_s = 0.1
     while True:
         try:
             result = call()
+            log.log_success()
+            return result
         except OUTAGES as error:
             log.log_failure(error)
             if give_up():
                 raise
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
-        else:
-            log.log_success()
-            return result

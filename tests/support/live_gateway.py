@@ -16,7 +16,7 @@ from service.runtime.settings import Settings
 from tests.service.conftest import Consumer
 from worker.jobs import Stop
 from worker.settings import WorkerSettings
-from worker.uploads.dataset_inspector import Inspector
+from worker.uploads.inspection import Inspector
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import redis
 
 from service.contract import routing
 from service.contract.messages import WorkerHeartbeat
-from worker import health
+from worker.__main__ import main
 from worker.heartbeat import Heartbeat
 from worker.inference import Keepalive
 
@@ -67,12 +67,12 @@ def test_message_in_hand_keeps_its_time_and_no_other_comes_into_being(redis_clie
     redis_client.zadd(key, {"tag": 1.0, "other": 2.0})
     keepalive = Keepalive(redis_client, "inference", visibility_s=0.15)
     keepalive.start()
-    with keepalive.hold("tag"):
-        time.sleep(0.2)
+    keepalive.tag = "tag"
+    time.sleep(0.2)
     assert time.time() - redis_client.zscore(key, "tag") < 5
     assert redis_client.zscore(key, "other") == 2.0
-    with keepalive.hold("acknowledged"):
-        time.sleep(0.2)
+    keepalive.tag = "acknowledged"
+    time.sleep(0.2)
     assert redis_client.zscore(key, "acknowledged") is None
     keepalive.stop()
 
@@ -84,11 +84,11 @@ def test_health_asks_for_a_worker_on_this_host(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("PPL_REDIS_URL", redis_url)
-    assert health.main() == 1
+    assert main(["health"]) == 1
     heartbeat(redis_client).run_once()
-    assert health.main() == 0
+    assert main(["health"]) == 0
     assert "inference worker w1 is alive" in capsys.readouterr().out
     monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
-    assert health.main() == 1
+    assert main(["health"]) == 1
     monkeypatch.setenv("PPL_REDIS_URL", "redis://127.0.0.1:1/0")
-    assert health.main() == 1
+    assert main(["health"]) == 1

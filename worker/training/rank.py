@@ -15,6 +15,7 @@ import os
 import queue
 import sys
 import threading
+from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -62,14 +63,9 @@ def _train(instructions: dict[str, Any], commands: queue.SimpleQueue[str], repor
     device = pick_rank_device(instructions["device"], rank, processes)
     weights = instructions["perceptual_weights"]
     with join_group(device, rank, processes, instructions["meeting"]) as group:
+        config = PPLConfig.from_dict(instructions["config"])
         trainer = Trainer(
-            data.images,
-            PPLConfig.from_dict(instructions["config"]),
-            device,
-            weights and Path(weights),
-            clips=data.clips,
-            prior=data.prior,
-            group=group,
+            data.images, config, device, weights and Path(weights), clips=data.clips, prior=data.prior, group=group
         )
         if files.start(job_id).exists():
             trainer.load_weights(files.start(job_id))
@@ -77,9 +73,9 @@ def _train(instructions: dict[str, Any], commands: queue.SimpleQueue[str], repor
         trainer.load_checkpoint(checkpoint)
         group.wait()  # all ranks must have read the checkpoint before rank 0 overwrites it
         steps = trainer.run()
-        while rank:
-            if next(steps, None) is None:
-                threading.Event().wait()  # until the worker kills this process
+        if rank:
+            deque(steps, maxlen=0)  # take all steps
+            threading.Event().wait()  # until the worker kills this process
         while True:
             if commands.get() == "save":
                 trainer.save_checkpoint(checkpoint)

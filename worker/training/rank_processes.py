@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from model.config import PPLConfig
-from model.training.distributed import pick_rank_device
 from model.training.trainer import StepReport, Trainer, TrainingDivergedError
 from worker.jobs import RankCrashed, Stopping
 from worker.settings import WorkerSettings
@@ -36,14 +35,10 @@ class RankError(RuntimeError):
     """A training process reported the error in the message."""
 
 
-def check_devices(device: str, processes: int) -> None:
-    """Raise ValueError unless there is a device for each process."""
-    pick_rank_device(device, processes - 1, processes)
-
-
 def rank_instructions(job_id: str, config: PPLConfig, settings: WorkerSettings) -> dict[str, Any]:
     """Return the instructions that all ranks of a job share; each gets its part of the worker's threads."""
     return {
+        "processes": settings.training_processes,
         "job_id": job_id,
         "config": config.to_dict(),
         "data_root": str(settings.data_root),
@@ -58,27 +53,17 @@ class MultiprocessTrainer(Trainer):
     """A trainer whose steps are taken by several processes.
 
     Args:
-        processes: number of them, at least 2.
         instructions: of `rank_instructions`.
         checkpoint: folder of the job's checkpoint, which the ranks start from if it exists.
         check: raises if the work must end, as `HeldJob.check`.
     """
 
     def __init__(
-        self,
-        *args: Any,
-        processes: int,
-        instructions: dict[str, Any],
-        checkpoint: Path,
-        check: Callable[[], None],
-        **kwargs: Any,
+        self, *args: Any, instructions: dict[str, Any], checkpoint: Path, check: Callable[[], None], **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.config.check_processes(processes)
-        self._processes = processes
-        self._instructions = instructions
-        self._folder = checkpoint
-        self._check = check
+        self.config.check_processes(instructions["processes"])
+        self._instructions, self._folder, self._check = instructions, checkpoint, check
         self._ranks: RankProcesses | None = None
 
     def run(self) -> Generator[StepReport]:
@@ -91,7 +76,7 @@ class MultiprocessTrainer(Trainer):
             return
         with tempfile.TemporaryDirectory(prefix="ppl-ranks-") as meeting:
             instructions = {**self._instructions, "meeting": f"file://{meeting}/meeting"}
-            with RankProcesses(instructions, self._processes, self._check) as self._ranks:
+            with RankProcesses(instructions, self._check) as self._ranks:
                 try:
                     while self.step < self.config.steps:
                         self._ranks.send("step")
@@ -118,15 +103,13 @@ class RankProcesses:
 
     Args:
         instructions: of `rank_instructions`, with "meeting", torch.distributed's init_method.
-        count: number of processes.
         check: called twice a second while waiting. Its exceptions end the wait, except Stopping: the current step is
             finished first, so that it can be saved.
     """
 
-    def __init__(self, instructions: dict[str, Any], count: int, check: Callable[[], None]) -> None:
-        self._instructions = instructions
-        self._check = check
-        self._count = count
+    def __init__(self, instructions: dict[str, Any], check: Callable[[], None]) -> None:
+        self._instructions, self._check = instructions, check
+        self._count: int = instructions["processes"]
         self._processes: list[subprocess.Popen[str]] = []
         # rank and message; None when the rank's output ends
         self._reports: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
@@ -145,14 +128,16 @@ class RankProcesses:
             process.kill()
         for process in self._processes:
             process.wait()
-            for pipe in (process.stdin, process.stdout):
-                assert pipe is not None
-                with suppress(BrokenPipeError):
-                    pipe.close()
+            with suppress(BrokenPipeError), process:  # closes its pipes
+                pass
 
-    def send(self, command: str) -> None:
-        """Send a command to rank 0; `receive` raises if it has ended."""
-        self._write(0, command)
+    def send(self, line: str, rank: int = 0) -> None:
+        """Send a command to a rank; `receive` raises if it has ended."""
+        pipe = self._processes[rank].stdin
+        assert pipe is not None
+        with suppress(BrokenPipeError):
+            pipe.write(line + "\n")
+            pipe.flush()
 
     def receive(self, member: str) -> dict[str, Any]:
         """Return the next report of rank 0, which must have a member of this name.
@@ -182,25 +167,14 @@ class RankProcesses:
         )
         self._processes.append(process)
         threading.Thread(target=self._read_reports, args=(rank, process), name=f"rank-{rank}", daemon=True).start()
-        self._write(rank, json.dumps({**self._instructions, "rank": rank, "processes": self._count}))
+        self.send(json.dumps({**self._instructions, "rank": rank}), rank)
         logger.info("training process %d of %d started: pid=%d", rank + 1, self._count, process.pid)
-
-    def _write(self, rank: int, line: str) -> None:
-        pipe = self._processes[rank].stdin
-        assert pipe is not None
-        try:
-            pipe.write(line + "\n")
-            pipe.flush()
-        except BrokenPipeError:
-            logger.debug("training process %d has ended", rank + 1)
 
     def _read_reports(self, rank: int, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        try:
+        with suppress(ValueError):  # half a line from a killed process, or the pipe was closed
             for line in process.stdout:
                 self._reports.put((rank, json.loads(line)))
-        except ValueError:  # half a line from a killed process, or the pipe was closed
-            logger.debug("training process %d was cut off", rank + 1)
         self._reports.put((rank, None))
 
     def _find_cause(self, ended: dict[int, dict[str, Any] | None]) -> Exception:
@@ -219,9 +193,8 @@ class RankProcesses:
                 return rebuild_error(message, f"training process {rank + 1} of {self._count}")
         silent = sorted(ended.keys() - errors.keys())
         if not silent:
-            return RankCrashed(
-                f"the {self._count} training processes lost their connection: {next(iter(errors.values()))['error']}"
-            )
+            reason = next(iter(errors.values()))["error"]
+            return RankCrashed(f"the {self._count} training processes lost their connection: {reason}")
         codes = [f"process {rank + 1} of {self._count} ({_exit_reason(self._processes[rank])})" for rank in silent]
         return RankCrashed(f"training {', '.join(codes)} ended without a report; often the cause is too little memory")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from model.scoring.protocols import evaluate
 from model.training.trainer import Trainer
 from model.version.prior import PosePrior
 from model.version.tensor_files import CheckpointError
-from service.contract.durable_files import atomic_write, sha256_of, write_json
+from service.contract.durable_files import sha256_of, write_json
 from service.contract.errors import TrainingFailed
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.progress import PaceBook
@@ -29,16 +29,15 @@ from service.contract.versions.store import VersionStore, new_version_id
 from worker.jobs import Change, HeldJob, JobTaker
 from worker.metrics import TrainingMetrics
 from worker.settings import WorkerSettings
-from worker.uploads.preparer import LabelledPictures, parse_config, training_rows
+from worker.uploads.media_reader import copy_rows
+from worker.uploads.preparer import LabelledPictures, load_clips, match_job_labels, parse_config, training_rows
 
 from .rank_processes import MultiprocessTrainer, rank_instructions
 from .training_run import ThreadChoice, TrainingRun
 
 logger = logging.getLogger(__name__)
 
-
 _BATCH_SIZE = 32
-_COPY_BATCH = 1024  # pictures
 
 
 @dataclass
@@ -105,8 +104,8 @@ class TrainingRunner:
             record.job.evaluation = self.store.info(job.category, version).get("evaluation")
             record.job.progress.step, record.job.progress.fraction = record.job.progress.total_steps, 1.0
 
-        if self.taker.end(held, succeed):
-            logger.info("job=%s: succeeded, version=%s active=%s", job.id, version, job.activate)
+        self.taker.end(held, succeed)
+        logger.info("job=%s: succeeded, version=%s active=%s", job.id, version, job.activate)
 
     def _choose_threads(self, trainer: Trainer) -> ThreadChoice | None:
         """Return the choice of threads; None if the settings fix their number, or if it does not matter."""
@@ -123,7 +122,6 @@ class TrainingRunner:
         if settings.training_processes > 1:
             make = partial(
                 MultiprocessTrainer,
-                processes=settings.training_processes,
                 instructions=rank_instructions(job.id, config, settings),
                 checkpoint=checkpoint,
                 check=held.check,
@@ -144,7 +142,7 @@ class TrainingRunner:
 
     def _evaluate(self, run: TrainingRun) -> dict[str, Any] | None:
         job_id = run.record.job.id
-        labelled = load_labelled(self.files, job_id)
+        labelled = match_job_labels(self.files, job_id)
         if labelled is None:
             return None
         logger.info("job=%s: evaluating on %d labelled pictures", job_id, len(labelled.pictures))
@@ -213,19 +211,12 @@ def evaluate_labelled(
         return {"reason": str(error)} | facts
 
 
-@dataclass(frozen=True)
-class TrainingInput:
-    """The pictures, clips and prior that a job trains on.
-
-    Attributes:
-        images: uint8 (n, S, S, 3), a memory map.
-        clips: number of each frame's clip, int64 (n,); None for stills.
-        prior: a PosePrior to start from, if the job has one.
-    """
+class TrainingInput(NamedTuple):
+    """The pictures (n, S, S, 3) that a job trains on, a memory map; their clips (n,), and a prior to start from."""
 
     images: Images
-    clips: NDArray[np.int64] | None = None
-    prior: PosePrior | None = None
+    clips: NDArray[np.int64] | None
+    prior: PosePrior | None
 
 
 def load_pictures(files: JobFiles, job_id: str) -> Images:
@@ -236,39 +227,21 @@ def load_pictures(files: JobFiles, job_id: str) -> Images:
         raise TrainingFailed("the job's prepared pictures were deleted from the server; send the job again") from error
 
 
-def load_labelled(files: JobFiles, job_id: str) -> LabelledPictures | None:
-    """Return the job's labelled pictures; None if it has no labels."""
-    path = files.labels_of_prepared(job_id)
-    return LabelledPictures.load(path) if path.exists() else None
-
-
 def load_training_input(files: JobFiles, job_id: str) -> TrainingInput:
     """Return what a job trains on, without the held-out pictures. Raises TrainingFailed if files are missing."""
     images = load_pictures(files, job_id)
-    clips = np.load(files.clips(job_id)) if files.clips(job_id).exists() else None
-    prior = None
+    clips, prior = load_clips(files, job_id), None
     if files.prior(job_id).exists():
         prior = PosePrior.from_json(json.loads(files.prior(job_id).read_text(encoding="utf-8")))
-    rows = training_rows(len(images), load_labelled(files, job_id), clips)
+    rows = training_rows(len(images), match_job_labels(files, job_id), clips)
     if not rows.all():
-        images = _select(images, rows, files.training_pictures(job_id))
-        clips = None if clips is None else clips[rows]
+        chosen = files.training_pictures(job_id)
+        if not chosen.exists():
+            copy_rows(images, np.flatnonzero(rows), chosen)
+        images, clips = _map(chosen), None if clips is None else clips[rows]
     return TrainingInput(images, clips, prior)
 
 
-def _select(images: Images, rows: NDArray[np.bool_], path: Path) -> Images:
-    """Copy the chosen rows into a file of their own and map it; they may not fit in memory."""
-    if not path.exists():
-        chosen = np.flatnonzero(rows)
-        with atomic_write(path) as file:
-            out = np.lib.format.open_memmap(file.name, "w+", np.uint8, (len(chosen), *images.shape[1:]))
-            for first in range(0, len(chosen), _COPY_BATCH):
-                out[first : first + _COPY_BATCH] = images[chosen[first : first + _COPY_BATCH]]
-            out.flush()
-    return _map(path)
-
-
 def _map(path: Path) -> Images:
-    # copy-on-write, because torch needs writable memory
-    images: Images = np.load(path, mmap_mode="c", allow_pickle=False)
+    images: Images = np.load(path, mmap_mode="c", allow_pickle=False)  # copy-on-write: torch needs writable memory
     return images

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from model.data import natural_key
 from service.contract.durable_files import atomic_write
 
-from .media_reader import MIN_CLIP_FRAMES, natural_key
+from .media_reader import MIN_CLIP_FRAMES
 
 COLUMNS = 8  # also the number of frames taken of a video
 
@@ -53,49 +54,35 @@ class ContactSheet:
             sheet.save(file, "JPEG", quality=_QUALITY)
 
 
-class StillCells:
-    """Cells for pictures and frames spread evenly over a dataset; the next one replaces an unreadable one.
-
-    Args:
-        count: expected number of pictures and frames.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._count = max(count, 1)
-        self._cells = min(COLUMNS * _STILL_ROWS, self._count)
-
-    def find(self, number: int) -> Cell:
-        """Return the cell of a picture or frame, numbered from 0."""
-        return divmod(min(number * self._cells // self._count, self._cells - 1), COLUMNS)
+def find_still_cell(number: int, count: int) -> Cell:
+    """Return the cell of a picture or frame, spread evenly over `count`; the next one replaces an unreadable one."""
+    cells = min(COLUMNS * _STILL_ROWS, count)
+    return divmod(min(number * cells // count, cells - 1), COLUMNS)
 
 
-class ClipCells:
-    """One row for each of some clips spread evenly over a dataset, in natural order of their names.
+def plan_clip_cells(
+    pictures: Mapping[str, Sequence[str]], videos: Iterable[str]
+) -> tuple[dict[str, int], dict[str, Cell]]:
+    """Give a row to each of some clips spread evenly over a dataset, in natural order of their names.
 
     Args:
         pictures: names of the pictures of each folder, by name of the folder.
         videos: names of the videos.
+
+    Returns:
+        The row of each chosen clip, and the cell of each chosen picture of a folder.
     """
-
-    def __init__(self, pictures: Mapping[str, Sequence[str]], videos: Iterable[str]) -> None:
-        folders = {clip: names for clip, names in pictures.items() if len(names) >= MIN_CLIP_FRAMES}
-        clips = sorted({*folders, *videos}, key=natural_key)
-        self._rows = {clip: row for row, clip in enumerate(_pick_evenly(clips, _CLIP_ROWS))}
-        self._cells: dict[str, Cell] = {}
-        for clip, row in self._rows.items():
-            frames = sorted(folders.get(clip, ()), key=natural_key)
-            self._cells.update({name: (row, column) for column, name in enumerate(_pick_evenly(frames, COLUMNS))})
-
-    def find_picture(self, name: str) -> Cell | None:
-        """Return the cell of a folder's picture, if it has one."""
-        return self._cells.get(name)
-
-    def find_frame(self, video: str, number: int) -> Cell | None:
-        """Return the cell of a video's n-th taken frame, if it has one."""
-        return (self._rows[video], number) if video in self._rows and number < COLUMNS else None
+    folders = {clip: names for clip, names in pictures.items() if len(names) >= MIN_CLIP_FRAMES}
+    clips = sorted({*folders, *videos}, key=natural_key)
+    rows = {clip: row for row, clip in enumerate(_pick_evenly(clips, _CLIP_ROWS))}
+    cells = {}
+    for clip, row in rows.items():
+        frames = _pick_evenly(sorted(folders.get(clip, ()), key=natural_key), COLUMNS)
+        cells.update({name: (row, column) for column, name in enumerate(frames)})
+    return rows, cells
 
 
-def _pick_evenly(items: Sequence[str], limit: int) -> list[str]:
+def _pick_evenly(items: Sequence[str], limit: int) -> Sequence[str]:
     if len(items) <= limit:
-        return list(items)
+        return items
     return [items[round(index * (len(items) - 1) / (limit - 1))] for index in range(limit)]

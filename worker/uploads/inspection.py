@@ -1,11 +1,16 @@
-"""Inspect a dataset: read every file as training would, count and measure them, and draw a contact sheet."""
+"""Inspect datasets: read every file as training would, count and measure them, and draw a contact sheet.
+
+The training worker's third thread does it, and resumes inspections interrupted by a crash.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import logging
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -15,7 +20,9 @@ from model.scoring.label_files import read_labels
 from model.scoring.labels import LabelsError
 from service.contract.datasets.dataset import (
     DatasetRecord,
+    DatasetStatus,
     Duplicate,
+    Findings,
     Found,
     LabelsFound,
     SideCount,
@@ -23,24 +30,26 @@ from service.contract.datasets.dataset import (
     SkippedFile,
 )
 from service.contract.datasets.store import DatasetFiles
-from service.contract.errors import BadLabels, TooFewPictures
+from service.contract.errors import Abandoned, BadLabels, PPLError, TooFewPictures, UnknownDataset
+from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS, JobError
 from service.contract.media.archives import ArchiveLimits, Member, detect_kind, iter_media, iter_members
 from service.contract.media.pictures import FORMATS, Picture
+from worker.heartbeat import PeriodicThread
+from worker.jobs import Stop, Stopping, explain_failure
 from worker.settings import WorkerSettings
 
-from .contact_sheet import COLUMNS, Cell, ClipCells, ContactSheet, StillCells, max_reduction
+from .contact_sheet import COLUMNS, ContactSheet, find_still_cell, max_reduction, plan_clip_cells
 from .media_reader import MIN_CLIP_FRAMES, FileCounts, MediaReader, clip_of_picture, shorten_name
 from .preparer import match_labels
 
+logger = logging.getLogger(__name__)
+
 _MAX_DUPLICATES = 20  # listed by name
+_WRITE_EVERY_S = 2.0
 
 
 class Inspection:
-    """One pass over a dataset.
-
-    Args:
-        check: called for every file; its exceptions end the inspection.
-    """
+    """One pass over a dataset; ``check`` is called for every file, and its exceptions end the inspection."""
 
     def __init__(
         self, files: DatasetFiles, record: DatasetRecord, settings: WorkerSettings, check: Callable[[], None]
@@ -60,18 +69,16 @@ class Inspection:
         self._name_of_hash: dict[bytes, str] = {}  # the first picture with these bytes
         self._clips: Counter[str] = Counter()
         self._names: list[str] = []
-        self._still_cells = StillCells(record.pictures + COLUMNS * record.videos)
-        self._clip_cells = self._plan_clip_cells() if record.mode == "clips" else None
+        self._in_clips = record.mode == "clips"
+        self._clip_rows, self._clip_cells = plan_clip_cells(*self._list_clips()) if self._in_clips else ({}, {})
+        self._expected = max(1, record.pictures + COLUMNS * record.videos)  # pictures and frames
         self._number = 0  # of the picture or frame, including unreadable ones
         self._video: str | None = None  # the one being read
         self._frames = 0  # taken of it
         self._sheet = ContactSheet()
 
-    def run(self, on_file: Callable[[], None]) -> Found:
-        """Inspect every file, then the labels.
-
-        Args:
-            on_file: called after every file; `found` then returns the findings so far.
+    def run(self) -> Iterator[None]:
+        """Inspect every file, then the labels; yield after every file.
 
         Raises:
             TooFewPictures: nothing can be read.
@@ -81,24 +88,22 @@ class Inspection:
         for name, media in iter_media(self._archive, self._limits, self._skip_other):
             self._check()
             if isinstance(media, Member):
-                self._read_video(media, (self._record.file_name or name) if media.bare_video else name)
+                self._read_video(media, self._name_of_video(media))
             else:
                 before = self._counts.images
                 self._reader.read_picture(media, name)
                 self._number += 1
                 if isinstance(media, bytes) and self._counts.images > before:
                     self._count_picture(media, name)
-            on_file()
-        if self._clip_cells:
+            yield
+        if self._in_clips:
             short = {clip: count for clip, count in self._clips.items() if count < MIN_CLIP_FRAMES}
             self._counts.drop_short_clips(short)
             self._found.clips = len(self._clips) - len(short)
-        found = self.findings()
-        if not found.pictures + found.videos:
-            reasons = "; ".join(f"{item.name}: {item.reason}" for item in found.skipped_files[:3])
+        if not self._found.pictures + self._found.videos:
+            reasons = "; ".join(f"{item['name']}: {item['reason']}" for item in self._counts.skipped_files[:3])
             raise TooFewPictures(f"nothing in the dataset can be read ({reasons}); send pictures or videos")
-        found.labels = self._match_labels()
-        return found
+        self._found.labels = self._match_labels()
 
     def findings(self) -> Found:
         """Return the findings so far."""
@@ -111,7 +116,7 @@ class Inspection:
 
     def save_sheet(self, path: Path) -> None:
         """Write the contact sheet; each clip has its own row."""
-        self._sheet.save(path, close_gaps=self._clip_cells is None)
+        self._sheet.save(path, close_gaps=not self._in_clips)
 
     def _read_video(self, video: Member, name: str) -> None:
         self._video, self._frames = name, 0
@@ -121,12 +126,11 @@ class Inspection:
         self._video, self._frames = None, 0
 
     def _keep(self, picture: Picture, name: str, clip: str) -> None:
-        if not self._clip_cells:
-            cell: Cell | None = self._still_cells.find(self._number + self._frames)
-        elif self._video:
-            cell = self._clip_cells.find_frame(self._video, self._frames)
-        else:
-            cell = self._clip_cells.find_picture(name)
+        cell = self._clip_cells.get(name)
+        if not self._in_clips:
+            cell = find_still_cell(self._number + self._frames, self._expected)
+        elif self._video in self._clip_rows and self._frames < COLUMNS:
+            cell = self._clip_rows[self._video], self._frames
         self._sheet.add(cell, picture.image)
         if not self._frames:  # all frames of a video have one size
             self._sizes.append(picture.size)
@@ -147,16 +151,20 @@ class Inspection:
     def _skip_other(self, member: Member) -> None:
         self._counts.skip(member.name, "not named as a picture or a video")
 
-    def _plan_clip_cells(self) -> ClipCells:
+    def _name_of_video(self, member: Member) -> str:
+        return (self._record.file_name or member.name) if member.bare_video else member.name
+
+    def _list_clips(self) -> tuple[dict[str, list[str]], list[str]]:
+        """Return the names of the pictures of each folder, and of the videos."""
         pictures: dict[str, list[str]] = {}
         videos = []
         with closing(iter_members(self._archive, detect_kind(self._archive), self._limits)) as listing:
             for member in listing:
                 if member.is_video:
-                    videos.append((self._record.file_name or member.name) if member.bare_video else member.name)
+                    videos.append(self._name_of_video(member))
                 elif member.is_picture:
                     pictures.setdefault(clip_of_picture(member.name), []).append(member.name)
-        return ClipCells(pictures, videos)
+        return pictures, videos
 
     def _match_labels(self) -> LabelsFound | None:
         """Match the labels; for frames, only count them, because their names and split depend on a job's settings."""
@@ -190,3 +198,83 @@ def _summarize_sizes(sizes: list[tuple[int, int]]) -> Sizes | None:
             SideCount(from_px=1 << power - 1, below_px=1 << power, count=powers[power]) for power in sorted(powers)
         ],
     )
+
+
+class Inspector(PeriodicThread):
+    """A thread that inspects datasets while a job trains. Its whole state is on disk."""
+
+    def __init__(self, files: DatasetFiles, settings: WorkerSettings, stop: Stop) -> None:
+        super().__init__("inspector", every_s=0.5)
+        self._files = files
+        self._settings = settings
+        self._stop = stop
+
+    def run_once(self) -> None:
+        """Inspect every waiting dataset."""
+        for dataset_id in self._files.list_waiting():
+            if self._is_stopping():
+                return
+            self.inspect(dataset_id)
+
+    def inspect(self, dataset_id: str) -> None:
+        """Inspect a dataset unless another process does."""
+        try:
+            with self._files.lock_inspection(dataset_id) as mine:
+                findings = self._files.findings(dataset_id) if mine else None
+                if findings and findings.status is DatasetStatus.INSPECTING:
+                    self._inspect(dataset_id, findings)
+        except Stopping:
+            logger.info("dataset=%s: set aside, it is inspected later", dataset_id)
+        except UnknownDataset:
+            logger.info("dataset=%s: deleted", dataset_id)
+
+    def _inspect(self, dataset_id: str, findings: Findings) -> None:
+        if findings.starts > MAX_CRASHES_WITHOUT_PROGRESS:
+            error = Abandoned(
+                f"the worker crashed {findings.starts} times while it inspected the dataset; often the memory ran "
+                "out, see the worker's log"
+            )
+            self._fail(dataset_id, findings, error)
+            return
+        findings.starts += 1
+        self._files.write_findings(dataset_id, findings)
+        written_at, inspection = time.monotonic(), None
+        try:
+            inspection = Inspection(self._files, self._files.record(dataset_id), self._settings, self._check)
+            for _ in inspection.run():
+                if time.monotonic() - written_at > _WRITE_EVERY_S:
+                    findings.found = inspection.findings()
+                    self._files.write_findings(dataset_id, findings)
+                    written_at = time.monotonic()
+            inspection.save_sheet(self._files.sheet(dataset_id))
+        except Stopping:
+            findings.starts = 0  # an orderly stop is not a crash
+            self._files.write_findings(dataset_id, findings)
+            raise
+        except UnknownDataset:
+            raise
+        except Exception as error:  # the owner must see any failure
+            self._files.record(dataset_id)  # raises UnknownDataset if the dataset was deleted meanwhile
+            if not isinstance(error, PPLError):
+                logger.exception("dataset=%s: inspection failed", dataset_id)
+            if inspection is not None:
+                findings.found = inspection.findings()
+            self._fail(dataset_id, findings, explain_failure(error, "dataset"))
+            return
+        found = findings.found = inspection.findings()
+        findings.status = DatasetStatus.READY
+        self._files.write_findings(dataset_id, findings)
+        counts = (found.pictures, found.videos, found.skipped)
+        logger.info("dataset=%s: ready, pictures=%d videos=%d skipped=%d", dataset_id, *counts)
+
+    def _fail(self, dataset_id: str, findings: Findings, error: PPLError) -> None:
+        logger.warning("dataset=%s: failed: %s (%s)", dataset_id, error.detail, error.code)
+        findings.status, findings.error = DatasetStatus.FAILED, JobError(**error.to_dict())
+        self._files.write_findings(dataset_id, findings)
+
+    def _is_stopping(self) -> bool:
+        return self._stop.requested or self._done.is_set()
+
+    def _check(self) -> None:
+        if self._is_stopping():
+            raise Stopping

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.data import natural_key
 from service.contract.durable_files import atomic_write
 from service.contract.errors import BadPicture, PPLError, TrainingFailed
 from service.contract.media.archives import Member
@@ -20,13 +20,13 @@ from service.contract.media.pictures import Picture, PictureLimits, open_reduced
 from service.contract.media.videos import BadVideo, NoDecoder, VideoLimits, frame_name, iter_frames
 from worker.settings import WorkerSettings
 
-NaturalKey = tuple[tuple[tuple[int, int, str], ...], str]
 Keep = Callable[[Picture, str, str], None]  # a picture, its name, the name of its clip
 
 MIN_CLIP_FRAMES = 2  # training pairs each frame with another one
 _MAX_LISTED = 20  # skipped files listed in the job
 _MAX_NAME = 200
 _MAX_DECODER_THREADS = 4  # each takes memory
+_COPY_BATCH = 1024  # pictures
 
 
 @dataclass
@@ -98,10 +98,19 @@ class MediaReader:
         self._reducible = reduction_for_boxes
         self._counts = counts
         self._frames_per_clip = frames_per_clip
-        self._picture_limits = PictureLimits.of(settings)
-        self._video_limits = _video_limits(settings)
         self._copy = folder / "video"
         self._check = check
+        self._picture_limits = PictureLimits.of(settings)
+        self._video_limits = VideoLimits(
+            max_pixels=settings.image_max_pixels,
+            min_side_px=settings.image_min_side_px,
+            max_bytes=settings.video_max_bytes,
+            max_frames=settings.video_max_frames,
+            max_duration_s=settings.video_max_duration_s,
+            timeout_s=settings.video_timeout_s,
+            memory_bytes=settings.video_memory_bytes,
+            threads=min(_MAX_DECODER_THREADS, settings.training_threads),
+        )
 
     def read_picture(self, data: bytes | BadPicture, name: str) -> None:
         """Decode a picture from its bytes; an error in their place is counted."""
@@ -117,8 +126,7 @@ class MediaReader:
     def read_video(self, video: Member, name: str) -> None:
         """Decode a video's frames; of a damaged video, those before the damage.
 
-        Raises:
-            TrainingFailed: the decoder is not installed.
+        Raises TrainingFailed if the decoder is not installed.
         """
         before = self._counts.images
         try:
@@ -162,28 +170,6 @@ def replace_surrogates(name: str) -> str:
     return name.encode("utf-8", "replace").decode("utf-8")
 
 
-def _video_limits(settings: WorkerSettings) -> VideoLimits:
-    return VideoLimits(
-        max_pixels=settings.image_max_pixels,
-        min_side_px=settings.image_min_side_px,
-        max_bytes=settings.video_max_bytes,
-        max_frames=settings.video_max_frames,
-        max_duration_s=settings.video_max_duration_s,
-        timeout_s=settings.video_timeout_s,
-        memory_bytes=settings.video_memory_bytes,
-        threads=min(_MAX_DECODER_THREADS, settings.training_threads),
-    )
-
-
-def natural_key(name: str) -> NaturalKey:
-    """Return a sort key that compares digits by value, frame_2 before frame_10; ties are compared as text."""
-    parts = []
-    for digits, text in re.findall(r"([0-9]+)|([^0-9]+)", name):
-        value = digits.lstrip("0")
-        parts.append((0, len(value), value) if digits else (1, 0, text))
-    return tuple(parts), name
-
-
 def clip_of_picture(name: str) -> str:
     """Return the clip of a picture in an upload: its folder, or "." for a picture outside of any folder."""
     return str(PurePosixPath(name.replace("\\", "/")).parent)
@@ -191,6 +177,8 @@ def clip_of_picture(name: str) -> str:
 
 class TrainingSet:
     """Squares in the order of arrival, sorted into clips at the end.
+
+    The file of squares is an .npy of uint8 (N, S, S, 3), written square by square; N is written at the end.
 
     Args:
         pictures: path of the .npy of squares.
@@ -203,24 +191,27 @@ class TrainingSet:
     """
 
     def __init__(self, pictures: Path, clips: Path, side: int) -> None:
-        self._pictures = pictures
-        self._clips = clips
-        self._side = side
-        self._file = SquareFile(pictures, side)
+        self._pictures, self._clips, self._side = pictures, clips, side
+        self._file = pictures.open("wb")
         self._clip_names: list[str] = []
         self.names: list[str] = []
         self.sizes: list[tuple[int, int]] = []
+        self._header_bytes = self._write_header()
 
     def __enter__(self) -> TrainingSet:
-        self._file.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._file.__exit__(*exception)
+    def __exit__(self, kind: object, *_: object) -> None:
+        with self._file:
+            if kind is None:
+                self._file.seek(0)
+                assert self._write_header() == self._header_bytes  # numpy pads the header for a longer N
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
     def append(self, square: NDArray[np.uint8], name: str, clip: str, size: tuple[int, int]) -> None:
         """Add a square (S, S, 3), its name, its clip and the original size."""
-        self._file.append(square)
+        self._file.write(np.ascontiguousarray(square).data)
         self.names.append(name)
         self.sizes.append(size)
         self._clip_names.append(clip)
@@ -237,50 +228,23 @@ class TrainingSet:
         order = [index for index, clip in enumerate(self._clip_names) if clip in numbers]
         order.sort(key=lambda index: (numbers[self._clip_names[index]], natural_key(self.names[index])))
         if order != list(range(len(self.names))):
-            self._reorder(order)
-        clips = np.array([numbers[clip] for clip in self._clip_names], dtype=np.int64)
+            copy_rows(np.load(self._pictures, mmap_mode="r", allow_pickle=False), np.array(order, int), self._pictures)
+        clips = np.array([numbers[self._clip_names[index]] for index in order], dtype=np.int64)
         with atomic_write(self._clips) as file:
             np.save(file, clips, allow_pickle=False)
+        self.names, self.sizes = [self.names[index] for index in order], [self.sizes[index] for index in order]
         return len(kept), {clip: count for clip, count in counts.items() if clip not in numbers}
 
-    def _reorder(self, order: list[int]) -> None:
-        with atomic_write(self._pictures) as draft, SquareFile(Path(draft.name), self._side) as file:
-            if order:
-                squares = np.load(self._pictures, mmap_mode="r", allow_pickle=False)
-                for index in order:
-                    file.append(squares[index])
-                del squares
-        self.names = [self.names[index] for index in order]
-        self.sizes = [self.sizes[index] for index in order]
-        self._clip_names = [self._clip_names[index] for index in order]
-
-
-class SquareFile:
-    """An .npy of uint8 (N, S, S, 3) written picture by picture; N is written at the end."""
-
-    def __init__(self, path: Path, side: int) -> None:
-        self._file = path.open("wb")
-        self._side = side
-        self._count = 0
-        self._header_bytes = self._write_header()
-
-    def append(self, square: NDArray[np.uint8]) -> None:
-        """Write one picture (S, S, 3)."""
-        self._file.write(np.ascontiguousarray(square).data)
-        self._count += 1
-
-    def __enter__(self) -> SquareFile:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        with self._file:
-            if kind is None:
-                self._file.seek(0)
-                assert self._write_header() == self._header_bytes  # numpy pads the header for a longer N
-                self._file.flush()
-                os.fsync(self._file.fileno())
-
     def _write_header(self) -> int:
-        shape = (self._count, self._side, self._side, 3)
+        shape = (len(self.names), self._side, self._side, 3)
         np.lib.format.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         return self._file.tell()
+
+
+def copy_rows(images: NDArray[np.uint8], rows: NDArray[np.int64], path: Path) -> None:
+    """Write some pictures into an .npy of their own, a few at a time because they may not fit in memory."""
+    with atomic_write(path) as file:
+        out = np.lib.format.open_memmap(file.name, "w+", np.uint8, (len(rows), *images.shape[1:]))
+        for first in range(0, len(rows), _COPY_BATCH):
+            out[first : first + _COPY_BATCH] = images[rows[first : first + _COPY_BATCH]]
+        out.flush()

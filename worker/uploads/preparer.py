@@ -20,7 +20,7 @@ from model.config import PPLConfig
 from model.scoring.label_files import read_labels
 from model.scoring.labels import Labels, LabelsError, hashed_split
 from model.scoring.protocols import sides
-from service.contract.durable_files import atomic_write, write_json
+from service.contract.durable_files import write_json
 from service.contract.errors import BadLabels, TooFewPictures, TrainingFailed
 from service.contract.jobs.files import JobFiles, training_folder
 from service.contract.jobs.store import JobRecord, JobStatus
@@ -41,14 +41,14 @@ def parse_config(settings: dict[str, Any]) -> PPLConfig:
     return PPLConfig.from_dict({name: value for name, value in settings.items() if name != "preset"})
 
 
+@dataclass(frozen=True)
 class Preparer:
     """A preparer of jobs that are `validating`."""
 
-    def __init__(self, taker: JobTaker, files: JobFiles, settings: WorkerSettings, metrics: TrainingMetrics) -> None:
-        self._taker = taker
-        self._files = files
-        self._settings = settings
-        self._metrics = metrics
+    taker: JobTaker
+    files: JobFiles
+    settings: WorkerSettings
+    metrics: TrainingMetrics
 
     def prepare(self, held: HeldJob) -> None:
         """Prepare a job's pictures and labels, and queue the job.
@@ -59,13 +59,13 @@ class Preparer:
         """
         record = held.write(_begin)
         if record.job.status.ended:
-            self._taker.clean_up(record)  # it failed because it was started too often
+            self.taker.clean_up(record)  # it failed because it was started too often
         if record.job.status is not JobStatus.VALIDATING:
             return
         job_id = record.job.id
         try:
             counts = self._read_counts(job_id) or self._prepare_pictures(record, held)
-            labelled = match_job_labels(self._files, job_id, self._settings.training_min_pictures)
+            labelled = self._check_labels(job_id, counts.images)
         except Stopping:
             held.write(_reset_starts)  # an orderly stop is not a crash
             raise
@@ -82,12 +82,12 @@ class Preparer:
             record.pause_if_requested()
 
         held.write(queue)
-        self._files.archive(job_id).unlink(missing_ok=True)
+        self.files.archive(job_id).unlink(missing_ok=True)
         logger.info("job=%s: prepared, pictures=%d skipped=%d", job_id, counts.images, counts.skipped)
 
     def _read_counts(self, job_id: str) -> FileCounts | None:
         """Return the counts of a process that crashed right after preparing the pictures."""
-        path = self._files.pictures_info(job_id)
+        path = self.files.pictures_info(job_id)
         if not path.exists():
             return None
         info = json.loads(path.read_text(encoding="utf-8"))
@@ -101,18 +101,18 @@ class Preparer:
             record.job.metrics = counts.to_metrics()
 
         held.on_failure = write_counts
-        self._files.create(job_id)
+        self.files.create(job_id)
         pictures = videos = 0
-        with TrainingSet(self._files.pictures(job_id), self._files.clips(job_id), config.image_size) as squares:
+        with TrainingSet(self.files.pictures(job_id), self.files.clips(job_id), config.image_size) as squares:
 
             def keep(picture: Picture, name: str, clip: str) -> None:
                 square, _ = fit_square(picture, config.image_size)
                 squares.append(square, name, clip, picture.size)
 
-            folder = self._files.folder(job_id)
+            folder = self.files.folder(job_id)
             reduction = reduction_for_boxes(config.image_size)
-            reader = MediaReader(keep, reduction, counts, config.frames_per_clip, self._settings, folder, held.check)
-            for name, media in iter_media(self._find_source(record), ArchiveLimits.of(self._settings)):
+            reader = MediaReader(keep, reduction, counts, config.frames_per_clip, self.settings, folder, held.check)
+            for name, media in iter_media(self._find_source(record), ArchiveLimits.of(self.settings)):
                 held.check()
                 images, skipped = counts.images, counts.skipped
                 is_video = isinstance(media, Member)
@@ -122,8 +122,8 @@ class Preparer:
                     reader.read_video(media, (record.source.name or name) if media.bare_video else name)
                 else:
                     reader.read_picture(media, name)
-                self._metrics.pictures.labels("read").inc(counts.images - images)
-                self._metrics.pictures.labels("skipped").inc(counts.skipped - skipped)
+                self.metrics.pictures.labels("read").inc(counts.images - images)
+                self.metrics.pictures.labels("skipped").inc(counts.skipped - skipped)
                 held.report(write_counts)
         if counts.mode == "clips":
             counts.clips, too_short = squares.arrange_clips()
@@ -139,19 +139,30 @@ class Preparer:
             "names": [replace_surrogates(name) for name in squares.names],
             "sizes": squares.sizes,
         }
-        write_json(self._files.pictures_info(job_id), info)
+        write_json(self.files.pictures_info(job_id), info)
         return counts
 
     def _find_source(self, record: JobRecord) -> Path:
         if record.source.kind == "folder":
-            return training_folder(self._settings.data_root, record.source.folder or "")
-        archive = self._files.archive(record.job.id)
+            return training_folder(self.settings.data_root, record.source.folder or "")
+        archive = self.files.archive(record.job.id)
         if not archive.exists():
             raise TrainingFailed("the uploaded archive was deleted from the server; send the job again")
         return archive
 
+    def _check_labels(self, job_id: str, count: int) -> LabelledPictures | None:
+        labelled = match_job_labels(self.files, job_id)
+        if labelled:
+            left = int(training_rows(count, labelled, load_clips(self.files, job_id)).sum())
+            if left < self.settings.training_min_pictures:
+                raise BadLabels(
+                    f"{int(labelled.heldout.sum())} labelled pictures are held out, which leaves {left} to train on; "
+                    f"at least {self.settings.training_min_pictures} are needed"
+                )
+        return labelled
+
     def _check_enough(self, counts: FileCounts, videos: int) -> None:
-        least = self._settings.training_min_pictures
+        least = self.settings.training_min_pictures
         if counts.images >= least:
             return
         if videos or counts.mode == "clips":
@@ -199,59 +210,25 @@ class LabelledPictures:
         """Index of each keypoint's left-right partner; None if the names have no sides."""
         return sides(self.keypoint_names)
 
-    def save(self, path: Path) -> None:
-        """Write the file atomically."""
-        facts = {
-            "keypoint_names": self.keypoint_names,
-            "split_from": self.split_from,
-            "without_picture": self.without_picture,
-        }
-        with atomic_write(path) as file:
-            np.savez(
-                file,
-                pictures=self.pictures,
-                keypoints=self.keypoints,
-                visibility=self.visibility,
-                heldout=self.heldout,
-                facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
-            )
 
-    @classmethod
-    def load(cls, path: Path) -> LabelledPictures:
-        """Read a file that `save` wrote."""
-        with np.load(path, allow_pickle=False) as arrays:
-            facts = json.loads(arrays["facts"].tobytes())
-            return cls(
-                **{name: arrays[name] for name in arrays.files if name != "facts"},
-                **facts | {"keypoint_names": tuple(facts["keypoint_names"])},
-            )
+def load_clips(files: JobFiles, job_id: str) -> NDArray[np.int64] | None:
+    """Return the number of each prepared frame's clip (N,); None for stills."""
+    return np.load(files.clips(job_id), allow_pickle=False) if files.clips(job_id).exists() else None
 
 
-def match_job_labels(files: JobFiles, job_id: str, min_pictures: int) -> LabelledPictures | None:
-    """Match a prepared job's labels to its pictures and save the result; return None if the job has no labels.
+def match_job_labels(files: JobFiles, job_id: str) -> LabelledPictures | None:
+    """Match a prepared job's labels to its pictures; return None if the job has no labels.
 
-    Args:
-        min_pictures: number of pictures that must be left to train on.
-
-    Raises:
-        BadLabels: the labels can't be read, match no picture, or leave nothing to fit, score or train on.
+    Raises BadLabels if the labels can't be read, match no picture, or leave nothing to fit or score.
     """
     if not files.labels(job_id).exists():
         return None
     info = json.loads(files.pictures_info(job_id).read_text(encoding="utf-8"))
-    clips = np.load(files.clips(job_id)) if files.clips(job_id).exists() else None
     try:
-        labelled = match_labels(read_labels(files.labels(job_id)), info["names"], info["sizes"], clips)
+        labels = read_labels(files.labels(job_id))
+        return match_labels(labels, info["names"], info["sizes"], load_clips(files, job_id))
     except LabelsError as error:
         raise BadLabels(f"the labels can't be used: {error}") from error
-    left = int(training_rows(len(info["names"]), labelled, clips).sum())
-    if left < min_pictures:
-        raise BadLabels(
-            f"{int(labelled.heldout.sum())} labelled pictures are held out, which leaves {left} to train on; "
-            f"at least {min_pictures} are needed"
-        )
-    labelled.save(files.labels_of_prepared(job_id))
-    return labelled
 
 
 def match_labels(

@@ -62,10 +62,6 @@ class JobFiles:
         """Return the path of the uploaded labels; training never reads them."""
         return self.folder(job_id) / "labels"
 
-    def labels_of_prepared(self, job_id: str) -> Path:
-        """Return the path of the labels matched to the prepared pictures, .npz; internal to the worker."""
-        return self.folder(job_id) / "labelled.npz"
-
     def training_pictures(self, job_id: str) -> Path:
         """Return the path of the pictures without held-out ones, .npy; only if some are held out."""
         return self.folder(job_id) / "training.npy"

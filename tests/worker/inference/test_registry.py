@@ -46,9 +46,9 @@ def test_least_recently_used_model_leaves_at_the_limit(
     for version in ("v1", "v2", "v1", "v3", "v1", "v2"):
         registry.get("dog", version)
     assert loads == ["v1", "v2", "v3", "v2"]
-    assert len(registry) == 2
-    assert "ppl_models_evicted_total 2.0" in registry._metrics.text()
-    assert "ppl_models_resident 2.0" in registry._metrics.text()
+    assert len(registry.models) == 2
+    assert "ppl_models_evicted_total 2.0" in registry.metrics.text()
+    assert "ppl_models_resident 2.0" in registry.metrics.text()
 
 
 def test_same_version_name_of_two_categories_is_two_models(registry: ResidentModels, publish: Publish) -> None:
@@ -90,4 +90,4 @@ def test_damaged_version_raises_and_is_not_kept(
     damage(VersionStore(data_root).path("dog", "v1") / file)
     with pytest.raises(StoreCorrupt, match="'v1' of category 'dog'"):
         registry.get("dog", "v1")
-    assert len(registry) == 0
+    assert len(registry.models) == 0

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.data import natural_key
 from service.contract.jobs.store import Job, JobSource, JobStatus, NewJob, new_job_id
 from service.contract.media import videos
 from service.contract.media.fitting import fit_square
 from service.contract.media.pictures import open_picture
 from service.contract.media.videos import iter_frames
-from worker.uploads.media_reader import TrainingSet, natural_key
+from worker.uploads.media_reader import TrainingSet
 
 Video = Callable[..., bytes]
 

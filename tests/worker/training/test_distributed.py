@@ -130,7 +130,7 @@ def test_error_of_a_process_is_raised_with_its_reason(pair: SimpleNamespace, tmp
     job = pair.prepared()
     pair.files.pictures(job.id).unlink()
     order = {**rank_instructions(job.id, pair.tiny(), pair.settings), "meeting": f"file://{tmp_path}/meeting"}
-    with RankProcesses(order, 2, lambda: None) as both:
+    with RankProcesses(order, lambda: None) as both:
         both.send("step")
         with pytest.raises(RankError, match=r"of 2: TrainingFailed: .* were deleted"):
             both.receive("step")

@@ -28,7 +28,7 @@ from tests.worker.conftest import picture, zipped
 from worker.jobs import Stop
 from worker.settings import WorkerSettings
 from worker.uploads import inspection
-from worker.uploads.dataset_inspector import Inspector
+from worker.uploads.inspection import Inspector
 
 
 def plain(colour: tuple[int, int, int], width: int = 40, height: int = 30, kind: str = "PNG") -> bytes:
@@ -383,7 +383,7 @@ def test_one_that_failed_is_looked_into_again_once_its_findings_are_gone(
 
 
 def test_findings_are_written_during_the_inspection(lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.uploads.dataset_inspector._WRITE_EVERY_S", 0)
+    monkeypatch.setattr("worker.uploads.inspection._WRITE_EVERY_S", 0)
     dataset = lab.put({f"{n}.jpg": picture(n) for n in range(6)})
     seen = []
     write = lab.files.write_findings

@@ -14,7 +14,7 @@ from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS
 from service.contract.jobs.store import JobStatus, NewJob
 from service.contract.media.fitting import fit_square
 from service.contract.media.pictures import open_picture
-from worker.uploads.media_reader import SquareFile
+from worker.uploads.media_reader import TrainingSet
 
 
 def test_upload_becomes_squares_and_the_job_is_queued(desk: SimpleNamespace) -> None:
@@ -206,7 +206,7 @@ def test_job_whose_record_a_later_release_wrote_stays_and_holds_up_no_other(
     assert desk.jobs.get(plain.id).status is JobStatus.QUEUED
     desk.caretaker.sweep()
     desk.runner.run(odd.id)  # its message came before the release went back
-    assert f"left unchanged: the record of job {odd.id}" in caplog.text
+    assert f"UnreadableJob: the record of job {odd.id}" in caplog.text
     assert desk.files.ids() == sorted([odd.id, plain.id])
     assert json.loads(redis_client.hget(key, "record")) == record
     assert not desk.jobs.is_leased(odd.id)
@@ -221,7 +221,7 @@ def test_job_that_another_process_prepares_is_left_alone(desk: SimpleNamespace) 
 
 def test_square_file_is_what_numpy_reads(tmp_path) -> None:
     squares = np.random.default_rng(0).integers(0, 256, (1234, 16, 16, 3), dtype=np.uint8)
-    with SquareFile(tmp_path / "x.npy", 16) as file:
+    with TrainingSet(tmp_path / "x.npy", tmp_path / "clips.npy", 16) as file:
         for square in squares:
-            file.append(square)
+            file.append(square, "x", ".", (16, 16))
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy", mmap_mode="c", allow_pickle=False), squares)
