@@ -6,11 +6,12 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from service.contract.errors import PPLError, QueueFull, TooManyPixels, Unavailable
 from service.contract.media.pictures import PictureLimits
@@ -22,34 +23,15 @@ from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
 
 from .batching import Batcher, Group, Pose, Square, Ticket
-from .pictures import Answer, FittedBox, describe_pose
+from .pictures import Answer, FittedBox, Source, describe_pose
 from .request import Query
 from .results import Outcome
-from .video_frames import VideoFrames
 
 log = logging.getLogger(__name__)
 
 # a few poses are described on the event loop; more, and drawn pictures, in threads
 INLINE_POSES = 4
 _PAUSE_S = 0.5
-
-
-class Source(Protocol):
-    """A picture of a request, or a frame of its video."""
-
-    @property
-    def index(self) -> int:
-        """Its place in the request."""
-
-    @property
-    def extra(self) -> dict[str, Any]:
-        """Members to add to its answers."""
-
-    def fit(self, side: int, limits: PictureLimits) -> list[FittedBox]:
-        """Cut out the model's square for each box. Raises PPLError."""
-
-    def read(self) -> bytes:
-        """Return its bytes, to draw on."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +44,12 @@ class Pipeline:
     metrics: Metrics
 
 
-@dataclass(frozen=True)
-class FoundPoses:
-    """The poses of some pictures, in the order of pictures and boxes.
-
-    Attributes:
-        timing_ms: decode, queue, model; of all pictures together.
-    """
+class FoundPoses(NamedTuple):
+    """The poses of some pictures, in the order of pictures and boxes."""
 
     fitted: list[FittedBox]
     poses: list[Pose]
-    timing_ms: tuple[float, float, float]
+    timing_ms: tuple[float, float, float]  # decode, queue, model; of all pictures together
 
 
 class Estimator:
@@ -115,45 +92,36 @@ class Estimator:
             PPLError: a picture can't be used, or no worker answers.
         """
         self._batcher.check_room(self._query.num_poses)
-        found = await self.find_poses(sources)
-        return await self._describe(sources, found)
+        return await self._describe(sources, await self.find_poses(sources))
 
-    async def stream(self, sources: AsyncIterable[Source] | Iterable[Source]) -> AsyncIterator[Outcome]:
+    async def stream(self, sources: AsyncGenerator[Source] | Iterable[Source]) -> AsyncGenerator[Outcome]:
         """Yield the outcome of each picture in order of completion; a failed picture does not affect the others.
 
-        At most as many pictures as fill a batch are in progress. If a video ends early, the last outcome says why.
+        At most as many pictures as fill a batch are in progress.
         """
-        unread = aiter(sources) if isinstance(sources, AsyncIterable) else _iterate(sources)
-        reading: asyncio.Task[Source | None] | None = None
-        running: set[asyncio.Task[Outcome]] = set()
+        unread = sources if isinstance(sources, AsyncGenerator) else _iterate(sources)
+        reading: set[asyncio.Task[Any]] = set()
+        running: set[asyncio.Task[Any]] = set()
         more = True
         try:
-            while True:
-                if more and reading is None and len(running) < self._settings.batch_limit:
-                    reading = asyncio.ensure_future(anext(unread, None))
-                under_way = {*running, *([reading] if reading else [])}
-                if not under_way:
-                    break
-                await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-                if reading and reading.done():
-                    source, reading = reading.result(), None
+            while more or running:
+                if more and not reading and len(running) < self._settings.batch_limit:
+                    reading = {asyncio.ensure_future(anext(unread, None))}
+                done, _ = await asyncio.wait(reading | running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done & reading:
+                    reading.clear()
+                    source = task.result()
                     more = source is not None
-                    if source is not None:
+                    if more:
                         running.add(asyncio.create_task(self._estimate_one(source)))
-                        continue
-                done = {task for task in running if task.done()}
-                running -= done
-                for task in done:
+                for task in done & running:
+                    running.remove(task)
                     yield task.result()
         finally:
-            await cancel_tasks([*running, *([reading] if reading else [])])
-            close = getattr(unread, "aclose", None)
-            if close:
-                await close()
-        if isinstance(sources, VideoFrames) and sources.failure:
-            yield Outcome(sources.taken, error={**problem_document(sources.failure), "index": sources.taken})
+            await cancel_tasks(reading | running)
+            await unread.aclose()
 
-    async def estimate_video(self, frames: VideoFrames) -> list[Outcome]:
+    async def estimate_video(self, frames: AsyncGenerator[Source]) -> list[Outcome]:
         """Return the outcomes of a video's frames in order.
 
         Raises:
@@ -161,12 +129,10 @@ class Estimator:
             PPLError: the file can't be read at all.
         """
         outcomes: list[Outcome] = []
-        any_found = False
-        async with aclosing(self.stream(frames)) as stream:  # type: ignore[type-var]  # a generator
+        async with aclosing(self.stream(frames)) as stream:
             async for outcome in stream:
                 outcomes.append(outcome)
-                any_found = any_found or not outcome.error
-                if self._outage and not any_found:
+                if self._outage and all(each.error for each in outcomes):
                     raise self._outage
         return sorted(outcomes, key=lambda outcome: outcome.index)
 
@@ -231,33 +197,19 @@ class Estimator:
     async def _describe(self, sources: Sequence[Source], found: FoundPoses) -> list[Outcome]:
         by_index = {source.index: source for source in sources}
 
-        def describe(place: int) -> Answer:
-            box = found.fitted[place]
-            source = by_index[box.index]
-            answer = describe_pose(
-                source.read,
-                box,
-                found.poses[place],
-                self._version,
-                self._query.include,
-                self._limits,
-                self._landmarks,
-            )
-            return {"index": answer.pop("index"), **source.extra, **answer}
+        def describe(box: FittedBox, pose: Pose) -> Answer:
+            source, include = by_index[box.index], self._query.include
+            return describe_pose(source, box, pose, self._version, include, self._limits, self._landmarks)
 
-        places = range(len(found.fitted))
-        if len(places) <= INLINE_POSES and not self._query.kinds_drawn:
-            answers = [describe(place) for place in places]
+        if len(found.poses) <= INLINE_POSES and not self._query.kinds_drawn:
+            answers = list(map(describe, found.fitted, found.poses))
         else:
-            answers = await asyncio.gather(*(self._threads.decode(describe, place) for place in places))
+            decoding = map(partial(self._threads.decode, describe), found.fitted, found.poses)
+            answers = await asyncio.gather(*decoding)
         decode, queue, model = (stage_ms / len(sources) for stage_ms in found.timing_ms)
         return [
-            Outcome(
-                source.index,
-                [answer for answer in answers if answer["index"] == source.index],
-                timing_ms=(decode, queue, model),
-            )
-            for source in sources
+            Outcome(index, [answer for answer in answers if answer["index"] == index], None, (decode, queue, model))
+            for index in by_index
         ]
 
     def _count_drawn(self, fitted: list[FittedBox]) -> None:
@@ -271,6 +223,6 @@ class Estimator:
             )
 
 
-async def _iterate(sources: Iterable[Source]) -> AsyncIterator[Source]:
+async def _iterate(sources: Iterable[Source]) -> AsyncGenerator[Source]:
     for source in sources:
         yield source

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,20 +9,19 @@ import numpy as np
 from fastapi import Request
 
 from service.contract.errors import BadBoxes, BadLabels, NoImages, TooManyImages
-from service.contract.versions.landmarks import LandmarkSet, check_set_name
-from service.http.multipart import FileField, Form, read_form
-from service.http.problems import BadField, SlowBody
+from service.contract.versions.landmarks import check_set_name
+from service.http.multipart import FileField
+from service.http.problems import BadField
 from service.runtime.settings import Settings
 from service.versions.landmarks import MAX_FIT_LABELS_BYTES, FittedPicture, fit_set, read_labelled
 from service.versions.reader import Versions
+from service.versions.schemas import FittedLandmarks
 
 from .estimator import Estimator, Pipeline
 from .pictures import Upload, parse_boxes
-from .request import Query
+from .request import Query, check_fields, read_form_within
 
 BODY_S = 600.0  # time for a body to arrive
-
-_FIELDS = ("name", "version", "boxes")
 
 
 @dataclass(frozen=True)
@@ -46,47 +44,27 @@ class LandmarkRequest:
         """Read and parse the form.
 
         Raises:
-            SlowBody, TooManyImages, and as :func:`~service.http.multipart.read_form` and :meth:`parse`.
+            BadField, BadBoxes, BadLandmarks, BadLabels, NoImages, TooManyImages, and as :func:`read_form_within`.
         """
         limit = settings.landmarks_max_images
+        too_many = f"more than {limit} pictures; a request may have {limit}"
+        second_file = "more than one file was sent in the field labels; send one"
         fields = {
-            "images": FileField(
-                limit, lambda: TooManyImages(f"more than {limit} pictures; a request may have {limit}")
-            ),
-            "labels": FileField(
-                1,
-                lambda: BadField("labels", "more than one file was sent in the field labels; send one"),
-                max_bytes=MAX_FIT_LABELS_BYTES,
-            ),
+            "images": FileField(limit, lambda: TooManyImages(too_many)),
+            "labels": FileField(1, lambda: BadField("labels", second_file), max_bytes=MAX_FIT_LABELS_BYTES),
         }
-        try:
-            async with asyncio.timeout(BODY_S):
-                return cls.parse(await read_form(request, fields))
-        except TimeoutError:
-            raise SlowBody(
-                f"the body took longer than {BODY_S:g} s to arrive; send fewer or smaller pictures"
-            ) from None
-
-    @classmethod
-    def parse(cls, form: Form) -> LandmarkRequest:
-        """Parse the form.
-
-        Raises:
-            BadField, BadBoxes, BadLandmarks, BadLabels, NoImages.
-        """
-        values = form.fields
-        for field in values:
-            if field not in _FIELDS:
-                raise BadField(field, f"unknown field {field!r}; known are images, labels, {', '.join(_FIELDS)}")
-        if not values.get("name"):
+        form = await read_form_within(BODY_S, request, fields)
+        check_fields(form.fields, ("name", "version", "boxes"), "images, labels")
+        sent = {name: text for name, value in form.fields.items() if (text := value.strip())}
+        if "name" not in sent:
             raise BadField("name", "the field name is missing; it names the set of landmarks")
         labels = form.first("labels")
         if labels is None:
             raise BadLabels("no labels; send CSV or COCO JSON in the field labels (curl -F labels=@labels.csv)")
-        pictures = [part for part in form.files if part.name == "images"]
+        pictures = [part for part in form.files if part is not labels]
         if not pictures:
             raise NoImages("no picture; send the labelled ones in the field images (curl -F images=@photo.jpg)")
-        boxes = parse_boxes(values.get("boxes"), len(pictures))
+        boxes = parse_boxes(sent.get("boxes"), len(pictures))
         for index, entry in enumerate(boxes):
             if len(entry.boxes) > 1:
                 raise BadBoxes(f"boxes[{index}] has {len(entry.boxes)} boxes; labels are for one object in a picture")
@@ -94,26 +72,12 @@ class LandmarkRequest:
             Upload(index, part.filename, partial(bytes, part.data), box)
             for index, (part, box) in enumerate(zip(pictures, boxes, strict=True))
         ]
-        name, version = check_set_name(values["name"].strip()), values.get("version", "").strip() or None
-        return cls(name, version, bytes(labels.data), uploads)
+        return cls(check_set_name(sent["name"]), sent.get("version"), bytes(labels.data), uploads)
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Fitted landmarks, stored with their version.
-
-    Attributes:
-        unlabelled_images: number of pictures without a label.
-        labels_without_image: number of labelled pictures that were not sent.
-    """
-
-    version: str
-    landmarks: LandmarkSet
-    unlabelled_images: int
-    labels_without_image: int
-
-
-async def fit_landmarks(pipeline: Pipeline, versions: Versions, category: str, request: LandmarkRequest) -> Fit:
+async def fit_landmarks(
+    pipeline: Pipeline, versions: Versions, category: str, request: LandmarkRequest
+) -> FittedLandmarks:
     """Fit landmarks and store them with the version.
 
     The pictures are sent a batch at a time, so that those of other requests go in between.
@@ -138,4 +102,10 @@ async def fit_landmarks(pipeline: Pipeline, versions: Versions, category: str, r
     stacked = np.stack(keypoints).astype(np.float64)
     fitted = await threads.decode(fit_set, request.name, labels, pictures, stacked)
     await threads.io(versions.additions.put_landmarks, category, version.name, fitted)
-    return Fit(version.name, fitted, len(names) - len(labelled), absent)
+    return FittedLandmarks(
+        category=category,
+        version=version.name,
+        **fitted.model_dump(),
+        unlabelled_images=len(names) - len(labelled),
+        labels_without_image=absent,
+    )

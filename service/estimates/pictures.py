@@ -8,27 +8,23 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic_core import to_json
+from PIL import Image
 
 from service.contract.errors import BadBoxes, BodyTooLarge, PPLError
 from service.contract.media.fitting import Box, Frame, fit_square, reduction_for_boxes, unfit_square
 from service.contract.media.pictures import Picture, PictureLimits, open_picture, open_reduced
-from service.http.problems import BadField
 from service.runtime.concurrency import DecodedPixelLimit
 from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
 
 from . import drawing
 from .batching import Pose
-
-INCLUDABLE = ("link_map", "trajectory", "overlay", "codes")
-DRAWN = frozenset(("link_map", "overlay"))
 
 Answer = dict[str, Any]  # one pose, as in the response
 
@@ -132,18 +128,13 @@ class FittedBox:
 
 @dataclass(frozen=True)
 class Upload:
-    """An uploaded picture.
-
-    Attributes:
-        read: returns its bytes, from memory or from a file.
-        extra: members to add to its answers.
-    """
+    """An uploaded picture; `read` returns its bytes, from memory or from a file."""
 
     index: int
     filename: str
     read: Callable[[], bytes]
     boxes: PictureBoxes
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: ClassVar[Answer] = {}
 
     def fit(self, side: int, limits: PictureLimits) -> list[FittedBox]:
         """Decode the picture and cut out the model's square for each of its boxes.
@@ -152,50 +143,54 @@ class Upload:
             BadPicture and its subclasses, BodyTooLarge, BadBoxes: the detail names the picture.
         """
         with ExitStack() as held:
-
-            def reserve(pixels: int) -> None:
-                held.enter_context(_decoded_pixels.hold(pixels, _LARGEST_AT_ONCE * limits.max_pixels))
-
             try:
                 data = self.read()
                 if len(data) > limits.max_bytes:
                     raise BodyTooLarge(f"the file has {len(data)} bytes; a picture may have {limits.max_bytes}")
                 reduction = reduction_for_boxes(side, self.boxes.boxes)
-                return fit_boxes(open_reduced(data, reduction, limits, reserve), self.index, self.boxes, side)
+                picture = open_reduced(data, reduction, limits, lambda n: held.enter_context(_hold_pixels(n, limits)))
+                return fit_boxes(picture, self.index, self.boxes, side)
             except PPLError as error:
                 name = f" ({self.filename[:60]})" if self.filename else ""
                 detail = f"images[{self.index}]{name}: {error.detail}"
                 raise type(error)(detail, extra={"index": self.index}) from error
 
 
+@dataclass(frozen=True)
+class FrameUpload:
+    """A frame of a video, of which only the squares are kept, or the error.
+
+    Attributes:
+        extra: members to add to its answers.
+    """
+
+    index: int
+    fitted: list[FittedBox] | PPLError
+    extra: Answer = field(default_factory=dict)
+
+    def fit(self, side: int, limits: PictureLimits) -> list[FittedBox]:
+        """Return the squares, or raise the error."""
+        if isinstance(self.fitted, PPLError):
+            raise self.fitted
+        return self.fitted
+
+
+Source = Upload | FrameUpload
+
+
 def fit_boxes(picture: Picture, index: int, boxes: PictureBoxes, side: int) -> list[FittedBox]:
     """Cut out the model's square for each box of an RGB picture. Raises BadBoxes."""
-    for box in boxes.boxes:
-        if box:
-            _check_box(box, picture.width, picture.height)
+    size = picture.width, picture.height
+    for box in filter(None, boxes.boxes):
+        _check_box(box, *size)
     return [
-        FittedBox(
-            index,
-            picture.width,
-            picture.height,
-            *fit_square(picture, side, box),
-            number if boxes.numbered else None,
-        )
+        FittedBox(index, *size, *fit_square(picture, side, box), number if boxes.numbered else None)
         for number, box in enumerate(boxes.boxes)
     ]
 
 
-def parse_include(text: str | None) -> frozenset[str]:
-    """Parse the form field ``include``. Raises BadField."""
-    included = frozenset(word.strip() for word in (text or "").split(",") if word.strip())
-    for word in sorted(included):
-        if word not in INCLUDABLE:
-            raise BadField("include", f"include names {word[:80]!r}; it may name {', '.join(INCLUDABLE)}")
-    return included
-
-
 def describe_pose(
-    read: Callable[[], bytes],
+    source: Source,
     fitted: FittedBox,
     pose: Pose,
     version: Version,
@@ -203,60 +198,49 @@ def describe_pose(
     limits: PictureLimits,
     landmarks: LandmarkMaps | None = None,
 ) -> Answer:
-    """Return a pose in pixels of the uploaded picture, without the links, which all poses share.
-
-    Args:
-        read: returns the picture's bytes, for the overlay.
-        landmarks: maps from the keypoints.
-    """
-    points = fitted.frame.to_picture(pose.keypoints)
+    """Return a pose in pixels of the uploaded picture, without the links, which all poses share."""
+    frame = fitted.frame
+    points = frame.to_picture(pose.keypoints)
+    names = [{"name": name} for name in version.names] if version.names else [{}] * len(points)
     answer: Answer = {
         "index": fitted.index,
+        **source.extra,
         **({} if fitted.number is None else {"box": fitted.number}),
         "width": fitted.width,
         "height": fitted.height,
         "keypoints": [
-            {
-                "id": index,
-                **({"name": version.names[index]} if version.names else {}),
-                "x": round(x, 3),
-                "y": round(y, 3),
-                "score": round(score, 4),
-            }
-            for index, ((x, y), score) in enumerate(zip(points.tolist(), pose.scores.tolist(), strict=True))
+            {"id": index, **name, **point, "score": round(score, 4)}
+            for index, (name, point, score) in enumerate(zip(names, _round(points), pose.scores.tolist(), strict=True))
         ],
         "surprise": None if pose.surprise is None else round(pose.surprise, 4),
     }
     if landmarks is not None:
-        landmark_points = fitted.frame.to_picture(landmarks.apply(pose.keypoints)).tolist()
-        answer["landmarks"] = [
-            {"name": name, "x": round(x, 3), "y": round(y, 3)}
-            for name, (x, y) in zip(landmarks.names, landmark_points, strict=True)
-        ]
+        found = _round(frame.to_picture(landmarks.apply(pose.keypoints)))
+        answer["landmarks"] = [{"name": name, **point} for name, point in zip(landmarks.names, found, strict=True)]
     if "codes" in include:
         assert pose.codes is not None
         answer["codes"] = pose.codes.tolist()
     if "trajectory" in include:
-        answer["trajectory"] = [
-            [{"x": round(x, 3), "y": round(y, 3)} for x, y in step]
-            for step in fitted.frame.to_picture(pose.trajectory).tolist()
-        ]
+        answer["trajectory"] = [_round(step) for step in frame.to_picture(pose.trajectory)]
     if "link_map" in include:
         assert pose.link_map is not None
-        image = unfit_square(pose.link_map, fitted.frame, fitted.width, fitted.height)
-        answer["link_map"] = _data_url(drawing.png(image))
+        answer["link_map"] = _data_url(unfit_square(pose.link_map, frame, fitted.width, fitted.height))
     if "overlay" in include:
+        assert isinstance(source, Upload)
         # decoded again: pictures are not kept in memory while they wait
-        with _decoded_pixels.hold(fitted.width * fitted.height, _LARGEST_AT_ONCE * limits.max_pixels):
-            picture = open_picture(read(), limits)
-            answer["overlay"] = _data_url(drawing.png(drawing.overlay(picture, fitted.frame, points, version.links)))
+        with _hold_pixels(fitted.width * fitted.height, limits):
+            picture = open_picture(source.read(), limits)
+            answer["overlay"] = _data_url(drawing.overlay(picture, frame, points, version.links))
     return answer
 
 
-def encode_with_links(answer: Answer, version: Version) -> bytes:
-    """Return an answer as JSON with the links, which are encoded once: they are most of the text."""
-    return b'%b, "links": %b}' % (to_json(answer)[:-1], version.links_json)
+def _hold_pixels(pixels: int, limits: PictureLimits) -> AbstractContextManager[None]:
+    return _decoded_pixels.hold(pixels, _LARGEST_AT_ONCE * limits.max_pixels)
 
 
-def _data_url(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def _round(points: NDArray[np.float64]) -> list[dict[str, float]]:
+    return [{"x": round(x, 3), "y": round(y, 3)} for x, y in points.tolist()]
+
+
+def _data_url(image: Image.Image) -> str:
+    return "data:image/png;base64," + base64.b64encode(drawing.png(image)).decode("ascii")

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from fastapi import Request
 
 from service.contract.errors import BadBoxes, BodyTooLarge, NoImages, NoMemory, TooManyImages
 from service.contract.messages import MAX_REFINE_STEPS
+from service.contract.routing import time_ordered_id
 from service.http.headers import responds_async
 from service.http.multipart import FileField, Form, Part, Write, read_form
 from service.http.problems import BadField, SlowBody
 from service.versions.reader import Version
 
 from .formats.registry import FORMATS, check_format
-from .pictures import DRAWN, PictureBoxes, parse_boxes, parse_include
-from .store import EstimateStore, new_estimate_id
+from .pictures import PictureBoxes, parse_boxes
+from .store import ID_DIGITS, EstimateStore
 
 BODY_S = 120.0  # time for a body to arrive, if the request is answered at once
-_MAX_NAME = 200
+DRAWN = frozenset(("link_map", "overlay"))
+INCLUDABLE = ("link_map", "trajectory", "overlay", "codes")
 _FIELDS = ("category", "version", "refine_steps", "include", "boxes", "format", "landmarks", "every")
 _MAX_EVERY = 100_000
 
@@ -37,7 +38,7 @@ class UploadedFiles:
 
     Attributes:
         size_bytes: received so far.
-        names: of the files, without folders; complete after :meth:`number_files`.
+        kept: set it to keep the files.
     """
 
     def __init__(
@@ -47,30 +48,28 @@ class UploadedFiles:
         max_picture_bytes: int,
         on_growth: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
+        self.estimate_id = time_ordered_id(ID_DIGITS)
         self.size_bytes = 0
-        self.names: list[str] = []
+        self.kept = False
         self._store = store
         self._in_thread = in_thread
         self._max_picture_bytes = max_picture_bytes
         self._on_growth = on_growth
-        self._arrival: dict[int, int] = {}  # number of the file by id of the part
-        self._kept = self._created = False
+        self._parts: list[Part] = []
 
-    async def __aenter__(self) -> UploadedFiles:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._created and not self._kept:
+        if self._parts and not self.kept:
             await self._in_thread(self._store.discard, self.estimate_id)
 
-    @cached_property
-    def estimate_id(self) -> str:
-        """Name of their folder; generated when needed, as most requests need none."""
-        return new_estimate_id()
-
     def sink_of(self, part: Part) -> Write:
-        """Return the function that writes a file's bytes."""
-        number = self._arrival[id(part)] = len(self._arrival)
+        """Return the function that writes a file's bytes, under its number in the request."""
+        if self._parts and not (self._parts[-1].filename or self._parts[-1].size):
+            self._parts.pop()  # the form leaves it out
+        number = len(self._parts)
+        self._parts.append(part)
         limit = self._max_picture_bytes if part.name == "images" else None
 
         async def write(data: bytes) -> None:
@@ -83,64 +82,57 @@ class UploadedFiles:
 
         return write
 
-    async def number_files(self, parts: list[Part]) -> None:
-        """Number the files as the pictures of the request, once all have arrived."""
-        await self._in_thread(self._rename, [self._arrival[id(part)] for part in parts])
-        self.names = [part.filename[-_MAX_NAME:] for part in parts]
-
-    def keep(self) -> None:
-        """Keep the files."""
-        self._kept = True
+    async def create_empty(self, parts: Sequence[Part]) -> None:
+        """Create the files that no byte came for, once all have arrived."""
+        for number, part in enumerate(parts):
+            if not part.size:
+                await self._in_thread(self._append, number, b"")
 
     def _append(self, number: int, data: bytes) -> None:
-        self._create_folder()
-        with self._store.picture(self.estimate_id, number).open("ab") as file:
+        path = self._store.picture(self.estimate_id, number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
             file.write(data)
-
-    def _rename(self, numbers: list[int]) -> None:
-        self._create_folder()
-        for index, number in enumerate(numbers):  # ascending, so no file is overwritten
-            path = self._store.picture(self.estimate_id, number)
-            path.touch()
-            if number != index:
-                path.rename(self._store.picture(self.estimate_id, index))
-
-    def _create_folder(self) -> None:
-        if not self._created:
-            self._created = True
-            self._store.create_folder(self.estimate_id)
 
 
 async def read_estimate(request: Request, max_images: int, files: UploadedFiles, *, keep_images: bool) -> Form:
-    """Read the form within the time that it may take to arrive, so that a slow client does not hold its place.
+    """Read the form.
 
     Args:
         files: receives a video, and with `keep_images` the pictures.
 
     Raises:
-        SlowBody, TooManyImages, BadField, and as :func:`~service.http.multipart.read_form`.
+        TooManyImages, BadField, and as :func:`read_form_within`.
     """
-
-    def too_many() -> TooManyImages:
-        return TooManyImages(f"more than {max_images} pictures; a request may have {max_images}, send several requests")
-
-    def second_video() -> BadField:
-        return BadField("video", "more than one video was sent; send one")
-
+    too_many = f"more than {max_images} pictures; a request may have {max_images}, send several requests"
     fields = {
-        "images": FileField(max_images, too_many, sink_of=files.sink_of if keep_images else None),
-        "video": FileField(1, second_video, sink_of=files.sink_of),
+        "images": FileField(
+            max_images, lambda: TooManyImages(too_many), sink_of=files.sink_of if keep_images else None
+        ),
+        "video": FileField(
+            1, lambda: BadField("video", "more than one video was sent; send one"), sink_of=files.sink_of
+        ),
     }
-    try:
-        async with asyncio.timeout(None if responds_async(request.headers) else BODY_S):
-            form = await read_form(request, fields)
-    except TimeoutError:
-        raise SlowBody(f"the body took longer than {BODY_S:g} s to arrive; send fewer or smaller pictures") from None
-    if form.first("video") and len(form.files) > 1:
+    form = await read_form_within(None if responds_async(request.headers) else BODY_S, request, fields)
+    video = form.first("video")
+    if video and len(form.files) > 1:
         raise BadField("video", "both pictures and a video were sent; send either")
-    if form.first("video") or keep_images:
-        await files.number_files(form.files)
+    if video or keep_images:
+        await files.create_empty(form.files)
     return form
+
+
+async def read_form_within(limit_s: float | None, request: Request, fields: Mapping[str, FileField]) -> Form:
+    """Read a form within the time that it may take to arrive, so that a slow client does not hold its place.
+
+    Raises:
+        SlowBody, and as :func:`~service.http.multipart.read_form`.
+    """
+    try:
+        async with asyncio.timeout(limit_s):
+            return await read_form(request, fields)
+    except TimeoutError:
+        raise SlowBody(f"the body took longer than {limit_s:g} s to arrive; send fewer or smaller pictures") from None
 
 
 def merge_fields(request: Request, form: Form) -> dict[str, str]:
@@ -159,6 +151,13 @@ def merge_fields(request: Request, form: Form) -> dict[str, str]:
     return fields
 
 
+def check_fields(fields: Iterable[str], known: Sequence[str], files: str) -> None:
+    """Raise BadField for a field that is not known; `files` names those that take files."""
+    for name in fields:
+        if name not in known:
+            raise BadField(name, f"unknown field {name[:80]!r}; known are {files}, {', '.join(known)}")
+
+
 @dataclass(frozen=True)
 class Query:
     """The pictures to estimate and the form of the response.
@@ -175,7 +174,7 @@ class Query:
     version: str | None
     refine_steps: int = 0
     include: frozenset[str] = frozenset()
-    format: str = FORMATS[0]
+    format: str = "native"
     names: tuple[str, ...] = ()
     boxes: tuple[PictureBoxes, ...] = ()
     landmarks: str | None = None
@@ -195,30 +194,32 @@ class Query:
         Raises:
             BadField, BadBoxes, NoImages, TooManyImages.
         """
-        for name in fields:
-            if name not in _FIELDS:
-                raise BadField(name, f"unknown field {name[:80]!r}; known are images, video, {', '.join(_FIELDS)}")
-        if not fields.get("category"):
+        check_fields(fields, _FIELDS, "images, video")
+        sent = {name: text for name, value in fields.items() if (text := value.strip())}
+        if "category" not in sent:
             raise BadField("category", "the field category is missing; it names what the pictures show")
         if not names:
             raise NoImages(
                 "no picture was sent; send at least one in the field images (curl -F images=@photo.jpg), or a video in "
                 "the field video"
             )
-        if not video and fields.get("every", "").strip():
+        if not video and "every" in sent:
             raise BadField("every", "every selects frames of a video, and pictures were sent; leave it out")
-        boxes = parse_boxes(fields.get("boxes"), len(names))
         query = cls(
-            fields["category"].strip(),
-            fields.get("version", "").strip() or None,
-            _parse_integer("refine_steps", fields.get("refine_steps", ""), 0, MAX_REFINE_STEPS, 0),
-            parse_include(fields.get("include")),
-            _parse_format(fields.get("format", "")),
-            tuple(names),
-            tuple(boxes),
-            fields.get("landmarks", "").strip() or None,
-            _parse_integer("every", fields.get("every", ""), 1, _MAX_EVERY, 1) if video else 0,
+            category=sent["category"],
+            version=sent.get("version"),
+            refine_steps=_parse_integer(sent, "refine_steps", 0, 0, MAX_REFINE_STEPS),
+            include=frozenset(filter(None, map(str.strip, sent.get("include", "").split(",")))),
+            format=sent.get("format", "native"),
+            names=tuple(names),
+            boxes=tuple(parse_boxes(sent.get("boxes"), len(names))),
+            landmarks=sent.get("landmarks"),
+            every=_parse_integer(sent, "every", 1, 1, _MAX_EVERY) if video else 0,
         )
+        for word in sorted(query.include.difference(INCLUDABLE)):
+            raise BadField("include", f"include names {word[:80]!r}; it may name {', '.join(INCLUDABLE)}")
+        if query.format not in FORMATS:
+            raise BadField("format", f"format is {query.format[:80]!r}; it must be one of {', '.join(FORMATS)}")
         if video and query.kinds_drawn:
             raise BadField(
                 "include",
@@ -230,7 +231,7 @@ class Query:
                 f"the request has {query.num_poses} boxes in all of its pictures and may have {max_poses}; send "
                 "several requests"
             )
-        for index, entry in enumerate(boxes):
+        for index, entry in enumerate(query.boxes):
             if len(entry.boxes) > max_boxes:
                 raise BadBoxes(f"boxes[{index}] has {len(entry.boxes)} boxes; a picture may have {max_boxes}")
         check_format(query.format, query.include, query.landmarks)
@@ -240,10 +241,6 @@ class Query:
     def num_poses(self) -> int:
         """Number of boxes of all pictures; of a video, in each frame."""
         return sum(len(boxes.boxes) for boxes in self.boxes)
-
-    def max_frames(self, max_poses: int) -> int:
-        """Return how many frames of the video `max_poses` allow, as each box has a pose in every frame."""
-        return max(1, max_poses // self.num_poses)
 
     @property
     def kinds_drawn(self) -> int:
@@ -264,15 +261,8 @@ class Query:
             )
 
 
-def _parse_format(text: str) -> str:
-    name = text.strip() or FORMATS[0]
-    if name not in FORMATS:
-        raise BadField("format", f"format is {name[:80]!r}; it must be one of {', '.join(FORMATS)}")
-    return name
-
-
-def _parse_integer(name: str, text: str, low: int, high: int, default: int) -> int:
-    text = text.strip() or str(default)
+def _parse_integer(fields: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    text = fields.get(name, str(default))
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(high)) and low <= int(text) <= high):
         raise BadField(name, f"{name} is {text[:80]!r}; it must be from {low} to {high}")
     return int(text)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from service.contract.media.videos import frame_name
 from service.versions.reader import Version
@@ -81,24 +85,23 @@ class Results:
             started: `time.perf_counter` at the start of the request.
             fail_fast: whether an error ends the request.
         """
-        timing = dict.fromkeys(STAGES, 0.0)
+        stages_ms = np.zeros(len(STAGES))
         errors: list[dict[str, Any]] = []
         frames: dict[int, int] = {}  # number of the video's frame by index
         for outcome in outcomes:
-            for stage, elapsed_ms in zip(STAGES, outcome.timing_ms, strict=True):
-                timing[stage] += elapsed_ms
+            stages_ms += outcome.timing_ms
             if outcome.error:
                 errors.append(outcome.error)
-            for part in (*outcome.poses[:1], *([outcome.error] if outcome.error else [])):
-                if video and "frame" in part:  # missing if the error ends the video early
-                    frames[outcome.index] = part["frame"]
-        timing["total"] = 1e3 * (time.perf_counter() - started)
+            found = outcome.error or outcome.poses[0]
+            if "frame" in found:  # missing if the error ends the video early
+                frames[outcome.index] = found["frame"]
         if video:
             count = max(frames, default=-1) + 1
             name = names[0] or "video"
             names = [frame_name(name, frames[index]) if index in frames else "" for index in range(count)]
             boxes = [boxes[0]] * count
-        return cls(version, names, boxes, outcomes, timing, None if fail_fast else errors)
+        timing_ms = describe_timing(stages_ms, started)
+        return cls(version, names, boxes, outcomes, timing_ms, None if fail_fast else errors)
 
     def poses(self) -> Iterator[Answer]:
         """Yield the poses in the order of pictures and boxes."""
@@ -119,6 +122,13 @@ class Results:
         return {ERRORS_HEADER: json.dumps({"count": len(self.errors), "first": first})}
 
 
+def describe_timing(stages_ms: NDArray[np.float64], started: float) -> dict[str, float]:
+    """Return the time of each stage and in total, as in a response."""
+    total_ms = 1e3 * (time.perf_counter() - started)
+    elapsed_ms = zip((*STAGES, "total"), (*stages_ms.tolist(), total_ms), strict=True)
+    return {name: round(value, 2) for name, value in elapsed_ms}
+
+
 class StoredOutcomes:
     """The outcomes in a file of :meth:`Outcome.to_line`, in the order of pictures; read at each iteration.
 
@@ -136,11 +146,16 @@ class StoredOutcomes:
         self.failed = self.end = 0
         self._path = path
         self._offsets: dict[int, int] = {}
-        try:
-            with path.open("rb") as file:
-                self._index(file)
-        except FileNotFoundError:
-            pass
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                with suppress(ValueError):  # truncated when a process was killed; another one wrote on after it
+                    outcome = json.loads(line)
+                    if outcome["index"] not in self._offsets:
+                        self._offsets[outcome["index"]] = self.end
+                        self.failed += outcome["error"] is not None
+                self.end += len(line)
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -156,18 +171,3 @@ class StoredOutcomes:
                 file.seek(offset)
                 line = json.loads(file.readline())
                 yield Outcome(line["index"], line["poses"], line["error"], tuple(line["timing_ms"]))
-
-    def _index(self, file: Iterable[bytes]) -> None:
-        offset = 0
-        for line in file:
-            whole = line.endswith(b"\n")
-            try:
-                outcome = json.loads(line) if whole else None
-            except ValueError:  # truncated when a process was killed; another one wrote on after it
-                outcome = None
-            if outcome and outcome["index"] not in self._offsets:
-                self._offsets[outcome["index"]] = offset
-                self.failed += outcome["error"] is not None
-            offset += len(line)
-            if whole:
-                self.end = offset

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, Field
 
 from service.contract.jobs.job import JobError
 from service.http.schemas import PictureProblem
 from service.versions.schemas import Link
+
+Problems = Annotated[
+    list[PictureProblem] | None,
+    Field(description="of a video, or in the background: pictures and frames without a pose, and why"),
+]
 
 
 class Keypoint(BaseModel):
@@ -91,36 +96,9 @@ class Timing(BaseModel):
 class Estimate(BaseModel):
     """The poses of a request's pictures, in their order."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "category": "dog",
-                    "version": "20261123T064501-1f3a9c",
-                    "images": [
-                        {
-                            "index": 0,
-                            "width": 640,
-                            "height": 480,
-                            "keypoints": [
-                                {"id": 0, "x": 412.204, "y": 131.87, "score": 0.9712},
-                                {"id": 1, "x": 371.55, "y": 168.019, "score": 0.9544},
-                            ],
-                            "surprise": 0.4127,
-                            "links": [{"i": 0, "j": 1, "weight": 1.93121}],
-                        }
-                    ],
-                    "timing_ms": {"decode": 4.1, "queue": 6.3, "model": 5.2, "total": 16.9},
-                }
-            ]
-        }
-    )
-
     category: str
     version: str
-    errors: list[PictureProblem] | None = Field(
-        None, description="of a video, or in the background: pictures and frames without a pose, and why"
-    )
+    errors: Problems = None
     images: list[ImageEstimate]
     timing_ms: Timing
 
@@ -134,9 +112,7 @@ class CocoDataset(BaseModel):
         description="image_id, category_id, keypoints (x, y, 2 for each), num_keypoints, bbox, area, score"
     )
     categories: list[dict[str, Any]] = Field(description="the one category: its keypoints' names, and the links")
-    errors: list[PictureProblem] | None = Field(
-        None, description="of a video, or in the background: pictures and frames without a pose, and why"
-    )
+    errors: Problems = None
 
 
 class EstimateStatus(StrEnum):

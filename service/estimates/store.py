@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,10 +26,12 @@ from service.contract.durable_files import folder_names, hold_lock, sync, write_
 from service.contract.errors import BadCursor, Conflict, StoreCorrupt, UnknownEstimate
 from service.contract.jobs.job import JobError
 from service.contract.quotas import PendingEstimate
-from service.contract.routing import time_ordered_id
-from service.estimates.schemas import BackgroundEstimate, EstimatePage, EstimateStatus
+from service.http.multipart import seconds_since_change
 
-_ID = re.compile(r"[0-9a-f]{24}")
+from .schemas import BackgroundEstimate, EstimatePage, EstimateStatus
+
+ID_DIGITS = 24
+_ID = re.compile(f"[0-9a-f]{{{ID_DIGITS}}}")
 
 
 class EstimateRecord(BaseModel):
@@ -51,11 +52,6 @@ class EstimateRecord(BaseModel):
     size_bytes: int = 0
 
 
-def new_estimate_id() -> str:
-    """Return 24 hex digits that sort by time of creation."""
-    return time_ordered_id(24)
-
-
 class EstimateStore:
     """The estimates below a data root. Blocking."""
 
@@ -63,54 +59,37 @@ class EstimateStore:
         self._root = data_root / "estimates"
         self._waiting = self._root / "waiting"
 
-    def folder(self, estimate_id: str) -> Path:
-        """Return the folder of an estimate. Raises UnknownEstimate for an invalid id."""
+    def path(self, estimate_id: str, *names: str) -> Path:
+        """Return the path of an estimate's folder, or of a file in it. Raises UnknownEstimate for an invalid id."""
         if not _ID.fullmatch(estimate_id):
             raise _unknown_error(estimate_id)
-        return self._root / estimate_id
+        return self._root.joinpath(estimate_id, *names)
 
     def picture(self, estimate_id: str, index: int) -> Path:
         """Return the path of an uploaded picture; 0 is that of a video."""
-        return self.folder(estimate_id) / "pictures" / f"{index:06d}"
+        return self.path(estimate_id, "pictures", f"{index:06d}")
 
-    def lines(self, estimate_id: str) -> Path:
-        """Return the path of the outcomes so far."""
-        return self.folder(estimate_id) / "lines"
-
-    def result(self, estimate_id: str) -> Path:
-        """Return the path of the response."""
-        return self.folder(estimate_id) / "result"
-
-    def errors(self, estimate_id: str) -> Path:
-        """Return the path of the problems of pictures without a pose."""
-        return self.folder(estimate_id) / "errors"
-
-    def create_folder(self, estimate_id: str) -> None:
-        """Create the folder of the pictures."""
-        (self.folder(estimate_id) / "pictures").mkdir(parents=True)
-
-    def list_pending(self) -> list[PendingEstimate]:
-        """Return owner and size of the estimates that have not ended."""
-        found = []
-        for estimate_id in self.list_waiting():
-            with suppress(UnknownEstimate, StoreCorrupt):
+    def pending(self, ids: Iterable[str] | None = None) -> dict[str, PendingEstimate]:
+        """Return owner and size of the estimates that can be read, by default of all that have not ended."""
+        found = {}
+        for estimate_id in self.list_waiting() if ids is None else ids:
+            with suppress(UnknownEstimate, StoreCorrupt, OSError):
                 record = self.record(estimate_id)
-                found.append(PendingEstimate(record.shown.created_by, record.size_bytes))
+                found[estimate_id] = PendingEstimate(record.shown.created_by, record.size_bytes)
         return found
 
-    def submit(self, record: EstimateRecord, check: Callable[[list[PendingEstimate]], None]) -> None:
+    def submit(self, record: EstimateRecord, check: Callable[[Mapping[str, PendingEstimate]], None]) -> None:
         """Submit an estimate whose pictures are stored; all is on disk when this returns.
 
         Args:
             check: called with the pending estimates of all gateways while no other is submitted; its errors leave
                 everything as it was.
         """
-        folder = self.folder(record.shown.id)
-        for path in (folder / "pictures").iterdir():
+        pictures = self.path(record.shown.id, "pictures")
+        for path in (*pictures.iterdir(), pictures):
             sync(path)
-        sync(folder / "pictures")
         with hold_lock(self._root / ".submit.lock"):
-            check(self.list_pending())
+            check(self.pending())
             self.write(record)
             self._waiting.mkdir(parents=True, exist_ok=True)
             (self._waiting / record.shown.id).touch()
@@ -120,7 +99,7 @@ class EstimateStore:
     def record(self, estimate_id: str) -> EstimateRecord:
         """Read an estimate. Raises UnknownEstimate, StoreCorrupt."""
         try:
-            return EstimateRecord.model_validate_json((self.folder(estimate_id) / "record.json").read_bytes())
+            return EstimateRecord.model_validate_json(self.path(estimate_id, "record.json").read_bytes())
         except FileNotFoundError as error:
             raise _unknown_error(estimate_id) from error
         except ValidationError as error:
@@ -129,7 +108,7 @@ class EstimateStore:
     def write(self, record: EstimateRecord) -> None:
         """Write a record while holding its :meth:`claim`. Raises UnknownEstimate if it was deleted."""
         try:
-            write_json(self.folder(record.shown.id) / "record.json", record.model_dump(mode="json"))
+            write_json(self.path(record.shown.id, "record.json"), record.model_dump(mode="json"))
         except FileNotFoundError as error:
             raise _unknown_error(record.shown.id) from error
 
@@ -141,8 +120,8 @@ class EstimateStore:
             shown.result_url = f"/estimates/{shown.id}/result"
         self.write(record)
         (self._waiting / shown.id).unlink(missing_ok=True)
-        shutil.rmtree(self.folder(shown.id) / "pictures", ignore_errors=True)
-        self.lines(shown.id).unlink(missing_ok=True)
+        shutil.rmtree(self.path(shown.id, "pictures"), ignore_errors=True)
+        self.path(shown.id, "lines").unlink(missing_ok=True)
 
     def list_waiting(self) -> list[str]:
         """Return the ids of estimates that have not ended, the oldest first. Cheap enough for every second."""
@@ -151,22 +130,14 @@ class EstimateStore:
         except FileNotFoundError:
             return []
 
-    def owners(self, ids: Iterable[str]) -> dict[str, str | None]:
-        """Return the API key of each estimate that can be read."""
-        found = {}
-        for estimate_id in ids:
-            with suppress(UnknownEstimate, StoreCorrupt, OSError):
-                found[estimate_id] = self.record(estimate_id).shown.created_by
-        return found
-
     @contextmanager
     def claim(self, estimate_id: str) -> Iterator[bool]:
         """Lock an estimate for the block. Yields False if another process holds it."""
         try:
-            with hold_lock(self.folder(estimate_id) / ".lock", wait=False) as acquired:
+            with hold_lock(self.path(estimate_id, ".lock"), wait=False) as acquired:
                 yield acquired
         except FileNotFoundError as error:
-            if self.folder(estimate_id).exists():
+            if self.path(estimate_id).exists():
                 raise
             (self._waiting / estimate_id).unlink(missing_ok=True)
             raise _unknown_error(estimate_id) from error
@@ -181,7 +152,7 @@ class EstimateStore:
         record = self.record(estimate_id)
         if record.shown.status.ended:
             raise Conflict(f"estimate {estimate_id} has ended as {record.shown.status}; it can't be cancelled")
-        (self.folder(estimate_id) / "cancel").touch()
+        self.path(estimate_id, "cancel").touch()
         with self.claim(estimate_id) as acquired:
             if acquired:
                 record = self.record(estimate_id)
@@ -191,7 +162,7 @@ class EstimateStore:
 
     def is_cancelled(self, estimate_id: str) -> bool:
         """Return whether the owner cancelled it."""
-        return (self.folder(estimate_id) / "cancel").exists()
+        return self.path(estimate_id, "cancel").exists()
 
     def remove(self, estimate_id: str) -> None:
         """Delete an estimate that ended. Raises UnknownEstimate, Conflict."""
@@ -201,7 +172,7 @@ class EstimateStore:
 
     def discard(self, estimate_id: str) -> None:
         """Delete all files of an estimate. Idempotent."""
-        shutil.rmtree(self.folder(estimate_id), ignore_errors=True)
+        shutil.rmtree(self.path(estimate_id), ignore_errors=True)
         (self._waiting / estimate_id).unlink(missing_ok=True)
 
     def page(self, limit: int, cursor: str | None = None) -> EstimatePage:
@@ -209,9 +180,7 @@ class EstimateStore:
         if cursor is not None and not _ID.fullmatch(cursor):
             raise BadCursor(f"cursor {cursor[:80]!r} is not one of this list; send a next_cursor, or none")
         items: list[BackgroundEstimate] = []
-        for estimate_id in sorted(self._ids(), reverse=True):
-            if cursor is not None and estimate_id >= cursor:
-                continue
+        for estimate_id in sorted((name for name in self._ids() if cursor is None or name < cursor), reverse=True):
             if len(items) == limit:
                 return EstimatePage(items=items, next_cursor=items[-1].id)
             with suppress(UnknownEstimate):  # no record yet: it is being uploaded
@@ -223,7 +192,7 @@ class EstimateStore:
         results = []
         for estimate_id in set(self._ids()) - set(self.list_waiting()):
             with suppress(FileNotFoundError):  # it failed, or was deleted meanwhile
-                status = self.result(estimate_id).stat()
+                status = self.path(estimate_id, "result").stat()
                 results.append((status.st_mtime_ns, status.st_size, estimate_id))
         removed: list[str] = []
         total = 0
@@ -240,27 +209,20 @@ class EstimateStore:
         for estimate_id in self._ids():
             try:
                 shown = self.record(estimate_id).shown
+                is_old = shown.finished_at and (datetime.now(UTC) - shown.finished_at).total_seconds() > kept_s
+                if not shown.status.ended and not (self._waiting / estimate_id).exists():
+                    (self._waiting / estimate_id).touch()  # the gateway crashed between writing the two
             except UnknownEstimate:
-                with suppress(FileNotFoundError):
-                    if time.time() - _last_change(self.folder(estimate_id)) > stale_s:
-                        self.discard(estimate_id)
-                        removed.append(estimate_id)
-                continue
+                is_old = seconds_since_change(self.path(estimate_id)) > stale_s
             except StoreCorrupt:
                 continue
-            if shown.finished_at and (datetime.now(UTC) - shown.finished_at).total_seconds() > kept_s:
+            if is_old:
                 self.discard(estimate_id)
                 removed.append(estimate_id)
-            elif not shown.status.ended and not (self._waiting / estimate_id).exists():
-                (self._waiting / estimate_id).touch()  # the gateway crashed between writing the two
         return removed
 
     def _ids(self) -> list[str]:
         return list(filter(_ID.fullmatch, folder_names(self._root)))
-
-
-def _last_change(folder: Path) -> float:
-    return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
 
 
 def _unknown_error(estimate_id: str) -> UnknownEstimate:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import takewhile
 
@@ -20,6 +19,7 @@ from service.runtime.settings import Settings
 from service.versions.reader import Versions
 
 _RECOUNT_BYTES = 64 * 2**20  # bytes of an upload after which the pending estimates are read again
+_MAX_NAME = 200
 
 
 class Arrivals:
@@ -41,7 +41,7 @@ class Arrivals:
             settings.background_max_bytes,
             settings.background_key_bytes,
         )
-        self._uploads: list[PendingEstimate] = []
+        self._uploads: dict[PendingEstimate, None] = {}  # ordered
 
     @property
     def size_bytes(self) -> int:
@@ -56,9 +56,11 @@ class Arrivals:
             StorageFull: the disk is full.
             PPLError: the request is invalid, as far as that shows without reading the pictures.
         """
-        settings, store, io = self._settings, self._store, self._threads.io
-        with self._register(owner) as upload:
-            pending = await io(store.list_pending)
+        store, io = self._store, self._threads.io
+        upload = PendingEstimate(owner)
+        self._uploads[upload] = None
+        try:
+            pending = await io(store.pending)
             announced = body_bytes(request.scope) if "content-length" in request.headers else 0
             self._check(upload, pending, announced)
 
@@ -66,29 +68,31 @@ class Arrivals:
                 nonlocal pending
                 recounted, upload.size_bytes = upload.size_bytes // _RECOUNT_BYTES, size_bytes
                 if size_bytes // _RECOUNT_BYTES > recounted:
-                    pending = await io(store.list_pending)
+                    pending = await io(store.pending)
                 try:
                     self._check(upload, pending)
                 except QueueFull:  # some may have ended since the last count
-                    pending = await io(store.list_pending)
+                    pending = await io(store.pending)
                     self._check(upload, pending)
 
-            def check_submission(pending: list[PendingEstimate]) -> None:
+            def check_submission(pending: Mapping[str, PendingEstimate]) -> None:
                 self._check(upload, pending)
-                self._unregister(upload)
+                del self._uploads[upload]  # it is pending from now on and must not count twice
 
-            files = UploadedFiles(store, self._threads.upload, settings.image_max_bytes, check_growth)
-            async with files:
+            image_max_bytes = self._settings.image_max_bytes
+            async with UploadedFiles(store, self._threads.upload, image_max_bytes, check_growth) as files:
                 record = await self._read(request, files, owner)
                 await self._threads.upload(store.submit, record, check_submission)
-                files.keep()
+                files.kept = True
+        finally:
+            self._uploads.pop(upload, None)
         return record.shown
 
     async def _read(self, request: Request, files: UploadedFiles, owner: str | None) -> EstimateRecord:
         max_poses, io = self._settings.background_max_images, self._threads.io
         form = await read_estimate(request, max_poses, files, keep_images=True)
         video = form.first("video") is not None
-        fields, names = merge_fields(request, form), files.names
+        fields, names = merge_fields(request, form), [part.filename[-_MAX_NAME:] for part in form.files]
         query = Query.parse(fields, names, max_poses, self._settings.max_images, video)
         version = await io(self._versions.version, query.category, query.version)
         query.check_memory(version)
@@ -106,20 +110,6 @@ class Arrivals:
         )
         return EstimateRecord(shown=shown, fields=fields, names=names, video=video, size_bytes=files.size_bytes)
 
-    def _check(self, upload: PendingEstimate, pending: list[PendingEstimate], more_bytes: int = 0) -> None:
+    def _check(self, upload: PendingEstimate, pending: Mapping[str, PendingEstimate], more_bytes: int = 0) -> None:
         ahead = list(takewhile(lambda other: other is not upload, tuple(self._uploads)))
-        check_estimate_limits(self._limits, pending, ahead, upload, more_bytes)
-
-    @contextmanager
-    def _register(self, owner: str | None) -> Iterator[PendingEstimate]:
-        upload = PendingEstimate(owner)
-        self._uploads.append(upload)
-        try:
-            yield upload
-        finally:
-            self._unregister(upload)
-
-    def _unregister(self, upload: PendingEstimate) -> None:
-        """Stop counting an upload: once submitted, it is pending and must not count twice."""
-        with suppress(ValueError):
-            self._uploads.remove(upload)
+        check_estimate_limits(self._limits, list(pending.values()), ahead, upload, more_bytes)

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Container, Iterable, Mapping
+from collections.abc import AsyncGenerator, Container, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,16 +15,16 @@ from pathlib import Path
 from service.contract.durable_files import atomic_write
 from service.contract.errors import PPLError, UnknownEstimate
 from service.contract.jobs.job import JobError
-from service.estimates.estimator import Estimator, Pipeline, Source
-from service.estimates.formats.registry import render
-from service.estimates.pictures import Upload
+from service.estimates.estimator import Estimator, Pipeline
+from service.estimates.formats.registry import FORMATS
+from service.estimates.pictures import Source, Upload
 from service.estimates.request import Query
 from service.estimates.results import Outcome, Results, StoredOutcomes
 from service.estimates.schemas import EstimateStatus
 from service.estimates.store import EstimateRecord, EstimateStore
-from service.estimates.video_frames import VideoFrames, video_limits
+from service.estimates.video_frames import read_frames, video_limits
 from service.runtime.concurrency import cancel_tasks
-from service.versions.reader import Version, Versions
+from service.versions.reader import Versions
 
 log = logging.getLogger(__name__)
 
@@ -36,22 +36,17 @@ _MAX_OWNERS = 1000
 
 
 class FairTurns:
-    """A fair order of estimates among API keys: many of one key do not delay those of others.
-
-    The next belongs to a key with the fewest running, of these to the one whose last turn is the longest ago, and is
-    the oldest of that key.
-    """
+    """A fair order of estimates among API keys: many of one key do not delay those of others."""
 
     def __init__(self) -> None:
         self._turn = 0
         self._last_turns: dict[str | None, int] = {}  # by API key, the longest ago first
 
     def choose(self, waiting: Mapping[str, str | None], running: Iterable[str | None]) -> str:
-        """Return the id of the next estimate.
+        """Return the id of the next estimate, given the API keys of those that wait and of those that run.
 
-        Args:
-            waiting: API keys of the estimates to choose from, by id; at least one.
-            running: API keys of the estimates that are running.
+        Its key is one with the fewest running, of these the one whose last turn is the longest ago; it is the oldest
+        of that key.
         """
         counts = Counter(running)
         return min(waiting, key=lambda name: (counts[waiting[name]], self._last_turns.get(waiting[name], 0), name))
@@ -89,15 +84,13 @@ class BackgroundRunner:
         self._running = {name: task for name, task in self._running.items() if not task.done()}
         self._postponed = {name: until for name, until in self._postponed.items() if until > now}
         waiting = await self._io(self._store.list_waiting)
-        new = [estimate_id for estimate_id in waiting if estimate_id not in self._owners]
+        new = [name for name in waiting if name not in self._owners]
         if new:
-            self._owners |= await self._io(self._store.owners, new)
+            found = await self._io(self._store.pending, new)
+            self._owners |= {name: estimate.owner for name, estimate in found.items()}
         self._owners = {name: self._owners[name] for name in waiting if name in self._owners}
-        free = {
-            name: self._owners.get(name)
-            for name in waiting
-            if name not in self._running and name not in self._postponed
-        }
+        taken = {*self._running, *self._postponed}
+        free = {name: self._owners.get(name) for name in waiting if name not in taken}
         while free and len(self._running) < AT_ONCE:
             estimate_id = self._turns.choose(free, map(self._owners.get, self._running))
             owner = free.pop(estimate_id)
@@ -143,32 +136,29 @@ class BackgroundRunner:
         if shown.status.ended:  # the gateway crashed right after writing it
             await self._io(end, record, shown.status, shown.error)
             return
+        status, fault = EstimateStatus.FAILED, None
         try:
             status = await self._estimate(record)
-            await self._io(end, record, status)
-            log.info("estimate ended: estimate=%s status=%s pictures=%d", shown.id, status, shown.progress.done)
         except PPLError as error:
+            fault = error
             log.warning("estimate failed: estimate=%s: %s", shown.id, error.detail)
-            await self._io(end, record, EstimateStatus.FAILED, JobError(**error.to_dict()))
-        except UnknownEstimate:
-            raise
         except Exception:  # a bug; its owner sees that it failed, and the others continue
-            log.exception("estimate failed: estimate=%s", shown.id)
             fault = PPLError("an unexpected error of the server; see its log")
-            await self._io(end, record, EstimateStatus.FAILED, JobError(**fault.to_dict()))
+            log.exception("estimate failed: estimate=%s", shown.id)
+        await self._io(end, record, status, JobError(**fault.to_dict()) if fault else None)
+        log.info("estimate ended: estimate=%s status=%s pictures=%d", shown.id, status, shown.progress.done)
         removed = await self._io(self._store.trim_results, self._settings.background_results_bytes)
         if removed:
             log.info("oldest results removed to free space: estimates=%s", ",".join(removed))
 
     async def _estimate(self, record: EstimateRecord) -> EstimateStatus:
         shown, settings, io = record.shown, self._settings, self._io
-        query = Query.parse(
-            record.fields, record.names, settings.background_max_images, settings.max_images, record.video
-        )
+        max_poses, max_boxes = settings.background_max_images, settings.max_images
+        query = Query.parse(record.fields, record.names, max_poses, max_boxes, record.video)
         version = await io(self._versions.version, shown.category, shown.version)
         landmarks = await io(self._versions.landmarks, version, query.landmarks) if query.landmarks else None
         started = time.perf_counter()
-        lines = self._store.lines(shown.id)
+        lines = self._store.path(shown.id, "lines")
         done = await io(StoredOutcomes, lines)
         shown.progress.done, shown.progress.failed = len(done), done.failed
         shown.status, shown.started_at = EstimateStatus.RUNNING, shown.started_at or datetime.now(UTC)
@@ -179,14 +169,22 @@ class BackgroundRunner:
         if not await self._store_outcomes(record, outcomes):
             return EstimateStatus.CANCELLED
         shown.progress.total = shown.progress.done
+
+        def store_result() -> None:
+            outcomes = StoredOutcomes(lines)
+            results = Results.collect(outcomes, version, query.names, query.boxes, started, video=record.video)
+            if query.format != "native":  # which contains the errors
+                _replace(self._store.path(shown.id, "errors"), json.dumps(results.errors).encode())
+            _replace(self._store.path(shown.id, "result"), FORMATS[query.format].render(results))
+
         async with self._rendering:
-            await self._store_result(record, query, version, started)
+            await self._pipeline.threads.decode(store_result)
         return EstimateStatus.SUCCEEDED
 
-    async def _store_outcomes(self, record: EstimateRecord, outcomes: AsyncIterator[Outcome]) -> bool:
+    async def _store_outcomes(self, record: EstimateRecord, outcomes: AsyncGenerator[Outcome]) -> bool:
         """Store outcomes as they come, and the progress. Returns False once the owner cancelled."""
         io, shown = self._io, record.shown
-        lines = self._store.lines(shown.id)
+        lines = self._store.path(shown.id, "lines")
         upcoming = asyncio.ensure_future(anext(outcomes, None))
         polled = time.monotonic()
         try:
@@ -207,37 +205,16 @@ class BackgroundRunner:
                     polled = time.monotonic()
         finally:
             await cancel_tasks((upcoming,))
-            await outcomes.aclose()  # type: ignore[attr-defined]  # a generator
-
-    async def _store_result(self, record: EstimateRecord, query: Query, version: Version, started: float) -> None:
-        estimate_id = record.shown.id
-        outcomes = await self._io(StoredOutcomes, self._store.lines(estimate_id))
-
-        def build() -> tuple[bytes, bytes]:
-            results = Results.collect(outcomes, version, query.names, query.boxes, started, video=record.video)
-            return render(results, query.format), json.dumps(results.errors).encode()
-
-        body, errors = await self._pipeline.threads.decode(build)
-        if query.format != "native":  # which contains the errors
-            await self._io(_replace, self._store.errors(estimate_id), errors)
-        await self._io(_replace, self._store.result(estimate_id), body)
+            await outcomes.aclose()
 
     def _sources(
         self, record: EstimateRecord, query: Query, side: int, done: Container[int]
-    ) -> AsyncIterable[Source] | Iterable[Source]:
+    ) -> AsyncGenerator[Source] | Iterable[Source]:
         estimate_id, settings = record.shown.id, self._settings
         if query.every:
-            return VideoFrames(
-                self._store.picture(estimate_id, 0),
-                record.names[0],
-                query.every,
-                query.max_frames(settings.background_max_images),
-                side,
-                query.boxes[0],
-                video_limits(settings, VIDEO_TIMEOUT_S),
-                self._pipeline.threads.video,
-                done,
-            )
+            path, limits = self._store.picture(estimate_id, 0), video_limits(settings, VIDEO_TIMEOUT_S)
+            threads, max_poses = self._pipeline.threads, settings.background_max_images
+            return read_frames(path, query, side, limits, threads, max_poses=max_poses, skip=done)
         return (
             Upload(index, name, self._store.picture(estimate_id, index).read_bytes, boxes)
             for index, (name, boxes) in enumerate(zip(query.names, query.boxes, strict=True))

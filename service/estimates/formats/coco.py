@@ -22,7 +22,8 @@ def render_coco(results: Results) -> bytes:
     COCO programs ignore ``errors``, which is present if a picture without a pose does not end the request.
     """
     version, poses = results.version, list(results.poses())
-    images = {pose["index"]: pose for pose in reversed(poses)}
+    links = strong_links(version.links, len(version.keypoint_names))
+    sizes = {pose["index"]: pose for pose in reversed(poses)}
     dataset: dict[str, Any] = {
         "info": {
             "description": f"poses of category {version.category} estimated by Pose Prior Learner, "
@@ -31,16 +32,20 @@ def render_coco(results: Results) -> bytes:
             "version": version.name,
         },
         "images": [
-            {
-                "id": index,
-                "file_name": results.name(index),
-                "width": images[index]["width"],
-                "height": images[index]["height"],
-            }
-            for index in sorted(images)
+            {"id": index, "file_name": results.name(index), "width": pose["width"], "height": pose["height"]}
+            for index, pose in sorted(sizes.items())
         ],
         "annotations": [_annotation(results, number, pose) for number, pose in enumerate(poses, 1)],
-        "categories": [_category(results)],
+        "categories": [
+            {
+                "id": _CATEGORY_ID,
+                "name": version.category,
+                "supercategory": version.category,
+                "keypoints": list(version.keypoint_names),
+                # COCO numbers keypoints from 1; the strongest link first
+                "skeleton": [[link.i + 1, link.j + 1] for link in reversed(links)],
+            }
+        ],
     }
     if results.errors is not None:
         dataset["errors"] = results.errors
@@ -68,16 +73,3 @@ def _annotation(results: Results, number: int, pose: Answer) -> dict[str, Any]:
 def _bounding_box(points: list[dict[str, float]]) -> tuple[float, float, float, float]:
     xs, ys = [point["x"] for point in points], [point["y"] for point in points]
     return min(xs) - 0.5, min(ys) - 0.5, max(xs) - min(xs) + 1, max(ys) - min(ys) + 1
-
-
-def _category(results: Results) -> dict[str, Any]:
-    version = results.version
-    links = strong_links(version.links, len(version.keypoint_names))
-    return {
-        "id": _CATEGORY_ID,
-        "name": version.category,
-        "supercategory": version.category,
-        "keypoints": list(version.keypoint_names),
-        # COCO numbers keypoints from 1; the strongest link first
-        "skeleton": [[link.i + 1, link.j + 1] for link in reversed(links)],
-    }

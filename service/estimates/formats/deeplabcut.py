@@ -9,20 +9,18 @@ import csv
 import io
 from itertools import product
 
-from service.estimates.pictures import Answer
 from service.estimates.results import Results
 
 _COORDS = ("x", "y", "likelihood")
+_MEMBERS = ("x", "y", "score")  # the same in our poses
 
 
 def render_deeplabcut(results: Results) -> bytes:
     """Return a table with a row for each picture, named by its file; cells without a pose are empty."""
-    version, num_keypoints = results.version, len(results.version.keypoint_names)
-    poses: dict[int, dict[int, Answer]] = {}
-    for pose in results.poses():
-        poses.setdefault(pose["index"], {})[pose.get("box", 0)] = pose
+    version, names = results.version, results.version.keypoint_names
+    poses = {(pose["index"], pose.get("box", 0)): pose for pose in results.poses()}
     individuals = [f"box{number}" for number in range(max(len(boxes.boxes) for boxes in results.boxes))]
-    columns = list(product(individuals, version.keypoint_names, _COORDS))
+    columns = list(product(individuals, names, _COORDS))
     header = [
         ["scorer", *(f"PPL_{version.category}_{version.name}" for _ in columns)],
         ["individuals", *(individual for individual, _, _ in columns)],
@@ -37,12 +35,7 @@ def render_deeplabcut(results: Results) -> bytes:
     for index in range(len(results.names)):
         row: list[object] = [results.name(index)]
         for number in range(len(individuals)):
-            row += _cells(poses.get(index, {}).get(number), num_keypoints)
+            pose = poses.get((index, number), {"keypoints": [dict.fromkeys(_MEMBERS, "")] * len(names)})
+            row += [point[member] for point in pose["keypoints"] for member in _MEMBERS]
         writer.writerow(row)
     return text.getvalue().encode()
-
-
-def _cells(pose: Answer | None, num_keypoints: int) -> list[object]:
-    if pose is None:
-        return [""] * (len(_COORDS) * num_keypoints)
-    return [value for point in pose["keypoints"] for value in (point["x"], point["y"], point["score"])]

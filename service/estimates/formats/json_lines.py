@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from typing import Any
 
+import numpy as np
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from service.estimates.results import STAGES, Outcome
+from service.estimates.results import STAGES, Outcome, describe_timing
 from service.http.problems import BadField
 from service.versions.reader import Version
 
@@ -29,7 +29,7 @@ def check_format_of_lines(name: str) -> None:
 class LinesResponse(StreamingResponse):
     """A stream of JSON lines that releases what it holds when it ends, even if it was never read."""
 
-    def __init__(self, lines: AsyncIterator[bytes], media_type: str, held: AsyncExitStack) -> None:
+    def __init__(self, lines: AsyncGenerator[bytes], media_type: str, held: AsyncExitStack) -> None:
         # proxies that buffer would delay all lines until the last
         super().__init__(lines, media_type=media_type, headers={"X-Accel-Buffering": "no", "Cache-Control": "no-store"})
         self._lines = lines
@@ -41,28 +41,26 @@ class LinesResponse(StreamingResponse):
             try:
                 await super().__call__(scope, receive, send)
             finally:
-                await self._lines.aclose()  # type: ignore[attr-defined]  # a generator
+                await self._lines.aclose()
 
 
-async def render_lines(outcomes: AsyncIterator[Outcome], version: Version, started: float) -> AsyncIterator[bytes]:
+async def render_lines(outcomes: AsyncGenerator[Outcome], version: Version, started: float) -> AsyncGenerator[bytes]:
     """Yield the lines of a request's outcomes.
 
     Args:
         started: `time.perf_counter` at the start of the request.
     """
     pictures = poses = failed = 0
-    timing_ms = dict.fromkeys(STAGES, 0.0)
+    stages_ms = np.zeros(len(STAGES))
     async for outcome in outcomes:
         pictures += 1
         poses += len(outcome.poses)
         failed += outcome.error is not None
-        for stage, elapsed_ms in zip(STAGES, outcome.timing_ms, strict=True):
-            timing_ms[stage] += elapsed_ms
+        stages_ms += outcome.timing_ms
         if outcome.error:
             yield _line({"index": outcome.index, "error": outcome.error})
         else:
             yield b"".join(map(_line, outcome.poses))
-    timing_ms["total"] = 1e3 * (time.perf_counter() - started)
     summary = {
         "category": version.category,
         "version": version.name,
@@ -70,7 +68,7 @@ async def render_lines(outcomes: AsyncIterator[Outcome], version: Version, start
         "poses": poses,
         "failed": failed,
         "links": version.links,
-        "timing_ms": {name: round(value, 2) for name, value in timing_ms.items()},
+        "timing_ms": describe_timing(stages_ms, started),
     }
     yield _line({"summary": summary})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, TypeVar
@@ -17,13 +17,13 @@ from service.access.guard import api_key_of
 from service.estimates.estimator import INLINE_POSES, Estimator
 from service.estimates.formats.json_lines import MEDIA_TYPES as LINES
 from service.estimates.formats.json_lines import LinesResponse, check_format_of_lines, render_lines
-from service.estimates.formats.registry import MEDIA_TYPES, render
+from service.estimates.formats.registry import FORMATS
 from service.estimates.openapi import background_answer, estimate_answers, estimate_body, estimate_parameters
 from service.estimates.pictures import Upload
 from service.estimates.request import Query, UploadedFiles, merge_fields, read_estimate
 from service.estimates.results import Outcome, Results
 from service.estimates.schemas import CocoDataset, Estimate
-from service.estimates.video_frames import VideoFrames, video_limits
+from service.estimates.video_frames import read_frames, video_limits
 from service.gateway.gateway import Gateway, gateway_of
 from service.http.headers import accepted_media_type, responds_async
 from service.http.problems import responses
@@ -118,16 +118,9 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
         estimator = Estimator(gateway.pipeline, query, version, landmarks)
         if video:
             held.enter_context(gateway.video_slots.hold(1))
-            frames = VideoFrames(
-                gateway.estimates.picture(files.estimate_id, 0),
-                query.names[0],
-                query.every,
-                query.max_frames(settings.max_streamed_images),
-                version.side,
-                query.boxes[0],
-                video_limits(settings, _VIDEO_TIMEOUT_S),
-                threads.video,
-            )
+            path, limits = gateway.estimates.picture(files.estimate_id, 0), video_limits(settings, _VIDEO_TIMEOUT_S)
+            max_poses = settings.max_streamed_images
+            frames = read_frames(path, query, version.side, limits, threads, max_poses=max_poses)
             if lines_type:
                 # a file that is no video is refused before the response begins
                 outcomes = await _peek(estimator.stream(frames))
@@ -148,7 +141,8 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
                 found, version, query.names, query.boxes, started, video=video, fail_fast=not video
             )
             headers = results.errors_header()
-            return Response(render(results, query.format), media_type=MEDIA_TYPES[query.format], headers=headers)
+            chosen = FORMATS[query.format]
+            return Response(chosen.render(results), media_type=chosen.media_type, headers=headers)
 
         inline = not video and query.num_poses <= INLINE_POSES and not query.kinds_drawn
         return respond() if inline else await threads.decode(respond)
@@ -163,18 +157,18 @@ async def _find_version(gateway: Gateway, query: Query) -> Version:
     return version
 
 
-async def _peek(outcomes: AsyncIterator[Outcome]) -> AsyncIterator[Outcome]:
+async def _peek(outcomes: AsyncGenerator[Outcome]) -> AsyncGenerator[Outcome]:
     """Wait for the first outcome, to raise its error here, and return an iterator of all."""
     first = await anext(outcomes, None)
 
-    async def chain() -> AsyncIterator[Outcome]:
+    async def chain() -> AsyncGenerator[Outcome]:
         try:
             if first is not None:
                 yield first
             async for outcome in outcomes:
                 yield outcome
         finally:
-            await outcomes.aclose()  # type: ignore[attr-defined]  # a generator
+            await outcomes.aclose()
 
     return chain()
 

@@ -18,7 +18,7 @@ from service.access.guard import api_key_of
 from service.access.keys import Scope
 from service.contract.errors import Conflict, Forbidden, UnknownEstimate
 from service.contract.jobs.store import MAX_PAGE
-from service.estimates.formats.registry import MEDIA_TYPES
+from service.estimates.formats.registry import FORMATS
 from service.estimates.schemas import BackgroundEstimate, EstimatePage, EstimateStatus, EstimateWithResult
 from service.gateway.gateway import Gateway, gateway_of
 from service.http.problems import responses
@@ -76,8 +76,8 @@ async def get_result(request: Request, estimate_id: str) -> Response:
     if shown.status is not EstimateStatus.SUCCEEDED:
         retry_s = None if shown.status.ended else _RETRY_S
         raise Conflict(f"estimate {estimate_id} is {shown.status}; it has no result", retry_after_s=retry_s)
-    file = await gateway.threads.io(_open, gateway.estimates.result(estimate_id), estimate_id)
-    return _FileResponse(file, MEDIA_TYPES[shown.format])
+    file = await gateway.threads.io(_open, gateway.estimates.path(estimate_id, "result"), estimate_id)
+    return _FileResponse(file, FORMATS[shown.format].media_type)
 
 
 @router.post(
@@ -120,7 +120,7 @@ def _document(gateway: Gateway, estimate_id: str) -> Response:
     text = json.dumps(shown.model_dump(mode="json")).encode()
     if shown.status is EstimateStatus.SUCCEEDED:
         native = shown.format == "native"
-        path = gateway.estimates.result(estimate_id) if native else gateway.estimates.errors(estimate_id)
+        path = gateway.estimates.path(estimate_id, "result" if native else "errors")
         if native or path.exists():  # an earlier release did not store errors
             head = text[:-1] + (b', "result": ' if native else b', "errors": ')
             return _FileResponse(_open(path, estimate_id), "application/json", head, b"}")

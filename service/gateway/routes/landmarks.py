@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from service.contract.errors import UnknownLandmarks
 from service.contract.versions.landmarks import LandmarkSet
@@ -33,7 +33,7 @@ def make_router(settings: Settings) -> APIRouter:
         responses=responses(400, 404, 408, 409, 413, 415, 422, 429, 503),
         openapi_extra=landmarks_body(settings.landmarks_max_images),
     )
-    async def post_landmarks(request: Request, category: str) -> Response:
+    async def post_landmarks(request: Request, response: Response, category: str) -> FittedLandmarks:
         """Fit your own anatomical points from a few labelled pictures (10 to 50).
 
         The poses of the pictures are estimated, and a linear map from the keypoints to each landmark is fitted by
@@ -44,12 +44,9 @@ def make_router(settings: Settings) -> APIRouter:
         gateway = gateway_of(request)
         with gateway.budget.hold(body_bytes(request.scope)):
             asked = await LandmarkRequest.read(request, gateway.settings)
-            fit = await fit_landmarks(gateway.pipeline, gateway.versions, category, asked)
-        document = _document(category, fit.version, fit.landmarks)
-        document["unlabelled_images"] = fit.unlabelled_images
-        document["labels_without_image"] = fit.labels_without_image
-        headers = {"Location": f"/priors/{category}/landmarks/{asked.name}?version={fit.version}"}
-        return JSONResponse(document, status_code=201, headers=headers)
+            fitted = await fit_landmarks(gateway.pipeline, gateway.versions, category, asked)
+        response.headers["Location"] = f"/priors/{category}/landmarks/{fitted.name}?version={fitted.version}"
+        return fitted
 
     @router.get(
         "/priors/{category}/landmarks",

@@ -9,10 +9,11 @@ from contextlib import ExitStack
 import pytest
 
 from service.contract.errors import ModelFailed
+from service.contract.routing import time_ordered_id
 from service.estimates.background.runner import AT_ONCE
 from service.estimates.results import StoredOutcomes
 from service.estimates.schemas import EstimateStatus
-from service.estimates.store import EstimateStore, new_estimate_id
+from service.estimates.store import ID_DIGITS, EstimateStore
 from tests.service.conftest import RESPOND_ASYNC
 
 
@@ -95,7 +96,7 @@ async def test_other_formats_tell_what_failed_beside_the_result(http, send, publ
     result = await http.get(f"/estimates/{found['id']}/result")
     if format == "coco":
         assert result.json()["errors"] == found["errors"]
-    http.gateway.estimates.errors(found["id"]).unlink()  # as an earlier release left it
+    http.gateway.estimates.path(found["id"], "errors").unlink()  # as an earlier release left it
     again = await http.get(f"/estimates/{found['id']}")
     assert again.status_code == 200
     assert "errors" not in again.json()
@@ -116,14 +117,14 @@ async def test_what_was_begun_is_finished_by_the_next_gateway(serve, publish, ma
     loop = next(task for task in first.gateway._loops if task.get_name() == "estimates")
     consumer.gate.set()
     files: EstimateStore = first.gateway.estimates
-    while not len(StoredOutcomes(files.lines(begun["id"]))):
+    while not len(StoredOutcomes(files.path(begun["id"], "lines"))):
         await asyncio.sleep(0.001)
     consumer.gate.clear()
     loop.cancel()
     await asyncio.wait([loop])
     await first.gateway.background.close()
-    done = len(StoredOutcomes(files.lines(begun["id"])))
-    with files.lines(begun["id"]).open("ab") as file:
+    done = len(StoredOutcomes(files.path(begun["id"], "lines")))
+    with files.path(begun["id"], "lines").open("ab") as file:
         file.write(b'{"index": 2, "po')  # cut short by the end of the process
     consumer.gate.set()
     before = sum(batch.count for batch in consumer.batches)
@@ -176,13 +177,13 @@ async def test_damaged_records_do_not_hold_up_the_others(http, send, publish, co
     files: EstimateStore = http.gateway.estimates
     damaged = []
     for _ in range(AT_ONCE):
-        estimate_id = new_estimate_id()
-        files.create_folder(estimate_id)
-        (files.folder(estimate_id) / "record.json").write_text("{")
+        estimate_id = time_ordered_id(ID_DIGITS)
+        files.picture(estimate_id, 0).parent.mkdir(parents=True)
+        (files.path(estimate_id) / "record.json").write_text("{")
         damaged.append(estimate_id)
     last = (await send(client=http)).json()["id"]
     for estimate_id in damaged:
-        (files.folder(last).parent / "waiting" / estimate_id).touch()
+        (files.path(last).parent / "waiting" / estimate_id).touch()
     assert (await ended(http, last))["status"] == "succeeded"
     after = (await send(client=http)).json()["id"]
     assert (await ended(http, after))["status"] == "succeeded"
@@ -202,7 +203,7 @@ async def test_cancelled_right_before_its_end_is_cancelled(http, send, publish, 
     assert (await http.post(f"/estimates/{begun}/cancel")).status_code == 200
     consumer.gate.set()  # sooner than its gateway looks again
     assert (await ended(http, begun))["status"] == "cancelled"
-    assert not files.result(begun).exists()
+    assert not files.path(begun, "result").exists()
 
 
 async def test_cancelled_while_it_is_worked_on(http, send, publish, consumer, problem, data_root):
@@ -327,8 +328,8 @@ async def test_old_ones_and_broken_uploads_are_swept(http, send, publish, consum
     files: EstimateStore = http.gateway.estimates
     begun = (await send()).json()["id"]
     await ended(http, begun)
-    left = new_estimate_id()
-    files.create_folder(left)  # its gateway was killed before the whole upload came
+    left = time_ordered_id(ID_DIGITS)
+    files.picture(left, 0).parent.mkdir(parents=True)  # its gateway was killed before the whole upload came
     assert files.sweep(1000.0, 1000.0) == []
     assert sorted(files.sweep(0.0, 0.0)) == sorted([begun, left])
     assert (await http.get(f"/estimates/{begun}")).status_code == 404
@@ -339,7 +340,7 @@ async def test_the_oldest_answers_make_room_for_new_ones(http, send, publish, co
     files: EstimateStore = http.gateway.estimates
     first = (await send()).json()["id"]
     await ended(http, first)
-    size = files.result(first).stat().st_size
+    size = files.path(first, "result").stat().st_size
     http.gateway.background._settings = http.gateway.settings.model_copy(
         update={"background_results_bytes": size * 5 // 2}
     )
@@ -348,7 +349,7 @@ async def test_the_oldest_answers_make_room_for_new_ones(http, send, publish, co
         ids.append((await send()).json()["id"])
         await ended(http, ids[-1])
     for _ in range(100):
-        if not files.folder(ids[1]).exists():
+        if not files.path(ids[1]).exists():
             break
         await asyncio.sleep(0.02)
     found = [(await http.get(f"/estimates/{estimate_id}")).status_code for estimate_id in ids]
@@ -364,7 +365,7 @@ async def test_one_that_lost_its_mark_is_found_again(http, send, publish):
     await asyncio.wait([loop])
     files: EstimateStore = http.gateway.estimates
     begun = (await send()).json()["id"]
-    (files.folder(begun).parent / "waiting" / begun).unlink()
+    (files.path(begun).parent / "waiting" / begun).unlink()
     assert files.list_waiting() == []
     files.sweep(1000.0, 1000.0)
     assert files.list_waiting() == [begun]

@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
+from service.contract.media.videos import iter_frames
 from service.estimates.background.runner import AT_ONCE
-from service.estimates.video_frames import VideoFrames
 from tests.service.conftest import RESPOND_ASYNC
 
 from .test_background import ended
@@ -231,14 +231,13 @@ async def test_so_many_videos_are_decoded_at_once(serve, send, publish, consumer
 async def test_videos_that_are_slow_to_decode_do_not_hold_up_uploads(http, send, publish, consumer, video, monkeypatch):
     """Of a long video of which each 100,000th frame is wanted, the decoder says nothing for minutes."""
     held = threading.Event()
-    real = VideoFrames._read
 
-    def slow(self):
+    def slow(*arguments):
         held.wait(30)
-        return real(self)
+        yield from iter_frames(*arguments)
 
     publish("dog")
-    monkeypatch.setattr(VideoFrames, "_read", slow)
+    monkeypatch.setattr("service.estimates.video_frames.iter_frames", slow)
     begun = [(await send({"video": ("a.mp4", video(8))}, client=http)).json()["id"] for _ in range(AT_ONCE)]
     try:
         while len(http.gateway.background._running) < AT_ONCE:

@@ -12,7 +12,7 @@ import pytest
 
 from model.config import settings
 from service.contract.jobs.store import JobStatus
-from service.estimates.pictures import INCLUDABLE
+from service.estimates.request import INCLUDABLE
 
 
 @pytest.fixture
