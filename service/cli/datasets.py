@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
+from rich.text import Text
 
-from service.client import Client
 from service.client.types import Dataset, DatasetStatus
 
-from .options import URL, AsJson, Url
-from .output import console as output
-from .output import datasets as text
+from .commands import Commands, Session
+from .console import out, print_json, print_table, to_json, write_file
 
-datasets = typer.Typer(name="datasets", help="Uploaded pictures to train on.", no_args_is_help=True)
+datasets = Commands(name="datasets", help="Uploaded pictures to train on.", no_args_is_help=True)
 
 DatasetId = Annotated[str, typer.Argument(metavar="DATASET", help="Id of the dataset.")]
+
+_COLOURS = {DatasetStatus.READY: "green", DatasetStatus.FAILED: "red", DatasetStatus.INSPECTING: "cyan"}
+_BAR = 40  # characters of the longest bar
 
 
 @datasets.command("create")
 def create_dataset(
+    session: Session,
     paths: Annotated[
         list[Path],
         typer.Argument(metavar="PATH...", help="A folder, zip, tar, tar.gz or video; or several files and folders."),
@@ -34,75 +39,134 @@ def create_dataset(
     ] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write the contact sheet, a JPEG, to this file.")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Whether to wait for the inspection.")] = True,
-    url: Url = URL,
-    as_json: AsJson = False,
 ) -> None:
     """Upload pictures and show what the inspection finds."""
-    with output.connect(url, as_json) as client:
-        created = client.datasets.create(paths, name, mode, labels)
-        if created.already_there and not as_json:
-            output.out.print("a dataset with the same bytes exists already; nothing was added")
-        dataset: Dataset = created
-        if wait or sheet:
-            dataset = _wait(client, created.id, as_json)
-        if sheet and dataset.status is DatasetStatus.READY:
-            output.write_file(sheet, client.datasets.contact_sheet(created.id))
-        if as_json:
-            output.print_json(output.to_json(dataset) | {"already_there": created.already_there})
-        else:
-            text.show_dataset(dataset)
-        if dataset.status is DatasetStatus.FAILED:
-            raise typer.Exit(1)
+    client = session.client
+    created = client.datasets.create(paths, name, mode, labels)
+    if created.already_there and not session.as_json:
+        out.print("a dataset with the same bytes exists already; nothing was added")
+    dataset = _wait(session, created.id) if wait or sheet else created
+    if sheet and dataset.status is DatasetStatus.READY:
+        write_file(sheet, client.datasets.contact_sheet(created.id))
+    if session.as_json:
+        print_json(to_json(dataset) | {"already_there": created.already_there})
+    else:
+        print_dataset(dataset)
+    if dataset.status is DatasetStatus.FAILED:
+        raise typer.Exit(1)
 
 
 @datasets.command("list")
-def list_datasets(url: Url = URL, as_json: AsJson = False) -> None:
+def list_datasets(session: Session) -> None:
     """List the datasets, newest first."""
-    with output.connect(url, as_json) as client:
-        output.show_list(client.datasets.list(), as_json, text.show_datasets)
+    session.show_list(session.client.datasets.list(), print_datasets)
 
 
 @datasets.command("show")
-def show_dataset(dataset_id: DatasetId, url: Url = URL, as_json: AsJson = False) -> None:
+def show_dataset(session: Session, dataset_id: DatasetId) -> None:
     """Show what the inspection of a dataset found."""
-    with output.connect(url, as_json) as client:
-        output.show(client.datasets.get(dataset_id), as_json, text.show_dataset)
+    session.show(session.client.datasets.get(dataset_id), print_dataset)
 
 
 @datasets.command("delete")
-def delete_dataset(dataset_id: DatasetId, url: Url = URL, as_json: AsJson = False) -> None:
+def delete_dataset(session: Session, dataset_id: DatasetId) -> None:
     """Delete a dataset for good; versions trained on it stay."""
-    with output.connect(url, as_json) as client:
-        client.datasets.delete(dataset_id)
-        output.show_done({"deleted": dataset_id}, f"deleted: dataset {dataset_id}", as_json)
+    session.client.datasets.delete(dataset_id)
+    session.show_done({"deleted": dataset_id}, f"deleted: dataset {dataset_id}")
 
 
 @datasets.command("sheet")
 def write_sheet(
+    session: Session,
     dataset_id: DatasetId,
-    out: Annotated[
+    file: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="The file; DATASET.jpg by default.")
     ] = None,
-    url: Url = URL,
-    as_json: AsJson = False,
 ) -> None:
     """Write the contact sheet, a JPEG of sample pictures."""
-    with output.connect(url, as_json) as client:
-        path = output.write_file(out or Path(f"{dataset_id}.jpg"), client.datasets.contact_sheet(dataset_id))
-        output.show_done({"dataset": dataset_id, "file": str(path)}, f"written: {path}", as_json)
+    path = write_file(file or Path(f"{dataset_id}.jpg"), session.client.datasets.contact_sheet(dataset_id))
+    session.show_done({"dataset": dataset_id, "file": str(path)}, f"written: {path}")
 
 
-def _wait(client: Client, dataset_id: str, as_json: bool) -> Dataset:
-    if as_json:
-        return client.datasets.wait(dataset_id)
+def print_dataset(dataset: Dataset) -> None:
+    """Print a dataset and what its inspection found."""
+    name = f"  {escape(dataset.name)}" if dataset.name else ""
+    out.print(f"dataset {dataset.id}  [{_COLOURS[dataset.status]}]{dataset.status}[/]{name}")
+    if dataset.error:
+        out.print(f"  [red]{escape(dataset.error.detail)}[/] [dim]({dataset.error.code})[/]")
+    findings = list(_findings(dataset))
+    width = max(len(label) for label, _ in findings)
+    for label, finding in findings:
+        out.print(f"  [dim]{label:<{width}}[/]  {escape(finding)}")
+    found = dataset.found
+    for label, count, lines in (
+        ("left out", found.skipped, [f"{item.name}: {item.reason}" for item in found.skipped_files]),
+        ("there twice", found.duplicates, [f"{item.name} = {item.same_as}" for item in found.duplicate_files]),
+    ):
+        for line in lines:
+            out.print(f"  {label}: {escape(line)}")
+        if count > len(lines):
+            out.print(f"  {label}: {count - len(lines)} more")
+    if dataset.status is DatasetStatus.READY:
+        out.print(f"look at it:  ppl datasets sheet {dataset.id}")
+        out.print(f"train on it: ppl train CATEGORY --dataset {dataset.id}")
+
+
+def print_datasets(datasets: Iterable[Dataset]) -> None:
+    """Print datasets as a table."""
+    columns = ("dataset", "name", "created", "status", "mode", "pictures", "clips", "left out", "size")
+    rows = []
+    for it in datasets:
+        found, created = it.found, it.created_at[:16].replace("T", " ")
+        status, size = Text(it.status, style=_COLOURS[it.status]), _size(it.size_bytes)
+        counts = found.pictures, found.clips or found.videos, found.skipped
+        rows.append((it.id, it.name, created, status, it.mode, *counts, size))
+    print_table(columns, rows, if_empty="no datasets yet; `ppl datasets create` uploads one")
+
+
+def _findings(dataset: Dataset) -> Iterator[tuple[str, str]]:
+    found = dataset.found
+    yield "taken for", f"{dataset.mode}, {dataset.files} files, {_size(dataset.size_bytes)}"
+    formats = ", ".join(f"{count} {name}" for name, count in found.formats.items())
+    yield "pictures", f"{found.pictures} ({formats})" if formats else str(found.pictures)
+    if found.videos:
+        yield "videos", str(found.videos)
+    if dataset.mode == "clips":
+        yield "clips", str(found.clips)
+    if found.labels:
+        held_out = f", {found.labels.held_out} of them held out" if found.labels.held_out is not None else ""
+        yield "labelled", f"{found.labels.pictures}{held_out}"
+    yield "left out", str(found.skipped)
+    yield "there twice", str(found.duplicates)
+    if found.sizes:
+        for word in ("smallest", "median", "largest"):
+            width, height = getattr(found.sizes, word)
+            yield word, f"{width} x {height}"
+        most = max(group.count for group in found.sizes.by_shorter_side)
+        for group in found.sizes.by_shorter_side:
+            bar = "▇" * max(1, round(_BAR * group.count / most))
+            yield f"{group.from_px}-{group.below_px - 1} px", f"{bar} {group.count}"
+
+
+def _size(count: int) -> str:
+    size, units = float(count), ["GiB", "MiB", "KiB", "bytes"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1024
+        units.pop()
+    return f"{size:.3g} {units[-1]}"
+
+
+def _wait(session: Session, dataset_id: str) -> Dataset:
+    if session.as_json:
+        return session.client.datasets.wait(dataset_id)
 
     def describe(dataset: Dataset) -> str:
         seen = dataset.found.pictures + dataset.found.videos + dataset.found.skipped
         return f"inspecting {dataset_id}: {seen} of {dataset.files} files"
 
     try:
-        with output.out.status(f"inspecting {dataset_id}") as status:
-            return client.datasets.wait(dataset_id, lambda dataset: status.update(describe(dataset)))
+        with out.status(f"inspecting {dataset_id}") as status:
+            return session.client.datasets.wait(dataset_id, lambda dataset: status.update(describe(dataset)))
     except KeyboardInterrupt:
-        output.out.print(f"the inspection continues; `ppl datasets show {dataset_id}` shows its result")
+        out.print(f"the inspection continues; `ppl datasets show {dataset_id}` shows its result")
         raise typer.Exit(130) from None

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 
-from service.client import Client, Estimate, InputError, png_bytes
-from service.client.types import FailedPicture
+from service.client import Estimate, InputError, png_bytes
+from service.client.types import FailedPicture, ImageEstimate, PoseLine
 from service.client.uploads import list_pictures, name_uniquely, printable_name
 from service.contract.media.videos import is_video_name
 
-from .estimates import finish
-from .options import URL, AsJson, Category, Url, Version
-from .output import console as output
-from .output.estimates import show_background, show_estimate, show_frame
-
-
-class PoseFormat(StrEnum):
-    """Formats in which poses can be printed."""
-
-    COCO = "coco"
-    CSV = "csv"
-    JSONL = "jsonl"
+from .commands import Category, Session, Version
+from .console import err, out, print_json, print_table, print_written, say, write_file
+from .estimates import finish, print_background
 
 
 class More(StrEnum):
@@ -37,12 +29,13 @@ class More(StrEnum):
 
 
 def estimate(
+    session: Session,
     category: Category,
     images: Annotated[
         list[Path], typer.Argument(help="Pictures (JPEG, PNG, WebP, BMP, TIFF), folders of them, or one video.")
     ],
     format: Annotated[
-        PoseFormat | None,
+        Literal["coco", "csv", "jsonl"] | None,
         typer.Option(help="Print the poses as a COCO keypoints data set, DeepLabCut's table, or JSON lines."),
     ] = None,
     overlay: Annotated[
@@ -74,61 +67,59 @@ def estimate(
         ),
     ] = None,
     more: Annotated[
-        list[More] | None, typer.Option("--include", help="Add this to each pose in the JSON; repeatable.")
+        list[More] | None,
+        typer.Option("--include", help="Add this to each pose in the JSON; repeatable."),
     ] = None,
     every: Annotated[int, typer.Option(min=1, help="Of a video: take the first frame and every n-th after it.")] = 1,
     background: Annotated[
         bool, typer.Option("--background", help="Return at once; `ppl estimates show ID` has the poses later.")
     ] = False,
     version: Version = None,
-    url: Url = URL,
-    as_json: AsJson = False,
 ) -> None:
     """Estimate the poses in pictures, or in the frames of a video."""
-    with output.connect(url, as_json) as client:
-        images = _find_pictures(images)
-        video = images[0] if len(images) == 1 and is_video_name(images[0].name) else None
-        if every != 1 and not video:
-            raise InputError("--every chooses frames of a video, and pictures came; leave it out")
-        drawings = {kind: path for kind, path in (("overlay", overlay), ("link_map", link_map)) if path}
-        _check_drawings(drawings, waits_for_pictures=not (video or background))
-        boxes = _read_boxes(box, boxes_file, len(images))
-        if video and boxes is not None and len(boxes) != 1:
-            raise InputError(f"{boxes_file} has {len(boxes)} entries; a video takes one, used for every frame")
-        if more and format is None and not (as_json or background):
-            raise InputError("--include adds to the JSON output; it needs --json or --format jsonl")
-        include = [str(kind) for kind in more or ()]
-        options: dict[str, Any] = {"version": version, "refine_steps": refine_steps, "include": include}
-        if background or (video and format in (PoseFormat.COCO, PoseFormat.CSV)):
-            options |= {"format": "native" if format in (None, PoseFormat.JSONL) else str(format)}
-            pictures = [] if video else name_uniquely(images)
-            started = client.estimate_async(category, pictures, video, every, boxes=boxes, landmarks=marks, **options)
-            if background:
-                output.show(started, as_json, show_background)
-            else:
-                finish(client, started.id, as_json)
-        elif video:
-            options |= {"box": boxes[0] if boxes else None, "landmarks": marks}
-            _print_frames(client, category, video, every, options, as_json or format is not None)
-        elif format is PoseFormat.JSONL and not drawings:
-            _print_lines(client, category, images, options | {"boxes": boxes, "landmarks": marks})
-        elif format:
-            unsupported = {"overlays": overlay, "link maps": link_map, "landmarks": marks, "--include": include}
-            for name, value in unsupported.items():
-                if value:
-                    raise InputError(f"--format {format} has no place for {name}; leave one of them out")
-            text = client.estimate_as(format.value, category, name_uniquely(images), version, refine_steps, boxes)
-            print(text, end="" if text.endswith("\n") else "\n")
+    client = session.client
+    images = _find_pictures(images)
+    video = images[0] if len(images) == 1 and is_video_name(images[0].name) else None
+    if every != 1 and not video:
+        raise InputError("--every chooses frames of a video, and pictures came; leave it out")
+    drawings = {kind: path for kind, path in (("overlay", overlay), ("link_map", link_map)) if path}
+    _check_drawings(drawings, waits_for_pictures=not (video or background))
+    boxes = _read_boxes(box, boxes_file, len(images))
+    if video and boxes is not None and len(boxes) != 1:
+        raise InputError(f"{boxes_file} has {len(boxes)} entries; a video takes one, used for every frame")
+    if more and format is None and not (session.as_json or background):
+        raise InputError("--include adds to the JSON output; it needs --json or --format jsonl")
+    include: list[str] = [*(more or ()), *drawings]
+    options: dict[str, Any] = {"version": version, "refine_steps": refine_steps, "landmarks": marks, "include": include}
+    if background or (video and format in ("coco", "csv")):
+        pictures = [] if video else name_uniquely(images)
+        options |= {"boxes": boxes, "format": "native" if format in (None, "jsonl") else format}
+        started = client.estimate_async(category, pictures, video, every, **options)
+        if background:
+            session.show(started, print_background)
         else:
-            options["include"] = [*include, *drawings]
-            found = client.estimate(category, images, boxes=boxes, landmarks=marks, **options)
-            written = [path for kind, out in drawings.items() for path in _write_drawings(found, kind, out)]
-            if as_json:
-                output.print_json(found)
-                return
-            show_estimate(found, [printable_name(path) for path in images])
-            for path in written:
-                output.out.print(f"written: {escape(printable_name(path))}")
+            finish(session, started.id)
+    elif video:
+        frames = client.estimate_video(category, video, every, box=boxes[0] if boxes else None, **options)
+        _print_lines(frames, session.as_json or format is not None)
+    elif format == "jsonl" and not drawings:
+        _print_lines(client.estimate_lines(category, images, boxes=boxes, **options), True, images)
+    elif format:
+        unsupported = {"overlays": overlay, "link maps": link_map, "landmarks": marks, "--include": more}
+        for name, value in unsupported.items():
+            if value:
+                raise InputError(f"--format {format} has no place for {name}; leave one of them out")
+        text = client.estimate_as(format, category, name_uniquely(images), version, refine_steps, boxes)
+        print(text, end="" if text.endswith("\n") else "\n")
+    else:
+        found = client.estimate(category, images, boxes=boxes, **options)
+        written = [path for kind, file in drawings.items() for path in _write_drawings(found, kind, file)]
+        if session.as_json:
+            print_json(found)
+            return
+        _print_estimate(found, [printable_name(path) for path in images])
+        for path in written:
+            print_written(path)
 
 
 def _find_pictures(paths: list[Path]) -> list[Path]:
@@ -144,18 +135,18 @@ def _find_pictures(paths: list[Path]) -> list[Path]:
             raise InputError(f"the folder {path} holds no picture")
         if videos:
             names = ", ".join(printable_name(file) for file in videos[:3]) + (", …" if len(videos) > 3 else "")
-            output.err.print(f"[yellow]skipped, as a video must be the only argument: {escape(names)}[/]")
+            err.print(f"[yellow]skipped, as a video must be the only argument: {escape(names)}[/]")
         found += [file for file in inside if file not in videos]
     return found
 
 
 def _check_drawings(drawings: dict[str, Path], *, waits_for_pictures: bool) -> None:
-    for kind, out in drawings.items():
+    for kind, file in drawings.items():
         option = f"--{kind.replace('_', '-')}"
         if not waits_for_pictures:
             raise InputError(f"{option} came with a video or --background; it draws only on pictures in the foreground")
-        if out.name in ("", "..") or out.is_dir():
-            raise InputError(f"{option} is {out}; it must name a file to draw into")
+        if file.name in ("", "..") or file.is_dir():
+            raise InputError(f"{option} is {file}; it must name a file to draw into")
     if len(drawings) == 2 and drawings["overlay"] == drawings["link_map"]:
         raise InputError(f"--overlay and --link-map both name {drawings['overlay']}; give each a file of its own")
 
@@ -200,35 +191,51 @@ def _parse_box(text: str) -> list[float]:
     return [x, y, width, height]
 
 
-def _print_lines(client: Client, category: str, images: list[Path], options: dict[str, Any]) -> None:
-    failed = 0
-    for found in client.estimate_lines(category, images, **options):
-        line = {"image": printable_name(images[found.index]), **found.model_dump(mode="json", exclude_defaults=True)}
-        print(json.dumps(line), flush=True)
-        failed += isinstance(found, FailedPicture)
-    if failed:
-        raise typer.Exit(1)
-
-
-def _print_frames(
-    client: Client, category: str, video: Path, every: int, options: dict[str, Any], as_json: bool
-) -> None:
-    failed = 0
-    for found in client.estimate_video(category, video, every, **options):
-        failed += isinstance(found, FailedPicture)
+def _print_lines(lines: Iterable[PoseLine | FailedPicture], as_json: bool, images: Sequence[Path] = ()) -> None:
+    failed = False
+    for line in lines:
+        failed |= isinstance(line, FailedPicture)
         if as_json:
-            print(json.dumps(found.model_dump(mode="json", exclude_defaults=True)), flush=True)
+            name = {"image": printable_name(images[line.index])} if images else {}
+            print(json.dumps({**name, **line.model_dump(mode="json", exclude_defaults=True)}), flush=True)
         else:
-            show_frame(found)
+            _print_frame(line)
     if failed:
         raise typer.Exit(1)
 
 
-def _write_drawings(estimate: Estimate, kind: str, out: Path) -> list[Path]:
+def _print_estimate(estimate: Estimate, names: Sequence[str]) -> None:
+    """Print keypoints in pixels, one table for each pose; ``names`` are those of the pictures."""
+    for image in estimate.images:
+        say(f"{names[image.index]}  {image.width} x {image.height} px{''.join(_box_and_surprise(image))}")
+        rows = [
+            (f"{it.id} {it.name or ''}".rstrip(), f"{it.x:.1f}", f"{it.y:.1f}", f"{it.score:.2f}")
+            for it in image.keypoints
+        ]
+        print_table(("keypoint", "x", "y", "score"), rows)
+        if image.landmarks:
+            print_table(("landmark", "x", "y"), [(it.name, f"{it.x:.1f}", f"{it.y:.1f}") for it in image.landmarks])
+    out.print(f"category {estimate.category}, version {estimate.version}, {estimate.timing_ms.total:.0f} ms")
+
+
+def _print_frame(line: PoseLine | FailedPicture) -> None:
+    """Print a frame's mean score on one line, or its error on stderr."""
+    if isinstance(line, FailedPicture):
+        err.print(f"[red]{escape(line.error.detail)}[/]")
+        return
+    score = sum(point.score for point in line.keypoints) / len(line.keypoints)
+    box, surprise = _box_and_surprise(line)
+    out.print(f"frame {line.frame} at {line.time_s:.3f} s{box}: mean score {score:.2f}{surprise}")
+
+
+def _box_and_surprise(image: ImageEstimate) -> tuple[str, str]:
+    box = "" if image.box is None else f", box {image.box}"
+    return box, "" if image.surprise is None else f", surprise {image.surprise:.2f}"
+
+
+def _write_drawings(estimate: Estimate, kind: str, file: Path) -> list[Path]:
     """Write a drawing for each pose; several get numbers in their file names."""
     pictures = [getattr(image, kind) for image in estimate.images]
     several = len(pictures) > 1
-    paths = [out.with_name(f"{out.stem}-{n + 1}{out.suffix}") if several else out for n in range(len(pictures))]
-    return [
-        output.write_file(path, png_bytes(picture)) for path, picture in zip(paths, pictures, strict=True) if picture
-    ]
+    paths = [file.with_name(f"{file.stem}-{n + 1}{file.suffix}") if several else file for n in range(len(pictures))]
+    return [write_file(path, png_bytes(picture)) for path, picture in zip(paths, pictures, strict=True) if picture]

@@ -3,92 +3,104 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from service.client import Client
 from service.client.types import BackgroundEstimate, EstimateStatus
 
-from .options import URL, AsJson, Url
-from .output import console as output
-from .output.estimates import show_background, show_background_list
+from .commands import Commands, Session
+from .console import err, fail, out, print_table, write_file
+from .progress import counting_bar
 
-estimates = typer.Typer(name="estimates", help="Estimates in the background.", no_args_is_help=True)
+estimates = Commands(name="estimates", help="Estimates in the background.", no_args_is_help=True)
 
 EstimateId = Annotated[str, typer.Argument(metavar="ID", help="Id of the estimate.")]
 
 
 @estimates.command("list")
-def list_estimates(url: Url = URL, as_json: AsJson = False) -> None:
+def list_estimates(session: Session) -> None:
     """List the estimates in the background, newest first."""
-    with output.connect(url, as_json) as client:
-        output.show_list(client.estimates(), as_json, show_background_list)
+    session.show_list(session.client.estimates(), _print_all)
 
 
 @estimates.command("show")
 def show_estimate(
+    session: Session,
     estimate_id: EstimateId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for the end, and print the poses.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the poses to this file.")] = None,
-    url: Url = URL,
-    as_json: AsJson = False,
 ) -> None:
     """Show an estimate in the background; with --follow or --out its poses."""
-    with output.connect(url, as_json) as client:
-        if follow or out:
-            finish(client, estimate_id, as_json, out)
-        else:
-            output.show(client.estimate_job(estimate_id), as_json, show_background)
+    if follow or out:
+        finish(session, estimate_id, out)
+    else:
+        session.show(session.client.estimate_job(estimate_id), print_background)
 
 
 @estimates.command("cancel")
-def cancel_estimate(estimate_id: EstimateId, url: Url = URL, as_json: AsJson = False) -> None:
+def cancel_estimate(session: Session, estimate_id: EstimateId) -> None:
     """Stop an estimate in the background."""
-    with output.connect(url, as_json) as client:
-        output.show(client.cancel_estimate(estimate_id), as_json, show_background)
+    session.show(session.client.cancel_estimate(estimate_id), print_background)
 
 
 @estimates.command("delete")
-def delete_estimate(estimate_id: EstimateId, url: Url = URL, as_json: AsJson = False) -> None:
+def delete_estimate(session: Session, estimate_id: EstimateId) -> None:
     """Delete an estimate that has ended, with its result."""
-    with output.connect(url, as_json) as client:
-        client.delete_estimate(estimate_id)
-        output.show_done({"deleted": estimate_id}, f"deleted: {estimate_id}", as_json)
+    session.client.delete_estimate(estimate_id)
+    session.show_done({"deleted": estimate_id}, f"deleted: {estimate_id}")
 
 
-def finish(client: Client, estimate_id: str, as_json: bool, out: Path | None = None) -> None:
+def finish(session: Session, estimate_id: str, file: Path | None = None) -> None:
     """Wait for the end of an estimate, then print or write its poses.
 
     Raises:
         typer.Exit: with code 1 if it or any of its pictures failed; the errors are printed on stderr.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=output.err, disable=as_json or not output.err.is_terminal) as bar:
-        task = bar.add_task("waiting", total=None)
+    with counting_bar("waiting", quiet=session.as_json) as update:
 
-        def update_bar(estimate: BackgroundEstimate) -> None:
+        def show(estimate: BackgroundEstimate) -> None:
             progress = estimate.progress
-            bar.update(task, description=str(estimate.status), completed=progress.done, total=progress.total)
+            update(description=str(estimate.status), completed=progress.done, total=progress.total)
 
-        estimate = client.wait_estimate(estimate_id, update_bar)
+        estimate = session.client.wait_estimate(estimate_id, show)
     if estimate.status is not EstimateStatus.SUCCEEDED:
-        output.show(estimate, as_json, show_background)
+        session.show(estimate, print_background)
         raise typer.Exit(1)
-    poses = client.estimate_result(estimate_id)
-    if out is not None:
-        output.write_file(out, poses)
-        output.show_done({"id": estimate_id, "written": str(out)}, f"written: {out}", as_json)
+    poses = session.client.estimate_result(estimate_id)
+    if file is not None:
+        write_file(file, poses)
+        session.show_done({"id": estimate_id, "written": str(file)}, f"written: {file}")
     else:
         sys.stdout.write(poses.decode() + ("" if poses.endswith(b"\n") else "\n"))
     errors = (estimate.result.errors if estimate.result else estimate.errors) or []
     for error in errors:
-        if as_json:
-            output.fail(error.model_dump(mode="json", exclude_none=True), as_json)
+        if session.as_json:
+            fail(error.model_dump(mode="json", exclude_none=True), as_json=True)
         else:
-            output.err.print(f"[red]{escape(error.detail)}[/]")
+            err.print(f"[red]{escape(error.detail)}[/]")
     if errors:
         raise typer.Exit(1)
+
+
+def print_background(estimate: BackgroundEstimate) -> None:
+    """Print an estimate in the background, one fact per line."""
+    progress = estimate.progress
+    total = "" if progress.total is None else f" of {progress.total}"
+    failed = f", {progress.failed} failed" if progress.failed else ""
+    where = f"category {estimate.category}, version {estimate.version}"
+    out.print(f"estimate {estimate.id}  {estimate.status}  {where}")
+    out.print(f"  {progress.done}{total} pictures{failed}")
+    if estimate.error:
+        out.print(f"  [red]{escape(estimate.error.detail)}[/] [dim]({estimate.error.code})[/]")
+
+
+def _print_all(estimates: Iterable[BackgroundEstimate]) -> None:
+    rows = []
+    for it in estimates:
+        counts, created = (it.progress.done, it.progress.total, it.progress.failed), it.created_at.astimezone()
+        rows.append((it.id, it.status, it.category, *counts, f"{created:%Y-%m-%d %H:%M}"))
+    print_table(("id", "status", "category", "done", "of", "failed", "created"), rows)

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from .commands import Category, Session, Version
+from .console import out, print_table, print_written, say
 from .evaluation.evaluate import evaluate_category
-from .options import URL, AsJson, Category, Url, Version
-from .output import console as output
-from .output.evaluation import show_evaluation
+from .progress import counting_bar
+
+_MIN_PICTURES_PER_INPUT = 3  # a linear map fitted on fewer pictures per input fits noise
+
+_PROTOCOLS = {
+    "headline": ("a map with bias for each keypoint", "error_percent", "mean_pose_percent", "%"),
+    "per_keypoint": ("a map without bias for each keypoint (CUB)", "error_percent", "mean_pose_percent", "%"),
+    "whole_pose": ("left and right may be swapped (Human3.6m)", "error_percent", "mean_pose_percent", "%"),
+    "summed": ("sum over all keypoints at 256 pixels (Taichi)", "summed_error", "mean_pose_summed_error", "px"),
+}
+_SKELETON_MATCHES = {
+    "geometric": "a link lies along true limbs, in every picture",
+    "matched": "a link joins matched joints that few limbs lie between",
+}
 
 
 def evaluate(
+    session: Session,
     category: Category,
     pictures: Annotated[
         list[Path], typer.Argument(help="Pictures, videos, folders of them, or zips, tars and tar.gz.")
@@ -37,20 +50,15 @@ def evaluate(
         bool, typer.Option("--skeleton", help="Also compare the prior with the skeleton that the labels define.")
     ] = False,
     version: Version = None,
-    url: Url = URL,
-    as_json: AsJson = False,
 ) -> None:
     """Score a category's poses on labelled pictures.
 
     A linear map from all found keypoints to each labelled one is fitted on some of the pictures and scored on the
     others: by the labels' split or, if they have none, on a fifth chosen by a hash of the names.
     """
-    quiet = as_json or not output.err.is_terminal
-    columns = (TextColumn("estimating poses"), BarColumn(), MofNCompleteColumn())
-    with output.connect(url, as_json) as client, Progress(*columns, console=output.err, disable=quiet) as bar:
-        task = bar.add_task("", total=None)
+    with counting_bar("estimating poses", quiet=session.as_json) as update:
         found = evaluate_category(
-            client,
+            session.client,
             category,
             pictures,
             labels,
@@ -59,8 +67,71 @@ def evaluate(
             refine_steps=refine_steps,
             plot=plot,
             skeleton=skeleton,
-            on_done=lambda done, total: bar.update(task, completed=done, total=total),
+            on_done=lambda done, total: update(completed=done, total=total),
         )
-    output.show(found, as_json, show_evaluation)
-    if plot and not as_json:
-        output.out.print(f"written: {escape(str(plot))}")
+    session.show(found, _print_evaluation)
+    if plot and not session.as_json:
+        print_written(plot)
+
+
+def print_scores(scores: Mapping[str, Any]) -> None:
+    """Print the error by each protocol, beside that of guessing the mean pose."""
+    if "reason" in scores:
+        say(f"  the labels could not be scored: {scores['reason']}")
+        return
+    split = "as the labels say" if scores.get("split_from") == "labels" else "a fifth, by a hash of the names"
+    out.print(
+        f"  {scores['labelled_keypoints']} labelled keypoints, {scores['train_images']} pictures to fit the maps, "
+        f"{scores['heldout_images']} held out ({split})"
+    )
+    rows = [
+        (name, f"{scores[name][error]:.2f} {unit}", f"{scores[name][mean_pose]:.2f} {unit}", description)
+        for name, (description, error, mean_pose, unit) in _PROTOCOLS.items()
+        if name in scores
+    ]
+    print_table(("protocol", "error", "mean pose", "description"), rows)
+    fitted, inputs = scores.get("fewest_fitted"), scores.get("map_inputs")  # old versions lack them
+    if fitted and inputs and fitted < _MIN_PICTURES_PER_INPUT * inputs:
+        out.print(
+            f"  [yellow]a map has {inputs} inputs but was fitted on {fitted} pictures for the keypoint with the "
+            f"fewest: these errors say little; label at least {_MIN_PICTURES_PER_INPUT * inputs} pictures[/]"
+        )
+    if "whole_pose_left_out" in scores:
+        say(f"  whole_pose is left out: {scores['whole_pose_left_out']}")
+
+
+def _print_evaluation(evaluation: Mapping[str, Any]) -> None:
+    """Print all parts of an evaluation of a version on labelled pictures."""
+    out.print("category {category}, version {version}: {images} pictures".format(**evaluation))
+    for item in evaluation["skipped_files"]:
+        say(f"  could not be read: {item['name']}: {item['reason']}")
+    print_scores(evaluation["scores"])
+    if "occlusion" in evaluation:
+        _print_occlusion(evaluation["occlusion"]["rows"])
+    if "skeleton" in evaluation:
+        _print_skeleton(evaluation["skeleton"])
+
+
+def _print_occlusion(rows: list[Mapping[str, Any]]) -> None:
+    steps = len(rows[0]["errors"])
+    columns = ("hidden", "level", "unrefined", *(f"{step} x refined" for step in range(1, steps)))
+    print_table(
+        columns, [(row["kind"], f"{row['level']:g}", *(f"{error:.2f} %" for error in row["errors"])) for row in rows]
+    )
+    out.print("random: share of 16 x 16 patches hidden; centre: side of the hidden square in such patches")
+
+
+def _print_skeleton(scores: Mapping[str, Any]) -> None:
+    rows = []
+    for match, description in _SKELETON_MATCHES.items():
+        shares = [f"{100 * scores[match][name]:.0f} %" for name in ("precision", "chance_precision", "recall")]
+        rows.append((match, *shares, description))
+    print_table(("skeleton", "precision", "by chance", "recall", "a correct link"), rows)
+    out.print(f"of {len(scores['strong_links'])} strong links; by chance: if all links were equal")
+    distances = scores["procrustes"]
+    parts = [f"mapped {distances['mapped']['distance']:.3f}"]
+    if "matched" in distances:
+        parts.append(f"matched {distances['matched']['distance']:.3f} ({distances['matched_keypoints']} keypoints)")
+    if distances["typical"] is not None:
+        parts.append(f"a true pose {distances['typical']:.3f}")
+    out.print(f"Procrustes distance to the mean true pose (0 equal, 1 unrelated): {', '.join(parts)}")

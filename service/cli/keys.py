@@ -8,15 +8,15 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.markup import escape
 
 from service.access.keys import KeyStore, Scope
 from service.contract.errors import PPLError
+from service.contract.settings import CommonSettings
 
-from .options import AsJson, describe_invalid_settings
-from .output import console as output
+from .commands import AsJson, Commands, describe_invalid_settings
+from .console import fail, make_problem, out, print_json, print_table, say, show
 
-keys = typer.Typer(
+keys = Commands(
     name="keys",
     help="API keys. Run it on the server's machine: it works on the files of the data root.",
     no_args_is_help=True,
@@ -42,13 +42,13 @@ def create_key(
     try:
         key, text = _store(data_root).create(name, scopes or [Scope.READ])
     except (ValueError, OSError) as error:
-        raise output.fail(_problem("bad_request", str(error)), as_json, 2) from error
+        raise _fail("bad_request", str(error), as_json, 2) from error
     if as_json:
-        output.print_json({**key.model_dump(mode="json"), "key": text})
+        print_json({**key.model_dump(mode="json"), "key": text})
         return
-    output.out.print(f"key {key.id}  {escape(key.name)}  {', '.join(key.scopes)}")
-    output.out.print(f"  {text}")
-    output.out.print("It can't be shown again. Clients send it as 'Authorization: Bearer …'; `ppl` reads PPL_API_KEY.")
+    say(f"key {key.id}  {key.name}  {', '.join(key.scopes)}")
+    out.print(f"  {text}")
+    out.print("It can't be shown again. Clients send it as 'Authorization: Bearer …'; `ppl` reads PPL_API_KEY.")
 
 
 @keys.command("list")
@@ -57,16 +57,14 @@ def list_keys(data_root: DataRoot = None, as_json: AsJson = False) -> None:
     try:
         found = _store(data_root).keys()
     except (PPLError, OSError) as error:
-        raise output.fail(_problem("store_corrupt", str(error)), as_json) from error
+        raise _fail("store_corrupt", str(error), as_json) from error
     if as_json:
-        output.print_json({"items": [key.model_dump(mode="json") for key in found]})
+        print_json({"items": [key.model_dump(mode="json") for key in found]})
         return
-    table = output.make_table("id", "name", "scopes", "created", "revoked")
-    for key in found:
-        table.add_row(
-            key.id, escape(key.name), ", ".join(key.scopes), _format_time(key.created_at), _format_time(key.revoked_at)
-        )
-    output.print_table(table)
+    rows = [
+        (it.id, it.name, ", ".join(it.scopes), _format_time(it.created_at), _format_time(it.revoked_at)) for it in found
+    ]
+    print_table(("id", "name", "scopes", "created", "revoked"), rows)
 
 
 @keys.command("revoke")
@@ -75,24 +73,22 @@ def revoke_key(key_id: KeyId, data_root: DataRoot = None, as_json: AsJson = Fals
     try:
         key = _store(data_root).revoke(key_id)
     except PPLError as error:
-        raise output.fail(_problem(str(error.code), error.detail), as_json) from error
+        raise _fail(str(error.code), error.detail, as_json) from error
     except OSError as error:
-        raise output.fail(_problem("not_written", str(error)), as_json) from error
-    output.show_done(key.model_dump(mode="json"), f"revoked: {key.id} {key.name}", as_json)
+        raise _fail("not_written", str(error), as_json) from error
+    show(key.model_dump(mode="json"), as_json, lambda _: say(f"revoked: {key.id} {key.name}"))
 
 
 def _store(data_root: Path | None) -> KeyStore:
-    from service.contract.settings import CommonSettings
-
     try:
         settings = CommonSettings() if data_root is None else CommonSettings(data_root=data_root)
     except ValidationError as error:
-        raise output.fail(_problem("bad_setting", describe_invalid_settings(error)), False, 2) from error
+        raise _fail("bad_setting", describe_invalid_settings(error), False, 2) from error
     return KeyStore(settings.data_root)
 
 
-def _problem(code: str, detail: str) -> dict[str, object]:
-    return output.make_problem(code, detail, f"urn:ppl:problem:{code}")
+def _fail(code: str, detail: str, as_json: bool, exit_code: int = 1) -> typer.Exit:
+    return fail(make_problem(code, detail, f"urn:ppl:problem:{code}"), as_json, exit_code)
 
 
 def _format_time(moment: datetime | None) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import typer
 
+from .commands import Commands
+from .console import fail, make_problem
 from .datasets import datasets
 from .estimate import estimate
 from .estimates import estimates
@@ -17,13 +19,12 @@ from .evaluate import evaluate
 from .jobs import cancel, checkpoints, events, forget, job, jobs, pause, resume, train
 from .keys import keys
 from .landmarks import landmarks
-from .output.console import fail, make_problem
 from .priors import history, memory, names, prior, priors
 from .server import status, webhooks
 from .up import up
 from .versions import aliases, versions
 
-app = typer.Typer(
+app = Commands(
     name="ppl",
     help="Learn pose priors from unlabelled pictures of one category, then estimate poses.",
     no_args_is_help=True,

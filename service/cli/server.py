@@ -9,24 +9,24 @@ from rich.markup import escape
 
 from service.client import APIError
 
-from .options import URL, AsJson, Url
-from .output import console as output
+from .commands import Commands, Session
+from .console import out
 
-webhooks = typer.Typer(name="webhooks", help="Webhooks that report the end of jobs.", no_args_is_help=True)
+webhooks = Commands(name="webhooks", help="Webhooks that report the end of jobs.", no_args_is_help=True)
 
 
-def status(url: Url = URL, as_json: AsJson = False) -> None:
+def status(session: Session) -> None:
     """Show the server's queue and workers. Fails if a part is missing that estimates need."""
-    with output.connect(url, as_json, retries=0) as client:
-        try:
-            ready = client.readiness()
-        except APIError as error:
-            checks = error.problem.get("checks")
-            if as_json or not isinstance(checks, dict):
-                raise
-            _show_checks(checks)
-            raise typer.Exit(1) from None
-        output.show(ready, as_json, lambda ready: _show_checks(ready.checks))
+    session.client.retries = 0
+    try:
+        ready = session.client.readiness()
+    except APIError as error:
+        checks = error.problem.get("checks")
+        if session.as_json or not isinstance(checks, dict):
+            raise
+        _print_checks(checks)
+        raise typer.Exit(1) from None
+    session.show(ready, lambda ready: _print_checks(ready.checks))
 
 
 @webhooks.callback()
@@ -35,14 +35,13 @@ def _group() -> None:
 
 
 @webhooks.command("secret")
-def show_secret(url: Url = URL, as_json: AsJson = False) -> None:
+def show_secret(session: Session) -> None:
     """Show the secret that webhooks are signed with."""
-    with output.connect(url, as_json) as client:
-        secret = client.webhook_secret()
-        output.show({"secret": secret}, as_json, lambda _: output.out.print(secret))
+    secret = session.client.webhook_secret()
+    session.show_done({"secret": secret}, secret)
 
 
-def _show_checks(checks: Mapping[str, object]) -> None:
+def _print_checks(checks: Mapping[str, object]) -> None:
     for part, state in checks.items():
         colour = "green" if state == "ok" else "red"
-        output.out.print(f"{escape(part.replace('_', ' ')):<18} [{colour}]{escape(str(state))}[/]")
+        out.print(f"{escape(part.replace('_', ' ')):<18} [{colour}]{escape(str(state))}[/]")

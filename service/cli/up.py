@@ -6,16 +6,16 @@ import logging
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.markup import escape
 
-from .options import AsJson, describe_invalid_settings
-from .output import console as output
+from .commands import AsJson, describe_invalid_settings
+from .console import fail, make_problem, out, print_json, say
 
 
 def up(
@@ -38,20 +38,13 @@ def up(
     try:
         settings = Settings(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
-        problem = output.make_problem("bad_setting", describe_invalid_settings(error))
-        raise output.fail(problem, as_json, 2) from error
+        raise fail(make_problem("bad_setting", describe_invalid_settings(error)), as_json, 2) from error
 
     signals = _StopSignals()
     try:
-        run_stack(
-            settings,
-            signals.stop,
-            lambda running: _announce(running, as_json),
-            lambda: signals.kill_now,
-            any_port=port == 0,
-        )
+        run_stack(settings, signals.stop, partial(_announce, as_json), lambda: signals.kill_now, any_port=port == 0)
     except (StackError, DataRootInUseError, ValkeyMissingError, ChildFailedError, OSError) as error:
-        raise output.fail(output.make_problem("not_started", str(error)), as_json) from error
+        raise fail(make_problem("not_started", str(error)), as_json) from error
 
 
 class _StopSignals:
@@ -70,24 +63,16 @@ class _StopSignals:
         self.stop.set()
 
 
-def _announce(running: Any, as_json: bool) -> None:
+def _announce(as_json: bool, running: Any) -> None:
+    url, docs, data, logs = running.url, f"{running.url}/docs", str(running.data_root), str(running.logs)
     key = str(running.first_key) if running.first_key else None
     if as_json:
-        output.print_json(
-            {
-                "url": running.url,
-                "docs": running.docs,
-                "data_root": str(running.data_root),
-                "logs": str(running.logs),
-                "pids": running.pids,
-                "first_api_key": key,
-            }
-        )
+        facts = {"url": url, "docs": docs, "data_root": data, "logs": logs, "pids": running.pids}
+        print_json(facts | {"first_api_key": key})
         return
-    output.out.print("[bold green]PPL is up.[/]")
-    facts = {"API": running.url, "docs": running.docs, "data": running.data_root, "logs": running.logs}
-    for name, value in facts.items():
-        output.out.print(f"  {name:<5} {escape(str(value))}")
+    out.print("[bold green]PPL is up.[/]")
+    for name, value in (("API", url), ("docs", docs), ("data", data), ("logs", logs)):
+        say(f"  {name:<5} {value}")
     if key:
-        output.out.print(f"  key   {escape(key)}  (the first API key: read it, then remove the file)")
-    output.out.print("Ctrl-C stops it; the data stays.")
+        say(f"  key   {key}  (the first API key: read it, then remove the file)")
+    out.print("Ctrl-C stops it; the data stays.")

@@ -53,12 +53,7 @@ class RunningStack:
     data_root: Path
     logs: Path
     pids: dict[str, int | None]
-    first_key: Path | None = None
-
-    @property
-    def docs(self) -> str:
-        """The address of the interactive API documentation."""
-        return f"{self.url}/docs"
+    first_key: Path | None
 
 
 def run_stack(

