@@ -27,7 +27,8 @@ from model.network.blocks import pick_device
 from model.network.perceptual import WeightsUnavailableError
 from model.process_group import ALONE, Group
 from model.version import tensor_files
-from model.version.prior import PosePrior, check_given
+from model.version.prior import PosePrior
+from model.version.prior_values import check_given
 
 from .trainer import Trainer
 

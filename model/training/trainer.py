@@ -21,7 +21,8 @@ from model.network.perceptual import perceptual_network
 from model.network.pose_prior_learner import Forward, PosePriorLearner
 from model.process_group import ALONE, Group
 from model.version import tensor_files
-from model.version.prior import History, PosePrior, check_given
+from model.version.prior import History, PosePrior
+from model.version.prior_values import check_given
 from model.version.tensor_files import write_version
 
 from .augmentation import augment

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.config import PPLConfig
 from model.network.links import connectivity_matrix, link_indices
 from model.network.pose_prior_learner import PosePriorLearner
 from model.network.refine import NoMemoryError
@@ -98,31 +97,6 @@ class PosePrior:
             "link_width": self.link_width,
             "keypoint_prior_source": self.keypoint_prior_source,
         }
-
-
-def check_given(prior: PosePrior | None, config: PPLConfig) -> None:
-    """Check that a prior is given if and only if the settings start from one, and that it fits them.
-
-    Raises:
-        ValueError: the prior is missing, not used, or of another number of keypoints, or it has no links.
-    """
-    if prior is None:
-        if config.needs_prior:
-            raise ValueError(
-                f"no prior is given; keypoint_prior={config.keypoint_prior} with "
-                f"connectivity_prior={config.connectivity_prior} needs one"
-            )
-        return
-    if not config.needs_prior:
-        raise ValueError(
-            "a prior is given, but keypoint_prior and connectivity_prior are not predefined; "
-            "set one of them, or give no prior"
-        )
-    count = len(prior.keypoint_names)
-    if count != config.num_keypoints:
-        raise ValueError(f"the prior has {count} keypoints; the setting num_keypoints is {config.num_keypoints}")
-    if config.connectivity_prior == "predefined" and not (prior.link_weights > 0).any():
-        raise ValueError("the prior has no link with a weight above 0; connectivity_prior=predefined needs some")
 
 
 def hamming_distances(a: Tensor, b: Tensor) -> Tensor:

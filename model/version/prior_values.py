@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+from model.config import PPLConfig
 
 KEYPOINTS = (4, 32)
 """The fewest and the most keypoints, as in the settings."""
@@ -65,6 +67,44 @@ def read_prior(mapping: Mapping[str, Any]) -> PriorValues:
         raise ValueError(f"keypoint_prior_source is {_show(source)}; expected one of {', '.join(SOURCES)}")
     names = read_names(mapping.get("keypoint_names"), count)
     return PriorValues(points, _read_weights(mapping, count), width, names, source)
+
+
+class GivenPrior(Protocol):
+    """The parts of a prior, in numbers or in tensors, that :func:`check_given` reads."""
+
+    @property
+    def keypoint_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def link_weights(self) -> Any: ...
+
+
+def check_given(prior: GivenPrior | None, config: PPLConfig) -> None:
+    """Check that a prior is given if and only if the settings start from one, and that it fits them.
+
+    Raises:
+        ValueError: the prior is missing, not used, or of another number of keypoints, or it has no links.
+    """
+    if prior is None:
+        if config.needs_prior:
+            raise ValueError(
+                f"no prior is given; keypoint_prior={config.keypoint_prior} with "
+                f"connectivity_prior={config.connectivity_prior} needs one"
+            )
+        return
+    if not config.needs_prior:
+        raise ValueError(
+            "a prior is given, but keypoint_prior and connectivity_prior are not predefined; "
+            "set one of them, or give no prior"
+        )
+    count = len(prior.keypoint_names)
+    if count != config.num_keypoints:
+        raise ValueError(
+            f"the prior has {count} keypoints; the setting num_keypoints is {config.num_keypoints}: set it to {count}, "
+            "or leave it out"
+        )
+    if config.connectivity_prior == "predefined" and not any(weight > 0 for weight in prior.link_weights):
+        raise ValueError("the prior has no link with a weight above 0; connectivity_prior=predefined needs some")
 
 
 def default_names(count: int) -> tuple[str, ...]:

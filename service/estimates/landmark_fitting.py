@@ -48,10 +48,9 @@ class LandmarkRequest:
         """
         limit = settings.landmarks_max_images
         too_many = f"more than {limit} pictures; a request may have {limit}"
-        second_file = "more than one file was sent in the field labels; send one"
         fields = {
             "images": FileField(limit, lambda: TooManyImages(too_many)),
-            "labels": FileField(1, lambda: BadField("labels", second_file), max_bytes=MAX_FIT_LABELS_BYTES),
+            "labels": FileField(max_bytes=MAX_FIT_LABELS_BYTES),
         }
         form = await read_form_within(BODY_S, request, fields)
         check_fields(form.fields, ("name", "version", "boxes"), "images, labels")

@@ -105,13 +105,10 @@ async def read_estimate(request: Request, max_images: int, files: UploadedFiles,
         TooManyImages, BadField, and as :func:`read_form_within`.
     """
     too_many = f"more than {max_images} pictures; a request may have {max_images}, send several requests"
+    sink_of = files.sink_of if keep_images else None
     fields = {
-        "images": FileField(
-            max_images, lambda: TooManyImages(too_many), sink_of=files.sink_of if keep_images else None
-        ),
-        "video": FileField(
-            1, lambda: BadField("video", "more than one video was sent; send one"), sink_of=files.sink_of
-        ),
+        "images": FileField(max_images, lambda: TooManyImages(too_many), sink_of=sink_of),
+        "video": FileField(sink_of=files.sink_of),
     }
     form = await read_form_within(None if responds_async(request.headers) else BODY_S, request, fields)
     video = form.first("video")

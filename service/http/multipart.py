@@ -40,15 +40,15 @@ class FileField:
     """A field of a form that takes files.
 
     Attributes:
-        max_files: more raise `too_many()`.
+        max_files: more raise `too_many()`, a BadField unless given.
         sink: takes the bytes as they arrive, instead of keeping them in memory.
         max_bytes: limit on one file; None where the limit on the body is enough.
         or_text: whether the content may also come as plain text, as a file without a name.
         sink_of: returns the sink of each file, where several may come; they arrive one after the other.
     """
 
-    max_files: int
-    too_many: Callable[[], Exception]
+    max_files: int = 1
+    too_many: Callable[[], Exception] | None = None
     sink: Write | None = None
     max_bytes: int | None = None
     or_text: bool = False
@@ -184,7 +184,9 @@ class _Reader:
             fields = " or ".join(map(repr, self._file_fields))
             raise BadField(self._name, f"a file came in the field {self._name!r}; send files in {fields}")
         if self._counts[self._name] >= file_field.max_files:
-            raise file_field.too_many()
+            if file_field.too_many is not None:
+                raise file_field.too_many()
+            raise BadField(self._name, f"more than one file came in the field {self._name}; send one")
         self._counts[self._name] += 1
         self._part = Part(filename, self._data, self._name)
         self._form.files.append(self._part)
@@ -297,7 +299,7 @@ class UploadFile:
     """A file that is created with its first bytes.
 
     Attributes:
-        max_bytes: the reader of the request enforces it.
+        max_bytes: the reader of its :attr:`field` enforces it.
         name: the sender's name for it; empty if unknown.
     """
 
@@ -307,6 +309,11 @@ class UploadFile:
         self.name = ""
         self._in_thread = in_thread
         self._file: IO[bytes] | None = None
+
+    @property
+    def field(self) -> FileField:
+        """The field of a form whose file is written here."""
+        return FileField(sink=self.write, max_bytes=self.max_bytes)
 
     @property
     def is_empty(self) -> bool:

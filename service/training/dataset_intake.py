@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -14,7 +14,7 @@ from fastapi import Request
 
 from service.contract.datasets.dataset import Dataset, DatasetRecord, dataset_id
 from service.contract.datasets.store import RECORD
-from service.contract.durable_files import write_json
+from service.contract.durable_files import sha256_of, write_json
 from service.contract.errors import BadArchive, BadLabels, BodyTooLarge, DatasetInUse, TooManyImages, UnknownJob
 from service.contract.jobs.files import MAX_LABELS_BYTES
 from service.contract.jobs.store import JobStore
@@ -87,19 +87,18 @@ async def _read(
     request: Request, upload: UploadFolder, archive: UploadFile, labels: UploadFile, in_thread: InThread
 ) -> Form:
     """Read and check the form; the archive, or the archive that its files are packed into, is on disk afterwards."""
+
+    def too_many() -> TooManyImages:
+        return TooManyImages(f"more than {MAX_FILES} files in the field images; pack them into an archive")
+
     await in_thread(lambda: upload.path.mkdir(parents=True, exist_ok=True))
     packer = ZipPacker(upload.path / "packed", in_thread, archive.max_bytes)
-    fields = {
-        "archive": FileField(1, lambda: _more_than_one("archive"), archive.write, archive.max_bytes),
-        "images": FileField(MAX_FILES, _too_many, sink_of=packer.sink),
-        "labels": FileField(1, lambda: _more_than_one("labels"), labels.write, MAX_LABELS_BYTES),
-    }
+    images = FileField(MAX_FILES, too_many, sink_of=packer.sink)
     try:
-        form = await read_form(request, fields)
+        form = await read_form(request, {"archive": archive.field, "images": images, "labels": labels.field})
         for part in form.files:
             if part.name == "images" and not part.size:  # packed as well, so that it is reported as unreadable
                 await packer.sink(part)(b"")
-        await packer.finish()
     finally:
         await packer.close()
     await upload.flush()
@@ -107,33 +106,34 @@ async def _read(
         if field not in _FIELDS:
             raise BadField(field, f"unknown field {field[:80]!r}; known are {', '.join(_FIELDS)}")
     has_archive = form.first("archive") is not None
-    if has_archive and packer.count:
+    if has_archive and packer.names:
         raise BadField("images", "both an archive and images came; send one archive, or the files themselves")
-    if not has_archive and not packer.count:
+    if not has_archive and not packer.names:
         raise BadArchive(f"no archive and no images came; {_SEND}")
     if has_archive and archive.is_empty:
         raise BadArchive(f"the archive is an empty file; {_SEND}")
     if form.first("labels") and labels.is_empty:
         raise BadLabels("the labels are an empty file; send CSV or JSON, or leave the field labels out")
-    mode, name = form.fields.get("mode", "").strip(), form.fields.get("name", "").strip()
+    form.fields = {field: text.strip() for field, text in form.fields.items()}
+    mode, name = form.fields.get("mode", ""), form.fields.get("name", "")
     if mode not in MODES:
         raise BadField("mode", f"mode is {mode[:80]!r}; it must be stills, clips or auto")
     if len(name) > _MAX_NAME_LENGTH or not name.isprintable():
         raise BadField("name", f"name is {name[:80]!r}; expected at most {_MAX_NAME_LENGTH} printable characters")
-    if packer.count:
+    if packer.names:
         await in_thread(packer.path.replace, archive.path)
     return form
 
 
 def _describe(form: Form, archive: Path, labels: Path, limits: ArchiveLimits) -> DatasetRecord:
     """Check the archive and write the dataset's record beside it. Blocking."""
-    summary = check_archive(archive, limits, form.fields.get("mode", "").strip() or "auto")
-    digest, labels_digest = _sha256(archive), _sha256(labels) if labels.exists() else None
+    summary = check_archive(archive, limits, form.fields.get("mode") or "auto")
+    digest, labels_digest = sha256_of(archive), sha256_of(labels) if labels.exists() else None
     sent = form.first("archive")
     file_name = PurePosixPath(sent.filename.replace("\\", "/")).name[-_MAX_FILE_NAME_LENGTH:] if sent else ""
     record = DatasetRecord(
         id=dataset_id(digest, labels_digest, summary.mode),
-        name=form.fields.get("name", "").strip() or file_name or None,
+        name=form.fields.get("name") or file_name or None,
         digest=f"sha256:{digest}",
         mode=summary.mode,
         size_bytes=archive.stat().st_size + (labels.stat().st_size if labels_digest else 0),
@@ -147,62 +147,35 @@ def _describe(form: Form, archive: Path, labels: Path, limits: ArchiveLimits) ->
     return record
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _too_many() -> TooManyImages:
-    return TooManyImages(f"more than {MAX_FILES} files in the field images; pack them into an archive")
-
-
-def _more_than_one(name: str) -> BadField:
-    return BadField(name, f"more than one file came in the field {name}; send one")
-
-
 class ZipPacker:
     """A zip of files in the order in which they arrive. The same files in the same order give the same bytes.
 
     Args:
         path: of the zip; its folder must exist.
         max_bytes: limit for all files together.
+
+    Attributes:
+        names: of the files in the zip.
     """
 
     def __init__(self, path: Path, in_thread: InThread, max_bytes: int) -> None:
         self.path = path
+        self.names: set[str] = set()
         self._in_thread = in_thread
         self._max_bytes = max_bytes
         self._size = 0
-        self._names: set[str] = set()
         self._numbers: Counter[str] = Counter()  # the last suffix tried for a repeated name
         self._zip: zipfile.ZipFile | None = None
-        self._open: tuple[Part, IO[bytes]] | None = None
-
-    @property
-    def count(self) -> int:
-        """The number of files in the zip."""
-        return len(self._names)
+        self._part: Part | None = None
+        self._member: IO[bytes] | None = None  # of the part
 
     def sink(self, part: Part) -> Write:
         """Return a function that takes the bytes of one file of a form."""
-
-        async def write(data: bytes) -> None:
-            await self._in_thread(self._write, part, data)
-
-        return write
-
-    async def finish(self) -> None:
-        """Complete the zip, if any file arrived."""
-        await self._in_thread(self._finish)
+        return partial(self._in_thread, self._write, part)
 
     async def close(self) -> None:
-        """Close the zip in whatever state it is."""
-
-        def close() -> None:
-            with suppress(OSError, ValueError):
-                self._finish()
-
-        await self._in_thread(close)
+        """Complete the zip, if any file arrived."""
+        await self._in_thread(self._close)
 
     def _write(self, part: Part, data: bytes) -> None:
         self._size += len(data)
@@ -210,35 +183,30 @@ class ZipPacker:
             raise BodyTooLarge(
                 f"the files in the field 'images' have more than {self._max_bytes} bytes together; send fewer"
             )
-        if self._open is None or self._open[0] is not part:
-            self._close_member()
-            if self._zip is None:
-                self._zip = zipfile.ZipFile(self.path, "x", zipfile.ZIP_STORED)
+        if self._member is None or self._part is not part:
+            if self._member is not None:
+                self._member.close()
+            self._zip = self._zip or zipfile.ZipFile(self.path, "x", zipfile.ZIP_STORED)
             # without a time, so equal files give equal bytes; ZIP64, as the size is not known yet
             member = zipfile.ZipInfo(self._unique_name(part.filename))
-            self._open = part, self._zip.open(member, "w", force_zip64=True)
-        self._open[1].write(data)
+            self._part, self._member = part, self._zip.open(member, "w", force_zip64=True)
+        self._member.write(data)
 
-    def _close_member(self) -> None:
-        if self._open is not None:
-            member, self._open = self._open[1], None
-            member.close()
-
-    def _finish(self) -> None:
+    def _close(self) -> None:
         try:
-            self._close_member()
+            if self._member is not None:
+                self._member.close()
         finally:
             if self._zip is not None:
-                archive, self._zip = self._zip, None
-                archive.close()
+                self._zip.close()
 
     def _unique_name(self, filename: str) -> str:
         """Return an unused member name that stays inside the archive's folder."""
         plain = filename.replace("\\", "/").replace("\0", "").replace(":", "_")[-_MAX_FILE_NAME_LENGTH:]
         name = "/".join(part for part in plain.split("/") if part not in ("", ".", "..")) or _UNNAMED
         path, unique = PurePosixPath(name), name
-        while unique in self._names:
+        while unique in self.names:
             self._numbers[name] += 1
             unique = str(path.with_name(f"{path.stem}-{self._numbers[name] + 1}{path.suffix}"))
-        self._names.add(unique)
+        self.names.add(unique)
         return unique

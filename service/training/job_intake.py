@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from heapq import heapreplace
 from pathlib import Path
 
 from fastapi import Request
@@ -32,7 +33,7 @@ from service.http.multipart import InThread, UploadFile, UploadFolder
 from service.runtime.concurrency import Threads
 from service.runtime.settings import Settings
 
-from .job_request import BaseVersion, TrainingPlan, TrainingRequest
+from .job_request import BaseVersion, TrainingPlan, TrainingRequest, bad_settings
 
 Read = Callable[[Request, UploadFile, UploadFile, InThread], Awaitable[TrainingRequest]]
 
@@ -92,10 +93,15 @@ async def accept_training(parts: TrainingParts, request: Request, read: Read) ->
         await upload.flush()
         if requested.prior is not None:
             await upload.put(upload.prior.name, write_json, document_of(requested.prior))
-        named = await _name_request(parts, key, requested, upload) if key is not None else None
-        earlier = await parts.threads.io(parts.jobs.find_by_request, named, owner) if named else None
-        if earlier is not None:
-            return earlier, True
+        named = None
+        if key is not None:
+            files = [file.path for file in (upload.archive, upload.labels) if not file.is_empty]
+            files += [upload.prior] if requested.prior is not None else []
+            digest = await parts.threads.upload(fingerprint, requested.fingerprint_values(), files)
+            named = NamedRequest(key, digest, parts.settings.idempotency_ttl_s)
+            earlier = await parts.threads.io(parts.jobs.find_by_request, named, owner)
+            if earlier is not None:
+                return earlier, True
         plan, source = await _prepare(parts, requested, upload)
         new = NewJob(
             requested.category,
@@ -115,20 +121,14 @@ async def accept_training(parts: TrainingParts, request: Request, read: Read) ->
         return job, False
 
 
-async def _name_request(parts: TrainingParts, key: str, requested: TrainingRequest, upload: JobUpload) -> NamedRequest:
-    files = [file.path for file in (upload.archive, upload.labels) if not file.is_empty]
-    files += [upload.prior] if requested.prior is not None else []
-    digest = await parts.threads.upload(fingerprint, requested.fingerprint_values(), files)
-    return NamedRequest(key, digest, parts.settings.idempotency_ttl_s)
-
-
 async def _prepare(
     parts: TrainingParts, requested: TrainingRequest, upload: JobUpload
 ) -> tuple[TrainingPlan, JobSource]:
     """Check everything that the job needs, and put it on disk durably."""
     plan: TrainingPlan = await parts.threads.io(requested.resolve, parts.versions)
     plan, source = await _find_pictures(parts, requested, plan, upload)
-    plan.check_processes(parts.settings.training_processes)
+    with bad_settings():
+        plan.config.check_processes(parts.settings.training_processes)
     if requested.webhook_url is not None:
         check_webhook_url(requested.webhook_url, private=parts.settings.webhook_private)
     if plan.prior and requested.prior is None:
@@ -144,19 +144,17 @@ async def _find_pictures(
 ) -> tuple[TrainingPlan, JobSource]:
     """Check the pictures to train on, and copy labels that are on the server."""
     root = parts.settings.data_root
-    if requested.folder is not None:
-        folder = await parts.threads.io(training_folder, root, requested.folder)
-        await parts.threads.upload(check_archive, folder, ArchiveLimits.of(parts.settings), plan.config.mode)
     if requested.labels is not None:
-        await upload.put(
-            upload.labels.path.name, _copy_labels, await parts.threads.io(training_file, root, requested.labels)
-        )
+        labels = await parts.threads.io(training_file, root, requested.labels)
+        await upload.put(upload.labels.path.name, _copy_labels, labels)
     if requested.dataset is not None:
         return await _link_dataset(parts, plan, requested.dataset, upload)
+    pictures, source = upload.archive.path, JobSource(name=upload.archive.name or None)
     if requested.folder is not None:
-        return plan, JobSource(kind="folder", folder=requested.folder)
-    await parts.threads.upload(check_archive, upload.archive.path, ArchiveLimits.of(parts.settings), plan.config.mode)
-    return plan, JobSource(name=upload.archive.name or None)
+        pictures = await parts.threads.io(training_folder, root, requested.folder)
+        source = JobSource(kind="folder", folder=requested.folder)
+    await parts.threads.upload(check_archive, pictures, ArchiveLimits.of(parts.settings), plan.config.mode)
+    return plan, source
 
 
 async def _link_dataset(
@@ -217,12 +215,6 @@ def _copy_labels(path: Path, source: Path) -> None:
     shutil.copyfile(source, path)
 
 
-@dataclass(frozen=True)
-class _Place:
-    position: int
-    eta_s: float | None
-
-
 class JobQueue:
     """The jobs that wait for a training worker, in the order in which workers take them.
 
@@ -236,7 +228,7 @@ class JobQueue:
         self._jobs = jobs
         self._paces = paces
         self._count_workers = count_workers
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, tuple[int, float | None]] = {}  # queue position and ETA
         self._expires = 0.0
 
     def add_position(self, job: Job) -> Job:
@@ -252,44 +244,39 @@ class JobQueue:
             self._places = places = self._compute_places()
             ended = time.monotonic()
             self._expires = ended + (_IDLE_RATIO * (ended - started) if len(places) > _FEW_JOBS else 0.0)
-        return [_add_place(job, places.get(job.id)) for job in jobs]
+        return [_add_place(job, *places[job.id]) if job.id in places else job for job in jobs]
 
-    def _compute_places(self) -> dict[str, _Place]:
+    def _compute_places(self) -> dict[str, tuple[int, float | None]]:
         unfinished = self._jobs.list_unfinished()
         order = {job_id: place for place, job_id in enumerate(self._jobs.waiting_order())}
         waiting = [record for record in unfinished if record.job.status in _WAITING]
         # a message that is about to be sent goes to the head of the queue if `ahead`, else to its end
         ends = {record.job.id: -1 if record.ahead else len(order) for record in waiting}
         waiting.sort(key=lambda record: (order.get(record.job.id, ends[record.job.id]), record.job.id))
-        # seconds until each worker is free; None from the first job on whose duration is unknown
+        # seconds until each worker is free; none from the first job on whose duration is unknown
         free = self._busy_s([record for record in unfinished if record.job.status is JobStatus.RUNNING])
-        places = {}
+        places: dict[str, tuple[int, float | None]] = {}
         for position, record in enumerate(waiting, 1):
-            duration_s = self._duration_s(record) if free else None
-            if free and duration_s is not None:
-                free[0] += duration_s
-                places[record.job.id] = _Place(position, round(free[0], 1))
-                free.sort()
-            else:
-                free = None
-                places[record.job.id] = _Place(position, None)
+            settings = record.job.settings
+            pace = self._paces.of(settings) if free else None
+            places[record.job.id] = position, None
+            if pace is None:
+                free = []
+                continue
+            end_s = free[0] + pace.seconds(settings, record.checkpointed)
+            heapreplace(free, end_s)
+            places[record.job.id] = position, round(end_s, 1)
         return places
 
-    def _busy_s(self, running: list[JobRecord]) -> list[float] | None:
-        """Return the seconds until each worker is free, sorted; None if unknown."""
-        etas = [record.job.progress.eta_s for record in running]
-        workers = max(self._count_workers(), len(running))
-        if not workers or any(eta_s is None for eta_s in etas):
-            return None
-        return sorted([*(eta_s for eta_s in etas if eta_s is not None), *[0.0] * (workers - len(etas))])
-
-    def _duration_s(self, record: JobRecord) -> float | None:
-        pace = self._paces.of(record.job.settings)
-        return pace.seconds(record.job.settings, record.checkpointed) if pace else None
+    def _busy_s(self, running: list[JobRecord]) -> list[float]:
+        """Return the seconds until each worker is free, sorted; empty if unknown."""
+        etas = [eta_s for record in running if (eta_s := record.job.progress.eta_s) is not None]
+        idle = [0.0] * (self._count_workers() - len(running))
+        return sorted([*etas, *idle]) if len(etas) == len(running) else []
 
 
-def _add_place(job: Job, place: _Place | None) -> Job:
-    if place is None or job.status not in _WAITING:
+def _add_place(job: Job, position: int, eta_s: float | None) -> Job:
+    if job.status not in _WAITING:
         return job
-    progress = job.progress.model_copy(update={"eta_s": place.eta_s})
-    return job.model_copy(update={"queue_position": place.position, "progress": progress})
+    progress = job.progress.model_copy(update={"eta_s": eta_s})
+    return job.model_copy(update={"queue_position": position, "progress": progress})

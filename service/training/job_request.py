@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 from fastapi import Request
 
 from model.config import DEFAULT_PRESET, PRESETS, SHAPING, PPLConfig, SettingError, parse, resolve
-from model.version.prior_values import PriorValues
+from model.version.prior_values import PriorValues, check_given
 from service.contract.errors import BadArchive, BadLabels, BadPrior, BadRequest, BadSetting, StoreCorrupt
-from service.contract.jobs.files import MAX_LABELS_BYTES, MAX_PRIOR_BYTES, check_prior, check_use, read_prior
+from service.contract.jobs.files import MAX_PRIOR_BYTES, check_prior, read_prior
 from service.contract.jobs.job import Continued
 from service.contract.versions.additions import Additions, has_default_names
 from service.contract.versions.store import VersionStore, check_category
@@ -22,6 +23,15 @@ from service.http.problems import BadField
 
 _MAX_NAME_LENGTH = 200
 _SEND_ONE = "send a zip, tar or tar.gz of pictures or clips, or one video, in the field archive (curl -F archive=@FILE)"
+
+
+@contextmanager
+def bad_settings() -> Iterator[None]:
+    """Raise a SettingError of the model as BadSetting."""
+    try:
+        yield
+    except SettingError as error:
+        raise BadSetting(str(error), extra={"field": error.name}) from error
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class BaseVersion:
 
         Raises:
             BadField: the reference is not text.
-            UnknownCategory, UnknownVersion, BadCategoryName, BadVersionName, StoreCorrupt.
+            UnknownCategory, UnknownVersion, BadCategoryName, BadVersionName, BadPrior, StoreCorrupt.
         """
         if not isinstance(reference, str) or not reference.strip():
             raise BadField("continue_from", "continue_from is not text; send a version, an alias or CATEGORY@VERSION")
@@ -54,17 +64,16 @@ class BaseVersion:
         category = other if at else category
         name = store.resolve(category, version)
         info, prior = store.info(category, name), _read_prior(category, name, store)
-        names: Any = prior.get("keypoint_names")
         before = info.get("training", {}).get("continued_from") or {}
         return cls(
             settings=store.config(category, name),
             preset=str(info.get("preset")),
             weights=store.weights_path(category, name),
-            prior=check_prior(prior),
+            prior=prior,
             continued=Continued(
                 category=category,
                 version=name,
-                keypoint_names=None if has_default_names(names) else list(names),
+                keypoint_names=None if has_default_names(prior.keypoint_names) else list(prior.keypoint_names),
                 lineage=[*before.get("lineage", []), f"{category}@{name}"],
             ),
         )
@@ -88,27 +97,20 @@ class BaseVersion:
         own_preset = self.preset if self.preset in PRESETS else DEFAULT_PRESET
         if preset not in (None, own_preset):
             raise BadSetting(f"preset is {preset!r}; {this} has the preset {own_preset}: leave preset out")
-        try:
+        with bad_settings():
             for setting, value in changes.items():
                 if setting in SHAPING and parse(setting, value) != base[setting]:
-                    raise BadSetting(
+                    raise SettingError(
+                        setting,
                         f"{setting} is {value}; it sets the model's shape, and is {base[setting]} in {this}: leave it "
                         "out, or train without continue_from",
-                        extra={"field": setting},
                     )
             return own_preset, resolve(own_preset, {**base, **changes})
-        except SettingError as error:
-            raise BadSetting(str(error), extra={"field": error.name}) from error
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """The complete settings of a training, in their ranges, and the prior that fits them.
-
-    Attributes:
-        prior: to start from, if any.
-        base: the version to continue from, if any.
-    """
+    """The complete settings of a training, the prior to start from, and the version to continue, if any."""
 
     preset: str
     config: PPLConfig
@@ -126,19 +128,14 @@ class TrainingPlan:
         preset = str(DEFAULT_PRESET if preset is None else preset)
         if prior is not None:
             settings = {"num_keypoints": len(prior.keypoint_prior), **settings}
-        try:
+        with bad_settings():
             config = resolve(preset, settings)
-        except SettingError as error:
-            raise BadSetting(str(error), extra={"field": error.name}) from error
-        check_use(prior, config)
-        return cls(preset, config, prior)
-
-    def check_processes(self, processes: int) -> None:
-        """Raise BadSetting unless `processes` training processes can share a batch evenly."""
         try:
-            self.config.check_processes(processes)
-        except SettingError as error:
-            raise BadSetting(str(error), extra={"field": error.name}) from error
+            check_given(prior, config)
+        except ValueError as error:
+            hint = "" if prior else "; send one in the field prior, or name a category in prior_from"
+            raise BadPrior(f"{error}{hint}") from error
+        return cls(preset, config, prior)
 
 
 @dataclass(frozen=True)
@@ -149,13 +146,12 @@ class TrainingRequest:
         activate: whether the new version becomes the category's active one.
         webhook_url: not checked yet.
         settings: of the model, as sent.
+        plan: the complete settings; None if they depend on a version that the request names.
         folder: of pictures, below the data root; None with an archive or a dataset.
         labels: path of a file below the data root, if named.
         dataset: id of the dataset to train on, if named.
-        prior: to start from, if it was sent.
-        prior_from: the version whose prior to start from, if named.
+        prior: to start from, if it was sent; prior_from is the version whose prior to start from, if named.
         continue_from: the version to continue from, if named.
-        plan: the complete settings; None if they depend on a version that the request names.
     """
 
     category: str
@@ -183,17 +179,24 @@ class TrainingRequest:
             BadField, BadCategoryName: category or activate is not valid, or two fields exclude each other.
             BadSetting, BadPrior: from TrainingPlan.make.
         """
-        prior, prior_from = named.get("prior"), named.get("prior_from")
+        prior, prior_from, continue_from = (named.get(name) for name in ("prior", "prior_from", "continue_from"))
         if prior is not None and prior_from is not None:
             raise BadField("prior_from", "both prior and prior_from came; send one of them")
+        if continue_from is not None and (prior is not None or prior_from is not None):
+            raise BadField(
+                "prior",
+                "both a prior and continue_from came; send one: a continued training starts from its version's prior",
+            )
         settings = {name: value for name, value in values.items() if value != ""}  # an empty field is a missing one
         category, preset, webhook_url = (settings.pop(name, None) for name in ("category", "preset", "webhook_url"))
-        activate = _parse_bool("activate", settings.pop("activate", True))
+        activate = str(settings.pop("activate", True)).strip().lower()
+        if activate not in ("true", "false"):
+            raise BadField("activate", f"activate is {activate[:80]!r}; it must be true or false")
         if not isinstance(category, str):
             raise BadField("category", "category is missing or not text; send the name of what the pictures show")
-        is_complete = prior_from is None and named.get("continue_from") is None
+        is_complete = prior_from is None and continue_from is None
         plan = TrainingPlan.make(preset, settings, prior) if is_complete else None
-        return cls(check_category(category.strip()), activate, webhook_url, preset, settings, plan, **named)
+        return cls(check_category(category.strip()), activate == "true", webhook_url, preset, settings, plan, **named)
 
     def fingerprint_values(self) -> dict[str, Any]:
         """Return everything the request says, except its files, as JSON values for its fingerprint.
@@ -202,42 +205,29 @@ class TrainingRequest:
         fingerprint even if an alias was moved since. A default has the same fingerprint whether sent or left out,
         unless a version determines it.
         """
-        names = {"prior_from": self.prior_from, "continue_from": self.continue_from}
+        always = ("category", "activate", "webhook_url", "dataset", "folder", "labels")
+        values = {name: getattr(self, name) for name in (*always, "prior_from", "continue_from")}
         if self.plan is None:
             settings = {"preset": self.preset, **self.settings}
         else:
             settings = {"preset": self.plan.preset, **self.plan.config.to_dict()}
-        return {
-            "category": self.category,
-            "activate": self.activate,
-            "webhook_url": self.webhook_url,
-            "dataset": self.dataset,
-            "folder": self.folder,
-            "labels": self.labels,
-            **{field: name for field, name in names.items() if name is not None},
-            "settings": settings,
-        }
+        sent = {name: value for name, value in values.items() if name in always or value is not None}
+        return {**sent, "settings": settings}
 
     def resolve(self, store: VersionStore) -> TrainingPlan:
         """Return the complete settings, with the versions that the request names as they are now. Blocking.
 
         Raises:
-            BadField: a version's name is not text, or a prior came with continue_from.
+            BadField: a version's name is not text.
             BadSetting, BadPrior: from TrainingPlan.make and BaseVersion.resolve_settings.
             UnknownCategory, UnknownVersion, BadCategoryName, BadVersionName, StoreCorrupt.
         """
         if self.plan is not None:
             return self.plan
-        prior = self.prior if self.prior_from is None else _load_prior(self.prior_from, store)
         if self.continue_from is None:
-            return TrainingPlan.make(self.preset, self.settings, prior)
+            return TrainingPlan.make(self.preset, self.settings, _load_prior(self.prior_from, store))
         base = BaseVersion.load(self.continue_from, self.category, store)
         preset, config = base.resolve_settings(None if self.preset is None else str(self.preset), self.settings)
-        if prior is not None:
-            raise BadField(
-                "prior",
-                "both a prior and continue_from came; send one: a continued training starts from its version's prior",
-            )
         return TrainingPlan(preset, config, base.prior if config.needs_prior else None, base)
 
 
@@ -259,25 +249,23 @@ async def read_json(request: Request, archive: UploadFile, labels: UploadFile, i
     settings = values.pop("settings", {})
     if not isinstance(settings, dict):
         raise BadField("settings", "settings is not a JSON object; send settings of the model by name")
-    folder, labels_path = values.pop("folder", None), values.pop("labels", None)
-    dataset = _check_dataset(values.pop("dataset", None), "a folder" if folder is not None else None)
-    if not dataset and (not isinstance(folder, str) or not folder):
-        raise BadField(
-            "folder",
-            "folder is missing or not text; name a folder of pictures below the server's data root, or name a dataset",
-        )
-    if labels_path is not None and (not isinstance(labels_path, str) or not labels_path):
-        raise BadField("labels", "labels is not text; name a CSV or JSON file below the server's data root")
-    prior, prior_from, continue_from = (values.pop(name, None) for name in ("prior", "prior_from", "continue_from"))
-    return TrainingRequest.parse(
-        {**settings, **values},
-        folder=folder,
-        labels=labels_path,
-        dataset=dataset,
-        prior=None if prior is None else await in_thread(check_prior, prior),
-        prior_from=prior_from,
-        continue_from=continue_from,
-    )
+    named: dict[str, Any] = {}
+    for name, hint in (
+        ("folder", "name a folder of pictures below the server's data root"),
+        ("labels", "name a CSV or JSON file below the server's data root"),
+        ("dataset", "send the id of a dataset, as GET /datasets lists them"),
+    ):
+        named[name] = values.pop(name, None)
+        if named[name] is not None and (not isinstance(named[name], str) or not named[name]):
+            raise BadField(name, f"{name} is not text; {hint}")
+    if named["dataset"] and named["folder"]:
+        raise BadField("dataset", "both a dataset and a folder came; send one of them")
+    if not named["dataset"] and not named["folder"]:
+        raise BadField("folder", "no folder; name a folder of pictures below the server's data root, or name a dataset")
+    named |= {name: values.pop(name, None) for name in ("prior", "prior_from", "continue_from")}
+    if named["prior"] is not None:
+        named["prior"] = await in_thread(check_prior, named["prior"])
+    return TrainingRequest.parse({**settings, **values}, **named)
 
 
 async def read_upload(
@@ -292,21 +280,18 @@ async def read_upload(
         BadPrior: the prior is not valid.
         BadSetting, BadCategoryName: from TrainingRequest.parse.
     """
-    fields = {
-        "archive": FileField(1, lambda: _more_than_one("archive"), archive.write, archive.max_bytes),
-        "labels": FileField(1, lambda: _more_than_one("labels"), labels.write, MAX_LABELS_BYTES),
-        "prior": FileField(1, lambda: _more_than_one("prior"), None, MAX_PRIOR_BYTES, or_text=True),
-    }
-    form = await read_form(request, fields)
-    for name in ("prior_from", "continue_from"):
-        if name in form.fields and not form.fields[name].strip():  # e.g. an unset variable of a script
+    prior_field = FileField(max_bytes=MAX_PRIOR_BYTES, or_text=True)
+    form = await read_form(request, {"archive": archive.field, "labels": labels.field, "prior": prior_field})
+    named: dict[str, Any] = {}
+    for name in ("dataset", "prior_from", "continue_from"):
+        text = form.fields.pop(name, None)
+        named[name] = (text or "").strip() or None
+        if text is not None and not named[name] and name != "dataset":  # e.g. an unset variable of a script
             raise BadField(name, f"{name} is empty; name a version, or leave the field out")
-    dataset, prior_from, continue_from = (
-        form.fields.pop(name, "").strip() or None for name in ("dataset", "prior_from", "continue_from")
-    )
     uploaded = form.first("archive")
-    _check_dataset(dataset, "an archive" if uploaded else None)
-    if uploaded is None and not dataset:
+    if uploaded and named["dataset"]:
+        raise BadField("dataset", "both a dataset and an archive came; send one of them")
+    if not uploaded and not named["dataset"]:
         raise BadArchive(f"no archive came; {_SEND_ONE}, or name a dataset in the field dataset")
     if uploaded:
         if archive.is_empty:
@@ -316,20 +301,7 @@ async def read_upload(
         raise BadLabels("the labels are an empty file; send CSV or JSON, or leave the field labels out")
     part = form.first("prior")
     prior = await in_thread(read_prior, bytes(part.data)) if part else None
-    return TrainingRequest.parse(
-        form.fields, dataset=dataset, prior=prior, prior_from=prior_from, continue_from=continue_from
-    )
-
-
-def _check_dataset(dataset: Any, other: str | None) -> str | None:
-    """Return the dataset's id, if one is named. Raise BadField if `other` pictures came as well."""
-    if dataset is None:
-        return None
-    if not isinstance(dataset, str) or not dataset:
-        raise BadField("dataset", "dataset is not text; send the id of a dataset, as GET /datasets lists them")
-    if other:
-        raise BadField("dataset", f"both a dataset and {other} came; send one of them")
-    return dataset
+    return TrainingRequest.parse(form.fields, prior=prior, **named)
 
 
 def _load_prior(reference: Any, store: VersionStore) -> PriorValues:
@@ -337,25 +309,13 @@ def _load_prior(reference: Any, store: VersionStore) -> PriorValues:
     if not isinstance(reference, str):
         raise BadField("prior_from", "prior_from is not text; send CATEGORY or CATEGORY@VERSION")
     category, at, version = reference.partition("@")
-    name = store.resolve(category, version if at else None)
-    try:
-        return check_prior(_read_prior(category, name, store))
-    except BadPrior as error:
-        raise BadPrior(f"the prior of {category}@{name}: {error.detail}") from error
+    return _read_prior(category, store.resolve(category, version if at else None), store)
 
 
-def _read_prior(category: str, version: str, store: VersionStore) -> dict[str, Any]:
+def _read_prior(category: str, version: str, store: VersionStore) -> PriorValues:
     """Read a version's prior, with the names that users gave to its keypoints."""
     prior, names = store.prior(category, version), Additions(store).names(category, version)
-    return {**prior, "keypoint_names": list(names)} if names else prior
-
-
-def _parse_bool(name: str, value: Any) -> bool:
-    text = str(value).strip().lower()
-    if text not in ("true", "false"):
-        raise BadField(name, f"{name} is {str(value)[:80]!r}; it must be true or false")
-    return text == "true"
-
-
-def _more_than_one(name: str) -> BadField:
-    return BadField(name, f"more than one file came in the field {name}; send one")
+    try:
+        return check_prior({**prior, "keypoint_names": list(names)} if names else prior)
+    except BadPrior as error:
+        raise BadPrior(f"the prior of {category}@{version}: {error.detail}") from error

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from service.contract import routing
-from service.contract.errors import JobNotEnded, UnknownJob, UnreadableJob
+from service.contract.errors import UnknownJob, UnreadableJob
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.job import Job, JobPage, JobStatus
 from service.contract.jobs.store import MAX_PAGE, JobStore
@@ -33,17 +31,10 @@ class JobCounts:
         """Count the jobs of every status, zeros included."""
         ids = {item.decode() for item in self._redis.zrange(routing.JOBS, 0, -1)}
         self._ended = {job_id: status for job_id, status in self._ended.items() if job_id in ids}
-        active: list[JobStatus] = []
-        for job_id in ids - self._ended.keys():
-            try:
-                status = self._jobs.get(job_id).status
-            except (UnknownJob, UnreadableJob):  # deleted meanwhile, or written by a later release
-                continue
-            if status.ended:
-                self._ended[job_id] = status
-            else:
-                active.append(status)
-        return {**dict.fromkeys(JobStatus, 0), **Counter(self._ended.values()), **Counter(active)}
+        found = {record.job.id: record.job.status for record in self._jobs.records(ids - self._ended.keys())}
+        counts = Counter({**self._ended, **found}.values())
+        self._ended |= {job_id: status for job_id, status in found.items() if status.ended}
+        return {status: counts[status] for status in JobStatus}
 
 
 def list_jobs(
@@ -83,27 +74,14 @@ def trim_jobs(client: Any, jobs: JobStore, max_ended: int, min_age_s: float) -> 
     needed = {*client.smembers(routing.ACTIVE_JOBS), *client.zrange(routing.WEBHOOKS, 0, -1)}
     ids = [job_id.decode() for job_id in client.zrange(routing.JOBS, 0, -1) if job_id not in needed]
     latest = datetime.now(UTC) - timedelta(seconds=min_age_s)
-    ended = sorted((at, job_id) for job_id, at in _read_end_times(client, ids).items() if at <= latest)
+    ends = ((record.job.finished_at, record.job.id) for record in jobs.records(ids))
+    ended = sorted((at, job_id) for at, job_id in ends if at is not None and at <= latest)
     removed = []
     for _, job_id in ended[:excess]:
-        with suppress(UnknownJob, JobNotEnded, UnreadableJob):  # deleted meanwhile, or written by a later release
+        with suppress(UnknownJob):  # deleted meanwhile
             jobs.delete(job_id)
             removed.append(job_id)
     return removed
-
-
-def _read_end_times(client: Any, ids: Sequence[str]) -> dict[str, datetime]:
-    """Return when jobs ended, without those that have not ended or whose record can't be read."""
-    found = {}
-    for first in range(0, len(ids), MAX_PAGE):
-        batch = ids[first : first + MAX_PAGE]
-        with client.pipeline(transaction=False) as pipe:
-            for job_id in batch:
-                pipe.hget(routing.job_key(job_id), "record")
-            for job_id, record in zip(batch, pipe.execute(), strict=True):
-                with suppress(ValueError, TypeError, KeyError):
-                    found[job_id] = datetime.fromisoformat(json.loads(record)["job"]["finished_at"]).astimezone(UTC)
-    return found
 
 
 def remove_stale_jobs(files: JobFiles, jobs: JobStore, stale_s: float) -> list[str]:

@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from model.config import PPLConfig
 from model.version.prior_values import PriorValues
 from model.version.prior_values import read_prior as read_values
 from service.contract.durable_files import folder_names
@@ -155,29 +154,3 @@ def document_of(prior: PriorValues) -> dict[str, Any]:
         "link_width": prior.link_width,
         "keypoint_prior_source": prior.keypoint_prior_source,
     }
-
-
-def check_use(prior: PriorValues | None, config: PPLConfig) -> None:
-    """Raise BadPrior unless a job's prior, or its absence, matches the settings."""
-    if prior is None:
-        if config.needs_prior:
-            names = ("keypoint_prior", "connectivity_prior")
-            predefined = " and ".join(f"{name}=predefined" for name in names if getattr(config, name) == "predefined")
-            raise BadPrior(
-                f"{predefined} starts from a prior and the request has none; send one in the field prior, or name a "
-                "category in prior_from"
-            )
-        return
-    if not config.needs_prior:
-        raise BadPrior(
-            "the request has a prior and the settings use none; set keypoint_prior=predefined, "
-            "connectivity_prior=predefined or both, or send no prior"
-        )
-    count = len(prior.keypoint_prior)
-    if count != config.num_keypoints:
-        raise BadPrior(
-            f"the prior has {count} keypoints and num_keypoints is {config.num_keypoints}; "
-            "both must be the same, or leave num_keypoints out"
-        )
-    if config.connectivity_prior == "predefined" and not any(prior.link_weights):
-        raise BadPrior("the prior has no link with a weight above 0; connectivity_prior=predefined needs some")

@@ -11,7 +11,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -164,13 +164,32 @@ class JobStore:
             raise BadCursor(f"cursor {cursor[:80]!r} is not valid; send the next_cursor of a page of this list")
         start = f"({cursor}" if cursor else "+"
         ids = self._redis.zrange(routing.JOBS, start, "-", desc=True, bylex=True, offset=0, num=limit + 1)
-        records = self._records([item.decode() for item in ids[:limit]])
+        records = self.records([item.decode() for item in ids[:limit]])
         next_cursor = ids[limit - 1].decode() if len(ids) > limit else None
         return JobPage(items=[record.job for record in records], next_cursor=next_cursor)
 
     def list_unfinished(self) -> list[JobRecord]:
         """Return the records of unfinished jobs, the oldest first, without unreadable ones."""
-        return self._records(sorted(self.unfinished_ids()))
+        return list(self.records(sorted(self.unfinished_ids())))
+
+    def records(self, ids: Iterable[str]) -> Iterator[JobRecord]:
+        """Yield the records of jobs, without deleted and unreadable ones."""
+        ids = list(ids)
+        for first in range(0, len(ids), MAX_PAGE):
+            batch = ids[first : first + MAX_PAGE]
+            with self._redis.pipeline(transaction=False) as pipe:
+                for job_id in batch:
+                    pipe.hget(routing.job_key(job_id), "record")
+                texts = pipe.execute()
+            for job_id, text in zip(batch, texts, strict=True):
+                if text is None:  # deleted meanwhile
+                    continue
+                try:
+                    yield parse_record(job_id, text)
+                except UnreadableJob as error:  # it must not block the others
+                    if job_id not in self._unreadable:
+                        log.error("job skipped: job=%s %s", job_id, error.detail)
+                    self._unreadable.add(job_id)
 
     def unfinished_ids(self) -> set[str]:
         """Return the ids of unfinished jobs."""
@@ -351,23 +370,6 @@ class JobStore:
         if record is None:
             raise UnknownJob(f"no job {job_id[:80]!r}; GET /train-jobs lists them")
         return revision, parse_record(job_id, record)
-
-    def _records(self, ids: Sequence[str]) -> list[JobRecord]:
-        with self._redis.pipeline(transaction=False) as pipe:
-            for job_id in ids:
-                pipe.hget(routing.job_key(job_id), "record")
-            texts = pipe.execute()
-        found = []
-        for job_id, text in zip(ids, texts, strict=True):
-            if text is None:  # deleted meanwhile
-                continue
-            try:
-                found.append(parse_record(job_id, text))
-            except UnreadableJob as error:  # it must not block the others
-                if job_id not in self._unreadable:
-                    log.error("job skipped: job=%s %s", job_id, error.detail)
-                self._unreadable.add(job_id)
-        return found
 
 
 def _event_keys(job_id: str) -> list[str]:

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from service.contract.errors import BadVersionFile
 from service.contract.versions.store import ACTIVE, check_category
 from service.gateway.gateway import Gateway, gateway_of
-from service.http.multipart import FileField, UploadFile, UploadFolder, read_form
+from service.http.multipart import UploadFile, UploadFolder, read_form
 from service.http.problems import BadField, responses
 from service.versions.export import export_version
 from service.versions.import_version import import_version
@@ -75,10 +75,7 @@ async def post_import(request: Request, category: str) -> Response:
 
 
 async def _receive(request: Request, archive: UploadFile) -> bool | None:
-    def more_than_one() -> BadField:
-        return BadField("file", "more than one file came; send one version at a time")
-
-    form = await read_form(request, {"file": FileField(1, more_than_one, archive.write, archive.max_bytes)})
+    form = await read_form(request, {"file": archive.field})
     for field in form.fields:
         if field != "activate":
             raise BadField(field, f"unknown field {field!r}; known are file and activate")

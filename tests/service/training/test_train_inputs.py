@@ -169,9 +169,14 @@ async def test_largest_prior_fits_into_a_json_body(http, pictures):
 @pytest.mark.parametrize(
     ("fields", "document", "code", "said"),
     [
-        (PREDEFINED, None, "bad_prior", "the request has none"),
-        ({}, prior(), "bad_prior", "the settings use none"),
-        ({**PREDEFINED, "num_keypoints": "16"}, prior(), "bad_prior", "the prior has 4 keypoints and num_keypoints is"),
+        (PREDEFINED, None, "bad_prior", "send one in the field prior"),
+        ({}, prior(), "bad_prior", "a prior is given, but"),
+        (
+            {**PREDEFINED, "num_keypoints": "16"},
+            prior(),
+            "bad_prior",
+            "the setting num_keypoints is 16",
+        ),
         (PREDEFINED, prior(keypoint_prior=[[0, 9]] * 4), "bad_prior", "-1.5 to 1.5"),
         (PREDEFINED, "no object", "bad_prior", "JSON object"),
         ({**PREDEFINED, "prior_from": "cat"}, prior(), "bad_request", "both prior and prior_from"),

@@ -9,8 +9,9 @@ import pytest
 
 from model.config import PPLConfig
 from model.version.prior import PosePrior
+from model.version.prior_values import check_given
 from service.contract.errors import BadPrior
-from service.contract.jobs.files import MAX_PRIOR_BYTES, check_prior, check_use, document_of, read_prior
+from service.contract.jobs.files import MAX_PRIOR_BYTES, check_prior, document_of, read_prior
 
 NAN, INF = float("nan"), float("inf")
 
@@ -112,21 +113,21 @@ FROM_PRIOR = [{"keypoint_prior": "predefined"}, {"connectivity_prior": "predefin
 @pytest.mark.parametrize("settings", FROM_PRIOR)
 def test_settings_that_need_a_prior_want_one_of_their_size(settings: dict[str, str]) -> None:
     config = PPLConfig(num_keypoints=4, **settings)
-    check_use(check_prior(prior()), config)
-    with pytest.raises(BadPrior, match=f"{next(iter(settings))}=predefined starts from a prior and the request has"):
-        check_use(None, config)
-    with pytest.raises(BadPrior, match="the prior has 4 keypoints and num_keypoints is 5"):
-        check_use(check_prior(prior()), PPLConfig(num_keypoints=5, **settings))
+    check_given(check_prior(prior()), config)
+    with pytest.raises(ValueError, match=f"no prior is given; .*{next(iter(settings))}=predefined.* needs one"):
+        check_given(None, config)
+    with pytest.raises(ValueError, match="the prior has 4 keypoints; the setting num_keypoints is 5"):
+        check_given(check_prior(prior()), PPLConfig(num_keypoints=5, **settings))
 
 
 def test_settings_that_need_none_refuse_one() -> None:
-    check_use(None, PPLConfig(num_keypoints=4))
-    with pytest.raises(BadPrior, match="the settings use none"):
-        check_use(check_prior(prior()), PPLConfig(num_keypoints=4))
+    check_given(None, PPLConfig(num_keypoints=4))
+    with pytest.raises(ValueError, match="a prior is given, but"):
+        check_given(check_prior(prior()), PPLConfig(num_keypoints=4))
 
 
 def test_links_are_not_taken_from_a_prior_without_any() -> None:
     bare = check_prior(prior(links=[]))
-    check_use(bare, PPLConfig(num_keypoints=4, keypoint_prior="predefined"))
-    with pytest.raises(BadPrior, match="no link"):
-        check_use(bare, PPLConfig(num_keypoints=4, connectivity_prior="predefined"))
+    check_given(bare, PPLConfig(num_keypoints=4, keypoint_prior="predefined"))
+    with pytest.raises(ValueError, match="no link"):
+        check_given(bare, PPLConfig(num_keypoints=4, connectivity_prior="predefined"))
