@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -41,41 +42,18 @@ class JobFiles:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def archive(self, job_id: str) -> Path:
-        """Return the path of the uploaded archive."""
-        return self.folder(job_id) / "archive"
+    def _path(self, job_id: str, name: str) -> Path:
+        return self.folder(job_id) / name
 
-    def pictures(self, job_id: str) -> Path:
-        """Return the path of the prepared pictures, uint8 (N, S, S, 3), .npy."""
-        return self.folder(job_id) / "pictures.npy"
-
-    def pictures_info(self, job_id: str) -> Path:
-        """Return the path of the summary of the preparation, written last: it exists once all is prepared."""
-        return self.folder(job_id) / "pictures.json"
-
-    def clips(self, job_id: str) -> Path:
-        """Return the path of each picture's clip number, int64 (N,), .npy; only for jobs in mode clips."""
-        return self.folder(job_id) / "clips.npy"
-
-    def labels(self, job_id: str) -> Path:
-        """Return the path of the uploaded labels; training never reads them."""
-        return self.folder(job_id) / "labels"
-
-    def training_pictures(self, job_id: str) -> Path:
-        """Return the path of the pictures without held-out ones, .npy; only if some are held out."""
-        return self.folder(job_id) / "training.npy"
-
-    def prior(self, job_id: str) -> Path:
-        """Return the path of the checked prior that training starts from, as a version's prior.json."""
-        return self.folder(job_id) / "prior.json"
-
-    def start(self, job_id: str) -> Path:
-        """Return the path of the weights that training continues from."""
-        return self.folder(job_id) / "start.safetensors"
-
-    def checkpoint(self, job_id: str) -> Path:
-        """Return the trainer's checkpoint folder."""
-        return self.folder(job_id) / "checkpoint"
+    archive = partialmethod(_path, name="archive")
+    labels = partialmethod(_path, name="labels")  # as uploaded; training never reads them
+    prior = partialmethod(_path, name="prior.json")  # checked, that training starts from; as a version's
+    start = partialmethod(_path, name="start.safetensors")  # weights that training continues from
+    checkpoint = partialmethod(_path, name="checkpoint")  # the trainer's folder
+    pictures = partialmethod(_path, name="pictures.npy")  # prepared, uint8 (N, S, S, 3)
+    pictures_info = partialmethod(_path, name="pictures.json")  # written last: it exists once all is prepared
+    clips = partialmethod(_path, name="clips.npy")  # number of each picture's clip, int64 (N,); only in mode clips
+    training_pictures = partialmethod(_path, name="training.npy")  # without held-out ones; only if some are held out
 
     def remove(self, job_id: str) -> None:
         """Remove all of a job's files. Idempotent."""

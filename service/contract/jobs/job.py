@@ -18,13 +18,14 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, Field, PrivateAttr, ValidationError, field_serializer
+from pydantic import AwareDatetime, BaseModel, Field, ValidationError, field_serializer
 
 from service.contract.errors import Abandoned, Conflict, JobNotActive, PPLError, UnknownJob, UnreadableJob
 
 from .webhooks import Delivery
 
 Setting = bool | int | float | str
+Events = list[tuple[str, dict[str, Any]]]  # kind and data
 
 MAX_CRASHES_WITHOUT_PROGRESS = 3
 # metrics that are not losses
@@ -61,12 +62,8 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
 }
 
 
-_ID = re.compile(r"[0-9a-f]{8,64}")
-
-
-def is_job_id(text: str) -> bool:
-    """Return whether a text is a valid job id; others must not become part of a key or path."""
-    return bool(_ID.fullmatch(text))
+# whether a text is a valid job id; others must not become part of a key or path
+is_job_id = re.compile(r"[0-9a-f]{8,64}").fullmatch
 
 
 def check_job_id(text: str) -> str:
@@ -247,6 +244,7 @@ class JobRecord(BaseModel):
         trained_s: training time up to that step.
         pause_wanted: a pause was requested; reset when it is paused or resumed.
         ahead: its worker stopped or crashed, so it goes to the head of the queue.
+        pending_events: to write beside those that a change itself implies; not stored.
     """
 
     job: Job
@@ -256,16 +254,11 @@ class JobRecord(BaseModel):
     trained_s: float = 0.0
     pause_wanted: bool = False
     ahead: bool = False
-    _pending_events: list[tuple[str, dict[str, Any]]] = PrivateAttr(default_factory=list)
-
-    @property
-    def pending_events(self) -> list[tuple[str, dict[str, Any]]]:
-        """Kind and data of events to write beside those that the change itself implies."""
-        return self._pending_events
+    pending_events: Events = Field(default_factory=list, exclude=True)
 
     def log(self, message: str) -> None:
         """Add a log line to the job's events."""
-        self._pending_events.append(("log", {"message": message}))
+        self.pending_events.append(("log", {"message": message}))
 
     def move(self, status: JobStatus) -> None:
         """Change the status and the fields that depend on it.
@@ -276,7 +269,8 @@ class JobRecord(BaseModel):
         """
         job = self.job
         if job.status.ended:
-            raise JobNotActive(f"job {job.id} has already {_past_tense(job.status)}")
+            ended = "been cancelled" if job.status is JobStatus.CANCELLED else job.status
+            raise JobNotActive(f"job {job.id} has already {ended}")
         if status not in TRANSITIONS[job.status]:
             raise Conflict(f"job {job.id} is {job.status}, which can't change to {status}")
         job.status = status
@@ -315,7 +309,7 @@ class JobRecord(BaseModel):
         if made.step > self.checkpointed:
             self.starts = min(self.starts, 1)
             self.checkpointed, self.trained_s = made.step, trained_s
-            self._pending_events.append(("checkpoint", made.model_dump(mode="json")))
+            self.pending_events.append(("checkpoint", made.model_dump(mode="json")))
 
     def requeue(self) -> None:
         """Put the job back into the queue, or pause it if requested, when its worker stops without a crash."""
@@ -375,10 +369,6 @@ class JobPage(BaseModel):
 
     items: list[Job]
     next_cursor: str | None = None
-
-
-def _past_tense(status: JobStatus) -> str:
-    return "been cancelled" if status is JobStatus.CANCELLED else str(status)
 
 
 def parse_record(job_id: str, text: bytes) -> JobRecord:

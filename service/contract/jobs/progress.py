@@ -19,7 +19,7 @@ from pydantic import AwareDatetime, BaseModel, Field
 from service.contract import routing
 from service.contract.errors import UnknownJob
 
-from .job import Checkpoint, CheckpointList, JobRecord, check_job_id, select_losses
+from .job import Checkpoint, CheckpointList, Events, Job, JobRecord, Progress, check_job_id, select_losses
 
 PROGRESS_EVENTS = 200
 KEPT_EVENTS = 2000
@@ -28,8 +28,6 @@ MAX_EVENTS = 500  # in a page
 KEPT_S = 90 * 24 * 3600  # paces
 # settings that do not change the time of a step
 _IRRELEVANT = ("steps", "seed", "learning_rate", "weight_decay", "occlusion_start", "history_snapshots", "schedule")
-
-EncodedEvents = list[tuple[str, str]]  # kind and JSON
 
 
 class EventKind(StrEnum):
@@ -41,9 +39,6 @@ class EventKind(StrEnum):
     CHECKPOINT = "checkpoint"
     LOG = "log"
     COMPLETED = "completed"
-
-
-Events = list[tuple[EventKind, dict[str, Any]]]
 
 
 class JobEvent(BaseModel):
@@ -67,38 +62,34 @@ class EventPage(BaseModel):
     next: int = Field(description="pass it as `after` to get the next page")
 
 
-class RecordSnapshot:
-    """The state of a record before a change, from which the change's events are derived."""
+def events_of_change(before: Job, record: JobRecord) -> Events:
+    """Return the events since a record had the job ``before``; ``completed`` is the last of all."""
+    job, events = record.job, record.pending_events.copy()
+    moved, stepped = job.status is not before.status, job.progress.step != before.progress.step
+    staged = job.progress.stage != before.progress.stage
+    if _bucket(job.progress) != _bucket(before.progress) or staged or (moved and stepped):
+        events.append((EventKind.PROGRESS, job.progress.model_dump(mode="json")))
+        losses = select_losses(job.metrics)
+        if stepped and losses:
+            speed = {"steps_per_s": job.metrics.get("steps_per_s")}
+            events.append((EventKind.METRIC, {"step": job.progress.step, **losses, **speed}))
+    if moved:
+        events.append((EventKind.STATUS, {"status": job.status}))
+        if job.status.ended:
+            end = {"status": job.status, "version": job.version}
+            events.append((EventKind.COMPLETED, {**end, "error": job.error and job.error.model_dump()}))
+    return events
 
-    def __init__(self, record: JobRecord) -> None:
-        job = record.job
-        self._status = job.status
-        self._progress = job.progress.model_copy()
 
-    def has_ended(self, record: JobRecord) -> bool:
-        """Return whether the job ended since the snapshot."""
-        return record.job.status.ended and not self._status.ended
+def append_arguments(events: Events) -> list[Any]:
+    """Return the arguments of the Lua scripts that append events."""
+    encoded = [(kind, json.dumps(data, separators=(",", ":"))) for kind, data in events]
+    return [json.dumps(encoded), timestamp(), KEPT_EVENTS, KEPT_CHECKPOINTS]
 
-    def events(self, record: JobRecord) -> EncodedEvents:
-        """Return the events since the snapshot; ``completed`` is the last of all."""
-        job, before = record.job, self._progress
-        events: list[tuple[EventKind, dict[str, Any]]] = [
-            (EventKind(kind), data) for kind, data in record.pending_events
-        ]
-        moved = job.status is not self._status
-        stepped = job.progress.step != before.step
-        if _bucket(job.progress) != _bucket(before) or job.progress.stage != before.stage or (moved and stepped):
-            events.append((EventKind.PROGRESS, job.progress.model_dump(mode="json")))
-            losses = select_losses(job.metrics)
-            if stepped and losses:
-                speed = {"steps_per_s": job.metrics.get("steps_per_s")}
-                events.append((EventKind.METRIC, {"step": job.progress.step, **losses, **speed}))
-        if moved:
-            events.append((EventKind.STATUS, {"status": str(job.status)}))
-            if job.status.ended:
-                end = {"status": str(job.status), "version": job.version}
-                events.append((EventKind.COMPLETED, {**end, "error": job.error and job.error.model_dump()}))
-        return encode_events(events)
+
+def timestamp() -> str:
+    """Return the current time as an event stores it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class EventLog:
@@ -110,8 +101,7 @@ class EventLog:
     def page(self, job_id: str, after: int = 0, limit: int = 100) -> EventPage:
         """Return the events after one, the oldest first. Raises UnknownJob."""
         self._check(job_id)
-        start = f"{after + 1}-0"
-        entries = self._redis.xrange(routing.events_key(job_id), min=start, count=limit + 1)
+        entries = self._redis.xrange(routing.events_key(job_id), min=f"{after + 1}-0", count=limit + 1)
         items = [parse_event(entry) for entry in entries[:limit]]
         return EventPage(items=items, has_more=len(entries) > limit, next=items[-1].id if items else after)
 
@@ -126,16 +116,6 @@ class EventLog:
             raise UnknownJob(f"no job {job_id[:80]!r}; GET /train-jobs lists them")
 
 
-def encode_events(events: Events) -> EncodedEvents:
-    """Encode events for the Lua scripts."""
-    return [(str(kind), json.dumps(data, separators=(",", ":"))) for kind, data in events]
-
-
-def timestamp() -> str:
-    """Return the current time as an event stores it."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def parse_event(entry: tuple[bytes, dict[bytes, bytes]]) -> JobEvent:
     """Parse an entry of the stream."""
     name, fields = entry
@@ -144,8 +124,8 @@ def parse_event(entry: tuple[bytes, dict[bytes, bytes]]) -> JobEvent:
     return JobEvent(id=number, kind=EventKind(fields[b"kind"].decode()), at=at, data=json.loads(fields[b"data"]))
 
 
-def _bucket(progress: Any) -> int:
-    return int(progress.step * PROGRESS_EVENTS // max(1, progress.total_steps))
+def _bucket(progress: Progress) -> int:
+    return progress.step * PROGRESS_EVENTS // max(1, progress.total_steps)
 
 
 @dataclass(frozen=True)
@@ -169,11 +149,7 @@ class Pace:
 
 
 class PaceBook:
-    """The last pace for each set of settings, in Redis. redis-py's errors pass through.
-
-    Args:
-        client: redis.Redis that returns bytes.
-    """
+    """The last pace for each set of settings, in Redis. redis-py's errors pass through."""
 
     def __init__(self, client: Any) -> None:
         self._redis = client

@@ -29,7 +29,7 @@ from .job import JobSource as JobSource
 from .job import JobStatus as JobStatus
 from .job import NamedRequest as NamedRequest
 from .job import NewJob as NewJob
-from .progress import KEPT_CHECKPOINTS, KEPT_EVENTS, EncodedEvents, EventKind, RecordSnapshot, encode_events, timestamp
+from .progress import EventKind, append_arguments, events_of_change
 from .webhooks import Delivery
 
 log = logging.getLogger(__name__)
@@ -102,9 +102,9 @@ class JobStore:
         )
         record = JobRecord(job=job, source=new.source)
         keys = [routing.job_key(job.id), routing.JOBS, routing.ACTIVE_JOBS, *_event_keys(job.id)]
-        events = encode_events([(EventKind.STATUS, {"status": str(job.status)})])
+        events = append_arguments([(EventKind.STATUS, {"status": job.status})])
         bounds = (limits.total, limits.per_owner) if limits else (0, 0)
-        arguments = [record.model_dump_json(), job.id, *_event_arguments(events), new.owner or "", *bounds]
+        arguments = [record.model_dump_json(), job.id, *events, new.owner or "", *bounds]
         if request is not None:
             keys.append(routing.request_key(request.name, new.owner))
             arguments += [request.fingerprint, request.ttl_s]
@@ -223,11 +223,12 @@ class JobStore:
             revision, record = self._load(job_id)
             if lease and record.job.status.ended:
                 raise LeaseLost(job_id)
-            before = RecordSnapshot(record)
+            before = record.job.model_copy(deep=True)
             change(record)
             arguments = [revision, record.model_dump_json(), holder, int(record.job.status.ended), job_id, write]
-            arguments += _event_arguments(before.events(record))
-            arguments.append(time.time() if record.job.webhook and before.has_ended(record) else "")
+            arguments += append_arguments(events_of_change(before, record))
+            has_ended = record.job.status.ended and not before.status.ended
+            arguments.append(time.time() if record.job.webhook and has_ended else "")
             outcome = self._redis.eval(scripts.UPDATE, len(keys), *keys, *arguments)
             if outcome == scripts.WRITTEN:
                 return record
@@ -374,10 +375,6 @@ class JobStore:
 
 def _event_keys(job_id: str) -> list[str]:
     return [routing.events_key(job_id), routing.checkpoints_key(job_id)]
-
-
-def _event_arguments(events: EncodedEvents) -> list[Any]:
-    return [json.dumps(events), timestamp(), KEPT_EVENTS, KEPT_CHECKPOINTS]
 
 
 def _check_same(request: NamedRequest, job_id: str, fingerprint: str) -> None:

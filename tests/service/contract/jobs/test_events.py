@@ -143,7 +143,7 @@ def test_progress_of_a_long_run_is_thinned(store: JobStore, log: EventLog) -> No
 def test_oldest_events_are_dropped_beyond_the_bound(
     store: JobStore, log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.contract.jobs.store.KEPT_EVENTS", 200)
+    monkeypatch.setattr("service.contract.jobs.progress.KEPT_EVENTS", 200)
     job = make(store)
 
     def many(record: JobRecord) -> None:
