@@ -19,6 +19,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partialmethod
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,31 +44,22 @@ class DatasetFiles:
     """The datasets of a data root."""
 
     def __init__(self, data_root: Path) -> None:
-        self._root = data_root / "datasets"
+        self.root = data_root / "datasets"
         self._inspected: dict[str, int] = {}  # mtime of the findings of inspected datasets
-
-    @property
-    def root(self) -> Path:
-        """The folder of all datasets."""
-        return self._root
 
     def folder(self, dataset_id: str) -> Path:
         """Return datasets/<id>. Raises UnknownDataset for an invalid id."""
         if not _ID.fullmatch(dataset_id):
             raise _unknown_error(dataset_id)
-        return self._root / dataset_id
+        return self.root / dataset_id
 
-    def archive(self, dataset_id: str) -> Path:
-        """Return the path of the archive."""
-        return self.folder(dataset_id) / "archive"
+    def _path(self, dataset_id: str, name: str) -> Path:
+        return self.folder(dataset_id) / name
 
-    def labels(self, dataset_id: str) -> Path:
-        """Return the path of the labels, if any."""
-        return self.folder(dataset_id) / "labels"
-
-    def sheet(self, dataset_id: str) -> Path:
-        """Return the path of the contact sheet of a ready dataset."""
-        return self.folder(dataset_id) / "contact-sheet"
+    archive = partialmethod(_path, name="archive")
+    labels = partialmethod(_path, name="labels")
+    sheet = partialmethod(_path, name="contact-sheet")
+    _findings = partialmethod(_path, name="findings.json")
 
     def record(self, dataset_id: str) -> DatasetRecord:
         """Read a dataset's record. Raises UnknownDataset, StoreCorrupt."""
@@ -102,13 +94,10 @@ class DatasetFiles:
         return Dataset.of(self.record(dataset_id), self.findings(dataset_id))
 
     def page(self, limit: int, cursor: str | None = None) -> DatasetPage:
-        """Return datasets, the newest first.
+        """Return datasets, the newest first. Raises BadCursor.
 
         Args:
             cursor: ``next_cursor`` of the page before; its dataset may be deleted by now.
-
-        Raises:
-            BadCursor.
         """
         before = None
         if cursor is not None:
@@ -129,49 +118,44 @@ class DatasetFiles:
         """Return the ids of datasets to inspect, the oldest first. Cheap enough to call every second."""
         found = []
         for dataset_id in self._ids():
-            written = self._findings_mtime(dataset_id)
-            if written is not None and self._inspected.get(dataset_id) == written:
+            written = 0  # as long as there are no findings
+            with suppress(FileNotFoundError):
+                written = self._findings(dataset_id).stat().st_mtime_ns
+            if written and self._inspected.get(dataset_id) == written:
                 continue
             try:
-                waits = self.findings(dataset_id).status is DatasetStatus.INSPECTING
-                record = self.record(dataset_id)
+                status, record = self.findings(dataset_id).status, self.record(dataset_id)
             except UnknownDataset:  # deleted meanwhile
                 continue
             except StoreCorrupt as error:  # it must not block the others
-                if written not in (None, self._inspected.get(dataset_id)):
+                if written:
                     log.error("dataset skipped: dataset=%s %s", dataset_id, error.detail)
-                waits = False
-            if waits:
+                status = DatasetStatus.FAILED
+            if status is DatasetStatus.INSPECTING:
                 found.append(record)
-            elif written is not None:
+            elif written:
                 self._inspected[dataset_id] = written
         return [record.id for record in sorted(found, key=_sort_key)]
 
     def add(self, staged: Path, record: DatasetRecord, max_bytes: int) -> bool:
-        """Move a folder with all files of a dataset to its place, unless the dataset exists.
+        """Move a folder with all files of a dataset to its place, and return True, unless the dataset exists.
 
-        An existing dataset whose inspection failed is inspected again.
+        An existing dataset whose inspection failed is inspected again. Raises DatasetsFull.
 
         Args:
             staged: on the data root's disk; left as it is if the dataset exists.
             max_bytes: of all datasets.
-
-        Returns:
-            Whether it is new.
-
-        Raises:
-            DatasetsFull.
         """
         final = self.folder(record.id)
-        self._root.mkdir(parents=True, exist_ok=True)
-        with hold_lock(self._root / ".lock"):
+        self.root.mkdir(parents=True, exist_ok=True)
+        with hold_lock(self.root / ".lock"):
             if final.exists():
                 if self.findings(record.id).status is DatasetStatus.FAILED:
                     self._findings(record.id).unlink(missing_ok=True)
                 return False
             self.check_room(record.size_bytes, max_bytes)
             os.rename(staged, final)
-            sync(self._root)
+            sync(self.root)
         return True
 
     def check_room(self, more_bytes: int, max_bytes: int) -> None:
@@ -186,10 +170,10 @@ class DatasetFiles:
 
     def remove(self, dataset_id: str) -> None:
         """Remove a dataset. Raises UnknownDataset."""
-        gone = self._root / (_REMOVED + dataset_id)
+        gone = self.root / (_REMOVED + dataset_id)
         folder = self.folder(dataset_id)
         try:
-            with hold_lock(self._root / ".lock"):
+            with hold_lock(self.root / ".lock"):
                 shutil.rmtree(gone, ignore_errors=True)
                 os.rename(folder, gone)
         except FileNotFoundError as error:
@@ -198,9 +182,9 @@ class DatasetFiles:
 
     def sweep(self) -> None:
         """Finish removals that a crash interrupted."""
-        for name in folder_names(self._root):
+        for name in folder_names(self.root):
             if name.startswith(_REMOVED):
-                shutil.rmtree(self._root / name, ignore_errors=True)
+                shutil.rmtree(self.root / name, ignore_errors=True)
 
     @contextmanager
     def lock_inspection(self, dataset_id: str) -> Iterator[bool]:
@@ -213,17 +197,8 @@ class DatasetFiles:
                 raise
             raise _unknown_error(dataset_id) from error
 
-    def _findings(self, dataset_id: str) -> Path:
-        return self.folder(dataset_id) / "findings.json"
-
-    def _findings_mtime(self, dataset_id: str) -> int | None:
-        try:
-            return self._findings(dataset_id).stat().st_mtime_ns
-        except FileNotFoundError:
-            return None
-
     def _ids(self) -> list[str]:
-        return list(filter(_ID.fullmatch, folder_names(self._root)))
+        return list(filter(_ID.fullmatch, folder_names(self.root)))
 
     def _records(self) -> Iterator[DatasetRecord]:
         for dataset_id in self._ids():

@@ -23,11 +23,7 @@ NAMES_FILE = "keypoint-names.json"
 
 
 def check_names(value: Any, count: int) -> tuple[str, ...]:
-    """Return valid names for K keypoints.
-
-    Raises:
-        BadKeypointNames: not K different ones of 1 to 64 printable characters.
-    """
+    """Return valid names for K keypoints. Raises BadKeypointNames."""
     try:
         return read_names(value, count)
     except ValueError as error:
@@ -69,14 +65,11 @@ class Additions:
         names: Sequence[str],
         check: Callable[[tuple[str, ...] | None], object] = lambda now: None,
     ) -> None:
-        """Name a version's keypoints.
+        """Name a version's keypoints. Raises UnknownCategory, UnknownVersion.
 
         Args:
             names: as :func:`check_names` gave them.
             check: called with the current names, None without any; an error from it cancels the change.
-
-        Raises:
-            UnknownCategory, UnknownVersion.
         """
         path = self.names_path(category, version)
         with self._store.alias_files(category).lock():

@@ -18,14 +18,11 @@ Check = Callable[[str | None], object]
 def move_alias(
     store: VersionStore, category: str, alias: str, version: str, check: Check = lambda now: None
 ) -> tuple[str, bool]:
-    """Point an alias to a version.
+    """Point an alias to a version; return the version, and whether the alias is new.
 
     Args:
         version: its name, or another alias of it.
         check: called with the current target, None for a new alias; an error from it cancels the change.
-
-    Returns:
-        The version, and whether the alias is new.
 
     Raises:
         BadAliasName, BadVersionName, BadCategoryName, UnknownCategory, UnknownVersion.
@@ -45,10 +42,7 @@ def move_alias(
 
 
 def remove_alias(store: VersionStore, category: str, alias: str, check: Check = lambda now: None) -> None:
-    """Remove an alias, not its version.
-
-    Args:
-        check: as that of :func:`move_alias`.
+    """Remove an alias, not its version; ``check`` is as that of :func:`move_alias`.
 
     Raises:
         BadAliasName, BadCategoryName, UnknownCategory, UnknownAlias.
@@ -66,10 +60,7 @@ def remove_alias(store: VersionStore, category: str, alias: str, check: Check = 
 
 
 def delete_version(store: VersionStore, category: str, version: str) -> None:
-    """Delete a version and its additions.
-
-    Args:
-        version: its name, not an alias.
+    """Delete a version, given by its name and not an alias, and its additions.
 
     Raises:
         BadCategoryName, BadVersionName, UnknownCategory, UnknownVersion.

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,12 @@ from service.contract.errors import (
 
 ACTIVE = "active"
 MAX_ALIASES = 100  # of a category
-_ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
-_CATEGORY = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
 STAGING = ".staging-"
 ADDITIONS = "additions"
 
-
-def is_alias(name: str) -> bool:
-    """Return whether a name is a valid alias."""
-    return bool(_ALIAS.fullmatch(name))
+is_alias = re.compile(r"[a-z][a-z0-9_-]{0,63}").fullmatch
+is_category = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}").fullmatch
+is_version = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}").fullmatch
 
 
 def check_alias(name: str) -> str:
@@ -117,11 +114,6 @@ class Aliases:
         return self._folder / "aliases" / f"{check_alias(alias)}.json"
 
 
-def is_category(name: str) -> bool:
-    """Return whether a name is a valid category name."""
-    return bool(_CATEGORY.fullmatch(name))
-
-
 def check_category(name: str) -> str:
     """Return a valid category name. Raises BadCategoryName for others, such as paths."""
     if not is_category(name):
@@ -130,11 +122,6 @@ def check_category(name: str) -> str:
             "64 characters at most"
         )
     return name
-
-
-def is_version(name: str) -> bool:
-    """Return whether a name is a valid version name."""
-    return bool(_VERSION.fullmatch(name))
 
 
 def check_version(name: str) -> str:
@@ -154,18 +141,11 @@ class VersionStore:
     """The versions under a data root. Reading needs no lock."""
 
     def __init__(self, data_root: Path) -> None:
-        self._root = data_root / "categories"
-
-    @property
-    def root(self) -> Path:
-        """The folder of all categories."""
-        return self._root
+        self.root = data_root / "categories"
 
     def categories(self) -> list[str]:
         """Return the names of categories with at least one version, sorted."""
-        return sorted(
-            name for name in folder_names(self._root) if _CATEGORY.fullmatch(name) and self._version_names(name)
-        )
+        return sorted(name for name in folder_names(self.root) if is_category(name) and self._version_names(name))
 
     def versions(self, category: str) -> list[str]:
         """Return the versions of a category, the newest first. Raises UnknownCategory."""
@@ -186,11 +166,7 @@ class VersionStore:
         return self.alias_files(category).all()
 
     def alias(self, category: str, alias: str) -> str:
-        """Return the version that an alias points to.
-
-        Raises:
-            BadCategoryName, BadAliasName, UnknownCategory, UnknownAlias.
-        """
+        """Return the version of an alias. Raises BadCategoryName, BadAliasName, UnknownCategory, UnknownAlias."""
         self.versions(category)
         version = self.alias_files(category).target(alias)
         if version is None:
@@ -226,15 +202,20 @@ class VersionStore:
 
     def path(self, category: str, version: str) -> Path:
         """Return the folder of a version, which may not exist. Raises BadCategoryName, BadVersionName."""
-        return self._root / check_category(category) / "versions" / check_version(version)
+        return self.root / check_category(category) / "versions" / check_version(version)
 
-    def info(self, category: str, version: str) -> dict[str, Any]:
-        """Read version.json: job, time, preset, settings, training facts, checksums."""
-        return self._read(category, version, "version.json")
+    def _read(self, category: str, version: str, name: str) -> dict[str, Any]:
+        self.resolve(category, version)
+        try:
+            return read_json(self.path(category, version) / name)
+        except FileNotFoundError as error:
+            self.identity(category, version)  # it may have been deleted meanwhile
+            raise StoreCorrupt(f"version '{version}' of category '{category}' lacks its {name}") from error
 
-    def prior(self, category: str, version: str) -> dict[str, Any]:
-        """Read prior.json: keypoint prior, connectivity prior, links."""
-        return self._read(category, version, "prior.json")
+    info = partialmethod(_read, name="version.json")  # job, time, preset, settings, training facts, checksums
+    prior = partialmethod(_read, name="prior.json")  # keypoint prior, connectivity prior, links
+    memory = partialmethod(_read, name="memory.json")  # sizes, use counts, prototypes
+    config = partialmethod(_read, name="config.json")  # every setting of the model
 
     def history(self, category: str, version: str) -> dict[str, Any]:
         """Read history.json: snapshots of the prior during training. Raises NoHistory, and as :meth:`resolve`."""
@@ -245,14 +226,6 @@ class VersionStore:
             raise NoHistory(
                 f"version '{version}' of category '{category}' was published by a release that kept no history"
             ) from error
-
-    def memory(self, category: str, version: str) -> dict[str, Any]:
-        """Read memory.json: sizes, use counts, prototypes."""
-        return self._read(category, version, "memory.json")
-
-    def config(self, category: str, version: str) -> dict[str, Any]:
-        """Read config.json: every setting of the model."""
-        return self._read(category, version, "config.json")
 
     def weights_path(self, category: str, version: str) -> Path:
         """Return the path of weights.safetensors; its tensor "memory.codebook" is (M, V, D)."""
@@ -278,16 +251,14 @@ class VersionStore:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def list_staged(self, category: str | None = None) -> list[Path]:
+    def list_staged(self, category: str = "*", suffix: str = "") -> list[Path]:
         """Return the staging folders of one or all categories: of running and of crashed publications."""
-        roots = [self._root / check_category(category)] if category else sorted(self._root.glob("*"))
-        return [path for root in roots for path in sorted((root / "versions").glob(STAGING + "*"))]
+        return sorted(self.root.glob(f"{category}/versions/{STAGING}*{suffix}"))
 
     def sweep_staged(self, category: str, job_id: str) -> None:
         """Remove the staging folders of a job's crashed publication; the caller holds the job's lease."""
-        for path in self.list_staged(category):
-            if path.name.endswith("-" + job_id[-6:]):
-                shutil.rmtree(path, ignore_errors=True)
+        for path in self.list_staged(category, "-" + job_id[-6:]):
+            shutil.rmtree(path, ignore_errors=True)
 
     def publish(self, staged: Path, category: str, version: str) -> Path:
         """Publish a folder on the same disk as a version, atomically.
@@ -321,7 +292,7 @@ class VersionStore:
             except OSError:  # no room
                 shutil.rmtree(added, ignore_errors=True)
                 raise
-        for folder in (final.parent, final.parent.parent, self._root):
+        for folder in (final.parent, final.parent.parent, self.root):
             sync(folder)
         return final
 
@@ -335,7 +306,7 @@ class VersionStore:
 
     def additions_path(self, category: str, version: str) -> Path:
         """Return the folder of a version's additions, which may not exist; see :mod:`.additions`."""
-        return self._root / check_category(category) / ADDITIONS / check_version(version)
+        return self.root / check_category(category) / ADDITIONS / check_version(version)
 
     def identity(self, category: str, version: str, folder: str | None = None) -> tuple[int, int]:
         """Return inode and ctime of a version's folder; they differ if it was deleted and re-created.
@@ -355,15 +326,7 @@ class VersionStore:
 
     def alias_files(self, category: str) -> Aliases:
         """Return the alias files of a category and its lock; only :mod:`.changes` may change them."""
-        return Aliases(self._root / check_category(category))
+        return Aliases(self.root / check_category(category))
 
     def _version_names(self, category: str) -> list[str]:
-        return sorted(filter(_VERSION.fullmatch, folder_names(self._root / category / "versions")), reverse=True)
-
-    def _read(self, category: str, version: str, name: str) -> dict[str, Any]:
-        self.resolve(category, version)
-        try:
-            return read_json(self.path(category, version) / name)
-        except FileNotFoundError as error:
-            self.identity(category, version)  # it may have been deleted meanwhile
-            raise StoreCorrupt(f"version '{version}' of category '{category}' lacks its {name}") from error
+        return sorted(filter(is_version, folder_names(self.root / category / "versions")), reverse=True)

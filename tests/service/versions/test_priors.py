@@ -163,7 +163,7 @@ async def test_link_map_is_drawn_once_for_a_version_and_size(http, dog, monkeypa
 async def test_link_map_does_not_wait_for_pictures_to_be_decoded(http, dog):
     leave = threading.Event()
     for _ in range(http.gateway.settings.decode_threads):
-        http.gateway.threads._decoding.submit(leave.wait, 10)
+        http.gateway.threads.decode.submit(leave.wait, 10)
     try:
         assert (await asyncio.wait_for(http.get("/priors/dog/link-map"), 5)).status_code == 200
     finally:
