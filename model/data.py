@@ -23,9 +23,7 @@ Images = NDArray[np.uint8]
 def load_folder(folder: Path, side: int) -> Images:
     """Load every picture below a folder, in order of name, fitted to squares: uint8 (N, S, S, 3).
 
-    Raises:
-        ValueError: the folder has no picture, or one of 32 bits a channel.
-        OSError: a picture can't be read.
+    Raises ValueError if there is no picture, or one has 32 bits a channel, and OSError if one can't be read.
     """
     return np.stack([fit_picture(path, side) for path in sorted(_find_pictures(folder))])
 
@@ -33,25 +31,16 @@ def load_folder(folder: Path, side: int) -> Images:
 def load_clips(folder: Path, side: int) -> tuple[Images, NDArray[np.int64]]:
     """Load every folder of pictures below a folder as a clip, its frames fitted to squares in natural order of name.
 
-    Returns:
-        The frames, uint8 (N, S, S, 3), and the number of each frame's clip, (N,), from 0.
-
-    Raises:
-        ValueError: there is no picture, a clip has a single one, or one has 32 bits a channel.
-        OSError: a picture can't be read.
+    Returns the frames, uint8 (N, S, S, 3), and the number of each frame's clip, (N,), from 0. Raises as
+    :func:`load_folder`, and ValueError if a clip has a single frame.
     """
-    clips: dict[Path, list[Path]] = {}
-    for path in _find_pictures(folder):
-        clips.setdefault(path.parent, []).append(path)
-    frames: list[Images] = []
-    numbers: list[int] = []
-    for number, clip in enumerate(sorted(clips, key=lambda path: natural_key(str(path)))):
-        if len(clips[clip]) < 2:
+    frames = sorted(_find_pictures(folder), key=lambda path: (natural_key(str(path.parent)), natural_key(path.name)))
+    numbers: dict[Path, int] = {}
+    clips = np.array([numbers.setdefault(path.parent, len(numbers)) for path in frames], dtype=np.int64)
+    for clip, count in zip(numbers, np.bincount(clips), strict=True):
+        if count < 2:
             raise ValueError(f"the clip {clip} has one frame; expected at least two")
-        for path in sorted(clips[clip], key=lambda path: natural_key(path.name)):
-            frames.append(fit_picture(path, side))
-            numbers.append(number)
-    return np.stack(frames), np.array(numbers, dtype=np.int64)
+    return np.stack([fit_picture(path, side) for path in frames]), clips
 
 
 def _find_pictures(folder: Path) -> list[Path]:
@@ -168,15 +157,7 @@ class Batches:
 
 
 class Clips:
-    """The frames of each clip.
-
-    Args:
-        clips: the number of each frame's clip, integers (N,), in any order.
-        frames: N.
-
-    Raises:
-        ValueError: another shape or type, or a clip of a single frame.
-    """
+    """The frames of each clip, given the number of each of N frames' clip, integers (N,), in any order."""
 
     def __init__(self, clips: NDArray[np.int64], frames: int) -> None:
         if clips.shape != (frames,) or not np.issubdtype(clips.dtype, np.integer):
@@ -188,20 +169,18 @@ class Clips:
                 f"clip {names[single]} has a single frame, number {int((member_of == single).argmax())} of the "
                 "pictures; its reference must be another frame of the clip, expected at least two"
             )
-        # the frames clip after clip; then, of each frame: where its clip starts there, its length, and its own place
-        self._members = np.argsort(member_of, kind="stable")
-        self._first = (np.cumsum(lengths) - lengths)[member_of]
-        self._length = lengths[member_of]
-        self._place = np.empty(frames, dtype=np.int64)
-        self._place[self._members] = np.arange(frames) - self._first[self._members]
+        self._clip_of = member_of
+        self._frames = np.split(np.argsort(member_of, kind="stable"), np.cumsum(lengths)[:-1])  # of each clip, in order
 
     def draw_other_frames(self, frames: NDArray[np.int64], generator: torch.Generator) -> NDArray[np.int64]:
         """Draw another frame of the same clip for each frame, uniformly; (B,) to (B,)."""
-        drawn = torch.randint(2**62, (len(frames),), generator=generator).numpy()
-        length = self._length[frames]
-        ahead = 1 + drawn % (length - 1)
-        found: NDArray[np.int64] = self._members[self._first[frames] + (self._place[frames] + ahead) % length]
-        return found
+        drawn = torch.randint(2**62, (len(frames),), generator=generator).tolist()
+        found = []
+        for frame, number in zip(frames, drawn, strict=True):
+            clip = self._frames[self._clip_of[frame]]
+            ahead = 1 + number % (len(clip) - 1)
+            found.append(clip[(np.searchsorted(clip, frame) + ahead) % len(clip)])
+        return np.array(found, dtype=np.int64)
 
 
 def iterate_batches(images: Images, batch_size: int) -> Iterator[Images]:
@@ -218,7 +197,6 @@ def mask_patches(image: Tensor, ratio: float, grid: int, generator: torch.Genera
         ratio: probability of a patch to be masked.
         grid: patches along one side; if it does not divide S, patches differ by a pixel.
         generator: on the CPU; draws for the whole batch.
-        group: the processes that share the batch.
     """
     batch, _, height, width = image.shape
     keep = group.share(torch.rand(batch * group.size, 1, grid, grid, generator=generator) >= ratio)

@@ -68,9 +68,7 @@ class Predictor:
     def load(cls, directory: Path, device: str = "auto") -> Predictor:
         """Load a version from its config.json, weights.safetensors and, if present, memory.json.
 
-        Raises:
-            FileNotFoundError: settings or weights are missing.
-            CheckpointError: a file is damaged, or of another model or a later release.
+        Raises FileNotFoundError, or CheckpointError if a file is damaged, or of another model or a later release.
         """
         try:
             config = PPLConfig.from_dict(tensor_files.load_json(directory / "config.json"))
@@ -89,17 +87,10 @@ class Predictor:
     def predict(
         self, images: Images, refine_steps: int = 0, *, link_map: bool = False, codes: bool = False
     ) -> Prediction:
-        """Estimate the poses in a batch.
+        """Estimate the poses in a batch of squares, uint8 (N, S, S, 3), RGB, of the model's image size; N at least 1.
 
-        Args:
-            images: uint8 (N, S, S, 3), RGB, fitted to squares of the model's image size; N at least 1.
-            refine_steps: iterations of refinement with the memory, for hidden parts.
-            link_map: return the link maps too.
-            codes: return the codes of the poses too.
-
-        Raises:
-            ValueError: another shape or type, or a negative number of steps.
-            NoMemoryError: (a ValueError) steps or codes are requested of an AutoLink model, which has no memory.
+        ``refine_steps`` are iterations of refinement with the memory, for hidden parts. Raises NoMemoryError, a
+        ValueError, if steps or codes are requested of an AutoLink model, which has no memory.
         """
         side = self.config.image_size
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (side, side, 3) or not len(images):

@@ -26,11 +26,8 @@ class Group:
     """A group of processes, seen from one of them; several use torch.distributed's default group.
 
     Gradients are averaged, so the mean of a loss over the processes must be the loss of the whole batch. Plain means
-    over pictures are, since all shares have one size. The exchanges carry no gradient and raise PeerLostError.
-
-    Attributes:
-        rank: of this process, from 0. Rank 0 reports and saves.
-        size: number of processes.
+    over pictures are, since all shares have one size. The exchanges carry no gradient and raise PeerLostError. Rank 0
+    reports and saves.
     """
 
     rank: int = 0

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from model.predictor import Predictor
 from model.scoring.linear_maps import Split, fit_maps
-from model.scoring.occlusion import occlusion_table, verdict
+from model.scoring.occlusion import cover, levels, occlusion_row, verdict
 from model.scoring.protocols import evaluate, sides
 from model.scoring.skeleton import skeleton_scores
 from model.version.prior import PosePrior
@@ -50,14 +50,11 @@ def measure(predictor: Predictor, prior: PosePrior, pack: Pack) -> dict[str, Any
     heldout = {n: _split(test[:, n], pack.test) for n in _SCORED if n <= most}
     swap = _swap(pack)
     unrefined = _split(train[:, 0], pack.train)
-    rows = occlusion_table(
-        lambda images, steps: in_unit(batched(predictor, images, steps)),
-        pack.test.images,
-        pack.test.keypoints,
-        pack.test.visibility,
-        fit_maps(*unrefined),
-        most,
-    )
+    maps = fit_maps(*unrefined)
+    rows = []
+    for kind, level, hidden in levels(len(pack.test.images)):
+        poses = in_unit(batched(predictor, cover(pack.test.images, hidden), most))
+        rows.append(occlusion_row(kind, level, hidden, poses, pack.test.keypoints, pack.test.visibility, maps))
     own = {n: evaluate(_split(train[:, n], pack.train), held, swap) for n, held in heldout.items() if n}
     return {
         "scores": {str(n): evaluate(unrefined, held, swap) for n, held in heldout.items()},

@@ -45,12 +45,7 @@ _VISIBLE |= {"1.0": True, "2.0": True, "0.0": False}  # whole numbers in a table
 def read_labels(path: Path, max_bytes: int = MAX_BYTES) -> Labels:
     """Return the labels in a file; its name does not matter.
 
-    Args:
-        max_bytes: a larger file is refused unread.
-
-    Raises:
-        LabelsError: the file is too large, empty, of another form, or damaged.
-        OSError: the file can't be read.
+    Raises LabelsError if the file is too large, and then unread, or empty, of another form, or damaged.
     """
     size = path.stat().st_size
     if size > max_bytes:
@@ -59,7 +54,7 @@ def read_labels(path: Path, max_bytes: int = MAX_BYTES) -> Labels:
 
 
 def parse_labels(data: bytes) -> Labels:
-    """Return the labels in a file's bytes. Raises LabelsError, as `read_labels`."""
+    """Return the labels in a file's bytes. Raises LabelsError."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -98,49 +93,47 @@ def _parse_json(text: str) -> dict[str, Any]:
 # CSV
 
 
-@dataclass(slots=True)  # there may be a million of them
-class _Picture:
-    points: dict[int, tuple[float, float, bool]] = field(default_factory=dict)
-    split: str | None = None
-    size: tuple[int, int] | None = None
+@dataclass
+class _Table:
+    """The rows of a CSV file: numbers of pictures and keypoints by name, and what is given for them."""
+
+    pictures: dict[str, int] = field(default_factory=dict)
+    joints: dict[str, int] = field(default_factory=dict)
+    points: dict[tuple[int, int], tuple[float, float, bool]] = field(default_factory=dict)  # by picture and keypoint
+    splits: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def _read_csv(text: str) -> Labels:
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
-    pictures: dict[str, _Picture] = {}
-    joints: dict[str, int] = {}
+    table = _Table()
     try:
-        header = [str(name).strip().lower() for name in reader.fieldnames or ()]
-        _check_header(header)
-        reader.fieldnames = header
+        reader.fieldnames = _check_header([str(name).strip().lower() for name in reader.fieldnames or ()])
         for row in reader:
             try:
-                _add_row(row, pictures, joints)
+                _add_row(row, table)
             except LabelsError as error:
                 raise LabelsError(f"line {reader.line_num}: {error}") from None
     except csv.Error as error:
         raise LabelsError(f"line {reader.line_num} is not CSV: {error}") from error
-    if not pictures:
+    names = tuple(table.pictures)
+    if not names:
         raise LabelsError("the labels have a header and no row; expected one row per keypoint")
-    keypoints = np.zeros((len(pictures), len(joints), 2))
-    visibility = np.zeros((len(pictures), len(joints)), dtype=np.uint8)
-    for index, picture in enumerate(pictures.values()):
-        for joint, (x, y, visible) in picture.points.items():
-            keypoints[index, joint], visibility[index, joint] = (x, y), visible
-    for what, lacking in (
-        ("split", [name for name, picture in pictures.items() if picture.split is None]),
-        ("width and height", [name for name, picture in pictures.items() if picture.size is None]),
-    ):
-        if 0 < len(lacking) < len(pictures):
-            raise LabelsError(f"{len(lacking)} of {len(pictures)} pictures have no {what}, such as '{lacking[0]}'")
+    keypoints = np.zeros((len(names), len(table.joints), 2))
+    visibility = np.zeros((len(names), len(table.joints)), dtype=np.uint8)
+    for place, (x, y, visible) in table.points.items():
+        keypoints[place], visibility[place] = (x, y), visible
+    for what, given in (("split", table.splits), ("width and height", table.sizes)):
+        lacking = [name for name in names if name not in given]
+        if given and lacking:
+            raise LabelsError(f"{len(lacking)} of {len(names)} pictures have no {what}, such as '{lacking[0]}'")
     check_in_pixels(keypoints, visibility)
-    splits = tuple(picture.split for picture in pictures.values() if picture.split)
-    sizes = [picture.size for picture in pictures.values() if picture.size]
-    size_array = np.array(sizes, dtype=np.int64) if sizes else None
-    return Labels(tuple(pictures), tuple(joints), keypoints, visibility, splits or None, size_array)
+    splits = tuple(table.splits[name] for name in names) if table.splits else None
+    sizes = np.array([table.sizes[name] for name in names], dtype=np.int64) if table.sizes else None
+    return Labels(names, tuple(table.joints), keypoints, visibility, splits, sizes)
 
 
-def _check_header(header: list[str]) -> None:
+def _check_header(header: list[str]) -> list[str]:
     missing = [name for name in _COLUMNS if name not in header]
     if missing:
         raise LabelsError(
@@ -149,37 +142,38 @@ def _check_header(header: list[str]) -> None:
         )
     if len(set(header)) < len(header):
         raise LabelsError(f"the header '{', '.join(header)[:120]}' names a column twice")
+    return header
 
 
-def _add_row(row: dict[str, str | None], pictures: dict[str, _Picture], joints: dict[str, int]) -> None:
+def _add_row(row: dict[str, str | None], table: _Table) -> None:
     if None in row or any(value is None for value in row.values()):
         raise LabelsError(f"has more or fewer fields than the header's {len(row) - (None in row)}")
     cells = {name: (value or "").strip() for name, value in row.items()}
     name, joint_name = cells["image"], cells["keypoint"]
     if not name or not joint_name:
         raise LabelsError("image or keypoint is empty")
-    picture = pictures.setdefault(name, _Picture())
-    joint = joints.setdefault(joint_name, len(joints))
-    check_extent(len(pictures), len(joints))
-    if joint in picture.points:
+    place = (
+        table.pictures.setdefault(name, len(table.pictures)),
+        table.joints.setdefault(joint_name, len(table.joints)),
+    )
+    check_extent(len(table.pictures), len(table.joints))
+    if place in table.points:
         raise LabelsError(f"'{joint_name}' of '{name}' is there twice")
     visible = _VISIBLE.get(cells.get("visible", "1").lower())
     if visible is None:
         raise LabelsError(f"visible is '{cells['visible'][:40]}'; expected 0 or 1")
     x, y = (_parse_number(axis, cells[axis]) if visible else 0.0 for axis in "xy")
-    picture.points[joint] = x, y, visible
+    table.points[place] = x, y, visible
     if cells.get("split"):
         split = SPLITS.get(cells["split"].lower())
         if split is None:
             raise LabelsError(f"split is '{cells['split'][:40]}'; expected train or test")
-        if picture.split not in (None, split):
-            raise LabelsError(f"'{name}' is of split {split} here and of {picture.split} above")
-        picture.split = split
+        if table.splits.setdefault(name, split) != split:
+            raise LabelsError(f"'{name}' is of split {split} here and of {table.splits[name]} above")
     if cells.get("width") or cells.get("height"):
         size = check_size(name, *(_parse_number(side, cells.get(side, "")) for side in ("width", "height")))
-        if picture.size not in (None, size):
-            raise LabelsError(f"'{name}' has {size} pixels here and {picture.size} above")
-        picture.size = size
+        if table.sizes.setdefault(name, size) != size:
+            raise LabelsError(f"'{name}' has {size} pixels here and {table.sizes[name]} above")
 
 
 def _parse_number(column: str, text: str) -> float:

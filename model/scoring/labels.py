@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -34,14 +35,12 @@ class Labels:
 
     Attributes:
         names: N file names; unique within a split.
-        keypoint_names: J names, unique.
         keypoints: (N, J, 2) as (x, y), in pixels of the picture (integers at pixel centres), or in [0, 1] of the
             model's square if ``in_square``. 0 where not visible.
         visibility: uint8 (N, J), 1 where the label counts.
         split: N times "train" or "test"; None if the file has no split.
         sizes: (N, 2) width and height of the pictures in pixels; None if the file has no sizes.
         edges: pairs of keypoints, the true skeleton; may be empty.
-        in_square: the unit of the keypoints.
     """
 
     names: tuple[str, ...]
@@ -78,23 +77,28 @@ class Labels:
         Raises:
             LabelsError: no picture has a label, a picture matches two labels, or a label matches two pictures.
         """
-        parts = [_split_path(picture) for picture in pictures]
-        index = _SuffixIndex([_split_path(name) for name in self.names], {len(part) for part in parts})
+        paths = [_split_path(picture) for picture in pictures]
+        lengths = {len(path) for path in paths}
+        whole, longer = defaultdict(list), defaultdict(list)  # rows by the label's path, and by its ends
+        for row, name in enumerate(self.names):
+            path = _split_path(name)
+            whole[path].append(row)
+            for length in lengths:
+                if length < len(path):
+                    longer[path[-length:]].append(row)
         matched = np.full(len(pictures), -1, dtype=np.int64)
         picture_of: dict[int, str] = {}
-        for number, picture in enumerate(pictures):
-            rows = index.find(parts[number])
-            if not rows:
-                continue
+        for number, (path, picture) in enumerate(zip(paths, pictures, strict=True)):
+            shorter = [row for first in range(1, len(path)) for row in whole.get(path[first:], ())]
+            rows = whole.get(path) or shorter + longer.get(path, [])
             if len(rows) > 1:
                 names = [self.names[row] + (f" ({self.split[row]})" if self.split else "") for row in rows]
                 raise LabelsError(f"picture '{picture}' fits {len(rows)} labels: {_list_names(names)}")
-            row = rows[0]
-            if row in picture_of:
-                raise LabelsError(
-                    f"the label '{self.names[row]}' fits two pictures, '{picture_of[row]}' and '{picture}'"
-                )
-            picture_of[row], matched[number] = picture, row
+            for row in rows:
+                if row in picture_of:
+                    two = f"'{picture_of[row]}' and '{picture}'"
+                    raise LabelsError(f"the label '{self.names[row]}' fits two pictures, {two}")
+                picture_of[row], matched[number] = picture, row
         if not picture_of:
             raise LabelsError(
                 f"none of the {len(self)} labelled pictures ({_list_names(self.names)}) is among "
@@ -105,11 +109,8 @@ class Labels:
     def to_square(self, sizes: Mapping[str, tuple[int, int]] | None = None) -> Labels:
         """Return the labels in [0, 1] of the model's square.
 
-        Args:
-            sizes: width and height in pixels by the labels' names; they override the file's.
-
-        Raises:
-            LabelsError: the size of a picture is unknown, or a label lies far outside of its picture.
+        ``sizes``, width and height in pixels by the labels' names, override the file's. Raises LabelsError if the size
+        of a picture is unknown, or a label lies far outside of its picture.
         """
         if self.in_square:
             return self
@@ -120,9 +121,9 @@ class Labels:
                 f"the size of {len(unknown)} labelled pictures is unknown ({_list_names(unknown)}); "
                 "expected columns width and height, or the pictures themselves"
             )
-        own = np.zeros((len(self), 2), dtype=np.int64) if self.sizes is None else self.sizes
-        final = np.array([known.get(name, size) for name, size in zip(self.names, own.tolist(), strict=True)])
-        final = final.reshape(len(self), 2).astype(np.int64)
+        final = np.zeros((len(self), 2), dtype=np.int64) if self.sizes is None else self.sizes.copy()
+        for row, name in enumerate(self.names):
+            final[row] = known.get(name, final[row])
         square = to_square(self.keypoints, final[:, None, 0], final[:, None, 1])
         square[self.visibility == 0] = 0
         far = np.argwhere((np.abs(square - 0.5) > 0.5 + _MAX_OUTSIDE).any(-1))
@@ -139,13 +140,8 @@ class Labels:
 def to_square(keypoints_px: ArrayLike, width: ArrayLike, height: ArrayLike) -> Array:
     """Convert keypoints (…, 2) from pixels of a picture to [0, 1] of the model's square.
 
-    The picture lies centred in a square as wide as its longer side. Integers are pixel centres, so the picture spans
-    -0.5 to width - 0.5.
-
-    Args:
-        keypoints_px: (…, 2) as (x, y), in pixels of the picture with its EXIF orientation applied.
-        width: of the picture in pixels; broadcast with the keypoints.
-        height: likewise.
+    The picture, its EXIF orientation applied, lies centred in a square as wide as its longer side. Integers are pixel
+    centres, so it spans -0.5 to width - 0.5. Width and height are broadcast with the keypoints.
     """
     points = np.asarray(keypoints_px, dtype=np.float64)
     extent, longer = _extent(width, height)
@@ -161,7 +157,6 @@ def from_square(square: ArrayLike, width: ArrayLike, height: ArrayLike) -> Array
 
 
 def _extent(width: ArrayLike, height: ArrayLike) -> tuple[Array, Array]:
-    """Return width and height (…, 2) and the longer of them (…, 1)."""
     extent = np.stack(np.broadcast_arrays(np.asarray(width, np.float64), np.asarray(height, np.float64)), axis=-1)
     return extent, extent.max(-1, keepdims=True)
 
@@ -172,10 +167,8 @@ def hashed_split(
     """Split pictures without a given split into "train" and "test": the lowest SHA-256 hashes of the names are "test".
 
     The same names give the same split on every machine and in any order. Each part gets a picture if there are two.
-
-    Args:
-        clips: the clip of each picture. Whole clips are split, each by the first of its names, because frames of one
-            clip are too alike to be in both parts.
+    Of frames, whole ``clips`` are split, each by the first of its names, because frames of one clip are too alike to be
+    in both parts.
     """
     groups: Sequence[Hashable] = range(len(names)) if clips is None else clips
     first: dict[Hashable, str] = {}
@@ -212,31 +205,6 @@ def check_size(name: str, width: float, height: float) -> tuple[int, int]:
     if not all(side == int(side) and 0 < side <= MAX_SIDE_PX for side in (width, height)):
         raise LabelsError(f"'{name}' has {width:g} x {height:g} pixels; expected whole numbers above 0")
     return int(width), int(height)
-
-
-class _SuffixIndex:
-    """An index of labels by path suffix: a label's path may end with a picture's path, or the other way round.
-
-    Args:
-        labels: the labels' paths, in parts.
-        lengths: all numbers of parts that the pictures' paths have.
-    """
-
-    def __init__(self, labels: Sequence[tuple[str, ...]], lengths: set[int]) -> None:
-        self._whole: dict[tuple[str, ...], list[int]] = {}
-        self._suffixes: dict[tuple[str, ...], list[int]] = {}
-        for row, parts in enumerate(labels):
-            self._whole.setdefault(parts, []).append(row)
-            for length in lengths:
-                if length < len(parts):
-                    self._suffixes.setdefault(parts[-length:], []).append(row)
-
-    def find(self, parts: tuple[str, ...]) -> list[int]:
-        """Return the rows of equal paths; if there are none, those of shorter and longer ones that match."""
-        if parts in self._whole:
-            return self._whole[parts]
-        shorter = [row for first in range(1, len(parts)) for row in self._whole.get(parts[first:], [])]
-        return shorter + self._suffixes.get(parts, [])
 
 
 def _split_path(name: str) -> tuple[str, ...]:

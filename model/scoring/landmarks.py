@@ -60,15 +60,9 @@ class LandmarkFit:
 
 
 def fit_landmarks(keypoints: Array, labels: Array, visibility: Array) -> LandmarkFit:
-    """Fit the maps and cross-validate them.
+    """Fit the maps from learned keypoints (N, K, 2) to landmarks (N, J, 2), and cross-validate them.
 
-    Args:
-        keypoints: (N, K, 2) learned keypoints.
-        labels: (N, J, 2) where the landmarks are.
-        visibility: (N, J), non-zero where a label counts.
-
-    Raises:
-        ValueError: fewer than FEWEST_PICTURES pictures, or a landmark that is visible in fewer than FEWEST_VISIBLE.
+    Raises ValueError for fewer than FEWEST_PICTURES pictures, or a landmark visible in fewer than FEWEST_VISIBLE.
     """
     check_split(keypoints, labels, visibility)
     seen = visibility > 0
@@ -86,29 +80,23 @@ def fit_landmarks(keypoints: Array, labels: Array, visibility: Array) -> Landmar
         scored = np.flatnonzero(seen[rows].sum(0) > 1)
         if not len(scored):
             continue
-        part = keypoints[rows], labels[rows][:, scored], seen[rows][:, scored]
-        maps, _ = _fit(*part)
+        known, known_seen = labels[rows][:, scored], seen[rows][:, scored]
+        maps, _ = _fit(keypoints[rows], known, known_seen)
         truth, there = labels[held][:, scored], seen[held][:, scored]
-        guesses = (
+        for target, guess in (
             (distances, apply_maps(keypoints[held], maps)),
-            (constant, np.broadcast_to(mean_pose(part[1], part[2].astype(np.float64)), truth.shape)),
-        )
-        for target, guess in guesses:
-            errors = np.where(there, np.linalg.norm(guess - truth, axis=-1), np.nan)
-            target[np.ix_(held, scored)] = errors
+            (constant, mean_pose(known, known_seen.astype(np.float64))),
+        ):
+            target[np.ix_(held, scored)] = np.where(there, np.linalg.norm(guess - truth, axis=-1), np.nan)
     maps, strength = _fit(keypoints, labels, seen)
     return LandmarkFit(maps, strength, distances, constant, int(folds.max()) + 1)
 
 
 def _fit(keypoints: Array, labels: Array, seen: NDArray[np.bool_]) -> tuple[Array, float]:
     """Return the maps, and the strength, of the guess and strength with the least leave-one-out error."""
-    poses: dict[bytes, _Poses] = {}  # shared by landmarks that are visible in the same pictures
-    ridges = []
-    for joint in range(labels.shape[1]):
-        rows = seen[:, joint]
-        if rows.tobytes() not in poses:
-            poses[rows.tobytes()] = _Poses(keypoints[rows])
-        ridges.append(_Ridge(poses[rows.tobytes()], labels[rows, joint]))
+    # landmarks that are visible in the same pictures share poses
+    poses = {rows.tobytes(): _Poses(keypoints[rows]) for rows in np.unique(seen.T, axis=0)}
+    ridges = [_Ridge(poses[rows.tobytes()], labels[rows, joint]) for joint, rows in enumerate(seen.T)]
     errors = np.mean([np.nanmean(ridge.leave_one_out(STRENGTHS), axis=-1) for ridge in ridges], axis=0)  # (F, S)
     follow, best = divmod(int(np.argmin(errors)), len(STRENGTHS))
     strength = float(STRENGTHS[best])

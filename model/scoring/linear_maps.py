@@ -9,24 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-# learned keypoints (N, K, 2), labels (N, J, 2), visibility (N, J), of the same N pictures
+# learned keypoints (N, K, 2), labels (N, J, 2) and visibility (N, J), non-zero where a label counts, of N pictures
 Split = tuple[Array, Array, Array]
 
 
 def fit_maps(keypoints: Array, labels: Array, visibility: Array, *, bias: bool = True) -> Array:
-    """Fit one linear map per labelled keypoint, on the pictures where it is visible.
+    """Fit one linear map per labelled keypoint, on the pictures where it is visible, with a bias or without.
 
-    Args:
-        keypoints: (N, K, 2) learned keypoints in [0, 1].
-        labels: (N, J, 2) in [0, 1].
-        visibility: (N, J), non-zero where the label counts.
-        bias: add a constant to the learned coordinates.
-
-    Returns:
-        (J, 2K [+ 1], 2).
-
-    Raises:
-        ValueError: a labelled keypoint is visible in no picture, or shapes do not match.
+    Takes a Split and returns (J, 2K [+ 1], 2). Raises ValueError if a labelled keypoint is visible in no picture.
     """
     check_split(keypoints, labels, visibility)
     inputs = _design(keypoints, bias)

@@ -53,18 +53,9 @@ def match_joints(keypoints: Array, labels: Array, visibility: Array, max_distanc
 
 
 def assign(cost: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the assignment of minimal total cost, with min(n, m) pairs of row and column.
+    """Return the assignment of minimal total cost (n, m), finite: rows, ascending, and the column of each.
 
     The Hungarian method with potentials, one shortest augmenting path per row: O(n²m).
-
-    Args:
-        cost: (n, m), finite.
-
-    Returns:
-        Rows, ascending, and the column of each.
-
-    Raises:
-        ValueError: a cost is not finite.
     """
     if cost.ndim != 2 or not np.isfinite(cost).all():
         raise ValueError(f"cost has shape {cost.shape}; expected a finite matrix")

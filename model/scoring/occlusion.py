@@ -6,7 +6,7 @@ patches of a 16 x 16 grid is hidden, or a centred square of growing size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,6 @@ from .linear_maps import Array, apply_maps, check_split
 
 Images = NDArray[np.uint8]
 Hidden = NDArray[np.bool_]
-# squares uint8 (N, S, S, 3) and a number of refinement steps T to keypoints (N, T + 1, K, 2) in [0, 1]
-Predict = Callable[[Images, int], Array]
 
 MID_GREY = 128
 GRID = 16
@@ -26,12 +24,9 @@ CENTRE_PATCHES = (2, 4, 6, 8, 10, 12)
 
 
 def random_patches(count: int, ratio: float, grid: int = GRID, seed: int = 0) -> Hidden:
-    """Choose round(ratio * grid²) patches of each picture to hide, (N, grid, grid).
+    """Choose round(ratio * grid²) patches of each picture to hide, (N, grid, grid); ratio in [0, 1].
 
     The order of picture i's patches depends only on the seed and i, so a higher ratio hides all that a lower one does.
-
-    Raises:
-        ValueError: the ratio lies outside of [0, 1].
     """
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio is {ratio}; expected 0 to 1")
@@ -43,11 +38,7 @@ def random_patches(count: int, ratio: float, grid: int = GRID, seed: int = 0) ->
 
 
 def centre_patches(count: int, patches: int, grid: int = GRID) -> Hidden:
-    """Choose a centred square of ``patches`` x ``patches`` to hide in each picture, (N, grid, grid).
-
-    Raises:
-        ValueError: the square is larger than the grid, or can't be centred on it.
-    """
+    """Choose a centred square of ``patches`` x ``patches`` to hide in each picture, (N, grid, grid)."""
     first, odd = divmod(grid - patches, 2)
     if not 0 <= patches <= grid or odd:
         raise ValueError(
@@ -94,40 +85,17 @@ def levels(count: int, seed: int = 0) -> Iterator[tuple[str, float, Hidden]]:
         yield "centre", float(patches), centre_patches(count, patches)
 
 
-def occlusion_table(
-    predict: Predict,
-    images: Images,
-    labels: Array,
-    visibility: Array,
-    maps: Array,
-    refine_steps: int = 3,
-    *,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Return an :func:`occlusion_row` for each level of occlusion, "clean" first.
-
-    Args:
-        predict: maps squares and T to keypoints (N, T + 1, K, 2) in **[0, 1]**, the first unrefined.
-        images: held-out squares, uint8 (N, S, S, 3).
-        labels: (N, J, 2) in [0, 1].
-        visibility: (N, J), non-zero where a label counts, also where the mask hides it.
-        maps: of :func:`model.scoring.linear_maps.fit_maps`, fitted on clean training pictures without refinement.
-        refine_steps: T.
-        seed: of the random patches.
-    """
-    rows = []
-    for kind, level, hidden in levels(len(images), seed):
-        trajectory = np.asarray(predict(cover(images, hidden), refine_steps), dtype=np.float64)
-        if trajectory.ndim != 4 or trajectory.shape[1] != refine_steps + 1:
-            raise ValueError(f"predicted {trajectory.shape}; expected (N, {refine_steps + 1}, K, 2)")
-        rows.append(occlusion_row(kind, level, hidden, trajectory, labels, visibility, maps))
-    return rows
-
-
 def occlusion_row(
     kind: str, level: float, hidden: Hidden, trajectory: Array, labels: Array, visibility: Array, maps: Array
 ) -> dict[str, Any]:
-    """Return the errors of a trajectory (N, T + 1, K, 2) at one level.
+    """Return the errors at one level of :func:`levels`.
+
+    Args:
+        hidden: patches (N, G, G) that were hidden.
+        trajectory: keypoints (N, T + 1, K, 2) in [0, 1], the first unrefined.
+        labels: (N, J, 2) in [0, 1].
+        visibility: (N, J), non-zero where a label counts, also where a patch hides it.
+        maps: of :func:`model.scoring.linear_maps.fit_maps`, fitted on clean training pictures without refinement.
 
     Returns:
         "kind", "level", "errors" at iterations 0 to T, in percent of the side, over all visible labels;

@@ -27,7 +27,7 @@ def occlusion_figure(rows: Sequence[dict[str, Any]], title: str = "") -> Figure:
     """Plot the error by level of occlusion, one line per refinement iteration, one panel per kind.
 
     Args:
-        rows: of :func:`model.scoring.occlusion.occlusion_table`; the clean row is level 0 of both panels.
+        rows: of :func:`model.scoring.occlusion.occlusion_row`; the clean row is level 0 of both panels.
 
     Raises:
         PlotsUnavailableError: matplotlib is not installed.

@@ -26,11 +26,10 @@ _SPLITS = {"train": "train", "heldout": "test"}  # name in predictions: name in 
 
 @dataclass(frozen=True)
 class Paired:
-    """Predictions and labels of the same pictures.
+    """Predictions and labels of the same pictures, by split ("train" and "heldout").
 
     Attributes:
-        names: the pictures' names, by split ("train" and "heldout").
-        splits: their learned keypoints, labels and visibility, by split.
+        splits: learned keypoints, labels and visibility.
         unlabelled: predicted pictures without a label; not scored.
         unpredicted: labels without a prediction; not scored.
         split_from: the origin of the split: "predictions", "labels" or "names".
@@ -44,12 +43,7 @@ class Paired:
 
 
 def read_predictions(path: Path) -> dict[str, Any]:
-    """Return the content of a predictions file; "heldout" may be a list of names alone.
-
-    Raises:
-        ValueError: the file is not a JSON object of objects by picture name.
-        OSError: the file can't be read.
-    """
+    """Return the content of a predictions file: objects by picture name; "heldout" may be a list of names alone."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -65,14 +59,9 @@ def read_predictions(path: Path) -> dict[str, Any]:
 
 
 def pair(predictions: Mapping[str, Any], labels: Labels) -> Paired:
-    """Pair predictions with labels.
+    """Pair the content of a predictions file with labels, which may also be of other pictures.
 
-    Args:
-        predictions: the content of a predictions file.
-        labels: may also contain other pictures.
-
-    Raises:
-        ValueError: a name matches two labels, a size is unknown, or a split would be empty.
+    Raises ValueError if a name matches two labels, a size is unknown, or a split would be empty.
     """
     rows = rows_by_split(predictions, labels)
     split_from = "predictions" if "pictures" not in predictions else "labels" if labels.split else "names"
@@ -97,9 +86,7 @@ def pair(predictions: Mapping[str, Any], labels: Labels) -> Paired:
 def square_labels(labels: Labels, rows: Mapping[str, int], sizes: Mapping[str, Any]) -> tuple[Array, Array]:
     """Return labels (N, J, 2) in [0, 1] of the square and visibility (N, J) of pictures.
 
-    Args:
-        rows: row of the labels by the picture's name.
-        sizes: [width, height] in pixels by the picture's name.
+    Rows of the labels, and [width, height] in pixels, are by the picture's name.
     """
     known = {labels.names[row]: _size(name, sizes[name]) for name, row in rows.items() if name in sizes}
     chosen = labels.rows(list(rows.values())).to_square(known)
@@ -107,11 +94,7 @@ def square_labels(labels: Labels, rows: Mapping[str, int], sizes: Mapping[str, A
 
 
 def poses_of(poses: Mapping[str, Any], names: Sequence[str]) -> Array:
-    """Return the predicted poses of some pictures as one array (N, …, 2).
-
-    Raises:
-        ValueError: the poses differ in shape, or are not points.
-    """
+    """Return the predicted poses of some pictures as one array (N, …, 2). Raises ValueError if they are not alike."""
     try:
         stacked = np.array([poses[name] for name in names], dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -124,9 +107,7 @@ def poses_of(poses: Mapping[str, Any], names: Sequence[str]) -> Array:
 def rows_by_split(predictions: Mapping[str, Any], labels: Labels) -> dict[str, dict[str, int]]:
     """Return, for "train" and "heldout", the row of the labels of each predicted picture that has one.
 
-    Raises:
-        LabelsError: a name matches two labels, or no picture of a split has a label.
-        ValueError: the predictions have no pictures.
+    Raises LabelsError if a name matches two labels, or no picture of a split has a label.
     """
     lacking = [split for split in _SPLITS if split not in predictions]
     if "pictures" not in predictions and lacking:

@@ -6,6 +6,7 @@ All coordinates are (x, y) in [0, 1] of the image side, which matters for maps w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,10 +31,7 @@ def evaluate(train: Split, heldout: Split, swap: Sequence[int] | None = None) ->
       "whole_pose_left_out" gives the reason.
     - "summed": :func:`summed_errors`, as Taichi is scored.
 
-    Args:
-        train: learned keypoints (N, K, 2), labels (N, J, 2), visibility (N, J), non-zero where a label counts.
-        heldout: the same of other pictures.
-        swap: for each labelled keypoint its partner on the other side, or itself; see :func:`sides`.
+    ``swap`` gives for each labelled keypoint its partner on the other side, or itself; see :func:`sides`.
 
     Returns:
         The protocols' numbers, and "train_images", "heldout_images", "labelled_keypoints" (number of those scored),
@@ -107,11 +105,6 @@ def whole_pose(train: Split, heldout: Split, swap: Sequence[int]) -> dict[str, f
     A pose's distance is the mean L2 distance of its visible keypoints, and each keypoint is fitted where it is visible;
     if all are visible, this is the paper's one map. Pictures without a visible keypoint are ignored.
 
-    Args:
-        train: as in :func:`evaluate`.
-        heldout: likewise.
-        swap: likewise.
-
     Returns:
         "error_percent" and "mean_pose_percent", means over the held-out poses in percent of the image side.
 
@@ -163,10 +156,9 @@ def summed_errors(train: Split, heldout: Split) -> dict[str, float]:
 def sides(keypoint_names: Sequence[str]) -> tuple[int, ...] | None:
     """Return the index of each keypoint's partner on the other side, by the words "left", "right", "l" and "r".
 
-    Returns:
-        J indices, a keypoint's own if it has no partner; None if no keypoint has one.
+    A keypoint without a partner has its own index. Returns None if no keypoint has one.
     """
-    words = [_split_words(name) for name in keypoint_names]
+    words = [tuple(re.findall(r"[^\W_]+", name.lower())) for name in keypoint_names]
     index_of = {key: index for index, key in enumerate(words)}
     mirrored = [tuple(_SIDES.get(word, word) for word in key) for key in words]
     partners = tuple(index_of.get(key, index) for index, key in enumerate(mirrored))
@@ -195,8 +187,3 @@ def _check_swap(swap: Sequence[int], count: int) -> NDArray[np.int64]:
     if sorted(partners.tolist()) != list(range(count)) or (partners[partners] != np.arange(count)).any():
         raise ValueError(f"swap is {partners.tolist()}; expected each of {count} keypoints' partner or own index")
     return partners
-
-
-def _split_words(name: str) -> tuple[str, ...]:
-    spaced = "".join(letter if letter.isalnum() else " " for letter in name.lower())
-    return tuple(spaced.split())

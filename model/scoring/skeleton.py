@@ -91,14 +91,10 @@ def skeleton_scores(
 
 
 def procrustes(points: Array, truth: Array) -> tuple[float, float]:
-    """Return the Procrustes distance of two point sets (P, 2), see the module's docstring.
+    """Return the Procrustes distance of two point sets (P, 2), see the module's docstring, and the residual.
 
-    Returns:
-        The distance in [0, 1], 1 if all ``points`` are the same, and the root mean square residual per point once
-        ``points`` is aligned with ``truth``, in units of ``truth``.
-
-    Raises:
-        ValueError: all points of ``truth`` are the same.
+    The distance is 1 if all ``points`` are the same. The residual is the root mean square per point once ``points`` is
+    aligned with ``truth``, in units of ``truth``, whose points must differ.
     """
     a, b = points - points.mean(0), truth - truth.mean(0)
     norm_a, norm_b = np.linalg.norm(a), np.linalg.norm(b)

@@ -23,13 +23,9 @@ def augment(image: Tensor, strength: float, generator: torch.Generator, group: G
     The same state of the generator gives the same changes, which is how a picture and its reference get the same.
 
     Args:
-        image: (B, 3, S, S) in [-1, 1], this process's share of the group's batch.
+        image: (B, 3, S, S) in [-1, 1], this process's share of the group's batch; so is the result.
         strength: factor on all changes; 0 changes nothing.
         generator: on the CPU; draws for the whole batch.
-        group: the processes that share the batch.
-
-    Returns:
-        (B, 3, S, S) in [-1, 1], channels last in memory.
     """
     drawn = group.share(torch.rand(len(image) * group.size, 8, generator=generator)) * 2 - 1
     drawn = (drawn * strength).to(image.device)

@@ -36,15 +36,10 @@ _PEER_TIMEOUT = timedelta(minutes=30)  # long, as the others wait while rank 0 w
 
 
 def pick_rank_device(device: str, local_rank: int, processes: int) -> str:
-    """Return the torch device of one of the processes on a machine.
+    """Return the torch device of one of the processes on a machine, by its local rank, from 0.
 
-    Args:
-        device: "auto", "cpu" or "cuda"; for a single process any torch device name.
-        local_rank: of the process, from 0.
-        processes: on this machine.
-
-    Raises:
-        ValueError: there is no such device, or there are fewer GPUs than processes.
+    ``device`` is "auto", "cpu" or "cuda"; for a single process any torch device name. Raises ValueError if there is no
+    such device, or there are fewer GPUs than processes.
     """
     found = pick_device(device)
     if found.type != "cuda" or processes == 1:
@@ -60,14 +55,7 @@ def pick_rank_device(device: str, local_rank: int, processes: int) -> str:
 
 @contextmanager
 def join_group(device: str, rank: int, processes: int, meeting: str = "env://") -> Iterator[Group]:
-    """Join the group of training processes until the block ends.
-
-    Args:
-        device: of this process.
-        rank: of this process in the whole group.
-        processes: number of processes in the group.
-        meeting: address for rendezvous, torch.distributed's ``init_method``.
-    """
+    """Join the group of training processes until the block ends; ``meeting`` is torch.distributed's init_method."""
     on_cuda = torch.device(device).type == "cuda"
     if on_cuda:
         torch.cuda.set_device(device)
@@ -126,22 +114,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="torchrun -m model.training.distributed", description=__doc__, formatter_class=raw
-    )
+    raw, name = argparse.RawDescriptionHelpFormatter, "torchrun -m model.training.distributed"
+    parser = argparse.ArgumentParser(prog=name, description=__doc__, formatter_class=raw)
     parser.add_argument("pictures", type=Path, help="folder of pictures")
     parser.add_argument("version", type=Path, help="folder to write the version to, new or empty")
     parser.add_argument("--clips", action="store_true", help="take each folder of pictures as a clip")
     parser.add_argument("--preset", default=DEFAULT_PRESET)
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="settings",
-        help="a setting; batch_size is that of all processes together",
-    )
+    setting = "a setting; batch_size is that of all processes together"
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings", help=setting)
     parser.add_argument("--prior", type=Path, help="prior to start from, as the API exports it; gives num_keypoints")
     parser.add_argument("--checkpoint", type=Path, help="folder to continue from, and to write checkpoints to")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")

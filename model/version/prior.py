@@ -26,7 +26,6 @@ class PosePrior:
         keypoint_prior: (K, 2) in [-1, 1].
         link_weights: (L,), over the pairs i < j in row-major order; positive, or 0 where a given prior has no link.
         link_width: sigma squared that links were drawn with, in units of [-1, 1] squared.
-        keypoint_names: K names.
         keypoint_prior_source: "memory" (distilled), "predefined", "random", or, for AutoLink, "mean_pose", the mean
             over the training pictures.
     """
@@ -40,21 +39,12 @@ class PosePrior:
     @classmethod
     @torch.no_grad()
     def from_model(
-        cls,
-        model: PosePriorLearner,
-        keypoint_names: tuple[str, ...] | None = None,
-        *,
-        mean_pose: Tensor | None = None,
+        cls, model: PosePriorLearner, keypoint_names: tuple[str, ...] | None = None, *, mean_pose: Tensor | None = None
     ) -> PosePrior:
         """Copy the prior that a model has learned so far to the CPU.
 
-        Args:
-            model: of any method.
-            keypoint_names: K names; numbers unless given.
-            mean_pose: (K, 2), needed for AutoLink, which has no keypoint prior; ignored otherwise.
-
-        Raises:
-            ValueError: the number of names is not K, or the mean pose is missing.
+        The K names are numbers unless given. AutoLink, which has no keypoint prior, needs a ``mean_pose`` (K, 2).
+        Raises ValueError if that is missing, or the number of names is not K.
         """
         config = model.config
         names = keypoint_names or default_names(config.num_keypoints)
@@ -70,19 +60,10 @@ class PosePrior:
 
     @classmethod
     def from_json(cls, mapping: Mapping[str, Any]) -> PosePrior:
-        """Read what :meth:`to_json` returns, edited or written by hand, as :func:`.prior_values.read_prior` does.
-
-        Raises:
-            ValueError: says which part is wrong, what came and what was expected.
-        """
-        values = read_prior(mapping)
-        return cls(
-            torch.tensor(values.keypoint_prior),
-            torch.tensor(values.link_weights),
-            values.link_width,
-            values.keypoint_names,
-            values.keypoint_prior_source,
-        )
+        """Read what :meth:`to_json` returns, edited or written by hand, as :func:`.prior_values.read_prior` does."""
+        values = vars(read_prior(mapping))
+        tensors = {name: torch.tensor(values[name]) for name in ("keypoint_prior", "link_weights")}
+        return cls(**values | tensors)
 
     def to_json(self) -> dict[str, Any]:
         """Return the prior as JSON values, its links in falling order of weight."""
@@ -113,16 +94,13 @@ def cluster_codes(codes: Tensor, num_clusters: int, rounds: int = 20, max_sample
     Exact combinations of codes hardly ever repeat, so similar ones are grouped.
 
     Args:
-        codes: (N, M) of all training pictures.
+        codes: (N, M) of all training pictures, at least one.
         num_clusters: the most clusters; there are fewer if fewer combinations differ.
         rounds: the most rounds of assignment and update.
         max_sample: medoids are chosen among this many pictures, evenly spaced; all pictures are counted.
 
     Returns:
         Indices of the medoids into ``codes`` (C,), and the size of each cluster (C,), largest first.
-
-    Raises:
-        ValueError: there are no codes.
     """
     if codes.shape[0] == 0:
         raise ValueError("no codes to cluster; expected at least one picture")
@@ -158,10 +136,7 @@ def prototypes(model: PosePriorLearner, codes: Tensor, num_clusters: int = 12) -
     """Return a model's prototypical poses: the medoids of the clusters of its training pictures' codes (N, M).
 
     Each has, as JSON values, "keypoints" (K, 2) in [-1, 1], decoded from its "codes" (M,), and the "count" of
-    pictures in its cluster.
-
-    Raises:
-        NoMemoryError: the model has no memory.
+    pictures in its cluster. Raises NoMemoryError if the model has no memory.
     """
     memory = model.memory
     if memory is None:
@@ -174,13 +149,7 @@ def prototypes(model: PosePriorLearner, codes: Tensor, num_clusters: int = 12) -
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The prior after a step.
-
-    Attributes:
-        step: number of steps done.
-        keypoint_prior: (K, 2) in [-1, 1]; None for AutoLink.
-        link_weights: (L,), over the pairs i < j in row-major order.
-    """
+    """The prior after a step: keypoints (K, 2) in [-1, 1], None for AutoLink, and link weights (L,) as PosePrior's."""
 
     step: int
     keypoint_prior: Tensor | None

@@ -24,15 +24,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class PriorValues:
-    """The checked values of a prior.
-
-    Attributes:
-        keypoint_prior: K points (x, y) in [-1, 1].
-        link_weights: L weights, at least 0, over the pairs i < j in row-major order.
-        link_width: sigma squared, in units of [-1, 1] squared.
-        keypoint_names: K different names.
-        keypoint_prior_source: one of ``SOURCES``.
-    """
+    """The checked values of a :class:`model.version.prior.PosePrior`."""
 
     keypoint_prior: list[tuple[float, float]]
     link_weights: list[float]
@@ -47,10 +39,7 @@ def read_prior(mapping: Mapping[str, Any]) -> PriorValues:
     Required are ``keypoint_prior`` (K pairs of x and y) and ``links`` (objects of i, j, weight; missing pairs have no
     link) or ``connectivity_prior`` (a symmetric K x K matrix with a zero diagonal); if both are given they must agree.
     ``num_keypoints``, ``keypoint_names``, ``link_width`` and ``keypoint_prior_source`` are optional; other keys are
-    ignored.
-
-    Raises:
-        ValueError: says which part is wrong, what came and what was expected.
+    ignored. The message of the ValueError says which part is wrong, what came and what was expected.
     """
     if not isinstance(mapping, Mapping):
         raise ValueError(f"the prior is {_show(mapping)}; expected a JSON object")
@@ -113,23 +102,17 @@ def default_names(count: int) -> tuple[str, ...]:
 
 
 def read_names(value: Any, count: int) -> tuple[str, ...]:
-    """Check the names of K keypoints; None means numbered names.
-
-    Raises:
-        ValueError: not a list of K different printable names of 1 to 64 characters.
-    """
+    """Check that there are K different printable names of 1 to 64 characters; None means numbered names."""
     if value is None:
         return default_names(count)
     if not isinstance(value, list | tuple) or len(value) != count:
         came = f"has {len(value)} names" if isinstance(value, list | tuple) else f"is {_show(value)}"
         raise ValueError(f"keypoint_names {came}; expected {count}, one for each point of keypoint_prior")
-    seen: set[str] = set()
     for index, name in enumerate(value):
         if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME_LENGTH or not name.isprintable():
             raise ValueError(f"keypoint_names[{index}] is {_show(name)}; expected 1 to {MAX_NAME_LENGTH} characters")
-        if name in seen:
+        if name in value[:index]:
             raise ValueError(f"keypoint_names[{index}] is {_show(name)}, which another keypoint has too")
-        seen.add(name)
     return tuple(value)
 
 
@@ -173,10 +156,9 @@ def _read_links(value: Any, count: int) -> dict[Pair, float]:
         if not isinstance(link, Mapping) or not {"i", "j", "weight"} <= set(link):
             raise ValueError(f"links[{index}] is {_show(link)}; expected an object with i, j and weight")
         for end in "ij":
-            if isinstance(link[end], bool) or not isinstance(link[end], int) or not 0 <= link[end] < count:
-                raise ValueError(
-                    f"links[{index}].{end} is {_show(link[end])}; expected a keypoint from 0 to {count - 1}"
-                )
+            if type(link[end]) is not int or not 0 <= link[end] < count:
+                expected = f"expected a keypoint from 0 to {count - 1}"
+                raise ValueError(f"links[{index}].{end} is {_show(link[end])}; {expected}")
         pair = (min(link["i"], link["j"]), max(link["i"], link["j"]))
         if pair[0] == pair[1]:
             raise ValueError(f"links[{index}] links keypoint {pair[0]} with itself; expected two different ones")
