@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -17,20 +18,7 @@ from service.runtime.settings import Settings
 
 from . import openapi
 from .gateway import Gateway
-from .routes import (
-    datasets,
-    estimate,
-    estimates,
-    export_import,
-    health,
-    job_events,
-    jobs,
-    keypoint_names,
-    landmarks,
-    priors,
-    versions,
-    webhooks,
-)
+from .routes import datasets, estimate, estimates, health, jobs, landmarks, priors, versions
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -51,8 +39,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     # serves the scripts of /docs too, for browsers without internet access
     app = FastAPIOffline(
-        title=openapi.TITLE,
-        version=openapi.package_version(),
+        title="Pose Prior Learner",
+        version=version("pose-prior-learner"),
+        description=openapi.DESCRIPTION,
+        openapi_tags=openapi.TAGS,
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,  # names of methods in generated clients
     )
@@ -62,13 +52,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         estimate.make_router(settings),  # the most frequent first: routes are searched in order
         estimates.router,
         jobs.router,
-        job_events.router,
-        webhooks.router,
         datasets.router,
         priors.router,
-        keypoint_names.router,
         landmarks.make_router(settings),
-        export_import.router,
         versions.router,
         health.router,
     ):

@@ -6,21 +6,22 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
-from functools import partial
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from functools import lru_cache, partial
+from typing import Annotated, Any
 
-from fastapi import Request
+from fastapi import Depends, Query, Request
 
 from service.contract import routing
 from service.contract.datasets.store import DatasetFiles
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.progress import EventLog, PaceBook
-from service.contract.jobs.store import JobStore
+from service.contract.jobs.store import MAX_PAGE, JobStore
 from service.contract.versions.store import VersionStore
 from service.estimates.background.arrivals import Arrivals
 from service.estimates.background.runner import AT_ONCE, BackgroundRunner
 from service.estimates.batching import Batcher
+from service.estimates.drawing import png, prior_picture
 from service.estimates.estimator import Pipeline
 from service.estimates.store import EstimateStore
 from service.http.multipart import remove_stale_uploads
@@ -35,11 +36,9 @@ from service.training.retention import JobCounts, remove_stale_jobs, trim_jobs
 from service.training.webhooks import WebhookSender
 from service.versions.reader import Versions
 
-from .prior_pictures import PictureCache
-
 log = logging.getLogger(__name__)
 
-_PRIOR_PICTURE_BYTES = 32 * 2**20
+_PRIOR_PICTURES = 32  # of some 0.8 MB with the longest side
 _REFRESH_EVERY_S = 1.0
 _POLL_EVERY_S = 1.0
 _CLEAN_EVERY_S = 600.0
@@ -59,7 +58,7 @@ class Gateway:
     Attributes:
         arrivals: uploads of estimates for the background.
         budget: bytes held in memory by requests.
-        prior_pictures: cache of drawn priors.
+        draw_prior: draws a prior, or returns the picture that it drew before.
         shutting_down: streams stop when this is set.
     """
 
@@ -76,7 +75,7 @@ class Gateway:
         self._reply_to = routing.reply_key(uuid.uuid4().hex)
 
         self.versions = Versions(VersionStore(settings.data_root))
-        self.prior_pictures = PictureCache(_PRIOR_PICTURE_BYTES)
+        self.draw_prior = lru_cache(_PRIOR_PICTURES)(self._draw_prior)
 
         self.jobs = JobStore(self._sync_redis)
         self.events = EventLog(self._sync_redis)
@@ -138,6 +137,10 @@ class Gateway:
         configured = self.settings.webhook_secret
         return webhook_secret(self.settings.data_root, configured.get_secret_value() if configured else None)
 
+    def _draw_prior(self, category: str, version: str, identity: Hashable, size: int) -> bytes:
+        """Draw a prior as a PNG. The identity is part of the key of the cache, as a version can be created again."""
+        return png(prior_picture(self.versions.prior(category, version), size))
+
     async def exposition(self) -> bytes:
         """Return the current metrics in Prometheus's text format."""
         await self._update_gauges()
@@ -187,11 +190,14 @@ class Gateway:
                 log.info("removed %d %s: %s", len(removed), what, ",".join(removed[:20]))
 
 
-def gateway_of(request: Request) -> Gateway:
-    """Return the gateway that serves a request."""
-    gateway = request.app.state.gateway
-    assert isinstance(gateway, Gateway)
+async def _gateway_of(request: Request) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
     return gateway
+
+
+# parameters of routes
+CurrentGateway = Annotated[Gateway, Depends(_gateway_of)]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 
 
 async def _every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:

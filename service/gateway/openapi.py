@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from importlib.metadata import version
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.openapi.utils import get_openapi
 from starlette.responses import Response
 from starlette.routing import Route
 
 from service.access.guard import needed_scope
+from service.http.problems import responses
 from service.http.schemas import Problem
 
-from . import openapi_examples
+from .openapi_examples import add_examples
 
 _EXAMPLE_ADDRESS = "http://127.0.0.1:8000"
 _ADDRESS = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]{1,255}(/[A-Za-z0-9._/-]{0,255})?")
-TITLE = "Pose Prior Learner"
-
 DESCRIPTION = """
 Pictures of one kind of thing in, without labels; its skeleton, and the pose in every further picture out.
 
@@ -57,7 +54,8 @@ TAGS = [
 
 def install(app: FastAPI, *, keys_needed: bool) -> None:
     """Serve the OpenAPI document with our errors and keys, and the server's address in its examples."""
-    app.openapi = _make_openapi(app, keys_needed)  # type: ignore[method-assign]
+    describe = app.openapi
+    app.openapi = cache(lambda: _complete(describe(), keys_needed))  # type: ignore[method-assign]
 
     async def openapi(request: Request) -> Response:
         text = json.dumps(app.openapi(), ensure_ascii=False)
@@ -72,52 +70,40 @@ def install(app: FastAPI, *, keys_needed: bool) -> None:
     app.router.routes.insert(0, Route(app.openapi_url, openapi, include_in_schema=False))
 
 
-def package_version() -> str:
-    """Return the version of the installed distribution."""
-    return version("pose-prior-learner")
-
-
-def _make_openapi(app: FastAPI, keys_needed: bool) -> Callable[[], dict[str, Any]]:
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = get_openapi(
-                title=TITLE, version=app.version, description=DESCRIPTION, tags=TAGS, routes=app.routes
-            )
-            schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-            for name in ("HTTPValidationError", "ValidationError"):
-                schemas.pop(name, None)
-            schemas["Problem"] = Problem.model_json_schema()
-            _add_security(schema, keys_needed)
-            for operation in _operations(schema):
-                refused = operation["responses"].get("422")
-                if refused and "application/json" in refused.get("content", {}):
-                    refused["content"] = _problem_content()
-                operation["responses"]["default"] = {"description": "Any error", "content": _problem_content()}
-            for path, operations in schema["paths"].items():
-                for method in operations:
-                    openapi_examples.complete(schema, path, method.upper())
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    return openapi
-
-
-def _add_security(schema: dict[str, Any], keys_needed: bool) -> None:
-    """Declare the scope that each operation needs; no key is an alternative where the gateway requires none."""
-    schema["components"]["securitySchemes"] = {
+def _complete(document: dict[str, Any], keys_needed: bool) -> dict[str, Any]:
+    """Add the errors, examples and scopes of all operations to FastAPI's document."""
+    components = document["components"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        components["schemas"].pop(name, None)
+    components["schemas"]["Problem"] = Problem.model_json_schema()
+    components["securitySchemes"] = {
         "ApiKey": {"type": "http", "scheme": "bearer", "description": "an API key, as `ppl keys create` shows it"}
     }
-    for path, operations in schema["paths"].items():
+    for path, operations in document["paths"].items():
         for method, operation in operations.items():
             needed = needed_scope(method.upper(), path)
-            if needed is None:
-                continue
-            operation["security"] = [{"ApiKey": [str(needed)]}, *([] if keys_needed else [{}])]
+            if needed is not None:  # no key is an alternative where the gateway requires none
+                operation["security"] = [{"ApiKey": [str(needed)]}, *([] if keys_needed else [{}])]
+            operation["responses"] |= responses(*_common_errors(path, operation))
+            operation["responses"]["default"] = {**responses(500)["500"], "description": "Any error"}
+            add_examples(operation, path, method.upper())
+    return document
 
 
-def _operations(schema: dict[str, Any]) -> list[dict[str, Any]]:
-    return [operation for path in schema["paths"].values() for operation in path.values()]
-
-
-def _problem_content() -> dict[str, Any]:
-    return {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+def _common_errors(path: str, operation: dict[str, Any]) -> set[int]:
+    """Return the statuses of errors that follow from a path and the parts of its requests."""
+    statuses = {500}
+    if "security" in operation:
+        statuses |= {401, 403, 429}
+    if "requestBody" in operation:
+        statuses |= {400, 408, 413, 415, 422}
+    parameters = {parameter["name"] for parameter in operation.get("parameters", ())}
+    if parameters:
+        statuses.add(422)
+    if "{" in path:
+        statuses.add(404)
+    if parameters & {"category", "cursor"}:
+        statuses.add(400)
+    if path.startswith("/train-jobs"):
+        statuses.add(503)
+    return statuses

@@ -12,8 +12,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from service.access.guard import needed_scope
-from service.http.problems import MEDIA_TYPE, responses
+from service.http.problems import MEDIA_TYPE
 
 ANSWERS_FILE = "openapi_examples.json"
 _VERSION = "20260101T000000-abc123"
@@ -29,7 +28,7 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
     "name": ("name of the set of landmarks", "anatomy"),
     "cursor": ("`next_cursor` of the page before", None),
     "status": ("only jobs of this status", "running"),
-    "limit": ("how many a page has", 50),
+    "limit": ("items in a page", 50),
     "from": ("the one version", "champion"),
     "to": ("the other version", "active"),
     "Idempotency-Key": ("names the request", "b8f3c1de-4c3b-4c58-9a77-2d5f1c0e9a11"),
@@ -125,9 +124,8 @@ def response_examples() -> dict[str, Any]:
     return found
 
 
-def complete(schema: dict[str, Any], path: str, method: str) -> None:
-    """Add examples, descriptions of parameters and common errors to an operation of an OpenAPI document."""
-    operation = schema["paths"][path][method.lower()]
+def add_examples(operation: dict[str, Any], path: str, method: str) -> None:
+    """Add examples, and descriptions of parameters, to an operation of an OpenAPI document."""
     for parameter in operation.get("parameters", ()):
         described, example = PARAMETERS.get(parameter["name"], ("", None))
         parameter.setdefault("description", described)
@@ -136,13 +134,7 @@ def complete(schema: dict[str, Any], path: str, method: str) -> None:
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
         if (method, path, kind) in REQUESTS and "examples" not in content:
             content["example"] = REQUESTS[method, path, kind]
-    common = (401, 403, 429, 500) if needed_scope(method, path) else (500,)
-    if "requestBody" in operation:
-        common = (*common, 408, 413)
-    declared = operation["responses"]
-    for status, response in responses(*common).items():
-        declared.setdefault(str(status), response)
-    for status, response in declared.items():
+    for status, response in operation["responses"].items():
         for kind, content in response.get("content", {}).items():
             key = f"{method} {path} {status} {kind}"
             if kind == MEDIA_TYPE and status.isdigit():

@@ -88,11 +88,6 @@ def json_etag(value: Any) -> str:
     return etag(hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24])
 
 
-def etag_header(description: str) -> dict[str, Any]:
-    """Declare the header ETag in the documentation of a response."""
-    return {"ETag": {"description": description, "schema": {"type": "string"}}}
-
-
 def precondition(if_match: str | None, what: str, *, required: bool = True) -> Callable[[str | None], None]:
     """Return a check of the current entity tag, None where the thing does not exist, to call while changing it.
 

@@ -11,6 +11,7 @@ CATEGORY = {
     "description": "what the pictures show; letters a-z, digits, - and _",
     "examples": ["dog"],
 }
+TEXT = {"schema": {"type": "string"}}
 # the documentation page needs `format` to show a file chooser, generators of clients need `contentMediaType`
 FILE = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
 
@@ -31,3 +32,8 @@ def request_body(content: dict[str, Any]) -> dict[str, Any]:
 def form_body(properties: dict[str, Any], required: list[str], one_of: Sequence[str] = ()) -> dict[str, Any]:
     """Describe a body that is a multipart form."""
     return request_body({"multipart/form-data": object_content(properties, required, one_of)})
+
+
+def etag_header(description: str) -> dict[str, Any]:
+    """Describe the header ETag of a response."""
+    return {"ETag": {"description": description, **TEXT}}

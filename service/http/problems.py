@@ -100,7 +100,7 @@ def redis_unavailable() -> RedisUnavailable:
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Declare problem responses in the documentation of an operation."""
     return {
-        status: {
+        str(status): {
             "description": http.HTTPStatus(status).phrase,
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
             **({"headers": {"Retry-After": _RETRY_AFTER}} if status in _WITH_RETRY_AFTER else {}),

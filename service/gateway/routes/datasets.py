@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from service.contract.datasets.dataset import CreatedDataset, Dataset, DatasetPage, DatasetStatus
 from service.contract.errors import DatasetNotReady
-from service.contract.jobs.store import MAX_PAGE
-from service.gateway.gateway import gateway_of
+from service.gateway.gateway import CurrentGateway, Limit
 from service.http.problems import responses
 from service.training.dataset_intake import accept_dataset, check_unused
 from service.training.openapi import dataset_body
@@ -27,11 +24,11 @@ _AGAIN_S = 2.0
     response_model=CreatedDataset,
     responses={
         200: {"model": CreatedDataset, "description": "the dataset was there already, and is left as it is"},
-        **responses(400, 408, 413, 415, 422, 507),
+        **responses(507),
     },
     openapi_extra=dataset_body(),
 )
-async def post_dataset(request: Request) -> Response:
+async def post_dataset(request: Request, gateway: CurrentGateway) -> Response:
     """Store pictures or clips, so that any number of jobs can be trained from them.
 
     Send an archive, or the files themselves:
@@ -45,7 +42,7 @@ async def post_dataset(request: Request) -> Response:
     lists the content. Then name the dataset in `dataset` of `POST /train-jobs`. The same bytes with the same mode and
     labels are the same dataset: they are stored once, and the response is 200 with `already_there`.
     """
-    dataset, is_new = await accept_dataset(gateway_of(request).training, request)
+    dataset, is_new = await accept_dataset(gateway.training, request)
     return JSONResponse(
         {**dataset.model_dump(mode="json"), "already_there": not is_new},
         status_code=201 if is_new else 200,
@@ -53,26 +50,18 @@ async def post_dataset(request: Request) -> Response:
     )
 
 
-@router.get("/datasets", summary="List datasets", response_model=DatasetPage, responses=responses(400, 422))
-async def get_datasets(
-    request: Request,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="datasets in a page")] = 50,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
-) -> DatasetPage:
+@router.get("/datasets", summary="List datasets")
+async def get_datasets(gateway: CurrentGateway, limit: Limit = 50, cursor: str | None = None) -> DatasetPage:
     """Return datasets, newest first."""
-    gateway = gateway_of(request)
     return await gateway.threads.io(gateway.datasets.page, limit, cursor)
 
 
-@router.get(
-    "/datasets/{dataset_id}", summary="See what is in a dataset", response_model=Dataset, responses=responses(404)
-)
-async def get_dataset(request: Request, dataset_id: str) -> Dataset:
+@router.get("/datasets/{dataset_id}", summary="See what is in a dataset")
+async def get_dataset(gateway: CurrentGateway, dataset_id: str) -> Dataset:
     """Return a dataset: its numbers of pictures and clips, sizes, formats, and the skipped files with reasons.
 
     During the inspection it contains the findings so far. If it failed, `error` is the reason why no job can use it.
     """
-    gateway = gateway_of(request)
     return await gateway.threads.io(gateway.datasets.get, dataset_id)
 
 
@@ -80,14 +69,13 @@ async def get_dataset(request: Request, dataset_id: str) -> Dataset:
     "/datasets/{dataset_id}/contact-sheet",
     summary="Look at a dataset",
     response_class=Response,
-    responses={200: {"content": {"image/jpeg": {}}, "description": "a JPEG"}, **responses(404, 409)},
+    responses={200: {"content": {"image/jpeg": {}}, "description": "a JPEG"}, **responses(409)},
 )
-async def get_contact_sheet(request: Request, dataset_id: str) -> Response:
+async def get_contact_sheet(gateway: CurrentGateway, dataset_id: str) -> Response:
     """Return a contact sheet of up to 48 pictures spread over the dataset, each cropped to its central square.
 
     With mode clips it has a row of 8 frames for each of up to 12 clips. It exists once the dataset is ready.
     """
-    gateway = gateway_of(request)
     dataset = await gateway.threads.io(gateway.datasets.get, dataset_id)
     if dataset.status is not DatasetStatus.READY:
         again_s = _AGAIN_S if dataset.status is DatasetStatus.INSPECTING else None
@@ -98,12 +86,9 @@ async def get_contact_sheet(request: Request, dataset_id: str) -> Response:
     return Response(sheet, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 
-@router.delete(
-    "/datasets/{dataset_id}", status_code=204, summary="Delete a dataset", responses=responses(404, 409, 503)
-)
-async def delete_dataset(request: Request, dataset_id: str) -> None:
+@router.delete("/datasets/{dataset_id}", status_code=204, summary="Delete a dataset", responses=responses(409, 503))
+async def delete_dataset(gateway: CurrentGateway, dataset_id: str) -> None:
     """Delete a dataset permanently; refused while an unfinished job uses it. Versions trained from it stay."""
-    gateway = gateway_of(request)
     await gateway.threads.io(gateway.datasets.record, dataset_id)
     await gateway.threads.io(check_unused, gateway.jobs, dataset_id)
     await gateway.threads.io(gateway.datasets.remove, dataset_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,13 +24,12 @@ from service.estimates.request import Query, UploadedFiles, merge_fields, read_e
 from service.estimates.results import Outcome, Results
 from service.estimates.schemas import CocoDataset, Estimate
 from service.estimates.video_frames import read_frames, video_limits
-from service.gateway.gateway import Gateway, gateway_of
+from service.gateway.gateway import CurrentGateway, Gateway
 from service.http.headers import accepted_media_type, responds_async
 from service.http.problems import responses
 from service.http.requests import body_bytes
 from service.runtime.concurrency import cancel_tasks
 from service.runtime.settings import Settings
-from service.versions.reader import Version
 
 _VIDEO_TIMEOUT_S = 600.0
 
@@ -48,11 +47,11 @@ def make_router(settings: Settings) -> APIRouter:
         responses={
             200: estimate_answers(),
             202: background_answer(),
-            **responses(400, 404, 408, 413, 415, 422, 429, 503, 504, 507),
+            **responses(404, 503, 504, 507),
         },
         openapi_extra={**estimate_body(settings.max_images), **estimate_parameters()},
     )
-    async def estimate(request: Request) -> Response:
+    async def estimate(request: Request, gateway: CurrentGateway) -> Response:
         """Estimate the keypoints of a category in pictures.
 
         ```sh
@@ -86,7 +85,6 @@ def make_router(settings: Settings) -> APIRouter:
         The response is 429 with `Retry-After` if too many pictures wait, 503 if no worker is running, and 504 if none
         answered in time.
         """
-        gateway = gateway_of(request)
         if responds_async(request.headers):
             key = api_key_of(request.scope)
             shown = await gateway.arrivals.accept(request, key.id if key else None)
@@ -112,7 +110,9 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
         query = Query.parse(merge_fields(request, form), names, max_images, settings.max_images, video)
         if lines_type:
             check_format_of_lines(query.format)
-        version = await _find_version(gateway, query)
+        # a version that was read before needs no thread, only the times of its files
+        cached = gateway.versions.find_cached(query.category, query.version)
+        version = cached if cached else await threads.io(gateway.versions.version, query.category, query.version)
         query.check_memory(version)
         landmarks = await threads.io(gateway.versions.landmarks, version, query.landmarks) if query.landmarks else None
         estimator = Estimator(gateway.pipeline, query, version, landmarks)
@@ -148,27 +148,16 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
         return respond() if inline else await threads.decode(respond)
 
 
-async def _find_version(gateway: Gateway, query: Query) -> Version:
-    # a version that was read before needs no thread, only the times of its files
-    version = gateway.versions.find_cached(query.category, query.version)
-    if version is None:
-        version = await gateway.threads.io(gateway.versions.version, query.category, query.version)
-    assert version is not None
-    return version
-
-
 async def _peek(outcomes: AsyncGenerator[Outcome]) -> AsyncGenerator[Outcome]:
     """Wait for the first outcome, to raise its error here, and return an iterator of all."""
     first = await anext(outcomes, None)
 
     async def chain() -> AsyncGenerator[Outcome]:
-        try:
+        async with aclosing(outcomes):
             if first is not None:
                 yield first
             async for outcome in outcomes:
                 yield outcome
-        finally:
-            await outcomes.aclose()
 
     return chain()
 

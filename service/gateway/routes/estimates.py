@@ -7,9 +7,9 @@ import os
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import BinaryIO
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
@@ -17,10 +17,9 @@ from starlette.types import Scope as AsgiScope
 from service.access.guard import api_key_of
 from service.access.keys import Scope
 from service.contract.errors import Conflict, Forbidden, UnknownEstimate
-from service.contract.jobs.store import MAX_PAGE
 from service.estimates.formats.registry import FORMATS
 from service.estimates.schemas import BackgroundEstimate, EstimatePage, EstimateStatus, EstimateWithResult
-from service.gateway.gateway import Gateway, gateway_of
+from service.gateway.gateway import CurrentGateway, Gateway, Limit
 from service.http.problems import responses
 
 router = APIRouter(tags=["poses"])
@@ -29,14 +28,9 @@ _RETRY_S = 2.0
 _CHUNK_BYTES = 2**18
 
 
-@router.get("/estimates", summary="List estimates", response_model=EstimatePage, responses=responses(400, 422))
-async def get_estimates(
-    request: Request,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="estimates in a page")] = 50,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
-) -> EstimatePage:
+@router.get("/estimates", summary="List estimates")
+async def get_estimates(gateway: CurrentGateway, limit: Limit = 50, cursor: str | None = None) -> EstimatePage:
     """List the stored background estimates, the newest first."""
-    gateway = gateway_of(request)
     return await gateway.threads.io(gateway.estimates.page, limit, cursor)
 
 
@@ -45,15 +39,13 @@ async def get_estimates(
     summary="Follow an estimate",
     response_model=EstimateWithResult,
     response_model_exclude_unset=True,
-    responses=responses(404),
 )
-async def get_estimate(request: Request, estimate_id: str) -> Response:
+async def get_estimate(gateway: CurrentGateway, estimate_id: str) -> Response:
     """Return the status of an estimate.
 
     Once it succeeded, `result` has the poses as from `POST /estimate`, with `errors` for the pictures without a pose.
     For the formats coco and csv it has only `errors`, and the poses are at `result_url`. Results are kept for a day.
     """
-    gateway = gateway_of(request)
     return await gateway.threads.io(_document, gateway, estimate_id)
 
 
@@ -66,12 +58,11 @@ async def get_estimate(request: Request, estimate_id: str) -> Response:
             "description": "the poses, in the requested format",
             "content": {"application/json": {"schema": {"type": "object"}}, "text/csv": {"schema": {"type": "string"}}},
         },
-        **responses(404, 409),
+        **responses(409),
     },
 )
-async def get_result(request: Request, estimate_id: str) -> Response:
+async def get_result(gateway: CurrentGateway, estimate_id: str) -> Response:
     """Return what `POST /estimate` would have answered, once the estimate succeeded."""
-    gateway = gateway_of(request)
     shown = (await gateway.threads.io(gateway.estimates.record, estimate_id)).shown
     if shown.status is not EstimateStatus.SUCCEEDED:
         retry_s = None if shown.status.ended else _RETRY_S
@@ -80,23 +71,16 @@ async def get_result(request: Request, estimate_id: str) -> Response:
     return _FileResponse(file, FORMATS[shown.format].media_type)
 
 
-@router.post(
-    "/estimates/{estimate_id}/cancel",
-    summary="Cancel an estimate",
-    response_model=BackgroundEstimate,
-    responses=responses(404, 409),
-)
-async def cancel_estimate(request: Request, estimate_id: str) -> BackgroundEstimate:
+@router.post("/estimates/{estimate_id}/cancel", summary="Cancel an estimate", responses=responses(409))
+async def cancel_estimate(request: Request, gateway: CurrentGateway, estimate_id: str) -> BackgroundEstimate:
     """Cancel an estimate; a running one stops a moment later. A key with only the scope read may cancel its own."""
-    gateway = gateway_of(request)
     await _check_owner(request, gateway, estimate_id)
     return (await gateway.threads.io(gateway.estimates.cancel, estimate_id)).shown
 
 
-@router.delete("/estimates/{estimate_id}", status_code=204, summary="Delete an estimate", responses=responses(404, 409))
-async def delete_estimate(request: Request, estimate_id: str) -> None:
+@router.delete("/estimates/{estimate_id}", status_code=204, summary="Delete an estimate", responses=responses(409))
+async def delete_estimate(request: Request, gateway: CurrentGateway, estimate_id: str) -> None:
     """Delete an estimate that ended, with its result. A key with only the scope read may delete its own."""
-    gateway = gateway_of(request)
     await _check_owner(request, gateway, estimate_id)
     await gateway.threads.io(gateway.estimates.remove, estimate_id)
 

@@ -1,17 +1,22 @@
-"""/train-jobs: start, list, cancel, pause, resume and delete training jobs."""
+"""/train-jobs: start, follow, cancel, pause, resume and delete training jobs; the secret of their webhooks."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
+from fastapi.sse import EventSourceResponse
+from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
-from service.contract.jobs.job import JobPage
-from service.contract.jobs.store import MAX_PAGE, Job, JobStatus
-from service.gateway.gateway import gateway_of
+from service.contract.jobs.job import CheckpointList, JobPage
+from service.contract.jobs.progress import MAX_EVENTS, EventPage
+from service.contract.jobs.store import Job, JobStatus
+from service.gateway.gateway import CurrentGateway, Limit
 from service.http.headers import KEY_HEADER, REPLAYED_HEADER, media_type
+from service.http.openapi import TEXT
 from service.http.problems import UnsupportedMedia, responses
+from service.training.event_stream import MAX_ID, MEDIA_TYPE, accepts_event_stream, parse_last_event_id, stream_events
 from service.training.job_intake import accept_training
 from service.training.job_request import read_json, read_upload
 from service.training.openapi import train_body
@@ -19,17 +24,29 @@ from service.training.retention import list_jobs
 
 router = APIRouter(tags=["training"])
 
+_READERS = {"application/json": read_json, "multipart/form-data": read_upload}
+
+
+class WebhookSecret(BaseModel):
+    """The secret that signs webhooks."""
+
+    secret: str = Field(
+        description="whsec_ and base64, as the libraries of Standard Webhooks take it",
+        examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="],
+    )
+
 
 @router.post(
     "/train-jobs",
     status_code=202,
     summary="Train a category",
     response_model=Job,
-    responses=responses(400, 404, 408, 409, 413, 415, 422, 429, 503, 507),
+    responses=responses(404, 409, 507),
     openapi_extra=train_body(),
 )
 async def create_job(
     request: Request,
+    gateway: CurrentGateway,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -71,100 +88,139 @@ async def create_job(
     "data": the job}` (or `…failed`, `…cancelled`), signed by Standard Webhooks (`GET /webhooks/secret`), retried for
     about a day until the response is 2xx. The job's `webhook` has the result.
     """
-    gateway = gateway_of(request)
     kind = media_type(request.headers)
-    if kind == "application/json":
-        job, replayed = await accept_training(gateway.training, request, read_json)
-    elif kind == "multipart/form-data":
-        job, replayed = await accept_training(gateway.training, request, read_upload)
-    else:
+    if kind not in _READERS:
         raise UnsupportedMedia(
             f"the body is {kind[:80] or 'of no media type'}; send multipart/form-data with an archive, "
             "or application/json with a folder; both may name a dataset instead"
         )
+    job, replayed = await accept_training(gateway.training, request, _READERS[kind])
     job = await gateway.threads.io(gateway.queue.add_position, job)
     headers = {"Location": f"/train-jobs/{job.id}", **({REPLAYED_HEADER: "true"} if replayed else {})}
     return JSONResponse(job.model_dump(mode="json"), status_code=202, headers=headers)
 
 
-@router.get("/train-jobs", summary="List training jobs", response_model=JobPage, responses=responses(400, 422, 503))
+@router.get("/train-jobs", summary="List training jobs")
 async def get_jobs(
-    request: Request,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="jobs in a page")] = 50,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+    gateway: CurrentGateway,
+    limit: Limit = 50,
+    cursor: str | None = None,
     category: Annotated[str | None, Query(description="only jobs of this category")] = None,
-    status: Annotated[JobStatus | None, Query(description="only jobs of this status")] = None,
+    status: JobStatus | None = None,
 ) -> JobPage:
     """Return jobs, newest first. Beyond some thousands (`PPL_ENDED_JOBS_KEPT`) those that ended first are deleted."""
-    gateway = gateway_of(request)
     page = await gateway.threads.io(list_jobs, gateway.jobs, limit, cursor, category, status)
     return page.model_copy(update={"items": await gateway.threads.io(gateway.queue.add_positions, page.items)})
 
 
-@router.get("/train-jobs/{job_id}", summary="Follow a training job", response_model=Job, responses=responses(404, 503))
-async def get_job(request: Request, job_id: str) -> Job:
+@router.get("/train-jobs/{job_id}", summary="Follow a training job")
+async def get_job(gateway: CurrentGateway, job_id: str) -> Job:
     """Return a job.
 
     `progress.eta_s` is the time to its end in seconds, including the wait; null until the pace of this job, or of an
     earlier one with the same settings, is known. `queue_position` is the position among waiting jobs, 1 for the next.
     `metrics` has the number of pictures, the unreadable files, and the last losses. `error` is the reason of a failure.
     """
-    gateway = gateway_of(request)
     return await gateway.threads.io(gateway.queue.add_position, await gateway.threads.io(gateway.jobs.get, job_id))
 
 
-@router.post(
-    "/train-jobs/{job_id}/cancel",
-    summary="Stop a training job",
-    response_model=Job,
-    responses=responses(404, 409, 503),
-)
-async def cancel_job(request: Request, job_id: str) -> Job:
+@router.post("/train-jobs/{job_id}/cancel", summary="Stop a training job", responses=responses(409))
+async def cancel_job(gateway: CurrentGateway, job_id: str) -> Job:
     """Cancel a job. One that is running stops at its next step: its status changes a moment later."""
-    gateway = gateway_of(request)
     job = await gateway.threads.io(gateway.jobs.cancel, job_id)
     if job.status.ended:
         await gateway.threads.io(gateway.files.remove, job_id)
     return job
 
 
-@router.post(
-    "/train-jobs/{job_id}/pause",
-    summary="Pause a training job",
-    response_model=Job,
-    responses=responses(404, 409, 503),
-)
-async def pause_job(request: Request, job_id: str) -> Job:
+@router.post("/train-jobs/{job_id}/pause", summary="Pause a training job", responses=responses(409))
+async def pause_job(gateway: CurrentGateway, job_id: str) -> Job:
     """Pause a job until it is resumed; its worker continues with others meanwhile.
 
     A queued job is paused at once. A running job first writes a checkpoint at its next step, so its status changes a
     moment later. A job whose upload is being read is paused after that. A paused job stays paused.
     """
-    gateway = gateway_of(request)
     return await gateway.threads.io(gateway.jobs.pause, job_id)
 
 
-@router.post(
-    "/train-jobs/{job_id}/resume",
-    summary="Resume a training job",
-    response_model=Job,
-    responses=responses(404, 409, 503),
-)
-async def resume_job(request: Request, job_id: str) -> Job:
+@router.post("/train-jobs/{job_id}/resume", summary="Resume a training job", responses=responses(409))
+async def resume_job(gateway: CurrentGateway, job_id: str) -> Job:
     """Put a paused job back into the queue; it resumes from its checkpoint as if it had never stopped.
 
     A pause that its worker has not seen yet is withdrawn. A job that is not paused does not change.
     """
-    gateway = gateway_of(request)
     job = await gateway.threads.io(gateway.jobs.resume, job_id)
     await gateway.wake_trainers()
     return await gateway.threads.io(gateway.queue.add_position, job)
 
 
-@router.delete(
-    "/train-jobs/{job_id}", status_code=204, summary="Forget a training job", responses=responses(404, 409, 503)
-)
-async def delete_job(request: Request, job_id: str) -> None:
+@router.delete("/train-jobs/{job_id}", status_code=204, summary="Forget a training job", responses=responses(409))
+async def delete_job(gateway: CurrentGateway, job_id: str) -> None:
     """Delete the record of a job that ended. The version that it published stays."""
-    gateway = gateway_of(request)
     await gateway.threads.io(gateway.jobs.delete, job_id)
+
+
+@router.get(
+    "/train-jobs/{job_id}/events",
+    summary="What happens to a training job",
+    response_model=EventPage,
+    responses={
+        200: {"description": "a page, or the stream where Accept asks for it", "content": {MEDIA_TYPE: TEXT}},
+        204: {"description": "Last-Event-ID names the last event of a job that ended: nothing more will come"},
+        **responses(400),
+    },
+)
+async def get_events(
+    request: Request,
+    gateway: CurrentGateway,
+    job_id: str,
+    after: Annotated[int, Query(ge=0, le=MAX_ID, description="only events later than this id")] = 0,
+    limit: Annotated[int, Query(ge=1, le=MAX_EVENTS, description="events in a page of JSON")] = 100,
+    last_id: Annotated[str | None, Header(alias="Last-Event-ID", description="as `after`, to resume a stream")] = None,
+) -> Any:
+    """Return the events of a job, oldest first: `status`, `progress`, `metric`, `checkpoint`, `log` and `completed`.
+
+    With `Accept: text/event-stream` the response is a stream of server-sent events as they happen, with comments as
+    heartbeats between them. It ends after `completed`. A browser's `EventSource` reconnects by itself and misses no
+    event. Otherwise the response is a page of JSON.
+
+    ```sh
+    curl -N -H 'Accept: text/event-stream' http://127.0.0.1:8000/train-jobs/JOB/events
+    ```
+
+    Ids count from 1. A run has at most 200 events each of progress and of losses; a job keeps its last 2000 events.
+    They are deleted with the job's record.
+    """
+    if not accepts_event_stream(request.headers.get("accept")):
+        return await gateway.threads.io(gateway.events.page, job_id, after, limit)
+    if last_id:  # a browser's is empty before the first event
+        after = parse_last_event_id(last_id)
+    job = await gateway.threads.io(gateway.jobs.get, job_id)
+    if last_id and job.status.ended and not (await gateway.threads.io(gateway.events.page, job_id, after, 1)).items:
+        return Response(status_code=204)  # a browser does not reconnect after it
+    # a proxy must pass on each event as it comes
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return EventSourceResponse(
+        stream_events(gateway.redis, job_id, after, lambda: gateway.shutting_down), headers=headers
+    )
+
+
+@router.get("/train-jobs/{job_id}/checkpoints", summary="The checkpoints of a training job")
+async def get_checkpoints(gateway: CurrentGateway, job_id: str) -> CheckpointList:
+    """Return the checkpoints that a job wrote, newest first: step, time, size and the losses at that step.
+
+    A paused or interrupted job resumes from the newest, the only one kept, until the job ends. The last 200
+    are listed.
+    """
+    return await gateway.threads.io(gateway.events.checkpoints, job_id)
+
+
+@router.get("/webhooks/secret", summary="The secret of webhooks")
+async def get_webhook_secret(gateway: CurrentGateway) -> WebhookSecret:
+    """Return the secret that signs the webhooks of `POST /train-jobs` (`webhook_url`) by HMAC-SHA256.
+
+    The header `webhook-signature` is `v1,` and the base64 of the HMAC of `webhook-id`, `webhook-timestamp` and the body
+    joined by dots (https://www.standardwebhooks.com, whose libraries verify it). The server creates the secret at its
+    first start, unless `PPL_WEBHOOK_SECRET` sets it.
+    """
+    return WebhookSecret(secret=await gateway.threads.io(gateway.webhook_secret))

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from service.contract.errors import UnknownLandmarks
 from service.contract.versions.landmarks import LandmarkSet
 from service.estimates.landmark_fitting import LandmarkRequest, fit_landmarks
-from service.gateway.gateway import Gateway, gateway_of
+from service.gateway.gateway import CurrentGateway, Gateway
 from service.http.problems import responses
 from service.http.requests import body_bytes
 from service.runtime.settings import Settings
@@ -29,11 +29,12 @@ def make_router(settings: Settings) -> APIRouter:
         "/priors/{category}/landmarks",
         status_code=201,
         summary="Fit landmarks",
-        response_model=FittedLandmarks,
-        responses=responses(400, 404, 408, 409, 413, 415, 422, 429, 503),
+        responses=responses(409, 503),
         openapi_extra=landmarks_body(settings.landmarks_max_images),
     )
-    async def post_landmarks(request: Request, response: Response, category: str) -> FittedLandmarks:
+    async def post_landmarks(
+        request: Request, gateway: CurrentGateway, response: Response, category: str
+    ) -> FittedLandmarks:
         """Fit your own anatomical points from a few labelled pictures (10 to 50).
 
         The poses of the pictures are estimated, and a linear map from the keypoints to each landmark is fitted by
@@ -41,33 +42,22 @@ def make_router(settings: Settings) -> APIRouter:
         left out of the fit, and those of the landmarks' mean position as a baseline. From then on `POST /estimate`
         with `landmarks=NAME` adds these points. They belong to one version: other versions have other keypoints.
         """
-        gateway = gateway_of(request)
         with gateway.budget.hold(body_bytes(request.scope)):
             asked = await LandmarkRequest.read(request, gateway.settings)
             fitted = await fit_landmarks(gateway.pipeline, gateway.versions, category, asked)
         response.headers["Location"] = f"/priors/{category}/landmarks/{fitted.name}?version={fitted.version}"
         return fitted
 
-    @router.get(
-        "/priors/{category}/landmarks",
-        summary="List landmarks",
-        response_model=LandmarksPage,
-        responses=responses(400, 404),
-    )
-    async def get_all_landmarks(request: Request, category: str, version: Version = None) -> dict[str, Any]:
+    @router.get("/priors/{category}/landmarks", summary="List landmarks", response_model=LandmarksPage)
+    async def get_all_landmarks(gateway: CurrentGateway, category: str, version: Version = None) -> dict[str, Any]:
         """List the sets of landmarks of a version by name, in one page: a version has at most 100."""
-        gateway = gateway_of(request)
         return await gateway.threads.io(_page, gateway, category, version)
 
-    @router.get(
-        "/priors/{category}/landmarks/{name}",
-        summary="A set of landmarks",
-        response_model=Landmarks,
-        responses=responses(400, 404, 422),
-    )
-    async def get_landmarks(request: Request, category: str, name: str, version: Version = None) -> dict[str, Any]:
+    @router.get("/priors/{category}/landmarks/{name}", summary="A set of landmarks", response_model=Landmarks)
+    async def get_landmarks(
+        gateway: CurrentGateway, category: str, name: str, version: Version = None
+    ) -> dict[str, Any]:
         """Return a set of landmarks with its maps and its cross-validated errors."""
-        gateway = gateway_of(request)
 
         def read() -> dict[str, Any]:
             resolved = gateway.versions.store.resolve(category, version)
@@ -75,15 +65,9 @@ def make_router(settings: Settings) -> APIRouter:
 
         return await gateway.threads.io(read)
 
-    @router.delete(
-        "/priors/{category}/landmarks/{name}",
-        status_code=204,
-        summary="Delete landmarks",
-        responses=responses(400, 404, 422),
-    )
-    async def delete_landmarks(request: Request, category: str, name: str, version: Version = None) -> None:
+    @router.delete("/priors/{category}/landmarks/{name}", status_code=204, summary="Delete landmarks")
+    async def delete_landmarks(gateway: CurrentGateway, category: str, name: str, version: Version = None) -> None:
         """Delete a set of landmarks."""
-        gateway = gateway_of(request)
 
         def remove() -> None:
             resolved = gateway.versions.store.resolve(category, version)
@@ -97,22 +81,12 @@ def make_router(settings: Settings) -> APIRouter:
 def _page(gateway: Gateway, category: str, version: str | None) -> dict[str, Any]:
     additions = gateway.versions.additions
     resolved = gateway.versions.store.resolve(category, version)
-    sets = []
+    items = []
     for name in additions.landmark_sets(category, resolved):
         with suppress(UnknownLandmarks):  # deleted meanwhile
-            sets.append(additions.landmarks(category, resolved, name))
-    items = [
-        {
-            "category": category,
-            "version": resolved,
-            "name": found.name,
-            "landmarks": found.landmarks,
-            "images": found.images,
-            "error_percent": found.cross_validation.error_percent,
-            "created_at": found.created_at,
-        }
-        for found in sets
-    ]
+            found = additions.landmarks(category, resolved, name)
+            error_percent = found.cross_validation.error_percent
+            items.append({**_document(category, resolved, found), "error_percent": error_percent})
     return {"items": items, "next_cursor": None}
 
 

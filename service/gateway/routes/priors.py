@@ -1,39 +1,48 @@
-"""/priors: read what was learned from disk, without a worker."""
+"""/priors: read what was learned from disk, without a worker, and name its keypoints."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Body, Query
 from starlette.responses import JSONResponse, Response
 
 from service.contract.errors import BadCursor, UnknownVersion
+from service.contract.versions.additions import check_names
 from service.contract.versions.store import is_category, is_version
-from service.estimates.drawing import png, prior_picture
-from service.gateway.gateway import Gateway, gateway_of
+from service.gateway.gateway import CurrentGateway, Limit
+from service.http.headers import IfMatch, json_etag, precondition
+from service.http.openapi import etag_header
 from service.http.problems import BadField, responses
 from service.versions.comparison import STRONG, Match, compare
-from service.versions.schemas import History, Memory, Prior, PriorDiff, PriorPage, VersionPage
+from service.versions.schemas import (
+    History,
+    KeypointNames,
+    Memory,
+    NewKeypointNames,
+    Prior,
+    PriorDiff,
+    PriorPage,
+    VersionPage,
+)
 
 router = APIRouter(tags=["priors"])
 
-MAX_PAGE = 200
 MIN_SIDE_PX, MAX_SIDE_PX = 64, 2048
+_ETAG = etag_header("of these names; for If-Match")
 
 Version = Annotated[
     str | None, Query(description="a version of the category, or an alias of one; the active one unless given")
 ]
-Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="items in a page")]
-Cursor = Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before")]
+Cursor = Annotated[str | None, Query(max_length=64)]
 
 
-@router.get("/priors", summary="List priors", response_model=PriorPage, responses=responses(400, 422))
-async def get_priors(request: Request, limit: Limit = 50, cursor: Cursor = None) -> dict[str, Any]:
+@router.get("/priors", summary="List priors", response_model=PriorPage)
+async def get_priors(gateway: CurrentGateway, limit: Limit = 50, cursor: Cursor = None) -> dict[str, Any]:
     """Return the categories that were learned, by name."""
-    gateway = gateway_of(request)
     if cursor is not None and not is_category(cursor):
-        raise BadCursor(f"cursor {cursor[:80]!r} is not valid; send the next_cursor of a page of this list")
+        raise _bad_cursor(cursor)
 
     def page() -> dict[str, Any]:
         names = [name for name in gateway.versions.store.categories() if cursor is None or name > cursor]
@@ -43,50 +52,39 @@ async def get_priors(request: Request, limit: Limit = 50, cursor: Cursor = None)
     return await gateway.threads.io(page)
 
 
-@router.get("/priors/{category}", summary="A prior", response_model=Prior, responses=responses(400, 404))
-async def get_prior(request: Request, category: str, version: Version = None) -> Response:
+@router.get("/priors/{category}", summary="A prior", response_model=Prior)
+async def get_prior(gateway: CurrentGateway, category: str, version: Version = None) -> Response:
     """Return a category's prior: its typical pose, the weights of the links, and how it was learned.
 
     A prior has no picture: its coordinates are normalised, [-1, 1] over the model's square with y down.
     """
-    gateway = gateway_of(request)
-    return await _json(gateway, lambda: gateway.versions.prior(category, version))
+    return await gateway.threads.io(lambda: JSONResponse(gateway.versions.prior(category, version)))
 
 
 @router.get(
     "/priors/{category}/link-map",
     summary="A prior as a picture",
     response_class=Response,
-    responses={200: {"content": {"image/png": {}}, "description": "a square PNG"}, **responses(400, 404, 422)},
+    responses={200: {"content": {"image/png": {}}, "description": "a square PNG"}},
 )
 async def get_link_map(
-    request: Request,
+    gateway: CurrentGateway,
     category: str,
     version: Version = None,
     size: Annotated[int, Query(ge=MIN_SIDE_PX, le=MAX_SIDE_PX, description="side in pixels")] = 512,
 ) -> Response:
     """Return the link map of the prior's own pose (PPL eq. 3) in colours, brighter for stronger links."""
-    gateway = gateway_of(request)
-    kept = gateway.prior_pictures
     store = gateway.versions.store
     name = await gateway.threads.io(store.resolve, category, version)
-    key = (category, name, await gateway.threads.io(store.identity, category, name), size)
-
-    def draw() -> bytes:
-        picture = kept.get(key)  # drawn while this call waited
-        if picture is None:
-            picture = png(prior_picture(gateway.versions.prior(category, name), size))
-            kept.put(key, picture)
-        return picture
-
-    return Response(kept.get(key) or await gateway.threads.draw(draw), media_type="image/png")
+    identity = await gateway.threads.io(store.identity, category, name)
+    return Response(
+        await gateway.threads.draw(gateway.draw_prior, category, name, identity, size), media_type="image/png"
+    )
 
 
-@router.get(
-    "/priors/{category}/memory", summary="A prior's memory", response_model=Memory, responses=responses(400, 404, 422)
-)
+@router.get("/priors/{category}/memory", summary="A prior's memory", response_model=Memory)
 async def get_memory(
-    request: Request,
+    gateway: CurrentGateway,
     category: str,
     version: Version = None,
     include: Annotated[str, Query(description="`vectors` for all vectors of all banks")] = "",
@@ -98,40 +96,30 @@ async def get_memory(
     """
     if include not in ("", "vectors"):
         raise BadField("include", f"include is {include[:80]!r}; it may be vectors, or left out")
-    gateway = gateway_of(request)
-    return await _json(gateway, lambda: gateway.versions.memory(category, version, vectors=bool(include)))
+    vectors = include == "vectors"
+    return await gateway.threads.io(lambda: JSONResponse(gateway.versions.memory(category, version, vectors=vectors)))
 
 
-@router.get(
-    "/priors/{category}/history",
-    summary="How a prior came to be",
-    response_model=History,
-    responses=responses(400, 404),
-)
-async def get_history(request: Request, category: str, version: Version = None) -> Response:
+@router.get("/priors/{category}/history", summary="How a prior came to be", response_model=History)
+async def get_history(gateway: CurrentGateway, category: str, version: Version = None) -> Response:
     """Return snapshots of the keypoint prior and of the link weights, from the first training step to the last.
 
     For a version of a release that stored none, the response is 404 with the code `no_history`.
     """
-    gateway = gateway_of(request)
-    return await _json(gateway, lambda: gateway.versions.history(category, version))
+    return await gateway.threads.io(lambda: JSONResponse(gateway.versions.history(category, version)))
 
 
-@router.get(
-    "/priors/{category}/versions",
-    summary="List a category's versions",
-    response_model=VersionPage,
-    responses=responses(400, 404, 422),
-)
-async def get_versions(request: Request, category: str, limit: Limit = 50, cursor: Cursor = None) -> dict[str, Any]:
+@router.get("/priors/{category}/versions", summary="List a category's versions", response_model=VersionPage)
+async def get_versions(
+    gateway: CurrentGateway, category: str, limit: Limit = 50, cursor: Cursor = None
+) -> dict[str, Any]:
     """Return the versions of a category, newest first."""
-    gateway = gateway_of(request)
 
     def page() -> dict[str, Any]:
         store = gateway.versions.store
         names, pointers = store.versions(category), store.aliases(category)
         if cursor is not None and not is_version(cursor):  # its version may have been deleted since
-            raise BadCursor(f"cursor {cursor[:80]!r} is not valid; send the next_cursor of a page of this list")
+            raise _bad_cursor(cursor)
         names = [name for name in names if cursor is None or name < cursor]
         items = []
         for name in names[:limit]:
@@ -142,14 +130,9 @@ async def get_versions(request: Request, category: str, limit: Limit = 50, curso
     return await gateway.threads.io(page)
 
 
-@router.get(
-    "/priors/{category}/diff",
-    summary="How two priors differ",
-    response_model=PriorDiff,
-    responses=responses(400, 404, 422),
-)
+@router.get("/priors/{category}/diff", summary="How two priors differ", response_model=PriorDiff)
 async def get_diff(
-    request: Request,
+    gateway: CurrentGateway,
     category: str,
     older: Annotated[str, Query(alias="from", description="a version of the category, or an alias of one")],
     newer: Annotated[str, Query(alias="to", description="another one")] = "active",
@@ -168,16 +151,67 @@ async def get_diff(
     names or one continues the other (`continue_from`). `matched_by` and `why` explain the choice; unmatched keypoints
     are listed.
     """
-    gateway = gateway_of(request)
-    priors = gateway.versions.prior
-    return await _json(gateway, lambda: compare(priors(category, older), priors(category, newer), match, strong))
+    prior = gateway.versions.prior
+    return await gateway.threads.io(
+        lambda: JSONResponse(compare(prior(category, older), prior(category, newer), match, strong))
+    )
+
+
+@router.get(
+    "/priors/{category}/keypoint-names",
+    summary="The names of keypoints",
+    response_model=KeypointNames,
+    responses={200: {"headers": _ETAG, "description": "the names"}},
+)
+async def get_keypoint_names(
+    gateway: CurrentGateway, response: Response, category: str, version: Version = None
+) -> dict[str, Any]:
+    """Return the names of the keypoints of a version; send the `ETag` as `If-Match` to rename them."""
+    found = await gateway.threads.io(gateway.versions.keypoint_names, category, version)
+    response.headers["ETag"] = json_etag(found["names"])
+    return found
+
+
+@router.put(
+    "/priors/{category}/keypoint-names",
+    summary="Name the keypoints",
+    response_model=KeypointNames,
+    responses={200: {"headers": _ETAG, "description": "the names are set"}, **responses(412, 428)},
+)
+async def put_keypoint_names(
+    gateway: CurrentGateway,
+    response: Response,
+    category: str,
+    given: Annotated[NewKeypointNames, Body()],
+    version: Version = None,
+    if_match: IfMatch = None,
+) -> dict[str, Any]:
+    """Set the names of the keypoints of one version, by default the active one.
+
+    Its prior and its estimates then include the names. They belong to the version, because another training finds other
+    keypoints. The first names need no `If-Match`; later ones do.
+    """
+    check = precondition(if_match, "a list of names")
+
+    def put() -> dict[str, Any]:
+        before = gateway.versions.keypoint_names(category, version)
+        names = check_names(given.names, len(before["names"]))
+
+        def check_unchanged(now: tuple[str, ...] | None) -> None:
+            if now is not None or if_match is not None:
+                check(json_etag(list(now or before["names"])))
+
+        gateway.versions.additions.put_names(category, before["version"], names, check_unchanged)
+        return {**before, "names": list(names)}
+
+    found = await gateway.threads.io(put)
+    response.headers["ETag"] = json_etag(found["names"])
+    return found
 
 
 def _page(items: list[dict[str, Any]], names: list[str], limit: int) -> dict[str, Any]:
     return {"items": items, "next_cursor": names[limit - 1] if len(names) > limit else None}
 
 
-async def _json(gateway: Gateway, make: Any) -> Response:
-    """Return a JSON response; read and encode it in a thread, as a memory has many vectors."""
-    body = await gateway.threads.io(lambda: JSONResponse(make()).body)
-    return Response(body, media_type="application/json")
+def _bad_cursor(cursor: str) -> BadCursor:
+    return BadCursor(f"cursor {cursor[:80]!r} is not valid; send the next_cursor of a page of this list")

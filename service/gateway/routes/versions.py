@@ -1,70 +1,74 @@
-"""/priors/{category}/aliases, and the deletion of versions."""
+"""/priors/{category}/aliases and /versions: move aliases; export, import and delete versions."""
 
 from __future__ import annotations
 
+from itertools import chain
+from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Request, Response
+from fastapi import APIRouter, Body, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from service.contract.errors import BadVersionFile
 from service.contract.versions.changes import delete_version, move_alias, remove_alias
-from service.gateway.gateway import gateway_of
+from service.contract.versions.store import ACTIVE, check_category
+from service.gateway.gateway import CurrentGateway, Gateway
 from service.http.headers import IfMatch, etag, precondition
-from service.http.problems import responses
-from service.versions.schemas import AliasEntry, AliasPage, AliasTarget
+from service.http.multipart import FileField, UploadFile, UploadFolder, read_form
+from service.http.openapi import etag_header
+from service.http.problems import BadField, responses
+from service.versions.export import export_version
+from service.versions.import_version import import_version
+from service.versions.openapi import import_body
+from service.versions.schemas import AliasEntry, AliasPage, AliasTarget, VersionEntry
 
 router = APIRouter(tags=["versions"])
 
-_ETAG = {"ETag": {"description": "names the version that it points to; for If-Match", "schema": {"type": "string"}}}
+_ETAG = etag_header("names the version that it points to; for If-Match")
+_TRUTHS = {"": None, "true": True, "false": False}
 
 
-@router.get(
-    "/priors/{category}/aliases",
-    summary="List a category's aliases",
-    response_model=AliasPage,
-    responses=responses(400, 404),
-)
-async def get_aliases(request: Request, category: str) -> dict[str, Any]:
+@router.get("/priors/{category}/aliases", summary="List a category's aliases")
+async def get_aliases(gateway: CurrentGateway, category: str) -> AliasPage:
     """Return the names that point to versions: `active`, which requests without a version get, then the others by name.
 
     A category has at most 100, so one page has all.
     """
-    gateway = gateway_of(request)
     found = await gateway.threads.io(gateway.versions.store.aliases, category)
-    return {"items": [_entry(category, alias, version) for alias, version in found.items()], "next_cursor": None}
+    return AliasPage(
+        items=[AliasEntry(category=category, alias=alias, version=version) for alias, version in found.items()]
+    )
 
 
 @router.get(
     "/priors/{category}/aliases/{alias}",
     summary="An alias",
-    response_model=AliasEntry,
-    responses={200: {"headers": _ETAG, "description": "where it points"}, **responses(400, 404)},
+    responses={200: {"headers": _ETAG, "description": "where it points"}},
 )
-async def get_alias(request: Request, response: Response, category: str, alias: str) -> dict[str, Any]:
+async def get_alias(gateway: CurrentGateway, response: Response, category: str, alias: str) -> AliasEntry:
     """Return the version that an alias points to; its `ETag` goes into `If-Match` when it is moved."""
-    gateway = gateway_of(request)
     version = await gateway.threads.io(gateway.versions.store.alias, category, alias)
     response.headers["ETag"] = etag(version)
-    return _entry(category, alias, version)
+    return AliasEntry(category=category, alias=alias, version=version)
 
 
 @router.put(
     "/priors/{category}/aliases/{alias}",
     summary="Point an alias to a version",
-    response_model=AliasEntry,
     responses={
         200: {"headers": _ETAG, "description": "it was moved"},
         201: {"model": AliasEntry, "headers": _ETAG, "description": "it is new"},
-        **responses(400, 404, 409, 412, 415, 422, 428),
+        **responses(409, 412, 428),
     },
 )
 async def put_alias(
-    request: Request,
+    gateway: CurrentGateway,
     response: Response,
     category: str,
     alias: str,
     target: Annotated[AliasTarget, Body()],
     if_match: IfMatch = None,
-) -> dict[str, Any]:
+) -> AliasEntry:
     """Create an alias, or move it for all clients at once. Move `active` to an older version to roll back.
 
     A new alias needs no `If-Match`. To move one, send its current ETag, so that one of two concurrent moves is refused
@@ -74,7 +78,6 @@ async def put_alias(
     curl -X PUT --json '{"version": "active"}' http://127.0.0.1:8000/priors/dog/aliases/champion
     ```
     """
-    gateway = gateway_of(request)
     check = precondition(if_match, f"the alias '{alias[:80]}'")
     store = gateway.versions.store
     version, new = await gateway.threads.io(
@@ -82,18 +85,17 @@ async def put_alias(
     )
     response.status_code = 201 if new else 200
     response.headers["ETag"] = etag(version)
-    return _entry(category, alias, version)
+    return AliasEntry(category=category, alias=alias, version=version)
 
 
 @router.delete(
     "/priors/{category}/aliases/{alias}",
     status_code=204,
     summary="Remove an alias",
-    responses=responses(400, 404, 409, 412, 422),
+    responses=responses(409, 412),
 )
-async def delete_alias(request: Request, category: str, alias: str, if_match: IfMatch = None) -> None:
+async def delete_alias(gateway: CurrentGateway, category: str, alias: str, if_match: IfMatch = None) -> None:
     """Remove an alias; its version stays. `active` can only be moved."""
-    gateway = gateway_of(request)
     check = precondition(if_match, f"the alias '{alias[:80]}'", required=False)
     store = gateway.versions.store
     await gateway.threads.io(remove_alias, store, category, alias, lambda now: check(now and etag(now)))
@@ -103,17 +105,82 @@ async def delete_alias(request: Request, category: str, alias: str, if_match: If
     "/priors/{category}/versions/{version}",
     status_code=204,
     summary="Delete a version",
-    responses=responses(400, 404, 409),
+    responses=responses(409),
 )
-async def remove_version(request: Request, category: str, version: str) -> None:
+async def remove_version(gateway: CurrentGateway, category: str, version: str) -> None:
     """Delete a version permanently, with the names and landmarks added to it.
 
     While an alias such as `active` points to the version, this is refused (409, `version_in_use`): move the alias
     first.
     """
-    gateway = gateway_of(request)
     await gateway.threads.io(delete_version, gateway.versions.store, category, version)
 
 
-def _entry(category: str, alias: str, version: str) -> dict[str, Any]:
-    return {"category": category, "alias": alias, "version": version}
+@router.get(
+    "/priors/{category}/versions/{version}/export",
+    summary="Export a version",
+    response_class=Response,
+    responses={200: {"content": {"application/zip": {}}, "description": "a zip of the version's files and a manifest"}},
+)
+async def get_export(gateway: CurrentGateway, category: str, version: str) -> Response:
+    """Return a version as one file that another server can import.
+
+    It contains the weights as safetensors, everything else as JSON, including the names and landmarks added to the
+    version, and a manifest with the size and the SHA-256 of each member.
+    """
+    name = await gateway.threads.io(gateway.versions.store.resolve, category, version)
+    parts = export_version(gateway.versions, category, name)
+    first = await gateway.threads.upload(next, parts)  # raises every error before the first part
+    headers = {"Content-Disposition": f'attachment; filename="{category}-{name}.zip"'}
+    return StreamingResponse(chain((first,), parts), media_type="application/zip", headers=headers)
+
+
+@router.post(
+    "/priors/{category}/versions/import",
+    status_code=201,
+    summary="Import a version",
+    response_model=VersionEntry,
+    responses=responses(409, 507),
+    openapi_extra=import_body(),
+)
+async def post_import(request: Request, gateway: CurrentGateway, category: str) -> Response:
+    """Create a version from an exported file, under its own name, in this category or in another.
+
+    The server checks the format, every checksum, the settings, and that the weights fit these settings (by their
+    header) before it publishes the version. The version becomes active if `activate` is true, or if the category has no
+    active version and `activate` is not given.
+    """
+    check_category(category)
+    max_bytes = gateway.settings.version_max_bytes
+    async with UploadFolder.create_in(gateway.versions.store.root, gateway.threads.upload) as upload:
+        archive = upload.file("archive", max_bytes)
+        activate = await _receive(request, archive)
+        await upload.flush()
+        entry = await gateway.threads.upload(_publish, gateway, archive.path, category, activate)
+    headers = {"Location": f"/priors/{category}?version={entry['version']}"}
+    return JSONResponse(entry, status_code=201, headers=headers)
+
+
+async def _receive(request: Request, archive: UploadFile) -> bool | None:
+    def more_than_one() -> BadField:
+        return BadField("file", "more than one file came; send one version at a time")
+
+    form = await read_form(request, {"file": FileField(1, more_than_one, archive.write, archive.max_bytes)})
+    for field in form.fields:
+        if field != "activate":
+            raise BadField(field, f"unknown field {field!r}; known are file and activate")
+    if archive.is_empty:
+        raise BadVersionFile("no version came, or an empty file; send one in the field file (curl -F file=@FILE.zip)")
+    text = form.fields.get("activate", "").strip().lower()
+    if text not in _TRUTHS:
+        raise BadField("activate", f"activate is {text[:80]!r}; it must be true or false")
+    return _TRUTHS[text]
+
+
+def _publish(gateway: Gateway, archive: Path, category: str, activate: bool | None) -> dict[str, Any]:
+    versions = gateway.versions
+    store = versions.store
+    name = import_version(store, archive, archive.with_name("version"), category, gateway.settings.version_max_bytes)
+    if activate or (activate is None and ACTIVE not in store.aliases(category)):
+        store.activate(category, name)
+    return versions.version_entry(category, name, store.aliases(category))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import shutil
 import threading
 
 import numpy as np
@@ -13,8 +14,6 @@ from PIL import Image
 
 from service.contract.jobs.files import check_prior
 from service.estimates.drawing import prior_picture
-from service.gateway.prior_pictures import PictureCache
-from service.gateway.routes import priors
 from service.versions.schemas import History, Memory, Prior, PriorPage, VersionPage
 
 OLD, NEW = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb"
@@ -152,7 +151,7 @@ async def test_link_map_is_drawn_once_for_a_version_and_size(http, dog, monkeypa
         drawn.append((prior["version"], side))
         return prior_picture(prior, side)
 
-    monkeypatch.setattr(priors, "prior_picture", draw)
+    monkeypatch.setattr("service.gateway.gateway.prior_picture", draw)
     paths = [f"?size={size}&version={version}" for size in (64, 65) for version in (OLD, NEW)] * 3
     bodies = await asyncio.gather(*(http.get(f"/priors/dog/link-map{path}") for path in [*paths, "?size=64"]))
     assert sorted(drawn) == [(OLD, 64), (OLD, 65), (NEW, 64), (NEW, 65)]
@@ -170,17 +169,16 @@ async def test_link_map_does_not_wait_for_pictures_to_be_decoded(http, dog):
         leave.set()
 
 
-def test_kept_pictures_are_bounded_in_bytes():
-    cache = PictureCache(100)
-    for key in range(5):
-        cache.put(key, bytes(30))
-        assert cache.get(0) is not None or key > 3
-    assert [key for key in range(5) if cache.get(key)] == [0, 3, 4]
-    cache.put(0, bytes(10))
-    assert cache.size == 70
-    cache.put("large", bytes(101))
-    assert cache.size <= 100
-    assert cache.get("large") is None
+async def test_link_map_of_a_version_that_was_created_again_is_drawn_again(http, publish, data_root):
+    publish("dog", OLD)
+    before = (await http.get("/priors/dog/link-map")).content
+    prior = data_root / "categories" / "dog" / "versions" / OLD / "prior.json"
+    document = json.loads(prior.read_text())
+    folder = prior.parent
+    moved = folder.rename(folder.with_name("x"))
+    shutil.copytree(moved, folder)
+    prior.write_text(json.dumps({**document, "keypoint_prior": [[y, x] for x, y in document["keypoint_prior"]]}))
+    assert (await http.get("/priors/dog/link-map")).content != before
 
 
 async def test_memory_has_the_documented_shape(http, dog):
