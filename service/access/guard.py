@@ -36,8 +36,6 @@ _ESTIMATES = re.compile(r"/estimates?(/.*)?")
 _SECRETS = re.compile(r"/webhooks(/.*)?")
 _KEY = "ppl.api_key"
 _MAX_CALLERS = 10_000
-_CLIENT_CLOSED_REQUEST = 499
-_INTERNAL_ERROR = 500
 
 
 def needed_scope(method: str, path: str) -> KeyScope | None:
@@ -56,8 +54,7 @@ def needed_scope(method: str, path: str) -> KeyScope | None:
 
 def api_key_of(scope: Scope) -> ApiKey | None:
     """Return the API key that came with a request; None where the gateway requires none."""
-    key = scope.get(_KEY)
-    assert key is None or isinstance(key, ApiKey)
+    key: ApiKey | None = scope.get(_KEY)
     return key
 
 
@@ -113,22 +110,22 @@ class Guard:
             await self._app(scope, receive, send)
             return
         try:
-            scope[_KEY] = self._check(scope)
+            if not self._keys:
+                self._check_local(scope)
+            needed = self._needed_scope(scope)
+            scope[_KEY] = None if needed is None else self._admit(scope, needed)
         except PPLError as error:
             await problem_response(error)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def _check(self, scope: Scope) -> ApiKey | None:
-        if not self._keys:
-            self._check_local(scope)
-        path = scope["path"]
-        if path in HEALTH_PATHS or path == METRICS_PATH:
-            if self._keys and not self._is_open(scope):
-                self._admit(scope, KeyScope.READ)
-            return None
-        needed = needed_scope(scope["method"], path)
-        return None if needed is None else self._admit(scope, needed)
+    def _needed_scope(self, scope: Scope) -> KeyScope | None:
+        """Return the scope that a request needs here, where the operator may have closed health and metrics."""
+        path, settings = scope["path"], self._settings
+        is_closed = (path == METRICS_PATH and not settings.open_metrics) or (
+            path in HEALTH_PATHS and not (settings.open_health or _is_loopback(_client(scope)))
+        )
+        return KeyScope.READ if self._keys and is_closed else needed_scope(scope["method"], path)
 
     def _check_local(self, scope: Scope) -> None:
         """Raise Forbidden for a request to another host's name, and for a change by a page of another site."""
@@ -168,11 +165,6 @@ class Guard:
             )
         return key
 
-    def _is_open(self, scope: Scope) -> bool:
-        if scope["path"] == METRICS_PATH:
-            return self._settings.open_metrics
-        return self._settings.open_health or _is_loopback(_client(scope))
-
     def _find_key(self, headers: Headers) -> ApiKey:
         assert self._keys
         given = headers.get("authorization", "")
@@ -196,7 +188,7 @@ class Guard:
 
 
 def _client(scope: Scope) -> str:
-    return str((scope.get("client") or ("",))[0])
+    return str((scope.get("client") or ("unknown",))[0])
 
 
 def _host_name(address: str) -> str:
@@ -236,7 +228,7 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        status = _CLIENT_CLOSED_REQUEST
+        status = 499  # the client closed the request
 
         async def record_status(message: Message) -> None:
             nonlocal status
@@ -248,7 +240,7 @@ class RequestLog:
             try:
                 await self._app(scope, receive, record_status)
             except Exception:  # the error handler outside of all middleware answers 500
-                status = _INTERNAL_ERROR
+                status = 500
                 raise
             finally:
                 # unknown paths share one label, so that a client cannot create labels
@@ -264,7 +256,7 @@ class RequestLog:
         if status < 400 and (is_probe or not self._log_all):
             return
         key = api_key_of(scope)
-        caller = f"key={key.id}" if key else f"client={(scope.get('client') or ('unknown',))[0]}"
+        caller = f"key={key.id}" if key else f"client={_client(scope)}"
         # still percent-encoded, so it cannot break the line
         path = scope.get("raw_path", b"")[:200].decode("ascii", "backslashreplace")
         log.info("%s %s %d in %.1f ms, %s", scope["method"], path, status, 1e3 * took_s, caller)

@@ -15,14 +15,14 @@ import json
 import logging
 import re
 import secrets
-import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import AwareDatetime, BaseModel, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, Field
 
 from service.contract.durable_files import atomic_write
 from service.contract.errors import StoreCorrupt, UnknownKey
@@ -34,7 +34,6 @@ RELOAD_S = 1.0
 FIRST_KEY_FILE = "first-api-key"
 MAX_NAME_LENGTH = 80
 
-_SETTLED_NS = 2_000_000_000
 _KEY = re.compile(r"ppl_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 _ID = re.compile(r"[0-9a-f]{12}")
 
@@ -51,6 +50,7 @@ class ApiKey(BaseModel):
 
     Attributes:
         scopes: ``read``: estimate, and read everything; ``train``: also train, upload, change and delete.
+        sha256: of the key's text; only in its file.
     """
 
     id: str = Field(description="the public part of the key", examples=["3f9c1a7be0d2"])
@@ -58,39 +58,24 @@ class ApiKey(BaseModel):
     scopes: list[Scope]
     created_at: AwareDatetime
     revoked_at: AwareDatetime | None = None
+    sha256: str = Field(exclude=True, repr=False)
 
     def allows(self, scope: Scope) -> bool:
         """Return whether the key is valid for a scope; ``train`` includes ``read``."""
         return self.revoked_at is None and (scope in self.scopes or Scope.TRAIN in self.scopes)
 
 
-class _StoredKey(ApiKey):
-    format: int = 1
-    sha256: str
-
-    def to_public(self) -> ApiKey:
-        return ApiKey.model_validate(self.model_dump(exclude={"sha256", "format"}))
-
-
 class KeyStore:
-    """The keys of a data root. Thread-safe.
+    """The keys of a data root. Keeps in memory those that were used, and reads each again once in RELOAD_S.
 
-    Keeps all keys in memory, and reads them again where the folder changed; it looks once in RELOAD_S.
+    Attributes:
+        first_key_file: has the key of the first start in plain text; the operator removes it.
     """
 
     def __init__(self, data_root: Path) -> None:
         self._folder = data_root / "keys"
-        self._first = data_root / FIRST_KEY_FILE
-        self._lock = threading.Lock()
-        self._cached: dict[str, _StoredKey] = {}
-        self._checked_at = float("-inf")
-        self._state: tuple[int, bool] | None = None
-        self._damaged: set[str] = set()
-
-    @property
-    def first_key_file(self) -> Path:
-        """Path of the key of the first start in plain text; the operator removes it."""
-        return self._first
+        self.first_key_file = data_root / FIRST_KEY_FILE
+        self._cached: dict[str, tuple[ApiKey | None, float]] = {}  # None if damaged, and when it was read
 
     def create(self, name: str, scopes: Iterable[Scope]) -> tuple[ApiKey, str]:
         """Create a key.
@@ -107,24 +92,25 @@ class KeyStore:
 
     def keys(self) -> list[ApiKey]:
         """Return all keys, also revoked ones, oldest first. Raises StoreCorrupt, OSError."""
-        stored = self._read_all().values()
-        return sorted((key.to_public() for key in stored), key=lambda key: (key.created_at, key.id))
+        found = []
+        for path in self._folder.glob("*.json"):
+            with suppress(UnknownKey):  # not a key, or removed meanwhile
+                found.append(self._read(path.stem))
+        return sorted(found, key=lambda key: (key.created_at, key.id))
 
     def revoke(self, key_id: str) -> ApiKey:
         """Revoke a key. Idempotent.
 
         Raises:
             UnknownKey: no key has this id.
-            StoreCorrupt: a file cannot be read.
-            OSError: the file cannot be written.
+            StoreCorrupt: its file cannot be read.
+            OSError: its file cannot be written.
         """
-        key = self._read_all().get(key_id)
-        if key is None:
-            raise UnknownKey(f"there is no key {key_id[:80]!r}; `ppl keys list` shows the ids")
+        key = self._read(key_id)
         if key.revoked_at is None:
             key = key.model_copy(update={"revoked_at": datetime.now(UTC)})
             self._write(key)
-        return key.to_public()
+        return key
 
     def find(self, text: str) -> ApiKey | None:
         """Return the key with this text; None where it is unknown or revoked. Compares in constant time."""
@@ -132,7 +118,7 @@ class KeyStore:
         key = self._get(match[1]) if match else None
         # takes the same time for an unknown id
         same = hmac.compare_digest(_digest(text), key.sha256 if key else _digest(""))
-        return key.to_public() if key and same and key.revoked_at is None else None
+        return key if key and same and key.revoked_at is None else None
 
     def ensure_first(self) -> Path | None:
         """Create a key where there has never been one. Gateways that start concurrently create one together.
@@ -147,11 +133,11 @@ class KeyStore:
         # a damaged file counts too: it must not prevent a start with the other keys
         if any(_ID.fullmatch(path.stem) for path in self._folder.glob("*.json")):
             return None
-        text = read_or_create(self._first, _generate)
+        text = read_or_create(self.first_key_file, _generate)
         if not _KEY.fullmatch(text):
-            raise StoreCorrupt(f"{self._first} contains no key; remove it, and the next start creates one")
+            raise StoreCorrupt(f"{self.first_key_file} contains no key; remove it, and the next start creates one")
         self._add(text, "first", [Scope.TRAIN])
-        return self._first
+        return self.first_key_file
 
     def _add(self, text: str, name: str, scopes: Iterable[Scope]) -> ApiKey:
         name = name.strip()
@@ -160,77 +146,51 @@ class KeyStore:
         chosen = sorted(set(scopes))
         if not chosen:
             raise ValueError(f"the key has no scope; give it {' or '.join(Scope)}")
-        match = _KEY.fullmatch(text)
-        assert match
-        key = _StoredKey(id=match[1], name=name, scopes=chosen, created_at=datetime.now(UTC), sha256=_digest(text))
+        key = ApiKey(
+            id=text.split("_")[1], name=name, scopes=chosen, created_at=datetime.now(UTC), sha256=_digest(text)
+        )
         self._write(key)
-        return key.to_public()
+        return key
 
-    def _write(self, key: _StoredKey) -> None:
+    def _write(self, key: ApiKey) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        stored = {**key.model_dump(mode="json"), "format": 1, "sha256": key.sha256}
         with atomic_write(self._folder / f"{key.id}.json", mode=0o600) as file:
-            file.write(key.model_dump_json(indent=1).encode() + b"\n")
-        self._checked_at = float("-inf")
+            file.write(json.dumps(stored, indent=1).encode() + b"\n")
+        self._cached.pop(key.id, None)
 
-    def _get(self, key_id: str) -> _StoredKey | None:
-        key = self._current().get(key_id)
-        if key or key_id in self._damaged or not (self._folder / f"{key_id}.json").exists():
-            return key
-        # created since the last check: a key is used as soon as it is shown
-        with self._lock:
-            self._checked_at, self._state = float("-inf"), None
-        return self._current().get(key_id)
+    def _get(self, key_id: str) -> ApiKey | None:
+        """Return a key as it was at most RELOAD_S ago; None if it is unknown or damaged."""
+        key, read_at = self._cached.get(key_id, (None, float("-inf")))
+        if time.monotonic() - read_at > RELOAD_S:
+            try:
+                key = self._read(key_id)
+            except UnknownKey:
+                # not cached: a key is used as soon as it is created
+                self._cached.pop(key_id, None)
+                return None
+            except StoreCorrupt as error:
+                if key or key_id not in self._cached:  # log it once
+                    log.error("requests with a key are refused: %s", error.detail)
+                key = None
+            self._cached[key_id] = key, time.monotonic()
+        return key
 
-    def _current(self) -> dict[str, _StoredKey]:
-        with self._lock:
-            if time.monotonic() - self._checked_at > RELOAD_S:
-                state = self._folder_state()
-                # a change right after the last read may have left the folder's mtime as it was
-                if state is None or state != self._state or not state[1]:
-                    self._cached, damaged = self._read()
-                    for key_id in damaged.keys() - self._damaged:
-                        log.error(
-                            "the file of key %s cannot be read, so requests with it are refused; remove it, restore "
-                            "it, or give it to the user that the gateway runs as",
-                            key_id,
-                        )
-                    self._damaged = set(damaged)
-                    if damaged:
-                        state = None  # try again: the damage may be temporary
-                self._state, self._checked_at = state, time.monotonic()
-            return self._cached
-
-    def _folder_state(self) -> tuple[int, bool] | None:
-        """Return the folder's mtime and whether it is long ago."""
+    def _read(self, key_id: str) -> ApiKey:
+        """Read a key. Raises UnknownKey, StoreCorrupt."""
+        unknown = UnknownKey(f"there is no key {key_id[:80]!r}; `ppl keys list` shows the ids")
+        if not _ID.fullmatch(key_id):
+            raise unknown
         try:
-            changed = self._folder.stat().st_mtime_ns
+            return ApiKey.model_validate_json((self._folder / f"{key_id}.json").read_bytes())
         except FileNotFoundError:
-            return None
-        return changed, time.time_ns() - changed > _SETTLED_NS
-
-    def _read_all(self) -> dict[str, _StoredKey]:
-        found, damaged = self._read()
-        for key_id, error in damaged.items():
+            raise unknown from None
+        except (ValueError, OSError) as error:
             reason = f" ({error.strerror})" if isinstance(error, OSError) else ""
             raise StoreCorrupt(
                 f"the file of key {key_id} cannot be read{reason}; remove it, restore it, or give it to the user that "
                 "the server runs as"
             ) from error
-        return found
-
-    def _read(self) -> tuple[dict[str, _StoredKey], dict[str, Exception]]:
-        """Return all keys by id, and the errors of files that cannot be read."""
-        found, damaged = {}, dict[str, Exception]()
-        for path in self._folder.glob("*.json"):
-            if not _ID.fullmatch(path.stem):
-                continue
-            try:
-                found[path.stem] = _StoredKey.model_validate(json.loads(path.read_bytes()))
-            except FileNotFoundError:  # removed meanwhile
-                continue
-            except (ValidationError, ValueError, OSError) as error:
-                damaged[path.stem] = error
-        return found, damaged
 
 
 def _generate() -> str:

@@ -49,7 +49,7 @@ class LandmarkRequest:
         limit = settings.landmarks_max_images
         too_many = f"more than {limit} pictures; a request may have {limit}"
         fields = {
-            "images": FileField(limit, lambda: TooManyImages(too_many)),
+            "images": FileField(limit, TooManyImages(too_many)),
             "labels": FileField(max_bytes=MAX_FIT_LABELS_BYTES),
         }
         form = await read_form_within(BODY_S, request, fields)

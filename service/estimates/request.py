@@ -107,7 +107,7 @@ async def read_estimate(request: Request, max_images: int, files: UploadedFiles,
     too_many = f"more than {max_images} pictures; a request may have {max_images}, send several requests"
     sink_of = files.sink_of if keep_images else None
     fields = {
-        "images": FileField(max_images, lambda: TooManyImages(too_many), sink_of=sink_of),
+        "images": FileField(max_images, TooManyImages(too_many), sink_of=sink_of),
         "video": FileField(sink_of=files.sink_of),
     }
     form = await read_form_within(None if responds_async(request.headers) else BODY_S, request, fields)

@@ -14,8 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -40,7 +39,7 @@ class FileField:
     """A field of a form that takes files.
 
     Attributes:
-        max_files: more raise `too_many()`, a BadField unless given.
+        max_files: more raise `too_many`, a BadField unless given.
         sink: takes the bytes as they arrive, instead of keeping them in memory.
         max_bytes: limit on one file; None where the limit on the body is enough.
         or_text: whether the content may also come as plain text, as a file without a name.
@@ -48,7 +47,7 @@ class FileField:
     """
 
     max_files: int = 1
-    too_many: Callable[[], Exception] | None = None
+    too_many: Exception | None = None
     sink: Write | None = None
     max_bytes: int | None = None
     or_text: bool = False
@@ -59,7 +58,7 @@ class FileField:
 class Part:
     """A file of a form; `name` is its field, `data` is empty where a sink takes the bytes, `size` counts them all."""
 
-    filename: str
+    filename: str = ""
     data: bytearray = field(default_factory=bytearray)
     name: str = ""
     size: int = 0
@@ -110,10 +109,8 @@ class _Reader:
         self._file_fields = file_fields
         self._counts: Counter[str] = Counter()  # files by field
         self._unsent: deque[tuple[Part, Write]] = deque()  # files with bytes that their sink has not taken
-        # of the current part; None for a text field
-        self._part: Part | None = None
-        self._name = ""
-        self._data = bytearray()
+        self._part = Part()
+        self._field: FileField | None = None  # of the current part; None for text
         self._headers: dict[str, bytes] = {}
         self._header = (bytearray(), bytearray())
         self._ended = False
@@ -166,50 +163,42 @@ class _Reader:
         _, options = parse_options_header(self._headers.get("content-disposition"))
         if b"name" not in options:
             raise BadRequest("a part of the multipart body has no name; name each field")
-        self._name, self._part = _text(options[b"name"])[:80], None
-        self._data = bytearray()
-        file_field = self._file_fields.get(self._name)
-        if b"filename" in options or (file_field and file_field.or_text):
-            self._begin_file(_text(options.get(b"filename", b"")))
-        elif file_field:
-            raise BadField(self._name, f"{self._name} came as text; send the file itself (curl -F {self._name}=@FILE)")
-        elif self._name in self._form.fields:
-            raise BadField(self._name, f"the field {self._name!r} came twice; send it once")
+        name = _text(options[b"name"])[:80]
+        self._part = Part(_text(options.get(b"filename", b"")), name=name)
+        self._field = self._file_fields.get(name)
+        if b"filename" in options or (self._field and self._field.or_text):
+            self._begin_file(name)
+        elif self._field:
+            raise BadField(name, f"{name} came as text; send the file itself (curl -F {name}=@FILE)")
+        elif name in self._form.fields:
+            raise BadField(name, f"the field {name!r} came twice; send it once")
         elif len(self._form.fields) >= MAX_FIELDS:
             raise BadRequest(f"the form has more than {MAX_FIELDS} fields; send fewer")
 
-    def _begin_file(self, filename: str) -> None:
-        file_field = self._file_fields.get(self._name)
-        if file_field is None:
+    def _begin_file(self, name: str) -> None:
+        if self._field is None:
             fields = " or ".join(map(repr, self._file_fields))
-            raise BadField(self._name, f"a file came in the field {self._name!r}; send files in {fields}")
-        if self._counts[self._name] >= file_field.max_files:
-            if file_field.too_many is not None:
-                raise file_field.too_many()
-            raise BadField(self._name, f"more than one file came in the field {self._name}; send one")
-        self._counts[self._name] += 1
-        self._part = Part(filename, self._data, self._name)
+            raise BadField(name, f"a file came in the field {name!r}; send files in {fields}")
+        if self._counts[name] >= self._field.max_files:
+            raise self._field.too_many or BadField(name, f"more than one file came in the field {name}; send one")
+        self._counts[name] += 1
         self._form.files.append(self._part)
-        sink = file_field.sink_of(self._part) if file_field.sink_of else file_field.sink
+        sink = self._field.sink_of(self._part) if self._field.sink_of else self._field.sink
         if sink is not None:
             self._unsent.append((self._part, sink))
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._part is None:
-            if len(self._data) + end - start > MAX_FIELD_BYTES:
-                raise BadField(self._name, f"the field {self._name!r} has more than {MAX_FIELD_BYTES} bytes; send less")
-        else:
-            self._part.size += end - start
-            max_bytes = self._file_fields[self._name].max_bytes
-            if max_bytes is not None and self._part.size > max_bytes:
-                raise BodyTooLarge(
-                    f"the file in the field {self._name!r} has more than {max_bytes} bytes; send a smaller one"
-                )
-        self._data += data[start:end]
+        part = self._part
+        part.size += end - start
+        max_bytes = self._field.max_bytes if self._field else MAX_FIELD_BYTES
+        if max_bytes is not None and part.size > max_bytes:
+            detail = f"the field {part.name!r} has more than {max_bytes} bytes; send less"
+            raise BodyTooLarge(f"the file in {detail}") if self._field else BadField(part.name, detail)
+        part.data += data[start:end]
 
     def _on_part_end(self) -> None:
-        if self._part is None:
-            self._form.fields[self._name] = _text(bytes(self._data))
+        if self._field is None:
+            self._form.fields[self._part.name] = _text(bytes(self._part.data))
 
     def _on_end(self) -> None:
         self._ended = True
@@ -233,7 +222,6 @@ class UploadFolder:
     def __init__(self, path: Path, in_thread: InThread) -> None:
         self.path = path
         self._in_thread = in_thread
-        self._files: list[UploadFile] = []
         self._kept = False
 
     @classmethod
@@ -244,15 +232,14 @@ class UploadFolder:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._in_thread(self._close)
+    async def __aexit__(self, *_: object) -> None:
+        if not self._kept:
+            with suppress(FileNotFoundError):  # no file arrived, or the folder was moved to its place
+                await self._in_thread(shutil.rmtree, self.path)
 
     def file(self, name: str, max_bytes: int) -> UploadFile:
         """Return a file of the folder to write what arrives to."""
-        self._files.append(UploadFile(self.path / name, self._in_thread, max_bytes))
-        return self._files[-1]
+        return UploadFile(self.path / name, self._in_thread, max_bytes)
 
     async def put(self, name: str, write: Callable[..., Any], *arguments: Any) -> None:
         """Create a file of the folder by `write(path, *arguments)`."""
@@ -263,36 +250,19 @@ class UploadFolder:
 
         await self._in_thread(put)
 
-    async def flush(self) -> None:
-        """Make all bytes that arrived visible to other readers."""
-        await self._in_thread(self._flush)
-
     async def sync(self) -> None:
-        """Flush the files and fsync them and the folder, so that they outlive a power cut."""
-        await self._in_thread(self._sync)
+        """Fsync the files and the folder, so that they outlive a power cut."""
+
+        def sync_all() -> None:
+            if self.path.exists():
+                for path in (*self.path.iterdir(), self.path):
+                    sync(path)
+
+        await self._in_thread(sync_all)
 
     def keep(self) -> None:
         """Leave the files where they are."""
         self._kept = True
-
-    def _flush(self) -> None:
-        for file in self._files:
-            file.flush()
-
-    def _sync(self) -> None:
-        self._flush()
-        if self.path.exists():
-            for path in (*self.path.iterdir(), self.path):
-                sync(path)
-
-    def _close(self) -> None:
-        try:
-            for file in self._files:
-                file.close()
-        finally:
-            if not self._kept:
-                with suppress(FileNotFoundError):  # no file arrived, or the folder was moved to its place
-                    shutil.rmtree(self.path)
 
 
 class UploadFile:
@@ -301,44 +271,31 @@ class UploadFile:
     Attributes:
         max_bytes: the reader of its :attr:`field` enforces it.
         name: the sender's name for it; empty if unknown.
+        is_empty: whether no byte has arrived.
     """
 
     def __init__(self, path: Path, in_thread: InThread, max_bytes: int) -> None:
         self.path = path
         self.max_bytes = max_bytes
         self.name = ""
+        self.is_empty = True
         self._in_thread = in_thread
-        self._file: IO[bytes] | None = None
 
     @property
     def field(self) -> FileField:
         """The field of a form whose file is written here."""
         return FileField(sink=self.write, max_bytes=self.max_bytes)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no byte has arrived."""
-        return self._file is None
-
     async def write(self, data: bytes) -> None:
-        """Append bytes."""
+        """Append bytes; other readers see them when this returns."""
         await self._in_thread(self._write, data)
 
-    def flush(self) -> None:
-        """Pass buffered bytes to the operating system."""
-        if self._file is not None:
-            self._file.flush()
-
-    def close(self) -> None:
-        """Close the file if it was created."""
-        if self._file is not None:
-            self._file.close()
-
     def _write(self, data: bytes) -> None:
-        if self._file is None:
+        if self.is_empty:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("xb")
-        self._file.write(data)
+            self.is_empty = False
+        with self.path.open("ab") as file:
+            file.write(data)
 
 
 def remove_stale_uploads(root: Path, stale_s: float) -> list[str]:

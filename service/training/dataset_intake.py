@@ -87,12 +87,9 @@ async def _read(
     request: Request, upload: UploadFolder, archive: UploadFile, labels: UploadFile, in_thread: InThread
 ) -> Form:
     """Read and check the form; the archive, or the archive that its files are packed into, is on disk afterwards."""
-
-    def too_many() -> TooManyImages:
-        return TooManyImages(f"more than {MAX_FILES} files in the field images; pack them into an archive")
-
     await in_thread(lambda: upload.path.mkdir(parents=True, exist_ok=True))
     packer = ZipPacker(upload.path / "packed", in_thread, archive.max_bytes)
+    too_many = TooManyImages(f"more than {MAX_FILES} files in the field images; pack them into an archive")
     images = FileField(MAX_FILES, too_many, sink_of=packer.sink)
     try:
         form = await read_form(request, {"archive": archive.field, "images": images, "labels": labels.field})
@@ -101,7 +98,6 @@ async def _read(
                 await packer.sink(part)(b"")
     finally:
         await packer.close()
-    await upload.flush()
     for field in form.fields:
         if field not in _FIELDS:
             raise BadField(field, f"unknown field {field[:80]!r}; known are {', '.join(_FIELDS)}")

@@ -90,7 +90,6 @@ async def accept_training(parts: TrainingParts, request: Request, read: Read) ->
             raise
     async with JobUpload(parts.files, parts.threads.upload, parts.settings.archive_max_bytes) as upload:
         requested = await read(request, upload.archive, upload.labels, parts.threads.io)
-        await upload.flush()
         if requested.prior is not None:
             await upload.put(upload.prior.name, write_json, document_of(requested.prior))
         named = None

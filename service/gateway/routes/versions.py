@@ -14,7 +14,7 @@ from service.contract.versions.changes import delete_version, move_alias, remove
 from service.contract.versions.store import ACTIVE, check_category
 from service.gateway.gateway import CurrentGateway, Gateway
 from service.http.headers import IfMatch, etag, precondition
-from service.http.multipart import FileField, UploadFile, UploadFolder, read_form
+from service.http.multipart import UploadFile, UploadFolder, read_form
 from service.http.openapi import etag_header
 from service.http.problems import BadField, responses
 from service.versions.export import export_version
@@ -155,17 +155,13 @@ async def post_import(request: Request, gateway: CurrentGateway, category: str) 
     async with UploadFolder.create_in(gateway.versions.store.root, gateway.threads.upload) as upload:
         archive = upload.file("archive", max_bytes)
         activate = await _receive(request, archive)
-        await upload.flush()
         entry = await gateway.threads.upload(_publish, gateway, archive.path, category, activate)
     headers = {"Location": f"/priors/{category}?version={entry['version']}"}
     return JSONResponse(entry, status_code=201, headers=headers)
 
 
 async def _receive(request: Request, archive: UploadFile) -> bool | None:
-    def more_than_one() -> BadField:
-        return BadField("file", "more than one file came; send one version at a time")
-
-    form = await read_form(request, {"file": FileField(1, more_than_one, archive.write, archive.max_bytes)})
+    form = await read_form(request, {"file": archive.field})
     for field in form.fields:
         if field != "activate":
             raise BadField(field, f"unknown field {field!r}; known are file and activate")

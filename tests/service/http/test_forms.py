@@ -36,8 +36,8 @@ def request(chunks: list[bytes]) -> Request:
 
 async def read(body: bytes, size: int = 10**9, **options) -> Form:
     chunks = [body[start : start + size] for start in range(0, len(body), size)]
-    field = FileField(3, lambda: TooManyImages("too many"), **options)
-    return await read_form(request(chunks), {"images": field, "prior": FileField(1, RuntimeError, None, 100, True)})
+    field = FileField(max_files=3, too_many=TooManyImages("too many"), **options)
+    return await read_form(request(chunks), {"images": field, "prior": FileField(max_bytes=100, or_text=True)})
 
 
 @settings(max_examples=60, deadline=None)
