@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from service.contract.messages import MAX_REFINE_STEPS
-from service.http.openapi import CATEGORY, FILE, form_body
+from service.http.openapi import CATEGORY, FILE, TEXT, form_body
 
 from .formats.json_lines import MEDIA_TYPES as LINES
 from .formats.registry import FORMATS
 from .request import INCLUDABLE
 from .results import ERRORS_HEADER
 from .schemas import BackgroundEstimate
-
-_TEXT = {"schema": {"type": "string"}}
 
 # the fields beside the category and the files; the examples are for the address
 _FIELDS: dict[str, dict[str, Any]] = {
@@ -73,8 +71,8 @@ def estimate_answers() -> dict[str, Any]:
     errors = "of a video with frames without a pose, or a damaged end: JSON, their number and the first"
     return {
         "description": "the poses, in the requested format or media type",
-        "headers": {ERRORS_HEADER: {"description": errors, **_TEXT}},
-        "content": dict.fromkeys((*LINES, "text/csv"), _TEXT),
+        "headers": {ERRORS_HEADER: {"description": errors, **TEXT}},
+        "content": dict.fromkeys((*LINES, "text/csv"), TEXT),
     }
 
 
@@ -82,7 +80,7 @@ def background_answer() -> dict[str, Any]:
     """Describe the answer of POST /estimate with ``Prefer: respond-async``."""
     return {
         "description": "with `Prefer: respond-async`: accepted; its status is at the address in `Location`",
-        "headers": {"Location": _TEXT, "Preference-Applied": _TEXT},
+        "headers": {"Location": TEXT, "Preference-Applied": TEXT},
         "model": BackgroundEstimate,
     }
 

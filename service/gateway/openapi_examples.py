@@ -61,53 +61,55 @@ REQUESTS: dict[tuple[str, str, str], dict[str, Any]] = {
     ("PUT", "/priors/{category}/aliases/{alias}", _JSON): {"version": _VERSION},
 }
 
-# error codes of a status by part of the operation; the first match counts
-_CODES: dict[int, tuple[tuple[str, str], ...]] = {
-    400: (("cursor", "bad_cursor"), ("/priors/{category}", "bad_category_name"), ("", "bad_request")),
-    401: (("", "unauthorized"),),
-    403: (("", "forbidden"),),
-    404: (
-        ("{job_id}", "unknown_job"),
-        ("{dataset_id}", "unknown_dataset"),
-        ("{estimate_id}", "unknown_estimate"),
-        ("landmarks/{name}", "unknown_landmarks"),
-        ("{alias}", "unknown_alias"),
-        ("{version}", "unknown_version"),
-        ("history", "no_history"),
-        ("train-jobs", "unknown_dataset"),
-        ("", "unknown_category"),
-    ),
-    408: (("", "bad_request"),),
-    409: (
-        ("DELETE /train-jobs", "job_not_ended"),
-        ("{job_id}", "job_not_active"),
-        ("DELETE /datasets", "dataset_in_use"),
-        ("contact-sheet", "dataset_not_ready"),
-        ("train-jobs", "dataset_not_ready"),
-        ("import", "version_exists"),
-        ("POST /priors/{category}/landmarks", "name_taken"),
-        ("versions", "version_in_use"),
-        ("", "conflict"),
-    ),
-    412: (("", "precondition_failed"),),
-    413: (("", "body_too_large"),),
-    415: (("", "bad_request"),),
-    422: (
-        ("POST /train-jobs", "bad_setting"),
-        ("POST /estimate", "bad_boxes"),
-        ("PUT /priors/{category}/keypoint-names", "bad_keypoint_names"),
-        ("POST /priors/{category}/landmarks", "bad_labels"),
-        ("import", "bad_version_file"),
-        ("POST /datasets", "bad_archive"),
-        ("", "bad_request"),
-    ),
-    428: (("", "precondition_required"),),
-    429: (("POST /estimate", "queue_full"), ("POST /train-jobs", "too_many_jobs"), ("", "rate_exceeded")),
-    500: (("", "internal"),),
-    503: (("readyz", "unavailable"), ("POST /estimate", "worker_unavailable"), ("", "redis_unavailable")),
-    504: (("", "timeout"),),
-    507: (("POST /datasets", "datasets_full"), ("", "disk_full")),
+# error codes in examples: of a status where nothing else is said, and of operations that contain a part
+_CODES = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "unknown_category",
+    408: "bad_request",
+    409: "conflict",
+    412: "precondition_failed",
+    413: "body_too_large",
+    415: "bad_request",
+    422: "bad_request",
+    428: "precondition_required",
+    429: "rate_exceeded",
+    500: "internal",
+    503: "redis_unavailable",
+    504: "timeout",
+    507: "disk_full",
 }
+_SPECIAL_CODES = (  # the first match counts
+    (400, "/priors/{category}", "bad_category_name"),
+    (404, "{job_id}", "unknown_job"),
+    (404, "{dataset_id}", "unknown_dataset"),
+    (404, "{estimate_id}", "unknown_estimate"),
+    (404, "landmarks/{name}", "unknown_landmarks"),
+    (404, "{alias}", "unknown_alias"),
+    (404, "{version}", "unknown_version"),
+    (404, "history", "no_history"),
+    (404, "train-jobs", "unknown_dataset"),
+    (409, "DELETE /train-jobs", "job_not_ended"),
+    (409, "{job_id}", "job_not_active"),
+    (409, "DELETE /datasets", "dataset_in_use"),
+    (409, "contact-sheet", "dataset_not_ready"),
+    (409, "train-jobs", "dataset_not_ready"),
+    (409, "import", "version_exists"),
+    (409, "POST /priors/{category}/landmarks", "name_taken"),
+    (409, "versions", "version_in_use"),
+    (422, "POST /train-jobs", "bad_setting"),
+    (422, "POST /estimate", "bad_boxes"),
+    (422, "PUT /priors/{category}/keypoint-names", "bad_keypoint_names"),
+    (422, "POST /priors/{category}/landmarks", "bad_labels"),
+    (422, "import", "bad_version_file"),
+    (422, "POST /datasets", "bad_archive"),
+    (429, "POST /estimate", "queue_full"),
+    (429, "POST /train-jobs", "too_many_jobs"),
+    (503, "readyz", "unavailable"),
+    (503, "POST /estimate", "worker_unavailable"),
+    (507, "POST /datasets", "datasets_full"),
+)
 _DETAILS = {
     401: "the request has no API key; send one as 'Authorization: Bearer KEY'",
     403: "the API key 3f9c1a7be0d2 (lab) has the scope read; this needs train",
@@ -145,7 +147,8 @@ def add_examples(operation: dict[str, Any], path: str, method: str) -> None:
 
 def _problem(method: str, path: str, status: int) -> dict[str, Any]:
     this = f"{method} {path}"
-    code = next(code for part, code in _CODES[status] if part in this)
+    special = (code for of, part, code in _SPECIAL_CODES if of == status and part in this)
+    code = next(special, _CODES[status])
     phrase = http.HTTPStatus(status).phrase
     return {
         "type": f"urn:ppl:problem:{code}",

@@ -26,6 +26,7 @@ KEY_HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "Idempotent-Replayed"
 MAX_KEY_LENGTH = 255
 
+_WEIGHT = re.compile(r";\s*q\s*=\s*(\d+(?:\.\d*)?)\s*(?:;|$)")
 _TAGS = re.compile(r'\s*(?:W/)?"[^"]*"\s*(?:,\s*(?:W/)?"[^"]*"\s*)*')
 _TAG = re.compile(r'(W/)?("[^"]*")')
 
@@ -47,8 +48,6 @@ def media_type(headers: Mapping[str, str]) -> str:
 
 def responds_async(headers: Headers) -> bool:
     """Return whether the client asks for a response before the work is done (``Prefer: respond-async``)."""
-    if "prefer" not in headers:
-        return False
     words = ",".join(headers.getlist("prefer")).lower().replace(";", ",").split(",")
     return any(word.strip() == "respond-async" for word in words)
 
@@ -60,22 +59,11 @@ def accepted_media_type(accept: str, offered: Sequence[str], default: str = "app
     """
     weights: dict[str, float] = {}
     for item in accept.lower().split(","):
-        kind, *parameters = (word.strip() for word in item.split(";"))
-        weights[kind] = _weight(parameters)
+        weight = _WEIGHT.search(item)
+        weights[item.partition(";")[0].strip()] = float(weight[1]) if weight else 1.0
     # a type of weight 0 is not acceptable
     least = max(weights.get(default, 0.0), 1e-9)
     return next((kind for kind in weights if kind in offered and weights[kind] >= least), None)
-
-
-def _weight(parameters: Sequence[str]) -> float:
-    for parameter in parameters:
-        name, _, value = parameter.replace(" ", "").partition("=")
-        if name == "q":
-            try:
-                return float(value)
-            except ValueError:
-                return 1.0
-    return 1.0
 
 
 def etag(identity: str) -> str:

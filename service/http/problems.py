@@ -12,7 +12,6 @@ from typing import Any
 from asgi_correlation_id import correlation_id
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -50,14 +49,6 @@ class StorageFull(PPLError, code="disk_full", status=507):  # noqa: N818 - as in
     """The disk with the data root is full, or the quota on it is used up."""
 
 
-class ProblemResponse(JSONResponse):
-    """JSON in ASCII, so that it can repeat input that is not valid UTF-8 (lone surrogates)."""
-
-    def render(self, content: Any) -> bytes:
-        """Encode the body."""
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
-
-
 def problem(
     status: int,
     code: str,
@@ -65,12 +56,14 @@ def problem(
     detail: str,
     extra: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
+) -> Response:
     """Return a problem document as a response; ``extra`` members never replace the standard ones."""
     document = {"type": f"urn:ppl:problem:{code}", "title": title, "status": status, "detail": detail, "code": code}
     if request_id := correlation_id.get():
         document["request_id"] = request_id
-    return ProblemResponse({**(extra or {}), **document}, status, headers=headers, media_type=MEDIA_TYPE)
+    # in ASCII, so that it can repeat input that is not valid UTF-8 (lone surrogates)
+    text = json.dumps({**(extra or {}), **document}, allow_nan=False, separators=(",", ":"))
+    return Response(text, status, headers=headers, media_type=MEDIA_TYPE)
 
 
 def problem_document(error: PPLError) -> dict[str, Any]:
@@ -79,7 +72,7 @@ def problem_document(error: PPLError) -> dict[str, Any]:
     return {**error.extra, "type": f"urn:ppl:problem:{error.code}", **members}
 
 
-def problem_response(error: PPLError) -> JSONResponse:
+def problem_response(error: PPLError) -> Response:
     """Return an error as a response."""
     headers = {}
     if error.retry_after_s is not None:
@@ -159,12 +152,11 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if isinstance(error.body, bytes) and not (media_type == "application/json" or media_type.endswith("+json")):
-        detail = f"the body is {media_type[:80] or 'of no media type'}; send application/json"
-        return problem(415, BadRequest.code, "Bad request", detail)
-    found = [_describe_fault(fault) for fault in error.errors()]
-    faults = [fault for fault, _ in found]
-    detail = "; ".join(text for _, text in found)
-    return problem(422, BadRequest.code, "Bad request", detail, {"errors": faults})
+        return problem_response(
+            UnsupportedMedia(f"the body is {media_type[:80] or 'of no media type'}; send application/json")
+        )
+    faults, texts = zip(*map(_describe_fault, error.errors()), strict=True)
+    return problem(422, BadRequest.code, BadRequest.title, "; ".join(texts), {"errors": faults})
 
 
 def _describe_fault(fault: dict[str, Any]) -> tuple[dict[str, str], str]:
@@ -203,7 +195,7 @@ async def _on_os_error(request: Request, error: Exception) -> Response:
 
 async def _on_unexpected_error(request: Request, error: Exception) -> Response:
     # the server logs the traceback; this handler runs outside of the middleware that adds the header
-    response = problem(500, PPLError.code, "Internal error", "an unexpected error of the server; its log says more")
+    response = problem_response(PPLError("an unexpected error of the server; its log says more"))
     if request_id := correlation_id.get():
         response.headers[REQUEST_ID] = request_id
     return response

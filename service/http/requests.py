@@ -24,7 +24,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.contract.errors import BadRequest, BodyTooLarge, PPLError
 from service.contract.jobs.files import MAX_LABELS_BYTES, MAX_PRIOR_BYTES
-from service.runtime.concurrency import cancel_tasks
 from service.runtime.settings import Settings
 
 from .headers import media_type, responds_async
@@ -56,26 +55,20 @@ _LANDMARKS = re.compile(r"/priors/[^/]+/landmarks")
 _BODY_BYTES = "ppl.body_bytes"
 
 
-class _HeadTooLongError(Exception):
-    """An error that stops the parser."""
-
-
 class ProblemProtocol(HttpToolsProtocol):
     """A protocol that limits a head (first line, headers, trailers) in bytes and time; refuses by problem documents."""
 
     _head_bytes = 0  # complete parts of the head
     _unparsed_bytes = 0  # since the parser's last callback
-    _head_timer: asyncio.TimerHandle | None = None
+    _head_timer: asyncio.TimerHandle
     _rest_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the timer of the first head."""
         super().connection_made(transport)
         self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timers."""
-        self._cancel_head_timer()
+        self._head_timer.cancel()
         self._cancel_rest_timer()
         super().connection_lost(exc)
 
@@ -87,14 +80,12 @@ class ProblemProtocol(HttpToolsProtocol):
             self._refuse(431, "Request header fields too large", _TOO_LONG)
 
     def on_message_begin(self) -> None:
-        """Start the timer and count of a head."""
         super().on_message_begin()
         self._unparsed_bytes = self._head_bytes = 0
-        if self._head_timer is None:
+        if self._head_timer.cancelled():  # the first head's runs since the connection was made
             self._start_head_timer()
 
     def on_url(self, url: bytes) -> None:
-        """Count a part of the first line."""
         self._count_head(len(url))
         super().on_url(url)
 
@@ -106,23 +97,21 @@ class ProblemProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Stop the timer; the application limits the time of a body."""
         self._unparsed_bytes = 0
-        self._cancel_head_timer()
+        self._head_timer.cancel()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Do not count a body as a head."""
         self._unparsed_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Stop the timer of the rest of a body."""
         self._cancel_rest_timer()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Read on for a while where the body is incomplete, or the client might not see the response."""
         # otherwise the cycle is that of the next pipelined request
-        if self.cycle.response_complete and self.cycle.more_body and self._rest_timer is None:
+        if self.cycle.response_complete and self.cycle.more_body:
             self._rest_timer = self.loop.call_later(REST_S, self.transport.close)
         super().on_response_complete()
 
@@ -143,9 +132,13 @@ class ProblemProtocol(HttpToolsProtocol):
             request_id = new_request_id()
             log.info("refused before the application: request=%s status=%d: %s", request_id, status, title)
             body = bytes(problem(status, BadRequest.code, title, detail, {"request_id": request_id}).body)
-            headers = [*self.server_state.default_headers, (b"content-type", MEDIA_TYPE.encode())]
-            headers.append((REQUEST_ID.lower().encode(), request_id.encode()))
-            headers += [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+            headers = [
+                *self.server_state.default_headers,
+                (b"content-type", MEDIA_TYPE.encode()),
+                (REQUEST_ID.lower().encode(), request_id.encode()),
+                (b"content-length", b"%d" % len(body)),
+                (b"connection", b"close"),
+            ]
             lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
             self.transport.write(STATUS_LINE[status] + lines + b"\r\n" + body)
         self.transport.close()
@@ -154,20 +147,14 @@ class ProblemProtocol(HttpToolsProtocol):
         self._unparsed_bytes = 0
         self._head_bytes += size
         if self._head_bytes > MAX_HEAD_BYTES:
-            raise _HeadTooLongError
+            raise OverflowError(_TOO_LONG)  # stops the parser
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_S, self._on_head_timeout)
 
-    def _cancel_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
     def _cancel_rest_timer(self) -> None:
-        if self._rest_timer is not None:
+        if self._rest_timer:
             self._rest_timer.cancel()
-            self._rest_timer = None
 
     def _on_head_timeout(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
@@ -193,18 +180,13 @@ def add_request_ids(app: FastAPI) -> None:
         generator=new_request_id,
         # not a validator: it would log a warning for each unsafe id
         validator=None,
-        transformer=_replace_unsafe,
+        transformer=lambda given: given if _SAFE.fullmatch(given) else new_request_id(),
     )
-
-
-def _replace_unsafe(request_id: str) -> str:
-    return request_id if _SAFE.fullmatch(request_id) else new_request_id()
 
 
 def body_bytes(scope: Scope) -> int:
     """Return the declared length of a request's body, or the limit on it where none is declared."""
-    size: int = scope[_BODY_BYTES]
-    return size
+    return int(scope[_BODY_BYTES])
 
 
 def body_limit(scope: Scope, settings: Settings) -> int:
@@ -310,29 +292,18 @@ class HeadAsGet:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "HEAD":
+        if scope.get("method") != "HEAD":
             await self._app(scope, receive, send)
             return
-        answered = asyncio.Event()
 
         async def send_head(message: Message) -> None:
             if message["type"] == "http.response.start":
                 await send(message)
-                await send({"type": "http.response.body", "body": b""})
-                answered.set()
-
-        async def receive_until_answered() -> Message:
-            tasks = asyncio.ensure_future(receive()), asyncio.ensure_future(answered.wait())
-            try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                # the disconnect ends a stream, which would continue although its body is not sent
-                return {"type": "http.disconnect"} if answered.is_set() else tasks[0].result()
-            finally:
-                await cancel_tasks(tasks)
+                # ends the response: the server then reports the disconnect, which ends a stream
+                await send({"type": "http.response.body"})
 
         get_scope = {**scope, "method": "GET"}
         try:
-            await self._app(get_scope, receive_until_answered, send_head)
+            await self._app(get_scope, receive, send_head)
         finally:
-            if "route" in get_scope:
-                scope["route"] = get_scope["route"]  # for the metrics
+            scope["route"] = get_scope.get("route")  # for the metrics
