@@ -35,7 +35,14 @@ class CeleryEnvelope:
     """
 
     def __init__(self, kind: Kind) -> None:
-        self._message = _capture_message(kind)
+        app: Any = Celery(f"ppl-{kind}-envelope", set_as_current=False)
+        app.conf.update({**routing.celery_options(kind, "memory://"), "broker_transport_options": {}})
+        try:
+            with app.connection_for_write() as connection, connection.channel() as channel:
+                send_task(app, kind, None, "", connection=connection)
+                self._message: dict[str, Any] = channel._get(kind)
+        finally:
+            app.close()
         _, keywords, self._embedded = json.loads(base64.b64decode(self._message["body"]))
         assert not keywords
 
@@ -43,11 +50,8 @@ class CeleryEnvelope:
         """Return the message of a task with one argument, as Redis stores it in the queue's list."""
         body = json.dumps([[argument], {}, self._embedded]).encode()
         headers = {**self._message["headers"], "id": task_id, "root_id": task_id}
-        properties = {
-            **self._message["properties"],
-            "correlation_id": task_id,
-            "delivery_tag": str(uuid.uuid4()),
-        }
+        tag = str(uuid.uuid4())
+        properties = {**self._message["properties"], "correlation_id": task_id, "delivery_tag": tag}
         encoded = base64.b64encode(body).decode()
         return json.dumps({**self._message, "body": encoded, "headers": headers, "properties": properties})
 
@@ -148,18 +152,6 @@ def send_task(app: Any, kind: Kind, argument: Any, task_id: str, **options: Any)
         kwargsrepr="",
         **options,
     )
-
-
-def _capture_message(kind: Kind) -> dict[str, Any]:
-    app: Any = Celery(f"ppl-{kind}-envelope", set_as_current=False)
-    app.conf.update({**routing.celery_options(kind, "memory://"), "broker_transport_options": {}})
-    try:
-        with app.connection_for_write() as connection, connection.channel() as channel:
-            send_task(app, kind, None, "", connection=connection)
-            message: dict[str, Any] = channel._get(kind)
-            return message
-    finally:
-        app.close()
 
 
 def _deliver(data: bytes, deliver: Callable[[BatchReply], None]) -> None:

@@ -121,20 +121,15 @@ class JobStore:
         return bool(self._redis.exists(routing.request_key(name, owner)))
 
     def find_by_request(self, request: NamedRequest, owner: str | None) -> Job | None:
-        """Return the job that the same request created before, if it still exists.
-
-        Raises:
-            KeyReused: the Idempotency-Key was used by another request.
-        """
+        """Return the job that the same request created before, if it still exists. Raises KeyReused."""
         job_id, fingerprint = self._redis.hmget(routing.request_key(request.name, owner), "job", "fingerprint")
         if job_id is None:
             return None
-        try:
+        with suppress(UnknownJob):
             job = self.get(job_id.decode())
-        except UnknownJob:
-            return None
-        _check_same(request, job.id, fingerprint.decode())
-        return job
+            _check_same(request, job.id, fingerprint.decode())
+            return job
+        return None
 
     def check_room(self, owner: str | None, limits: JobLimits) -> None:
         """Raise QueueFull or TooManyJobs unless another job may be created; for use before a long upload."""
@@ -150,16 +145,11 @@ class JobStore:
         return self._load(job_id)[1]
 
     def page(self, limit: int = 50, cursor: str | None = None) -> JobPage:
-        """Return jobs, the newest first, without unreadable ones.
+        """Return jobs, the newest first, without unreadable ones. Raises BadCursor.
 
         Args:
-            limit: 1 to MAX_PAGE.
             cursor: ``next_cursor`` of the page before.
-
-        Raises:
-            BadCursor.
         """
-        limit = max(1, min(limit, MAX_PAGE))
         if cursor is not None and not is_job_id(cursor):
             raise BadCursor(f"cursor {cursor[:80]!r} is not valid; send the next_cursor of a page of this list")
         start = f"({cursor}" if cursor else "+"
@@ -238,9 +228,7 @@ class JobStore:
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: at once if it has no worker, else by a flag that its worker polls.
 
-        Raises:
-            UnknownJob.
-            JobNotActive: it has ended.
+        Raises UnknownJob, JobNotActive.
         """
         record = self.record(job_id)
         if record.job.status.ended:
@@ -259,11 +247,7 @@ class JobStore:
     def pause(self, job_id: str) -> Job:
         """Pause a job: at once if it is queued, else its worker does within a few steps. Idempotent.
 
-        A job whose upload is being prepared is paused when that is done.
-
-        Raises:
-            UnknownJob.
-            JobNotActive: it has ended.
+        A job whose upload is being prepared is paused when that is done. Raises UnknownJob, JobNotActive.
         """
         # request it first: a worker that takes the job between the two steps must see it
         record = self.update(job_id, JobRecord.request_pause)
@@ -277,9 +261,7 @@ class JobStore:
     def resume(self, job_id: str) -> Job:
         """Put a paused job back into the queue; :meth:`reconcile` sends its message. Idempotent.
 
-        Raises:
-            UnknownJob.
-            JobNotActive: it has ended.
+        Raises UnknownJob, JobNotActive.
         """
         return self.update(job_id, JobRecord.resume).job
 

@@ -202,15 +202,10 @@ def _tar_members(file: _GuardedFile) -> Iterator[Member]:
                 continue
             if not info.isfile() or info.issparse():
                 raise _unsafe_error(info.name, "is a link, a device or sparse")
-            yield Member(info.name, info.size, partial(_tar_open, archive, info))
+            opener = cast(Callable[[], IO[bytes]], partial(archive.extractfile, info))  # not None, as it is a file
+            yield Member(info.name, info.size, opener)
         if file.last_read.strip(b"\0"):  # tarfile ends at a damaged header without an error
             raise BadArchive(f"the archive is damaged after its first files; {_KINDS_EXPECTED}")
-
-
-def _tar_open(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    file = archive.extractfile(info)
-    assert file is not None  # it is a plain file
-    return file
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -322,7 +317,7 @@ class ArchiveSummary:
     mode: Mode
 
 
-def check_archive(path: Path, limits: ArchiveLimits | None = None, mode: str = "auto") -> ArchiveSummary:
+def check_archive(path: Path, limits: ArchiveLimits = ArchiveLimits(), mode: str = "auto") -> ArchiveSummary:
     """Check an upload or folder: that it is safe, within the limits, and holds pictures or videos.
 
     Of a zip only the directory is read; a tar.gz is decompressed once, within the limits.
@@ -339,7 +334,7 @@ def check_archive(path: Path, limits: ArchiveLimits | None = None, mode: str = "
     """
     kind = detect_kind(path)
     pictures = videos = unpacked_bytes = 0
-    for member in iter_members(path, kind, limits or ArchiveLimits()):
+    for member in iter_members(path, kind, limits):
         pictures += member.is_picture
         videos += member.is_video
         unpacked_bytes += member.size
@@ -365,7 +360,7 @@ def resolve_mode(mode: str, pictures: int, videos: int) -> Mode:
 
 
 def iter_media(
-    path: Path, limits: ArchiveLimits | None = None, on_other: Callable[[Member], None] = lambda member: None
+    path: Path, limits: ArchiveLimits = ArchiveLimits(), on_other: Callable[[Member], None] = lambda member: None
 ) -> Iterator[tuple[str, bytes | BadPicture | Member]]:
     """Yield the name of every picture and video, with the picture's bytes or the video.
 
@@ -379,7 +374,6 @@ def iter_media(
     Raises:
         BadArchive: or a subclass, when the offending member is reached.
     """
-    limits = limits or ArchiveLimits()
     for member in iter_members(path, detect_kind(path), limits):
         if member.is_video:
             yield member.name, member

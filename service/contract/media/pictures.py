@@ -14,18 +14,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 # importing these keeps Pillow from loading its forty other formats
-from PIL import (
-    BmpImagePlugin,
-    Image,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,
-)
+from PIL import BmpImagePlugin as BmpImagePlugin
+from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
+from PIL import PngImagePlugin as PngImagePlugin
+from PIL import TiffImagePlugin as TiffImagePlugin
+from PIL import WebPImagePlugin as WebPImagePlugin
 
 from service.contract.errors import (
     Animated,
@@ -39,16 +35,7 @@ from service.contract.errors import (
 from service.contract.settings import CommonSettings
 
 EXPECTED = "expected a JPEG, PNG, WebP, BMP or TIFF picture"
-FORMATS = tuple(
-    plugin.format
-    for plugin in (
-        JpegImagePlugin.JpegImageFile,
-        PngImagePlugin.PngImageFile,
-        WebPImagePlugin.WebPImageFile,
-        BmpImagePlugin.BmpImageFile,
-        TiffImagePlugin.TiffImageFile,
-    )
-)
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"))
 
 _ORIENTATION_TAG = 0x0112
@@ -149,18 +136,16 @@ class Picture:
         return self.width, self.height
 
 
-def open_picture(
-    source: bytes | BinaryIO, limits: PictureLimits | None = None, before_decoding: Callable[[int], None] | None = None
-) -> Image.Image:
+def open_picture(source: bytes | BinaryIO, limits: PictureLimits = PictureLimits()) -> Image.Image:
     """Decode a picture at its full size to 8-bit RGB; see :func:`open_reduced`."""
-    return open_reduced(source, lambda *_: 1, limits, before_decoding).image
+    return open_reduced(source, lambda *_: 1, limits).image
 
 
 def open_reduced(
     source: bytes | BinaryIO,
     max_reduction: Callable[[int, int], float],
-    limits: PictureLimits | None = None,
-    before_decoding: Callable[[int], None] | None = None,
+    limits: PictureLimits = PictureLimits(),
+    before_decoding: Callable[[int], object] = lambda pixels: None,
 ) -> Picture:
     """Decode a picture of any supported format and mode to 8-bit RGB; a JPEG may be reduced.
 
@@ -170,14 +155,12 @@ def open_reduced(
     Args:
         source: the file's bytes, or a seekable binary file.
         max_reduction: returns the largest allowed reduction for a width and height (EXIF orientation applied).
-        limits: the defaults of PictureLimits unless given.
         before_decoding: called with the number of pixels once it is within the limits.
 
     Raises:
         BadPicture: a JPEG of too many scans or segments, or a subclass: NotAnImage, UnsupportedFormat,
             TruncatedImage, TooManyPixels, TooSmall, Animated.
     """
-    limits = limits or PictureLimits()
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     _check_jpeg(file)
     try:
@@ -193,10 +176,11 @@ def open_reduced(
         raise _damage_error(error) from error
     with image:
         _check_size(image, limits)
-        if before_decoding is not None:
-            before_decoding(image.width * image.height)
+        before_decoding(image.width * image.height)
         try:
-            _check_still(image)
+            # n_frames is not read: for a TIFF Pillow walks all frames, over offsets that may be damaged
+            if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO holds previews
+                raise Animated(f"the picture is a {image.format} of several frames; send a single frame")
             stored = image.size
             scale = _reduce(image, max_reduction)
             image.load()
@@ -294,12 +278,6 @@ def _identify(head: bytes) -> NotAnImage | UnsupportedFormat | TruncatedImage:
     return NotAnImage(f"the file is not a picture; {EXPECTED}")
 
 
-def _check_still(image: ImageFile.ImageFile) -> None:
-    # n_frames is not read: for a TIFF Pillow walks all frames, over offsets that may be damaged
-    if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO holds previews, not frames
-        raise Animated(f"the picture is a {image.format} of several frames; send a single frame")
-
-
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
@@ -323,17 +301,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     result = Image.new("RGB", image.size)
-    top = 0
-    for strip in _strips(image):
+    for top, strip in _strips(image):
         result.paste(convert(strip), (0, top))
-        top += strip.height
     return result
 
 
-def _strips(image: Image.Image) -> Iterator[Image.Image]:
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
-        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _paste_on_grey(image: Image.Image) -> Image.Image:
@@ -349,7 +325,7 @@ def _grey_scaler(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     sixteen = image.mode.startswith("I;16")
     transparent = image.info.get("transparency")
     ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-    highest = 0.0 if sixteen else max(float(_finite_values(strip).max()) for strip in _strips(image))
+    highest = 0.0 if sixteen else max(float(_finite_values(strip).max()) for _, strip in _strips(image))
     span = next((span for span in ranges if highest <= span), max(highest, 2.0**31 - 1))
 
     def convert(strip: Image.Image) -> Image.Image:
@@ -365,7 +341,7 @@ def _grey_scaler(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     return convert
 
 
-def _finite_values(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _finite_values(image: Image.Image) -> NDArray[np.float64]:
     """Return an image's values, with 0 for negative, infinite and NaN ones."""
-    values: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = np.asarray(image).astype(np.float64)
+    values: NDArray[np.float64] = np.asarray(image).astype(np.float64)
     return np.nan_to_num(values, posinf=0.0, neginf=0.0).clip(min=0)

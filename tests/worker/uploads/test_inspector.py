@@ -50,7 +50,7 @@ def lab(data_root: Path) -> SimpleNamespace:
         (staged / "archive").write_bytes(data)
         if labels is not None:
             (staged / "labels").write_bytes(labels)
-        summary = check_archive(staged / "archive", None, mode)
+        summary = check_archive(staged / "archive", mode=mode)
         record = DatasetRecord(
             id=dataset_id(str(hash(data)), None, summary.mode),
             digest="sha256:00",

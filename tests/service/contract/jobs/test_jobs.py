@@ -358,13 +358,6 @@ def test_room_is_counted_in_all_and_for_each_owner(store: JobStore) -> None:
         store.check_room("d", limits)
 
 
-def test_page_is_never_longer_than_it_may_be(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.contract.jobs.store.MAX_PAGE", 2)
-    for _ in range(3):
-        make(store)
-    assert [len(store.page(limit=limit).items) for limit in (10**9, 3, 2, 1, 0, -5)] == [2, 2, 2, 1, 1, 1]
-
-
 def test_full_last_page_has_no_cursor(store: JobStore) -> None:
     for _ in range(2):
         make(store)
