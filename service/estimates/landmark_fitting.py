@@ -10,7 +10,7 @@ from fastapi import Request
 
 from service.contract.errors import BadBoxes, BadLabels, NoImages, TooManyImages
 from service.contract.versions.landmarks import check_set_name
-from service.http.multipart import FileField
+from service.http.multipart import FileField, check_fields
 from service.http.problems import BadField
 from service.runtime.settings import Settings
 from service.versions.landmarks import MAX_FIT_LABELS_BYTES, FittedPicture, fit_set, read_labelled
@@ -19,7 +19,7 @@ from service.versions.schemas import FittedLandmarks
 
 from .estimator import Estimator, Pipeline
 from .pictures import Upload, parse_boxes
-from .request import Query, check_fields, read_form_within
+from .request import Query, read_form_within
 
 BODY_S = 600.0  # time for a body to arrive
 

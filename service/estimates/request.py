@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ from service.contract.errors import BadBoxes, BodyTooLarge, NoImages, NoMemory, 
 from service.contract.messages import MAX_REFINE_STEPS
 from service.contract.routing import time_ordered_id
 from service.http.headers import responds_async
-from service.http.multipart import FileField, Form, Part, Write, read_form
+from service.http.multipart import FileField, Form, Part, Write, check_fields, read_form
 from service.http.problems import BadField, SlowBody
 from service.versions.reader import Version
 
@@ -146,13 +146,6 @@ def merge_fields(request: Request, form: Form) -> dict[str, str]:
                 f"{name} was sent twice, as {fields[name][:80]!r} and as {value[:80]!r}, in the form or the address",
             )
     return fields
-
-
-def check_fields(fields: Iterable[str], known: Sequence[str], files: str) -> None:
-    """Raise BadField for a field that is not known; `files` names those that take files."""
-    for name in fields:
-        if name not in known:
-            raise BadField(name, f"unknown field {name[:80]!r}; known are {files}, {', '.join(known)}")
 
 
 @dataclass(frozen=True)

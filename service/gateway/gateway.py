@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from functools import lru_cache, partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
@@ -44,7 +44,7 @@ _POLL_EVERY_S = 1.0
 _CLEAN_EVERY_S = 600.0
 _COUNT_EVERY_S = 10.0
 _REDIS_METRICS_S = 3.0  # timeout of reading metrics from Redis
-_RESTART_LOOP_S = 1.0
+_RESTART_S = 1.0
 _BUDGET_SPENT = "the requests being served hold {held} of {limit} bytes; try again in a moment"
 _VIDEOS_TAKEN = (
     "{held} videos are being decoded, the most allowed; try again in a moment, or send the video with "
@@ -110,15 +110,16 @@ class Gateway:
 
     async def start(self) -> None:
         """Start the background loops."""
-        loops: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
-            "replies": partial(read_replies, self.settings.redis_url, self._reply_to, self.batcher.deliver),
-            "workers": partial(_every, _REFRESH_EVERY_S, self.workers.refresh),
-            "reconcile": partial(_every, routing.RECONCILE_EVERY_S, self._reconcile),
-            "webhooks": partial(_every, _POLL_EVERY_S, self.webhooks.start_due),
-            "estimates": partial(_every, _POLL_EVERY_S, self.background.start_waiting),
-            "uploads": partial(_every, _CLEAN_EVERY_S, self._clean),
-        }
-        self._loops = [asyncio.create_task(_keep_running(name, loop), name=name) for name, loop in loops.items()]
+        replies = partial(read_replies, self.settings.redis_url, self._reply_to, self.batcher.deliver)
+        loops: tuple[tuple[str, float, Callable[[], Awaitable[None]]], ...] = (
+            ("replies", _RESTART_S, replies),  # endless by itself
+            ("workers", _REFRESH_EVERY_S, self.workers.refresh),
+            ("reconcile", routing.RECONCILE_EVERY_S, self._reconcile),
+            ("webhooks", _POLL_EVERY_S, self.webhooks.start_due),
+            ("estimates", _POLL_EVERY_S, self.background.start_waiting),
+            ("uploads", _CLEAN_EVERY_S, self._clean),
+        )
+        self._loops = [asyncio.create_task(_repeat(*loop), name=loop[0]) for loop in loops]
 
     async def stop(self) -> None:
         """Stop the loops and close connections, after the last request was answered."""
@@ -200,8 +201,8 @@ CurrentGateway = Annotated[Gateway, Depends(_gateway_of)]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 
 
-async def _every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
-    """Repeat an action; log an outage of Redis once."""
+async def _repeat(name: str, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
+    """Repeat an action, whatever it raises; log an outage of Redis once."""
     away = False
     while True:
         try:
@@ -211,13 +212,6 @@ async def _every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
             if not away:
                 log.warning("Redis does not answer: %s", error)
             away = True
-        await asyncio.sleep(seconds)
-
-
-async def _keep_running(name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    while True:
-        try:
-            await loop()
         except Exception:  # a gateway without its loops looks alive and is not
-            log.exception("loop failed, restarting it: loop=%s", name)
-        await asyncio.sleep(_RESTART_LOOP_S)
+            log.exception("loop failed, trying again: loop=%s", name)
+        await asyncio.sleep(seconds)

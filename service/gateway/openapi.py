@@ -65,9 +65,8 @@ def install(app: FastAPI, *, keys_needed: bool) -> None:
             text = text.replace(_EXAMPLE_ADDRESS, address)
         return Response(text, media_type="application/json")
 
-    assert app.openapi_url is not None
     # before the framework's own
-    app.router.routes.insert(0, Route(app.openapi_url, openapi, include_in_schema=False))
+    app.router.routes.insert(0, Route("/openapi.json", openapi, include_in_schema=False))
 
 
 def _complete(document: dict[str, Any], keys_needed: bool) -> dict[str, Any]:

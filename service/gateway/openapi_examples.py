@@ -49,9 +49,7 @@ REQUESTS: dict[tuple[str, str, str], dict[str, Any]] = {
     ("POST", "/train-jobs", _JSON): {"category": "dog", "folder": "imports/dog", "preset": "compact", "steps": 2000},
     ("POST", "/datasets", _FORM): {"archive": "pictures.zip", "name": "garden"},
     ("POST", "/estimate", _FORM): {"category": "dog", "images": ["photo.jpg"], "refine_steps": 1, "include": "overlay"},
-    ("PUT", "/priors/{category}/keypoint-names", _JSON): {
-        "names": ["nose", "neck", "tail", "left paw", "right paw"],
-    },
+    ("PUT", "/priors/{category}/keypoint-names", _JSON): {"names": ["nose", "neck", "tail", "left paw", "right paw"]},
     ("POST", "/priors/{category}/landmarks", _FORM): {
         "name": "anatomy",
         "images": [f"{number}.jpg" for number in range(5)],

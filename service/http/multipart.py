@@ -10,7 +10,7 @@ import shutil
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +101,13 @@ async def read_form(request: Request, file_fields: Mapping[str, FileField]) -> F
     async for chunk in request.stream():
         await reader.feed(chunk)
     return await reader.finish()
+
+
+def check_fields(fields: Iterable[str], known: Sequence[str], files: str) -> None:
+    """Raise BadField for a field that is not known; `files` names those that take files."""
+    for name in fields:
+        if name not in known:
+            raise BadField(name, f"unknown field {name[:80]!r}; known are {files}, {', '.join(known)}")
 
 
 class _Reader:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from functools import partial
 from itertools import chain
@@ -101,7 +100,7 @@ async def _check_owner(request: Request, gateway: Gateway, estimate_id: str) -> 
 
 def _document(gateway: Gateway, estimate_id: str) -> Response:
     shown = gateway.estimates.record(estimate_id).shown
-    text = json.dumps(shown.model_dump(mode="json")).encode()
+    text = shown.model_dump_json().encode()
     if shown.status is EstimateStatus.SUCCEEDED:
         native = shown.format == "native"
         path = gateway.estimates.path(estimate_id, "result" if native else "errors")

@@ -58,22 +58,15 @@ def make_router(settings: Settings) -> APIRouter:
         gateway: CurrentGateway, category: str, name: str, version: Version = None
     ) -> dict[str, Any]:
         """Return a set of landmarks with its maps and its cross-validated errors."""
-
-        def read() -> dict[str, Any]:
-            resolved = gateway.versions.store.resolve(category, version)
-            return _document(category, resolved, gateway.versions.additions.landmarks(category, resolved, name))
-
-        return await gateway.threads.io(read)
+        resolved = await gateway.threads.io(gateway.versions.store.resolve, category, version)
+        found = await gateway.threads.io(gateway.versions.additions.landmarks, category, resolved, name)
+        return _document(category, resolved, found)
 
     @router.delete("/priors/{category}/landmarks/{name}", status_code=204, summary="Delete landmarks")
     async def delete_landmarks(gateway: CurrentGateway, category: str, name: str, version: Version = None) -> None:
         """Delete a set of landmarks."""
-
-        def remove() -> None:
-            resolved = gateway.versions.store.resolve(category, version)
-            gateway.versions.additions.remove_landmarks(category, resolved, name)
-
-        await gateway.threads.io(remove)
+        resolved = await gateway.threads.io(gateway.versions.store.resolve, category, version)
+        await gateway.threads.io(gateway.versions.additions.remove_landmarks, category, resolved, name)
 
     return router
 

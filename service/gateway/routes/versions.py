@@ -14,7 +14,7 @@ from service.contract.versions.changes import delete_version, move_alias, remove
 from service.contract.versions.store import ACTIVE, check_category
 from service.gateway.gateway import CurrentGateway, Gateway
 from service.http.headers import IfMatch, etag, precondition
-from service.http.multipart import UploadFile, UploadFolder, read_form
+from service.http.multipart import UploadFile, UploadFolder, check_fields, read_form
 from service.http.openapi import etag_header
 from service.http.problems import BadField, responses
 from service.versions.export import export_version
@@ -151,9 +151,8 @@ async def post_import(request: Request, gateway: CurrentGateway, category: str) 
     active version and `activate` is not given.
     """
     check_category(category)
-    max_bytes = gateway.settings.version_max_bytes
     async with UploadFolder.create_in(gateway.versions.store.root, gateway.threads.upload) as upload:
-        archive = upload.file("archive", max_bytes)
+        archive = upload.file("archive", gateway.settings.version_max_bytes)
         activate = await _receive(request, archive)
         entry = await gateway.threads.upload(_publish, gateway, archive.path, category, activate)
     headers = {"Location": f"/priors/{category}?version={entry['version']}"}
@@ -162,9 +161,7 @@ async def post_import(request: Request, gateway: CurrentGateway, category: str) 
 
 async def _receive(request: Request, archive: UploadFile) -> bool | None:
     form = await read_form(request, {"file": archive.field})
-    for field in form.fields:
-        if field != "activate":
-            raise BadField(field, f"unknown field {field!r}; known are file and activate")
+    check_fields(form.fields, ["activate"], "file")
     if archive.is_empty:
         raise BadVersionFile("no version came, or an empty file; send one in the field file (curl -F file=@FILE.zip)")
     text = form.fields.get("activate", "").strip().lower()
@@ -174,9 +171,8 @@ async def _receive(request: Request, archive: UploadFile) -> bool | None:
 
 
 def _publish(gateway: Gateway, archive: Path, category: str, activate: bool | None) -> dict[str, Any]:
-    versions = gateway.versions
-    store = versions.store
+    store = gateway.versions.store
     name = import_version(store, archive, archive.with_name("version"), category, gateway.settings.version_max_bytes)
     if activate or (activate is None and ACTIVE not in store.aliases(category)):
         store.activate(category, name)
-    return versions.version_entry(category, name, store.aliases(category))
+    return gateway.versions.version_entry(category, name, store.aliases(category))
