@@ -29,7 +29,6 @@ MODES = ("", "auto", "stills", "clips")
 _FIELDS = ("archive", "images", "labels", "mode", "name")
 _MAX_NAME_LENGTH = 100
 _MAX_FILE_NAME_LENGTH = 200
-_UNNAMED = "file"
 _SEND = (
     "send a zip, tar or tar.gz of pictures or clips, or one video, in the field archive (curl -F archive=@FILE), "
     "or the files themselves in fields images (curl -F images=@FILE -F images=@FILE)"
@@ -199,7 +198,7 @@ class ZipPacker:
     def _unique_name(self, filename: str) -> str:
         """Return an unused member name that stays inside the archive's folder."""
         plain = filename.replace("\\", "/").replace("\0", "").replace(":", "_")[-_MAX_FILE_NAME_LENGTH:]
-        name = "/".join(part for part in plain.split("/") if part not in ("", ".", "..")) or _UNNAMED
+        name = "/".join(part for part in plain.split("/") if part not in ("", ".", "..")) or "file"
         path, unique = PurePosixPath(name), name
         while unique in self.names:
             self._numbers[name] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -12,25 +13,18 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from service.contract import routing
 from service.contract.errors import BadCursor
 from service.contract.jobs.progress import MAX_EVENTS, JobEvent, parse_event
-from service.http.headers import accepted_media_type
 from service.runtime.redis_clients import QUEUE_ERRORS
 
 MEDIA_TYPE = "text/event-stream"
 MAX_ID = 2**53  # the largest integer that JavaScript represents exactly
-_MAX_ID_DIGITS = 16
 _POLL_S = 0.5
 HEARTBEAT_S = 10.0
 _RETRY_MS = 2000
 
 
-def accepts_event_stream(accept: str | None) -> bool:
-    """Check whether an Accept header names server-sent events. `*/*` gets JSON."""
-    return accepted_media_type(accept or "", (MEDIA_TYPE,)) is not None
-
-
 def parse_last_event_id(text: str) -> int:
     """Parse a Last-Event-ID header. Raise BadCursor unless it can be the id of an event."""
-    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_ID_DIGITS and int(text) <= MAX_ID):
+    if not re.fullmatch("[0-9]{1,16}", text) or int(text) > MAX_ID:
         raise BadCursor(f"Last-Event-ID is {text[:80]!r}; expected the id of an event of this job, a whole number")
     return int(text)
 

@@ -33,7 +33,7 @@ from service.http.multipart import InThread, UploadFile, UploadFolder
 from service.runtime.concurrency import Threads
 from service.runtime.settings import Settings
 
-from .job_request import BaseVersion, TrainingPlan, TrainingRequest, bad_settings
+from .job_request import TrainingPlan, TrainingRequest, bad_settings
 
 Read = Callable[[Request, UploadFile, UploadFile, InThread], Awaitable[TrainingRequest]]
 
@@ -111,7 +111,7 @@ async def accept_training(parts: TrainingParts, request: Request, read: Read) ->
             activate=requested.activate,
             owner=owner,
             webhook_url=requested.webhook_url,
-            continued_from=plan.base.continued if plan.base else None,
+            continued_from=plan.continued,
         )
         job = await parts.threads.io(parts.jobs.create, new, named, limits)
         if job.id != upload.job_id:  # the same request, sent concurrently, was first
@@ -132,8 +132,8 @@ async def _prepare(
         check_webhook_url(requested.webhook_url, private=parts.settings.webhook_private)
     if plan.prior and requested.prior is None:
         await upload.put(upload.prior.name, write_json, document_of(plan.prior))
-    if plan.base:
-        await _link_weights(parts, plan.base, upload)
+    if plan.continued:
+        await _link_weights(parts, plan.continued.category, plan.continued.version, upload)
     await upload.sync()
     return plan, source
 
@@ -187,12 +187,11 @@ async def _link_dataset(
     return plan, JobSource(name=record.file_name, dataset=record.reference)
 
 
-async def _link_weights(parts: TrainingParts, base: BaseVersion, upload: JobUpload) -> None:
+async def _link_weights(parts: TrainingParts, category: str, version: str, upload: JobUpload) -> None:
     """Raise UnknownVersion or StoreCorrupt if the version has no weights any more."""
     try:
-        await upload.put(upload.start.name, _link, base.weights)
+        await upload.put(upload.start.name, _link, parts.versions.weights_path(category, version))
     except FileNotFoundError as error:
-        category, version = base.continued.category, base.continued.version
         await parts.threads.io(parts.versions.identity, category, version)  # raises if the version was deleted
         raise StoreCorrupt(f"version '{version}' of category '{category}' lacks its weights") from error
 

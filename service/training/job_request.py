@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from fastapi import Request
@@ -35,87 +35,13 @@ def bad_settings() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class BaseVersion:
-    """The version whose training a job continues.
-
-    Attributes:
-        settings: those it was trained with.
-        weights: path of its weights.
-        continued: what the job's record keeps of it.
-    """
-
-    settings: Mapping[str, Any]
-    preset: str
-    weights: Path
-    prior: PriorValues
-    continued: Continued
-
-    @classmethod
-    def load(cls, reference: Any, category: str, store: VersionStore) -> BaseVersion:
-        """Load the version that `continue_from` names: one of the job's category, or CATEGORY@VERSION. Blocking.
-
-        Raises:
-            BadField: the reference is not text.
-            UnknownCategory, UnknownVersion, BadCategoryName, BadVersionName, BadPrior, StoreCorrupt.
-        """
-        if not isinstance(reference, str) or not reference.strip():
-            raise BadField("continue_from", "continue_from is not text; send a version, an alias or CATEGORY@VERSION")
-        other, at, version = reference.strip().rpartition("@")
-        category = other if at else category
-        name = store.resolve(category, version)
-        info, prior = store.info(category, name), _read_prior(category, name, store)
-        before = info.get("training", {}).get("continued_from") or {}
-        return cls(
-            settings=store.config(category, name),
-            preset=str(info.get("preset")),
-            weights=store.weights_path(category, name),
-            prior=prior,
-            continued=Continued(
-                category=category,
-                version=name,
-                keypoint_names=None if has_default_names(prior.keypoint_names) else list(prior.keypoint_names),
-                lineage=[*before.get("lineage", []), f"{category}@{name}"],
-            ),
-        )
-
-    def resolve_settings(self, preset: str | None, changes: Mapping[str, Any]) -> tuple[str, PPLConfig]:
-        """Return the preset and the complete settings of a training that continues from this version.
-
-        Settings not in `changes` are the version's. Links stay as sharp as they were at its end: `link_width_start`
-        is its `link_width`.
-
-        Raises:
-            BadSetting: a setting is out of range, or shapes the model and differs from the version's.
-            StoreCorrupt: the version's own settings are not valid.
-        """
-        own = {**self.settings, "link_width_start": self.settings.get("link_width")}
-        this = f"{self.continued.category}@{self.continued.version}"
-        try:
-            base = PPLConfig.from_dict({name: value for name, value in own.items() if value is not None}).to_dict()
-        except SettingError as error:
-            raise StoreCorrupt(f"the settings of {this} can't be read: {error}") from error
-        own_preset = self.preset if self.preset in PRESETS else DEFAULT_PRESET
-        if preset not in (None, own_preset):
-            raise BadSetting(f"preset is {preset!r}; {this} has the preset {own_preset}: leave preset out")
-        with bad_settings():
-            for setting, value in changes.items():
-                if setting in SHAPING and parse(setting, value) != base[setting]:
-                    raise SettingError(
-                        setting,
-                        f"{setting} is {value}; it sets the model's shape, and is {base[setting]} in {this}: leave it "
-                        "out, or train without continue_from",
-                    )
-            return own_preset, resolve(own_preset, {**base, **changes})
-
-
-@dataclass(frozen=True)
 class TrainingPlan:
     """The complete settings of a training, the prior to start from, and the version to continue, if any."""
 
     preset: str
     config: PPLConfig
     prior: PriorValues | None
-    base: BaseVersion | None = None
+    continued: Continued | None = None
 
     @classmethod
     def make(cls, preset: Any, settings: Mapping[str, Any], prior: PriorValues | None) -> TrainingPlan:
@@ -136,6 +62,52 @@ class TrainingPlan:
             hint = "" if prior else "; send one in the field prior, or name a category in prior_from"
             raise BadPrior(f"{error}{hint}") from error
         return cls(preset, config, prior)
+
+    @classmethod
+    def continue_from(
+        cls, reference: Any, category: str, preset: Any, changes: Mapping[str, Any], store: VersionStore
+    ) -> TrainingPlan:
+        """Continue the training of the version that `reference` names: one of `category`, or CATEGORY@VERSION.
+
+        Settings not in `changes` are the version's. Links stay as sharp as they were at its end: `link_width_start`
+        is its `link_width`. Blocking.
+
+        Raises:
+            BadField: the reference is not text.
+            BadSetting: a setting is out of range, or shapes the model and differs from the version's.
+            UnknownCategory, UnknownVersion, BadCategoryName, BadVersionName, BadPrior.
+            StoreCorrupt: the version's own settings are not valid.
+        """
+        if not isinstance(reference, str) or not reference.strip():
+            raise BadField("continue_from", "continue_from is not text; send a version, an alias or CATEGORY@VERSION")
+        other, at, version = reference.strip().rpartition("@")
+        category = other if at else category
+        name = store.resolve(category, version)
+        this = f"{category}@{name}"
+        info, own, prior = store.info(category, name), store.config(category, name), _read_prior(category, name, store)
+        own["link_width_start"] = own.get("link_width")
+        try:
+            base = PPLConfig.from_dict({name: value for name, value in own.items() if value is not None}).to_dict()
+        except SettingError as error:
+            raise StoreCorrupt(f"the settings of {this} can't be read: {error}") from error
+        own_preset = str(info.get("preset"))
+        own_preset = own_preset if own_preset in PRESETS else DEFAULT_PRESET
+        if preset is not None and str(preset) != own_preset:
+            raise BadSetting(f"preset is {str(preset)!r}; {this} has the preset {own_preset}: leave preset out")
+        with bad_settings():
+            for setting, value in changes.items():
+                if setting in SHAPING and parse(setting, value) != base[setting]:
+                    raise SettingError(
+                        setting,
+                        f"{setting} is {value}; it sets the model's shape, and is {base[setting]} in {this}: leave it "
+                        "out, or train without continue_from",
+                    )
+            config = resolve(own_preset, {**base, **changes})
+        names = None if has_default_names(prior.keypoint_names) else list(prior.keypoint_names)
+        before = info.get("training", {}).get("continued_from") or {}
+        lineage = [*before.get("lineage", []), this]
+        continued = Continued(category=category, version=name, keypoint_names=names, lineage=lineage)
+        return cls(own_preset, config, prior if config.needs_prior else None, continued)
 
 
 @dataclass(frozen=True)
@@ -218,17 +190,14 @@ class TrainingRequest:
         """Return the complete settings, with the versions that the request names as they are now. Blocking.
 
         Raises:
-            BadField: a version's name is not text.
-            BadSetting, BadPrior: from TrainingPlan.make and BaseVersion.resolve_settings.
-            UnknownCategory, UnknownVersion, BadCategoryName, BadVersionName, StoreCorrupt.
+            BadField, BadSetting, BadPrior, StoreCorrupt: from TrainingPlan.make and TrainingPlan.continue_from.
+            UnknownCategory, UnknownVersion, BadCategoryName, BadVersionName.
         """
         if self.plan is not None:
             return self.plan
         if self.continue_from is None:
             return TrainingPlan.make(self.preset, self.settings, _load_prior(self.prior_from, store))
-        base = BaseVersion.load(self.continue_from, self.category, store)
-        preset, config = base.resolve_settings(None if self.preset is None else str(self.preset), self.settings)
-        return TrainingPlan(preset, config, base.prior if config.needs_prior else None, base)
+        return TrainingPlan.continue_from(self.continue_from, self.category, self.preset, self.settings, store)
 
 
 async def read_json(request: Request, archive: UploadFile, labels: UploadFile, in_thread: InThread) -> TrainingRequest:

@@ -123,8 +123,7 @@ class WebhookSender:
 
         def record_outcome(record: JobRecord) -> None:
             delivery = record.job.webhook
-            if delivery is None:
-                return
+            assert delivery is not None  # a job keeps its webhook
             delivery.attempts, delivery.last_error = attempts, error
             if error is None:
                 delivery.status, delivery.delivered_at = "delivered", datetime.now(UTC)
@@ -143,11 +142,7 @@ class WebhookSender:
         log.info("webhook %s: job=%s attempts=%d error=%s", outcome, job_id, attempts, error)
 
     async def _send(self, job: Job) -> tuple[str | None, bool]:
-        """Send a webhook.
-
-        Returns:
-            Why the receiver did not accept it, if so, and whether the outcome is final.
-        """
+        """Send a webhook. Return why the receiver did not accept it, if so, and whether the outcome is final."""
         assert job.webhook is not None
         now = datetime.now(UTC)
         data = job.model_dump(mode="json", exclude={"webhook"})

@@ -43,22 +43,17 @@ def compare(older: Mapping[str, Any], newer: Mapping[str, Any], match: Match, st
         BadRequest: keypoints are matched by number, and the priors have different numbers of them.
     """
     pairs, matched_by, why = _match_keypoints(older, newer, match)
-    poses = [np.array(prior["keypoint_prior"], dtype=np.float64) for prior in (older, newer)]
     keypoints: list[dict[str, Any]] = []
     for i, j in pairs:
-        shift = poses[1][j] - poses[0][i]
-        keypoints.append(
-            {
-                "from_id": i,
-                "to_id": j,
-                "name": _name(newer, j) or _name(older, i),
-                "dx": round(float(shift[0]), _DIGITS),
-                "dy": round(float(shift[1]), _DIGITS),
-                "moved": round(float(np.hypot(*shift)), _DIGITS),
-            }
-        )
+        shift = np.subtract(newer["keypoint_prior"][j], older["keypoint_prior"][i], dtype=np.float64)
+        dx, dy, moved = (round(float(value), _DIGITS) for value in (*shift, np.hypot(*shift)))
+        name = _name(newer, j) or _name(older, i)
+        keypoints.append({"from_id": i, "to_id": j, "name": name, "dx": dx, "dy": dy, "moved": moved})
     links = _compare_links(older, newer, dict(pairs), strong)
-    counts = [((link["from_share"] or 0) >= strong, (link["to_share"] or 0) >= strong) for link in links]
+    lost, gained = (
+        [link for link in links if (link[one] or 0) >= strong > (link[other] or 0)]
+        for one, other in (("from_share", "to_share"), ("to_share", "from_share"))
+    )
     return {
         "category": newer["category"],
         "from_version": older["version"],
@@ -67,11 +62,11 @@ def compare(older: Mapping[str, Any], newer: Mapping[str, Any], match: Match, st
         "why": why,
         "keypoints": keypoints,
         "mean_moved": round(sum(point["moved"] for point in keypoints) / len(keypoints), _DIGITS),
-        "lost_keypoints": sorted(set(range(len(poses[0]))) - {i for i, _ in pairs}),
-        "gained_keypoints": sorted(set(range(len(poses[1]))) - {j for _, j in pairs}),
+        "lost_keypoints": sorted(set(range(len(older["keypoint_prior"]))) - {i for i, _ in pairs}),
+        "gained_keypoints": sorted(set(range(len(newer["keypoint_prior"]))) - {j for _, j in pairs}),
         "strong": strong,
-        "lost_links": [link for link, (before, after) in zip(links, counts, strict=True) if before and not after],
-        "gained_links": [link for link, (before, after) in zip(links, counts, strict=True) if after and not before],
+        "lost_links": lost,
+        "gained_links": gained,
         "links": [link for link in links if link["from_ends"] and link["to_ends"]],
     }
 
@@ -107,42 +102,26 @@ def _compare_links(
 ) -> list[dict[str, Any]]:
     """Compare the links of all matched keypoints, and the strong links of the others; the largest change first."""
     before, after = _weights_and_shares(older), _weights_and_shares(newer)
+    matched, reached = set(matches), set(matches.values())
     pairs: list[tuple[Ends | None, Ends | None]] = [
-        ((i, j), _order_ends(matches[i], matches[j])) for i, j in combinations(sorted(matches), 2)
+        *(((i, j), _order_ends(matches[i], matches[j])) for i, j in combinations(sorted(matches), 2)),
+        *((ends, None) for ends, (_, share) in before.items() if share >= strong and not matched.issuperset(ends)),
+        *((None, ends) for ends, (_, share) in after.items() if share >= strong and not reached.issuperset(ends)),
     ]
-    for ends, (_, share) in before.items():
-        if share >= strong and not matches.keys() >= set(ends):
-            pairs.append((ends, None))
-    for ends, (_, share) in after.items():
-        if share >= strong and not set(matches.values()) >= set(ends):
-            pairs.append((None, ends))
     links = []
-    for old_ends, new_ends in pairs:
-        old = before.get(old_ends, (0.0, 0.0)) if old_ends else (None, None)
-        new = after.get(new_ends, (0.0, 0.0)) if new_ends else (None, None)
-        links.append(
-            {
-                "from_ends": old_ends,
-                "to_ends": new_ends,
-                "from_weight": old[0],
-                "to_weight": new[0],
-                "from_share": old[1],
-                "to_share": new[1],
-            }
-        )
+    for old, new in pairs:
+        link: dict[str, Any] = {"from_ends": old, "to_ends": new}
+        link["from_weight"], link["from_share"] = before.get(old, (0.0, 0.0)) if old else (None, None)
+        link["to_weight"], link["to_share"] = after.get(new, (0.0, 0.0)) if new else (None, None)
+        links.append(link)
     return sorted(links, key=lambda link: -abs((link["to_share"] or 0) - (link["from_share"] or 0)))
 
 
 def _weights_and_shares(prior: Mapping[str, Any]) -> dict[Ends, tuple[float, float]]:
     """Return each link's weight, and its share of the strongest weight."""
     strongest = max((link["weight"] for link in prior["links"]), default=0.0) or 1.0
-    return {
-        _order_ends(link["i"], link["j"]): (
-            round(float(link["weight"]), _DIGITS),
-            round(float(link["weight"]) / strongest, _DIGITS),
-        )
-        for link in prior["links"]
-    }
+    weights = {_order_ends(link["i"], link["j"]): float(link["weight"]) for link in prior["links"]}
+    return {ends: (round(weight, _DIGITS), round(weight / strongest, _DIGITS)) for ends, weight in weights.items()}
 
 
 def _order_ends(i: int, j: int) -> Ends:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from model.scoring.labels import Labels, LabelsError, from_square
 from model.scoring.landmarks import FEWEST_PICTURES, FEWEST_VISIBLE, LandmarkFit, fit_landmarks
 from model.scoring.linear_maps import apply_maps
 from service.contract.errors import BadLabels, BadLandmarks
+from service.contract.jobs.progress import timestamp
 from service.contract.media.fitting import Frame
 from service.contract.versions.landmarks import MOST_LANDMARKS, CrossValidation, LandmarkError, LandmarkSet
 
@@ -32,20 +32,10 @@ _MAX_NAME_LENGTH = 200
 
 @dataclass(frozen=True)
 class LandmarkMaps:
-    """A set of landmarks that can be applied to poses.
-
-    Attributes:
-        names: J names.
-        maps: (J, 2K + 1, 2).
-    """
+    """A set of J landmarks that can be applied to poses of K keypoints; `maps` is (J, 2K + 1, 2)."""
 
     names: tuple[str, ...]
     maps: Array
-
-    @classmethod
-    def load(cls, stored: LandmarkSet) -> LandmarkMaps:
-        """Convert the stored document."""
-        return cls(tuple(stored.landmarks), np.array(stored.maps, dtype=np.float64))
 
     def apply(self, keypoints: NDArray[np.float32]) -> Array:
         """Return the landmarks (J, 2) of a pose (K, 2), both in [-1, 1] of the square."""
@@ -126,7 +116,7 @@ def fit_set(name: str, labels: Labels, pictures: Sequence[FittedPicture], keypoi
         strength=fit.strength,
         maps=fit.maps.round(_DIGITS).tolist(),
         cross_validation=_cross_validation(fit, labels, np.array([picture.frame.size for picture in pictures])),
-        created_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        created_at=timestamp(),
     )
 
 
@@ -134,10 +124,18 @@ def _to_square(labels: Labels, pictures: Sequence[FittedPicture]) -> Array:
     """Convert the labels to [0, 1] of the model's squares: (N, J, 2), 0 where not visible."""
     targets = np.zeros_like(labels.keypoints)
     for row, picture in enumerate(pictures):
-        _check_size(labels, row, picture)
         pixels, visible = labels.keypoints[row], labels.visibility[row] > 0
         if labels.in_square:
             pixels = from_square(pixels, picture.width, picture.height)
+        elif labels.sizes is not None:
+            width, height = labels.sizes[row].tolist()
+            # else the map would include the scale; sorted, as labels may ignore the EXIF orientation
+            if sorted((width, height)) != sorted((picture.width, picture.height)):
+                raise BadLabels(
+                    f"by the labels '{labels.names[row][:80]}' has {width} x {height} pixels, and the picture that "
+                    f"came has {picture.width} x {picture.height}; send the pictures that were labelled, or scale the "
+                    "labels"
+                )
         margin = _MAX_OUTSIDE * max(picture.width, picture.height)
         outside = visible & ((pixels < -margin) | (pixels > [picture.width + margin, picture.height + margin])).any(-1)
         if outside.any():
@@ -149,19 +147,6 @@ def _to_square(labels: Labels, pictures: Sequence[FittedPicture]) -> Array:
             )
         targets[row][visible] = (picture.frame.from_picture(pixels[visible]) + 1) / 2
     return targets
-
-
-def _check_size(labels: Labels, row: int, picture: FittedPicture) -> None:
-    """Check that the labels are for a picture of this size; else the fitted map would include the scale."""
-    if labels.sizes is None or labels.in_square:
-        return
-    width, height = labels.sizes[row].tolist()
-    # sorted, as labels may ignore the EXIF orientation
-    if sorted((width, height)) != sorted((picture.width, picture.height)):
-        raise BadLabels(
-            f"by the labels '{labels.names[row][:80]}' has {width} x {height} pixels, and the picture that came has "
-            f"{picture.width} x {picture.height}; send the pictures that were labelled, or scale the labels"
-        )
 
 
 def _cross_validation(fit: LandmarkFit, labels: Labels, sides_px: Array) -> CrossValidation:

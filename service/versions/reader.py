@@ -11,9 +11,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 from pydantic_core import to_json
 from safetensors import safe_open
 
+from model.version.prior_values import default_names
 from service.contract.errors import StoreCorrupt
 from service.contract.versions.additions import Additions, has_default_names
 from service.contract.versions.store import ACTIVE, VersionStore
@@ -34,7 +36,7 @@ class Version:
     Attributes:
         side: of the model's square, in pixels.
         links: of the prior, the strongest first; links_json is their JSON.
-        names: of the keypoints, if users named them.
+        keypoint_names: keypoint_0, keypoint_1, … if they were not named; names is None then.
     """
 
     category: str
@@ -42,14 +44,9 @@ class Version:
     side: int
     links: list[dict[str, Any]]
     links_json: bytes
-    has_memory: bool = True
-    names: tuple[str, ...] | None = None
-    num_keypoints: int = 0
-
-    @property
-    def keypoint_names(self) -> tuple[str, ...]:
-        """The names of the keypoints; keypoint_0, keypoint_1, … if they were not named."""
-        return self.names or tuple(f"keypoint_{index}" for index in range(self.num_keypoints))
+    has_memory: bool
+    keypoint_names: tuple[str, ...]
+    names: tuple[str, ...] | None
 
 
 class Versions:
@@ -74,9 +71,10 @@ class Versions:
         cached = self.find_cached(category, name)
         if cached is not None:
             return cached
-        if name in (None, ACTIVE):
-            name = self._read_active(category)
+        pointer = _file_identity(self._active_path(category)) if name in (None, ACTIVE) else None
         name = self.store.resolve(category, name)
+        if pointer is not None:
+            self._active.put((category,), pointer, name)
         identity = self._version_identity(category, name)
         return self._loaded.put((category, name), identity, self._load(category, name))
 
@@ -105,39 +103,32 @@ class Versions:
         """Return a memory as the API shows it, on request with all (M, V, D) vectors."""
         name = self.store.resolve(category, name)
         memory = {"category": category, "version": name, **self.store.memory(category, name)}
-        if vectors and not _member(memory, "num_banks"):
-            memory["vectors"] = []
-        elif vectors:
-            path = self.store.weights_path(category, name)
-            try:
-                with safe_open(path, framework="numpy") as tensors:
-                    codebook = tensors.get_tensor("memory.codebook")
-            except Exception as error:  # safetensors raises its own error, OSError and more
-                raise StoreCorrupt(
-                    f"the codebook of version '{name}' of category '{category}' can't be read"
-                ) from error
-            memory["vectors"] = codebook.astype("float64").round(_DIGITS).tolist()
-        return memory
+        if not vectors:
+            return memory
+        if not _member(memory, "num_banks"):
+            return {**memory, "vectors": []}
+        try:
+            with safe_open(self.store.weights_path(category, name), framework="numpy") as tensors:
+                codebook = tensors.get_tensor("memory.codebook")
+        except Exception as error:  # safetensors raises its own error, OSError and more
+            raise StoreCorrupt(f"the codebook of version '{name}' of category '{category}' can't be read") from error
+        return {**memory, "vectors": codebook.astype("float64").round(_DIGITS).tolist()}
 
     def landmarks(self, version: Version, name: str) -> LandmarkMaps:
-        """Load a set of landmarks of a version.
-
-        Raises:
-            BadLandmarks, UnknownLandmarks, StoreCorrupt.
-        """
+        """Load a set of landmarks of a version. Raises BadLandmarks, UnknownLandmarks, StoreCorrupt."""
         key = (version.category, version.name, name)
         identity = _file_identity(self.additions.landmarks_path(*key))
         cached = self._maps.get(key, identity)
-        return cached or self._maps.put(key, identity, LandmarkMaps.load(self.additions.landmarks(*key)))
+        if cached is not None:
+            return cached
+        stored = self.additions.landmarks(*key)
+        maps = LandmarkMaps(tuple(stored.landmarks), np.array(stored.maps, dtype=np.float64))
+        return self._maps.put(key, identity, maps)
 
     def keypoint_names(self, category: str, name: str | None = None) -> dict[str, Any]:
         """Return the names of a version's keypoints as the API shows them."""
         name = self.store.resolve(category, name)
-        prior = self.store.prior(category, name)
-        names = self.additions.names(category, name) or prior.get("keypoint_names")
-        count = int(_member(prior, "num_keypoints"))
-        names = list(names or (f"keypoint_{index}" for index in range(count)))
-        return {"category": category, "version": name, "names": names}
+        return {"category": category, "version": name, "names": list(self._names(category, name))}
 
     def entry(self, category: str) -> dict[str, Any]:
         """Return a category's entry in the list of priors."""
@@ -154,8 +145,7 @@ class Versions:
     def version_entry(self, category: str, name: str, aliases: dict[str, str]) -> dict[str, Any]:
         """Return a version's entry in the list of versions, without details if it is damaged.
 
-        Args:
-            aliases: all aliases of the category, with their versions.
+        `aliases` are all those of the category, with their versions.
         """
         info: dict[str, Any] = {}
         with suppress(StoreCorrupt):  # as in entry
@@ -171,12 +161,6 @@ class Versions:
             "continued_from": f"{base['category']}@{base['version']}" if base else None,
         }
 
-    def _read_active(self, category: str) -> str | None:
-        """Return the active version; None if it was never set."""
-        identity = _file_identity(self._active_path(category))
-        name = self._active.get((category,), identity) or self.store.active(category)
-        return name if name is None or identity is None else self._active.put((category,), identity, name)
-
     def _active_path(self, category: str) -> str:
         return str(self.store.path(category, "any").parents[1] / "active.json")
 
@@ -190,7 +174,7 @@ class Versions:
     def _load(self, category: str, name: str) -> Version:
         config, prior = self.store.config(category, name), self.store.prior(category, name)
         links = [{**link, "weight": float(f"{link['weight']:.6g}")} for link in _member(prior, "links")]
-        names: Any = self.additions.names(category, name) or prior.get("keypoint_names")
+        names = self._names(category, name)
         return Version(
             category=category,
             name=name,
@@ -198,9 +182,14 @@ class Versions:
             links=links,
             links_json=to_json(links),
             has_memory=config.get("method", "ppl") != "autolink",
-            names=None if has_default_names(names) else tuple(names),
-            num_keypoints=int(_member(prior, "num_keypoints")),
+            keypoint_names=names,
+            names=None if has_default_names(names) else names,
         )
+
+    def _names(self, category: str, name: str) -> tuple[str, ...]:
+        prior = self.store.prior(category, name)
+        names = self.additions.names(category, name) or prior.get("keypoint_names")
+        return tuple(names or default_names(int(_member(prior, "num_keypoints"))))
 
 
 class _FileCache(Generic[Value]):

@@ -5,13 +5,28 @@ Positions in a prior are normalised: (x, y) in [-1, 1] over the model's square, 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.contract.versions.landmarks import LandmarkSet
 
 NormalizedPoint = tuple[float, float]
+Item = TypeVar("Item")
+
+
+class Page(BaseModel, Generic[Item]):
+    """A page of a list."""
+
+    items: list[Item]
+    next_cursor: str | None = None
+
+
+class OfVersion(BaseModel):
+    """A body about one version of a category."""
+
+    category: str
+    version: str
 
 
 class Link(BaseModel):
@@ -22,11 +37,9 @@ class Link(BaseModel):
     weight: float = Field(ge=0, description="0 and up; compare it with the strongest link of the prior")
 
 
-class Prior(BaseModel):
+class Prior(OfVersion):
     """The prior of a category. Coordinates are normalised: [-1, 1] over the model's square, y down."""
 
-    category: str
-    version: str
     num_keypoints: int
     keypoint_names: list[str] | None
     keypoint_prior: list[NormalizedPoint] = Field(description="the typical pose: (x, y) of each keypoint")
@@ -57,11 +70,9 @@ class Snapshot(BaseModel):
     link_weights: list[float] = Field(description="of the pairs i < j in the order 0-1, 0-2, …, 1-2, …")
 
 
-class History(BaseModel):
+class History(OfVersion):
     """Snapshots of a prior during training, the first step first."""
 
-    category: str
-    version: str
     snapshots: list[Snapshot]
 
 
@@ -75,18 +86,13 @@ class PriorEntry(BaseModel):
     created_at: str | None = Field(None, description="of the active version")
 
 
-class PriorPage(BaseModel):
+class PriorPage(Page[PriorEntry]):
     """A page of the list of priors, sorted by category name."""
 
-    items: list[PriorEntry]
-    next_cursor: str | None = None
 
-
-class VersionEntry(BaseModel):
+class VersionEntry(OfVersion):
     """A version of a category."""
 
-    category: str
-    version: str
     active: bool = Field(description="whether requests without a version get this one")
     aliases: list[str] = Field(default=[], description="the names that point to it, `active` among them")
     created_at: str | None = None
@@ -97,11 +103,8 @@ class VersionEntry(BaseModel):
     )
 
 
-class VersionPage(BaseModel):
+class VersionPage(Page[VersionEntry]):
     """A page of the list of versions, the newest first."""
-
-    items: list[VersionEntry]
-    next_cursor: str | None = None
 
 
 class Prototype(BaseModel):
@@ -112,11 +115,9 @@ class Prototype(BaseModel):
     count: int = Field(description="training pictures in the cluster")
 
 
-class Memory(BaseModel):
+class Memory(OfVersion):
     """The memory behind a prior: M banks of V vectors of D numbers."""
 
-    category: str
-    version: str
     num_banks: int = Field(description="M")
     bank_size: int = Field(description="V")
     token_dim: int = Field(description="D")
@@ -170,11 +171,9 @@ class PriorDiff(BaseModel):
     links: list[LinkChange] = Field(description="all pairs of matched keypoints, the largest change first")
 
 
-class KeypointNames(BaseModel):
+class KeypointNames(OfVersion):
     """The names of a version's keypoints, in the order of their numbers."""
 
-    category: str
-    version: str
     names: list[str] = Field(description="K names; keypoint_0, keypoint_1, … unless they were named")
 
 
@@ -204,11 +203,9 @@ class FittedLandmarks(Landmarks):
     labels_without_image: int = Field(description="labels whose picture is not in the request; they did not count")
 
 
-class LandmarksEntry(BaseModel):
+class LandmarksEntry(OfVersion):
     """A set of landmarks in the list of a version's sets."""
 
-    category: str
-    version: str
     name: str
     landmarks: list[str]
     images: int
@@ -216,11 +213,8 @@ class LandmarksEntry(BaseModel):
     created_at: str
 
 
-class LandmarksPage(BaseModel):
+class LandmarksPage(Page[LandmarksEntry]):
     """The sets of landmarks of a version, sorted by name."""
-
-    items: list[LandmarksEntry]
-    next_cursor: str | None = None
 
 
 class AliasEntry(BaseModel):
@@ -231,11 +225,8 @@ class AliasEntry(BaseModel):
     version: str = Field(examples=["20261123T064501-1f3a9c"])
 
 
-class AliasPage(BaseModel):
+class AliasPage(Page[AliasEntry]):
     """The aliases of a category: `active` first, the others sorted by name."""
-
-    items: list[AliasEntry]
-    next_cursor: str | None = None
 
 
 class AliasTarget(BaseModel):

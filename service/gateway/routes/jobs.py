@@ -13,10 +13,10 @@ from service.contract.jobs.job import CheckpointList, JobPage
 from service.contract.jobs.progress import MAX_EVENTS, EventPage
 from service.contract.jobs.store import Job, JobStatus
 from service.gateway.gateway import CurrentGateway, Limit
-from service.http.headers import KEY_HEADER, REPLAYED_HEADER, media_type
+from service.http.headers import KEY_HEADER, REPLAYED_HEADER, accepted_media_type, media_type
 from service.http.openapi import TEXT
 from service.http.problems import UnsupportedMedia, responses
-from service.training.event_stream import MAX_ID, MEDIA_TYPE, accepts_event_stream, parse_last_event_id, stream_events
+from service.training.event_stream import MAX_ID, MEDIA_TYPE, parse_last_event_id, stream_events
 from service.training.job_intake import accept_training
 from service.training.job_request import read_json, read_upload
 from service.training.openapi import train_body
@@ -191,7 +191,7 @@ async def get_events(
     Ids count from 1. A run has at most 200 events each of progress and of losses; a job keeps its last 2000 events.
     They are deleted with the job's record.
     """
-    if not accepts_event_stream(request.headers.get("accept")):
+    if accepted_media_type(request.headers.get("accept", ""), (MEDIA_TYPE,)) is None:
         return await gateway.threads.io(gateway.events.page, job_id, after, limit)
     if last_id:  # a browser's is empty before the first event
         after = parse_last_event_id(last_id)

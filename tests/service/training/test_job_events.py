@@ -14,7 +14,7 @@ import pytest
 from service.contract import routing
 from service.contract.jobs.store import JobStatus, NewJob
 from service.training import event_stream
-from service.training.event_stream import accepts_event_stream, stream_events
+from service.training.event_stream import stream_events
 from tests.service.gateway.test_server import Server, server  # noqa: F401 - a fixture
 
 SSE = {"Accept": "text/event-stream"}
@@ -86,11 +86,13 @@ async def test_checkpoints_of_a_job_without_any(http, job_id):
         ("TEXT/EVENT-STREAM", True),
         ("text/event-stream;q=0", False),
         ("*/*", False),
-        (None, False),
+        ("", False),
     ],
 )
-def test_stream_is_for_who_names_it(accept, stream):
-    assert accepts_event_stream(accept) is stream
+async def test_stream_is_for_who_names_it(http, job_id, accept, stream):
+    move(http, job_id, JobStatus.CANCELLED)
+    response = await http.get(f"/train-jobs/{job_id}/events", headers={"Accept": accept})
+    assert response.headers["content-type"].startswith("text/event-stream" if stream else "application/json")
 
 
 async def test_stream_of_an_ended_job_ends_after_completed(http, job_id):
