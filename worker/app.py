@@ -71,15 +71,15 @@ def _make_training_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> P
     client, metrics, worker_id = connect(settings.redis_url), TrainingMetrics(), new_worker_id()
     jobs, files, store = JobStore(client), JobFiles(settings.data_root), VersionStore(settings.data_root)
     taker = JobTaker(jobs, files, metrics, worker_id, stop)
-    runner = TrainingRunner(jobs, files, store, taker, settings, metrics, PaceBook(client))
+    runner = TrainingRunner(taker, store, settings, PaceBook(client))
     device = str(pick_device(settings.device))
     heartbeat = Heartbeat(client, "training", worker_id, device, metrics.text, lambda: runner.is_busy)
-    preparer = Preparer(taker, files, settings, metrics)
+    preparer = Preparer(taker, settings)
 
     def send(job_id: str) -> object:
         return app.tasks[routing.TRAIN_TASK].apply_async(args=[job_id], task_id=job_id)
 
-    caretaker = Caretaker(jobs, files, store, taker, preparer, send, stop)
+    caretaker = Caretaker(preparer, store, send)
     # acknowledged on receipt: a lost job is found again by its record
     app.task(caretaker.make_task(runner), name=routing.TRAIN_TASK, acks_late=False, ignore_result=True)
     return metrics, (heartbeat, caretaker, Inspector(DatasetFiles(settings.data_root), settings, stop))

@@ -12,11 +12,9 @@ from pathlib import Path
 from kombu.exceptions import OperationalError
 
 from service.contract.errors import UnknownJob, UnreadableJob
-from service.contract.jobs.files import JobFiles
-from service.contract.jobs.store import JobStatus, JobStore
+from service.contract.jobs.store import JobStatus
 from service.contract.routing import RECONCILE_EVERY_S
 from service.contract.versions.store import VersionStore
-from worker.jobs import JobTaker, Stop
 from worker.training.runner import TrainingRunner
 from worker.uploads.preparer import Preparer
 
@@ -33,24 +31,11 @@ _MAX_PUBLISHING_S = 3600.0
 class Caretaker(PeriodicThread):
     """A thread that checks uploads while another job trains; ``send`` puts a job's message into the training queue."""
 
-    def __init__(
-        self,
-        jobs: JobStore,
-        files: JobFiles,
-        store: VersionStore,
-        taker: JobTaker,
-        preparer: Preparer,
-        send: Callable[[str], object],
-        stop: Stop,
-    ) -> None:
+    def __init__(self, preparer: Preparer, store: VersionStore, send: Callable[[str], object]) -> None:
         super().__init__("caretaker", every_s=0.5)
-        self._jobs = jobs
-        self._files = files
-        self._store = store
-        self._taker = taker
-        self._preparer = preparer
-        self._send = send
-        self._stop = stop
+        self._preparer, self._store, self._send = preparer, store, send
+        self._taker = preparer.taker
+        self._jobs, self._files, self._stop = self._taker.jobs, self._taker.files, self._taker.stop
         self._reconcile_at = self._sweep_at = 0.0
 
     def run_once(self) -> None:
@@ -61,8 +46,7 @@ class Caretaker(PeriodicThread):
         now = time.monotonic()
         if now >= self._reconcile_at:
             self._reconcile_at = now + RECONCILE_EVERY_S
-            sent = self._jobs.reconcile(self._send, exclusive=True)
-            if sent:
+            if sent := self._jobs.reconcile(self._send, exclusive=True):
                 logger.info("jobs requeued: %s", ", ".join(sorted(sent)))
         if now >= self._sweep_at:
             self._sweep_at = now + _SWEEP_EVERY_S

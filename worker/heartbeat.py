@@ -30,9 +30,7 @@ class PeriodicThread(ABC):
     """
 
     def __init__(self, name: str, every_s: float, outages: tuple[type[Exception], ...] = OUTAGES) -> None:
-        self._name = name
-        self._every_s = every_s
-        self._outages = outages
+        self._name, self._every_s, self._outages = name, every_s, outages
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 

@@ -82,9 +82,7 @@ class HeldJob:
     def __init__(self, jobs: JobStore, lease: Lease, stop: Stop) -> None:
         self.job_id = lease.job_id
         self.on_failure: Change | None = None
-        self._jobs = jobs
-        self._lease = lease
-        self._stop = stop
+        self._jobs, self._lease, self._stop = jobs, lease, stop
         self._lost = self._cancelled = self._paused = False
         self._pending: Change | None = None
         self._done = threading.Event()

@@ -47,8 +47,7 @@ def read_labels(path: Path, max_bytes: int = MAX_BYTES) -> Labels:
 
     Raises LabelsError if the file is too large, and then unread, or empty, of another form, or damaged.
     """
-    size = path.stat().st_size
-    if size > max_bytes:
+    if (size := path.stat().st_size) > max_bytes:
         raise LabelsError(f"the labels file has {size} bytes; at most {max_bytes} are allowed")
     return parse_labels(path.read_bytes())
 
@@ -88,9 +87,6 @@ def _parse_json(text: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise LabelsError("the labels are a JSON list; expected an object of COCO, or keypoint_names, train, heldout")
     return content
-
-
-# CSV
 
 
 @dataclass
@@ -186,12 +182,13 @@ def _parse_number(column: str, text: str) -> float:
     return value
 
 
-# COCO
-
-
 def _read_coco(content: dict[str, Any]) -> Labels:
     """Read COCO keypoints, ignoring crowds, annotations of other categories and those without a labelled keypoint."""
-    joints, edges, category = _read_category(content)
+    categories = [entry for entry in _get_objects(content, "categories") if entry.get("keypoints")]
+    if len(categories) != 1:
+        raise LabelsError(f"{len(categories)} categories name keypoints; expected one")
+    joints, category = _check_names(_get(categories[0], "keypoints", list, "the category")), categories[0].get("id")
+    edges = _read_edges(categories[0].get("skeleton") or [], len(joints), first=1)
     images = {}
     for image in _get_objects(content, "images"):
         name = _get(image, "file_name", str, "an image")
@@ -232,15 +229,6 @@ def _read_coco(content: dict[str, Any]) -> Labels:
     return Labels(tuple(annotated), joints, keypoints, visibility, split, np.array(sizes, dtype=np.int64), edges)
 
 
-def _read_category(content: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...], Any]:
-    """Return keypoint names, skeleton and id of the only category with keypoints; the id may be None."""
-    categories = [entry for entry in _get_objects(content, "categories") if entry.get("keypoints")]
-    if len(categories) != 1:
-        raise LabelsError(f"{len(categories)} categories name keypoints; expected one")
-    joints = _check_names(_get(categories[0], "keypoints", list, "the category"))
-    return joints, _read_edges(categories[0].get("skeleton") or [], len(joints), first=1), categories[0].get("id")
-
-
 def _read_coco_split(images: dict[str, Any]) -> tuple[str, ...] | None:
     given = {name: str(image["split"]).lower() for name, image in images.items() if image.get("split")}
     if not given:
@@ -251,15 +239,17 @@ def _read_coco_split(images: dict[str, Any]) -> tuple[str, ...] | None:
     return tuple(SPLITS[given[name]] for name in images)
 
 
-# the JSON of our samples
-
-
 def _read_samples(content: dict[str, Any]) -> Labels:
     parts = {part: _get(content, part, dict, "the file") for part in SPLITS if part in content}
     entries = [(name, part, label) for part, labels in parts.items() for name, label in labels.items()]
     if not entries:
         raise LabelsError("the labels hold no picture")
-    joints = _read_sample_joints(content, entries[0][2])
+    if "keypoint_names" in content:
+        joints = _check_names(_get(content, "keypoint_names", list, "the file"))
+    else:
+        first = entries[0][2] if isinstance(entries[0][2], dict) else {}
+        points = _get(first, "keypoints", list, "the first picture")
+        joints = _check_names([f"keypoint_{joint}" for joint in range(len(points))])
     check_extent(len(entries), len(joints))
     poses, visibilities = [], []
     for name, _, label in entries:
@@ -283,16 +273,6 @@ def _read_samples(content: dict[str, Any]) -> Labels:
         raise LabelsError(f"'{names[int(worst.argmax())]}' has a keypoint far outside of [0, 1] of the square")
     edges = _read_edges(content.get("edges") or [], len(joints), first=0)
     return Labels(names, joints, keypoints, visibility, split, None, edges, in_square=True)
-
-
-def _read_sample_joints(content: dict[str, Any], first: Any) -> tuple[str, ...]:
-    if "keypoint_names" in content:
-        return _check_names(_get(content, "keypoint_names", list, "the file"))
-    points = _get(first if isinstance(first, dict) else {}, "keypoints", list, "the first picture")
-    return _check_names([f"keypoint_{joint}" for joint in range(len(points))])
-
-
-# checks of JSON
 
 
 def _check_names(values: Sequence[Any]) -> tuple[str, ...]:

@@ -127,9 +127,9 @@ def desk(redis_client: redis.Redis, redis_url: str, data_root: Path) -> SimpleNa
     jobs, files, store = JobStore(redis_client), JobFiles(settings.data_root), VersionStore(settings.data_root)
     metrics, stop, sent = TrainingMetrics(), Stop(), []
     taker = JobTaker(jobs, files, metrics, "test", stop)
-    preparer = Preparer(taker, files, settings, metrics)
-    runner = TrainingRunner(jobs, files, store, taker, settings, metrics, PaceBook(redis_client))
-    caretaker = Caretaker(jobs, files, store, taker, preparer, sent.append, stop)
+    preparer = Preparer(taker, settings)
+    runner = TrainingRunner(taker, store, settings, PaceBook(redis_client))
+    caretaker = Caretaker(preparer, store, sent.append)
 
     def upload(members: dict[str, bytes] | None = None, config: PPLConfig | None = None) -> Job:
         members = {f"{n}.jpg": picture(n) for n in range(9)} if members is None else members

@@ -59,7 +59,7 @@ class MultiprocessTrainer(Trainer):
     """
 
     def __init__(
-        self, *args: Any, instructions: dict[str, Any], checkpoint: Path, check: Callable[[], None], **kwargs: Any
+        self, instructions: dict[str, Any], checkpoint: Path, check: Callable[[], None], *args: Any, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self.config.check_processes(instructions["processes"])
@@ -69,8 +69,7 @@ class MultiprocessTrainer(Trainer):
     def run(self) -> Generator[StepReport]:
         """Train to the configured number of steps and yield each report; closing the generator kills the ranks.
 
-        Raises:
-            RankCrashed, RankError, or the error that training in one process would raise.
+        Raises RankCrashed, RankError, or the error that training in one process would raise.
         """
         if self.step >= self.config.steps:
             return
@@ -140,11 +139,7 @@ class RankProcesses:
             pipe.flush()
 
     def receive(self, member: str) -> dict[str, Any]:
-        """Return the next report of rank 0, which must have a member of this name.
-
-        Raises:
-            RankCrashed, RankError, TrainingDivergedError, MemoryError, OSError; what `check` raises.
-        """
+        """Return the next report of rank 0, which must have a member of this name. Raises as `MultiprocessTrainer`."""
         while True:
             try:
                 rank, message = self._reports.get(timeout=_CHECK_EVERY_S)

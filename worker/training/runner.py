@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +14,7 @@ from numpy.typing import NDArray
 
 from model.data import Images
 from model.predictor import Predictor
-from model.scoring.protocols import evaluate
+from model.scoring.protocols import evaluate, sides
 from model.training.trainer import Trainer
 from model.version.prior import PosePrior
 from model.version.tensor_files import CheckpointError
@@ -24,13 +22,12 @@ from service.contract.durable_files import sha256_of, write_json
 from service.contract.errors import TrainingFailed
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.progress import PaceBook
-from service.contract.jobs.store import JobRecord, JobStatus, JobStore
+from service.contract.jobs.store import JobRecord, JobStatus
 from service.contract.versions.store import VersionStore, new_version_id
 from worker.jobs import Change, HeldJob, JobTaker
-from worker.metrics import TrainingMetrics
 from worker.settings import WorkerSettings
 from worker.uploads.media_reader import copy_rows
-from worker.uploads.preparer import LabelledPictures, load_clips, match_job_labels, parse_config, training_rows
+from worker.uploads.preparer import load_clips, match_job_labels, parse_config, training_rows
 
 from .rank_processes import MultiprocessTrainer, rank_instructions
 from .training_run import ThreadChoice, TrainingRun
@@ -44,12 +41,9 @@ _BATCH_SIZE = 32
 class TrainingRunner:
     """A runner of training jobs, one at a time."""
 
-    jobs: JobStore
-    files: JobFiles
-    store: VersionStore
     taker: JobTaker
+    store: VersionStore
     settings: WorkerSettings
-    metrics: TrainingMetrics
     paces: PaceBook
     is_busy: bool = False
 
@@ -60,10 +54,10 @@ class TrainingRunner:
             self.taker.take(job_id, self._work)
         finally:
             self.is_busy = False
-            self.metrics.reset_job_gauges()
+            self.taker.metrics.reset_job_gauges()
 
     def _work(self, held: HeldJob) -> None:
-        job = self.jobs.get(held.job_id)
+        job = self.taker.jobs.get(held.job_id)
         if job.status not in (JobStatus.QUEUED, JobStatus.RUNNING):
             logger.info("job=%s: nothing to train, it is %s", job.id, job.status)
             return
@@ -76,23 +70,21 @@ class TrainingRunner:
         record = held.write(_begin)
         if record.job.status.ended:
             self.taker.clean_up(record)  # it failed because it was started too often
-            return
-        if record.job.status is JobStatus.PAUSED:
-            logger.info("job=%s: paused before it started", job.id)
+        if record.job.status is not JobStatus.RUNNING:
             return
         pace = self.paces.of(job.settings)
         trainer = self._make_trainer(record, held)
-        checkpoint, threads = self.files.checkpoint(job.id), self._choose_threads(trainer)
-        run = TrainingRun(trainer, record, held, checkpoint, self.metrics, pace, threads)
+        checkpoint, threads = self.taker.files.checkpoint(job.id), self._choose_threads(trainer)
+        run = TrainingRun(trainer, record, held, checkpoint, self.taker.metrics, pace, threads)
         run.train()
-        if run.pace:
-            self.paces.note(job.settings, run.pace)
+        if run.speed.pace:
+            self.paces.note(job.settings, run.speed.pace)
         with run.set_aside_if_stopping():
             evaluation = self._evaluate(run)
         self._succeed(held, self._publish(run, held, evaluation), run.write_progress)
 
     def _succeed(self, held: HeldJob, version: str, write_progress: Change) -> None:
-        job = self.jobs.get(held.job_id)
+        job = self.taker.jobs.get(held.job_id)
         if job.activate:
             self.store.activate(job.category, version)
 
@@ -116,21 +108,17 @@ class TrainingRunner:
 
     def _make_trainer(self, record: JobRecord, held: HeldJob) -> Trainer:
         job, settings = record.job, self.settings
-        data, config = load_training_input(self.files, job.id), parse_config(job.settings)
-        checkpoint = self.files.checkpoint(job.id)
-        make: Callable[..., Trainer] = Trainer
+        data, config = load_training_input(self.taker.files, job.id), parse_config(job.settings)
+        checkpoint = self.taker.files.checkpoint(job.id)
+        given = (data.images, config, settings.device, settings.perceptual_weights)
         if settings.training_processes > 1:
-            make = partial(
-                MultiprocessTrainer,
-                instructions=rank_instructions(job.id, config, settings),
-                checkpoint=checkpoint,
-                check=held.check,
-            )
-        trainer = make(
-            data.images, config, settings.device, settings.perceptual_weights, clips=data.clips, prior=data.prior
-        )
+            instructions = rank_instructions(job.id, config, settings)
+            ranks = (instructions, checkpoint, held.check)
+            trainer: Trainer = MultiprocessTrainer(*ranks, *given, clips=data.clips, prior=data.prior)
+        else:
+            trainer = Trainer(*given, clips=data.clips, prior=data.prior)
         if job.continued_from:
-            trainer.load_weights(self.files.start(job.id))
+            trainer.load_weights(self.taker.files.start(job.id))
         try:
             trainer.load_checkpoint(checkpoint)
         except CheckpointError:
@@ -141,13 +129,39 @@ class TrainingRunner:
         return trainer
 
     def _evaluate(self, run: TrainingRun) -> dict[str, Any] | None:
+        """Return the errors on the job's labelled pictures, without refinement; None if it has no labels.
+
+        Returns:
+            The result of `model.scoring.protocols.evaluate`, or only its "reason" if the labels can't be scored, with
+            "keypoint_names", "labels_without_picture" and "split_from": "labels", or "names" if the labels have no
+            split and a fifth of the pictures was held out by a hash of their names.
+        """
         job_id = run.record.job.id
-        labelled = match_job_labels(self.files, job_id)
+        labelled = match_job_labels(self.taker.files, job_id)
         if labelled is None:
             return None
-        logger.info("job=%s: evaluating on %d labelled pictures", job_id, len(labelled.pictures))
-        predictor = Predictor(run.trainer.model, self.settings.device)
-        return evaluate_labelled(predictor, load_pictures(self.files, job_id), labelled, run.report_evaluation)
+        count = len(labelled.pictures)
+        logger.info("job=%s: evaluating on %d labelled pictures", job_id, count)
+        predictor, images = Predictor(run.trainer.model, self.settings.device), load_pictures(self.taker.files, job_id)
+        poses = []
+        for first in range(0, count, _BATCH_SIZE):
+            run.report_evaluation(first / count)
+            batch = np.ascontiguousarray(images[labelled.pictures[first : first + _BATCH_SIZE]])
+            poses.append(predictor.predict(batch).keypoints)
+        keypoints = (np.concatenate(poses).astype(np.float64) + 1) / 2
+        train, heldout = (
+            (keypoints[rows], labelled.keypoints[rows], labelled.visibility[rows])
+            for rows in (~labelled.heldout, labelled.heldout)
+        )
+        facts = {
+            "keypoint_names": list(labelled.keypoint_names),
+            "split_from": labelled.split_from,
+            "labels_without_picture": labelled.without_picture,
+        }
+        try:
+            return evaluate(train, heldout, sides(labelled.keypoint_names)) | facts
+        except ValueError as error:  # e.g. no keypoint is visible in both splits; the version is valid all the same
+            return {"reason": str(error)} | facts
 
     def _publish(self, run: TrainingRun, held: HeldJob, evaluation: dict[str, Any] | None) -> str:
         job = run.record.job
@@ -156,7 +170,7 @@ class TrainingRunner:
             names = job.continued_from.keypoint_names if job.continued_from else None
             run.trainer.export(folder, tuple(names) if names else None)
             checksums = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
-            write_json(folder / "version.json", run.version_info(version, checksums, evaluation))
+            write_json(folder / "version.json", run.describe(version, checksums, evaluation))
             held.confirm_lease()
             self.store.publish(folder, job.category, version)
         return version
@@ -174,41 +188,6 @@ def _begin(record: JobRecord) -> None:
 def _forget_checkpoint(record: JobRecord) -> None:
     record.checkpointed, record.trained_s = 0, 0.0
     record.log("its checkpoint can't be read; training starts over")
-
-
-def evaluate_labelled(
-    predictor: Predictor, images: Images, labelled: LabelledPictures, check: Callable[[float], object]
-) -> dict[str, Any]:
-    """Return the errors of a model on a job's labelled pictures, without refinement.
-
-    Args:
-        images: all prepared pictures of the job (N, S, S, 3).
-        check: called before each batch with the fraction done; its exceptions end the evaluation.
-
-    Returns:
-        The result of `model.scoring.protocols.evaluate`, or only its "reason" if the labels can't be scored, with
-        "keypoint_names", "labels_without_picture" and "split_from": "labels", or "names" if the labels have no split
-        and a fifth of the pictures was held out by a hash of their names.
-    """
-    batches = []
-    for first in range(0, len(labelled.pictures), _BATCH_SIZE):
-        check(first / len(labelled.pictures))
-        batch = np.ascontiguousarray(images[labelled.pictures[first : first + _BATCH_SIZE]])
-        batches.append(predictor.predict(batch).keypoints)
-    keypoints = (np.concatenate(batches).astype(np.float64) + 1) / 2
-    train, heldout = (
-        (keypoints[rows], labelled.keypoints[rows], labelled.visibility[rows])
-        for rows in (~labelled.heldout, labelled.heldout)
-    )
-    facts = {
-        "keypoint_names": list(labelled.keypoint_names),
-        "split_from": labelled.split_from,
-        "labels_without_picture": labelled.without_picture,
-    }
-    try:
-        return evaluate(train, heldout, labelled.swap) | facts
-    except ValueError as error:  # e.g. no keypoint is visible in both splits; the version is valid all the same
-        return {"reason": str(error)} | facts
 
 
 class TrainingInput(NamedTuple):

@@ -41,12 +41,8 @@ def find_late_step(config: PPLConfig) -> int | None:
 class SpeedMeter:
     """Speed over the last seconds of wall time, including checkpoints.
 
-    The first step is left out, because it also builds caches and threads.
-
-    Args:
-        late_from: the first of the slower steps at the end of a run.
-        earlier: the pace of an earlier run of the same settings.
-        window_s: length of the time window.
+    The first step is left out, because it also builds caches and threads. Steps are slower from ``late_from`` on; by
+    how much, ``earlier`` tells, the pace of an earlier run of the same settings.
     """
 
     def __init__(self, late_from: int | None = None, earlier: Pace | None = None, window_s: float = 30.0) -> None:
@@ -77,10 +73,9 @@ class SpeedMeter:
         if not self._step_s:
             return None
         step = self._marks[-1][1]
-        if step >= self._late_from:
-            return (total_steps - step) * self._step_s
-        late = max(0.0, total_steps - max(step, self._late_from - 1)) if self._late_from < math.inf else 0.0
-        return (total_steps - step + late * (self._late_cost - 1)) * self._step_s
+        late_cost = self._late_cost if step < self._late_from else 1.0  # the measured steps are late ones then
+        late = max(0.0, total_steps - max(step, self._late_from - 1))
+        return (total_steps - step + late * (late_cost - 1)) * self._step_s
 
     @property
     def pace(self) -> Pace | None:
@@ -106,12 +101,7 @@ class ThreadChoice:
     faster than several. Every ``_TRIAL_EVERY`` steps each candidate takes ``_TRIAL_STEPS`` steps, and the fastest goes
     on. Trials begin at fixed steps, so a run that always chooses alike computes alike.
 
-    Args:
-        most: threads that may be used.
-        step: the step that training continues from.
-
-    Attributes:
-        chosen: (step, threads) of every change, to be stored with the version.
+    ``chosen`` has (step, threads) of every change, from the step that training continues from.
     """
 
     def __init__(
@@ -159,13 +149,7 @@ class ThreadChoice:
 
 
 class TrainingRun:
-    """The steps of one job in this process.
-
-    Args:
-        checkpoint: folder of the job's checkpoint.
-        earlier: the pace of an earlier job of the same settings, if known.
-        threads: chooses the number of threads; None if it is fixed.
-    """
+    """The steps of one job in this process; ``threads`` chooses their number, unless it is fixed."""
 
     def __init__(
         self,
@@ -182,7 +166,7 @@ class TrainingRun:
         self._held = held
         self._folder = checkpoint
         self._metrics = metrics
-        self._speed = SpeedMeter(find_late_step(trainer.config), earlier)
+        self.speed = SpeedMeter(find_late_step(trainer.config), earlier)
         self._threads = threads
         self._started = time.monotonic()
         self._evaluating_since: float | None = None
@@ -201,20 +185,11 @@ class TrainingRun:
         """Training time in seconds, including that of earlier processes up to their last checkpoint."""
         return self._trained_before_s + time.monotonic() - self._started
 
-    @property
-    def pace(self) -> Pace | None:
-        """The measured pace, for later jobs of the same settings."""
-        return self._speed.pace
-
     def train(self) -> None:
-        """Take all remaining steps, saving a checkpoint at every interval and at the end.
-
-        Raises:
-            What `HeldJob.check` and the trainer raise.
-        """
-        trainer, total = self.trainer, self.trainer.config.steps
+        """Take all remaining steps, saving a checkpoint at every interval and at the end."""
+        trainer, total, job_id = self.trainer, self.trainer.config.steps, self.record.job.id
         self._metrics.total_steps.set(total)
-        logger.info("job=%s: training from step %d to %d on %s", self._job_id, trainer.step, total, trainer.device)
+        logger.info("job=%s: training from step %d to %d on %s", job_id, trainer.step, total, trainer.device)
         # the checkpoint is saved before `reports` is closed
         with closing(trainer.run()) as reports, self.set_aside_if_stopping():
             for report in reports:
@@ -251,9 +226,7 @@ class TrainingRun:
         self._held.report(self._write_if_running)
         self._held.check()
 
-    def version_info(
-        self, version: str, checksums: dict[str, str], evaluation: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def describe(self, version: str, checksums: dict[str, str], evaluation: dict[str, Any] | None) -> dict[str, Any]:
         """Return the content of version.json."""
         job, base = self.record.job, self.record.job.continued_from
         return {
@@ -287,14 +260,10 @@ class TrainingRun:
         for checkpoint, trained_s in self._unreported:
             record.checkpoint(checkpoint, trained_s)
 
-    @property
-    def _job_id(self) -> str:
-        return self.record.job.id
-
     def _report_step(self, report: StepReport) -> None:
         step, total = report.step, self.trainer.config.steps
-        self._speed.mark(step, time.monotonic())
-        speed, eta_s = self._speed.steps_per_s, _round(self._speed.eta_s(total))
+        self.speed.mark(step, time.monotonic())
+        speed, eta_s = self.speed.steps_per_s, _round(self.speed.eta_s(total))
         self._losses = report.losses
         self._progress = Progress(step=step, total_steps=total, fraction=step / total, eta_s=eta_s, stage="training")
         self._shown_metrics = {**report.losses, "steps_per_s": _round(speed), "device": str(self.trainer.device)}
@@ -324,7 +293,7 @@ class TrainingRun:
         self._unreported = (*self._unreported[-_MAX_UNREPORTED:], (checkpoint, self.trained_s))
         self._metrics.checkpoints.inc()
         total = self._losses.get("total", float("nan"))
-        logger.info("job=%s: checkpoint saved, step=%d loss=%.4g", self._job_id, self.trainer.step, total)
+        logger.info("job=%s: checkpoint saved, step=%d loss=%.4g", self.record.job.id, self.trainer.step, total)
 
     def _describe_checkpoint(self, losses: dict[str, float]) -> Checkpoint:
         file = (self._folder / CHECKPOINT_FILE).stat()

@@ -54,8 +54,7 @@ class Inspection:
     def __init__(
         self, files: DatasetFiles, record: DatasetRecord, settings: WorkerSettings, check: Callable[[], None]
     ) -> None:
-        self._archive = files.archive(record.id)
-        self._labels = files.labels(record.id) if record.labels else None
+        self._archive, self._labels = files.archive(record.id), files.labels(record.id)
         self._record = record
         self._limits = ArchiveLimits.of(settings)
         self._check = check
@@ -138,15 +137,16 @@ class Inspection:
         self._clips[clip] += 1
 
     def _count_picture(self, data: bytes, name: str) -> None:
-        self._found.pictures += 1
+        found = self._found
+        found.pictures += 1
         self._names.append(name)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             self._formats[image.format or "unknown"] += 1
         first = self._name_of_hash.setdefault(hashlib.sha256(data).digest()[:16], name)
         if first is not name:
-            self._found.duplicates += 1
-            if len(self._found.duplicate_files) < _MAX_DUPLICATES:
-                self._found.duplicate_files.append(Duplicate(name=shorten_name(name), same_as=shorten_name(first)))
+            found.duplicates += 1
+            if found.duplicates <= _MAX_DUPLICATES:
+                found.duplicate_files.append(Duplicate(name=shorten_name(name), same_as=shorten_name(first)))
 
     def _skip_other(self, member: Member) -> None:
         self._counts.skip(member.name, "not named as a picture or a video")
@@ -168,7 +168,7 @@ class Inspection:
 
     def _match_labels(self) -> LabelsFound | None:
         """Match the labels; for frames, only count them, because their names and split depend on a job's settings."""
-        if self._labels is None:
+        if not self._record.labels:
             return None
         try:
             labels = read_labels(self._labels)
@@ -190,14 +190,9 @@ def _summarize_sizes(sizes: list[tuple[int, int]]) -> Sizes | None:
         return None
     ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
     powers = Counter(min(size).bit_length() for size in sizes)
-    return Sizes(
-        smallest=ordered[0],
-        median=ordered[len(ordered) // 2],
-        largest=ordered[-1],
-        by_shorter_side=[
-            SideCount(from_px=1 << power - 1, below_px=1 << power, count=powers[power]) for power in sorted(powers)
-        ],
-    )
+    sides = [SideCount(from_px=1 << power - 1, below_px=1 << power, count=powers[power]) for power in sorted(powers)]
+    middle = ordered[len(ordered) // 2]
+    return Sizes(smallest=ordered[0], median=middle, largest=ordered[-1], by_shorter_side=sides)
 
 
 class Inspector(PeriodicThread):
@@ -205,9 +200,7 @@ class Inspector(PeriodicThread):
 
     def __init__(self, files: DatasetFiles, settings: WorkerSettings, stop: Stop) -> None:
         super().__init__("inspector", every_s=0.5)
-        self._files = files
-        self._settings = settings
-        self._stop = stop
+        self._files, self._settings, self._stop = files, settings, stop
 
     def run_once(self) -> None:
         """Inspect every waiting dataset."""
@@ -230,11 +223,8 @@ class Inspector(PeriodicThread):
 
     def _inspect(self, dataset_id: str, findings: Findings) -> None:
         if findings.starts > MAX_CRASHES_WITHOUT_PROGRESS:
-            error = Abandoned(
-                f"the worker crashed {findings.starts} times while it inspected the dataset; often the memory ran "
-                "out, see the worker's log"
-            )
-            self._fail(dataset_id, findings, error)
+            crashes = f"the worker crashed {findings.starts} times while it inspected the dataset"
+            self._fail(dataset_id, findings, Abandoned(f"{crashes}; often the memory ran out, see the worker's log"))
             return
         findings.starts += 1
         self._files.write_findings(dataset_id, findings)

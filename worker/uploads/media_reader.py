@@ -94,12 +94,9 @@ class MediaReader:
         folder: Path,
         check: Callable[[], None],
     ) -> None:
-        self._on_picture = keep
-        self._reducible = reduction_for_boxes
-        self._counts = counts
-        self._frames_per_clip = frames_per_clip
+        self._on_picture, self._reducible, self._check = keep, reduction_for_boxes, check
+        self._counts, self._frames_per_clip = counts, frames_per_clip
         self._copy = folder / "video"
-        self._check = check
         self._picture_limits = PictureLimits.of(settings)
         self._video_limits = VideoLimits(
             max_pixels=settings.image_max_pixels,
@@ -180,14 +177,8 @@ class TrainingSet:
 
     The file of squares is an .npy of uint8 (N, S, S, 3), written square by square; N is written at the end.
 
-    Args:
-        pictures: path of the .npy of squares.
-        clips: path of the .npy of clip numbers, written by `arrange_clips`.
-        side: S.
-
-    Attributes:
-        names: names of the squares, in the order of the file.
-        sizes: width and height in pixels of the original pictures, in the same order.
+    ``arrange_clips`` writes the .npy of clip numbers. ``names`` of the squares and ``sizes`` of the original pictures,
+    width and height in pixels, are in the order of the file.
     """
 
     def __init__(self, pictures: Path, clips: Path, side: int) -> None:
@@ -219,8 +210,7 @@ class TrainingSet:
     def arrange_clips(self) -> tuple[int, dict[str, int]]:
         """Sort the file by clip and frame, in natural order, without clips of a single frame; call it after the block.
 
-        Returns:
-            The number of clips, and the number of frames of each clip left out, by name.
+        Returns the number of clips, and the number of frames of each clip left out, by name.
         """
         counts = Counter(self._clip_names)
         kept = sorted((clip for clip, count in counts.items() if count >= MIN_CLIP_FRAMES), key=natural_key)

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from model.config import PPLConfig
 from model.scoring.label_files import read_labels
 from model.scoring.labels import Labels, LabelsError, hashed_split
-from model.scoring.protocols import sides
 from service.contract.durable_files import write_json
 from service.contract.errors import BadLabels, TooFewPictures, TrainingFailed
 from service.contract.jobs.files import JobFiles, training_folder
@@ -28,7 +27,6 @@ from service.contract.media.archives import ArchiveLimits, Member, iter_media, r
 from service.contract.media.fitting import fit_square, reduction_for_boxes
 from service.contract.media.pictures import Picture
 from worker.jobs import HeldJob, JobTaker, Stopping
-from worker.metrics import TrainingMetrics
 from worker.settings import WorkerSettings
 
 from .media_reader import FileCounts, MediaReader, TrainingSet, replace_surrogates
@@ -46,16 +44,12 @@ class Preparer:
     """A preparer of jobs that are `validating`."""
 
     taker: JobTaker
-    files: JobFiles
     settings: WorkerSettings
-    metrics: TrainingMetrics
 
     def prepare(self, held: HeldJob) -> None:
         """Prepare a job's pictures and labels, and queue the job.
 
-        Raises:
-            TooFewPictures, BadLabels, BadArchive, TrainingFailed: the upload can't be used.
-            What `HeldJob.check` and `HeldJob.write` raise.
+        Raises TooFewPictures, BadLabels, BadArchive or TrainingFailed if the upload can't be used.
         """
         record = held.write(_begin)
         if record.job.status.ended:
@@ -82,48 +76,47 @@ class Preparer:
             record.pause_if_requested()
 
         held.write(queue)
-        self.files.archive(job_id).unlink(missing_ok=True)
+        self.taker.files.archive(job_id).unlink(missing_ok=True)
         logger.info("job=%s: prepared, pictures=%d skipped=%d", job_id, counts.images, counts.skipped)
 
     def _read_counts(self, job_id: str) -> FileCounts | None:
         """Return the counts of a process that crashed right after preparing the pictures."""
-        path = self.files.pictures_info(job_id)
+        path = self.taker.files.pictures_info(job_id)
         if not path.exists():
             return None
         info = json.loads(path.read_text(encoding="utf-8"))
         return FileCounts(info["count"], info["skipped_count"], info["skipped"], info.get("mode"), info.get("clips", 0))
 
     def _prepare_pictures(self, record: JobRecord, held: HeldJob) -> FileCounts:
-        job_id, config = record.job.id, parse_config(record.job.settings)
+        job_id, files, config = record.job.id, self.taker.files, parse_config(record.job.settings)
         counts = FileCounts()
 
         def write_counts(record: JobRecord) -> None:
             record.job.metrics = counts.to_metrics()
 
         held.on_failure = write_counts
-        self.files.create(job_id)
+        folder = files.create(job_id)
         pictures = videos = 0
-        with TrainingSet(self.files.pictures(job_id), self.files.clips(job_id), config.image_size) as squares:
+        with TrainingSet(files.pictures(job_id), files.clips(job_id), config.image_size) as squares:
 
             def keep(picture: Picture, name: str, clip: str) -> None:
                 square, _ = fit_square(picture, config.image_size)
                 squares.append(square, name, clip, picture.size)
 
-            folder = self.files.folder(job_id)
             reduction = reduction_for_boxes(config.image_size)
             reader = MediaReader(keep, reduction, counts, config.frames_per_clip, self.settings, folder, held.check)
             for name, media in iter_media(self._find_source(record), ArchiveLimits.of(self.settings)):
                 held.check()
                 images, skipped = counts.images, counts.skipped
-                is_video = isinstance(media, Member)
-                videos, pictures = videos + is_video, pictures + (not is_video)
+                videos += isinstance(media, Member)
+                pictures += not isinstance(media, Member)
                 counts.mode = resolve_mode(config.mode, pictures, videos)
                 if isinstance(media, Member):
                     reader.read_video(media, (record.source.name or name) if media.bare_video else name)
                 else:
                     reader.read_picture(media, name)
-                self.metrics.pictures.labels("read").inc(counts.images - images)
-                self.metrics.pictures.labels("skipped").inc(counts.skipped - skipped)
+                self.taker.metrics.pictures.labels("read").inc(counts.images - images)
+                self.taker.metrics.pictures.labels("skipped").inc(counts.skipped - skipped)
                 held.report(write_counts)
         if counts.mode == "clips":
             counts.clips, too_short = squares.arrange_clips()
@@ -139,21 +132,21 @@ class Preparer:
             "names": [replace_surrogates(name) for name in squares.names],
             "sizes": squares.sizes,
         }
-        write_json(self.files.pictures_info(job_id), info)
+        write_json(files.pictures_info(job_id), info)
         return counts
 
     def _find_source(self, record: JobRecord) -> Path:
         if record.source.kind == "folder":
             return training_folder(self.settings.data_root, record.source.folder or "")
-        archive = self.files.archive(record.job.id)
+        archive = self.taker.files.archive(record.job.id)
         if not archive.exists():
             raise TrainingFailed("the uploaded archive was deleted from the server; send the job again")
         return archive
 
     def _check_labels(self, job_id: str, count: int) -> LabelledPictures | None:
-        labelled = match_job_labels(self.files, job_id)
+        labelled = match_job_labels(self.taker.files, job_id)
         if labelled:
-            left = int(training_rows(count, labelled, load_clips(self.files, job_id)).sum())
+            left = int(training_rows(count, labelled, load_clips(self.taker.files, job_id)).sum())
             if left < self.settings.training_min_pictures:
                 raise BadLabels(
                     f"{int(labelled.heldout.sum())} labelled pictures are held out, which leaves {left} to train on; "
@@ -166,10 +159,10 @@ class Preparer:
         if counts.images >= least:
             return
         if videos or counts.mode == "clips":
-            detail = f"{counts.images} frames of {counts.clips} clips could be read; at least {least} are needed"
+            found = f"{counts.images} frames of {counts.clips} clips"
         else:
-            total = counts.images + counts.skipped
-            detail = f"{counts.images} of {total} pictures could be read; at least {least} are needed"
+            found = f"{counts.images} of {counts.images + counts.skipped} pictures"
+        detail = f"{found} could be read; at least {least} are needed"
         reasons = "; ".join(f"{item['name']}: {item['reason']}" for item in counts.skipped_files[:3])
         raise TooFewPictures(f"{detail} ({reasons})" if reasons else detail)
 
@@ -192,7 +185,6 @@ class LabelledPictures:
         keypoints: (n, J, 2) in [0, 1] of the model's square.
         visibility: (n, J), non-zero where a label counts.
         heldout: bool (n,), whether a picture is held out of training.
-        keypoint_names: J names.
         split_from: "labels", or "names" if the split is by a hash of the names.
         without_picture: number of labels that match no picture of the job.
     """
@@ -204,11 +196,6 @@ class LabelledPictures:
     keypoint_names: tuple[str, ...]
     split_from: str
     without_picture: int
-
-    @property
-    def swap(self) -> tuple[int, ...] | None:
-        """Index of each keypoint's left-right partner; None if the names have no sides."""
-        return sides(self.keypoint_names)
 
 
 def load_clips(files: JobFiles, job_id: str) -> NDArray[np.int64] | None:
@@ -237,15 +224,9 @@ def match_labels(
     """Return the labelled pictures among N pictures.
 
     If the labels have no split, a fifth of the labelled pictures is held out by a hash of their names; of frames, a
-    fifth of the labelled clips, because frames of one clip are too alike to be in both parts.
+    fifth of the labelled ``clips``. Sizes are width and height in pixels, EXIF orientation applied.
 
-    Args:
-        names: of the N pictures, as in the upload.
-        sizes: width and height of each in pixels, its EXIF orientation applied.
-        clips: number of each frame's clip (N,); None for stills.
-
-    Raises:
-        LabelsError: no picture has a label, a name matches twice, or a part of the split would be empty.
+    Raises LabelsError if no picture has a label, a name matches twice, or a part of the split would be empty.
     """
     rows = labels.match(names)
     pictures = np.flatnonzero(rows >= 0)
