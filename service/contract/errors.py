@@ -170,8 +170,7 @@ class UnknownCategory(NotFound, code="unknown_category"): ...
 class UnknownVersion(NotFound, code="unknown_version"): ...
 
 
-class UnknownJob(NotFound, code="unknown_job"):
-    """There is no job with this id, or it was deleted."""
+class UnknownJob(NotFound, code="unknown_job"): ...
 
 
 class NoHistory(NotFound, code="no_history"):
@@ -184,12 +183,10 @@ class UnknownAlias(NotFound, code="unknown_alias"): ...
 class UnknownLandmarks(NotFound, code="unknown_landmarks"): ...
 
 
-class UnknownDataset(NotFound, code="unknown_dataset"):
-    """There is no dataset with this id, or it was deleted."""
+class UnknownDataset(NotFound, code="unknown_dataset"): ...
 
 
-class UnknownEstimate(NotFound, code="unknown_estimate"):
-    """There is no background estimate with this id, or it was deleted."""
+class UnknownEstimate(NotFound, code="unknown_estimate"): ...
 
 
 class UnknownKey(NotFound, code="unknown_key"): ...
@@ -238,8 +235,7 @@ class PreconditionRequired(PPLError, code="precondition_required", status=428):
     """A change of something that exists needs If-Match."""
 
 
-class BodyTooLarge(PPLError, code="body_too_large", status=413):
-    """The request body is longer than the limit."""
+class BodyTooLarge(PPLError, code="body_too_large", status=413): ...
 
 
 class DatasetsFull(PPLError, code="datasets_full", status=507):
@@ -321,8 +317,7 @@ class NeedsWeights(JobFailed, code="weights_unavailable"):
     """Weights of the perceptual network are not available; the detail says what to do."""
 
 
-class DiskFull(JobFailed, code="disk_full"):
-    """The disk of the data root is full."""
+class DiskFull(JobFailed, code="disk_full"): ...
 
 
 class Abandoned(JobFailed, code="abandoned"):

@@ -23,14 +23,12 @@ class JobLimits:
         per_owner: of one API key.
     """
 
-    total: int
-    per_owner: int
+    total: int = 0
+    per_owner: int = 0
 
 
-def check_job_limits(answer: str, owner: str | None, limits: JobLimits | None) -> None:
+def check_job_limits(answer: str, owner: str | None, limits: JobLimits) -> None:
     """Raise QueueFull or TooManyJobs if a script answered FULL or OWNER_FULL."""
-    if limits is None:
-        return
     if answer == FULL:
         raise QueueFull(
             f"{limits.total} jobs are unfinished, which is the limit; try again when one has ended, or cancel one",

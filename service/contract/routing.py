@@ -108,8 +108,6 @@ def time_ordered_id(digits: int) -> str:
         digits: at least 22, of which 7 are random.
     """
     global _last_ticks
-    if digits < 22:
-        raise ValueError(f"{digits} digits leave too few random ones; use at least 22")
     with _ticks_lock:
         _last_ticks = max(_last_ticks + 1, time.time_ns() * _TICKS_PER_MS // 1_000_000)
         ticks = _last_ticks

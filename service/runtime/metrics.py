@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from service.contract.messages import WorkerHeartbeat
 
@@ -50,12 +51,10 @@ class Metrics:
 
     def exposition(self, workers: Iterable[WorkerHeartbeat] = ()) -> bytes:
         """Return all metrics in Prometheus's text format, those of workers with a label ``worker``."""
-        relayed = CollectorRegistry()
-        relayed.register(_Relayed(workers))
-        return generate_latest(self.registry) + generate_latest(relayed)
+        return generate_latest(self.registry) + generate_latest(_Relayed(workers))
 
 
-class _Relayed:
+class _Relayed(Collector):
     """Collector of the workers' metrics: families of the same name are merged, samples are labelled by worker."""
 
     def __init__(self, workers: Iterable[WorkerHeartbeat]) -> None:

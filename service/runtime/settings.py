@@ -130,16 +130,12 @@ class Settings(CommonSettings):
             return False
 
     @model_validator(mode="after")
-    def _keys_beyond_loopback(self) -> Self:
+    def _check_together(self) -> Self:
         if self.api_keys is False and not self._is_loopback:
             raise ValueError(
                 f"PPL_API_KEYS is false and PPL_HOST is {self.host}: without keys the gateway listens on the loopback "
                 "address only; leave PPL_API_KEYS unset, or set PPL_HOST to 127.0.0.1"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _limits_fit(self) -> Self:
         if self.queue_limit < self.max_images:
             raise ValueError(
                 f"PPL_QUEUE_LIMIT is {self.queue_limit}; it must be at least PPL_MAX_IMAGES ({self.max_images}), "

@@ -215,7 +215,6 @@ def _read(model: type[Shape], path: Path) -> Shape:
 
 
 def _sort_key(record: DatasetRecord) -> tuple[int, str]:
-    """Return the position of a dataset in the list."""
     return int(record.created_at.timestamp() * 1000), record.id
 
 

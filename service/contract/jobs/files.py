@@ -66,10 +66,7 @@ class JobFiles:
 
 
 def training_folder(data_root: Path, name: str) -> Path:
-    """Return the path of a folder of pictures that a job refers to.
-
-    Args:
-        name: relative to the data root, or absolute and inside of it.
+    """Return the path of a folder of pictures that a job refers to, relative to the data root or absolute.
 
     Raises:
         BadFolder: it does not exist, is outside of the data root once links are followed, or is reserved.
@@ -90,8 +87,8 @@ def _resolve_below(
     try:
         path = (root / name).resolve()
         exists = is_kind(path)
-    except (OSError, RuntimeError, ValueError) as error:  # name too long, loop of links, NUL in it
-        raise error_class(f"{label} is not a {kind} below the data root") from error
+    except (OSError, RuntimeError, ValueError):  # name too long, loop of links, NUL in it
+        path, exists = root, False
     if path == root or not path.is_relative_to(root):
         raise error_class(f"{label} is not a {kind} below the data root")
     if path.relative_to(root).parts[0] in _RESERVED:

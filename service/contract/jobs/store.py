@@ -76,12 +76,11 @@ class JobStore:
         self._redis = client
         self._unreadable: set[str] = set()  # logged already
 
-    def create(self, new: NewJob, request: NamedRequest | None = None, limits: JobLimits | None = None) -> Job:
+    def create(self, new: NewJob, request: NamedRequest | None = None, limits: JobLimits = JobLimits()) -> Job:
         """Create a job in the status ``validating``; its upload must be on disk already.
 
         Args:
             request: if the same request of the same owner created a job before, return that job instead.
-            limits: None for no limit.
 
         Raises:
             KeyReused: the Idempotency-Key was used by another request.
@@ -103,8 +102,7 @@ class JobStore:
         record = JobRecord(job=job, source=new.source)
         keys = [routing.job_key(job.id), routing.JOBS, routing.ACTIVE_JOBS, *_event_keys(job.id)]
         events = append_arguments([(EventKind.STATUS, {"status": job.status})])
-        bounds = (limits.total, limits.per_owner) if limits else (0, 0)
-        arguments = [record.model_dump_json(), job.id, *events, new.owner or "", *bounds]
+        arguments = [record.model_dump_json(), job.id, *events, new.owner or "", limits.total, limits.per_owner]
         if request is not None:
             keys.append(routing.request_key(request.name, new.owner))
             arguments += [request.fingerprint, request.ttl_s]
@@ -250,13 +248,11 @@ class JobStore:
         A job whose upload is being prepared is paused when that is done. Raises UnknownJob, JobNotActive.
         """
         # request it first: a worker that takes the job between the two steps must see it
-        record = self.update(job_id, JobRecord.request_pause)
-        if record.job.status is not JobStatus.PAUSED:
-            try:
-                record = self.update(job_id, JobRecord.pause_if_requested, unleased=True)
-            except LeaseLost:
-                record = self.record(job_id)
-        return record.job
+        self.update(job_id, JobRecord.request_pause)
+        try:
+            return self.update(job_id, JobRecord.pause_if_requested, unleased=True).job
+        except LeaseLost:
+            return self.get(job_id)
 
     def resume(self, job_id: str) -> Job:
         """Put a paused job back into the queue; :meth:`reconcile` sends its message. Idempotent.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from contextlib import suppress
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -34,13 +35,10 @@ class Delivery(BaseModel):
 
 
 def check_webhook_url(url: Any, *, private: bool) -> str:
-    """Return a valid webhook address, checked without resolving its host.
+    """Return a valid webhook address, checked without resolving its host. Raises BadWebhook.
 
     Args:
         private: allow addresses that are not public.
-
-    Raises:
-        BadWebhook.
     """
     if not isinstance(url, str) or not 0 < len(url) <= MAX_URL or not url.isascii() or not url.isprintable():
         raise BadWebhook(
@@ -55,8 +53,7 @@ def check_webhook_url(url: Any, *, private: bool) -> str:
         raise BadWebhook(f"webhook_url is {url[:200]!r}; it must be an http or https address with a host")
     if parts.username is not None or parts.password is not None:
         raise BadWebhook("webhook_url has a user or a password; leave them out, calls are signed instead")
-    address = _parse_literal(host)
-    if address is not None and not private:
+    if (address := _parse_literal(host)) and not private:
         check_address(address, host)
     if host.rstrip(".").lower().rpartition(".")[2] == "localhost" and not private:
         raise _not_public(host, "this machine itself")
@@ -77,18 +74,14 @@ def _is_private(address: Address) -> bool:
 
 
 def _parse_literal(host: str) -> Address | None:
-    try:
+    with suppress(ValueError):
         return ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        pass
-    try:  # the system's resolver also accepts 127.1, 0x7f000001, 2130706433
+    with suppress(OSError, ValueError):  # the system's resolver also accepts 127.1, 0x7f000001, 2130706433
         return ipaddress.IPv4Address(socket.inet_aton(host))
-    except (OSError, ValueError):
-        return None
+    return None
 
 
 def _embedded_ipv4(address: Address) -> list[ipaddress.IPv4Address]:
-    """Return the IPv4 addresses embedded in an IPv6 address."""
     if isinstance(address, ipaddress.IPv4Address):
         return []
     found = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,7 +19,7 @@ from .pictures import MID_GREY, Picture
 
 Box = tuple[float, float, float, float]  # x, y, width, height in edge coordinates of the picture
 
-Region = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the picture
+Region = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the picture, or in blocks of the canvas
 
 # a picture is first reduced by a whole factor that leaves at least this many pixels for each of the square
 _REDUCING_GAP = 3
@@ -28,15 +27,6 @@ _REDUCING_GAP = 3
 _BAND_PIXELS = 4_000_000
 # padding that is always allowed
 _PADDING_PIXELS = 4_000_000
-
-
-class Cells(NamedTuple):
-    """A half-open range of columns and rows of the canvas; each cell is a block of picture pixels."""
-
-    x0: int
-    y0: int
-    x1: int
-    y1: int
 
 
 @dataclass(frozen=True)
@@ -125,66 +115,51 @@ def _paste_reduced(canvas: Image.Image, image: Image.Image, left: int, top: int,
     Blocks start at that corner. One that the picture covers in part is padded with mid-grey, so that the picture's
     edges keep their place to a fraction of a pixel.
     """
-    region = (
-        max(0, left),
-        max(0, top),
-        min(image.width, left + canvas.width * factor),
-        min(image.height, top + canvas.height * factor),
-    )
-    if region[0] >= region[2] or region[1] >= region[3]:
+    x0, y0 = max(0, left), max(0, top)
+    x1, y1 = min(image.width, left + canvas.width * factor), min(image.height, top + canvas.height * factor)
+    if x0 >= x1 or y0 >= y1:
         return
-    outer = Cells(
-        (region[0] - left) // factor,
-        (region[1] - top) // factor,
-        -((left - region[2]) // factor),
-        -((top - region[3]) // factor),
-    )
-    inner = Cells(
-        -((left - region[0]) // factor),
-        -((top - region[1]) // factor),
-        (region[2] - left) // factor,
-        (region[3] - top) // factor,
-    )
-    if inner.x0 >= inner.x1 or inner.y0 >= inner.y1:
-        _paste_padded(canvas, image, left, top, factor, region, outer)
-        return
-    # fully covered blocks need no padded copy; what is left are the four edges, a block wide
-    whole = (left + inner.x0 * factor, top + inner.y0 * factor, left + inner.x1 * factor, top + inner.y1 * factor)
-    canvas.paste(image.reduce(factor, whole) if factor > 1 else image.crop(whole), (inner.x0, inner.y0))
-    for edge in (
-        Cells(outer.x0, outer.y0, outer.x1, inner.y0),
-        Cells(outer.x0, inner.y1, outer.x1, outer.y1),
-        Cells(outer.x0, inner.y0, inner.x0, inner.y1),
-        Cells(inner.x1, inner.y0, outer.x1, inner.y1),
-    ):
-        if edge.x0 < edge.x1 and edge.y0 < edge.y1:
-            _paste_padded(canvas, image, left, top, factor, region, edge)
+    # the blocks that the picture covers at least in part, and those that it covers fully
+    outer_x0, outer_y0 = (x0 - left) // factor, (y0 - top) // factor
+    outer_x1, outer_y1 = -((left - x1) // factor), -((top - y1) // factor)
+    inner_x0, inner_y0 = -((left - x0) // factor), -((top - y0) // factor)
+    inner_x1, inner_y1 = (x1 - left) // factor, (y1 - top) // factor
+    edges = [
+        (outer_x0, outer_y0, outer_x1, inner_y0),
+        (outer_x0, inner_y1, outer_x1, outer_y1),
+        (outer_x0, inner_y0, inner_x0, inner_y1),
+        (inner_x1, inner_y0, outer_x1, inner_y1),
+    ]
+    if inner_x0 >= inner_x1 or inner_y0 >= inner_y1:
+        edges = [(outer_x0, outer_y0, outer_x1, outer_y1)]
+    else:  # fully covered blocks need no padded copy
+        whole = (left + inner_x0 * factor, top + inner_y0 * factor, left + inner_x1 * factor, top + inner_y1 * factor)
+        canvas.paste(image.reduce(factor, whole) if factor > 1 else image.crop(whole), (inner_x0, inner_y0))
+    for edge in edges:
+        if edge[0] < edge[2] and edge[1] < edge[3]:
+            _paste_padded(canvas, image, left, top, factor, (x0, y0, x1, y1), edge)
 
 
 def _paste_padded(
-    canvas: Image.Image, image: Image.Image, left: int, top: int, factor: int, region: Region, cells: Cells
+    canvas: Image.Image, image: Image.Image, left: int, top: int, factor: int, region: Region, blocks: Region
 ) -> None:
     """Draw blocks that the picture covers in part, padded with mid-grey."""
-    own = (
-        max(region[0], left + cells.x0 * factor),
-        max(region[1], top + cells.y0 * factor),
-        min(region[2], left + cells.x1 * factor),
-        min(region[3], top + cells.y1 * factor),
-    )
-    corner = left + cells.x0 * factor
-    size = ((cells.x1 - cells.x0) * factor, (cells.y1 - cells.y0) * factor)
-    if size[0] * size[1] > 4 * (own[2] - own[0]) * (own[3] - own[1]) + _PADDING_PIXELS:
+    column, row, end_column, end_row = blocks
+    x0, y0 = max(region[0], left + column * factor), max(region[1], top + row * factor)
+    x1, y1 = min(region[2], left + end_column * factor), min(region[3], top + end_row * factor)
+    corner, width = left + column * factor, (end_column - column) * factor
+    if width * (end_row - row) * factor > 4 * (x1 - x0) * (y1 - y0) + _PADDING_PIXELS:
         # a sliver thinner than a block: padding it could take any amount of memory
-        sliver = image.resize((cells.x1 - cells.x0, cells.y1 - cells.y0), Image.Resampling.BOX, box=own)
-        canvas.paste(sliver, (cells.x0, cells.y0))
+        size = (end_column - column, end_row - row)
+        canvas.paste(image.resize(size, Image.Resampling.BOX, box=(x0, y0, x1, y1)), (column, row))
         return
-    rows = max(1, _BAND_PIXELS // (size[0] * factor))
-    for first in range(cells.y0, cells.y1, rows):
-        start, stop = (top + row * factor for row in (first, min(first + rows, cells.y1)))
-        covered = (own[0], max(own[1], start), own[2], min(own[3], stop))
+    rows = max(1, _BAND_PIXELS // (width * factor))
+    for first in range(row, end_row, rows):
+        start, stop = (top + edge * factor for edge in (first, min(first + rows, end_row)))
+        covered = (x0, max(y0, start), x1, min(y1, stop))
         band = image.crop(covered)
-        if band.size != (size[0], stop - start):
+        if band.size != (width, stop - start):
             part = band
-            band = Image.new("RGB", (size[0], stop - start), (MID_GREY,) * 3)
-            band.paste(part, (own[0] - corner, covered[1] - start))
-        canvas.paste(band.reduce(factor) if factor > 1 else band, (cells.x0, first))
+            band = Image.new("RGB", (width, stop - start), (MID_GREY,) * 3)
+            band.paste(part, (x0 - corner, covered[1] - start))
+        canvas.paste(band.reduce(factor) if factor > 1 else band, (column, first))

@@ -39,25 +39,17 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"))
 
 _ORIENTATION_TAG = 0x0112
-_TRANSPOSES = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# how to transpose, and whether the stored picture's last columns (0) or rows (1) become the first columns and rows
+_ORIENTATIONS: dict[int, tuple[Image.Transpose, int | None, int | None]] = {
+    2: (Image.Transpose.FLIP_LEFT_RIGHT, 0, None),
+    3: (Image.Transpose.ROTATE_180, 0, 1),
+    4: (Image.Transpose.FLIP_TOP_BOTTOM, None, 1),
+    5: (Image.Transpose.TRANSPOSE, None, None),
+    6: (Image.Transpose.ROTATE_270, 1, None),
+    7: (Image.Transpose.TRANSVERSE, 1, 0),
+    8: (Image.Transpose.ROTATE_90, None, 0),
 }
 _SWAPS_SIDES = frozenset((5, 6, 7, 8))
-# whether the stored picture's last columns (0) or rows (1) become the first columns and the first rows
-_LAST_TO_FIRST: dict[int, tuple[int | None, int | None]] = {
-    2: (0, None),
-    3: (0, 1),
-    4: (None, 1),
-    6: (1, None),
-    7: (1, 0),
-    8: (None, 0),
-}
 _SCALES = (8, 4, 2)  # by which a JPEG can be decoded smaller
 
 # known formats that are not supported: offset, magic bytes, name
@@ -192,13 +184,15 @@ def open_reduced(
         except Exception as error:  # hostile bytes may make a decoder raise anything
             raise _damage_error(error) from error
     del image  # free its pixels before transposing the copy
+    transpose, *last_to_first = _ORIENTATIONS.get(orientation, (None, None, None))
+    upright = rgb if transpose is None else rgb.transpose(transpose)
     if scale == 1:
-        return Picture.of(_transpose(rgb, orientation))
+        return Picture.of(upright)
     # blocks begin at the stored picture's first pixel and may end after its last, which the transpose may put first
     beyond = [reduced * scale - whole for reduced, whole in zip(rgb.size, stored, strict=True)]
     width, height = reversed(stored) if orientation in _SWAPS_SIDES else stored
-    left, top = (0 if axis is None else beyond[axis] for axis in _LAST_TO_FIRST.get(orientation, (None, None)))
-    return Picture(_transpose(rgb, orientation), width, height, scale, left, top)
+    left, top = (0 if axis is None else beyond[axis] for axis in last_to_first)
+    return Picture(upright, width, height, scale, left, top)
 
 
 def is_picture_name(name: str) -> bool:
@@ -217,10 +211,6 @@ def _reduce(image: ImageFile.ImageFile, max_reduction: Callable[[int, int], floa
     if scale == 1 or image.draft("", (image.width // scale, image.height // scale)) is None:
         return 1
     return scale
-
-
-def _transpose(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_TRANSPOSES[orientation]) if orientation in _TRANSPOSES else image
 
 
 def _check_size(image: ImageFile.ImageFile, limits: PictureLimits) -> None:
@@ -267,7 +257,6 @@ def _find_excess(data: bytes) -> str | None:
 
 
 def _identify(head: bytes) -> NotAnImage | UnsupportedFormat | TruncatedImage:
-    """Return the error for an unsupported file, identified by its magic bytes."""
     if not head:
         return NotAnImage(f"the file is empty; {EXPECTED}")
     for offset, magic, name in _OTHER_FORMATS:

@@ -85,13 +85,12 @@ def decode(request: DecodeRequest) -> Iterator[TimedFrame]:
         picks = list(range(0, index.count, request.every))
         if len(picks) > request.count:
             each = (
-                f"each {request.every}th of which is {len(picks)}"
-                if request.every > 1
-                else "all of which are asked for"
+                "all of which are asked for"
+                if request.every == 1
+                else f"each {request.every}th of which is {len(picks)}"
             )
             raise UnusableVideo(f"it has {index.count} frames, {each}; at most {request.count} are read at once")
-    with _open(request) as container:
-        stream = _video_stream(container, request)
+    with _open(request) as (container, stream):
         if index.count <= request.max_frames or request.every is not None:
             yield from _decode_picks(container, stream, index, picks)
         else:
@@ -112,8 +111,7 @@ def read_index(request: DecodeRequest) -> Index:
     index = Index()
     key_times: list[tuple[int, int | None]] = []
     position, end_s, is_timed = 0, 0.0, True
-    with _open(request) as container:
-        stream = _video_stream(container, request)
+    with _open(request) as (container, stream):
         length_s = (container.duration or 0) * _MICROSECOND
         start_s = (container.start_time or 0) * _MICROSECOND
         promised = stream.frames
@@ -176,31 +174,29 @@ def _nearest_keys(picks: list[int], keys: list[tuple[int, int]]) -> dict[int, in
     return nearest
 
 
-def _open(request: DecodeRequest) -> InputContainer:
+@contextlib.contextmanager
+def _open(request: DecodeRequest) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a video and its first stream, cover pictures left out, with the limits set."""
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file", "max_pixels": str(request.max_pixels)}
     try:
-        return av.open(f"file:{request.path}", mode="r", options=options, metadata_errors="replace")
+        container = av.open(f"file:{request.path}", mode="r", options=options, metadata_errors="replace")
     except av.FFmpegError as error:
         raise UnusableVideo(f"it is not a video in a known format, or damaged ({_message(error)})") from error
-
-
-def _video_stream(container: InputContainer, request: DecodeRequest) -> VideoStream:
-    """Return the first video stream, cover pictures left out, with the limits set."""
-    streams = [stream for stream in container.streams.video if Disposition.attached_pic not in stream.disposition]
-    if not streams:
-        raise UnusableVideo("it has no video track; send a video")
-    stream = streams[0]
-    codec = stream.codec_context
-    if codec is None:
-        raise UnusableVideo("its video codec is not supported; convert it, for example to H.264")
-    if codec.width * codec.height > request.max_pixels:
-        raise UnusableVideo(
-            f"its frames are {codec.width} x {codec.height} pixels; at most {request.max_pixels} are read"
-        )
-    codec.options = {"max_pixels": str(request.max_pixels)}
-    codec.thread_type = "AUTO"
-    codec.thread_count = request.threads
-    return stream
+    with container:
+        streams = [stream for stream in container.streams.video if Disposition.attached_pic not in stream.disposition]
+        if not streams:
+            raise UnusableVideo("it has no video track; send a video")
+        codec = streams[0].codec_context
+        if codec is None:
+            raise UnusableVideo("its video codec is not supported; convert it, for example to H.264")
+        if codec.width * codec.height > request.max_pixels:
+            raise UnusableVideo(
+                f"its frames are {codec.width} x {codec.height} pixels; at most {request.max_pixels} are read"
+            )
+        codec.options = {"max_pixels": str(request.max_pixels)}
+        codec.thread_type = "AUTO"
+        codec.thread_count = request.threads
+        yield container, streams[0]
 
 
 def _decode_picks(
@@ -237,9 +233,9 @@ def _decode_all(container: InputContainer, stream: VideoStream) -> Iterator[Vide
             if packet is None:
                 return
             decoded = stream.decode(packet)
+        except av.error.EOFError:
+            return
         except av.FFmpegError as error:
-            if isinstance(error, av.error.EOFError):
-                return
             if has_frame or isinstance(error, av.error.MemoryError):
                 raise UnusableVideo(f"it is damaged ({_message(error)})") from error
             continue
@@ -250,19 +246,12 @@ def _decode_all(container: InputContainer, stream: VideoStream) -> Iterator[Vide
 
 def _decode_key_frames(container: InputContainer, stream: VideoStream, chosen: dict[int, int]) -> Iterator[TimedFrame]:
     """Decode each chosen key frame by itself; leave out damaged ones."""
-    left = len(chosen)
-    at = 0
-    for packet in container.demux(stream):
-        if not packet.size:
-            continue
-        if at in chosen:
-            frame = _decode_single(stream, packet)
-            if frame is not None:
-                yield _to_timed(frame, stream, chosen[at])
-            left -= 1
-            if not left:
-                return
-        at += 1
+    last = max(chosen)
+    for at, packet in enumerate(packet for packet in container.demux(stream) if packet.size):
+        if at in chosen and (frame := _decode_single(stream, packet)) is not None:
+            yield _to_timed(frame, stream, chosen[at])
+        if at == last:
+            return
 
 
 def _decode_single(stream: VideoStream, packet: Packet[VideoStream]) -> VideoFrame | None:

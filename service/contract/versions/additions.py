@@ -85,10 +85,7 @@ class Additions:
     def landmark_sets(self, category: str, version: str) -> list[str]:
         """Return the names of a version's sets of landmarks, sorted."""
         folder = self.landmarks_path(category, version, "any").parent
-        try:
-            return sorted(path.stem for path in folder.iterdir() if path.suffix == ".json" and path.stem[0] != ".")
-        except FileNotFoundError:
-            return []
+        return sorted(path.stem for path in folder.glob("[!.]*.json"))
 
     def landmarks(self, category: str, version: str, name: str) -> LandmarkSet:
         """Return a set of landmarks. Raises UnknownLandmarks, StoreCorrupt."""

@@ -42,6 +42,7 @@ ACTIVE = "active"
 MAX_ALIASES = 100  # of a category
 STAGING = ".staging-"
 ADDITIONS = "additions"
+_NAME_RULE = "hold only a-z, 0-9, - and _, 64 characters at most"
 
 is_alias = re.compile(r"[a-z][a-z0-9_-]{0,63}").fullmatch
 is_category = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}").fullmatch
@@ -51,18 +52,12 @@ is_version = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}").fullmatch
 def check_alias(name: str) -> str:
     """Return a valid alias. Raises BadAliasName for others, such as paths."""
     if not is_alias(name):
-        raise BadAliasName(
-            f"alias {name[:80]!r} must start with a letter a-z and hold only a-z, 0-9, - and _, 64 characters at most"
-        )
+        raise BadAliasName(f"alias {name[:80]!r} must start with a letter a-z and {_NAME_RULE}")
     return name
 
 
 class Aliases:
-    """The aliases of one category. Reading needs no lock; writing needs :meth:`lock`.
-
-    Args:
-        folder: of the category.
-    """
+    """The aliases of one category. Reading needs no lock; writing needs :meth:`lock`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -86,10 +81,7 @@ class Aliases:
 
     def all(self) -> dict[str, str]:
         """Return {alias: version}, ``active`` first, the others by name."""
-        try:
-            names = sorted(path.stem for path in (self._folder / "aliases").iterdir() if path.suffix == ".json")
-        except FileNotFoundError:
-            names = []
+        names = sorted(path.stem for path in (self._folder / "aliases").glob("*.json"))
         found = {name: self.target(name) for name in (ACTIVE, *filter(is_alias, names))}
         return {name: version for name, version in found.items() if version is not None}
 
@@ -117,10 +109,7 @@ class Aliases:
 def check_category(name: str) -> str:
     """Return a valid category name. Raises BadCategoryName for others, such as paths."""
     if not is_category(name):
-        raise BadCategoryName(
-            f"category {name[:80]!r} must start with a letter a-z or a digit and hold only a-z, 0-9, - and _, "
-            "64 characters at most"
-        )
+        raise BadCategoryName(f"category {name[:80]!r} must start with a letter a-z or a digit and {_NAME_RULE}")
     return name
 
 

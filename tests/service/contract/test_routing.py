@@ -69,8 +69,3 @@ def test_ids_sort_behind_ids_of_milliseconds_alone() -> None:
     """Ids made before had twelve digits of milliseconds and chance behind them."""
     earlier = f"{int(time.time() * 1000) - 1:012x}ffffffffff"
     assert earlier < routing.time_ordered_id(22)
-
-
-def test_too_few_digits_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 22"):
-        routing.time_ordered_id(21)
