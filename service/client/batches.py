@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from .connection import given
 from .errors import APIError, InputError
 from .types import Estimate, FailedPicture, PoseLine, Timing
 from .uploads import Picture, picture_part
@@ -23,9 +24,8 @@ def form_fields(
     category: str, version: str | None, refine_steps: int, include: Sequence[str] = (), landmarks: str | None = None
 ) -> dict[str, str]:
     """Return the fields that every estimate has; unset ones are left out."""
-    options = {"version": version, "include": ",".join(include), "landmarks": landmarks}
     fields = {"category": category, "refine_steps": str(refine_steps)}
-    return fields | {name: value for name, value in options.items() if value}
+    return fields | given(version=version, include=",".join(include), landmarks=landmarks)
 
 
 def video_fields(every: int, box: Box | Sequence[Box] | None) -> dict[str, str]:

@@ -101,9 +101,9 @@ def api_path(*segments: str) -> str:
     return "".join(f"/{quote(name, safe='')}" for name in segments)
 
 
-def version_params(version: str | None) -> dict[str, str]:
-    """Return the query of a version; empty for the active one."""
-    return {"version": version} if version else {}
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that are neither None nor empty, for a query or a form."""
+    return {name: value for name, value in options.items() if value is not None and value != ""}
 
 
 def is_loopback(url: str) -> bool:

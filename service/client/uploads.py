@@ -93,16 +93,10 @@ def file_part(path: AnyPath, stack: ExitStack) -> tuple[str, IO[bytes]]:
         raise InputError(f"can't read {path}: {error.strerror or error}") from error
 
 
-def training_fields(
-    category: str, settings: Mapping[str, Any] | None, activate: bool, **options: str | None
-) -> dict[str, str]:
-    """Return the form fields of a training job; unset options are left out."""
-    fields = {"category": category, **{name: value for name, value in options.items() if value}}
-    if not activate:
-        fields["activate"] = "false"
-    for name, value in (settings or {}).items():
-        fields[name] = str(value).lower() if isinstance(value, bool) else str(value)
-    return fields
+def training_settings(settings: Mapping[str, Any] | None, activate: bool) -> dict[str, str]:
+    """Return the form fields of a training job's settings; ``activate`` is true by default."""
+    settings = {**({} if activate else {"activate": False}), **(settings or {})}
+    return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in settings.items()}
 
 
 def training_files(

@@ -10,8 +10,8 @@ import fcntl
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 _GRACE_S = 3.0
@@ -60,9 +60,7 @@ class DataRootLock:
     def __enter__(self) -> DataRootLock:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.release()
 
     def _acquire(self, data_root: Path, grace_s: float) -> None:
@@ -97,20 +95,17 @@ def _describe_conflict(data_root: Path, holder: dict[str, Any]) -> str:
 
 
 def _read_live_pid(pid_file: Any) -> int | None:
-    try:
+    with suppress(OSError, ValueError):
         pid = int(Path(str(pid_file)).read_text())
-    except (OSError, ValueError):
-        return None
-    return pid if _is_alive(pid) else None
+        return pid if _is_alive(pid) else None
+    return None
 
 
 def _is_alive(pid: Any) -> bool:
-    if not isinstance(pid, int):
-        return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+    except PermissionError:  # it belongs to another user
         return True
+    except (ProcessLookupError, TypeError):  # TypeError: no pid was recorded
+        return False
     return True

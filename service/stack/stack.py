@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib.util
-import ipaddress
 import logging
 import os
 import socket
@@ -41,13 +40,7 @@ class StackError(RuntimeError):
 
 @dataclass(frozen=True)
 class RunningStack:
-    """Addresses and processes of a running stack.
-
-    Attributes:
-        url: of the API, for clients on this machine.
-        pids: process ids by the name of the child.
-        first_key: the file with the first API key, until the owner removes it; None without keys.
-    """
+    """Addresses and processes of a running stack; ``first_key`` is the file with the first API key while it exists."""
 
     url: str
     data_root: Path
@@ -111,10 +104,13 @@ def _child_specs(settings: Settings, listener: socket.socket, lock: DataRootLock
     else:
         server = EmbeddedValkey.create_in(settings.data_root / "valkey")
         environment["PPL_REDIS_URL"] = server.url
-        specs.append(server.spec(logs / "valkey.log", stage=0, pass_fds=(lock.fd,)))
+        specs.append(server.spec(logs / "valkey.log", pass_fds=(lock.fd,)))
+    metrics_port = os.environ.get("PPL_WORKER_METRICS_PORT", "")
     for offset, kind in enumerate(("inference", "training")):
         name = f"worker-{kind}"
-        env = {**environment, **_metrics_environment(offset)}
+        env = environment
+        if metrics_port.isdigit():  # two workers on one machine need different ports
+            env = {**environment, "PPL_WORKER_METRICS_PORT": str(int(metrics_port) + offset)}
         command = (*python, "worker", kind)
         specs.append(ChildSpec(name, command, logs / f"{name}.log", 1, env, stop_timeout_s=_WORKER_STOP_S))
     # the gateway inherits the environment but not the options of `ppl up`
@@ -133,47 +129,31 @@ def _child_specs(settings: Settings, listener: socket.socket, lock: DataRootLock
     return specs
 
 
-def _metrics_environment(offset: int) -> dict[str, str]:
-    """Return PPL_WORKER_METRICS_PORT of a worker; two on one machine need different ports."""
-    port = os.environ.get("PPL_WORKER_METRICS_PORT", "")
-    return {"PPL_WORKER_METRICS_PORT": str(int(port) + offset)} if port.isdigit() else {}
-
-
 def _listen(host: str, port: int) -> socket.socket:
-    """Open the gateway's socket.
-
-    Opened here so that a port in use is found before anything starts, and connections wait while a gateway restarts.
-    """
+    """Open the gateway's socket here, to find a port in use at once, and so that connections wait for a restart."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     except socket.gaierror as error:
         raise StackError(f"can't listen on {host}: {error.strerror}; choose another address with --host") from error
     deadline = time.monotonic() + _PORT_GRACE_S
     while True:
-        listener = socket.socket(family, socket.SOCK_STREAM)
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, port))
-            listener.listen(1024)
+            is_dual = family is socket.AF_INET6 and socket.has_dualstack_ipv6()
+            return socket.create_server((host, port), family=family, backlog=1024, dualstack_ipv6=is_dual)
         except OSError as error:
-            listener.close()
-            if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
-                time.sleep(0.05)
-                continue
-            raise StackError(
-                f"can't listen on {host}:{port}: {error.strerror}. "
-                "Choose another port with --port (0 takes a free one) or PPL_PORT."
-            ) from error
-        return listener
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise StackError(
+                    f"can't listen on {host}:{port}: {os.strerror(error.errno or 0)}. "
+                    "Choose another port with --port (0 takes a free one) or PPL_PORT."
+                ) from error
+            time.sleep(0.05)
 
 
 def _local_url(listener: socket.socket) -> str:
     """Return the socket's address for clients on this machine: loopback if it listens on all interfaces."""
     host, port = listener.getsockname()[:2]
-    address = ipaddress.ip_address(host)
-    if address.is_unspecified:
-        address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
-    return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 compared, not bound
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _wait_ready(supervisor: Supervisor, url: str, stop: threading.Event) -> bool:

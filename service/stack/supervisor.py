@@ -82,19 +82,14 @@ class Child:
         self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
         self.quick_deaths = 0
+        self.started_at = 0.0
         self.restart_at: float | None = None
-        self._started_at = 0.0
         self._log_start = 0
 
     @property
     def pid(self) -> int | None:
         """The process id, or None while it does not run."""
         return self.process.pid if self.process else None
-
-    @property
-    def uptime_s(self) -> float:
-        """Seconds since the last start."""
-        return time.monotonic() - self._started_at
 
     def start(self) -> None:
         """Start the process with its output appended to the log. Raises OSError, subprocess.SubprocessError."""
@@ -114,15 +109,14 @@ class Child:
                 preexec_fn=end_with_parent(),
             )
         self.starts += 1
-        self.restart_at = None
-        self._started_at = time.monotonic()
+        self.started_at, self.restart_at = time.monotonic(), None
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal if the process runs."""
         if self.process and self.process.poll() is None:
             self.process.send_signal(number)
 
-    def log_tail(self, lines: int = 20) -> str:
+    def log_tail(self) -> str:
         """Return the last lines of the current or last run's output."""
         try:
             with self.spec.log_path.open("rb") as log:
@@ -131,7 +125,7 @@ class Child:
                 text = log.read().decode(errors="replace")
         except FileNotFoundError:
             return "(no output)"
-        return "\n".join(text.splitlines()[-lines:]) or "(no output)"
+        return "\n".join(text.splitlines()[-20:]) or "(no output)"
 
     def trim_log(self) -> None:
         """Move a log that is too large to ``<name>.log.1``; one older file is kept."""
@@ -145,10 +139,7 @@ class Child:
 
 
 class Supervisor:
-    """A group of child processes.
-
-    Use: ``start`` in a ``try``, then ``run`` until its event is set, then ``stop`` in ``finally``, in one thread.
-    """
+    """A group of child processes: ``start`` and ``run`` in a ``try``, ``stop`` in its ``finally``, in one thread."""
 
     def __init__(self, specs: Sequence[ChildSpec], policy: RestartPolicy | None = None) -> None:
         self.children = [Child(spec) for spec in sorted(specs, key=lambda spec: spec.stage)]
@@ -165,8 +156,7 @@ class Supervisor:
         for stage in self._stages():
             for child in stage:
                 self._start(child)
-            self.wait_until(partial(_all_ready, stage), stop)
-            if stop.is_set():
+            if not self.wait_until(partial(_all_ready, stage), stop):
                 return
 
     def wait_until(self, condition: Callable[[], bool], stop: threading.Event, timeout_s: float | None = None) -> bool:
@@ -188,9 +178,7 @@ class Supervisor:
     def run(self, stop: threading.Event) -> None:
         """Supervise until ``stop`` is set; retry a child that keeps failing at the longest delay."""
         self._settled = True
-        while not stop.is_set():
-            self._tick()
-            stop.wait(_TICK_S)
+        self.wait_until(lambda: False, stop)
 
     def stop(self, now: Callable[[], bool] = lambda: False) -> None:
         """Stop the children, the highest stage first.
@@ -202,7 +190,9 @@ class Supervisor:
                 child.signal(signal.SIGTERM)
             started = time.monotonic()
             for child in stage:
-                self._await_end(child, started, now)
+                if child.process is not None:
+                    _await_end(child.process, child.spec, started, now)
+                    child.process = None
 
     def child(self, name: str) -> Child:
         """Return the child of that name. Raises KeyError."""
@@ -211,28 +201,13 @@ class Supervisor:
     def _stages(self) -> list[list[Child]]:
         return [list(stage) for _, stage in groupby(self.children, key=lambda child: child.spec.stage)]
 
-    def _await_end(self, child: Child, started: float, now: Callable[[], bool]) -> None:
-        process = child.process
-        if process is None:
-            return
-        while process.poll() is None:
-            if now() or time.monotonic() - started > child.spec.stop_timeout_s:
-                if not now():
-                    logger.warning(
-                        "killing a child that did not stop: name=%s timeout_s=%g",
-                        child.spec.name,
-                        child.spec.stop_timeout_s,
-                    )
-                process.kill()
-                process.wait()
-            time.sleep(0.02)
-        child.process = None
-
     def _tick(self) -> None:
         for child in self.children:
-            if child.process is not None and child.process.poll() is not None:
-                self._on_death(child)
-            elif child.process is None and child.restart_at is not None and time.monotonic() >= child.restart_at:
+            if child.process is not None and (returncode := child.process.poll()) is not None:
+                child.process = None
+                is_quick = time.monotonic() - child.started_at < self._policy.quick_s
+                self._schedule_restart(child, _describe_exit(returncode), is_quick)
+            elif child.restart_at is not None and time.monotonic() >= child.restart_at:
                 self._start(child)
                 if child.process is not None:
                     logger.info("restarted child: name=%s pid=%s", child.spec.name, child.pid)
@@ -246,12 +221,6 @@ class Supervisor:
             child.start()
         except (OSError, subprocess.SubprocessError) as error:  # out of memory, too many processes, no such program
             self._schedule_restart(child, f"could not be started: {error}", quick=True)
-
-    def _on_death(self, child: Child) -> None:
-        assert child.process is not None
-        ending = _describe_exit(child.process.returncode)
-        child.process = None
-        self._schedule_restart(child, ending, quick=child.uptime_s < self._policy.quick_s)
 
     def _schedule_restart(self, child: Child, ending: str, quick: bool) -> None:
         name = child.spec.name
@@ -269,6 +238,16 @@ class Supervisor:
         else:
             logger.warning("%s %s; restarting it in %g s", name, ending, delay)
         child.restart_at = time.monotonic() + delay
+
+
+def _await_end(process: subprocess.Popen[bytes], spec: ChildSpec, started: float, now: Callable[[], bool]) -> None:
+    while process.poll() is None and not now():
+        if time.monotonic() - started > spec.stop_timeout_s:
+            logger.warning("killing a child that did not stop: name=%s timeout_s=%g", spec.name, spec.stop_timeout_s)
+            break
+        time.sleep(0.02)
+    process.kill()  # does nothing once it has ended
+    process.wait()
 
 
 def _all_ready(children: Sequence[Child]) -> bool:

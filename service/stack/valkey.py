@@ -55,37 +55,27 @@ class EmbeddedValkey:
 
     def configuration(self) -> str:
         """Return the text of valkey.conf. Paths are relative to the folder, where the server runs."""
-        return "\n".join(
-            (
-                f"bind {_HOST}",
-                f"port {self.port}",
-                f"requirepass {self.password}",
-                "dir .",
-                "daemonize no",
-                'logfile ""',
-                f"pidfile {PID_FILE}",
-                "databases 1",
-                "appendonly yes",
-                "appendfsync everysec",
-                # pixels pass through the file too, so rewrite it while it is small
-                "auto-aof-rewrite-min-size 32mb",
-                'save ""',
-                "maxmemory-policy noeviction",
-                "",
-            )
-        )
+        return f"""\
+bind {_HOST}
+port {self.port}
+requirepass {self.password}
+dir .
+daemonize no
+logfile ""
+pidfile {PID_FILE}
+databases 1
+appendonly yes
+appendfsync everysec
+# pixels pass through the file too, so rewrite it while it is small
+auto-aof-rewrite-min-size 32mb
+save ""
+maxmemory-policy noeviction
+"""
 
-    def spec(self, log_path: Path, stage: int = 0, pass_fds: tuple[int, ...] = ()) -> ChildSpec:
+    def spec(self, log_path: Path, pass_fds: tuple[int, ...] = ()) -> ChildSpec:
         """Return the process for the supervisor. Raises ValkeyMissingError."""
-        return ChildSpec(
-            name="valkey",
-            command=(str(_find_binary()), "valkey.conf"),
-            log_path=log_path,
-            stage=stage,
-            cwd=self.folder,
-            ready=self.accepts_commands,
-            pass_fds=pass_fds,
-        )
+        command, ready = (str(_find_binary()), "valkey.conf"), self.accepts_commands
+        return ChildSpec("valkey", command, log_path, cwd=self.folder, ready=ready, pass_fds=pass_fds)
 
     def accepts_commands(self) -> bool:
         """Return whether the server accepts commands; False while it starts or loads its file."""

@@ -174,13 +174,12 @@ class EstimateCalls(Transport):
         poll_s: float = 0.5,
         timeout_s: float | None = None,
     ) -> EstimateWithResult:
-        """Wait until a background estimate has ended and return it. Survive outages of less than a minute.
+        """Wait until a background estimate has ended. Raises TimeoutError after ``timeout_s``.
 
-        Raises:
-            TimeoutError: it has not ended after ``timeout_s``.
+        Survives outages of less than a minute.
         """
         path = api_path("estimates", estimate_id)
-        return await self.poll(EstimateWithResult, path, lambda it: it.status.ended, on_progress, poll_s, timeout_s)
+        return await self.poll(EstimateWithResult, path, on_progress, poll_s, timeout_s)
 
     async def cancel_estimate(self, estimate_id: str) -> BackgroundEstimate:
         """Stop a background estimate for good."""

@@ -20,13 +20,6 @@ from .concurrency import sleep
 OUTAGE_S = 60.0  # waiting calls survive shorter outages, such as a restart of the server
 
 
-class CallGroup:
-    """Base of the calls on one kind of resource."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-
 class Transport(Connection):
     """Connections to one server."""
 
@@ -42,12 +35,8 @@ class Transport(Connection):
     async def send(self, method: str, path: str, *, stream: bool = False, **content: Any) -> httpx.Response:
         """Send a request and return its successful response; retry as :mod:`service.client.retries` says.
 
-        Args:
-            stream: return before the body is read; the caller closes the response.
-            content: arguments of httpx's ``build_request``.
-
-        Raises:
-            Unreachable, APIError.
+        ``content`` are arguments of httpx's ``build_request``. With ``stream`` the body is not read yet, and the caller
+        closes the response. Raises Unreachable, APIError.
         """
         for attempt in count():
             try:
@@ -91,11 +80,7 @@ class Transport(Connection):
             position = {"cursor": page.next_cursor}
 
     async def download(self, path: str, to: Path) -> Path:
-        """Stream a response into a file, which replaces an older one only when it is complete.
-
-        Raises:
-            Unreachable, APIError, InputError.
-        """
+        """Stream a response into a file, which replaces an older one only when it is complete. Raises InputError."""
         draft = to.with_name(f".{to.name}.part")
         try:
             async with aclosing(await self.send("GET", path, stream=True)) as response:
@@ -114,12 +99,11 @@ class Transport(Connection):
         self,
         model: type[Model],
         path: str,
-        has_ended: Callable[[Model], bool],
         on_progress: Callable[[Model], object] | None,
         poll_s: float,
         timeout_s: float | None,
     ) -> Model:
-        """Request a resource until it has ended; survive outages of less than OUTAGE_S. Raises TimeoutError."""
+        """Request a resource until its status has ended; survive outages of less than OUTAGE_S. Raises TimeoutError."""
         started = answered = time.monotonic()
         while True:
             try:
@@ -131,7 +115,7 @@ class Transport(Connection):
                 answered = time.monotonic()
                 if on_progress is not None:
                     on_progress(resource)
-                if has_ended(resource):
+                if resource.status.ended:  # type: ignore[attr-defined]  # of a job, a dataset or an estimate
                     return resource
             if timeout_s is not None and time.monotonic() - started > timeout_s:
                 raise TimeoutError(f"{path} has not ended after {timeout_s:g} s")

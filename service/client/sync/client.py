@@ -1,30 +1,47 @@
 # Generated from service/client/aio/client.py by service.client.generate: change it there.
-"""The client; its calls on jobs, estimates, datasets and versions are in the other modules."""
+"""The client: calls on jobs and priors here, on estimates, datasets and versions in the other modules."""
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from service.client.connection import api_path, version_params
-from service.client.errors import InputError
+from service.client.connection import api_path, given, is_outage
+from service.client.errors import APIError, InputError, Unreachable
 from service.client.retries import RETRIES
-from service.client.types import History, Job, KeypointNames, Memory, Prior, PriorEntry, Readiness
-from service.client.uploads import AnyPath, open_archive, training_fields, training_files
+from service.client.types import (
+    Checkpoint,
+    EventKind,
+    History,
+    Job,
+    JobEvent,
+    JobStatus,
+    KeypointNames,
+    Memory,
+    Prior,
+    PriorEntry,
+    Readiness,
+)
+from service.client.uploads import AnyPath, open_archive, training_files, training_settings
+from service.contract.jobs.job import CheckpointList
+from service.contract.jobs.progress import MAX_EVENTS, EventPage
 
-from .concurrency import to_thread
-from .datasets import DatasetCalls
+from .concurrency import sleep, to_thread
 from .estimate import EstimateCalls
-from .jobs import JobCalls
-from .versions import AliasCalls, LandmarkCalls, VersionCalls
+from .resources import AliasCalls, DatasetCalls, LandmarkCalls, VersionCalls
+from .transport import OUTAGE_S
+
+_RECONNECT_S = 1.0
+_STREAM_READ_TIMEOUT_S = 60.0  # heartbeats come more often
 
 
-class Client(JobCalls, EstimateCalls):
+class Client(EstimateCalls):
     """A client of one server. Not thread-safe.
 
     Args:
@@ -34,10 +51,7 @@ class Client(JobCalls, EstimateCalls):
         retries: how often to send a request again, where :mod:`service.client.retries` allows it.
 
     Attributes:
-        versions: calls on the versions of a category.
-        aliases: calls on the names that point to versions.
-        datasets: calls on uploaded datasets.
-        landmarks: calls on user-defined points computed from keypoints.
+        versions, aliases, datasets, landmarks: calls on these; see :mod:`service.client.aio.resources`.
     """
 
     def __init__(
@@ -92,8 +106,13 @@ class Client(JobCalls, EstimateCalls):
         """
         if (pictures is None) == (dataset is None):
             raise InputError("training takes either pictures or a dataset; give one of them")
-        options = {"preset": preset, "prior_from": prior_from, "continue_from": continue_from}
-        fields = training_fields(category, settings, activate, webhook_url=webhook_url, **options)
+        options = {
+            "preset": preset,
+            "prior_from": prior_from,
+            "continue_from": continue_from,
+            "webhook_url": webhook_url,
+        }
+        fields = {"category": category, **given(**options), **training_settings(settings, activate)}
         with ExitStack() as stack:
             files = training_files(dataset, labels, prior, stack)
             if pictures is not None:
@@ -101,6 +120,72 @@ class Client(JobCalls, EstimateCalls):
             # the key makes a retry safe when the response was lost
             headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
             return self.request(Job, "POST", "/train-jobs", data=fields, files=files, headers=headers)
+
+    def job(self, job_id: str) -> Job:
+        """Return the job's current state."""
+        return self.request(Job, "GET", api_path("train-jobs", job_id))
+
+    def jobs(self, category: str | None = None, status: JobStatus | None = None) -> Iterator[Job]:
+        """Iterate over the jobs, newest first, optionally of one category or status."""
+        return self.pages("/train-jobs", Job, given(category=category, status=status))
+
+    def cancel(self, job_id: str) -> Job:
+        """Request that the job stops; a running one stops at its next step."""
+        return self.request(Job, "POST", api_path("train-jobs", job_id, "cancel"))
+
+    def delete(self, job_id: str) -> None:
+        """Delete the record of a job that has ended."""
+        self.send("DELETE", api_path("train-jobs", job_id))
+
+    def wait(
+        self,
+        job_id: str,
+        on_progress: Callable[[Job], None] | None = None,
+        poll_s: float = 0.5,
+        timeout_s: float | None = None,
+    ) -> Job:
+        """Wait until the job has ended, with whatever status. Raises TimeoutError after ``timeout_s``.
+
+        Survives outages of less than a minute.
+        """
+        return self.poll(Job, api_path("train-jobs", job_id), on_progress, poll_s, timeout_s)
+
+    def pause(self, job_id: str) -> Job:
+        """Pause the job; a running one writes a checkpoint at its next step first."""
+        return self.request(Job, "POST", api_path("train-jobs", job_id, "pause"))
+
+    def resume(self, job_id: str) -> Job:
+        """Put a paused job back into the queue."""
+        return self.request(Job, "POST", api_path("train-jobs", job_id, "resume"))
+
+    def webhook_secret(self) -> str:
+        """Return the secret that webhooks are signed with."""
+        with self._map_parse_errors():
+            return str((self.get_json("/webhooks/secret"))["secret"])
+
+    def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        """Return the job's checkpoints, newest first."""
+        return (self.request(CheckpointList, "GET", api_path("train-jobs", job_id, "checkpoints"))).items
+
+    def events(self, job_id: str, after: int = 0, *, follow: bool = True) -> Iterator[JobEvent]:
+        """Iterate over the job's events, each once, until the job has ended. Reconnect after outages under a minute.
+
+        Args:
+            after: skip events up to this id.
+            follow: False stops after the events that exist now.
+        """
+        path = api_path("train-jobs", job_id, "events")
+        if follow:
+            for event in self._follow_events(path, after):
+                yield event
+            return
+        while True:
+            page = self.request(EventPage, "GET", path, params={"after": after, "limit": MAX_EVENTS})
+            for item in page.items:
+                yield item
+            after = page.next
+            if not page.has_more:
+                return
 
     def priors(self) -> Iterator[PriorEntry]:
         """Iterate over the categories that have been trained."""
@@ -145,4 +230,36 @@ class Client(JobCalls, EstimateCalls):
         return self.request(Readiness, "GET", "/readyz")
 
     def _get_prior(self, category: str, version: str | None, *part: str) -> httpx.Response:
-        return self.send("GET", api_path("priors", category, *part), params=version_params(version))
+        return self.send("GET", api_path("priors", category, *part), params=given(version=version))
+
+    def _follow_events(self, path: str, after: int) -> Iterator[JobEvent]:
+        timeout = httpx.Timeout(**{**self._http.timeout.as_dict(), "read": _STREAM_READ_TIMEOUT_S})
+        connected = time.monotonic()
+        while True:
+            headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+            try:
+                answer = self.send("GET", path, stream=True, headers=headers, timeout=timeout)
+                connected = time.monotonic()
+                with closing(answer) as response:
+                    with self._map_connection_errors():
+                        for event in _parse_events(response):
+                            after, connected = event.id, time.monotonic()
+                            yield event
+                            if event.kind is EventKind.COMPLETED:
+                                return
+                if response.status_code == 204:  # the job has ended, no later event will come
+                    return
+            except (Unreachable, APIError) as error:
+                if not is_outage(error) or time.monotonic() - connected > OUTAGE_S:
+                    raise
+            sleep(_RECONNECT_S)
+
+
+def _parse_events(response: httpx.Response) -> Iterator[JobEvent]:
+    rest = b""
+    # not aiter_lines(): it also splits at U+2028 and others, which may stand in JSON
+    for data in response.iter_bytes():
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data: "):  # each event has its data in one line
+                yield JobEvent.model_validate_json(line.removeprefix(b"data: "))

@@ -1,17 +1,20 @@
-"""Calls on versions, their aliases and their landmarks."""
+"""Calls on datasets, versions, their aliases and their landmarks."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from service.client.connection import api_path, version_params
+from service.client.connection import api_path, given
 from service.client.errors import APIError, InputError
 from service.client.types import (
     AliasEntry,
+    CreatedDataset,
+    Dataset,
     FittedLandmarks,
     Landmarks,
     LandmarksEntry,
@@ -19,9 +22,74 @@ from service.client.types import (
     PriorDiff,
     VersionEntry,
 )
-from service.client.uploads import AnyPath, file_part, list_named_pictures
+from service.client.uploads import AnyPath, file_part, list_named_pictures, open_archive
 
-from .transport import CallGroup
+from .concurrency import to_thread
+from .transport import Transport
+
+
+class CallGroup:
+    """Base of the calls on one kind of resource."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+
+class DatasetCalls(CallGroup):
+    """Calls on datasets. Reached as ``client.datasets``."""
+
+    async def create(
+        self,
+        pictures: AnyPath | Sequence[AnyPath],
+        name: str | None = None,
+        mode: str | None = None,
+        labels: AnyPath | None = None,
+    ) -> CreatedDataset:
+        """Upload a dataset and return it without waiting for its inspection.
+
+        Args:
+            pictures: a zip, tar or tar.gz, a video, a folder, or several files and folders; all but a single file
+                are packed into a temporary one first.
+            name: the file's name by default.
+            mode: "stills" or "clips"; the server decides by the content by default.
+            labels: a CSV or COCO JSON file of keypoints; the dataset's jobs are evaluated with it.
+        """
+        paths = [Path(pictures)] if isinstance(pictures, (str, os.PathLike)) else [Path(path) for path in pictures]
+        if not paths:
+            raise InputError("no pictures were given; give at least one file or folder")
+        with ExitStack() as stack:
+            files: dict[str, Any] = {"archive": await to_thread(stack.enter_context, open_archive(paths))}
+            if labels is not None:
+                files["labels"] = file_part(labels, stack)
+            content = {"data": given(name=name, mode=mode), "files": files}
+            return await self._transport.request(CreatedDataset, "POST", "/datasets", **content)
+
+    async def get(self, dataset_id: str) -> Dataset:
+        """Return a dataset and what its inspection has found so far."""
+        return await self._transport.request(Dataset, "GET", api_path("datasets", dataset_id))
+
+    def list(self) -> AsyncIterator[Dataset]:
+        """Iterate over the datasets, newest first."""
+        return self._transport.pages("/datasets", Dataset)
+
+    async def delete(self, dataset_id: str) -> None:
+        """Delete a dataset. The server refuses while a job that has not ended uses it."""
+        await self._transport.send("DELETE", api_path("datasets", dataset_id))
+
+    async def contact_sheet(self, dataset_id: str) -> bytes:
+        """Return a JPEG of sample pictures; the dataset must be ready."""
+        return (await self._transport.send("GET", api_path("datasets", dataset_id, "contact-sheet"))).content
+
+    async def wait(
+        self,
+        dataset_id: str,
+        on_progress: Callable[[Dataset], object] | None = None,
+        poll_s: float = 0.5,
+        timeout_s: float | None = None,
+    ) -> Dataset:
+        """Wait until a worker has inspected the dataset, whatever it found. Raises TimeoutError after ``timeout_s``."""
+        path = api_path("datasets", dataset_id)
+        return await self._transport.poll(Dataset, path, on_progress, poll_s, timeout_s)
 
 
 class AliasCalls(CallGroup):
@@ -80,9 +148,7 @@ class VersionCalls(CallGroup):
             strong: smallest weight of a link to count, as a share of its prior's strongest link; the server's
                 default if None.
         """
-        params: dict[str, str | float] = {"from": older, "to": newer, "match": match}
-        if strong is not None:
-            params["strong"] = strong
+        params = {"from": older, "to": newer, "match": match, **given(strong=strong)}
         return await self._transport.request(PriorDiff, "GET", api_path("priors", category, "diff"), params=params)
 
     async def export(self, category: str, version: str, to: AnyPath) -> Path:
@@ -131,7 +197,7 @@ class LandmarkCalls(CallGroup):
         named = list_named_pictures(pictures)
         if boxes is not None and len(boxes) != len(named):
             raise InputError(f"{len(named)} pictures came with {len(boxes)} boxes; each picture needs one")
-        fields = {"name": name, **version_params(version)}
+        fields = {"name": name, **given(version=version)}
         if boxes is not None:
             fields["boxes"] = json.dumps([list(box) for box in boxes])
         with ExitStack() as stack:
@@ -142,7 +208,7 @@ class LandmarkCalls(CallGroup):
 
     async def list(self, category: str, version: str | None = None) -> AsyncIterator[LandmarksEntry]:
         """Iterate over the landmark sets of a version by name."""
-        path, params = api_path("priors", category, "landmarks"), version_params(version)
+        path, params = api_path("priors", category, "landmarks"), given(version=version)
         page = await self._transport.request(LandmarksPage, "GET", path, params=params)
         for item in page.items:
             yield item
@@ -150,9 +216,9 @@ class LandmarkCalls(CallGroup):
     async def get(self, category: str, name: str, version: str | None = None) -> Landmarks:
         """Return a landmark set with its maps and errors."""
         path = api_path("priors", category, "landmarks", name)
-        return await self._transport.request(Landmarks, "GET", path, params=version_params(version))
+        return await self._transport.request(Landmarks, "GET", path, params=given(version=version))
 
     async def delete(self, category: str, name: str, version: str | None = None) -> None:
         """Delete a landmark set."""
         path = api_path("priors", category, "landmarks", name)
-        await self._transport.send("DELETE", path, params=version_params(version))
+        await self._transport.send("DELETE", path, params=given(version=version))
