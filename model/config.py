@@ -103,6 +103,12 @@ class PPLConfig:
         "skip connections of the networks: 'concat' as in a U-Net; 'sum' narrows and adds, for a third of the work",
         choices=("concat", "sum"),
     )
+    features: str = _model_setting(
+        "none",
+        "frozen ImageNet network whose activations are joined into the image encoder, so that it starts from features "
+        "that know objects; 'none' in the paper",
+        choices=("none", "efficientnet_lite0"),
+    )
     num_banks: int = _model_setting(34, "M: memory banks", 1, 128)
     bank_size: int = _model_setting(16, "V: vectors in a memory bank", 2, 256)
     token_dim: int = _model_setting(512, "D: dimension of a memory vector", 8, 1024)
@@ -257,6 +263,7 @@ PRESETS: dict[str, dict[str, Value]] = {
         "base_width": 16,
         "head": "residual",
         "skips": "sum",
+        "features": "efficientnet_lite0",
         "token_dim": 128,
         "memory_width": 128,
         "link_width": 7e-4,

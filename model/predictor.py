@@ -68,14 +68,18 @@ class Predictor:
     def load(cls, directory: Path, device: str = "auto") -> Predictor:
         """Load a version from its config.json, weights.safetensors and, if present, memory.json.
 
-        Raises FileNotFoundError, or CheckpointError if a file is damaged, or of another model or a later release.
+        Raises:
+            FileNotFoundError: settings or weights are missing.
+            CheckpointError: a file is damaged, or of another model or a later release.
+            WeightsUnavailableError: the frozen network that it was trained with is not installed.
         """
         try:
             config = PPLConfig.from_dict(tensor_files.load_json(directory / "config.json"))
         except ValueError as error:
             raise CheckpointError(f"the settings in {directory} can't be read: {error}") from error
-        weights, _ = tensor_files.load(directory / "weights.safetensors")
+        weights, facts = tensor_files.load(directory / "weights.safetensors")
         model = PosePriorLearner(config)
+        tensor_files.check_features(model, facts)
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:

@@ -10,6 +10,9 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from model.config import PPLConfig
 
+FEATURE_WIDTHS = {"efficientnet_lite0": (16, 24, 40)}
+"""Channels of a frozen network's activations at 1/2, 1/4 and 1/8 of the image side."""
+
 
 class Values(NamedTuple):
     """A tensor outside of a layer: its shape, and its type as safetensors files name it."""
@@ -41,7 +44,7 @@ class Layer(NamedTuple):
 class Block(NamedTuple):
     """Named parts, in the order in which their weights are drawn; :mod:`.blocks` has the modules."""
 
-    kind: Literal["residual_down", "up", "image_encoder", "mixer", "across_tokens", "sequence", "network"]
+    kind: Literal["residual_down", "up", "join", "image_encoder", "mixer", "across_tokens", "sequence", "network"]
     parts: Parts
 
 
@@ -67,6 +70,8 @@ def regressor(config: PPLConfig) -> Parts:
     widths = [config.base_width * factor for factor in (1, 2, 4, 8)]
     width = widths[1]  # of the encoder's features
     encoder: Parts = {"down": _down([3, *widths]), "up": _up(widths[:0:-1], config.skips)}
+    if config.features != "none":
+        encoder["joins"] = _sequence(*map(_join, FEATURE_WIDTHS[config.features], widths))
     parts: Parts = {
         "encoder": Block("image_encoder", encoder),
         "attention": Layer("conv", (config.num_keypoints, width, 3, 3)),
@@ -138,6 +143,12 @@ def _up(widths: list[int], skips: str) -> Block:
         return Block("up", {"narrow": narrow, "conv": conv, "norm": Layer("batch_norm", (shallow,))})
 
     return _sequence(*itertools.starmap(up, itertools.pairwise(widths)))
+
+
+def _join(width_in: int, width_out: int) -> Block:
+    return Block(
+        "join", {"norm": Layer("batch_norm", (width_in,)), "project": Layer("conv", (width_out, width_in, 1, 1))}
+    )
 
 
 def _mixer(tokens: int, channels: int, token_width: int, channel_width: int) -> Block:

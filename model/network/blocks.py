@@ -6,7 +6,7 @@ image's borders are at -1 and 1 (``align_corners=False``).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -155,20 +155,49 @@ class Up(BuiltModule):
         return functional.leaky_relu(self.norm(self.conv(x)), 0.2)
 
 
-class ImageEncoder(BuiltModule):
-    """A 2D CNN trained from scratch, (B, 3, S, S) to (B, C, S/4, S/4).
+class Join(BuiltModule):
+    """Normalise a frozen network's activations and project them to an encoder's width: (B, in, S, S) to (B, out, S, S).
 
-    Four residual down blocks and two up blocks. Differs from the release: two U-Net skips, which place keypoints
-    better.
+    The scales of the channels differ by orders of magnitude, so they are normalised before they are mixed.
+    """
+
+    norm: nn.Module
+    project: nn.Conv2d
+
+    def forward(self, activations: Tensor) -> Tensor:
+        projected: Tensor = self.project(self.norm(activations))
+        return projected
+
+    def fold(self) -> None:
+        """Fold the batch norm into the projection after it, in eval mode."""
+        norm, project = self.norm, self.project
+        if isinstance(norm, nn.BatchNorm2d):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            assert project.bias is not None
+            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+            project.bias += project.weight.flatten(1) @ (norm.bias - norm.running_mean * scale)
+            project.weight *= scale[:, None, None]
+            self.norm = nn.Identity()
+
+
+class ImageEncoder(BuiltModule):
+    """A 2D CNN, (B, 3, S, S) to (B, C, S/4, S/4): four residual down blocks and two up blocks.
+
+    Differs from the release: two U-Net skips, which place keypoints better, and, with the setting ``features``, a
+    frozen network's activations at 1/2, 1/4 and 1/8 of the side, added to the outputs of the first three down blocks.
     """
 
     down: nn.Sequential
     up: nn.Sequential
+    joins: nn.Sequential
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, activations: Sequence[Tensor] = ()) -> Tensor:
+        joined = [join(level) for join, level in zip(self.joins, activations, strict=True)] if activations else []
         levels = [image]
-        for block in self.down:
-            levels.append(block(levels[-1]))
+        for index, block in enumerate(self.down):
+            level = block(levels[-1])
+            levels.append(level + joined[index] if index < len(joined) else level)
         x = self.up[0](levels[4], levels[3])
         out: Tensor = self.up[1](x, levels[2])
         return out
@@ -201,6 +230,7 @@ class AcrossTokens(BuiltModule):
 _BLOCKS: dict[str, type[BuiltModule]] = {
     "residual_down": ResidualDown,
     "up": Up,
+    "join": Join,
     "image_encoder": ImageEncoder,
     "mixer": MixerBlock,
     "across_tokens": AcrossTokens,

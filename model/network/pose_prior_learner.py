@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from . import architecture
 from .blocks import BuiltModule, ImageEncoder, full_precision, pixel_grid
 from .links import coloured_link_map, link_map
 from .memory import HierarchicalMemory, Recalled
+from .perceptual import PerceptualNetwork, feature_network
 
 SCORE_RADIUS = 0.25
 """An eighth of the image side, in units of [-1, 1]: see :attr:`Located.scores`."""
@@ -44,6 +46,9 @@ class KeypointRegressor(BuiltModule):
     head "residual": the transformed prior times ``head_scale`` is added to the attention's mean position. Differs
     from the paper: localises better at small sizes.
     method "autolink": keypoints_i is that mean position alone, without a prior (AutoLink, He et al. 2022).
+
+    Attributes:
+        features: the frozen network of the setting ``features``, or None. Its weights are not in the state dict.
     """
 
     encoder: ImageEncoder
@@ -56,18 +61,25 @@ class KeypointRegressor(BuiltModule):
         super().__init__(architecture.regressor(config))
         self.head = "attention" if config.method == "autolink" else config.head
         self.head_scale = config.head_scale
+        self.features: PerceptualNetwork | None = None
+        if config.features != "none":
+            self.features = feature_network(config.features, config.image_size)
         if self.head == "affine":  # A_i starts at the identity
             for parameter in self.affine[-1].parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, image: Tensor, keypoint_prior: Tensor | None) -> Located:
+    def forward(self, image: Tensor, keypoint_prior: Tensor | None, activations: Sequence[Tensor] = ()) -> Located:
         """Locate the keypoints.
 
         Args:
             image: (B, 3, S, S) in [-1, 1].
             keypoint_prior: (K, 2) in [-1, 1], detached or not as the caller decides; None for AutoLink.
+            activations: those of ``features`` for these images, where the caller has them already.
         """
-        features = self.encoder(image)
+        if self.features is not None and not activations:
+            with torch.no_grad():
+                activations = self.features(image)
+        features = self.encoder(image, activations)
         logits = self.attention(features).flatten(2)
         with full_precision(image.device):
             attention = logits.float().softmax(dim=-1)  # (B, K, P)
@@ -257,16 +269,23 @@ class PosePriorLearner(nn.Module):
             drawn = torch.cat((drawn, drawn[:, :1] * colour_under(drawn[:, :1], image)), dim=1)
         return drawn
 
-    def forward(self, image: Tensor, reference: Tensor, link_width: float | None = None) -> Forward:
+    def forward(
+        self,
+        image: Tensor,
+        reference: Tensor,
+        link_width: float | None = None,
+        activations: Sequence[Tensor] = (),
+    ) -> Forward:
         """Run one training pass.
 
         Args:
             image: (B, 3, S, S) in [-1, 1].
             reference: (B, 3, S, S), another frame of the clip, or the image masked.
             link_width: sigma squared at this step; the final one unless given.
+            activations: those of the regressor's ``features`` for these images, where the caller has them already.
         """
         keypoint_prior = self.keypoint_prior()
-        keypoints = self.regressor(image, keypoint_prior).keypoints
+        keypoints = self.regressor(image, keypoint_prior, activations).keypoints
         drawn = self.draw(keypoints, image, link_width)
         reconstruction = self.reconstructor(reference, drawn)
         recalled = None if self.memory is None else self.memory(keypoints.detach())

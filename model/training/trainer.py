@@ -109,13 +109,18 @@ class Trainer:
         self.batches = Batches(
             images, config.batch_size, config.seed, horizontal_flip=config.horizontal_flip, clips=clips, group=group
         )
-        perceptual = perceptual_network(config.perceptual, config.perceptual_size, perceptual_weights)
-        self.perceptual = channels_last(perceptual, self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             given = {"keypoint_prior": prior.keypoint_prior, "link_weights": prior.link_weights} if prior else {}
             model = PosePriorLearner(config, **given)
         self.model = channels_last(_sync_batch_norms(model, group, self.device), self.device)
+        features = self.model.regressor.features
+        same = (config.perceptual, config.perceptual_size) == (config.features, config.image_size)
+        if features is not None and same and perceptual_weights is None:
+            self.perceptual = features  # one pass over a picture serves the encoder and the loss
+        else:
+            perceptual = perceptual_network(config.perceptual, config.perceptual_size, perceptual_weights)
+            self.perceptual = channels_last(perceptual, self.device)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, config.weight_decay), lr=config.learning_rate, fused=True
         )
@@ -155,7 +160,8 @@ class Trainer:
         with autocast(config.precision, self.device):
             with torch.no_grad():
                 target = self.perceptual(image)
-            out = self.model(image, reference, link_width(config, step))
+            activations = target if self.perceptual is self.model.regressor.features else ()
+            out = self.model(image, reference, link_width(config, step), activations)
             drawn = self.perceptual(out.reconstruction)
             hidden = self._hidden_part_losses(image, out)
         # weigh the losses, in this order: the order of a sum decides its last bits
@@ -260,8 +266,9 @@ class Trainer:
             CheckpointError: it is damaged, or of a model of another shape.
             FileNotFoundError: there is none.
         """
-        weights, _ = tensor_files.load(path)
+        weights, facts = tensor_files.load(path)
         self._check_fits(path, weights)
+        tensor_files.check_features(self.model, facts)
         self.model.load_state_dict(weights)
         self.history = History(self.config.steps, self.config.history_snapshots)
         self.history.record(self.model, self.step)

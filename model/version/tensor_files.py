@@ -16,6 +16,7 @@ from torch import Tensor
 from model.data import Images, iterate_batches, to_tensor
 from model.network.blocks import autocast
 from model.network.memory import recall_all, surprise_scale
+from model.network.perceptual import FEATURE_WEIGHTS
 from model.network.pose_prior_learner import PosePriorLearner
 
 from .prior import History, PosePrior, Snapshot, prototypes
@@ -83,13 +84,30 @@ def write_version(
         keypoint_names: K names; numbers unless given.
     """
     model.eval()
-    save(directory / "weights.safetensors", model.state_dict(), {"step": step})
+    save(directory / "weights.safetensors", model.state_dict(), {"step": step, "features": _named_features(model)})
     save_json(directory / "config.json", model.config.to_dict())
     pose = _mean_pose(model, images) if model.memory is None else None
     prior = PosePrior.from_model(model, keypoint_names, mean_pose=pose)
     save_json(directory / "prior.json", prior.to_json())
     save_json(directory / "memory.json", _memory(model, images))
     save_json(directory / "history.json", history.to_json(Snapshot.from_model(model, step)))
+
+
+def check_features(model: PosePriorLearner, facts: Mapping[str, Any]) -> None:
+    """Check that a version's weights were trained with the frozen network that the model has.
+
+    Raises:
+        CheckpointError: they were trained with another one, or with other weights of it.
+    """
+    named, own = facts.get("features"), _named_features(model)
+    if named != own:
+        raise CheckpointError(f"the version was trained with the features {named}; this release has {own}")
+
+
+def _named_features(model: PosePriorLearner) -> dict[str, str] | None:
+    """Return name and checksum of the frozen network, whose weights a version does not repeat; None without one."""
+    name = model.config.features
+    return None if name == "none" else {"name": name, "sha256": FEATURE_WEIGHTS[name]}
 
 
 def _mean_pose(model: PosePriorLearner, images: Images) -> Tensor:
