@@ -124,7 +124,7 @@ class Batches:
         self.images, self.batch_size, self.seed = images, batch_size, seed
         self.horizontal_flip, self.group = horizontal_flip, group
         self.clips = None if clips is None else Clips(clips, len(images))
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def at(self, step: int) -> Images:
         """Return this process's share of a step's batch, uint8 (B, S, S, 3); steps count from 0."""
@@ -144,7 +144,7 @@ class Batches:
         epoch, offset = divmod(position, len(self.images))
         if epoch != self._epoch:
             generator = step_generator(self.seed, "epoch", epoch)
-            self._epoch, self._order = epoch, torch.randperm(len(self.images), generator=generator)
+            self._epoch, self._order = epoch, torch.randperm(len(self.images), generator=generator).numpy()
         return int(self._order[offset])
 
     def _take(self, indices: NDArray[np.int64], step: int) -> Images:

@@ -115,7 +115,7 @@ class HierarchicalMemory(BuiltModule):
         revive_after: int,
         generator: torch.Generator,
         group: Group = ALONE,
-    ) -> int:
+    ) -> Tensor:
         """Move each vector towards the tokens that chose it; replace vectors that no token chooses.
 
         Args:
@@ -127,12 +127,13 @@ class HierarchicalMemory(BuiltModule):
             group: tokens and codes are this process's share of its batch; the codebook stays the same in each process.
 
         Returns:
-            The number of vectors revived.
+            The number of vectors revived, (). Nothing here waits for a GPU: what happens is decided on the device.
         """
+        batch = group.gather(tokens)
+        order = torch.rand(len(self.hits), len(batch), generator=generator).argsort(dim=1).to(batch.device)
         # vectors drawn at random may lie where no token does: the first batch fills every bank with its tokens
-        if not self.filled:
-            self._replace(tokens, torch.ones_like(self.hits, dtype=torch.bool), generator, group)
-            self.filled.fill_(True)
+        self._replace(batch, order, ~self.filled.expand_as(self.hits))
+        self.filled.fill_(True)
         # count the choices of the whole batch, and add up the tokens behind them
         hits, sums = (group.total(part) for part in batch_sums(tokens, codes, self.codebook.shape[1]))
         self.use_counts += hits.long()
@@ -142,28 +143,29 @@ class HierarchicalMemory(BuiltModule):
         # a vector without hits stays: its count and sum fade alike, but smoothing would pull it to zero
         moved = self.sums / smooth_counts(self.hits).unsqueeze(-1)
         self.codebook.copy_(torch.where((hits > 0).unsqueeze(-1), moved, self.codebook))
-        return self._replace(tokens, self.idle_steps >= revive_after, generator, group)
+        return self._replace(batch, order, self.idle_steps >= revive_after)
 
-    def _replace(self, share: Tensor, dead: Tensor, generator: torch.Generator, group: Group) -> int:
-        """Replace the dead vectors (M, V) by tokens of the batch, different ones while they last."""
-        bank, vector = dead.nonzero(as_tuple=True)
-        if bank.numel():
-            tokens = group.gather(share)
-            # in each bank the n-th dead vector takes the n-th token of a random order
-            order = torch.rand(dead.shape[0], tokens.shape[0], generator=generator).argsort(dim=1).to(tokens.device)
-            rank = (dead.cumsum(dim=1) - 1)[bank, vector] % tokens.shape[0]
-            fresh = tokens[order[bank, rank], bank].to(self.codebook.dtype)
-            self.codebook[bank, vector] = fresh
-            self.sums[bank, vector] = fresh
-            self.hits[bank, vector] = 1
-            self.idle_steps[bank, vector] = 0
-            self.use_counts[bank, vector] = 0
-        return bank.numel()
+    def _replace(self, tokens: Tensor, order: Tensor, dead: Tensor) -> Tensor:
+        """Replace the dead vectors (M, V) by tokens (B, M, D), and return their number.
+
+        In each bank the n-th dead vector takes the n-th token of its random order (M, B), different ones while they
+        last.
+        """
+        rank = (dead.cumsum(dim=1) - 1) % tokens.shape[0]
+        bank = torch.arange(len(dead), device=dead.device)[:, None]
+        fresh = tokens[order.gather(1, rank), bank].to(self.codebook.dtype)
+        for values in (self.codebook, self.sums):
+            values.copy_(torch.where(dead[..., None], fresh, values))
+        self.hits.masked_fill_(dead, 1)
+        self.idle_steps.masked_fill_(dead, 0)
+        self.use_counts.masked_fill_(dead, 0)
+        return dead.sum()
 
 
 def batch_sums(tokens: Tensor, codes: Tensor, bank_size: int) -> tuple[Tensor, Tensor]:
     """Count how often each vector was chosen, (M, V), and sum the tokens that chose it, (M, V, D)."""
-    chosen = nn.functional.one_hot(codes, bank_size).to(tokens.dtype)  # (B, M, V)
+    # not one_hot, which checks its values on the host
+    chosen = (codes[..., None] == torch.arange(bank_size, device=codes.device)).to(tokens.dtype)  # (B, M, V)
     return chosen.sum(0), torch.einsum("bmv,bmd->mvd", chosen, tokens)
 
 

@@ -31,7 +31,7 @@ def test_keypoints_are_the_mean_positions_of_the_attention_maps(autolink, images
     model = PosePriorLearner(autolink).eval()
     batch = to_tensor(images[:3], torch.device("cpu"))
     with torch.no_grad():
-        logits = model.regressor.attention(model.regressor.encoder(batch))
+        logits = model.regressor.attention(model.regressor.encoder(batch, model.regressor.features(batch)))
         located = model.locate(batch)
     attention = logits.flatten(2).softmax(-1)
     torch.testing.assert_close(located.keypoints, attention @ pixel_grid(logits.shape[-1]))

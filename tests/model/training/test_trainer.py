@@ -1,9 +1,11 @@
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.config import resolve
 from model.data import Batches, load_folder
@@ -222,7 +224,7 @@ def test_model_sees_the_picture_and_rebuilds_it_from_a_masked_one(images, tiny):
     trainer = Trainer(images, tiny, device="cpu")
     trainer.model.forward = spy = _Spy(trainer.model.forward)
     next(trainer.run())
-    (image, reference, width), _ = spy.calls[0]
+    (image, reference, width, _), _ = spy.calls[0]
     hidden = reference.eq(0).all(dim=1)
     assert 0.5 < hidden.float().mean() < 0.95
     assert torch.equal(reference.permute(0, 2, 3, 1)[~hidden], image.permute(0, 2, 3, 1)[~hidden])
@@ -360,3 +362,31 @@ def test_link_map_of_a_prediction_is_255_where_the_strongest_link_lies(images, t
     exact = trainer.model.draw_links(torch.from_numpy(predictor.predict(images).keypoints)).detach()
     strongest = trainer.model.link_weights.max().item()
     np.testing.assert_allclose(drawn, exact.squeeze(1).numpy() / strongest * 255, atol=0.51)
+
+
+class _NoHostReads(TorchDispatchMode):
+    """Forbid the operations by which the host waits for a GPU's results."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        aten = torch.ops.aten
+        masks = (aten.index, aten.index_put, aten.index_put_)  # they look for a mask's elements
+        by_mask = func.overloadpacket in masks and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if by_mask or func.overloadpacket in (aten._local_scalar_dense, aten.nonzero):
+            raise AssertionError(f"{func} makes the host wait for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("changes", [{}, {"method": "autolink"}, {"augmentation": 0.5, "horizontal_flip": True}])
+def test_a_training_step_never_reads_a_result_on_the_host(images, tiny, changes):
+    trainer = Trainer(images, replace(tiny, occlusion_start=0.0, **changes), device="cpu")
+    for _ in range(2):  # the first one fills the memory
+        with _NoHostReads():
+            trainer.train_step()
+        trainer.step += 1
+
+
+def test_the_guard_of_the_step_notices_a_read_on_the_host():
+    with _NoHostReads(), pytest.raises(AssertionError, match="wait for the device"):
+        torch.ones(1).item()
+    with _NoHostReads(), pytest.raises(AssertionError, match="wait for the device"):
+        torch.ones(3)[torch.tensor([True, False, True])]

@@ -28,12 +28,13 @@ DIGESTS: list[tuple[dict[str, Any], str]] = [
     ({"keypoint_prior": "random", "keypoint_prior_trainable": True}, "e107c4f947e3"),
     ({"keypoint_prior": "predefined", "connectivity_prior": "predefined"}, "e107c4f947e3"),
     ({"connectivity_prior_trainable": False, "image_size": 128}, "ac5dcaf2f125"),
+    ({"features": "efficientnet_lite0"}, "3a2cb0e34dfa"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "digest"), DIGESTS)
 def test_tensors_of_files_keep_their_names_and_shapes(changes: dict[str, Any], digest: str, tmp_path: Path) -> None:
-    config = resolve("compact", {**SMALL, **changes})
+    config = resolve("compact", {"features": "none", **SMALL, **changes})
     tensor_files.save(tmp_path / "weights.safetensors", PosePriorLearner(config).state_dict(), {})
     expected = expected_tensors(config)
     assert _header(tmp_path / "weights.safetensors") == expected
