@@ -16,21 +16,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_MODULES = {
-    "PPLConfig": "model.config",
-    "SettingError": "model.config",
-    "resolve": "model.config",
-    "load_clips": "model.data",
-    "load_folder": "model.data",
-    "PosePriorLearner": "model.network.pose_prior_learner",
-    "PosePrior": "model.version.prior",
-    "Predictor": "model.predictor",
-    "NoMemoryError": "model.network.refine",
-    "Trainer": "model.training.trainer",
-    "TrainingDivergedError": "model.training.trainer",
-    "WeightsUnavailableError": "model.network.perceptual",
-    "perceptual_network": "model.network.perceptual",
+_NAMES = {
+    "model.config": ("PPLConfig", "SettingError", "resolve"),
+    "model.data": ("load_clips", "load_folder"),
+    "model.network.perceptual": ("WeightsUnavailableError", "perceptual_network"),
+    "model.network.pose_prior_learner": ("PosePriorLearner",),
+    "model.network.refine": ("NoMemoryError",),
+    "model.predictor": ("Predictor",),
+    "model.training.trainer": ("Trainer", "TrainingDivergedError"),
+    "model.version.prior": ("PosePrior",),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_MODULES)
 
 

@@ -104,9 +104,6 @@ class Batches:
         horizontal_flip: mirror each picture, and its reference with it, with probability one half.
         clips: the number of each frame's clip, (N,); None for stills.
         group: only this process's share of a batch is read, from the batches of one process.
-
-    Raises:
-        ValueError: images or clips of another shape or type, or a clip of a single frame.
     """
 
     def __init__(

@@ -34,10 +34,7 @@ class Group:
     size: int = 1
 
     def share(self, batch: Batch) -> Batch:
-        """Return this process's pictures of a whole batch (B, ...): every size-th, starting at its rank.
-
-        The shares of the first n pictures are then the first pictures of the shares.
-        """
+        """Return every size-th picture of a whole batch (B, ...) from the rank on, so that shares keep its order."""
         share: Batch = batch[self.rank :: self.size]
         return share
 

@@ -22,10 +22,6 @@ from worker.settings import WorkerSettings, set_threads
 logger = logging.getLogger("worker")
 
 
-class DeviceMissing(Exception):  # noqa: N818 - named as in service.contract.errors
-    """The requested device does not exist here."""
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Parse the arguments, run the worker and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
@@ -34,10 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
     if kind == "health":
         return check_health()
     try:
-        return run(kind, WorkerSettings())
-    except (ValidationError, DeviceMissing) as error:
+        settings = WorkerSettings()
+    except ValidationError as error:
         print(f"can't start: {error}", file=sys.stderr)
         return 2
+    return run(kind, settings)
 
 
 def check_health() -> int:
@@ -61,10 +58,7 @@ def check_health() -> int:
 
 
 def run(kind: Kind, settings: WorkerSettings) -> int:
-    """Run a worker until SIGTERM: the current batch is answered, the current job is checkpointed and requeued.
-
-    Raises DeviceMissing if the requested device does not exist here.
-    """
+    """Run a worker until SIGTERM: the current batch is answered, the current job is checkpointed and requeued."""
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
@@ -79,17 +73,19 @@ def run(kind: Kind, settings: WorkerSettings) -> int:
     from prometheus_client import start_http_server
 
     from model.training.distributed import pick_rank_device
-    from worker.app import make_app, make_parts
+    from worker.app import make_app, make_inference_parts, make_training_parts
     from worker.jobs import Stop
 
     processes = settings.training_processes if kind == "training" else 1
     try:
         pick_rank_device(settings.device, processes - 1, processes)
     except ValueError as error:
-        raise DeviceMissing(f"PPL_DEVICE, PPL_TRAINING_PROCESSES: {error}") from error
+        print(f"can't start: PPL_DEVICE, PPL_TRAINING_PROCESSES: {error}", file=sys.stderr)
+        return 2
     stop = Stop()
     app = make_app(kind, settings)
-    metrics, threads = make_parts(kind, app, settings, stop)
+    make_parts = make_inference_parts if kind == "inference" else make_training_parts
+    metrics, threads = make_parts(app, settings, stop)
     if settings.worker_metrics_port:
         try:
             start_http_server(settings.worker_metrics_port, settings.worker_metrics_host, registry=metrics)
@@ -100,15 +96,12 @@ def run(kind: Kind, settings: WorkerSettings) -> int:
         for thread in threads:
             thread.start()
 
-    def request_stop(**_: Any) -> None:
-        stop.request()
-
     def stop_threads(**_: Any) -> None:
         for thread in reversed(threads):
             thread.stop()
 
     signals.worker_ready.connect(start_threads, weak=False)
-    signals.worker_shutting_down.connect(request_stop, weak=False)
+    signals.worker_shutting_down.connect(lambda **_: stop.request(), weak=False)
     signals.worker_shutdown.connect(stop_threads, weak=False)
     worker = app.Worker(
         hostname=f"{kind}@{socket.gethostname()}",

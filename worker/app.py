@@ -48,12 +48,8 @@ def make_app(kind: Kind, settings: WorkerSettings) -> Celery:
     return app
 
 
-def make_parts(kind: Kind, app: Celery, settings: WorkerSettings, stop: Stop) -> Parts:
-    """Register the task of a kind of worker with the application; return its metrics and the threads beside it."""
-    return (_make_inference_parts if kind == "inference" else _make_training_parts)(app, settings, stop)
-
-
-def _make_inference_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> Parts:
+def make_inference_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> Parts:
+    """Register the task with the application, and return the worker's metrics and the threads beside the task."""
     client, metrics = connect(settings.redis_url), InferenceMetrics()
     device = str(pick_device(settings.device))
     load = partial(Predictor.load, device=device)
@@ -67,7 +63,8 @@ def _make_inference_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> 
     return metrics, (heartbeat, keepalive)
 
 
-def _make_training_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> Parts:
+def make_training_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> Parts:
+    """Register the task with the application, and return the worker's metrics and the threads beside the task."""
     client, metrics, worker_id = connect(settings.redis_url), TrainingMetrics(), new_worker_id()
     jobs, files, store = JobStore(client), JobFiles(settings.data_root), VersionStore(settings.data_root)
     taker = JobTaker(jobs, files, metrics, worker_id, stop)

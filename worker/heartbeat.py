@@ -67,13 +67,7 @@ def new_worker_id() -> str:
 
 
 class Heartbeat(PeriodicThread):
-    """A thread that writes a WorkerHeartbeat every few seconds.
-
-    Args:
-        client: of Redis.
-        metrics: returns the worker's metrics as text.
-        is_busy: returns whether the worker has a task.
-    """
+    """A thread that writes a WorkerHeartbeat every few seconds, with the worker's metrics and whether it is busy."""
 
     def __init__(
         self,

@@ -16,11 +16,9 @@ Edges = Sequence[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Matching:
-    """A one-to-one matching of keypoints and joints.
+    """A one-to-one matching: the joint (K,) of each keypoint, -1 if unmatched, and the mean distance (K,) to it.
 
-    Attributes:
-        joint_of: (K,) the joint of each keypoint, -1 if unmatched.
-        distance: (K,) mean distance to that joint in parts of the image side; inf if unmatched.
+    Distances are in parts of the image side; inf if unmatched.
     """
 
     joint_of: NDArray[np.int64]
@@ -30,25 +28,20 @@ class Matching:
 def match_joints(keypoints: Array, labels: Array, visibility: Array, max_distance: float) -> Matching:
     """Return the one-to-one matching of minimal total mean distance, without pairs that are too far apart.
 
-    Args:
-        keypoints: (N, K, 2) in [0, 1].
-        labels: (N, J, 2) in [0, 1].
-        visibility: (N, J); the mean distance to a joint is over the pictures where it is visible.
-        max_distance: the largest mean distance of a match, in parts of the image side.
+    The mean distance to a joint is over the pictures of the Split where it is visible; that of a match is at most
+    ``max_distance``, in parts of the image side.
     """
     seen = visibility > 0
-    truth = np.where(seen[..., None], labels, 0)
-    cost = np.full((keypoints.shape[1], labels.shape[1]), np.inf)
-    for joint in np.flatnonzero(seen.any(0)):
-        rows = seen[:, joint]
-        cost[:, joint] = np.linalg.norm(keypoints[rows] - truth[rows, None, joint], axis=-1).mean(0)
     usable = np.flatnonzero(seen.any(0))
+    cost = np.zeros((keypoints.shape[1], len(usable)))
+    for column, joint in enumerate(usable):
+        rows = seen[:, joint]
+        cost[:, column] = np.linalg.norm(keypoints[rows] - labels[rows, None, joint], axis=-1).mean(0)
     joint_of = np.full(len(cost), -1, dtype=np.int64)
     distance = np.full(len(cost), np.inf)
-    for keypoint, column in zip(*assign(cost[:, usable]), strict=True):
-        joint = usable[column]
-        if cost[keypoint, joint] <= max_distance:
-            joint_of[keypoint], distance[keypoint] = joint, cost[keypoint, joint]
+    for keypoint, column in zip(*assign(cost), strict=True):
+        if cost[keypoint, column] <= max_distance:
+            joint_of[keypoint], distance[keypoint] = usable[column], cost[keypoint, column]
     return Matching(joint_of, distance)
 
 

@@ -26,15 +26,10 @@ def plot_occlusion(rows: Sequence[dict[str, Any]], path: Path, title: str = "") 
 def occlusion_figure(rows: Sequence[dict[str, Any]], title: str = "") -> Figure:
     """Plot the error by level of occlusion, one line per refinement iteration, one panel per kind.
 
-    Args:
-        rows: of :func:`model.scoring.occlusion.occlusion_row`; the clean row is level 0 of both panels.
-
-    Raises:
-        PlotsUnavailableError: matplotlib is not installed.
-        ValueError: the table has no level of occlusion.
+    Takes a list of :func:`model.scoring.occlusion.occlusion_row`; the clean one is level 0 of both panels. Raises
+    PlotsUnavailableError, or ValueError if there is no level of occlusion.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PlotsUnavailableError("plots need matplotlib: pip install 'pose-prior-learner[plots]'") from error
@@ -42,7 +37,6 @@ def occlusion_figure(rows: Sequence[dict[str, Any]], title: str = "") -> Figure:
     if not kinds:
         raise ValueError("the table has no level of occlusion to plot")
     figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     for panel, kind in zip(panels, kinds, strict=True):
         _draw(panel, kind, rows)

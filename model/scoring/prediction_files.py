@@ -28,11 +28,8 @@ _SPLITS = {"train": "train", "heldout": "test"}  # name in predictions: name in 
 class Paired:
     """Predictions and labels of the same pictures, by split ("train" and "heldout").
 
-    Attributes:
-        splits: learned keypoints, labels and visibility.
-        unlabelled: predicted pictures without a label; not scored.
-        unpredicted: labels without a prediction; not scored.
-        split_from: the origin of the split: "predictions", "labels" or "names".
+    Pictures without a label, and labels without a prediction, are not scored. The split is from the "predictions", the
+    "labels" or the "names".
     """
 
     names: dict[str, list[str]]

@@ -200,8 +200,5 @@ class History:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Replace the snapshots by those of :meth:`to_tensors`; checkpoints of the first release have none."""
         steps = tensors["step"].tolist() if tensors else []
-        points = tensors.get("keypoint_prior")
-        self.snapshots = [
-            Snapshot(step, None if points is None else points[index], tensors["link_weights"][index])
-            for index, step in enumerate(steps)
-        ]
+        points, weights = tensors.get("keypoint_prior", [None] * len(steps)), tensors.get("link_weights", ())
+        self.snapshots = [Snapshot(*row) for row in zip(steps, points, weights, strict=True)]

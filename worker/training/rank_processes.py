@@ -50,12 +50,9 @@ def rank_instructions(job_id: str, config: PPLConfig, settings: WorkerSettings) 
 
 
 class MultiprocessTrainer(Trainer):
-    """A trainer whose steps are taken by several processes.
+    """A trainer whose steps are taken by several processes, which start from the job's checkpoint if it exists.
 
-    Args:
-        instructions: of `rank_instructions`.
-        checkpoint: folder of the job's checkpoint, which the ranks start from if it exists.
-        check: raises if the work must end, as `HeldJob.check`.
+    ``instructions`` are those of `rank_instructions`; ``check`` raises if the work must end, as `HeldJob.check`.
     """
 
     def __init__(

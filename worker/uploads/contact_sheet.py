@@ -18,8 +18,6 @@ _STILL_ROWS = 6
 _CLIP_ROWS = 12
 _SIDE_PX = 128  # of a picture
 _GAP_PX = 4
-_BACKGROUND = (255, 255, 255)
-_QUALITY = 85
 
 Cell = tuple[int, int]  # row, column
 
@@ -46,12 +44,12 @@ class ContactSheet:
         places = {cell: divmod(index, COLUMNS) if close_gaps else cell for index, cell in enumerate(cells)}
         rows, columns = (max((place[axis] for place in places.values()), default=0) + 1 for axis in (0, 1))
         width, height = (count * (_SIDE_PX + _GAP_PX) + _GAP_PX for count in (columns, rows))
-        sheet = Image.new("RGB", (width, height), _BACKGROUND)
+        sheet = Image.new("RGB", (width, height), "white")
         for cell, (row, column) in places.items():
             corner = (_GAP_PX + column * (_SIDE_PX + _GAP_PX), _GAP_PX + row * (_SIDE_PX + _GAP_PX))
             sheet.paste(self._pictures[cell], corner)
         with atomic_write(path) as file:
-            sheet.save(file, "JPEG", quality=_QUALITY)
+            sheet.save(file, "JPEG", quality=85)
 
 
 def find_still_cell(number: int, count: int) -> Cell:
@@ -65,12 +63,8 @@ def plan_clip_cells(
 ) -> tuple[dict[str, int], dict[str, Cell]]:
     """Give a row to each of some clips spread evenly over a dataset, in natural order of their names.
 
-    Args:
-        pictures: names of the pictures of each folder, by name of the folder.
-        videos: names of the videos.
-
-    Returns:
-        The row of each chosen clip, and the cell of each chosen picture of a folder.
+    ``pictures`` are the names of each folder's pictures. Returns the row of each chosen clip, and the cell of each
+    chosen picture of a folder.
     """
     folders = {clip: names for clip, names in pictures.items() if len(names) >= MIN_CLIP_FRAMES}
     clips = sorted({*folders, *videos}, key=natural_key)

@@ -77,14 +77,9 @@ class Inspection:
         self._sheet = ContactSheet()
 
     def run(self) -> Iterator[None]:
-        """Inspect every file, then the labels; yield after every file.
-
-        Raises:
-            TooFewPictures: nothing can be read.
-            BadLabels: the labels can't be used.
-            BadArchive and its subclasses, TrainingFailed: as when a job is prepared.
-        """
-        for name, media in iter_media(self._archive, self._limits, self._skip_other):
+        """Inspect every file, then the labels; yield after every file. Raises as `Preparer.prepare`."""
+        why = "not named as a picture or a video"
+        for name, media in iter_media(self._archive, self._limits, lambda other: self._counts.skip(other.name, why)):
             self._check()
             if isinstance(media, Member):
                 self._read_video(media, self._name_of_video(media))
@@ -147,9 +142,6 @@ class Inspection:
             found.duplicates += 1
             if found.duplicates <= _MAX_DUPLICATES:
                 found.duplicate_files.append(Duplicate(name=shorten_name(name), same_as=shorten_name(first)))
-
-    def _skip_other(self, member: Member) -> None:
-        self._counts.skip(member.name, "not named as a picture or a video")
 
     def _name_of_video(self, member: Member) -> str:
         return (self._record.file_name or member.name) if member.bare_video else member.name

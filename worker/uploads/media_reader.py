@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -37,7 +38,6 @@ class FileCounts:
         images: squares to train on.
         skipped: files that can't be read fully, and clips that are too short.
         skipped_files: the first of them, as {"name", "reason"}.
-        mode: "stills" or "clips"; None until the first file.
         clips: number of clips; set once all files are read.
     """
 
@@ -64,13 +64,7 @@ class FileCounts:
 
     def to_metrics(self) -> dict[str, Any]:
         """Return the counts as the job's metrics."""
-        return {
-            "images": self.images,
-            "skipped": self.skipped,
-            "skipped_files": list(self.skipped_files),
-            "mode": self.mode,
-            "clips": self.clips,
-        }
+        return {name: copy(value) for name, value in vars(self).items() if name != "_skipped_names"}
 
 
 class MediaReader:
