@@ -61,8 +61,8 @@ class Pose(NamedTuple):
     scores: NDArray[np.float32]  # (K,)
     trajectory: NDArray[np.float32]  # (T + 1, K, 2)
     link_map: NDArray[np.uint8] | None  # (S, S)
-    surprise: float | None = None
-    codes: NDArray[np.uint16] | None = None  # (M,)
+    surprise: np.float32 | None
+    codes: NDArray[np.uint16] | None  # (M,)
 
 
 @dataclass(eq=False)
@@ -97,6 +97,7 @@ Item = tuple[Ticket, int]  # a ticket and the index of one of its squares
 class Flight:
     """A batch without a reply. A late one no longer counts as in flight."""
 
+    batch_id: str
     items: list[Item]
     sent_at: float
     late: bool = False
@@ -116,6 +117,9 @@ class Batcher:
             as an answered batch has no pixels left.
         wait_s: longest time that a batch waits for announced pictures.
         live_workers: returns the number of live inference workers.
+
+    Attributes:
+        pending: number of pictures that wait or are in flight.
     """
 
     def __init__(
@@ -139,15 +143,10 @@ class Batcher:
         self._waiting: dict[Group, deque[Item]] = {}
         self._flights: dict[str, Flight] = {}
         self._sending: set[asyncio.Task[None]] = set()
-        self._pending = 0
+        self.pending = 0
         self._announced = 0
         self._timer: asyncio.TimerHandle | None = None
         self._picture_s = 0.05  # moving average of the time between two pictures' replies
-
-    @property
-    def pending(self) -> int:
-        """Number of pictures that wait or are in flight."""
-        return self._pending
 
     @property
     def waiting(self) -> int:
@@ -161,11 +160,11 @@ class Batcher:
 
     def check_room(self, count: int) -> None:
         """Raise QueueFull unless `count` more pictures fit; call it before decoding them, too."""
-        if self._pending + count > self._queue_limit:
+        if self.pending + count > self._queue_limit:
             self._metrics.rejected.inc()
-            wait_s = min(30.0, max(1.0, self._pending * self._picture_s))
+            wait_s = min(30.0, max(1.0, self.pending * self._picture_s))
             raise QueueFull(
-                f"{self._pending} of at most {self._queue_limit} pictures are waiting; "
+                f"{self.pending} of at most {self._queue_limit} pictures are waiting; "
                 f"try again in {math.ceil(wait_s)} s, or send fewer at once",
                 retry_after_s=wait_s,
             )
@@ -205,7 +204,7 @@ class Batcher:
         """
         self.check_room(len(squares))
         ticket = Ticket(group, squares, time.time() + self._timeout_s, asyncio.get_running_loop().create_future())
-        self._pending += len(squares)
+        self.pending += len(squares)
         self._waiting.setdefault(group, deque()).extend((ticket, index) for index in range(len(squares)))
         on_queued()
         self.send_batches()
@@ -213,9 +212,17 @@ class Batcher:
             async with asyncio.timeout(self._timeout_s):
                 await ticket.done
         except TimeoutError:
-            raise self._timeout_error() from None
+            within = f"within {self._timeout_s:g} s"
+            if self._live_workers() < 1:
+                raise WorkerUnavailable(
+                    f"no inference worker is running, and none replied {within}. "
+                    "Start one (`python -m worker inference`; `ppl up` starts it by itself)",
+                    retry_after_s=_RETRY_S,
+                ) from None
+            detail = f"no reply {within}; the workers are busy or being restarted, try again"
+            raise EstimateTimeout(detail, retry_after_s=_RETRY_S) from None
         finally:
-            self._pending -= len(squares)
+            self.pending -= len(squares)
             self._withdraw(ticket)
         return ticket
 
@@ -248,17 +255,15 @@ class Batcher:
 
     def send_batches(self) -> None:
         """Send batches while pictures wait and workers are free."""
-        while (
-            self._has_free_worker() and not self._hold_back() and (batch := collect(self._waiting, self._batch_limit))
-        ):
-            group, items = batch
-            batch_id = uuid.uuid4().hex
-            self._flights[batch_id] = Flight(items, time.monotonic())
-            self._metrics.batch_size.observe(len(items))
-            self._start(self._launch(batch_id, group, items))
+        limit = self._batch_limit
+        while self._has_free_worker() and not self._hold_back() and (batch := collect(self._waiting, limit)):
+            flight = Flight(uuid.uuid4().hex, batch, time.monotonic())
+            self._flights[flight.batch_id] = flight
+            self._metrics.batch_size.observe(len(batch))
+            self._start(self._launch(flight))
             loop = asyncio.get_running_loop()
-            loop.call_later(self._late_s, self._mark_late, batch_id)
-            loop.call_later(self._timeout_s, self._expire, batch_id)
+            loop.call_later(self._late_s, self._mark_late, flight)
+            loop.call_later(self._timeout_s, self._expire, flight)
 
     def _hold_back(self) -> bool:
         """Return whether the next batch waits for announced pictures; if so, set a timer."""
@@ -283,54 +288,53 @@ class Batcher:
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    def _mark_late(self, batch_id: str) -> None:
-        if batch_id not in self._flights:
+    def _mark_late(self, flight: Flight) -> None:
+        if flight.batch_id not in self._flights:
             return
-        flight = self._flights[batch_id]
         flight.late = True
         try:
             if any(not ticket.done.done() for ticket, _ in flight.items):
-                self._start(self._launch_again(self._request(batch_id, flight.items[0][0].group, flight.items)))
+                self._start(self._launch_again(flight))
         finally:
             self.send_batches()
 
-    async def _launch_again(self, request: BatchRequest) -> None:
-        log.warning("no reply after %g s, sending the message again: batch=%s", self._late_s, request.batch_id)
+    async def _launch_again(self, flight: Flight) -> None:
+        log.warning("no reply after %g s, sending the message again: batch=%s", self._late_s, flight.batch_id)
         try:
-            await self._send(request, None)
+            await self._send(self._request(flight), None)
         except QUEUE_ERRORS as error:  # the first message may still be answered
-            log.warning("message not sent again: batch=%s: %s", request.batch_id, error)
+            log.warning("message not sent again: batch=%s: %s", flight.batch_id, error)
 
-    def _request(self, batch_id: str, group: Group, items: list[Item]) -> BatchRequest:
-        return BatchRequest(
-            batch_id=batch_id,
-            count=len(items),
-            reply_to=self._reply_to,
-            deadline=max(ticket.deadline for ticket, _ in items),
-            **group._asdict(),
-        )
-
-    async def _launch(self, batch_id: str, group: Group, items: list[Item]) -> None:
+    async def _launch(self, flight: Flight) -> None:
+        fault: PPLError
         try:
-            pixels = np.stack([ticket.squares[index] for ticket, index in items])
-            await self._send(self._request(batch_id, group, items), pixels.tobytes())
+            pixels = np.stack([ticket.squares[index] for ticket, index in flight.items])
+            await self._send(self._request(flight), pixels.tobytes())
+            return
         except QUEUE_ERRORS as error:
-            log.warning("batch not sent: batch=%s: %s", batch_id, error)
-            self._abandon(batch_id, items, redis_unavailable())
+            log.warning("batch not sent: batch=%s: %s", flight.batch_id, error)
+            fault = redis_unavailable()
         except Exception:  # whatever it was, the tickets fail now and not after a timeout
-            log.exception("batch not sent: batch=%s", batch_id)
-            self._abandon(batch_id, items, PPLError("the batch could not be sent; see the gateway's log"))
-
-    def _abandon(self, batch_id: str, items: list[Item], error: PPLError) -> None:
+            log.exception("batch not sent: batch=%s", flight.batch_id)
+            fault = PPLError("the batch could not be sent; see the gateway's log")
         self._metrics.unsent.inc()
-        self._flights.pop(batch_id, None)
-        for ticket, _ in items:
-            ticket.fail(error)
+        self._flights.pop(flight.batch_id, None)
+        for ticket, _ in flight.items:
+            ticket.fail(fault)
         self.send_batches()
 
-    def _expire(self, batch_id: str) -> None:
+    def _request(self, flight: Flight) -> BatchRequest:
+        return BatchRequest(
+            batch_id=flight.batch_id,
+            count=len(flight.items),
+            reply_to=self._reply_to,
+            deadline=max(ticket.deadline for ticket, _ in flight.items),
+            **flight.items[0][0].group._asdict(),
+        )
+
+    def _expire(self, flight: Flight) -> None:
         """Forget a batch without a reply; its tickets time out by themselves."""
-        if self._flights.pop(batch_id, None):
+        if self._flights.pop(flight.batch_id, None):
             self._metrics.lost.inc()
             self.send_batches()
 
@@ -342,45 +346,32 @@ class Batcher:
             if not self._waiting[ticket.group]:
                 del self._waiting[ticket.group]
 
-    def _timeout_error(self) -> PPLError:
-        if self._live_workers() < 1:
-            return WorkerUnavailable(
-                f"no inference worker is running, and none replied within {self._timeout_s:g} s. "
-                "Start one (`python -m worker inference`; `ppl up` starts it by itself)",
-                retry_after_s=_RETRY_S,
-            )
-        detail = f"no reply within {self._timeout_s:g} s; the workers are busy or being restarted, try again"
-        return EstimateTimeout(detail, retry_after_s=_RETRY_S)
 
-
-def collect(waiting: dict[Group, deque[Item]], limit: int) -> tuple[Group, list[Item]] | None:
-    """Take the next batch from the queue: the group whose first picture has waited longest.
+def collect(waiting: dict[Group, deque[Item]], limit: int) -> list[Item]:
+    """Take the next batch from the queue, of the group whose first picture has waited longest; empty if none waits.
 
     `waiting` keeps its groups in the order of their first picture; a group with pictures left goes to the end, so
     that a busy category does not starve a quiet one.
     """
     if not waiting:
-        return None
+        return []
     group = next(iter(waiting))
     queue = waiting.pop(group)
     items = [queue.popleft() for _ in range(min(limit, len(queue)))]
     if queue:
         waiting[group] = queue
-    return group, items
+    return items
 
 
 def _check_reply(reply: BatchReply, flight: Flight) -> PPLError | None:
     """Return what is wrong with the arrays of a reply."""
-    arrays: list[NDArray[Any] | None] = [reply.keypoints, reply.scores, reply.trajectory]
     group = flight.items[0][0].group
-    if group.link_map:
-        arrays.append(reply.link_map)
-    arrays += [array for array in (reply.surprises, reply.codes) if array is not None]
-    if not all(array is not None and len(array) == len(flight.items) for array in arrays):
+    needed = [reply.keypoints, reply.scores, reply.trajectory, *([reply.link_map] if group.link_map else [])]
+    given = [array for array in (*needed, reply.surprises, reply.codes) if array is not None]
+    if any(array is None for array in needed) or any(len(array) != len(flight.items) for array in given):
         log.error("malformed reply: batch=%s", reply.batch_id)
         return ModelFailed("the worker's reply does not fit the batch")
-    floats = (*arrays[:3], reply.surprises)
-    if not all(np.isfinite(array).all() for array in floats if array is not None):
+    if not all(np.isfinite(array).all() for array in given):
         return ModelFailed("the model's poses are not finite; this version of the category is broken, train it again")
     if group.codes and reply.codes is None:
         return ContractMismatch(
@@ -391,10 +382,5 @@ def _check_reply(reply: BatchReply, flight: Flight) -> PPLError | None:
 
 
 def _read_pose(reply: BatchReply, row: int) -> Pose:
-    assert reply.keypoints is not None
-    assert reply.scores is not None
-    assert reply.trajectory is not None
-    link_map = None if reply.link_map is None else reply.link_map[row]
-    surprise = None if reply.surprises is None else float(reply.surprises[row])
-    codes = None if reply.codes is None else reply.codes[row]
-    return Pose(reply.keypoints[row], reply.scores[row], reply.trajectory[row], link_map, surprise, codes)
+    arrays = (reply.keypoints, reply.scores, reply.trajectory, reply.link_map, reply.surprises, reply.codes)
+    return Pose._make(None if array is None else array[row] for array in arrays)

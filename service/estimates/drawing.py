@@ -27,6 +27,7 @@ _MAX_RENDERED_PX = 512
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
+Region = tuple[int, int, int, int]  # left, top, right, bottom; the last two exclusive
 
 
 class StrongLink(NamedTuple):
@@ -42,8 +43,8 @@ def strong_links(links: Sequence[dict[str, Any]], num_keypoints: int) -> list[St
     strongest = max((link["weight"] for link in links), default=0.0)
     if strongest <= 0:
         return []
-    strong = [StrongLink(link["i"], link["j"], link["weight"] / strongest) for link in links]
-    strong = sorted((link for link in strong if link.strength >= STRONG), key=lambda link: link.strength)
+    found = [StrongLink(link["i"], link["j"], link["weight"] / strongest) for link in links]
+    strong = sorted((link for link in found if link.strength >= STRONG), key=lambda link: link.strength)
     return strong[-_MAX_LINKS_PER_KEYPOINT * num_keypoints :]
 
 
@@ -132,23 +133,20 @@ def png(image: Image.Image) -> bytes:
 
 
 def _disc(canvas: Pixels, centre: NDArray[Any], radius: float, colour: Floats) -> None:
-    box = _visible(canvas, centre - radius - 1, centre + radius + 1)
-    if box is None:
-        return
-    x, y = _coordinates(box)
-    distance = np.sqrt((x - np.float32(centre[0])) ** 2 + (y - np.float32(centre[1])) ** 2)
-    _blend(canvas, box, np.clip(radius + 0.5 - distance, 0, 1), colour)
+    _segment(canvas, np.stack([centre, centre]), radius, np.stack([colour, colour]), 1.0)
 
 
 def _segment(canvas: Pixels, ends: NDArray[Any], half: float, colours: Floats, alpha: float) -> None:
     """Draw a line with round ends (2, 2), its colour a gradient between two (2, 3)."""
-    for box in _strips(canvas, ends, half + 1):
-        x, y = _coordinates(box)
+    for left, top, right, bottom in _strips(canvas, ends, half + 1):
+        x = np.arange(left, right, dtype=np.float32)[None, :]
+        y = np.arange(top, bottom, dtype=np.float32)[:, None]
         squared, along = _squared_distance(x, y, ends[0], ends[1])
-        covered = np.clip(half + 0.5 - np.sqrt(squared), 0, 1)
         # a line thinner than a pixel covers only part of it
-        covered *= alpha * min(1.0, 2 * half)
-        _blend(canvas, box, covered, colours[0] + along[..., None] * (colours[1] - colours[0]))
+        covered = np.clip(half + 0.5 - np.sqrt(squared), 0, 1) * (alpha * min(1.0, 2 * half))
+        part = canvas[top:bottom, left:right].astype(np.float32)
+        part += covered[..., None] * (colours[0] + along[..., None] * (colours[1] - colours[0]) - part)
+        canvas[top:bottom, left:right] = np.rint(part).astype(np.uint8)
 
 
 def _squared_distance(x: Floats, y: Floats, start: NDArray[Any], end: NDArray[Any]) -> tuple[Floats, Floats]:
@@ -161,18 +159,15 @@ def _squared_distance(x: Floats, y: Floats, start: NDArray[Any], end: NDArray[An
     return squared, along
 
 
-Region = tuple[int, int, int, int]  # left, top, right, bottom; the last two exclusive
-
-
 def _strips(canvas: Pixels, ends: NDArray[Any], reach: float) -> Iterator[Region]:
     """Yield disjoint regions that cover all pixels within reach of a segment.
 
     They are strips of its bounding box, which is mostly empty for a long diagonal.
     """
+    if not np.isfinite(ends).all():
+        return
     low, high = ends.min(axis=0) - reach, ends.max(axis=0) + reach
     whole = _visible(canvas, low, high)
-    if whole is None:
-        return
     axis = int(high[1] - low[1] > high[0] - low[0])  # 0: cut into columns, 1: into rows
     first, last = ends[np.argsort(ends[:, axis])]
     span = float(last[axis] - first[axis])
@@ -184,28 +179,11 @@ def _strips(canvas: Pixels, ends: NDArray[Any], reach: float) -> Iterator[Region
         across = [first[1 - axis] + part * (last[1 - axis] - first[1 - axis]) for part in parts]
         near, far = min(across) - reach, max(across) + reach
         corners = ((start, near), (stop - 1, far)) if axis == 0 else ((near, start), (far, stop - 1))
-        region = _visible(canvas, np.array(corners[0]), np.array(corners[1]))
-        if region is not None:
-            yield region
+        yield _visible(canvas, *corners)
 
 
-def _visible(canvas: Pixels, low: NDArray[Any], high: NDArray[Any]) -> Region | None:
-    """Clip the region from low to high to the canvas."""
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        return None
+def _visible(canvas: Pixels, low: Sequence[float], high: Sequence[float]) -> Region:
+    """Clip the region from low to high to the canvas; it may be empty."""
     height, width = canvas.shape[:2]
     left, top = max(0, int(np.floor(low[0]))), max(0, int(np.floor(low[1])))
-    right, bottom = min(width, int(np.ceil(high[0])) + 1), min(height, int(np.ceil(high[1])) + 1)
-    return (left, top, right, bottom) if left < right and top < bottom else None
-
-
-def _coordinates(box: Region) -> tuple[Floats, Floats]:
-    left, top, right, bottom = box
-    return np.arange(left, right, dtype=np.float32)[None, :], np.arange(top, bottom, dtype=np.float32)[:, None]
-
-
-def _blend(canvas: Pixels, box: Region, alpha: Floats, colour: Floats) -> None:
-    left, top, right, bottom = box
-    part = canvas[top:bottom, left:right].astype(np.float32)
-    part += alpha[..., None] * (colour - part)
-    canvas[top:bottom, left:right] = np.rint(part).astype(np.uint8)
+    return left, top, max(left, min(width, int(np.ceil(high[0])) + 1)), max(top, min(height, int(np.ceil(high[1])) + 1))

@@ -212,7 +212,7 @@ def describe_pose(
             {"id": index, **name, **point, "score": round(score, 4)}
             for index, (name, point, score) in enumerate(zip(names, _round(points), pose.scores.tolist(), strict=True))
         ],
-        "surprise": None if pose.surprise is None else round(pose.surprise, 4),
+        "surprise": None if pose.surprise is None else round(float(pose.surprise), 4),
     }
     if landmarks is not None:
         found = _round(frame.to_picture(landmarks.apply(pose.keypoints)))

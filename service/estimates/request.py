@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from fastapi import Request
 
@@ -29,7 +29,7 @@ _MAX_EVERY = 100_000
 
 
 class UploadedFiles:
-    """The files of one request on disk. An async context manager that deletes them at its end unless they are kept.
+    """The files of one request on disk.
 
     Args:
         in_thread: runs a blocking function.
@@ -38,7 +38,7 @@ class UploadedFiles:
 
     Attributes:
         size_bytes: received so far.
-        kept: set it to keep the files.
+        kept: whether :meth:`aclose` leaves them.
     """
 
     def __init__(
@@ -57,10 +57,8 @@ class UploadedFiles:
         self._on_growth = on_growth
         self._parts: list[Part] = []
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
+    async def aclose(self) -> None:
+        """Delete the files unless they are kept."""
         if self._parts and not self.kept:
             await self._in_thread(self._store.discard, self.estimate_id)
 
@@ -96,7 +94,7 @@ class UploadedFiles:
 
 
 async def read_estimate(request: Request, max_images: int, files: UploadedFiles, *, keep_images: bool) -> Form:
-    """Read the form.
+    """Read the form, and the fields in the address, as in ``/estimate?landmarks=NAME``.
 
     Args:
         files: receives a video, and with `keep_images` the pictures.
@@ -116,6 +114,10 @@ async def read_estimate(request: Request, max_images: int, files: UploadedFiles,
         raise BadField("video", "both pictures and a video were sent; send either")
     if video or keep_images:
         await files.create_empty(form.files)
+    for name, value in request.query_params.multi_items():
+        if (sent := form.fields.setdefault(name, value)) != value:
+            detail = f"{name} was sent twice, as {sent[:80]!r} and as {value[:80]!r}, in the form or the address"
+            raise BadField(name, detail)
     return form
 
 
@@ -130,22 +132,6 @@ async def read_form_within(limit_s: float | None, request: Request, fields: Mapp
             return await read_form(request, fields)
     except TimeoutError:
         raise SlowBody(f"the body took longer than {limit_s:g} s to arrive; send fewer or smaller pictures") from None
-
-
-def merge_fields(request: Request, form: Form) -> dict[str, str]:
-    """Return the fields of the form and of the address, as in ``/estimate?landmarks=NAME``.
-
-    Raises:
-        BadField: a field has two values.
-    """
-    fields = dict(form.fields)
-    for name, value in request.query_params.multi_items():
-        if fields.setdefault(name, value) != value:
-            raise BadField(
-                name,
-                f"{name} was sent twice, as {fields[name][:80]!r} and as {value[:80]!r}, in the form or the address",
-            )
-    return fields
 
 
 @dataclass(frozen=True)

@@ -116,8 +116,7 @@ class EstimateStore:
         """Write the final status and delete the pictures, while holding the :meth:`claim`."""
         shown = record.shown
         shown.status, shown.error, shown.finished_at = status, error, datetime.now(UTC)
-        if status is EstimateStatus.SUCCEEDED:
-            shown.result_url = f"/estimates/{shown.id}/result"
+        shown.result_url = f"/estimates/{shown.id}/result" if status is EstimateStatus.SUCCEEDED else None
         self.write(record)
         (self._waiting / shown.id).unlink(missing_ok=True)
         shutil.rmtree(self.path(shown.id, "pictures"), ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import aclosing
 from datetime import UTC, datetime
 from itertools import takewhile
 
@@ -10,7 +11,7 @@ from fastapi import Request
 
 from service.contract.errors import QueueFull
 from service.contract.quotas import EstimateLimits, PendingEstimate, check_estimate_limits
-from service.estimates.request import Query, UploadedFiles, merge_fields, read_estimate
+from service.estimates.request import Query, UploadedFiles, read_estimate
 from service.estimates.schemas import BackgroundEstimate, EstimateProgress, EstimateStatus
 from service.estimates.store import EstimateRecord, EstimateStore
 from service.http.requests import body_bytes
@@ -43,11 +44,6 @@ class Arrivals:
         )
         self._uploads: dict[PendingEstimate, None] = {}  # ordered
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes received of all uploads."""
-        return sum(upload.size_bytes for upload in self._uploads)
-
     async def accept(self, request: Request, owner: str | None) -> BackgroundEstimate:
         """Store a request's files and submit the estimate.
 
@@ -79,8 +75,8 @@ class Arrivals:
                 self._check(upload, pending)
                 del self._uploads[upload]  # it is pending from now on and must not count twice
 
-            image_max_bytes = self._settings.image_max_bytes
-            async with UploadedFiles(store, self._threads.upload, image_max_bytes, check_growth) as files:
+            files = UploadedFiles(store, self._threads.upload, self._settings.image_max_bytes, check_growth)
+            async with aclosing(files):
                 record = await self._read(request, files, owner)
                 await self._threads.upload(store.submit, record, check_submission)
                 files.kept = True
@@ -92,8 +88,8 @@ class Arrivals:
         max_poses, io = self._settings.background_max_images, self._threads.io
         form = await read_estimate(request, max_poses, files, keep_images=True)
         video = form.first("video") is not None
-        fields, names = merge_fields(request, form), [part.filename[-_MAX_NAME:] for part in form.files]
-        query = Query.parse(fields, names, max_poses, self._settings.max_images, video)
+        names = [part.filename[-_MAX_NAME:] for part in form.files]
+        query = Query.parse(form.fields, names, max_poses, self._settings.max_images, video)
         version = await io(self._versions.version, query.category, query.version)
         query.check_memory(version)
         if query.landmarks:
@@ -108,7 +104,7 @@ class Arrivals:
             progress=EstimateProgress(total=None if video else len(names)),
             created_by=owner,
         )
-        return EstimateRecord(shown=shown, fields=fields, names=names, video=video, size_bytes=files.size_bytes)
+        return EstimateRecord(shown=shown, fields=form.fields, names=names, video=video, size_bytes=files.size_bytes)
 
     def _check(self, upload: PendingEstimate, pending: Mapping[str, PendingEstimate], more_bytes: int = 0) -> None:
         ahead = list(takewhile(lambda other: other is not upload, tuple(self._uploads)))

@@ -12,18 +12,9 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from service.estimates.results import STAGES, Outcome, describe_timing
-from service.http.problems import BadField
 from service.versions.reader import Version
 
 MEDIA_TYPES = ("application/jsonl", "application/x-ndjson")
-
-
-def check_format_of_lines(name: str) -> None:
-    """Raise BadField for a format that is one document."""
-    if name != "native":
-        raise BadField(
-            "format", f"format is {name}, which is one document, and Accept names JSON lines; leave one of them out"
-        )
 
 
 class LinesResponse(StreamingResponse):
@@ -32,16 +23,13 @@ class LinesResponse(StreamingResponse):
     def __init__(self, lines: AsyncGenerator[bytes], media_type: str, held: AsyncExitStack) -> None:
         # proxies that buffer would delay all lines until the last
         super().__init__(lines, media_type=media_type, headers={"X-Accel-Buffering": "no", "Cache-Control": "no-store"})
-        self._lines = lines
+        held.push_async_callback(lines.aclose)
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the lines."""
         async with self._held:
-            try:
-                await super().__call__(scope, receive, send)
-            finally:
-                await self._lines.aclose()
+            await super().__call__(scope, receive, send)
 
 
 async def render_lines(outcomes: AsyncGenerator[Outcome], version: Version, started: float) -> AsyncGenerator[bytes]:

@@ -16,17 +16,17 @@ from starlette.responses import JSONResponse, Response
 from service.access.guard import api_key_of
 from service.estimates.estimator import INLINE_POSES, Estimator
 from service.estimates.formats.json_lines import MEDIA_TYPES as LINES
-from service.estimates.formats.json_lines import LinesResponse, check_format_of_lines, render_lines
+from service.estimates.formats.json_lines import LinesResponse, render_lines
 from service.estimates.formats.registry import FORMATS
-from service.estimates.openapi import background_answer, estimate_answers, estimate_body, estimate_parameters
+from service.estimates.openapi import ANSWERS, BACKGROUND_ANSWER, PARAMETERS, estimate_body
 from service.estimates.pictures import Upload
-from service.estimates.request import Query, UploadedFiles, merge_fields, read_estimate
+from service.estimates.request import Query, UploadedFiles, read_estimate
 from service.estimates.results import Outcome, Results
 from service.estimates.schemas import CocoDataset, Estimate
 from service.estimates.video_frames import read_frames, video_limits
 from service.gateway.gateway import CurrentGateway, Gateway
 from service.http.headers import accepted_media_type, responds_async
-from service.http.problems import responses
+from service.http.problems import BadField, responses
 from service.http.requests import body_bytes
 from service.runtime.concurrency import cancel_tasks
 from service.runtime.settings import Settings
@@ -45,11 +45,11 @@ def make_router(settings: Settings) -> APIRouter:
         summary="Estimate poses",
         response_model=Estimate | CocoDataset,
         responses={
-            200: estimate_answers(),
-            202: background_answer(),
+            200: ANSWERS,
+            202: BACKGROUND_ANSWER,
             **responses(404, 503, 504, 507),
         },
-        openapi_extra={**estimate_body(settings.max_images), **estimate_parameters()},
+        openapi_extra={**estimate_body(settings.max_images), **PARAMETERS},
     )
     async def estimate(request: Request, gateway: CurrentGateway) -> Response:
         """Estimate the keypoints of a category in pictures.
@@ -103,13 +103,14 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
     async with AsyncExitStack() as held:
         held.enter_context(gateway.budget.hold(body_bytes(request.scope)))
         files = UploadedFiles(gateway.estimates, threads.upload, settings.image_max_bytes)
-        await held.enter_async_context(files)
+        held.push_async_callback(files.aclose)
         form = await read_estimate(request, max_images, files, keep_images=False)
         video = form.first("video") is not None
         names = [part.filename for part in form.files]
-        query = Query.parse(merge_fields(request, form), names, max_images, settings.max_images, video)
-        if lines_type:
-            check_format_of_lines(query.format)
+        query = Query.parse(form.fields, names, max_images, settings.max_images, video)
+        if lines_type and query.format != "native":
+            detail = "which is one document, and Accept names JSON lines; leave one of them out"
+            raise BadField("format", f"format is {query.format}, {detail}")
         # a version that was read before needs no thread, only the times of its files
         cached = gateway.versions.find_cached(query.category, query.version)
         version = cached if cached else await threads.io(gateway.versions.version, query.category, query.version)

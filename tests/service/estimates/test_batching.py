@@ -449,12 +449,12 @@ def test_collect_takes_each_picture_once_in_order_and_never_mixes(sizes, limit):
     expected = {}
     for number, (name, count) in enumerate(sizes):
         group = Group(name, "v", 8, 0, False)
-        waiting.setdefault(group, deque()).extend((number, index) for index in range(count))
-        expected.setdefault(group, []).extend((number, index) for index in range(count))
+        waiting.setdefault(group, deque()).extend((group, number, index) for index in range(count))
+        expected.setdefault(group, []).extend((group, number, index) for index in range(count))
     taken = {}
-    while (batch := collect(waiting, limit)) is not None:
-        group, items = batch
-        assert 1 <= len(items) <= limit
+    while items := collect(waiting, limit):
+        assert len(items) <= limit
+        (group,) = {group for group, _, _ in items}
         taken.setdefault(group, []).extend(items)
     assert taken == expected
     assert waiting == {}
