@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import sys
 import time
@@ -105,7 +104,7 @@ class Stack:
             process = child.process
             if process is None:
                 continue
-            child.signal(signal.SIGTERM)
+            process.terminate()
             with suppress(Exception):
                 process.wait(_STOP_S)
             if process.poll() is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from pydantic import Field, TypeAdapter
 from rich.markup import escape
 
 from service.client import Estimate, InputError, png_bytes
@@ -19,6 +20,9 @@ from service.contract.media.videos import is_video_name
 from .commands import Category, Session, Version
 from .console import err, out, print_json, print_table, print_written, say, write_file
 from .estimates import finish, print_background
+
+Box = tuple[float, float, float, float]
+_BOXES: TypeAdapter[list[Any]] = TypeAdapter(list[Box | Annotated[list[Box], Field(min_length=1)] | None])
 
 
 class More(StrEnum):
@@ -157,16 +161,12 @@ def _read_boxes(texts: list[str] | None, file: Path | None, count: int) -> list[
         raise InputError("both --box and --boxes came; use one of them")
     if file:
         try:
-            entries = json.loads(file.read_text(encoding="utf-8-sig"))
+            return _BOXES.validate_json(file.read_text(encoding="utf-8-sig"), strict=True)
         except OSError as error:
             raise InputError(f"can't read {file}: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{file} is not JSON: {str(error)[:100]}") from error
-        if not isinstance(entries, list) or not all(map(_is_entry, entries)):
-            raise InputError(
-                f"{file} is not a list with [x, y, width, height], a list of such, or null for each picture"
-            )
-        return entries
+        except ValueError as error:
+            expected = "[x, y, width, height], a list of such, or null for each picture"
+            raise InputError(f"{file} is not a JSON list with {expected}") from error
     if not texts:
         return None
     if count > 1:
@@ -175,20 +175,12 @@ def _read_boxes(texts: list[str] | None, file: Path | None, count: int) -> list[
     return boxes if len(boxes) == 1 else [boxes]
 
 
-def _is_entry(entry: Any) -> bool:
-    return entry is None or _is_box(entry) or (isinstance(entry, list) and bool(entry) and all(map(_is_box, entry)))
-
-
-def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(type(number) in (int, float) for number in value)
-
-
-def _parse_box(text: str) -> list[float]:
+def _parse_box(text: str) -> Box:
     try:
         x, y, width, height = map(float, text.split(","))
     except ValueError:
         raise InputError(f"--box is {text[:80]!r}; it must be four numbers, as in --box 10,20,200,150") from None
-    return [x, y, width, height]
+    return x, y, width, height
 
 
 def _print_lines(lines: Iterable[PoseLine | FailedPicture], as_json: bool, images: Sequence[Path] = ()) -> None:

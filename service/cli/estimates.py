@@ -13,8 +13,7 @@ from rich.markup import escape
 from service.client.types import BackgroundEstimate, EstimateStatus
 
 from .commands import Commands, Session
-from .console import err, fail, out, print_table, write_file
-from .progress import counting_bar
+from .console import counting_bar, err, fail, out, print_table, write_file
 
 estimates = Commands(name="estimates", help="Estimates in the background.", no_args_is_help=True)
 

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from .commands import Category, Session, Version
-from .console import out, print_table, print_written, say
-from .evaluation.evaluate import evaluate_category
-from .progress import counting_bar
+from .console import counting_bar, out, print_table, print_written, say
+from .evaluation import evaluate_category
 
 _MIN_PICTURES_PER_INPUT = 3  # a linear map fitted on fewer pictures per input fits noise
 

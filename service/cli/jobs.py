@@ -15,9 +15,8 @@ from service.client import InputError, Job, JobStatus
 from service.client.types import Checkpoint, EventKind, JobEvent
 
 from .commands import Category, Session
-from .console import out, print_json, print_table, say, to_json
+from .console import duration, loss_text, out, print_json, print_table, say, to_json, training_progress
 from .evaluate import print_scores
-from .progress import duration, loss_text, training_progress
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show the progress until the job ends.")]

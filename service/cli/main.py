@@ -18,11 +18,10 @@ from .estimates import estimates
 from .evaluate import evaluate
 from .jobs import cancel, checkpoints, events, forget, job, jobs, pause, resume, train
 from .keys import keys
-from .landmarks import landmarks
 from .priors import history, memory, names, prior, priors
 from .server import status, webhooks
 from .up import up
-from .versions import aliases, versions
+from .versions import aliases, landmarks, versions
 
 app = Commands(
     name="ppl",

@@ -29,11 +29,6 @@ def status(session: Session) -> None:
     session.show(ready, lambda ready: _print_checks(ready.checks))
 
 
-@webhooks.callback()
-def _group() -> None:
-    """Webhooks that report the end of jobs (`ppl train --webhook URL`)."""
-
-
 @webhooks.command("secret")
 def show_secret(session: Session) -> None:
     """Show the secret that webhooks are signed with."""

@@ -121,12 +121,11 @@ def merge_coco(parts: Sequence[tuple[int, str]]) -> str:
     if any(dataset["info"] != merged["info"] for _, dataset in datasets):
         raise InputError("the version changed meanwhile; send the pictures again")
     images = [{**image, "id": image["id"] + first} for first, dataset in datasets for image in dataset["images"]]
+    firsts = [(first, annotation) for first, dataset in datasets for annotation in dataset["annotations"]]
     annotations = [
-        {**annotation, "image_id": annotation["image_id"] + first}
-        for first, dataset in datasets
-        for annotation in dataset["annotations"]
+        {**annotation, "id": number, "image_id": annotation["image_id"] + first}
+        for number, (first, annotation) in enumerate(firsts, 1)
     ]
-    annotations = [{**annotation, "id": number} for number, annotation in enumerate(annotations, 1)]
     return json.dumps({**merged, "images": images, "annotations": annotations})
 
 

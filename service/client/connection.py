@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from ipaddress import ip_address
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -18,12 +18,13 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 _OUTAGE_STATUSES = frozenset({502, 503, 504})
 
 Model = TypeVar("Model", bound=BaseModel)
+OnProgress = Callable[[Model], object] | None
 
 
-class Page(BaseModel):
+class Page(BaseModel, Generic[Model]):
     """A page of a list."""
 
-    items: list[dict[str, Any]]
+    items: list[Model]
     next_cursor: str | None
 
 

@@ -31,13 +31,8 @@ class ClientError(Exception):
     @property
     def problem(self) -> dict[str, Any]:
         """The error as a problem document (RFC 9457)."""
-        return {
-            "type": "about:blank",
-            "title": self.title,
-            "status": self.status,
-            "detail": self.detail,
-            "code": self.code,
-        }
+        members = {name: getattr(self, name) for name in ("title", "status", "detail", "code")}
+        return {"type": "about:blank", **members}
 
 
 class InputError(ClientError):

@@ -30,7 +30,6 @@ from service.versions.schemas import History as History
 from service.versions.schemas import KeypointNames as KeypointNames
 from service.versions.schemas import Landmarks as Landmarks
 from service.versions.schemas import LandmarksEntry as LandmarksEntry
-from service.versions.schemas import LandmarksPage as LandmarksPage
 from service.versions.schemas import Link as Link
 from service.versions.schemas import LinkChange as LinkChange
 from service.versions.schemas import Memory as Memory

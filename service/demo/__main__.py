@@ -7,29 +7,37 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
+import socket
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from rich.markup import escape
 
-from service.cli.console import out
-from service.cli.progress import counting_bar, duration, training_progress
+from service.cli.console import counting_bar, duration, out, training_progress
 from service.client import Client, ClientError, Job, JobStatus
 from service.client.connection import DEFAULT_URL
 from service.client.types import ImageEstimate
+from service.stack.supervisor import end_with_parent
 
 from .results import draw_grid, estimate_all, installed_versions, read_zip, score
-from .stack_process import DemoError, start_stack
 
 CATEGORY = "dog"
 PRESET = "compact"
 STEPS = 1200
 _GRID_PICTURES = 24
+_PORT = 8000
+_STOP_S = 60.0
+
+
+class DemoError(RuntimeError):
+    """The demo can't continue; the message says why."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,17 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-            signal.signal(number, _raise_interrupt)
+            signal.signal(number, signal.default_int_handler)  # raises KeyboardInterrupt
     done = False
     try:
         out.print("Starting the stack: Valkey, two workers, the API ...")
-        with start_stack(options.folder) as stack:
-            out.print(f"  API  {stack.url}\n  docs {stack.url}/docs")
-            _demonstrate(stack.url, options.folder, options.steps, serving=not options.no_serve)
+        with _start_stack(options.folder) as (url, await_end):
+            out.print(f"  API  {url}\n  docs {url}/docs")
+            _demonstrate(url, options.folder, options.steps, serving=not options.no_serve)
             done = True
             if not options.no_serve:
                 out.print("\nServing until Ctrl-C.")
-                stack.serve()
+                await_end()
     except (DemoError, ClientError) as error:
         out.print(f"[bold red]error:[/] {escape(str(error))}")
         return 1
@@ -59,6 +67,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out.print("Stopped." if done else "Interrupted; everything is stopped.")
         return 0 if done else 130
     return 0
+
+
+@contextmanager
+def _start_stack(folder: Path) -> Iterator[tuple[str, Callable[[], NoReturn]]]:
+    """Run `ppl up` with its data in a folder; Ctrl-C while it stops kills it.
+
+    Yields:
+        The address of the API, and a function that waits for the end of the stack, which comes only by an error.
+
+    Raises:
+        DemoError: it could not be started, or ended; the message has the last lines of its log.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    log_path = folder / "stack.log"
+    command = [sys.executable, "-P", "-m", "service.cli", "up", "--json", "--host", "127.0.0.1"]
+    command += ["--port", str(_PORT if _is_free(_PORT) else 0), "--data-root", str(folder / "data")]
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603 the command is our own
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, "PPL_API_KEYS": ""},  # no keys on the loopback address
+            start_new_session=True,  # Ctrl-C reaches only the demo, which then stops the stack
+            preexec_fn=end_with_parent(signal.SIGTERM),
+        )
+    assert process.stdout is not None
+
+    def await_end(what: str = "ended unexpectedly") -> NoReturn:
+        process.wait()
+        tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-30:])
+        raise DemoError(f"the stack {what}:\n{tail}")
+
+    try:
+        line = process.stdout.readline()
+        if not line:
+            await_end("could not be started")
+        yield str(json.loads(line)["url"]), await_end
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except (KeyboardInterrupt, subprocess.TimeoutExpired):
+            process.kill()  # its children are killed with it
+            process.wait()
+        process.stdout.close()
 
 
 def _demonstrate(url: str, folder: Path, steps: int, serving: bool) -> None:
@@ -145,8 +199,12 @@ With your own pictures, some hundreds of one category, the object near the middl
     )
 
 
-def _raise_interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

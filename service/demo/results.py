@@ -16,7 +16,7 @@ from PIL import Image
 from model.scoring.label_files import read_labels
 from model.scoring.prediction_files import pair
 from model.scoring.protocols import headline
-from service.cli.evaluation.evaluate import map_scoring_errors
+from service.cli.evaluation import map_scoring_errors
 from service.client import Client
 from service.client.batches import POSES_A_REQUEST
 from service.client.types import ImageEstimate

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ class DataRootInUseError(RuntimeError):
     """Another stack holds the data root; the message says which."""
 
 
-class DataRootLock:
+class DataRootLock(AbstractContextManager["DataRootLock"]):
     """A lock on ``<data root>/stack.lock``, held from construction to :meth:`release`.
 
     The lock belongs to the open file: a child that inherits ``fd`` keeps it after its parent crashed. The embedded
@@ -56,9 +56,6 @@ class DataRootLock:
             os.ftruncate(self.fd, 0)
             os.close(self.fd)
             self.fd = -1
-
-    def __enter__(self) -> DataRootLock:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.release()

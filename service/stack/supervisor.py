@@ -111,11 +111,6 @@ class Child:
         self.starts += 1
         self.started_at, self.restart_at = time.monotonic(), None
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal if the process runs."""
-        if self.process and self.process.poll() is None:
-            self.process.send_signal(number)
-
     def log_tail(self) -> str:
         """Return the last lines of the current or last run's output."""
         try:
@@ -187,7 +182,8 @@ class Supervisor:
         """
         for stage in reversed(self._stages()):
             for child in stage:
-                child.signal(signal.SIGTERM)
+                if child.process is not None:
+                    child.process.terminate()  # does nothing once it has ended
             started = time.monotonic()
             for child in stage:
                 if child.process is not None:

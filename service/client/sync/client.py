@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from service.client.connection import api_path, given, is_outage
+from service.client.connection import OnProgress, api_path, given, is_outage
 from service.client.errors import APIError, InputError, Unreachable
 from service.client.retries import RETRIES
 from service.client.types import (
@@ -138,16 +138,9 @@ class Client(EstimateCalls):
         self.send("DELETE", api_path("train-jobs", job_id))
 
     def wait(
-        self,
-        job_id: str,
-        on_progress: Callable[[Job], None] | None = None,
-        poll_s: float = 0.5,
-        timeout_s: float | None = None,
+        self, job_id: str, on_progress: OnProgress[Job] = None, poll_s: float = 0.5, timeout_s: float | None = None
     ) -> Job:
-        """Wait until the job has ended, with whatever status. Raises TimeoutError after ``timeout_s``.
-
-        Survives outages of less than a minute.
-        """
+        """Wait until the job has ended; survive outages under a minute. Raises TimeoutError after ``timeout_s``."""
         return self.poll(Job, api_path("train-jobs", job_id), on_progress, poll_s, timeout_s)
 
     def pause(self, job_id: str) -> Job:
@@ -210,12 +203,9 @@ class Client(EstimateCalls):
     def name_keypoints(self, category: str, names: Sequence[str], version: str | None = None) -> KeypointNames:
         """Replace the keypoint names of a version; give all, in the order of the keypoints."""
         current = self._get_prior(category, version, "keypoint-names")
-        content = {
-            "params": {"version": self.read(KeypointNames, current).version},
-            "json": {"names": list(names)},
-            "headers": {"If-Match": current.headers["ETag"]},
-        }
-        return self.request(KeypointNames, "PUT", api_path("priors", category, "keypoint-names"), **content)
+        params, headers = {"version": self.read(KeypointNames, current).version}, {"If-Match": current.headers["ETag"]}
+        path, content = api_path("priors", category, "keypoint-names"), {"names": list(names)}
+        return self.request(KeypointNames, "PUT", path, params=params, headers=headers, json=content)
 
     def link_map(self, category: str, version: str | None = None) -> bytes:
         """Return the prior's link map as a PNG."""
@@ -224,8 +214,7 @@ class Client(EstimateCalls):
     def readiness(self) -> Readiness:
         """Return the state of each part of the server: "ok" or what is wrong.
 
-        Raises:
-            APIError: with status 503 if a part that estimates need is missing; ``problem["checks"]`` has all parts.
+        Raises APIError with status 503 and all parts in ``problem["checks"]`` if one is missing that estimates need.
         """
         return self.request(Readiness, "GET", "/readyz")
 

@@ -2,11 +2,9 @@
 
 from collections.abc import Callable
 from time import sleep as sleep
-from typing import TypeVar
-
-Result = TypeVar("Result")
+from typing import Any
 
 
-def to_thread(function: Callable[..., Result], *arguments: object) -> Result:
+def to_thread(function: Callable[..., Any], *arguments: object) -> Any:
     """Call the function in this thread."""
     return function(*arguments)

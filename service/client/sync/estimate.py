@@ -3,26 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from typing import Any
 
 import httpx
 
-from service.client.batches import (
-    MERGE_TEXTS,
-    Box,
-    Boxes,
-    boxes_field,
-    form_fields,
-    merge_estimates,
-    parse_line,
-    picture_files,
-    renumber_error,
-    split_pictures,
-    video_fields,
-)
-from service.client.connection import api_path
+from service.client import batches
+from service.client.batches import Box, Boxes, boxes_field, form_fields
+from service.client.connection import OnProgress, api_path
 from service.client.errors import APIError, InputError
 from service.client.types import BackgroundEstimate, Estimate, EstimateWithResult, FailedPicture, PoseLine
 from service.client.uploads import AnyPath, Picture, file_part
@@ -56,7 +45,7 @@ class EstimateCalls(Transport):
         """
         fields = form_fields(category, version, refine_steps, include, landmarks)
         responses = self._send_pictures(fields, images, boxes)
-        return merge_estimates([(first, self.read(Estimate, response)) for first, response in responses])
+        return batches.merge_estimates([(first, self.read(Estimate, response)) for first, response in responses])
 
     def estimate_lines(
         self,
@@ -70,15 +59,13 @@ class EstimateCalls(Transport):
     ) -> Iterator[PoseLine | FailedPicture]:
         """Estimate the poses of many pictures and yield each when it is ready; ``index`` says which picture it is.
 
-        A failed picture does not stop the others. Arguments as for :meth:`estimate`.
-
-        Raises:
-            APIError: the stream ended too early.
+        A failed picture does not stop the others. Arguments as for :meth:`estimate`. Raises APIError if the stream
+        ends too early.
         """
         fields = form_fields(category, version, refine_steps, include, landmarks)
-        for first, pictures, some_boxes in split_pictures(images, boxes):
+        for first, pictures, some_boxes in batches.split_pictures(images, boxes):
             with ExitStack() as stack:
-                files = picture_files(pictures, stack)
+                files = batches.picture_files(pictures, stack)
                 for line in self._stream_lines(first, fields | boxes_field(some_boxes), files):
                     yield line
 
@@ -95,12 +82,12 @@ class EstimateCalls(Transport):
 
         Many pictures are sent in several requests and merged. The other arguments are as for :meth:`estimate`.
         """
-        if format not in MERGE_TEXTS:
-            raise InputError(f"format is {format!r}; it must be one of {', '.join(MERGE_TEXTS)}")
+        if format not in batches.MERGE_TEXTS:
+            raise InputError(f"format is {format!r}; it must be one of {', '.join(batches.MERGE_TEXTS)}")
         fields = form_fields(category, version, refine_steps) | {"format": format}
         responses = self._send_pictures(fields, images, boxes)
         parts = [(first, response.text) for first, response in responses]
-        return MERGE_TEXTS[format](parts) if len(parts) > 1 else parts[0][1]
+        return batches.MERGE_TEXTS[format](parts) if len(parts) > 1 else parts[0][1]
 
     def estimate_video(
         self,
@@ -119,7 +106,7 @@ class EstimateCalls(Transport):
             every: take the first frame and every n-th after it.
             box: the object's box in every frame, or a list of boxes.
         """
-        fields = form_fields(category, version, refine_steps, include, landmarks) | video_fields(every, box)
+        fields = form_fields(category, version, refine_steps, include, landmarks) | batches.video_fields(every, box)
         with ExitStack() as stack:
             for line in self._stream_lines(0, fields, {"video": file_part(video, stack)}):
                 yield line
@@ -149,9 +136,9 @@ class EstimateCalls(Transport):
         with ExitStack() as stack:
             if video is not None:
                 files: Any = {"video": file_part(video, stack)}
-                fields |= video_fields(every, boxes[0] if boxes else None)
+                fields |= batches.video_fields(every, boxes[0] if boxes else None)
             else:
-                files = picture_files(images, stack)
+                files = batches.picture_files(images, stack)
                 fields |= boxes_field(boxes)
             content = {"data": fields, "files": files, "headers": {"Prefer": "respond-async"}}
             return self.request(BackgroundEstimate, "POST", "/estimate", **content)
@@ -171,14 +158,11 @@ class EstimateCalls(Transport):
     def wait_estimate(
         self,
         estimate_id: str,
-        on_progress: Callable[[BackgroundEstimate], None] | None = None,
+        on_progress: OnProgress[EstimateWithResult] = None,
         poll_s: float = 0.5,
         timeout_s: float | None = None,
     ) -> EstimateWithResult:
-        """Wait until a background estimate has ended. Raises TimeoutError after ``timeout_s``.
-
-        Survives outages of less than a minute.
-        """
+        """Wait until a background estimate has ended; survive outages under a minute. Raises TimeoutError."""
         path = api_path("estimates", estimate_id)
         return self.poll(EstimateWithResult, path, on_progress, poll_s, timeout_s)
 
@@ -195,13 +179,13 @@ class EstimateCalls(Transport):
     ) -> list[tuple[int, httpx.Response]]:
         """Send as many requests as the pictures need; return each response with the index of its first picture."""
         responses = []
-        for first, pictures, some_boxes in split_pictures(images, boxes):
+        for first, pictures, some_boxes in batches.split_pictures(images, boxes):
             with ExitStack() as stack:
-                data, files = fields | boxes_field(some_boxes), picture_files(pictures, stack)
+                data, files = fields | boxes_field(some_boxes), batches.picture_files(pictures, stack)
                 try:
                     responses.append((first, self.send("POST", "/estimate", data=data, files=files)))
                 except APIError as error:
-                    raise renumber_error(error, first) from error
+                    raise batches.renumber_error(error, first) from error
         return responses
 
     def _stream_lines(self, first: int, fields: Any, files: Any) -> Iterator[PoseLine | FailedPicture]:
@@ -211,7 +195,7 @@ class EstimateCalls(Transport):
             with self._map_connection_errors():
                 for text in response.iter_lines():
                     with self._map_parse_errors():
-                        line = parse_line(text, first)
+                        line = batches.parse_line(text, first)
                     if line is None:
                         return
                     yield line

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from service.client.connection import api_path, given
+from service.client.batches import boxes_field
+from service.client.connection import OnProgress, api_path, given
 from service.client.errors import APIError, InputError
 from service.client.types import (
     AliasEntry,
@@ -19,7 +19,6 @@ from service.client.types import (
     FittedLandmarks,
     Landmarks,
     LandmarksEntry,
-    LandmarksPage,
     PriorDiff,
     VersionEntry,
 )
@@ -84,7 +83,7 @@ class DatasetCalls(CallGroup):
     def wait(
         self,
         dataset_id: str,
-        on_progress: Callable[[Dataset], object] | None = None,
+        on_progress: OnProgress[Dataset] = None,
         poll_s: float = 0.5,
         timeout_s: float | None = None,
     ) -> Dataset:
@@ -198,9 +197,7 @@ class LandmarkCalls(CallGroup):
         named = list_named_pictures(pictures)
         if boxes is not None and len(boxes) != len(named):
             raise InputError(f"{len(named)} pictures came with {len(boxes)} boxes; each picture needs one")
-        fields = {"name": name, **given(version=version)}
-        if boxes is not None:
-            fields["boxes"] = json.dumps([list(box) for box in boxes])
+        fields = {"name": name, **given(version=version), **boxes_field(boxes)}
         with ExitStack() as stack:
             files: list[tuple[str, Any]] = [("labels", file_part(labels, stack))]
             files += [("images", (shown, file_part(path, stack)[1])) for shown, path in named]
@@ -209,10 +206,7 @@ class LandmarkCalls(CallGroup):
 
     def list(self, category: str, version: str | None = None) -> Iterator[LandmarksEntry]:
         """Iterate over the landmark sets of a version by name."""
-        path, params = api_path("priors", category, "landmarks"), given(version=version)
-        page = self._transport.request(LandmarksPage, "GET", path, params=params)
-        for item in page.items:
-            yield item
+        return self._transport.pages(api_path("priors", category, "landmarks"), LandmarksEntry, given(version=version))
 
     def get(self, category: str, name: str, version: str | None = None) -> Landmarks:
         """Return a landmark set with its maps and errors."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from itertools import count
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from service.client.connection import Connection, Model, Page, is_accepted, is_outage
+from service.client.connection import Connection, Model, OnProgress, Page, is_accepted, is_outage
 from service.client.errors import APIError, InputError, Unreachable
 from service.client.retries import retry_delay_s
 
@@ -69,11 +69,10 @@ class Transport(Connection):
         """Iterate over all items of a paginated list."""
         position: dict[str, str] = {}
         while True:
-            page = self.request(Page, "GET", path, params={**(params or {}), **position})
+            query = {**(params or {}), **position}
+            page = self.request(Page[model], "GET", path, params=query)  # type: ignore[valid-type]
             for item in page.items:
-                with self._map_parse_errors():
-                    parsed = model.model_validate(item)
-                yield parsed
+                yield item
             if page.next_cursor is None:
                 return
             position = {"cursor": page.next_cursor}
@@ -95,12 +94,7 @@ class Transport(Connection):
         return to
 
     def poll(
-        self,
-        model: type[Model],
-        path: str,
-        on_progress: Callable[[Model], object] | None,
-        poll_s: float,
-        timeout_s: float | None,
+        self, model: type[Model], path: str, on_progress: OnProgress[Model], poll_s: float, timeout_s: float | None
     ) -> Model:
         """Request a resource until its status has ended; survive outages of less than OUTAGE_S. Raises TimeoutError."""
         started = answered = time.monotonic()

@@ -15,8 +15,7 @@ import pytest
 from fastapi import Request
 from PIL import Image
 
-from service.cli.evaluation.evaluate import evaluate_category
-from service.cli.evaluation.squares import read_squares
+from service.cli.evaluation import evaluate_category, read_squares
 from service.client import Client, InputError
 from tests.support.api_double import TIMING, ApiDouble, serving
 from tests.support.cli_process import CommandLine

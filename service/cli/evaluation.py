@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -28,12 +30,16 @@ from model.version.prior_values import read_prior
 from service.client import Client
 from service.client.batches import POSES_A_REQUEST
 from service.client.errors import InputError
-from service.client.types import Prior
-
-from .squares import DEFAULT_FRAMES, read_squares
+from service.client.types import ImageEstimate, Prior
+from service.contract.errors import BadPicture, PPLError
+from service.contract.media.archives import Member, iter_media
+from service.contract.media.fitting import fit_square, reduction_for_boxes
+from service.contract.media.pictures import Picture, is_picture_name, open_reduced
+from service.contract.media.videos import BadVideo, NoDecoder, frame_name, iter_frames
 
 Pixels = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 
+_FRAMES = 200  # most evenly spaced frames of a video, for versions without this setting
 _REFINE_STEPS = 3  # of the occlusion test, as in the paper's figures
 
 
@@ -83,7 +89,7 @@ def evaluate_category(
         _check_plot(plot, occlusion)
     prior = client.prior(category, version)
     steps = _choose_steps(prior, refine_steps)
-    frames = int(prior.settings.get("frames_per_clip", DEFAULT_FRAMES))
+    frames = int(prior.settings.get("frames_per_clip", _FRAMES))
     squares = read_squares(paths, int(prior.settings["image_size"]), frames)
     predictions: dict[str, Any] = {
         "pictures": dict.fromkeys(squares.names),
@@ -102,10 +108,12 @@ def evaluate_category(
     def estimate(pixels: Pixels, refine_steps: int) -> NDArray[np.float64]:
         nonlocal done
         poses = []
-        for batch, first in _estimate_batches(client, category, prior.version, pixels, refine_steps):
-            poses += batch
-            on_done(done + first + len(batch), total)
-        done += len(poses)
+        for first in range(0, len(pixels), POSES_A_REQUEST):
+            pictures = [_encode_png(square) for square in pixels[first : first + POSES_A_REQUEST]]
+            answer = client.estimate(category, pictures, prior.version, refine_steps, ["trajectory"])
+            poses += [_to_fractions(image) for image in answer.images]
+            done += len(pictures)
+            on_done(done, total)
         return np.array(poses)
 
     poses = estimate(squares.pixels, 0)[:, 0]
@@ -136,23 +144,11 @@ def evaluate_category(
     return answer
 
 
-def _estimate_batches(
-    client: Client, category: str, version: str, pixels: Pixels, refine_steps: int
-) -> Iterator[tuple[list[Any], int]]:
-    """Yield the poses (T + 1, K, 2) of a batch of squares, in [0, 1] of the square, and the index of its first."""
-    for first in range(0, len(pixels), POSES_A_REQUEST):
-        pictures = [_encode_png(square) for square in pixels[first : first + POSES_A_REQUEST]]
-        answer = client.estimate(category, pictures, version, refine_steps, ["trajectory"])
-        poses = []
-        for image in answer.images:
-            assert image.trajectory is not None  # it was requested
-            poses.append(
-                [
-                    [((point.x + 0.5) / image.width, (point.y + 0.5) / image.height) for point in pose]
-                    for pose in image.trajectory
-                ]
-            )
-        yield poses, first
+def _to_fractions(image: ImageEstimate) -> NDArray[np.float64]:
+    """Return a pose before and after each of T refinements, (T + 1, K, 2), in [0, 1] of the square."""
+    assert image.trajectory is not None  # it was requested
+    pixels = np.array([[(point.x, point.y) for point in pose] for pose in image.trajectory])
+    return (pixels + 0.5) / (image.width, image.height)
 
 
 def _score_skeleton(prior: Prior, paired: Paired, edges: Any) -> dict[str, Any]:
@@ -203,3 +199,101 @@ def _encode_png(square: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(square).save(file, "PNG", compress_level=1)
     return file.getvalue()
+
+
+@dataclass
+class Squares:
+    """Pictures fitted to the model's square.
+
+    Attributes:
+        names: of N pictures, with their folders in the archive or folder; frames are named as in a job.
+        sizes: width and height of each in pixels, EXIF orientation applied.
+        pixels: N squares, uint8 (S, S, 3).
+        videos: video of each frame, by the frame's name.
+        skipped: {"name", "reason"} of files that could not be read.
+    """
+
+    names: list[str] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    pixels: list[NDArray[np.uint8]] = field(default_factory=list)
+    videos: dict[str, str] = field(default_factory=dict)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+    def clips(self, *, folders: bool) -> dict[str, str]:
+        """Return the clip of each picture by name: its video or, if ``folders`` are clips, its folder."""
+        stills = [name for name in self.names if name not in self.videos]
+        inside = {name: str(PurePosixPath(name.replace("\\", "/")).parent) for name in stills} if folders else {}
+        return self.videos | (inside if len(set(inside.values())) > 1 else {})
+
+    def add(self, name: str, picture: Picture, side: int) -> None:
+        """Fit a picture to a square and append it."""
+        self.names.append(name)
+        self.sizes.append(picture.size)
+        self.pixels.append(fit_square(picture, side)[0])
+
+
+def read_squares(paths: Sequence[Path], side: int, frames: int = _FRAMES) -> Squares:
+    """Fit pictures to squares of a model's side.
+
+    Args:
+        paths: pictures, videos, folders of them, and zips, tars and tar.gz.
+        side: S.
+        frames: taken of each video, the same as in training.
+
+    Raises:
+        InputError: an unreadable path, a duplicate name, no picture at all, or a video without PyAV.
+    """
+    squares = Squares()
+    for name, found in _iter_media(paths):
+        try:
+            if isinstance(found, BadPicture):
+                raise found
+            if isinstance(found, Member):
+                with _extract(found) as path:
+                    for number, _, image in iter_frames(path, frames):  # up to where the video is damaged
+                        squares.add(frame_name(name, number), Picture.of(image), side)
+                        squares.videos[frame_name(name, number)] = name
+            else:
+                squares.add(name, open_reduced(found, reduction_for_boxes(side)), side)
+        except (BadPicture, BadVideo) as error:
+            reason = error.detail if isinstance(error, BadPicture) else str(error)
+            squares.skipped.append({"name": name, "reason": reason})
+        except NoDecoder as error:
+            raise InputError("videos need PyAV: pip install 'pose-prior-learner[video]'") from error
+    if not squares.names:
+        reasons = "".join(f"; {item['name']}: {item['reason']}" for item in squares.skipped[:3])
+        raise InputError(f"no picture could be read{reasons}")
+    if len(set(squares.names)) < len(squares.names):
+        twice = next(name for name in squares.names if squares.names.count(name) > 1)
+        raise InputError(f"two pictures are called {twice}; names must be unique, as labels refer to them")
+    return squares
+
+
+@contextmanager
+def _extract(video: Member) -> Iterator[Path]:
+    if video.path:
+        yield video.path
+        return
+    with TemporaryDirectory(prefix="ppl-") as folder:
+        path = Path(folder) / "video"
+        try:
+            video.copy(path)
+        except Exception as error:
+            is_system_error = isinstance(error, OSError) and error.errno is not None  # for example, no space left
+            if is_system_error or isinstance(error, PPLError):
+                raise
+            raise BadVideo(f"damaged in the archive ({error or type(error).__name__})") from error
+        yield path
+
+
+def _iter_media(paths: Sequence[Path]) -> Iterator[tuple[str, bytes | BadPicture | Member]]:
+    for path in paths:
+        try:
+            if path.is_file() and is_picture_name(path.name):
+                yield path.name, path.read_bytes()
+            else:
+                for name, found in iter_media(path):
+                    yield path.name if isinstance(found, Member) and found.bare_video else name, found
+        except (OSError, PPLError) as error:
+            reason = error.detail if isinstance(error, PPLError) else error.strerror or error
+            raise InputError(f"can't read {path}: {reason}") from error
