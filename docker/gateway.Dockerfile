@@ -10,7 +10,7 @@ RUN python -m venv /opt/ppl
 
 # pinned packages first, so that a change of the sources does not reinstall them
 COPY pyproject.toml docker/requirements.py ./
-RUN python requirements.py video > requirements.txt && /opt/ppl/bin/pip install $PIP_ARGS -r requirements.txt
+RUN python requirements.py video heic > requirements.txt && /opt/ppl/bin/pip install $PIP_ARGS -r requirements.txt
 
 COPY README.md LICENSE ./
 COPY model model

@@ -36,7 +36,8 @@ def estimate(
     session: Session,
     category: Category,
     images: Annotated[
-        list[Path], typer.Argument(help="Pictures (JPEG, PNG, WebP, BMP, TIFF), folders of them, or one video.")
+        list[Path],
+        typer.Argument(help="Pictures (JPEG, PNG, WebP, AVIF, HEIC, BMP, TIFF), folders of them, or one video."),
     ],
     format: Annotated[
         Literal["coco", "csv", "jsonl"] | None,

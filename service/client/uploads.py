@@ -21,7 +21,7 @@ AnyPath = str | os.PathLike[str]
 PictureFile = AnyPath | bytes
 Picture = PictureFile | tuple[str, PictureFile]  # the tuple gives it a name
 
-_NO_MEDIA = "no picture (JPEG, PNG, WebP, BMP or TIFF) and no video (MP4, MOV, AVI, MKV or WebM)"
+_NO_MEDIA = "no picture (JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF) and no video (MP4, MOV, AVI, MKV or WebM)"
 
 
 @contextmanager

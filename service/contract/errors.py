@@ -131,7 +131,7 @@ class BadVideoFile(BadPicture, code="bad_video"):
 
 
 class UnsupportedFormat(BadPicture, code="unsupported_format", status=415):
-    """The picture is not a JPEG, PNG, WebP, BMP or TIFF."""
+    """The picture is not a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF."""
 
 
 class BadArchive(BadRequest, code="bad_archive", status=422):

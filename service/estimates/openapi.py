@@ -71,7 +71,7 @@ PARAMETERS = {
 
 def estimate_body(max_images: int) -> dict[str, Any]:
     """Describe the form of POST /estimate."""
-    pictures = f"JPEG, PNG, WebP, BMP or TIFF pictures, up to {max_images}"
+    pictures = f"JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF pictures, up to {max_images}"
     properties = {
         "category": CATEGORY,
         "images": field("array", pictures, items=FILE, minItems=1, maxItems=max_images),

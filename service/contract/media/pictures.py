@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
 # importing these keeps Pillow from loading its forty other formats
+from PIL import AvifImagePlugin as AvifImagePlugin
 from PIL import BmpImagePlugin as BmpImagePlugin
-from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from PIL import PngImagePlugin as PngImagePlugin
-from PIL import TiffImagePlugin as TiffImagePlugin
 from PIL import WebPImagePlugin as WebPImagePlugin
 
 from service.contract.errors import (
@@ -34,9 +31,24 @@ from service.contract.errors import (
 )
 from service.contract.settings import CommonSettings
 
-EXPECTED = "expected a JPEG, PNG, WebP, BMP or TIFF picture"
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"))
+from . import tiff
+from .depth import MID_GREY as MID_GREY
+from .depth import decode_low_bytes, is_deep, to_rgb
+
+try:
+    import pi_heif
+except ImportError:
+    _HEIF: tuple[str, ...] = ()
+else:
+    pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+    _HEIF = ("HEIF",)
+
+EXPECTED = "expected a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF picture"
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF", *_HEIF)
+TIFF_SUFFIXES = frozenset((".tif", ".tiff"))
+SUFFIXES = TIFF_SUFFIXES.union(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".avif", ".heic", ".heif", ".hif")
+)
 
 _ORIENTATION_TAG = 0x0112
 # how to transpose, and whether the stored picture's last columns (0) or rows (1) become the first columns and rows
@@ -55,10 +67,6 @@ _SCALES = (8, 4, 2)  # by which a JPEG can be decoded smaller
 # known formats that are not supported: offset, magic bytes, name
 _OTHER_FORMATS = (
     (0, b"GIF8", "GIF"),
-    (4, b"ftypheic", "HEIC"),
-    (4, b"ftypheix", "HEIC"),
-    (4, b"ftypmif1", "HEIF"),
-    (4, b"ftypavif", "AVIF"),
     (0, b"%PDF", "PDF"),
     (0, b"<svg", "SVG"),
     (0, b"8BPS", "Photoshop"),
@@ -66,7 +74,9 @@ _OTHER_FORMATS = (
     (0, b"\xff\x0a", "JPEG XL"),
 )
 _JPEG_START = b"\xff\xd8\xff"
-_SUPPORTED_STARTS = (_JPEG_START, b"\x89PNG\r\n\x1a\n", b"II*\x00", b"MM\x00*")
+_SUPPORTED_STARTS = (_JPEG_START, b"\x89PNG\r\n\x1a\n", *tiff.STARTS)
+_HEIF_BRANDS = re.compile(rb"ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)")  # of the first box, at byte 4
+_AVIF_BRANDS = re.compile(rb"ftyp(avif|avis)")
 
 # the same limit as the decoder of JPEG in TIFF; encoders write about ten scans, a few of them some dozens
 _MAX_SCANS = 100
@@ -76,8 +86,7 @@ _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 # the next marker that is not a stuffed zero, a fill byte or a restart
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 _MARKERS_WITHOUT_LENGTH = frozenset((0x01, 0xD8))
-MID_GREY = 128
-_STRIP_PIXELS = 1_000_000
+_MAX_PAGES = 64  # of a TIFF that shall be one picture
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,7 @@ class Picture:
         width, height: full size in pixels, EXIF orientation applied.
         scale: 1, 2, 4 or 8; each pixel of ``image`` covers scale x scale pixels of the picture.
         left, top: pixels of the picture, fewer than ``scale``, by which ``image`` begins before the picture does.
+        white: the sample value that became white, if the picture has more than 8 bits; else 0.
     """
 
     image: Image.Image
@@ -116,11 +126,12 @@ class Picture:
     scale: int = 1
     left: int = 0
     top: int = 0
+    white: float = 0.0
 
     @classmethod
-    def of(cls, image: Image.Image) -> Picture:
+    def of(cls, image: Image.Image, white: float = 0.0) -> Picture:
         """Wrap an image of full size."""
-        return cls(image, image.width, image.height)
+        return cls(image, image.width, image.height, white=white)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -138,16 +149,18 @@ def open_reduced(
     max_reduction: Callable[[int, int], float],
     limits: PictureLimits = PictureLimits(),
     before_decoding: Callable[[int], object] = lambda pixels: None,
+    white: float = 0.0,
 ) -> Picture:
     """Decode a picture of any supported format and mode to 8-bit RGB; a JPEG may be reduced.
 
-    CMYK, palette and grey pictures are converted, 16-bit ones scaled, transparent ones laid on mid-grey. The size is
-    checked before anything is decoded.
+    CMYK, palette and grey pictures are converted, deeper ones scaled (see :mod:`.depth`), transparent ones laid on
+    mid-grey. Of a TIFF with previews the picture itself is read. The size is checked before anything is decoded.
 
     Args:
         source: the file's bytes, or a seekable binary file.
         max_reduction: returns the largest allowed reduction for a width and height (EXIF orientation applied).
         before_decoding: called with the number of pixels once it is within the limits.
+        white: the sample value that is white in the whole data set of a picture of more than 8 bits; 0 if unknown.
 
     Raises:
         BadPicture: a JPEG of too many scans or segments, or a subclass: NotAnImage, UnsupportedFormat,
@@ -155,44 +168,61 @@ def open_reduced(
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     _check_jpeg(file)
-    try:
-        image = Image.open(file, formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooManyPixels(
-            f"the picture has too many pixels; at most {limits.max_pixels} are allowed, scale it down"
-        ) from error
-    except UnidentifiedImageError as error:
-        file.seek(0)
-        raise _identify(file.read(32)) from error
-    except Exception as error:  # hostile bytes may make a parser raise anything
-        raise _damage_error(error) from error
+    image = _open(file, limits)
     with image:
         _check_size(image, limits)
         before_decoding(image.width * image.height)
         try:
-            # n_frames is not read: for a TIFF Pillow walks all frames, over offsets that may be damaged
-            if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO holds previews
-                raise Animated(f"the picture is a {image.format} of several frames; send a single frame")
             stored = image.size
             scale = _reduce(image, max_reduction)
-            image.load()
+            deep = is_deep(image)
+            low = decode_low_bytes(image, lambda: _open(file, limits))
             # only now: a PNG's may stand after its pixels, and Pillow transposes a TIFF
             orientation = _orientation(image)
-            rgb = to_rgb(image)
+            rgb, found_white = to_rgb(image, low, white)
         except BadPicture:
             raise
         except Exception as error:  # hostile bytes may make a decoder raise anything
             raise _damage_error(error) from error
-    del image  # free its pixels before transposing the copy
+    del image, low  # free its pixels before transposing the copy
     transpose, *last_to_first = _ORIENTATIONS.get(orientation, (None, None, None))
     upright = rgb if transpose is None else rgb.transpose(transpose)
     if scale == 1:
-        return Picture.of(upright)
+        return Picture.of(upright, found_white or (65535.0 if deep else 0.0))
     # blocks begin at the stored picture's first pixel and may end after its last, which the transpose may put first
     beyond = [reduced * scale - whole for reduced, whole in zip(rgb.size, stored, strict=True)]
     width, height = reversed(stored) if orientation in _SWAPS_SIDES else stored
     left, top = (0 if axis is None else beyond[axis] for axis in last_to_first)
     return Picture(upright, width, height, scale, left, top)
+
+
+def _open(file: BinaryIO, limits: PictureLimits) -> ImageFile.ImageFile:
+    """Open a picture without decoding it; of a TIFF, the page that is not a preview. Raises BadPicture."""
+    try:
+        pages = tiff.find_main_pages(file, _MAX_PAGES)
+        if len(pages) > 1:
+            raise _animated("TIFF")
+        image = tiff.open_page(file, pages[0]) if pages else Image.open(file, formats=FORMATS)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            if tiff.count_hidden(image) > 1:
+                raise _animated("TIFF")
+        # a phone's MPO and HEIC hold previews
+        elif getattr(image, "is_animated", False) and image.format not in ("MPO", "HEIF"):
+            raise _animated(str(image.format))
+        return image
+    except BadPicture:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooManyPixels(
+            f"the picture has too many pixels; at most {limits.max_pixels} are allowed, scale it down"
+        ) from error
+    except Exception as error:  # hostile bytes may make a parser raise anything
+        raise _identify(file, error) from error
+
+
+def _animated(kind: str) -> Animated:
+    pages = " (in a dataset, the pages of a TIFF are the frames of a clip)" if kind == "TIFF" else ""
+    return Animated(f"the picture is a {kind} of several frames; send a single frame{pages}")
 
 
 def is_picture_name(name: str) -> bool:
@@ -256,13 +286,25 @@ def _find_excess(data: bytes) -> str | None:
     return None
 
 
-def _identify(head: bytes) -> NotAnImage | UnsupportedFormat | TruncatedImage:
+def _identify(file: BinaryIO, error: Exception) -> BadPicture:
+    """Return why Pillow could not open a file."""
+    file.seek(0)
+    head = file.read(32)
     if not head:
         return NotAnImage(f"the file is empty; {EXPECTED}")
     for offset, magic, name in _OTHER_FORMATS:
         if head[offset:].startswith(magic):
             return UnsupportedFormat(f"the file is a {name}; {EXPECTED}")
-    if head.startswith(_SUPPORTED_STARTS) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP"):
+    if _HEIF_BRANDS.match(head, 4) and not _HEIF:
+        missing = "its server lacks the decoder (pip install 'pose-prior-learner[heic]')"
+        return UnsupportedFormat(f"the file is a HEIC, and {missing}; install it or send a JPEG")
+    unknown = isinstance(error, UnidentifiedImageError | KeyError)  # not damaged: of no known mode or compression
+    if unknown and head.startswith(tiff.STARTS) and (kind := tiff.describe_kind(file)):
+        return UnsupportedFormat(f"this kind of TIFF is not read ({kind}); save it with 8 or 16 bits, in grey or RGB")
+    is_ours = head.startswith(_SUPPORTED_STARTS) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP")
+    if is_ours or _HEIF_BRANDS.match(head, 4) or _AVIF_BRANDS.match(head, 4):
+        if not isinstance(error, UnidentifiedImageError):
+            return _damage_error(error)
         return TruncatedImage("the picture ends within its first bytes, or these are damaged; send the whole file")
     return NotAnImage(f"the file is not a picture; {EXPECTED}")
 
@@ -277,60 +319,3 @@ def _orientation(image: Image.Image) -> int:
 def _damage_error(error: Exception) -> TruncatedImage:
     reason = str(error) or type(error).__name__
     return TruncatedImage(f"the picture ends early or is damaged ({reason}); send the whole file")
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a loaded image to 8-bit RGB: scale 16 and 32 bits down, lay transparent pixels on mid-grey."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return _in_strips(image, _grey_scaler(image))
-    if image.has_transparency_data:
-        return _in_strips(image, _paste_on_grey)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    result = Image.new("RGB", image.size)
-    for top, strip in _strips(image):
-        result.paste(convert(strip), (0, top))
-    return result
-
-
-def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    rows = max(1, _STRIP_PIXELS // image.width)
-    for top in range(0, image.height, rows):
-        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
-
-
-def _paste_on_grey(image: Image.Image) -> Image.Image:
-    backdrop = Image.new("RGBA", image.size, (MID_GREY, MID_GREY, MID_GREY, 255))
-    return Image.alpha_composite(backdrop, image.convert("RGBA")).convert("RGB")
-
-
-def _grey_scaler(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """Return the conversion of 16- or 32-bit grey to 8 bits.
-
-    The range of 32-bit values is the smallest of 1.0 (floats), 8, 16 and 31 bits that holds them all.
-    """
-    sixteen = image.mode.startswith("I;16")
-    transparent = image.info.get("transparency")
-    ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-    highest = 0.0 if sixteen else max(float(_finite_values(strip).max()) for _, strip in _strips(image))
-    span = next((span for span in ranges if highest <= span), max(highest, 2.0**31 - 1))
-
-    def convert(strip: Image.Image) -> Image.Image:
-        values = np.asarray(strip)
-        if sixteen:
-            grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        else:
-            grey = np.rint(_finite_values(strip) * (255 / span)).astype(np.uint8)
-        if isinstance(transparent, int):
-            grey[values == transparent] = MID_GREY
-        return Image.fromarray(grey).convert("RGB")
-
-    return convert
-
-
-def _finite_values(image: Image.Image) -> NDArray[np.float64]:
-    """Return an image's values, with 0 for negative, infinite and NaN ones."""
-    values: NDArray[np.float64] = np.asarray(image).astype(np.float64)
-    return np.nan_to_num(values, posinf=0.0, neginf=0.0).clip(min=0)

@@ -238,7 +238,7 @@ async def test_refuses_a_picture_sent_as_text(http, dog, problem):
 async def test_refuses_what_is_no_picture(http, dog, problem, no_trace, data, status, code):
     document = problem(await http.post("/estimate", data={"category": "dog"}, files=images(data)), status, code)
     assert "images[0] (0.png)" in document["detail"]
-    assert "expected a JPEG, PNG, WebP, BMP or TIFF" in document["detail"]
+    assert "expected a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF" in document["detail"]
     no_trace()
 
 

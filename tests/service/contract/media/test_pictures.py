@@ -182,7 +182,7 @@ def test_phone_pictures_with_previews_in_them_are_read():
 
 
 def test_refuses_bytes_that_are_no_picture():
-    with pytest.raises(NotAnImage, match="expected a JPEG, PNG, WebP, BMP or TIFF"):
+    with pytest.raises(NotAnImage, match="expected a JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF"):
         open_picture(b"hello, this is a text file")
     with pytest.raises(NotAnImage, match="empty"):
         open_picture(b"")
@@ -190,7 +190,7 @@ def test_refuses_bytes_that_are_no_picture():
 
 @pytest.mark.parametrize(
     ("head", "name"),
-    [(b"GIF89a" + bytes(40), "GIF"), (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC"), (b"%PDF-1.7", "PDF")],
+    [(b"GIF89a" + bytes(40), "GIF"), (b"8BPS" + bytes(40), "Photoshop"), (b"%PDF-1.7", "PDF")],
 )
 def test_names_formats_that_are_not_supported(head, name):
     with pytest.raises(UnsupportedFormat, match=name):

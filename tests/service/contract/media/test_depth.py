@@ -1,0 +1,210 @@
+"""Pictures as microscopes and phones write them: more than 8 bits, previews beside them, kinds that are not read."""
+
+import base64
+import io
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.contract.errors import Animated, BadPicture, TruncatedImage, UnsupportedFormat
+from service.contract.media import pictures
+from service.contract.media.pictures import MID_GREY, is_picture_name, open_picture, open_reduced
+from tests.service.contract.media.test_pictures import encoded, png_of
+from tests.support.tiffs import MIN_IS_WHITE, PREVIEW, tiff_of
+
+# red at the top left of blue, 96 x 64, stored turned and with its rotation beside it, as phones do
+TURNED_HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAWBtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAA"
+    "AAAERAAAEAAQAAAAABhAABAAAAAAAAAFoAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA4GlwcnAA"
+    "AADAaXBjbwAAAHhodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQArQgEBA3AAAAMAkA"
+    "AAAwAAAwAeoCCBhZbqSSmubgIaDAgAAAMAyAAAAwAIQGIAAQAHRAHBcrAiQAAAABNjb2xybmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAABAAAAA"
+    "YAAAABBwaXhpAAAAAAMICAgAAAAJaXJvdAMAAAAYaXBtYQAAAAAAAAABAAEFgQIDBIUAAABibWRhdAAAAFYoAa8GOFr8/TfyGT/kf0dXf//VA4"
+    "qvEJj7dsTb8/b//8Lvdv/agpLf//+XgMX+Gx/f5nHZ8ZRrCesnMfSOIcJ714tHQ+/vMcg/0NycRJemxlB/odvz4A=="
+)
+
+
+def ramp(highest: float, channels: int = 0) -> np.ndarray:
+    """Values from 0 to the highest one, over 16 x 24 pixels, another ramp in each channel."""
+    grey = np.linspace(0, highest, 16 * 24).reshape(16, 24)
+    return np.stack([grey, grey[::-1], grey[:, ::-1]], axis=2)[..., :channels] if channels else grey
+
+
+def shown(data: bytes, white: float = 0.0) -> np.ndarray:
+    return np.asarray(open_reduced(data, lambda *_: 1, white=white).image).astype(float)
+
+
+def deep_png(values: np.ndarray) -> bytes:
+    colour = 2 if values.ndim == 3 else 0
+    rows = [row.tobytes() for row in values.astype(">u2")]
+    return png_of(values.shape[1], values.shape[0], depth=16, colour=colour, rows=rows)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("order", "<>")
+def test_grey_of_a_camera_in_16_bits_is_as_bright_as_in_8(bits, order):
+    deep = np.rint(ramp(2**bits - 1)).astype(np.uint16)
+    for data in (tiff_of(deep, order=order), deep_png(deep)):
+        assert np.abs(shown(data)[..., 1] - ramp(255)).max() < 1
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_colours_of_a_camera_in_16_bits_are_as_bright_as_in_8(bits):
+    deep = np.rint(ramp(2**bits - 1, 3)).astype(np.uint16)
+    for data in (tiff_of(deep), tiff_of(deep, order=">"), deep_png(deep), encoded_deflated(deep)):
+        assert np.abs(shown(data) - ramp(255, 3)).max() < 1
+
+
+def encoded_deflated(deep: np.ndarray) -> bytes:
+    import zlib
+
+    packed = np.frombuffer(zlib.compress(deep.astype("<u2").tobytes()), np.uint8)
+    data = tiff_of((packed[None], {256: 24, 257: 16, 258: (16,) * 3, 259: 8, 262: 2, 277: 3, 278: 16, 339: (1,) * 3}))
+    assert Image.open(io.BytesIO(data)).mode == "RGB"
+    return data
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("bits", [12, 16])
+def test_16_bits_of_which_the_lowest_is_white_are_turned_around(bits, order):
+    deep = np.rint(2**bits - 1 - ramp(2**bits - 1)).astype(np.uint16)
+    assert np.abs(shown(tiff_of((deep, {262: MIN_IS_WHITE}), order=order))[..., 0] - ramp(255)).max() < 1
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [{281: (4095,)}, {270: '<OME><Pixels SignificantBits="12"/></OME>'}, {270: "ImageJ=1.54\nmin=0.0\nmax=4095.0\n"}],
+)
+def test_the_range_that_a_file_states_is_used(tags):
+    dim = np.rint(ramp(900)).astype(np.uint16)
+    assert np.abs(shown(tiff_of((dim, tags)))[..., 0] - ramp(900 * 255 / 4095)).max() < 1
+
+
+def test_a_stated_range_that_the_values_exceed_or_that_makes_them_black_is_ignored():
+    bright, dim = (np.rint(ramp(highest)).astype(np.uint16) for highest in (4095, 200))
+    assert np.abs(shown(tiff_of((bright, {281: (255,)})))[..., 0] - ramp(255)).max() < 1
+    assert shown(tiff_of((dim, {281: (16383,)}))).max() == 200
+
+
+def test_the_range_of_a_whole_data_set_is_used_unless_the_picture_would_be_black():
+    dim, colours = tiff_of(np.rint(ramp(900)).astype(np.uint16)), tiff_of(np.rint(ramp(900, 3)).astype(np.uint16))
+    assert open_reduced(dim, lambda *_: 1).white == 1023
+    for data in (dim, colours):
+        assert abs(shown(data, 4095).max() - 900 * 255 / 4095) < 1
+        assert shown(data, 65535).max() > 200
+    assert open_reduced(encoded(Image.new("L", (9, 9))), lambda *_: 1).white == 0
+
+
+@pytest.mark.parametrize("highest", [0.003, 0.4, 1, 5, 255, 1000, 4095, 100_000])
+def test_floats_are_never_black(highest):
+    data = tiff_of(ramp(highest).astype(np.float32))
+    assert 100 <= shown(data).max() <= 255
+    if highest in (1, 255, 4095):
+        assert np.abs(shown(data)[..., 0] - ramp(255)).max() < 1
+
+
+def test_a_black_picture_stays_black():
+    assert shown(tiff_of(np.zeros((9, 9), np.uint16))).max() == 0
+
+
+def test_transparent_grey_of_12_bits_becomes_mid_grey():
+    deep = np.rint(ramp(4095)).astype(np.uint16)
+    image = Image.fromarray(deep)
+    assert (shown(encoded(image, transparency=int(deep[3, 3])))[3, 3] == MID_GREY).all()
+
+
+@pytest.mark.parametrize("marks", [PREVIEW, {255: 2}, {254: 4}, {}])
+@pytest.mark.parametrize("first", [False, True])
+def test_the_preview_in_a_tiff_is_passed_over(marks, first):
+    picture, preview = (np.full((size, size, 3), value, np.uint8) for size, value in ((40, 200), (10, 7)))
+    pages = [picture, (preview, marks)]
+    assert np.array_equal(shown(tiff_of(*(pages[::-1] if first else pages))), picture)
+
+
+def test_a_pyramid_is_read_at_its_full_size():
+    levels = [np.full((size, size), size, np.uint8) for size in (64, 32, 16, 8)]
+    assert open_picture(tiff_of(levels[0], *((level, PREVIEW) for level in levels[1:]))).size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tiff_of(*[np.zeros((16, 24), np.uint16)] * 3),
+        tiff_of((np.zeros((16, 24), np.uint16), {270: "ImageJ=1.54\nimages=3\nslices=3\n"})),
+        tiff_of((np.zeros((16, 24), np.uint16), {270: '{"shape": [3, 16, 24]}'})),
+    ],
+)
+def test_the_pages_of_a_stack_are_not_dropped(data):
+    with pytest.raises(Animated, match=r"TIFF of several frames.*clip"):
+        open_picture(data)
+
+
+@pytest.mark.parametrize(
+    ("values", "tags", "kind"),
+    [
+        (ramp(1), {}, "64-bit floating-point numbers"),
+        (ramp(1).astype(np.float16), {}, "16-bit floating-point numbers"),
+        (ramp(1).astype(np.complex64), {}, "64-bit complex numbers"),
+        (ramp(9).astype(np.int64), {}, "64-bit signed integers"),
+        (ramp(1, 3).astype(np.float32), {}, "32-bit floating-point numbers, 3 channels"),
+        (np.zeros((16, 24, 5), np.uint16), {}, "16-bit integers, 5 channels"),
+        (np.zeros((16, 24, 3), np.uint16), {284: 2}, "16-bit integers, 3 channels in separate planes"),
+        (np.zeros((16, 24), np.uint8), {262: 32803}, "8-bit integers, a camera's raw data"),
+        (np.zeros((16, 24), np.uint8), {259: 34887}, "compressed by LERC"),
+        (np.zeros((16, 24), np.uint8), {259: 50001}, "compressed by WebP"),
+        (np.zeros((16, 24), np.uint8), {259: 999}, "compressed by method 999"),
+    ],
+)
+def test_kinds_of_tiff_that_are_not_read_are_named(values, tags, kind):
+    data = tiff_of((values, tags))
+    with pytest.raises(UnsupportedFormat) as caught:
+        open_picture(data)
+    assert f"this kind of TIFF is not read ({kind}); save it" in caught.value.detail
+    with pytest.raises(TruncatedImage):
+        open_picture(data[: len(data) // 3])
+
+
+def test_a_stack_cut_off_after_its_first_page_is_damaged():
+    data = tiff_of(*[np.zeros((16, 24), np.uint8)] * 2)
+    with pytest.raises(BadPicture, match="page 2"):
+        open_picture(data[:-20])
+
+
+# phones and the web
+
+
+def test_avif_is_read():
+    image = Image.new("RGB", (24, 16), (250, 30, 30))
+    assert np.abs(shown(encoded(image, "AVIF", quality=95)) - [250, 30, 30]).max() < 5
+    with pytest.raises(Animated, match="AVIF"):
+        open_picture(encoded(image, "AVIF", save_all=True, append_images=[Image.new("RGB", (24, 16))]))
+
+
+def test_heic_is_read_upright():
+    picture = shown(TURNED_HEIC)
+    assert picture.shape == (64, 96, 3)
+    assert np.abs(picture[5, 5] - [250, 30, 30]).max() < 5
+    assert np.abs(picture[[5, -5, -5], [-5, 5, -5]] - [40, 120, 200]).max() < 5
+    for length in (12, 60, 300):
+        with pytest.raises(TruncatedImage):
+            open_picture(TURNED_HEIC[:length])
+
+
+def test_without_its_decoder_a_heic_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(pictures, "_HEIF", ())
+    monkeypatch.setattr(pictures, "FORMATS", ("JPEG", "PNG", "AVIF"))
+    with pytest.raises(UnsupportedFormat, match=r"HEIC, and .* lacks the decoder .*\[heic\]"):
+        open_picture(TURNED_HEIC)
+
+
+@pytest.mark.parametrize("name", ["IMG_0001.HEIC", "a.heif", "DSC1.HIF", "b.avif"])
+def test_phones_names_are_pictures(name):
+    assert is_picture_name(name)
+
+
+def test_the_decoder_of_heic_is_not_required():
+    import subprocess
+
+    code = "import sys; sys.modules['pi_heif'] = None\nfrom service.contract.media.pictures import FORMATS\n"
+    subprocess.run([sys.executable, "-c", code + "assert 'HEIF' not in FORMATS"], check=True)
