@@ -26,6 +26,7 @@ from service.contract.jobs.store import JobRecord, JobStatus
 from service.contract.media.archives import ArchiveLimits, Member, iter_media, resolve_mode
 from service.contract.media.fitting import fit_square, reduction_for_boxes
 from service.contract.media.pictures import Picture
+from service.contract.media.zip_names import HINT as NAMES_HINT
 from worker.jobs import HeldJob, JobTaker, Stopping
 from worker.settings import WorkerSettings
 
@@ -228,7 +229,12 @@ def match_labels(
 
     Raises LabelsError if no picture has a label, a name matches twice, or a part of the split would be empty.
     """
-    rows = labels.match(names)
+    try:
+        rows = labels.match(names)
+    except LabelsError as error:
+        if any(not name.isascii() for name in names):
+            raise LabelsError(f"{error}; {NAMES_HINT}") from error
+        raise
     pictures = np.flatnonzero(rows >= 0)
     known_sizes = {labels.names[rows[index]]: (sizes[index][0], sizes[index][1]) for index in pictures.tolist()}
     matched = labels.rows(rows[pictures]).to_square(known_sizes)

@@ -35,6 +35,7 @@ from .pictures import EXPECTED as PICTURE_EXPECTED
 from .pictures import is_picture_name
 from .videos import EXPECTED as VIDEO_EXPECTED
 from .videos import is_video, is_video_name
+from .zip_names import decode_name
 
 _ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
 _ZIP_ENTRY = b"PK\x01\x02"
@@ -179,18 +180,20 @@ def _check_totals(members: Iterator[Member], limits: ArchiveLimits, allowance: i
 def _zip_members(file: _GuardedFile) -> Iterator[Member]:
     with zipfile.ZipFile(cast(IO[bytes], file)) as archive:
         for info in archive.infolist():
+            name = decode_name(info)
             _check_name(info.orig_filename)
+            _check_name(name)
             if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _unsafe_error(info.filename, "is a link or a device")
+                raise _unsafe_error(name, "is a link or a device")
             if info.is_dir():
                 continue
             if info.flag_bits & _ZIP_ENCRYPTED:
-                raise EncryptedArchive(f"{_quote(info.filename)} is encrypted; pack it without a password")
+                raise EncryptedArchive(f"{_quote(name)} is encrypted; pack it without a password")
             if info.compress_type not in _ZIP_METHODS:
                 raise BadArchive(
-                    f"{_quote(info.filename)} is neither stored nor deflated; pack it again with one of these methods"
+                    f"{_quote(name)} is neither stored nor deflated; pack it again with one of these methods"
                 )
-            yield Member(info.filename, info.file_size, partial(archive.open, info))
+            yield Member(name, info.file_size, partial(archive.open, info))
 
 
 def _tar_members(file: _GuardedFile) -> Iterator[Member]:

@@ -6,6 +6,7 @@ import os
 import struct
 import tarfile
 import zipfile
+import zlib
 
 import pytest
 from hypothesis import given, settings
@@ -67,6 +68,47 @@ def test_good_archive_is_summed_up_and_read(kind, write):
     summary = check_archive(path)
     assert (summary.kind, summary.pictures, summary.unpacked_bytes) == (kind, 2, 15)
     assert list(iter_media(path)) == [("a.jpg", b"first"), ("deep/er/b.PNG", b"second")]
+
+
+def zip_named(written: bytes, *, flags: int = 0, unicode_name: bytes = b"") -> bytes:
+    """A zip of one picture whose name stands in the file as it is given."""
+    field = struct.pack("<BI", 1, zlib.crc32(written)) + unicode_name
+    extra = struct.pack("<HH", 0x7075, len(field)) + field if unicode_name else b""
+    local = struct.pack(
+        "<4sHHHHHIIIHH", b"PK\3\4", 20, flags, 0, 0, 0, zlib.crc32(b"x"), 1, 1, len(written), len(extra)
+    )
+    central = struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\1\2", 20, 20, flags, 0, 0, 0, zlib.crc32(b"x"), 1, 1,
+                          len(written), len(extra), 0, 0, 0, 0, 0)  # fmt: skip
+    start = local + written + extra + b"x"
+    entry = central + written + extra
+    return start + entry + struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 1, 1, len(entry), len(start), 0)
+
+
+@pytest.mark.parametrize(
+    ("archive", "name"),
+    [
+        (zip_named("Hündin/日.jpg".encode()), "Hündin/日.jpg"),  # Finder: no flag
+        (zip_named("Hündin.jpg".encode(), flags=0x800), "Hündin.jpg"),
+        (zip_named("Hündin.jpg".encode("cp437")), "Hündin.jpg"),  # Windows
+        (zip_named(b"H?ndin.jpg", unicode_name="Hündin.jpg".encode()), "Hündin.jpg"),  # Info-ZIP
+        (zip_named("Hündin.jpg".encode("cp850"), unicode_name="日.jpg".encode()), "日.jpg"),
+        (zip_named(b"plain.jpg", unicode_name=b"\xff.jpg"), "plain.jpg"),  # the field is damaged
+    ],
+)
+def test_names_in_a_zip_are_those_that_the_packer_saw(archive, name, write):
+    path = write(archive)
+    assert list(iter_media(path)) == [(name, b"x")]
+    assert check_archive(path).pictures == 1
+
+
+def test_a_stale_unicode_name_of_a_renamed_member_is_ignored(write):
+    archive = zip_named(b"old_.jpg", unicode_name="öld.jpg".encode()).replace(b"old_.jpg", b"new_.jpg")
+    assert list(iter_media(write(archive))) == [("new_.jpg", b"x")]
+
+
+def test_a_unicode_name_may_not_lead_out_of_the_archive(write):
+    with pytest.raises(UnsafeArchive, match="leads out"):
+        check_archive(write(zip_named(b"a.jpg", unicode_name=b"../a.jpg")))
 
 
 @pytest.mark.parametrize("kind", KINDS)

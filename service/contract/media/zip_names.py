@@ -1,0 +1,36 @@
+"""Decode the names of files in a zip, of which half a dozen programs have their own habit."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from contextlib import suppress
+
+_UTF8 = 0x800  # flag: the name is in UTF-8
+_UNICODE_NAME = 0x7075  # Info-ZIP's field with the name in UTF-8 and the checksum of the plain one
+
+# for names that match nothing: which code page was used cannot be told from them
+HINT = (
+    "names beyond ASCII in a zip are read as UTF-8, else as Windows' code page 437; if they are garbled, pack the "
+    "files again with UTF-8 names (7-Zip: -mcu=on)"
+)
+
+
+def decode_name(info: zipfile.ZipInfo) -> str:
+    """Return a member's name: Info-ZIP's field, else UTF-8, which Finder writes without its flag, else cp437."""
+    if info.flag_bits & _UTF8:
+        return info.orig_filename
+    written = info.orig_filename.encode("cp437")
+    extra = info.extra
+    with suppress(UnicodeDecodeError, struct.error):
+        while extra:
+            kind, size = struct.unpack_from("<HH", extra)
+            # a tool that does not know the field leaves it as it is when it renames the member
+            if kind == _UNICODE_NAME and extra[4:9] == struct.pack("<BI", 1, zlib.crc32(written)):
+                return extra[9 : 4 + size].decode()
+            extra = extra[4 + size :]
+    try:
+        return written.decode()
+    except UnicodeDecodeError:
+        return info.orig_filename
