@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,8 +18,8 @@ from rich.markup import escape
 
 from service.client import Estimate, InputError, png_bytes
 from service.client.types import FailedPicture, ImageEstimate, PoseLine
-from service.client.uploads import list_pictures, name_uniquely, printable_name
-from service.contract.media.videos import is_video_name
+from service.client.uploads import file_part, is_pipe, list_pictures, name_uniquely, printable_name
+from service.contract.media.videos import is_video, is_video_name
 
 from .commands import Category, Session, Version
 from .console import err, out, print_json, print_table, print_written, say, write_file
@@ -37,7 +41,9 @@ def estimate(
     category: Category,
     images: Annotated[
         list[Path],
-        typer.Argument(help="Pictures (JPEG, PNG, WebP, AVIF, HEIC, BMP, TIFF), folders of them, or one video."),
+        typer.Argument(
+            help="Pictures (JPEG, PNG, WebP, AVIF, HEIC, BMP, TIFF), folders of them, or one video; - is stdin."
+        ),
     ],
     format: Annotated[
         Literal["coco", "csv", "jsonl"] | None,
@@ -132,7 +138,7 @@ def _find_pictures(paths: list[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
-            found.append(path)
+            found.append(_save_pipe(path) if is_pipe(path) else path)
             continue
         inside = list(list_pictures(path, videos=True))
         videos = [file for file in inside if is_video_name(file.name)]
@@ -143,6 +149,19 @@ def _find_pictures(paths: list[Path]) -> list[Path]:
             err.print(f"[yellow]skipped, as a video must be the only argument: {escape(names)}[/]")
         found += [file for file in inside if file not in videos]
     return found
+
+
+def _save_pipe(path: Path) -> Path:
+    """Copy what a pipe holds to a file, which lasts as long as the command; its name says whether it is a video."""
+    folder = tempfile.mkdtemp(prefix="ppl-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with ExitStack() as stack:
+        name, file = file_part(path, stack)
+        copy = Path(folder, name + ".mp4" * is_video(file.read(12)))
+        file.seek(0)
+        with copy.open("wb") as out:
+            shutil.copyfileobj(file, out)
+    return copy
 
 
 def _check_drawings(drawings: dict[str, Path], *, waits_for_pictures: bool) -> None:

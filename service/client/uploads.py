@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from .errors import InputError
 
 AnyPath = str | os.PathLike[str]
 PictureFile = AnyPath | bytes
+STDIN = "-"
 Picture = PictureFile | tuple[str, PictureFile]  # the tuple gives it a name
 
 _NO_MEDIA = "no picture (JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF) and no video (MP4, MOV, AVI, MKV or WebM)"
@@ -33,8 +35,8 @@ def open_archive(paths: Sequence[Path]) -> Iterator[tuple[str, IO[bytes]]]:
     """
     try:
         if len(paths) == 1 and not paths[0].is_dir():
-            with paths[0].open("rb") as file:
-                yield printable_name(paths[0].name), file
+            with open_file(paths[0]) as file:
+                yield _part_name(paths[0]), file
             return
         with tempfile.TemporaryFile(prefix="ppl-") as file:
             _pack(paths, file)
@@ -88,9 +90,34 @@ def picture_part(picture: Picture, index: int, stack: ExitStack) -> tuple[str, I
 def file_part(path: AnyPath, stack: ExitStack) -> tuple[str, IO[bytes]]:
     """Return a file's name and content as a form part; the stack closes the file. Raises InputError."""
     try:
-        return printable_name(Path(path).name), stack.enter_context(Path(path).open("rb"))
+        return _part_name(path), stack.enter_context(open_file(path))
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror or error}") from error
+
+
+def is_pipe(path: AnyPath) -> bool:
+    """Return whether a path is standard input ("-"), or another thing that can be read once, from its start."""
+    path = Path(path)
+    return str(path) == STDIN or path.is_fifo() or path.is_char_device() or path.is_socket()
+
+
+def open_file(path: AnyPath) -> IO[bytes]:
+    """Open a file. What a pipe holds is copied first: a form needs its length, and a retry its start. Raises OSError.
+
+    "-" is standard input.
+    """
+    if not is_pipe(path):
+        return Path(path).open("rb")
+    copy = tempfile.TemporaryFile(prefix="ppl-")  # noqa: SIM115  the caller closes it
+    is_stdin = str(path) == STDIN
+    with open(sys.stdin.fileno() if is_stdin else path, "rb", closefd=not is_stdin) as pipe:
+        shutil.copyfileobj(pipe, copy)
+    copy.seek(0)
+    return copy
+
+
+def _part_name(path: AnyPath) -> str:
+    return "stdin" if str(path) == STDIN else printable_name(Path(path).name)
 
 
 def training_settings(settings: Mapping[str, Any] | None, activate: bool) -> dict[str, str]:
@@ -144,7 +171,7 @@ def _pack(paths: Sequence[Path], file: IO[bytes]) -> None:
 def _add_file(archive: zipfile.ZipFile, path: Path, name: str) -> None:
     """Add a file without its time, so that the same pictures give the same archive, which a server keeps only once."""
     info = zipfile.ZipInfo(printable_name(name))
-    with path.open("rb") as source:
+    with open_file(path) as source:
         info.file_size = os.fstat(source.fileno()).st_size  # ZipFile decides by it whether to use ZIP64
         with archive.open(info, "w") as member:
             shutil.copyfileobj(source, member)

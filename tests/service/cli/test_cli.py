@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.api_double import ApiDouble, job_json, png, problem, serving
-from tests.support.cli_process import CommandLine
+from tests.support.cli_process import ROOT, CommandLine
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -290,3 +290,35 @@ def test_characters_that_the_output_cannot_encode_are_replaced(ppl: Run, api: Ap
     done = ppl("estimate", "bird", "ünï.png", PYTHONIOENCODING="ascii", PYTHONUTF8="1")
     assert (done.returncode, done.stderr) == (0, "")
     assert "?n?.png" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [
+        (["estimate", "bird", "-"], "-"),
+        (["estimate", "bird", "/dev/stdin"], "/dev/stdin"),
+        (["estimate", "bird"], "fifo"),
+    ],
+)
+def test_a_picture_comes_through_a_pipe(words: list[str], method: str, api: ApiDouble, tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(png())
+    shell = f'cat one.png | {sys.executable} -m service.cli "$@"'
+    if method == "fifo":
+        shell = f'{sys.executable} -m service.cli "$@" <(cat one.png)'
+    environment = {**os.environ, "PPL_URL": api.url, "PYTHONPATH": str(ROOT)}
+    command = ["bash", "-c", shell, "bash", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert [data for _, data in api.forms[0]["images"]] == [png()]
+
+
+def test_an_archive_and_a_video_come_through_a_pipe(api: ApiDouble, tmp_path: Path) -> None:
+    environment = {**os.environ, "PPL_URL": api.url, "PYTHONPATH": str(ROOT)}
+    video = b"\0\0\0\x18ftypisom" + bytes(20)
+    api.estimate_answer = problem(422, "bad_video", "no frame")
+    for words, sent, code in ((["train", "bird", "-"], "archive", 0), (["estimate", "bird", "-"], "video", 1)):
+        command = [sys.executable, "-m", "service.cli", *words]
+        done = subprocess.run(command, input=video, capture_output=True, cwd=tmp_path, env=environment, check=False)
+        assert done.returncode == code, done.stderr
+        assert [data for _, data in api.forms[-1][sent]] == [video]
