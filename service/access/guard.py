@@ -140,10 +140,12 @@ class Guard:
         if origin is None or scope["method"] in _READ_METHODS:
             return
         name = _host_name(origin)
-        if not (self._is_own_name(name) or _is_loopback(name)):
+        is_listed = origin.lower() in self._settings.origins_allowed
+        if not (is_listed or self._is_own_name(name) or _is_loopback(name)):
             raise Forbidden(
                 f"the request comes from a web page of {origin[:80]!r}; without API keys only pages of this machine "
-                "may change anything. Set PPL_ALLOWED_HOSTS to its host, or PPL_API_KEYS to true"
+                "may change anything. Set PPL_ALLOWED_HOSTS to its host, PPL_CORS_ORIGINS to it, or PPL_API_KEYS to "
+                "true"
             )
 
     def _is_own_name(self, name: str) -> bool:

@@ -8,17 +8,23 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
 
 from service.access.guard import Guard, RequestLog
 from service.access.keys import KeyStore
+from service.estimates.results import ERRORS_HEADER
 from service.http import problems
-from service.http.requests import BodyLimit, HeadAsGet, add_request_ids
+from service.http.headers import REPLAYED_HEADER
+from service.http.requests import BodyLimit, HeadAsGet, InnerPath, OuterPath, add_request_ids
 from service.runtime.settings import Settings
 
 from . import openapi
 from .gateway import Gateway
 from .routes import datasets, estimate, estimates, health, jobs, landmarks, priors, versions
+
+# of a response, by scripts of other origins
+_READABLE_HEADERS = ("ETag", "Location", "Retry-After", problems.REQUEST_ID, REPLAYED_HEADER, ERRORS_HEADER)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -69,9 +75,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     openapi.install(app, keys_needed=settings.keys_needed)
     # the last one added is the outermost
+    if settings.root_path:
+        app.add_middleware(InnerPath, prefix=settings.root_path)
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(Guard, settings=settings, keys=KeyStore(settings.data_root) if settings.keys_needed else None)
     app.add_middleware(RequestLog, metrics=gateway.metrics, log_all=settings.access_log)
+    if settings.origins_allowed:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins_allowed,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=_READABLE_HEADERS,
+        )
+    if settings.root_path:
+        app.add_middleware(OuterPath, prefix=settings.root_path)
     add_request_ids(app)
     return app

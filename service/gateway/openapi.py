@@ -58,7 +58,9 @@ def install(app: FastAPI, *, keys_needed: bool) -> None:
     app.openapi = cache(lambda: _complete(describe(), keys_needed))  # type: ignore[method-assign]
 
     async def openapi(request: Request) -> Response:
-        text = json.dumps(app.openapi(), ensure_ascii=False)
+        prefix = request.scope.get("root_path")
+        servers = {"servers": [{"url": prefix}]} if prefix else {}
+        text = json.dumps({**app.openapi(), **servers}, ensure_ascii=False)
         address = str(request.base_url).rstrip("/")
         # the client sends it, and users paste the commands that contain it
         if _ADDRESS.fullmatch(address):

@@ -6,6 +6,7 @@ An upload goes to a folder on the data root's disk, which is removed unless some
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 import uuid
@@ -15,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import unquote_to_bytes
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -32,6 +34,8 @@ MAX_FIELDS = 200
 MAX_FIELD_BYTES = 256 * 2**10
 _FLUSH_BYTES = 2**20
 _STAGING = ".upload-"
+# RFC 7578 forbids it in forms, and clients send it for names beyond ASCII, some without a plain name beside it
+_EXTENDED_NAME = re.compile(rb""";\s*filename\*\s*=\s*"?([\w-]+)'[^']*'([^";\s]*)""", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,10 @@ class _Reader:
         self._header = (bytearray(), bytearray())
 
     def _on_headers_finished(self) -> None:
-        _, options = parse_options_header(self._headers.get("content-disposition"))
+        disposition = self._headers.get("content-disposition", b"")
+        _, options = parse_options_header(disposition)
+        if found := _EXTENDED_NAME.search(disposition):
+            options[b"filename"] = _decode_extended(found[1], found[2])
         if b"name" not in options:
             raise BadRequest("a part of the multipart body has no name; name each field")
         name = _text(options[b"name"])[:80]
@@ -209,6 +216,15 @@ class _Reader:
 
     def _on_end(self) -> None:
         self._ended = True
+
+
+def _decode_extended(charset: bytes, value: bytes) -> bytes:
+    """Return a name in the extended form of RFC 5987 as UTF-8."""
+    plain = unquote_to_bytes(value)
+    try:
+        return plain.decode(charset.decode("ascii")).encode()
+    except (LookupError, UnicodeError):
+        return plain
 
 
 def _text(data: bytes) -> str:

@@ -129,7 +129,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     path = request.url.path[:200]
     if status == http.HTTPStatus.NOT_FOUND:
-        detail = f"there is nothing at {path}; /docs lists the operations"
+        detail = f"there is nothing at {path}; {request.scope.get('root_path', '')}/docs lists the operations"
     elif status == http.HTTPStatus.METHOD_NOT_ALLOWED:  # the framework lists the methods of one route only
         headers["Allow"] = ", ".join(sorted(_allowed_methods(request)))
         detail = f"{request.method} is not possible at {path}; use {headers['Allow']}"
@@ -189,13 +189,18 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 async def _on_os_error(request: Request, error: Exception) -> Response:
     if is_disk_full(error):
         log.error("%s %s: the disk is full: %s", request.method, request.url.path, error)
-        return problem_response(StorageFull("the server has no room on its disk; its operator must free some"))
+        return problem_response(_disk_full())
     raise error
+
+
+def _disk_full() -> StorageFull:
+    return StorageFull("the server has no room on its disk; its operator must free some")
 
 
 async def _on_unexpected_error(request: Request, error: Exception) -> Response:
     # the server logs the traceback; this handler runs outside of the middleware that adds the header
-    response = problem_response(PPLError("an unexpected error of the server; its log says more"))
+    shown = _disk_full() if is_disk_full(error) else PPLError("an unexpected error of the server; its log says more")
+    response = problem_response(shown)
     if request_id := correlation_id.get():
         response.headers[REQUEST_ID] = request_id
     return response

@@ -18,7 +18,7 @@ import time
 
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -27,7 +27,7 @@ from service.contract.jobs.files import MAX_LABELS_BYTES, MAX_PRIOR_BYTES
 from service.runtime.settings import Settings
 
 from .headers import media_type, responds_async
-from .problems import MEDIA_TYPE, REQUEST_ID, SlowBody, problem, problem_response
+from .problems import MEDIA_TYPE, REQUEST_ID, SlowBody, UnsupportedMedia, problem, problem_response
 
 log = logging.getLogger(__name__)
 
@@ -224,8 +224,16 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = body_limit(scope, self._settings)
-        declared = Headers(scope=scope).get("content-length", "")
+        limit, headers = body_limit(scope, self._settings), Headers(scope=scope)
+        coding = headers.get("content-encoding", "identity").strip().lower()
+        if coding != "identity" and scope["method"] not in ("GET", "HEAD"):
+            response = problem_response(
+                UnsupportedMedia(f"the body is compressed (Content-Encoding: {coding[:80]}); send it uncompressed")
+            )
+            response.headers["accept-encoding"] = "identity"
+            await response(scope, receive, send)
+            return
+        declared = headers.get("content-length", "")
         scope[_BODY_BYTES] = int(declared) if declared.isdigit() else limit
         if scope[_BODY_BYTES] > limit:
             await problem_response(_too_large(limit, f"{scope[_BODY_BYTES]} bytes"))(scope, receive, send)
@@ -307,3 +315,45 @@ class HeadAsGet:
             await self._app(get_scope, receive, send_head)
         finally:
             scope["route"] = get_scope.get("route")  # for the metrics
+
+
+class OuterPath:
+    """The outermost middleware behind a proxy that serves the gateway below a prefix.
+
+    It cuts off the prefix, unless the proxy did, and adds it to the addresses in ``Location``.
+    """
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self._app = app
+        self._prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if (scope["path"] + "/").startswith(self._prefix + "/"):
+            scope["path"] = scope["path"][len(self._prefix) :] or "/"
+
+        async def send_prefixed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if headers.get("location", "").startswith("/"):
+                    headers["location"] = self._prefix + headers["location"]
+            await send(message)
+
+        await self._app(scope, receive, send_prefixed)
+
+
+class InnerPath:
+    """The innermost middleware behind such a proxy: routes, pages and redirects see the prefix as the root path."""
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self._app = app
+        self._prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        inner = {**scope, "path": self._prefix + scope["path"], "root_path": self._prefix}
+        try:
+            await self._app(inner, receive, send)
+        finally:
+            scope["route"] = inner.get("route")  # for the metrics

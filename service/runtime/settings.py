@@ -25,6 +25,10 @@ class Settings(CommonSettings):
     """require an API key; by default if the gateway listens beyond the loopback address"""
     allowed_hosts: str = ""
     """host names that requests may have without API keys, beside localhost; comma-separated"""
+    root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
+    """path below which a proxy serves the gateway, such as /ppl"""
+    cors_origins: str = ""
+    """sites whose pages may use the API, such as https://lab.example; comma-separated; * for all, if keys are needed"""
     open_health: bool = True
     """answer /livez and /readyz without a key (always answered to this machine)"""
     open_metrics: bool = True
@@ -123,6 +127,11 @@ class Settings(CommonSettings):
         return tuple(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
 
     @property
+    def origins_allowed(self) -> tuple[str, ...]:
+        """The origins in ``cors_origins``, without a final slash."""
+        return tuple(name.strip().rstrip("/").lower() for name in self.cors_origins.split(",") if name.strip())
+
+    @property
     def _is_loopback(self) -> bool:
         try:
             return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
@@ -135,6 +144,11 @@ class Settings(CommonSettings):
             raise ValueError(
                 f"PPL_API_KEYS is false and PPL_HOST is {self.host}: without keys the gateway listens on the loopback "
                 "address only; leave PPL_API_KEYS unset, or set PPL_HOST to 127.0.0.1"
+            )
+        if "*" in self.origins_allowed and not self.keys_needed:
+            raise ValueError(
+                "PPL_CORS_ORIGINS is * and no API key is needed: any web page could train and delete; name the sites, "
+                "or set PPL_API_KEYS to true"
             )
         if self.queue_limit < self.max_images:
             raise ValueError(

@@ -124,3 +124,19 @@ async def test_refuses_a_body_that_ends_early():
     for length in (0, 10, 500, len(body) - 3):
         with pytest.raises(BadRequest, match="ends before its last boundary"):
             await read(body[:length])
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("filename*=UTF-8''na%C3%AFve%20%22x%22.jpg", 'naïve "x".jpg'),  # some clients send it alone
+        ("filename=\"na_ve.jpg\"; filename*=utf-8'en'na%C3%AFve.jpg", "naïve.jpg"),
+        ("filename*=iso-8859-1''na%EFve.jpg; filename=plain.jpg", "naïve.jpg"),
+        ("filename*=unheard-of''n%C3%AF.jpg", "nï.jpg"),
+        ('filename="a; filename*=UTF-8.jpg"', "a; filename*=UTF-8.jpg"),
+    ],
+)
+async def test_extended_file_names_are_read(names, expected):
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="images"; {names}\r\n\r\n'
+    form = await read(head.encode() + b"x\r\n" + END)
+    assert [(file.filename, bytes(file.data)) for file in form.files] == [(expected, b"x")]
