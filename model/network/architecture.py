@@ -13,6 +13,15 @@ from model.config import PPLConfig
 FEATURE_WIDTHS = {"efficientnet_lite0": (16, 24, 40)}
 """Channels of a frozen network's activations at 1/2, 1/4 and 1/8 of the image side."""
 
+FEATURE_WEIGHTS = {"efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"}
+"""SHA-256 of the weights file of each network of the setting ``features``; versions are trained with these alone."""
+
+
+def named_features(config: PPLConfig) -> dict[str, str] | None:
+    """Return name and checksum of the frozen network, whose weights a version does not repeat; None without one."""
+    name = config.features
+    return None if name == "none" else {"name": name, "sha256": FEATURE_WEIGHTS[name]}
+
 
 class Values(NamedTuple):
     """A tensor outside of a layer: its shape, and its type as safetensors files name it."""

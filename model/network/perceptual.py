@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from .architecture import FEATURE_WEIGHTS
+
 VGG_URLS = {
     "vgg16": "https://download.pytorch.org/models/vgg16-397923af.pth",
     "vgg19": "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
@@ -34,10 +36,6 @@ _TIMEOUT_S = 60  # of a download, without a byte
 # are padded equally on both sides; TensorFlow, in which it was trained, pads more at the end: half a stride of shift
 _LITE0_BLOCKS = ((1, 1, False), (2, 6, False), (1, 6, True), (2, 6, False), (1, 6, True))
 _LITE0_LEVELS = (0, 2, 4)
-
-
-FEATURE_WEIGHTS = {"efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"}
-"""SHA-256 of the weights file of each network of the setting ``features``; versions are trained with these alone."""
 
 
 class WeightsUnavailableError(RuntimeError):

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.data import Images, iterate_batches, to_tensor
+from model.network.architecture import named_features
 from model.network.blocks import autocast
 from model.network.memory import recall_all, surprise_scale
-from model.network.perceptual import FEATURE_WEIGHTS
 from model.network.pose_prior_learner import PosePriorLearner
 
 from .prior import History, PosePrior, Snapshot, prototypes
@@ -84,7 +84,9 @@ def write_version(
         keypoint_names: K names; numbers unless given.
     """
     model.eval()
-    save(directory / "weights.safetensors", model.state_dict(), {"step": step, "features": _named_features(model)})
+    save(
+        directory / "weights.safetensors", model.state_dict(), {"step": step, "features": named_features(model.config)}
+    )
     save_json(directory / "config.json", model.config.to_dict())
     pose = _mean_pose(model, images) if model.memory is None else None
     prior = PosePrior.from_model(model, keypoint_names, mean_pose=pose)
@@ -99,15 +101,9 @@ def check_features(model: PosePriorLearner, facts: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: they were trained with another one, or with other weights of it.
     """
-    named, own = facts.get("features"), _named_features(model)
+    named, own = facts.get("features"), named_features(model.config)
     if named != own:
         raise CheckpointError(f"the version was trained with the features {named}; this release has {own}")
-
-
-def _named_features(model: PosePriorLearner) -> dict[str, str] | None:
-    """Return name and checksum of the frozen network, whose weights a version does not repeat; None without one."""
-    name = model.config.features
-    return None if name == "none" else {"name": name, "sha256": FEATURE_WEIGHTS[name]}
 
 
 def _mean_pose(model: PosePriorLearner, images: Images) -> Tensor:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from model.config import PPLConfig
-from model.network.architecture import expected_tensors
+from model.network.architecture import expected_tensors, named_features
 from model.version.prior_values import read_names, read_prior
 from service.contract.durable_files import is_disk_full, sha256_of, write_json
 from service.contract.errors import (
@@ -277,7 +277,11 @@ def _check_weights(path: Path, config: PPLConfig) -> None:
     expected = {name: f"{kind} of shape {list(shape)}" for name, (kind, shape) in expected_tensors(config).items()}
     try:
         with safe_open(path, framework="numpy") as opened:
-            json.loads((opened.metadata() or {})["facts"])
+            features = json.loads((opened.metadata() or {})["facts"]).get("features")
+            if features != (own := named_features(config)):
+                raise BadVersionFile(
+                    f"{WEIGHTS} was trained with the features {str(features)[:200]}; here they are {own}"
+                )
             parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
             found = {name: f"{part.get_dtype()} of shape {part.get_shape()}" for name, part in parts.items()}
             for name in sorted(expected.keys() | found.keys()):
@@ -286,7 +290,7 @@ def _check_weights(path: Path, config: PPLConfig) -> None:
                     raise BadVersionFile(f"{name[:80]} in {WEIGHTS} is {came}; by its config.json it must be {due}")
                 if not np.isfinite(opened.get_tensor(name)).all():
                     raise BadVersionFile(f"{name} in {WEIGHTS} holds infinity or NaN")
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, AttributeError) as error:
         raise BadVersionFile(f"{WEIGHTS} does not hold weights of this program: {str(error)[:200]}") from error
 
 

@@ -9,7 +9,8 @@ import torch
 
 from model.config import resolve
 from model.network import perceptual
-from model.network.perceptual import FEATURE_WEIGHTS, WeightsUnavailableError, feature_network
+from model.network.architecture import FEATURE_WEIGHTS
+from model.network.perceptual import WeightsUnavailableError, feature_network
 from model.network.pose_prior_learner import PosePriorLearner
 from model.predictor import Predictor
 from model.training.trainer import Trainer

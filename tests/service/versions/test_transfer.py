@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save, save_file
 
 from model.config import PPLConfig, resolve
-from model.network.architecture import expected_tensors
+from model.network.architecture import FEATURE_WEIGHTS, expected_tensors, named_features
 from model.predictor import Predictor
 from service.contract.versions.export_manifest import MANIFEST
 from service.contract.versions.store import VersionStore
@@ -35,7 +35,8 @@ CONFIG = resolve(
 def weights(config: PPLConfig = CONFIG, **changes) -> bytes:
     tensors = {name: np.zeros(shape, NUMPY[kind]) for name, (kind, shape) in expected_tensors(config).items()}
     tensors.update(changes)
-    return save({name: value for name, value in tensors.items() if value is not None}, {"facts": '{"step": 10}'})
+    facts = json.dumps({"step": 10, "features": named_features(config)})
+    return save({name: value for name, value in tensors.items() if value is not None}, {"facts": facts})
 
 
 @pytest.fixture
@@ -367,6 +368,9 @@ def hurt(files: dict[str, bytes], what: str) -> bytes:
             return packed({**files, "weights.safetensors": weights(link_logits=np.full(10, np.inf, np.float32))})
         case "tensor missing":
             return packed({**files, "weights.safetensors": weights(link_logits=None)})
+        case "other features":
+            data = files["weights.safetensors"].replace(FEATURE_WEIGHTS["efficientnet_lite0"].encode(), b"0" * 64)
+            return packed({**files, "weights.safetensors": data})
         case "tensor too many":
             return packed({**files, "weights.safetensors": weights(more=np.zeros(9, np.float32))})
         case "weights junk":
@@ -420,6 +424,7 @@ def hurt(files: dict[str, bytes], what: str) -> bytes:
         ("tensor shape", "link_logits"),
         ("tensor type", "F64"),
         ("tensor infinite", "link_logits in weights.safetensors holds infinity"),
+        ("other features", "was trained with the features {'name': 'efficientnet_lite0', 'sha256': '00"),
         ("tensor missing", "link_logits in weights.safetensors is absent"),
         ("tensor too many", "more in weights.safetensors is F32 of shape [9]"),
         ("weights junk", "weights.safetensors"),
