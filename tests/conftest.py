@@ -73,22 +73,28 @@ def _video(
     sound: bool = False,
     first: int = 0,
     dropped: Container[int] = (),
+    rate: int = 25,
+    b_frames: int = 0,
+    start: int = 0,
+    options: dict[str, str] | None = None,
 ) -> bytes:
     """A video's bytes. Frame n is grey of level 4(n + first), with a red square in its left upper corner.
 
-    Those dropped are not in it, as where a camera's program could not keep up.
+    Those dropped are not in it, as where a camera's program could not keep up. ``start`` is the first one's time in
+    frames, as in a segment of a longer video.
     """
     width, height = size
     muxer = {"mkv": "matroska", "m4v": "mp4"}.get(kind, kind)
-    options = {"movflags": "+faststart"} if muxer in ("mp4", "mov") else {}
+    muxing = {"movflags": "+faststart"} if muxer in ("mp4", "mov") else {}
     with (
         tempfile.NamedTemporaryFile(suffix=f".{kind}") as file,  # some muxers read again what they wrote
-        av.open(file.name, "w", format=muxer, options=options) as container,
+        av.open(file.name, "w", format=muxer, options=muxing) as container,
     ):
-        stream = container.add_stream(codec or _CODECS[kind], rate=25)
+        stream = container.add_stream(codec or _CODECS[kind], rate=rate, options=options)
         stream.width, stream.height = size
         stream.pix_fmt = "yuvj420p" if stream.codec_context.name == "mjpeg" else "yuv420p"
         stream.gop_size = gop
+        stream.codec_context.max_b_frames = b_frames
         stream.thread_count = 1
         if orientation != (0, False):
             stream.set_display_rotation(orientation[0], hflip=orientation[1])
@@ -101,8 +107,8 @@ def _video(
             if number in dropped:
                 continue
             frame = av.VideoFrame.from_ndarray(pixels)
-            if dropped:
-                frame.pts, frame.time_base = number, Fraction(1, 25)
+            if dropped or start:
+                frame.pts, frame.time_base = number + start, Fraction(1, rate)
             container.mux(stream.encode(frame))
             if track is not None:
                 samples = av.AudioFrame.from_ndarray(np.zeros((1, 640), dtype=np.float32), format="fltp", layout="mono")

@@ -8,9 +8,9 @@ from itertools import count
 from pathlib import Path
 from threading import Event, Lock
 
-from service.contract.errors import BadVideoFile, PPLError, UnsupportedFormat
+from service.contract.errors import BadVideoFile, PPLError, TooManyImages, UnsupportedFormat
 from service.contract.media.pictures import Picture
-from service.contract.media.videos import BadVideo, NoDecoder, VideoLimits, frame_name, iter_frames
+from service.contract.media.videos import BadVideo, NoDecoder, TooManyFrames, VideoLimits, frame_name, iter_frames
 from service.runtime.concurrency import Threads
 from service.runtime.settings import Settings
 
@@ -37,6 +37,7 @@ async def read_frames(
 
     Raises:
         BadVideoFile, UnsupportedFormat: not one frame can be read.
+        TooManyImages.
     """
     name = (query.names[0] or "video")[:60]
     stopped = Event()
@@ -72,6 +73,11 @@ async def read_frames(
                 return
             if index not in skip:
                 yield frame
+    except TooManyFrames as error:
+        raise TooManyImages(
+            f"{name}: {error}; send it for an estimate in the background (Prefer: respond-async, --background), which "
+            "may have more, or take fewer frames with every"
+        ) from error
     except (BadVideo, NoDecoder) as error:
         kind = BadVideoFile if isinstance(error, BadVideo) else UnsupportedFormat
         failure = kind(f"{name}: {error}")

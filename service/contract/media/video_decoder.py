@@ -12,91 +12,79 @@ import contextlib
 import json
 import struct
 import sys
-from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
-from PIL import Image
+from numpy.typing import NDArray
 
-from .videos import DONE, FAILED, FRAME, HEADER, DecodeRequest, TimedFrame
+from .video_index import Index, TooManyFrames, UnusableVideo, describe, open_video, read_index
+from .videos import DONE, FAILED, FRAME, HEADER, TOO_MANY, DecodeRequest
 
-# excludes playlists and others that make ffmpeg read further files or addresses
-_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 _FIXED_POINT = 1 << 16
-# a display matrix's a, b, c, d (x' = ax + cy, y' = bx + dy; y down)
-_TRANSPOSES = {
-    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
-    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
-    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
-    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
-    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
-    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
-    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+_UPRIGHT = False, 1, 1
+# a display matrix's a, b, c, d (x' = ax + cy, y' = bx + dy; y down): exchange axes, step of rows, step of columns
+_ORIENTATIONS = {
+    (-1, 0, 0, 1): (False, 1, -1),
+    (-1, 0, 0, -1): (False, -1, -1),
+    (1, 0, 0, -1): (False, -1, 1),
+    (0, 1, 1, 0): (True, 1, 1),
+    (0, 1, -1, 0): (True, 1, -1),
+    (0, -1, -1, 0): (True, -1, -1),
+    (0, -1, 1, 0): (True, -1, 1),
 }
 _MAX_PIXEL_ASPECT = 4.0  # beyond it the file's aspect ratio is taken for wrong
-_MICROSECOND = 1e-6
-_SHORT_S = 0.5  # a complete file may be this much shorter than it says, or a tenth of its length
 
 
-class UnusableVideo(Exception):  # noqa: N818 - as in errors.py; the decoding program's only error
-    """The video, or the rest of it, cannot be used; the message says why."""
+class DecodedFrame(NamedTuple):
+    """A frame as :class:`~.videos.TimedFrame`, its pixels (H, W, 3) in RGB."""
+
+    number: int
+    time_s: float
+    pixels: NDArray[np.uint8]
 
 
-@dataclass
-class Index:
-    """The frames of a video, found by reading its packets without decoding.
-
-    Attributes:
-        times: sorted presentation times in the stream's units; empty where the file has none.
-        count: frames that are shown.
-        keys: (packet position, frame number) of the key frames.
-        damage: why the reading ended early; empty where it did not.
-    """
-
-    times: array[int] = field(default_factory=lambda: array("q"))
-    count: int = 0
-    keys: list[tuple[int, int]] = field(default_factory=list)
-    damage: str = ""
+Show = Callable[[VideoFrame, int], DecodedFrame]
 
 
-def decode(request: DecodeRequest) -> Iterator[TimedFrame]:
+def decode(request: DecodeRequest) -> Iterator[DecodedFrame]:
     """Yield frames of a video, upright and with square pixels: evenly spaced, or one in ``request.every``.
 
-    Evenly spaced frames of a video of more than ``request.max_frames`` frames are the nearest key frames; only these
-    are decoded.
+    A frame's number is its place among those that the decoder gives, as OpenCV and ffmpeg count: containers may lack
+    times, or have one twice. Evenly spaced frames of a video of more than ``request.max_frames`` frames are the
+    nearest key frames; only these are decoded.
 
     Raises:
         UnusableVideo: nothing can be read, or nothing after the frames yielded.
+        TooManyFrames.
     """
     index = read_index(request)
     if not index.count:
         raise UnusableVideo(index.damage or "it holds no frame")
-    if request.every is None:
-        picks = space_evenly(request.count, index.count)
-    else:
-        picks = list(range(0, index.count, request.every))
-        if len(picks) > request.count:
-            each = (
-                "all of which are asked for"
-                if request.every == 1
-                else f"each {request.every}th of which is {len(picks)}"
-            )
-            raise UnusableVideo(f"it has {index.count} frames, {each}; at most {request.count} are read at once")
-    with _open(request) as (container, stream):
-        if index.count <= request.max_frames or request.every is not None:
-            yield from _decode_picks(container, stream, index, picks)
+    if request.every is not None and (selected := -(-index.count // request.every)) > request.count:
+        raise TooManyFrames(f"{selected} of its {index.count} frames are asked for; at most {request.count} are read")
+    is_empty = True
+    with open_video(request) as (container, stream):
+        show = _Player(stream, index).show
+        if request.every is not None:
+            chosen = _decode_picks(container, stream, show, range(0, request.count * request.every, request.every))
+        elif index.count <= request.max_frames:
+            chosen = _decode_picks(container, stream, show, space_evenly(request.count, index.count))
         else:
-            yield from _decode_key_frames(container, stream, _nearest_keys(picks, index.keys))
-    if index.damage:
-        raise UnusableVideo(index.damage)
+            nearest = _nearest_keys(space_evenly(request.count, index.count), index.keys)
+            chosen = _decode_key_frames(container, stream, show, nearest)
+        for frame in chosen:
+            is_empty = False
+            yield frame
+    if index.damage or is_empty:
+        raise UnusableVideo(index.damage or f"not one of its {index.count} frames can be decoded; they are damaged")
 
 
 def space_evenly(count: int, total: int) -> list[int]:
@@ -104,61 +92,6 @@ def space_evenly(count: int, total: int) -> list[int]:
     if total <= count:
         return list(range(total))
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
-
-
-def read_index(request: DecodeRequest) -> Index:
-    """Read a video's packets. Raises UnusableVideo if it can't be opened or lasts longer than the limit."""
-    index = Index()
-    key_times: list[tuple[int, int | None]] = []
-    position, end_s, is_timed = 0, 0.0, True
-    with _open(request) as (container, stream):
-        length_s = (container.duration or 0) * _MICROSECOND
-        start_s = (container.start_time or 0) * _MICROSECOND
-        promised = stream.frames
-        _check_duration(length_s, request)
-        try:
-            for packet in container.demux():
-                if packet.is_corrupt:
-                    index.damage = "the file is damaged or ends early"
-                    break
-                end_s = max(end_s, _end_s(packet) - start_s)
-                _check_duration(end_s, request)
-                if packet.stream is not stream or not packet.size:
-                    continue
-                position += 1
-                if packet.is_discard:  # the file says not to show it
-                    continue
-                index.count += 1
-                if packet.is_keyframe:
-                    key_times.append((position - 1, packet.pts))
-                if packet.pts is None:
-                    is_timed = False
-                else:
-                    index.times.append(packet.pts)
-        except av.FFmpegError as error:
-            index.damage = f"the file is damaged ({_message(error)})"
-    # frames are numbered in the order of showing; in the order of the file where a time is missing
-    index.times = array("q", sorted(index.times) if is_timed else ())
-    for at, time in key_times:
-        index.keys.append((at, at if time is None or not is_timed else bisect_left(index.times, time)))
-    # an AVI also counts frames dropped while it was recorded, so a missing count alone is no damage
-    is_short = position < promised and end_s < length_s * (1 - 0.5 / promised)
-    if not index.damage and (is_short or end_s < length_s - max(_SHORT_S, length_s / 10)):
-        index.damage = f"the file ends early: it holds {end_s:.3g} of {length_s:.3g} seconds"
-    return index
-
-
-def _end_s(packet: Packet[Any]) -> float:
-    if packet.pts is None or packet.time_base is None:
-        return 0.0
-    return float((packet.pts + (packet.duration or 0)) * packet.time_base)
-
-
-def _check_duration(length_s: float, request: DecodeRequest) -> None:
-    if length_s > request.max_duration_s:
-        raise UnusableVideo(
-            f"it lasts {length_s:.0f} seconds; at most {request.max_duration_s:.0f} are allowed, send a part"
-        )
 
 
 def _nearest_keys(picks: list[int], keys: list[tuple[int, int]]) -> dict[int, int]:
@@ -174,53 +107,25 @@ def _nearest_keys(picks: list[int], keys: list[tuple[int, int]]) -> dict[int, in
     return nearest
 
 
-@contextlib.contextmanager
-def _open(request: DecodeRequest) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a video and its first stream, cover pictures left out, with the limits set."""
-    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file", "max_pixels": str(request.max_pixels)}
-    try:
-        container = av.open(f"file:{request.path}", mode="r", options=options, metadata_errors="replace")
-    except av.FFmpegError as error:
-        raise UnusableVideo(f"it is not a video in a known format, or damaged ({_message(error)})") from error
-    with container:
-        streams = [stream for stream in container.streams.video if Disposition.attached_pic not in stream.disposition]
-        if not streams:
-            raise UnusableVideo("it has no video track; send a video")
-        codec = streams[0].codec_context
-        if codec is None:
-            raise UnusableVideo("its video codec is not supported; convert it, for example to H.264")
-        if codec.width * codec.height > request.max_pixels:
-            raise UnusableVideo(
-                f"its frames are {codec.width} x {codec.height} pixels; at most {request.max_pixels} are read"
-            )
-        codec.options = {"max_pixels": str(request.max_pixels)}
-        codec.thread_type = "AUTO"
-        codec.thread_count = request.threads
-        yield container, streams[0]
-
-
 def _decode_picks(
-    container: InputContainer, stream: VideoStream, index: Index, picks: list[int]
-) -> Iterator[TimedFrame]:
-    """Decode from the first frame on and yield those picked."""
+    container: InputContainer, stream: VideoStream, show: Show, picks: Iterable[int]
+) -> Iterator[DecodedFrame]:
+    """Decode from the first frame on and yield those picked, or the next good one."""
     remaining = iter(picks)
-    pick = next(remaining)
-    counted = good = 0
-    for frame in _decode_all(container, stream):
-        number = counted if frame.pts is None or not index.times else bisect_left(index.times, frame.pts)
-        counted += 1
+    pick: int | None = next(remaining)
+    has_good = False
+    for number, frame in enumerate(_decode_all(container, stream)):
         if frame.is_corrupt:
-            if good:
+            if has_good:
                 raise UnusableVideo(f"it is damaged at frame {number}")
             continue  # a video may be cut out of a longer one right before a key frame
-        good += 1
+        has_good = True
+        if pick is None:
+            return
         if number < pick:
             continue
-        yield _to_timed(frame, stream, number)
-        following = next((later for later in remaining if later > number), None)
-        if following is None:
-            return
-        pick = following
+        yield show(frame, number)
+        pick = next((later for later in remaining if later > number), None)
 
 
 def _decode_all(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
@@ -237,19 +142,21 @@ def _decode_all(container: InputContainer, stream: VideoStream) -> Iterator[Vide
             return
         except av.FFmpegError as error:
             if has_frame or isinstance(error, av.error.MemoryError):
-                raise UnusableVideo(f"it is damaged ({_message(error)})") from error
+                raise UnusableVideo(f"it is damaged ({describe(error)})") from error
             continue
         for frame in decoded:
             has_frame = True
             yield frame
 
 
-def _decode_key_frames(container: InputContainer, stream: VideoStream, chosen: dict[int, int]) -> Iterator[TimedFrame]:
+def _decode_key_frames(
+    container: InputContainer, stream: VideoStream, show: Show, chosen: dict[int, int]
+) -> Iterator[DecodedFrame]:
     """Decode each chosen key frame by itself; leave out damaged ones."""
     last = max(chosen)
     for at, packet in enumerate(packet for packet in container.demux(stream) if packet.size):
         if at in chosen and (frame := _decode_single(stream, packet)) is not None:
-            yield _to_timed(frame, stream, chosen[at])
+            yield show(frame, chosen[at])
         if at == last:
             return
 
@@ -262,33 +169,54 @@ def _decode_single(stream: VideoStream, packet: Packet[VideoStream]) -> VideoFra
     return next((frame for frame in decoded if not frame.is_corrupt), None)
 
 
-def _to_timed(frame: VideoFrame, stream: VideoStream, number: int) -> TimedFrame:
-    """Return a frame as a player shows it: RGB, square pixels, rotated and mirrored as the file says.
+class _Player:
+    """Show frames as a player does: RGB, square pixels, rotated and mirrored as the file says, at their times."""
 
-    Its time is that of its timestamp, or by the mean frame rate where it has none.
-    """
-    time_s = 0.0
-    if frame.pts is not None and stream.time_base is not None:
-        time_s = max(0.0, float((frame.pts - (stream.start_time or 0)) * stream.time_base))
-    elif rate := stream.average_rate or stream.guessed_rate:
-        time_s = number / float(rate)
-    width, height = frame.width, frame.height
-    aspect = float(stream.sample_aspect_ratio or 1)
-    if aspect != 1 and 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT:
-        width, height = (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
-    image = Image.fromarray(frame.reformat(width=width, height=height, format="rgb24").to_ndarray())
+    def __init__(self, stream: VideoStream, index: Index) -> None:
+        self._times, self._is_reordered = index.times, index.is_reordered
+        self._unit = float(stream.time_base or 0)
+        self._rate = float(stream.average_rate or stream.guessed_rate or 0)
+        self._aspect = float(stream.sample_aspect_ratio or 1)
+        if not 1 / _MAX_PIXEL_ASPECT <= self._aspect <= _MAX_PIXEL_ASPECT:
+            self._aspect = 1.0
+        # one for all frames: each starts threads of its own
+        self._reformatter = VideoReformatter()
+        self._rotation: int | None = None
+        self._orientation = _UPRIGHT
+        self._last_s = 0.0
+
+    def show(self, frame: VideoFrame, number: int) -> DecodedFrame:
+        width, height = frame.width, frame.height
+        if self._aspect > 1:
+            width = round(width * self._aspect)
+        elif self._aspect < 1:
+            height = round(height / self._aspect)
+        pixels = self._reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
+        if frame.rotation != self._rotation:
+            self._rotation, self._orientation = frame.rotation, _read_orientation(frame)
+        exchanged, rows, columns = self._orientation
+        if exchanged:
+            pixels = pixels.swapaxes(0, 1)
+        self._last_s = max(self._last_s, self._time_s(frame.pts, number))
+        return DecodedFrame(number, self._last_s, np.ascontiguousarray(pixels[::rows, ::columns]))
+
+    def _time_s(self, pts: int | None, number: int) -> float:
+        """Return a frame's time from the first one's, by the mean frame rate where the file has no times."""
+        if not self._times:
+            return number / self._rate if self._rate else 0.0
+        if pts is None or self._is_reordered:
+            pts = self._times[min(number, len(self._times) - 1)]
+        return (pts - self._times[0]) * self._unit
+
+
+def _read_orientation(frame: VideoFrame) -> tuple[bool, int, int]:
+    # read once a video: the container of side data and its frame hold each other until garbage is collected
     side_data: Any = frame.side_data  # PyAV annotates another container
     with contextlib.suppress(KeyError, struct.error):
         matrix = struct.unpack("=9i", bytes(side_data["DISPLAYMATRIX"]))
         a, b, _, c, d, *_ = (round(value / _FIXED_POINT) for value in matrix)
-        if (a, b, c, d) in _TRANSPOSES:
-            image = image.transpose(_TRANSPOSES[a, b, c, d])
-    return TimedFrame(number, time_s, image)
-
-
-def _message(error: BaseException) -> str:
-    """Return an error's text without the file's path."""
-    return str(getattr(error, "strerror", "") or error or type(error).__name__)
+        return _ORIENTATIONS.get((a, b, c, d), _UPRIGHT)
+    return _UPRIGHT
 
 
 def _limit_resources(request: DecodeRequest) -> None:
@@ -308,22 +236,24 @@ def _limit_resources(request: DecodeRequest) -> None:
             resource.setrlimit(kind, (limit, limit))
 
 
-def _messages(request: DecodeRequest) -> Iterator[bytes]:
-    """Yield a header and the pixels of each frame, and end with DONE or FAILED."""
+def _messages(request: DecodeRequest) -> Iterator[bytes | memoryview]:
+    """Yield a header and the pixels of each frame, and end with DONE, TOO_MANY or FAILED."""
+    kind = FAILED
     try:
-        for number, time_s, image in decode(request):
-            yield HEADER.pack(FRAME, number, image.width, image.height, time_s)
-            yield image.tobytes()
+        for number, time_s, pixels in decode(request):
+            height, width, _ = pixels.shape
+            yield HEADER.pack(FRAME, number, width, height, time_s)
+            yield pixels.data
         yield HEADER.pack(DONE, 0, 0, 0, 0.0)
         return
     except UnusableVideo as error:
-        reason = str(error)
+        kind, reason = TOO_MANY if isinstance(error, TooManyFrames) else FAILED, str(error)
     except (MemoryError, ImportError):  # a part of the decoder could not be loaded for lack of memory
         reason = f"it needs more than {request.memory_bytes} bytes of memory"
     except Exception as error:  # noqa: BLE001  hostile bytes may make a decoder raise anything
-        reason = f"it can't be decoded ({_message(error)})"
+        reason = f"it can't be decoded ({describe(error)})"
     data = reason[:1000].encode("utf-8", "replace")
-    yield HEADER.pack(FAILED, 0, len(data), 0, 0.0)
+    yield HEADER.pack(kind, 0, len(data), 0, 0.0)
     yield data
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import select
 import struct
 import subprocess
@@ -28,11 +27,11 @@ MISSING = "videos need PyAV, which is not installed: pip install 'pose-prior-lea
 
 # messages of the decoding process: kind, number, width, height, seconds from the start
 HEADER = struct.Struct("<4Id")
-FRAME, DONE, FAILED = 1, 2, 3
+FRAME, DONE, FAILED, TOO_MANY = 1, 2, 3, 4
 
 _CHANNELS = 3
 _POLL_S = 0.25
-_READ_BYTES = 2**20
+_PIPE_BYTES = 2**20
 _MAX_REASON_BYTES = 4000
 _EBML = b"\x1a\x45\xdf\xa3"
 _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
@@ -41,6 +40,10 @@ _STILL_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 
 class BadVideo(Exception):  # noqa: N818 - as in errors.py; it never crosses the API by itself
     """The video, or the rest of it, can't be read; the message is written for the user."""
+
+
+class TooManyFrames(BadVideo):
+    """More frames are asked for than may be read; the message is written for the user."""
 
 
 class NoDecoder(Exception):  # noqa: N818
@@ -129,7 +132,7 @@ def iter_frames(
 
     Args:
         check: called several times a second; what it raises ends the decoding.
-        every: a video with more than ``count`` such frames raises BadVideo before the first.
+        every: a video with more than ``count`` such frames raises TooManyFrames before the first.
 
     Raises:
         BadVideo: after the frames before the damage, or before any.
@@ -146,6 +149,7 @@ def iter_frames(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         bufsize=0,
+        pipesize=_PIPE_BYTES,  # a frame in few steps
         start_new_session=True,  # Ctrl-C must not end it: the video would look damaged
     ) as process:
         try:
@@ -154,13 +158,14 @@ def iter_frames(
             process.kill()
 
 
-def _receive(read: Callable[[int], bytes], limits: VideoLimits) -> Iterator[TimedFrame]:
+def _receive(read: Callable[[int], bytearray], limits: VideoLimits) -> Iterator[TimedFrame]:
     while True:
         kind, number, width, height, time_s = HEADER.unpack(read(HEADER.size))
         if kind == DONE:
             return
-        if kind == FAILED:
-            raise BadVideo(read(min(width, _MAX_REASON_BYTES)).decode("utf-8", "replace"))
+        if kind in (FAILED, TOO_MANY):
+            reason = read(min(width, _MAX_REASON_BYTES)).decode("utf-8", "replace")
+            raise TooManyFrames(reason) if kind == TOO_MANY else BadVideo(reason)
         if kind != FRAME or width * height > limits.max_pixels or not width or not height:
             raise BadVideo(
                 f"a frame is {width} x {height} pixels; at most {limits.max_pixels} are allowed, scale it down"
@@ -175,19 +180,20 @@ def _receive(read: Callable[[int], bytes], limits: VideoLimits) -> Iterator[Time
 
 def _read(
     process: subprocess.Popen[bytes], limits: VideoLimits, check: Callable[[], None], deadline: float, size: int
-) -> bytes:
+) -> bytearray:
     assert process.stdout is not None
     pipe = process.stdout.fileno()
-    data = bytearray()
-    while len(data) < size:
+    data = bytearray(size)
+    rest = memoryview(data)
+    while rest:
         check()
         if time.monotonic() > deadline:
             raise BadVideo(f"decoding it took more than {limits.timeout_s:g} seconds; send a shorter or smaller one")
         if select.select([pipe], [], [], _POLL_S)[0]:
-            part = os.read(pipe, min(size - len(data), _READ_BYTES))
-            if not part:
+            got = process.stdout.readinto(rest)  # type: ignore[attr-defined]  # unbuffered
+            if not got:
                 code = process.wait()
                 end = f"crashed on it (signal {-code})" if code < 0 else f"gave it up (exit code {code})"
                 raise BadVideo(f"the decoder {end}")
-            data += part
-    return bytes(data)
+            rest = rest[got:]
+    return data

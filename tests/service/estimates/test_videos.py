@@ -12,6 +12,7 @@ import pytest
 from service.contract.media.videos import iter_frames
 from service.estimates.background.runner import AT_ONCE
 from tests.service.conftest import RESPOND_ASYNC
+from tests.support.media import zero_payload
 
 from .test_background import ended
 
@@ -121,6 +122,21 @@ async def test_what_is_no_video_is_refused(http, send, publish, consumer, proble
     assert list((data_root / "estimates").glob("[0-9a-f]*")) == []
 
 
+@pytest.mark.parametrize("form", ["native", "coco", "csv", "lines"])
+async def test_video_without_one_decodable_frame_is_refused_in_every_format(
+    http, send, publish, consumer, problem, video, form
+):
+    publish("dog")
+    files = {"video": ("dark.mp4", zero_payload(video(24)))}
+    fields = {} if form == "lines" else {"format": form}
+    headers = {"Accept": "application/jsonl"} if form == "lines" else {}
+    detail = problem(await send(files, headers=headers, **fields), 422, "bad_video")["detail"]
+    assert detail == "dark.mp4: not one of its 24 frames can be decoded; they are damaged"
+    if form != "lines":
+        found = await ended(http, (await send(files, **fields)).json()["id"])
+        assert (found["status"], found["error"]["detail"]) == ("failed", detail)
+
+
 @pytest.mark.parametrize("headers", [{}, RESPOND_ASYNC])
 async def test_full_disk_gets_507_and_leaves_nothing(send, publish, problem, film, headers, data_root, monkeypatch):
     def fail(*_):
@@ -136,8 +152,11 @@ async def test_full_disk_gets_507_and_leaves_nothing(send, publish, problem, fil
 async def test_too_many_frames_are_refused_with_what_to_do(serve, send, publish, consumer, problem, film):
     publish("dog")
     http = await serve(max_streamed_images=10)
-    document = problem(await send(film, client=http, headers={}), 422, "bad_video")
-    assert "24 frames" in document["detail"]
+    document = problem(await send(film, client=http, headers={}), 413, "too_many_images")
+    assert (
+        "24 of its 24 frames are asked for; at most 10 are read; send it for an estimate in the background"
+        in (document["detail"])
+    )
     assert (await send(film, client=http, headers={}, every="3")).status_code == 200
 
 
@@ -146,7 +165,8 @@ async def test_each_box_of_each_frame_counts(serve, http, send, publish, consume
     publish("dog")
     small = await serve(max_streamed_images=40)
     boxes = {"boxes": "[[[0, 0, 20, 20], [10, 5, 20, 20]]]"}
-    assert "at most 20" in problem(await send(film, client=small, headers={}, **boxes), 422, "bad_video")["detail"]
+    refused = await send(film, client=small, headers={}, **boxes)
+    assert "at most 20" in problem(refused, 413, "too_many_images")["detail"]
     assert len((await send(film, client=small, headers={}, every="2", **boxes)).json()["images"]) == 24
 
 
@@ -154,7 +174,7 @@ async def test_each_box_of_each_frame_counts_in_the_background(http, send, publi
     publish("dog")
     http.gateway.background._settings = http.gateway.settings.model_copy(update={"background_max_images": 40})
     found = await ended(http, (await send(film, boxes="[[[0, 0, 20, 20], [10, 5, 20, 20]]]")).json()["id"])
-    assert found["error"]["code"] == "bad_video"
+    assert found["error"]["code"] == "too_many_images"
     assert "at most 20" in found["error"]["detail"]
 
 

@@ -14,6 +14,7 @@ from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS
 from service.contract.jobs.store import JobStatus, NewJob
 from service.contract.media.fitting import fit_square
 from service.contract.media.pictures import open_picture
+from tests.support.media import zero_payload
 from worker.uploads.media_reader import TrainingSet
 
 
@@ -58,6 +59,15 @@ def test_pictures_that_cannot_be_read_are_counted_and_named(desk: SimpleNamespac
     assert [item["name"] for item in queued.metrics["skipped_files"]] == list(bad)
     assert all(item["reason"] for item in queued.metrics["skipped_files"])
     assert 'ppl_preparation_pictures_total{outcome="skipped"} 4.0' in desk.metrics.text()
+
+
+def test_video_without_one_decodable_frame_is_named(desk: SimpleNamespace, video) -> None:
+    job = desk.upload({"walk.mp4": video(12), "dark.mp4": zero_payload(video(24)), "run.mp4": video(12)})
+    desk.caretaker.prepare(job.id)
+    metrics = desk.jobs.get(job.id).metrics
+    assert (metrics["images"], metrics["clips"], metrics["skipped"]) == (24, 2, 1)
+    reason = "not one of its 24 frames can be decoded; they are damaged"
+    assert metrics["skipped_files"] == [{"name": "dark.mp4", "reason": reason}]
 
 
 def test_only_the_first_bad_pictures_are_named_but_all_counted(desk: SimpleNamespace) -> None:

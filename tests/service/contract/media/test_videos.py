@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,12 +25,14 @@ from service.contract.media.video_decoder import space_evenly
 from service.contract.media.videos import (
     BadVideo,
     NoDecoder,
+    TooManyFrames,
     VideoLimits,
     frame_name,
     is_video,
     is_video_name,
     iter_frames,
 )
+from tests.support.media import zero_payload
 
 RED = (255, 0, 0)
 MANY = 10_000
@@ -103,6 +106,67 @@ def test_every_frame_of_every_kind_comes_in_order_with_its_number(put, kind, cod
     assert {image.size for image in found.values()} == {(48, 32)}
     assert {image.mode for image in found.values()} == {"RGB"}
     assert_numbered(found)
+
+
+@pytest.mark.parametrize("kind", ["mp4", "avi", "mkv", "mov"])
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [("libx264", {"x264-params": "bframes=3:open-gop=1"}), ("mpeg4", {}), ("mpeg2video", {})],
+    ids=["h264", "mpeg4", "mpeg2"],
+)
+def test_frames_stored_in_another_order_than_shown_have_their_numbers_and_times(put, kind, codec, options):
+    path = put(kind=kind, codec=codec, frames=24, gop=12, b_frames=2, options=options)
+    found = list(iter_frames(path, MANY, every=1))
+    assert [frame.number for frame in found] == list(range(24))
+    assert [frame.time_s for frame in found] == pytest.approx([number / 25 for number in range(24)], abs=1e-3)
+    assert_numbered({frame.number: frame.image for frame in found})
+
+
+@pytest.mark.parametrize("kind", ["mkv", "webm"])
+def test_frames_that_share_a_time_are_all_read(put, kind):
+    """Matroska rounds times to milliseconds."""
+    found = list(iter_frames(put(kind=kind, frames=24, rate=2000, options={"b": "50M"}), MANY, every=1))
+    assert [frame.number for frame in found] == list(range(24))
+    assert [frame.time_s for frame in found] == pytest.approx([number / 2000 for number in range(24)], abs=6e-4)
+    assert_numbered({frame.number: frame.image for frame in found})
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "webm"])
+def test_segment_that_starts_late_is_whole_and_its_times_begin_at_0(put, video, kind):
+    whole = video(kind=kind, frames=80, start=250)
+    found = list(iter_frames(put(whole, kind), MANY, VideoLimits(max_duration_s=4), every=1))
+    assert len(found) == 80
+    assert found[79].time_s == pytest.approx(79 / 25, abs=1e-3)
+    _, problem = read(put(whole[: len(whole) // 2], kind))
+    assert "damaged" in problem or "ends early" in problem
+
+
+@pytest.mark.parametrize("limits", [VideoLimits(), VideoLimits(max_frames=5)], ids=["all", "key frames"])
+@pytest.mark.parametrize("kind", ["mp4", "mkv"])
+def test_video_without_one_decodable_frame_is_refused(put, video, kind, limits):
+    path = put(zero_payload(video(frames=24, kind=kind, gop=8)), kind)
+    found, problem = read(path, limits=limits)
+    assert not found
+    assert "not one of its 24 frames can be decoded" in problem or "has no key frames" in problem
+    with pytest.raises(BadVideo, match="not one of its 24 frames"):
+        next(iter_frames(path, MANY, every=6))
+
+
+def test_decoding_a_frame_starts_no_thread_and_keeps_no_memory(put, processes):
+    status = {}
+    for frame in iter_frames(put(frames=400, size=(320, 240)), MANY):
+        if frame.number in (20, 380):
+            text = Path(f"/proc/{processes[0].pid}/status").read_text()
+            status[frame.number] = {key: int(re.search(rf"{key}:\s+(\d+)", text)[1]) for key in ("Threads", "VmSize")}
+    assert status[380]["Threads"] == status[20]["Threads"] <= 4
+    assert status[380]["VmSize"] < status[20]["VmSize"] + 20_000  # kB; a frame has 230
+
+
+def test_more_frames_than_asked_for_are_refused_before_the_first(put):
+    path = put(frames=24)
+    with pytest.raises(TooManyFrames, match="12 of its 24 frames are asked for; at most 11"):
+        next(iter_frames(path, 11, every=2))
+    assert [frame.number for frame in iter_frames(path, 12, every=2)] == list(range(0, 24, 2))
 
 
 def test_frames_are_evenly_spaced_over_the_whole_video(put):
@@ -183,7 +247,7 @@ def test_video_beyond_a_limit_is_refused_with_the_reason(put, limits, reason):
 def test_frames_that_need_more_memory_than_allowed_do_not_get_it(put):
     path = put(frames=2, size=(4000, 3000), kind="mov")
     assert len(read(path)[0]) == 2
-    found, problem = read(path, limits=VideoLimits(memory_bytes=280 * 2**20))
+    found, problem = read(path, limits=VideoLimits(memory_bytes=190 * 2**20))
     assert not found
     assert problem
 
