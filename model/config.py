@@ -20,7 +20,7 @@ class SettingError(ValueError):
     """An unknown setting, or a value out of its range; the message says which.
 
     Attributes:
-        name: of the setting, as it was given.
+        name: the setting's name as received.
     """
 
     def __init__(self, name: str, message: str) -> None:

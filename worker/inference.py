@@ -183,7 +183,7 @@ class Keepalive(PeriodicThread):
 
 
 def make_task(engine: InferenceEngine, keepalive: Keepalive) -> Callable[[Task, dict[str, Any]], None]:
-    """Return the body of the Celery task: process a batch, and meanwhile keep its message."""
+    """Return the body of the Celery task: process a batch while Keepalive renews its message."""
 
     def estimate(task: Task, message: dict[str, Any]) -> None:
         keepalive.tag = (task.request.properties or {}).get("delivery_tag")

@@ -184,7 +184,7 @@ class JobTaker:
         """Work on a job if no other process does; return whether it was free.
 
         ``work`` does it and calls `HeldJob.check` often. Its exception decides what becomes of the job: Cancelled ends
-        it, those in ``_LEAVING`` leave it as it is, and any other error fails it.
+        it, those in ``_LEAVING`` leave it unchanged, and any other error fails it.
         """
         lease = self.jobs.acquire(job_id, self.holder)
         if lease is None:
@@ -194,7 +194,7 @@ class JobTaker:
             try:
                 self._work_to_end(held, work)
             except _LEAVING as error:
-                logger.warning("job=%s: left as it is: %s: %s", job_id, type(error).__name__, error)
+                logger.warning("job=%s: not changed: %s: %s", job_id, type(error).__name__, error)
         return True
 
     def _work_to_end(self, held: HeldJob, work: Callable[[HeldJob], None]) -> None:
@@ -213,7 +213,7 @@ class JobTaker:
             self._fail(held, explain_failure(error))
 
     def end(self, held: HeldJob, change: Change) -> None:
-        """Write a change that ends the job, count it and delete its files. Raises as `HeldJob.write`."""
+        """Write a change that ends the job, count it and delete its files. Raises the errors of `HeldJob.write`."""
         self.clean_up(held.write(change))
 
     def clean_up(self, record: JobRecord) -> None:

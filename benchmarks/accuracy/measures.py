@@ -33,7 +33,7 @@ def measure(predictor: Predictor, prior: PosePrior, pack: Pack) -> dict[str, Any
     """Take all measures that apply to a model and a set; a set without labels has none.
 
     Args:
-        prior: as the model's version has it; that of AutoLink is the mean of its poses.
+        prior: the prior of the model's version; AutoLink's is the mean of its poses.
 
     Returns:
         "scores": by the number of refinements of the held-out pictures, every protocol; the maps are fitted on

@@ -19,7 +19,7 @@ def plot_curves(members: Sequence[Group], title: str, file: Path) -> bool:
 
     Args:
         members: groups of one set; those without occlusion curves are left out.
-        title: of the picture.
+        title: title of the plot.
         file: the PNG to write.
 
     Returns:

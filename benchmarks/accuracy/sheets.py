@@ -57,7 +57,7 @@ def sheet(predictor: Predictor, version: Path, pack: Pack, count: int, refine_st
 
     Args:
         version: the folder of its prior.json and memory.json.
-        count: of test pictures, at most; 0 for a sheet that may be published.
+        count: largest number of test pictures; 0 for a sheet that may be published.
     """
     prior: dict[str, Any] = json.loads((version / "prior.json").read_text())
     memory: dict[str, Any] = json.loads((version / "memory.json").read_text())

@@ -38,8 +38,8 @@ class Way:
     """One way of sharing a machine.
 
     Attributes:
-        threads: of torch, in each process; 0 lets the worker's own rule choose.
-        processes: that share each batch.
+        threads: torch threads in each process; 0 for the worker's default.
+        processes: number of processes that share each batch.
     """
 
     threads: int

@@ -28,7 +28,7 @@ class Load:
     Attributes:
         seconds: duration of the load.
         answered: successful responses within that time.
-        latencies_s: of all successful responses.
+        latencies_s: latencies of the successful responses.
         failures: the number of each kind of failure.
         sent: all requests.
     """

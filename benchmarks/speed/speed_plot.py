@@ -15,7 +15,7 @@ def plot_ratios(results: Sequence[Result], file: Path) -> bool:
     """Each subject's ratio as a share of its bar; what reaches the line at 1 holds.
 
     Args:
-        results: of the subjects; those without a ratio or a bar are left out.
+        results: results by subject; those without a ratio or a bar are not drawn.
         file: the PNG to write.
 
     Returns:

@@ -37,11 +37,11 @@ class Stack:
     Unlike `ppl up` there is no training worker, and nothing is started again.
 
     Args:
-        folder: for data and logs.
+        folder: folder for data and logs.
         environment: PPL_… settings of all parts.
 
     Attributes:
-        urls: of the gateways.
+        urls: URLs of the gateways.
         ready_s: how long each part took to be ready, by its name: a gateway until it answers, a worker until its
             first heartbeat.
     """

@@ -65,7 +65,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Return the autocast context for the setting ``precision``: "fp32", "bf16", or "auto", bf16 where it is fast."""
+    """Return the autocast context for the setting ``precision``: "fp32", "bf16" or "auto" (bf16 if it is fast)."""
     bf16 = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 

@@ -52,7 +52,7 @@ def link_map(keypoints: Tensor, link_weights: Tensor, link_width: float, side: i
 
     Args:
         keypoints: (B, K, 2) in [-1, 1], float32 or float64.
-        link_weights: (L,), positive, of the same type.
+        link_weights: (L,), positive, same type as `keypoints`.
         link_width: sigma squared, in units of [-1, 1] squared.
         side: S, in pixels.
 

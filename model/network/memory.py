@@ -120,14 +120,14 @@ class HierarchicalMemory(BuiltModule):
 
         Args:
             tokens: (B, M, D).
-            codes: (B, M), of the same tokens.
-            decay: of both moving averages; 0.9 in the paper.
+            codes: (B, M), the codes of these tokens.
+            decay: decay rate of both moving averages; 0.9 in the paper.
             revive_after: steps without a hit after which a vector is replaced by a token of the batch.
-            generator: on the CPU; chooses these tokens.
+            generator: CPU generator that chooses these tokens.
             group: tokens and codes are this process's share of its batch; the codebook stays the same in each process.
 
         Returns:
-            The number of vectors revived, (). Nothing here waits for a GPU: what happens is decided on the device.
+            The number of revived vectors, a tensor () on the device, so that the CPU does not wait for the GPU.
         """
         batch = group.gather(tokens)
         order = torch.rand(len(self.hits), len(batch), generator=generator).argsort(dim=1).to(batch.device)
@@ -197,7 +197,7 @@ def recall_all(memory: HierarchicalMemory, poses: Iterable[Tensor]) -> tuple[Ten
 def surprise_scale(distances: Tensor) -> float | None:
     """Return the distance that counts as 1, from those of the training pictures (N,).
 
-    None where it is not a positive number: training never moved, or the memory reproduces every pose exactly.
+    None if it is not a positive number: training never moved, or the memory reproduces every pose exactly.
     """
     scale = float(torch.quantile(distances.double(), PERCENTILE / 100))
     return scale if 0 < scale < float("inf") else None

@@ -73,8 +73,8 @@ class KeypointRegressor(BuiltModule):
 
         Args:
             image: (B, 3, S, S) in [-1, 1].
-            keypoint_prior: (K, 2) in [-1, 1], detached or not as the caller decides; None for AutoLink.
-            activations: those of ``features`` for these images, where the caller has them already.
+            keypoint_prior: (K, 2) in [-1, 1]; None for AutoLink. Gradients pass into it unless it is detached.
+            activations: output of ``features`` for these images; computed unless given.
         """
         if self.features is not None and not activations:
             with torch.no_grad():
@@ -282,7 +282,7 @@ class PosePriorLearner(nn.Module):
             image: (B, 3, S, S) in [-1, 1].
             reference: (B, 3, S, S), another frame of the clip, or the image masked.
             link_width: sigma squared at this step; the final one unless given.
-            activations: those of the regressor's ``features`` for these images, where the caller has them already.
+            activations: output of the regressor's ``features`` for these images; computed unless given.
         """
         keypoint_prior = self.keypoint_prior()
         keypoints = self.regressor(image, keypoint_prior, activations).keypoints

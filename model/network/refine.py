@@ -16,9 +16,9 @@ def fill_in(model: PosePriorLearner, image: Tensor, keypoints: Tensor, link_widt
     """Reconstruct images with the prototypes of their poses drawn in: (B, 3, S, S) in [-1, 1].
 
     Args:
-        model: with a memory.
+        model: a model with a memory.
         image: (B, 3, S, S) in [-1, 1], occluded or not.
-        keypoints: (B, K, 2) in [-1, 1], as found so far.
+        keypoints: (B, K, 2) in [-1, 1], before this step.
         link_width: sigma squared of the links; the final one unless given.
     """
     assert model.memory is not None

@@ -45,7 +45,7 @@ class LandmarkFit:
 
     Attributes:
         maps: (J, 2K + 1, 2), for :func:`model.scoring.linear_maps.apply_maps`.
-        strength: of the ridge, one for all landmarks.
+        strength: ridge penalty, the same for all landmarks.
         distances: (N, J), the error of each picture by maps fitted, and a strength chosen, without its fold; NaN if
             the landmark is not visible there, or in too few of the other pictures.
         constant: (N, J), the same for guessing the mean place.

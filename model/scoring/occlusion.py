@@ -95,7 +95,7 @@ def occlusion_row(
         trajectory: keypoints (N, T + 1, K, 2) in [0, 1], the first unrefined.
         labels: (N, J, 2) in [0, 1].
         visibility: (N, J), non-zero where a label counts, also where a patch hides it.
-        maps: of :func:`model.scoring.linear_maps.fit_maps`, fitted on clean training pictures without refinement.
+        maps: from :func:`model.scoring.linear_maps.fit_maps`, fitted on clean training pictures without refinement.
 
     Returns:
         "kind", "level", "errors" at iterations 0 to T, in percent of the side, over all visible labels;

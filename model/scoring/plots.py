@@ -19,7 +19,7 @@ class PlotsUnavailableError(ImportError):
 
 
 def plot_occlusion(rows: Sequence[dict[str, Any]], path: Path, title: str = "") -> None:
-    """Write the plot of an occlusion table as a PNG. Raises as :func:`occlusion_figure`."""
+    """Write the plot of an occlusion table as a PNG. Raises the errors of :func:`occlusion_figure`."""
     occlusion_figure(rows, title).savefig(path, format="png")
 
 

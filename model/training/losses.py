@@ -119,11 +119,11 @@ def hidden_part_losses(
     pictures.
 
     Args:
-        model: with a memory, in training mode.
+        model: a model with a memory, in training mode.
         image: (B, 3, S, S) in [-1, 1], this process's share; shares may differ by one picture, and one may be empty.
         keypoints: (B, K, 2), found in the whole pictures.
         link_width: sigma squared at this step.
-        generator: on the CPU; chooses what is hidden.
+        generator: CPU generator that chooses the hidden patches.
         group: the processes that share the pictures.
         total: number of the group's pictures; B for one process.
 

@@ -245,7 +245,7 @@ class Trainer:
         """Continue from a directory's checkpoint; return False if it has none.
 
         Raises:
-            CheckpointError: it is damaged, or of other settings; the trainer stays as it is.
+            CheckpointError: it is damaged, or from other settings; the trainer is unchanged.
         """
         path = directory / CHECKPOINT_FILE
         if not path.exists():

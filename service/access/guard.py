@@ -120,7 +120,7 @@ class Guard:
         await self._app(scope, receive, send)
 
     def _needed_scope(self, scope: Scope) -> KeyScope | None:
-        """Return the scope that a request needs here, where the operator may have closed health and metrics."""
+        """Return the scope that a request needs; the settings may close health and metrics."""
         path, settings = scope["path"], self._settings
         is_closed = (path == METRICS_PATH and not settings.open_metrics) or (
             path in HEALTH_PATHS and not (settings.open_health or _is_loopback(_client(scope)))
@@ -152,7 +152,7 @@ class Guard:
         return name == "localhost" or name.endswith(".localhost") or name in self._settings.hosts_allowed
 
     def _admit(self, scope: Scope, needed: KeyScope) -> ApiKey | None:
-        """Count a request to its key, or to its address where it has no valid one, and check the key's scope."""
+        """Count a request to its key, or to its address without a valid one, and check the key's scope."""
         address = f"address {_client(scope)}"
         try:
             key = self._find_key(Headers(scope=scope)) if self._keys else None
@@ -194,7 +194,7 @@ def _client(scope: Scope) -> str:
 
 
 def _host_name(address: str) -> str:
-    """Return the host of a URL in lower case, empty where it has none."""
+    """Return the host of a URL in lower case, empty if it has none."""
     try:
         return urlsplit(address).hostname or ""
     except ValueError:

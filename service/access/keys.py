@@ -113,7 +113,7 @@ class KeyStore:
         return key
 
     def find(self, text: str) -> ApiKey | None:
-        """Return the key with this text; None where it is unknown or revoked. Compares in constant time."""
+        """Return the key with this text; None if it is unknown or revoked. Compares in constant time."""
         match = _KEY.fullmatch(text)
         key = self._get(match[1]) if match else None
         # takes the same time for an unknown id

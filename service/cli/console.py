@@ -95,7 +95,7 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]], if_emp
     """Print a table without lines, or a message if it has no rows.
 
     Args:
-        columns: those of numbers are aligned to the right.
+        columns: column titles; columns of numbers are right-aligned.
         rows: cells; None is empty, and only rich's Text is styled.
     """
     table = Table(box=None, pad_edge=False)

@@ -20,8 +20,8 @@ def verify_webhook(headers: Mapping[str, str], body: bytes | str, secret: str) -
     """Return a webhook's content if its signature is right and its time within five minutes of now.
 
     Args:
-        headers: of the request, including ``webhook-id``, ``webhook-timestamp`` and ``webhook-signature``.
-        body: as received, not parsed.
+        headers: the request's headers, including ``webhook-id``, ``webhook-timestamp`` and ``webhook-signature``.
+        body: the body as received, not parsed.
         secret: ``whsec_…``, as GET /webhooks/secret and ``ppl webhooks secret`` return it.
 
     Raises:

@@ -16,7 +16,7 @@ class PPLError(Exception):
 
     Args:
         detail: one sentence for the client; the title if empty.
-        retry_after_s: for the header Retry-After.
+        retry_after_s: value of the header Retry-After.
         extra: further members of the problem document, plain JSON values.
     """
 
@@ -294,7 +294,7 @@ class StoreCorrupt(ServerFault, code="store_corrupt"):
 
 
 class UnreadableJob(StoreCorrupt):
-    """A job's record is damaged or of a later release; the job is left as it is."""
+    """A job's record is damaged or of a later release; the job is not changed."""
 
 
 class JobFailed(PPLError, code="internal"):

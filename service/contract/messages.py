@@ -62,7 +62,7 @@ class BatchReply(BaseModel):
         link_map: (N, S, S) uint8, if requested.
         surprises: (N,) float32 >= 0; None if the version has no scale, or from an older worker.
         codes: (N, M) uint16, if requested; None from an older worker.
-        timing_ms: of the worker: "load" (of the version, 0 if resident), "model", "total".
+        timing_ms: the worker's times: "load" (loading the version, 0 if resident), "model", "total".
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)

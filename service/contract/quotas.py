@@ -19,8 +19,8 @@ class JobLimits:
     """Limits on the unfinished jobs when another is created; 0 for no limit.
 
     Attributes:
-        total: of all owners.
-        per_owner: of one API key.
+        total: limit for all owners together.
+        per_owner: limit for one API key.
     """
 
     total: int = 0
@@ -65,7 +65,7 @@ class PendingEstimate:
 
     Attributes:
         owner: id of the API key that sent it, if any.
-        size_bytes: of its files, as far as they were received.
+        size_bytes: size of the files received so far.
     """
 
     owner: str | None

@@ -105,7 +105,7 @@ def time_ordered_id(digits: int) -> str:
     precision (RFC 9562, 6.2, method 3); the rest is random. If the clock stops or goes back, the time counts on.
 
     Args:
-        digits: at least 22, of which 7 are random.
+        digits: number of digits, at least 22; all after the first 15 are random.
     """
     global _last_ticks
     with _ticks_lock:

@@ -71,7 +71,7 @@ class Ticket:
 
     Attributes:
         deadline: unix time.
-        poses: by index of the square.
+        poses: the poses by index of the square.
         model_ms: the model's time on all batches that held a square.
     """
 

@@ -88,7 +88,7 @@ def prior_picture(prior: dict[str, Any], side: int) -> Image.Image:
 
     Args:
         prior: a version's prior.json.
-        side: of the square picture in pixels.
+        side: side of the square picture in pixels.
     """
     keypoints = np.asarray(prior["keypoint_prior"], np.float32)
     values = render_link_map(keypoints, prior["links"], float(prior["link_width"]), min(side, _MAX_RENDERED_PX))

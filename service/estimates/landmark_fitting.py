@@ -44,7 +44,8 @@ class LandmarkRequest:
         """Read and parse the form.
 
         Raises:
-            BadField, BadBoxes, BadLandmarks, BadLabels, NoImages, TooManyImages, and as :func:`read_form_within`.
+            BadField, BadBoxes, BadLandmarks, BadLabels, NoImages, TooManyImages, and the errors of
+            :func:`read_form_within`.
         """
         limit = settings.landmarks_max_images
         too_many = f"more than {limit} pictures; a request may have {limit}"

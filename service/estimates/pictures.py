@@ -111,11 +111,11 @@ class FittedBox:
     """One box of a picture as the model sees it.
 
     Attributes:
-        index: of the picture in the request.
+        index: the picture's index in the request.
         width, height: of the picture in pixels.
         square: (S, S, 3).
         frame: where the square lies on the picture.
-        number: of the box, if the picture has a list of boxes.
+        number: the box's index, if the picture has a list of boxes.
     """
 
     index: int

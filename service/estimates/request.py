@@ -33,12 +33,12 @@ class UploadedFiles:
 
     Args:
         in_thread: runs a blocking function.
-        max_picture_bytes: of one picture; a video has the limit of the body.
+        max_picture_bytes: size limit of one picture; a video has the limit of the body.
         on_growth: called with the bytes received before each write; its errors end the request.
 
     Attributes:
-        size_bytes: received so far.
-        kept: whether :meth:`aclose` leaves them.
+        size_bytes: number of bytes received so far.
+        kept: whether :meth:`aclose` keeps them.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ async def read_estimate(request: Request, max_images: int, files: UploadedFiles,
         files: receives a video, and with `keep_images` the pictures.
 
     Raises:
-        TooManyImages, BadField, and as :func:`read_form_within`.
+        TooManyImages, BadField, and the errors of :func:`read_form_within`.
     """
     too_many = f"more than {max_images} pictures; a request may have {max_images}, send several requests"
     sink_of = files.sink_of if keep_images else None
@@ -125,7 +125,7 @@ async def read_form_within(limit_s: float | None, request: Request, fields: Mapp
     """Read a form within the time that it may take to arrive, so that a slow client does not hold its place.
 
     Raises:
-        SlowBody, and as :func:`~service.http.multipart.read_form`.
+        SlowBody, and the errors of :func:`~service.http.multipart.read_form`.
     """
     try:
         async with asyncio.timeout(limit_s):
@@ -141,7 +141,7 @@ class Query:
     Attributes:
         version: None for the active one.
         names: file names of the pictures; empty if not sent.
-        boxes: of each picture.
+        boxes: boxes of each picture.
         landmarks: name of a set of landmarks to add.
         every: if the one file is a video, take the first frame and every n-th after it; 0 for pictures.
     """
@@ -164,8 +164,8 @@ class Query:
 
         Args:
             names: file names of the pictures, or of the one video, whose boxes are those of every frame.
-            max_poses: of the request, or of a frame.
-            max_boxes: of one picture.
+            max_poses: largest number of poses of the request, or of a frame.
+            max_boxes: largest number of boxes of one picture.
 
         Raises:
             BadField, BadBoxes, NoImages, TooManyImages.

@@ -38,11 +38,11 @@ class EstimateRecord(BaseModel):
     """An estimate in the background with its request.
 
     Attributes:
-        shown: what the API shows.
-        fields: of the form, as sent.
+        shown: the document that the API returns.
+        fields: the form's fields as sent.
         names: file names of the pictures.
         video: whether the one file is a video.
-        size_bytes: of the files.
+        size_bytes: size of the files.
     """
 
     shown: BackgroundEstimate

@@ -42,7 +42,7 @@ IfMatch = Annotated[
 
 
 def media_type(headers: Mapping[str, str]) -> str:
-    """Return the media type of a body in lower case, without parameters; empty where it has none."""
+    """Return the media type of a body in lower case, without parameters; empty if it has none."""
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
@@ -109,7 +109,7 @@ def precondition(if_match: str | None, what: str, *, required: bool = True) -> C
 
 
 def idempotency_key(request: Request) -> str | None:
-    """Return the key of a request; None where it has none.
+    """Return the key of a request; None if it has none.
 
     Raises:
         BadField: several keys, or not 1 to MAX_KEY_LENGTH visible ASCII characters.

@@ -45,9 +45,9 @@ class FileField:
     Attributes:
         max_files: more raise `too_many`, a BadField unless given.
         sink: takes the bytes as they arrive, instead of keeping them in memory.
-        max_bytes: limit on one file; None where the limit on the body is enough.
+        max_bytes: limit on one file; None if the limit on the body is enough.
         or_text: whether the content may also come as plain text, as a file without a name.
-        sink_of: returns the sink of each file, where several may come; they arrive one after the other.
+        sink_of: returns the sink of each file if several may come; they arrive one after the other.
     """
 
     max_files: int = 1
@@ -284,7 +284,7 @@ class UploadFolder:
         await self._in_thread(sync_all)
 
     def keep(self) -> None:
-        """Leave the files where they are."""
+        """Do not delete the files when the request ends."""
         self._kept = True
 
 

@@ -185,7 +185,7 @@ def add_request_ids(app: FastAPI) -> None:
 
 
 def body_bytes(scope: Scope) -> int:
-    """Return the declared length of a request's body, or the limit on it where none is declared."""
+    """Return the declared length of a request's body, or the limit on it if none is declared."""
     return int(scope[_BODY_BYTES])
 
 

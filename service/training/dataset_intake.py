@@ -39,7 +39,7 @@ async def accept_dataset(parts: TrainingParts, request: Request) -> tuple[Datase
     """Store the dataset of a request.
 
     Returns:
-        The dataset, and whether it is new. One that is there already stays as it is, its name too.
+        The dataset, and whether it is new. An existing dataset is not changed; it keeps its name.
 
     Raises:
         BadArchive, UnsafeArchive, EncryptedArchive, ArchiveTooLarge, EmptyArchive, BadSetting: from check_archive.
@@ -146,11 +146,11 @@ class ZipPacker:
     """A zip of files in the order in which they arrive. The same files in the same order give the same bytes.
 
     Args:
-        path: of the zip; its folder must exist.
+        path: path of the zip; its folder must exist.
         max_bytes: limit for all files together.
 
     Attributes:
-        names: of the files in the zip.
+        names: names of the files in the zip.
     """
 
     def __init__(self, path: Path, in_thread: InThread, max_bytes: int) -> None:

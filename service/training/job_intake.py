@@ -71,7 +71,7 @@ class JobUpload(UploadFolder):
 async def accept_training(parts: TrainingParts, request: Request, read: Read) -> tuple[Job, bool]:
     """Create a job from a request, or find the job of an earlier request with the same Idempotency-Key.
 
-    A repeated request is recognised by what it says alone: what it names may have been deleted since.
+    A repeated request is recognised by its own content: the versions and datasets that it names may be deleted.
 
     Args:
         read: read_json or read_upload.

@@ -117,12 +117,12 @@ class TrainingRequest:
     Attributes:
         activate: whether the new version becomes the category's active one.
         webhook_url: not checked yet.
-        settings: of the model, as sent.
+        settings: the model's settings as sent.
         plan: the complete settings; None if they depend on a version that the request names.
-        folder: of pictures, below the data root; None with an archive or a dataset.
+        folder: folder of pictures below the data root; None with an archive or a dataset.
         labels: path of a file below the data root, if named.
         dataset: id of the dataset to train on, if named.
-        prior: to start from, if it was sent; prior_from is the version whose prior to start from, if named.
+        prior: the prior to start from, if sent; prior_from is the version whose prior to start from, if named.
         continue_from: the version to continue from, if named.
     """
 
@@ -187,10 +187,10 @@ class TrainingRequest:
         return {**sent, "settings": settings}
 
     def resolve(self, store: VersionStore) -> TrainingPlan:
-        """Return the complete settings, with the versions that the request names as they are now. Blocking.
+        """Return the complete settings; look up the versions that the request names. Blocking.
 
         Raises:
-            BadField, BadSetting, BadPrior, StoreCorrupt: from TrainingPlan.make and TrainingPlan.continue_from.
+            BadField, BadSetting, BadPrior, StoreCorrupt: see TrainingPlan.make and TrainingPlan.continue_from.
             UnknownCategory, UnknownVersion, BadCategoryName, BadVersionName.
         """
         if self.plan is not None:
@@ -274,7 +274,7 @@ async def read_upload(
 
 
 def _load_prior(reference: Any, store: VersionStore) -> PriorValues:
-    """Load the prior of CATEGORY or CATEGORY@VERSION. Raises as TrainingRequest.resolve."""
+    """Load the prior of CATEGORY or CATEGORY@VERSION. Raises the errors of TrainingRequest.resolve."""
     if not isinstance(reference, str):
         raise BadField("prior_from", "prior_from is not text; send CATEGORY or CATEGORY@VERSION")
     category, at, version = reference.partition("@")

@@ -34,9 +34,9 @@ class Version:
     """The parts of a version that an estimate needs.
 
     Attributes:
-        side: of the model's square, in pixels.
-        links: of the prior, the strongest first; links_json is their JSON.
-        keypoint_names: keypoint_0, keypoint_1, … if they were not named; names is None then.
+        side: side of the model's square in pixels.
+        links: the prior's links, the strongest first; links_json is their JSON.
+        keypoint_names: the given names, else keypoint_0, keypoint_1, …; names is None without given names.
     """
 
     category: str
@@ -94,7 +94,7 @@ class Versions:
         return prior_document(category, name, prior, info, config, self.additions.names(category, name))
 
     def history(self, category: str, name: str | None = None) -> dict[str, Any]:
-        """Return the snapshots of a prior during training. Raises NoHistory as well."""
+        """Return the snapshots of a prior during training. Raises NoHistory and those of `VersionStore.resolve`."""
         name = self.store.resolve(category, name)
         history = self.store.history(category, name)
         return {"category": category, "version": name, "snapshots": _member(history, "snapshots")}

@@ -230,7 +230,7 @@ class AliasPage(Page[AliasEntry]):
 
 
 class AliasTarget(BaseModel):
-    """The version that an alias shall point to."""
+    """The new version of an alias."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": "20261123T064501-1f3a9c"}]})
 

@@ -52,7 +52,7 @@ def rank_instructions(job_id: str, config: PPLConfig, settings: WorkerSettings) 
 class MultiprocessTrainer(Trainer):
     """A trainer whose steps are taken by several processes, which start from the job's checkpoint if it exists.
 
-    ``instructions`` are those of `rank_instructions`; ``check`` raises if the work must end, as `HeldJob.check`.
+    ``instructions`` come from `rank_instructions`; ``check`` raises if the work must end, like `HeldJob.check`.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class RankProcesses:
     """The processes of one run: started when the block begins, killed when it ends.
 
     Args:
-        instructions: of `rank_instructions`, with "meeting", torch.distributed's init_method.
+        instructions: from `rank_instructions`, with "meeting", torch.distributed's init_method.
         check: called twice a second while waiting. Its exceptions end the wait, except Stopping: the current step is
             finished first, so that it can be saved.
     """
@@ -136,7 +136,7 @@ class RankProcesses:
             pipe.flush()
 
     def receive(self, member: str) -> dict[str, Any]:
-        """Return the next report of rank 0, which must have a member of this name. Raises as `MultiprocessTrainer`."""
+        """Return the next report of rank 0, which must contain `member`. Raises the errors of `MultiprocessTrainer`."""
         while True:
             try:
                 rank, message = self._reports.get(timeout=_CHECK_EVERY_S)

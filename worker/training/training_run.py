@@ -41,8 +41,8 @@ def find_late_step(config: PPLConfig) -> int | None:
 class SpeedMeter:
     """Speed over the last seconds of wall time, including checkpoints.
 
-    The first step is left out, because it also builds caches and threads. Steps are slower from ``late_from`` on; by
-    how much, ``earlier`` tells, the pace of an earlier run of the same settings.
+    The first step is left out, because it also builds caches and threads. Steps are slower from ``late_from`` on;
+    ``earlier``, the pace of an earlier run with the same settings, gives by how much.
     """
 
     def __init__(self, late_from: int | None = None, earlier: Pace | None = None, window_s: float = 30.0) -> None:
@@ -218,7 +218,7 @@ class TrainingRun:
             raise
 
     def report_evaluation(self, done: float) -> None:
-        """Report the fraction of the labelled pictures that is evaluated. Raises as `HeldJob.check`."""
+        """Report the fraction of the labelled pictures that is evaluated. Raises the errors of `HeldJob.check`."""
         if self._evaluating_since is None:
             self._evaluating_since = time.monotonic()
         spent_s = time.monotonic() - self._evaluating_since

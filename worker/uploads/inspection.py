@@ -77,7 +77,7 @@ class Inspection:
         self._sheet = ContactSheet()
 
     def run(self) -> Iterator[None]:
-        """Inspect every file, then the labels; yield after every file. Raises as `Preparer.prepare`."""
+        """Inspect every file, then the labels; yield after every file. Raises the errors of `Preparer.prepare`."""
         why = "not named as a picture or a video"
         for name, media in iter_media(self._archive, self._limits, lambda other: self._counts.skip(other.name, why)):
             self._check()

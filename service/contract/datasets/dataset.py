@@ -115,9 +115,9 @@ class DatasetRecord(BaseModel):
         name: given by its owner, or the file's.
         digest: "sha256:" and the hash of the archive.
         mode: how training uses it unless a job sets another mode.
-        size_bytes: of the archive and the labels.
+        size_bytes: size of the archive and the labels.
         pictures, videos: number of files with such suffixes.
-        file_name: of the upload; frames of an uploaded video are named after it.
+        file_name: the upload's file name; frames of an uploaded video are named after it.
         labels: whether it has labels.
     """
 

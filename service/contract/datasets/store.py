@@ -143,8 +143,8 @@ class DatasetFiles:
         An existing dataset whose inspection failed is inspected again. Raises DatasetsFull.
 
         Args:
-            staged: on the data root's disk; left as it is if the dataset exists.
-            max_bytes: of all datasets.
+            staged: folder on the data root's disk; stays unchanged if the dataset exists.
+            max_bytes: limit for all datasets together.
         """
         final = self.folder(record.id)
         self.root.mkdir(parents=True, exist_ok=True)

@@ -152,11 +152,11 @@ class Job(BaseModel):
         settings: every setting of the model, and "preset".
         activate: whether its version becomes the active one when it succeeds.
         dataset: None if its pictures were uploaded with the job.
-        queue_position: among the waiting jobs, 1 for the next; None if it does not wait.
+        queue_position: position among the waiting jobs, 1 for the next; None if it does not wait.
         continued_from: the version whose weights its training starts from, if any.
         webhook: the delivery of its end, if requested.
         created_by: id of the API key that created it; None on a server without keys.
-        evaluation: of a successful job with labels: the errors by protocol, the number of pictures they were measured
+        evaluation: errors of a successful job with labels by protocol, the number of pictures they were measured
             on, and how these were split.
     """
 
@@ -226,7 +226,7 @@ class NamedRequest:
 
     Attributes:
         name: the key.
-        fingerprint: of everything the request asks for; without spaces.
+        fingerprint: hash of everything the request asks for; without spaces.
         ttl_s: how long the key is remembered.
     """
 

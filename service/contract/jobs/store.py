@@ -262,7 +262,7 @@ class JobStore:
         return self.update(job_id, JobRecord.resume).job
 
     def pause_requested(self, job_id: str) -> bool:
-        """Return whether the worker that trains the job must stop: it shall pause or is paused. Raises UnknownJob."""
+        """Return whether a pause is requested or done, so that the job's worker must stop. Raises UnknownJob."""
         record = self.record(job_id)
         status = record.job.status
         return status is JobStatus.PAUSED or (record.pause_wanted and status is JobStatus.RUNNING)

@@ -115,7 +115,7 @@ class Member:
         return data
 
     def copy(self, to: Path) -> None:
-        """Copy it to a file in small pieces. Raises as :meth:`read`, and OSError if the disk is full."""
+        """Copy it to a file in small pieces. Raises the errors of :meth:`read`, and OSError if the disk is full."""
         copied = 0
         with self.open() as file, to.open("wb") as out:
             while copied < self.size and (part := file.read(min(_COPY_BYTES, self.size - copied))):

@@ -70,7 +70,7 @@ def fit_square(picture: Picture | Image.Image, side: int, box: Box | None = None
 
     Args:
         picture: RGB; one reduced as :func:`reduction_for_boxes` allows gives the same square up to rounding.
-        side: S, of the square in pixels.
+        side: S, side of the square in pixels.
         box: in edge coordinates; the whole picture unless given.
 
     Returns:

@@ -10,7 +10,7 @@ from contextlib import suppress
 _UTF8 = 0x800  # flag: the name is in UTF-8
 _UNICODE_NAME = 0x7075  # Info-ZIP's field with the name in UTF-8 and the checksum of the plain one
 
-# for names that match nothing: which code page was used cannot be told from them
+# for names that match nothing: they do not say which code page was used
 HINT = (
     "names beyond ASCII in a zip are read as UTF-8, else as Windows' code page 437; if they are garbled, pack the "
     "files again with UTF-8 names (7-Zip: -mcu=on)"

@@ -68,7 +68,7 @@ class Additions:
         """Name a version's keypoints. Raises UnknownCategory, UnknownVersion.
 
         Args:
-            names: as :func:`check_names` gave them.
+            names: names from :func:`check_names`.
             check: called with the current names, None without any; an error from it cancels the change.
         """
         path = self.names_path(category, version)

@@ -18,7 +18,7 @@ Weights = tuple[float, float]
 
 
 def check_set_name(name: str) -> str:
-    """Return a valid name of a set of landmarks. Raises BadLandmarks for others, such as paths."""
+    """Return the name of a set of landmarks if it is valid. Raises BadLandmarks, also for paths."""
     if not _NAME.fullmatch(name):
         raise BadLandmarks(
             f"landmarks {name[:80]!r} must start with a letter a-z or a digit and hold only a-z, 0-9, - and _, "

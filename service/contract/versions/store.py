@@ -50,7 +50,7 @@ is_version = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}").fullmatch
 
 
 def check_alias(name: str) -> str:
-    """Return a valid alias. Raises BadAliasName for others, such as paths."""
+    """Return the alias if its name is valid. Raises BadAliasName, also for paths."""
     if not is_alias(name):
         raise BadAliasName(f"alias {name[:80]!r} must start with a letter a-z and {_NAME_RULE}")
     return name
@@ -107,14 +107,14 @@ class Aliases:
 
 
 def check_category(name: str) -> str:
-    """Return a valid category name. Raises BadCategoryName for others, such as paths."""
+    """Return the category if its name is valid. Raises BadCategoryName, also for paths."""
     if not is_category(name):
         raise BadCategoryName(f"category {name[:80]!r} must start with a letter a-z or a digit and {_NAME_RULE}")
     return name
 
 
 def check_version(name: str) -> str:
-    """Return a valid version name. Raises BadVersionName for others, such as paths."""
+    """Return the version name if it is valid. Raises BadVersionName, also for paths."""
     if not is_version(name):
         raise BadVersionName(f"{name[:80]!r} is not a valid version name; GET /priors lists them")
     return name
@@ -207,7 +207,7 @@ class VersionStore:
     config = partialmethod(_read, name="config.json")  # every setting of the model
 
     def history(self, category: str, version: str) -> dict[str, Any]:
-        """Read history.json: snapshots of the prior during training. Raises NoHistory, and as :meth:`resolve`."""
+        """Read history.json: snapshots of the prior during training. Raises NoHistory and those of :meth:`resolve`."""
         self.resolve(category, version)
         try:
             return read_json(self.path(category, version) / "history.json")
@@ -301,7 +301,7 @@ class VersionStore:
         """Return inode and ctime of a version's folder; they differ if it was deleted and re-created.
 
         Args:
-            folder: of the version, if known already.
+            folder: the version's folder, if already known.
 
         Raises:
             BadCategoryName, BadVersionName, UnknownCategory, UnknownVersion.
