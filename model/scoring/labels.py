@@ -21,7 +21,10 @@ MAX_KEYPOINTS = 512
 MAX_VALUES = 20_000_000  # pictures x keypoints
 MAX_PICTURES = 1_000_000
 MAX_SIDE_PX = 1_000_000
-_MAX_OUTSIDE = 1.0  # how far outside of the square a label may lie, in sides of the square
+_MAX_OUTSIDE = 1.0  # how far outside of the picture a label may lie, in longer sides of the picture
+_SLACK = 0.02  # up to this it counts as inside
+_MAX_OUTSIDE_SHARE = 0.2  # of the labels; more are of pictures of another size or orientation
+_FEW_OUTSIDE = 4  # say nothing
 _NAMES_IN_MESSAGE = 3
 
 
@@ -39,7 +42,7 @@ class Labels:
             model's square if ``in_square``. 0 where not visible.
         visibility: uint8 (N, J), 1 where the label counts.
         split: N times "train" or "test"; None if the file has no split.
-        sizes: (N, 2) width and height of the pictures in pixels; None if the file has no sizes.
+        sizes: (N, 2) width and height of the pictures in pixels, zeros where unknown; None if the file has no sizes.
         edges: pairs of keypoints, the true skeleton; may be empty.
     """
 
@@ -106,35 +109,74 @@ class Labels:
             )
         return matched
 
-    def to_square(self, sizes: Mapping[str, tuple[int, int]] | None = None) -> Labels:
-        """Return the labels in [0, 1] of the model's square.
+    def with_sizes(self, sizes: NDArray[np.int64]) -> Labels:
+        """Return the labels with the sizes of the pictures that came (N, 2), zeros where these did not come.
 
-        ``sizes``, width and height in pixels by the labels' names, override the file's. Raises LabelsError if the size
-        of a picture is unknown, or a label lies far outside of its picture.
+        Raises LabelsError if the size of a picture is unknown or differs from the labels', or labels lie outside.
         """
-        if self.in_square:
-            return self
-        known = sizes or {}
-        unknown = [name for name in self.names if name not in known] if self.sizes is None else []
+        given = np.zeros_like(sizes) if self.sizes is None else self.sizes
+        both = (given > 0).all(1) & (sizes > 0).all(1)
+        for row in np.flatnonzero(both & (given != sizes).any(1)):
+            self._refuse_size(int(row), *given[row].tolist(), *sizes[row].tolist())
+        final = np.where(sizes > 0, sizes, given)
+        unknown = [] if self.in_square else [self.names[row] for row in np.flatnonzero((final <= 0).any(1))]
         if unknown:
             raise LabelsError(
                 f"the size of {len(unknown)} labelled pictures is unknown ({_list_names(unknown)}); "
                 "expected columns width and height, or the pictures themselves"
             )
-        final = np.zeros((len(self), 2), dtype=np.int64) if self.sizes is None else self.sizes.copy()
-        for row, name in enumerate(self.names):
-            final[row] = known.get(name, final[row])
-        square = to_square(self.keypoints, final[:, None, 0], final[:, None, 1])
-        square[self.visibility == 0] = 0
-        far = np.argwhere((np.abs(square - 0.5) > 0.5 + _MAX_OUTSIDE).any(-1))
-        if len(far):
-            row, joint = far[0]
-            x, y = self.keypoints[row, joint]
-            raise LabelsError(
-                f"'{self.keypoint_names[joint]}' of '{self.names[row]}' is at ({x:g}, {y:g}), far outside of the "
-                f"picture, which has {final[row, 0]} x {final[row, 1]} pixels"
+        labels = replace(self, sizes=final)
+        if not self.in_square:
+            labels._check_inside()
+        return labels
+
+    def _refuse_size(self, row: int, width: int, height: int, came_width: int, came_height: int) -> None:
+        turned = (width, height) == (came_height, came_width)
+        raise LabelsError(
+            f"by the labels '{self.names[row][:80]}' has {width} x {height} pixels, and the picture that came has "
+            f"{came_width} x {came_height}"
+            + (
+                " as it is shown: label pictures with their EXIF orientation applied, or turn the labels"
+                if turned
+                else "; send the pictures that were labelled, or scale the labels"
             )
-        return replace(self, keypoints=square, sizes=final, in_square=True)
+        )
+
+    def _check_inside(self) -> None:
+        """Raise LabelsError if a label lies far outside of its picture, or many a little."""
+        assert self.sizes is not None
+        sizes = self.sizes[:, None].astype(np.float64)
+        outside = np.maximum(-0.5 - self.keypoints, self.keypoints - (sizes - 0.5)).max(-1) / sizes.max(-1)
+        outside[self.visibility == 0] = 0
+        if not outside.size or outside.max() <= _SLACK:
+            return
+        row, joint = np.unravel_index(int(outside.argmax()), outside.shape)
+        x, y = self.keypoints[row, joint]
+        width, height = self.sizes[row]
+        place = f"'{self.keypoint_names[joint][:80]}' of '{self.names[row][:80]}' is at ({x:g}, {y:g})"
+        if outside.max() > _MAX_OUTSIDE:
+            raise LabelsError(f"{place}, far outside of the picture, which has {width} x {height} pixels")
+        count, total = int((outside > _SLACK).sum()), int((self.visibility > 0).sum())
+        if count > max(_FEW_OUTSIDE, _MAX_OUTSIDE_SHARE * total):
+            raise LabelsError(
+                f"{count} of {total} labels lie outside of their pictures: {place}, and the picture that came has "
+                f"{width} x {height} pixels; send the pictures that were labelled, in the size and orientation in "
+                "which they were"
+            )
+
+    def to_square(self, sizes: Mapping[str, tuple[int, int]] | None = None) -> Labels:
+        """Return the labels in [0, 1] of the model's square.
+
+        ``sizes`` are width and height in pixels by the labels' names. Raises LabelsError as :meth:`with_sizes`.
+        """
+        if self.in_square:
+            return self
+        known = sizes or {}
+        labels = self.with_sizes(np.array([known.get(name, (0, 0)) for name in self.names], dtype=np.int64))
+        assert labels.sizes is not None
+        square = to_square(self.keypoints, labels.sizes[:, None, 0], labels.sizes[:, None, 1])
+        square[self.visibility == 0] = 0
+        return replace(labels, keypoints=square, in_square=True)
 
 
 def to_square(keypoints_px: ArrayLike, width: ArrayLike, height: ArrayLike) -> Array:
@@ -159,6 +201,11 @@ def from_square(square: ArrayLike, width: ArrayLike, height: ArrayLike) -> Array
 def _extent(width: ArrayLike, height: ArrayLike) -> tuple[Array, Array]:
     extent = np.stack(np.broadcast_arrays(np.asarray(width, np.float64), np.asarray(height, np.float64)), axis=-1)
     return extent, extent.max(-1, keepdims=True)
+
+
+def frame_label(video: str, number: int) -> str:
+    """Return the name of a video's frame, as the frames of an upload are named."""
+    return f"{video}#{number:06d}"
 
 
 def hashed_split(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,6 +56,7 @@ class Results:
         outcomes: in the order of pictures; may be read from a file at each iteration.
         timing_ms: decode, queue, model, total.
         errors: problems of the pictures without a pose; None if such a picture ends the request.
+        frames: of a video: the number of the frame by index.
     """
 
     version: Version
@@ -64,6 +65,7 @@ class Results:
     outcomes: Iterable[Outcome]
     timing_ms: dict[str, float]
     errors: list[dict[str, Any]] | None = None
+    frames: Mapping[int, int] | None = None
 
     @classmethod
     def collect(
@@ -101,7 +103,8 @@ class Results:
             names = [frame_name(name, frames[index]) if index in frames else "" for index in range(count)]
             boxes = [boxes[0]] * count
         timing_ms = describe_timing(stages_ms, started)
-        return cls(version, names, boxes, outcomes, timing_ms, None if fail_fast else errors)
+        found_frames = frames if video else None
+        return cls(version, names, boxes, outcomes, timing_ms, None if fail_fast else errors, found_frames)
 
     def poses(self) -> Iterator[Answer]:
         """Yield the poses in the order of pictures and boxes."""

@@ -25,7 +25,6 @@ Array = NDArray[np.float64]
 MAX_FIT_LABELS_BYTES = 8 * 2**20
 """Limit of labels that are read during a request: 64 MiB took half a minute and gigabytes of memory."""
 
-_MAX_OUTSIDE = 1.0  # how far outside of its picture a label may be, in sides of the picture's square
 _DIGITS = 9
 _MAX_NAME_LENGTH = 200
 
@@ -56,7 +55,7 @@ def read_labelled(data: bytes, pictures: Sequence[str]) -> tuple[Labels, list[in
     """Read the labels of a request's pictures.
 
     Args:
-        data: CSV, COCO keypoints JSON, or the JSON of our sample data.
+        data: of a file as :mod:`model.scoring.label_files` reads.
         pictures: their file names.
 
     Returns:
@@ -104,7 +103,7 @@ def fit_set(name: str, labels: Labels, pictures: Sequence[FittedPicture], keypoi
         keypoints: (N, K, 2) the estimated poses, in [-1, 1] of the squares.
 
     Raises:
-        BadLabels: a label is far outside of its picture, or the labels are for a picture of another size.
+        BadLabels: labels lie outside of their pictures, or are of pictures of another size.
     """
     targets = _to_square(labels, pictures)
     fit = fit_landmarks((keypoints + 1) / 2, targets, labels.visibility.astype(np.float64))
@@ -121,32 +120,17 @@ def fit_set(name: str, labels: Labels, pictures: Sequence[FittedPicture], keypoi
 
 
 def _to_square(labels: Labels, pictures: Sequence[FittedPicture]) -> Array:
-    """Convert the labels to [0, 1] of the model's squares: (N, J, 2), 0 where not visible."""
-    targets = np.zeros_like(labels.keypoints)
-    for row, picture in enumerate(pictures):
-        pixels, visible = labels.keypoints[row], labels.visibility[row] > 0
-        if labels.in_square:
-            pixels = from_square(pixels, picture.width, picture.height)
-        elif labels.sizes is not None:
-            width, height = labels.sizes[row].tolist()
-            # else the map would include the scale; sorted, as labels may ignore the EXIF orientation
-            if sorted((width, height)) != sorted((picture.width, picture.height)):
-                raise BadLabels(
-                    f"by the labels '{labels.names[row][:80]}' has {width} x {height} pixels, and the picture that "
-                    f"came has {picture.width} x {picture.height}; send the pictures that were labelled, or scale the "
-                    "labels"
-                )
-        margin = _MAX_OUTSIDE * max(picture.width, picture.height)
-        outside = visible & ((pixels < -margin) | (pixels > [picture.width + margin, picture.height + margin])).any(-1)
-        if outside.any():
-            joint = int(outside.argmax())
-            x, y = pixels[joint]
-            raise BadLabels(
-                f"'{labels.keypoint_names[joint][:80]}' of '{labels.names[row][:80]}' is at ({x:g}, {y:g}), far "
-                f"outside of the picture, which has {picture.width} x {picture.height} pixels"
-            )
-        targets[row][visible] = (picture.frame.from_picture(pixels[visible]) + 1) / 2
-    return targets
+    """Convert the labels to [0, 1] of the model's squares: (N, J, 2), 0 where not visible. Raises BadLabels."""
+    sizes = np.array([(picture.width, picture.height) for picture in pictures], dtype=np.int64)
+    try:
+        labels.with_sizes(sizes)
+    except LabelsError as error:
+        raise BadLabels(f"the labels can't be used: {error}") from error
+    pixels = labels.keypoints
+    if labels.in_square:
+        pixels = from_square(pixels, sizes[:, None, 0], sizes[:, None, 1])
+    targets = np.stack([picture.frame.from_picture(pose) for picture, pose in zip(pictures, pixels, strict=True)])
+    return np.where(labels.visibility[..., None] > 0, (targets + 1) / 2, 0.0)
 
 
 def _cross_validation(fit: LandmarkFit, labels: Labels, sides_px: Array) -> CrossValidation:

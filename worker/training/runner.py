@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from model.data import Images
 from model.predictor import Predictor
+from model.scoring.label_matching import training_rows
 from model.scoring.protocols import evaluate, sides
 from model.training.trainer import Trainer
 from model.version.prior import PosePrior
@@ -27,7 +28,7 @@ from service.contract.versions.store import VersionStore, new_version_id
 from worker.jobs import Change, HeldJob, JobTaker
 from worker.settings import WorkerSettings
 from worker.uploads.media_reader import copy_rows
-from worker.uploads.preparer import load_clips, match_job_labels, parse_config, training_rows
+from worker.uploads.preparer import load_clips, match_job_labels, parse_config
 
 from .rank_processes import MultiprocessTrainer, rank_instructions
 from .training_run import ThreadChoice, TrainingRun

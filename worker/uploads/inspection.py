@@ -17,6 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from model.scoring.label_files import read_labels
+from model.scoring.label_matching import match_labels
 from model.scoring.labels import LabelsError
 from service.contract.datasets.dataset import (
     DatasetRecord,
@@ -34,13 +35,13 @@ from service.contract.errors import Abandoned, BadLabels, PPLError, TooFewPictur
 from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS, JobError
 from service.contract.media.archives import ArchiveLimits, Member, detect_kind, iter_media, iter_members
 from service.contract.media.pictures import FORMATS, Picture
+from service.contract.media.zip_names import HINT as NAMES_HINT
 from worker.heartbeat import PeriodicThread
 from worker.jobs import Stop, Stopping, explain_failure
 from worker.settings import WorkerSettings
 
 from .contact_sheet import COLUMNS, ContactSheet, find_still_cell, max_reduction, plan_clip_cells
 from .media_reader import MIN_CLIP_FRAMES, FileCounts, MediaReader, clip_of_picture, shorten_name
-from .preparer import match_labels
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ class Inspection:
             labels = read_labels(self._labels)
             if self._record.mode == "clips" or self._record.videos:
                 return LabelsFound(pictures=len(labels), keypoint_names=list(labels.keypoint_names))
-            matched = match_labels(labels, self._names, self._sizes)
+            matched = match_labels(labels, self._names, self._sizes, hint=NAMES_HINT)
         except LabelsError as error:
             raise BadLabels(f"the labels can't be used: {error}") from error
         return LabelsFound(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 
 from model.config import PPLConfig
 from model.scoring.label_files import read_labels
-from model.scoring.labels import Labels, LabelsError, hashed_split
+from model.scoring.label_matching import LabelledPictures, match_labels, training_rows
+from model.scoring.labels import LabelsError
 from service.contract.durable_files import write_json
 from service.contract.errors import BadLabels, TooFewPictures, TrainingFailed
 from service.contract.jobs.files import JobFiles, training_folder
@@ -177,28 +177,6 @@ def _reset_starts(record: JobRecord) -> None:
     record.starts = 0
 
 
-@dataclass(frozen=True)
-class LabelledPictures:
-    """The n labelled ones of a job's pictures, J keypoints each.
-
-    Attributes:
-        pictures: int64 (n,), their indices among the prepared pictures, ascending.
-        keypoints: (n, J, 2) in [0, 1] of the model's square.
-        visibility: (n, J), non-zero where a label counts.
-        heldout: bool (n,), whether a picture is held out of training.
-        split_from: "labels", or "names" if the split is by a hash of the names.
-        without_picture: number of labels that match no picture of the job.
-    """
-
-    pictures: NDArray[np.int64]
-    keypoints: NDArray[np.float64]
-    visibility: NDArray[np.float64]
-    heldout: NDArray[np.bool_]
-    keypoint_names: tuple[str, ...]
-    split_from: str
-    without_picture: int
-
-
 def load_clips(files: JobFiles, job_id: str) -> NDArray[np.int64] | None:
     """Return the number of each prepared frame's clip (N,); None for stills."""
     return np.load(files.clips(job_id), allow_pickle=False) if files.clips(job_id).exists() else None
@@ -214,57 +192,6 @@ def match_job_labels(files: JobFiles, job_id: str) -> LabelledPictures | None:
     info = json.loads(files.pictures_info(job_id).read_text(encoding="utf-8"))
     try:
         labels = read_labels(files.labels(job_id))
-        return match_labels(labels, info["names"], info["sizes"], load_clips(files, job_id))
+        return match_labels(labels, info["names"], info["sizes"], load_clips(files, job_id), NAMES_HINT)
     except LabelsError as error:
         raise BadLabels(f"the labels can't be used: {error}") from error
-
-
-def match_labels(
-    labels: Labels, names: Sequence[str], sizes: Sequence[Sequence[int]], clips: NDArray[np.int64] | None = None
-) -> LabelledPictures:
-    """Return the labelled pictures among N pictures.
-
-    If the labels have no split, a fifth of the labelled pictures is held out by a hash of their names; of frames, a
-    fifth of the labelled ``clips``. Sizes are width and height in pixels, EXIF orientation applied.
-
-    Raises LabelsError if no picture has a label, a name matches twice, or a part of the split would be empty.
-    """
-    try:
-        rows = labels.match(names)
-    except LabelsError as error:
-        if any(not name.isascii() for name in names):
-            raise LabelsError(f"{error}; {NAMES_HINT}") from error
-        raise
-    pictures = np.flatnonzero(rows >= 0)
-    known_sizes = {labels.names[rows[index]]: (sizes[index][0], sizes[index][1]) for index in pictures.tolist()}
-    matched = labels.rows(rows[pictures]).to_square(known_sizes)
-    split = matched.split or hashed_split(
-        [names[index] for index in pictures.tolist()], clips=None if clips is None else clips[pictures].tolist()
-    )
-    heldout = np.array([part == "test" for part in split], dtype=np.bool_)
-    for is_empty, part in ((heldout.all(), "train"), (not heldout.any(), "test")):
-        if is_empty:
-            why = "" if matched.split or clips is None else ", because all are of one clip; add a split to the labels"
-            raise LabelsError(f"none of {len(pictures)} labelled pictures is in the split '{part}'{why}")
-    return LabelledPictures(
-        pictures,
-        matched.keypoints,
-        matched.visibility.astype(np.float64),
-        heldout,
-        matched.keypoint_names,
-        "labels" if matched.split else "names",
-        len(labels) - len(pictures),
-    )
-
-
-def training_rows(
-    count: int, labelled: LabelledPictures | None, clips: NDArray[np.int64] | None = None
-) -> NDArray[np.bool_]:
-    """Return which of `count` pictures to train on (count,): neither held-out ones nor the only frame of a clip."""
-    rows = np.ones(count, dtype=np.bool_)
-    if labelled is not None:
-        rows[labelled.pictures[labelled.heldout]] = False
-    if clips is not None:
-        left = np.bincount(clips[rows], minlength=int(clips.max()) + 1)
-        rows &= left[clips] > 1
-    return rows

@@ -108,13 +108,14 @@ def test_visibility_may_be_written_as_tables_do(read, said, seen):
         ("", "is empty"),
         (b"image,keypoint,x,y\n\xff\xfe", "not UTF-8"),
         ("image,keypoint,x,y\n", "a header and no row"),
-        ("image;keypoint;x;y\na;b;1;2\n", "separated by commas"),
+        ("image|keypoint|x|y\na|b|1|2\n", "without image, keypoint, x, y; expected the columns"),
         ("image,keypoint,x\na,b,1\n", "without y;"),
         ("image,keypoint,x,y,x\na,b,1,2,3\n", "a column twice"),
         ("image,keypoint,x,y\na,nose,1\n", "line 2: has more or fewer fields"),
         ("image,keypoint,x,y\na,nose,1,2,3\n", "line 2: has more or fewer fields"),
         ("image,keypoint,x,y\na,nose,1,2\na,nose,1,2\n", "line 3: 'nose' of 'a' is there twice"),
-        ("image,keypoint,x,y\na,nose,nan,2\n", "line 2: x is 'nan'; expected a finite number"),
+        ("image,keypoint,x,y\na,nose,nan,2\n", "line 2: x is 'nan' and y is '2'; expected two finite numbers, or none"),
+        ("image,keypoint,x,y\na,nose,1;5,2\n", "line 2: x is '1;5'; expected a finite number"),
         ("image,keypoint,x,y\na,nose,1,inf\n", "y is 'inf'"),
         ("image,keypoint,x,y\na,nose,,2\n", "x is ''"),
         ("image,keypoint,x,y\n,nose,1,2\n", "image or keypoint is empty"),
@@ -122,7 +123,7 @@ def test_visibility_may_be_written_as_tables_do(read, said, seen):
         ("image,keypoint,x,y,split\na,nose,1,2,val\n", "split is 'val'; expected train or test"),
         ("image,keypoint,x,y,split\na,nose,1,2,train\na,tail,1,2,test\n", "of split test here and of train above"),
         ("image,keypoint,x,y,split\na,nose,1,2,train\nb,nose,1,2,\n", "1 of 2 pictures have no split"),
-        ("image,keypoint,x,y,width,height\na,nose,1,2,0,5\n", "0 x 5 pixels"),
+        ("image,keypoint,x,y,width,height\na,nose,1,2,1.5,5\n", "1.5 x 5 pixels"),
         ("image,keypoint,x,y,width,height\na,nose,1,2,9,5\na,tail,1,2,5,9\n", "here and"),
         ("image,keypoint,x,y\na,nose,0.5,0.2\nb,nose,0.4,0.3\n", "expected pixels of the picture"),
         ('image,keypoint,x,y\na,"nose,1,2\n', "is not CSV"),
@@ -131,7 +132,7 @@ def test_visibility_may_be_written_as_tables_do(read, said, seen):
         ("[" * 100_000, "not JSON"),
         ("[1]", "a JSON list"),
         ({"keys": 1}, "JSON with the keys keys"),
-        ('{"annotations": NaN}', "hold NaN"),
+        ('{"annotations": Infinity}', "hold Infinity"),
     ],
 )
 def test_unusable_text_is_refused_with_what_is_wrong(read, content, message):
@@ -158,7 +159,8 @@ def test_unusable_text_is_refused_with_what_is_wrong(read, content, message):
         ({"images": [{"id": 7}]}, "no 'file_name'"),
         ({"categories": []}, "0 categories name keypoints; expected one"),
         ({"categories": [{"keypoints": ["nose", "nose"]}]}, "expected unique names"),
-        ({"categories": [{"keypoints": ["nose", "tail"], "skeleton": [[0, 1]]}]}, r"skeleton holds \[0, 1\]"),
+        ({"categories": [{"keypoints": ["nose", "tail"], "skeleton": [[0, 2]]}]}, r"skeleton holds \[0, 2\]"),
+        ({"categories": [{"keypoints": ["nose", "tail"], "skeleton": [[1, 3]]}]}, "expected pairs from 1 to 2"),
     ],
 )
 def test_unusable_coco_is_refused_with_what_is_wrong(read, changes, message):
@@ -166,12 +168,36 @@ def test_unusable_coco_is_refused_with_what_is_wrong(read, changes, message):
         read(coco(**changes))
 
 
-@pytest.mark.parametrize("size", [{"width": 0}, {"height": None}, {"width": 10**400}, {"height": 1.5}])
-def test_coco_image_without_a_plain_size_is_refused(read, size):
+@pytest.mark.parametrize("size", [{"width": "100"}, {"width": 10**400}, {"height": 1.5}, {"height": -50}])
+def test_coco_image_with_an_impossible_size_is_refused(read, size):
     content = coco()
     content["images"][0] |= size
     with pytest.raises(LabelsError, match=r"a\.jpg"):
         read(content)
+
+
+@pytest.mark.parametrize("size", [{"width": 0, "height": 0}, {"height": None}, {"width": 0}, None])
+def test_coco_size_that_is_missing_or_0_is_that_of_the_picture(read, size):
+    content = coco()
+    content["images"][0] |= size or {}
+    if size is None:
+        del content["images"][0]["width"], content["images"][0]["height"]
+    labels = read(content)
+    assert labels.sizes.tolist() == [[0, 0], [60, 60]]
+    with pytest.raises(LabelsError, match=r"size of 1 labelled pictures is unknown \('a.jpg'\)"):
+        labels.to_square()
+    assert labels.to_square({"a.jpg": (100, 50)}).keypoints.tolist() == read(coco()).to_square().keypoints.tolist()
+
+
+@pytest.mark.parametrize(("skeleton", "edges"), [([[0, 1]], ((0, 1),)), ([[2, 1]], ((1, 0),)), ([[1, 2]], ((0, 1),))])
+def test_coco_skeleton_counts_from_0_if_it_has_a_0(read, skeleton, edges):
+    assert read(coco(categories=[{"keypoints": ["nose", "tail"], "skeleton": skeleton}])).edges == edges
+
+
+@pytest.mark.parametrize("place", ["null, null", "NaN, NaN", "NaN, 40"])
+def test_coco_keypoint_without_a_place_is_not_visible(read, place):
+    labels = read(json.dumps(coco()).replace("30.5, 40", place))
+    assert labels.visibility.tolist() == [[1, 0], [1, 0]]
 
 
 def test_coco_boxes_of_another_category_are_passed_over(read):
@@ -254,12 +280,29 @@ def test_labels_go_to_the_square_by_sizes_given_or_of_the_file(read):
     square = labels.to_square()
     assert square.keypoints[0, 0].tolist() == pytest.approx([0.105, 0.455])
     assert square.keypoints[1].tolist() == [pytest.approx([5.5 / 60, 6.5 / 60]), [0, 0]]
-    assert labels.to_square({"a.jpg": (200, 200)}).keypoints[0, 0].tolist() == pytest.approx([0.0525, 0.1025])
     bare = read("image,keypoint,x,y\na.jpg,nose,10,20\nb.jpg,nose,300,20\n")
     with pytest.raises(LabelsError, match=r"size of 1 labelled pictures is unknown \('b.jpg'\)"):
         bare.to_square({"a.jpg": (100, 50)})
     with pytest.raises(LabelsError, match=r"'nose' of 'b.jpg' is at \(300, 20\), far outside"):
         bare.to_square({"a.jpg": (100, 50), "b.jpg": (100, 50)})
+
+
+def test_labels_of_a_picture_of_another_size_are_refused_with_both(read):
+    with pytest.raises(LabelsError, match=r"'a.jpg' has 100 x 50 pixels, .* came has 200 x 200; send the pictures"):
+        read(CSV).to_square({"a.jpg": (200, 200), "b.jpg": (60, 60)})
+    with pytest.raises(LabelsError, match=r"100 x 50 pixels, .* came has 50 x 100 as it is shown: .*EXIF orientation"):
+        read(CSV).to_square({"a.jpg": (50, 100)})
+
+
+def test_labels_without_sizes_are_refused_if_many_lie_outside(read):
+    rows = [f"{name}.jpg,{joint},{x},{x}\n" for name in "abcdef" for joint, x in (("nose", 20), ("tail", 70))]
+    labels = read("image,keypoint,x,y\n" + "".join(rows))
+    sizes = dict.fromkeys(labels.names, (80, 80))
+    assert labels.to_square(sizes).keypoints.max() == pytest.approx(70.5 / 80)
+    message = r"6 of 12 labels lie outside .* 'tail' of 'a.jpg' is at \(70, 70\), .* 40 x 40 pixels"
+    with pytest.raises(LabelsError, match=message):
+        labels.to_square(dict.fromkeys(labels.names, (40, 40)))
+    labels.to_square({**sizes, "a.jpg": (60, 80)})  # one label of 12
 
 
 def test_split_by_name_is_the_same_in_any_order_and_never_empty():

@@ -42,7 +42,7 @@ def call(tmp_path, capsys):
     return _call
 
 
-def csv(names, labels, split=None, size=(200, 100)):
+def csv(names, labels, split=None, size=(120, 110)):
     pixels = from_square(labels, *size)
     head = "image,keypoint,x,y" + (",split" if split else "")
     rows = [
@@ -62,7 +62,7 @@ def test_protocols_are_scored_over_pictures_split_by_the_labels(call, truth, nam
     predictions = {
         "pictures": {f"dog/{name}": pose for name, pose in by_name(names, keypoints).items()}
         | {"new.jpg": [[0, 0]] * 4},
-        "sizes": {f"dog/{name}": [200, 100] for name in names},
+        "sizes": {f"dog/{name}": [120, 110] for name in names},
     }
     split = csv([*names, "gone.jpg"], np.concatenate((labels, labels[:1])), lambda i: "test" if i % 3 == 0 else "train")
     scores = call("protocols", predictions=predictions, labels=split)
@@ -74,14 +74,14 @@ def test_protocols_are_scored_over_pictures_split_by_the_labels(call, truth, nam
 
 def test_pictures_whose_labels_have_no_split_are_split_by_name(call, truth, names):
     keypoints, labels = truth
-    predictions = {"pictures": by_name(names, keypoints), "sizes": {name: [200, 100] for name in names}}
+    predictions = {"pictures": by_name(names, keypoints), "sizes": {name: [120, 110] for name in names}}
     scores = call("protocols", predictions=predictions, labels=csv(names, labels))
     assert (scores["train_images"], scores["heldout_images"], scores["split_from"]) == (48, 12, "names")
 
 
 def test_whole_clips_are_held_out_where_labels_give_no_split(call, truth, names, tmp_path):
     keypoints, labels = truth
-    predictions = {"pictures": by_name(names, keypoints), "sizes": {name: [200, 100] for name in names}}
+    predictions = {"pictures": by_name(names, keypoints), "sizes": {name: [120, 110] for name in names}}
     split, clips = tmp_path / "split.json", {name: f"clip {index % 6}" for index, name in enumerate(names)}
     call("protocols", "--split-out", split, predictions={**predictions, "clips": clips}, labels=csv(names, labels))
     found = {part: {clips[name] for name in group} for part, group in json.loads(split.read_text()).items()}
@@ -93,7 +93,7 @@ def test_whole_clips_are_held_out_where_labels_give_no_split(call, truth, names,
 def test_a_split_of_the_predictions_goes_before_the_labels_having_none(call, truth, names):
     keypoints, labels = truth
     predictions = {"train": by_name(names[:50], keypoints[:50]), "heldout": by_name(names[50:], keypoints[50:])}
-    predictions["sizes"] = {name: [200, 100] for name in names}
+    predictions["sizes"] = {name: [120, 110] for name in names}
     scores = call("protocols", predictions=predictions, labels=csv(names, labels))
     assert (scores["train_images"], scores["heldout_images"], scores["split_from"]) == (50, 10, "predictions")
 
@@ -103,7 +103,7 @@ def test_files_that_can_not_be_scored_give_one_line(call, truth, names):
     some = by_name(names, keypoints)
     assert call("protocols", predictions={"pictures": some}, labels=csv(names, labels))[0] == 2
     assert "is unknown" in call("protocols", predictions={"pictures": some}, labels=csv(names, labels))[1]
-    sizes = {name: [200, 100] for name in names}
+    sizes = {name: [120, 110] for name in names}
     only_train = csv(names, labels, lambda i: "train")
     answer = call("protocols", predictions={"pictures": some, "sizes": sizes}, labels=only_train)
     assert "no labelled picture is in 'heldout'" in answer[1]
@@ -129,14 +129,14 @@ def test_files_that_can_not_be_scored_give_one_line(call, truth, names):
 )
 def test_predictions_of_another_form_are_refused_in_a_line(call, truth, names, command, predictions, message):
     if isinstance(predictions, dict) and "sizes" not in predictions:
-        predictions = {**predictions, "sizes": {name: [200, 100] for name in names}}
+        predictions = {**predictions, "sizes": {name: [120, 110] for name in names}}
     status, said = call(command, predictions=predictions, labels=csv(names, truth[1]))
     assert (status, said.count("\n")) == (2, 1)
     assert message in said
 
 
 def test_labels_are_held_against_pictures_that_have_no_pose_yet(call, truth, names):
-    pictures = {"pictures": dict.fromkeys(names), "sizes": {name: [200, 100] for name in names}}
+    pictures = {"pictures": dict.fromkeys(names), "sizes": {name: [120, 110] for name in names}}
     labels = csv(names, truth[1], lambda i: "test" if i < 20 else "train")
     assert call("check", predictions=pictures, labels=labels) == {"train_images": 40, "heldout_images": 20, "limbs": 0}
     tall = pictures | {"sizes": {name: [20, 10] for name in names}}
@@ -145,7 +145,7 @@ def test_labels_are_held_against_pictures_that_have_no_pose_yet(call, truth, nam
 
 @pytest.mark.parametrize("size", [200, [200], [200, "100"], [0, 100], [1.5, 2]])
 def test_invalid_size_is_refused_by_name(call, truth, names, size):
-    predictions = {"pictures": by_name(names, truth[0]), "sizes": {name: [200, 100] for name in names}}
+    predictions = {"pictures": by_name(names, truth[0]), "sizes": {name: [120, 110] for name in names}}
     predictions["sizes"]["003.jpg"] = size
     assert "the size of '003.jpg' is" in call("protocols", predictions=predictions, labels=csv(names, truth[1]))[1]
 
@@ -171,7 +171,7 @@ def test_masks_are_written_for_every_level_and_scored_with_their_poses(call, tru
         "train": by_name(names[:48], keypoints[:48]),
         "heldout": held,
         "seed": 5,
-        "sizes": {name: [200, 100] for name in names},
+        "sizes": {name: [120, 110] for name in names},
         "levels": [
             {"kind": e["kind"], "level": e["level"], "poses": poses[e["kind"]].tolist()} for e in reported["levels"]
         ],

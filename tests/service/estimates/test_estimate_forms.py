@@ -167,7 +167,7 @@ async def test_table_of_several_boxes_has_individuals(http, consumer, dog, make_
     assert [row[0] for row in rows] == ["scorer", "individuals", "bodyparts", "coords", "0.png", "1.png"]
     assert rows[1][1] == "box0"
     assert rows[1][16] == "box1"
-    assert rows[5][16:] == [""] * 15  # the second picture has one pose
+    assert rows[5][16:] == ["NaN"] * 15  # the second picture has one pose
 
 
 @pytest.mark.parametrize("field", [{"include": "overlay"}, {"landmarks": "anatomy"}])

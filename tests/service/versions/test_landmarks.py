@@ -214,20 +214,19 @@ async def test_what_can_not_be_fitted_is_refused(
 async def test_labels_of_another_size_of_the_pictures_are_refused(http, dog, consumer, labelled, problem):
     """Made on thumbnails, say; a map would take the scale up without a word."""
     pictures, places, _ = labelled()
-    for scale, status in ((0.5, 422), (1, 201)):
+    for scale, turned, status in ((0.5, False, 422), (1, True, 422), (1, False, 201)):
         rows = ["image,keypoint,x,y,width,height"]
         for name, (width, height, where) in places.items():
             x, y = truth(width, height, where)["nose"]
             size = [int(side * scale) for side in (width, height)]
-            size = size[::-1] if name == "000.png" else size  # as a picture that its EXIF orientation turns
+            size = size[::-1] if turned and name == "000.png" else size  # as stored, before its EXIF orientation
             rows.append(f"{name},nose,{x * scale},{y * scale},{size[0]},{size[1]}")
         answer = await fit(http, pictures, "\n".join(rows).encode())
         assert answer.status_code == status, answer.text
         if status == 422:
-            assert (
-                "'000.png' has 32 x 48 pixels, and the picture that came has 96 x 64"
-                in problem(answer, 422, "bad_labels")["detail"]
-            )
+            said = "has 64 x 96 pixels" if turned else "has 48 x 32 pixels"
+            expected = f"'000.png' {said}, and the picture that came has 96 x 64"
+            assert expected in problem(answer, 422, "bad_labels")["detail"]
 
 
 async def test_limits_on_pictures_and_bytes(serve, dog, consumer, labelled, problem):

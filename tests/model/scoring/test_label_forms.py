@@ -1,0 +1,234 @@
+"""Labels as other programs write them: spreadsheets, DeepLabCut, Label Studio."""
+
+import json
+
+import numpy as np
+import pytest
+
+from model.scoring.label_files import parse_labels
+from model.scoring.labels import LabelsError
+from service.contract.media.videos import frame_name
+
+
+def read(content):
+    text = content if isinstance(content, str | bytes) else json.dumps(content)
+    return parse_labels(text if isinstance(text, bytes) else text.encode())
+
+
+PLAIN = """image,keypoint,x,y
+a.jpg,nose,10.5,20
+a.jpg,tail,30,40
+b.jpg,nose,,
+b.jpg,tail,5,6
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PLAIN,
+        PLAIN.replace("\n", ",,\n"),  # Excel's empty columns
+        "\n,,,\n" + PLAIN.replace("\n", "\n,,,\n") + ",,,\n\n",  # and rows
+        PLAIN.replace("image,", ",image,").replace("\na", "\n,a").replace("\nb", "\n,b"),  # an empty first column
+        PLAIN.replace(",,", ",NaN,nan"),
+        PLAIN.replace(",,", ",NA,"),
+        PLAIN.replace(",", ";").replace(".5", ",5"),  # Excel in most of Europe
+        "sep=;\r\n" + PLAIN.replace(",", ";").replace(".5", ",5").replace("\n", "\r\n"),
+        PLAIN.replace(",", "\t"),
+        PLAIN.replace(",", "\t").replace(".5", ",5").encode("utf-16"),  # Excel's "Unicode text"
+        PLAIN.replace("x,y", "x,y,visible").replace(",,", ",,,1"),
+        PLAIN.replace("x,y", "x,y,visible").replace(",,", ",NaN,NaN,nan"),
+        PLAIN.replace("x,y", "x,y,width,height").replace("30,40", "30,40,,").replace("5,6", "5,6,0,0"),
+    ],
+)
+def test_tables_of_spreadsheets_read_alike(text):
+    labels = read(text)
+    assert labels.names == ("a.jpg", "b.jpg")
+    assert labels.keypoint_names == ("nose", "tail")
+    assert labels.keypoints.tolist() == [[[10.5, 20], [30, 40]], [[0, 0], [5, 6]]]
+    assert labels.visibility.tolist() == [[1, 1], [0, 1]]
+    assert labels.sizes is None
+
+
+def test_sizes_of_some_pictures_are_taken_and_others_unknown():
+    text = "image,keypoint,x,y,width,height\na.jpg,nose,1,2,30,40\nb.jpg,nose,1,2,,\n"
+    assert read(text).sizes.tolist() == [[30, 40], [0, 0]]
+
+
+def test_a_row_with_more_than_the_header_is_refused():
+    with pytest.raises(LabelsError, match="line 2: has more or fewer fields than the header's 4"):
+        read("image,keypoint,x,y\na.jpg,nose,1,2,,7\n")
+
+
+DEEPLABCUT = """scorer,Anna,Anna,Anna,Anna
+bodyparts,nose,nose,tail,tail
+coords,x,y,x,y
+labeled-data/walk/img01.png,10.5,20,30,40
+labeled-data/walk/img02.png,,,5,6
+labeled-data/walk/img03.png,,,,
+"""
+IN_COLUMNS = DEEPLABCUT.replace("scorer,", "scorer,,,").replace("parts,", "parts,,,").replace("coords,", "coords,,,")
+IN_COLUMNS = IN_COLUMNS.replace("labeled-data/walk/", "labeled-data,walk,")
+ONE_ANIMAL = DEEPLABCUT.replace("bodyparts", "individuals,mouse,mouse,mouse,mouse\nbodyparts")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DEEPLABCUT,
+        DEEPLABCUT.replace("/", "\\"),
+        DEEPLABCUT.replace("\n", "\r\n"),
+        DEEPLABCUT.replace("\n", ",,\n"),
+        DEEPLABCUT.replace(",,", ",NaN,NaN").replace("NaN,NaN,", "NaN,NaN,"),
+        DEEPLABCUT.replace(",", ";").replace("10.5", "10,5"),
+        IN_COLUMNS,
+        ONE_ANIMAL,
+    ],
+)
+def test_deeplabcuts_table(text):
+    labels = read(text)
+    assert [name.replace("\\", "/") for name in labels.names] == [f"labeled-data/walk/img0{n}.png" for n in (1, 2)]
+    assert labels.keypoint_names == ("nose", "tail")
+    assert labels.keypoints.tolist() == [[[10.5, 20], [30, 40]], [[0, 0], [5, 6]]]
+    assert labels.visibility.tolist() == [[1, 1], [0, 1]]
+    assert labels.match(["walk/img02.png", "other.png"]).tolist() == [1, -1]
+
+
+SEVERAL = """scorer,A,A,A,A,A,A,A,A
+individuals,m1,m1,m1,m1,m2,m2,single,single
+bodyparts,nose,nose,tail,tail,nose,nose,corner,corner
+coords,x,y,x,y,x,y,x,y
+labeled-data,w,1.png,1,2,3,4,,,7,8
+labeled-data,w,2.png,,,,,5,6,7,8
+"""
+
+
+def test_deeplabcuts_individuals_take_turns_and_unique_body_parts_belong_to_each():
+    labels = read(
+        SEVERAL.replace("scorer", "scorer,,")
+        .replace("individuals", "individuals,,")
+        .replace("bodyparts", "bodyparts,,")
+        .replace("coords", "coords,,")
+    )
+    assert labels.keypoint_names == ("nose", "tail", "corner")
+    assert labels.keypoints.tolist() == [[[1, 2], [3, 4], [7, 8]], [[5, 6], [0, 0], [7, 8]]]
+    assert labels.visibility.tolist() == [[1, 1, 1], [1, 0, 1]]
+
+
+def test_two_animals_of_one_picture_are_refused():
+    text = DEEPLABCUT.replace("bodyparts", "individuals,m1,m1,m2,m2\nbodyparts").replace("tail", "nose")
+    with pytest.raises(LabelsError, match=r"img01.png' has labels of two animals, m1 and m2; .* cut the animals out"):
+        read(text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("coords,", "axes,", "no header row 'coords'"),
+        ("20,30", "20,x", "line 4: x of tail is 'x'; expected a finite number"),
+        ("20,30", ",30", "'nose' of 'labeled-data/walk/img01.png' has only one of x and y"),
+        ("img02", "img01", "'labeled-data/walk/img01.png' is there twice"),
+        ("y,x,y", "y,x,likelihood", "'tail' has a column x and no y"),
+        ("40", "40,9", "line 4: has more fields than the header's 5"),
+        ("10.5,20,30,40", ",,0.5,0.5", None),
+    ],
+)
+def test_damaged_tables_of_deeplabcut_are_refused(old, new, message):
+    if message is None:
+        assert read(DEEPLABCUT.replace(old, new)).visibility[0].tolist() == [0, 1]
+        return
+    with pytest.raises(LabelsError, match=message):
+        read(DEEPLABCUT.replace(old, new))
+
+
+def test_a_table_without_any_label_is_refused():
+    head = "".join(DEEPLABCUT.splitlines(keepends=True)[:3])
+    for rows in ("", "labeled-data/walk/img03.png,,,,\n"):
+        with pytest.raises(LabelsError, match="no picture of the table has a labelled keypoint"):
+            read(head + rows)
+
+
+def point(label, x, y, **more):
+    value = {"x": x, "y": y, "width": 0.3, "keypointlabels": [label]}
+    return {"original_width": 200, "original_height": 100, "image_rotation": 0, "type": "keypointlabels"} | {
+        "value": value,
+        **more,
+    }
+
+
+def task(address, *points, **more):
+    return {"id": 1, "data": {"image": address}, "annotations": [{"id": 2, "result": list(points)}], **more}
+
+
+def test_label_studios_tasks():
+    box = {"type": "rectanglelabels", "value": {"x": 0, "y": 0, "width": 9, "height": 9, "rectanglelabels": ["dog"]}}
+    labels = read(
+        [
+            task("/data/upload/3/0123abcd-a%20dog.jpg", point("nose", 50, 25), box, point("tail", 10.5, 80)),
+            task("/data/local-files/?d=walk%2Fb.jpg", point("tail", 1, 2)),
+            task("https://example.org/pictures/c.jpg?key=1"),  # without a label
+        ]
+    )
+    assert labels.names == ("a dog.jpg", "walk/b.jpg")
+    assert labels.keypoint_names == ("nose", "tail")
+    assert labels.keypoints.tolist() == [[[100, 25], [21, 80]], [[0, 0], [2, 2]]]
+    assert labels.visibility.tolist() == [[1, 1], [0, 1]]
+    assert labels.sizes.tolist() == [[200, 100], [200, 100]]
+
+
+def test_label_studios_short_form_and_sleap_ios():
+    flat = [
+        {
+            "image": "s3://bucket/a.jpg",
+            "kp": [point("nose", 50, 25)["value"] | {"original_width": 200, "original_height": 100}],
+        }
+    ]
+    assert read(flat).names == ("/a.jpg",)
+    assert read(flat).keypoints.tolist() == [[[100, 25]]]
+    video = {
+        "data": {},
+        "meta": {"video": {"filename": "C:\\films\\walk.mp4", "frame_idx": 12, "shape": [99, 100, 200, 3]}},
+    }
+    assert read([task("", point("nose", 50, 25)) | video]).names == (frame_name("walk.mp4", 12),)
+    pictures = {"data": {}, "meta": {"video": {"filename": ["x/a.jpg", "x/b.jpg"], "frame_idx": 1}}}
+    assert read([task("", point("nose", 50, 25)) | pictures]).names == ("x/b.jpg",)
+
+
+def test_label_studios_annotators_are_not_mixed():
+    first, second, third = (
+        {"result": [point("nose", x, 25)], **more}
+        for x, more in ((10, {"was_cancelled": True}), (20, {}), (30, {"ground_truth": True}))
+    )
+
+    def x_of(*annotations):
+        return read([task("a.jpg") | {"annotations": list(annotations)}]).keypoints[0, 0, 0]
+
+    assert x_of(first, second) == 40
+    assert x_of(first, second, third) == 60
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ([task("a.jpg")], "no task has a labelled keypoint"),
+        ([task("a.jpg", point("nose", 1, 1), point("nose", 2, 2))], "'a.jpg' has two labels 'nose'; expected one"),
+        ([task("a.jpg", point("nose", 1, 1, image_rotation=90))], "was turned by 90 degrees"),
+        ([task("a.jpg", point("nose", 1, 1, original_width=None))], "'a.jpg' has no 'original_width' that is a number"),
+        ([task("a.jpg", point("nose", "1", 1))], "a label of 'a.jpg' has no 'x'"),
+        ([task("", point("nose", 1, 1))], "names no picture"),
+        ([1], "a JSON list of something else"),
+    ],
+)
+def test_unusable_tasks_are_refused(tasks, message):
+    with pytest.raises(LabelsError, match=message):
+        read(tasks)
+
+
+def test_what_is_no_label_file_is_refused_in_words():
+    with pytest.raises(LabelsError, match="neither text nor HDF5; expected CSV, DeepLabCut's"):
+        read(b"PK\x03\x04\0\0")
+    with pytest.raises(LabelsError, match=r"not UTF-8 text \(byte 20\); .* save as 'CSV UTF-8'"):
+        read("image,keypoint,x,y\nH\xfcndin.jpg,nose,1,2\n".encode("cp1252"))
+    with pytest.raises(LabelsError, match="is empty"):
+        read(b"")
+    assert np.array(read(PLAIN).keypoints).shape == (2, 2, 2)
