@@ -94,7 +94,8 @@ def _video(
         stream.width, stream.height = size
         stream.pix_fmt = "yuvj420p" if stream.codec_context.name == "mjpeg" else "yuv420p"
         stream.gop_size = gop
-        stream.codec_context.max_b_frames = b_frames
+        if b_frames:
+            stream.codec_context.max_b_frames = b_frames
         stream.thread_count = 1
         if orientation != (0, False):
             stream.set_display_rotation(orientation[0], hflip=orientation[1])
