@@ -138,8 +138,8 @@ class HeldJob:
                     if not self._lease.renew():
                         raise LeaseLost(self.job_id)
                     renew_at = time.monotonic() + self._lease.ttl_s / 3
-                self._cancelled = self._cancelled or self._jobs.cancel_requested(self.job_id)
-                self._paused = self._jobs.pause_requested(self.job_id)
+                self._cancelled = self._cancelled or self._jobs.is_cancel_requested(self.job_id)
+                self._paused = self._jobs.is_pause_requested(self.job_id)
                 if change:
                     self._jobs.update(self.job_id, change, self._lease)
                 log.log_success()
@@ -199,7 +199,7 @@ class JobTaker:
 
     def _work_to_end(self, held: HeldJob, work: Callable[[HeldJob], None]) -> None:
         try:
-            if self.jobs.cancel_requested(held.job_id):
+            if self.jobs.is_cancel_requested(held.job_id):
                 raise Cancelled(held.job_id)
             work(held)
         except _LEAVING:

@@ -21,7 +21,7 @@ from model.data import Images, mask_patches, step_generator, to_tensor
 from model.training.trainer import Trainer
 
 from .report import Check, Report, Row, run
-from .timing import add_torch_arguments, device_of, interleaved
+from .timing import add_torch_arguments, device_of, time_in_turns
 
 WAIT_BAR = 0.05
 
@@ -54,7 +54,7 @@ def one(preset: str, options: argparse.Namespace, device: torch.device, folder: 
     file = folder / f"{preset}.npy"
     np.save(file, np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     feed = Feed(np.load(file, mmap_mode="r"), config, device, options.perceptual_weights)
-    seconds = interleaved({"load": feed.load, "step": feed.step}, options.repeats, device)
+    seconds = time_in_turns({"load": feed.load, "step": feed.step}, options.repeats, device)
     return {
         "preset": preset,
         "batch": config.batch_size,

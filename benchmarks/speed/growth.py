@@ -28,7 +28,7 @@ from service.contract.versions.store import VersionStore
 from .machine import resident_bytes
 from .report import Check, Report, Row, run
 from .stack import Stack
-from .timing import add_torch_arguments, device_of, interleaved
+from .timing import add_torch_arguments, device_of, time_in_turns
 
 LISTING_MS = 50.0
 _LISTED = 15  # times
@@ -73,7 +73,7 @@ def model_rows(options: argparse.Namespace, device: torch.device) -> list[Row]:
         add("K", keypoints, 16, num_keypoints=keypoints)
     for side in (32, 64, 128):
         add("S", side, 16, image_size=side)
-    seconds = interleaved(works, options.repeats, device)
+    seconds = time_in_turns(works, options.repeats, device)
     return [
         {"what": name.partition(":")[0], "of": int(name.partition(":")[2]), "ms_an_image": 1e3 * taken / counts[name]}
         for name, taken in seconds.items()

@@ -17,7 +17,7 @@ from model.network.links import link_map, link_map_literal
 
 from .memory import MovedBytes, copy_bytes_per_s, peak_bytes
 from .report import Check, Report, Row, run
-from .timing import add_torch_arguments, device_of, interleaved
+from .timing import add_torch_arguments, device_of, time_in_turns
 
 BAR, GPU_BAR = 40.0, 10.0
 MEMORY_BAR = 20.0
@@ -44,7 +44,7 @@ def compare(batch: int, side: int, device: torch.device, repeats: int, copied_pe
     """Both forms in turn: their times, the memory that each needs, and the bytes that ours moves."""
     forms = {"ours": link_map, "literal": link_map_literal}
     works = {name: passes(draw, batch, side, device) for name, draw in forms.items()}
-    seconds = interleaved(works, repeats, device)
+    seconds = time_in_turns(works, repeats, device)
     memory = {name: peak_bytes(work, device) for name, work in works.items()}
     with MovedBytes() as moved:
         works["ours"]()

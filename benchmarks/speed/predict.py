@@ -22,7 +22,7 @@ from model.predictor import Predictor
 
 from .peers import Peer, add_peer_arguments, load_peer, random_images
 from .report import Report, Row, run
-from .timing import add_torch_arguments, device_of, interleaved
+from .timing import add_torch_arguments, device_of, time_in_turns
 
 CPU_BAR = 6.0
 REFINE_STEPS = (0, 3)
@@ -64,7 +64,7 @@ def measure(options: argparse.Namespace) -> Report:
             if _does(peer, images, steps):
                 works[f"{peer.name}, refine {steps}"] = lambda steps=steps: peer.keypoints(images, steps)
     product = matrix_product(device)
-    seconds = interleaved({**works, "product": product}, options.repeats, device)
+    seconds = time_in_turns({**works, "product": product}, options.repeats, device)
     rate = flops_of(product) / seconds.pop("product")
     rows: list[Row] = [
         {

@@ -12,7 +12,7 @@ import torch
 from model.network.blocks import pick_device
 
 
-def interleaved(
+def time_in_turns(
     contestants: Mapping[str, Callable[[], object]], repeats: int, device: torch.device | None = None, warm_up: int = 1
 ) -> dict[str, float]:
     """Return the median seconds of a call of each contestant; rounds alternate in direction.

@@ -21,7 +21,7 @@ from model.training.trainer import Trainer
 from .memory import peak_bytes
 from .peers import add_peer_arguments, load_peer, random_images
 from .report import Check, Report, Row, run
-from .timing import add_torch_arguments, device_of, interleaved
+from .timing import add_torch_arguments, device_of, time_in_turns
 
 AMX_BAR, CPU_BAR, GPU_BAR = 8.0, 2.0, 4.0
 GPU_MEMORY_BAR = 2.0
@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace) -> Report:
     """All of them in turn. The ratio is that of the peer to ours in the device's own precision, at the peer's size."""
     device = device_of(options)
     works = contestants(options, device)
-    seconds = interleaved(works, options.repeats, device)
+    seconds = time_in_turns(works, options.repeats, device)
     memory = {name: peak_bytes(work, device) for name, work in works.items()} if device.type == "cuda" else {}
     rows: list[Row] = [
         {"step": name, "ms": 1e3 * taken, "ms_per_image": 1e3 * taken / options.batch}

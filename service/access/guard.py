@@ -140,7 +140,7 @@ class Guard:
         if origin is None or scope["method"] in _READ_METHODS:
             return
         name = _host_name(origin)
-        is_listed = origin.lower() in self._settings.origins_allowed
+        is_listed = origin.lower() in self._settings.site_origins
         if not (is_listed or self._is_own_name(name) or _is_loopback(name)):
             raise Forbidden(
                 f"the request comes from a web page of {origin[:80]!r}; without API keys only pages of this machine "
@@ -149,7 +149,7 @@ class Guard:
             )
 
     def _is_own_name(self, name: str) -> bool:
-        return name == "localhost" or name.endswith(".localhost") or name in self._settings.hosts_allowed
+        return name == "localhost" or name.endswith(".localhost") or name in self._settings.host_names
 
     def _admit(self, scope: Scope, needed: KeyScope) -> ApiKey | None:
         """Count a request to its key, or to its address without a valid one, and check the key's scope."""

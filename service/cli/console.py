@@ -86,7 +86,7 @@ def say(message: object) -> None:
     out.print(escape(str(message)))
 
 
-def print_written(path: Path) -> None:
+def print_path(path: Path) -> None:
     """Print the name of a file that was written."""
     say(f"written: {printable_name(path)}")
 

@@ -22,7 +22,7 @@ from service.client.uploads import file_part, is_pipe, list_pictures, name_uniqu
 from service.contract.media.videos import is_video, is_video_name
 
 from .commands import Category, Session, Version
-from .console import err, out, print_json, print_table, print_written, say, write_file
+from .console import err, out, print_json, print_path, print_table, say, write_file
 from .estimates import finish, print_background
 
 Box = tuple[float, float, float, float]
@@ -130,7 +130,7 @@ def estimate(
             return
         _print_estimate(found, [printable_name(path) for path in images])
         for path in written:
-            print_written(path)
+            print_path(path)
 
 
 def _find_pictures(paths: list[Path]) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .commands import Category, Session, Version
-from .console import counting_bar, out, print_table, print_written, say
+from .console import counting_bar, out, print_path, print_table, say
 from .evaluation import evaluate_category
 
 _MIN_PICTURES_PER_INPUT = 3  # a linear map fitted on fewer pictures per input fits noise
@@ -70,7 +70,7 @@ def evaluate(
         )
     session.show(found, _print_evaluation)
     if plot and not session.as_json:
-        print_written(plot)
+        print_path(plot)
 
 
 def print_scores(scores: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from service.client import History, Memory, Prior
 from service.client.types import KeypointNames, PriorEntry, Snapshot
 
 from .commands import Category, Session, Version
-from .console import out, print_json, print_table, print_written, say, write_file
+from .console import out, print_json, print_path, print_table, say, write_file
 
 
 def priors(session: Session) -> None:
@@ -40,7 +40,7 @@ def prior(
         return
     _print_prior(found, client.memory(category, found.version))
     if link_map:
-        print_written(link_map)
+        print_path(link_map)
 
 
 def memory(session: Session, category: Category, version: Version = None) -> None:

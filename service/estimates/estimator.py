@@ -201,7 +201,7 @@ class Estimator:
             source, include = by_index[box.index], self._query.include
             return describe_pose(source, box, pose, self._version, include, self._limits, self._landmarks)
 
-        if len(found.poses) <= INLINE_POSES and not self._query.kinds_drawn:
+        if len(found.poses) <= INLINE_POSES and not self._query.num_drawings:
             answers = list(map(describe, found.fitted, found.poses))
         else:
             decoding = map(partial(self._threads.decode, describe), found.fitted, found.poses)
@@ -214,7 +214,7 @@ class Estimator:
 
     def _count_drawn(self, fitted: list[FittedBox]) -> None:
         """Raise TooManyPixels if too much would be drawn for the request."""
-        self._drawn_pixels += self._query.kinds_drawn * sum(box.width * box.height for box in fitted)
+        self._drawn_pixels += self._query.num_drawings * sum(box.width * box.height for box in fitted)
         limit = self._settings.max_drawn_pixels
         if self._drawn_pixels > limit:
             raise TooManyPixels(

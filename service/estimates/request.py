@@ -196,7 +196,7 @@ class Query:
             raise BadField("include", f"include names {word[:80]!r}; it may name {', '.join(INCLUDABLE)}")
         if query.format not in FORMATS:
             raise BadField("format", f"format is {query.format[:80]!r}; it must be one of {', '.join(FORMATS)}")
-        if video and query.kinds_drawn:
+        if video and query.num_drawings:
             raise BadField(
                 "include",
                 f"include names {', '.join(sorted(query.include & DRAWN))}, which frames of a video can't have; leave "
@@ -219,7 +219,7 @@ class Query:
         return sum(len(boxes.boxes) for boxes in self.boxes)
 
     @property
-    def kinds_drawn(self) -> int:
+    def num_drawings(self) -> int:
         """Number of pictures to draw for each pose."""
         return len(self.include & DRAWN)
 

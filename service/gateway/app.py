@@ -73,18 +73,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # the pages of the documentation were added first and are requested rarely
     app.router.routes.sort(key=lambda route: route in pages)
     problems.install(app)
-    openapi.install(app, keys_needed=settings.keys_needed)
+    openapi.install(app, needs_keys=settings.needs_keys)
     # the last one added is the outermost
     if settings.root_path:
         app.add_middleware(InnerPath, prefix=settings.root_path)
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, settings=settings)
-    app.add_middleware(Guard, settings=settings, keys=KeyStore(settings.data_root) if settings.keys_needed else None)
+    app.add_middleware(Guard, settings=settings, keys=KeyStore(settings.data_root) if settings.needs_keys else None)
     app.add_middleware(RequestLog, metrics=gateway.metrics, log_all=settings.access_log)
-    if settings.origins_allowed:
+    if settings.site_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=settings.origins_allowed,
+            allow_origins=settings.site_origins,
             allow_methods=["*"],
             allow_headers=["*"],
             expose_headers=_READABLE_HEADERS,

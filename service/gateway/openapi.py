@@ -52,10 +52,10 @@ TAGS = [
 ]
 
 
-def install(app: FastAPI, *, keys_needed: bool) -> None:
+def install(app: FastAPI, *, needs_keys: bool) -> None:
     """Serve the OpenAPI document with our errors and keys, and the server's address in its examples."""
     describe = app.openapi
-    app.openapi = cache(lambda: _complete(describe(), keys_needed))  # type: ignore[method-assign]
+    app.openapi = cache(lambda: _complete(describe(), needs_keys))  # type: ignore[method-assign]
 
     async def openapi(request: Request) -> Response:
         prefix = request.scope.get("root_path")
@@ -71,7 +71,7 @@ def install(app: FastAPI, *, keys_needed: bool) -> None:
     app.router.routes.insert(0, Route("/openapi.json", openapi, include_in_schema=False))
 
 
-def _complete(document: dict[str, Any], keys_needed: bool) -> dict[str, Any]:
+def _complete(document: dict[str, Any], needs_keys: bool) -> dict[str, Any]:
     """Add the errors, examples and scopes of all operations to FastAPI's document."""
     components = document["components"]
     for name in ("HTTPValidationError", "ValidationError"):
@@ -84,7 +84,7 @@ def _complete(document: dict[str, Any], keys_needed: bool) -> dict[str, Any]:
         for method, operation in operations.items():
             needed = needed_scope(method.upper(), path)
             if needed is not None:  # no key is an alternative where the gateway requires none
-                operation["security"] = [{"ApiKey": [str(needed)]}, *([] if keys_needed else [{}])]
+                operation["security"] = [{"ApiKey": [str(needed)]}, *([] if needs_keys else [{}])]
             operation["responses"] |= responses(*_common_errors(path, operation))
             operation["responses"]["default"] = {**responses(500)["500"], "description": "Any error"}
             add_examples(operation, path, method.upper())

@@ -45,7 +45,7 @@ def main() -> None:
         handler.addFilter(CorrelationIdFilter(default_value="-"))
     if settings.sample_categories:
         install_samples(VersionStore(settings.data_root))
-    if settings.keys_needed:
+    if settings.needs_keys:
         path = KeyStore(settings.data_root).ensure_first()
         if path:
             log.warning("the first API key, which permits everything, is in %s; read it and remove the file", path)

@@ -117,17 +117,17 @@ class Settings(CommonSettings):
         return value
 
     @property
-    def keys_needed(self) -> bool:
+    def needs_keys(self) -> bool:
         """Whether requests need an API key."""
         return not self._is_loopback if self.api_keys is None else self.api_keys
 
     @property
-    def hosts_allowed(self) -> tuple[str, ...]:
+    def host_names(self) -> tuple[str, ...]:
         """The names in ``allowed_hosts``, in lower case."""
         return tuple(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
 
     @property
-    def origins_allowed(self) -> tuple[str, ...]:
+    def site_origins(self) -> tuple[str, ...]:
         """The origins in ``cors_origins``, without a final slash."""
         return tuple(name.strip().rstrip("/").lower() for name in self.cors_origins.split(",") if name.strip())
 
@@ -145,7 +145,7 @@ class Settings(CommonSettings):
                 f"PPL_API_KEYS is false and PPL_HOST is {self.host}: without keys the gateway listens on the loopback "
                 "address only; leave PPL_API_KEYS unset, or set PPL_HOST to 127.0.0.1"
             )
-        if "*" in self.origins_allowed and not self.keys_needed:
+        if "*" in self.site_origins and not self.needs_keys:
             raise ValueError(
                 "PPL_CORS_ORIGINS is * and no API key is needed: any web page could train and delete; name the sites, "
                 "or set PPL_API_KEYS to true"

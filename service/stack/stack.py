@@ -82,10 +82,10 @@ def run_stack(
         supervisor = Supervisor(_child_specs(settings, listener, lock))
         try:
             supervisor.start(stop)
-            if _wait_ready(supervisor, url, stop):
+            if _wait_until_ready(supervisor, url, stop):
                 pids = {child.spec.name: child.pid for child in supervisor.children}
                 file = KeyStore(settings.data_root).first_key_file
-                first_key = file if settings.keys_needed and file.exists() else None
+                first_key = file if settings.needs_keys and file.exists() else None
                 on_ready(RunningStack(url, settings.data_root, settings.data_root / "logs", pids, first_key))
             supervisor.run(stop)
         finally:
@@ -156,7 +156,7 @@ def _local_url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _wait_ready(supervisor: Supervisor, url: str, stop: threading.Event) -> bool:
+def _wait_until_ready(supervisor: Supervisor, url: str, stop: threading.Event) -> bool:
     with httpx.Client(base_url=url, timeout=1.0, trust_env=False) as client:
         while not supervisor.wait_until(partial(_is_ready, client), stop, timeout_s=_REMIND_EVERY_S):
             if stop.is_set():

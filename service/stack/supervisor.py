@@ -151,7 +151,7 @@ class Supervisor:
         for stage in self._stages():
             for child in stage:
                 self._start(child)
-            if not self.wait_until(partial(_all_ready, stage), stop):
+            if not self.wait_until(partial(_are_ready, stage), stop):
                 return
 
     def wait_until(self, condition: Callable[[], bool], stop: threading.Event, timeout_s: float | None = None) -> bool:
@@ -246,7 +246,7 @@ def _await_end(process: subprocess.Popen[bytes], spec: ChildSpec, started: float
     process.wait()
 
 
-def _all_ready(children: Sequence[Child]) -> bool:
+def _are_ready(children: Sequence[Child]) -> bool:
     return all(child.process is not None and (child.spec.ready is None or child.spec.ready()) for child in children)
 
 

@@ -238,7 +238,7 @@ class JobStore:
         except LeaseLost:
             return self.get(job_id)
 
-    def cancel_requested(self, job_id: str) -> bool:
+    def is_cancel_requested(self, job_id: str) -> bool:
         """Return whether the job's cancellation was requested."""
         return bool(self._redis.exists(routing.cancel_key(check_job_id(job_id))))
 
@@ -261,7 +261,7 @@ class JobStore:
         """
         return self.update(job_id, JobRecord.resume).job
 
-    def pause_requested(self, job_id: str) -> bool:
+    def is_pause_requested(self, job_id: str) -> bool:
         """Return whether a pause is requested or done, so that the job's worker must stop. Raises UnknownJob."""
         record = self.record(job_id)
         status = record.job.status
@@ -314,7 +314,7 @@ class JobStore:
             return set()
         left = [record for record in self.list_unfinished() if not self.is_leased(record.job.id)]
         # their worker put them back, or paused them, before it saw the request
-        cancelled = {record.job.id for record in left if self.cancel_requested(record.job.id)}
+        cancelled = {record.job.id for record in left if self.is_cancel_requested(record.job.id)}
         for job_id in cancelled:
             with suppress(JobNotActive, UnknownJob):  # ended or deleted meanwhile
                 self.cancel(job_id)

@@ -126,7 +126,7 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
                 # a file that is no video is refused before the response begins
                 outcomes = await _peek(estimator.stream(frames))
                 return LinesResponse(render_lines(outcomes, version, started), lines_type, held.pop_all())
-            found = await _unless_disconnected(request, estimator.estimate_video(frames))
+            found = await _cancel_on_disconnect(request, estimator.estimate_video(frames))
         else:
             uploads = [
                 Upload(index, part.filename, partial(bytes, part.data), boxes)
@@ -135,7 +135,7 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
             if lines_type:
                 lines = render_lines(estimator.stream(uploads), version, started)
                 return LinesResponse(lines, lines_type, held.pop_all())
-            found = await _unless_disconnected(request, estimator.estimate(uploads))
+            found = await _cancel_on_disconnect(request, estimator.estimate(uploads))
 
         def respond() -> Response:
             results = Results.collect(
@@ -145,7 +145,7 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
             chosen = FORMATS[query.format]
             return Response(chosen.render(results), media_type=chosen.media_type, headers=headers)
 
-        inline = not video and query.num_poses <= INLINE_POSES and not query.kinds_drawn
+        inline = not video and query.num_poses <= INLINE_POSES and not query.num_drawings
         return respond() if inline else await threads.decode(respond)
 
 
@@ -163,7 +163,7 @@ async def _peek(outcomes: AsyncGenerator[Outcome]) -> AsyncGenerator[Outcome]:
     return chain()
 
 
-async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+async def _cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """Await something, or cancel it when the client disconnects, so that other requests get its place."""
     task = asyncio.create_task(work)
     disconnect = asyncio.create_task(_wait_for_disconnect(request))

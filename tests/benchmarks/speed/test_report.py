@@ -50,7 +50,7 @@ def test_contestants_take_turns_and_turn_round() -> None:
     calls: list[str] = []
     works = {name: (lambda name=name: calls.append(name)) for name in "ab"}
 
-    seconds = timing.interleaved(works, repeats=3, warm_up=1)
+    seconds = timing.time_in_turns(works, repeats=3, warm_up=1)
 
     assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
     assert set(seconds) == {"a", "b"}

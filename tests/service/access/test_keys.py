@@ -200,7 +200,7 @@ def test_revoked_first_key_does_not_come_back(data_root):
     ],
 )
 def test_keys_are_needed_beyond_the_loopback_address(host, api_keys, needed):
-    assert Settings(host=host, api_keys=api_keys).keys_needed is needed
+    assert Settings(host=host, api_keys=api_keys).needs_keys is needed
 
 
 def test_keys_can_be_off_on_the_loopback_address_only():

@@ -216,7 +216,7 @@ async def test_cancel_of_a_running_job_leaves_it_to_its_worker(http, post, data_
     lease = http.gateway.jobs.acquire(job_id, "worker")
     response = await http.post(f"/train-jobs/{job_id}/cancel")
     assert response.json()["status"] == "running"
-    assert http.gateway.jobs.cancel_requested(job_id)
+    assert http.gateway.jobs.is_cancel_requested(job_id)
     assert (data_root / "jobs" / job_id / "archive").exists()
     lease.release()
 

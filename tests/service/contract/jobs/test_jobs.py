@@ -212,17 +212,17 @@ def test_cancel_ends_a_job_that_nobody_works_on(store: JobStore, steps: tuple[Jo
     for status in steps:
         store.update(job.id, to(status))
     assert store.cancel(job.id).status is JobStatus.CANCELLED
-    assert not store.cancel_requested(job.id)
+    assert not store.is_cancel_requested(job.id)
 
 
 def test_cancel_of_a_leased_job_sets_the_flag_only(store: JobStore, redis_client: redis.Redis) -> None:
     job = make(store)
     lease = store.acquire(job.id, "a")
     assert store.cancel(job.id).status is JobStatus.VALIDATING
-    assert store.cancel_requested(job.id)
+    assert store.is_cancel_requested(job.id)
     assert redis_client.ttl(routing.cancel_key(job.id)) > 3600, "a worker may take long to come back"
     store.update(job.id, to(JobStatus.CANCELLED), lease)
-    assert not store.cancel_requested(job.id)
+    assert not store.is_cancel_requested(job.id)
 
 
 @pytest.mark.parametrize("wanted", ["pause", "stop"])
@@ -240,7 +240,7 @@ def test_cancel_that_came_while_the_worker_set_the_job_aside_is_not_lost(store: 
     sent: list[str] = []
     assert store.reconcile(sent.append) == set()
     assert store.get(job.id).status is JobStatus.CANCELLED
-    assert (sent, store.list_unfinished(), store.cancel_requested(job.id)) == ([], [], False)
+    assert (sent, store.list_unfinished(), store.is_cancel_requested(job.id)) == ([], [], False)
 
 
 def test_cancel_of_an_ended_job_says_how_it_ended(store: JobStore) -> None:
@@ -256,7 +256,7 @@ def test_pause_of_a_queued_job_is_at_once_and_again_no_harm(store: JobStore) -> 
     for _ in range(2):
         assert store.pause(job.id).status is PAUSED
     assert not store.record(job.id).pause_wanted
-    assert store.pause_requested(job.id), "a worker that has it after all must stop"
+    assert store.is_pause_requested(job.id), "a worker that has it after all must stop"
     assert [record.job.id for record in store.list_unfinished()] == [job.id], "its files and its record stay"
 
 
@@ -275,7 +275,7 @@ def test_pause_of_a_leased_job_is_left_to_its_worker(store: JobStore) -> None:
         store.update(job.id, to(status))
     lease = store.acquire(job.id, "a")
     assert store.pause(job.id).status is RUNNING
-    assert store.pause_requested(job.id)
+    assert store.is_pause_requested(job.id)
     store.update(job.id, JobRecord.requeue, lease)
     assert (store.get(job.id).status, store.record(job.id).pause_wanted) == (PAUSED, False)
 
@@ -471,7 +471,7 @@ def test_what_cannot_be_an_id_is_an_unknown_job_and_never_part_of_a_key(
     assert store.acquire(job.id, "worker") is not None
     redis_client.set(routing.cancel_key(job.id), "1")
     keys = set(redis_client.keys())
-    acts = [store.get, store.record, store.cancel, store.delete, store.is_leased, store.cancel_requested]
+    acts = [store.get, store.record, store.cancel, store.delete, store.is_leased, store.is_cancel_requested]
     for act in (*acts, lambda name: store.acquire(name, "w"), lambda name: store.update(name, lambda record: None)):
         with pytest.raises(UnknownJob):
             act(job.id + suffix)
