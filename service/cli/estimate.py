@@ -19,6 +19,7 @@ from rich.markup import escape
 from service.client import Estimate, InputError, png_bytes
 from service.client.types import FailedPicture, ImageEstimate, PoseLine
 from service.client.uploads import file_part, is_pipe, list_pictures, name_uniquely, printable_name
+from service.contract.media import tiff
 from service.contract.media.videos import is_video, is_video_name
 
 from .commands import Category, Session, Version
@@ -90,7 +91,7 @@ def estimate(
     """Estimate the poses in pictures, or in the frames of a video."""
     client = session.client
     images = _find_pictures(images)
-    video = images[0] if len(images) == 1 and is_video_name(images[0].name) else None
+    video = images[0] if len(images) == 1 and (is_video_name(images[0].name) or _is_stack(images[0])) else None
     if every != 1 and not video:
         raise InputError("--every chooses frames of a video, and pictures came; leave it out")
     drawings = {kind: path for kind, path in (("overlay", overlay), ("link_map", link_map)) if path}
@@ -149,6 +150,14 @@ def _find_pictures(paths: list[Path]) -> list[Path]:
             err.print(f"[yellow]skipped, as a video must be the only argument: {escape(names)}[/]")
         found += [file for file in inside if file not in videos]
     return found
+
+
+def _is_stack(path: Path) -> bool:
+    """Return whether a file is a TIFF whose pages are the frames of a clip."""
+    if not path.is_file():  # the request says what is wrong with it
+        return False
+    with path.open("rb") as file:
+        return tiff.is_stack(file)
 
 
 def _save_pipe(path: Path) -> Path:

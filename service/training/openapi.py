@@ -12,8 +12,8 @@ from .dataset_intake import MAX_FILES
 
 _TYPES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
 _ARCHIVE = file_field(
-    "zip, tar or tar.gz of JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF pictures, in folders or not, or of videos; or one "
-    "bare video file"
+    "zip, tar or tar.gz of JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF pictures, in folders or not, or of videos or "
+    "multi-page TIFFs; or one bare video file"
 )
 _LABELS = file_field(
     f"keypoints of some of the pictures, CSV or COCO keypoints JSON, {MAX_LABELS_BYTES >> 20} MiB at most; training "

@@ -33,7 +33,7 @@ from service.contract.datasets.dataset import (
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import Abandoned, BadLabels, PPLError, TooFewPictures, UnknownDataset
 from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS, JobError
-from service.contract.media.archives import ArchiveLimits, Member, detect_kind, iter_media, iter_members
+from service.contract.media.archives import ArchiveLimits, Member, detect_kind, is_stack, iter_media, iter_members
 from service.contract.media.pictures import FORMATS, Picture
 from service.contract.media.zip_names import HINT as NAMES_HINT
 from worker.heartbeat import PeriodicThread
@@ -79,6 +79,7 @@ class Inspection:
 
     def run(self) -> Iterator[None]:
         """Inspect every file, then the labels; yield after every file. Raises the errors of `Preparer.prepare`."""
+        self._reader.measure(self._archive, self._limits)
         why = "not named as a picture or a video"
         for name, media in iter_media(self._archive, self._limits, lambda other: self._counts.skip(other.name, why)):
             self._check()
@@ -153,7 +154,7 @@ class Inspection:
         videos = []
         with closing(iter_members(self._archive, detect_kind(self._archive), self._limits)) as listing:
             for member in listing:
-                if member.is_video:
+                if member.is_video or is_stack(member, self._limits):
                     videos.append(self._name_of_video(member))
                 elif member.is_picture:
                     pictures.setdefault(clip_of_picture(member.name), []).append(member.name)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from model.data import natural_key
 from service.contract.durable_files import atomic_write
 from service.contract.errors import BadPicture, PPLError, TrainingFailed
-from service.contract.media.archives import Member
+from service.contract.media import tiff
+from service.contract.media.archives import ArchiveLimits, Member, find_white
 from service.contract.media.pictures import Picture, PictureLimits, open_reduced
 from service.contract.media.videos import BadVideo, NoDecoder, VideoLimits, frame_name, iter_frames
 from worker.settings import WorkerSettings
@@ -92,6 +93,7 @@ class MediaReader:
         self._counts, self._frames_per_clip = counts, frames_per_clip
         self._copy = folder / "video"
         self._picture_limits = PictureLimits.of(settings)
+        self._white = 0.0
         self._video_limits = VideoLimits(
             max_pixels=settings.image_max_pixels,
             min_side_px=settings.image_min_side_px,
@@ -103,12 +105,16 @@ class MediaReader:
             threads=min(_MAX_DECODER_THREADS, settings.training_threads),
         )
 
+    def measure(self, path: Path, limits: ArchiveLimits) -> None:
+        """Find what is white in the upload's pictures of more than 8 bits; read them once more for it."""
+        self._white = find_white(path, limits, self._picture_limits, self._check)
+
     def read_picture(self, data: bytes | BadPicture, name: str) -> None:
         """Decode a picture from its bytes; an error in their place is counted."""
         try:
             if isinstance(data, BadPicture):
                 raise data
-            picture = open_reduced(data, self._reducible, self._picture_limits)
+            picture = open_reduced(data, self._reducible, self._picture_limits, white=self._white)
         except BadPicture as error:
             self._counts.skip(name, error.detail)
         else:
@@ -124,6 +130,9 @@ class MediaReader:
             if video.size > self._video_limits.max_bytes:
                 raise BadVideo(f"the video has {video.size} bytes; at most {self._video_limits.max_bytes} are allowed")
             path = video.path or self._unpack(video)
+            if video.is_tiff and not video.bare_video and not _has_pages(path):
+                largest = self._picture_limits.max_bytes
+                raise BadVideo(f"the picture has {video.size} bytes; at most {largest} are allowed, scale it down")
             for number, _, image in iter_frames(path, self._frames_per_clip, self._video_limits, self._check):
                 self._keep(Picture.of(image), frame_name(name, number), name)
         except BadVideo as error:
@@ -149,6 +158,11 @@ class MediaReader:
                 raise
             raise BadVideo(f"damaged in the archive ({error or type(error).__name__})") from error
         return self._copy
+
+
+def _has_pages(path: Path) -> bool:
+    with path.open("rb") as file:
+        return tiff.is_stack(file)
 
 
 def shorten_name(name: str) -> str:

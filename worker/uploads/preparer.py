@@ -106,7 +106,9 @@ class Preparer:
 
             reduction = reduction_for_boxes(config.image_size)
             reader = MediaReader(keep, reduction, counts, config.frames_per_clip, self.settings, folder, held.check)
-            for name, media in iter_media(self._find_source(record), ArchiveLimits.of(self.settings)):
+            source, limits = self._find_source(record), ArchiveLimits.of(self.settings)
+            reader.measure(source, limits)
+            for name, media in iter_media(source, limits):
                 held.check()
                 images, skipped = counts.images, counts.skipped
                 videos += isinstance(media, Member)

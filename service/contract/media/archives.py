@@ -6,19 +6,20 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import re
 import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, cast
 
 from service.contract.errors import (
-    ArchiveTooLarge,
     BadArchive,
     BadFolder,
     BadPicture,
@@ -29,48 +30,28 @@ from service.contract.errors import (
     TruncatedImage,
     UnsafeArchive,
 )
-from service.contract.settings import CommonSettings
 
+from . import tiff
+from .archive_guard import COPY_BYTES, KINDS_EXPECTED, GuardedFile, too_large, too_many
+from .archive_guard import ArchiveLimits as ArchiveLimits
 from .pictures import EXPECTED as PICTURE_EXPECTED
-from .pictures import is_picture_name
+from .pictures import TIFF_SUFFIXES, PictureLimits, is_picture_name, open_reduced
 from .videos import EXPECTED as VIDEO_EXPECTED
 from .videos import is_video, is_video_name
 from .zip_names import decode_name
 
 _ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
-_ZIP_ENTRY = b"PK\x01\x02"
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ZIP_ENCRYPTED = 0x1 | 0x40
 _GZIP_START = b"\x1f\x8b"
 # below this unpacked size any compression ratio is allowed: drawings compress well
 _RATIO_FROM_BYTES = 64 * 2**20
-# no header, name or directory of an honest archive is longer
-_MAX_READ_BYTES = 64 * 2**20
-_COPY_BYTES = 2**20
+_TIFFS_LOOKED_AT = 3
+_PNG_HEAD_BYTES = 26
+_PNG_DEPTH = 24  # byte with the bits a channel
 _BARE_VIDEO = "video"  # the member name of an upload that is a video itself
-_KINDS_EXPECTED = "expected a zip, tar or tar.gz of pictures or videos, or one video"
 Mode = Literal["stills", "clips"]
 _EXPECTED = f"{PICTURE_EXPECTED.replace(' a ', ' ')}s or {VIDEO_EXPECTED.removeprefix('expected an ')}s in it"
-
-
-@dataclass(frozen=True)
-class ArchiveLimits:
-    """Limits on an archive or a folder."""
-
-    max_files: int = 200_000
-    max_unpacked_bytes: int = 16 * 2**30
-    max_ratio: float = 200.0
-    max_picture_bytes: int = 32 * 2**20
-
-    @classmethod
-    def of(cls, settings: CommonSettings) -> ArchiveLimits:
-        """Return the configured limits."""
-        return cls(
-            settings.archive_max_files,
-            settings.archive_max_unpacked_bytes,
-            settings.archive_max_ratio,
-            settings.image_max_bytes,
-        )
 
 
 @dataclass(frozen=True)
@@ -101,6 +82,11 @@ class Member:
         return self.bare_video or (is_video_name(self.name) and not self.is_hidden)
 
     @property
+    def is_tiff(self) -> bool:
+        """Whether its suffix is a TIFF's and it is not hidden."""
+        return self.is_picture and Path(self.name).suffix.lower() in TIFF_SUFFIXES
+
+    @property
     def is_hidden(self) -> bool:
         """Whether it is hidden, or metadata that macOS adds to archives."""
         parts = PurePosixPath(self.name.replace("\\", "/")).parts
@@ -118,7 +104,7 @@ class Member:
         """Copy it to a file in small pieces. Raises the errors of :meth:`read`, and OSError if the disk is full."""
         copied = 0
         with self.open() as file, to.open("wb") as out:
-            while copied < self.size and (part := file.read(min(_COPY_BYTES, self.size - copied))):
+            while copied < self.size and (part := file.read(min(COPY_BYTES, self.size - copied))):
                 copied += out.write(part)
         if copied != self.size:
             raise EOFError("it ends early")
@@ -131,10 +117,10 @@ def detect_kind(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(12)
     if not head:
-        raise BadArchive(f"the archive is empty; {_KINDS_EXPECTED}")
+        raise BadArchive(f"the archive is empty; {KINDS_EXPECTED}")
     if head.startswith(_ZIP_STARTS):
         return "zip"
-    if is_video(head):
+    if is_video(head) or head.startswith(tiff.STARTS):
         return "video"
     return "tar.gz" if head.startswith(_GZIP_START) else "tar"
 
@@ -159,25 +145,25 @@ def iter_members(path: Path, kind: str, limits: ArchiveLimits) -> Generator[Memb
     with path.open("rb") as file:
         try:
             packed = cast(IO[bytes], gzip.GzipFile(fileobj=file)) if kind == "tar.gz" else file
-            yield from _check_totals(reader(_GuardedFile(packed, allowance, limits)), limits, allowance)
+            yield from _check_totals(reader(GuardedFile(packed, allowance, limits)), limits, allowance)
         except PPLError:
             raise
         except Exception as error:  # hostile bytes may make a reader raise anything
-            raise BadArchive(f"not an archive, or damaged ({message_of(error)}); {_KINDS_EXPECTED}") from error
+            raise BadArchive(f"not an archive, or damaged ({message_of(error)}); {KINDS_EXPECTED}") from error
 
 
 def _check_totals(members: Iterator[Member], limits: ArchiveLimits, allowance: int) -> Iterator[Member]:
     unpacked_bytes = 0
     for count, member in enumerate(members, start=1):
         if count > limits.max_files:
-            raise _too_many(limits)
+            raise too_many(limits)
         unpacked_bytes += member.size
         if unpacked_bytes > allowance:
-            raise _too_large(allowance)
+            raise too_large(allowance)
         yield member
 
 
-def _zip_members(file: _GuardedFile) -> Iterator[Member]:
+def _zip_members(file: GuardedFile) -> Iterator[Member]:
     with zipfile.ZipFile(cast(IO[bytes], file)) as archive:
         for info in archive.infolist():
             name = decode_name(info)
@@ -196,7 +182,7 @@ def _zip_members(file: _GuardedFile) -> Iterator[Member]:
             yield Member(name, info.file_size, partial(archive.open, info))
 
 
-def _tar_members(file: _GuardedFile) -> Iterator[Member]:
+def _tar_members(file: GuardedFile) -> Iterator[Member]:
     with tarfile.open(fileobj=cast(IO[bytes], file), mode="r:") as archive:
         while (info := archive.next()) is not None:
             archive.members = []  # type: ignore[attr-defined]  # or it keeps a record of every member
@@ -208,7 +194,7 @@ def _tar_members(file: _GuardedFile) -> Iterator[Member]:
             opener = cast(Callable[[], IO[bytes]], partial(archive.extractfile, info))  # not None, as it is a file
             yield Member(info.name, info.size, opener)
         if file.last_read.strip(b"\0"):  # tarfile ends at a damaged header without an error
-            raise BadArchive(f"the archive is damaged after its first files; {_KINDS_EXPECTED}")
+            raise BadArchive(f"the archive is damaged after its first files; {KINDS_EXPECTED}")
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -226,54 +212,6 @@ def _folder_members(path: Path) -> Iterator[Member]:
             yield Member(file.relative_to(path).as_posix(), file.stat().st_size, partial(_open, file), file)
 
 
-class _GuardedFile:
-    """A binary file that refuses the reads by which a hostile archive exhausts the standard library.
-
-    These are: one huge read (a name or directory of gigabytes), endless reading (decompression), and a zip directory
-    of too many entries.
-    """
-
-    def __init__(self, file: IO[bytes], allowance: int, limits: ArchiveLimits) -> None:
-        self._file = file
-        self._allowance = allowance
-        self._limits = limits
-        self.last_read = b""
-
-    def read(self, size: int = -1) -> bytes:
-        max_bytes = max(_MAX_READ_BYTES, self._limits.max_picture_bytes)
-        if size > max_bytes:
-            raise UnsafeArchive(f"the archive has a header of {size} bytes; {_KINDS_EXPECTED}")
-        data = self._file.read(size) if size >= 0 else self._read_rest(max_bytes)
-        self._check_position(self._file.tell())
-        if data.count(_ZIP_ENTRY) > self._limits.max_files:
-            raise _too_many(self._limits)
-        self.last_read = data
-        return data
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence == os.SEEK_SET:
-            self._check_position(offset)
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def seekable(self) -> bool:
-        return True
-
-    def _read_rest(self, max_bytes: int) -> bytes:
-        """Read to the end in small pieces: a buffered file allocates as much as is requested."""
-        parts = []
-        while max_bytes > 0 and (part := self._file.read(min(max_bytes, _COPY_BYTES))):
-            parts.append(part)
-            max_bytes -= len(part)
-        return b"".join(parts)
-
-    def _check_position(self, position: int) -> None:
-        if isinstance(self._file, gzip.GzipFile) and position > self._allowance:
-            raise _too_large(self._allowance)
-
-
 def _check_name(name: str) -> None:
     plain = name.replace("\\", "/")
     if "\0" in name or plain.startswith("/") or re.match(r"[A-Za-z]:", plain) or ".." in plain.split("/"):
@@ -282,17 +220,6 @@ def _check_name(name: str) -> None:
 
 def _unsafe_error(name: str, why: str) -> UnsafeArchive:
     return UnsafeArchive(f"{_quote(name)} in the archive {why}; pack plain files under relative names")
-
-
-def _too_many(limits: ArchiveLimits) -> ArchiveTooLarge:
-    return ArchiveTooLarge(f"the upload has too many files; at most {limits.max_files} are allowed, send fewer")
-
-
-def _too_large(allowance: int) -> ArchiveTooLarge:
-    return ArchiveTooLarge(
-        f"the archive unpacks to more than {allowance} bytes, the limit for one of its size; "
-        "send fewer or smaller files"
-    )
 
 
 def message_of(error: Exception) -> str:
@@ -323,7 +250,8 @@ class ArchiveSummary:
 def check_archive(path: Path, limits: ArchiveLimits = ArchiveLimits(), mode: str = "auto") -> ArchiveSummary:
     """Check an upload or folder: that it is safe, within the limits, and holds pictures or videos.
 
-    Of a zip only the directory is read; a tar.gz is decompressed once, within the limits.
+    Of a zip the directory is read, and the first TIFFs, which may be stacks; a tar.gz is decompressed once, within the
+    limits.
 
     Args:
         mode: the setting of that name.
@@ -337,9 +265,13 @@ def check_archive(path: Path, limits: ArchiveLimits = ArchiveLimits(), mode: str
     """
     kind = detect_kind(path)
     pictures = videos = unpacked_bytes = 0
+    looked_at, stacked = 0, False  # few are opened: those of an upload are alike
     for member in iter_members(path, kind, limits):
-        pictures += member.is_picture
-        videos += member.is_video
+        if member.is_tiff and looked_at < _TIFFS_LOOKED_AT:
+            looked_at, stacked = looked_at + 1, is_stack(member, limits)
+        is_clip = member.is_video or (member.is_tiff and stacked)
+        pictures += member.is_picture and not is_clip
+        videos += is_clip
         unpacked_bytes += member.size
     if not pictures + videos:
         problem = f"holds no file with the suffix of a picture or a video; {_EXPECTED}"
@@ -365,7 +297,7 @@ def resolve_mode(mode: str, pictures: int, videos: int) -> Mode:
 def iter_media(
     path: Path, limits: ArchiveLimits = ArchiveLimits(), on_other: Callable[[Member], None] = lambda member: None
 ) -> Iterator[tuple[str, bytes | BadPicture | Member]]:
-    """Yield the name of every picture and video, with the picture's bytes or the video.
+    """Yield the name of every picture and video, with the picture's bytes or the video. A stack counts as a video.
 
     The order is the archive's (a folder's: sorted), so it is the same every time. A picture that can't be read comes
     with the error in place of bytes. A video can be read until the next item is requested. Hidden files and
@@ -378,12 +310,47 @@ def iter_media(
         BadArchive: or a subclass, when the offending member is reached.
     """
     for member in iter_members(path, detect_kind(path), limits):
-        if member.is_video:
+        if member.is_video or (member.is_tiff and member.size > limits.max_picture_bytes):
             yield member.name, member
         elif member.is_picture:
-            yield member.name, _read_picture(member, limits)
+            data = _read_picture(member, limits)
+            if member.is_tiff and isinstance(data, bytes) and tiff.is_stack(io.BytesIO(data)):
+                yield member.name, replace(member, open=partial(io.BytesIO, data))  # a tar.gz is not read twice
+            else:
+                yield member.name, data
         elif not member.is_hidden:
             on_other(member)
+
+
+def is_stack(member: Member, limits: ArchiveLimits) -> bool:
+    """Return whether a file is a TIFF of several pictures, by its pages; one too large for a picture counts as such."""
+    if not member.is_tiff or member.size > limits.max_picture_bytes:
+        return member.is_tiff
+    data = _read_picture(member, limits)
+    return isinstance(data, bytes) and tiff.is_stack(io.BytesIO(data))
+
+
+def find_white(
+    path: Path, archive_limits: ArchiveLimits, limits: PictureLimits, check: Callable[[], None] = lambda: None
+) -> float:
+    """Return the value that is white in an upload's pictures of more than 8 bits; 0 if it has none.
+
+    What cannot be read is passed over: it is named when its turn comes.
+    """
+    white = 0.0
+    with suppress(BadArchive):
+        for member in iter_members(path, detect_kind(path), archive_limits):
+            check()
+            is_png = member.is_picture and member.name.lower().endswith(".png")
+            if not (is_png or member.is_tiff) or member.size > limits.max_bytes:
+                continue
+            # hostile bytes may make a reader raise anything
+            with suppress(Exception), member.open() as file:
+                data = file.read(_PNG_HEAD_BYTES)
+                if member.is_tiff or data[_PNG_DEPTH] == 16:
+                    data += file.read(member.size - len(data))
+                    white = max(white, open_reduced(data, lambda *_: 1, limits).white)
+    return white
 
 
 def _read_picture(member: Member, limits: ArchiveLimits) -> bytes | BadPicture:

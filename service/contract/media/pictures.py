@@ -86,7 +86,6 @@ _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 # the next marker that is not a stuffed zero, a fill byte or a restart
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 _MARKERS_WITHOUT_LENGTH = frozenset((0x01, 0xD8))
-_MAX_PAGES = 64  # of a TIFF that shall be one picture
 
 
 @dataclass(frozen=True)
@@ -150,6 +149,7 @@ def open_reduced(
     limits: PictureLimits = PictureLimits(),
     before_decoding: Callable[[int], object] = lambda pixels: None,
     white: float = 0.0,
+    page: tiff.Page | None = None,
 ) -> Picture:
     """Decode a picture of any supported format and mode to 8-bit RGB; a JPEG may be reduced.
 
@@ -161,6 +161,7 @@ def open_reduced(
         max_reduction: returns the largest allowed reduction for a width and height (EXIF orientation applied).
         before_decoding: called with the number of pixels once it is within the limits.
         white: the sample value that is white in the whole data set of a picture of more than 8 bits; 0 if unknown.
+        page: of a TIFF, whose only picture is read unless given.
 
     Raises:
         BadPicture: a JPEG of too many scans or segments, or a subclass: NotAnImage, UnsupportedFormat,
@@ -168,7 +169,7 @@ def open_reduced(
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     _check_jpeg(file)
-    image = _open(file, limits)
+    image = _open(file, limits, page)
     with image:
         _check_size(image, limits)
         before_decoding(image.width * image.height)
@@ -176,7 +177,7 @@ def open_reduced(
             stored = image.size
             scale = _reduce(image, max_reduction)
             deep = is_deep(image)
-            low = decode_low_bytes(image, lambda: _open(file, limits))
+            low = decode_low_bytes(image, lambda: _open(file, limits, page))
             # only now: a PNG's may stand after its pixels, and Pillow transposes a TIFF
             orientation = _orientation(image)
             rgb, found_white = to_rgb(image, low, white)
@@ -196,16 +197,18 @@ def open_reduced(
     return Picture(upright, width, height, scale, left, top)
 
 
-def _open(file: BinaryIO, limits: PictureLimits) -> ImageFile.ImageFile:
+def _open(file: BinaryIO, limits: PictureLimits, page: tiff.Page | None) -> ImageFile.ImageFile:
     """Open a picture without decoding it; of a TIFF, the page that is not a preview. Raises BadPicture."""
     try:
-        pages = tiff.find_main_pages(file, _MAX_PAGES)
+        pages = [page] if page else tiff.find_main_pages(file)
         if len(pages) > 1:
             raise _animated("TIFF")
         image = tiff.open_page(file, pages[0]) if pages else Image.open(file, formats=FORMATS)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
-            if tiff.count_hidden(image) > 1:
-                raise _animated("TIFF")
+            if (count := tiff.count_hidden(image)) > 1:
+                raise UnsupportedFormat(
+                    f"this kind of TIFF is not read ({count} pictures behind one page); save each as a page of its own"
+                )
         # a phone's MPO and HEIC hold previews
         elif getattr(image, "is_animated", False) and image.format not in ("MPO", "HEIF"):
             raise _animated(str(image.format))
@@ -221,8 +224,8 @@ def _open(file: BinaryIO, limits: PictureLimits) -> ImageFile.ImageFile:
 
 
 def _animated(kind: str) -> Animated:
-    pages = " (in a dataset, the pages of a TIFF are the frames of a clip)" if kind == "TIFF" else ""
-    return Animated(f"the picture is a {kind} of several frames; send a single frame{pages}")
+    video = " or send it as a video, whose frames its pages are" if kind == "TIFF" else ""
+    return Animated(f"the picture is a {kind} of several frames; send a single frame{video}")
 
 
 def is_picture_name(name: str) -> bool:

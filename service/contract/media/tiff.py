@@ -25,6 +25,7 @@ _MAX_SAMPLE_VALUE, _PLANES = 281, 284
 _SEPARATE = 2
 _PREVIEW_OR_MASK = 0x1 | 0x4
 _OLD_PREVIEW = 2
+_MAX_PREVIEWS = 64  # pages of a file that is looked at as one picture
 _MAX_ENTRIES = 4096  # of one directory; honest ones have some dozens
 _SAMPLE_FORMATS = {2: "signed integers", 3: "floating-point numbers", 5: "complex integers", 6: "complex numbers"}
 _PHOTOMETRICS = {8: "CIELab", 9: "ICCLab", 32803: "a camera's raw data", 32844: "LogL", 32845: "LogLuv"}
@@ -64,7 +65,7 @@ def find_pages(file: BinaryIO, at_most: int) -> list[Page]:
     return list(_walk(file, at_most))
 
 
-def find_main_pages(file: BinaryIO, at_most: int) -> list[Page]:
+def find_main_pages(file: BinaryIO, at_most: int = _MAX_PREVIEWS) -> list[Page]:
     """Return the pages that are pictures of their own: neither marked as previews nor at most half as large.
 
     Raises ValueError if a page is damaged.
@@ -73,6 +74,22 @@ def find_main_pages(file: BinaryIO, at_most: int) -> list[Page]:
     pages = [page for page in pages if not page.is_extra] or pages
     widest = max((page.width for page in pages), default=0)
     return [page for page in pages if 2 * page.width > widest]
+
+
+def is_stack(file: BinaryIO) -> bool:
+    """Return whether a file is a TIFF of several pictures."""
+    try:
+        return len(find_main_pages(file)) > 1
+    except ValueError:  # damaged
+        return False
+
+
+def frame_seconds(file: BinaryIO) -> float:
+    """Return the seconds between the pages of a stack, as ImageJ states them; else 1."""
+    tags = _read_tags(file)
+    text = tags.get(_DESCRIPTION, "") if tags else ""
+    found = re.search(r"^finterval=(\d{1,9}(?:\.\d{1,9})?)\s*$", text, re.MULTILINE) if isinstance(text, str) else None
+    return float(found[1]) or 1.0 if found else 1.0
 
 
 def _walk(file: BinaryIO, at_most: int) -> Iterator[Page]:

@@ -26,7 +26,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from .video_index import Index, TooManyFrames, UnusableVideo, describe, open_video, read_index
-from .videos import DONE, FAILED, FRAME, HEADER, TOO_MANY, DecodeRequest
+from .videos import DONE, FAILED, FRAME, HEADER, TOO_MANY, DecodeRequest, space_evenly
 
 _FIXED_POINT = 1 << 16
 _UPRIGHT = False, 1, 1
@@ -85,13 +85,6 @@ def decode(request: DecodeRequest) -> Iterator[DecodedFrame]:
             yield frame
     if index.damage or is_empty:
         raise UnusableVideo(index.damage or f"not one of its {index.count} frames can be decoded; they are damaged")
-
-
-def space_evenly(count: int, total: int) -> list[int]:
-    """Return ``count`` numbers below ``total``, each in the middle of an equal part; all if fewer."""
-    if total <= count:
-        return list(range(total))
-    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
 def _nearest_keys(picks: list[int], keys: list[tuple[int, int]]) -> dict[int, int]:

@@ -1,7 +1,7 @@
 """Read frames of untrusted videos. A separate process (:mod:`.video_decoder`) decodes; only it loads PyAV.
 
 Frames are numbered from 0 in the order of showing. A frame counts as a picture named ``VIDEO#NUMBER``, the number
-in six digits: ``walk.mp4#000012``.
+in six digits: ``walk.mp4#000012``. The pages of a TIFF are frames too; they are read here, as pictures are.
 """
 
 from __future__ import annotations
@@ -17,9 +17,15 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from PIL import Image
+
+from service.contract.errors import BadPicture
+
+from . import tiff
+from .pictures import PictureLimits
+from .stacks import iter_pages
 
 SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"))
 EXPECTED = "expected an MP4, MOV, AVI, MKV or WebM video"
@@ -30,6 +36,7 @@ HEADER = struct.Struct("<4Id")
 FRAME, DONE, FAILED, TOO_MANY = 1, 2, 3, 4
 
 _CHANNELS = 3
+_MAX_PAGES = 1_000_000
 _POLL_S = 0.25
 _PIPE_BYTES = 2**20
 _MAX_REASON_BYTES = 4000
@@ -138,11 +145,15 @@ def iter_frames(
         BadVideo: after the frames before the damage, or before any.
         NoDecoder: PyAV is not installed.
     """
-    if importlib.util.find_spec("av") is None:
-        raise NoDecoder(MISSING)
     size = path.stat().st_size
     if size > limits.max_bytes:
         raise BadVideo(f"the video has {size} bytes; at most {limits.max_bytes} are allowed")
+    with path.open("rb") as file:
+        if file.read(4).startswith(tiff.STARTS):
+            yield from _iter_pages(file, count, limits, check, every)
+            return
+    if importlib.util.find_spec("av") is None:
+        raise NoDecoder(MISSING)
     request = DecodeRequest(path=str(path.resolve()), count=count, every=every, **asdict(limits))
     with subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
         [sys.executable, "-P", "-m", f"{__package__}.video_decoder", json.dumps(asdict(request))],
@@ -156,6 +167,30 @@ def iter_frames(
             yield from _receive(partial(_read, process, limits, check, time.monotonic() + limits.timeout_s), limits)
         finally:
             process.kill()
+
+
+def _iter_pages(
+    file: BinaryIO, count: int, limits: VideoLimits, check: Callable[[], None], every: int | None
+) -> Iterator[TimedFrame]:
+    """Yield the pages of a stack as :func:`iter_frames` yields frames."""
+    try:
+        pages = tiff.find_main_pages(file, _MAX_PAGES)
+        numbers = space_evenly(count, len(pages)) if every is None else list(range(0, len(pages), every))
+        if len(numbers) > count:
+            raise TooManyFrames(f"{len(numbers)} of its {len(pages)} pages are asked for; at most {count} are read")
+        seconds = tiff.frame_seconds(file)
+        picture_limits = PictureLimits(limits.max_pixels, limits.min_side_px)
+        for number, image in iter_pages(file, pages, numbers, picture_limits, check):
+            yield TimedFrame(number, number * seconds, image)
+    except (BadPicture, ValueError) as error:
+        raise BadVideo(str(error)) from error
+
+
+def space_evenly(count: int, total: int) -> list[int]:
+    """Return ``count`` numbers below ``total``, each in the middle of an equal part; all if fewer."""
+    if total <= count:
+        return list(range(total))
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
 def _receive(read: Callable[[int], bytearray], limits: VideoLimits) -> Iterator[TimedFrame]:

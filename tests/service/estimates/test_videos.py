@@ -7,12 +7,14 @@ import errno
 import json
 import threading
 
+import numpy as np
 import pytest
 
 from service.contract.media.videos import iter_frames
 from service.estimates.background.runner import AT_ONCE
 from tests.service.conftest import RESPOND_ASYNC
 from tests.support.media import zero_payload
+from tests.support.tiffs import tiff_of
 
 from .test_background import ended
 
@@ -35,6 +37,19 @@ async def test_poses_of_a_videos_frames(http, send, publish, consumer, film):
     assert {(image["width"], image["height"]) for image in found["images"]} == {(48, 32)}
     assert found["errors"] == []
     assert len((await send(film, headers={})).json()["images"]) == 24
+
+
+async def test_pages_of_a_stack_are_frames(http, send, publish, consumer, problem):
+    publish("dog")
+    pages = [np.zeros((32, 48), np.uint16) for _ in range(3)]
+    for number, page in enumerate(pages):
+        page[4:8, 10 * number + 4 : 10 * number + 8] = 4000
+    stack = tiff_of(*pages)
+    found = (await send({"video": ("stack.tif", stack)}, headers={})).json()
+    assert [image["frame"] for image in found["images"]] == [0, 1, 2]
+    assert [image["keypoints"][0]["x"] for image in found["images"]] == pytest.approx([5.5, 15.5, 25.5], abs=0.1)
+    refused = problem(await send({"images": ("stack.tif", stack)}, headers={}), 422, "animated_image")
+    assert "send it as a video" in refused["detail"]
 
 
 async def test_frames_come_line_by_line(http, send, publish, consumer, film):

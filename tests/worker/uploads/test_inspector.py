@@ -24,6 +24,7 @@ from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import StoreCorrupt, UnknownDataset
 from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS
 from service.contract.media.archives import check_archive
+from tests.support.tiffs import tiff_of
 from tests.worker.conftest import picture, zipped
 from worker.jobs import Stop
 from worker.settings import WorkerSettings
@@ -241,6 +242,16 @@ def test_pictures_that_cannot_be_read_leave_no_hole_in_the_sheet(lab: SimpleName
     reds = [sheet.getpixel((68 + 132 * (n % 8), 68 + 132 * (n // 8)))[0] / 20 for n in range(9)]
     np.testing.assert_allclose(reds, [0, 1, 2, 4, 5, 6, 7, 8, 9], atol=0.3)
     assert sheet.getpixel((68 + 132, 68 + 132)) == (255, 255, 255), "none came for the last cells"
+
+
+def test_stacks_are_clips_each_with_a_row(lab: SimpleNamespace) -> None:
+    pages = [np.full((30, 40), value, np.uint16) for value in (1000, 2000, 4000)]
+    dataset = lab.found({"a.tif": tiff_of(*pages), "b.tif": tiff_of(*pages[:2])})
+    assert (dataset.status, dataset.mode) == (DatasetStatus.READY, "clips")
+    found = dataset.found
+    assert (found.pictures, found.videos, found.clips, found.skipped) == (0, 2, 2, 0)
+    sheet = np.asarray(sheet_of(lab, dataset).convert("L")).astype(int)
+    assert (sheet > 200).any(), "the brightest page is drawn"
 
 
 def test_frame_that_cannot_be_read_leaves_its_place_in_the_row_of_its_clip(lab: SimpleNamespace) -> None:

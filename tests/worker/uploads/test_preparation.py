@@ -9,13 +9,17 @@ import pytest
 import redis
 from PIL import Image
 
+from model.scoring.label_files import parse_labels
+from model.scoring.labels import LabelsError
 from service.contract import routing
 from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS
 from service.contract.jobs.store import JobStatus, NewJob
 from service.contract.media.fitting import fit_square
 from service.contract.media.pictures import open_picture
 from tests.support.media import zero_payload
+from tests.support.tiffs import PREVIEW, tiff_of
 from worker.uploads.media_reader import TrainingSet
+from worker.uploads.preparer import match_labels
 
 
 def test_upload_becomes_squares_and_the_job_is_queued(desk: SimpleNamespace) -> None:
@@ -235,3 +239,49 @@ def test_square_file_is_what_numpy_reads(tmp_path) -> None:
         for square in squares:
             file.append(square, "x", ".", (16, 16))
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy", mmap_mode="c", allow_pickle=False), squares)
+
+
+def deep(highest: int) -> np.ndarray:
+    """A picture of 16 bits that a camera of fewer filled, the same but for its brightness."""
+    return np.rint(np.linspace(0, highest, 32 * 32)).reshape(32, 32).astype(np.uint16)
+
+
+def test_pictures_of_more_than_8_bits_are_scaled_alike(desk: SimpleNamespace) -> None:
+    members = {f"{n}.tif": tiff_of(deep(500 * n + 500)) for n in range(8)}
+    job = desk.upload(members)
+    desk.caretaker.prepare(job.id)
+    assert desk.jobs.get(job.id).status is JobStatus.QUEUED
+    squares = np.load(desk.files.pictures(job.id), allow_pickle=False)
+    expected = [round((500 * n + 500) * 255 / 4095) for n in range(8)]
+    np.testing.assert_allclose(squares.max(axis=(1, 2, 3)), expected, atol=1)
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_stacks_are_clips_and_their_previews_no_frames(desk: SimpleNamespace, as_folder: bool) -> None:
+    preview = (np.zeros((8, 8), np.uint8), PREVIEW)
+    stacks = {f"{name}.tif": tiff_of(*[deep(highest)] * 5, preview) for name, highest in (("a", 4000), ("b", 60_000))}
+    if as_folder:
+        folder = desk.settings.data_root / "stacks"
+        folder.mkdir()
+        for name, data in stacks.items():
+            (folder / name).write_bytes(data)
+        job = desk.from_folder("stacks")
+    else:
+        job = desk.upload(stacks)
+    desk.caretaker.prepare(job.id)
+    queued = desk.jobs.get(job.id)
+    assert queued.metrics == {"images": 10, "skipped": 0, "skipped_files": [], "mode": "clips", "clips": 2}
+    info = json.loads(desk.files.pictures_info(job.id).read_text())
+    assert info["names"] == [f"{name}.tif#{number:06d}" for name in "ab" for number in range(5)]
+    squares = np.load(desk.files.pictures(job.id), allow_pickle=False)
+    assert squares[:5].max() == round(4000 * 255 / 4095)
+    assert squares[5:].max() == round(60_000 * 255 / 65535)
+
+
+def test_labels_that_match_nothing_say_how_names_in_a_zip_are_read() -> None:
+    labels = parse_labels("image,keypoint,x,y\nHündin.jpg,nose,1,1\n".encode())
+    with pytest.raises(LabelsError, match="code page 437"):
+        match_labels(labels, ["HĂ…ndin.jpg"], [(9, 9)])
+    with pytest.raises(LabelsError) as caught:
+        match_labels(labels, ["dog.jpg"], [(9, 9)])
+    assert "code page" not in str(caught.value)

@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 import zlib
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,17 @@ from service.contract.errors import (
     EncryptedArchive,
     UnsafeArchive,
 )
-from service.contract.media.archives import ArchiveLimits, Member, check_archive, iter_media, iter_members, resolve_mode
+from service.contract.media.archives import (
+    ArchiveLimits,
+    Member,
+    check_archive,
+    find_white,
+    iter_media,
+    iter_members,
+    resolve_mode,
+)
+from service.contract.media.pictures import PictureLimits
+from tests.support.tiffs import tiff_of
 
 GOOD = {"a.jpg": b"first", "deep/er/b.PNG": b"second", "notes.txt": b"text"}
 KINDS = ["zip", "tar", "tar.gz"]
@@ -109,6 +120,30 @@ def test_a_stale_unicode_name_of_a_renamed_member_is_ignored(write):
 def test_a_unicode_name_may_not_lead_out_of_the_archive(write):
     with pytest.raises(UnsafeArchive, match="leads out"):
         check_archive(write(zip_named(b"a.jpg", unicode_name=b"../a.jpg")))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stacks_count_as_videos(kind, write):
+    pages = [np.zeros((9, 9), np.uint8)] * 2
+    path = write(archive_of(kind, {f"{n}.tif": tiff_of(*pages) for n in range(5)}))
+    summary = check_archive(path)
+    assert (summary.pictures, summary.videos, summary.mode) == (0, 5, "clips")
+    assert all(media.read() == tiff_of(*pages) for _, media in iter_media(path))
+    single = check_archive(write(archive_of(kind, {"a.tif": tiff_of(*pages[:1])})))
+    assert (single.pictures, single.videos, single.mode) == (1, 0, "stills")
+
+
+def test_a_bare_stack_is_an_upload(write):
+    path = write(tiff_of(*[np.zeros((9, 9), np.uint8)] * 2))
+    assert check_archive(path).kind == "video"
+
+
+def test_what_is_white_is_found_in_the_whole_upload(write):
+    deep = [tiff_of(np.full((9, 9), value, np.uint16)) for value in (300, 3000)]
+    files = {"a.tif": deep[0], "b.tif": deep[1], "c.tif": deep[1][:40], "d.png": b"x", "e.jpg": b"y", "f.png": b""}
+    for kind in KINDS:
+        assert find_white(write(archive_of(kind, files)), ArchiveLimits(), PictureLimits()) == 4095
+    assert find_white(write(zip_of(GOOD)), ArchiveLimits(), PictureLimits()) == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

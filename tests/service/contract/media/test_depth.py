@@ -11,6 +11,7 @@ from PIL import Image
 from service.contract.errors import Animated, BadPicture, TruncatedImage, UnsupportedFormat
 from service.contract.media import pictures
 from service.contract.media.pictures import MID_GREY, is_picture_name, open_picture, open_reduced
+from service.contract.media.videos import BadVideo, VideoLimits, iter_frames
 from tests.service.contract.media.test_pictures import encoded, png_of
 from tests.support.tiffs import MIN_IS_WHITE, PREVIEW, tiff_of
 
@@ -130,14 +131,67 @@ def test_a_pyramid_is_read_at_its_full_size():
 @pytest.mark.parametrize(
     "data",
     [
-        tiff_of(*[np.zeros((16, 24), np.uint16)] * 3),
         tiff_of((np.zeros((16, 24), np.uint16), {270: "ImageJ=1.54\nimages=3\nslices=3\n"})),
         tiff_of((np.zeros((16, 24), np.uint16), {270: '{"shape": [3, 16, 24]}'})),
     ],
 )
-def test_the_pages_of_a_stack_are_not_dropped(data):
-    with pytest.raises(Animated, match=r"TIFF of several frames.*clip"):
+def test_pictures_behind_a_single_page_are_not_dropped(data):
+    with pytest.raises(UnsupportedFormat, match="3 pictures behind one page"):
         open_picture(data)
+
+
+# stacks
+
+
+def stack_of(*highest: float, **tags: str) -> bytes:
+    """A stack of 12 bits, a page for each highest value, with a preview of the first."""
+    pages = [np.rint(ramp(value)).astype(np.uint16) for value in highest]
+    first = (pages[0], {270: tags["description"]}) if tags else pages[0]
+    return tiff_of(first, *pages[1:], (np.zeros((4, 6), np.uint8), PREVIEW))
+
+
+@pytest.fixture
+def stack(tmp_path):
+    def write(*highest, **tags):
+        path = tmp_path / "stack.tif"
+        path.write_bytes(stack_of(*highest, **tags))
+        return path
+
+    return write
+
+
+def test_a_stack_is_no_single_picture():
+    with pytest.raises(Animated, match=r"TIFF of several frames.*video"):
+        open_picture(stack_of(9, 9))
+
+
+def test_the_pages_of_a_stack_are_frames_of_one_brightness(stack):
+    frames = list(iter_frames(stack(900, 4000, 1000), 99))
+    assert [(frame.number, frame.time_s) for frame in frames] == [(0, 0), (1, 1), (2, 2)]
+    for frame, highest in zip(frames, (900, 4000, 1000), strict=True):
+        assert np.abs(np.asarray(frame.image)[..., 0] - ramp(highest * 255 / 4095)).max() < 1
+
+
+def test_pages_are_chosen_as_frames_of_videos_are(stack):
+    path = stack(*[4000] * 10, description="ImageJ=1.54\nimages=10\nfinterval=0.25\n")
+    assert [frame.number for frame in iter_frames(path, 3)] == [1, 5, 8]
+    assert [(frame.number, frame.time_s) for frame in iter_frames(path, 4, every=3)] == [
+        (0, 0),
+        (3, 0.75),
+        (6, 1.5),
+        (9, 2.25),
+    ]
+    with pytest.raises(BadVideo, match="10 of its 10 pages are asked for; at most 4"):
+        list(iter_frames(path, 4, every=1))
+    with pytest.raises(BadVideo, match="24 x 16"):
+        list(iter_frames(path, 3, VideoLimits(max_pixels=300)))
+
+
+def test_a_stack_cut_off_is_damaged(stack):
+    path = stack(4000, 4000, 4000)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BadVideo, match="page 4 of the TIFF is damaged"):
+        list(iter_frames(path, 9))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.contract.media import videos
-from service.contract.media.video_decoder import space_evenly
 from service.contract.media.videos import (
     BadVideo,
     NoDecoder,
@@ -31,6 +30,7 @@ from service.contract.media.videos import (
     is_video,
     is_video_name,
     iter_frames,
+    space_evenly,
 )
 from tests.support.media import zero_payload
 
