@@ -7,7 +7,7 @@ All coordinates are (x, y) in [0, 1] of the image side, which matters for maps w
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,9 @@ _SCALE = 255  # of the summed error: a picture of 256 pixels, corner to corner
 _MIN_SWAPS = 10  # the fit of whole poses ends when fewer poses change
 _MAX_ROUNDS = 100  # the fit may not converge: swaps minimise mean distances, maps squared ones
 _OUTLIER_DEVIATIONS = 3
-_SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
+_OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}
+# of a word of a keypoint's name: the word itself, its start or end, its first or last letter
+_SIDES = [re.compile(side, re.I) for side in (r"^(left|right|l|r)$", r"^(left|right)|(left|right)$", "^[lr]", "[lr]$")]
 
 
 def evaluate(train: Split, heldout: Split, swap: Sequence[int] | None = None) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def evaluate(train: Split, heldout: Split, swap: Sequence[int] | None = None) ->
 
     - "headline": :func:`per_keypoint` with bias, the project's own number.
     - "per_keypoint": without bias, as CUB is scored.
-    - "whole_pose": :func:`whole_pose`, as Human3.6m is scored; only with ``swap``. If it can't be fitted,
+    - "whole_pose": :func:`whole_pose`, as Human3.6m is scored. Without ``swap``, or if it can't be fitted,
       "whole_pose_left_out" gives the reason.
     - "summed": :func:`summed_errors`, as Taichi is scored.
 
@@ -66,6 +68,10 @@ def evaluate(train: Split, heldout: Split, swap: Sequence[int] | None = None) ->
             numbers["whole_pose"] = whole_pose(_select(train, paired), _select(heldout, paired), within.tolist())
         except ValueError as error:
             numbers["whole_pose_left_out"] = str(error)
+    else:
+        numbers["whole_pose_left_out"] = (
+            "no two keypoints are named as the left and right of one another, such as left_eye and right_eye"
+        )
     return numbers | {
         "train_images": len(train[0]),
         "heldout_images": len(heldout[0]),
@@ -154,16 +160,29 @@ def summed_errors(train: Split, heldout: Split) -> dict[str, float]:
 
 
 def sides(keypoint_names: Sequence[str]) -> tuple[int, ...] | None:
-    """Return the index of each keypoint's partner on the other side, by the words "left", "right", "l" and "r".
+    """Return the index of each keypoint's partner on the other side, by its name.
 
-    A keypoint without a partner has its own index. Returns None if no keypoint has one.
+    A side is a word ("left", "R", in "left_eye", "elbow-R", "wingL"), the start or end of a word ("leftear"), or its
+    first or last letter ("lbrow_0", "pawl"), the clearest of these first; only where the mirrored name exists. A
+    keypoint without a partner has its own index. Returns None if no keypoint has one.
     """
-    words = [tuple(re.findall(r"[^\W_]+", name.lower())) for name in keypoint_names]
-    index_of = {key: index for index, key in enumerate(words)}
-    mirrored = [tuple(_SIDES.get(word, word) for word in key) for key in words]
-    partners = tuple(index_of.get(key, index) for index, key in enumerate(mirrored))
+    words = [tuple(re.findall(r"[A-Z]*[a-z]+|[A-Z]+|[0-9]+|[^\W_]", name)) for name in keypoint_names]
+    index_of = {_joined(key): index for index, key in enumerate(words)}
+    partners = []
+    for index, key in enumerate(words):
+        found = (index_of.get(_joined([re.sub(side, _other, word) for word in key])) for side in _SIDES)
+        partners.append(next((other for other in found if other not in (None, index)), index))
     paired = any(partner != index for index, partner in enumerate(partners))
-    return partners if paired and all(partners[partners[index]] == index for index in range(len(partners))) else None
+    unique = all(partners[partner] == index for index, partner in enumerate(partners))
+    return tuple(partners) if paired and unique else None
+
+
+def _joined(words: Iterable[str]) -> str:
+    return " ".join(words).lower()
+
+
+def _other(side: re.Match[str]) -> str:
+    return _OTHER[side[0].lower()]
 
 
 def _pose_distance(predicted: Array, labels: Array, visibility: Array) -> Array:

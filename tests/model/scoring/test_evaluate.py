@@ -65,6 +65,7 @@ def test_keypoints_seen_in_one_split_only_are_left_out_and_named(linear):
     assert (scores["train_images"], scores["heldout_images"]) == (40, 20)
     assert (scores["fewest_fitted"], scores["map_inputs"]) == (40, 9)
     assert "whole_pose" not in scores
+    assert scores["whole_pose_left_out"].startswith("no two keypoints are named as the left and right")
     train[2][:, [0, 2]] = 0
     with pytest.raises(ValueError, match="none of 3 labelled keypoints is visible in training and in held-out"):
         evaluate(train, held)
@@ -219,6 +220,14 @@ def test_sides_come_from_names():
     assert sides(["elbow_L", "hip", "elbow_R", "knee_L"]) == (2, 1, 0, 3)
     assert sides(["Left Eye", "right eye"]) == (1, 0)
     assert sides(["nose", "tail", "left_wing"]) is None
+    assert sides(["wingL", "beak", "wingR"]) == (2, 1, 0)
+    assert sides(["leftear", "rightear", "snout"]) == (1, 0, 2)
+    assert sides(["lbrow_0", "rbrow_0", "lbrow_1", "rbrow_1", "lip"]) == (1, 0, 3, 2, 4)
+    assert sides(["L_paw", "R_paw", "LHip", "RHip", "tail"]) == (1, 0, 3, 2, 4)
+    assert sides(["FL", "FR", "HL", "HR"]) == (1, 0, 3, 2)
+    assert sides(["EarLeft", "EarRight"]) == (1, 0)
+    assert sides(["lip", "tail", "rear", "leg"]) is None
+    assert sides(["a_r", "a_l", "a"]) == (1, 0, 2)
     assert sides(["a_L", "A-L", "a_R"]) is None  # two left, one right: no unique partner
 
 
