@@ -262,8 +262,9 @@ class Batcher:
             self._metrics.batch_size.observe(len(batch))
             self._start(self._launch(flight))
             loop = asyncio.get_running_loop()
-            loop.call_later(self._late_s, self._mark_late, flight)
-            loop.call_later(self._timeout_s, self._expire, flight)
+            # by id: a timer must not keep the squares of an answered batch in memory
+            loop.call_later(self._late_s, self._mark_late, flight.batch_id)
+            loop.call_later(self._timeout_s, self._expire, flight.batch_id)
 
     def _hold_back(self) -> bool:
         """Return whether the next batch waits for announced pictures; if so, set a timer."""
@@ -288,8 +289,9 @@ class Batcher:
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    def _mark_late(self, flight: Flight) -> None:
-        if flight.batch_id not in self._flights:
+    def _mark_late(self, batch_id: str) -> None:
+        flight = self._flights.get(batch_id)
+        if flight is None:
             return
         flight.late = True
         try:
@@ -332,9 +334,9 @@ class Batcher:
             **flight.items[0][0].group._asdict(),
         )
 
-    def _expire(self, flight: Flight) -> None:
+    def _expire(self, batch_id: str) -> None:
         """Forget a batch without a reply; its tickets time out by themselves."""
-        if self._flights.pop(flight.batch_id, None):
+        if self._flights.pop(batch_id, None):
             self._metrics.lost.inc()
             self.send_batches()
 

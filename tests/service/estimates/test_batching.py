@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
+import weakref
 from collections import deque
 from types import SimpleNamespace
 
@@ -477,6 +479,20 @@ async def test_answered_batch_is_not_sent_again():
     await asking
     await asyncio.sleep(0.1)
     assert bench.sent_again == []
+
+
+async def test_answered_batch_keeps_no_square_in_memory():
+    line = Line(late_s=60.0, timeout_s=60.0)
+    squares = [square(7)]
+    kept = weakref.ref(squares[0])
+    task = asyncio.create_task(line.batcher.estimate(DOG, squares))
+    await line.settle()
+    line.answer()
+    await task
+    del squares, task
+    await line.settle()
+    gc.collect()
+    assert kept() is None
 
 
 async def test_batch_of_cancelled_requests_is_not_sent_again():
