@@ -1,4 +1,4 @@
-"""Benchmarks of accuracy and of speed; each subject runs by itself: ``python -m benchmarks.speed.serving``."""
+"""Benchmarks of accuracy and of speed. Each subject is a command: ``python -m benchmarks.speed.serving``."""
 
 from pathlib import Path
 

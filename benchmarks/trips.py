@@ -54,7 +54,7 @@ sys.setprofile(_profile)
 
 
 class Trips:
-    """A stack under the profiler."""
+    """A running stack with a profiler in every process."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.http = httpx.Client(base_url=url, timeout=60)
@@ -102,7 +102,7 @@ class Trips:
 
 @contextmanager
 def running_stack(tree: Path) -> Iterator[Trips]:
-    """A stack of the code in ``tree``, under the profiler; ended with the block. Raises RuntimeError."""
+    """Run the code in ``tree`` under the profiler during the block. Raises RuntimeError."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "logs").mkdir()

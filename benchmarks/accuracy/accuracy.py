@@ -1,20 +1,16 @@
-"""How accurate the method is, beside AutoLink and the mean pose, with numbers that anyone can get again.
+"""Measure the method's accuracy beside AutoLink and the mean pose, reproducibly.
 
     python -m benchmarks.accuracy run --set mj_dog.npz --row ppl --minutes 60 --seed 0 1 2 --threads 1 --out results
     python -m benchmarks.accuracy table results
     python -m benchmarks.accuracy pictures results --set mj_dog.npz
 
-``run`` trains a row (``benchmarks/accuracy/rows.py`` says what they are) on the set's training pictures, never seeing
-a label,
-measures it on the held-out ones and writes one JSON a seed; ``benchmarks/accuracy/runs.py`` says what lies where.
-Stopped, it
-continues when started again; finished, it does nothing. ``--minutes`` measures the pace over 30 steps first and takes
+``run`` trains a row (see ``benchmarks/accuracy/rows.py``) on the set's training pictures without their labels, measures
+it on the held-out ones and writes one JSON file a seed (see ``benchmarks/accuracy/runs.py``). A stopped run continues
+when started again; a finished one is not repeated. ``--minutes`` measures the pace over 30 steps first and trains for
 as many steps as fit; all seeds of one command take the same number. ``table`` writes the tables and plots of
-``ACCURACY.md`` from a folder of results, ``pictures`` draws what was learned.
+``ACCURACY.md`` from a folder of results, ``pictures`` draws contact sheets.
 
-The sets are files that the project does not hold: ``benchmarks/accuracy/packs.py`` says how to get them and what a
-file of
-your own needs.
+The project does not contain the sets; ``benchmarks/accuracy/packs.py`` describes how to get them and the file format.
 """
 
 from __future__ import annotations
@@ -32,7 +28,7 @@ ACCURACY = Path(__file__).parents[1] / "ACCURACY.md"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 2 where what it asks for can't be done."""
+    """Run the command line. Return 2 if the arguments or files are not valid."""
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options))
@@ -51,9 +47,9 @@ def _run(options: argparse.Namespace) -> int:
     replaced = dict(_assignment(text) for text in options.set_option)
     for name, instead in fixed.items():
         if name in replaced:
-            raise ValueError(f"{name} is no setting to replace here; use {instead}")
+            raise ValueError(f"--set-option replaces {name}, which it can't; use {instead}")
     if options.row != MEAN_POSE and options.minutes is None and options.steps is None:
-        raise ValueError("give --minutes or --steps")
+        raise ValueError(f"the row {options.row} has no budget; give --minutes or --steps")
     request = Request(
         set_file=options.set,
         row=options.row,
@@ -67,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
         perceptual_weights=options.perceptual_weights,
     )
     for file, made in run(request, options.seed, options.out):
-        print(f"{file}" if made else f"{file} is there already")
+        print(f"{file}" if made else f"{file} exists")
     return 0
 
 
@@ -116,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     budget.add_argument("--minutes", type=float, help="how long a run takes")
     budget.add_argument("--steps", type=int)
     one.add_argument("--seed", type=int, nargs="+", default=[0])
-    one.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
+    one.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     one.add_argument("--out", type=Path, required=True, metavar="DIR")
     one.add_argument("--preset", choices=("compact", "paper"), default="compact")
     one.add_argument(
@@ -137,6 +133,6 @@ def _parser() -> argparse.ArgumentParser:
     drawn.set_defaults(command=_pictures)
     drawn.add_argument("results", type=Path, metavar="DIR")
     drawn.add_argument("--set", type=Path, required=True, metavar="PACK.npz")
-    drawn.add_argument("--count", type=int, default=32, help="test pictures (32); 0: prior and prototypes alone")
+    drawn.add_argument("--count", type=int, default=32, help="test pictures (32); 0: prior and prototypes only")
     drawn.add_argument("--refine-steps", type=int, default=0)
     return parser

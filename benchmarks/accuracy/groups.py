@@ -1,4 +1,4 @@
-"""Results of runs, read and gathered over their seeds."""
+"""Read the results of runs and group them over their seeds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Group:
-    """Results of one row that differ by their seed alone, in order of it."""
+    """The results of one row with different seeds, in order of the seed."""
 
     results: tuple[Result, ...]
 
@@ -27,7 +27,7 @@ class Group:
 
     @property
     def title(self) -> str:
-        """The row's name, and all by which it differs from the row as it is."""
+        """The row's name, and the settings that differ from the row's."""
         first = self.first
         parts = [describe(first["row"])]
         parts += [first["label"]] if first["label"] else []
@@ -43,7 +43,7 @@ class Group:
 
     @property
     def command(self) -> str:
-        """What gives these results again."""
+        """Return the command that reproduces these results."""
         first = self.first
         words = ["python", "-m", "benchmarks.accuracy", "run", "--set", f"{first['set']}.npz", "--row", first["row"]]
         if first["row"] != MEAN_POSE:
@@ -57,7 +57,7 @@ class Group:
         return shlex.join([*words, "--out", "benchmarks/results"])
 
     def values(self, *path: str) -> list[float]:
-        """The number at a path of keys, one a seed; none where a result has none."""
+        """Return the numbers at a path of keys, one a seed; results without it are left out."""
         found = []
         for result in self.results:
             value: Any = result
@@ -68,11 +68,11 @@ class Group:
         return found
 
     def levels(self) -> list[tuple[str, float]]:
-        """The kinds and levels of occlusion that were measured."""
+        """Return the kinds and levels of occlusion that were measured."""
         return [(row["kind"], row["level"]) for row in self.first.get("occlusion") or ()]
 
     def curve(self, kind: str, level: float, which: str = "errors") -> list[list[float]]:
-        """The errors of a level of occlusion at each iteration, one a seed; ``which`` may be "hidden_errors"."""
+        """Return the errors of a level of occlusion at each iteration, one a seed; ``which`` may be "hidden_errors"."""
         rows = [
             row[which]
             for result in self.results
@@ -103,7 +103,7 @@ def groups(results: Iterable[Result]) -> list[Group]:
     """Group results over their seeds, in the order of the rows, then by name.
 
     Raises:
-        ValueError: two results of a group have another number of steps, so that they can't be compared.
+        ValueError: two results of a group have different numbers of steps, so that they can't be compared.
     """
     gathered: dict[str, list[Result]] = {}
     for result in results:

@@ -3,13 +3,12 @@
     python -m benchmarks.accuracy.landmarks --set mj_dog.npz --version service/samples/dog
 
 The poses of all pictures of a set are estimated once with a trained version. Then some of the training pictures
-are drawn at random as a user might label, again and again; landmarks are fitted on each draw as ``POST
-/priors/{category}/landmarks`` does it, and scored on all held-out pictures. Beside the error stand what the answer
-would have reported (cross-validated on the draw alone) and that of guessing each landmark's mean place. A landmark
-that a draw shows in too few pictures can't be fitted and does not count in that draw. The last row is the field's
-protocol, least squares on every training picture.
+are drawn at random, several times; landmarks are fitted on each draw as by ``POST /priors/{category}/landmarks`` and
+scored on all held-out pictures. Beside the error are the cross-validated error, which the API reports from the draw
+alone, and the error of each landmark's mean position. A landmark with too few labels in a draw can't be fitted and does
+not count in that draw. The last row is the usual protocol, least squares on every training picture.
 
-The sets are files that the project does not hold: ``benchmarks/accuracy/packs.py`` says how to get them.
+The project does not contain the sets; ``benchmarks/accuracy/packs.py`` describes how to get them.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _AT_ONCE = 64  # pictures
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 2 where what it asks for can't be done."""
+    """Run the command line. Return 2 if the arguments or files are not valid."""
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     try:
@@ -57,7 +56,7 @@ def curve(pack: Pack, predictor: Predictor, counts: Sequence[int], draws: int, s
     Raises:
         ValueError: a set without labels, or with fewer training pictures than are to be drawn.
     """
-    if not pack.labelled:
+    if not pack.is_labelled:
         raise ValueError(f"{pack.name} has no labels")
     most = len(pack.train.images)
     if not all(FEWEST_PICTURES <= count <= most for count in counts):
@@ -93,7 +92,7 @@ def _draw(train: Split, test: Split, rows: np.ndarray) -> dict[str, float]:
     truth, seen = test[1][:, fitted], test[2][:, fitted]
     return {
         "error_percent": error_percent(apply_maps(test[0], fit.maps), truth, seen),
-        "told_percent": 100 * float(np.nanmean(fit.distances)),
+        "reported_percent": 100 * float(np.nanmean(fit.distances)),
         "mean_place_percent": mean_pose_percent(labels, visibility, truth, seen),
         "landmarks": float(len(fitted)),
     }
@@ -114,7 +113,7 @@ def _table(found: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in found["rows"]:
-        numbers = [row[name] for name in ("error_percent", "spread_percent", "told_percent", "mean_place_percent")]
+        numbers = [row[name] for name in ("error_percent", "spread_percent", "reported_percent", "mean_place_percent")]
         cells = [str(row["pictures"]), str(row["draws"]), *(f"{number:.2f}" for number in numbers)]
         lines.append(f"| {' | '.join(cells)} | {row['landmarks']:.1f} |")
     whole = found["all"]
@@ -134,11 +133,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--set", type=Path, required=True, metavar="PACK.npz")
-    parser.add_argument("--version", type=Path, required=True, metavar="DIR", help="of a trained version")
-    parser.add_argument("--pictures", type=int, nargs="+", default=list(COUNTS), help="how many are labelled")
-    parser.add_argument("--draws", type=int, default=10, help="of each number (default: 10)")
+    parser.add_argument("--version", type=Path, required=True, metavar="DIR", help="folder of a trained version")
+    parser.add_argument("--pictures", type=int, nargs="+", default=list(COUNTS), help="numbers of labelled pictures")
+    parser.add_argument("--draws", type=int, default=10, help="draws of each number (default: 10)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

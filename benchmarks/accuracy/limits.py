@@ -1,21 +1,20 @@
-"""How far errors can fall on a set: those of the labels themselves, with something taken from them.
+"""Measure lower bounds of the error on a set: the errors of the labels themselves, made worse in known ways.
 
     python -m benchmarks.accuracy.limits --set mj_dog.npz [--steps 1200] [--json]
 
-Labelled keypoints stand for learned ones and are mapped to the labels as learned ones would be, by the headline's
-linear map with bias. What is taken from them:
+Labelled keypoints take the place of learned ones and are mapped to the labels by the headline's linear map with bias:
 
-``sides told by place``
-    Of the two limbs of a pair the one that reaches further right in the picture counts as the first, whichever side
-    of the body it is on. That is how a method places keypoints which rebuilds pictures from links: swapping two limbs
-    that look alike costs it nothing, and no linear map can swap them back.
-``sides told by place, 2 % noise``
+``sides by position``
+    Of the two limbs of a pair the one that reaches further right in the picture counts as the first, on either side
+    of the body. A method that reconstructs pictures from links places keypoints in this way: swapping two limbs that
+    look alike costs it nothing, and no linear map can swap them back.
+``sides by position, 2 % noise``
     The same, with normal noise of 2 % of the image side on each coordinate.
 ``one side missing``
-    The limbs of the first side as they are, those of the other not known at all.
+The limbs of the first side only.
 ``supervised``
     The preset's own regressor trained on the labels for ``--steps`` steps, with the same batch size and learning rate:
-    what the pictures hold at this size. Not mapped.
+    an estimate of the error that is possible at this size. Not mapped.
 
 Limbs are the parts of the set's skeleton whose names have a partner on the other side.
 """
@@ -41,7 +40,7 @@ Limbs = list[tuple[list[int], list[int]]]
 
 
 def limbs(pack: Pack) -> Limbs:
-    """The pairs of limbs of a set: joints of the first side, and their partners, from the body outwards.
+    """Return the pairs of limbs of a set: joints of the first side, and their partners, from the body outwards.
 
     Raises:
         ValueError: the set has no skeleton, or no sides by its keypoints' names.
@@ -63,7 +62,7 @@ def limbs(pack: Pack) -> Limbs:
 
 
 def by_place(keypoints: NDArray[np.float64], pairs: Limbs) -> NDArray[np.float64]:
-    """Poses (N, J, 2) with the limb of each pair first that reaches further right, whichever side it is."""
+    """Reorder poses (N, J, 2) so that the limb of each pair that reaches further right comes first."""
     ordered = keypoints.copy()
     for ours, theirs in pairs:
         swapped = (keypoints[:, ours[-1], 0] < keypoints[:, theirs[-1], 0])[:, None, None]
@@ -73,13 +72,13 @@ def by_place(keypoints: NDArray[np.float64], pairs: Limbs) -> NDArray[np.float64
 
 
 def mapped_error(pack: Pack, train: NDArray[np.float64], test: NDArray[np.float64]) -> float:
-    """The headline error, in percent of the image side, of what stands for learned keypoints in [0, 1]."""
+    """Return the headline error, in percent of the image side, of keypoints in [0, 1]."""
     maps = fit_maps(train, pack.train.keypoints, pack.train.visibility)
     return error_percent(apply_maps(test, maps), pack.test.keypoints, pack.test.visibility)
 
 
 def label_limits(pack: Pack) -> dict[str, float]:
-    """The rows that need no training."""
+    """Return the rows that need no training."""
     pairs = limbs(pack)
     rng = np.random.default_rng(0)
     placed = [by_place(part.keypoints, pairs) for part in (pack.train, pack.test)]
@@ -87,14 +86,14 @@ def label_limits(pack: Pack) -> dict[str, float]:
     missing = {joint for _, theirs in pairs for joint in theirs}
     kept = [joint for joint in range(len(pack.keypoint_names)) if joint not in missing]
     return {
-        "sides told by place": mapped_error(pack, placed[0], placed[1]),
-        f"sides told by place, {NOISE:.0%} noise": mapped_error(pack, noisy[0], noisy[1]),
+        "sides by position": mapped_error(pack, placed[0], placed[1]),
+        f"sides by position, {NOISE:.0%} noise": mapped_error(pack, noisy[0], noisy[1]),
         "one side missing": mapped_error(pack, pack.train.keypoints[:, kept], pack.test.keypoints[:, kept]),
     }
 
 
-def supervised(pack: Pack, steps: int) -> float:
-    """The error of ``compact``'s regressor, one attention map a labelled keypoint, trained on the labels."""
+def supervised_error(pack: Pack, steps: int) -> float:
+    """Return the error of ``compact``'s regressor, one attention map a labelled keypoint, trained on the labels."""
     import torch
 
     from model.config import resolve
@@ -130,7 +129,7 @@ def supervised(pack: Pack, steps: int) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 2 where what it asks for can't be done."""
+    """Run the command line. Return 2 if the arguments or files are not valid."""
     description, _, details = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.accuracy.limits",
@@ -139,8 +138,8 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--set", type=Path, required=True, metavar="PACK.npz")
-    parser.add_argument("--steps", type=int, default=0, help="of the supervised regressor (default: 0, left out)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
+    parser.add_argument("--steps", type=int, default=0, help="steps of the supervised regressor (default: 0, no row)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     try:
@@ -150,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
             import torch
 
             torch.set_num_threads(options.threads)
-            rows[f"supervised, {options.steps:,} steps"] = supervised(pack, options.steps)
+            rows[f"supervised, {options.steps:,} steps"] = supervised_error(pack, options.steps)
     except (ValueError, OSError) as error:
         print(f"limits: {error}", file=sys.stderr)
         return 2

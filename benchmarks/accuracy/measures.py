@@ -22,15 +22,15 @@ _BATCH = 64
 
 
 def mean_pose(pack: Pack) -> dict[str, Any]:
-    """The protocols' numbers of a model that always says the same: a map of it is the mean training pose."""
-    if not pack.labelled:
+    """Return the scores of a constant prediction; a linear map of it is the mean training pose."""
+    if not pack.is_labelled:
         raise ValueError(f"{pack.name} has no labels to take the mean of")
     same = [np.full((len(part.images), 1, 2), 0.5) for part in (pack.train, pack.test)]
     return {"scores": {"0": evaluate(_split(same[0], pack.train), _split(same[1], pack.test), _swap(pack))}}
 
 
 def measure(predictor: Predictor, prior: PosePrior, pack: Pack) -> dict[str, Any]:
-    """Take all measures that apply to a model and a set; a set without labels has none.
+    """Measure a model on a set; a set without labels gives no scores.
 
     Args:
         prior: the prior of the model's version; AutoLink's is the mean of its poses.
@@ -38,22 +38,21 @@ def measure(predictor: Predictor, prior: PosePrior, pack: Pack) -> dict[str, Any
     Returns:
         "scores": by the number of refinements of the held-out pictures, every protocol; the maps are fitted on
         training pictures that are not refined. "scores_own_maps": the same with maps fitted on training pictures
-        that are refined as often. A model without a memory has neither of more than none. "occlusion" and
-        "refinement": the table and the verdict of ``model/scoring/occlusion.py``. "skeleton": what
-        ``model/scoring/skeleton.py``
-        says of the prior, by the unrefined poses of the held-out pictures, where the true one is known.
+        that are refined as often. Without a memory there are only those without refinement. "occlusion" and
+        "refinement": the table and the verdict of ``model/scoring/occlusion.py``. "skeleton": the scores of
+        ``model/scoring/skeleton.py`` from the unrefined poses of the held-out pictures, if the true one is known.
     """
-    if not pack.labelled:
+    if not pack.is_labelled:
         return {}
     most = REFINE_STEPS if predictor.model.memory is not None else 0
-    train, test = (in_unit(batched(predictor, part.images, most)) for part in (pack.train, pack.test))
+    train, test = (in_unit(predict_trajectories(predictor, part.images, most)) for part in (pack.train, pack.test))
     heldout = {n: _split(test[:, n], pack.test) for n in _SCORED if n <= most}
     swap = _swap(pack)
     unrefined = _split(train[:, 0], pack.train)
     maps = fit_maps(*unrefined)
     rows = []
     for kind, level, hidden in levels(len(pack.test.images)):
-        poses = in_unit(batched(predictor, cover(pack.test.images, hidden), most))
+        poses = in_unit(predict_trajectories(predictor, cover(pack.test.images, hidden), most))
         rows.append(occlusion_row(kind, level, hidden, poses, pack.test.keypoints, pack.test.visibility, maps))
     own = {n: evaluate(_split(train[:, n], pack.train), held, swap) for n, held in heldout.items() if n}
     return {
@@ -72,7 +71,7 @@ def measure(predictor: Predictor, prior: PosePrior, pack: Pack) -> dict[str, Any
     }
 
 
-def batched(predictor: Predictor, images: NDArray[np.uint8], refine_steps: int) -> NDArray[np.float64]:
+def predict_trajectories(predictor: Predictor, images: NDArray[np.uint8], refine_steps: int) -> NDArray[np.float64]:
     """Estimate the poses of squares at each iteration: (N, T + 1, K, 2) in [-1, 1]."""
     chunks = [images[first : first + _BATCH] for first in range(0, len(images), _BATCH)]
     return np.concatenate([predictor.predict(chunk, refine_steps).trajectory for chunk in chunks]).astype(np.float64)

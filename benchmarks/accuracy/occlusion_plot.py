@@ -1,4 +1,4 @@
-"""The occlusion curves of a set as a small PNG. Needs the extra ``plots``."""
+"""Plot the occlusion curves of a set as a small PNG. Needs the extra ``plots``."""
 
 from __future__ import annotations
 

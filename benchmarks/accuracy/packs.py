@@ -1,4 +1,4 @@
-"""Image sets for measuring, each one file: squares of one category, cut out, with labels where there are any.
+"""Image sets for measuring: one file a set, with square crops of one category, and labels if it has any.
 
 A pack is an ``.npz`` with the keys
 
@@ -6,7 +6,7 @@ A pack is an ``.npz`` with the keys
   a square of any side;
 - ``keypoints`` float32 (N, J, 2), (x, y) in [0, 1] of the square, and ``visibility`` (N, J), 0 without a label;
 - ``split`` (N,), "train" or "test"; ``keypoint_names`` (J,);
-- ``meta``, JSON text: ``source`` and ``licence``, and ``edges`` [[j, j'], …] where the true skeleton is known.
+- ``meta``, JSON text: ``source`` and ``licence``, and ``edges`` [[j, j'], …] if the true skeleton is known.
 
 The sets of ``ACCURACY.md`` are not part of the project. To get the same:
 
@@ -25,7 +25,7 @@ The sets of ``ACCURACY.md`` are not part of the project. To get the same:
 
 ``hands11k_sub`` (409 train, 177 test, no labels)
     586 pictures of 11k Hands (Afifi 2019; academic fair use): a square of 1.12 times the box of the hand, which a
-    threshold on saturation finds on the white ground; mirrored where needed, so that all have one chirality.
+    threshold on saturation finds on the white ground; mirrored if needed, so that all are of the same side.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Part:
 
     Attributes:
         images: uint8 (N, S, S, 3), RGB.
-        keypoints: (N, J, 2) as (x, y) in [0, 1] of the square; J is 0 where there are no labels.
+        keypoints: (N, J, 2) as (x, y) in [0, 1] of the square; J is 0 without labels.
         visibility: (N, J), non-zero where the label counts.
     """
 
@@ -70,7 +70,7 @@ class Pack:
     Attributes:
         name: the file's name without its ending.
         keypoint_names: J names.
-        edges: pairs of joints of the true skeleton; None where it is not known.
+        edges: pairs of joints of the true skeleton; None if it is not known.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Pack:
     edges: tuple[tuple[int, int], ...] | None
 
     @property
-    def labelled(self) -> bool:
+    def is_labelled(self) -> bool:
         return bool(self.keypoint_names)
 
 

@@ -1,12 +1,12 @@
-"""The rows of ``ACCURACY.md``: what is compared, as settings of the model.
+"""The rows of ``ACCURACY.md``: the methods compared, as settings of the model.
 
 ``mean-pose``
     No model: each labelled keypoint at its mean training position.
 ``ppl``
-    The preset as it is.
+The preset without changes.
 ``autolink``
     The baseline with the same widths, schedules, learning rate, perceptual network and time as ``ppl``, and AutoLink's
-    own link map, without colours: what the two rows differ by is the method.
+    own link map, without colours: the two rows differ in the method only.
 ``autolink-published``
     AutoLink (He et al. 2022) with the settings of its public release (train.py's defaults, models/ and utils_/loss.py):
     first width 64, batches of 64, AdamW at a constant 1e-4 with weight decay 1e-3, link weights softplus(512 theta)
@@ -77,11 +77,11 @@ ROWS = (MEAN_POSE, "ppl", "autolink", "autolink-published", *(f"variant:{n + 1}"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a row trains.
+    """The training of a row.
 
     Attributes:
-        config: all settings; steps and seed are the caller's to set.
-        prior: the prior that training starts from, where the settings need one.
+        config: all settings; the caller sets steps and seed.
+        prior: the prior that training starts from, if the settings need one.
     """
 
     config: PPLConfig
@@ -105,7 +105,7 @@ def plan(row: str, preset: str, options: Mapping[str, Any], prior_file: Path | N
 
 
 def describe(row: str) -> str:
-    """A row's name in a table; for a variant, what its priors are."""
+    """Return a row's name in a table; for a variant, with its priors."""
     if not row.startswith("variant:"):
         return row
     keypoints, keypoints_trained, links, links_trained = _VARIANTS[int(row.removeprefix("variant:")) - 1]

@@ -1,5 +1,6 @@
-"""One row trained and measured, its result one JSON file. A run that was stopped continues from its checkpoint, one
-that is finished is not repeated.
+"""Train and measure a row; write its result as one JSON file.
+
+A stopped run continues from its checkpoint; a finished one is not repeated.
 
 In the results' folder, for a group of runs that differ by their seed alone:
 
@@ -39,11 +40,11 @@ _LONGEST_OPTIONS = 80  # characters of a file's name
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for; all but the seed make the group.
+    """The runs that the command line asks for; all fields but the seed identify the group.
 
     Attributes:
-        minutes: how long a run takes, the measuring of its pace included; None where steps are given.
-        steps: None where minutes are given.
+        minutes: how long a run takes, with the measurement of its pace; None if steps are given.
+        steps: None if minutes are given.
         options: settings that replace the row's.
         label: a few words that the tables show beside the row.
     """
@@ -61,7 +62,7 @@ class Request:
 
     @property
     def group(self) -> str:
-        """The name of its runs' files without the seed."""
+        """The name of the runs' files without the seed."""
         parts = [self.set_file.stem, self.row.replace(":", "-")]
         if self.row == MEAN_POSE:
             return ".".join(parts)
@@ -75,13 +76,12 @@ class Request:
 
 
 def run(request: Request, seeds: list[int], out: Path) -> Iterator[tuple[Path, bool]]:
-    """Train and measure a row with each seed; yields each result's file, and whether it was made now.
+    """Train and measure a row with each seed; yield each result's file, and whether it is new.
 
     Raises:
-        SettingError, ValueError: a row, setting, prior or pack that can't be, or a result that is there already was
-            made otherwise.
-        CheckpointError: the checkpoint to continue from is damaged or of other settings.
-        TrainingDivergedError: a loss is no longer finite.
+        SettingError, ValueError: a row, setting, prior or pack is not valid, or a result exists with other settings.
+        CheckpointError: the checkpoint to continue from is damaged or from other settings.
+        TrainingDivergedError: a loss is not finite.
     """
     out.mkdir(parents=True, exist_ok=True)
     if request.row == MEAN_POSE:
@@ -91,13 +91,13 @@ def run(request: Request, seeds: list[int], out: Path) -> Iterator[tuple[Path, b
     for seed in seeds:
         file = out / f"{request.group}.seed{seed}.json"
         if file.exists():
-            _check_same(file, _asked(request, seed))
+            _check_same(file, _describe_request(request, seed))
             yield file, False
             continue
         side = chosen.config.image_size if chosen else 64
         pack = pack or read_pack(request.set_file, side)
         facts = _mean_pose(pack) if chosen is None else _train(request, chosen, pack, seed, out)
-        _write(file, {**_asked(request, seed), **facts, **_machine(request.device)})
+        _write(file, {**_describe_request(request, seed), **facts, **_machine(request.device)})
         yield file, True
 
 
@@ -139,7 +139,7 @@ def _train(request: Request, chosen: Plan, pack: Pack, seed: int, out: Path) -> 
 
 
 def _steps(request: Request, chosen: Plan, pack: Pack, file: Path) -> dict[str, Any]:
-    """How many steps the group's runs take: as asked, or as many as fit in the time, found once for all its seeds."""
+    """Return the number of steps of each run: as given, or as many as fit in the time, measured once a group."""
     if request.steps is not None:
         return {"steps": request.steps}
     if file.exists():
@@ -165,7 +165,7 @@ def _trainer(request: Request, chosen: Plan, pack: Pack) -> Trainer:
 
 
 class _Clock:
-    """Seconds of training that are in the checkpoint: those of steps lost by a stop are not counted."""
+    """A clock of the training that the checkpoint holds; steps lost by a stop do not count."""
 
     def __init__(self, file: Path, step: int) -> None:
         self._file = file
@@ -175,13 +175,13 @@ class _Clock:
         self.seconds = self._before
 
     def note(self, step: int) -> None:
-        """To be called before the checkpoint of a step is written."""
+        """Record the time of a step, before its checkpoint is written."""
         self.seconds = self._before + time.perf_counter() - self._started
         self._at[str(step)] = self.seconds
         _write(self._file, self._at)
 
 
-def _asked(request: Request, seed: int) -> dict[str, Any]:
+def _describe_request(request: Request, seed: int) -> dict[str, Any]:
     asked = asdict(request)
     files = {name: path.name for name in ("prior", "perceptual_weights") if (path := asked[name])}
     return {
@@ -196,13 +196,13 @@ def _asked(request: Request, seed: int) -> dict[str, Any]:
 
 
 def _check_same(file: Path, asked: Mapping[str, Any]) -> None:
-    """A result that is there counts for this request only where what made it is the same; names alone may agree."""
+    """Raise ValueError if an existing result was made with other settings; its name may be the same."""
     made = json.loads(file.read_text())
     for name in ("row", "preset", "options", "prior", "perceptual_weights"):
         if made.get(name) != asked.get(name):
             raise ValueError(
-                f"{file.name} is there already, made with {name} {made.get(name)}, not {asked.get(name)}; "
-                "expected another --out, or that file moved away"
+                f"{file.name} exists, made with {name} {made.get(name)}; expected {asked.get(name)}; "
+                "give another --out, or move that file away"
             )
 
 
@@ -229,12 +229,12 @@ def _counts(pack: Pack) -> dict[str, int]:
 
 
 def _write(file: Path, facts: Mapping[str, Any]) -> None:
-    """At once: a stop leaves the old file or the new one."""
+    """Write a file atomically."""
     beside = file.with_name(f".{file.name}.part")
     beside.write_text(json.dumps(facts, indent=1) + "\n")
     beside.replace(file)
 
 
 def _mean_of(name: str, reports: list[dict[str, float]]) -> float:
-    """The mean of a loss over the steps that had it: those of hidden parts count from some step on."""
+    """Return the mean of a loss over the steps that had it; the losses of hidden parts begin later."""
     return float(np.mean([losses[name] for losses in reports if name in losses]))

@@ -1,7 +1,7 @@
-"""Contact sheets: poses estimated in test pictures, the prior beside its prototypes. One PNG a run.
+"""Draw contact sheets, one PNG a run: poses estimated in test pictures, and the prior beside its prototypes.
 
-Pictures of sets whose licence does not allow it are not to be published: sheets lie among the runs' own folders,
-which git ignores.
+The licences of some sets do not allow publishing their pictures, so the sheets are written to the runs' folders, which
+git ignores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from service.contract.media.fitting import Frame
 from service.estimates.drawing import overlay, prior_picture
 
 from .groups import read_results
-from .measures import batched
+from .measures import predict_trajectories
 from .packs import Pack, read_pack
 
 COLUMNS = 8
@@ -31,7 +31,7 @@ _GROUND = (13, 15, 33)
 
 
 def sheets(results: Path, set_file: Path, count: int, refine_steps: int) -> Iterator[Path]:
-    """Draw every finished run of a set; yields the sheets' files, each beside its run's version.
+    """Draw every finished run of a set; yield the sheets' files, each beside its run's version.
 
     Raises:
         ValueError: no run of this set has its version there, or the set can't be read.
@@ -53,10 +53,10 @@ def sheets(results: Path, set_file: Path, count: int, refine_steps: int) -> Iter
 
 
 def sheet(predictor: Predictor, version: Path, pack: Pack, count: int, refine_steps: int) -> Image.Image:
-    """One run's sheet: test pictures evenly spaced with their poses, then the prior and the prototypes.
+    """Return a run's sheet: evenly spaced test pictures with their poses, then the prior and the prototypes.
 
     Args:
-        version: the folder of its prior.json and memory.json.
+        version: folder with prior.json and memory.json.
         count: largest number of test pictures; 0 for a sheet that may be published.
     """
     prior: dict[str, Any] = json.loads((version / "prior.json").read_text())
@@ -65,23 +65,23 @@ def sheet(predictor: Predictor, version: Path, pack: Pack, count: int, refine_st
     cells: list[Image.Image] = []
     if count > 0:
         chosen = images[np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)]
-        poses = batched(predictor, chosen, refine_steps)[:, -1]
-        cells = [_posed(Image.fromarray(image), pose, prior) for image, pose in zip(chosen, poses, strict=True)]
+        poses = predict_trajectories(predictor, chosen, refine_steps)[:, -1]
+        cells = [_draw_pose(Image.fromarray(image), pose, prior) for image, pose in zip(chosen, poses, strict=True)]
     dark = Image.new("RGB", (CELL_PX, CELL_PX), _GROUND)
     learned = [prior_picture(prior, CELL_PX)]
-    learned += [_posed(dark, np.array(prototype["keypoints"]), prior) for prototype in memory["prototypes"]]
+    learned += [_draw_pose(dark, np.array(prototype["keypoints"]), prior) for prototype in memory["prototypes"]]
     return _grid([cells, learned])
 
 
-def _posed(picture: Image.Image, pose: NDArray[Any], prior: dict[str, Any]) -> Image.Image:
-    """A pose (K, 2) in [-1, 1] drawn on its square, enlarged to a cell."""
+def _draw_pose(picture: Image.Image, pose: NDArray[Any], prior: dict[str, Any]) -> Image.Image:
+    """Draw a pose (K, 2) in [-1, 1] on its square, enlarged to a cell."""
     enlarged = picture.resize((CELL_PX, CELL_PX), Image.Resampling.BICUBIC)
     frame = Frame(0.0, 0.0, CELL_PX)
     return overlay(enlarged, frame, frame.to_picture(pose), prior["links"])
 
 
 def _grid(blocks: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Blocks of cells below each other, each starting a row of its own."""
+    """Arrange blocks of cells below each other; each block starts a new row."""
     rows = sum(math.ceil(len(block) / COLUMNS) for block in blocks)
     pitch = CELL_PX + _GAP_PX
     canvas = Image.new("RGB", (COLUMNS * pitch - _GAP_PX, rows * pitch - _GAP_PX), (255, 255, 255))

@@ -1,4 +1,4 @@
-"""Results to tables in markdown, between markers in a file whose prose stays, and a plot of the occlusion curves."""
+"""Write results as Markdown tables between markers of a file, and plot the occlusion curves."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ITERATIONS = 4  # the first, and the paper's three
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Mean ± standard deviation over the seeds (of the sample); a dash where there is no value."""
+    """Return mean ± sample standard deviation over the seeds; a dash without values."""
     if not values:
         return "–"
     text = f"{statistics.fmean(values):.{digits}f}"
@@ -45,12 +45,12 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def tables(name: str, members: Sequence[Group], in_full: Sequence[Group], plot: str | None) -> str:
-    """All tables of one set in markdown.
+    """Return all tables of one set in Markdown.
 
     Args:
         members: the set's rows.
-        in_full: of these, whose errors under occlusion are shown at every level and iteration; the others' in short.
-        plot: the name of the set's picture.
+        in_full: the rows whose errors under occlusion are shown at every level and iteration; others are summarised.
+        plot: name of the set's plot.
     """
     parts = []
     if any(group.first.get("scores") for group in members):
@@ -67,7 +67,7 @@ def tables(name: str, members: Sequence[Group], in_full: Sequence[Group], plot: 
 
 
 def update(file: Path, name: str, text: str) -> None:
-    """Write a set's tables between its markers; where the file has none, at its end. The rest stays as it is.
+    """Write a set's tables between its markers, or at the end of a file without them.
 
     Raises:
         ValueError: the file has one of the two markers, or one twice, or both in the wrong order.
@@ -139,7 +139,7 @@ def _occlusion(members: Sequence[Group]) -> str:
             errors = [spread(values) for values in group.curve(kind, level)]
             hidden = [spread(values) for values in group.curve(kind, level, "hidden_errors")]
             ends = [hidden[0], hidden[-1]] if hidden else ["–", "–"]
-            lines.append([group.name, _shown(kind, level), *errors, *["–"] * (_ITERATIONS - len(errors)), *ends])
+            lines.append([group.name, _level_name(kind, level), *errors, *["–"] * (_ITERATIONS - len(errors)), *ends])
     heads = ["row", "occlusion", *(f"iteration {n}" for n in range(_ITERATIONS)), "hidden, first", "hidden, last"]
     note = (
         "Occluded pictures: the error at each iteration of refinement over all labelled keypoints, and over those in "
@@ -152,7 +152,7 @@ def _occlusion_in_short(members: Sequence[Group]) -> str:
     measured = [group for group in members if group.levels()]
     if not measured:
         return ""
-    levels = _telling(measured[0].levels())
+    levels = _main_levels(measured[0].levels())
     lines = []
     for group in measured:
         cells = []
@@ -161,23 +161,23 @@ def _occlusion_in_short(members: Sequence[Group]) -> str:
             ends = [spread(values[n]) for n in sorted({0, len(values) - 1})] if values else ["–"]
             cells.append(" → ".join(ends))
         lines.append([group.name, *cells, _verdict(group) if group.first.get("refinement") else "–"])
-    heads = ["row", *(_shown(kind, level) for kind, level in levels), "what refinement does"]
+    heads = ["row", *(_level_name(kind, level) for kind, level in levels), "what refinement does"]
     return f"The same of every row in short, from the first iteration to the last:\n\n{_table(heads, lines)}"
 
 
-def _telling(levels: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
-    """Clean pictures, the most that is hidden at random, and the middle one of the growing squares."""
+def _main_levels(levels: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Return the main levels: clean pictures, the largest random one, and the middle one of the growing squares."""
     by_kind = {kind: sorted(level for k, level in levels if k == kind) for kind, _ in levels}
     middle = {"clean": 0, "random": -1, "centre": len(by_kind.get("centre", ())) // 2}
     return [(kind, found[middle.get(kind, -1)]) for kind, found in by_kind.items()]
 
 
-def _shown(kind: str, level: float) -> str:
+def _level_name(kind: str, level: float) -> str:
     return "clean" if kind == "clean" else f"{kind} {level:g}"
 
 
 def _verdict(group: Group) -> str:
-    """The last iteration against the first, by the means over the seeds."""
+    """Compare the last iteration with the first, by the means over the seeds."""
     change = {}
     for kind, level in group.levels():
         values = group.curve(kind, level)

@@ -1,4 +1,4 @@
-"""What the service is held against: one process that decodes the same pictures and calls the same model."""
+"""The baseline of the service: one process that decodes the same pictures and calls the same model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Bare:
     Args:
         version: folder of a version.
         batch: pictures in a batch; always full.
-        decode_threads: that decode ahead of the model.
+        decode_threads: number of threads that decode ahead of the model.
     """
 
     def __init__(self, version: Path, batch: int, decode_threads: int, device: str = "auto") -> None:
@@ -30,18 +30,18 @@ class Bare:
         self.batch, self.decode_threads = batch, decode_threads
 
     def square(self, photo: bytes) -> NDArray[np.uint8]:
-        """A photograph as the model sees it, decoded and fitted as the gateway does it."""
+        """Decode a photograph and fit it to the model's square, as the gateway does."""
         side = self.predictor.config.image_size
         return fit_square(open_reduced(photo, reduction_for_boxes(side)), side)[0]
 
     def one(self, photo: bytes) -> float:
-        """Seconds for one photograph: decoded, and given to the model by itself."""
+        """Return the seconds to decode one photograph and estimate it in a batch of one."""
         started = time.perf_counter()
         self.predictor.predict(self.square(photo)[None])
         return time.perf_counter() - started
 
     def per_s(self, photos: Sequence[bytes], seconds: float) -> float:
-        """Pictures a second in full batches, two of which are being decoded while the model works."""
+        """Return the pictures a second in full batches; two are decoded while the model works."""
         with ThreadPoolExecutor(self.decode_threads) as pool:
             ahead: deque[list[Future[NDArray[np.uint8]]]] = deque()
             number = done = 0

@@ -1,4 +1,4 @@
-"""Batches formed in the gateway against every picture by itself (PPL_BATCH_LIMIT=1), under the same load.
+"""Compare batches formed in the gateway with one picture a batch (PPL_BATCH_LIMIT=1) under the same load.
 
 python -m benchmarks.speed.batching [--json] [--clients 16] [--seconds 3] [--rounds 3]
 """
@@ -21,7 +21,7 @@ _LIMITS = {"on": "32", "off": "1"}
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """Both platforms at once, loaded in turn. On a GPU the ratio is of pictures a second, on a CPU of p95."""
+    """Load both platforms in turn. On a GPU the ratio is of pictures a second, on a CPU of p95."""
     requests = [post("/estimate", *upload("dog", photo)) for photo in photos(16)]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
         stacks = {
@@ -38,7 +38,7 @@ def measure(options: argparse.Namespace) -> Report:
                 if number >= 0:  # the first round warms up
                     loads[name] = loads[name] + load if name in loads else load
         sizes = {
-            name: stack.counted("ppl_batch_pictures_sum") / stack.counted("ppl_batch_pictures_count")
+            name: stack.read_metric("ppl_batch_pictures_sum") / stack.read_metric("ppl_batch_pictures_count")
             for name, stack in stacks.items()
         }
     rows: list[Row] = [
@@ -70,11 +70,11 @@ def measure(options: argparse.Namespace) -> Report:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The load."""
+    """Add the options of the load."""
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="cpu", help="of the workers: cpu or cuda")
+    parser.add_argument("--device", default="cpu", help="device of the workers: cpu or cuda")
 
 
 if __name__ == "__main__":

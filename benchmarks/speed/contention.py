@@ -1,9 +1,9 @@
-"""Training beside busy processes: the pace kept, and what a waiting estimate pays for it.
+"""Measure the pace of training beside busy processes, and the latency of estimates meanwhile.
 
 python -m benchmarks.speed.contention [--json] [--seconds 15] [--busy 0 1 3] [--ways NAME …] [--no-estimates]
 
-Each way of training takes its turn beside each number of busy processes (endless loops at nice 0). The ratio is that
-of the worker's default: its pace beside one busy process against its own idle pace. Estimates: one client in a closed
+The ways of training take turns beside each number of busy processes (endless loops at nice 0). The ratio is that of
+the worker's default: its pace beside one busy process divided by its idle pace. Estimates: one client in a closed
 loop, idle and while the way trains.
 """
 
@@ -105,7 +105,7 @@ def _estimates(compared: dict[str, Way], seconds: float) -> list[Row]:
 
 
 def _pace(trainer: subprocess.Popen[str], seconds: float) -> float:
-    """Steps a second, after some steps that build caches and choose threads."""
+    """Return the steps a second, after some steps that build caches and choose threads."""
     _skip(trainer, _WARM_UP_STEPS)
     started, steps = time.monotonic(), 0
     while (now := time.monotonic()) - started < seconds or not steps:
@@ -144,7 +144,7 @@ def _training(way: Way) -> Iterator[subprocess.Popen[str]]:
 
 
 def _train(order: dict[str, int | str]) -> None:
-    """Train until killed."""
+    """Train until the process is killed."""
     os.nice(int(order["nice"]))
     threads = int(order["threads"]) or _cores()
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -201,8 +201,8 @@ def _cores() -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is compared, and for how long."""
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each turn")
+    """Add the options of the ways compared and the duration."""
+    parser.add_argument("--seconds", type=float, default=15.0, help="duration of each turn")
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 1, 3], help="numbers of busy processes")
     parser.add_argument("--ways", nargs="+", help="compare these only")
     parser.add_argument("--no-estimates", dest="estimates", action="store_false")

@@ -1,4 +1,4 @@
-"""Getting a training batch ready, against the step that it feeds: the device must hardly ever wait.
+"""Compare the loading of a training batch with its step: the device should hardly ever wait.
 
 python -m benchmarks.speed.data_loading [--json] [--device auto] [--presets compact paper] [--pictures 4000]
 
@@ -27,18 +27,18 @@ WAIT_BAR = 0.05
 
 
 class Feed:
-    """A trainer's steps, and by themselves the loads that begin them."""
+    """A trainer's steps, and separately the loading of their batches."""
 
     def __init__(self, pictures: Images, config: PPLConfig, device: torch.device, weights: Path | None) -> None:
         self.trainer = Trainer(pictures, config, str(device), weights)
 
     def step(self) -> None:
-        """A whole step, its batch included."""
+        """Run a whole step, its batch included."""
         self.trainer.train_step()
         self.trainer.step += 1
 
     def load(self) -> None:
-        """The batch of the next step, as the step makes it, and its reference."""
+        """Load the batch of the next step, and its reference."""
         trainer, config = self.trainer, self.trainer.config
         trainer.step += 1
         image = to_tensor(trainer.batches.at(trainer.step), trainer.device)
@@ -47,7 +47,7 @@ class Feed:
 
 
 def one(preset: str, options: argparse.Namespace, device: torch.device, folder: Path) -> Row:
-    """Load and step of a preset in turn, and the share of the step that the device waits for its batch."""
+    """Measure loading and step of a preset in turn, and the share of the step that the device waits for its batch."""
     changes = {"perceptual": options.perceptual} if options.perceptual else {}
     config = resolve(preset, {**changes, **({"batch_size": options.batch} if options.batch else {})})
     shape = (options.pictures, config.image_size, config.image_size, 3)
@@ -65,7 +65,7 @@ def one(preset: str, options: argparse.Namespace, device: torch.device, folder: 
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """Each preset; the ratio is the step's time over its load's, the least of them."""
+    """Measure each preset; the ratio is the smallest quotient of the times of a step and of loading."""
     device = device_of(options)
     with tempfile.TemporaryDirectory() as folder:
         rows = [one(preset, options, device, Path(folder)) for preset in options.presets]
@@ -82,7 +82,7 @@ def measure(options: argparse.Namespace) -> Report:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is trained, on how many pictures."""
+    """Add the options of the training and its pictures."""
     parser.add_argument("--presets", nargs="+", default=["compact", "paper"], choices=["compact", "paper"])
     parser.add_argument("--pictures", type=int, default=4000)
     parser.add_argument("--batch", type=int, help="pictures a step; the preset's unless given")

@@ -1,4 +1,4 @@
-"""What grows with what: batch, K and S for the model, resident categories, stored jobs and versions for the platform.
+"""Measure growth: by batch, K and S for the model; by resident categories, stored jobs and versions for the platform.
 
 python -m benchmarks.speed.growth [--json] [--jobs 10000] [--versions 1000]
 """
@@ -35,7 +35,7 @@ _LISTED = 15  # times
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """Cost tables; the bar is that listing stays quick however much is stored."""
+    """Measure all tables; the bar is that listing stays quick with many stored jobs and versions."""
     device = device_of(options)
     rows = resident_rows(device)  # first: later the process has memory to spare
     rows += model_rows(options, device)
@@ -55,7 +55,7 @@ def measure(options: argparse.Namespace) -> Report:
 
 
 def model_rows(options: argparse.Namespace, device: torch.device) -> list[Row]:
-    """Milliseconds a picture by batch, number of keypoints and side, all else as in the preset."""
+    """Return the milliseconds a picture by batch, number of keypoints and side; the preset has the other settings."""
     works: dict[str, Callable[[], object]] = {}
     counts: dict[str, int] = {}
     rng = np.random.default_rng(0)
@@ -81,7 +81,7 @@ def model_rows(options: argparse.Namespace, device: torch.device) -> list[Row]:
 
 
 def resident_rows(device: torch.device) -> list[Row]:
-    """Memory of this process for each more version that is held."""
+    """Return this process's memory for each further resident version."""
     config = resolve("compact")
     held, rows, before = [], [], resident_bytes()
     for count in range(1, 9):
@@ -92,14 +92,14 @@ def resident_rows(device: torch.device) -> list[Row]:
 
 
 def _frozen(config: PPLConfig) -> PosePriorLearner:
-    """A model as a version that is read from disk."""
+    """Return a model in eval mode, as read from a version."""
     model = PosePriorLearner(config)
     model.freeze()
     return model
 
 
 def job_rows(options: argparse.Namespace, stack: Stack) -> list[Row]:
-    """Listing jobs, the first page and one far down, and what they take of the queue's memory."""
+    """Measure listing the first page of jobs and a late one, and the jobs' memory in Redis."""
     with redis.Redis.from_url(stack.redis_url) as client:
         store, before = JobStore(client), client.info("memory")["used_memory"]
         settings = {"preset": "compact", **resolve("compact").to_dict()}
@@ -122,7 +122,7 @@ def job_rows(options: argparse.Namespace, stack: Stack) -> list[Row]:
 
 
 def version_rows(options: argparse.Namespace, stack: Stack) -> list[Row]:
-    """Listing the versions of a category, and the categories. Versions share their files on disk (hard links)."""
+    """Measure listing a category's versions, and the categories. Versions share their files on disk (hard links)."""
     store = VersionStore(stack.data_root)
     sample = store.path("dog", store.resolve("dog"))
     for number in range(options.versions):
@@ -152,7 +152,7 @@ def _listing(url: str) -> float:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How much is stored, and where the model runs."""
+    """Add the options of the stored amounts and the device."""
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--versions", type=int, default=1000)
     add_torch_arguments(parser, repeats=5)

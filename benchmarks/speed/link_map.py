@@ -1,4 +1,4 @@
-"""The link map, forward and backward, against eq. 3 written out literally: (B, L, P, 2) tensors, one exp a link.
+"""Compare the link map, forward and backward, with eq. 3 written literally: (B, L, P, 2) tensors, one exp a link.
 
 python -m benchmarks.speed.link_map [--json] [--batches 8 16] [--side 128] [--device cpu] [--threads 1] [--repeats 5]
 """
@@ -27,7 +27,7 @@ LinkMap = Callable[[Tensor, Tensor, float, int], Tensor]
 
 
 def passes(draw: LinkMap, batch: int, side: int, device: torch.device) -> Callable[[], None]:
-    """One forward and backward pass of random poses and weights, to be called again and again."""
+    """Return a function that runs one forward and backward pass of random poses and weights."""
     generator = torch.Generator().manual_seed(0)
     keypoints = (torch.rand(batch, NUM_KEYPOINTS, 2, generator=generator) * 1.6 - 0.8).to(device).requires_grad_()
     num_links = NUM_KEYPOINTS * (NUM_KEYPOINTS - 1) // 2
@@ -41,7 +41,7 @@ def passes(draw: LinkMap, batch: int, side: int, device: torch.device) -> Callab
 
 
 def compare(batch: int, side: int, device: torch.device, repeats: int, copied_per_s: float) -> Row:
-    """Both forms in turn: their times, the memory that each needs, and the bytes that ours moves."""
+    """Measure both forms in turn: time, memory, and the bytes that ours moves."""
     forms = {"ours": link_map, "literal": link_map_literal}
     works = {name: passes(draw, batch, side, device) for name, draw in forms.items()}
     seconds = time_in_turns(works, repeats, device)
@@ -63,7 +63,7 @@ def compare(batch: int, side: int, device: torch.device, repeats: int, copied_pe
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """Every batch size; the ratio is the least of them."""
+    """Measure every batch size; the ratio is the smallest."""
     device = device_of(options)
     one = partial(compare, device=device, repeats=options.repeats, copied_per_s=copy_bytes_per_s(device))
     rows = [one(batch, options.side) for batch in options.batches]
@@ -79,7 +79,7 @@ def measure(options: argparse.Namespace) -> Report:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Sizes, beside what all have that use torch."""
+    """Add the options of the sizes, and those of every subject with torch."""
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--side", type=int, default=128)
     add_torch_arguments(parser, repeats=5)

@@ -1,9 +1,9 @@
-"""The same predictor behind LitServe (extra ``bench``), tuned as its documentation says.
+"""Serve the same predictor with LitServe (extra ``bench``), tuned by its documentation.
 
 python -m benchmarks.speed.litserve_server VERSION PORT [--batch 32] [--threads 1] [--decode-threads 2]
 
-Its guide to speed: requests collected into batches, pictures of a batch decoded by threads in ``batch``, its fast
-queue, several API servers where cores allow.
+By its guide to speed, requests are collected into batches, threads decode the pictures of a batch in ``batch``, and it
+uses the fast queue and several API servers if there are enough cores.
 """
 
 # no `from __future__ import annotations`: LitServe looks at the type of decode_request's argument itself
@@ -24,29 +24,29 @@ from service.contract.media.pictures import open_reduced
 
 
 class PoseAPI(litserve.LitAPI):
-    """A photograph in the form field ``images`` to its keypoints in pixels."""
+    """An API that takes a photograph in the form field ``images`` and returns its keypoints in pixels."""
 
     def __init__(self, version: Path, threads: int, decode_threads: int, **options: Any) -> None:
         super().__init__(**options)
         self.version, self.threads, self.decode_threads = version, threads, decode_threads
 
     def setup(self, device: str) -> None:
-        """In the process of the model."""
+        """Load the model in the process that runs it."""
         torch.set_num_threads(self.threads)
         self.predictor = Predictor.load(self.version, device)
         self.pool = ThreadPoolExecutor(self.decode_threads)
 
     def decode_request(self, request: Request) -> bytes:
-        """The bytes as they came; they are decoded with the whole batch."""
+        """Return the bytes; they are decoded with the whole batch."""
         data: bytes = request["images"].file.read()
         return data
 
     def batch(self, inputs: list[bytes]) -> Any:
-        """Squares of all pictures of a batch, decoded side by side, and where they lie."""
+        """Decode all pictures of a batch in parallel; return their squares and frames."""
         return list(self.pool.map(self._fit, inputs))
 
     def predict(self, x: Any) -> list[tuple[Any, Any]]:
-        """Keypoints in pixels, and scores."""
+        """Return keypoints in pixels, and scores."""
         found = self.predictor.predict(np.stack([square for square, _ in x]))
         return [
             (frame.to_picture(points), scores)
@@ -54,11 +54,11 @@ class PoseAPI(litserve.LitAPI):
         ]
 
     def unbatch(self, output: Any) -> Any:
-        """They are apart already."""
+        """Return the list; `predict` has one item a picture."""
         return output
 
     def encode_response(self, output: Any) -> dict[str, Any]:
-        """As JSON."""
+        """Encode the keypoints as JSON."""
         points, scores = output
         return {"keypoints": points.round(3).tolist(), "scores": scores.round(4).tolist()}
 
@@ -68,7 +68,7 @@ class PoseAPI(litserve.LitAPI):
 
 
 def main() -> None:
-    """Serve until ended."""
+    """Serve until the process is stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("version", type=Path)
     parser.add_argument("port", type=int)

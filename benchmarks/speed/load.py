@@ -1,6 +1,6 @@
-"""Closed-loop clients: each sends a request, waits for its answer, and sends the next. On the loopback only.
+"""Closed-loop clients on the loopback: each sends a request, waits for the response, and sends the next.
 
-Written on bare sockets, as a client library would take more of the machine than what it measures.
+They use plain sockets, because a client library would need more processor time than the server.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Load:
         return 1e3 * percentile(self.latencies_s, percent) if self.latencies_s else float("inf")
 
     def __add__(self, other: Load) -> Load:
-        """Two rounds of as many clients as one."""
+        """Add up two rounds with the same number of clients."""
         return Load(
             self.clients,
             self.seconds + other.seconds,
@@ -76,7 +76,7 @@ def closed_loop(
 
     Args:
         urls: addresses of servers, ``http://host:port``.
-        wrong: checks each response of status 200.
+        wrong: checks each response with status 200.
     """
     load = Load(clients, seconds)
 

@@ -1,4 +1,4 @@
-"""What a figure was measured on: the machine, the versions, and what processes took of both (Linux's /proc)."""
+"""Describe the machine and the versions, and measure the processor time and memory of processes (Linux's /proc)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PACKAGES = ("torch", "numpy", "pillow", "celery", "redis", "fastapi", "uvicorn"
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores as far as we may use them, memory, and how busy others keep it (load over 1 min)."""
+    """Return the processor, the cores that this process may use, memory, and the load over 1 min."""
     facts: dict[str, Any] = {
         "processor": _first_line("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -31,7 +31,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python, and the packages that matter here, as far as they are installed."""
+    """Return the versions of Python and of the relevant packages that are installed."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -42,12 +42,12 @@ def versions() -> dict[str, str]:
 
 
 def resident_bytes(pid: int | str = "self") -> int:
-    """Memory of a process that is in RAM now."""
+    """Return the memory of a process that is in RAM now."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time that a process has taken so far, its own and the system's for it."""
+    """Return the processor time that a process has used, in user and system mode."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

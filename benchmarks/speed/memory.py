@@ -1,4 +1,4 @@
-"""How much memory a computation needs beside what was there before, and how many bytes it moves."""
+"""Measure the additional memory of a computation, and the bytes that it moves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COPIED_BYTES = 1 << 28
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     """Return the peak of additional tensor memory during some work, in bytes, temporaries included."""
-    work()  # what is made once and kept does not count
+    work()  # one-time allocations do not count
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -37,7 +37,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 
 class MovedBytes(TorchDispatchMode):
-    """Counts the bytes that the operations within read and write, as if nothing stayed in a cache."""
+    """A counter of the bytes that the operations in the block read and write, without caches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class MovedBytes(TorchDispatchMode):
 
 
 def copy_bytes_per_s(device: torch.device) -> float:
-    """Bytes a second, read and written, of a plain copy of memory on a device; the best of some."""
+    """Return the bytes a second, read and written, of a plain copy on a device; the best of several."""
     source = torch.zeros(_COPIED_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     best = float("inf")

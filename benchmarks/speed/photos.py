@@ -1,4 +1,4 @@
-"""Photographs for the benchmarks of the service: JPEGs of 640x480, each of a width of its own, as uploads."""
+"""Photographs for the benchmarks of the service: JPEGs of about 640x480, each with a different width."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _QUALITY = 90
 
 
 def photos(count: int) -> list[bytes]:
-    """Dogs of the held-out samples on a ground with grain, as a camera gives them: about 90 KB each.
+    """Return the held-out dogs of the samples on a grainy background: about 90 KB each, like a camera's.
 
     Photograph n is n pixels wider, so the size in a response identifies its photograph.
     """
@@ -25,7 +25,7 @@ def photos(count: int) -> list[bytes]:
 
 
 def upload(category: str, photo: bytes, field: str = "images") -> tuple[str, bytes]:
-    """A form with a photograph: its media type and its body."""
+    """Return a form with a photograph: its media type and its body."""
     part = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="'
     head = (
         f'{part}category"\r\n\r\n{category}\r\n{part}{field}"; filename="photo.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'

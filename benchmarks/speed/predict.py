@@ -1,4 +1,4 @@
-"""Keypoints of a batch, without refinement and with three steps of it, preset paper, against a peer's.
+"""Compare keypoint estimation, without refinement and with three steps, preset paper, with a peer's.
 
 python -m benchmarks.speed.predict [--json] [--peer PATH] [--batch 16] [--device auto]
 
@@ -30,21 +30,21 @@ _PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
 
 
 def flops_of(work: Callable[[], object]) -> int:
-    """Multiplications and additions of matrix products and convolutions."""
+    """Return the multiplications and additions of matrix products and convolutions."""
     with FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())
 
 
 def matrix_product(device: torch.device) -> Callable[[], object]:
-    """A large product of bf16 matrices: what the device can do at best, or nearly so."""
+    """Return a function that multiplies large bf16 matrices, at nearly the device's best rate."""
     side = _PRODUCT_SIDE.get(device.type, _PRODUCT_SIDE["cpu"])
     a = torch.randn(side, side, device=device).bfloat16()
     return lambda: a @ a
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """Ours and the peer's in turn. The ratio is the lesser of the two, without refinement and with it where it can."""
+    """Measure ours and the peer's in turn. The ratio is the smaller of those without and with refinement."""
     device = device_of(options)
     config = resolve(options.preset)
     torch.manual_seed(0)
@@ -107,7 +107,7 @@ def _does(peer: Peer, images: torch.Tensor, steps: int) -> bool:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The batch, and the peer."""
+    """Add the options of the batch and the peer."""
     add_peer_arguments(parser)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--preset", default="paper")

@@ -1,12 +1,12 @@
-"""What every speed benchmark hands out: a table, a ratio with its bar, the machine, the versions; as text or as JSON.
+"""The report of a speed benchmark as text or JSON: a table, a ratio with its bar, the machine, the versions.
 
 A subject is a module with a function that measures and returns a :class:`Report`, and ends with
 
     if __name__ == "__main__":
         sys.exit(run(measure, add_arguments))
 
-so that ``python -m benchmarks.SUBJECT [--json]`` works alike for all. A bar that is missed is said, and is no error:
-the exit code is 0, so that a run goes on to its end and a table shows what it is.
+so that ``python -m benchmarks.SUBJECT [--json]`` works for all. A missed bar is reported but is no
+error: the exit code is 0, so that a run continues to its end.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Check(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether the bar is kept."""
+        """Whether the value reaches its bar."""
         return self.value >= self.bar if self.at_least else self.value <= self.bar
 
     def __str__(self) -> str:
@@ -45,17 +45,17 @@ class Check(NamedTuple):
 
 @dataclass
 class Report:
-    """What a benchmark found.
+    """The result of a benchmark.
 
     Attributes:
         subject: the module's name.
-        title: what was measured, in words.
+        title: description of the measurement.
         rows: the table; the keys of a row are its columns.
-        ratio: how many times better than what it is compared with, both measured in this run; larger is better. None
-            where there is nothing to compare with, or it was not given.
-        bar: what the ratio should reach.
+        ratio: how many times better ours is than the other, both measured in this run; larger is better. None without
+            the other.
+        bar: smallest ratio that is good enough.
         checks: other bars.
-        notes: what one must know to read the figures: presets, core split, what was left out.
+        notes: the conditions of the figures: presets, split of the cores, subjects left out.
     """
 
     subject: str
@@ -67,19 +67,19 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def all_checks(self) -> list[Check]:
-        """The ratio against its bar, where there are both, and the others."""
+        """Return the ratio with its bar, if there are both, and the other checks."""
         if self.ratio is None or self.bar is None:
             return self.checks
         return [Check("ratio", self.ratio, self.bar), *self.checks]
 
     @property
     def holds(self) -> bool | None:
-        """Whether every bar is kept; None where there was none to measure against."""
+        """Whether every bar is reached; None without bars."""
         checks = self.all_checks()
         return all(check.holds for check in checks) if checks else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values."""
+        """Return the report as plain JSON values."""
         return {
             "subject": self.subject,
             "title": self.title,
@@ -103,7 +103,7 @@ class Report:
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """Rows as aligned lines under the names of their columns; a row may lack some."""
+    """Format rows as aligned lines under the names of their columns; a row may lack some."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [columns, *([_cell(row.get(name)) for name in columns] for row in rows)]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
@@ -116,7 +116,7 @@ def run(
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Measure as the command line says, and print the report; the exit code."""
+    """Run the command line: measure and print the report. Return the exit code."""
     module = inspect.getmodule(measure)
     parser = argparse.ArgumentParser(description=module.__doc__ if module else None)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

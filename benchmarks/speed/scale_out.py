@@ -1,4 +1,4 @@
-"""One gateway and inference worker against two of each: requests lost or doubled, pictures a second, processor time.
+"""Compare one gateway and inference worker with two of each: requests lost or doubled, pictures a second, CPU time.
 
 python -m benchmarks.speed.scale_out [--json] [--clients 32] [--seconds 4] [--rounds 2]
 
@@ -38,11 +38,11 @@ def wrong(number: int, body: bytes) -> str | None:
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """The ratio is of pictures a second, two of each / one; its bar counts where there are cores for them."""
+    """Measure both. The ratio is of pictures a second, two of each / one; its bar needs enough cores."""
     requests = [post("/estimate", *upload("dog", photo)) for photo in photos(_PHOTOS)]
     loads: dict[int, Load] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
-        # a thread each: what a second process adds is not to be had by more threads in the first
+        # one thread each, so that a second process adds something that more threads in the first do not
         environment = {"PPL_DEVICE": options.device, "PPL_INFERENCE_THREADS": "1"}
         stacks = {
             count: opened.enter_context(
@@ -54,7 +54,7 @@ def measure(options: argparse.Namespace) -> Report:
             closed_loop(stack.urls, requests, options.clients, min(1.0, options.seconds))
         time.sleep(_BEAT_S)
         before = {
-            count: (stack.cpu_s(), stack.counted("ppl_inference_images_total", relayed=True))
+            count: (stack.cpu_s(), stack.read_metric("ppl_inference_images_total", relayed=True))
             for count, stack in stacks.items()
         }
         for number in range(options.rounds):
@@ -72,7 +72,7 @@ def measure(options: argparse.Namespace) -> Report:
                 "p95_ms": load.ms(95),
                 "sent": load.sent,
                 "answered": len(load.latencies_s),
-                "estimated": stack.counted("ppl_inference_images_total", relayed=True) - before[count][1],
+                "estimated": stack.read_metric("ppl_inference_images_total", relayed=True) - before[count][1],
             }
             for name, taken in cpu.items():
                 row[f"{name}_cpu_ms_an_image"] = 1e3 * taken / max(1, len(load.latencies_s))
@@ -97,14 +97,14 @@ def measure(options: argparse.Namespace) -> Report:
         notes=[
             "ratio of images/s, two of each / one"
             + ("" if cores >= CORES else f"; its bar needs {CORES} cores, here are {cores}"),
-            "cpu columns: processor time of each process for an image answered; what an added process costs is the "
+            "cpu columns: processor time of each process for an image answered; the cost of an added process is the "
             "difference between the sums",
         ],
     )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The load."""
+    """Add the options of the load."""
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=2)

@@ -1,9 +1,9 @@
-"""The whole service under load against one process that calls the same model, and against LitServe, in one run.
+"""Compare the whole service under load with one process that calls the same model, and with LitServe, in one run.
 
 python -m benchmarks.speed.serving [--json] [--clients 1 8 64 256] [--seconds 4] [--rounds 2] [--no-litserve]
 
-Photographs of 640 x 480 to poses of the sample category. All contestants stand ready the whole time and are loaded
-in turn. LitServe comes with the extra ``bench``; where it is not installed, that part is left out and said.
+Photographs of 640 x 480 to poses of the sample category. All contestants run the whole time and are loaded in
+turn. LitServe comes with the extra ``bench``; without it that part is left out, with a note.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ALONE = 40  # photographs for the latency of decoding and model
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """The ratio is of pictures a second at 64 clients, or the most that were asked for: ours / the bare process."""
+    """Measure all. The ratio is of pictures a second at 64 clients, or the largest number: ours / bare process."""
     pictures = photos(_PHOTOS)
     ours = [post("/estimate", *upload("dog", photo)) for photo in pictures]
     theirs = [post("/predict", *upload("dog", photo)) for photo in pictures]
@@ -126,7 +126,7 @@ def _figures(load: Load) -> Row:
 
 @contextmanager
 def _litserve(version: Path, options: argparse.Namespace, log: Path) -> Iterator[str]:
-    """LitServe with the same version, until the context ends; gives its address."""
+    """Run LitServe with the same version during the block; yield its address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -151,7 +151,7 @@ def _litserve(version: Path, options: argparse.Namespace, log: Path) -> Iterator
                 time.sleep(0.1)
             yield url
         finally:
-            with suppress(ProcessLookupError):  # with what it started: left to itself, that would outlive it
+            with suppress(ProcessLookupError):  # and its children, which would outlive it
                 os.killpg(process.pid, signal.SIGTERM)
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(10)
@@ -167,13 +167,15 @@ def _answers(url: str) -> bool:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The load, and how many threads each contestant has."""
+    """Add the options of the load, and of each contestant's threads."""
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, help="torch threads of the worker and of LitServe's")
-    parser.add_argument("--decode-threads", type=int, default=2, help="of the bare process and of LitServe")
+    parser.add_argument("--threads", type=int, help="torch threads of each worker process")
+    parser.add_argument(
+        "--decode-threads", type=int, default=2, help="decoding threads of the bare process and of LitServe"
+    )
     parser.add_argument("--litserve", action=argparse.BooleanOptionalAction, default=find_spec("litserve") is not None)
 
 

@@ -1,10 +1,10 @@
-"""Run the subjects of speed one after the other and write SPEED.md: a table of them all, then each in full.
+"""Run the speed benchmarks one after the other and write SPEED.md: a table of all, then each in full.
 
 python -m benchmarks.speed [SUBJECT …] [--into FILE.md] [--peer SUBJECT=PATH …] [--perceptual-weights FILE]
 
-Each subject runs in a process of its own and gives one JSON object. A subject that fails is named with its last
-words, and the others go on; the exit code is 1 then. Two plots lie beside the document, where matplotlib is installed
-(extra ``plots``): speed_ratios.png and speed_serving.png.
+Each subject runs in a process of its own and gives one JSON object. A failed subject is listed with the end of
+its output, the others still run, and the exit code is 1. With matplotlib (extra ``plots``) two plots are written beside
+the document: speed_ratios.png and speed_serving.png.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LAST_WORDS = 600  # characters of a failed subject
 Result = dict[str, Any]
 
 
-def measured(subject: str, arguments: list[str], peer: list[str] | None = None) -> Result:
+def run_subject(subject: str, arguments: list[str], peer: list[str] | None = None) -> Result:
     """Run a subject and return its result; if it failed, ``subject`` and ``failure``.
 
     Args:
@@ -62,10 +62,10 @@ def measured(subject: str, arguments: list[str], peer: list[str] | None = None) 
 
 
 def document(results: list[Result], day: str, plots: list[str] | None = None) -> str:
-    """SPEED.md: ratios and bars of all subjects, then the tables of each.
+    """Return the text of SPEED.md: ratios and bars of all subjects, then the tables of each.
 
     Args:
-        plots: names of pictures beside it.
+        plots: file names of plots beside it.
     """
     lines = [
         "# Speed",
@@ -107,12 +107,12 @@ def _full(result: Result) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     description, _, details = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(description=description, epilog=details)
-    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"of {', '.join(SUBJECTS)}; all unless given")
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"{', '.join(SUBJECTS)}; all by default")
     parser.add_argument("--into", type=Path, default=SPEED, metavar="FILE.md")
-    parser.add_argument("--perceptual-weights", type=Path, metavar="FILE", help="of VGG16, shared with a peer")
+    parser.add_argument("--perceptual-weights", type=Path, metavar="FILE", help="weights of VGG16, shared with a peer")
     parser.add_argument("--peer", action="append", default=[], metavar="SUBJECT=PATH", help="a peer for a subject")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.subjects if name not in SUBJECTS]
@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
         peer = ["--peer", peers[subject]] if subject in peers else []
         if options.perceptual_weights and subject in _WITH_WEIGHTS:
             peer += ["--perceptual-weights", str(options.perceptual_weights)]
-        results.append(measured(subject, list(SUBJECTS[subject]), peer))
+        results.append(run_subject(subject, list(SUBJECTS[subject]), peer))
     options.into.write_text(document(results, f"{datetime.now(UTC):%Y-%m-%d}", _plots(results, options.into.parent)))
     return int(any("failure" in result for result in results))
 

@@ -1,4 +1,4 @@
-"""The figures of SPEED.md as two small PNGs. Needs the extra ``plots``."""
+"""Plot the figures of SPEED.md as two small PNGs. Needs the extra ``plots``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Result = dict[str, Any]
 
 
 def plot_ratios(results: Sequence[Result], file: Path) -> bool:
-    """Each subject's ratio as a share of its bar; what reaches the line at 1 holds.
+    """Plot each subject's ratio divided by its bar; 1 or more reaches it.
 
     Args:
         results: results by subject; those without a ratio or a bar are not drawn.
@@ -44,7 +44,7 @@ def plot_ratios(results: Sequence[Result], file: Path) -> bool:
 
 
 def plot_serving(results: Sequence[Result], file: Path) -> bool:
-    """Pictures a second by number of clients, ours and the others; as :func:`plot_ratios`."""
+    """Plot the pictures a second by number of clients, ours and the others; see :func:`plot_ratios`."""
     rows = [row for result in results if result["subject"] == "serving" for row in result.get("rows", ())]
     loaded = [row for row in rows if row.get("clients")]
     if not loaded:
@@ -68,7 +68,7 @@ def plot_serving(results: Sequence[Result], file: Path) -> bool:
 
 
 def _plain(axis: Any, ticks: Sequence[float]) -> None:
-    """Ticks of a logarithmic axis as numbers, not as powers."""
+    """Format the ticks of a logarithmic axis as numbers, not as powers."""
     low, high = axis.get_view_interval()
     axis.set_ticks([tick for tick in ticks if low <= tick <= high], minor=False)
     axis.set_ticks([], minor=True)

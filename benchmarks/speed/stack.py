@@ -1,4 +1,4 @@
-"""The platform's own processes with their data in a folder: Valkey, inference workers, gateways, any number of them."""
+"""Run the platform's processes with their data in a folder: Valkey, inference workers and gateways."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class StackError(RuntimeError):
 
 
 class Stack:
-    """Parts started one after the other, each when the one before is ready; up from construction to ``close``.
+    """The platform's processes, each started when the one before is ready; they run until ``close``.
 
-    Unlike `ppl up` there is no training worker, and nothing is started again.
+    Unlike `ppl up` it has no training worker and restarts nothing.
 
     Args:
         folder: folder for data and logs.
@@ -42,7 +42,7 @@ class Stack:
 
     Attributes:
         urls: URLs of the gateways.
-        ready_s: how long each part took to be ready, by its name: a gateway until it answers, a worker until its
+        ready_s: how long each part took to become ready, by its name: a gateway until it answers, a worker until its
             first heartbeat.
     """
 
@@ -82,24 +82,24 @@ class Stack:
         self.close()
 
     def pids(self) -> dict[str, int]:
-        """Process ids by the name of the part."""
+        """Return the process ids by the name of the part."""
         return {name: child.pid for name, child in self._children.items() if child.pid}
 
     def cpu_s(self) -> dict[str, float]:
-        """Processor time that each part has taken so far."""
+        """Return the processor time that each part has used."""
         return {name: cpu_seconds(pid) for name, pid in self.pids().items()}
 
     def resident_mb(self) -> dict[str, float]:
-        """Memory of each part that is in RAM, in 10^6 bytes."""
+        """Return the memory of each part that is in RAM, in 10^6 bytes."""
         return {name: resident_bytes(pid) / 1e6 for name, pid in self.pids().items()}
 
-    def counted(self, name: str, *, relayed: bool = False) -> float:
-        """A figure of /metrics, summed over its labels: over the gateways, or the workers', which each relays."""
+    def read_metric(self, name: str, *, relayed: bool = False) -> float:
+        """Read a metric and add up its labels, over all gateways, or with `relayed` the workers' from one gateway."""
         totals = [_total(httpx.get(f"{url}/metrics", trust_env=False, timeout=10).text, name) for url in self.urls]
         return totals[0] if relayed else sum(totals)
 
     def close(self) -> None:
-        """End all parts, the last started first."""
+        """Stop all parts in reverse order."""
         for child in reversed(self._children.values()):
             process = child.process
             if process is None:

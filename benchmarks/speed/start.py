@@ -1,4 +1,4 @@
-"""How long gateway and worker take until they are ready, and how much memory they then hold.
+"""Measure how long gateway and worker take to become ready, and their memory then.
 
 python -m benchmarks.speed.start [--json] [--rounds 3]
 """
@@ -18,7 +18,7 @@ GATEWAY_S, WORKER_S, GATEWAY_MB = 2.0, 8.0, 150.0
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """Each part by itself, the worker first; medians over the rounds, each on an empty data folder."""
+    """Measure each part, the worker first; medians over the rounds, each with an empty data folder."""
     seconds: dict[str, list[float]] = {}
     megabytes: dict[str, list[float]] = {}
     for _ in range(options.rounds):
@@ -52,7 +52,7 @@ def measure(options: argparse.Namespace) -> Report:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How often."""
+    """Add the option of the rounds."""
     parser.add_argument("--rounds", type=int, default=3)
 
 

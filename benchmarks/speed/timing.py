@@ -1,4 +1,4 @@
-"""Times that can be compared on a machine that others use too: contestants take turns, and medians are taken."""
+"""Measure times that can be compared on a shared machine: contestants take turns, and the median counts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def time_in_turns(
 ) -> dict[str, float]:
     """Return the median seconds of a call of each contestant; rounds alternate in direction.
 
-    What slows the machine for a while then slows all of them.
+    A load that slows the machine for a while slows all contestants.
 
     Args:
-        repeats: rounds that count.
-        device: a CUDA device is waited for before the clock is read.
-        warm_up: calls of each beforehand that do not count.
+        repeats: number of rounds.
+        device: a CUDA device is synchronised before the clock is read.
+        warm_up: calls of each before the first round.
     """
     taken: dict[str, list[float]] = {name: [] for name in contestants}
     for contestant in contestants.values():
@@ -41,14 +41,14 @@ def time_in_turns(
 
 
 def add_torch_arguments(parser: argparse.ArgumentParser, repeats: int) -> None:
-    """Where tensors are worked on, by how many threads, and how often."""
+    """Add the options of the device, the threads and the repeats."""
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--threads", type=int, help="of torch; where other programs keep cores busy, leave these out")
-    parser.add_argument("--repeats", type=int, default=repeats, help="rounds, of which medians are taken")
+    parser.add_argument("--threads", type=int, help="torch threads; leave out cores that other programs keep busy")
+    parser.add_argument("--repeats", type=int, default=repeats, help="number of rounds; the median counts")
 
 
 def device_of(options: argparse.Namespace) -> torch.device:
-    """The device of these arguments; torch takes their number of threads."""
+    """Return the device of the arguments, and set torch's number of threads."""
     if options.threads:
         torch.set_num_threads(options.threads)
     return pick_device(options.device)

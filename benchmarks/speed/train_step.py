@@ -1,4 +1,4 @@
-"""One training step of preset paper, against a peer's on the same batch, perceptual network and input size.
+"""Compare a training step of the preset paper with a peer's on the same batch, perceptual network and input size.
 
 python -m benchmarks.speed.train_step [--json] [--peer PATH] [--perceptual-weights FILE] [--batch 8] [--device auto]
 
@@ -29,7 +29,7 @@ RELEASE_SIZE = 224  # to which the release resizes images for its perceptual net
 
 
 def our_step(options: argparse.Namespace, device: torch.device, precision: str, size: int) -> Callable[[], object]:
-    """Steps of our trainer, one a call."""
+    """Return a function that takes one step of our trainer."""
     changes = {"perceptual": options.perceptual, "perceptual_size": size, "precision": precision}
     config = resolve(options.preset, {"batch_size": options.batch, **changes})
     pictures = np.random.default_rng(0).integers(
@@ -45,7 +45,7 @@ def our_step(options: argparse.Namespace, device: torch.device, precision: str, 
 
 
 def contestants(options: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], object]]:
-    """Our steps by precision and input size of the perceptual network, and the peer's."""
+    """Return our steps by precision and input size of the perceptual network, and the peer's."""
     fast = "bf16" if has_fast_bf16(device) else "fp32"
     config = resolve(options.preset)
     works = {
@@ -64,7 +64,7 @@ def contestants(options: argparse.Namespace, device: torch.device) -> dict[str, 
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """All of them in turn. The ratio is that of the peer to ours in the device's own precision, at the peer's size."""
+    """Measure all in turn. The ratio is the peer's time / ours in the device's precision, at the peer's size."""
     device = device_of(options)
     works = contestants(options, device)
     seconds = time_in_turns(works, options.repeats, device)
@@ -95,14 +95,14 @@ def measure(options: argparse.Namespace) -> Report:
 
 
 def bar_of(device: torch.device) -> float:
-    """What the ratio should be on such a device."""
+    """Return the smallest good ratio on a device."""
     if device.type == "cuda":
         return GPU_BAR
     return AMX_BAR if getattr(torch.cpu, "_is_amx_tile_supported", bool)() else CPU_BAR
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The step, and the peer."""
+    """Add the options of the step and the peer."""
     add_peer_arguments(parser)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--preset", default="paper")

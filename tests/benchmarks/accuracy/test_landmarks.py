@@ -23,7 +23,7 @@ def version(tmp_path, pack_file):
     return folder
 
 
-def test_errors_are_told_for_each_number_of_labelled_pictures(pack_file, version, capsys):
+def test_errors_are_reported_for_each_number_of_labelled_pictures(pack_file, version, capsys):
     arguments = ["--set", str(pack_file), "--version", str(version), "--pictures", "5", "12", "--draws", "3"]
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -33,7 +33,7 @@ def test_errors_are_told_for_each_number_of_labelled_pictures(pack_file, version
         assert row["spread_percent"] > 0
         # an untrained model knows nothing: ridge falls back to about the mean places
         assert 0 < row["error_percent"] < 1.5 * row["mean_place_percent"]
-        assert np.isfinite(row["told_percent"])
+        assert np.isfinite(row["reported_percent"])
     assert (found["all"]["pictures"], found["map_inputs"], found["test_pictures"]) == (14, 9, 6)
     assert main(arguments) == 0
     table = capsys.readouterr().out.splitlines()

@@ -11,7 +11,7 @@ def test_limbs_are_the_chains_of_each_side_and_their_partners(pack_file):
     assert pairs == [([1, 3], [2, 4])]
 
 
-def test_sides_told_by_place_puts_the_limb_first_that_reaches_further_right():
+def test_sides_by_position_put_the_limb_first_that_reaches_further_right():
     poses = np.array(
         [[[0, 0], [0.2, 0], [0.8, 0], [0.1, 0], [0.9, 0]], [[0, 0], [0.8, 0], [0.2, 0], [0.9, 0], [0.1, 0]]]
     )
@@ -23,10 +23,10 @@ def test_sides_told_by_place_puts_the_limb_first_that_reaches_further_right():
 def test_labels_by_place_lose_what_exact_labels_do_not(pack_file):
     pack = read_pack(pack_file, 32)
     rows = label_limits(pack)
-    assert list(rows) == ["sides told by place", "sides told by place, 2% noise", "one side missing"]
-    # the bar's left end is always further left: its place tells its side, and the map undoes the exchange
-    assert rows["sides told by place"] < 1e-6
-    assert rows["sides told by place, 2% noise"] > 0.3
+    assert list(rows) == ["sides by position", "sides by position, 2% noise", "one side missing"]
+    # the bar's left end is always further left: its position determines its side, and the map undoes the exchange
+    assert rows["sides by position"] < 1e-6
+    assert rows["sides by position, 2% noise"] > 0.3
 
 
 def test_supervised_regressor_learns_from_the_labels(pack_file, capsys):

@@ -14,7 +14,7 @@ def test_pack_is_split_with_pictures_and_labels_side_by_side(pack_file):
     values, drawn = pack_values()
     pack = read_pack(pack_file, 48)
     held_out = np.flatnonzero(values["split"] == "test")
-    assert (pack.name, pack.keypoint_names, pack.labelled) == ("bars", NAMES, True)
+    assert (pack.name, pack.keypoint_names, pack.is_labelled) == ("bars", NAMES, True)
     assert pack.edges == ((0, 1), (0, 2), (1, 3), (2, 4))
     assert len(pack.train.images) == 14
     assert len(pack.test.images) == 6
@@ -34,7 +34,7 @@ def test_pictures_are_fitted_as_the_model_fits_them(pack_file, tmp_path):
 
 def test_pack_without_labels_has_none_and_no_skeleton(unlabelled_file):
     pack = read_pack(unlabelled_file, 32)
-    assert not pack.labelled
+    assert not pack.is_labelled
     assert pack.edges is None
     assert pack.train.keypoints.shape == (14, 0, 2)
 

@@ -47,7 +47,7 @@ def test_finished_run_has_every_measure_and_its_version_and_is_not_repeated(pack
     assert list(run(request(pack_file), [0], out)) == [(file, False)]
     assert file.read_bytes() == before
     other = request(pack_file, perceptual_weights=tmp_path / "own.pt")
-    with pytest.raises(ValueError, match=r"made with perceptual_weights None, not own\.pt"):
+    with pytest.raises(ValueError, match=r"made with perceptual_weights None; expected own\.pt"):
         list(run(other, [0], out))
 
 
@@ -115,7 +115,7 @@ def test_command_names_what_can_not_be(pack_file, tmp_path, capsys):
     base = ["run", "--set", str(pack_file), "--row", "ppl", "--out", str(tmp_path)]
     for words, complaint in (
         ([], "give --minutes or --steps"),
-        (["--steps", "2", "--set-option", "steps=3"], "steps is no setting to replace here"),
+        (["--steps", "2", "--set-option", "steps=3"], "--set-option replaces steps, which it can't"),
         (["--steps", "2", "--set-option", "steps"], "expected NAME=VALUE"),
         (["--steps", "2", "--set-option", "mask=3"], "unknown setting 'mask'"),
         (["--steps", "2", "--prior", str(pack_file)], "starts from no predefined prior"),
