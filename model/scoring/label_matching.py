@@ -57,14 +57,9 @@ def match_labels(
     pictures = np.flatnonzero(rows >= 0)
     known_sizes = {labels.names[rows[index]]: (sizes[index][0], sizes[index][1]) for index in pictures.tolist()}
     matched = labels.rows(rows[pictures]).to_square(known_sizes)
-    split = matched.split or hashed_split(
-        [names[index] for index in pictures.tolist()], clips=None if clips is None else clips[pictures].tolist()
+    heldout = hold_out(
+        matched, [names[index] for index in pictures.tolist()], None if clips is None else clips[pictures]
     )
-    heldout = np.array([part == "test" for part in split], dtype=np.bool_)
-    for is_empty, part in ((heldout.all(), "train"), (not heldout.any(), "test")):
-        if is_empty:
-            why = "" if matched.split or clips is None else ", because all are of one clip; add a split to the labels"
-            raise LabelsError(f"none of {len(pictures)} labelled pictures is in the split '{part}'{why}")
     return LabelledPictures(
         pictures,
         matched.keypoints,
@@ -74,6 +69,17 @@ def match_labels(
         "labels" if matched.split else "names",
         len(labels) - len(pictures),
     )
+
+
+def hold_out(labels: Labels, names: Sequence[str], clips: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+    """Return which of the n labelled pictures are held out (n,). Raises LabelsError if all or none are."""
+    split = labels.split or hashed_split(names, clips=None if clips is None else clips.tolist())
+    heldout = np.array([part == "test" for part in split], dtype=np.bool_)
+    for is_empty, part in ((heldout.all(), "train"), (not heldout.any(), "test")):
+        if is_empty:
+            why = "" if labels.split or clips is None else ", because all are of one clip; add a split to the labels"
+            raise LabelsError(f"none of {len(names)} labelled pictures is in the split '{part}'{why}")
+    return heldout
 
 
 def training_rows(

@@ -23,6 +23,7 @@ from service.http.multipart import FileField, Form, InThread, Part, UploadFile, 
 from service.http.problems import BadField
 
 from .job_intake import TrainingParts
+from .label_check import check_labels
 
 MAX_FILES = 10_000  # in one form; more need an archive
 MODES = ("", "auto", "stills", "clips")
@@ -44,6 +45,7 @@ async def accept_dataset(parts: TrainingParts, request: Request) -> tuple[Datase
     Raises:
         BadArchive, UnsafeArchive, EncryptedArchive, ArchiveTooLarge, EmptyArchive, BadSetting: from check_archive.
         BadArchive, BadLabels: nothing came, or an empty file.
+        BadLabels: from check_labels.
         BodyTooLarge, TooManyImages: too many bytes or files came.
         BadField: a field is unknown or has an invalid value.
         DatasetsFull: all datasets together would exceed their limit.
@@ -126,6 +128,8 @@ def _describe(form: Form, archive: Path, labels: Path, limits: ArchiveLimits) ->
     digest, labels_digest = sha256_of(archive), sha256_of(labels) if labels.exists() else None
     sent = form.first("archive")
     file_name = PurePosixPath(sent.filename.replace("\\", "/")).name[-_MAX_FILE_NAME_LENGTH:] if sent else ""
+    if labels_digest:
+        check_labels(labels, archive, limits, summary.mode, file_name or None)
     record = DatasetRecord(
         id=dataset_id(digest, labels_digest, summary.mode),
         name=form.fields.get("name") or file_name or None,

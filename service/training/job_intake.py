@@ -34,6 +34,7 @@ from service.runtime.concurrency import Threads
 from service.runtime.settings import Settings
 
 from .job_request import TrainingPlan, TrainingRequest, bad_settings
+from .label_check import check_labels
 
 Read = Callable[[Request, UploadFile, UploadFile, InThread], Awaitable[TrainingRequest]]
 
@@ -152,8 +153,15 @@ async def _find_pictures(
     if requested.folder is not None:
         pictures = await parts.threads.io(training_folder, root, requested.folder)
         source = JobSource(kind="folder", folder=requested.folder)
-    await parts.threads.upload(check_archive, pictures, ArchiveLimits.of(parts.settings), plan.config.mode)
+    summary = await parts.threads.upload(check_archive, pictures, ArchiveLimits.of(parts.settings), plan.config.mode)
+    if await parts.threads.io(upload.labels.path.exists):
+        await _check_labels(parts, upload, pictures, summary.mode)
     return plan, source
+
+
+async def _check_labels(parts: TrainingParts, upload: JobUpload, pictures: Path, mode: str) -> None:
+    limits = ArchiveLimits.of(parts.settings)
+    await parts.threads.upload(check_labels, upload.labels.path, pictures, limits, mode, upload.archive.name or None)
 
 
 async def _link_dataset(
@@ -178,6 +186,9 @@ async def _link_dataset(
         await upload.put(upload.archive.path.name, _link, datasets.archive(dataset_id))
         if record.labels and not has_labels:
             await upload.put(upload.labels.path.name, _link, datasets.labels(dataset_id))
+        if has_labels:
+            mode = record.mode if plan.config.mode == "auto" else plan.config.mode
+            await _check_labels(parts, upload, datasets.archive(dataset_id), mode)
     except FileNotFoundError as error:
         raise UnknownDataset(
             f"dataset {dataset_id} was deleted during the request; GET /datasets lists the others"

@@ -197,6 +197,15 @@ def open_reduced(
     return Picture(upright, width, height, scale, left, top)
 
 
+def read_size(data: bytes) -> tuple[int, int]:
+    """Return width and height of a picture, EXIF orientation applied, without decoding it. Raises BadPicture."""
+    with _open(io.BytesIO(data), PictureLimits(), None) as image:
+        # Pillow would decode a PNG to look for EXIF after its pixels
+        may_turn = not isinstance(image, PngImagePlugin.PngImageFile) or "exif" in image.info
+        width, height = reversed(image.size) if may_turn and _orientation(image) in _SWAPS_SIDES else image.size
+        return width, height
+
+
 def _open(file: BinaryIO, limits: PictureLimits, page: tiff.Page | None) -> ImageFile.ImageFile:
     """Open a picture without decoding it; of a TIFF, the page that is not a preview. Raises BadPicture."""
     try:

@@ -108,9 +108,10 @@ def test_pictures_and_dataset_exclude_each_other(client: Client, photos: Path) -
 def test_labels_are_sent_with_a_dataset(client: Client, photos: Path, tmp_path: Path) -> None:
     labels = tmp_path / "l.csv"
     labels.write_text("image,keypoint,x,y\nnone.png,nose,1,2\n")
-    dataset = client.datasets.wait(client.datasets.create(photos, labels=labels).id, timeout_s=60)
-    assert dataset.error is not None
-    assert (dataset.labels, dataset.error.code) == (True, "bad_labels")
+    with pytest.raises(APIError) as refused:
+        client.datasets.create(photos, labels=labels)
+    assert refused.value.code == "bad_labels"
+    assert "'none.png'" in str(refused.value)
 
 
 def test_commands(ppl: Callable[..., Any], photos: Path, tmp_path: Path) -> None:

@@ -18,13 +18,13 @@ from service.contract.jobs.job import JobError
 from service.contract.jobs.store import JobStatus
 from service.contract.media.archives import check_archive
 
-LABELS = b"image,keypoint,x,y\na.png,nose,3,4\n"
+LABELS = b"image,keypoint,x,y\na.png,nose,3,4\nb.png,nose,5,6\n"
 
 
 def packed(*names, data=b"x"):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        for name in names or ("a.png",):
+        for name in names or ("a.png", "b.png"):
             archive.writestr(zipfile.ZipInfo(name), data)
     return file.getvalue()
 
@@ -59,7 +59,7 @@ async def test_dataset_is_kept_as_it_came(post, http, files):
     assert answer.status_code == 201
     assert answer.headers["location"] == f"/datasets/{dataset['id']}"
     assert dataset["digest"] == f"sha256:{hashlib.sha256(GOOD).hexdigest()}"
-    assert (dataset["name"], dataset["mode"], dataset["files"], dataset["labels"]) == ("garden", "stills", 1, True)
+    assert (dataset["name"], dataset["mode"], dataset["files"], dataset["labels"]) == ("garden", "stills", 2, True)
     assert (dataset["status"], dataset["already_there"]) == ("inspecting", False)
     assert dataset["size_bytes"] == len(GOOD) + len(LABELS)
     assert files.archive(dataset["id"]).read_bytes() == GOOD
@@ -154,15 +154,15 @@ async def test_archive_longer_than_the_limit_is_refused(serve, post, problem, no
 
 async def test_all_datasets_together_have_a_limit(serve, post, problem, no_trace, files):
     client = await serve(datasets_max_bytes=10_000)
-    kept = (await post(packed(data=b"x" * 6000), client)).json()
-    document = problem(await post(packed(data=b"y" * 6000), client), 507, "datasets_full")
+    kept = (await post(packed("a.png", data=b"x" * 6000), client)).json()
+    document = problem(await post(packed("a.png", data=b"y" * 6000), client), 507, "datasets_full")
     assert document["max_bytes"] == 10_000
     assert document["used_bytes"] == kept["size_bytes"]
     assert "PPL_DATASETS_MAX_BYTES" in document["detail"]
 
     async def undeclared():  # whose length is known only at its end
         yield b'--b\r\nContent-Disposition: form-data; name="archive"; filename="a.zip"\r\n\r\n'
-        yield packed(data=b"y" * 6000)
+        yield packed("a.png", data=b"y" * 6000)
         yield b"\r\n--b--\r\n"
 
     headers = {"content-type": "multipart/form-data; boundary=b"}
@@ -170,7 +170,7 @@ async def test_all_datasets_together_have_a_limit(serve, post, problem, no_trace
     assert [item.id for item in files.page(9).items] == [kept["id"]]
     assert sorted(path.name for path in files.root.iterdir()) == [".lock", kept["id"]]
     await client.delete(f"/datasets/{kept['id']}")
-    assert (await post(packed(data=b"y" * 6000), client)).status_code == 201
+    assert (await post(packed("a.png", data=b"y" * 6000), client)).status_code == 201
 
 
 # being there

@@ -7,6 +7,7 @@ import json
 import zipfile
 
 import pytest
+from PIL import Image
 
 from model.config import resolve
 from service.contract.jobs.files import MAX_LABELS_BYTES
@@ -16,11 +17,12 @@ def _archive():
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("a.png", b"x")
+        archive.writestr("b.png", b"x")
     return file.getvalue()
 
 
 GOOD = _archive()
-LABELS = b"image,keypoint,x,y\na.png,nose,3,4\n"
+LABELS = b"image,keypoint,x,y\na.png,nose,3,4\nb.png,nose,5,6\n"
 PREDEFINED = {"keypoint_prior": "predefined", "connectivity_prior": "predefined"}
 
 
@@ -48,7 +50,8 @@ def pictures(data_root):
     """A folder of pictures below the data root, with labels beside it."""
     folder = data_root / "imports" / "dogs"
     folder.mkdir(parents=True)
-    (folder / "a.jpg").write_bytes(b"x")
+    (folder / "a.png").write_bytes(b"x")
+    (folder / "b.png").write_bytes(b"x")
     (data_root / "imports" / "dogs.csv").write_bytes(LABELS)
     return {"category": "dog", "folder": "imports/dogs"}
 
@@ -85,6 +88,61 @@ async def test_labels_that_are_no_file_below_the_data_root_are_refused(
     response = await http.post("/train-jobs", json={**pictures, "labels": name})
     problem(response, 422, "bad_labels")
     assert not list(data_root.glob("jobs/*"))
+
+
+def _picture(name, width, height, orientation=1):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.new("RGB", (width, height)).save(file, "JPEG", exif=exif)
+    return name, file.getvalue()
+
+
+def _zip(*members):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+STORED = [_picture("a.jpg", 64, 32, 6), _picture("b.jpg", 64, 32, 6)]  # shown as 32 x 64
+SIZED = "image,keypoint,x,y,width,height\n{0}.jpg,nose,3,4,{2},{3}\n{1}.jpg,nose,5,6,{2},{3}\n"
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (SIZED.format("a", "b", 32, 64), None),
+        (SIZED.format("a", "b", 64, 32), "64 x 32 pixels, and the picture that came has 32 x 64 as it is shown"),
+        (SIZED.format("a", "b", 64, 128), "64 x 128 pixels, and the picture that came has 32 x 64; send the pictures"),
+        (SIZED.format("c", "d", 32, 64), "none of the 2 labelled pictures ('c.jpg', 'd.jpg') is among the 2 pictures"),
+        (SIZED.format("a", "c", 32, 64), "none of 1 labelled pictures is in the split 'test'"),
+        ("nonsense", "the header is 'nonsense'"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/train-jobs", "/datasets"])
+async def test_labels_are_held_against_the_pictures_before_a_job_is_accepted(
+    http, problem, no_trace, path, labels, message
+):
+    form = [("archive", ("a.zip", _zip(*STORED))), ("labels", ("l.csv", labels.encode()))]
+    form += [("category", (None, "dog"))] if path == "/train-jobs" else []
+    answer = await http.post(path, files=form)
+    if message is None:
+        assert answer.is_success, answer.text
+        return
+    assert message in problem(answer, 422, "bad_labels")["detail"]
+    no_trace()
+
+
+@pytest.mark.parametrize(("frame", "status"), [("walk.mp4#000003", 202), ("run.mp4#000003", 422)])
+async def test_labels_of_frames_name_a_video_of_the_upload(http, frame, status):
+    form = [
+        ("archive", ("a.zip", _zip(("films/walk.mp4", b"x")))),
+        ("labels", ("l.csv", f"image,keypoint,x,y\n{frame},nose,3,4\n".encode())),
+        ("category", (None, "dog")),
+    ]
+    assert (await http.post("/train-jobs", files=form)).status_code == status
 
 
 async def test_empty_labels_are_refused(post, problem, no_trace):

@@ -1,0 +1,99 @@
+"""Check labels against the pictures of an upload before a job or dataset is accepted. Blocking.
+
+The worker matches them again, with the frames of videos and all pictures that can be read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+
+import numpy as np
+
+from model.scoring.label_files import read_labels
+from model.scoring.label_matching import hold_out
+from model.scoring.labels import Labels, LabelsError
+from service.contract.errors import BadLabels, BadPicture
+from service.contract.media.archives import ArchiveLimits, detect_kind, iter_members
+from service.contract.media.pictures import read_size
+from service.contract.media.zip_names import HINT
+from service.versions.landmarks import MAX_FIT_LABELS_BYTES
+
+_MAX_READ = 256  # pictures whose size is read
+_FRAME = re.compile(r"#\d+$")
+
+
+def check_labels(labels: Path, pictures: Path, limits: ArchiveLimits, mode: str, video_name: str | None = None) -> None:
+    """Check that labels can be read, and fit pictures in an archive or folder.
+
+    Of many labelled pictures, some evenly spaced ones are read for their size. Labels of more than
+    MAX_FIT_LABELS_BYTES take long to read, and are left to the worker.
+
+    Args:
+        mode: stills, or clips, whose split depends on the frames taken.
+        video_name: of an upload that is one video.
+
+    Raises:
+        BadLabels: they can't be read, match no picture, are of pictures of another size, or leave none to train on or
+            to score.
+    """
+    if labels.stat().st_size > MAX_FIT_LABELS_BYTES:
+        return
+    try:
+        found = read_labels(labels)
+        names, videos = _list_names(pictures, limits, video_name)
+        media = [*names, *videos]
+        try:
+            if videos or mode == "clips" or any(map(_FRAME.search, found.names)):
+                _name_files(found).match(media)  # the worker knows which frames are taken
+                return
+            rows = found.match(names)
+        except LabelsError as error:
+            hint = "" if all(map(str.isascii, media)) else f"; {HINT}"
+            raise LabelsError(f"{error}{hint}") from error
+        labelled = np.flatnonzero(rows >= 0)
+        hold_out(found.rows(rows[labelled]), [names[index] for index in labelled.tolist()])
+        _check_sizes(found, {names[index]: int(rows[index]) for index in labelled.tolist()}, pictures, limits)
+    except LabelsError as error:
+        raise BadLabels(f"the labels can't be used: {error}") from error
+
+
+def _list_names(pictures: Path, limits: ArchiveLimits, video_name: str | None) -> tuple[list[str], list[str]]:
+    """Return the names of the pictures and of the videos."""
+    names: list[str] = []
+    videos: list[str] = []
+    with closing(iter_members(pictures, detect_kind(pictures), limits)) as members:
+        for member in members:
+            if member.is_video:
+                videos.append(video_name or member.name if member.bare_video else member.name)
+            elif member.is_picture:
+                names.append(member.name)
+    return names, videos
+
+
+def _name_files(labels: Labels) -> Labels:
+    """Return labels without keypoints, named by the files that the labelled pictures and frames are in."""
+    files = tuple(dict.fromkeys(_FRAME.sub("", name) for name in labels.names))
+    return Labels(files, (), np.zeros((len(files), 0, 2)), np.zeros((len(files), 0), dtype=np.uint8))
+
+
+def _check_sizes(labels: Labels, row_of: dict[str, int], pictures: Path, limits: ArchiveLimits) -> None:
+    """Raise LabelsError if labels are of pictures of another size, by those of `row_of` that are read."""
+    chosen = _space(list(row_of))
+    sizes: dict[int, tuple[int, int]] = {}
+    with closing(iter_members(pictures, detect_kind(pictures), limits)) as members:
+        for member in members:
+            if member.name in chosen and member.size <= limits.max_picture_bytes:
+                with suppress(BadPicture, OSError, EOFError, ValueError):  # the worker names files that can't be read
+                    sizes[row_of[member.name]] = read_size(member.read())
+                    if len(sizes) == len(chosen):
+                        break
+    if sizes:
+        labels.rows(list(sizes)).with_sizes(np.array(list(sizes.values()), dtype=np.int64))
+
+
+def _space(names: Sequence[str]) -> frozenset[str]:
+    places = np.linspace(0, len(names) - 1, min(len(names), _MAX_READ)).round().astype(int)
+    return frozenset(names[place] for place in places.tolist())
