@@ -208,7 +208,7 @@ def _vgg_stages(name: str, state: dict[str, Tensor]) -> list[nn.Module]:
 
 def _lite0_stages(state: dict[str, Tensor]) -> list[nn.Module]:
     stages: list[nn.Module] = []
-    pending: list[nn.Module] = [_fold_batch_norm(state, "_conv_stem", "_bn0", stride=2), nn.ReLU6()]
+    pending: list[nn.Module] = [_fold_batch_norm(state, "_conv_stem", "_bn0", stride=2), nn.ReLU6(inplace=True)]
     for index, (stride, expansion, keeps_width) in enumerate(_LITE0_BLOCKS):
         pending.append(_InvertedResidual(state, f"_blocks.{index}", stride, expansion, residual=keeps_width))
         if index in _LITE0_LEVELS:
@@ -225,9 +225,9 @@ class _InvertedResidual(nn.Module):
         self.residual = residual
         layers: list[nn.Module] = []
         if expansion > 1:
-            layers += [_fold_batch_norm(state, f"{key}._expand_conv", f"{key}._bn0"), nn.ReLU6()]
+            layers += [_fold_batch_norm(state, f"{key}._expand_conv", f"{key}._bn0"), nn.ReLU6(inplace=True)]
         depthwise = _fold_batch_norm(state, f"{key}._depthwise_conv", f"{key}._bn1", stride, depthwise=True)
-        layers += [_StridedDepthwise(depthwise) if stride > 1 else depthwise, nn.ReLU6()]
+        layers += [_StridedDepthwise(depthwise) if stride > 1 else depthwise, nn.ReLU6(inplace=True)]
         layers.append(_fold_batch_norm(state, f"{key}._project_conv", f"{key}._bn2"))
         self.body = nn.Sequential(*layers)
 
