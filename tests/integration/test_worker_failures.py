@@ -266,7 +266,7 @@ def test_job_of_a_stopped_worker_is_queued_and_goes_on(lab: Lab) -> None:
     assert paused.checkpointed == paused.job.progress.step > 5
     assert not lab.jobs.is_leased(job.id)
     lab.start("training")
-    lab.until(lambda: lab.jobs.get(job.id).status.ended, 45)
+    lab.until(lambda: lab.jobs.get(job.id).status.ended, 120)
     assert lab.jobs.get(job.id).status is JobStatus.SUCCEEDED
     lines = [line for line in lab.log("training").splitlines() if job.id in line]
     assert any(f"from step {paused.checkpointed} to" in line for line in lines)
