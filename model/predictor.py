@@ -15,11 +15,13 @@ from model.network.blocks import autocast, channels_last, pick_device
 from model.network.memory import recall
 from model.network.pose_prior_learner import PosePriorLearner
 from model.network.refine import NoMemoryError, refine
+from model.scoring.presence import Presence
 from model.version import tensor_files
 from model.version.prior import PosePrior
 from model.version.tensor_files import CheckpointError
 
 Array = NDArray[np.float32]
+PRESENCE_FILE = "presence.json"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Prediction:
         surprises: float32 (N,), the distance of the unrefined pose to the memory's nearest; 1 at the 99th percentile of
             the training pictures. None without a memory, or for versions without that scale.
         codes: uint16 (N, M), the nearest vector of each memory bank to the unrefined pose; None unless requested.
+        presences: float32 (N,), the probability that the thing is there; None for versions that were not calibrated.
     """
 
     keypoints: Array
@@ -42,6 +45,7 @@ class Prediction:
     link_map: NDArray[np.uint8] | None
     surprises: Array | None = None
     codes: NDArray[np.uint16] | None = None
+    presences: Array | None = None
 
 
 class Predictor:
@@ -51,22 +55,29 @@ class Predictor:
         model: put into eval mode and moved to the device.
         device: "auto", "cpu", "cuda" or a torch device name.
         surprise_scale: the distance to the memory that counts as a surprise of 1; None if it was not measured.
+        presence: the calibrated estimate of whether the thing is there; None if it was not calibrated.
 
     Attributes:
         prior: the learned prior; None for AutoLink, which has no keypoint prior.
     """
 
-    def __init__(self, model: PosePriorLearner, device: str = "auto", surprise_scale: float | None = None) -> None:
+    def __init__(
+        self,
+        model: PosePriorLearner,
+        device: str = "auto",
+        surprise_scale: float | None = None,
+        presence: Presence | None = None,
+    ) -> None:
         self.device = pick_device(device)
         self.config = model.config
         self.model = channels_last(model, self.device).eval()
         self.prior = None if model.config.method == "autolink" else PosePrior.from_model(self.model)
-        self._surprise_scale = surprise_scale
+        self._surprise_scale, self._presence = surprise_scale, presence
         self._max_weight = float(self.model.link_weights.detach().max())
 
     @classmethod
     def load(cls, directory: Path, device: str = "auto") -> Predictor:
-        """Load a version from its config.json, weights.safetensors and, if present, memory.json.
+        """Load a version from its config.json, weights.safetensors and, if present, memory.json and presence.json.
 
         Raises:
             FileNotFoundError: settings or weights are missing.
@@ -85,7 +96,8 @@ class Predictor:
         except RuntimeError as error:
             raise CheckpointError(f"{directory} holds the weights of another model: {error}") from error
         model.freeze()
-        return cls(model, device, _read_surprise_scale(directory / "memory.json"))
+        scale, presence = _read_surprise_scale(directory / "memory.json"), _read_presence(directory / PRESENCE_FILE)
+        return cls(model, device, scale, presence)
 
     @torch.inference_mode()
     def predict(
@@ -112,7 +124,13 @@ class Predictor:
             trajectory.float().cpu().numpy(),
             drawn,
             *self._recall(trajectory[:, 0], codes),
+            self._estimate_presence(trajectory[:, 0], located.evidence),
         )
+
+    def _estimate_presence(self, keypoints: torch.Tensor, evidence: torch.Tensor | None) -> Array | None:
+        if self._presence is None:
+            return None
+        return self._presence.probability(join_evidence(self.model, keypoints, evidence)).astype(np.float32)
 
     def _recall(self, keypoints: torch.Tensor, with_codes: bool) -> tuple[Array | None, NDArray[np.uint16] | None]:
         """Return surprises and, if requested, codes of poses (N, K, 2)."""
@@ -127,6 +145,30 @@ class Predictor:
         drawn = self.model.draw_links(keypoints).squeeze(1) * (255 / self._max_weight)
         values: NDArray[np.uint8] = drawn.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
         return values
+
+
+def join_evidence(
+    model: PosePriorLearner, keypoints: torch.Tensor, evidence: torch.Tensor | None
+) -> NDArray[np.float64]:
+    """Join what was seen of pictures, (B, 2 + D), with the distances of their poses (B, K, 2) to the memory.
+
+    Returns (B, 3 + D), as :class:`model.scoring.presence.Presence` takes it; the distances of a model without a memory
+    are 0.
+    """
+    assert evidence is not None
+    distances = evidence.new_zeros(len(keypoints)) if model.memory is None else recall(model.memory, keypoints)[1]
+    joined = torch.cat((evidence[:, :2], distances[:, None], evidence[:, 2:]), dim=1)
+    return joined.double().cpu().numpy()
+
+
+def _read_presence(path: Path) -> Presence | None:
+    """Read a version's calibration; None for earlier releases, which had none. Raises CheckpointError."""
+    if not path.exists():
+        return None
+    try:
+        return Presence.from_json(tensor_files.load_json(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path.name} can't be read: {error}") from error
 
 
 def _read_surprise_scale(path: Path) -> float | None:

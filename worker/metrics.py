@@ -42,6 +42,8 @@ class TrainingMetrics(Metrics):
         self.steps = Counter("ppl_training_steps", "Steps done by this process", registry=self)
         self.checkpoints = Counter("ppl_training_checkpoints", "Checkpoints written", registry=self)
         self.jobs = Counter("ppl_training_jobs", "Jobs by outcome", ["outcome"], registry=self)
+        self.versions = Counter("ppl_training_versions", "Versions by the verdict on them", ["verdict"], registry=self)
+        self.quality = Gauge("ppl_training_quality", "Quality of the last version by measure", ["name"], registry=self)
         outcomes = "Pictures of uploads by outcome"
         self.pictures = Counter("ppl_preparation_pictures", outcomes, ["outcome"], registry=self)
 

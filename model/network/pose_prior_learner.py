@@ -30,10 +30,14 @@ class Located:
         scores: (B, K) in [0, 1], without gradient: the share of a keypoint's attention within ``SCORE_RADIUS`` of
             it. Low where the part is hidden or could be in several places. Says less with the head "affine", whose
             keypoints need not lie where the attention is.
+        evidence: (B, 2 + D), if requested, of whether the thing is there at all: mean score, mean entropy of the
+            attention, and the mean over the keypoints of what lies under them, the frozen network's deepest activations
+            or else the encoder's features.
     """
 
     keypoints: Tensor
     scores: Tensor
+    evidence: Tensor | None = None
 
 
 class KeypointRegressor(BuiltModule):
@@ -68,13 +72,20 @@ class KeypointRegressor(BuiltModule):
             for parameter in self.affine[-1].parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, image: Tensor, keypoint_prior: Tensor | None, activations: Sequence[Tensor] = ()) -> Located:
+    def forward(
+        self,
+        image: Tensor,
+        keypoint_prior: Tensor | None,
+        activations: Sequence[Tensor] = (),
+        evidence: bool = False,
+    ) -> Located:
         """Locate the keypoints.
 
         Args:
             image: (B, 3, S, S) in [-1, 1].
             keypoint_prior: (K, 2) in [-1, 1]; None for AutoLink. Gradients pass into it unless it is detached.
             activations: output of ``features`` for these images; computed unless given.
+            evidence: whether to return it.
         """
         if self.features is not None and not activations:
             with torch.no_grad():
@@ -92,7 +103,12 @@ class KeypointRegressor(BuiltModule):
                 moved = self._transform(attention, features, centre, keypoint_prior)
                 keypoints = centre + self.head_scale * moved if self.head == "residual" else keypoint_prior + moved
             scores = attention_near(attention.detach(), keypoints.detach(), grid)
-        return Located(keypoints, scores)
+            if not evidence:
+                return Located(keypoints, scores)
+            entropy = torch.special.entr(attention).sum(-1).mean(1, keepdim=True)
+            seen, places = (activations or (features,))[-1].float(), keypoints.clamp(-1, 1)[:, None]
+            under = functional.grid_sample(seen, places, align_corners=False).mean((2, 3))
+        return Located(keypoints, scores, torch.cat((scores.mean(1, keepdim=True), entropy, under), dim=1))
 
     def _transform(self, attention: Tensor, features: Tensor, centre: Tensor, keypoint_prior: Tensor) -> Tensor:
         """Return A_i prior_i + t_i, (B, K, 2); for the head "affine" without the identity in A_i."""
@@ -236,9 +252,9 @@ class PosePriorLearner(nn.Module):
             if isinstance(part, BuiltModule):
                 part.fold()
 
-    def locate(self, image: Tensor) -> Located:
+    def locate(self, image: Tensor, evidence: bool = False) -> Located:
         """Locate the keypoints of images (B, 3, S, S) in [-1, 1]."""
-        located: Located = self.regressor(image, self.keypoint_prior())
+        located: Located = self.regressor(image, self.keypoint_prior(), evidence=evidence)
         return located
 
     def draw_links(self, keypoints: Tensor, link_width: float | None = None) -> Tensor:

@@ -41,7 +41,8 @@ def refine(model: PosePriorLearner, image: Tensor, refine_steps: int) -> tuple[L
         refine_steps: N, at least 0.
 
     Returns:
-        Keypoints (B, K, 2) and scores of the last step, and the trajectory (B, N + 1, K, 2).
+        Keypoints (B, K, 2) and scores of the last step with the evidence of the image, and the trajectory
+        (B, N + 1, K, 2).
 
     Raises:
         NoMemoryError: steps are requested of an AutoLink model, which has no memory.
@@ -51,11 +52,12 @@ def refine(model: PosePriorLearner, image: Tensor, refine_steps: int) -> tuple[L
             f"refine_steps is {refine_steps}; a model of the method {model.config.method} has no memory to "
             "refine with, expected 0"
         )
-    located = model.locate(image)
+    located = model.locate(image, evidence=True)
     first = located.keypoints
     trajectory = [first]
     for _ in range(refine_steps):
         found = model.locate(fill_in(model, image, located.keypoints))
-        located = Located(torch.lerp(first, found.keypoints, model.config.refine_gain), found.scores)
+        moved = torch.lerp(first, found.keypoints, model.config.refine_gain)
+        located = Located(moved, found.scores, located.evidence)
         trajectory.append(located.keypoints)
     return located, torch.stack(trajectory, dim=1)

@@ -81,12 +81,15 @@ class Trainer:
     Attributes:
         mode: "clips" or "stills".
         history: snapshots of the prior along the run.
+        holds_weights: whether the model has the weights of the last step, or only those of the last checkpoint.
 
     Raises:
         ValueError: pictures of another size, clips or a prior that do not fit the settings, or no such device.
         SettingError: the group can't share a batch evenly.
         WeightsUnavailableError: the perceptual network's weights are missing.
     """
+
+    holds_weights = True
 
     def __init__(
         self,
@@ -272,6 +275,11 @@ class Trainer:
         self.model.load_state_dict(weights)
         self.history = History(self.config.steps, self.config.history_snapshots)
         self.history.record(self.model, self.step)
+
+    def show_checkpoint(self, directory: Path) -> None:
+        """Take over the weights alone of a checkpoint that other processes wrote, to look at them."""
+        tensors, _ = tensor_files.load(directory / CHECKPOINT_FILE)
+        self.model.load_state_dict(_select(tensors, "model."))
 
     def _check_fits(self, path: Path, weights: dict[str, Tensor]) -> None:
         own = self.model.state_dict()

@@ -251,7 +251,8 @@ def _print_frame(line: PoseLine | FailedPicture) -> None:
 
 def _box_and_surprise(image: ImageEstimate) -> tuple[str, str]:
     box = "" if image.box is None else f", box {image.box}"
-    return box, "" if image.surprise is None else f", surprise {image.surprise:.2f}"
+    surprise = "" if image.surprise is None else f", surprise {image.surprise:.2f}"
+    return box, surprise + ("" if image.present is None else f", present {image.present:.0%}")
 
 
 def _write_drawings(estimate: Estimate, kind: str, file: Path) -> list[Path]:

@@ -15,8 +15,20 @@ from service.client import InputError, Job, JobStatus
 from service.client.types import Checkpoint, EventKind, JobEvent
 
 from .commands import Category, Session
-from .console import duration, loss_text, out, print_json, print_table, say, to_json, training_progress
+from .console import (
+    duration,
+    loss_text,
+    out,
+    print_json,
+    print_path,
+    print_table,
+    say,
+    to_json,
+    training_progress,
+    write_file,
+)
 from .evaluate import print_scores
+from .priors import print_quality
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show the progress until the job ends.")]
@@ -55,6 +67,9 @@ def train(
     activate: Annotated[
         bool, typer.Option("--activate/--no-activate", help="Whether the version becomes the active one.")
     ] = True,
+    activate_always: Annotated[
+        bool, typer.Option("--activate-always", help="Make the version active also if its quality is failed.")
+    ] = False,
     dataset: Annotated[
         str | None, typer.Option(metavar="ID", help="Train on this dataset instead of uploading pictures.")
     ] = None,
@@ -77,7 +92,7 @@ def train(
         labels=labels,
         prior=prior_file,
         prior_from=prior_from,
-        activate=activate,
+        activate="always" if activate_always else activate,
         dataset=dataset,
         idempotency_key=idempotency_key,
         webhook_url=webhook,
@@ -86,9 +101,20 @@ def train(
     _show(session, job, follow)
 
 
-def job(session: Session, job_id: JobId, follow: Follow = False) -> None:
+def job(
+    session: Session,
+    job_id: JobId,
+    follow: Follow = False,
+    preview: Annotated[
+        Path | None, typer.Option(metavar="OUT.png", help="Write a PNG of what the job has learned so far.")
+    ] = None,
+) -> None:
     """Show a training job."""
     _show(session, session.client.job(job_id), follow)
+    if preview:
+        write_file(preview, session.client.preview(job_id))
+        if not session.as_json:
+            print_path(preview)
 
 
 def jobs(
@@ -196,6 +222,8 @@ def _print_job(job: Job) -> None:
         out.print(f"  {metrics.get('clips', '?')} clips, {metrics.get('images', '?')} frames in all{held_out}")
     elif "images" in metrics:
         out.print(f"  {metrics['images']} pictures{held_out}")
+    if job.quality:
+        print_quality(job.quality)
     if job.evaluation:
         print_scores(job.evaluation)
     if job.webhook:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from service.client import History, Memory, Prior
-from service.client.types import KeypointNames, PriorEntry, Snapshot
+from service.client.types import KeypointNames, PriorEntry, Quality, Snapshot
 
 from .commands import Category, Session, Version
 from .console import out, print_json, print_path, print_table, say, write_file
@@ -83,6 +83,7 @@ def _print_prior(prior: Prior, memory: Memory) -> None:
     facts = {name: value for name, value in prior.training.items() if not isinstance(value, (dict, list))}
     trained = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items()]
     say(f"trained  {', '.join(trained)}")
+    print_quality(prior.quality)
     if not memory.num_banks:
         out.print(f"method {prior.method}: no memory")
         return
@@ -90,6 +91,23 @@ def _print_prior(prior: Prior, memory: Memory) -> None:
     out.print(
         f"memory  {memory.num_banks} banks of {memory.bank_size} vectors; "
         f"{len(memory.prototypes)} prototypes, pictures of each: {counts}"
+    )
+
+
+_VERDICT_COLOURS = {"good": "green", "doubtful": "yellow", "failed": "red"}
+
+
+def print_quality(quality: Quality | None) -> None:
+    """Print a version's quality: the verdict with what to do, and the measures behind it."""
+    if quality is None:
+        out.print("quality  not measured, the version is of an older release")
+        return
+    out.print(f"quality  [{_VERDICT_COLOURS[quality.verdict]}]{quality.verdict}[/] ({quality.score:.2f} of 1)")
+    say(f"  {quality.advice}")
+    idle = f", idle keypoints {', '.join(map(str, quality.idle_keypoints))}" if quality.idle_keypoints else ""
+    say(
+        f"  follows the picture {quality.consistency:.0%}, moves {quality.movement_percent:.1f} % of the side, "
+        f"explains {quality.explained:.1%} of the picture, mean score {quality.mean_score:.2f}{idle}"
     )
 
 

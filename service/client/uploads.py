@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from service.contract.jobs.job import Activate
 from service.contract.media.pictures import is_picture_name
 from service.contract.media.videos import is_video_name
 
@@ -120,9 +121,9 @@ def _part_name(path: AnyPath) -> str:
     return "stdin" if str(path) == STDIN else printable_name(Path(path).name)
 
 
-def training_settings(settings: Mapping[str, Any] | None, activate: bool) -> dict[str, str]:
+def training_settings(settings: Mapping[str, Any] | None, activate: Activate) -> dict[str, str]:
     """Return the form fields of a training job's settings; ``activate`` is true by default."""
-    settings = {**({} if activate else {"activate": False}), **(settings or {})}
+    settings = {**({} if activate is True else {"activate": activate}), **(settings or {})}
     return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in settings.items()}
 
 

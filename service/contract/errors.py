@@ -177,6 +177,10 @@ class NoHistory(NotFound, code="no_history"):
     """The version was published by a release that kept no history."""
 
 
+class NoPreview(NotFound, code="no_preview"):
+    """The job has drawn no preview yet, or its preview was deleted."""
+
+
 class UnknownAlias(NotFound, code="unknown_alias"): ...
 
 

@@ -1,7 +1,8 @@
 """Messages between gateway and worker: batches, replies and heartbeats.
 
 Every message carries its sender's contract version; another version than the receiver's raises ContractMismatch.
-Optional fields added within a version (``codes``, ``surprises``) may be missing from an older release's messages.
+Optional fields added within a version (``codes``, ``surprises``, ``presences``) may be missing from an older
+release's messages.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class BatchReply(BaseModel):
         link_map: (N, S, S) uint8, if requested.
         surprises: (N,) float32 >= 0; None if the version has no scale, or from an older worker.
         codes: (N, M) uint16, if requested; None from an older worker.
+        presences: (N,) float32 in [0, 1]; None if the version is not calibrated, or from an older worker.
         timing_ms: the worker's times: "load" (loading the version, 0 if resident), "model", "total".
     """
 
@@ -76,6 +78,7 @@ class BatchReply(BaseModel):
     link_map: NDArray[np.uint8] | None = None
     surprises: NDArray[np.float32] | None = None
     codes: NDArray[np.uint16] | None = None
+    presences: NDArray[np.float32] | None = None
     timing_ms: dict[str, float] = Field(default_factory=dict)
 
     def pack(self) -> bytes:

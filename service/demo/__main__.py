@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from rich.markup import escape
 
 from service.cli.console import counting_bar, duration, out, training_progress
+from service.cli.priors import print_quality
 from service.client import Client, ClientError, Job, JobStatus
 from service.client.connection import DEFAULT_URL
 from service.client.types import ImageEstimate
@@ -138,6 +139,7 @@ def _demonstrate(url: str, folder: Path, steps: int, serving: bool) -> None:
         "train_seconds": round(seconds, 1),
         "overlay": str(overlay),
         "versions": installed_versions(),
+        "quality": job.quality and job.quality.model_dump(),
         "category": CATEGORY,
         "version": job.version,
         "steps": steps,
@@ -156,12 +158,13 @@ def _train(client: Client, archive: Path, steps: int) -> Job:
         if earlier.category == CATEGORY and not earlier.status.ended:
             out.print(f"Cancelling job {earlier.id} of an interrupted demo.")
             client.cancel(earlier.id)
-    job = client.train(CATEGORY, archive, PRESET, {"steps": steps})
+    job = client.train(CATEGORY, archive, PRESET, {"steps": steps}, activate="always")  # also after few steps
     with training_progress() as show:
         job = client.wait(job.id, show)
     if job.status is not JobStatus.SUCCEEDED:
         reason = f": {job.error.detail}" if job.error else ""
         raise DemoError(f"the training job {job.id} {job.status}{reason}")
+    print_quality(job.quality)
     return job
 
 

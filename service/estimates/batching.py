@@ -63,6 +63,7 @@ class Pose(NamedTuple):
     link_map: NDArray[np.uint8] | None  # (S, S)
     surprise: np.float32 | None
     codes: NDArray[np.uint16] | None  # (M,)
+    presence: np.float32 | None
 
 
 @dataclass(eq=False)
@@ -369,7 +370,7 @@ def _check_reply(reply: BatchReply, flight: Flight) -> PPLError | None:
     """Return what is wrong with the arrays of a reply."""
     group = flight.items[0][0].group
     needed = [reply.keypoints, reply.scores, reply.trajectory, *([reply.link_map] if group.link_map else [])]
-    given = [array for array in (*needed, reply.surprises, reply.codes) if array is not None]
+    given = [array for array in (*needed, reply.surprises, reply.codes, reply.presences) if array is not None]
     if any(array is None for array in needed) or any(len(array) != len(flight.items) for array in given):
         log.error("malformed reply: batch=%s", reply.batch_id)
         return ModelFailed("the worker's reply does not fit the batch")
@@ -384,5 +385,6 @@ def _check_reply(reply: BatchReply, flight: Flight) -> PPLError | None:
 
 
 def _read_pose(reply: BatchReply, row: int) -> Pose:
-    arrays = (reply.keypoints, reply.scores, reply.trajectory, reply.link_map, reply.surprises, reply.codes)
-    return Pose._make(None if array is None else array[row] for array in arrays)
+    arrays = (reply.keypoints, reply.scores, reply.trajectory, reply.link_map)
+    more = (reply.surprises, reply.codes, reply.presences)
+    return Pose._make(None if array is None else array[row] for array in (*arrays, *more))

@@ -213,6 +213,7 @@ def describe_pose(
             for index, (name, point, score) in enumerate(zip(names, _round(points), pose.scores.tolist(), strict=True))
         ],
         "surprise": None if pose.surprise is None else round(float(pose.surprise), 4),
+        "present": None if pose.presence is None else round(float(pose.presence), 4),
     }
     if landmarks is not None:
         found = _round(frame.to_picture(landmarks.apply(pose.keypoints)))

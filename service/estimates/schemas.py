@@ -65,6 +65,13 @@ class ImageEstimate(BaseModel):
         "pictures stay below 1. Above 1 the picture may not show the category, or shows a pose never learned. Null for "
         "versions without a memory, and for those of releases that did not measure it",
     )
+    present: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="probability that the thing is there at all, calibrated on the training pictures and on pictures "
+        "made from them without it, half of each. Null for versions of releases that did not calibrate it",
+    )
     links: list[Link] = Field(description="of the prior, the strongest first; the same for every picture")
     codes: list[int] | None = Field(
         None, description="if included: index of the vector that the pose retrieves from each memory bank, unrefined"

@@ -15,7 +15,7 @@ from model.config import DEFAULT_PRESET, PRESETS, SHAPING, PPLConfig, SettingErr
 from model.version.prior_values import PriorValues, check_given
 from service.contract.errors import BadArchive, BadLabels, BadPrior, BadRequest, BadSetting, StoreCorrupt
 from service.contract.jobs.files import MAX_PRIOR_BYTES, check_prior, read_prior
-from service.contract.jobs.job import Continued
+from service.contract.jobs.job import Activate, Continued
 from service.contract.versions.additions import Additions, has_default_names
 from service.contract.versions.store import VersionStore, check_category
 from service.http.multipart import FileField, InThread, UploadFile, read_form
@@ -115,7 +115,7 @@ class TrainingRequest:
     """The content of a training request; its versions, folder and dataset are not looked up yet.
 
     Attributes:
-        activate: whether the new version becomes the category's active one.
+        activate: whether the new version becomes the category's active one; "always" even if its quality is failed.
         webhook_url: not checked yet.
         settings: the model's settings as sent.
         plan: the complete settings; None if they depend on a version that the request names.
@@ -127,7 +127,7 @@ class TrainingRequest:
     """
 
     category: str
-    activate: bool
+    activate: Activate
     webhook_url: Any
     preset: Any
     settings: Mapping[str, Any]
@@ -162,13 +162,14 @@ class TrainingRequest:
         settings = {name: value for name, value in values.items() if value != ""}  # an empty field is a missing one
         category, preset, webhook_url = (settings.pop(name, None) for name in ("category", "preset", "webhook_url"))
         activate = str(settings.pop("activate", True)).strip().lower()
-        if activate not in ("true", "false"):
-            raise BadField("activate", f"activate is {activate[:80]!r}; it must be true or false")
+        choices: dict[str, Activate] = {"true": True, "false": False, "always": "always"}
+        if activate not in choices:
+            raise BadField("activate", f"activate is {activate[:80]!r}; it must be true, false or always")
         if not isinstance(category, str):
             raise BadField("category", "category is missing or not text; send the name of what the pictures show")
         is_complete = prior_from is None and continue_from is None
         plan = TrainingPlan.make(preset, settings, prior) if is_complete else None
-        return cls(check_category(category.strip()), activate == "true", webhook_url, preset, settings, plan, **named)
+        return cls(check_category(category.strip()), choices[activate], webhook_url, preset, settings, plan, **named)
 
     def fingerprint_values(self) -> dict[str, Any]:
         """Return everything the request says, except its files, as JSON values for its fingerprint.

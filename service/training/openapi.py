@@ -48,9 +48,12 @@ def train_body() -> dict[str, Any]:
             enum=list(PRESETS),
             default=DEFAULT_PRESET,
         ),
-        "activate": field(
-            "boolean", "whether the version becomes the category's active one when the job succeeds", default=True
-        ),
+        "activate": {
+            "enum": [True, False, "always"],
+            "default": True,
+            "description": "whether the version becomes the category's active one when the job succeeds: not if its "
+            "quality is failed, unless this is always",
+        },
         "webhook_url": field(
             "string",
             "receives a signed POST when the job ends; a public address, unless the server allows more",

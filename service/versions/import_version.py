@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from model.config import PPLConfig
 from model.network.architecture import expected_tensors, named_features
+from model.scoring.presence import Presence
 from model.version.prior_values import read_names, read_prior
 from service.contract.durable_files import is_disk_full, sha256_of, write_json
 from service.contract.errors import (
@@ -41,6 +42,7 @@ from service.contract.versions.export_manifest import (
     MAX_MEMBERS,
     NAMES,
     OPTIONAL,
+    PRESENCE,
     REQUIRED,
     WEIGHTS,
     FileFacts,
@@ -48,6 +50,7 @@ from service.contract.versions.export_manifest import (
     is_member,
 )
 from service.contract.versions.landmarks import LandmarkSet
+from service.contract.versions.quality import Quality
 from service.contract.versions.store import ADDITIONS, VersionStore, check_version
 
 from .reader import prior_document
@@ -80,6 +83,7 @@ class _Info(BaseModel):
     preset: str | None = Field(None, max_length=40)
     training: dict[str, Any] = Field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
+    quality: Quality | None = None
 
 
 def import_version(store: VersionStore, archive: Path, folder: Path, category: str, max_bytes: int) -> str:
@@ -233,6 +237,9 @@ def _check_documents(documents: dict[str, Any], manifest: Manifest) -> tuple[_In
     if "history.json" in documents:
         with _naming("history.json"):
             _check_history(History.model_validate({**_ANY, **documents["history.json"]}), config)
+    if PRESENCE in documents:
+        with _naming(PRESENCE):
+            Presence.from_json(documents[PRESENCE])
     if NAMES in documents:
         with _naming(NAMES):
             read_names(documents[NAMES].get("names") or [], config.num_keypoints)

@@ -247,6 +247,7 @@ def prior_document(
         "settings": config,
         "training": {**training, **info.get("training", {})},
         "evaluation": info.get("evaluation"),
+        "quality": info.get("quality"),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.contract.versions.landmarks import LandmarkSet
+from service.contract.versions.quality import Quality
 
 NormalizedPoint = tuple[float, float]
 Item = TypeVar("Item")
@@ -57,6 +58,9 @@ class Prior(OfVersion):
     training: dict[str, Any] = Field(description="job, time, pictures, steps, seconds, device, last losses")
     evaluation: dict[str, Any] | None = Field(
         None, description="if the job came with labels: the errors by protocol, and on how many pictures"
+    )
+    quality: Quality | None = Field(
+        None, description="how good it is, measured without labels; null for versions of releases that did not measure"
     )
 
 

@@ -64,7 +64,9 @@ def client(shared: Shared) -> Iterator[Client]:
 
 
 def test_pictures_become_a_prior(shared: Shared, client: Client) -> None:
-    job = client.wait(client.train("cross", archive(shared.root / "crosses.zip"), "compact", TINY).id, timeout_s=60)
+    job = client.wait(
+        client.train("cross", archive(shared.root / "crosses.zip"), "compact", TINY, activate="always").id, timeout_s=60
+    )
 
     assert job.status is JobStatus.SUCCEEDED, job.error
     assert job.progress.step == job.progress.total_steps == TINY["steps"]
@@ -153,7 +155,9 @@ def test_dataset_is_inspected_and_trained_on_and_its_version_survives_it(
 
     assert (dataset.status, dataset.found.pictures, dataset.found.formats) == ("ready", 12, {"PNG": 12})
     assert Image.open(io.BytesIO(client.datasets.contact_sheet(dataset.id))).format == "JPEG"
-    job = client.wait(client.train("twelve", None, "compact", TINY, dataset=dataset.id).id, timeout_s=60)
+    job = client.wait(
+        client.train("twelve", None, "compact", TINY, dataset=dataset.id, activate="always").id, timeout_s=60
+    )
     assert job.status is JobStatus.SUCCEEDED, job.error
     assert client.prior("twelve").training["dataset"] == {"id": dataset.id, "digest": dataset.digest, "name": "twelve"}
     assert client.datasets.get(dataset.id) == dataset, "training takes nothing from it"
@@ -246,7 +250,7 @@ def test_a_job_continues_from_the_version_with_new_pictures(shared: Shared, clie
     assert shared.job is not None
     assert shared.job.version is not None
     more = archive(shared.root / "more.zip", 12)
-    begun = client.train("cross", more, settings={"steps": 4}, continue_from="active")
+    begun = client.train("cross", more, settings={"steps": 4}, continue_from="active", activate="always")
     job = client.wait(begun.id, timeout_s=120)
     assert job.status is JobStatus.SUCCEEDED, job.error
     diff = client.versions.diff("cross", shared.job.version, "active")

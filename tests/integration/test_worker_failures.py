@@ -182,7 +182,9 @@ class Lab:
         job_id = new_job_id()
         self.files.create(job_id)
         self.files.archive(job_id).write_bytes(buffer.getvalue())
-        return self.jobs.create(NewJob("dog", {"preset": "compact", **config.to_dict()}, steps, job_id=job_id))
+        return self.jobs.create(
+            NewJob("dog", {"preset": "compact", **config.to_dict()}, steps, job_id=job_id, activate="always")
+        )
 
     def step(self, job: Job) -> int:
         return self.jobs.get(job.id).progress.step

@@ -115,6 +115,7 @@ def answer(request: BatchRequest, images: np.ndarray) -> BatchReply:
         trajectory=trajectory,
         link_map=np.where(mass > 10, 255, 0).astype(np.uint8) if request.link_map else None,
         surprises=np.full(request.count, 0.5, np.float32),
+        presences=np.full(request.count, 0.9, np.float32),
         codes=np.tile(np.uint16([1, 0, 1]), (request.count, 1)) if request.codes else None,
         timing_ms={"model": 3.0},
     )

@@ -137,10 +137,13 @@ def desk(redis_client: redis.Redis, redis_url: str, data_root: Path) -> SimpleNa
         job_id = new_job_id()
         files.create(job_id)
         files.archive(job_id).write_bytes(zipped(members))
-        return jobs.create(NewJob("dog", settings_of(config), config.steps, job_id=job_id))
+        # no tiny run is any good, yet its version shall become active
+        return jobs.create(NewJob("dog", settings_of(config), config.steps, job_id=job_id, activate="always"))
 
     def from_folder(folder: str) -> Job:
-        return jobs.create(NewJob("dog", settings_of(tiny()), 6, JobSource(kind="folder", folder=folder)))
+        return jobs.create(
+            NewJob("dog", settings_of(tiny()), 6, JobSource(kind="folder", folder=folder), activate="always")
+        )
 
     def prepared(config: PPLConfig | None = None) -> Job:
         job = upload(config=config)

@@ -55,6 +55,8 @@ class MultiprocessTrainer(Trainer):
     ``instructions`` come from `rank_instructions`; ``check`` raises if the work must end, like `HeldJob.check`.
     """
 
+    holds_weights = False
+
     def __init__(
         self, instructions: dict[str, Any], checkpoint: Path, check: Callable[[], None], *args: Any, **kwargs: Any
     ) -> None:
@@ -92,6 +94,7 @@ class MultiprocessTrainer(Trainer):
         assert directory == self._folder
         self._ranks.send("save")
         self._ranks.receive("saved")
+        self.show_checkpoint(directory)
 
 
 class RankProcesses:

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.data import Images
-from model.predictor import Predictor
+from model.predictor import PRESENCE_FILE, Predictor
+from model.presence import calibrate_presence
+from model.quality import measure_quality
 from model.scoring.label_matching import training_rows
 from model.scoring.protocols import evaluate, sides
 from model.training.trainer import Trainer
@@ -21,9 +23,10 @@ from model.version.prior import PosePrior
 from model.version.tensor_files import CheckpointError
 from service.contract.durable_files import sha256_of, write_json
 from service.contract.errors import TrainingFailed
-from service.contract.jobs.files import JobFiles
+from service.contract.jobs.files import PREVIEW, JobFiles
 from service.contract.jobs.progress import PaceBook
 from service.contract.jobs.store import JobRecord, JobStatus
+from service.contract.versions.quality import Quality
 from service.contract.versions.store import VersionStore, new_version_id
 from worker.jobs import Change, HeldJob, JobTaker
 from worker.settings import WorkerSettings
@@ -82,11 +85,16 @@ class TrainingRunner:
             self.paces.note(job.settings, run.speed.pace)
         with run.set_aside_if_stopping():
             evaluation = self._evaluate(run)
-        self._succeed(held, self._publish(run, held, evaluation), run.write_progress)
+            quality = measure_quality(trainer.model, trainer.batches.images)
+        self._succeed(held, self._publish(run, held, evaluation, quality), run.write_progress)
 
     def _succeed(self, held: HeldJob, version: str, write_progress: Change) -> None:
         job = self.taker.jobs.get(held.job_id)
-        if job.activate:
+        info = self.store.info(job.category, version)
+        quality = Quality.model_validate(info["quality"]) if "quality" in info else None
+        has_failed = quality is not None and quality.verdict == "failed"
+        active = job.activate == "always" or (job.activate and not has_failed)
+        if active:
             self.store.activate(job.category, version)
 
         def succeed(record: JobRecord) -> None:
@@ -94,11 +102,17 @@ class TrainingRunner:
             record.reclaim()  # if it was stopped or requeued between publishing and here
             record.move(JobStatus.SUCCEEDED)
             record.job.version = version
-            record.job.evaluation = self.store.info(job.category, version).get("evaluation")
+            record.job.evaluation, record.job.quality = info.get("evaluation"), quality
+            if job.activate and not active and quality is not None:
+                record.log(f"the version does not become active, its quality is failed: {quality.advice}")
             record.job.progress.step, record.job.progress.fraction = record.job.progress.total_steps, 1.0
 
         self.taker.end(held, succeed)
-        logger.info("job=%s: succeeded, version=%s active=%s", job.id, version, job.activate)
+        verdict = quality.verdict if quality else "not measured"
+        self.taker.metrics.versions.labels(verdict).inc()
+        for name in ("score", "consistency", "movement_percent", "explained", "mean_score") if quality else ():
+            self.taker.metrics.quality.labels(name).set(getattr(quality, name))
+        logger.info("job=%s: succeeded, version=%s active=%s quality=%s", job.id, version, active, verdict)
 
     def _choose_threads(self, trainer: Trainer) -> ThreadChoice | None:
         """Return the choice of threads; None if the settings fix their number, or if it does not matter."""
@@ -164,14 +178,21 @@ class TrainingRunner:
         except ValueError as error:  # e.g. no keypoint is visible in both splits; the version is valid all the same
             return {"reason": str(error)} | facts
 
-    def _publish(self, run: TrainingRun, held: HeldJob, evaluation: dict[str, Any] | None) -> str:
+    def _publish(
+        self, run: TrainingRun, held: HeldJob, evaluation: dict[str, Any] | None, quality: dict[str, Any]
+    ) -> str:
         job = run.record.job
         version = new_version_id(job.id)
         with self.store.staging(job.category, version) as folder:
             names = job.continued_from.keypoint_names if job.continued_from else None
             run.trainer.export(folder, tuple(names) if names else None)
+            presence = calibrate_presence(run.trainer.model, run.trainer.batches.images)
+            if presence is not None:
+                write_json(folder / PRESENCE_FILE, presence.to_json())
             checksums = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
-            write_json(folder / "version.json", run.describe(version, checksums, evaluation))
+            facts = run.describe(version, checksums, evaluation=evaluation, quality=quality)
+            write_json(folder / "version.json", facts)
+            shutil.copyfile(run.preview, folder / PREVIEW)
             held.confirm_lease()
             self.store.publish(folder, job.category, version)
         return version

@@ -15,7 +15,10 @@ from typing import Any
 import torch
 
 from model.config import PPLConfig
+from model.preview import draw_preview
 from model.training.trainer import CHECKPOINT_FILE, StepReport, Trainer
+from service.contract.durable_files import atomic_write
+from service.contract.jobs.files import PREVIEW
 from service.contract.jobs.job import Checkpoint, Progress, select_losses
 from service.contract.jobs.progress import Pace
 from service.contract.jobs.store import JobRecord, JobStatus, LeaseLost
@@ -29,6 +32,7 @@ _MAX_UNREPORTED = 100  # checkpoints that wait to be written into the record
 # Cost of a step with occlusion relative to one without: 0.409 s to 0.303 s, `compact` on one core. Used until a run
 # of the same settings has measured its own.
 _LATE_COST = 1.35
+_FIRST_PREVIEWS_S = (0.0, 30.0)  # after the start; then one at each checkpoint
 _TRIAL_FROM, _TRIAL_EVERY, _TRIAL_STEPS = 2, 100, 2
 
 
@@ -165,6 +169,7 @@ class TrainingRun:
         self.record = record
         self._held = held
         self._folder = checkpoint
+        self.preview = checkpoint.with_name(PREVIEW)
         self._metrics = metrics
         self.speed = SpeedMeter(find_late_step(trainer.config), earlier)
         self._threads = threads
@@ -177,6 +182,8 @@ class TrainingRun:
         self._set_aside = False
         # checkpoints and the training time at each; replaced as a whole because another thread reads it
         self._unreported: tuple[tuple[Checkpoint, float], ...] = ()
+        self._previews_due_s = list(_FIRST_PREVIEWS_S if trainer.holds_weights else _FIRST_PREVIEWS_S[:1])
+        self._previewed: int | None = None  # step of a preview whose event is not written yet
         if trainer.step > record.checkpointed:  # saved by a process that crashed before it reported it
             self._unreported = ((self._describe_checkpoint({}), record.trained_s),)
 
@@ -194,6 +201,9 @@ class TrainingRun:
         with closing(trainer.run()) as reports, self.set_aside_if_stopping():
             for report in reports:
                 self._report_step(report)
+                if self._previews_due_s and time.monotonic() - self._started >= self._previews_due_s[0]:
+                    self._previews_due_s.pop(0)
+                    self._draw_preview()
                 if self._threads:
                     self._threads.mark(report.step)
                 if report.step % trainer.config.checkpoint_every == 0:
@@ -226,8 +236,8 @@ class TrainingRun:
         self._held.report(self._write_if_running)
         self._held.check()
 
-    def describe(self, version: str, checksums: dict[str, str], evaluation: dict[str, Any] | None) -> dict[str, Any]:
-        """Return the content of version.json."""
+    def describe(self, version: str, checksums: dict[str, str], **facts: dict[str, Any] | None) -> dict[str, Any]:
+        """Return the content of version.json; ``facts`` are its further members, left out where they are None."""
         job, base = self.record.job, self.record.job.continued_from
         return {
             "format": FORMAT,
@@ -249,7 +259,7 @@ class TrainingRun:
                 **({"dataset": job.dataset.model_dump()} if job.dataset else {}),
                 **({"continued_from": base.model_dump(exclude={"keypoint_names"})} if base else {}),
             },
-            **({} if evaluation is None else {"evaluation": evaluation}),
+            **{name: fact for name, fact in facts.items() if fact is not None},
             "files": checksums,
         }
 
@@ -259,6 +269,8 @@ class TrainingRun:
         record.job.metrics.update(self._shown_metrics)
         for checkpoint, trained_s in self._unreported:
             record.checkpoint(checkpoint, trained_s)
+        if self._previewed is not None:
+            record.preview(self._previewed)
 
     def _report_step(self, report: StepReport) -> None:
         step, total = report.step, self.trainer.config.steps
@@ -291,9 +303,17 @@ class TrainingRun:
         self._saved_step = self.trainer.step
         checkpoint = self._describe_checkpoint(self._losses)
         self._unreported = (*self._unreported[-_MAX_UNREPORTED:], (checkpoint, self.trained_s))
+        self._draw_preview()
         self._metrics.checkpoints.inc()
         total = self._losses.get("total", float("nan"))
         logger.info("job=%s: checkpoint saved, step=%d loss=%.4g", self.record.job.id, self.trainer.step, total)
+
+    def _draw_preview(self) -> None:
+        trainer = self.trainer
+        picture = draw_preview(trainer.model, trainer.batches.images, trainer.batches.clips)
+        with atomic_write(self.preview) as file:
+            picture.save(file, "PNG")
+        self._previewed = trainer.step
 
     def _describe_checkpoint(self, losses: dict[str, float]) -> Checkpoint:
         file = (self._folder / CHECKPOINT_FILE).stat()

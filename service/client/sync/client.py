@@ -29,7 +29,7 @@ from service.client.types import (
     Readiness,
 )
 from service.client.uploads import AnyPath, open_archive, training_files, training_settings
-from service.contract.jobs.job import CheckpointList
+from service.contract.jobs.job import Activate, CheckpointList
 from service.contract.jobs.progress import MAX_EVENTS, EventPage
 
 from .concurrency import sleep, to_thread
@@ -82,7 +82,7 @@ class Client(EstimateCalls):
         labels: AnyPath | None = None,
         prior: AnyPath | Mapping[str, Any] | None = None,
         prior_from: str | None = None,
-        activate: bool = True,
+        activate: Activate = True,
         dataset: str | None = None,
         idempotency_key: str | None = None,
         webhook_url: str | None = None,
@@ -97,7 +97,8 @@ class Client(EstimateCalls):
             labels: a CSV or COCO JSON file of keypoints, used for evaluation and never for training.
             prior: to start from: a JSON file, or the JSON values of :meth:`prior`.
             prior_from: CATEGORY or CATEGORY@VERSION whose prior to start from.
-            activate: whether the version becomes the active one when the job succeeds.
+            activate: whether the version becomes the active one when the job succeeds: not with the verdict "failed",
+                unless this is "always".
             dataset: id of a dataset, instead of pictures.
             idempotency_key: the same key gives the same job; random by default.
             webhook_url: receives a signed POST when the job has ended; check it with
@@ -128,6 +129,10 @@ class Client(EstimateCalls):
     def jobs(self, category: str | None = None, status: JobStatus | None = None) -> Iterator[Job]:
         """Iterate over the jobs, newest first, optionally of one category or status."""
         return self.pages("/train-jobs", Job, given(category=category, status=status))
+
+    def preview(self, job_id: str) -> bytes:
+        """Return the job's last preview as a PNG: training pictures with poses and reconstructions, and the prior."""
+        return (self.send("GET", api_path("train-jobs", job_id, "preview"))).content
 
     def cancel(self, job_id: str) -> Job:
         """Request that the job stops; a running one stops at its next step."""

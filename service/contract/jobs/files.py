@@ -26,6 +26,9 @@ MAX_PRIOR_BYTES = 2**20
 _RESERVED = ("categories", "datasets", "estimates", "jobs", "keys", "valkey", "logs", "first-api-key", "webhook-secret")
 
 
+PREVIEW = "preview.png"  # also in the folder of the version that the job publishes
+
+
 class JobFiles:
     """The files of unfinished jobs: upload, prepared pictures, checkpoint."""
 
@@ -49,6 +52,7 @@ class JobFiles:
     labels = partialmethod(_path, name="labels")  # as uploaded; training never reads them
     prior = partialmethod(_path, name="prior.json")  # checked, that training starts from; as a version's
     start = partialmethod(_path, name="start.safetensors")  # weights that training continues from
+    preview = partialmethod(_path, name=PREVIEW)  # PNG of the model's state, replaced at each checkpoint
     checkpoint = partialmethod(_path, name="checkpoint")  # the trainer's folder
     pictures = partialmethod(_path, name="pictures.npy")  # prepared, uint8 (N, S, S, 3)
     pictures_info = partialmethod(_path, name="pictures.json")  # written last: it exists once all is prepared

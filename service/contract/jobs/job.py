@@ -21,10 +21,12 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError, field_serializer
 
 from service.contract.errors import Abandoned, Conflict, JobNotActive, PPLError, UnknownJob, UnreadableJob
+from service.contract.versions.quality import Quality
 
 from .webhooks import Delivery
 
 Setting = bool | int | float | str
+Activate = bool | Literal["always"]
 Events = list[tuple[str, dict[str, Any]]]  # kind and data
 
 MAX_CRASHES_WITHOUT_PROGRESS = 3
@@ -150,7 +152,8 @@ class Job(BaseModel):
             last losses by name ("total" is the weighted sum), "steps_per_s" and "device".
         version: the version it published.
         settings: every setting of the model, and "preset".
-        activate: whether its version becomes the active one when it succeeds.
+        activate: whether its version becomes the active one when it succeeds: not with the verdict "failed", unless
+            it is "always".
         dataset: None if its pictures were uploaded with the job.
         queue_position: position among the waiting jobs, 1 for the next; None if it does not wait.
         continued_from: the version whose weights its training starts from, if any.
@@ -158,6 +161,7 @@ class Job(BaseModel):
         created_by: id of the API key that created it; None on a server without keys.
         evaluation: errors of a successful job with labels by protocol, the number of pictures they were measured
             on, and how these were split.
+        quality: of a successful job: how good its version is, measured without labels.
     """
 
     id: str
@@ -172,7 +176,8 @@ class Job(BaseModel):
     error: JobError | None = None
     settings: dict[str, Setting] = Field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
-    activate: bool = True
+    quality: Quality | None = None
+    activate: Activate = True
     dataset: JobDataset | None = None
     created_by: str | None = None
     queue_position: int | None = None
@@ -214,7 +219,7 @@ class NewJob:
     total_steps: int
     source: JobSource = field(default_factory=JobSource)
     job_id: str | None = None
-    activate: bool = True
+    activate: Activate = True
     owner: str | None = None
     webhook_url: str | None = None
     continued_from: Continued | None = None
@@ -242,6 +247,7 @@ class JobRecord(BaseModel):
         starts: number of starts by workers since its last progress.
         checkpointed: the step that training resumes from.
         trained_s: training time up to that step.
+        previewed: the step of the last preview.
         pause_wanted: a pause was requested; reset when it is paused or resumed.
         ahead: its worker stopped or crashed, so it goes to the head of the queue.
         pending_events: to write beside those that a change itself implies; not stored.
@@ -252,6 +258,7 @@ class JobRecord(BaseModel):
     starts: int = 0
     checkpointed: int = 0
     trained_s: float = 0.0
+    previewed: int = -1
     pause_wanted: bool = False
     ahead: bool = False
     pending_events: Events = Field(default_factory=list, exclude=True)
@@ -310,6 +317,12 @@ class JobRecord(BaseModel):
             self.starts = min(self.starts, 1)
             self.checkpointed, self.trained_s = made.step, trained_s
             self.pending_events.append(("checkpoint", made.model_dump(mode="json")))
+
+    def preview(self, step: int) -> None:
+        """Record that a preview of a step was drawn."""
+        if step != self.previewed:
+            self.previewed = step
+            self.pending_events.append(("preview", {"step": step}))
 
     def requeue(self) -> None:
         """Put the job back into the queue, or pause it if requested, when its worker stops without a crash."""

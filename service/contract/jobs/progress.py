@@ -37,6 +37,7 @@ class EventKind(StrEnum):
     PROGRESS = "progress"
     METRIC = "metric"
     CHECKPOINT = "checkpoint"
+    PREVIEW = "preview"
     LOG = "log"
     COMPLETED = "completed"
 
@@ -49,8 +50,8 @@ class JobEvent(BaseModel):
     at: AwareDatetime
     data: dict[str, Any] = Field(
         description="status: `status`; progress: as the job's; metric: `step`, the losses by name, `steps_per_s`; "
-        "checkpoint: `step`, `saved_at`, `size_bytes`, `losses`; log: `message`; completed: `status`, `version`, "
-        "`error`"
+        "checkpoint: `step`, `saved_at`, `size_bytes`, `losses`; preview: `step`; log: `message`; completed: "
+        "`status`, `version`, `error`"
     )
 
 

@@ -1,7 +1,8 @@
 """The format of an exported version: a zip of its files with a manifest.
 
 manifest.json                   the first member: format, and size and SHA-256 of every other file
-version.json  config.json  prior.json  memory.json  weights.safetensors  history.json (optional)
+version.json  config.json  prior.json  memory.json  weights.safetensors
+history.json  presence.json     (optional)
 keypoint-names.json  landmarks/<name>.json      additions by users (optional)
 
 Weights are safetensors, everything else is JSON; nothing is executable or pickled.
@@ -18,7 +19,8 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 REQUIRED = ("version.json", "config.json", "prior.json", "memory.json", WEIGHTS)
-OPTIONAL = ("history.json",)
+PRESENCE = "presence.json"
+OPTIONAL = ("history.json", PRESENCE)
 NAMES = "keypoint-names.json"
 LANDMARKS = re.compile(r"landmarks/([a-z0-9][a-z0-9_-]{0,63})\.json")
 MAX_MEMBERS = 120

@@ -67,6 +67,7 @@ def _annotation(results: Results, number: int, pose: Answer) -> dict[str, Any]:
         "iscrowd": 0,
         "score": round(sum(point["score"] for point in points) / len(points), 4),
         "surprise": pose["surprise"],
+        "present": pose["present"],
     }
 
 

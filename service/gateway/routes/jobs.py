@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
@@ -9,6 +10,8 @@ from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
+from service.contract.errors import NoPreview
+from service.contract.jobs.files import PREVIEW
 from service.contract.jobs.job import CheckpointList, JobPage
 from service.contract.jobs.progress import MAX_EVENTS, EventPage
 from service.contract.jobs.store import Job, JobStatus
@@ -71,8 +74,9 @@ async def create_job(
     or name in `dataset`, in a form or as JSON, a dataset that was sent before; any number of jobs may share one.
 
     Follow it at the address in `Location`. When it succeeds, its version becomes the category's active one, unless
-    `activate` is false. The archive is checked at once; the pictures in it are read while the job is `validating`,
-    and one that can't be read is named in the job's metrics and left out.
+    `activate` is false or the verdict of its `quality` is failed; `always` makes also a failed one active. The archive
+    is checked at once; the pictures in it are read while the job is `validating`, and one that can't be read is named
+    in the job's metrics and left out.
 
     With an `Idempotency-Key`, a client can repeat the request if the response was lost: the same key with the same
     request returns the job that the first one created, with `Idempotent-Replayed: true`; with another request it is
@@ -178,7 +182,8 @@ async def get_events(
     limit: Annotated[int, Query(ge=1, le=MAX_EVENTS, description="events in a page of JSON")] = 100,
     last_id: Annotated[str | None, Header(alias="Last-Event-ID", description="as `after`, to resume a stream")] = None,
 ) -> Any:
-    """Return the events of a job, oldest first: `status`, `progress`, `metric`, `checkpoint`, `log` and `completed`.
+    """Return the events of a job, oldest first: `status`, `progress`, `metric`, `checkpoint`, `preview`,
+    `log` and `completed`.
 
     With `Accept: text/event-stream` the response is a stream of server-sent events as they happen, with comments as
     heartbeats between them. It ends after `completed`. A browser's `EventSource` reconnects by itself and misses no
@@ -213,6 +218,34 @@ async def get_checkpoints(gateway: CurrentGateway, job_id: str) -> CheckpointLis
     are listed.
     """
     return await gateway.threads.io(gateway.events.checkpoints, job_id)
+
+
+@router.get(
+    "/train-jobs/{job_id}/preview",
+    summary="What a training job has learned so far",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}, "description": "a PNG"}},
+)
+async def get_preview(gateway: CurrentGateway, job_id: str) -> Response:
+    """Return a picture of the model: up to 16 training pictures with keypoints, links and, at their right, what the
+    model reconstructs from a masked picture and the links; and the prior, large.
+
+    It is drawn at the first step, half a minute later and at each checkpoint; each time the job has an event `preview`.
+    After the end it is that of the version. Before the first step, and once the version is deleted, the response is 404
+    with the code `no_preview`.
+    """
+
+    def read() -> bytes:
+        job = gateway.jobs.get(job_id)
+        paths = [gateway.files.preview(job_id)]
+        if job.version:
+            paths.append(gateway.versions.store.path(job.category, job.version) / PREVIEW)
+        for path in paths:
+            with suppress(FileNotFoundError):
+                return path.read_bytes()
+        raise NoPreview(f"job {job_id} has no preview: it is drawn at the first step and kept with the version")
+
+    return Response(await gateway.threads.io(read), media_type="image/png", headers={"Cache-Control": "no-cache"})
 
 
 @router.get("/webhooks/secret", summary="The secret of webhooks")

@@ -57,12 +57,14 @@ def test_train_sends_labels_and_a_prior(ppl: Run, api: ApiDouble, picture: Path,
 
     first = ppl("train", "bird", picture.parent, "--labels", "l.csv", "--prior", "p.json")
     second = ppl("train", "bird", picture.parent, "--prior-from", "bird@v1", "--no-activate")
+    third = ppl("train", "bird", picture.parent, "--activate-always")
 
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert api.forms[0]["labels"] == [("l.csv", b"image")]
     assert api.forms[0]["prior"] == [("p.json", b"{}")]
     assert api.forms[1]["prior_from"] == ["bird@v1"]
-    assert (api.forms[0].get("activate"), api.forms[1]["activate"]) == (None, ["false"])
+    assert third.returncode == 0
+    assert [form.get("activate") for form in api.forms] == [None, ["false"], ["always"]]
 
 
 def test_job_shows_what_it_learns_from_and_how_well(ppl: Run, api: ApiDouble) -> None:
@@ -92,6 +94,29 @@ def test_job_shows_what_it_learns_from_and_how_well(ppl: Run, api: ApiDouble) ->
     assert "20 held out (a fifth, by a hash of the names)" in said
     api.job_answers = [job_json(evaluation={"reason": "no keypoint is visible in both"})]
     assert "no keypoint is visible in both" in ppl("job", "abc").stdout
+
+
+def test_job_and_prior_show_the_quality(ppl: Run, api: ApiDouble) -> None:
+    quality = {
+        "verdict": "failed",
+        "advice": "the skeleton hardly moves: send boxes",
+        "score": 0.04,
+        "consistency": 0.05,
+        "movement_percent": 0.35,
+        "explained": 0.012,
+        "idle_keypoints": [3, 5],
+        "mean_score": 0.6,
+        "pictures": 96,
+    }
+    api.job_answers = [job_json(status="succeeded", quality=quality)]
+
+    said = ppl("job", "abc").stdout
+
+    assert "quality  failed (0.04 of 1)" in said
+    assert "send boxes" in said
+    assert "follows the picture 5%, moves 0.3 % of the side, explains 1.2% of the picture" in said
+    assert "idle keypoints 3, 5" in said
+    assert "quality  not measured" in ppl("prior", "bird").stdout
 
 
 def test_history_shows_the_movement_of_the_prior(ppl: Run) -> None:

@@ -16,8 +16,10 @@ import redis
 
 from service.client import APIError, Client, JobStatus
 from service.client.types import EventKind
+from service.contract.jobs.files import PREVIEW, JobFiles
 from service.contract.jobs.job import Checkpoint, JobRecord
 from service.contract.jobs.store import JobStore, NewJob
+from service.contract.versions.store import VersionStore
 from tests.support.cli_process import CommandLine
 from tests.support.live_gateway import live_gateway
 
@@ -115,8 +117,31 @@ def test_checkpoints_newest_first(client: Client, jobs: JobStore, job_id: str) -
     assert [made.step for made in client.checkpoints(job_id)] == [8, 4]
 
 
+def test_preview_is_what_the_job_or_its_version_has(
+    client: Client, jobs: JobStore, job_id: str, settings: Any, ppl: Ppl, tmp_path: Path
+) -> None:
+    with pytest.raises(APIError) as raised:
+        client.preview(job_id)
+    assert (raised.value.status, raised.value.code) == (404, "no_preview")
+    files, store = JobFiles(settings.data_root), VersionStore(settings.data_root)
+    files.create(job_id)
+    files.preview(job_id).write_bytes(b"now")
+    assert client.preview(job_id) == b"now"
+    jobs.update(job_id, lambda record: record.preview(4))
+    jobs.update(job_id, lambda record: record.preview(4))
+    kinds = [(event.kind, event.data) for event in client.events(job_id, follow=False)]
+    assert kinds.count((EventKind.PREVIEW, {"step": 4})) == 1
+    files.remove(job_id)
+    folder = store.path("dog", "v1")
+    folder.mkdir(parents=True)
+    (folder / PREVIEW).write_bytes(b"last")
+    jobs.update(job_id, lambda record: setattr(record.job, "version", "v1"))
+    assert "now.png" in ppl("job", job_id, "--preview", tmp_path / "now.png").stdout
+    assert (tmp_path / "now.png").read_bytes() == b"last"
+
+
 def test_unknown_job_raises_also_when_followed(client: Client) -> None:
-    for call in (client.pause, client.resume, client.checkpoints, lambda job: list(client.events(job))):
+    for call in (client.pause, client.resume, client.checkpoints, client.preview, lambda job: list(client.events(job))):
         with pytest.raises(APIError) as raised:
             call("0" * 22)
         assert (raised.value.status, raised.value.code) == (404, "unknown_job")

@@ -55,11 +55,12 @@ def test_reply_survives_the_wire(count: int, keypoints: int, refine_steps: int, 
         trajectory=rng.normal(size=(count, refine_steps + 1, keypoints, 2)).astype(np.float32),
         link_map=rng.integers(0, 256, (count, 8, 8), dtype=np.uint8) if link_map else None,
         surprises=rng.random(count, dtype=np.float32),
+        presences=rng.random(count, dtype=np.float32),
         codes=rng.integers(0, 512, (count, 3), dtype=np.uint16) if link_map else None,
         timing_ms={"model": 1.5},
     )
     back = BatchReply.unpack(reply.pack())
-    for name in ("keypoints", "scores", "trajectory", "link_map", "surprises", "codes"):
+    for name in ("keypoints", "scores", "trajectory", "link_map", "surprises", "codes", "presences"):
         sent, got = getattr(reply, name), getattr(back, name)
         assert (sent is None) == (got is None)
         if sent is not None:
@@ -116,11 +117,11 @@ def test_heartbeat_of_another_release_is_ignored() -> None:
 
 def test_reply_of_the_first_release_is_read() -> None:
     message = msgpack.unpackb(BatchReply(batch_id="b", scores=np.ones((1, 2), np.float32)).pack())
-    del message["surprises"], message["codes"]
+    del message["surprises"], message["codes"], message["presences"]
     back = BatchReply.unpack(msgpack.packb(message))
     assert back.error is None
     assert back.scores is not None
-    assert (back.surprises, back.codes) == (None, None)
+    assert (back.surprises, back.codes, back.presences) == (None, None, None)
 
 
 def test_request_of_the_first_release_is_read() -> None:

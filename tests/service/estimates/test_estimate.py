@@ -42,8 +42,8 @@ async def test_answer_has_the_documented_shape(http, consumer, dog, make_picture
     assert [image["index"] for image in answer["images"]] == [0, 1]
     assert [(image["width"], image["height"]) for image in answer["images"]] == [(96, 64), (50, 80)]
     for image in answer["images"]:
-        assert set(image) == {"index", "width", "height", "keypoints", "surprise", "links"}
-        assert image["surprise"] == 0.5
+        assert set(image) == {"index", "width", "height", "keypoints", "surprise", "present", "links"}
+        assert (image["surprise"], image["present"]) == (0.5, 0.9)
         assert [set(point) for point in image["keypoints"]] == [{"id", "x", "y", "score"}] * 5
         assert len(image["links"]) == 10
         assert set(image["links"][0]) == {"i", "j", "weight"}
@@ -124,10 +124,11 @@ async def test_codes_are_there_where_asked_for(http, consumer, dog, make_picture
 async def test_version_without_a_scale_has_no_surprise(http, make_consumer, dog, make_picture):
     def older(reply):
         object.__setattr__(reply, "surprises", None)
+        object.__setattr__(reply, "presences", None)
 
     await make_consumer(older)
     answer = (await http.post("/estimate", data={"category": "dog"}, files=images(make_picture()))).json()
-    assert answer["images"][0]["surprise"] is None
+    assert (answer["images"][0]["surprise"], answer["images"][0]["present"]) == (None, None)
     Estimate.model_validate(answer)
 
 

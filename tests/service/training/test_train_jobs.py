@@ -81,6 +81,7 @@ async def test_upload_becomes_a_job(http, post, data_root, archive):
         "error",
         "settings",
         "evaluation",
+        "quality",
         "activate",
         "dataset",
         "created_by",

@@ -74,6 +74,19 @@ async def test_version_of_the_first_release_is_served(http, dog, data_root):
     assert (prior["keypoint_prior_source"], prior["method"], prior["mode"]) == ("memory", "ppl", "stills")
 
 
+QUALITY = {
+    "verdict": "doubtful",
+    "advice": "send more",
+    "score": 0.15,
+    "consistency": 0.2,
+    "movement_percent": 3.5,
+    "explained": 0.02,
+    "idle_keypoints": [1, 2],
+    "mean_score": 0.6,
+    "pictures": 40,
+}
+
+
 async def test_exported_prior_is_one_to_start_from(http, dog):
     prior = (await http.get("/priors/dog")).json()
     assert check_prior(prior).keypoint_prior == [tuple(point) for point in prior["keypoint_prior"]]
@@ -84,6 +97,13 @@ async def test_evaluation_is_shown_with_the_prior(http, dog, data_root):
     path = data_root / "categories" / "dog" / "versions" / NEW / "version.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "evaluation": {"heldout_images": 7}}))
     assert (await http.get("/priors/dog")).json()["evaluation"] == {"heldout_images": 7}
+
+
+async def test_quality_is_shown_with_the_prior_and_travels(http, dog, data_root):
+    assert (await http.get("/priors/dog")).json()["quality"] is None, "a version of an older release"
+    path = data_root / "categories" / "dog" / "versions" / NEW / "version.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quality": QUALITY}))
+    assert (await http.get("/priors/dog")).json()["quality"] == QUALITY
 
 
 async def test_history_has_the_documented_shape(http, dog):

@@ -338,6 +338,10 @@ def hurt(files: dict[str, bytes], what: str) -> bytes:
             return packed(
                 changed(files, "history.json", snapshots=[{"step": 0, "keypoint_prior": [], "link_weights": []}])
             )
+        case "presence":
+            return packed({**files, "presence.json": b'{"format": 1, "mean": [1]}'})
+        case "quality":
+            return packed(changed(files, "version.json", quality={"verdict": "splendid"}))
         case "version name":
             return packed(changed(changed(files, "version.json", version="../../x"), MANIFEST, version="../../x"))
         case "version names differ":
@@ -411,6 +415,8 @@ def hurt(files: dict[str, bytes], what: str) -> bytes:
         ("memory", "memory.json"),
         ("use counts", "memory.json"),
         ("history", "history.json"),
+        ("presence", "presence.json"),
+        ("quality", "quality"),
         ("version name", "version.json"),
         ("version names differ", "version.json"),
         ("version.json", "created_at"),

@@ -181,11 +181,11 @@ async def test_job_keeps_whether_it_shall_activate(http, data_root, make_picture
     folder = data_root / "imports"
     folder.mkdir()
     (folder / "a.png").write_bytes(make_picture())
-    for given, kept in ((None, True), (True, True), (False, False), ("false", False)):
+    for given, kept in ((None, True), (True, True), (False, False), ("false", False), ("always", "always")):
         body = {"category": "dog", "folder": "imports", **({} if given is None else {"activate": given})}
         job = (await http.post("/train-jobs", json=body)).json()
-        assert job["activate"] is kept
-        assert (await http.get(f"/train-jobs/{job['id']}")).json()["activate"] is kept
+        assert job["activate"] == kept
+        assert (await http.get(f"/train-jobs/{job['id']}")).json()["activate"] == kept
     told = problem(
         await http.post("/train-jobs", json={"category": "dog", "folder": "imports", "activate": "maybe"}),
         422,

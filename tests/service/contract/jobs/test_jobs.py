@@ -37,6 +37,7 @@ SHAPE = {
     "error",
     "settings",
     "evaluation",
+    "quality",
     "activate",
     "dataset",
     "created_by",

@@ -1,0 +1,86 @@
+"""Draw what a model has learned so far: training pictures with their poses and reconstructions, and the prior."""
+
+from __future__ import annotations
+
+import colorsys
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from .data import Clips, Images, mask_patches, step_generator, to_tensor
+from .network.blocks import autocast
+from .network.links import link_indices
+from .network.pose_prior_learner import PosePriorLearner
+
+PICTURES = 16
+_COLUMNS = 4  # of pairs: a picture with its pose, and its reconstruction
+_TILE_PX, _GAP_PX = 128, 4
+_FINER = 2  # drawn at this scale and reduced, for smooth lines
+_STRONG = 0.2  # links below this share of the strongest are not drawn
+
+
+@torch.inference_mode()
+def draw_preview(model: PosePriorLearner, images: Images, clips: Clips | None = None) -> Image.Image:
+    """Draw pairs of a picture with its pose and its reconstruction, and at their right the prior.
+
+    Args:
+        model: left in eval mode.
+        images: the training pictures, uint8 (N, S, S, 3); up to 16 evenly spaced ones are drawn.
+        clips: of the pictures; references are other frames of them.
+    """
+    model.eval()
+    chosen = np.linspace(0, len(images) - 1, min(PICTURES, len(images))).round().astype(np.int64)
+    device = model.link_logits.device
+    pictures, generator = to_tensor(images[chosen], device), step_generator(0, "preview", 0)
+    if clips is None:
+        reference = mask_patches(pictures, model.config.mask_ratio, model.config.mask_grid, generator)
+    else:
+        reference = to_tensor(images[clips.draw_other_frames(chosen, generator)], device)
+    with autocast(model.config.precision, device):
+        poses = model.locate(pictures).keypoints.float()
+        drawn = model.reconstructor(reference, model.draw(poses, pictures)).float()
+    rebuilt = ((drawn.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    links = _strong_links(model)
+    pitch, rows = _TILE_PX + _GAP_PX, -(-len(chosen) // _COLUMNS)
+    side = max(2, rows) * pitch - _GAP_PX  # of the prior
+    sheet = Image.new("RGB", (2 * _COLUMNS * pitch + side, side), "white")
+    for number, index in enumerate(chosen):
+        row, column = divmod(number, _COLUMNS)
+        posed = _draw_pose(Image.fromarray(images[index]), poses[number], links, _TILE_PX)
+        sheet.paste(posed, (2 * column * pitch, row * pitch))
+        plain = Image.fromarray(rebuilt[number]).resize((_TILE_PX, _TILE_PX), Image.Resampling.BICUBIC)
+        sheet.paste(plain, ((2 * column + 1) * pitch, row * pitch))
+    prior = model.keypoint_prior()
+    typical = poses.mean(0) if prior is None else prior.float()  # AutoLink has no prior
+    ground = Image.new("RGB", (1, 1), (13, 15, 33))
+    sheet.paste(_draw_pose(ground, typical, links, side), (2 * _COLUMNS * pitch, 0))
+    return sheet
+
+
+def _strong_links(model: PosePriorLearner) -> list[tuple[int, int, float]]:
+    """Return the links to draw as keypoints and strength in (0, 1], the weakest first."""
+    weights = model.link_weights.float().cpu()
+    strengths = (weights / weights.max().clamp_min(1e-12)).tolist()
+    i, j = link_indices(model.config.num_keypoints)
+    found = sorted(zip(strengths, i.tolist(), j.tolist(), strict=True))
+    return [(a, b, strength) for strength, a, b in found if strength >= _STRONG][-2 * model.config.num_keypoints :]
+
+
+def _draw_pose(picture: Image.Image, pose: Tensor, links: list[tuple[int, int, float]], side: int) -> Image.Image:
+    fine = side * _FINER
+    canvas = picture.resize((fine, fine), Image.Resampling.BICUBIC)
+    points = [(x, y) for x, y in ((pose.cpu() + 1) / 2 * fine).tolist()]
+    draw = ImageDraw.Draw(canvas)
+    for a, b, strength in links:
+        draw.line((*points[a], *points[b]), _colour(a), max(2, round(fine * 0.02 * strength)))
+    radius = fine * 0.016
+    for number, (x, y) in enumerate(points):
+        draw.circle((x, y), radius, _colour(number), (16, 18, 24), max(1, round(radius / 4)))
+    return canvas.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def _colour(number: int) -> tuple[int, int, int]:
+    red, green, blue = colorsys.hls_to_rgb((0.02 + number * 0.618034) % 1.0, (0.60, 0.50, 0.68)[number % 3], 0.9)
+    return round(red * 255), round(green * 255), round(blue * 255)

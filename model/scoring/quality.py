@@ -1,0 +1,52 @@
+"""Judge how good a version is, from measures without labels (:mod:`model.quality`). Numpy only.
+
+The thresholds were fixed on half of some two dozen versions whose labelled errors are known, and tried on the other
+half: docs/method.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+_STILL = 1.0  # percent of the side
+_LOST, _WEAK = 0.06, 0.2  # scores below which a version has failed, or is doubtful
+_UNSURE = 0.5  # mean score of the keypoints
+_FEW = 60  # pictures
+
+_ADVICE = {
+    "still": "the skeleton hardly moves: the thing is probably small or wanders; send boxes, or a video",
+    "lost": "keypoints do not follow what the pictures show: train for more steps; if that does not help, send "
+    "pictures of one kind of thing, cut out around it",
+    "few": "so few pictures may teach what holds for them alone; send some hundreds",
+    "unsure": "keypoints have no clear place: train for more steps; if that does not help, send pictures of one kind "
+    "of thing",
+    "weak": "keypoints follow what the pictures show only in part: look at the preview, train for more steps, or cut "
+    "the pictures out more tightly",
+    "idle": "more than half of the keypoints do nothing: train for more steps, or with fewer keypoints",
+    "good": "keypoints follow what the pictures show; look at some estimates before you rely on it",
+}
+
+
+def judge(measures: Mapping[str, Any], num_pictures: int, num_keypoints: int) -> dict[str, Any]:
+    """Return the verdict on a version's measures: "verdict", "advice" and "score", from 0 to 1.
+
+    Args:
+        measures: "consistency", "movement_percent", "idle_keypoints" and "mean_score".
+        num_pictures: it was trained on.
+        num_keypoints: K.
+    """
+    score = float(np.clip(measures["consistency"], 0, 1) * np.sqrt(measures["mean_score"]))
+    faults = {  # the first counts
+        "still": measures["movement_percent"] < _STILL,
+        "lost": score < _LOST,
+        "few": num_pictures < _FEW,
+        "unsure": measures["mean_score"] < _UNSURE,
+        "weak": score < _WEAK,
+        "idle": 2 * len(measures["idle_keypoints"]) > num_keypoints,
+    }
+    fault = next((name for name, found in faults.items() if found), "good")
+    verdict = {"still": "failed", "lost": "failed", "good": "good"}.get(fault, "doubtful")
+    return {"verdict": verdict, "advice": _ADVICE[fault], "score": round(score, 4)}

@@ -1,0 +1,31 @@
+"""The verdict on a version's measures."""
+
+import pytest
+
+from model.scoring.quality import judge
+
+GOOD = {"consistency": 0.5, "movement_percent": 8.0, "explained": 0.1, "idle_keypoints": [3], "mean_score": 0.81}
+
+
+def test_a_good_version_is_called_good():
+    found = judge(GOOD, 900, 16)
+    assert (found["verdict"], found["score"]) == ("good", pytest.approx(0.45))
+
+
+@pytest.mark.parametrize(
+    ("changes", "pictures", "verdict", "word"),
+    [
+        ({"movement_percent": 0.35}, 900, "failed", "send boxes, or a video"),
+        ({"consistency": 0.03}, 900, "failed", "do not follow"),
+        ({"consistency": -0.4}, 900, "failed", "do not follow"),
+        ({}, 30, "doubtful", "so few pictures"),
+        ({"mean_score": 0.3}, 900, "doubtful", "no clear place"),
+        ({"consistency": 0.15}, 900, "doubtful", "in part"),
+        ({"idle_keypoints": list(range(9))}, 900, "doubtful", "more than half of the keypoints"),
+    ],
+)
+def test_each_fault_has_its_verdict_and_what_to_do(changes, pictures, verdict, word):
+    found = judge({**GOOD, **changes}, pictures, 16)
+    assert found["verdict"] == verdict
+    assert word in found["advice"]
+    assert 0 <= found["score"] <= 1
