@@ -97,12 +97,12 @@ class Estimator:
     async def stream(self, sources: AsyncGenerator[Source] | Iterable[Source]) -> AsyncGenerator[Outcome]:
         """Yield the outcome of each picture in order of completion; a failed picture does not affect the others.
 
-        At most as many pictures as fill a batch are in progress.
+        At most as many pictures as fill a batch are in progress. If a video ends early, the last outcome says why.
         """
         unread = sources if isinstance(sources, AsyncGenerator) else _iterate(sources)
         reading: set[asyncio.Task[Any]] = set()
         running: set[asyncio.Task[Any]] = set()
-        more = True
+        more, damage = True, None
         try:
             while more or running:
                 if more and not reading and len(running) < self._settings.batch_limit:
@@ -110,13 +110,20 @@ class Estimator:
                 done, _ = await asyncio.wait(reading | running, return_when=asyncio.FIRST_COMPLETED)
                 for task in done & reading:
                     reading.clear()
-                    source = task.result()
+                    try:
+                        source = task.result()
+                    except PPLError as error:
+                        if "index" not in error.extra:  # nothing could be read
+                            raise
+                        source, damage = None, error
                     more = source is not None
                     if more:
                         running.add(asyncio.create_task(self._estimate_one(source)))
                 for task in done & running:
                     running.remove(task)
                     yield task.result()
+            if damage is not None:
+                yield Outcome(damage.extra["index"], error=problem_document(damage))
         finally:
             await cancel_tasks(reading | running)
             await unread.aclose()

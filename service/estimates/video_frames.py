@@ -28,7 +28,7 @@ async def read_frames(
     max_poses: int,
     skip: Container[int] = (),
 ) -> AsyncGenerator[Source]:
-    """Yield the frames of a video in order; if damage ends them early, a last one has the error.
+    """Yield the frames of a video in order.
 
     Args:
         side: of the model's square.
@@ -36,7 +36,8 @@ async def read_frames(
         skip: indices of frames to leave out, as they are done.
 
     Raises:
-        BadVideoFile, UnsupportedFormat: not one frame can be read.
+        BadVideoFile: damage ends the frames; ``extra["index"]`` is the number of those before it, missing if none.
+        UnsupportedFormat: not one frame can be read.
         TooManyImages.
     """
     name = (query.names[0] or "video")[:60]
@@ -80,11 +81,8 @@ async def read_frames(
         ) from error
     except (BadVideo, NoDecoder) as error:
         kind = BadVideoFile if isinstance(error, BadVideo) else UnsupportedFormat
-        failure = kind(f"{name}: {error}")
-        if index == 0:
-            raise failure from error
         if index not in skip:
-            yield FrameUpload(index, failure)
+            raise kind(f"{name}: {error}", extra={"index": index} if index else None) from error
     finally:
         stopped.set()
         await asyncio.shield(asyncio.ensure_future(threads.video(close)))

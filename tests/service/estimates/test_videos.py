@@ -12,6 +12,7 @@ import pytest
 
 from service.contract.media.videos import iter_frames
 from service.estimates.background.runner import AT_ONCE
+from service.estimates.estimator import Estimator
 from tests.service.conftest import RESPOND_ASYNC
 from tests.support.media import zero_payload
 from tests.support.tiffs import tiff_of
@@ -87,6 +88,27 @@ async def test_damaged_rest_is_told_after_the_frames_before_it(http, send, publi
     assert error["code"] == "bad_video"
     assert error["index"] == len(found["images"])
     assert "frame" not in error
+
+
+async def test_damaged_rest_is_the_last_line_before_the_summary(http, send, publish, consumer, video, monkeypatch):
+    publish("dog")
+    find_poses = Estimator.find_poses
+
+    async def find_late(estimator, sources, retry_s):
+        if isinstance(sources[0].fitted, list):  # a frame, whose poses take longer than to read the rest
+            await asyncio.sleep(1)
+        return await find_poses(estimator, sources, retry_s)
+
+    monkeypatch.setattr(Estimator, "find_poses", find_late)
+    whole = video(60, kind="mkv")
+    files = {"video": ("cut.mkv", whole[: len(whole) * 2 // 3])}
+    sent = await send(files, headers={"Accept": "application/jsonl"}, every="10")
+    *poses, error, summary = [json.loads(line) for line in sent.text.splitlines()]
+    assert sorted(pose["index"] for pose in poses) == list(range(len(poses)))
+    assert all("keypoints" in pose for pose in poses)
+    assert error["index"] == len(poses) > 1
+    assert error["error"]["code"] == "bad_video"
+    assert summary["summary"]["failed"] == 1
 
 
 @pytest.mark.parametrize("background", [False, True])
