@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 from rich.markup import escape
 
 from service.client import Estimate, InputError, png_bytes
@@ -193,9 +193,15 @@ def _read_boxes(texts: list[str] | None, file: Path | None, count: int) -> list[
             return _BOXES.validate_json(file.read_text(encoding="utf-8-sig"), strict=True)
         except OSError as error:
             raise InputError(f"can't read {file}: {error.strerror}") from error
-        except ValueError as error:
-            expected = "[x, y, width, height], a list of such, or null for each picture"
-            raise InputError(f"{file} is not a JSON list with {expected}") from error
+        except ValidationError as error:
+            came, expected = error.errors()[0], "[x, y, width, height], a list of such, or null for each picture"
+            if came["type"] == "json_invalid":
+                raise InputError(
+                    f"{file} is not JSON ({came['ctx']['error']}); it must be a list with {expected}"
+                ) from error
+            raise InputError(f"{file} is not a list with {expected}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file} is not JSON ({error.reason}); it must be text in UTF-8") from error
     if not texts:
         return None
     if count > 1:

@@ -176,7 +176,9 @@ def test_boxes_and_drawings(ppl: Callable[..., str], labelled: Path, tmp_path: P
         (["0.png", "--box", "1,2,3,4", "--boxes", "b.json"], "both --box and --boxes"),
         (["0.png", "1.png", "--box", "1,2,3,4"], "one picture and 2 came"),
         (["0.png", "--boxes", "none.json"], "can't read none.json"),
-        (["0.png", "--boxes", "b.json"], "for each picture"),
+        (["0.png", "--boxes", "b.json"], "b.json is not a list with [x, y, width, height]"),
+        (["0.png", "--boxes", "broken.json"], "broken.json is not JSON (EOF while parsing a list at line 1 column 9)"),
+        (["0.png", "--boxes", "0.png"], "0.png is not JSON"),
         (["0.png", "--format", "csv", "--include", "codes"], "no place for --include"),
         (["0.png", "--format", "coco", "--link-map", "a.png"], "no place for link maps"),
         (["0.png", "--background", "--link-map", "a.png"], "--link-map came with a video or --background"),
@@ -192,6 +194,7 @@ def test_boxes_and_drawings(ppl: Callable[..., str], labelled: Path, tmp_path: P
 def test_invalid_options_are_refused(ppl, labelled: Path, monkeypatch, arguments: list[str], said: str) -> None:
     monkeypatch.chdir(labelled)
     Path("b.json").write_text("[[1, 2], 5]")
+    Path("broken.json").write_text("[[1, 2, 3")
     Path("deep.json").write_text("[" * 700 + "1,2,3,4" + "]" * 700)
     Path("three.json").write_text("[[0, 0, 50, 50], [1, 1, 50, 50], null]")
     done = CliRunner().invoke(app, ["estimate", "dog", *arguments])
