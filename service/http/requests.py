@@ -352,6 +352,9 @@ class InnerPath:
         self._prefix = prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
         inner = {**scope, "path": self._prefix + scope["path"], "root_path": self._prefix}
         try:
             await self._app(inner, receive, send)

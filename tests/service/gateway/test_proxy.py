@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 
+from service.gateway.app import create_app
 from service.runtime.settings import Settings
 from tests.support.api_double import png
 
@@ -62,6 +63,22 @@ async def test_requests_are_counted_by_route_and_unknown_paths_named(proxied, pr
     assert "nothing at /lab/ppl/nothing; /lab/ppl/docs lists" in found["detail"]
     allowed = await proxied("/lab/ppl/priors", "DELETE")
     assert (allowed.status_code, allowed.headers["allow"]) == (405, "GET, HEAD")
+
+
+async def test_the_background_loops_start_and_end(serve):
+    http = await serve(root_path="/lab/ppl", sample_categories=False)
+    received = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+    sent = []
+
+    async def receive():
+        return received.pop(0)
+
+    async def send(message):
+        sent.append(message["type"])
+
+    app = create_app(http.gateway.settings)
+    await app({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
 async def test_a_prefix_is_a_plain_path():
