@@ -241,7 +241,8 @@ def _print_estimate(estimate: Estimate, names: Sequence[str]) -> None:
         ]
         print_table(("keypoint", "x", "y", "score"), rows)
         if image.landmarks:
-            print_table(("landmark", "x", "y"), [(it.name, f"{it.x:.1f}", f"{it.y:.1f}") for it in image.landmarks])
+            rows = [(it.name, f"{it.x:.1f}", f"{it.y:.1f}", f"{it.score:.2f}") for it in image.landmarks]
+            print_table(("landmark", "x", "y", "score"), rows)
     out.print(f"category {estimate.category}, version {estimate.version}, {estimate.timing_ms.total:.0f} ms")
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from service.contract.media.fitting import Frame
 
@@ -57,7 +57,11 @@ def keypoint_colour(index: int) -> Floats:
 
 
 def overlay(
-    picture: Image.Image, frame: Frame, keypoints: NDArray[Any], links: Sequence[dict[str, Any]]
+    picture: Image.Image,
+    frame: Frame,
+    keypoints: NDArray[Any],
+    links: Sequence[dict[str, Any]],
+    landmarks: Sequence[dict[str, Any]] = (),
 ) -> Image.Image:
     """Draw a pose on its picture, sized in proportion to the model's square.
 
@@ -65,6 +69,7 @@ def overlay(
         picture: RGB.
         keypoints: (K, 2) in pixels of the picture (integers at pixel centres).
         links: {"i", "j", "weight"}; strong ones are drawn, thicker and more opaque by weight.
+        landmarks: {"name", "x", "y"}, drawn white with their names.
     """
     canvas = np.array(picture, dtype=np.uint8)
     unit = min(frame.size, 2.0 * max(picture.size)) / 100
@@ -80,7 +85,44 @@ def overlay(
     for index, point in enumerate(keypoints):
         _disc(canvas, point, radius + outline, _OUTLINE)
         _disc(canvas, point, radius, keypoint_colour(index))
-    return Image.fromarray(canvas)
+    for landmark in landmarks:
+        place = np.array([landmark["x"], landmark["y"]])
+        _disc(canvas, place, 0.8 * radius + outline, _OUTLINE)
+        _disc(canvas, place, 0.8 * radius, np.full(3, 255, np.float32))
+    drawn = Image.fromarray(canvas)
+    _write_names(drawn, landmarks, 1.6 * radius, max(10.0, 3 * unit))
+    return drawn
+
+
+def _write_names(image: Image.Image, points: Sequence[dict[str, Any]], gap: float, size: float) -> None:
+    """Write the names of points beside them, where there is room and no other name."""
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size)
+    taken: list[tuple[float, float, float, float]] = []
+    for point in points:
+        left, top, right, bottom = draw.textbbox((0, 0), point["name"], font, stroke_width=1)
+        width, height, x, y = right - left, bottom - top, point["x"], point["y"]
+        corners = [
+            (x + gap, y - height / 2),
+            (x - gap - width, y - height / 2),
+            (x - width / 2, y - gap - height),
+            (x - width / 2, y + gap),
+        ]
+        kept = [
+            (min(max(0.0, x0), image.width - width), min(max(0.0, y0), image.height - height)) for x0, y0 in corners
+        ]
+        shift = [abs(x0 - x1) + abs(y0 - y1) for (x0, y0), (x1, y1) in zip(corners, kept, strict=True)]
+        boxes = [
+            (*kept[index], kept[index][0] + width, kept[index][1] + height)
+            for index in np.argsort(shift, kind="stable")
+        ]
+        chosen = next((box for box in boxes if not any(_overlap(box, other) for other in taken)), boxes[0])
+        taken.append(chosen)
+        place = chosen[0] - left, chosen[1] - top
+        draw.text(place, point["name"], "white", font, stroke_width=1, stroke_fill=tuple(_OUTLINE.astype(int)))
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def prior_picture(prior: dict[str, Any], side: int) -> Image.Image:

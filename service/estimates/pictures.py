@@ -27,6 +27,7 @@ from . import drawing
 from .batching import Pose
 
 Answer = dict[str, Any]  # one pose, as in the response
+PRESENT = 0.5  # below this probability the thing is not there, and has no landmarks
 
 # pictures of the largest allowed size that may be decoded at once; all requests share the memory of the process
 _LARGEST_AT_ONCE = 2
@@ -216,8 +217,7 @@ def describe_pose(
         "present": None if pose.presence is None else round(float(pose.presence), 4),
     }
     if landmarks is not None:
-        found = _round(frame.to_picture(landmarks.apply(pose.keypoints)))
-        answer["landmarks"] = [{"name": name, **point} for name, point in zip(landmarks.names, found, strict=True)]
+        answer["landmarks"] = describe_landmarks(landmarks, pose, frame, answer)
     if "codes" in include:
         assert pose.codes is not None
         answer["codes"] = pose.codes.tolist()
@@ -231,8 +231,23 @@ def describe_pose(
         # decoded again: pictures are not kept in memory while they wait
         with _hold_pixels(fitted.width * fitted.height, limits):
             picture = open_picture(source.read(), limits)
-            answer["overlay"] = _data_url(drawing.overlay(picture, frame, points, version.links))
+            answer["overlay"] = _data_url(
+                drawing.overlay(picture, frame, points, version.links, answer.get("landmarks", ()))
+            )
     return answer
+
+
+def describe_landmarks(landmarks: LandmarkMaps, pose: Pose, frame: Frame, answer: Answer) -> list[dict[str, Any]]:
+    """Return the landmarks of a pose in pixels; none if the thing is probably not there: they would be invented."""
+    present = answer.get("present")
+    if present is not None and present < PRESENT:
+        return []
+    points = _round(frame.to_picture(landmarks.apply(pose.keypoints)))
+    scores = landmarks.score(pose.scores).tolist()
+    return [
+        {"name": name, **point, "score": round(score, 4)}
+        for name, point, score in zip(landmarks.names, points, scores, strict=True)
+    ]
 
 
 def _hold_pixels(pixels: int, limits: PictureLimits) -> AbstractContextManager[None]:

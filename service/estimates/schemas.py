@@ -46,6 +46,9 @@ class LandmarkPoint(Point):
     """A landmark in pixels of the uploaded picture."""
 
     name: str
+    score: float = Field(
+        0.0, ge=0, le=1, description="mean score of the keypoints, weighted by how much each moves the landmark"
+    )
 
 
 class ImageEstimate(BaseModel):
@@ -77,7 +80,9 @@ class ImageEstimate(BaseModel):
         None, description="if included: index of the vector that the pose retrieves from each memory bank, unrefined"
     )
     landmarks: list[LandmarkPoint] | None = Field(
-        None, description="if a set of landmarks was named: its points, mapped from the keypoints"
+        None,
+        description="if a set of landmarks was named: its points, mapped from the keypoints; empty if `present` is "
+        "below 0.5",
     )
     trajectory: list[list[Point]] | None = Field(
         None, description="if included: the pose after 0, 1, … refine_steps refinements"

@@ -36,6 +36,14 @@ class LandmarkMaps:
     names: tuple[str, ...]
     maps: Array
 
+    def score(self, scores: NDArray[np.float32]) -> Array:
+        """Return the scores (J,) of the landmarks: the mean of the keypoints' (K,), by how much they move each."""
+        count = len(scores)
+        weights = np.sqrt((self.maps[:, : 2 * count].reshape(len(self.maps), count, -1) ** 2).sum(-1))
+        weights += 1e-9  # a landmark that stays in its place follows no keypoint
+        mean: Array = (weights * scores).sum(-1) / weights.sum(-1)
+        return mean.clip(0, 1)
+
     def apply(self, keypoints: NDArray[np.float32]) -> Array:
         """Return the landmarks (J, 2) of a pose (K, 2), both in [-1, 1] of the square."""
         landmarks: Array = apply_maps((keypoints[None].astype(np.float64) + 1) / 2, self.maps)[0] * 2 - 1

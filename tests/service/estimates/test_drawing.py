@@ -86,6 +86,22 @@ def test_overlay_marks_keypoints_and_links(width, height):
     assert max(1, 0.006 * width) < thickness < max(4, 0.04 * width)
 
 
+def test_landmarks_are_drawn_white_with_their_names_beside_them_and_inside_the_picture():
+    picture = Image.new("RGB", (320, 240), (90, 90, 90))
+    marks = [{"name": name, "x": x, "y": y} for name, x, y in (("nose", 100, 100), ("tail tip", 317, 237))]
+    drawn = np.asarray(overlay(picture, Frame(0, -40, 320), np.zeros((0, 2)), [], marks)).astype(int)
+    assert drawn[100, 100].tolist() == [255] * 3
+    assert drawn[237, 317].tolist() == [255] * 3
+    white = (drawn > 170).all(axis=2)
+    assert white[90:110, 108:150].sum() > 25  # "nose", right of its point
+    assert not white[90:110, 50:92].any()
+    assert white[220:240, 240:305].sum() > 40  # there is no room right of the other
+    close = [{"name": name, "x": 100, "y": 100} for name in ("nose", "chin", "lip")]
+    drawn = np.asarray(overlay(picture, Frame(0, -40, 320), np.zeros((0, 2)), [], close)).astype(int)
+    white = (drawn > 170).all(axis=2)
+    assert white[90:110, 108:150].sum() > 25 < white[90:110, 50:92].sum()  # on both sides
+
+
 def test_overlay_leaves_its_input_alone():
     picture = Image.new("RGB", (64, 64))
     overlay(picture, Frame(0, 0, 64), np.array([[30.0, 30.0]]), [])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from service.contract.media.fitting import Frame
+from service.estimates.pictures import describe_landmarks
 from service.estimates.schemas import Estimate
-from service.versions.landmarks import MAX_FIT_LABELS_BYTES
+from service.versions.landmarks import MAX_FIT_LABELS_BYTES, LandmarkMaps
 from service.versions.schemas import FittedLandmarks, Landmarks, LandmarksPage
 
 OLD, NEW = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb"
@@ -72,11 +75,28 @@ async def test_landmarks_are_fitted_and_told_in_new_pictures(http, dog, consumer
         files = [("images", ("new.png", make_picture(*size, where)))]
         estimate = await http.post("/estimate", data={"category": "dog", "landmarks": "anatomy"}, files=files)
         Estimate.model_validate(estimate.json())
+        assert all(0 <= point["score"] <= 1 for point in estimate.json()["images"][0]["landmarks"])
         got = {point["name"]: (point["x"], point["y"]) for point in estimate.json()["images"][0]["landmarks"]}
         for name, place in truth(*size, where).items():
             assert got[name] == pytest.approx(place, abs=0.02 * max(size))
     plain = await http.post("/estimate", data={"category": "dog"}, files=files)
     assert "landmarks" not in plain.json()["images"][0]
+
+
+def test_score_of_a_landmark_is_that_of_the_keypoints_that_move_it():
+    maps = np.zeros((3, 5, 2))
+    maps[0, 2] = 3, -1  # x of the second keypoint
+    maps[1, :4] = [[1, 0], [0, 1], [3, 0], [0, 3]]  # the second three times as much as the first
+    found = LandmarkMaps(("one", "both", "still"), maps).score(np.array([0.2, 0.6], np.float32))
+    assert found.tolist() == pytest.approx([0.6, (0.2 + 3 * 0.6) / 4, 0.4])
+
+
+@pytest.mark.parametrize(("present", "count"), [(None, 1), (0.5, 1), (0.49, 0)])
+def test_where_the_thing_is_not_there_are_no_landmarks(present, count):
+    answer = {} if present is None else {"present": present}
+    maps = LandmarkMaps(("nose",), np.zeros((1, 5, 2)))
+    pose = SimpleNamespace(keypoints=np.zeros((2, 2), np.float32), scores=np.ones(2, np.float32))
+    assert len(describe_landmarks(maps, pose, Frame(0, 0, 64), answer)) == count
 
 
 async def test_boxes_put_the_landmarks_where_they_belong(http, dog, consumer, labelled, make_picture):
