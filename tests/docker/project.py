@@ -100,7 +100,7 @@ def drawn_archive(count: int) -> bytes:
 
 
 def free_port() -> int:
-    """A port of the loopback address that nobody has just now."""
+    """Return a free port of the loopback address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

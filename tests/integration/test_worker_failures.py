@@ -307,7 +307,7 @@ def test_killed_worker_leaves_no_training_process_behind(lab: Lab, monkeypatch: 
 
 
 def _runs(pid: int) -> bool:
-    """Whether there is such a process, and it is more than a name that nobody has asked after."""
+    """Return whether the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

@@ -1,4 +1,4 @@
-"""What schemathesis is told of our API: values that exist, files that can be read, and a check of our own.
+"""Hooks of schemathesis for our API: existing values, readable files, and an additional check.
 
 Loaded by ``st`` as its module of hooks; ``PPL_FUZZ_URL`` is the address of the server.
 """
@@ -64,7 +64,7 @@ def _existing() -> dict[str, list[str]]:
 
 
 def _chosen(value: Any, count: int) -> int:
-    """One of so many, always the same for a value, so that a failure can be had again."""
+    """Choose one of `count`, always the same for a value, so that a failure can be repeated."""
     return zlib.crc32(repr(value).encode()) % count
 
 

@@ -40,7 +40,7 @@ def test_figures_are_plotted(tmp_path: Path) -> None:
     assert not plot_serving([{"subject": "serving", "failure": "no room"}], tmp_path / "c.png")
 
 
-def test_start_tells_how_long_each_part_took() -> None:
+def test_start_reports_how_long_each_part_took() -> None:
     rows = by(measured(start, "--rounds", 1), "part")
     assert set(rows) == {"valkey", "worker", "gateway"}
     assert all(row["ready_s"] > 0 for row in rows.values())
@@ -65,7 +65,7 @@ def test_scale_out_accounts_for_every_request() -> None:
     assert rows[2]["worker-1_cpu_ms_an_image"] >= 0
 
 
-def test_scale_out_tells_an_answer_of_another_request() -> None:
+def test_scale_out_notices_the_response_of_another_request() -> None:
     def body(*widths: int) -> bytes:
         return json.dumps({"images": [{"width": width} for width in widths]}).encode()
 

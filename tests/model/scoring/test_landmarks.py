@@ -64,15 +64,15 @@ def test_left_out_errors_are_those_of_fitting_again_without_each_picture(count: 
     poses, places = _Poses(keypoints), labels[:, 1]
     about = _nearness(keypoints.mean(0), places.mean(0))
     strengths = np.array([0.05, 1.0])
-    told = _Ridge(poses, places).leave_one_out(strengths)
-    assert told.shape == (len(FOLLOWS), 2, count)
+    errors = _Ridge(poses, places).leave_one_out(strengths)
+    assert errors.shape == (len(FOLLOWS), 2, count)
     for row in range(0, count, 4):
         rest = np.arange(count) != row
         for index in np.ndindex(len(FOLLOWS), 2):
             follow, strength = FOLLOWS[index[0]], strengths[index[1]]
             flat = brute(keypoints[rest], places[rest], strength, poses.unit, about, follow)
             predicted = apply_maps(keypoints[row : row + 1], flat[None])[0, 0]
-            assert told[*index, row] == pytest.approx(np.linalg.norm(predicted - places[row]), abs=1e-7)
+            assert errors[*index, row] == pytest.approx(np.linalg.norm(predicted - places[row]), abs=1e-7)
 
 
 def test_keypoints_move_what_is_near_them() -> None:
@@ -117,12 +117,12 @@ def test_error_falls_with_more_pictures_down_to_the_noise() -> None:
 
 @pytest.mark.parametrize("count", [8, 40])
 def test_cross_validated_error_is_about_that_on_new_pictures(count: int) -> None:
-    told, real, test = [], [], world(300, 4, noise=0.02)
+    estimated, real, test = [], [], world(300, 4, noise=0.02)
     for seed in range(8):
         fit = fit_landmarks(*world(count, 10 + seed, noise=0.02))
-        told.append(100 * float(np.nanmean(fit.distances)))
+        estimated.append(100 * float(np.nanmean(fit.distances)))
         real.append(error_percent(apply_maps(test[0], fit.maps), test[1], test[2]))
-    assert np.mean(told) == pytest.approx(np.mean(real), rel=0.25)
+    assert np.mean(estimated) == pytest.approx(np.mean(real), rel=0.25)
 
 
 def test_labels_that_have_nothing_to_do_with_the_pose_give_their_mean_place() -> None:

@@ -109,8 +109,8 @@ def test_damaged_file_is_said_and_the_other_keys_go_on(data_root, caplog):
     assert revoked.revoked_at
 
 
-def test_file_that_can_not_be_opened_shuts_nobody_else_out_and_is_tried_again(data_root, caplog, monkeypatch):
-    """As where somebody made or revoked a key as root, or the process had no descriptor left."""
+def test_unreadable_key_file_affects_no_other_key_and_is_read_again(data_root, caplog, monkeypatch):
+    """For example a key that root created or revoked, or a process without free descriptors."""
     monkeypatch.setattr("service.access.keys.RELOAD_S", 0.0)
     store = KeyStore(data_root)
     key, text = store.create("lab", [Scope.READ])

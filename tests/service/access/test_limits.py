@@ -84,7 +84,7 @@ async def test_a_key_that_asks_too_often_gets_429(serve, data_root, problem):
         assert (await http.get("/livez")).status_code == 200
 
 
-async def test_who_tries_keys_is_bounded_too_and_hinders_nobody_with_a_good_one(serve, data_root, problem):
+async def test_guesses_of_keys_are_limited_without_slowing_valid_keys(serve, data_root, problem):
     http = await serve(api_keys=True, requests_per_s=2)
     good = {"Authorization": f"Bearer {KeyStore(data_root).create('a', [Scope.READ])[1]}"}
     tried = [await http.get("/priors", headers={"Authorization": f"Bearer ppl_{n:012x}_x"}) for n in range(10)]
@@ -196,7 +196,7 @@ async def test_what_the_server_takes_to_put_it_away_does_not_count(serve, monkey
     assert (await http.post("/train-jobs", **dripping(GOOD, 10, 0.1))).status_code == 202
 
 
-async def test_pause_is_told_as_one(serve, problem, monkeypatch):
+async def test_pause_is_reported_as_paused(serve, problem, monkeypatch):
     monkeypatch.setattr("service.http.requests.STALL_S", 2.0)
     http = await serve(slowest_body_bytes_per_s=100)
     found = problem(await http.post("/train-jobs", **dripping(GOOD, 1, 6)), 408, "bad_request")

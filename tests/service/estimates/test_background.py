@@ -247,7 +247,7 @@ async def test_version_deleted_meanwhile_fails_it(serve, send, publish, data_roo
     assert found["error"]["code"] == "unknown_category"
 
 
-async def test_fault_of_the_model_is_told_with_each_picture(http, send, publish, consumer):
+async def test_failure_of_the_model_is_reported_with_each_picture(http, send, publish, consumer):
     publish("dog")
     consumer.error = ModelFailed("it raised")
     found = await ended(http, (await send()).json()["id"])

@@ -121,21 +121,23 @@ def test_room_is_that_of_all_and_that_of_each_key():
             return error.detail
         return ""
 
-    anna, bert, nobody = (PendingEstimate(owner, 30) for owner in ("anna", "bert", None))
+    anna, bert, anonymous = (PendingEstimate(owner, 30) for owner in ("anna", "bert", None))
     assert not refused([anna], [], PendingEstimate("anna", 30))
     assert "2 estimates of API key anna" in refused([anna], [anna], PendingEstimate("anna"))
     assert "estimates of API key anna that wait or are being uploaded have 30" in refused(
         [anna], [], PendingEstimate("anna", 20), 11
     )
     assert "of estimates that wait or are being uploaded have 90" in refused(
-        [anna, bert], [nobody], PendingEstimate("anna", 5), 6
+        [anna, bert], [anonymous], PendingEstimate("anna", 5), 6
     )
-    assert not refused([anna, bert, nobody], [], PendingEstimate(None, 10))
-    assert not refused([nobody, nobody], [nobody], PendingEstimate(None, 10)), "without keys there is no bound of a key"
+    assert not refused([anna, bert, anonymous], [], PendingEstimate(None, 10))
+    assert not refused([anonymous, anonymous], [anonymous], PendingEstimate(None, 10)), (
+        "without keys there is no bound of a key"
+    )
     assert "4 estimates wait in the background or are being uploaded" in refused(
-        [nobody], [PendingEstimate(None)] * 3, PendingEstimate(None)
+        [anonymous], [PendingEstimate(None)] * 3, PendingEstimate(None)
     )
-    assert "4 estimates wait" in refused([nobody] * 4, [], PendingEstimate(None))
+    assert "4 estimates wait" in refused([anonymous] * 4, [], PendingEstimate(None))
 
 
 def received(client) -> int:

@@ -51,7 +51,7 @@ def reply_to(batch_id: str, pixels: np.ndarray, **changes) -> BatchReply:
 
 
 class Line:
-    """Stands for queue and worker: keeps what was sent, and answers when told to."""
+    """Stands for queue and worker: records what was sent and answers on demand."""
 
     def __init__(self, live: int = 1, **limits) -> None:
         self.live = live

@@ -76,7 +76,7 @@ async def test_exif_orientation_is_applied_to_size_and_keypoints(http, consumer,
     assert abs(image["keypoints"][0]["y"] - 30) < 1.5
 
 
-async def test_box_tells_where_to_look(http, consumer, dog, make_picture):
+async def test_box_chooses_the_part_to_estimate(http, consumer, dog, make_picture):
     data = {"category": "dog", "boxes": "[[100, 50, 100, 80]]", "include": "link_map"}
     files = images(make_picture(400, 200, (0.375, 0.45)))
     image = (await http.post("/estimate", data=data, files=files)).json()["images"][0]
@@ -132,9 +132,7 @@ async def test_version_without_a_scale_has_no_surprise(http, make_consumer, dog,
     Estimate.model_validate(answer)
 
 
-async def test_worker_of_an_older_release_that_says_no_codes_is_told_of(
-    http, make_consumer, dog, make_picture, problem
-):
+async def test_missing_codes_of_an_older_worker_are_reported(http, make_consumer, dog, make_picture, problem):
     def older(reply):
         object.__setattr__(reply, "codes", None)
 
@@ -545,7 +543,7 @@ async def test_pictures_without_their_pixels_are_not_kept_in_redis(http, consume
     assert redis_client.exists(routing.pixels_key(batch.batch_id), batch.reply_to) == 0
 
 
-async def test_pixels_expire_when_nobody_takes_them(serve, dog, make_picture, redis_client):
+async def test_pixels_expire_if_no_worker_takes_them(serve, dog, make_picture, redis_client):
     http = await serve(estimate_timeout_s=0.2)
     await http.post("/estimate", data={"category": "dog"}, files=images(make_picture()))
     (key,) = redis_client.keys("ppl:pixels:*")

@@ -292,7 +292,7 @@ async def test_what_the_address_can_not_say(http, consumer, dog, make_picture, p
     assert detail in found["detail"]
 
 
-async def test_unknown_landmarks_in_the_address_are_told(http, consumer, dog, make_picture, problem):
+async def test_unknown_landmarks_in_the_address_are_refused(http, consumer, dog, make_picture, problem):
     files = {"images": ("a.png", make_picture())}
-    answer = await http.post("/estimate?landmarks=nobody", data={"category": "dog"}, files=files)
+    answer = await http.post("/estimate?landmarks=unknown", data={"category": "dog"}, files=files)
     problem(answer, 404, "unknown_landmarks")

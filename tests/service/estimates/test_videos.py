@@ -78,7 +78,7 @@ async def test_a_box_holds_for_every_frame(http, send, publish, consumer, film):
     assert "walk.mp4#000012" in outside["errors"][1]["detail"]
 
 
-async def test_damaged_rest_is_told_after_the_frames_before_it(http, send, publish, consumer, video):
+async def test_damaged_rest_is_reported_after_the_frames_before_it(http, send, publish, consumer, video):
     publish("dog")
     whole = video(60, kind="mkv")
     cut = whole[: len(whole) * 2 // 3]
@@ -129,11 +129,11 @@ async def test_other_formats_of_a_damaged_video_have_its_frames_only_and_tell_th
             answers[form] = await http.get(f"/estimates/{found['id']}/result")
         else:
             answers[form] = sent
-            told = json.loads(sent.headers["ppl-errors"])
-            assert told["count"] == 1
-            errors[form] = [told["first"]]
-    assert [error["code"] for told in errors.values() for error in told] == ["bad_video"] * 3
-    assert all("ends early" in error["detail"] for told in errors.values() for error in told)
+            summary = json.loads(sent.headers["ppl-errors"])
+            assert summary["count"] == 1
+            errors[form] = [summary["first"]]
+    assert [error["code"] for part in errors.values() for error in part] == ["bad_video"] * 3
+    assert all("ends early" in error["detail"] for part in errors.values() for error in part)
     frames = [f"cut.mkv#{image['frame']:06d}" for image in answers["native"].json()["images"]]
     assert len(frames) > 1
     coco = answers["coco"].json()

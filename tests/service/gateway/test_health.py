@@ -88,7 +88,7 @@ async def test_dead_worker_does_not_make_it_ready(http, consumer, redis_client):
     assert (await http.get("/readyz")).status_code == 503
 
 
-async def test_worker_of_another_release_is_told(http, redis_client, problem):
+async def test_worker_of_another_release_is_reported(http, redis_client, problem):
     beat = WorkerHeartbeat(contract=99, kind="inference", id="w9", pid=1, host="x", started_at=0, device="cpu")
     redis_client.set(routing.worker_key("inference", "w9"), beat.model_dump_json())
     redis_client.set(routing.worker_key("inference", "w8"), "junk")
@@ -179,7 +179,7 @@ ppl_inference_batch_seconds_sum 0.5
 """
 
 
-async def test_workers_figures_are_told_apart_by_worker(http, consumer):
+async def test_metrics_of_workers_are_labelled_by_worker(http, consumer):
     await consumer.beat(worker_id="a", metrics=EXPOSITION)
     await consumer.beat(worker_id="b", metrics=EXPOSITION.replace("12.0", "30.0"))
     await consumer.beat(worker_id="c", metrics="this is { no exposition")

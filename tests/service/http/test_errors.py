@@ -1,4 +1,4 @@
-"""Every error is a problem document, whoever raised it."""
+"""Every error is a problem document, from the framework too."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ async def test_what_can_be_read_answers_head(http, publish):
         assert (head.status_code, head.content) == (200, b"")
         for name in ("content-type", "content-length"):
             assert head.headers.get(name) == whole.headers.get(name), path
-    told = (await http.get("/metrics")).text
-    assert 'ppl_http_requests_total{method="HEAD",route="/priors",status="200"} 1.0' in told
+    metrics = (await http.get("/metrics")).text
+    assert 'ppl_http_requests_total{method="HEAD",route="/priors",status="200"} 1.0' in metrics
     assert (await http.post("/static-offline-docs/swagger-ui.css")).headers["allow"] == "GET, HEAD"
     assert (await http.head("/priors/cat")).status_code == 404
     assert (await http.head("/estimate")).status_code == 405
@@ -113,7 +113,7 @@ async def test_bad_query_names_the_field(http, problem):
     assert "limit is 'many'" in document["detail"]
 
 
-async def test_fault_tells_the_client_nothing_and_the_log_all(http, problem, caplog):
+async def test_unexpected_error_is_hidden_from_the_client_and_logged(http, problem, caplog):
     @http.app.get("/fault")
     async def fault(secret: str = Query("s3cret")) -> None:
         raise RuntimeError(f"the {secret}")

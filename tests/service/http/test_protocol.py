@@ -102,7 +102,7 @@ async def test_a_long_body_and_many_requests_are_no_long_head(port: int) -> None
 
 async def test_a_head_that_does_not_come_is_not_waited_for(port: int) -> None:
     begun = asyncio.get_running_loop().time()
-    assert await talk(port) == b""  # who says nothing is told nothing
+    assert await talk(port) == b""  # no request, no response
     slow = b"GET / HTTP/1.1\r\nx: y" + b"y" * 40
     answer = await talk(port, *(slow[place : place + 1] for place in range(len(slow))), pause_s=0.05)
     assert "0.5 s" in refused(answer, 408)["detail"]

@@ -56,7 +56,7 @@ async def test_what_a_thread_logs_has_the_id(http, logged, monkeypatch):
     assert "[mine] service.test: in a thread" in logged.text
 
 
-async def test_a_batch_that_failed_is_told_with_its_requests(http, make_consumer, publish, make_picture, logged):
+async def test_failed_batch_is_logged_with_its_requests(http, make_consumer, publish, make_picture, logged):
     consumer = await make_consumer()
     from service.contract.errors import ModelFailed
 

@@ -86,11 +86,11 @@ async def test_what_can_not_be_continued_is_refused(post, publish, problem, no_t
     assert word in document["detail"]
 
 
-async def test_version_without_its_weights_is_told(post, publish, problem, data_root, no_trace):
+async def test_version_without_its_weights_is_reported(post, publish, problem, data_root, no_trace):
     publish("dog", VERSION)
     (data_root / "categories" / "dog" / "versions" / VERSION / "weights.safetensors").unlink()
-    told = problem(await post(continue_from="active"), 500, "store_corrupt")
-    assert "lacks its weights" in told["detail"]
+    document = problem(await post(continue_from="active"), 500, "store_corrupt")
+    assert "lacks its weights" in document["detail"]
 
 
 async def test_the_same_value_may_be_named(post, publish):

@@ -112,7 +112,7 @@ async def test_video_is_a_dataset_of_clips(post, video):
 
 
 @pytest.mark.parametrize(
-    ("sent", "status", "code", "told"),
+    ("sent", "status", "code", "detail"),
     [
         ({"archive": None}, 422, "bad_archive", "send a zip"),
         ({"archive": b""}, 422, "bad_archive", "empty"),
@@ -127,9 +127,9 @@ async def test_video_is_a_dataset_of_clips(post, video):
         ({"labels": ("l.csv", b"")}, 422, "bad_labels", "empty"),
     ],
 )
-async def test_refused_dataset_leaves_nothing(post, problem, no_trace, sent, status, code, told):
+async def test_refused_dataset_leaves_nothing(post, problem, no_trace, sent, status, code, detail):
     document = problem(await post(**sent), status, code)
-    assert told in document["detail"]
+    assert detail in document["detail"]
     no_trace()
 
 
@@ -315,7 +315,7 @@ async def test_files_are_copied_where_the_disk_knows_no_links(post, train, data_
     assert (data_root / "jobs" / job["id"] / "archive").read_bytes() == GOOD
 
 
-async def test_full_disk_is_told_and_leaves_nothing(post, problem, no_trace, monkeypatch):
+async def test_full_disk_is_reported_and_leaves_nothing(post, problem, no_trace, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 

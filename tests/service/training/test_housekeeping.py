@@ -29,16 +29,16 @@ def to(status: JobStatus):
 def test_oldest_that_ended_are_trimmed(store: JobStore, redis_client: redis.Redis) -> None:
     waiting = make(store)
     ended = [make(store) for _ in range(5)]
-    told = make(store, webhook_url="https://example.org/hook")
-    for job in (*ended, told):
+    notifying = make(store, webhook_url="https://example.org/hook")
+    for job in (*ended, notifying):
         store.update(job.id, to(JobStatus.FAILED))
     assert trim_jobs(redis_client, store, 6, 0) == []
     assert trim_jobs(redis_client, store, 3, 60) == [], "they ended less than a minute ago"
     assert trim_jobs(redis_client, store, 3, 0) == [job.id for job in ended[:3]]
-    assert {job.id for job in store.page().items} == {waiting.id, told.id, ended[3].id, ended[4].id}
-    # one whose end is still to be told stays, also where others would have to go first
+    assert {job.id for job in store.page().items} == {waiting.id, notifying.id, ended[3].id, ended[4].id}
+    # a job whose webhook is due stays, even if it is the oldest
     assert trim_jobs(redis_client, store, 0, 0) == [job.id for job in ended[3:]]
-    assert {job.id for job in store.page().items} == {waiting.id, told.id}
+    assert {job.id for job in store.page().items} == {waiting.id, notifying.id}
     assert [key for key in redis_client.scan_iter() if ended[0].id.encode() in key] == []
 
 

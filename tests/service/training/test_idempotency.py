@@ -174,7 +174,7 @@ async def test_two_senders_may_use_the_same_key(http):
 
 
 async def test_what_the_request_named_may_have_gone_since(http, post, publish, data_root, problem):
-    """The answer may have been lost for hours: sent again, the request still tells what it made."""
+    """A repeated request still returns the job it created, even hours later."""
     publish("dog", "20260101T000000-abc123")
     publish("dog", "20260102T000000-abc124")
     sent = await http.post("/datasets", files={"archive": ("pictures.zip", GOOD)})
@@ -212,8 +212,8 @@ async def test_what_the_request_named_may_have_gone_since(http, post, publish, d
     problem(new, 404, "unknown_version")
 
 
-async def test_what_another_made_under_the_same_key_is_not_told(serve, data_root, problem):
-    """Each API key has names of its own, also where what the request names has gone."""
+async def test_same_key_of_another_owner_finds_nothing(serve, data_root, problem):
+    """Idempotency keys belong to one API key, even if the request names something deleted."""
     http = await serve(api_keys=True)
     store = KeyStore(data_root)
     anna, bert = (

@@ -102,14 +102,14 @@ async def test_stream_of_an_ended_job_ends_after_completed(http, job_id):
     assert response.headers["content-type"].startswith("text/event-stream")
     assert response.headers["cache-control"] == "no-cache"
     assert "retry: 2000" in response.text
-    told = events_in(response.text)
-    assert [(item["id"], item["event"]) for item in told] == [
+    events = events_in(response.text)
+    assert [(item["id"], item["event"]) for item in events] == [
         ("1", "status"),
         ("2", "status"),
         ("3", "status"),
         ("4", "completed"),
     ]
-    assert json.loads(told[-1]["data"])["data"]["status"] == "cancelled"
+    assert json.loads(events[-1]["data"])["data"]["status"] == "cancelled"
     for last, ids in (("0", "1234"), ("2", "34"), ("3", "4")):
         again = await http.get(f"/train-jobs/{job_id}/events", headers={**SSE, "Last-Event-ID": last})
         assert "".join(item["id"] for item in events_in(again.text)) == ids

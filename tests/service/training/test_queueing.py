@@ -85,7 +85,7 @@ def test_nothing_is_promised_where_nothing_is_known(jobs, redis_client, make):
     first, second = make(), make()
     assert places(jobs, redis_client)[first] == (1, None)
     PaceBook(redis_client).note(SETTINGS, Pace(0.1, 2.0))
-    assert places(jobs, redis_client, workers=0)[first] == (1, None)  # nobody would begin
+    assert places(jobs, redis_client, workers=0)[first] == (1, None)  # no worker would begin
     make(JobStatus.RUNNING, None)
     assert places(jobs, redis_client)[second] == (2, None)
 

@@ -1,4 +1,4 @@
-"""The ends of jobs, told to a real receiver on this machine."""
+"""Webhooks: the ends of jobs, sent to a real receiver on this machine."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ async def until(condition, timeout_s: float = 10.0) -> None:
         await asyncio.sleep(0.02)
 
 
-async def told(sender: WebhookSender) -> None:
-    """One round, and all that it began."""
+async def deliver_due(sender: WebhookSender) -> None:
+    """Run one round and wait for its deliveries."""
     await sender.start_due()
     await asyncio.gather(*sender._running.values())
 
 
-async def test_end_of_a_job_is_told_and_signed(serve, receiver, data_root):
+async def test_end_of_a_job_is_sent_and_signed(serve, receiver, data_root):
     http = await serve(webhook_private=True)
     data = {"category": "dog", "webhook_url": f"{receiver.url}/hook?a=1"}
     job = (await http.post("/train-jobs", data=data, files={"archive": ("a.zip", GOOD)})).json()
@@ -129,7 +129,7 @@ async def test_end_of_a_job_is_told_and_signed(serve, receiver, data_root):
     assert events[-1]["kind"] == "completed"
 
 
-async def test_what_ended_while_no_gateway_ran_is_told_by_the_next(serve, receiver, jobs):
+async def test_next_gateway_sends_what_ended_while_none_ran(serve, receiver, jobs):
     job_id = ended(jobs, receiver.url)
     await serve(webhook_private=True)
     await until(lambda: receiver.requests)
@@ -155,16 +155,16 @@ async def test_it_is_sent_again_until_it_is_taken(sender, receiver, jobs, redis_
     sender = await sender()
     receiver.answers = [500, 302]
     job_id = ended(jobs, receiver.url)
-    await told(sender)
+    await deliver_due(sender)
     assert jobs.get(job_id).webhook.model_dump(exclude={"url"}) == {
         "status": "pending",
         "attempts": 1,
         "last_error": "the receiver answered 500",
         "delivered_at": None,
     }
-    await told(sender)
-    assert jobs.get(job_id).webhook.last_error == "the receiver answered 302"  # and nobody followed it
-    await told(sender)
+    await deliver_due(sender)
+    assert jobs.get(job_id).webhook.last_error == "the receiver answered 302"  # the redirect was not followed
+    await deliver_due(sender)
     webhook = jobs.get(job_id).webhook
     assert (webhook.status, webhook.attempts, webhook.last_error) == ("delivered", 3, None)
     assert redis_client.zcard(routing.WEBHOOKS) == 0
@@ -181,12 +181,12 @@ async def test_pauses_between_attempts_grow_and_end_after_about_a_day(sender, re
     receiver.answers = [503] * 20
     job_id = ended(jobs, receiver.url)
     for pause_s in RETRIES_S:
-        await told(sender)
+        await deliver_due(sender)
         due = redis_client.zscore(routing.WEBHOOKS, job_id)
         assert due == pytest.approx(time.time() + pause_s, abs=5)
-        await told(sender)  # not due yet
+        await deliver_due(sender)  # not due yet
         redis_client.zadd(routing.WEBHOOKS, {job_id: 0})
-    await told(sender)
+    await deliver_due(sender)
     webhook = jobs.get(job_id).webhook
     assert (webhook.status, webhook.attempts) == ("failed", len(RETRIES_S) + 1)
     assert redis_client.zcard(routing.WEBHOOKS) == 0
@@ -197,16 +197,16 @@ async def test_receiver_that_is_gone_is_not_asked_again(sender, receiver, jobs, 
     sender = await sender()
     receiver.answers = [410]
     job_id = ended(jobs, receiver.url)
-    await told(sender)
+    await deliver_due(sender)
     assert jobs.get(job_id).webhook.status == "failed"
     assert redis_client.zcard(routing.WEBHOOKS) == 0
 
 
-async def test_nobody_there_is_noted(sender, receiver, jobs):
+async def test_missing_receiver_is_recorded(sender, receiver, jobs):
     sender = await sender()
     job_id = ended(jobs, receiver.url)
     receiver.close()
-    await told(sender)
+    await deliver_due(sender)
     webhook = jobs.get(job_id).webhook
     assert webhook.status == "pending"
     assert "ConnectError" in webhook.last_error
@@ -217,7 +217,7 @@ async def test_two_gateways_tell_it_once(sender, receiver, jobs):
     for _ in range(4):
         ended(jobs, receiver.url)
     other = await sender()
-    await asyncio.gather(told(first), told(other), told(first))
+    await asyncio.gather(deliver_due(first), deliver_due(other), deliver_due(first))
     assert len(receiver.requests) == 4
 
 
@@ -233,7 +233,7 @@ async def test_a_name_that_leads_to_a_private_address_gets_nothing(sender, recei
         return await real("127.0.0.1" if host == "rebound.example" else host, *arguments, **named)
 
     monkeypatch.setattr(loop, "getaddrinfo", rebound)
-    await told(sender)
+    await deliver_due(sender)
     webhook = jobs.get(job_id).webhook
     assert webhook.status == "pending"
     assert "private" in webhook.last_error
@@ -250,17 +250,17 @@ async def test_private_address_is_refused_at_the_door(http, problem, no_trace):
     assert (await http.post("/train-jobs", json=body)).status_code in (400, 422)
 
 
-async def test_job_whose_record_was_deleted_is_told_no_more(sender, receiver, jobs, redis_client):
+async def test_deleted_job_sends_no_webhook(sender, receiver, jobs, redis_client):
     sender = await sender()
     jobs.delete(ended(jobs, receiver.url))
     assert redis_client.zcard(routing.WEBHOOKS) == 0
     redis_client.zadd(routing.WEBHOOKS, {"0123456789abcdef": 0})
-    await told(sender)
+    await deliver_due(sender)
     assert redis_client.zcard(routing.WEBHOOKS) == 0
     assert receiver.requests == []
 
 
-async def test_job_without_webhook_tells_nothing(jobs, redis_client):
+async def test_job_without_webhook_sends_nothing(jobs, redis_client):
     job = jobs.create(NewJob("dog", {}, 5))
     jobs.update(job.id, lambda record: record.move(JobStatus.FAILED))
     assert redis_client.zcard(routing.WEBHOOKS) == 0

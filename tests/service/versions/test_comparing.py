@@ -48,7 +48,7 @@ def test_keypoints_learned_apart_are_matched_by_position():
     assert (changed["from_weight"], changed["to_weight"]) == (0.1, 0.0)
 
 
-def test_links_come_and_go_at_the_threshold_that_is_told():
+def test_links_come_and_go_at_the_threshold_in_the_response():
     newer = prior("b", weights={(0, 1): 1.0, (0, 2): 0.2, (3, 4): 0.25})
     found = compare(prior("a"), newer, "number", 0.25)
     assert found["strong"] == 0.25

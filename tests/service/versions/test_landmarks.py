@@ -57,7 +57,7 @@ async def fit(http, pictures, labels, name="anatomy", **fields):
     return await http.post("/priors/dog/landmarks", data={"name": name, **fields}, files=files)
 
 
-async def test_landmarks_are_fitted_and_told_in_new_pictures(http, dog, consumer, labelled, make_picture):
+async def test_landmarks_are_fitted_and_returned_for_new_pictures(http, dog, consumer, labelled, make_picture):
     pictures, _, labels = labelled()
     answer = await fit(http, pictures, labels)
     assert answer.status_code == 201, answer.text
@@ -141,8 +141,8 @@ async def test_estimate_with_landmarks_that_there_are_not_is_refused(http, dog, 
         return await http.post("/estimate", data={"category": "dog", **data}, files=files)
 
     assert (await estimate(landmarks="anatomy")).status_code == 200
-    told = problem(await estimate(landmarks="anatom"), 404, "unknown_landmarks")
-    assert "anatomy" in told["detail"]
+    document = problem(await estimate(landmarks="anatom"), 404, "unknown_landmarks")
+    assert "anatomy" in document["detail"]
     problem(await estimate(landmarks="anatomy", version=OLD), 404, "unknown_landmarks")
     problem(await estimate(landmarks="../anatomy"), 422, "bad_landmarks")
     await http.delete("/priors/dog/landmarks/anatomy")
@@ -225,8 +225,8 @@ async def test_what_can_not_be_fitted_is_refused(
         labels += b"".join(b"\n%03d.png,tail,900,4,1" % number for number in range(3))
     if change.pop("junk", False):
         pictures["003.png"] = b"junk"
-    told = problem(await fit(http, pictures, labels, **change), status, code)
-    assert said in told["detail"]
+    document = problem(await fit(http, pictures, labels, **change), status, code)
+    assert said in document["detail"]
     if not consumer.batches:  # the queue leaves keys of its own
         no_trace()
 

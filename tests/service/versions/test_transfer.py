@@ -81,7 +81,7 @@ def unpacked(data: bytes) -> dict[str, bytes]:
 
 
 def packed(files: dict[str, bytes], *, kind=zipfile.ZIP_STORED, sums: bool = True) -> bytes:
-    """A zip of these files, with a manifest that tells the truth about them unless it shall stay as it is."""
+    """Zip the files; write their sizes and checksums to the manifest unless `sums` is false."""
     if sums and MANIFEST in files:
         manifest = json.loads(files[MANIFEST])
         manifest["files"] = {
@@ -227,7 +227,7 @@ async def test_of_two_gateways_that_import_at_once_one_wins(serve, http, version
 
 
 @pytest.mark.parametrize(("given", "active"), [(None, "old"), ("false", "old"), ("true", NAME)])
-async def test_import_activates_only_where_it_shall(http, there, version, given, active):
+async def test_import_activates_only_if_asked(http, there, version, given, active):
     data = (await export(http)).content
     files = unpacked(data)
     old = {**json.loads(files["version.json"]), "version": "20250101T000000-old"}
@@ -252,7 +252,7 @@ def changed(files: dict[str, bytes], name: str, **changes) -> dict[str, bytes]:
 def landmark_set(weight: float) -> dict:
     """A set of one landmark of five keypoints."""
     error = {"name": "eye", "visible": 6, "error_percent": 1.0, "error_px": 1.0}
-    told = {"folds": 5, "error_percent": 1.0, "error_px": 1.0, "mean_place_percent": 2.0, "per_landmark": [error]}
+    scores = {"folds": 5, "error_percent": 1.0, "error_px": 1.0, "mean_place_percent": 2.0, "per_landmark": [error]}
     return {
         "format": 1,
         "name": "eyes",
@@ -261,7 +261,7 @@ def landmark_set(weight: float) -> dict:
         "images": 6,
         "strength": 1.0,
         "maps": [[[weight, weight]] * 11],
-        "cross_validation": told,
+        "cross_validation": scores,
         "created_at": "2026-01-01T00:00:00.000Z",
     }
 
@@ -440,8 +440,8 @@ def hurt(files: dict[str, bytes], what: str) -> bytes:
 )
 async def test_file_with_one_thing_wrong_is_refused(http, there, version, problem, what, said):
     files = unpacked((await export(http)).content)
-    told = problem(await bring(there, hurt(files, what)), 422, "bad_version_file")
-    assert said in told["detail"]
+    document = problem(await bring(there, hurt(files, what)), 422, "bad_version_file")
+    assert said in document["detail"]
     assert [path for path in there.root.rglob("*") if path.name != "categories"] == []
 
 

@@ -41,8 +41,8 @@ async def test_alias_is_made_shown_and_removed(http, dog, problem):
 
 async def test_alias_that_exists_is_moved_only_from_where_it_is_known_to_be(http, dog, problem):
     await put(http, "champion", OLD)
-    told = problem(await put(http, "champion", NEW), 428, "precondition_required")
-    assert OLD in told["detail"]
+    document = problem(await put(http, "champion", NEW), 428, "precondition_required")
+    assert OLD in document["detail"]
     problem(await put(http, "champion", NEW, If_Match=f'"{NEW}"'), 412, "precondition_failed")
     problem(await put(http, "champion", NEW, If_Match=f'W/"{OLD}"'), 412, "precondition_failed")
     problem(await put(http, "champion", NEW, If_Match="nonsense"), 400, "bad_request")
@@ -121,8 +121,8 @@ async def test_active_can_not_be_removed(http, dog, problem):
 
 
 async def test_version_is_deleted_unless_something_points_to_it(http, dog, problem, data_root):
-    told = problem(await http.delete(f"/priors/dog/versions/{NEW}"), 409, "version_in_use")
-    assert "active" in told["detail"]
+    document = problem(await http.delete(f"/priors/dog/versions/{NEW}"), 409, "version_in_use")
+    assert "active" in document["detail"]
     await put(http, "champion", OLD)
     problem(await http.delete(f"/priors/dog/versions/{OLD}"), 409, "version_in_use")
     problem(await http.delete("/priors/dog/versions/champion"), 404, "unknown_version")
@@ -177,7 +177,7 @@ async def test_estimate_of_a_deleted_version_is_refused_though_it_was_served_bef
     problem(await ask(), 404, "unknown_version")
 
 
-async def test_job_keeps_whether_it_shall_activate(http, data_root, make_picture, problem):
+async def test_job_stores_activate(http, data_root, make_picture, problem):
     folder = data_root / "imports"
     folder.mkdir()
     (folder / "a.png").write_bytes(make_picture())
@@ -186,12 +186,12 @@ async def test_job_keeps_whether_it_shall_activate(http, data_root, make_picture
         job = (await http.post("/train-jobs", json=body)).json()
         assert job["activate"] == kept
         assert (await http.get(f"/train-jobs/{job['id']}")).json()["activate"] == kept
-    told = problem(
+    document = problem(
         await http.post("/train-jobs", json={"category": "dog", "folder": "imports", "activate": "maybe"}),
         422,
         "bad_request",
     )
-    assert told["field"] == "activate"
+    assert document["field"] == "activate"
 
 
 @pytest.mark.parametrize("odd", ["%00", "%FF%FE", "..%2F..%2Fx", "%ED%A0%80", "a" * 300, "%0A", "DOG", "%E2%80%AE"])

@@ -1,4 +1,4 @@
-"""Events are told with the change that they tell of: none lost, none twice, numbered without a hole."""
+"""Events are written with the change that they describe: none lost, none twice, numbered without gaps."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def checkpoint(step: int) -> Checkpoint:
     return Checkpoint(step=step, saved_at=datetime.now(UTC), size_bytes=10 * step, losses={"total": 1.5})
 
 
-def test_life_of_a_job_is_told_to_its_end(store: JobStore, log: EventLog) -> None:
+def test_events_describe_a_job_from_creation_to_end(store: JobStore, log: EventLog) -> None:
     job = make(store, 1000, JobStatus.QUEUED, JobStatus.RUNNING)
     store.update(job.id, at_step(500))
 
@@ -59,9 +59,9 @@ def test_life_of_a_job_is_told_to_its_end(store: JobStore, log: EventLog) -> Non
         record.job.progress.step = 1000
 
     store.update(job.id, finish)
-    told = everything(log, job.id)
-    assert [event.id for event in told] == list(range(1, len(told) + 1))
-    assert [event.kind for event in told] == [
+    events = everything(log, job.id)
+    assert [event.id for event in events] == list(range(1, len(events) + 1))
+    assert [event.kind for event in events] == [
         *["status"] * 3,
         "progress",
         "metric",
@@ -71,14 +71,14 @@ def test_life_of_a_job_is_told_to_its_end(store: JobStore, log: EventLog) -> Non
         "status",
         "completed",
     ]
-    assert [event.data["status"] for event in told if event.kind is EventKind.STATUS] == [
+    assert [event.data["status"] for event in events if event.kind is EventKind.STATUS] == [
         "validating",
         "queued",
         "running",
         "succeeded",
     ]
-    assert told[4].data == {"step": 500, "total": 0.002, "steps_per_s": 2.0}, "counts are no losses"
-    assert told[-1].data == {"status": "succeeded", "version": "v1", "error": None}
+    assert events[4].data == {"step": 500, "total": 0.002, "steps_per_s": 2.0}, "counts are no losses"
+    assert events[-1].data == {"status": "succeeded", "version": "v1", "error": None}
 
 
 def test_failure_is_completed_with_its_reason(store: JobStore, log: EventLog) -> None:
@@ -91,7 +91,7 @@ def test_failure_is_completed_with_its_reason(store: JobStore, log: EventLog) ->
     }
 
 
-def test_refused_change_tells_nothing(store: JobStore, log: EventLog) -> None:
+def test_refused_change_writes_no_event(store: JobStore, log: EventLog) -> None:
     job = make(store)
 
     def change(record: JobRecord) -> None:
@@ -103,7 +103,7 @@ def test_refused_change_tells_nothing(store: JobStore, log: EventLog) -> None:
     assert len(everything(log, job.id)) == 1
 
 
-def test_write_that_comes_twice_tells_once(store: JobStore, log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_write_writes_its_event_once(store: JobStore, log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
     real = store._redis.eval
 
     def twice(*args: object) -> object:
@@ -127,9 +127,9 @@ def test_writers_side_by_side_leave_no_hole(store: JobStore, log: EventLog) -> N
         thread.start()
     for thread in threads:
         thread.join()
-    told = everything(log, job.id)
-    assert [event.id for event in told] == list(range(1, 82))
-    assert told[-1].data == {"message": "a line, ☃ 😀"}
+    events = everything(log, job.id)
+    assert [event.id for event in events] == list(range(1, 82))
+    assert events[-1].data == {"message": "a line, ☃ 😀"}
 
 
 def test_progress_of_a_long_run_is_thinned(store: JobStore, log: EventLog) -> None:
@@ -152,9 +152,9 @@ def test_oldest_events_are_dropped_beyond_the_bound(
 
     for _ in range(2):
         store.update(job.id, many)
-    told = everything(log, job.id)
-    assert 200 <= len(told) < 400
-    assert [event.id for event in told] == list(range(1002 - len(told), 1002)), "the rest keeps its numbers"
+    events = everything(log, job.id)
+    assert 200 <= len(events) < 400
+    assert [event.id for event in events] == list(range(1002 - len(events), 1002)), "the rest keeps its numbers"
 
 
 def test_pages_go_on_where_they_ended(store: JobStore, log: EventLog) -> None:

@@ -208,7 +208,7 @@ QUEUED, RUNNING, PAUSED = JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.PAUSED
 
 
 @pytest.mark.parametrize("steps", [(), (QUEUED,), (QUEUED, RUNNING), (QUEUED, PAUSED)])
-def test_cancel_ends_a_job_that_nobody_works_on(store: JobStore, steps: tuple[JobStatus, ...]) -> None:
+def test_cancel_ends_a_job_without_a_worker(store: JobStore, steps: tuple[JobStatus, ...]) -> None:
     job = make(store)
     for status in steps:
         store.update(job.id, to(status))
@@ -413,7 +413,7 @@ def test_job_that_was_to_be_paused_is_once_its_worker_is_gone(store: JobStore) -
     assert lease is not None
     assert store.pause(job.id).status is JobStatus.RUNNING
     lease.release()
-    assert store.reconcile(lambda job_id: pytest.fail("nobody shall train it")) == set()
+    assert store.reconcile(lambda job_id: pytest.fail("no message may be sent")) == set()
     assert store.get(job.id).status is PAUSED
     store.resume(job.id)
     assert not store.record(job.id).ahead, "its owner let others go before it"

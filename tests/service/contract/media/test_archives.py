@@ -316,7 +316,7 @@ def test_damaged_member_of_a_zip_is_named_and_does_not_stop_the_rest(write):
 
 
 def test_size_in_a_zip_directory_bounds_what_is_unpacked(write):
-    """A directory that tells too small a size gets an error for that member, not more bytes."""
+    """A directory with too small a size gives an error for that member, not more bytes."""
     data = bytearray(zip_of({"a.jpg": bytes(10 * 2**20)}))
     entry = data.index(b"PK\x01\x02")
     struct.pack_into("<I", data, entry + 24, 1000)

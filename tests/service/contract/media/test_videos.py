@@ -77,7 +77,7 @@ def read(path: Path, count: int = MANY, limits: VideoLimits = VideoLimits()) -> 
 
 
 def level(image: Image.Image) -> float:
-    """The grey that tells a frame's number, taken away from the red corner."""
+    """Return the grey that encodes a frame's number, read away from the red corner."""
     return float(np.asarray(image)[image.height * 3 // 4, image.width * 3 // 4].mean())
 
 
@@ -324,7 +324,7 @@ def test_without_pyav_the_error_names_the_extra(put, monkeypatch):
         next(iter_frames(path, 2))
 
 
-def test_decoder_that_dies_is_told_and_the_frames_before_it_are_kept(put, processes):
+def test_crash_of_the_decoder_is_reported_and_earlier_frames_are_kept(put, processes):
     frames = iter_frames(put(frames=200, size=(640, 480)), MANY)
     first = next(frames)
     os.kill(processes[0].pid, signal.SIGKILL)
@@ -346,7 +346,7 @@ def test_what_check_raises_ends_the_decoding_at_once(put, processes):
     assert processes[0].poll() is not None
 
 
-def test_frames_that_nobody_wants_any_more_end_the_decoder(put, processes):
+def test_closing_the_frames_ends_the_decoder(put, processes):
     frames = iter_frames(put(frames=50), MANY)
     next(frames)
     frames.close()

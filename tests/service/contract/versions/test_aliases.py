@@ -83,7 +83,7 @@ def test_alias_and_version_can_not_share_a_name(store: VersionStore) -> None:
         assert name not in store.versions("dog")
 
 
-def test_unknown_things_are_told_apart(store: VersionStore) -> None:
+def test_unknown_categories_versions_and_aliases_raise_different_errors(store: VersionStore) -> None:
     with pytest.raises(UnknownAlias):
         store.alias("dog", "champion")
     with pytest.raises(UnknownAlias):
@@ -128,7 +128,7 @@ def test_version_with_an_alias_is_not_deleted(store: VersionStore) -> None:
     assert store.list_staged("dog") == []
 
 
-def test_deleted_version_that_comes_back_is_told_from_the_old_one(store: VersionStore) -> None:
+def test_identity_differs_after_a_version_was_deleted_and_created_again(store: VersionStore) -> None:
     before = store.identity("dog", V1)
     delete_version(store, "dog", V1)
     with pytest.raises(UnknownVersion):
@@ -159,7 +159,7 @@ print(won)
 
 
 def test_processes_that_move_one_alias_never_overwrite_each_other(store: VersionStore, data_root: Path) -> None:
-    """Each successful move flips the alias, so its place tells the parity of all of them."""
+    """Each successful move flips the alias, so its place gives the parity of all of them."""
     move_alias(store, "dog", "champion", V1)
     command = [sys.executable, "-c", MOVER, str(data_root), V1, V2]
     movers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
