@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +34,20 @@ class LabelledPictures:
     keypoint_names: tuple[str, ...]
     split_from: str
     without_picture: int
+
+    def save(self, file: IO[bytes]) -> None:
+        """Write an .npz."""
+        facts: dict[str, Any] = dict(vars(self))
+        arrays = {name: facts.pop(name) for name in ("pictures", "keypoints", "visibility", "heldout")}
+        np.savez(file, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> LabelledPictures:
+        """Read a file that `save` wrote."""
+        with np.load(path, allow_pickle=False) as arrays:
+            values = {name: arrays[name] for name in arrays.files}
+        facts = json.loads(values.pop("facts").tobytes())
+        return cls(**values, **facts | {"keypoint_names": tuple(facts["keypoint_names"])})
 
 
 def match_labels(

@@ -19,7 +19,7 @@ from model.config import PPLConfig
 from model.scoring.label_files import read_labels
 from model.scoring.label_matching import LabelledPictures, match_labels, training_rows
 from model.scoring.labels import LabelsError
-from service.contract.durable_files import write_json
+from service.contract.durable_files import atomic_write, write_json
 from service.contract.errors import BadLabels, TooFewPictures, TrainingFailed
 from service.contract.jobs.files import JobFiles, training_folder
 from service.contract.jobs.store import JobRecord, JobStatus
@@ -185,15 +185,22 @@ def load_clips(files: JobFiles, job_id: str) -> NDArray[np.int64] | None:
 
 
 def match_job_labels(files: JobFiles, job_id: str) -> LabelledPictures | None:
-    """Match a prepared job's labels to its pictures; return None if the job has no labels.
+    """Return a prepared job's labels matched to its pictures; None if the job has no labels.
 
-    Raises BadLabels if the labels can't be read, match no picture, or leave nothing to fit or score.
+    They are matched once and stored: the held-out pictures stay the same if a later release continues the job. Raises
+    BadLabels if the labels can't be read, match no picture, or leave nothing to fit or score.
     """
+    stored = files.labelled(job_id)
+    if stored.exists():
+        return LabelledPictures.load(stored)
     if not files.labels(job_id).exists():
         return None
     info = json.loads(files.pictures_info(job_id).read_text(encoding="utf-8"))
     try:
         labels = read_labels(files.labels(job_id))
-        return match_labels(labels, info["names"], info["sizes"], load_clips(files, job_id), NAMES_HINT)
+        labelled = match_labels(labels, info["names"], info["sizes"], load_clips(files, job_id), NAMES_HINT)
     except LabelsError as error:
         raise BadLabels(f"the labels can't be used: {error}") from error
+    with atomic_write(stored) as file:
+        labelled.save(file)
+    return labelled

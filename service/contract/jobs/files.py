@@ -56,6 +56,7 @@ class JobFiles:
     checkpoint = partialmethod(_path, name="checkpoint")  # the trainer's folder
     pictures = partialmethod(_path, name="pictures.npy")  # prepared, uint8 (N, S, S, 3)
     pictures_info = partialmethod(_path, name="pictures.json")  # written last: it exists once all is prepared
+    labelled = partialmethod(_path, name="labelled.npz")  # the labels matched to the pictures
     clips = partialmethod(_path, name="clips.npy")  # number of each picture's clip, int64 (N,); only in mode clips
     training_pictures = partialmethod(_path, name="training.npy")  # without held-out ones; only if some are held out
 

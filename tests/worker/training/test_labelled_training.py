@@ -109,6 +109,29 @@ def test_without_a_split_a_fifth_is_held_out_by_name(desk: SimpleNamespace, star
     assert (evaluation["split_from"], evaluation["train_images"], evaluation["heldout_images"]) == ("names", 8, 2)
 
 
+def test_held_out_pictures_are_those_of_the_preparation(
+    desk: SimpleNamespace, start: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process, or a later release, does not parse and match the labels again."""
+    job = start(csv(NAMES, lambda row: "test" if row in (2, 5) else "train"))
+    # as releases before wrote it, too: their jobs are continued
+    with np.load(desk.files.folder(job.id) / "labelled.npz", allow_pickle=False) as stored:
+        assert sorted(stored.files) == ["facts", "heldout", "keypoints", "pictures", "visibility"]
+        assert json.loads(stored["facts"].tobytes()) == {
+            "keypoint_names": list(JOINTS),
+            "split_from": "labels",
+            "without_picture": 0,
+        }
+        assert np.flatnonzero(stored["heldout"]).tolist() == [2, 5]
+    monkeypatch.setattr("worker.uploads.preparer.read_labels", None)
+    desk.runner.run(job.id)
+    done = desk.jobs.get(job.id)
+    assert done.status is JobStatus.SUCCEEDED, done.error
+    assert done.evaluation is not None
+    assert (done.evaluation["train_images"], done.evaluation["heldout_images"]) == (10, 2)
+    assert done.evaluation["keypoint_names"] == list(JOINTS)
+
+
 def test_labels_do_not_change_what_is_learned(desk: SimpleNamespace, start: Callable[..., Job]) -> None:
     jobs = [
         start(csv(NAMES, lambda row: "test" if row < 2 else "train", np.full((12, 3, 2), place)))

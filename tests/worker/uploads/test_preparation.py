@@ -16,6 +16,7 @@ from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS
 from service.contract.jobs.store import JobStatus, NewJob
 from service.contract.media.fitting import fit_square
 from service.contract.media.pictures import open_picture
+from service.contract.media.zip_names import HINT
 from tests.support.media import zero_payload
 from tests.support.tiffs import PREVIEW, tiff_of
 from worker.uploads.media_reader import TrainingSet
@@ -281,7 +282,7 @@ def test_stacks_are_clips_and_their_previews_no_frames(desk: SimpleNamespace, as
 def test_labels_that_match_nothing_say_how_names_in_a_zip_are_read() -> None:
     labels = parse_labels("image,keypoint,x,y\nHündin.jpg,nose,1,1\n".encode())
     with pytest.raises(LabelsError, match="code page 437"):
-        match_labels(labels, ["HĂ…ndin.jpg"], [(9, 9)])
+        match_labels(labels, ["HĂ…ndin.jpg"], [(9, 9)], hint=HINT)
     with pytest.raises(LabelsError) as caught:
-        match_labels(labels, ["dog.jpg"], [(9, 9)])
+        match_labels(labels, ["dog.jpg"], [(9, 9)], hint=HINT)
     assert "code page" not in str(caught.value)
