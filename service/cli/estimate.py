@@ -30,6 +30,9 @@ Box = tuple[float, float, float, float]
 _BOXES: TypeAdapter[list[Any]] = TypeAdapter(list[Box | Annotated[list[Box], Field(min_length=1)] | None])
 
 
+_PIPE_PREFIX = "ppl-pipe-"  # of the folder with what came through a pipe
+
+
 class More(StrEnum):
     """Optional members of a pose in JSON."""
 
@@ -129,7 +132,7 @@ def estimate(
         if session.as_json:
             print_json(found)
             return
-        _print_estimate(found, [printable_name(path) for path in images])
+        _print_estimate(found, [_shown_name(path) for path in images])
         for path in written:
             print_path(path)
 
@@ -162,7 +165,7 @@ def _is_stack(path: Path) -> bool:
 
 def _save_pipe(path: Path) -> Path:
     """Copy what a pipe holds to a file, which lasts as long as the command; its name says whether it is a video."""
-    folder = tempfile.mkdtemp(prefix="ppl-")
+    folder = tempfile.mkdtemp(prefix=_PIPE_PREFIX)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with ExitStack() as stack:
         name, file = file_part(path, stack)
@@ -171,6 +174,10 @@ def _save_pipe(path: Path) -> Path:
         with copy.open("wb") as out:
             shutil.copyfileobj(file, out)
     return copy
+
+
+def _shown_name(path: Path) -> str:
+    return path.name if path.parent.name.startswith(_PIPE_PREFIX) else printable_name(path)
 
 
 def _check_drawings(drawings: dict[str, Path], *, waits_for_pictures: bool) -> None:
@@ -223,7 +230,7 @@ def _print_lines(lines: Iterable[PoseLine | FailedPicture], as_json: bool, image
     for line in lines:
         failed |= isinstance(line, FailedPicture)
         if as_json:
-            name = {"image": printable_name(images[line.index])} if images else {}
+            name = {"image": _shown_name(images[line.index])} if images else {}
             print(json.dumps({**name, **line.model_dump(mode="json", exclude_defaults=True)}), flush=True)
         else:
             _print_frame(line)

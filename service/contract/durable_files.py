@@ -106,5 +106,5 @@ def is_disk_full(error: BaseException) -> bool:
     """Return whether an error means that the disk is full, also if a library says so only in its message."""
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         return True
-    # safetensors: "I/O error: No space left on device (os error 28)"
-    return any(f"(os error {number})" in str(error) for number in _DISK_FULL)
+    # safetensors: "I/O error: No space left on device (os error 28)"; Redis: "MISCONF … No space left on device"
+    return any(f"(os error {number})" in str(error) or os.strerror(number) in str(error) for number in _DISK_FULL)

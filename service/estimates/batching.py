@@ -22,6 +22,7 @@ import numpy as np
 from asgi_correlation_id import correlation_id
 from numpy.typing import NDArray
 
+from service.contract.durable_files import is_disk_full
 from service.contract.errors import (
     ContractMismatch,
     EstimateTimeout,
@@ -31,7 +32,7 @@ from service.contract.errors import (
     WorkerUnavailable,
 )
 from service.contract.messages import BatchReply, BatchRequest
-from service.http.problems import redis_unavailable
+from service.http.problems import disk_full, redis_unavailable
 from service.runtime.concurrency import cancel_tasks
 from service.runtime.metrics import Metrics
 from service.runtime.redis_clients import QUEUE_ERRORS
@@ -317,9 +318,10 @@ class Batcher:
         except QUEUE_ERRORS as error:
             log.warning("batch not sent: batch=%s: %s", flight.batch_id, error)
             fault = redis_unavailable()
-        except Exception:  # whatever it was, the tickets fail now and not after a timeout
+        except Exception as error:  # whatever it was, the tickets fail now and not after a timeout
             log.exception("batch not sent: batch=%s", flight.batch_id)
-            fault = PPLError("the batch could not be sent; see the gateway's log")
+            unknown = PPLError("the batch could not be sent; see the gateway's log")
+            fault = disk_full() if is_disk_full(error) else unknown
         self._metrics.unsent.inc()
         self._flights.pop(flight.batch_id, None)
         for ticket, _ in flight.items:

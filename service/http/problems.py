@@ -189,17 +189,18 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 async def _on_os_error(request: Request, error: Exception) -> Response:
     if is_disk_full(error):
         log.error("%s %s: the disk is full: %s", request.method, request.url.path, error)
-        return problem_response(_disk_full())
+        return problem_response(disk_full())
     raise error
 
 
-def _disk_full() -> StorageFull:
+def disk_full() -> StorageFull:
+    """Return the error of a request that needs room on a full disk."""
     return StorageFull("the server has no room on its disk; its operator must free some")
 
 
 async def _on_unexpected_error(request: Request, error: Exception) -> Response:
     # the server logs the traceback; this handler runs outside of the middleware that adds the header
-    shown = _disk_full() if is_disk_full(error) else PPLError("an unexpected error of the server; its log says more")
+    shown = disk_full() if is_disk_full(error) else PPLError("an unexpected error of the server; its log says more")
     response = problem_response(shown)
     if request_id := correlation_id.get():
         response.headers[REQUEST_ID] = request_id

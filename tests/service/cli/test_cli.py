@@ -336,6 +336,7 @@ def test_a_picture_comes_through_a_pipe(words: list[str], method: str, api: ApiD
 
     assert done.returncode == 0, done.stderr
     assert [data for _, data in api.forms[0]["images"]] == [png()]
+    assert "ppl-" not in done.stdout
 
 
 def test_an_archive_and_a_video_come_through_a_pipe(api: ApiDouble, tmp_path: Path) -> None:

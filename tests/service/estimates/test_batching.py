@@ -26,6 +26,7 @@ from service.contract.errors import (
 )
 from service.contract.messages import BatchReply
 from service.estimates.batching import Batcher, Group, collect
+from service.http.problems import StorageFull
 from service.runtime.metrics import Metrics
 
 DOG = Group("dog", "v1", 8, 0, False)
@@ -554,3 +555,10 @@ async def test_late_batch_makes_room_also_where_it_cannot_be_sent_again(monkeypa
     bench.answer()
     bench.answer()
     assert xs(await first) + xs(await second) == [1, 2]
+
+
+async def test_redis_on_a_full_disk_is_told_as_that():
+    line = Line()
+    line.broken = redis.exceptions.ResponseError("MISCONF Errors writing to the AOF file: No space left on device")
+    with pytest.raises(StorageFull):
+        await line.batcher.estimate(DOG, [square()])
