@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -50,8 +51,11 @@ def estimate(
         ),
     ],
     format: Annotated[
-        Literal["coco", "csv", "jsonl"] | None,
-        typer.Option(help="Print the poses as a COCO keypoints data set, DeepLabCut's table, or JSON lines."),
+        Literal["coco", "csv", "frames", "jsonl", "slp"] | None,
+        typer.Option(
+            help="Print the poses as a COCO keypoints data set, DeepLabCut's table, the table of times and scores "
+            "beside it, JSON lines, or SLEAP's file."
+        ),
     ] = None,
     overlay: Annotated[
         Path | None,
@@ -106,7 +110,9 @@ def estimate(
         raise InputError("--include adds to the JSON output; it needs --json or --format jsonl")
     include: list[str] = [*(more or ()), *drawings]
     options: dict[str, Any] = {"version": version, "refine_steps": refine_steps, "landmarks": marks, "include": include}
-    if background or (video and format in ("coco", "csv")):
+    if format == "slp" and sys.stdout.isatty() and not background:
+        raise InputError("--format slp writes a binary file; send it to one, as in --format slp > poses.slp")
+    if background or format in ("frames", "slp") or (video and format in ("coco", "csv")):
         pictures = [] if video else name_uniquely(images)
         options |= {"boxes": boxes, "format": "native" if format in (None, "jsonl") else format}
         started = client.estimate_async(category, pictures, video, every, **options)
@@ -120,11 +126,11 @@ def estimate(
     elif format == "jsonl" and not drawings:
         _print_lines(client.estimate_lines(category, images, boxes=boxes, **options), True, images)
     elif format:
-        unsupported = {"overlays": overlay, "link maps": link_map, "landmarks": marks, "--include": more}
+        unsupported = {"overlays": overlay, "link maps": link_map, "--include": more}
         for name, value in unsupported.items():
             if value:
                 raise InputError(f"--format {format} has no place for {name}; leave one of them out")
-        text = client.estimate_as(format, category, name_uniquely(images), version, refine_steps, boxes)
+        text = client.estimate_as(format, category, name_uniquely(images), version, refine_steps, boxes, marks)
         print(text, end="" if text.endswith("\n") else "\n")
     else:
         found = client.estimate(category, images, boxes=boxes, **options)

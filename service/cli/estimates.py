@@ -74,7 +74,8 @@ def finish(session: Session, estimate_id: str, file: Path | None = None) -> None
         write_file(file, poses)
         session.show_done({"id": estimate_id, "written": str(file)}, f"written: {file}")
     else:
-        sys.stdout.write(poses.decode() + ("" if poses.endswith(b"\n") else "\n"))
+        sys.stdout.buffer.write(poses if estimate.format == "slp" or poses.endswith(b"\n") else poses + b"\n")
+        sys.stdout.flush()
     errors = (estimate.result.errors if estimate.result else estimate.errors) or []
     for error in errors:
         if session.as_json:

@@ -28,7 +28,8 @@ _FIELDS = {
     ),
     "format": field(
         "string",
-        "native JSON; coco: a COCO keypoints data set, with scores; csv: DeepLabCut's table",
+        "native JSON; coco: a COCO keypoints data set, with scores; csv: DeepLabCut's table, for a video with frame "
+        "numbers as index; frames: a table beside it with the time, score and surprise of each pose; slp: SLEAP's file",
         examples=["native"],
         enum=list(FORMATS),
         default="native",
@@ -48,7 +49,7 @@ ANSWERS = {
             **TEXT,
         }
     },
-    "content": dict.fromkeys((*LINES, "text/csv"), TEXT),
+    "content": {**dict.fromkeys((*LINES, "text/csv"), TEXT), "application/x-hdf5": TEXT},
 }
 BACKGROUND_ANSWER = {
     "description": "with `Prefer: respond-async`: accepted; its status is at the address in `Location`",

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.media.videos import frame_name
+from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
 
 from .pictures import Answer, PictureBoxes
@@ -57,6 +58,7 @@ class Results:
         timing_ms: decode, queue, model, total.
         errors: problems of the pictures without a pose; None if such a picture ends the request.
         frames: of a video: the number of the frame by index.
+        landmarks: names of the landmarks, if a set was named.
     """
 
     version: Version
@@ -66,6 +68,7 @@ class Results:
     timing_ms: dict[str, float]
     errors: list[dict[str, Any]] | None = None
     frames: Mapping[int, int] | None = None
+    landmarks: Sequence[str] = ()
 
     @classmethod
     def collect(
@@ -78,6 +81,7 @@ class Results:
         *,
         video: bool = False,
         fail_fast: bool = False,
+        landmarks: LandmarkMaps | None = None,
     ) -> Results:
         """Sum up the outcomes of a request.
 
@@ -103,13 +107,23 @@ class Results:
             names = [frame_name(name, frames[index]) if index in frames else "" for index in range(count)]
             boxes = [boxes[0]] * count
         timing_ms = describe_timing(stages_ms, started)
-        found_frames = frames if video else None
-        return cls(version, names, boxes, outcomes, timing_ms, None if fail_fast else errors, found_frames)
+        found_frames, marks = frames if video else None, landmarks.names if landmarks else ()
+        return cls(version, names, boxes, outcomes, timing_ms, None if fail_fast else errors, found_frames, marks)
 
     def poses(self) -> Iterator[Answer]:
         """Yield the poses in the order of pictures and boxes."""
         for outcome in self.outcomes:
             yield from outcome.poses
+
+    def point_names(self) -> list[str]:
+        """Return the names of the keypoints and landmarks; a landmark with the name of a keypoint says what it is."""
+        names = list(self.version.keypoint_names)
+        return names + [f"{name}_landmark" if name in names else name for name in self.landmarks]
+
+    def points(self, pose: Answer) -> list[dict[str, Any]]:
+        """Return x, y and score of a pose's keypoints and landmarks, in the order of their names; None without one."""
+        missing = [dict.fromkeys(("x", "y", "score"))] * len(self.landmarks)
+        return [*pose["keypoints"], *(pose.get("landmarks") or missing)]
 
     def name(self, index: int) -> str:
         """Return a picture's file name, or a substitute."""

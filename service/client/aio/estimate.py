@@ -76,6 +76,7 @@ class EstimateCalls(Transport):
         version: str | None = None,
         refine_steps: int = 0,
         boxes: Boxes | None = None,
+        landmarks: str | None = None,
     ) -> str:
         """Estimate poses as "coco" (a COCO keypoints data set) or "csv" (DeepLabCut's table).
 
@@ -83,7 +84,7 @@ class EstimateCalls(Transport):
         """
         if format not in batches.MERGE_TEXTS:
             raise InputError(f"format is {format!r}; it must be one of {', '.join(batches.MERGE_TEXTS)}")
-        fields = form_fields(category, version, refine_steps) | {"format": format}
+        fields = form_fields(category, version, refine_steps, landmarks=landmarks) | {"format": format}
         responses = await self._send_pictures(fields, images, boxes)
         parts = [(first, response.text) for first, response in responses]
         return batches.MERGE_TEXTS[format](parts) if len(parts) > 1 else parts[0][1]
@@ -127,7 +128,7 @@ class EstimateCalls(Transport):
 
         Args:
             boxes: as for :meth:`estimate`; for a video one entry, used for every frame.
-            format: of :meth:`estimate_result`: "native", "coco" or "csv".
+            format: of :meth:`estimate_result`: "native", "coco", "csv", "frames" (times and scores) or "slp" (SLEAP's).
         """
         if bool(images) == (video is not None):
             raise InputError("an estimate takes either pictures or a video; give one of them")

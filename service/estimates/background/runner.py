@@ -172,7 +172,9 @@ class BackgroundRunner:
 
         def store_result() -> None:
             outcomes = StoredOutcomes(lines)
-            results = Results.collect(outcomes, version, query.names, query.boxes, started, video=record.video)
+            results = Results.collect(
+                *(outcomes, version, query.names, query.boxes, started), video=record.video, landmarks=landmarks
+            )
             if query.format != "native":  # which contains the errors
                 _replace(self._store.path(shown.id, "errors"), json.dumps(results.errors).encode())
             _replace(self._store.path(shown.id, "result"), FORMATS[query.format].render(results))

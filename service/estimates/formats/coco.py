@@ -41,7 +41,7 @@ def render_coco(results: Results) -> bytes:
                 "id": _CATEGORY_ID,
                 "name": version.category,
                 "supercategory": version.category,
-                "keypoints": list(version.keypoint_names),
+                "keypoints": results.point_names(),
                 # COCO numbers keypoints from 1; the strongest link first
                 "skeleton": [[link.i + 1, link.j + 1] for link in reversed(links)],
             }
@@ -53,21 +53,24 @@ def render_coco(results: Results) -> bytes:
 
 
 def _annotation(results: Results, number: int, pose: Answer) -> dict[str, Any]:
-    points = pose["keypoints"]
-    box = results.boxes[pose["index"]].boxes[pose.get("box", 0)] or _bounding_box(points)
-    triples = [(point["x"], point["y"], 2 if point["score"] >= VISIBLE_SCORE else 1) for point in points]
+    keypoints, points = pose["keypoints"], results.points(pose)
+    box = results.boxes[pose["index"]].boxes[pose.get("box", 0)] or _bounding_box(keypoints)
+    triples = [
+        (0, 0, 0) if point["x"] is None else (point["x"], point["y"], 2 if point["score"] >= VISIBLE_SCORE else 1)
+        for point in points
+    ]
     return {
         "id": number,
         "image_id": pose["index"],
         "category_id": _CATEGORY_ID,
         "keypoints": [value for triple in triples for value in triple],
-        "num_keypoints": len(points),
+        "num_keypoints": sum(visible > 0 for _, _, visible in triples),
         "bbox": [round(value, 3) for value in box],
         "area": round(box[2] * box[3], 3),
         "iscrowd": 0,
-        "score": round(sum(point["score"] for point in points) / len(points), 4),
+        "score": round(sum(point["score"] for point in keypoints) / len(keypoints), 4),
         "surprise": pose["surprise"],
-        "present": pose["present"],
+        "present": pose.get("present"),
     }
 
 

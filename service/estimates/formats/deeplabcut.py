@@ -14,13 +14,14 @@ from service.estimates.results import Results
 
 _COORDS = ("x", "y", "likelihood")
 _MEMBERS = ("x", "y", "score")  # the same in our poses
+_QUALITIES = ("score", "surprise", "present")
 # in words: pandas takes a first row without any value for the names of the index
 _MISSING = "NaN"
 
 
 def render_deeplabcut(results: Results) -> bytes:
     """Return a table with a row for each picture or frame; cells without a pose are NaN."""
-    version, names = results.version, results.version.keypoint_names
+    version, names = results.version, results.point_names()
     poses = {(pose["index"], pose.get("box", 0)): pose for pose in results.poses()}
     individuals = [f"box{number}" for number in range(max(len(boxes.boxes) for boxes in results.boxes))]
     columns = list(product(individuals, names, _COORDS))
@@ -38,7 +39,21 @@ def render_deeplabcut(results: Results) -> bytes:
     for index in range(len(results.names)):
         row: list[object] = [results.name(index) if results.frames is None else results.frames.get(index, index)]
         for number in range(len(individuals)):
-            pose = poses.get((index, number), {"keypoints": [dict.fromkeys(_MEMBERS, _MISSING)] * len(names)})
-            row += [point[member] for point in pose["keypoints"] for member in _MEMBERS]
+            pose = poses.get((index, number))
+            points = results.points(pose) if pose else [dict.fromkeys(_MEMBERS)] * len(names)
+            row += [_MISSING if point[name] is None else point[name] for point in points for name in _MEMBERS]
         writer.writerow(row)
+    return text.getvalue().encode()
+
+
+def render_frames(results: Results) -> bytes:
+    """Return a table beside DeepLabCut's, which has no place for times: a row for each pose, with what it is like."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*(("image",) if results.frames is None else ("frame", "time_s")), "box", *_QUALITIES])
+    for pose in results.poses():
+        place = [results.name(pose["index"])] if results.frames is None else [pose["frame"], pose["time_s"]]
+        scores = [point["score"] for point in pose["keypoints"]]
+        row = [*place, pose.get("box", 0), round(sum(scores) / len(scores), 4), pose["surprise"], pose.get("present")]
+        writer.writerow([_MISSING if value is None else value for value in row])
     return text.getvalue().encode()

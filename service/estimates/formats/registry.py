@@ -1,8 +1,9 @@
-"""The formats of poses: our own JSON, COCO's and DeepLabCut's. A new one is a file, and a line in FORMATS."""
+"""The formats of poses: our own JSON, COCO's, DeepLabCut's and SLEAP's. A new one is a file, and a line in FORMATS."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from pydantic_core import to_json
@@ -11,7 +12,10 @@ from service.estimates.results import Results
 from service.http.problems import BadField
 
 from .coco import render_coco
-from .deeplabcut import render_deeplabcut
+from .deeplabcut import render_deeplabcut, render_frames
+from .sleap import render_sleap
+
+CSV = "text/csv; charset=utf-8"
 
 
 class Format(NamedTuple):
@@ -35,14 +39,20 @@ def _render_native(results: Results) -> bytes:
 FORMATS = {
     "native": Format("application/json", _render_native),
     "coco": Format("application/json", render_coco),
-    "csv": Format("text/csv; charset=utf-8", render_deeplabcut),
+    "csv": Format(CSV, render_deeplabcut),
+    "frames": Format(CSV, render_frames),
+    "slp": Format("application/x-hdf5", render_sleap),
 }
 
 
 def check_format(name: str, include: frozenset[str], landmarks: str | None) -> None:
-    """Raise BadField if a format has no place for what to include."""
-    if name != "native" and landmarks:
-        raise BadField("landmarks", f"the format {name} has no place for landmarks; take the format native")
+    """Raise BadField if a format has no place for what to include, or is not installed."""
+    if name == "slp" and find_spec("sleap_io") is None:
+        raise BadField(
+            "format", "the format slp needs sleap-io on the server: pip install 'pose-prior-learner[interop]'"
+        )
+    if name == "frames" and landmarks:
+        raise BadField("landmarks", "the format frames has no place for landmarks; leave them out")
     if name != "native" and include:
         raise BadField(
             "include",

@@ -139,7 +139,10 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
 
         def respond() -> Response:
             results = Results.collect(
-                found, version, query.names, query.boxes, started, video=video, fail_fast=not video
+                *(found, version, query.names, query.boxes, started),
+                video=video,
+                fail_fast=not video,
+                landmarks=landmarks,
             )
             headers = results.errors_header()
             chosen = FORMATS[query.format]

@@ -7,14 +7,24 @@ import io
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import sleap_io as sio
 
 from service.client import APIError, Client, InputError
 from service.client.types import FailedPicture, PoseLine
+from service.estimates.formats.coco import render_coco
+from service.estimates.formats.deeplabcut import render_deeplabcut, render_frames
+from service.estimates.pictures import PictureBoxes
+from service.estimates.results import Outcome, Results
+from tests.service.conftest import RESPOND_ASYNC
 from tests.support.live_gateway import live_gateway
 
+from .test_background import ended
 from .test_estimate import images
 
 LINES = {"Accept": "application/jsonl"}
@@ -170,7 +180,91 @@ async def test_table_of_several_boxes_has_individuals(http, consumer, dog, make_
     assert rows[5][16:] == ["NaN"] * 15  # the second picture has one pose
 
 
-@pytest.mark.parametrize("field", [{"include": "overlay"}, {"landmarks": "anatomy"}])
+async def fit_landmarks(http, make_picture):
+    """Fit a set of two landmarks: one with the name of a keypoint."""
+    rng, pictures, rows = np.random.default_rng(0), [], ["image,keypoint,x,y"]
+    for number in range(8):
+        where = tuple(rng.uniform(0.3, 0.7, 2))
+        pictures.append(make_picture(64, 64, where))
+        rows += [f"{number}.png,{name},{where[0] * 64},{where[1] * 64}" for name in ("nose", "keypoint_0")]
+    files = [*images(*pictures), ("labels", ("l.csv", "\n".join(rows).encode()))]
+    answer = await http.post("/priors/dog/landmarks", data={"name": "anatomy"}, files=files)
+    assert answer.status_code == 201, answer.text
+
+
+async def test_landmarks_stand_in_tables_and_data_sets_beside_the_keypoints(http, consumer, dog, make_picture):
+    await fit_landmarks(http, make_picture)
+    files = images(make_picture(), make_picture(50, 80))
+
+    async def estimate(**fields):
+        return await http.post("/estimate", data={"category": "dog", "landmarks": "anatomy", **fields}, files=files)
+
+    marks = [image["landmarks"] for image in (await estimate()).json()["images"]]
+    assert [mark["name"] for mark in marks[0]] == ["nose", "keypoint_0"]
+    rows = list(csv.reader(io.StringIO((await estimate(format="csv")).text)))
+    assert rows[1][16:] == ["nose"] * 3 + ["keypoint_0_landmark"] * 3
+    for row, found in zip(rows[3:], marks, strict=True):
+        expected = [mark[name] for mark in found for name in ("x", "y", "score")]
+        assert [float(cell) for cell in row[16:]] == expected
+    coco = (await estimate(format="coco")).json()
+    assert coco["categories"][0]["keypoints"][5:] == ["nose", "keypoint_0_landmark"]
+    for one, found in zip(coco["annotations"], marks, strict=True):
+        assert one["keypoints"][15:17] == [found[0]["x"], found[0]["y"]]
+        assert one["num_keypoints"] == 7
+
+
+def test_landmarks_that_are_not_there_are_empty_cells_and_not_labelled():
+    points = [{"x": 1.0, "y": 2.0, "score": 0.9}, {"x": 5.0, "y": 7.0, "score": 0.3}]
+    pose = {"index": 0, "width": 9, "height": 9, "keypoints": points, "surprise": None, "present": 0.1, "landmarks": []}
+    version = SimpleNamespace(
+        category="dog", name="v", keypoint_names=("a", "b"), links=[{"i": 0, "j": 1, "weight": 1.0}]
+    )
+    results = Results(version, ["a.png"], [PictureBoxes()], [Outcome(0, [pose])], {}, landmarks=("nose",))
+    assert render_deeplabcut(results).decode().splitlines()[-1] == "a.png,1.0,2.0,0.9,5.0,7.0,0.3,NaN,NaN,NaN"
+    (one,) = json.loads(render_coco(results))["annotations"]
+    assert one["keypoints"] == [1, 2, 2, 5, 7, 1, 0, 0, 0]
+    assert (one["num_keypoints"], one["score"], one["bbox"]) == (2, 0.6, [0.5, 1.5, 5, 6])
+    assert render_frames(results).decode() == "image,box,score,surprise,present\na.png,0,0.6,NaN,0.1\n"
+
+
+async def test_pandas_reads_a_table_whose_first_row_has_no_pose(http, consumer, dog, make_picture):
+    data = {"category": "dog", "format": "csv"}
+    files = [*images(make_picture(), make_picture()), ("images", ("z.png", b"broken"))][::-1]
+    started = await http.post("/estimate", data=data, files=files, headers=RESPOND_ASYNC)
+    found = await ended(http, started.json()["id"])
+    text = (await http.get(f"/estimates/{found['id']}/result")).text
+    table = pd.read_csv(io.StringIO(text), header=[0, 1, 2], index_col=0)
+    assert table.index.tolist() == ["z.png", "1.png", "0.png"]
+    assert table.iloc[0].isna().all()
+    assert not table.iloc[1:].isna().any(axis=None)
+
+
+@pytest.mark.parametrize("boxes", [None, json.dumps(TWO_BOXES)])
+async def test_sleap_io_reads_the_poses_of_pictures(http, consumer, dog, make_picture, tmp_path, boxes):
+    data = {"category": "dog", **({"boxes": boxes} if boxes else {})}
+    files = images(make_picture(), make_picture(50, 80))
+    answer = await http.post("/estimate", data={**data, "format": "slp"}, files=files)
+    assert answer.headers["content-type"] == "application/x-hdf5"
+    poses = (await http.post("/estimate", data=data, files=files)).json()["images"]
+    (tmp_path / "poses.slp").write_bytes(answer.content)
+    labels = sio.load_slp(str(tmp_path / "poses.slp"), open_videos=False)
+    assert labels.skeleton.node_names == [f"keypoint_{number}" for number in range(5)]
+    assert labels.skeleton.edge_inds
+    assert labels.video.filename == ["0.png", "1.png"]
+    assert labels.video.backend_metadata["shape"][0] == 2
+    found = [instance for frame in labels for instance in frame.predicted_instances]
+    assert [frame.frame_idx for frame in labels] == [0, 1]
+    assert len(found) == len(poses)
+    for instance, pose in zip(found, poses, strict=True):
+        assert instance.numpy() == pytest.approx(np.array([(point["x"], point["y"]) for point in pose["keypoints"]]))
+        assert instance.points["score"] == pytest.approx([point["score"] for point in pose["keypoints"]])
+        assert (instance.track.name if instance.track else None) == (f"box{pose['box']}" if "box" in pose else None)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"include": "overlay"}, {"include": "codes", "format": "slp"}, {"landmarks": "anatomy", "format": "frames"}],
+)
 async def test_format_without_a_place_for_what_is_asked(http, consumer, dog, make_picture, problem, field):
     data = {"category": "dog", "format": "csv", **field}
     found = problem(await http.post("/estimate", data=data, files=images(make_picture())), 422, "bad_request")
@@ -180,7 +274,7 @@ async def test_format_without_a_place_for_what_is_asked(http, consumer, dog, mak
 async def test_unknown_format(http, consumer, dog, make_picture, problem):
     data = {"category": "dog", "format": "xml"}
     found = problem(await http.post("/estimate", data=data, files=images(make_picture())), 422, "bad_request")
-    assert "native, coco, csv" in found["detail"]
+    assert "native, coco, csv, frames, slp" in found["detail"]
 
 
 # client and command

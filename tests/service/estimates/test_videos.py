@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+import sleap_io as sio
 
 from service.contract.media.videos import iter_frames
 from service.estimates.background.runner import AT_ONCE
@@ -67,6 +68,22 @@ async def test_table_numbers_the_frames_and_coco_names_them(http, send, publish,
     assert [row.split(",")[0] for row in rows[-3:]] == ["0", "10", "20"]
     coco = (await send(film, headers={}, every="10", format="coco")).json()
     assert [image["file_name"] for image in coco["images"]] == [f"walk.mp4#0000{n}" for n in ("00", "10", "20")]
+
+
+async def test_times_and_sleaps_file_of_a_video(http, send, publish, consumer, film, tmp_path):
+    publish("dog")
+    rows = (await send(film, headers={}, every="10", format="frames")).text.splitlines()
+    assert rows[0] == "frame,time_s,box,score,surprise,present"
+    assert [row.split(",")[:3] for row in rows[1:]] == [["0", "0.0", "0"], ["10", "0.4", "0"], ["20", "0.8", "0"]]
+    (tmp_path / "walk.slp").write_bytes((await send(film, headers={}, every="10", format="slp")).content)
+    labels = sio.load_slp(str(tmp_path / "walk.slp"), open_videos=False)
+    assert labels.video.filename == "walk.mp4"
+    assert labels.video.backend_metadata["shape"][1:] == [32, 48, 3]
+    assert [frame.frame_idx for frame in labels] == [0, 10, 20]
+    native = (await send(film, headers={}, every="10")).json()["images"]
+    for frame, pose in zip(labels, native, strict=True):
+        expected = np.array([(point["x"], point["y"]) for point in pose["keypoints"]])
+        assert frame.predicted_instances[0].numpy() == pytest.approx(expected)
 
 
 async def test_a_box_holds_for_every_frame(http, send, publish, consumer, film):
