@@ -6,8 +6,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Hashable
-from functools import lru_cache, partial
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Query, Request
@@ -38,7 +38,7 @@ from service.versions.reader import Versions
 
 log = logging.getLogger(__name__)
 
-_PRIOR_PICTURES = 32  # of some 0.8 MB with the longest side
+_PRIOR_PICTURE_BYTES = 32 * 2**20
 _REFRESH_EVERY_S = 1.0
 _POLL_EVERY_S = 1.0
 _CLEAN_EVERY_S = 600.0
@@ -51,6 +51,9 @@ _VIDEOS_TAKEN = (
     "'Prefer: respond-async' to have it estimated in the background"
 )
 
+# category, version, its identity, as it can be created again, and the side in pixels
+PriorKey = tuple[str, str, tuple[int, int], int]
+
 
 class Gateway:
     """The parts of one gateway. The constructor does no I/O, so that it starts without Redis.
@@ -58,7 +61,6 @@ class Gateway:
     Attributes:
         arrivals: uploads of estimates for the background.
         budget: bytes held in memory by requests.
-        draw_prior: draws a prior, or returns the picture that it drew before.
         shutting_down: streams stop when this is set.
     """
 
@@ -75,7 +77,7 @@ class Gateway:
         self._reply_to = routing.reply_key(uuid.uuid4().hex)
 
         self.versions = Versions(VersionStore(settings.data_root))
-        self.draw_prior = lru_cache(_PRIOR_PICTURES)(self._draw_prior)
+        self._prior_pictures: dict[PriorKey, bytes] = {}  # the oldest first; only the thread that draws changes it
 
         self.jobs = JobStore(self._sync_redis)
         self.events = EventLog(self._sync_redis)
@@ -138,9 +140,19 @@ class Gateway:
         configured = self.settings.webhook_secret
         return webhook_secret(self.settings.data_root, configured.get_secret_value() if configured else None)
 
-    def _draw_prior(self, category: str, version: str, identity: Hashable, size: int) -> bytes:
-        """Draw a prior as a PNG. The identity is part of the key of the cache, as a version can be created again."""
-        return png(prior_picture(self.versions.prior(category, version), size))
+    async def draw_prior(self, *key: *PriorKey) -> bytes:
+        """Return a prior as a PNG; one that was drawn before does not wait for others to be drawn."""
+        drawn = self._prior_pictures.get(key)
+        return await self.threads.draw(self._draw_prior, key) if drawn is None else drawn
+
+    def _draw_prior(self, key: PriorKey) -> bytes:
+        kept = self._prior_pictures
+        if key not in kept:
+            category, version, _, size = key
+            kept[key] = png(prior_picture(self.versions.prior(category, version), size))
+            while len(kept) > 1 and sum(map(len, kept.values())) > _PRIOR_PICTURE_BYTES:
+                del kept[next(iter(kept))]
+        return kept[key]
 
     async def exposition(self) -> bytes:
         """Return the current metrics in Prometheus's text format."""

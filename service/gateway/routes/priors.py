@@ -77,9 +77,7 @@ async def get_link_map(
     store = gateway.versions.store
     name = await gateway.threads.io(store.resolve, category, version)
     identity = await gateway.threads.io(store.identity, category, name)
-    return Response(
-        await gateway.threads.draw(gateway.draw_prior, category, name, identity, size), media_type="image/png"
-    )
+    return Response(await gateway.draw_prior(category, name, identity, size), media_type="image/png")
 
 
 @router.get("/priors/{category}/memory", summary="A prior's memory", response_model=Memory)

@@ -189,6 +189,28 @@ async def test_link_map_does_not_wait_for_pictures_to_be_decoded(http, dog):
         leave.set()
 
 
+async def test_link_map_that_was_drawn_does_not_wait_for_others_to_be_drawn(http, dog):
+    before = (await http.get("/priors/dog/link-map")).content
+    leave = threading.Event()
+    http.gateway.threads.draw.submit(leave.wait, 10)
+    try:
+        assert (await asyncio.wait_for(http.get("/priors/dog/link-map"), 5)).content == before
+    finally:
+        leave.set()
+
+
+async def test_kept_link_maps_are_bounded_in_bytes(http, dog, monkeypatch):
+    sizes = [len((await http.get(f"/priors/dog/link-map?size={size}")).content) for size in (64, 65, 66)]
+    monkeypatch.setattr("service.gateway.gateway._PRIOR_PICTURE_BYTES", sum(sizes) + 1)
+    last = (await http.get("/priors/dog/link-map?size=67")).content
+    kept = http.gateway._prior_pictures
+    assert 1 < len(kept) < 4
+    assert sum(map(len, kept.values())) <= sum(sizes) + 1
+    assert list(kept.values())[-1] == last
+    assert (await http.get("/priors/dog/link-map?size=2048")).status_code == 200
+    assert len(kept) == 1
+
+
 async def test_link_map_of_a_version_that_was_created_again_is_drawn_again(http, publish, data_root):
     publish("dog", OLD)
     before = (await http.get("/priors/dog/link-map")).content
