@@ -100,7 +100,7 @@ class Batches:
     Args:
         images: uint8 (N, S, S, 3); may be a memory map.
         batch_size: pictures in a batch; if N is smaller, pictures repeat within a batch.
-        seed: the batch of a step depends on the seed alone, whichever step a run starts from.
+        seed: the batch of a step depends only on the seed, not on the step that a run starts from.
         horizontal_flip: mirror each picture, and its reference with it, with probability one half.
         clips: the number of each frame's clip, (N,); None for stills.
         group: only this process's share of a batch is read, from the batches of one process.

@@ -1,4 +1,4 @@
-"""Calibrate whether a picture shows the category: training pictures against pictures made from them without it."""
+"""Calibrate whether a picture shows the category, with training pictures and pictures made from them without it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Measure how good a version is without labels, on its training pictures; :mod:`model.scoring.quality` judges it.
 
 Keypoints of a learned pose follow the picture when it is turned, scaled and shifted, move from picture to picture, and
-carry what the reconstruction can't know from the reference. None of this needs a label, and the loss tells none of it:
-a skeleton that never moves can have the lowest.
+carry what the reconstruction can't know from the reference. None of this needs a label, and the loss shows none of it:
+a skeleton that never moves can have the lowest loss.
 """
 
 from __future__ import annotations

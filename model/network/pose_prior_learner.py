@@ -171,7 +171,7 @@ class Forward:
         keypoints: (B, K, 2) in [-1, 1]; the boundary loss keeps them inside.
         link_map: (B, 1, S, S).
         reconstruction: (B, 3, S, S), about [-1, 1].
-        recalled: the memory's output for the keypoints, which it takes as constants; None for AutoLink.
+        recalled: the memory's output for the detached keypoints; None for AutoLink.
     """
 
     keypoint_prior: Tensor | None

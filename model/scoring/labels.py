@@ -110,7 +110,7 @@ class Labels:
         return matched
 
     def with_sizes(self, sizes: NDArray[np.int64]) -> Labels:
-        """Return the labels with the sizes of the pictures that came (N, 2), zeros where these did not come.
+        """Return the labels with the sizes of the received pictures (N, 2); zeros for pictures that are missing.
 
         Raises LabelsError if the size of a picture is unknown or differs from the labels', or labels lie outside.
         """

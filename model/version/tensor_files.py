@@ -79,7 +79,7 @@ def write_version(
         directory: an existing, empty directory.
         model: put into eval mode.
         images: the training pictures, uint8 (N, S, S, 3).
-        history: of the run so far.
+        history: history of the run up to this step.
         step: number of steps trained.
         keypoint_names: K names; numbers unless given.
     """

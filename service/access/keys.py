@@ -66,7 +66,7 @@ class ApiKey(BaseModel):
 
 
 class KeyStore:
-    """The keys of a data root. Keeps in memory those that were used, and reads each again once in RELOAD_S.
+    """The keys of a data root. Used keys stay in memory; each is read again once in RELOAD_S.
 
     Attributes:
         first_key_file: has the key of the first start in plain text; the operator removes it.

@@ -74,7 +74,7 @@ def evaluate_category(
             scored by maps fitted on the others; whole videos are held out, and whole folders for a version trained on
             clips.
         occlusion: also hide parts of the scored pictures, and refine.
-        refine_steps: of the occlusion test; 3 by default, 0 for the method autolink, which has no memory.
+        refine_steps: steps of the occlusion test; 3 by default, 0 for the method autolink, which has no memory.
         plot: PNG of the occlusion test to write.
         skeleton: also compare the prior with the skeleton that the labels define, over all pictures.
         on_done: called with the number of estimated poses and their total.
@@ -206,7 +206,7 @@ class Squares:
     """Pictures fitted to the model's square.
 
     Attributes:
-        names: of N pictures, with their folders in the archive or folder; frames are named as in a job.
+        names: names of N pictures, with their folders in the archive or folder; frames are named as in a job.
         sizes: width and height of each in pixels, EXIF orientation applied.
         pixels: N squares, uint8 (S, S, 3).
         videos: video of each frame, by the frame's name.

@@ -91,7 +91,7 @@ def merge_estimates(parts: Sequence[tuple[int, Estimate]]) -> Estimate:
     """Merge responses into one with consecutive indices and summed timings.
 
     Args:
-        parts: each with the index of its first picture.
+        parts: responses, each with the index of its first picture.
     """
     if len(parts) == 1:
         return parts[0][1]

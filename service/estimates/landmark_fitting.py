@@ -29,7 +29,7 @@ class LandmarkRequest:
     """A request to fit landmarks.
 
     Attributes:
-        name: of the set.
+        name: name of the set.
         version: None for the active one.
         labels: CSV or JSON.
     """

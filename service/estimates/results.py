@@ -30,7 +30,7 @@ class Outcome:
     """The poses of one picture, or its error.
 
     Attributes:
-        index: of the picture in the request.
+        index: the picture's index in the request.
         poses: one for each box, without links.
         error: a problem document.
         timing_ms: decode, queue, model.
@@ -52,8 +52,8 @@ class Results:
 
     Attributes:
         version: that found the poses.
-        names: file names of the pictures, as far as they are known.
-        boxes: of the pictures.
+        names: file names of the pictures, if known.
+        boxes: boxes of the pictures.
         outcomes: in the order of pictures; may be read from a file at each iteration.
         timing_ms: decode, queue, model, total.
         errors: problems of the pictures without a pose; None if such a picture ends the request.
@@ -152,7 +152,7 @@ class StoredOutcomes:
     Only their offsets are in memory: there may be ten thousand outcomes of many kilobytes each.
 
     Args:
-        path: of the file, which may be missing; truncated lines are skipped.
+        path: path of the file, which may be missing; truncated lines are skipped.
 
     Attributes:
         failed: number of outcomes with an error.

@@ -31,9 +31,9 @@ async def read_frames(
     """Yield the frames of a video in order.
 
     Args:
-        side: of the model's square.
+        side: side of the model's square.
         max_poses: in all frames; each box has a pose in every frame.
-        skip: indices of frames to leave out, as they are done.
+        skip: indices of finished frames to leave out.
 
     Raises:
         BadVideoFile: damage ends the frames; ``extra["index"]`` is the number of those before it, missing if none.

@@ -109,7 +109,7 @@ class ProblemProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Read on for a while where the body is incomplete, or the client might not see the response."""
+        """Read on briefly if the body is incomplete; else the client might not see the response."""
         # otherwise the cycle is that of the next pipelined request
         if self.cycle.response_complete and self.cycle.more_body:
             self._rest_timer = self.loop.call_later(REST_S, self.transport.close)
@@ -212,7 +212,7 @@ class BodyLimit:
 
     A slow body would hold its part of the disk and its place in the queue. The client may make the server wait for
     STALL_S; every byte earns more time at `slowest_body_bytes_per_s`, up to STALL_S again (0: no pace is required).
-    The time that the server takes to store what came does not count.
+    The time that the server takes to store the bytes does not count.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:

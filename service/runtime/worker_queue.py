@@ -68,7 +68,7 @@ class Sender:
     def send_batch(self, request: BatchRequest, pixels: bytes | None) -> None:
         """Store the pixels under an expiring key and queue the batch; None if they are stored already.
 
-        Both in one round trip. It may be sent again when the answer was lost: a duplicate message is harmless.
+        Both take one round trip. If the answer is lost the message is sent again: duplicates are harmless.
         """
         message = self._envelope.fill(request.model_dump(), request.batch_id)
         with self._redis.pipeline(transaction=False) as pipe:

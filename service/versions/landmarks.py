@@ -106,7 +106,7 @@ def fit_set(name: str, labels: Labels, pictures: Sequence[FittedPicture], keypoi
     """Fit a set of landmarks.
 
     Args:
-        labels: of N pictures, from read_labelled.
+        labels: labels of N pictures, from read_labelled.
         pictures: the N pictures.
         keypoints: (N, K, 2) the estimated poses, in [-1, 1] of the squares.
 

@@ -75,7 +75,7 @@ class MediaReader:
         keep: called with each picture and frame.
         reduction_for_boxes: returns by how much a picture may be reduced while decoding, see `open_reduced`.
         frames_per_clip: number of frames to take from a video.
-        folder: for a video's copy while it is decoded.
+        folder: folder for a video's copy while it is decoded.
         check: called often while a video is decoded; its exceptions end the decoding.
     """
 

@@ -127,8 +127,8 @@ class EstimateCalls(Transport):
         """Start an estimate of pictures or a video in the background and return at once.
 
         Args:
-            boxes: as for :meth:`estimate`; for a video one entry, used for every frame.
-            format: of :meth:`estimate_result`: "native", "coco", "csv", "frames" (times and scores) or "slp" (SLEAP's).
+            boxes: see :meth:`estimate`; for a video one entry, used for every frame.
+            format: result's format: "native", "coco", "csv", "frames" (times and scores) or "slp" (SLEAP's).
         """
         if bool(images) == (video is not None):
             raise InputError("an estimate takes either pictures or a video; give one of them")

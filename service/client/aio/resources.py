@@ -163,7 +163,7 @@ class VersionCalls(CallGroup):
         """Create a version from a file that :meth:`export` wrote.
 
         Args:
-            category: of the new version; may differ from the exported one.
+            category: category of the new version; may differ from the exported one.
             activate: whether it becomes the active version; by default only if the category has none.
         """
         fields = {} if activate is None else {"activate": str(activate).lower()}
@@ -188,7 +188,7 @@ class LandmarkCalls(CallGroup):
         """Fit landmarks on labelled pictures, typically 10 to 50.
 
         Args:
-            name: of the landmark set, as ``estimate(landmarks=name)`` takes it.
+            name: name of the landmark set for ``estimate(landmarks=name)``.
             pictures: files and folders; labels name the pictures of a folder by their path below it.
             labels: a CSV or COCO keypoints JSON file.
             boxes: the object in each picture as x, y, width, height in pixels; only if all pictures are files.

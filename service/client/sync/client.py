@@ -45,10 +45,10 @@ class Client(EstimateCalls):
     """A client of one server. Not thread-safe.
 
     Args:
-        base_url: of the server; PPL_URL or http://127.0.0.1:8000 by default.
-        timeout_s: for each read and write, not for a whole request.
+        base_url: the server's URL; PPL_URL or http://127.0.0.1:8000 by default.
+        timeout_s: time limit for each read and write, not for a whole request.
         api_key: PPL_API_KEY by default; without either, no key is sent.
-        retries: how often to send a request again, where :mod:`service.client.retries` allows it.
+        retries: how often to send a request again, if :mod:`service.client.retries` allows it.
 
     Attributes:
         versions, aliases, datasets, landmarks: calls on these; see :mod:`service.client.aio.resources`.

@@ -1,4 +1,4 @@
-"""The limits on an archive, and a file that refuses the reads by which a hostile one goes beyond them."""
+"""The limits on an archive, and a file that refuses reads beyond them, which hostile archives cause."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def iter_members(path: Path, kind: str, limits: ArchiveLimits) -> Generator[Memb
     """Yield the files of an upload, each checked.
 
     Args:
-        kind: from :func:`detect_kind`.
+        kind: kind from :func:`detect_kind`.
 
     Raises:
         BadArchive: or a subclass; see :func:`check_archive`.

@@ -63,7 +63,7 @@ class VideoLimits:
 
     Attributes:
         max_pixels, min_side_px: of a frame.
-        max_bytes: of the file.
+        max_bytes: size limit of the file.
         max_frames: decoded of one video; of a longer one only key frames are read.
         timeout_s: time for decoding one video.
         memory_bytes, threads: of the decoding process.
@@ -97,8 +97,8 @@ class TimedFrame(NamedTuple):
     """A frame of a video.
 
     Attributes:
-        number: from 0, as shown.
-        time_s: from the start of the video to when it is shown.
+        number: index from 0, in display order.
+        time_s: display time from the start of the video.
         image: RGB, upright, its pixels square.
     """
 
@@ -133,7 +133,7 @@ def iter_frames(
     check: Callable[[], None] = lambda: None,
     every: int | None = None,
 ) -> Generator[TimedFrame]:
-    """Yield up to ``count`` frames evenly spaced over a video; with ``every``, the first and each so many after it.
+    """Yield up to ``count`` frames evenly spaced over a video; with ``every``, each frame whose number it divides.
 
     Frames are rotated and mirrored as the file says, their pixels square. One frame is in memory at a time.
 

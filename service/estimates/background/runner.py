@@ -43,10 +43,10 @@ class FairTurns:
         self._last_turns: dict[str | None, int] = {}  # by API key, the longest ago first
 
     def choose(self, waiting: Mapping[str, str | None], running: Iterable[str | None]) -> str:
-        """Return the id of the next estimate, given the API keys of those that wait and of those that run.
+        """Return the id of the next estimate, given the API keys of the waiting and the running ones.
 
-        Its key is one with the fewest running, of these the one whose last turn is the longest ago; it is the oldest
-        of that key.
+        The key with the fewest running estimates is next; among several, the one with the oldest last turn. Its
+        oldest estimate is chosen.
         """
         counts = Counter(running)
         return min(waiting, key=lambda name: (counts[waiting[name]], self._last_turns.get(waiting[name], 0), name))
