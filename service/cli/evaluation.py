@@ -32,9 +32,10 @@ from service.client.batches import POSES_A_REQUEST
 from service.client.errors import InputError
 from service.client.types import ImageEstimate, Prior
 from service.contract.errors import BadPicture, PPLError
-from service.contract.media.archives import Member, iter_media
+from service.contract.media import tiff
+from service.contract.media.archives import ArchiveLimits, Member, find_white, iter_media
 from service.contract.media.fitting import fit_square, reduction_for_boxes
-from service.contract.media.pictures import Picture, is_picture_name, open_reduced
+from service.contract.media.pictures import Picture, PictureLimits, is_picture_name, open_reduced
 from service.contract.media.videos import BadVideo, NoDecoder, frame_name, iter_frames
 
 Pixels = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
@@ -244,6 +245,8 @@ def read_squares(paths: Sequence[Path], side: int, frames: int = _FRAMES) -> Squ
         InputError: an unreadable path, a duplicate name, no picture at all, or a video without PyAV.
     """
     squares = Squares()
+    uploads = (path for path in paths if not is_picture_name(path.name))
+    white = max((find_white(path, ArchiveLimits(), PictureLimits()) for path in uploads if path.exists()), default=0.0)
     for name, found in _iter_media(paths):
         try:
             if isinstance(found, BadPicture):
@@ -254,7 +257,7 @@ def read_squares(paths: Sequence[Path], side: int, frames: int = _FRAMES) -> Squ
                         squares.add(frame_name(name, number), Picture.of(image), side)
                         squares.videos[frame_name(name, number)] = name
             else:
-                squares.add(name, open_reduced(found, reduction_for_boxes(side)), side)
+                squares.add(name, open_reduced(found, reduction_for_boxes(side), white=white), side)
         except (BadPicture, BadVideo) as error:
             reason = error.detail if isinstance(error, BadPicture) else str(error)
             squares.skipped.append({"name": name, "reason": reason})
@@ -286,10 +289,15 @@ def _extract(video: Member) -> Iterator[Path]:
         yield path
 
 
+def _is_stack(path: Path) -> bool:
+    with path.open("rb") as file:
+        return tiff.is_stack(file)
+
+
 def _iter_media(paths: Sequence[Path]) -> Iterator[tuple[str, bytes | BadPicture | Member]]:
     for path in paths:
         try:
-            if path.is_file() and is_picture_name(path.name):
+            if path.is_file() and is_picture_name(path.name) and not _is_stack(path):
                 yield path.name, path.read_bytes()
             else:
                 for name, found in iter_media(path):

@@ -19,6 +19,7 @@ from service.cli.evaluation import evaluate_category, read_squares
 from service.client import Client, InputError
 from tests.support.api_double import TIMING, ApiDouble, serving
 from tests.support.cli_process import CommandLine
+from tests.support.tiffs import tiff_of
 
 SIDE = 32
 
@@ -302,3 +303,17 @@ def test_errors_in_labels_are_reported(ppl: Any, photos: tuple[Path, Path], tmp_
     assert "elsewhere.png" in json.loads(done.stderr)["detail"]
     plotted = ppl("bird", photos[0], "--labels", photos[1], "--plot", "o.png", "--json")
     assert "--occlusion" in json.loads(plotted.stderr)["detail"]
+
+
+def test_deep_pictures_of_an_upload_are_scaled_alike_and_stacks_are_clips(tmp_path: Path) -> None:
+    dim, bright = (np.full((32, 32), value, np.uint16) for value in (1000, 4000))
+    with zipfile.ZipFile(tmp_path / "deep.zip", "w") as archive:
+        for name, page in (("dim.tif", dim), ("bright.tif", bright)):
+            archive.writestr(name, tiff_of(page))
+    (tmp_path / "stack.tif").write_bytes(tiff_of(dim, bright))
+    found = read_squares([tmp_path / "deep.zip"], SIDE)
+    assert [int(square.max()) for square in found.pixels] == [round(value * 255 / 4095) for value in (1000, 4000)]
+    pages = read_squares([tmp_path / "stack.tif"], SIDE)
+    assert pages.names == ["stack.tif#000000", "stack.tif#000001"]
+    assert set(pages.videos.values()) == {"stack.tif"}
+    assert np.array_equal(np.stack(pages.pixels), np.stack(found.pixels))

@@ -300,7 +300,7 @@ def test_bytes_like_scans_before_and_after_a_jpegs_picture_do_not_count():
 
 @settings(max_examples=150, deadline=None)
 @given(
-    kind=st.sampled_from(["JPEG", "PNG", "WEBP", "BMP", "TIFF"]),
+    kind=st.sampled_from(["JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF"]),
     edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=12),
 )
 def test_damaged_bytes_give_a_picture_or_a_typed_error(kind, edits):
