@@ -141,10 +141,10 @@ def _read_manifest(archive: Path, limits: ArchiveLimits) -> Manifest:
         with _unpacking(member):
             data = member.read()
     document = _parse_json(MANIFEST, data)
-    if document.get("format") != FORMAT:
-        raise BadVersionFile(
-            f"{MANIFEST} has format {document.get('format')!r:.40}; this release reads format {FORMAT}: use a later one"
-        )
+    found = document.get("format")
+    if found != FORMAT:
+        what_to_do = "use a later one" if type(found) is int and found > FORMAT else _EXPECTED
+        raise BadVersionFile(f"{MANIFEST} has format {found!r:.40}; this release reads format {FORMAT}: {what_to_do}")
     with _naming(MANIFEST):
         manifest = Manifest.model_validate(document)
     unknown = [name for name in manifest.files if not is_member(name)]
