@@ -56,6 +56,7 @@ class UploadedFiles:
         self._max_picture_bytes = max_picture_bytes
         self._on_growth = on_growth
         self._parts: list[Part] = []
+        self._created = False
 
     async def aclose(self) -> None:
         """Delete the files unless they are kept."""
@@ -88,7 +89,9 @@ class UploadedFiles:
 
     def _append(self, number: int, data: bytes) -> None:
         path = self._store.picture(self.estimate_id, number)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._created:  # once, or a write that goes on after the request's end would create the folder again
+            self._created = True
+            path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.write(data)
 

@@ -10,6 +10,9 @@ from service.access.keys import KeyStore, Scope
 from service.contract.errors import QueueFull
 from service.contract.quotas import EstimateLimits, PendingEstimate, check_estimate_limits
 from service.estimates.background.runner import AT_ONCE, FairTurns
+from service.estimates.request import UploadedFiles
+from service.estimates.store import EstimateStore
+from service.http.multipart import Part
 from tests.service.conftest import RESPOND_ASYNC
 
 from .test_background import ended
@@ -237,3 +240,13 @@ async def test_room_that_came_meanwhile_is_seen(serve, send, publish, consumer, 
     await ended(http, waiting)
     more.set()
     assert (await asyncio.wait_for(sending, 20)).status_code == 202
+
+
+async def test_write_that_goes_on_after_its_request_leaves_no_files(tmp_path):
+    files = UploadedFiles(EstimateStore(tmp_path), asyncio.to_thread, max_picture_bytes=100)
+    write = files.sink_of(Part("a.jpg", name="images"))
+    await write(b"1")
+    await files.aclose()
+    with pytest.raises(FileNotFoundError):
+        await write(b"2")
+    assert list((tmp_path / "estimates").iterdir()) == []
