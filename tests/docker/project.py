@@ -38,16 +38,16 @@ class Stack:
         return done.stdout
 
     def up(self) -> None:
-        """Starts everything and waits until all health checks pass."""
+        """Start everything and wait until all health checks pass."""
         self.compose("up", "--detach", "--wait", timeout_s=600)
         wait_for(lambda: self.get("/readyz").is_success, "the gateway to be ready")
 
     def get(self, path: str) -> httpx.Response:
-        """GET of the API."""
+        """Send a GET request to the API."""
         return httpx.get(self.api + path, timeout=30, trust_env=False, headers=self.key())
 
     def post(self, path: str, **arguments: Any) -> httpx.Response:
-        """POST to the API."""
+        """Send a POST request to the API."""
         return httpx.post(self.api + path, timeout=60, trust_env=False, headers=self.key(), **arguments)
 
     def key(self) -> dict[str, str]:
@@ -62,7 +62,7 @@ class Stack:
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
-    """Asks until true; what can't be reached yet counts as not true."""
+    """Poll until true; an unreachable server counts as false."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -75,7 +75,7 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 120) -
 
 
 def drawn_figure(index: int, side: int = 64) -> bytes:
-    """A JPEG of a stick figure whose limbs move with the index."""
+    """Return a JPEG of a stick figure whose limbs move with the index."""
     image = Image.new("RGB", (side, side), (210, 205, 190))
     draw = ImageDraw.Draw(image)
     swing = (index % 9 - 4) * 2
@@ -91,7 +91,7 @@ def drawn_figure(index: int, side: int = 64) -> bytes:
 
 
 def drawn_archive(count: int) -> bytes:
-    """A zip of stick figures."""
+    """Return a zip of stick figures."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for index in range(count):
@@ -107,7 +107,7 @@ def free_port() -> int:
 
 
 def missing_engine() -> str | None:
-    """Why there is no engine to test with, or None."""
+    """Return why there is no engine to test with, or None."""
     if os.environ.get("PPL_TEST_DOCKER") != "1":
         return "building the images takes long: set PPL_TEST_DOCKER=1 where a Docker engine runs"
     if shutil.which("docker") is None:

@@ -94,7 +94,7 @@ class Lab:
         self.server = self._serve(self.port)
 
     def worker(self, kind: routing.Kind) -> subprocess.Popen[bytes]:
-        """The worker that an earlier test left running, or a new one."""
+        """Return the worker that an earlier test left running, or a new one."""
         left = self.working.get(kind)
         return left if left is not None and left.poll() is None else self.start(kind)
 
@@ -123,7 +123,7 @@ class Lab:
         self.client.delete(routing.workers_key(kind))  # so that `start` waits for the next one
 
     def end_worker(self, kind: routing.Kind) -> None:
-        """End the worker that an earlier test left running."""
+        """Stop the worker that an earlier test left running."""
         left = self.working.get(kind)
         if left is not None and left.poll() is None:
             left.terminate()

@@ -98,7 +98,7 @@ class Consumer:
 
 
 def answer(request: BatchRequest, images: np.ndarray) -> BatchReply:
-    """The reply of a model that finds bright spots."""
+    """Return the reply of a model that finds bright spots."""
     side = request.side
     mass = np.clip(images.max(axis=3).astype(np.float64) - 128, 0, None) + 1e-9
     grid = (2 * np.arange(side) + 1) / side - 1
@@ -123,7 +123,7 @@ def answer(request: BatchRequest, images: np.ndarray) -> BatchReply:
 
 @pytest.fixture
 def make_picture() -> Callable[..., bytes]:
-    """Encoded pictures: black with a white disc at a place given in parts of the size."""
+    """Return a function that encodes black pictures with a white disc; its position is a fraction of the size."""
 
     def make(width: int = 96, height: int = 64, where: tuple[float, float] = (0.5, 0.5), **options: Any) -> bytes:
         ys, xs = np.mgrid[:height, :width]
@@ -139,7 +139,7 @@ def make_picture() -> Callable[..., bytes]:
 
 @pytest.fixture
 def publish(data_root: Path) -> Callable[..., str]:
-    """Puts versions of categories under the data root, as a training worker does."""
+    """Return a function that publishes versions below the data root, as a training worker does."""
     from safetensors.numpy import save_file
 
     store = VersionStore(data_root)
@@ -244,13 +244,13 @@ async def serve(make_settings: Callable[..., Settings]) -> AsyncIterator[Callabl
 
 @pytest.fixture
 async def http(serve: Callable[..., Any]) -> httpx.AsyncClient:
-    """A client of a gateway with its usual settings."""
+    """Return a client of a gateway with the usual settings."""
     return await serve()
 
 
 @pytest.fixture
 async def make_consumer(redis_url: str, redis_client: Any) -> AsyncIterator[Callable[..., Any]]:
-    """Starts consumers, which answer batches and have a heartbeat."""
+    """Return a function that starts consumers, which answer batches and have a heartbeat."""
     started: list[Consumer] = []
 
     async def make(spoil: Callable[[BatchReply], Any] | None = None, url: str = redis_url) -> Consumer:
@@ -266,14 +266,14 @@ async def make_consumer(redis_url: str, redis_client: Any) -> AsyncIterator[Call
 
 @pytest.fixture
 async def consumer(make_consumer: Callable[..., Any]) -> Consumer:
-    """One that answers at once."""
+    """Return a consumer that answers at once."""
     consumer: Consumer = await make_consumer()
     return consumer
 
 
 @pytest.fixture(scope="session")
 def command_line() -> Iterator[CommandLine]:
-    """Runs `ppl` in processes of their own that share their imports."""
+    """Return a runner of `ppl` in processes that share their imports."""
     commands = CommandLine()
     yield commands
     commands.close()
@@ -281,7 +281,7 @@ def command_line() -> Iterator[CommandLine]:
 
 @pytest.fixture
 def no_trace(data_root: Path, redis_client: Any) -> Callable[[], None]:
-    """Holds that nothing is left of a refused request: no file, and no key but those there before."""
+    """Return a check that a refused request left no file and no new Redis key."""
     files, keys = sorted(data_root.rglob("*")), set(redis_client.keys())
 
     parents = [data_root / name for name in ("jobs", "datasets", "categories")]  # may remain, empty
@@ -295,7 +295,7 @@ def no_trace(data_root: Path, redis_client: Any) -> Callable[[], None]:
 
 @pytest.fixture
 def problem() -> Callable[..., dict[str, Any]]:
-    """Holds that an answer is a problem document, and gives it."""
+    """Return a function that checks that a response is a problem document and returns it."""
 
     def check(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
         assert response.headers["content-type"] == "application/problem+json", response.text
@@ -317,7 +317,7 @@ RESPOND_ASYNC = {"Prefer": "respond-async"}
 
 @pytest.fixture
 def send(http, make_picture):
-    """An estimate in the background, of three pictures where none are given."""
+    """Return a function that starts a background estimate, of three pictures unless given."""
 
     async def post(files=None, client=None, headers=RESPOND_ASYNC, **fields: str):
         files = [("images", (f"{n}.png", make_picture())) for n in range(3)] if files is None else files

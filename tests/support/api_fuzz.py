@@ -44,7 +44,7 @@ def _archive() -> bytes:
 
 
 def _existing() -> dict[str, list[str]]:
-    """Names of what the server has just now, by the parameter that takes them."""
+    """Return the names of the server's resources by the parameter that takes them."""
     global _looked_at
     if time.monotonic() - _looked_at > _REFRESH_S:
         _looked_at = time.monotonic()
@@ -78,13 +78,13 @@ def _with_existing(values: dict[str, Any] | None) -> dict[str, Any] | None:
 
 @schemathesis.hook
 def map_path_parameters(context: Any, path_parameters: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Two in three name something that exists."""
+    """Let two of three requests name something that exists."""
     return _with_existing(path_parameters)
 
 
 @schemathesis.hook
 def map_query(context: Any, query: dict[str, Any] | None) -> dict[str, Any] | None:
-    """As for paths."""
+    """Let two of three queries name something that exists."""
     return _with_existing(query)
 
 
@@ -114,7 +114,7 @@ _NEVER = {"webhook_url", "continue_from", "prior", "prior_from", "dataset", "vid
 
 
 def _whole(path: str, seed: int) -> dict[str, Any] | None:
-    """A form that the server takes, for the operations that take files."""
+    """Return a valid form for an operation that takes files."""
     if path == "/train-jobs":
         return {"category": "dog", "archive": _archive(), **_SMALL}
     if path == "/datasets":

@@ -21,7 +21,7 @@ from worker.uploads.inspection import Inspector
 
 @contextmanager
 def live_gateway(settings: Settings) -> Iterator[str]:
-    """Serve on a free port until the context ends; yield the address."""
+    """Serve on a free port during the block; yield the address."""
     config = uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_level="error", lifespan="on")
     server = uvicorn.Server(config)
     ready = threading.Event()

@@ -1,4 +1,4 @@
-"""Spoil videos on purpose."""
+"""Damage videos on purpose."""
 
 from __future__ import annotations
 

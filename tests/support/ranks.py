@@ -1,4 +1,4 @@
-"""One process of a group in the tests: trains drawn pictures, batch statistics frozen, and saves what came of it."""
+"""One process of a group in the tests: trains drawn pictures with frozen batch statistics and saves the results."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def publish(data_root: Path, tiny_version: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def during(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """during(step, act) does something to the trainer right after a step; during() undoes it all."""
+    """Return during(step, act), which calls act on the trainer after a step; during() undoes it."""
     acts: dict[int, Callable[[Trainer], object]] = {}
 
     class Watched(Trainer):
@@ -137,7 +137,7 @@ def desk(redis_client: redis.Redis, redis_url: str, data_root: Path) -> SimpleNa
         job_id = new_job_id()
         files.create(job_id)
         files.archive(job_id).write_bytes(zipped(members))
-        # no tiny run is any good, yet its version shall become active
+        # a tiny run fails the quality check, but its version must become active
         return jobs.create(NewJob("dog", settings_of(config), config.steps, job_id=job_id, activate="always"))
 
     def from_folder(folder: str) -> Job:

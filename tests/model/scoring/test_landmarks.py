@@ -76,7 +76,7 @@ def test_left_out_errors_are_those_of_fitting_again_without_each_picture(count: 
 
 
 def test_keypoints_move_what_is_near_them() -> None:
-    """Of two that move alike in all labelled pictures the nearer one is believed."""
+    """Of two keypoints that move alike in all labelled pictures the nearer one counts."""
     rng = np.random.default_rng(0)
     keypoints = np.tile([[0.3, 0.5], [0.8, 0.5]], (8, 1, 1)) + rng.normal(0, 0.05, (8, 1, 2))
     labels = keypoints[:, :1] + [0.05, 0.0]
@@ -86,7 +86,7 @@ def test_keypoints_move_what_is_near_them() -> None:
 
 
 def test_without_evidence_a_landmark_moves_with_what_is_around_it() -> None:
-    """Five pictures of a thing in five places: that is all there is to learn from, and it does."""
+    """Five pictures of an object at five positions are enough."""
     rng = np.random.default_rng(3)
     shape = rng.uniform(-0.2, 0.2, (K, 2))
     keypoints = 0.5 + shape + rng.normal(0, 0.1, (5, 1, 2)) + rng.normal(0, 0.02, (5, K, 2))

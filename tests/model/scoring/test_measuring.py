@@ -27,7 +27,7 @@ def names():
 
 @pytest.fixture
 def call(tmp_path, capsys):
-    """Run a command with files written from what is given; its answer, or what it said on failing."""
+    """Run a command with files of the given content; return its output, or its error."""
 
     def _call(command, *extra, **files):
         arguments = [command, *map(str, extra)]

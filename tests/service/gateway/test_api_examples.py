@@ -124,7 +124,7 @@ async def test_every_operation_declares_its_errors_with_an_example(described):
 
 
 class Tour:
-    """Asks a gateway for one answer of each kind."""
+    """A client that asks a gateway for one response of each kind."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self.http = http
@@ -145,7 +145,7 @@ class Tour:
 
 
 async def walk(http, data_root, make_picture, labelled, sample: str) -> dict[str, Any]:  # noqa: F811
-    """Every operation that answers with text."""
+    """Call every operation that answers with text."""
     tour = Tour(http)
     ask, jobs = tour.ask, http.gateway.jobs
     picture = make_picture()
@@ -238,7 +238,7 @@ async def walk(http, data_root, make_picture, labelled, sample: str) -> dict[str
 
 
 def shape(value: Any) -> Any:
-    """What an answer is made of, whatever its values; what may be null counts as anything."""
+    """Return the structure of a response without its values; nullable values match anything."""
     if isinstance(value, dict):
         return {key: shape(item) for key, item in value.items()}
     if isinstance(value, list):

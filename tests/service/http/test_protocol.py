@@ -1,4 +1,4 @@
-"""What comes before any request is known: bounded in bytes and in time."""
+"""Limits on the bytes and the time before a request is parsed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.http import requests as protocol
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with the length of the body, once all of it came."""
+    """Answer with the length of the body, once it is complete."""
     size, more = 0, scope["path"] != "/early"
     while more:
         message = await receive()
@@ -45,7 +45,7 @@ async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
 
 
 async def talk(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
-    """All that is answered to some bytes, of which no more are sent once the connection was closed."""
+    """Send bytes until the connection is closed; return the whole response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     reading = asyncio.create_task(reader.read())
     try:

@@ -1,4 +1,4 @@
-"""However large a dataset is, the gateway's memory stays as it is: the process's own peak says so."""
+"""The gateway's memory does not grow with the size of a dataset, measured by the process's peak."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from .test_train_jobs import GOOD
 
 
 class Receiver:
-    """Keeps what it is sent, and answers with the statuses it is given, then with 204."""
+    """A server that records requests and answers with the given statuses, then with 204."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[dict[str, str], bytes]] = []
@@ -139,7 +139,7 @@ async def test_next_gateway_sends_what_ended_while_none_ran(serve, receiver, job
 @pytest.fixture
 def sender(serve, jobs):
     async def make(private: bool = True) -> WebhookSender:
-        """One that works only when the test says so."""
+        """Return a sender that sends only when the test calls it."""
         http = await serve(webhook_private=private)
         gateway = http.gateway
         loop = next(task for task in gateway._loops if task.get_name() == "webhooks")

@@ -267,7 +267,7 @@ def landmark_set(weight: float) -> dict:
 
 
 def hurt(files: dict[str, bytes], what: str) -> bytes:
-    """An exported version with one thing wrong."""
+    """Return an exported version with one fault."""
     match what:
         case "no zip":
             return b"PK nothing"
@@ -486,7 +486,7 @@ async def test_bombs_are_refused_before_they_are_unpacked(http, serve, version, 
 
 
 async def test_member_larger_than_it_says_is_refused(http, there, version, problem):
-    """The directory of the zip lies about a size; what is unpacked counts."""
+    """The zip's directory has a wrong size; the unpacked bytes count."""
     data = bytearray(packed(unpacked((await export(http)).content), kind=zipfile.ZIP_DEFLATED))
     entry = data.rindex(b"PK\x01\x02", 0, data.rindex(b"memory.json"))
     size = int.from_bytes(data[entry + 24 : entry + 28], "little")

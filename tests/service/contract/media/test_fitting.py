@@ -158,7 +158,7 @@ def photograph(width, height, orientation=1, **options):
 
 
 def apart(data, side, box=None):
-    """How far the squares of a reduced and a whole JPEG are apart, where the picture covers them."""
+    """Return the differences between the squares of a reduced and a whole JPEG, inside the picture."""
     whole, reduced = open_picture(data), open_reduced(data, reduction_for_boxes(side, [box]))
     assert reduced.size == whole.size
     square, frame = fit_square(reduced, side, box)

@@ -29,7 +29,7 @@ print(memory("VmHWM") - before)
 
 
 def peak_mb(work: str, prepare: str = "") -> float:
-    """How much memory some lines need at most, beyond what there was before them, in MB."""
+    """Return the peak of additional memory of some lines of Python, in MB."""
     code = _HARNESS.format(prepare=textwrap.dedent(prepare), work=textwrap.dedent(work))
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr

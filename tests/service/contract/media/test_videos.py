@@ -65,7 +65,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
 
 
 def read(path: Path, count: int = MANY, limits: VideoLimits = VideoLimits()) -> tuple[dict[int, Image.Image], str]:
-    """What a video gives: its frames by number, and why it ended early, if it did."""
+    """Read a video: return its frames by number, and why it ended early, if it did."""
     found: dict[int, Image.Image] = {}
     try:
         for number, _, image in iter_frames(path, count, limits):
