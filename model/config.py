@@ -142,6 +142,12 @@ class PPLConfig:
         choices=("auto", "stills", "clips"),
     )
     frames_per_clip: int = _setting(200, "frames taken of a video file, evenly spaced", 2, 10_000)
+    locate: str = _setting(
+        "auto",
+        "where the thing is, if no boxes came: 'motion' cuts out what moves before a fixed camera, in a video or a "
+        "folder of pictures; 'auto' does so where it is sure; 'off' takes whole pictures",
+        choices=("auto", "motion", "off"),
+    )
     mask_ratio: float = _setting(0.8, "probability that a patch of the reference image is masked", 0.0, 1.0)
     mask_grid: int = _setting(16, "patches of the reference mask along one side", 2, 64)
     horizontal_flip: bool = _setting(True, "mirror half of the training pictures; off for sets aligned to one side")

@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .labels import Labels, LabelsError, hashed_split
+from .labels import Labels, LabelsError, from_square, hashed_split
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,14 @@ def match_labels(
     sizes: Sequence[Sequence[int]],
     clips: NDArray[np.int64] | None = None,
     hint: str = "",
+    frames: Sequence[Sequence[float]] | None = None,
 ) -> LabelledPictures:
     """Return the labelled pictures among N pictures.
 
     If the labels have no split, a fifth of the labelled pictures is held out by a hash of their names; of frames, a
     fifth of the labelled ``clips``. Sizes are width and height in pixels, EXIF orientation applied. The ``hint`` is for
-    names that are not ASCII, as these may have been spoilt.
+    names that are not ASCII, as these may have been spoilt. ``frames`` are left, top and side of the squares on the
+    pictures, in pixel edges; whole pictures unless given.
 
     Raises LabelsError if no picture has a label, a name matches twice, or a part of the split would be empty.
     """
@@ -74,12 +76,18 @@ def match_labels(
     pictures = np.flatnonzero(rows >= 0)
     known_sizes = {labels.names[rows[index]]: (sizes[index][0], sizes[index][1]) for index in pictures.tolist()}
     matched = labels.rows(rows[pictures]).to_square(known_sizes)
+    keypoints = matched.keypoints
+    if frames is not None:
+        width, height = np.array([sizes[index] for index in pictures.tolist()]).T[..., None]
+        squares = np.array([frames[index] for index in pictures.tolist()])[:, None]
+        keypoints = (from_square(keypoints, width, height) + 0.5 - squares[..., :2]) / squares[..., 2:]
+        keypoints[matched.visibility == 0] = 0
     heldout = hold_out(
         matched, [names[index] for index in pictures.tolist()], None if clips is None else clips[pictures]
     )
     return LabelledPictures(
         pictures,
-        matched.keypoints,
+        keypoints,
         matched.visibility.astype(np.float64),
         heldout,
         matched.keypoint_names,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -27,6 +28,21 @@ Url = Annotated[
 Category = Annotated[str, typer.Argument(help="Name of the category: a-z, 0-9, - and _.")]
 Version = Annotated[
     str | None, typer.Option("--version", help="Version of the prior, or an alias of one; the active one by default.")
+]
+BoxesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--boxes",
+        metavar="FILE",
+        help="Where the thing is in each picture or frame: CSV (image,x,y,width,height), COCO or MegaDetector's JSON.",
+    ),
+]
+Locate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW",
+        help="Without boxes: motion cuts out what moves before a fixed camera, auto does where it is sure, or off.",
+    ),
 ]
 
 

@@ -37,12 +37,15 @@ def create_dataset(
     labels: Annotated[
         Path | None, typer.Option(help="Keypoints of some of the pictures, CSV or COCO JSON, for evaluation.")
     ] = None,
+    boxes: Annotated[
+        Path | None, typer.Option(help="Where the thing is in each picture: CSV, COCO or MegaDetector's JSON.")
+    ] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write the contact sheet, a JPEG, to this file.")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Whether to wait for the inspection.")] = True,
 ) -> None:
     """Upload pictures and show what the inspection finds."""
     client = session.client
-    created = client.datasets.create(paths, name, mode, labels)
+    created = client.datasets.create(paths, name, mode, labels, boxes)
     if created.already_there and not session.as_json:
         out.print("a dataset with the same bytes exists already; nothing was added")
     dataset = _wait(session, created.id) if wait or sheet else created
@@ -136,6 +139,8 @@ def _findings(dataset: Dataset) -> Iterator[tuple[str, str]]:
     if found.labels:
         held_out = f", {found.labels.held_out} of them held out" if found.labels.held_out is not None else ""
         yield "labelled", f"{found.labels.pictures}{held_out}"
+    if dataset.boxes:
+        yield "boxes", "yes"
     yield "left out", str(found.skipped)
     yield "there twice", str(found.duplicates)
     if found.sizes:

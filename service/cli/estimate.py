@@ -23,7 +23,7 @@ from service.client.uploads import file_part, is_pipe, list_pictures, name_uniqu
 from service.contract.media import tiff
 from service.contract.media.videos import is_video, is_video_name
 
-from .commands import Category, Session, Version
+from .commands import Category, Locate, Session, Version
 from .console import err, out, print_json, print_path, print_table, say, write_file
 from .estimates import finish, print_background
 
@@ -51,10 +51,10 @@ def estimate(
         ),
     ],
     format: Annotated[
-        Literal["coco", "csv", "frames", "jsonl", "slp"] | None,
+        Literal["coco", "csv", "frames", "jsonl", "slp", "boxes"] | None,
         typer.Option(
             help="Print the poses as a COCO keypoints data set, DeepLabCut's table, the table of times and scores "
-            "beside it, JSON lines, or SLEAP's file."
+            "beside it, JSON lines, or SLEAP's file; or the boxes in which the object was found, as CSV for --boxes."
         ),
     ] = None,
     overlay: Annotated[
@@ -81,10 +81,12 @@ def estimate(
         Path | None,
         typer.Option(
             "--boxes",
-            metavar="FILE.json",
-            help="Boxes of several pictures: a JSON list with \\[x, y, w, h], a list of such, or null for each.",
+            metavar="FILE",
+            help="Boxes of several pictures or frames: CSV (image,x,y,width,height), COCO or MegaDetector's JSON; or a "
+            "JSON list with \\[x, y, w, h], a list of such, or null for each picture.",
         ),
     ] = None,
+    locate: Locate = None,
     more: Annotated[
         list[More] | None,
         typer.Option("--include", help="Add this to each pose in the JSON; repeatable."),
@@ -102,9 +104,9 @@ def estimate(
     if every != 1 and not video:
         raise InputError("--every chooses frames of a video, and pictures came; leave it out")
     drawings = {kind: path for kind, path in (("overlay", overlay), ("link_map", link_map)) if path}
-    _check_drawings(drawings, waits_for_pictures=not (video or background))
+    _check_drawings(drawings, waits_for_pictures=not (video or background or locate))
     boxes = _read_boxes(box, boxes_file, len(images))
-    if video and boxes is not None and len(boxes) != 1:
+    if video and isinstance(boxes, list) and len(boxes) != 1:
         raise InputError(f"{boxes_file} has {len(boxes)} entries; a video takes one, used for every frame")
     if more and format is None and not (session.as_json or background):
         raise InputError("--include adds to the JSON output; it needs --json or --format jsonl")
@@ -112,16 +114,18 @@ def estimate(
     options: dict[str, Any] = {"version": version, "refine_steps": refine_steps, "landmarks": marks, "include": include}
     if format == "slp" and sys.stdout.isatty() and not background:
         raise InputError("--format slp writes a binary file; send it to one, as in --format slp > poses.slp")
-    if background or format in ("frames", "slp") or (video and format in ("coco", "csv")):
+    of_one_answer = format in ("frames", "slp", "boxes") or (locate and not video)
+    if background or of_one_answer or (video and format in ("coco", "csv")):
         pictures = [] if video else name_uniquely(images)
-        options |= {"boxes": boxes, "format": "native" if format in (None, "jsonl") else format}
+        options |= {"boxes": boxes, "format": "native" if format in (None, "jsonl") else format, "locate": locate}
         started = client.estimate_async(category, pictures, video, every, **options)
         if background:
             session.show(started, print_background)
         else:
             finish(session, started.id)
     elif video:
-        frames = client.estimate_video(category, video, every, box=boxes[0] if boxes else None, **options)
+        box_of_all = boxes[0] if isinstance(boxes, list) else boxes
+        frames = client.estimate_video(category, video, every, box=box_of_all, locate=locate, **options)
         _print_lines(frames, session.as_json or format is not None)
     elif format == "jsonl" and not drawings:
         _print_lines(client.estimate_lines(category, images, boxes=boxes, **options), True, images)
@@ -190,20 +194,23 @@ def _check_drawings(drawings: dict[str, Path], *, waits_for_pictures: bool) -> N
     for kind, file in drawings.items():
         option = f"--{kind.replace('_', '-')}"
         if not waits_for_pictures:
-            raise InputError(f"{option} came with a video or --background; it draws only on pictures in the foreground")
+            raise InputError(
+                f"{option} came with a video or --background, or with --locate; it draws on pictures alone"
+            )
         if file.name in ("", "..") or file.is_dir():
             raise InputError(f"{option} is {file}; it must name a file to draw into")
     if len(drawings) == 2 and drawings["overlay"] == drawings["link_map"]:
         raise InputError(f"--overlay and --link-map both name {drawings['overlay']}; give each a file of its own")
 
 
-def _read_boxes(texts: list[str] | None, file: Path | None, count: int) -> list[Any] | None:
-    """Return an entry for each picture. Only the form is checked; the server checks the values."""
+def _read_boxes(texts: list[str] | None, file: Path | None, count: int) -> list[Any] | Path | None:
+    """Return an entry for each picture, or a file for the server to read, which checks the values of either."""
     if texts and file:
         raise InputError("both --box and --boxes came; use one of them")
     if file:
         try:
-            return _BOXES.validate_json(file.read_text(encoding="utf-8-sig"), strict=True)
+            text = file.read_text(encoding="utf-8-sig")
+            return _BOXES.validate_json(text, strict=True) if text.lstrip()[:1] == "[" else file
         except OSError as error:
             raise InputError(f"can't read {file}: {error.strerror}") from error
         except ValidationError as error:

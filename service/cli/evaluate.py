@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .commands import Category, Session, Version
+from .commands import BoxesFile, Category, Locate, Session, Version
 from .console import counting_bar, out, print_path, print_table, say
 from .evaluation import evaluate_category
 
@@ -35,6 +35,8 @@ def evaluate(
     labels: Annotated[
         Path, typer.Option(help="Their keypoints: CSV, COCO keypoints JSON, or JSON in the format of our samples.")
     ],
+    boxes: BoxesFile = None,
+    locate: Locate = None,
     occlusion: Annotated[
         bool, typer.Option("--occlusion", help="Also hide parts of the scored pictures, and refine.")
     ] = False,
@@ -62,6 +64,8 @@ def evaluate(
             pictures,
             labels,
             version,
+            boxes=boxes,
+            locate=locate,
             occlusion=occlusion,
             refine_steps=refine_steps,
             plot=plot,

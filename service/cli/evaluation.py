@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.scoring.label_files import read_labels
+from model.scoring.labels import Labels, from_square
 from model.scoring.linear_maps import fit_maps
 from model.scoring.occlusion import cover, levels, occlusion_row, verdict
 from model.scoring.plots import plot_occlusion
@@ -34,7 +35,8 @@ from service.client.types import ImageEstimate, Prior
 from service.contract.errors import BadPicture, PPLError
 from service.contract.media import tiff
 from service.contract.media.archives import ArchiveLimits, Member, find_white, iter_media
-from service.contract.media.fitting import fit_square, reduction_for_boxes
+from service.contract.media.fitting import Box, Frame, fit_square, reduction_for_boxes
+from service.contract.media.locating import Locations, MotionFinder, clip_of_picture
 from service.contract.media.pictures import Picture, PictureLimits, is_picture_name, open_reduced
 from service.contract.media.videos import BadVideo, NoDecoder, frame_name, iter_frames
 
@@ -60,6 +62,8 @@ def evaluate_category(
     labels: Path,
     version: str | None = None,
     *,
+    boxes: Path | None = None,
+    locate: str | None = None,
     occlusion: bool = False,
     refine_steps: int | None = None,
     plot: Path | None = None,
@@ -74,6 +78,8 @@ def evaluate_category(
         labels: CSV, COCO keypoints JSON or JSON as our samples'. Without a split in it, a fifth of the pictures is
             scored by maps fitted on the others; whole videos are held out, and whole folders for a version trained on
             clips.
+        boxes: a file of where the thing is in each picture: our CSV, COCO or MegaDetector's JSON.
+        locate: auto, motion or off for pictures without boxes; as the version was trained by default.
         occlusion: also hide parts of the scored pictures, and refine.
         refine_steps: steps of the occlusion test; 3 by default, 0 for the method autolink, which has no memory.
         plot: PNG of the occlusion test to write.
@@ -91,7 +97,8 @@ def evaluate_category(
     prior = client.prior(category, version)
     steps = _choose_steps(prior, refine_steps)
     frames = int(prior.settings.get("frames_per_clip", _FRAMES))
-    squares = read_squares(paths, int(prior.settings["image_size"]), frames)
+    locate = locate or str(prior.settings.get("locate", "off"))
+    squares = read_squares(paths, int(prior.settings["image_size"]), frames, boxes, locate)
     predictions: dict[str, Any] = {
         "pictures": dict.fromkeys(squares.names),
         "sizes": dict(zip(squares.names, squares.sizes, strict=True)),
@@ -101,6 +108,7 @@ def evaluate_category(
         known = read_labels(labels)
         for rows in rows_by_split(predictions, known).values():
             square_labels(known, rows, predictions["sizes"])
+        known = squares.crop(known)
     if skeleton and not known.edges:
         raise InputError("the labels define no skeleton; COCO's category has it in 'skeleton', samples in 'edges'")
 
@@ -212,6 +220,7 @@ class Squares:
         pixels: N squares, uint8 (S, S, 3).
         videos: video of each frame, by the frame's name.
         skipped: {"name", "reason"} of files that could not be read.
+        frames: where each square lies on its picture.
     """
 
     names: list[str] = field(default_factory=list)
@@ -219,6 +228,7 @@ class Squares:
     pixels: list[NDArray[np.uint8]] = field(default_factory=list)
     videos: dict[str, str] = field(default_factory=dict)
     skipped: list[dict[str, str]] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
 
     def clips(self, *, folders: bool) -> dict[str, str]:
         """Return the clip of each picture by name: its video or, if ``folders`` are clips, its folder."""
@@ -226,25 +236,88 @@ class Squares:
         inside = {name: str(PurePosixPath(name.replace("\\", "/")).parent) for name in stills} if folders else {}
         return self.videos | (inside if len(set(inside.values())) > 1 else {})
 
-    def add(self, name: str, picture: Picture, side: int) -> None:
-        """Fit a picture to a square and append it."""
+    def add(self, name: str, picture: Picture, side: int, box: Box | None) -> None:
+        """Fit a picture, or a box of it, to a square and append it."""
+        square, frame = fit_square(picture, side, box)
         self.names.append(name)
         self.sizes.append(picture.size)
-        self.pixels.append(fit_square(picture, side)[0])
+        self.pixels.append(square)
+        self.frames.append(frame)
+
+    def crop(self, labels: Labels) -> Labels:
+        """Return labels in [0, 1] of these squares, not of the whole pictures'. Raises LabelsError."""
+        rows = labels.match(self.names)
+        pairs = [(index, row) for index, row in enumerate(rows.tolist()) if row >= 0]
+        sizes = {labels.names[row]: self.sizes[index] for index, row in pairs}
+        whole = labels.rows([row for _, row in pairs]).to_square(sizes)
+        keypoints = np.zeros_like(labels.keypoints)
+        for (index, row), points in zip(pairs, whole.keypoints, strict=True):
+            pixels = from_square(points, *self.sizes[index])
+            keypoints[row] = (self.frames[index].from_picture(pixels) + 1) / 2
+        keypoints[labels.visibility == 0] = 0
+        return replace(labels, keypoints=keypoints, in_square=True)
 
 
-def read_squares(paths: Sequence[Path], side: int, frames: int = _FRAMES) -> Squares:
+def read_squares(
+    paths: Sequence[Path], side: int, frames: int = _FRAMES, boxes: Path | None = None, locate: str = "off"
+) -> Squares:
     """Fit pictures to squares of a model's side.
 
     Args:
         paths: pictures, videos, folders of them, and zips, tars and tar.gz.
         side: S.
         frames: taken of each video, the same as in training.
+        boxes: a file of where the thing is in each picture.
+        locate: the setting of training, for pictures without boxes.
 
     Raises:
         InputError: an unreadable path, a duplicate name, no picture at all, or a video without PyAV.
     """
     squares = Squares()
+    locations = _locate(paths, frames, boxes, locate)
+    reduction = reduction_for_boxes(side) if locations.whole else lambda width, height: 1.0
+    for name, video, found in _iter_pictures(paths, frames, reduction):
+        if not isinstance(found, Picture):
+            squares.skipped.append({"name": name, "reason": found})
+            continue
+        box = locations.find(name, found.size)
+        if box is None and not locations.whole:
+            squares.skipped.append({"name": name, "reason": locations.missing})
+            continue
+        squares.add(name, found, side, box)
+        if video is not None:
+            squares.videos[name] = video
+    if not squares.names:
+        reasons = "".join(f"; {item['name']}: {item['reason']}" for item in squares.skipped[:3])
+        raise InputError(f"no picture could be read{reasons}")
+    if len(set(squares.names)) < len(squares.names):
+        twice = next(name for name in squares.names if squares.names.count(name) > 1)
+        raise InputError(f"two pictures are called {twice}; names must be unique, as labels refer to them")
+    return squares
+
+
+def _locate(paths: Sequence[Path], frames: int, boxes: Path | None, locate: str) -> Locations:
+    """Return where the thing is in each picture, as a training job finds it."""
+    if boxes is None and locate == "off":
+        return Locations()
+    names = []
+    with TemporaryFile(prefix="ppl-") as file:
+        finder = MotionFinder(file, is_required=locate == "motion")
+        for name, video, found in _iter_pictures(paths, frames, finder.reduction):
+            if isinstance(found, Picture):
+                names.append(name)
+                if boxes is None and (video or finder.wants(name)):
+                    finder.keep(found, name, video or clip_of_picture(name))
+        try:
+            return finder.locate() if boxes is None else Locations.of_file(boxes, names)
+        except (OSError, PPLError) as error:
+            raise InputError(f"the boxes can't be used: {getattr(error, 'detail', error)}") from error
+
+
+def _iter_pictures(
+    paths: Sequence[Path], frames: int, reduction: Callable[[int, int], float]
+) -> Iterator[tuple[str, str | None, Picture | str]]:
+    """Yield the name of each picture and frame, the video of a frame, and the picture or why it can't be read."""
     uploads = (path for path in paths if not is_picture_name(path.name))
     white = max((find_white(path, ArchiveLimits(), PictureLimits()) for path in uploads if path.exists()), default=0.0)
     for name, found in _iter_media(paths):
@@ -254,22 +327,13 @@ def read_squares(paths: Sequence[Path], side: int, frames: int = _FRAMES) -> Squ
             if isinstance(found, Member):
                 with _extract(found) as path:
                     for number, _, image in iter_frames(path, frames):  # up to where the video is damaged
-                        squares.add(frame_name(name, number), Picture.of(image), side)
-                        squares.videos[frame_name(name, number)] = name
+                        yield frame_name(name, number), name, Picture.of(image)
             else:
-                squares.add(name, open_reduced(found, reduction_for_boxes(side), white=white), side)
+                yield name, None, open_reduced(found, reduction, white=white)
         except (BadPicture, BadVideo) as error:
-            reason = error.detail if isinstance(error, BadPicture) else str(error)
-            squares.skipped.append({"name": name, "reason": reason})
+            yield name, None, error.detail if isinstance(error, BadPicture) else str(error)
         except NoDecoder as error:
             raise InputError("videos need PyAV: pip install 'pose-prior-learner[video]'") from error
-    if not squares.names:
-        reasons = "".join(f"; {item['name']}: {item['reason']}" for item in squares.skipped[:3])
-        raise InputError(f"no picture could be read{reasons}")
-    if len(set(squares.names)) < len(squares.names):
-        twice = next(name for name in squares.names if squares.names.count(name) > 1)
-        raise InputError(f"two pictures are called {twice}; names must be unique, as labels refer to them")
-    return squares
 
 
 @contextmanager

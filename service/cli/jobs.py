@@ -14,7 +14,7 @@ from rich.text import Text
 from service.client import InputError, Job, JobStatus
 from service.client.types import Checkpoint, EventKind, JobEvent
 
-from .commands import Category, Session
+from .commands import BoxesFile, Category, Locate, Session
 from .console import (
     duration,
     loss_text,
@@ -58,6 +58,8 @@ def train(
         Path | None,
         typer.Option(help="Keypoints of some pictures, CSV or COCO JSON: for evaluation, never for training."),
     ] = None,
+    boxes: BoxesFile = None,
+    locate: Locate = None,
     prior_file: Annotated[
         Path | None, typer.Option("--prior", help="A prior to start from, as `ppl prior --json` prints it.")
     ] = None,
@@ -88,8 +90,9 @@ def train(
         category,
         path,
         preset,
-        _parse_settings(assignments or []),
+        _parse_settings(assignments or []) | ({"locate": locate} if locate else {}),
         labels=labels,
+        boxes=boxes,
         prior=prior_file,
         prior_from=prior_from,
         activate="always" if activate_always else activate,
@@ -216,7 +219,12 @@ def _print_job(job: Job) -> None:
         out.print(f"  dataset {job.dataset.id}  {escape(job.dataset.name or '')}".rstrip())
     if metrics.get("skipped"):
         files = "".join(f"\n    {_describe_skipped(item)}" for item in metrics.get("skipped_files", []))
-        out.print(f"  {metrics['skipped']} pictures could not be read:{escape(files)}")
+        out.print(f"  {metrics['skipped']} pictures are left out:{escape(files)}")
+    if located := metrics.get("located"):
+        side = f", {located['side_px']:g} px wide" if "side_px" in located else ""
+        out.print(
+            f"  the thing is located by {located['by']}{side}{escape('; ' + (located.get('note') or '')).rstrip('; ')}"
+        )
     held_out = f", {metrics['held_out']} of them held out" if "held_out" in metrics else ""
     if metrics.get("mode") == "clips":
         out.print(f"  {metrics.get('clips', '?')} clips, {metrics.get('images', '?')} frames in all{held_out}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from .connection import given
@@ -18,6 +20,7 @@ POSES_A_REQUEST = 32
 
 Box = Sequence[float]
 Boxes = Sequence[Box | Sequence[Box] | None]
+BoxFile = str | os.PathLike[str]  # CSV (image,x,y,width,height), COCO or MegaDetector's JSON
 
 
 def form_fields(
@@ -28,9 +31,10 @@ def form_fields(
     return fields | given(version=version, include=",".join(include), landmarks=landmarks)
 
 
-def video_fields(every: int, box: Box | Sequence[Box] | None) -> dict[str, str]:
+def video_fields(every: int, box: Box | Sequence[Box] | BoxFile | None) -> dict[str, str]:
     """Return the fields that a video adds."""
-    return {"every": str(every)} | boxes_field(None if box is None else [box])
+    boxes = box if box is None or isinstance(box, (str, os.PathLike)) else [box]
+    return {"every": str(every)} | boxes_field(boxes)
 
 
 def picture_files(images: Sequence[Picture], stack: ExitStack) -> list[tuple[str, Any]]:
@@ -38,15 +42,22 @@ def picture_files(images: Sequence[Picture], stack: ExitStack) -> list[tuple[str
     return [("images", picture_part(image, index, stack)) for index, image in enumerate(images)]
 
 
-def boxes_field(boxes: Boxes | None) -> dict[str, str]:
-    """Return the form field of boxes, which may be tuples or rows of arrays; none without boxes."""
+def boxes_field(boxes: Boxes | BoxFile | None) -> dict[str, str]:
+    """Return the form field of boxes, which may be tuples, rows of arrays, or a file; none without boxes."""
+    if isinstance(boxes, (str, os.PathLike)):
+        try:
+            return {"boxes": Path(boxes).read_text(encoding="utf-8-sig")}
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"can't read {boxes}: {getattr(error, 'strerror', None) or error}") from error
     return {} if boxes is None else {"boxes": json.dumps(_to_lists(boxes))}
 
 
 def split_pictures(
-    images: Sequence[Picture], boxes: Boxes | None
-) -> Iterator[tuple[int, Sequence[Picture], Boxes | None]]:
+    images: Sequence[Picture], boxes: Boxes | BoxFile | None
+) -> Iterator[tuple[int, Sequence[Picture], Boxes | BoxFile | None]]:
     """Yield requests of at most POSES_A_REQUEST poses each; a picture with more boxes gets a request of its own.
+
+    A file of boxes goes with every request.
 
     Yields:
         The index of the first picture, the pictures and their boxes.
@@ -56,6 +67,10 @@ def split_pictures(
     """
     if not images:
         raise InputError("no pictures were given; give at least one")
+    if isinstance(boxes, (str, os.PathLike)):
+        for first in range(0, len(images), POSES_A_REQUEST):
+            yield first, images[first : first + POSES_A_REQUEST], boxes
+        return
     if boxes is not None and len(boxes) != len(images):
         raise InputError(f"{len(images)} pictures came with {len(boxes)} entries of boxes; each picture needs one")
     counts = [_count_boxes(boxes[index]) if boxes is not None else 1 for index in range(len(images))]

@@ -130,6 +130,7 @@ def training_settings(settings: Mapping[str, Any] | None, activate: Activate) ->
 def training_files(
     dataset: str | None,
     labels: AnyPath | None,
+    boxes: AnyPath | None,
     prior: AnyPath | Mapping[str, Any] | None,
     stack: ExitStack,
 ) -> dict[str, Any]:
@@ -137,8 +138,9 @@ def training_files(
     files: dict[str, Any] = {}
     if dataset is not None:
         files["dataset"] = (None, dataset)  # a part without a file name is a plain field
-    if labels is not None:
-        files["labels"] = file_part(labels, stack)
+    for name, path in (("labels", labels), ("boxes", boxes)):
+        if path is not None:
+            files[name] = file_part(path, stack)
     if isinstance(prior, Mapping):
         files["prior"] = ("prior.json", json.dumps(prior).encode())
     elif prior is not None:

@@ -107,6 +107,10 @@ class TooManyImages(BadRequest, code="too_many_images", status=413): ...
 class BadPicture(BadRequest, code="bad_picture", status=422): ...
 
 
+class NothingFound(BadPicture, code="nothing_found"):
+    """No box shows where the thing is in this picture or frame."""
+
+
 class NotAnImage(BadPicture, code="not_an_image", status=415): ...
 
 

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from service.contract.media.fitting import Frame
+from service.contract.media.fitting import Box, Frame
 
 STRONG = 0.2  # links below this share of the strongest weight are not drawn
 _MAX_LINKS_PER_KEYPOINT = 2
 _OUTLINE = np.array([16, 18, 24], np.float32)
+_BOX_COLOUR = (255, 209, 102)
 _BACKGROUND = (13, 15, 33)
 # colours of the link map from 0 to 1: dark blue, violet, orange, near white
 _STOPS = np.array([_BACKGROUND, (74, 31, 110), (178, 46, 105), (243, 120, 64), (253, 209, 105), (255, 252, 235)])
@@ -62,8 +63,9 @@ def overlay(
     keypoints: NDArray[Any],
     links: Sequence[dict[str, Any]],
     landmarks: Sequence[dict[str, Any]] = (),
+    box: Box | None = None,
 ) -> Image.Image:
-    """Draw a pose on its picture, sized in proportion to the model's square.
+    """Draw a pose on its picture, sized in proportion to the model's square, and the box in which it was found.
 
     Args:
         picture: RGB.
@@ -90,6 +92,10 @@ def overlay(
         _disc(canvas, place, 0.8 * radius + outline, _OUTLINE)
         _disc(canvas, place, 0.8 * radius, np.full(3, 255, np.float32))
     drawn = Image.fromarray(canvas)
+    if box:
+        x, y, width, height = box
+        corners = (x, y, x + width - 1, y + height - 1)
+        ImageDraw.Draw(drawn).rectangle(corners, outline=_BOX_COLOUR, width=max(1, round(0.6 * unit)))
     _write_names(drawn, landmarks, 1.6 * radius, max(10.0, 3 * unit))
     return drawn
 

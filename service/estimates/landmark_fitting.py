@@ -19,7 +19,7 @@ from service.versions.schemas import FittedLandmarks
 
 from .estimator import Estimator, Pipeline
 from .pictures import Upload, parse_boxes
-from .request import Query, read_form_within
+from .request import MAX_BOXES_BYTES, Query, move_boxes, read_form_within
 
 BODY_S = 600.0  # time for a body to arrive
 
@@ -52,8 +52,10 @@ class LandmarkRequest:
         fields = {
             "images": FileField(limit, TooManyImages(too_many)),
             "labels": FileField(max_bytes=MAX_FIT_LABELS_BYTES),
+            "boxes": FileField(max_bytes=MAX_BOXES_BYTES, or_text=True),
         }
         form = await read_form_within(BODY_S, request, fields)
+        move_boxes(form)
         check_fields(form.fields, ("name", "version", "boxes"), "images, labels")
         sent = {name: text for name, value in form.fields.items() if (text := value.strip())}
         if "name" not in sent:
@@ -61,10 +63,10 @@ class LandmarkRequest:
         labels = form.first("labels")
         if labels is None:
             raise BadLabels("no labels; send CSV or COCO JSON in the field labels (curl -F labels=@labels.csv)")
-        pictures = [part for part in form.files if part is not labels]
+        pictures = [part for part in form.files if part.name == "images"]
         if not pictures:
             raise NoImages("no picture; send the labelled ones in the field images (curl -F images=@photo.jpg)")
-        boxes = parse_boxes(sent.get("boxes"), len(pictures))
+        boxes = parse_boxes(sent.get("boxes"), [part.filename for part in pictures])
         for index, entry in enumerate(boxes):
             if len(entry.boxes) > 1:
                 raise BadBoxes(f"boxes[{index}] has {len(entry.boxes)} boxes; labels are for one object in a picture")

@@ -23,13 +23,23 @@ _FIELDS = {
         "string",
         "a JSON list with an entry for each picture: a box [x, y, width, height] in pixels, a list of such boxes for "
         "several objects, or null for the whole picture, as in "
-        "[[10, 20, 200, 150], [[0, 0, 90, 90], [95, 5, 80, 80]], null]; each box counts as a picture",
+        "[[10, 20, 200, 150], [[0, 0, 90, 90], [95, 5, 80, 80]], null]; each box counts as a picture. Or a file: CSV "
+        "(image,x,y,width,height), COCO with bbox or MegaDetector's JSON, of a video with a box for each frame; a "
+        "picture or frame that has none there gets no pose",
         examples=["[null]"],
+    ),
+    "locate": field(
+        "string",
+        "of a video: motion takes what moves before a fixed camera as the thing, auto (the default) where it is sure, "
+        "off takes whole frames. motion is possible for pictures, too, of one fixed camera in their order",
+        examples=["off"],
+        enum=["auto", "motion", "off"],
     ),
     "format": field(
         "string",
         "native JSON; coco: a COCO keypoints data set, with scores; csv: DeepLabCut's table, for a video with frame "
-        "numbers as index; frames: a table beside it with the time, score and surprise of each pose; slp: SLEAP's file",
+        "numbers as index; frames: a table beside it with the time, score and surprise of each pose; slp: SLEAP's; "
+        "boxes: where the thing was found, as CSV that the field boxes takes",
         examples=["native"],
         enum=list(FORMATS),
         default="native",

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.contract.errors import BadBoxes, BodyTooLarge, PPLError
+from service.contract.errors import BadBoxes, BodyTooLarge, NothingFound, PPLError
+from service.contract.media.boxes import BoxFile, FoundBox, parse_box_file
 from service.contract.media.fitting import Box, Frame, fit_square, reduction_for_boxes, unfit_square
 from service.contract.media.pictures import Picture, PictureLimits, open_picture, open_reduced
 from service.runtime.concurrency import DecodedPixelLimit
@@ -37,7 +39,7 @@ _decoded_pixels = DecodedPixelLimit()
 _MAX_BOX = 8
 _EXPECTED_BOXES = (
     "expected a JSON list with an entry for each picture: [x, y, width, height] in pixels, a list of such boxes, "
-    "or null for the whole picture"
+    "or null for the whole picture; or a file of boxes: CSV (image,x,y,width,height), COCO or MegaDetector's JSON"
 )
 
 
@@ -48,20 +50,48 @@ class PictureBoxes:
     Attributes:
         boxes: at least one; None is the whole picture.
         numbered: whether they were sent as a list, so that an answer has the number of its box.
+        regions: returns the boxes for the picture's size instead, if they were located or come from a file.
     """
 
     boxes: tuple[Box | None, ...] = (None,)
     numbered: bool = False
+    regions: Callable[[tuple[int, int]], Sequence[FoundBox]] | None = None
+
+    @classmethod
+    def located(cls, boxes: Sequence[FoundBox]) -> PictureBoxes:
+        """Return boxes in pixels that were found."""
+        return cls((None,) * max(1, len(boxes)), len(boxes) > 1, lambda size: boxes)
+
+    @classmethod
+    def of_file(cls, file: BoxFile, entry: str | None) -> PictureBoxes:
+        """Return the boxes of an entry of a file."""
+        return replace(cls.located(file.boxes.get(entry or "", ())), regions=partial(file.of, entry))
 
 
-def parse_boxes(text: str | None, count: int) -> list[PictureBoxes]:
-    """Parse the form field ``boxes``; if it is missing or empty, each box is a whole picture.
+NOTHING = PictureBoxes.located([])
+"""What a picture is given in which nothing was found: it has no pose but an error."""
+
+
+def parse_frame_boxes(text: str | None) -> dict[int, PictureBoxes] | None:
+    """Parse the form field ``boxes`` of a video, if it is a file with boxes by frame. Raises BadBoxes."""
+    if not text or text.lstrip().startswith("["):
+        return None
+    file = parse_box_file(text)
+    return {number: PictureBoxes.of_file(file, entry) for number, entry in file.by_frame().items()}
+
+
+def parse_boxes(text: str | None, names: Sequence[str]) -> list[PictureBoxes]:
+    """Parse the form field ``boxes`` of pictures; if it is missing or empty, each box is a whole picture.
 
     Raises:
         BadBoxes: not JSON, not one entry for each picture, or a box is not four numbers with an area.
     """
+    count = len(names)
     if not text or not text.strip():
         return [PictureBoxes()] * count
+    if not text.lstrip().startswith("["):
+        file = parse_box_file(text)
+        return [PictureBoxes.of_file(file, entry) for entry in file.match(names)]
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -117,6 +147,7 @@ class FittedBox:
         square: (S, S, 3).
         frame: where the square lies on the picture.
         number: the box's index, if the picture has a list of boxes.
+        region: the box, if it was located or comes from a file.
     """
 
     index: int
@@ -125,6 +156,7 @@ class FittedBox:
     square: NDArray[np.uint8]
     frame: Frame
     number: int | None = None
+    region: FoundBox | None = None
 
 
 @dataclass(frozen=True)
@@ -148,8 +180,13 @@ class Upload:
                 data = self.read()
                 if len(data) > limits.max_bytes:
                     raise BodyTooLarge(f"the file has {len(data)} bytes; a picture may have {limits.max_bytes}")
-                reduction = reduction_for_boxes(side, self.boxes.boxes)
-                picture = open_reduced(data, reduction, limits, lambda n: held.enter_context(_hold_pixels(n, limits)))
+
+                def reduction(width: int, height: int) -> float:
+                    regions = self.boxes.regions
+                    boxes = [each.box for each in regions((width, height))] if regions else self.boxes.boxes
+                    return reduction_for_boxes(side, boxes or (None,))(width, height)
+
+                picture = open_reduced(data, reduction, limits, lambda n: held.enter_context(hold_pixels(n, limits)))
                 return fit_boxes(picture, self.index, self.boxes, side)
             except PPLError as error:
                 name = f" ({self.filename[:60]})" if self.filename else ""
@@ -180,13 +217,18 @@ Source = Upload | FrameUpload
 
 
 def fit_boxes(picture: Picture, index: int, boxes: PictureBoxes, side: int) -> list[FittedBox]:
-    """Cut out the model's square for each box of an RGB picture. Raises BadBoxes."""
+    """Cut out the model's square for each box of an RGB picture. Raises BadBoxes, NothingFound."""
     size = picture.width, picture.height
-    for box in filter(None, boxes.boxes):
-        _check_box(box, *size)
+    regions = boxes.regions(size) if boxes.regions else None
+    if regions is not None and not regions:
+        raise NothingFound("no box shows where the thing is in it; send a box, or take it whole with locate=off")
+    pairs = [(each.box, each) for each in regions] if regions else [(box, None) for box in boxes.boxes]
+    for box, _ in pairs:
+        if box:
+            _check_box(box, *size)
     return [
-        FittedBox(index, *size, *fit_square(picture, side, box), number if boxes.numbered else None)
-        for number, box in enumerate(boxes.boxes)
+        FittedBox(index, *size, *fit_square(picture, side, box), number if boxes.numbered else None, region)
+        for number, (box, region) in enumerate(pairs)
     ]
 
 
@@ -209,6 +251,7 @@ def describe_pose(
         **({} if fitted.number is None else {"box": fitted.number}),
         "width": fitted.width,
         "height": fitted.height,
+        **({} if fitted.region is None else {"region": _describe_region(fitted.region)}),
         "keypoints": [
             {"id": index, **name, **point, "score": round(score, 4)}
             for index, (name, point, score) in enumerate(zip(names, _round(points), pose.scores.tolist(), strict=True))
@@ -229,10 +272,11 @@ def describe_pose(
     if "overlay" in include:
         assert isinstance(source, Upload)
         # decoded again: pictures are not kept in memory while they wait
-        with _hold_pixels(fitted.width * fitted.height, limits):
+        with hold_pixels(fitted.width * fitted.height, limits):
             picture = open_picture(source.read(), limits)
+            region = fitted.region.box if fitted.region else None
             answer["overlay"] = _data_url(
-                drawing.overlay(picture, frame, points, version.links, answer.get("landmarks", ()))
+                drawing.overlay(picture, frame, points, version.links, answer.get("landmarks", ()), region)
             )
     return answer
 
@@ -250,7 +294,13 @@ def describe_landmarks(landmarks: LandmarkMaps, pose: Pose, frame: Frame, answer
     ]
 
 
-def _hold_pixels(pixels: int, limits: PictureLimits) -> AbstractContextManager[None]:
+def _describe_region(region: FoundBox) -> dict[str, float | None]:
+    x, y, width, height = region.box
+    return {"x": x, "y": y, "width": width, "height": height, "confidence": region.confidence}
+
+
+def hold_pixels(pixels: int, limits: PictureLimits) -> AbstractContextManager[None]:
+    """Wait until a picture of this size may be decoded, and count it while it is."""
     return _decoded_pixels.hold(pixels, _LARGEST_AT_ONCE * limits.max_pixels)
 
 

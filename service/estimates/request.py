@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request
@@ -18,14 +18,16 @@ from service.http.problems import BadField, SlowBody
 from service.versions.reader import Version
 
 from .formats.registry import FORMATS, check_format
-from .pictures import PictureBoxes, parse_boxes
+from .pictures import PictureBoxes, parse_boxes, parse_frame_boxes
 from .store import ID_DIGITS, EstimateStore
 
 BODY_S = 120.0  # time for a body to arrive, if the request is answered at once
 DRAWN = frozenset(("link_map", "overlay"))
 INCLUDABLE = ("link_map", "trajectory", "overlay", "codes")
-_FIELDS = ("category", "version", "refine_steps", "include", "boxes", "format", "landmarks", "every")
+LOCATE = ("auto", "motion", "off")
+_FIELDS = ("category", "version", "refine_steps", "include", "boxes", "locate", "format", "landmarks", "every")
 _MAX_EVERY = 100_000
+MAX_BOXES_BYTES = 8 * 2**20  # they are stored with the request, and some 150,000 frames fit
 
 
 class UploadedFiles:
@@ -110,8 +112,10 @@ async def read_estimate(request: Request, max_images: int, files: UploadedFiles,
     fields = {
         "images": FileField(max_images, TooManyImages(too_many), sink_of=sink_of),
         "video": FileField(sink_of=files.sink_of),
+        "boxes": FileField(max_bytes=MAX_BOXES_BYTES, or_text=True),
     }
     form = await read_form_within(None if responds_async(request.headers) else BODY_S, request, fields)
+    move_boxes(form)
     video = form.first("video")
     if video and len(form.files) > 1:
         raise BadField("video", "both pictures and a video were sent; send either")
@@ -122,6 +126,13 @@ async def read_estimate(request: Request, max_images: int, files: UploadedFiles,
             detail = f"{name} was sent twice, as {sent[:80]!r} and as {value[:80]!r}, in the form or the address"
             raise BadField(name, detail)
     return form
+
+
+def move_boxes(form: Form) -> None:
+    """Make the field boxes text, whether it came as a file or as text."""
+    if boxes := form.first("boxes"):
+        form.files.remove(boxes)
+        form.fields["boxes"] = bytes(boxes.data).decode("utf-8", "replace")
 
 
 async def read_form_within(limit_s: float | None, request: Request, fields: Mapping[str, FileField]) -> Form:
@@ -144,7 +155,9 @@ class Query:
     Attributes:
         version: None for the active one.
         names: file names of the pictures; empty if not sent.
-        boxes: boxes of each picture.
+        boxes: boxes of each picture; of a video, those of every frame.
+        frame_boxes: boxes of a video by the frame's number, if they were sent so.
+        locate: auto, motion or off.
         landmarks: name of a set of landmarks to add.
         every: if the one file is a video, take the first frame and every n-th after it; 0 for pictures.
     """
@@ -158,6 +171,8 @@ class Query:
     boxes: tuple[PictureBoxes, ...] = ()
     landmarks: str | None = None
     every: int = 0
+    frame_boxes: Mapping[int, PictureBoxes] | None = None
+    locate: str = "off"
 
     @classmethod
     def parse(
@@ -184,6 +199,13 @@ class Query:
             )
         if not video and "every" in sent:
             raise BadField("every", "every selects frames of a video, and pictures were sent; leave it out")
+        frame_boxes = parse_frame_boxes(sent.get("boxes")) if video else None
+        locate = sent.get("locate", "auto" if video and "boxes" not in sent else "off")
+        if locate not in LOCATE or (not video and locate == "auto"):
+            allowed = LOCATE if video else LOCATE[1:]
+            raise BadField("locate", f"locate is {locate[:80]!r}; it must be {' or '.join(allowed)}")
+        if locate != "off" and "boxes" in sent:
+            raise BadField("locate", f"locate is {locate}, and boxes were sent, too; leave one of them out")
         query = cls(
             category=sent["category"],
             version=sent.get("version"),
@@ -191,9 +213,11 @@ class Query:
             include=frozenset(filter(None, map(str.strip, sent.get("include", "").split(",")))),
             format=sent.get("format", "native"),
             names=tuple(names),
-            boxes=tuple(parse_boxes(sent.get("boxes"), len(names))),
+            boxes=tuple(parse_boxes(None if frame_boxes is not None else sent.get("boxes"), names)),
             landmarks=sent.get("landmarks"),
             every=_parse_integer(sent, "every", 1, 1, _MAX_EVERY) if video else 0,
+            frame_boxes=frame_boxes,
+            locate=locate,
         )
         for word in sorted(query.include.difference(INCLUDABLE)):
             raise BadField("include", f"include names {word[:80]!r}; it may name {', '.join(INCLUDABLE)}")
@@ -219,12 +243,18 @@ class Query:
     @property
     def num_poses(self) -> int:
         """Number of boxes of all pictures; of a video, in each frame."""
-        return sum(len(boxes.boxes) for boxes in self.boxes)
+        a_frame = max((len(boxes.boxes) for boxes in (self.frame_boxes or {}).values()), default=1)
+        return max(a_frame, sum(len(boxes.boxes) for boxes in self.boxes))
 
     @property
     def num_drawings(self) -> int:
         """Number of pictures to draw for each pose."""
         return len(self.include & DRAWN)
+
+    def locate_for(self, version: Version) -> Query:
+        """Return the query for a version: one that was trained on whole frames on purpose gets whole frames."""
+        whole = self.locate == "auto" and version.locate == "off"
+        return replace(self, locate="off") if whole else self
 
     def check_memory(self, version: Version) -> None:
         """Raise NoMemory if the query needs a memory and the version has none."""

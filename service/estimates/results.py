@@ -93,12 +93,15 @@ class Results:
         """
         stages_ms = np.zeros(len(STAGES))
         errors: list[dict[str, Any]] = []
+        located: dict[int, list[Answer]] = {}
         frames: dict[int, int] = {}  # number of the video's frame by index
         for outcome in outcomes:
             stages_ms += outcome.timing_ms
             if outcome.error:
                 errors.append(outcome.error)
             found = outcome.error or outcome.poses[0]
+            if "region" in found:
+                located[outcome.index] = outcome.poses
             if "frame" in found:  # missing if the error ends the video early
                 frames[outcome.index] = found["frame"]
         if video:
@@ -106,6 +109,8 @@ class Results:
             name = names[0] or "video"
             names = [frame_name(name, frames[index]) if index in frames else "" for index in range(count)]
             boxes = [boxes[0]] * count
+        if located:
+            boxes = [_boxes_of(located[index]) if index in located else own for index, own in enumerate(boxes)]
         timing_ms = describe_timing(stages_ms, started)
         found_frames, marks = frames if video else None, landmarks.names if landmarks else ()
         return cls(version, names, boxes, outcomes, timing_ms, None if fail_fast else errors, found_frames, marks)
@@ -137,6 +142,11 @@ class Results:
         first = {name: self.errors[0][name] for name in ("index", "frame", "code", "detail") if name in self.errors[0]}
         first["detail"] = first["detail"][:_MAX_DETAIL]
         return {ERRORS_HEADER: json.dumps({"count": len(self.errors), "first": first})}
+
+
+def _boxes_of(poses: list[Answer]) -> PictureBoxes:
+    regions = [tuple(pose["region"][name] for name in ("x", "y", "width", "height")) for pose in poses]
+    return PictureBoxes(tuple(regions), numbered="box" in poses[0])
 
 
 def describe_timing(stages_ms: NDArray[np.float64], started: float) -> dict[str, float]:

@@ -51,6 +51,16 @@ class LandmarkPoint(Point):
     )
 
 
+class Region(BaseModel):
+    """The box, in pixels of the uploaded picture, that the model saw a square of."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    confidence: float | None = Field(None, description="from 0 to 1, as the box's source tells it")
+
+
 class ImageEstimate(BaseModel):
     """The pose in one picture, or in one of its boxes."""
 
@@ -60,6 +70,9 @@ class ImageEstimate(BaseModel):
     box: int | None = Field(None, description="place of the box in the picture's list of boxes, if it has a list")
     width: int = Field(description="pixels, EXIF orientation applied")
     height: int
+    region: Region | None = Field(
+        None, description="where the thing was found, if it was located by motion or by a file of boxes"
+    )
     keypoints: list[Keypoint]
     surprise: float | None = Field(
         None,

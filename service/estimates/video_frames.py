@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Container
+from collections.abc import AsyncGenerator, Container, Iterator, Mapping
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from threading import Event, Lock
+
+from PIL.Image import Image
 
 from service.contract.errors import BadVideoFile, PPLError, TooManyImages, UnsupportedFormat
 from service.contract.media.pictures import Picture
@@ -14,7 +17,8 @@ from service.contract.media.videos import BadVideo, NoDecoder, TooManyFrames, Vi
 from service.runtime.concurrency import Threads
 from service.runtime.settings import Settings
 
-from .pictures import FrameUpload, Source, fit_boxes
+from .locating import locate_frames
+from .pictures import NOTHING, FrameUpload, PictureBoxes, Source, fit_boxes
 from .request import Query
 
 
@@ -48,7 +52,20 @@ async def read_frames(
         if stopped.is_set():
             raise BadVideo("reading was stopped")
 
-    frames = iter_frames(path, max(1, max_poses // query.num_poses), limits, check_stopped, query.every)
+    count_frames = max(1, max_poses // query.num_poses)
+    frames = iter_frames(path, count_frames, limits, check_stopped, query.every)
+    boxes = query.frame_boxes
+
+    def locate() -> Mapping[int, PictureBoxes] | None:
+        def read() -> Iterator[tuple[int, Image, tuple[int, int]]]:
+            with suppress(BadVideo, NoDecoder):  # raised again when the frames are fitted
+                for number, _, image in iter_frames(path, count_frames, limits, check_stopped, query.every):
+                    yield number, image, image.size
+
+        return locate_frames(read(), is_required=query.locate == "motion")
+
+    def boxes_of(number: int) -> PictureBoxes:
+        return query.boxes[0] if boxes is None else boxes.get(number, NOTHING)
 
     def fit_next(index: int) -> FrameUpload | None:
         with lock:
@@ -57,7 +74,8 @@ async def read_frames(
             return None
         extra = {"frame": frame.number, "time_s": round(frame.time_s, 6)}
         try:
-            return FrameUpload(index, fit_boxes(Picture.of(frame.image), index, query.boxes[0], side), extra)
+            fitted = fit_boxes(Picture.of(frame.image), index, boxes_of(frame.number), side)
+            return FrameUpload(index, fitted, extra)
         except PPLError as error:
             detail = f"{frame_name(name, frame.number)}: {error.detail}"
             return FrameUpload(index, type(error)(detail, extra={"index": index}), extra)
@@ -68,6 +86,8 @@ async def read_frames(
 
     index = 0
     try:
+        if query.locate != "off":
+            boxes = await threads.video(locate)
         for index in count():
             frame = await threads.video(fit_next, index)
             if frame is None:

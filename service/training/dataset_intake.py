@@ -19,6 +19,7 @@ from service.contract.errors import BadArchive, BadLabels, BodyTooLarge, Dataset
 from service.contract.jobs.files import MAX_LABELS_BYTES
 from service.contract.jobs.store import JobStore
 from service.contract.media.archives import ArchiveLimits, check_archive
+from service.contract.media.boxes import MAX_BOXES_BYTES, parse_box_file
 from service.http.multipart import FileField, Form, InThread, Part, UploadFile, UploadFolder, Write, read_form
 from service.http.problems import BadField
 
@@ -27,7 +28,7 @@ from .label_check import check_labels
 
 MAX_FILES = 10_000  # in one form; more need an archive
 MODES = ("", "auto", "stills", "clips")
-_FIELDS = ("archive", "images", "labels", "mode", "name")
+_FIELDS = ("archive", "images", "labels", "boxes", "mode", "name")
 _MAX_NAME_LENGTH = 100
 _MAX_FILE_NAME_LENGTH = 200
 _SEND = (
@@ -44,7 +45,7 @@ async def accept_dataset(parts: TrainingParts, request: Request) -> tuple[Datase
 
     Raises:
         BadArchive, UnsafeArchive, EncryptedArchive, ArchiveTooLarge, EmptyArchive, BadSetting: from check_archive.
-        BadArchive, BadLabels: nothing came, or an empty file.
+        BadArchive, BadLabels, BadBoxes: nothing came, or an empty file.
         BadLabels: from check_labels.
         BodyTooLarge, TooManyImages: too many bytes or files came.
         BadField: a field is unknown or has an invalid value.
@@ -57,9 +58,12 @@ async def accept_dataset(parts: TrainingParts, request: Request) -> tuple[Datase
     async with UploadFolder.create_in(datasets.root, threads.upload) as upload:
         archive = upload.file("archive", min(settings.archive_max_bytes, settings.datasets_max_bytes))
         labels = upload.file("labels", MAX_LABELS_BYTES)
-        form = await _read(request, upload, archive, labels, threads.upload)
+        boxes = upload.file("boxes", MAX_BOXES_BYTES)
+        form = await _read(request, upload, archive, labels, boxes, threads.upload)
         await upload.sync()
-        record = await threads.upload(_describe, form, archive.path, labels.path, ArchiveLimits.of(settings))
+        record = await threads.upload(
+            _describe, form, archive.path, labels.path, boxes.path, ArchiveLimits.of(settings)
+        )
         is_new = await threads.upload(datasets.add, upload.path, record, settings.datasets_max_bytes)
     return await threads.io(datasets.get, record.id), is_new
 
@@ -85,7 +89,12 @@ def check_unused(jobs: JobStore, dataset_id: str) -> None:
 
 
 async def _read(
-    request: Request, upload: UploadFolder, archive: UploadFile, labels: UploadFile, in_thread: InThread
+    request: Request,
+    upload: UploadFolder,
+    archive: UploadFile,
+    labels: UploadFile,
+    boxes: UploadFile,
+    in_thread: InThread,
 ) -> Form:
     """Read and check the form; the archive, or the archive that its files are packed into, is on disk afterwards."""
     await in_thread(lambda: upload.path.mkdir(parents=True, exist_ok=True))
@@ -93,7 +102,8 @@ async def _read(
     too_many = TooManyImages(f"more than {MAX_FILES} files in the field images; pack them into an archive")
     images = FileField(MAX_FILES, too_many, sink_of=packer.sink)
     try:
-        form = await read_form(request, {"archive": archive.field, "images": images, "labels": labels.field})
+        fields = {"archive": archive.field, "images": images, "labels": labels.field, "boxes": boxes.field}
+        form = await read_form(request, fields)
         for part in form.files:
             if part.name == "images" and not part.size:  # packed as well, so that it is reported as unreadable
                 await packer.sink(part)(b"")
@@ -111,6 +121,8 @@ async def _read(
         raise BadArchive(f"the archive is an empty file; {_SEND}")
     if form.first("labels") and labels.is_empty:
         raise BadLabels("the labels are an empty file; send CSV or JSON, or leave the field labels out")
+    if form.first("boxes"):
+        await in_thread(lambda: parse_box_file(b"" if boxes.is_empty else boxes.path.read_bytes()))
     form.fields = {field: text.strip() for field, text in form.fields.items()}
     mode, name = form.fields.get("mode", ""), form.fields.get("name", "")
     if mode not in MODES:
@@ -122,24 +134,26 @@ async def _read(
     return form
 
 
-def _describe(form: Form, archive: Path, labels: Path, limits: ArchiveLimits) -> DatasetRecord:
+def _describe(form: Form, archive: Path, labels: Path, boxes: Path, limits: ArchiveLimits) -> DatasetRecord:
     """Check the archive and write the dataset's record beside it. Blocking."""
     summary = check_archive(archive, limits, form.fields.get("mode") or "auto")
-    digest, labels_digest = sha256_of(archive), sha256_of(labels) if labels.exists() else None
+    digest = sha256_of(archive)
+    labels_digest, boxes_digest = (sha256_of(path) if path.exists() else None for path in (labels, boxes))
     sent = form.first("archive")
     file_name = PurePosixPath(sent.filename.replace("\\", "/")).name[-_MAX_FILE_NAME_LENGTH:] if sent else ""
     if labels_digest:
         check_labels(labels, archive, limits, summary.mode, file_name or None)
     record = DatasetRecord(
-        id=dataset_id(digest, labels_digest, summary.mode),
+        id=dataset_id(digest, labels_digest, summary.mode, boxes_digest),
         name=form.fields.get("name") or file_name or None,
         digest=f"sha256:{digest}",
         mode=summary.mode,
-        size_bytes=archive.stat().st_size + (labels.stat().st_size if labels_digest else 0),
+        size_bytes=sum(path.stat().st_size for path in (archive, labels, boxes) if path.exists()),
         pictures=summary.pictures,
         videos=summary.videos,
         file_name=file_name or None,
         labels=labels_digest is not None,
+        boxes=boxes_digest is not None,
         created_at=datetime.now(UTC),
     )
     write_json(archive.with_name(RECORD), record.model_dump(mode="json"))

@@ -19,24 +19,33 @@ from service.access import guard as access
 from service.contract.datasets.dataset import DatasetStatus
 from service.contract.datasets.store import DatasetFiles
 from service.contract.durable_files import write_json
-from service.contract.errors import BadLabels, DatasetNotReady, StoreCorrupt, TooMany, UnknownDataset
-from service.contract.jobs.files import MAX_LABELS_BYTES, JobFiles, document_of, training_file, training_folder
+from service.contract.errors import (
+    BadBoxes,
+    BadLabels,
+    BadRequest,
+    DatasetNotReady,
+    StoreCorrupt,
+    TooMany,
+    UnknownDataset,
+)
+from service.contract.jobs.files import JobFiles, document_of, training_file, training_folder
 from service.contract.jobs.job import Job, JobRecord, JobStatus
 from service.contract.jobs.progress import PaceBook
-from service.contract.jobs.store import JobSource, JobStore, NamedRequest, NewJob, new_job_id
+from service.contract.jobs.store import JobSource, JobStore, NamedRequest, NewJob
 from service.contract.jobs.webhooks import check_webhook_url
 from service.contract.media.archives import ArchiveLimits, check_archive
+from service.contract.media.boxes import parse_box_file
 from service.contract.quotas import JobLimits
 from service.contract.versions.store import VersionStore
 from service.http.headers import fingerprint, idempotency_key
-from service.http.multipart import InThread, UploadFile, UploadFolder
+from service.http.multipart import InThread
 from service.runtime.concurrency import Threads
 from service.runtime.settings import Settings
 
-from .job_request import TrainingPlan, TrainingRequest, bad_settings
+from .job_request import JobUpload, TrainingPlan, TrainingRequest, bad_settings
 from .label_check import check_labels
 
-Read = Callable[[Request, UploadFile, UploadFile, InThread], Awaitable[TrainingRequest]]
+Read = Callable[[Request, JobUpload, InThread], Awaitable[TrainingRequest]]
 
 # Positions need the records of all unfinished jobs. With many jobs, reading them takes at most 1 / _IDLE_RATIO of
 # the time: the result is reused for _IDLE_RATIO times as long as it took.
@@ -55,18 +64,6 @@ class TrainingParts:
     files: JobFiles
     datasets: DatasetFiles
     versions: VersionStore
-
-
-class JobUpload(UploadFolder):
-    """The files of a request, already in the folder of the job that it may create."""
-
-    def __init__(self, files: JobFiles, in_thread: InThread, max_archive_bytes: int) -> None:
-        self.job_id = new_job_id()
-        super().__init__(files.folder(self.job_id), in_thread)
-        self.archive = self.file(files.archive(self.job_id).name, max_archive_bytes)
-        self.labels = self.file(files.labels(self.job_id).name, MAX_LABELS_BYTES)
-        self.prior = files.prior(self.job_id)
-        self.start = files.start(self.job_id)
 
 
 async def accept_training(parts: TrainingParts, request: Request, read: Read) -> tuple[Job, bool]:
@@ -90,12 +87,12 @@ async def accept_training(parts: TrainingParts, request: Request, read: Read) ->
         if key is None or not await parts.threads.io(parts.jobs.has_request, key, owner):
             raise
     async with JobUpload(parts.files, parts.threads.upload, parts.settings.archive_max_bytes) as upload:
-        requested = await read(request, upload.archive, upload.labels, parts.threads.io)
+        requested = await read(request, upload, parts.threads.io)
         if requested.prior is not None:
             await upload.put(upload.prior.name, write_json, document_of(requested.prior))
         named = None
         if key is not None:
-            files = [file.path for file in (upload.archive, upload.labels) if not file.is_empty]
+            files = [file.path for file in (upload.archive, upload.labels, upload.boxes) if not file.is_empty]
             files += [upload.prior] if requested.prior is not None else []
             digest = await parts.threads.upload(fingerprint, requested.fingerprint_values(), files)
             named = NamedRequest(key, digest, parts.settings.idempotency_ttl_s)
@@ -142,11 +139,14 @@ async def _prepare(
 async def _find_pictures(
     parts: TrainingParts, requested: TrainingRequest, plan: TrainingPlan, upload: JobUpload
 ) -> tuple[TrainingPlan, JobSource]:
-    """Check the pictures to train on, and copy labels that are on the server."""
+    """Check the pictures and boxes to train on, and copy labels and boxes that are on the server."""
     root = parts.settings.data_root
-    if requested.labels is not None:
-        labels = await parts.threads.io(training_file, root, requested.labels)
-        await upload.put(upload.labels.path.name, _copy_labels, labels)
+    for name, file, error in ((requested.labels, upload.labels, BadLabels), (requested.boxes, upload.boxes, BadBoxes)):
+        if name is not None:
+            source_file = await parts.threads.io(training_file, root, name, error)
+            await upload.put(file.path.name, _copy, source_file, file.max_bytes, error)
+    if requested.boxes is not None or not upload.boxes.is_empty:
+        await parts.threads.upload(lambda: parse_box_file(upload.boxes.path.read_bytes()))
     if requested.dataset is not None:
         return await _link_dataset(parts, plan, requested.dataset, upload)
     pictures, source = upload.archive.path, JobSource(name=upload.archive.name or None)
@@ -167,7 +167,7 @@ async def _check_labels(parts: TrainingParts, upload: JobUpload, pictures: Path,
 async def _link_dataset(
     parts: TrainingParts, plan: TrainingPlan, dataset_id: str, upload: JobUpload
 ) -> tuple[TrainingPlan, JobSource]:
-    """Use a dataset's files. The job's own mode and labels, if given, take precedence over the dataset's.
+    """Use a dataset's files. The job's own mode, labels and boxes, if given, take precedence over the dataset's.
 
     A dataset that is still being inspected is accepted: the job checks its pictures itself.
 
@@ -181,11 +181,13 @@ async def _link_dataset(
     if findings.status is DatasetStatus.FAILED:
         reason = findings.error.detail if findings.error else "nothing in it can be used"
         raise DatasetNotReady(f"dataset {dataset_id} can't be used for training: {reason}")
-    has_labels = await parts.threads.io(upload.labels.path.exists)
+    has_labels, has_boxes = [await parts.threads.io(file.path.exists) for file in (upload.labels, upload.boxes)]
     try:
         await upload.put(upload.archive.path.name, _link, datasets.archive(dataset_id))
         if record.labels and not has_labels:
             await upload.put(upload.labels.path.name, _link, datasets.labels(dataset_id))
+        if record.boxes and not has_boxes:
+            await upload.put(upload.boxes.path.name, _link, datasets.boxes(dataset_id))
         if has_labels:
             mode = record.mode if plan.config.mode == "auto" else plan.config.mode
             await _check_labels(parts, upload, datasets.archive(dataset_id), mode)
@@ -217,10 +219,10 @@ def _link(path: Path, source: Path) -> None:
         shutil.copyfile(source, path)
 
 
-def _copy_labels(path: Path, source: Path) -> None:
+def _copy(path: Path, source: Path, max_bytes: int, error: type[BadRequest]) -> None:
     size = source.stat().st_size
-    if not 0 < size <= MAX_LABELS_BYTES:
-        raise BadLabels(f"the labels have {size} bytes; expected 1 to {MAX_LABELS_BYTES}")
+    if not 0 < size <= max_bytes:
+        raise error(f"the {path.name} have {size} bytes; expected 1 to {max_bytes}")
     shutil.copyfile(source, path)
 
 

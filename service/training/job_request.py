@@ -13,12 +13,14 @@ from fastapi import Request
 
 from model.config import DEFAULT_PRESET, PRESETS, SHAPING, PPLConfig, SettingError, parse, resolve
 from model.version.prior_values import PriorValues, check_given
-from service.contract.errors import BadArchive, BadLabels, BadPrior, BadRequest, BadSetting, StoreCorrupt
-from service.contract.jobs.files import MAX_PRIOR_BYTES, check_prior, read_prior
+from service.contract.errors import BadArchive, BadBoxes, BadLabels, BadPrior, BadRequest, BadSetting, StoreCorrupt
+from service.contract.jobs.files import MAX_LABELS_BYTES, MAX_PRIOR_BYTES, JobFiles, check_prior, read_prior
 from service.contract.jobs.job import Activate, Continued
+from service.contract.jobs.store import new_job_id
+from service.contract.media.boxes import MAX_BOXES_BYTES
 from service.contract.versions.additions import Additions, has_default_names
 from service.contract.versions.store import VersionStore, check_category
-from service.http.multipart import FileField, InThread, UploadFile, read_form
+from service.http.multipart import FileField, InThread, UploadFolder, read_form
 from service.http.problems import BadField
 
 _MAX_NAME_LENGTH = 200
@@ -120,7 +122,7 @@ class TrainingRequest:
         settings: the model's settings as sent.
         plan: the complete settings; None if they depend on a version that the request names.
         folder: folder of pictures below the data root; None with an archive or a dataset.
-        labels: path of a file below the data root, if named.
+        labels, boxes: path of a file below the data root, if named.
         dataset: id of the dataset to train on, if named.
         prior: the prior to start from, if sent; prior_from is the version whose prior to start from, if named.
         continue_from: the version to continue from, if named.
@@ -134,6 +136,7 @@ class TrainingRequest:
     plan: TrainingPlan | None
     folder: str | None = None
     labels: str | None = None
+    boxes: str | None = None
     dataset: str | None = None
     prior: PriorValues | None = None
     prior_from: Any = None
@@ -179,7 +182,7 @@ class TrainingRequest:
         unless a version determines it.
         """
         always = ("category", "activate", "webhook_url", "dataset", "folder", "labels")
-        values = {name: getattr(self, name) for name in (*always, "prior_from", "continue_from")}
+        values = {name: getattr(self, name) for name in (*always, "boxes", "prior_from", "continue_from")}
         if self.plan is None:
             settings = {"preset": self.preset, **self.settings}
         else:
@@ -201,7 +204,20 @@ class TrainingRequest:
         return TrainingPlan.continue_from(self.continue_from, self.category, self.preset, self.settings, store)
 
 
-async def read_json(request: Request, archive: UploadFile, labels: UploadFile, in_thread: InThread) -> TrainingRequest:
+class JobUpload(UploadFolder):
+    """The files of a request, already in the folder of the job that it may create."""
+
+    def __init__(self, files: JobFiles, in_thread: InThread, max_archive_bytes: int) -> None:
+        self.job_id = new_job_id()
+        super().__init__(files.folder(self.job_id), in_thread)
+        self.archive = self.file(files.archive(self.job_id).name, max_archive_bytes)
+        self.labels = self.file(files.labels(self.job_id).name, MAX_LABELS_BYTES)
+        self.boxes = self.file(files.boxes(self.job_id).name, MAX_BOXES_BYTES)
+        self.prior = files.prior(self.job_id)
+        self.start = files.start(self.job_id)
+
+
+async def read_json(request: Request, upload: JobUpload, in_thread: InThread) -> TrainingRequest:
     """Read the JSON body of a training request, which names a folder or a dataset.
 
     Raises:
@@ -223,6 +239,7 @@ async def read_json(request: Request, archive: UploadFile, labels: UploadFile, i
     for name, hint in (
         ("folder", "name a folder of pictures below the server's data root"),
         ("labels", "name a CSV or JSON file below the server's data root"),
+        ("boxes", "name a CSV or JSON file below the server's data root"),
         ("dataset", "send the id of a dataset, as GET /datasets lists them"),
     ):
         named[name] = values.pop(name, None)
@@ -238,20 +255,19 @@ async def read_json(request: Request, archive: UploadFile, labels: UploadFile, i
     return TrainingRequest.parse({**settings, **values}, **named)
 
 
-async def read_upload(
-    request: Request, archive: UploadFile, labels: UploadFile, in_thread: InThread
-) -> TrainingRequest:
-    """Read the form of a training request; write its archive and labels to their files.
+async def read_upload(request: Request, upload: JobUpload, in_thread: InThread) -> TrainingRequest:
+    """Read the form of a training request; write its archive, labels and boxes to their files.
 
     Raises:
-        BadArchive, BadLabels: no archive came and no dataset is named, or a file is empty.
+        BadArchive, BadLabels, BadBoxes: no archive came and no dataset is named, or a file is empty.
         BodyTooLarge: a file is longer than it may be.
         BadField: a field is not valid.
         BadPrior: the prior is not valid.
         BadSetting, BadCategoryName: from TrainingRequest.parse.
     """
-    prior_field = FileField(max_bytes=MAX_PRIOR_BYTES, or_text=True)
-    form = await read_form(request, {"archive": archive.field, "labels": labels.field, "prior": prior_field})
+    prior_field, archive = FileField(max_bytes=MAX_PRIOR_BYTES, or_text=True), upload.archive
+    fields = {"archive": archive.field, "labels": upload.labels.field, "boxes": upload.boxes.field}
+    form = await read_form(request, {**fields, "prior": prior_field})
     named: dict[str, Any] = {}
     for name in ("dataset", "prior_from", "continue_from"):
         text = form.fields.pop(name, None)
@@ -267,8 +283,10 @@ async def read_upload(
         if archive.is_empty:
             raise BadArchive(f"the archive is an empty file; {_SEND_ONE}")
         archive.name = PurePosixPath(uploaded.filename.replace("\\", "/")).name[-_MAX_NAME_LENGTH:]
-    if form.first("labels") and labels.is_empty:
+    if form.first("labels") and upload.labels.is_empty:
         raise BadLabels("the labels are an empty file; send CSV or JSON, or leave the field labels out")
+    if form.first("boxes") and upload.boxes.is_empty:
+        raise BadBoxes("the boxes are an empty file; send CSV or JSON, or leave the field boxes out")
     part = form.first("prior")
     prior = await in_thread(read_prior, bytes(part.data)) if part else None
     return TrainingRequest.parse(form.fields, prior=prior, **named)

@@ -19,6 +19,11 @@ _LABELS = file_field(
     f"keypoints of some of the pictures, CSV or COCO keypoints JSON, {MAX_LABELS_BYTES >> 20} MiB at most; training "
     "never sees them, they only measure what it learned"
 )
+_BOXES = file_field(
+    "where the thing is in each picture, the only part of it that training sees: CSV (image,x,y,width,height in "
+    "pixels, taken as it is), COCO with bbox, or MegaDetector's JSON (these get a margin of a tenth on each side). Of "
+    "several boxes of a picture the most confident is taken; pictures without one are skipped, and named"
+)
 
 
 def dataset_body() -> dict[str, Any]:
@@ -32,6 +37,7 @@ def dataset_body() -> dict[str, Any]:
         "name": field("string", name, maxLength=100, examples=["birds of the garden"]),
         "mode": field("string", mode, enum=["auto", "stills", "clips"], default="auto"),
         "labels": _LABELS,
+        "boxes": _BOXES,
     }
     return form_body(properties, [])
 
@@ -75,11 +81,12 @@ def train_body() -> dict[str, Any]:
             examples=["dog"],
         ),
     }
-    form = {"archive": _ARCHIVE, "labels": _LABELS, "prior": file_field(prior)}
+    form = {"archive": _ARCHIVE, "labels": _LABELS, "boxes": _BOXES, "prior": file_field(prior)}
     folder = "an existing folder of pictures below the server's data root (PPL_DATA_ROOT)"
     members = {
         "folder": field("string", folder, examples=["imports/dog"]),
         "labels": field("string", "a CSV or JSON file of labels below the server's data root"),
+        "boxes": field("string", "a CSV or JSON file of boxes below the server's data root"),
         "prior": field("object", prior),
     }
     model = _describe_settings()

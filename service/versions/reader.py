@@ -37,6 +37,7 @@ class Version:
         side: side of the model's square in pixels.
         links: the prior's links, the strongest first; links_json is their JSON.
         keypoint_names: the given names, else keypoint_0, keypoint_1, …; names is None without given names.
+        locate: the setting of its training.
     """
 
     category: str
@@ -47,6 +48,7 @@ class Version:
     has_memory: bool
     keypoint_names: tuple[str, ...]
     names: tuple[str, ...] | None
+    locate: str = "auto"
 
 
 class Versions:
@@ -184,6 +186,7 @@ class Versions:
             has_memory=config.get("method", "ppl") != "autolink",
             keypoint_names=names,
             names=None if has_default_names(names) else names,
+            locate=str(config.get("locate", "auto")),
         )
 
     def _names(self, category: str, name: str) -> tuple[str, ...]:

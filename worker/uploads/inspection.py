@@ -34,6 +34,7 @@ from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import Abandoned, BadLabels, PPLError, TooFewPictures, UnknownDataset
 from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS, JobError
 from service.contract.media.archives import ArchiveLimits, Member, detect_kind, is_stack, iter_media, iter_members
+from service.contract.media.locating import clip_of_picture
 from service.contract.media.pictures import FORMATS, Picture
 from service.contract.media.zip_names import HINT as NAMES_HINT
 from worker.heartbeat import PeriodicThread
@@ -41,7 +42,7 @@ from worker.jobs import Stop, Stopping, explain_failure
 from worker.settings import WorkerSettings
 
 from .contact_sheet import COLUMNS, ContactSheet, find_still_cell, max_reduction, plan_clip_cells
-from .media_reader import MIN_CLIP_FRAMES, FileCounts, MediaReader, clip_of_picture, shorten_name
+from .media_reader import MIN_CLIP_FRAMES, FileCounts, MediaReader, shorten_name
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,13 @@ from service.contract.durable_files import atomic_write
 from service.contract.errors import BadPicture, PPLError, TrainingFailed
 from service.contract.media import tiff
 from service.contract.media.archives import ArchiveLimits, Member, find_white
+from service.contract.media.fitting import Frame
+from service.contract.media.locating import clip_of_picture
 from service.contract.media.pictures import Picture, PictureLimits, open_reduced
 from service.contract.media.videos import BadVideo, NoDecoder, VideoLimits, frame_name, iter_frames
 from worker.settings import WorkerSettings
 
-Keep = Callable[[Picture, str, str], None]  # a picture, its name, the name of its clip
+Keep = Callable[[Picture, str, str], str | None]  # a picture, its name, its clip's; returns why it is skipped
 
 MIN_CLIP_FRAMES = 2  # training pairs each frame with another one
 _MAX_LISTED = 20  # skipped files listed in the job
@@ -40,6 +42,7 @@ class FileCounts:
         skipped: files that can't be read fully, and clips that are too short.
         skipped_files: the first of them, as {"name", "reason"}.
         clips: number of clips; set once all files are read.
+        located: how the thing was found: by "boxes" or "motion", the usual "side_px", a "note".
     """
 
     images: int = 0
@@ -47,6 +50,7 @@ class FileCounts:
     skipped_files: list[dict[str, str]] = field(default_factory=list)
     mode: str | None = None
     clips: int = 0
+    located: dict[str, Any] | None = None
     _skipped_names: set[str] = field(default_factory=set)
 
     def skip(self, name: str, reason: str) -> None:
@@ -65,14 +69,15 @@ class FileCounts:
 
     def to_metrics(self) -> dict[str, Any]:
         """Return the counts as the job's metrics."""
-        return {name: copy(value) for name, value in vars(self).items() if name != "_skipped_names"}
+        left_out = {"_skipped_names"} if self.located else {"_skipped_names", "located"}
+        return {name: copy(value) for name, value in vars(self).items() if name not in left_out}
 
 
 class MediaReader:
     """A decoder of pictures and videos that counts unreadable files as skipped.
 
     Args:
-        keep: called with each picture and frame.
+        keep: called with each picture and frame; one for which it returns a reason is counted as skipped.
         reduction_for_boxes: returns by how much a picture may be reduced while decoding, see `open_reduced`.
         frames_per_clip: number of frames to take from a video.
         folder: folder for a video's copy while it is decoded.
@@ -145,8 +150,10 @@ class MediaReader:
             self._copy.unlink(missing_ok=True)
 
     def _keep(self, picture: Picture, name: str, clip: str) -> None:
-        self._on_picture(picture, name, clip)
-        self._counts.images += 1
+        if why := self._on_picture(picture, name, clip):
+            self._counts.skip(name, why)
+        else:
+            self._counts.images += 1
 
     def _unpack(self, video: Member) -> Path:
         try:
@@ -175,18 +182,13 @@ def replace_surrogates(name: str) -> str:
     return name.encode("utf-8", "replace").decode("utf-8")
 
 
-def clip_of_picture(name: str) -> str:
-    """Return the clip of a picture in an upload: its folder, or "." for a picture outside of any folder."""
-    return str(PurePosixPath(name.replace("\\", "/")).parent)
-
-
 class TrainingSet:
     """Squares in the order of arrival, sorted into clips at the end.
 
     The file of squares is an .npy of uint8 (N, S, S, 3), written square by square; N is written at the end.
 
-    ``arrange_clips`` writes the .npy of clip numbers. ``names`` of the squares and ``sizes`` of the original pictures,
-    width and height in pixels, are in the order of the file.
+    ``arrange_clips`` writes the .npy of clip numbers. ``names`` of the squares, ``sizes`` of the original pictures,
+    width and height in pixels, and ``frames``, left, top and side of the squares on them, are in the order of the file.
     """
 
     def __init__(self, pictures: Path, clips: Path, side: int) -> None:
@@ -195,6 +197,7 @@ class TrainingSet:
         self._clip_names: list[str] = []
         self.names: list[str] = []
         self.sizes: list[tuple[int, int]] = []
+        self.frames: list[tuple[float, float, float]] = []
         self._header_bytes = self._write_header()
 
     def __enter__(self) -> TrainingSet:
@@ -208,11 +211,12 @@ class TrainingSet:
                 self._file.flush()
                 os.fsync(self._file.fileno())
 
-    def append(self, square: NDArray[np.uint8], name: str, clip: str, size: tuple[int, int]) -> None:
-        """Add a square (S, S, 3), its name, its clip and the original size."""
+    def append(self, square: NDArray[np.uint8], name: str, clip: str, size: tuple[int, int], frame: Frame) -> None:
+        """Add a square (S, S, 3), its name, its clip, the original size and where the square lies on the picture."""
         self._file.write(np.ascontiguousarray(square).data)
         self.names.append(name)
         self.sizes.append(size)
+        self.frames.append((frame.x0, frame.y0, frame.size))
         self._clip_names.append(clip)
 
     def arrange_clips(self) -> tuple[int, dict[str, int]]:
@@ -231,6 +235,7 @@ class TrainingSet:
         with atomic_write(self._clips) as file:
             np.save(file, clips, allow_pickle=False)
         self.names, self.sizes = [self.names[index] for index in order], [self.sizes[index] for index in order]
+        self.frames = [self.frames[index] for index in order]
         return len(kept), {clip: count for clip, count in counts.items() if clip not in numbers}
 
     def _write_header(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from service.contract.jobs.files import JobFiles, training_folder
 from service.contract.jobs.store import JobRecord, JobStatus
 from service.contract.media.archives import ArchiveLimits, Member, iter_media, resolve_mode
 from service.contract.media.fitting import fit_square, reduction_for_boxes
+from service.contract.media.locating import Locations, MotionFinder
 from service.contract.media.pictures import Picture
 from service.contract.media.zip_names import HINT as NAMES_HINT
 from worker.jobs import HeldJob, JobTaker, Stopping
@@ -72,6 +74,8 @@ class Preparer:
             if labelled:
                 record.job.metrics["held_out"] = int(labelled.heldout.sum())
             record.log(f"{counts.images} pictures prepared as {counts.mode}, {counts.skipped} skipped")
+            if located := counts.located:
+                record.log("; ".join(f"{name}: {value}" for name, value in located.items() if value is not None))
             for item in counts.skipped_files:
                 record.log(f"skipped {item['name']}: {item['reason']}")
             record.pause_if_requested()
@@ -86,7 +90,8 @@ class Preparer:
         if not path.exists():
             return None
         info = json.loads(path.read_text(encoding="utf-8"))
-        return FileCounts(info["count"], info["skipped_count"], info["skipped"], info.get("mode"), info.get("clips", 0))
+        named = {name: info[name] for name in ("mode", "clips", "located") if name in info}
+        return FileCounts(info["count"], info["skipped_count"], info["skipped"], **named)
 
     def _prepare_pictures(self, record: JobRecord, held: HeldJob) -> FileCounts:
         job_id, files, config = record.job.id, self.taker.files, parse_config(record.job.settings)
@@ -97,14 +102,21 @@ class Preparer:
 
         held.on_failure = write_counts
         folder = files.create(job_id)
+        locations = self._locate(record, held, config)
+        counts.located = locations.summary
         pictures = videos = 0
         with TrainingSet(files.pictures(job_id), files.clips(job_id), config.image_size) as squares:
 
-            def keep(picture: Picture, name: str, clip: str) -> None:
-                square, _ = fit_square(picture, config.image_size)
-                squares.append(square, name, clip, picture.size)
+            def keep(picture: Picture, name: str, clip: str) -> str | None:
+                box = locations.find(name, picture.size)
+                if box is None and not locations.whole:
+                    return locations.missing
+                square, frame = fit_square(picture, config.image_size, box)
+                squares.append(square, name, clip, picture.size, frame)
+                return None
 
-            reduction = reduction_for_boxes(config.image_size)
+            # of a picture with a box, its size is not known before it is decoded
+            reduction = reduction_for_boxes(config.image_size) if locations.whole else lambda width, height: 1.0
             reader = MediaReader(keep, reduction, counts, config.frames_per_clip, self.settings, folder, held.check)
             source, limits = self._find_source(record), ArchiveLimits.of(self.settings)
             reader.measure(source, limits)
@@ -134,9 +146,38 @@ class Preparer:
             "skipped": counts.skipped_files,
             "names": [replace_surrogates(name) for name in squares.names],
             "sizes": squares.sizes,
+            **({} if locations.whole else {"frames": squares.frames, "located": counts.located}),
         }
         write_json(files.pictures_info(job_id), info)
         return counts
+
+    def _locate(self, record: JobRecord, held: HeldJob, config: PPLConfig) -> Locations:
+        """Return where the thing is in each picture, by a pass over all of them if no boxes were sent."""
+        job_id, source, limits = record.job.id, self._find_source(record), ArchiveLimits.of(self.settings)
+        boxes = self.taker.files.boxes(job_id)
+        if config.locate == "off" and not boxes.exists():
+            return Locations()
+        folder, names = self.taker.files.create(job_id), list[str]()
+        with tempfile.TemporaryFile(dir=folder) as file:
+            finder = MotionFinder(file, is_required=config.locate == "motion")
+
+            def keep(picture: Picture, name: str, clip: str) -> None:
+                names.append(name)
+                if not boxes.exists():
+                    finder.keep(picture, name, clip)
+
+            frames, check = config.frames_per_clip, held.check
+            reader = MediaReader(keep, finder.reduction, FileCounts(), frames, self.settings, folder, check)
+            reader.measure(source, limits)
+            for name, media in iter_media(source, limits):
+                check()
+                if isinstance(media, Member):
+                    reader.read_video(media, (record.source.name or name) if media.bare_video else name)
+                elif boxes.exists():
+                    names.append(name)
+                elif finder.wants(name):
+                    reader.read_picture(media, name)
+            return Locations.of_file(boxes, names) if boxes.exists() else finder.locate()
 
     def _find_source(self, record: JobRecord) -> Path:
         if record.source.kind == "folder":
@@ -198,7 +239,8 @@ def match_job_labels(files: JobFiles, job_id: str) -> LabelledPictures | None:
     info = json.loads(files.pictures_info(job_id).read_text(encoding="utf-8"))
     try:
         labels = read_labels(files.labels(job_id))
-        labelled = match_labels(labels, info["names"], info["sizes"], load_clips(files, job_id), NAMES_HINT)
+        clips = load_clips(files, job_id)
+        labelled = match_labels(labels, info["names"], info["sizes"], clips, NAMES_HINT, info.get("frames"))
     except LabelsError as error:
         raise BadLabels(f"the labels can't be used: {error}") from error
     with atomic_write(stored) as file:

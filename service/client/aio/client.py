@@ -79,6 +79,7 @@ class AsyncClient(EstimateCalls):
         settings: Mapping[str, Any] | None = None,
         *,
         labels: AnyPath | None = None,
+        boxes: AnyPath | None = None,
         prior: AnyPath | Mapping[str, Any] | None = None,
         prior_from: str | None = None,
         activate: Activate = True,
@@ -94,6 +95,8 @@ class AsyncClient(EstimateCalls):
             preset: "compact" or "paper"; the server's default if None.
             settings: model settings by name.
             labels: a CSV or COCO JSON file of keypoints, used for evaluation and never for training.
+            boxes: a file of where the thing is in each picture: CSV (image,x,y,width,height), COCO or MegaDetector's
+                JSON; training sees these parts alone.
             prior: to start from: a JSON file, or the JSON values of :meth:`prior`.
             prior_from: CATEGORY or CATEGORY@VERSION whose prior to start from.
             activate: whether the version becomes the active one when the job succeeds: not with the verdict "failed",
@@ -114,7 +117,7 @@ class AsyncClient(EstimateCalls):
         }
         fields = {"category": category, **given(**options), **training_settings(settings, activate)}
         with ExitStack() as stack:
-            files = training_files(dataset, labels, prior, stack)
+            files = training_files(dataset, labels, boxes, prior, stack)
             if pictures is not None:
                 files["archive"] = await to_thread(stack.enter_context, open_archive([Path(pictures)]))
             # the key makes a retry safe when the response was lost

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, aclosing
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import httpx
 
 from service.client import batches
-from service.client.batches import Box, Boxes, boxes_field, form_fields
-from service.client.connection import OnProgress, api_path
+from service.client.batches import Box, Boxes, BoxFile, boxes_field, form_fields
+from service.client.connection import OnProgress, api_path, given
 from service.client.errors import APIError, InputError
 from service.client.types import BackgroundEstimate, Estimate, EstimateWithResult, FailedPicture, PoseLine
 from service.client.uploads import AnyPath, Picture, file_part
@@ -28,7 +29,7 @@ class EstimateCalls(Transport):
         version: str | None = None,
         refine_steps: int = 0,
         include: Sequence[str] = (),
-        boxes: Boxes | None = None,
+        boxes: Boxes | BoxFile | None = None,
         landmarks: str | None = None,
     ) -> Estimate:
         """Estimate the poses of pictures, in their order.
@@ -39,7 +40,8 @@ class EstimateCalls(Transport):
             images: paths, or the bytes of picture files.
             include: any of "link_map", "trajectory", "overlay", "codes".
             boxes: for each picture the object's box as x, y, width, height in pixels; or a list of boxes, each of
-                which gets a pose; or None for the whole picture.
+                which gets a pose; or None for the whole picture. Or a file: CSV (image,x,y,width,height), COCO or
+                MegaDetector's JSON.
             landmarks: name of a landmark set whose points to return too.
         """
         fields = form_fields(category, version, refine_steps, include, landmarks)
@@ -53,7 +55,7 @@ class EstimateCalls(Transport):
         version: str | None = None,
         refine_steps: int = 0,
         include: Sequence[str] = (),
-        boxes: Boxes | None = None,
+        boxes: Boxes | BoxFile | None = None,
         landmarks: str | None = None,
     ) -> AsyncIterator[PoseLine | FailedPicture]:
         """Estimate the poses of many pictures and yield each when it is ready; ``index`` says which picture it is.
@@ -75,7 +77,7 @@ class EstimateCalls(Transport):
         images: Sequence[Picture],
         version: str | None = None,
         refine_steps: int = 0,
-        boxes: Boxes | None = None,
+        boxes: Boxes | BoxFile | None = None,
         landmarks: str | None = None,
     ) -> str:
         """Estimate poses as "coco" (a COCO keypoints data set) or "csv" (DeepLabCut's table).
@@ -97,14 +99,17 @@ class EstimateCalls(Transport):
         version: str | None = None,
         refine_steps: int = 0,
         include: Sequence[str] = (),
-        box: Box | Sequence[Box] | None = None,
+        box: Box | Sequence[Box] | BoxFile | None = None,
         landmarks: str | None = None,
+        locate: str | None = None,
     ) -> AsyncIterator[PoseLine | FailedPicture]:
         """Estimate the poses of a video's frames and yield each when it is ready, with ``frame`` and ``time_s``.
 
         Args:
             every: take the first frame and every n-th after it.
-            box: the object's box in every frame, or a list of boxes.
+            box: the object's box in every frame, a list of boxes, or a file of boxes by frame.
+            locate: "motion" takes what moves before a fixed camera for the object, "auto" (the default without a box)
+                where it is sure, "off" takes whole frames.
         """
         fields = form_fields(category, version, refine_steps, include, landmarks) | batches.video_fields(every, box)
         with ExitStack() as stack:
@@ -120,23 +125,28 @@ class EstimateCalls(Transport):
         version: str | None = None,
         refine_steps: int = 0,
         include: Sequence[str] = (),
-        boxes: Boxes | None = None,
+        boxes: Boxes | BoxFile | None = None,
         landmarks: str | None = None,
         format: str = "native",
+        locate: str | None = None,
     ) -> BackgroundEstimate:
         """Start an estimate of pictures or a video in the background and return at once.
 
         Args:
-            boxes: see :meth:`estimate`; for a video one entry, used for every frame.
-            format: result's format: "native", "coco", "csv", "frames" (times and scores) or "slp" (SLEAP's).
+            boxes: see :meth:`estimate`; for a video one entry, used for every frame, or a file of boxes by frame.
+            format: result's format: "native", "coco", "csv", "frames" (times and scores), "slp" (SLEAP's) or "boxes"
+                (where the object was found).
+            locate: see :meth:`estimate_video`; "motion" is for pictures of one fixed camera, too.
         """
         if bool(images) == (video is not None):
             raise InputError("an estimate takes either pictures or a video; give one of them")
-        fields = form_fields(category, version, refine_steps, include, landmarks) | {"format": format}
+        fields = form_fields(category, version, refine_steps, include, landmarks)
+        fields |= {"format": format} | given(locate=locate)
         with ExitStack() as stack:
             if video is not None:
                 files: Any = {"video": file_part(video, stack)}
-                fields |= batches.video_fields(every, boxes[0] if boxes else None)
+                of_all = boxes if boxes is None or isinstance(boxes, (str, os.PathLike)) else boxes[0]
+                fields |= batches.video_fields(every, of_all)
             else:
                 files = batches.picture_files(images, stack)
                 fields |= boxes_field(boxes)
@@ -175,7 +185,7 @@ class EstimateCalls(Transport):
         await self.send("DELETE", api_path("estimates", estimate_id))
 
     async def _send_pictures(
-        self, fields: dict[str, str], images: Sequence[Picture], boxes: Boxes | None
+        self, fields: dict[str, str], images: Sequence[Picture], boxes: Boxes | BoxFile | None
     ) -> list[tuple[int, httpx.Response]]:
         """Send as many requests as the pictures need; return each response with the index of its first picture."""
         responses = []

@@ -43,6 +43,7 @@ class DatasetCalls(CallGroup):
         name: str | None = None,
         mode: str | None = None,
         labels: AnyPath | None = None,
+        boxes: AnyPath | None = None,
     ) -> CreatedDataset:
         """Upload a dataset and return it without waiting for its inspection.
 
@@ -52,14 +53,16 @@ class DatasetCalls(CallGroup):
             name: the file's name by default.
             mode: "stills" or "clips"; the server decides by the content by default.
             labels: a CSV or COCO JSON file of keypoints; the dataset's jobs are evaluated with it.
+            boxes: a file of boxes, as for :meth:`AsyncClient.train`; the dataset's jobs use them.
         """
         paths = [Path(pictures)] if isinstance(pictures, (str, os.PathLike)) else [Path(path) for path in pictures]
         if not paths:
             raise InputError("no pictures were given; give at least one file or folder")
         with ExitStack() as stack:
             files: dict[str, Any] = {"archive": await to_thread(stack.enter_context, open_archive(paths))}
-            if labels is not None:
-                files["labels"] = file_part(labels, stack)
+            for field, path in (("labels", labels), ("boxes", boxes)):
+                if path is not None:
+                    files[field] = file_part(path, stack)
             content = {"data": given(name=name, mode=mode), "files": files}
             return await self._transport.request(CreatedDataset, "POST", "/datasets", **content)
 
@@ -183,7 +186,7 @@ class LandmarkCalls(CallGroup):
         pictures: Sequence[AnyPath],
         labels: AnyPath,
         version: str | None = None,
-        boxes: Sequence[Sequence[float]] | None = None,
+        boxes: Sequence[Sequence[float]] | AnyPath | None = None,
     ) -> FittedLandmarks:
         """Fit landmarks on labelled pictures, typically 10 to 50.
 
@@ -191,10 +194,11 @@ class LandmarkCalls(CallGroup):
             name: name of the landmark set for ``estimate(landmarks=name)``.
             pictures: files and folders; labels name the pictures of a folder by their path below it.
             labels: a CSV or COCO keypoints JSON file.
-            boxes: the object in each picture as x, y, width, height in pixels; only if all pictures are files.
+            boxes: the object in each picture as x, y, width, height in pixels, if all pictures are files; or a file
+                of boxes.
         """
         named = list_named_pictures(pictures)
-        if boxes is not None and len(boxes) != len(named):
+        if isinstance(boxes, Sequence) and not isinstance(boxes, str) and len(boxes) != len(named):
             raise InputError(f"{len(named)} pictures came with {len(boxes)} boxes; each picture needs one")
         fields = {"name": name, **given(version=version), **boxes_field(boxes)}
         with ExitStack() as stack:

@@ -118,7 +118,7 @@ class DatasetRecord(BaseModel):
         size_bytes: size of the archive and the labels.
         pictures, videos: number of files with such suffixes.
         file_name: the upload's file name; frames of an uploaded video are named after it.
-        labels: whether it has labels.
+        labels, boxes: whether it has these.
     """
 
     id: str
@@ -130,6 +130,7 @@ class DatasetRecord(BaseModel):
     videos: int
     file_name: str | None = None
     labels: bool = False
+    boxes: bool = False
     created_at: AwareDatetime
 
     @field_serializer("created_at")
@@ -145,7 +146,9 @@ class DatasetRecord(BaseModel):
 class Dataset(BaseModel):
     """A dataset as the API shows it."""
 
-    id: str = Field(examples=["5b0f7c1d2a9e4f60b1c8d3e2"], description="the same for the same bytes, mode and labels")
+    id: str = Field(
+        examples=["5b0f7c1d2a9e4f60b1c8d3e2"], description="the same for the same bytes, mode, labels and boxes"
+    )
     name: str | None
     status: DatasetStatus = Field(description="`inspecting` until a training worker has looked at every file")
     created_at: str
@@ -154,6 +157,7 @@ class Dataset(BaseModel):
     size_bytes: int = Field(description="of the archive and the labels")
     files: int = Field(description="files with the suffix of a picture or video")
     labels: bool = Field(description="whether it has labels; jobs of the dataset use them")
+    boxes: bool = Field(default=False, description="whether it has boxes; jobs of the dataset use them")
     found: Found
     error: JobError | None = Field(default=None, description="why its inspection failed")
     contact_sheet: str | None = Field(default=None, description="path of an overview picture, once it is ready")
@@ -168,6 +172,7 @@ class Dataset(BaseModel):
             status=findings.status,
             files=record.pictures + record.videos,
             labels=record.labels,
+            boxes=record.boxes,
             found=findings.found,
             error=findings.error,
             contact_sheet=f"/datasets/{record.id}/contact-sheet" if ready else None,
@@ -187,6 +192,7 @@ class DatasetPage(BaseModel):
     next_cursor: str | None = None
 
 
-def dataset_id(archive: str, labels: str | None, mode: Literal["stills", "clips"]) -> str:
+def dataset_id(archive: str, labels: str | None, mode: Literal["stills", "clips"], boxes: str | None = None) -> str:
     """Return the id of a dataset, 24 hex digits, from the SHA-256 of its files and its mode."""
-    return hashlib.sha256(json.dumps([archive, labels, mode]).encode()).hexdigest()[:24]
+    parts = [archive, labels, mode, *([boxes] if boxes else [])]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]

@@ -3,6 +3,7 @@
 datasets/<id>/dataset.json      DatasetRecord; written once
 datasets/<id>/archive           the upload, or the uploaded pictures packed into one archive
 datasets/<id>/labels            if labels were uploaded
+datasets/<id>/boxes             if boxes were uploaded
 datasets/<id>/findings.json     Findings; missing until a worker has begun the inspection
 datasets/<id>/contact-sheet     a JPEG, once the inspection is complete
 datasets/<id>/.lock             held by the process that inspects
@@ -58,6 +59,7 @@ class DatasetFiles:
 
     archive = partialmethod(_path, name="archive")
     labels = partialmethod(_path, name="labels")
+    boxes = partialmethod(_path, name="boxes")
     sheet = partialmethod(_path, name="contact-sheet")
     _findings = partialmethod(_path, name="findings.json")
 

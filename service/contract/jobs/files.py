@@ -50,6 +50,7 @@ class JobFiles:
 
     archive = partialmethod(_path, name="archive")
     labels = partialmethod(_path, name="labels")  # as uploaded; training never reads them
+    boxes = partialmethod(_path, name="boxes")  # as uploaded
     prior = partialmethod(_path, name="prior.json")  # checked, that training starts from; as a version's
     start = partialmethod(_path, name="start.safetensors")  # weights that training continues from
     preview = partialmethod(_path, name=PREVIEW)  # PNG of the model's state, replaced at each checkpoint
@@ -79,9 +80,9 @@ def training_folder(data_root: Path, name: str) -> Path:
     return _resolve_below(data_root, name, "folder", Path.is_dir, BadFolder)
 
 
-def training_file(data_root: Path, name: str) -> Path:
-    """Return the path of a file of labels that a job refers to, as :func:`training_folder`. Raises BadLabels."""
-    return _resolve_below(data_root, name, "file", Path.is_file, BadLabels)
+def training_file(data_root: Path, name: str, error: type[BadRequest] = BadLabels) -> Path:
+    """Return the path of a file that a job refers to, as :func:`training_folder`; `error` is raised instead."""
+    return _resolve_below(data_root, name, "file", Path.is_file, error)
 
 
 def _resolve_below(

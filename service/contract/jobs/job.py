@@ -31,7 +31,7 @@ Events = list[tuple[str, dict[str, Any]]]  # kind and data
 
 MAX_CRASHES_WITHOUT_PROGRESS = 3
 # metrics that are not losses
-_NOT_LOSSES = ("images", "skipped", "skipped_files", "held_out", "mode", "clips", "steps_per_s", "device")
+_NOT_LOSSES = ("images", "skipped", "skipped_files", "held_out", "mode", "clips", "located", "steps_per_s", "device")
 
 
 class JobStatus(StrEnum):
@@ -148,8 +148,9 @@ class Job(BaseModel):
 
     Attributes:
         metrics: once prepared "images", "skipped", the first "skipped_files" ({"name", "reason"}), "mode" (stills or
-            clips), the number of "clips", and with labels the number of pictures "held_out" of training; then the
-            last losses by name ("total" is the weighted sum), "steps_per_s" and "device".
+            clips), the number of "clips", how the thing was "located" ({"by", "side_px", "note"}) unless pictures are
+            taken whole, and with labels the number of pictures "held_out" of training; then the last losses by name
+            ("total" is the weighted sum), "steps_per_s" and "device".
         version: the version it published.
         settings: every setting of the model, and "preset".
         activate: whether its version becomes the active one when it succeeds: not with the verdict "failed", unless

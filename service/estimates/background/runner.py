@@ -15,8 +15,10 @@ from pathlib import Path
 from service.contract.durable_files import atomic_write
 from service.contract.errors import PPLError, UnknownEstimate
 from service.contract.jobs.job import JobError
+from service.contract.media.pictures import PictureLimits
 from service.estimates.estimator import Estimator, Pipeline
 from service.estimates.formats.registry import FORMATS
+from service.estimates.locating import locate_pictures
 from service.estimates.pictures import Source, Upload
 from service.estimates.request import Query
 from service.estimates.results import Outcome, Results, StoredOutcomes
@@ -156,6 +158,7 @@ class BackgroundRunner:
         max_poses, max_boxes = settings.background_max_images, settings.max_images
         query = Query.parse(record.fields, record.names, max_poses, max_boxes, record.video)
         version = await io(self._versions.version, shown.category, shown.version)
+        query = query.locate_for(version)
         landmarks = await io(self._versions.landmarks, version, query.landmarks) if query.landmarks else None
         started = time.perf_counter()
         lines = self._store.path(shown.id, "lines")
@@ -164,7 +167,7 @@ class BackgroundRunner:
         shown.status, shown.started_at = EstimateStatus.RUNNING, shown.started_at or datetime.now(UTC)
         await io(self._store.write, record)
         estimator = Estimator(self._pipeline, query, version, landmarks, patient=True)
-        outcomes = estimator.stream(self._sources(record, query, version.side, done))
+        outcomes = estimator.stream(await self._sources(record, query, version.side, done))
         await io(_truncate, lines, done.end)
         if not await self._store_outcomes(record, outcomes):
             return EstimateStatus.CANCELLED
@@ -209,7 +212,7 @@ class BackgroundRunner:
             await cancel_tasks((upcoming,))
             await outcomes.aclose()
 
-    def _sources(
+    async def _sources(
         self, record: EstimateRecord, query: Query, side: int, done: Container[int]
     ) -> AsyncGenerator[Source] | Iterable[Source]:
         estimate_id, settings = record.shown.id, self._settings
@@ -217,11 +220,13 @@ class BackgroundRunner:
             path, limits = self._store.picture(estimate_id, 0), video_limits(settings, VIDEO_TIMEOUT_S)
             threads, max_poses = self._pipeline.threads, settings.background_max_images
             return read_frames(path, query, side, limits, threads, max_poses=max_poses, skip=done)
-        return (
+        uploads = [
             Upload(index, name, self._store.picture(estimate_id, index).read_bytes, boxes)
             for index, (name, boxes) in enumerate(zip(query.names, query.boxes, strict=True))
-            if index not in done
-        )
+        ]
+        if query.locate == "motion":
+            uploads = await self._pipeline.threads.video(locate_pictures, uploads, PictureLimits.of(settings))
+        return (upload for upload in uploads if upload.index not in done)
 
 
 def _truncate(lines: Path, end: int) -> None:

@@ -11,6 +11,7 @@ from pydantic_core import to_json
 from service.estimates.results import Results
 from service.http.problems import BadField
 
+from .boxes import render_boxes
 from .coco import render_coco
 from .deeplabcut import render_deeplabcut, render_frames
 from .sleap import render_sleap
@@ -42,6 +43,7 @@ FORMATS = {
     "csv": Format(CSV, render_deeplabcut),
     "frames": Format(CSV, render_frames),
     "slp": Format("application/x-hdf5", render_sleap),
+    "boxes": Format(CSV, render_boxes),
 }
 
 

@@ -14,10 +14,12 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from service.access.guard import api_key_of
+from service.contract.media.pictures import PictureLimits
 from service.estimates.estimator import INLINE_POSES, Estimator
 from service.estimates.formats.json_lines import MEDIA_TYPES as LINES
 from service.estimates.formats.json_lines import LinesResponse, render_lines
 from service.estimates.formats.registry import FORMATS
+from service.estimates.locating import locate_pictures
 from service.estimates.openapi import ANSWERS, BACKGROUND_ANSWER, PARAMETERS, estimate_body
 from service.estimates.pictures import Upload
 from service.estimates.request import Query, UploadedFiles, read_estimate
@@ -115,6 +117,7 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
         cached = gateway.versions.find_cached(query.category, query.version)
         version = cached if cached else await threads.io(gateway.versions.version, query.category, query.version)
         query.check_memory(version)
+        query = query.locate_for(version)
         landmarks = await threads.io(gateway.versions.landmarks, version, query.landmarks) if query.landmarks else None
         estimator = Estimator(gateway.pipeline, query, version, landmarks)
         if video:
@@ -132,6 +135,8 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
                 Upload(index, part.filename, partial(bytes, part.data), boxes)
                 for index, (part, boxes) in enumerate(zip(form.files, query.boxes, strict=True))
             ]
+            if query.locate == "motion":
+                uploads = await threads.decode(locate_pictures, uploads, PictureLimits.of(settings))
             if lines_type:
                 lines = render_lines(estimator.stream(uploads), version, started)
                 return LinesResponse(lines, lines_type, held.pop_all())

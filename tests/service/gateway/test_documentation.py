@@ -123,6 +123,7 @@ async def test_estimate_form_is_described(described):
         "refine_steps",
         "include",
         "boxes",
+        "locate",
         "format",
         "landmarks",
         "video",

@@ -36,7 +36,7 @@ GOOD = packed()
 def post(http):
     async def send(archive=GOOD, client=None, images=(), **fields):
         files = [("archive", ("birds.zip", archive))] if archive is not None else []
-        files += [(name, fields.pop(name)) for name in ("labels",) if name in fields]
+        files += [(name, fields.pop(name)) for name in ("labels", "boxes") if name in fields]
         files += [("images", image) for image in images]
         files += [(name, (None, value)) for name, value in fields.items()] or [("mode", (None, ""))]
         return await (client or http).post("/datasets", files=files)
@@ -395,3 +395,22 @@ async def test_shape_of_the_record_on_disk(post, files):
     record = json.loads((files.folder(dataset["id"]) / "dataset.json").read_text())
     assert record["created_at"] == dataset["created_at"]
     assert record["created_at"].endswith("Z")
+
+
+async def test_boxes_are_kept_with_the_dataset_and_used_by_its_jobs(post, train, files, problem, data_root):
+    boxes, other = (f"image,x,y,width,height\na.png,{x},2,3,4\n".encode() for x in (1, 2))
+    plain = (await post()).json()
+    dataset = (await post(boxes=("b.csv", boxes))).json()
+    assert (plain["boxes"], dataset["boxes"]) == (False, True)
+    assert dataset["id"] != plain["id"]
+    assert files.boxes(dataset["id"]).read_bytes() == boxes
+    job = (await train(dataset=dataset["id"])).json()
+    assert (data_root / "jobs" / job["id"] / "boxes").read_bytes() == boxes
+    job = (await train(dataset=dataset["id"], files=[("boxes", ("o.csv", other))])).json()
+    assert (data_root / "jobs" / job["id"] / "boxes").read_bytes() == other
+    (data_root / "mine.csv").write_bytes(other)
+    job = (await train(True, dataset=dataset["id"], boxes="mine.csv")).json()
+    assert (data_root / "jobs" / job["id"] / "boxes").read_bytes() == other
+    for bad in (b"", b"image,x\n"):
+        problem(await post(boxes=("b.csv", bad)), 422, "bad_boxes")
+        problem(await train(dataset=dataset["id"], files=[("boxes", ("b.csv", bad))]), 422, "bad_boxes")

@@ -14,7 +14,7 @@ from model.scoring.labels import LabelsError
 from service.contract import routing
 from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS
 from service.contract.jobs.store import JobStatus, NewJob
-from service.contract.media.fitting import fit_square
+from service.contract.media.fitting import Frame, fit_square
 from service.contract.media.pictures import open_picture
 from service.contract.media.zip_names import HINT
 from tests.support.media import zero_payload
@@ -238,7 +238,7 @@ def test_square_file_is_what_numpy_reads(tmp_path) -> None:
     squares = np.random.default_rng(0).integers(0, 256, (1234, 16, 16, 3), dtype=np.uint8)
     with TrainingSet(tmp_path / "x.npy", tmp_path / "clips.npy", 16) as file:
         for square in squares:
-            file.append(square, "x", ".", (16, 16))
+            file.append(square, "x", ".", (16, 16), Frame(0, 0, 16))
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy", mmap_mode="c", allow_pickle=False), squares)
 
 

@@ -1,0 +1,196 @@
+"""Read boxes of the things in pictures and frames: our CSV, COCO's JSON or MegaDetector's, told by the content.
+
+**CSV**: a header and a row for each box, columns in any order: ``image`` (file name, folders may be left out; of a
+video ``walk.mp4#000012``), ``x``, ``y``, ``width``, ``height`` in pixels with EXIF orientation applied, and optionally
+``confidence``. A row of an image without numbers says that nothing is in it. **COCO**: ``images`` with ``file_name``,
+``annotations`` with ``bbox``. **MegaDetector**: ``images`` with ``file`` and ``detections`` (``bbox`` in shares of the
+picture, ``conf``, ``category``), of a video with ``frame_number``; only animals of a confidence above 0.2 count.
+
+Boxes of COCO and MegaDetector are tight, so they get a margin; ours are taken as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from model.scoring.labels import Labels, LabelsError
+from service.contract.errors import BadBoxes
+
+from .fitting import Box
+from .videos import frame_name
+
+MAX_BOXES_BYTES = 64 * 2**20
+MARGIN = 0.1  # of the longer side, on each side of a tight box
+_COLUMNS = ("image", "x", "y", "width", "height")
+_EXPECTED = "expected CSV with the columns image,x,y,width,height, COCO JSON with bbox, or MegaDetector's JSON"
+_LEAST_CONFIDENCE = 0.2
+_ANIMAL = "animal"
+_FRAME = re.compile(r"(\d+)(?:\.\w+)?$")
+_MOST_PX = 1e9
+
+
+@dataclass(frozen=True)
+class FoundBox:
+    """A box in pixels, or in shares of the picture if ``relative``."""
+
+    box: Box
+    confidence: float | None = None
+
+
+@dataclass(frozen=True)
+class BoxFile:
+    """The boxes of some pictures by name, the most confident first; none where nothing is in a picture.
+
+    Attributes:
+        relative: whether boxes are shares of the picture's width and height.
+        margin: to add on each side, as a share of the longer side.
+    """
+
+    boxes: Mapping[str, Sequence[FoundBox]]
+    relative: bool = False
+    margin: float = 0.0
+
+    def match(self, names: Sequence[str]) -> list[str | None]:
+        """Return the name in the file of each picture's boxes, by the same rules as labels; None for one without.
+
+        Raises:
+            BadBoxes: no picture has an entry, or one fits several.
+        """
+        own = tuple(self.boxes)
+        none = np.zeros((len(own), 0, 2))
+        try:
+            rows = Labels(own, (), none, none[..., 0].astype(np.uint8)).match(names)
+        except LabelsError as error:
+            raise BadBoxes(f"the boxes do not fit the pictures: {str(error).replace('label', 'box')}") from error
+        return [own[row] if row >= 0 else None for row in rows]
+
+    def of(self, name: str | None, size: tuple[int, int]) -> list[FoundBox]:
+        """Return the boxes of an entry in pixels of a picture of this size, with their margin."""
+        return [
+            FoundBox(self._in_pixels(found.box, size), found.confidence) for found in self.boxes.get(name or "", ())
+        ]
+
+    def by_frame(self) -> dict[int, str]:
+        """Return the entry of each frame of a video: names end with the frame's number. Raises BadBoxes."""
+        frames: dict[int, str] = {}
+        for name in self.boxes:
+            number = _FRAME.search(name)
+            if not number:
+                raise BadBoxes(
+                    f"the boxes name {name[:80]!r}; of a video, names end with the frame, as walk.mp4#000012"
+                )
+            if (other := frames.setdefault(int(number[1]), name)) != name:
+                raise BadBoxes(f"the boxes name frame {int(number[1])} twice, as {other[:80]!r} and {name[:80]!r}")
+        return frames
+
+    def _in_pixels(self, box: Box, size: tuple[int, int]) -> Box:
+        x, y, width, height = np.multiply(box, (*size, *size)).tolist() if self.relative else box
+        more = self.margin * max(width, height)
+        return x - more, y - more, width + 2 * more, height + 2 * more
+
+
+def parse_box_file(data: bytes | str) -> BoxFile:
+    """Return the boxes in a file. Raises BadBoxes: of another form, damaged, or without a box."""
+    try:
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data.removeprefix("\ufeff")
+        found = _parse_json(json.loads(text)) if text.lstrip()[:1] == "{" else _parse_csv(text)
+    except UnicodeDecodeError as error:
+        raise BadBoxes(f"the boxes are not UTF-8 text (byte {error.start}); {_EXPECTED}") from error
+    except (ValueError, RecursionError, csv.Error) as error:
+        raise BadBoxes(f"the boxes are neither valid JSON nor CSV ({str(error)[:80]}); {_EXPECTED}") from error
+    if not any(found.boxes.values()):
+        raise BadBoxes(f"there is no box in the boxes; {_EXPECTED}")
+    return found
+
+
+def write_csv(rows: Iterable[tuple[str, Box | None, float | None]]) -> str:
+    """Return names, boxes in pixels and confidences as our CSV, which can be edited and sent back."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow((*_COLUMNS, "confidence"))
+    for name, box, confidence in rows:
+        writer.writerow((name, *(box or ("",) * 4), "" if confidence is None else confidence))
+    return text.getvalue()
+
+
+def _parse_csv(text: str) -> BoxFile:
+    rows = [row for row in csv.reader(io.StringIO(text)) if any(cell.strip() for cell in row)]
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    missing = [name for name in _COLUMNS if header.count(name) != 1]
+    if missing:
+        raise BadBoxes(f"the header of the boxes lacks {', '.join(missing)} or has it twice; {_EXPECTED}")
+    found: dict[str, list[FoundBox]] = {}
+    for number, row in enumerate(rows[1:], 2):
+        cells = dict(zip(header, (cell.strip() for cell in row), strict=False))
+        name, values = cells.get("image", ""), [cells.get(column, "") for column in _COLUMNS[1:]]
+        if not name:
+            raise BadBoxes(f"row {number} of the boxes names no image; {_EXPECTED}")
+        entry = found.setdefault(name, [])
+        if any(values):
+            confidence = cells.get("confidence") or None
+            entry.append(_check(f"row {number} of the boxes", values, confidence))
+    return BoxFile(_sort(found))
+
+
+def _parse_json(document: dict[str, Any]) -> BoxFile:
+    images = document.get("images")
+    if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
+        raise BadBoxes(f"the boxes have no list 'images'; {_EXPECTED}")
+    if "annotations" in document:
+        return _parse_coco(images, document["annotations"])
+    return _parse_megadetector(images, document.get("detection_categories") or {})
+
+
+def _parse_coco(images: list[dict[str, Any]], annotations: Any) -> BoxFile:
+    if not isinstance(annotations, list) or not all(isinstance(each, dict) for each in annotations):
+        raise BadBoxes(f"'annotations' of the boxes is not a list of objects; {_EXPECTED}")
+    names = {image.get("id"): str(image.get("file_name")) for image in images}
+    found: dict[str, list[FoundBox]] = {name: [] for name in names.values()}
+    for number, annotation in enumerate(annotations):
+        if "bbox" in annotation and annotation.get("image_id") in names:
+            box = _check(f"annotations[{number}] of the boxes", annotation["bbox"], annotation.get("score"))
+            found[names[annotation["image_id"]]].append(box)
+    return BoxFile(_sort(found), margin=MARGIN)
+
+
+def _parse_megadetector(images: list[dict[str, Any]], categories: Mapping[str, str]) -> BoxFile:
+    animals = {key for key, name in categories.items() if name == _ANIMAL} or set(categories)
+    found: dict[str, list[FoundBox]] = {}
+    for image in images:
+        name = image.get("file")
+        if not isinstance(name, str):
+            raise BadBoxes(f"an image of the boxes has no 'file'; {_EXPECTED}")
+        if "frame_rate" not in image:  # of a video, frames without a detection are not listed
+            found.setdefault(name, [])
+        for number, detection in enumerate(image.get("detections") or ()):
+            frame = frame_name(name, detection["frame_number"]) if "frame_number" in detection else name
+            box = _check(f"detections[{number}] of {name[:80]!r}", detection.get("bbox"), detection.get("conf"))
+            is_animal = not animals or str(detection.get("category")) in animals
+            entry = found.setdefault(frame, [])
+            if is_animal and (box.confidence is None or box.confidence >= _LEAST_CONFIDENCE):
+                entry.append(box)
+    return BoxFile(_sort(found), relative=True, margin=MARGIN)
+
+
+def _check(where: str, values: Any, confidence: Any) -> FoundBox:
+    try:
+        x, y, width, height = map(float, values)
+        confident = None if confidence is None else float(confidence)
+    except (TypeError, ValueError):
+        raise BadBoxes(f"{where}: {str(values)[:80]} is not x, y, width and height as numbers") from None
+    if not all(abs(value) < _MOST_PX for value in (x, y, width, height)) or min(width, height) <= 0:
+        raise BadBoxes(f"{where}: {str(values)[:80]} is not finite or has no area")
+    return FoundBox((x, y, width, height), None if confident is None or math.isnan(confident) else confident)
+
+
+def _sort(found: dict[str, list[FoundBox]]) -> dict[str, list[FoundBox]]:
+    return {name: sorted(boxes, key=lambda box: -(box.confidence or 0)) for name, boxes in found.items()}

@@ -1,0 +1,130 @@
+"""Find where the thing is in an upload's pictures: by boxes that were sent, or by what moves before a fixed camera."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from statistics import median
+from typing import Any, BinaryIO
+
+from service.contract.errors import TooFewPictures
+
+from .boxes import BoxFile, parse_box_file
+from .fitting import Box
+from .motion import LONGER_SIDE, MotionLocator
+from .pictures import Picture
+
+_TRIED = 32  # pictures of a folder after which it is judged whether they come from one fixed camera
+_SURE_SHARE = 0.8  # of the frames that are in clips of which motion is sure
+
+
+@dataclass
+class Locations:
+    """The box of each picture of an upload; without boxes all are whole pictures.
+
+    Attributes:
+        boxes: by the picture's name, in pixels; None where nothing was found.
+        missing: why a picture without a box is skipped.
+        summary: for the job's metrics.
+    """
+
+    boxes: Mapping[str, Box | None] | None = None
+    missing: str = ""
+    summary: dict[str, Any] | None = None
+    file: BoxFile | None = None
+    entries: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all pictures are taken whole."""
+        return self.boxes is None and self.file is None
+
+    def find(self, name: str, size: tuple[int, int]) -> Box | None:
+        """Return a picture's box in pixels; None for one without."""
+        if self.file is None:
+            return (self.boxes or {}).get(name)
+        found = self.file.of(self.entries.get(name), size)
+        return found[0].box if found else None
+
+    @classmethod
+    def of_file(cls, path: Path, names: list[str]) -> Locations:
+        """Read the boxes that were sent. Raises BadBoxes."""
+        file = parse_box_file(path.read_bytes())
+        several = sum(len(boxes) > 1 for boxes in file.boxes.values())
+        note = f"of {several} pictures with several boxes, the most confident is taken" if several else None
+        entries = dict(zip(names, file.match(names), strict=True))
+        return cls(missing="no box of it came", summary={"by": "boxes", "note": note}, file=file, entries=entries)
+
+
+class MotionFinder:
+    """Locates the thing in each clip, a video or a folder of pictures, by motion.
+
+    Args:
+        is_required: whether to use motion where it is not sure, too.
+        file: a temporary one, for small copies of the frames.
+    """
+
+    def __init__(self, file: BinaryIO, *, is_required: bool) -> None:
+        self._file = file
+        self._is_required = is_required
+        self._clips: dict[str, MotionLocator | None] = {}  # None for one that motion can't help
+        self._names: dict[str, list[str]] = {}
+        self._unread = 0
+
+    def keep(self, picture: Picture, name: str, clip: str) -> None:
+        """Add a picture or frame; a clip is a video or a folder."""
+        if clip not in self._clips:
+            self._clips[clip], self._names[clip] = MotionLocator(self._file), []
+        self._names[clip].append(name)
+        locator = self._clips[clip]
+        if locator is not None:
+            locator.add(picture.image, picture.size)
+            if len(locator) == _TRIED and not self._is_required and not locator.locate().sure:
+                self._clips[clip] = None
+
+    def wants(self, picture: str) -> bool:
+        """Return whether to :meth:`keep` a picture of this name; count it if motion can't help in its folder."""
+        is_open = self._clips.get(clip_of_picture(picture), self._clips) is not None
+        self._unread += not is_open
+        return is_open
+
+    @staticmethod
+    def reduction(width: int, height: int) -> float:
+        """Return by how much a picture may be reduced while decoding, see `open_reduced`."""
+        return max(width, height) / LONGER_SIDE
+
+    def locate(self) -> Locations:
+        """Return the boxes of all frames, or whole pictures where motion is not sure of most.
+
+        Raises TooFewPictures if motion is required, and nothing moves.
+        """
+        boxes: dict[str, Box | None] = {}
+        sure, total = 0, self._unread
+        reasons: list[str] = []
+        for clip, names in self._names.items():
+            locator = self._clips[clip]
+            total += len(names)
+            if locator is None:
+                reasons.append(f"{clip}: not one thing before a fixed camera")
+                continue
+            track = locator.locate()
+            sure += len(names) * track.sure
+            if not track.sure:
+                reasons.append(f"{clip}: {track.reason}")
+            boxes.update(zip(names, track.boxes, strict=True))
+        sides = [box[2] for box in boxes.values() if box]
+        if self._is_required and not sides:
+            raise TooFewPictures(
+                f"locate is motion, and nothing was found ({'; '.join(reasons[:3])}); send boxes, or set locate to off"
+            )
+        if not sides or (not self._is_required and sure < _SURE_SHARE * total):
+            return Locations()
+        note = "; ".join(reasons[:3]) or None
+        summary = {"by": "motion", "side_px": round(median(sides), 1), "found": len(sides), "note": note}
+        return Locations(boxes, "nothing of the usual size moves in it", summary)
+
+
+def clip_of_picture(name: str) -> str:
+    """Return the clip of a picture in an upload: its folder, or "." for a picture outside of any folder."""
+    return str(PurePosixPath(name.replace("\\", "/")).parent)

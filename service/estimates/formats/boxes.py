@@ -1,0 +1,26 @@
+"""The boxes in which the thing was found, as the CSV that requests take: edit it and send it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from service.contract.media.boxes import write_csv
+from service.contract.media.fitting import Box
+from service.estimates.pictures import Answer
+from service.estimates.results import Results
+
+
+def render_boxes(results: Results) -> bytes:
+    """Return a row for each box of each picture or frame; one without numbers where nothing was found."""
+    poses: dict[int, list[Answer]] = {}
+    for pose in results.poses():
+        poses.setdefault(pose["index"], []).append(pose)
+
+    def rows() -> Iterator[tuple[str, Box | None, float | None]]:
+        for index in range(len(results.names)):
+            for pose in poses.get(index, [None]):
+                region = pose["region"] if pose and "region" in pose else {}
+                box = tuple(region[name] for name in ("x", "y", "width", "height")) if region else None
+                yield results.name(index), box, region.get("confidence")
+
+    return write_csv(rows()).encode()

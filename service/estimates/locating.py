@@ -1,0 +1,60 @@
+"""Find where the thing is in the frames of a fixed camera, a video or pictures in their order. Blocking."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+from PIL import Image
+
+from service.contract.errors import PPLError
+from service.contract.media.boxes import FoundBox
+from service.contract.media.motion import LONGER_SIDE, MotionLocator
+from service.contract.media.pictures import PictureLimits, open_reduced
+
+from .pictures import NOTHING, PictureBoxes, Upload, hold_pixels
+
+
+def locate_frames(
+    frames: Iterable[tuple[int, Image.Image, tuple[int, int]]], *, is_required: bool
+) -> dict[int, PictureBoxes] | None:
+    """Return the box of each numbered frame; None if motion is not sure, unless it is required.
+
+    Args:
+        frames: number, image, possibly reduced, and full size in pixels.
+    """
+    with tempfile.TemporaryFile() as file:
+        locator, numbers = MotionLocator(file), []
+        for number, image, size in frames:
+            numbers.append(number)
+            locator.add(image, size)
+        track = locator.locate()
+    if not (track.sure or is_required):
+        return None
+    return {
+        number: NOTHING if box is None else PictureBoxes.located([FoundBox(box, confidence)])
+        for number, box, confidence in zip(numbers, track.boxes, track.confidence, strict=True)
+    }
+
+
+def locate_pictures(uploads: Sequence[Upload], limits: PictureLimits) -> list[Upload]:
+    """Return the pictures with the box of what moves in each; one that can't be read stays as it is."""
+
+    def read() -> Iterator[tuple[int, Image.Image, tuple[int, int]]]:
+        for number, upload in enumerate(uploads):
+            with ExitStack() as held:
+                try:
+                    picture = open_reduced(
+                        upload.read(),
+                        lambda width, height: max(width, height) / LONGER_SIDE,
+                        limits,
+                        lambda pixels: held.enter_context(hold_pixels(pixels, limits)),
+                    )
+                except PPLError:  # told when the picture is estimated
+                    continue
+                yield number, picture.image, picture.size
+
+    found = locate_frames(read(), is_required=True) or {}
+    return [replace(upload, boxes=found.get(number, upload.boxes)) for number, upload in enumerate(uploads)]

@@ -1,0 +1,105 @@
+"""Files of boxes: ours, COCO's and MegaDetector's."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from service.contract.errors import BadBoxes
+from service.contract.media.boxes import FoundBox, parse_box_file, write_csv
+
+SIZE = (200, 100)
+
+
+def test_csv_is_read_in_any_order_and_taken_as_it_is() -> None:
+    text = "\ufeffheight,image,y,x,width,confidence\n30,a/one.png,2,1,20,0.4\n3,a/one.png,2,1,2,0.9\n,two.png,,,,\n\n"
+    file = parse_box_file(text.encode())
+    assert file.match(["one.png", "x/two.png", "three.png"]) == ["a/one.png", "two.png", None]
+    # the most confident first
+    assert file.of("a/one.png", SIZE) == [FoundBox((1, 2, 2, 3), 0.9), FoundBox((1, 2, 20, 30), 0.4)]
+    assert file.of("two.png", SIZE) == []
+
+
+def test_csv_that_was_written_is_read_back() -> None:
+    rows = [("a, b.png", (1.5, -2.0, 30.0, 40.0), 0.75), ("film.mp4#000012", None, None)]
+    file = parse_box_file(write_csv(rows))
+    assert file.of("a, b.png", SIZE) == [FoundBox((1.5, -2.0, 30.0, 40.0), 0.75)]
+    assert file.boxes["film.mp4#000012"] == []
+
+
+def test_coco_boxes_get_a_margin() -> None:
+    document = {
+        "images": [{"id": 7, "file_name": "one.png"}, {"id": 8, "file_name": "none.png"}],
+        "annotations": [{"image_id": 7, "bbox": [10, 20, 40, 20]}, {"image_id": 7, "keypoints": []}],
+    }
+    file = parse_box_file(json.dumps(document))
+    (found,) = file.of("one.png", SIZE)
+    assert found.box == (6, 16, 48, 28)
+    assert file.of("none.png", SIZE) == []
+
+
+MEGADETECTOR = {
+    "info": {"detector": "md_v5a.0.0.pt", "format_version": "1.4"},
+    "detection_categories": {"1": "animal", "2": "person", "3": "vehicle"},
+    "images": [
+        {
+            "file": "cam/one.jpg",
+            "detections": [
+                {"category": "1", "conf": 0.1, "bbox": [0, 0, 1, 1]},
+                {"category": "1", "conf": 0.6, "bbox": [0.1, 0.2, 0.2, 0.2]},
+                {"category": "2", "conf": 0.99, "bbox": [0.5, 0.5, 0.2, 0.2]},
+                {"category": "1", "conf": 0.8, "bbox": [0.5, 0.5, 0.1, 0.4]},
+            ],
+        },
+        {"file": "cam/empty.jpg", "detections": []},
+        {"file": "cam/broken.jpg", "failure": "image access", "detections": None},
+    ],
+}
+
+
+def test_megadetectors_animals_are_in_shares_of_the_picture() -> None:
+    file = parse_box_file(json.dumps(MEGADETECTOR))
+    best, other = file.of("cam/one.jpg", SIZE)
+    assert best.box == pytest.approx((100 - 4, 50 - 4, 20 + 8, 40 + 8))
+    assert best.confidence == 0.8
+    assert other.box == pytest.approx((20 - 4, 20 - 4, 40 + 8, 20 + 8))
+    assert file.of("cam/empty.jpg", SIZE) == file.of("cam/broken.jpg", SIZE) == []
+
+
+def test_frames_are_known_by_their_number() -> None:
+    film = {"file": "walk.mp4", "frame_rate": 25.0, "detections": []}
+    film["detections"] = [{"category": "1", "conf": 0.9, "bbox": [0, 0, 0.5, 0.5], "frame_number": n} for n in (0, 12)]
+    file = parse_box_file(json.dumps({**MEGADETECTOR, "images": [film]}))
+    assert file.by_frame() == {0: "walk.mp4#000000", 12: "walk.mp4#000012"}
+    frames = parse_box_file("image,x,y,width,height\nframe000003.jpg,1,1,2,2\n").by_frame()
+    assert frames == {3: "frame000003.jpg"}
+    with pytest.raises(BadBoxes, match="names end with the frame"):
+        parse_box_file("image,x,y,width,height\nwalk,1,1,2,2\n").by_frame()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "lacks image, x, y"),
+        ("image,x,y,width\na,1,2,3\n", "lacks height"),
+        ("image,x,y,width,height\na,1,2,three,4\n", "row 2 of the boxes"),
+        ("image,x,y,width,height\na,1,2,0,4\n", "has no area"),
+        ("image,x,y,width,height\na,nan,2,3,4\n", "not finite"),
+        ("image,x,y,width,height\n,1,2,3,4\n", "row 2 of the boxes names no image"),
+        ("image,x,y,width,height\na,,,,\n", "no box"),
+        ("{", "neither valid JSON"),
+        ('{"images": 3}', "no list 'images'"),
+        ('{"images": [{"file": 3}]}', "has no 'file'"),
+        ('{"images": [{"file": "a", "detections": [{"conf": 1, "bbox": [0, 0, 1]}]}]}', "x, y, width and height"),
+        ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "bbox": "x"}]}', "annotations"),
+    ],
+)
+def test_what_is_no_box_is_refused_in_words(text: str, message: str) -> None:
+    with pytest.raises(BadBoxes, match=message):
+        parse_box_file(text)
+
+
+def test_boxes_of_other_pictures_are_refused() -> None:
+    with pytest.raises(BadBoxes, match="none of the 1 box"):
+        parse_box_file("image,x,y,width,height\na,1,2,3,4\n").match(["b.png"])

@@ -1,0 +1,147 @@
+"""Estimates of the part of a picture or frame in which the thing is: found by motion, or sent in a file of boxes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import av
+import numpy as np
+import pytest
+
+from service.contract.durable_files import write_json
+from tests.service.conftest import RESPOND_ASYNC
+from tests.support.arena import BODY, arena_frame, walk
+
+from .test_background import ended
+
+COUNT, EMPTY = 12, 7
+PLACES = walk(COUNT)
+
+
+def film_of(places) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.thread_count = 320, 240, "yuvj420p", 1
+        stream.options = {"q:v": "2"}
+        for number, place in enumerate(places):
+            container.mux(stream.encode(av.VideoFrame.from_image(arena_frame(place, number))))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def film() -> dict[str, tuple[str, bytes]]:
+    """A walk through an arena, which is empty in one frame."""
+    places = [None if n == EMPTY else (x, y) for n, (x, y) in enumerate(PLACES)]
+    return {"video": ("walk.mkv", film_of(places))}
+
+
+def centre(region) -> np.ndarray:
+    return np.array([region["x"] + region["width"] / 2, region["y"] + region["height"] / 2])
+
+
+async def test_frames_of_a_video_are_cut_out_around_what_moves(send, publish, consumer, film):
+    publish("dog")
+    found = (await send(film, headers={})).json()
+    assert [image["frame"] for image in found["images"]] == [n for n in range(COUNT) if n != EMPTY]
+    (error,) = found["errors"]
+    assert (error["code"], error["frame"]) == ("nothing_found", EMPTY)
+    assert "walk.mkv#000007" in error["detail"]
+    sides = set()
+    for image in found["images"]:
+        region = image["region"]
+        assert np.linalg.norm(centre(region) - PLACES[image["frame"]]) < 0.1 * BODY
+        assert 0.5 < region["confidence"] <= 1
+        sides.add((region["width"], region["height"]))
+        corner, side = np.array([region["x"], region["y"]]), region["width"]
+        points = np.array([(point["x"], point["y"]) for point in image["keypoints"]])
+        assert (np.abs(points - corner - side / 2) < side).all(), "coordinates stay in the whole frame"
+    assert len(sides) == 1
+    squares = np.concatenate(consumer.pixels)
+    assert len(squares) == COUNT - 1
+    assert (squares[:, 28:36, 28:36].mean(axis=(1, 2, 3)) < 80).all(), "the thing is in the middle"
+
+
+async def test_whole_frames_on_request_and_of_a_version_trained_on_them(send, publish, consumer, film, data_root):
+    version = publish("dog")
+    whole = (await send(film, headers={}, locate="off")).json()
+    assert len(whole["images"]) == COUNT
+    assert not any("region" in image for image in whole["images"])
+    config = data_root / "categories" / "dog" / "versions" / version / "config.json"
+    write_json(config, {**json.loads(config.read_text()), "locate": "off"})
+    assert len((await send(film, headers={}, every="6")).json()["images"]) == 2
+
+
+async def test_boxes_are_given_as_csv_edited_and_sent_back(http, send, publish, consumer, film):
+    publish("dog")
+    text = (await send(film, headers={}, format="boxes")).text
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["image"] for row in rows] == [f"walk.mkv#{n:06}" for n in range(COUNT)]
+    assert rows[EMPTY]["x"] == ""
+    lines = text.splitlines()
+    lines[1 + EMPTY] = f"walk.mkv#{EMPTY:06},10,20,60,60,"
+    boxes = "\n".join(lines[:-1])  # and the last frame is left out
+    sent = {**film, "boxes": ("boxes.csv", boxes.encode())}
+    found = (await send(sent, headers={})).json()
+    assert [image["frame"] for image in found["images"]] == list(range(COUNT - 1))
+    edited = found["images"][EMPTY]["region"]
+    assert edited == {"x": 10, "y": 20, "width": 60, "height": 60, "confidence": None}
+    assert found["images"][0]["region"]["x"] == float(rows[0]["x"])
+    assert [error["frame"] for error in found["errors"]] == [COUNT - 1]
+    accepted = await send(sent, headers=RESPOND_ASYNC, format="coco")
+    coco = (await http.get(f"/estimates/{(await ended(http, accepted.json()['id']))['id']}/result")).json()
+    assert coco["annotations"][EMPTY]["bbox"] == [10, 20, 60, 60]
+
+
+async def test_pictures_of_one_camera_are_located_together(http, send, publish, consumer):
+    publish("dog")
+    files = []
+    for number, (x, y) in enumerate(PLACES):
+        data = io.BytesIO()
+        arena_frame((x, y), number).save(data, "JPEG", quality=95)
+        files.append(("images", (f"{number}.jpg", data.getvalue())))
+    answers = [(await send(files, headers={}, locate="motion")).json()]
+    accepted = await send(files, headers=RESPOND_ASYNC, locate="motion")
+    answers.append((await ended(http, accepted.json()["id"]))["result"])
+    for found in answers:
+        for image, place in zip(found["images"], PLACES, strict=True):
+            assert np.linalg.norm(centre(image["region"]) - place) < 0.1 * BODY
+
+
+async def test_megadetectors_boxes_of_pictures(send, publish, consumer, make_picture, problem):
+    publish("dog")
+    animals = [{"category": "1", "conf": conf, "bbox": [0.25, 0, 0.5, 1]} for conf in (0.9, 0.8)]
+    document = {
+        "detection_categories": {"1": "animal"},
+        "images": [
+            {"file": "cam/one.png", "detections": animals[:1]},
+            {"file": "cam/two.png", "detections": animals},
+            {"file": "cam/none.png", "detections": []},
+        ],
+    }
+    boxes = ("md.json", json.dumps(document).encode())
+    one, two, none = (("images", (f"{name}.png", make_picture())) for name in ("one", "two", "none"))
+    found = (await send([one, two, ("boxes", boxes)], headers={})).json()
+    assert [(image["index"], image.get("box")) for image in found["images"]] == [(0, None), (1, 0), (1, 1)]
+    region = found["images"][0]["region"]  # with a margin of a tenth of its longer side
+    expected = {"x": 24 - 6.4, "y": -6.4, "width": 48 + 12.8, "height": 64 + 12.8, "confidence": 0.9}
+    assert region == pytest.approx(expected)
+    detail = problem(await send([none, ("boxes", boxes)], headers={}), 422, "nothing_found")["detail"]
+    assert "none.png" in detail
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"locate": "here"}, "bad_request"),
+        ({"locate": "auto"}, "bad_request"),
+        ({"locate": "motion", "boxes": "[null, null, null]"}, "bad_request"),
+        ({"boxes": "image,x,y\n"}, "bad_boxes"),
+    ],
+)
+async def test_fields_that_do_not_fit_are_refused(send, publish, consumer, problem, fields, code):
+    publish("dog")
+    problem(await send(headers={}, **fields), 422, code)

@@ -1,0 +1,40 @@
+"""Frames of a fixed camera over an arena, in which a dark thing with a thin tail walks; where it is, is known."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+BODY = 40  # px, the longer diameter
+SIZE = (320, 240)
+
+_X, _Y = np.meshgrid(np.arange(SIZE[0]), np.arange(SIZE[1]))
+_FLOOR = (150 + 30 * np.sin(_X / 60) + 20 * (_Y / SIZE[1]) + 25 * ((_X // 40 + _Y // 60) % 2)).astype(np.uint8)
+_NOISE = np.random.default_rng(0).normal(0, 3, _FLOOR.shape).astype(np.int16)
+
+
+def arena_frame(
+    place: tuple[float, float] | None, number: int = 0, colour: int = 40, shift: int = 0, light: int = 0
+) -> Image.Image:
+    """Return a frame with the thing's body centred on a place, looking left or right; without a place, the arena.
+
+    Args:
+        number: of the frame, which its noise depends on.
+        shift: of the camera, in px.
+        light: added to every pixel.
+    """
+    image = Image.fromarray(np.roll(_FLOOR, shift, axis=1))
+    if place:
+        draw, (cx, cy) = ImageDraw.Draw(image), place
+        draw.ellipse((cx - BODY / 2, cy - BODY / 4, cx + BODY / 2, cy + BODY / 4), fill=colour)
+        draw.line((cx + BODY / 2, cy, cx + 1.1 * BODY, cy - 8), fill=colour, width=2)
+    noise = np.roll(_NOISE, 7919 * number)
+    grey = np.clip(np.asarray(image, np.int16) + noise + light, 0, 255).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def walk(count: int) -> NDArray[np.float64]:
+    """Return places (count, 2) of a smooth walk through the arena."""
+    turn = np.linspace(0, 2 * np.pi, count, endpoint=False)
+    return np.stack([160 + 100 * np.cos(turn), 120 + 70 * np.sin(2 * turn)], axis=1)

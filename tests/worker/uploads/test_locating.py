@@ -1,0 +1,112 @@
+"""What training sees of a picture: the part in its box, sent or found by motion."""
+
+from __future__ import annotations
+
+import io
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.contract.jobs.store import Job, JobStatus
+from service.contract.media.fitting import fit_square
+from service.contract.media.pictures import open_picture
+from tests.support.arena import BODY, arena_frame, walk
+from worker.uploads.preparer import match_job_labels
+
+PLACES = walk(12)
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def arena() -> dict[str, bytes]:
+    """Twelve frames of one camera, the last without the thing."""
+    places = [(x, y) for x, y in PLACES[:-1]] + [None]
+    return {f"cam/{n:02}.png": png(arena_frame(place, n)) for n, place in enumerate(places)}
+
+
+def prepared(desk: SimpleNamespace, job: Job) -> tuple[Job, dict, np.ndarray]:
+    desk.caretaker.prepare(job.id)
+    queued = desk.jobs.get(job.id)
+    assert queued.status is JobStatus.QUEUED, queued.error
+    info = json.loads(desk.files.pictures_info(job.id).read_text())
+    return queued, info, np.load(desk.files.pictures(job.id), allow_pickle=False)
+
+
+@pytest.mark.parametrize("locate", ["auto", "motion"])
+def test_what_moves_is_cut_out_and_a_frame_without_it_is_named(desk, arena, locate) -> None:
+    job, info, squares = prepared(desk, desk.upload(arena, desk.tiny(locate=locate)))
+    assert (job.metrics["images"], job.metrics["skipped"]) == (11, 1)
+    assert job.metrics["skipped_files"] == [{"name": "cam/11.png", "reason": "nothing of the usual size moves in it"}]
+    located = job.metrics["located"]
+    assert located["by"] == "motion"
+    assert BODY <= located["side_px"] <= 1.7 * BODY
+    for place, (x0, y0, side), square, data in zip(PLACES, info["frames"], squares, arena.values(), strict=False):
+        assert np.hypot(x0 + side / 2 - place[0], y0 + side / 2 - place[1]) < 0.1 * BODY
+        np.testing.assert_array_equal(square, fit_square(open_picture(data), 32, (x0, y0, side, side))[0])
+
+
+def test_whole_pictures_are_taken_on_request_and_where_nothing_moves(desk, arena) -> None:
+    for job in (
+        desk.upload(arena, desk.tiny(locate="off")),
+        desk.upload({f"{n}.png": desk.picture(n, kind="PNG") for n in range(12)}),
+    ):
+        done, info, squares = prepared(desk, job)
+        assert "located" not in done.metrics
+        assert "frames" not in info
+        assert len(squares) == 12
+
+
+def test_motion_that_was_asked_for_and_finds_nothing_fails_the_job(desk) -> None:
+    same = {f"{n}.png": png(arena_frame(None, n)) for n in range(10)}
+    job = desk.upload(same, desk.tiny(locate="motion"))
+    desk.caretaker.prepare(job.id)
+    failed = desk.jobs.get(job.id)
+    assert failed.error is not None
+    assert failed.error.code == "too_few_pictures"
+    assert "send boxes, or set locate to off" in failed.error.detail
+
+
+def test_boxes_that_were_sent_are_cut_out(desk, arena) -> None:
+    job = desk.upload(arena)
+    rows = [f"{n:02}.png,{10 * n},20,64,32" for n in range(9)] + ["09.png,5,5,40,40,0.2", "09.png,9,9,40,40,0.7"]
+    text = "\n".join(["image,x,y,width,height,confidence", *rows, "10.png,,,,"])
+    desk.files.boxes(job.id).write_text(text)
+    done, info, squares = prepared(desk, job)
+    assert (done.metrics["images"], done.metrics["skipped"]) == (10, 2)
+    assert {item["name"] for item in done.metrics["skipped_files"]} == {"cam/10.png", "cam/11.png"}
+    assert done.metrics["located"]["by"] == "boxes"
+    assert info["frames"][3] == [30, 20 + 16 - 32, 64]
+    assert info["frames"][9] == [9, 9, 40], "of several the most confident"
+    expected = fit_square(open_picture(arena["cam/03.png"]), 32, (30, 20, 64, 32))[0]
+    np.testing.assert_array_equal(squares[3], expected)
+
+
+def test_labels_are_measured_in_the_box(desk, arena) -> None:
+    job = desk.upload(arena)
+    desk.files.boxes(job.id).write_text(
+        "\n".join(["image,x,y,width,height", *(f"{n:02}.png,100,40,50,50" for n in range(12))])
+    )
+    labels = ["image,keypoint,x,y,split"]
+    labels += [f"{n:02}.png,nose,{99.5 + 5 * n},64.5,{'test' if n > 9 else 'train'}" for n in range(12)]
+    desk.files.labels(job.id).write_text("\n".join(labels))
+    prepared(desk, job)
+    matched = match_job_labels(desk.files, job.id)
+    assert matched is not None
+    np.testing.assert_allclose(matched.keypoints[:, 0], [(5 * n / 50, 0.5) for n in range(12)])
+
+
+def test_boxes_of_other_pictures_fail_the_job(desk, arena) -> None:
+    job = desk.upload(arena)
+    desk.files.boxes(job.id).write_text("image,x,y,width,height\nother.png,1,2,3,4\n")
+    desk.caretaker.prepare(job.id)
+    failed = desk.jobs.get(job.id)
+    assert failed.error is not None
+    assert failed.error.code == "bad_boxes"
