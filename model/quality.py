@@ -23,7 +23,7 @@ from model.network.pose_prior_learner import PosePriorLearner
 from .scoring.quality import judge
 
 _PICTURES = 96  # that keypoints are measured on
-_DRAWN = 32  # that reconstructions are measured on
+_DRAWN = 16  # that reconstructions are measured on
 _ROTATION, _SCALING, _SHIFT = math.radians(15), 0.15, 0.15  # the most; the shift in units of [-1, 1]
 _INSIDE = 0.9  # keypoints beyond it may leave the warped picture
 

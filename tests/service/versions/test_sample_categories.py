@@ -97,6 +97,8 @@ def test_shipped_sample_is_whole(path: Path, store: VersionStore) -> None:
     assert info["category"] == path.parent.name
     found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in path.parent.iterdir() if file != path}
     assert found == info["files"]
-    assert set(found) == {f"{n}.json" for n in ("config", "history", "memory", "prior")} | {"weights.safetensors"}
+    assert set(found) == {f"{n}.json" for n in ("config", "history", "memory", "presence", "prior")} | {
+        "weights.safetensors"
+    }
     assert sum(file.stat().st_size for file in path.parent.iterdir()) <= 20 * 2**20
     assert path.parent.name in install_samples(store)
