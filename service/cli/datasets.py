@@ -35,7 +35,8 @@ def create_dataset(
         str | None, typer.Option(metavar="MODE", help="stills, or clips: each video and each folder is one.")
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="Keypoints of some of the pictures, CSV or COCO JSON, for evaluation.")
+        Path | None,
+        typer.Option(help="Keypoints of some pictures for evaluation: CSV, DeepLabCut, SLEAP, Label Studio, COCO."),
     ] = None,
     boxes: Annotated[
         Path | None, typer.Option(help="Where the thing is in each picture: CSV, COCO or MegaDetector's JSON.")

@@ -33,7 +33,7 @@ def evaluate(
         list[Path], typer.Argument(help="Pictures, videos, folders of them, or zips, tars and tar.gz.")
     ],
     labels: Annotated[
-        Path, typer.Option(help="Their keypoints: CSV, COCO keypoints JSON, or JSON in the format of our samples.")
+        Path, typer.Option(help="Their keypoints: CSV, DeepLabCut, SLEAP, Label Studio, COCO, or as our samples.")
     ],
     boxes: BoxesFile = None,
     locate: Locate = None,

@@ -75,7 +75,7 @@ def evaluate_category(
     Labels and pictures are checked against each other before any pose is estimated.
 
     Args:
-        labels: CSV, COCO keypoints JSON or JSON as our samples'. Without a split in it, a fifth of the pictures is
+        labels: as :mod:`model.scoring.label_files` reads. Without a split in it, a fifth of the pictures is
             scored by maps fitted on the others; whole videos are held out, and whole folders for a version trained on
             clips.
         boxes: a file of where the thing is in each picture: our CSV, COCO or MegaDetector's JSON.

@@ -56,7 +56,9 @@ def train(
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(help="Keypoints of some pictures, CSV or COCO JSON: for evaluation, never for training."),
+        typer.Option(
+            help="Keypoints of some pictures: CSV, DeepLabCut, SLEAP, Label Studio, COCO. Never for training."
+        ),
     ] = None,
     boxes: BoxesFile = None,
     locate: Locate = None,

@@ -125,7 +125,7 @@ def fit_landmarks(
     category: Category,
     name: Name,
     pictures: Annotated[list[Path], typer.Argument(help="The labelled pictures, typically 10 to 50, or their folder.")],
-    labels: Annotated[Path, typer.Option(help="Positions of the landmarks: CSV or COCO keypoints JSON.")],
+    labels: Annotated[Path, typer.Option(help="Positions of the landmarks: CSV, DeepLabCut, COCO …")],
     boxes: BoxesFile = None,
     version: Version = None,
 ) -> None:

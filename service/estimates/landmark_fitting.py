@@ -62,7 +62,7 @@ class LandmarkRequest:
             raise BadField("name", "the field name is missing; it names the set of landmarks")
         labels = form.first("labels")
         if labels is None:
-            raise BadLabels("no labels; send CSV or COCO JSON in the field labels (curl -F labels=@labels.csv)")
+            raise BadLabels("no labels; send CSV, COCO or others in the field labels (curl -F labels=@labels.csv)")
         pictures = [part for part in form.files if part.name == "images"]
         if not pictures:
             raise NoImages("no picture; send the labelled ones in the field images (curl -F images=@photo.jpg)")

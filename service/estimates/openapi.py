@@ -59,7 +59,7 @@ ANSWERS = {
             **TEXT,
         }
     },
-    "content": {**dict.fromkeys((*LINES, "text/csv"), TEXT), "application/x-hdf5": TEXT},
+    "content": dict.fromkeys((*LINES, "text/csv"), TEXT),
 }
 BACKGROUND_ANSWER = {
     "description": "with `Prefer: respond-async`: accepted; its status is at the address in `Location`",

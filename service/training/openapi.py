@@ -16,8 +16,8 @@ _ARCHIVE = file_field(
     "multi-page TIFFs; or one bare video file"
 )
 _LABELS = file_field(
-    f"keypoints of some of the pictures, CSV or COCO keypoints JSON, {MAX_LABELS_BYTES >> 20} MiB at most; training "
-    "never sees them, they only measure what it learned"
+    f"keypoints of some pictures: CSV, DeepLabCut, SLEAP, Label Studio or COCO; {MAX_LABELS_BYTES >> 20} MiB at most; "
+    "training never sees them, they only measure what it learned"
 )
 _BOXES = file_field(
     "where the thing is in each picture, the only part of it that training sees: CSV (image,x,y,width,height in "

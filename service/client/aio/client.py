@@ -94,7 +94,7 @@ class AsyncClient(EstimateCalls):
             pictures: a zip, tar or tar.gz, a video, or a folder, which is packed into a temporary file first.
             preset: "compact" or "paper"; the server's default if None.
             settings: model settings by name.
-            labels: a CSV or COCO JSON file of keypoints, used for evaluation and never for training.
+            labels: a file of keypoints: CSV, DeepLabCut, SLEAP, Label Studio or COCO. Never for training.
             boxes: a file of where the thing is in each picture: CSV (image,x,y,width,height), COCO or MegaDetector's
                 JSON; training sees these parts alone.
             prior: to start from: a JSON file, or the JSON values of :meth:`prior`.

@@ -52,7 +52,7 @@ class DatasetCalls(CallGroup):
                 are packed into a temporary one first.
             name: the file's name by default.
             mode: "stills" or "clips"; the server decides by the content by default.
-            labels: a CSV or COCO JSON file of keypoints; the dataset's jobs are evaluated with it.
+            labels: a file of keypoints, as :meth:`train` takes; the dataset's jobs are evaluated with it.
             boxes: a file of boxes, as for :meth:`AsyncClient.train`; the dataset's jobs use them.
         """
         paths = [Path(pictures)] if isinstance(pictures, (str, os.PathLike)) else [Path(path) for path in pictures]
@@ -193,7 +193,7 @@ class LandmarkCalls(CallGroup):
         Args:
             name: name of the landmark set for ``estimate(landmarks=name)``.
             pictures: files and folders; labels name the pictures of a folder by their path below it.
-            labels: a CSV or COCO keypoints JSON file.
+            labels: a file of CSV, DeepLabCut, SLEAP, Label Studio or COCO.
             boxes: the object in each picture as x, y, width, height in pixels, if all pictures are files; or a file
                 of boxes.
         """

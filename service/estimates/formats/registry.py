@@ -53,8 +53,8 @@ def check_format(name: str, include: frozenset[str], landmarks: str | None) -> N
         raise BadField(
             "format", "the format slp needs sleap-io on the server: pip install 'pose-prior-learner[interop]'"
         )
-    if name == "frames" and landmarks:
-        raise BadField("landmarks", "the format frames has no place for landmarks; leave them out")
+    if name in ("frames", "boxes") and landmarks:
+        raise BadField("landmarks", f"the format {name} has no place for landmarks; leave them out")
     if name != "native" and include:
         raise BadField(
             "include",
