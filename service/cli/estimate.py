@@ -17,7 +17,8 @@ import typer
 from pydantic import Field, TypeAdapter, ValidationError
 from rich.markup import escape
 
-from service.client import Estimate, InputError, png_bytes
+from service.client import APIError, Estimate, InputError, png_bytes
+from service.client.batches import parse_line
 from service.client.types import FailedPicture, ImageEstimate, PoseLine
 from service.client.uploads import file_part, is_pipe, list_pictures, name_uniquely, printable_name
 from service.contract.media import tiff
@@ -25,13 +26,15 @@ from service.contract.media.videos import is_video, is_video_name
 
 from .commands import Category, Locate, Session, Version
 from .console import err, out, print_json, print_path, print_table, say, write_file
-from .estimates import finish, print_background
+from .estimates import finish, print_background, wait
 
 Box = tuple[float, float, float, float]
 _BOXES: TypeAdapter[list[Any]] = TypeAdapter(list[Box | Annotated[list[Box], Field(min_length=1)] | None])
 
 
 _PIPE_PREFIX = "ppl-pipe-"  # of the folder with what came through a pipe
+# codes of a video that a request in the foreground can't have
+_TOO_LONG = ("too_many_images", "body_too_large")
 
 
 class More(StrEnum):
@@ -60,7 +63,8 @@ def estimate(
     overlay: Annotated[
         Path | None,
         typer.Option(
-            metavar="OUT.png", help="Write the picture with its pose drawn; several poses get numbers: OUT-1.png."
+            metavar="OUT.png",
+            help="Write the picture with its pose drawn; several poses get numbers: OUT-1.png. Of a video: OUT.mp4.",
         ),
     ] = None,
     link_map: Annotated[
@@ -92,6 +96,16 @@ def estimate(
         typer.Option("--include", help="Add this to each pose in the JSON; repeatable."),
     ] = None,
     every: Annotated[int, typer.Option(min=1, help="Of a video: take the first frame and every n-th after it.")] = 1,
+    smooth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILTER",
+            help="Of a video: smooth keypoints over time, with savgol or median; savgol:11 sets the window in frames.",
+        ),
+    ] = None,
+    max_gap: Annotated[
+        int | None, typer.Option(min=0, help="With --smooth: the longest gap in frames to fill; 5 by default.")
+    ] = None,
     background: Annotated[
         bool, typer.Option("--background", help="Return at once; `ppl estimates show ID` has the poses later.")
     ] = False,
@@ -104,29 +118,46 @@ def estimate(
     if every != 1 and not video:
         raise InputError("--every chooses frames of a video, and pictures came; leave it out")
     drawings = {kind: path for kind, path in (("overlay", overlay), ("link_map", link_map)) if path}
+    drawn = drawings.pop("overlay", None) if video else None
     _check_drawings(drawings, waits_for_pictures=not (video or background or locate))
+    if drawn:
+        _check_drawings({"overlay": drawn}, waits_for_pictures=True)
+    if not video and (smooth or max_gap is not None):
+        raise InputError("--smooth and --max-gap are for a video, and pictures came; leave them out")
     boxes = _read_boxes(box, boxes_file, len(images))
     if video and isinstance(boxes, list) and len(boxes) != 1:
         raise InputError(f"{boxes_file} has {len(boxes)} entries; a video takes one, used for every frame")
     if more and format is None and not (session.as_json or background):
         raise InputError("--include adds to the JSON output; it needs --json or --format jsonl")
     include: list[str] = [*(more or ()), *drawings]
+    in_background: dict[str, Any] = {"boxes": boxes, "locate": locate, "smooth": smooth, "max_gap": max_gap}
     options: dict[str, Any] = {"version": version, "refine_steps": refine_steps, "landmarks": marks, "include": include}
     if format == "slp" and sys.stdout.isatty() and not background:
         raise InputError("--format slp writes a binary file; send it to one, as in --format slp > poses.slp")
     of_one_answer = format in ("frames", "slp", "boxes") or (locate and not video)
-    if background or of_one_answer or (video and format in ("coco", "csv")):
+    if background or of_one_answer or (video and (format in ("coco", "csv") or drawn or smooth)):
         pictures = [] if video else name_uniquely(images)
-        options |= {"boxes": boxes, "format": "native" if format in (None, "jsonl") else format, "locate": locate}
-        started = client.estimate_async(category, pictures, video, every, **options)
+        if drawn:
+            options["include"] = [*include, "overlay"]
+        options["format"] = format or ("jsonl" if video and not background else "native")
+        started = client.estimate_async(category, pictures, video, every, **in_background, **options)
         if background:
             session.show(started, print_background)
+        elif format or drawn or not video:
+            finish(session, started.id, overlay=drawn, prints=format is not None or not video)
         else:
-            finish(session, started.id)
+            _print_stored(session, started.id)
     elif video:
         box_of_all = boxes[0] if isinstance(boxes, list) else boxes
-        frames = client.estimate_video(category, video, every, box=box_of_all, locate=locate, **options)
-        _print_lines(frames, session.as_json or format is not None)
+        try:
+            frames = client.estimate_video(category, video, every, box=box_of_all, locate=locate, **options)
+            _print_lines(frames, session.as_json or format is not None)
+        except APIError as error:
+            if error.code not in _TOO_LONG:
+                raise
+            err.print("[yellow]a long video: estimated in the background[/]")
+            started = client.estimate_async(category, [], video, every, format="jsonl", **in_background, **options)
+            _print_stored(session, started.id, format is not None)
     elif format == "jsonl" and not drawings:
         _print_lines(client.estimate_lines(category, images, boxes=boxes, **options), True, images)
     elif format:
@@ -145,6 +176,15 @@ def estimate(
         _print_estimate(found, [_shown_name(path) for path in images])
         for path in written:
             print_path(path)
+
+
+def _print_stored(session: Session, estimate_id: str, as_json: bool = False) -> None:
+    """Wait for an estimate in JSON lines and print them, as those that come at once."""
+    wait(session, estimate_id)
+    with tempfile.TemporaryDirectory() as folder:
+        file = session.client.save_estimate(estimate_id, Path(folder, "lines"))
+        with file.open() as lines:
+            _print_lines(filter(None, (parse_line(line, 0) for line in lines)), session.as_json or as_json)
 
 
 def _find_pictures(paths: list[Path]) -> list[Path]:
@@ -244,7 +284,9 @@ def _print_lines(lines: Iterable[PoseLine | FailedPicture], as_json: bool, image
         failed |= isinstance(line, FailedPicture)
         if as_json:
             name = {"image": _shown_name(images[line.index])} if images else {}
-            print(json.dumps({**name, **line.model_dump(mode="json", exclude_defaults=True)}), flush=True)
+            text = json.dumps({**name, **line.model_dump(mode="json", exclude_defaults=True)})
+            # stdout may be the file of a video's poses
+            print(text, flush=True, file=sys.stderr if isinstance(line, FailedPicture) and not images else sys.stdout)
         else:
             _print_frame(line)
     if failed:
@@ -270,6 +312,9 @@ def _print_frame(line: PoseLine | FailedPicture) -> None:
     """Print a frame's mean score on one line, or its error on stderr."""
     if isinstance(line, FailedPicture):
         err.print(f"[red]{escape(line.error.detail)}[/]")
+        return
+    if not line.keypoints:
+        out.print(f"frame {line.frame} at {line.time_s:.3f} s: interpolated")
         return
     score = sum(point.score for point in line.keypoints) / len(line.keypoints)
     box, surprise = _box_and_surprise(line)

@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from service.client.types import BackgroundEstimate, EstimateStatus
+from service.client.types import BackgroundEstimate, EstimateStatus, EstimateWithResult
 
 from .commands import Commands, Session
-from .console import counting_bar, err, fail, out, print_table, write_file
+from .console import counting_bar, err, fail, make_problem, out, print_table
 
 estimates = Commands(name="estimates", help="Estimates in the background.", no_args_is_help=True)
 
@@ -53,28 +53,35 @@ def delete_estimate(session: Session, estimate_id: EstimateId) -> None:
     session.show_done({"deleted": estimate_id}, f"deleted: {estimate_id}")
 
 
-def finish(session: Session, estimate_id: str, file: Path | None = None) -> None:
+def finish(
+    session: Session,
+    estimate_id: str,
+    file: Path | None = None,
+    overlay: Path | None = None,
+    *,
+    prints: bool = True,
+) -> None:
     """Wait for the end of an estimate, then print or write its poses.
+
+    Args:
+        overlay: where to write the video with its poses drawn.
+        prints: whether to print the poses if they are not written to a file.
 
     Raises:
         typer.Exit: with code 1 if it or any of its pictures failed; the errors are printed on stderr.
     """
-    with counting_bar("waiting", quiet=session.as_json) as update:
-
-        def show(estimate: BackgroundEstimate) -> None:
-            progress = estimate.progress
-            update(description=str(estimate.status), completed=progress.done, total=progress.total)
-
-        estimate = session.client.wait_estimate(estimate_id, show)
-    if estimate.status is not EstimateStatus.SUCCEEDED:
-        session.show(estimate, print_background)
-        raise typer.Exit(1)
-    poses = session.client.estimate_result(estimate_id)
+    estimate = wait(session, estimate_id)
+    if overlay is not None and estimate.overlay_url:
+        session.client.save_estimate(estimate_id, overlay, "overlay")
+        err.print(f"written: {escape(str(overlay))}")
     if file is not None:
-        write_file(file, poses)
+        session.client.save_estimate(estimate_id, file)
         session.show_done({"id": estimate_id, "written": str(file)}, f"written: {file}")
-    else:
-        sys.stdout.buffer.write(poses if estimate.format == "slp" or poses.endswith(b"\n") else poses + b"\n")
+    elif prints:
+        last = b""
+        for last in session.client.stream_estimate(estimate_id):
+            sys.stdout.buffer.write(last)
+        sys.stdout.buffer.write(b"" if last.endswith(b"\n") or estimate.format == "slp" else b"\n")
         sys.stdout.flush()
     errors = (estimate.result.errors if estimate.result else estimate.errors) or []
     for error in errors:
@@ -84,6 +91,26 @@ def finish(session: Session, estimate_id: str, file: Path | None = None) -> None
             err.print(f"[red]{escape(error.detail)}[/]")
     if errors:
         raise typer.Exit(1)
+
+
+def wait(session: Session, estimate_id: str) -> EstimateWithResult:
+    """Wait until an estimate has succeeded.
+
+    Raises:
+        typer.Exit: it failed or was cancelled; said on stderr, as stdout may be the user's file of poses.
+    """
+    with counting_bar("waiting", quiet=session.as_json) as update:
+
+        def show(estimate: BackgroundEstimate) -> None:
+            progress = estimate.progress
+            update(description=str(estimate.status), completed=progress.done, total=progress.total)
+
+        estimate = session.client.wait_estimate(estimate_id, show)
+    if estimate.error:
+        raise fail(estimate.error.model_dump(mode="json", exclude_none=True), session.as_json)
+    if estimate.status is not EstimateStatus.SUCCEEDED:
+        raise fail(make_problem("cancelled", f"estimate {estimate_id} was {estimate.status}"), session.as_json)
+    return estimate
 
 
 def print_background(estimate: BackgroundEstimate) -> None:

@@ -39,7 +39,7 @@ _FIELDS = {
         "string",
         "native JSON; coco: a COCO keypoints data set, with scores; csv: DeepLabCut's table, for a video with frame "
         "numbers as index; frames: a table beside it with the time, score and surprise of each pose; slp: SLEAP's; "
-        "boxes: where the thing was found, as CSV that the field boxes takes",
+        "boxes: where the thing was found, as CSV that the field boxes takes; jsonl: JSON lines",
         examples=["native"],
         enum=list(FORMATS),
         default="native",
@@ -47,6 +47,15 @@ _FIELDS = {
     "landmarks": field("string", "a set of landmarks of the version, to add to each pose", examples=["anatomy"]),
     "every": field(
         "integer", "of a video: take the first frame and every n-th after it", examples=[5], minimum=1, default=1
+    ),
+    "smooth": field(
+        "string",
+        "of a video: smooth each keypoint over time, by savgol (Savitzky-Golay, third degree) or median, over 7 and 5 "
+        "frames or another odd number, as in savgol:11; raw keypoints are kept beside. Not for JSON lines",
+        examples=["savgol"],
+    ),
+    "max_gap": field(
+        "integer", "with smooth: the longest gap in frames that is interpolated", examples=[5], minimum=0, default=5
     ),
 }
 

@@ -19,13 +19,17 @@ from service.versions.reader import Version
 
 from .formats.registry import FORMATS, check_format
 from .pictures import PictureBoxes, parse_boxes, parse_frame_boxes
+from .smoothing import Smoothing, parse_smoothing
 from .store import ID_DIGITS, EstimateStore
 
 BODY_S = 120.0  # time for a body to arrive, if the request is answered at once
 DRAWN = frozenset(("link_map", "overlay"))
 INCLUDABLE = ("link_map", "trajectory", "overlay", "codes")
 LOCATE = ("auto", "motion", "off")
-_FIELDS = ("category", "version", "refine_steps", "include", "boxes", "locate", "format", "landmarks", "every")
+_FIELDS = (
+    *("category", "version", "refine_steps", "include", "boxes", "locate", "format", "landmarks", "every"),
+    *("smooth", "max_gap"),
+)
 _MAX_EVERY = 100_000
 MAX_BOXES_BYTES = 8 * 2**20  # they are stored with the request, and some 150,000 frames fit
 
@@ -160,6 +164,8 @@ class Query:
         locate: auto, motion or off.
         landmarks: name of a set of landmarks to add.
         every: if the one file is a video, take the first frame and every n-th after it; 0 for pictures.
+        smoothing: of a video's keypoints over time.
+        draws_video: whether to draw the poses on a video; `include` does not name it then.
     """
 
     category: str
@@ -173,6 +179,8 @@ class Query:
     every: int = 0
     frame_boxes: Mapping[int, PictureBoxes] | None = None
     locate: str = "off"
+    smoothing: Smoothing | None = None
+    draws_video: bool = False
 
     @classmethod
     def parse(
@@ -218,7 +226,12 @@ class Query:
             every=_parse_integer(sent, "every", 1, 1, _MAX_EVERY) if video else 0,
             frame_boxes=frame_boxes,
             locate=locate,
+            smoothing=parse_smoothing(sent),
         )
+        if query.smoothing and not video:
+            raise BadField("smooth", "smooth is for the frames of a video, and pictures were sent; leave it out")
+        if video and "overlay" in query.include:
+            query = replace(query, include=query.include - {"overlay"}, draws_video=True)
         for word in sorted(query.include.difference(INCLUDABLE)):
             raise BadField("include", f"include names {word[:80]!r}; it may name {', '.join(INCLUDABLE)}")
         if query.format not in FORMATS:
@@ -226,8 +239,8 @@ class Query:
         if video and query.num_drawings:
             raise BadField(
                 "include",
-                f"include names {', '.join(sorted(query.include & DRAWN))}, which frames of a video can't have; leave "
-                "it out, or send single frames as pictures",
+                "include names link_map, which frames of a video can't have; leave it out, or send single frames as "
+                "pictures",
             )
         if query.num_poses > max_poses:
             raise TooManyImages(

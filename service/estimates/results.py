@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.media.videos import frame_name
-from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
 
 from .pictures import Answer, PictureBoxes
@@ -52,13 +53,14 @@ class Results:
 
     Attributes:
         version: that found the poses.
-        names: file names of the pictures, if known.
-        boxes: boxes of the pictures.
+        names: file names of the pictures, if known, or of the video.
+        boxes: boxes of the pictures or frames.
         outcomes: in the order of pictures; may be read from a file at each iteration.
         timing_ms: decode, queue, model, total.
         errors: problems of the pictures without a pose; None if such a picture ends the request.
         frames: of a video: the number of the frame by index.
         landmarks: names of the landmarks, if a set was named.
+        outliers: of a smoothed video: frames in which keypoints jump.
     """
 
     version: Version
@@ -67,8 +69,9 @@ class Results:
     outcomes: Iterable[Outcome]
     timing_ms: dict[str, float]
     errors: list[dict[str, Any]] | None = None
-    frames: Mapping[int, int] | None = None
+    frames: Sequence[int] | None = None
     landmarks: Sequence[str] = ()
+    outliers: list[dict[str, Any]] | None = None
 
     @classmethod
     def collect(
@@ -81,7 +84,8 @@ class Results:
         *,
         video: bool = False,
         fail_fast: bool = False,
-        landmarks: LandmarkMaps | None = None,
+        landmarks: Sequence[str] = (),
+        outliers: list[dict[str, Any]] | None = None,
     ) -> Results:
         """Sum up the outcomes of a request.
 
@@ -93,27 +97,24 @@ class Results:
         """
         stages_ms = np.zeros(len(STAGES))
         errors: list[dict[str, Any]] = []
-        located: dict[int, list[Answer]] = {}
-        frames: dict[int, int] = {}  # number of the video's frame by index
+        located: dict[int, PictureBoxes] = {}
+        frames = array("q")  # number of the video's frame by index
         for outcome in outcomes:
             stages_ms += outcome.timing_ms
             if outcome.error:
                 errors.append(outcome.error)
             found = outcome.error or outcome.poses[0]
             if "region" in found:
-                located[outcome.index] = outcome.poses
+                located[outcome.index] = _boxes_of(outcome.poses)
             if "frame" in found:  # missing if the error ends the video early
-                frames[outcome.index] = found["frame"]
+                frames.append(found["frame"])
         if video:
-            count = max(frames, default=-1) + 1
-            name = names[0] or "video"
-            names = [frame_name(name, frames[index]) if index in frames else "" for index in range(count)]
-            boxes = [boxes[0]] * count
+            boxes = [boxes[0]] * len(frames)
         if located:
-            boxes = [_boxes_of(located[index]) if index in located else own for index, own in enumerate(boxes)]
+            boxes = [located.get(index, own) for index, own in enumerate(boxes)]
         timing_ms = describe_timing(stages_ms, started)
-        found_frames, marks = frames if video else None, landmarks.names if landmarks else ()
-        return cls(version, names, boxes, outcomes, timing_ms, None if fail_fast else errors, found_frames, marks)
+        found_frames, problems = frames if video else None, None if fail_fast else errors
+        return cls(version, names, boxes, outcomes, timing_ms, problems, found_frames, landmarks, outliers)
 
     def poses(self) -> Iterator[Answer]:
         """Yield the poses in the order of pictures and boxes."""
@@ -128,10 +129,12 @@ class Results:
     def points(self, pose: Answer) -> list[dict[str, Any]]:
         """Return x, y and score of a pose's keypoints and landmarks, in the order of their names; None without one."""
         missing = [dict.fromkeys(("x", "y", "score"))] * len(self.landmarks)
-        return [*pose["keypoints"], *(pose.get("landmarks") or missing)]
+        return [*final_keypoints(pose), *(pose.get("landmarks") or missing)]
 
     def name(self, index: int) -> str:
-        """Return a picture's file name, or a substitute."""
+        """Return the name of a picture's file or of a frame, or a substitute."""
+        if self.frames is not None:
+            return frame_name(self.names[0] or "video", self.frames[index])
         name = self.names[index] if index < len(self.names) else ""
         return name or f"image-{index}"
 
@@ -149,6 +152,18 @@ def _boxes_of(poses: list[Answer]) -> PictureBoxes:
     return PictureBoxes(tuple(regions), numbered="box" in poses[0])
 
 
+def final_keypoints(pose: Answer) -> list[dict[str, Any]]:
+    """Return x, y and score of a pose's keypoints, smoothed if they were; all None where a gap stays open."""
+    found: list[dict[str, Any]] = pose["keypoints"]
+    if "smoothed" not in pose:
+        return found
+    scores = [point["score"] for point in found] or [0.0] * len(pose["smoothed"])
+    missing = dict.fromkeys(("x", "y", "score"))
+    return [
+        {**point, "score": score} if point else missing for point, score in zip(pose["smoothed"], scores, strict=True)
+    ]
+
+
 def describe_timing(stages_ms: NDArray[np.float64], started: float) -> dict[str, float]:
     """Return the time of each stage and in total, as in a response."""
     total_ms = 1e3 * (time.perf_counter() - started)
@@ -159,7 +174,7 @@ def describe_timing(stages_ms: NDArray[np.float64], started: float) -> dict[str,
 class StoredOutcomes:
     """The outcomes in a file of :meth:`Outcome.to_line`, in the order of pictures; read at each iteration.
 
-    Only their offsets are in memory: there may be ten thousand outcomes of many kilobytes each.
+    Only their offsets are in memory: there may be a hundred thousand outcomes of many kilobytes each.
 
     Args:
         path: path of the file, which may be missing; truncated lines are skipped.
@@ -171,30 +186,35 @@ class StoredOutcomes:
 
     def __init__(self, path: Path) -> None:
         self.failed = self.end = 0
-        self._path = path
-        self._offsets: dict[int, int] = {}
+        self.path = path
+        self._offsets = array("q")  # by index, -1 without one
+        self._count = 0
         with suppress(FileNotFoundError), path.open("rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
                 with suppress(ValueError):  # truncated when a process was killed; another one wrote on after it
                     outcome = json.loads(line)
-                    if outcome["index"] not in self._offsets:
-                        self._offsets[outcome["index"]] = self.end
+                    if (index := outcome["index"]) not in self:
+                        self._offsets.extend(repeat(-1, index + 1 - len(self._offsets)))
+                        self._offsets[index] = self.end
+                        self._count += 1
                         self.failed += outcome["error"] is not None
                 self.end += len(line)
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return self._count
 
     def __contains__(self, index: object) -> bool:
-        return index in self._offsets
+        return isinstance(index, int) and index < len(self._offsets) and self._offsets[index] >= 0
 
     def __iter__(self) -> Iterator[Outcome]:
         if not self._offsets:
             return
-        with self._path.open("rb") as file:
-            for _, offset in sorted(self._offsets.items()):
+        with self.path.open("rb") as file:
+            for offset in self._offsets:
+                if offset < 0:
+                    continue
                 file.seek(offset)
                 line = json.loads(file.readline())
                 yield Outcome(line["index"], line["poses"], line["error"], tuple(line["timing_ms"]))

@@ -97,6 +97,11 @@ class ImageEstimate(BaseModel):
         description="if a set of landmarks was named: its points, mapped from the keypoints; empty if `present` is "
         "below 0.5",
     )
+    smoothed: list[Point | None] | None = Field(
+        None,
+        description="of a smoothed video: the keypoints after the filter, beside the raw ones; null where a gap is too "
+        "long. A frame in a filled gap has these alone, and no keypoints",
+    )
     trajectory: list[list[Point]] | None = Field(
         None, description="if included: the pose after 0, 1, … refine_steps refinements"
     )
@@ -106,6 +111,21 @@ class ImageEstimate(BaseModel):
     overlay: str | None = Field(
         None, description="if included: data URL of a PNG of the picture with the pose drawn on it"
     )
+
+
+class Outlier(BaseModel):
+    """A frame of a smoothed video in which keypoints jump."""
+
+    index: int
+    frame: int
+    box: int | None = None
+    keypoints: list[int] = Field(description="their ids")
+
+
+Outliers = Annotated[
+    list[Outlier] | None,
+    Field(description="of a smoothed video: frames in which keypoints jump; the filter leaves these keypoints out"),
+]
 
 
 class Timing(BaseModel):
@@ -124,6 +144,7 @@ class Estimate(BaseModel):
     category: str
     version: str
     errors: Problems = None
+    outliers: Outliers = None
     images: list[ImageEstimate]
     timing_ms: Timing
 
@@ -138,6 +159,7 @@ class CocoDataset(BaseModel):
     )
     categories: list[dict[str, Any]] = Field(description="the one category: its keypoints' names, and the links")
     errors: Problems = None
+    outliers: Outliers = None
 
 
 class EstimateStatus(StrEnum):
@@ -178,6 +200,10 @@ class BackgroundEstimate(BaseModel):
     error: JobError | None = None
     created_by: str | None = Field(default=None, description="id of the API key that requested it")
     result_url: str | None = Field(default=None, description="address of the result, once it succeeded")
+    raw_url: str | None = Field(
+        default=None, description="address of the poses without smoothing, for formats that have no place for both"
+    )
+    overlay_url: str | None = Field(default=None, description="address of the video with its poses drawn (MP4)")
 
 
 class EstimatePage(BaseModel):
@@ -193,6 +219,7 @@ class EstimateWithResult(BackgroundEstimate):
     result: Estimate | None = Field(None, description="the poses, once it succeeded, for the format native")
     errors: list[PictureProblem] | None = Field(
         None,
-        description="for the formats coco and csv, once it succeeded: pictures and frames without a pose, and why; "
+        description="for formats other than native, once it succeeded: pictures and frames without a pose, and why; "
         "for the format native they are in the result",
     )
+    outliers: Outliers = None

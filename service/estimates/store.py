@@ -5,6 +5,9 @@ estimates/<id>/pictures/<n>    the pictures as uploaded, or the one video; delet
 estimates/<id>/lines           outcomes of pictures in order of completion, a line of JSON each
 estimates/<id>/result          the response, once it succeeded
 estimates/<id>/errors          problems of pictures without a pose, if the response has no place for them
+estimates/<id>/smoothed        as lines, with the smoothed keypoints; deleted at the end
+estimates/<id>/raw             the response without smoothing, if it has no place for both
+estimates/<id>/overlay         the video with its poses drawn
 estimates/<id>/cancel          exists once the owner cancelled it
 estimates/<id>/.lock           locked by the gateway that works on it; the system frees it if that crashes
 estimates/waiting/<id>         exists while it has not ended
@@ -120,7 +123,8 @@ class EstimateStore:
         self.write(record)
         (self._waiting / shown.id).unlink(missing_ok=True)
         shutil.rmtree(self.path(shown.id, "pictures"), ignore_errors=True)
-        self.path(shown.id, "lines").unlink(missing_ok=True)
+        for name in ("lines", "smoothed"):
+            self.path(shown.id, name).unlink(missing_ok=True)
 
     def list_waiting(self) -> list[str]:
         """Return the ids of estimates that have not ended, the oldest first. Cheap enough for every second."""
@@ -191,8 +195,11 @@ class EstimateStore:
         results = []
         for estimate_id in set(self._ids()) - set(self.list_waiting()):
             with suppress(FileNotFoundError):  # it failed, or was deleted meanwhile
-                status = self.path(estimate_id, "result").stat()
-                results.append((status.st_mtime_ns, status.st_size, estimate_id))
+                status, size = self.path(estimate_id, "result").stat(), 0
+                for name in ("result", "raw", "overlay"):
+                    with suppress(FileNotFoundError):
+                        size += self.path(estimate_id, name).stat().st_size
+                results.append((status.st_mtime_ns, size, estimate_id))
         removed: list[str] = []
         total = 0
         for _, size, estimate_id in sorted(results, reverse=True):

@@ -21,6 +21,8 @@ from .locating import locate_frames
 from .pictures import NOTHING, FrameUpload, PictureBoxes, Source, fit_boxes
 from .request import Query
 
+_MAX_DURATION_S = 48 * 3600.0
+
 
 async def read_frames(
     path: Path,
@@ -113,6 +115,8 @@ def video_limits(settings: Settings, timeout_s: float) -> VideoLimits:
     return VideoLimits(
         max_pixels=settings.image_max_pixels,
         min_side_px=settings.image_min_side_px,
+        max_bytes=settings.background_body_bytes,
+        max_duration_s=_MAX_DURATION_S,
         memory_bytes=settings.video_memory_bytes,
         timeout_s=timeout_s,
     )

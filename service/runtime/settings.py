@@ -81,16 +81,18 @@ class Settings(CommonSettings):
     """seconds after which a batch without reply no longer delays others"""
 
     background_max_images: int = Field(default=10_000, ge=1)
-    """pictures, or frames of a video, in one estimate in the background; each box counts"""
+    """pictures in one estimate in the background; each box counts"""
+    background_max_frames: int = Field(default=500_000, ge=1)
+    """frames of a video in one estimate in the background; each box counts"""
     background_max_waiting: int = Field(default=100, ge=1)
     """unfinished estimates in the background; more get 429"""
     background_per_key: int = Field(default=50, ge=1)
     """unfinished estimates in the background of one key; more get 429"""
-    background_body_bytes: int = Field(default=2 * 2**30, ge=1024)
+    background_body_bytes: int = Field(default=8 * 2**30, ge=1024)
     """bytes of a request for an estimate in the background"""
-    background_max_bytes: int = Field(default=16 * 2**30, ge=1024)
+    background_max_bytes: int = Field(default=32 * 2**30, ge=1024)
     """bytes of the files of unfinished estimates; more get 429"""
-    background_key_bytes: int = Field(default=4 * 2**30, ge=1024)
+    background_key_bytes: int = Field(default=16 * 2**30, ge=1024)
     """bytes of the files of unfinished estimates of one key; more get 429"""
     background_results_bytes: int = Field(default=16 * 2**30, ge=1024)
     """bytes of the results of estimates in the background; the oldest are deleted first"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, aclosing
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -129,19 +130,25 @@ class EstimateCalls(Transport):
         landmarks: str | None = None,
         format: str = "native",
         locate: str | None = None,
+        smooth: str | None = None,
+        max_gap: int | None = None,
     ) -> BackgroundEstimate:
         """Start an estimate of pictures or a video in the background and return at once.
 
         Args:
             boxes: see :meth:`estimate`; for a video one entry, used for every frame, or a file of boxes by frame.
-            format: result's format: "native", "coco", "csv", "frames" (times and scores), "slp" (SLEAP's) or "boxes"
-                (where the object was found).
+            format: result's format: "native", "coco", "csv", "frames" (times and scores), "slp" (SLEAP's), "boxes"
+                (where the object was found) or "jsonl".
             locate: see :meth:`estimate_video`; "motion" is for pictures of one fixed camera, too.
+            include: see :meth:`estimate`; "overlay" of a video is written by :meth:`save_estimate`.
+            smooth: filter for a video: "savgol" or "median", or with a window in frames, as "savgol:11".
+            max_gap: longest gap in frames that is interpolated, with smooth.
         """
         if bool(images) == (video is not None):
             raise InputError("an estimate takes either pictures or a video; give one of them")
         fields = form_fields(category, version, refine_steps, include, landmarks)
         fields |= {"format": format} | given(locate=locate)
+        fields |= given(smooth=smooth, max_gap=None if max_gap is None else str(max_gap))
         with ExitStack() as stack:
             if video is not None:
                 files: Any = {"video": file_part(video, stack)}
@@ -164,6 +171,22 @@ class EstimateCalls(Transport):
     async def estimate_result(self, estimate_id: str) -> bytes:
         """Return the poses of a background estimate that has succeeded, in its format."""
         return (await self.send("GET", api_path("estimates", estimate_id, "result"))).content
+
+    async def save_estimate(self, estimate_id: str, to: Path, part: str = "result") -> Path:
+        """Stream a part of a background estimate that has succeeded into a file, which it replaces when complete.
+
+        Args:
+            part: "result"; "raw" for the poses without smoothing, beside smoothed csv or coco; "overlay" for the video.
+        """
+        return await self.download(api_path("estimates", estimate_id, part), to)
+
+    async def stream_estimate(self, estimate_id: str) -> AsyncIterator[bytes]:
+        """Yield the poses of a background estimate in its format, part by part."""
+        path = api_path("estimates", estimate_id, "result")
+        async with aclosing(await self.send("GET", path, stream=True)) as response:
+            with self._map_connection_errors():
+                async for part in response.aiter_bytes():
+                    yield part
 
     async def wait_estimate(
         self,

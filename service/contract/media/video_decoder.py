@@ -212,7 +212,7 @@ def _read_orientation(frame: VideoFrame) -> tuple[bool, int, int]:
     return _UPRIGHT
 
 
-def _limit_resources(request: DecodeRequest) -> None:
+def limit_resources(request: DecodeRequest, *, writes: bool = False) -> None:
     """Set this process's memory, CPU and file limits; without them only the parent's clock limits it."""
     try:
         import resource
@@ -222,7 +222,7 @@ def _limit_resources(request: DecodeRequest) -> None:
     for kind, limit in (
         (resource.RLIMIT_AS, request.memory_bytes),
         (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_FSIZE, 0),
+        *(() if writes else ((resource.RLIMIT_FSIZE, 0),)),
         (resource.RLIMIT_CORE, 0),
     ):
         with contextlib.suppress(ValueError, OSError):  # a lower limit is set already
@@ -253,7 +253,7 @@ def _messages(request: DecodeRequest) -> Iterator[bytes | memoryview]:
 def main(arguments: list[str]) -> None:
     """Decode a video to standard output; exit quietly if the parent has exited."""
     request = DecodeRequest(**json.loads(arguments[0]))
-    _limit_resources(request)
+    limit_resources(request)
     out = sys.stdout.buffer
     try:
         for message in _messages(request):

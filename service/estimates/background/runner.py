@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections import Counter
@@ -12,26 +11,26 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from service.contract.durable_files import atomic_write
 from service.contract.errors import PPLError, UnknownEstimate
 from service.contract.jobs.job import JobError
 from service.contract.media.pictures import PictureLimits
 from service.estimates.estimator import Estimator, Pipeline
-from service.estimates.formats.registry import FORMATS
 from service.estimates.locating import locate_pictures
 from service.estimates.pictures import Source, Upload
 from service.estimates.request import Query
-from service.estimates.results import Outcome, Results, StoredOutcomes
+from service.estimates.results import Outcome, StoredOutcomes
 from service.estimates.schemas import EstimateStatus
 from service.estimates.store import EstimateRecord, EstimateStore
 from service.estimates.video_frames import read_frames, video_limits
 from service.runtime.concurrency import cancel_tasks
 from service.versions.reader import Versions
 
+from .finishing import ResultFiles
+
 log = logging.getLogger(__name__)
 
 AT_ONCE = 4
-VIDEO_TIMEOUT_S = 12 * 3600.0
+VIDEO_TIMEOUT_S = 48 * 3600.0
 _POLL_S = 1.0
 _POSTPONE_S = 60.0
 _MAX_OWNERS = 1000
@@ -173,17 +172,20 @@ class BackgroundRunner:
             return EstimateStatus.CANCELLED
         shown.progress.total = shown.progress.done
 
-        def store_result() -> None:
-            outcomes = StoredOutcomes(lines)
-            results = Results.collect(
-                *(outcomes, version, query.names, query.boxes, started), video=record.video, landmarks=landmarks
-            )
-            if query.format != "native":  # which contains the errors
-                _replace(self._store.path(shown.id, "errors"), json.dumps(results.errors).encode())
-            _replace(self._store.path(shown.id, "result"), FORMATS[query.format].render(results))
+        marks = landmarks.names if landmarks else ()
+        files = ResultFiles(self._store, record, query, version, started, marks)
+        decode = self._pipeline.threads.decode
+
+        async def is_cancelled() -> bool:
+            return await io(self._store.is_cancelled, shown.id)
 
         async with self._rendering:
-            await self._pipeline.threads.decode(store_result)
+            await decode(files.smooth)
+        problems = await files.draw(video_limits(settings, VIDEO_TIMEOUT_S), is_cancelled)
+        if await is_cancelled():
+            return EstimateStatus.CANCELLED
+        async with self._rendering:
+            await decode(files.store, problems)
         return EstimateStatus.SUCCEEDED
 
     async def _store_outcomes(self, record: EstimateRecord, outcomes: AsyncGenerator[Outcome]) -> bool:
@@ -218,7 +220,7 @@ class BackgroundRunner:
         estimate_id, settings = record.shown.id, self._settings
         if query.every:
             path, limits = self._store.picture(estimate_id, 0), video_limits(settings, VIDEO_TIMEOUT_S)
-            threads, max_poses = self._pipeline.threads, settings.background_max_images
+            threads, max_poses = self._pipeline.threads, settings.background_max_frames
             return read_frames(path, query, side, limits, threads, max_poses=max_poses, skip=done)
         uploads = [
             Upload(index, name, self._store.picture(estimate_id, index).read_bytes, boxes)
@@ -239,8 +241,3 @@ def _append(lines: Path, outcome: Outcome) -> None:
     # opened each time, so that a cancelled task leaves no open file
     with lines.open("ab") as file:
         file.write(outcome.to_line())
-
-
-def _replace(path: Path, body: bytes) -> None:
-    with atomic_write(path) as file:
-        file.write(body)

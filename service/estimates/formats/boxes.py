@@ -10,17 +10,17 @@ from service.estimates.pictures import Answer
 from service.estimates.results import Results
 
 
-def render_boxes(results: Results) -> bytes:
-    """Return a row for each box of each picture or frame; one without numbers where nothing was found."""
+def render_boxes(results: Results) -> Iterator[bytes]:
+    """Yield a row for each box of each picture or frame; one without numbers where nothing was found."""
     poses: dict[int, list[Answer]] = {}
     for pose in results.poses():
         poses.setdefault(pose["index"], []).append(pose)
 
     def rows() -> Iterator[tuple[str, Box | None, float | None]]:
-        for index in range(len(results.names)):
+        for index in range(len(results.boxes)):
             for pose in poses.get(index, [None]):
                 region = pose["region"] if pose and "region" in pose else {}
                 box = tuple(region[name] for name in ("x", "y", "width", "height")) if region else None
                 yield results.name(index), box, region.get("confidence")
 
-    return write_csv(rows()).encode()
+    yield write_csv(rows()).encode()

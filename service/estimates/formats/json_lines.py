@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from service.estimates.results import STAGES, Outcome, describe_timing
+from service.estimates.results import STAGES, Outcome, Results, describe_timing
 from service.versions.reader import Version
 
 MEDIA_TYPES = ("application/jsonl", "application/x-ndjson")
@@ -38,27 +39,32 @@ async def render_lines(outcomes: AsyncGenerator[Outcome], version: Version, star
     Args:
         started: `time.perf_counter` at the start of the request.
     """
-    pictures = poses = failed = 0
-    stages_ms = np.zeros(len(STAGES))
+    counts, stages_ms = Counter[str](), np.zeros(len(STAGES))
     async for outcome in outcomes:
-        pictures += 1
-        poses += len(outcome.poses)
-        failed += outcome.error is not None
         stages_ms += outcome.timing_ms
-        if outcome.error:
-            yield _line({"index": outcome.index, "error": outcome.error})
-        else:
-            yield b"".join(map(_line, outcome.poses))
-    summary = {
-        "category": version.category,
-        "version": version.name,
-        "pictures": pictures,
-        "poses": poses,
-        "failed": failed,
-        "links": version.links,
-        "timing_ms": describe_timing(stages_ms, started),
-    }
-    yield _line({"summary": summary})
+        yield _outcome_lines(outcome, counts)
+    yield _summary_line(version, counts, describe_timing(stages_ms, started))
+
+
+def render_document(results: Results) -> Iterator[bytes]:
+    """Yield the same lines in the order of pictures."""
+    counts = Counter[str]()
+    for outcome in results.outcomes:
+        yield _outcome_lines(outcome, counts)
+    more = {} if results.outliers is None else {"outliers": results.outliers}
+    yield _summary_line(results.version, counts, results.timing_ms, **more)
+
+
+def _outcome_lines(outcome: Outcome, counts: Counter[str]) -> bytes:
+    counts.update(pictures=1, poses=len(outcome.poses), failed=int(outcome.error is not None))
+    lines = b"".join(map(_line, outcome.poses))
+    return _line({"index": outcome.index, "error": outcome.error}) + lines if outcome.error else lines
+
+
+def _summary_line(version: Version, counts: Counter[str], timing_ms: dict[str, float], **more: Any) -> bytes:
+    numbers = {name: counts[name] for name in ("pictures", "poses", "failed")}
+    head = {"category": version.category, "version": version.name}
+    return _line({"summary": {**head, **numbers, "links": version.links, "timing_ms": timing_ms, **more}})
 
 
 def _line(value: dict[str, Any]) -> bytes:

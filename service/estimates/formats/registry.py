@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -14,27 +14,32 @@ from service.http.problems import BadField
 from .boxes import render_boxes
 from .coco import render_coco
 from .deeplabcut import render_deeplabcut, render_frames
+from .json_lines import MEDIA_TYPES, render_document
 from .sleap import render_sleap
 
 CSV = "text/csv; charset=utf-8"
 
 
 class Format(NamedTuple):
-    """A format that results are rendered in."""
+    """A format that results are rendered in, part by part: those of a long video need not fit into memory."""
 
     media_type: str
-    render: Callable[[Results], bytes]
+    render: Callable[[Results], Iterator[bytes]]
 
 
-def _render_native(results: Results) -> bytes:
+def _render_native(results: Results) -> Iterator[bytes]:
     version = results.version
     head = {"category": version.category, "version": version.name}
-    # the links are most of the text, and encoded once
-    images = b", ".join(b'%b, "links": %b}' % (to_json(pose)[:-1], version.links_json) for pose in results.poses())
+    yield to_json(head)[:-1] + b', "images": ['
+    for number, pose in enumerate(results.poses()):
+        # the links are most of the text, and encoded once
+        yield b'%b%b, "links": %b}' % (b", " if number else b"", to_json(pose)[:-1], version.links_json)
     tail: dict[str, Any] = {"timing_ms": results.timing_ms}
     if results.errors is not None:
         tail["errors"] = results.errors
-    return b'%b, "images": [%b], %b' % (to_json(head)[:-1], images, to_json(tail)[1:])
+    if results.outliers is not None:
+        tail["outliers"] = results.outliers
+    yield b"], " + to_json(tail)[1:]
 
 
 FORMATS = {
@@ -44,6 +49,7 @@ FORMATS = {
     "frames": Format(CSV, render_frames),
     "slp": Format("application/x-hdf5", render_sleap),
     "boxes": Format(CSV, render_boxes),
+    "jsonl": Format(MEDIA_TYPES[0], render_document),
 }
 
 
@@ -55,7 +61,7 @@ def check_format(name: str, include: frozenset[str], landmarks: str | None) -> N
         )
     if name in ("frames", "boxes") and landmarks:
         raise BadField("landmarks", f"the format {name} has no place for landmarks; leave them out")
-    if name != "native" and include:
+    if name not in ("native", "jsonl") and include:
         raise BadField(
             "include",
             f"include names {', '.join(sorted(include))}, for which the format {name} has no place; "

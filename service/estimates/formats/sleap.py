@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ from service.estimates.drawing import strong_links
 from service.estimates.results import Results
 
 
-def render_sleap(results: Results) -> bytes:
-    """Return a file that names the video, or the pictures as a video of SLEAP's."""
+def render_sleap(results: Results) -> Iterator[bytes]:
+    """Yield a file that names the video, or the pictures as a video of SLEAP's."""
     from sleap_io import Edge, LabeledFrame, Labels, Node, PredictedInstance, Skeleton, Track, Video
 
     version = results.version
@@ -43,7 +44,7 @@ def render_sleap(results: Results) -> bytes:
     with tempfile.TemporaryDirectory(prefix="ppl-") as folder:
         path = Path(folder, "poses.slp")
         labels.save(str(path), embed=False, verbose=False)
-        return path.read_bytes()
+        yield path.read_bytes()
 
 
 def _name_video(results: Results, files: list[str]) -> str:

@@ -25,6 +25,7 @@ from service.estimates.pictures import Upload
 from service.estimates.request import Query, UploadedFiles, read_estimate
 from service.estimates.results import Outcome, Results
 from service.estimates.schemas import CocoDataset, Estimate
+from service.estimates.smoothing import SmoothTracks
 from service.estimates.video_frames import read_frames, video_limits
 from service.gateway.gateway import CurrentGateway, Gateway
 from service.http.headers import accepted_media_type, responds_async
@@ -120,6 +121,14 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
         query = query.locate_for(version)
         landmarks = await threads.io(gateway.versions.landmarks, version, query.landmarks) if query.landmarks else None
         estimator = Estimator(gateway.pipeline, query, version, landmarks)
+        if lines_type and query.smoothing:
+            raise BadField("smooth", "smooth needs all frames, and JSON lines are sent as they come; send no Accept")
+        if query.draws_video:
+            raise BadField(
+                "include",
+                "include names overlay, which for a video is made in the background; send Prefer: respond-async "
+                "(ppl estimate --overlay out.mp4 does)",
+            )
         if video:
             held.enter_context(gateway.video_slots.hold(1))
             path, limits = gateway.estimates.picture(files.estimate_id, 0), video_limits(settings, _VIDEO_TIMEOUT_S)
@@ -143,15 +152,20 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
             found = await _cancel_on_disconnect(request, estimator.estimate(uploads))
 
         def respond() -> Response:
+            outcomes, outliers = found, None
+            if query.smoothing:
+                tracks = SmoothTracks(found, len(found), len(version.keypoint_names), query.smoothing)
+                outcomes, outliers = list(tracks.outcomes()), tracks.outliers
             results = Results.collect(
-                *(found, version, query.names, query.boxes, started),
+                *(outcomes, version, query.names, query.boxes, started),
                 video=video,
                 fail_fast=not video,
-                landmarks=landmarks,
+                landmarks=landmarks.names if landmarks else (),
+                outliers=outliers,
             )
             headers = results.errors_header()
             chosen = FORMATS[query.format]
-            return Response(chosen.render(results), media_type=chosen.media_type, headers=headers)
+            return Response(b"".join(chosen.render(results)), media_type=chosen.media_type, headers=headers)
 
         inline = not video and query.num_poses <= INLINE_POSES and not query.num_drawings
         return respond() if inline else await threads.decode(respond)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
@@ -43,7 +43,8 @@ async def get_estimate(gateway: CurrentGateway, estimate_id: str) -> Response:
     """Return the status of an estimate.
 
     Once it succeeded, `result` has the poses as from `POST /estimate`, with `errors` for the pictures without a pose.
-    For the formats coco and csv it has only `errors`, and the poses are at `result_url`. Results are kept for a day.
+    For other formats it has only `errors` (and `outliers`), and the poses are at `result_url`.
+    Results are kept for a day.
     """
     return await gateway.threads.io(_document, gateway, estimate_id)
 
@@ -62,12 +63,63 @@ async def get_estimate(gateway: CurrentGateway, estimate_id: str) -> Response:
 )
 async def get_result(gateway: CurrentGateway, estimate_id: str) -> Response:
     """Return what `POST /estimate` would have answered, once the estimate succeeded."""
+    shown = await _succeeded(gateway, estimate_id)
+    file = await gateway.threads.io(_open, gateway.estimates.path(estimate_id, "result"), estimate_id)
+    return _FileResponse(file, FORMATS[shown.format].media_type)
+
+
+@router.get(
+    "/estimates/{estimate_id}/raw",
+    summary="The poses without smoothing",
+    response_class=Response,
+    responses={200: {"description": "the poses, in the requested format"}, **responses(409)},
+)
+async def get_raw(gateway: CurrentGateway, estimate_id: str) -> Response:
+    """Return the poses of a smoothed video as the model found them, for the formats coco and csv.
+
+    The formats native and jsonl have both in one result.
+    """
+    shown = await _succeeded(gateway, estimate_id)
+    if shown.raw_url is None:
+        raise Conflict(
+            f"estimate {estimate_id} has no poses beside its result: it was not smoothed, or its format "
+            f"{shown.format} has raw and smoothed keypoints together; see its result"
+        )
+    file = await gateway.threads.io(_open, gateway.estimates.path(estimate_id, "raw"), estimate_id)
+    return _FileResponse(file, FORMATS[shown.format].media_type)
+
+
+@router.get(
+    "/estimates/{estimate_id}/overlay",
+    summary="The video with its poses drawn",
+    response_class=Response,
+    responses={
+        200: {"description": "the video", "content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}},
+        **responses(409),
+    },
+)
+async def get_overlay(gateway: CurrentGateway, estimate_id: str) -> Response:
+    """Return the video of an estimate with `include=overlay`: poses, links and trails drawn, with its sound.
+
+    It is H.264 in MP4, plays in browsers, and ranges of it can be requested.
+    """
+    shown = await _succeeded(gateway, estimate_id)
+    if shown.overlay_url is None:
+        raise Conflict(
+            f"estimate {estimate_id} has no drawn video; send a video with include=overlay and Prefer: respond-async"
+        )
+    path = gateway.estimates.path(estimate_id, "overlay")
+    (await gateway.threads.io(_open, path, estimate_id)).close()
+    return FileResponse(path, media_type="video/mp4")
+
+
+async def _succeeded(gateway: Gateway, estimate_id: str) -> BackgroundEstimate:
+    """Return an estimate that has results. Raises Conflict, UnknownEstimate."""
     shown = (await gateway.threads.io(gateway.estimates.record, estimate_id)).shown
     if shown.status is not EstimateStatus.SUCCEEDED:
         retry_s = None if shown.status.ended else _RETRY_S
         raise Conflict(f"estimate {estimate_id} is {shown.status}; it has no result", retry_after_s=retry_s)
-    file = await gateway.threads.io(_open, gateway.estimates.path(estimate_id, "result"), estimate_id)
-    return _FileResponse(file, FORMATS[shown.format].media_type)
+    return shown
 
 
 @router.post("/estimates/{estimate_id}/cancel", summary="Cancel an estimate", responses=responses(409))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import MagicMock
 
 import pytest
 from typer.testing import CliRunner
@@ -10,7 +11,9 @@ from typer.testing import CliRunner
 from service.cli.main import app
 from service.client import APIError, Client, InputError
 from service.client.types import EstimateStatus
+from service.contract.media.videos import iter_frames
 from tests.support.live_gateway import live_gateway
+from tests.support.media import zero_payload
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ def test_video_in_the_background_as_a_table(client, clip):
     begun = client.estimate_async("dog", video=clip, every=4, format="csv", boxes=[[0, 0, 30, 30]])
     client.wait_estimate(begun.id, poll_s=0.05)
     rows = client.estimate_result(begun.id).decode().splitlines()
-    assert [row.split(",")[0] for row in rows[-3:]] == ["walk.mp4#000000", "walk.mp4#000004", "walk.mp4#000008"]
+    assert [row.split(",")[0] for row in rows[-3:]] == ["0", "4", "8"]
 
 
 def test_frames_as_they_are_found(client, clip):
@@ -77,8 +80,32 @@ def test_command_shows_frames(url, clip):
     lines = ppl(url, "estimate", "dog", str(clip), "--every", "5", "--json").stdout.splitlines()
     assert sorted(json.loads(line)["frame"] for line in lines) == [0, 5, 10]
     table = ppl(url, "estimate", "dog", str(clip), "--every", "5", "--format", "csv")
-    assert table.stdout.count("walk.mp4#") == 3
-    assert ppl(url, "estimate", "dog", str(clip), "--overlay", "x.png").exit_code == 1
+    assert [row.split(",")[0] for row in table.stdout.splitlines()[3:]] == ["0", "5", "10"]
+
+
+def test_command_draws_a_video(url, clip, tmp_path):
+    drawn = tmp_path / "drawn.mp4"
+    done = ppl(url, "estimate", "dog", str(clip), "--overlay", str(drawn), "--smooth", "savgol")
+    assert (done.exit_code, done.stdout) == (0, ""), done.output
+    assert [frame.number for frame in iter_frames(drawn, 100, every=1)] == list(range(12))
+
+
+def test_command_takes_the_background_for_a_long_video(url, clip, monkeypatch):
+    fault = APIError({"code": "too_many_images", "detail": "12 of its 12 frames"}, 413)
+    monkeypatch.setattr(Client, "estimate_video", MagicMock(side_effect=fault))
+    done = ppl(url, "estimate", "dog", str(clip), "--format", "jsonl")
+    assert done.exit_code == 0, done.output
+    assert [json.loads(line)["frame"] for line in done.stdout.splitlines()] == list(range(12))
+    assert "in the background" in done.stderr
+
+
+def test_video_that_cannot_be_read_leaves_stdout_empty(url, tmp_path, video):
+    dark = tmp_path / "dark.mp4"
+    dark.write_bytes(zero_payload(video(12)))
+    for form in ("csv", "coco", "jsonl"):
+        done = ppl(url, "estimate", "dog", str(dark), "--format", form)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert "not one of its 12 frames can be decoded" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize("form", ["csv", "coco", "json"])
@@ -93,7 +120,7 @@ def test_command_reports_failed_pictures(url, tmp_path, make_picture, video, for
     assert "ends early" in done.output
     if form != "json":
         assert "ends early" in done.stderr
-        assert "cut.mkv#" in done.stdout
+        assert ("cut.mkv#" if form == "coco" else "\n10,") in done.stdout
     begun = json.loads(
         ppl(url, "estimate", "dog", str(bad), "--background", "--json", *(wanted if form != "json" else ())).stdout
     )

@@ -220,11 +220,11 @@ def test_landmarks_that_are_not_there_are_empty_cells_and_not_labelled():
         category="dog", name="v", keypoint_names=("a", "b"), links=[{"i": 0, "j": 1, "weight": 1.0}]
     )
     results = Results(version, ["a.png"], [PictureBoxes()], [Outcome(0, [pose])], {}, landmarks=("nose",))
-    assert render_deeplabcut(results).decode().splitlines()[-1] == "a.png,1.0,2.0,0.9,5.0,7.0,0.3,NaN,NaN,NaN"
-    (one,) = json.loads(render_coco(results))["annotations"]
+    assert b"".join(render_deeplabcut(results)).decode().splitlines()[-1] == "a.png,1.0,2.0,0.9,5.0,7.0,0.3,NaN,NaN,NaN"
+    (one,) = json.loads(b"".join(render_coco(results)))["annotations"]
     assert one["keypoints"] == [1, 2, 2, 5, 7, 1, 0, 0, 0]
     assert (one["num_keypoints"], one["score"], one["bbox"]) == (2, 0.6, [0.5, 1.5, 5, 6])
-    assert render_frames(results).decode() == "image,box,score,surprise,present\na.png,0,0.6,NaN,0.1\n"
+    assert b"".join(render_frames(results)).decode() == "image,box,score,surprise,present\na.png,0,0.6,NaN,0.1\n"
 
 
 async def test_pandas_reads_a_table_whose_first_row_has_no_pose(http, consumer, dog, make_picture):

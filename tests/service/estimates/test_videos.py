@@ -7,6 +7,7 @@ import errno
 import json
 import threading
 
+import av
 import numpy as np
 import pytest
 import sleap_io as sio
@@ -227,7 +228,7 @@ async def test_each_box_of_each_frame_counts(serve, http, send, publish, consume
 
 async def test_each_box_of_each_frame_counts_in_the_background(http, send, publish, consumer, film):
     publish("dog")
-    http.gateway.background._settings = http.gateway.settings.model_copy(update={"background_max_images": 40})
+    http.gateway.background._settings = http.gateway.settings.model_copy(update={"background_max_frames": 40})
     found = await ended(http, (await send(film, boxes="[[[0, 0, 20, 20], [10, 5, 20, 20]]]")).json()["id"])
     assert found["error"]["code"] == "too_many_images"
     assert "at most 20" in found["error"]["detail"]
@@ -241,7 +242,15 @@ async def test_without_a_worker_a_video_gets_503(serve, send, publish, problem, 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"include": "overlay"}, {"include": "link_map"}, {"every": "0"}, {"every": "x"}, {"boxes": "[null, null]"}],
+    [
+        {"include": "overlay"},
+        {"include": "link_map"},
+        {"smooth": "kalman"},
+        {"max_gap": "2"},
+        {"every": "0"},
+        {"every": "x"},
+        {"boxes": "[null, null]"},
+    ],
 )
 async def test_what_a_video_can_not_have_is_refused(send, publish, problem, film, fields):
     publish("dog")
@@ -254,6 +263,67 @@ async def test_pictures_and_a_video_are_refused_together(send, publish, problem,
     publish("dog")
     files = [("images", ("a.png", make_picture())), *film.items()]
     assert "either" in problem(await send(files, headers={}), 422, "bad_request")["detail"]
+
+
+async def test_poses_are_drawn_on_a_video_that_browsers_play(http, send, publish, consumer, video, tmp_path):
+    publish("dog")
+    files = {"video": ("walk.mkv", video(24, kind="mkv", codec="mpeg4", size=(99, 65), sound=True))}
+    found = await ended(http, (await send(files, include="overlay", smooth="savgol")).json()["id"])
+    assert found["status"] == "succeeded", found
+    answer = await http.get(found["overlay_url"], headers={"Range": "bytes=0-99"})
+    assert (answer.status_code, answer.headers["content-type"], len(answer.content)) == (206, "video/mp4", 100)
+    path = tmp_path / "drawn.mp4"
+    path.write_bytes((await http.get(found["overlay_url"])).content)
+    assert path.read_bytes().index(b"moov") < path.read_bytes().index(b"mdat")
+    with av.open(str(path)) as container:
+        drawn, sound = container.streams.video[0], container.streams.audio[0]
+        assert (drawn.codec_context.name, drawn.pix_fmt, sound.codec_context.name) == ("h264", "yuv420p", "aac")
+        assert (drawn.width % 2, drawn.height % 2) == (0, 0)
+        assert float(container.duration) / 1e6 == pytest.approx(24 / 25, abs=0.1)
+    frames = list(iter_frames(path, 100, every=1))
+    assert [round(frame.time_s * 25) for frame in frames] == list(range(24))
+    # the double's keypoints lie around the middle of the picture
+    point = found["result"]["images"][0]["keypoints"][0]
+    colours = np.asarray(frames[12].image)[round(point["y"]), round(point["x"])].astype(int)
+    assert np.ptp(colours) > 60, "a keypoint has a colour, the picture is grey"
+    grey = np.asarray(frames[12].image)[60, 90].astype(int)
+    assert np.ptp(grey) < 12
+
+
+async def test_video_is_drawn_in_the_background_alone(http, send, publish, consumer, problem, film):
+    publish("dog")
+    assert "respond-async" in problem(await send(film, headers={}, include="overlay"), 422, "bad_request")["detail"]
+    found = await ended(http, (await send(film, every="6")).json()["id"])
+    problem(await http.get(f"/estimates/{found['id']}/overlay"), 409, "conflict")
+
+
+@pytest.mark.parametrize("background", [False, True])
+async def test_smoothed_keypoints_stand_beside_the_raw_ones(http, send, publish, consumer, film, background):
+    publish("dog")
+    if background:
+        found = (await ended(http, (await send(film, smooth="median:5")).json()["id"]))["result"]
+    else:
+        found = (await send(film, headers={}, smooth="median:5")).json()
+    assert found["outliers"] == []
+    for image in found["images"]:
+        raw = [(point["x"], point["y"]) for point in image["keypoints"]]
+        np.testing.assert_allclose([(point["x"], point["y"]) for point in image["smoothed"]], raw, atol=2)
+
+
+async def test_smoothed_table_has_the_raw_one_beside_it(http, send, publish, consumer, film):
+    publish("dog")
+    found = await ended(http, (await send(film, smooth="savgol", format="csv")).json()["id"])
+    assert (found["errors"], found["outliers"]) == ([], [])
+    smoothed, raw = [(await http.get(found[name])).text.splitlines() for name in ("result_url", "raw_url")]
+    assert len(smoothed) == len(raw) == 3 + 24
+
+
+async def test_json_lines_of_the_background(http, send, publish, consumer, film):
+    publish("dog")
+    found = await ended(http, (await send(film, every="6", format="jsonl")).json()["id"])
+    lines = [json.loads(line) for line in (await http.get(found["result_url"])).text.splitlines()]
+    assert [line["frame"] for line in lines[:-1]] == [0, 6, 12, 18]
+    assert lines[-1]["summary"]["pictures"] == 4
 
 
 async def test_a_video_in_the_background_goes_on_where_it_was(serve, http, send, publish, consumer, film):

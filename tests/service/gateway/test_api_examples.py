@@ -31,7 +31,7 @@ from tests.service.versions.test_landmarks import fit, labelled  # noqa: F401 a 
 
 OLD, NEW = "20251231T235959-0d1e2f", "20260101T000000-abc123"
 # those that answer without a body, or with bytes that are no text
-_NO_TEXT = ("image/png", "image/jpeg", "application/zip")
+_NO_TEXT = ("image/png", "image/jpeg", "application/zip", "application/x-hdf5", "video/mp4")
 
 
 @pytest.fixture
