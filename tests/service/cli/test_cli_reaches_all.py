@@ -111,13 +111,14 @@ def test_each_operation_has_a_command(url: str, ppl: Callable[..., str], labelle
         for path, methods in httpx.get(f"{url}/openapi.json").json()["paths"].items()
         for method in methods
     }
-    # tested elsewhere: export needs a trained version, cancel a running estimate
+    # tested elsewhere: export needs a trained version, cancel a running estimate, a preview a running training
     apart = {
         ("GET", "/priors/{category}/versions/{version}/export"): "versions export",
         ("POST", "/priors/{category}/versions/import"): "versions import",
         ("POST", "/estimates/{estimate_id}/cancel"): "estimates cancel",
         ("GET", "/estimates/{estimate_id}/result"): "estimates show",
         ("GET", "/priors/{category}/aliases/{alias}"): "aliases list",
+        ("GET", "/train-jobs/{job_id}/preview"): "job",
     }
     for command in apart.values():
         assert CliRunner().invoke(app, [*command.split(), "--help"]).exit_code == 0
