@@ -76,6 +76,10 @@ def finish(
         err.print(f"written: {escape(str(overlay))}")
     if file is not None:
         session.client.save_estimate(estimate_id, file)
+        if estimate.raw_url:  # the table has no place for the poses without smoothing
+            raw = file.with_stem(f"{file.stem}_raw")
+            session.client.save_estimate(estimate_id, raw, "raw")
+            err.print(f"written: {escape(str(raw))}")
         session.show_done({"id": estimate_id, "written": str(file)}, f"written: {file}")
     elif prints:
         last = b""

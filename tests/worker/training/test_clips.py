@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from model.data import natural_key
 from service.contract.jobs.store import Job, JobSource, JobStatus, NewJob, new_job_id
 from service.contract.media import videos
-from service.contract.media.fitting import fit_square
+from service.contract.media.fitting import Frame, fit_square
 from service.contract.media.pictures import open_picture
 from service.contract.media.videos import iter_frames
 from worker.uploads.media_reader import TrainingSet
@@ -248,7 +248,7 @@ def test_set_that_comes_in_order_is_not_written_again(tmp_path) -> None:
     squares = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     with TrainingSet(tmp_path / "p.npy", tmp_path / "c.npy", 16) as training_set:
         for number, square in enumerate(squares):
-            training_set.append(square, f"a/{number}", "a", (16, 16))
+            training_set.append(square, f"a/{number}", "a", (16, 16), Frame(0, 0, 16))
     inode = (tmp_path / "p.npy").stat().st_ino
     assert training_set.arrange_clips() == (1, {})
     assert (tmp_path / "p.npy").stat().st_ino == inode
@@ -257,7 +257,7 @@ def test_set_that_comes_in_order_is_not_written_again(tmp_path) -> None:
 
 def test_set_without_a_clip_of_two_frames_is_empty(tmp_path) -> None:
     with TrainingSet(tmp_path / "p.npy", tmp_path / "c.npy", 16) as training_set:
-        training_set.append(np.zeros((16, 16, 3), dtype=np.uint8), "a/1", "a", (16, 16))
+        training_set.append(np.zeros((16, 16, 3), dtype=np.uint8), "a/1", "a", (16, 16), Frame(0, 0, 16))
     assert training_set.arrange_clips() == (0, {"a": 1})
     assert np.load(tmp_path / "p.npy").shape == (0, 16, 16, 3)
     assert np.load(tmp_path / "c.npy").shape == (0,)
