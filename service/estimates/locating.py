@@ -52,7 +52,7 @@ def locate_pictures(uploads: Sequence[Upload], limits: PictureLimits) -> list[Up
                         limits,
                         lambda pixels: held.enter_context(hold_pixels(pixels, limits)),
                     )
-                except PPLError:  # told when the picture is estimated
+                except PPLError:  # reported when the picture is estimated
                     continue
                 yield number, picture.image, picture.size
 

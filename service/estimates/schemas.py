@@ -58,7 +58,7 @@ class Region(BaseModel):
     y: float
     width: float
     height: float
-    confidence: float | None = Field(None, description="from 0 to 1, as the box's source tells it")
+    confidence: float | None = Field(None, description="from 0 to 1, as stated by the box's source")
 
 
 class ImageEstimate(BaseModel):

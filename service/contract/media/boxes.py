@@ -1,4 +1,4 @@
-"""Read boxes of the things in pictures and frames: our CSV, COCO's JSON or MegaDetector's, told by the content.
+"""Read boxes of the things in pictures and frames: our CSV, COCO's JSON or MegaDetector's, recognised by content.
 
 **CSV**: a header and a row for each box, columns in any order: ``image`` (file name, folders may be left out; of a
 video ``walk.mp4#000012``), ``x``, ``y``, ``width``, ``height`` in pixels with EXIF orientation applied, and optionally

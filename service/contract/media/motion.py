@@ -142,7 +142,7 @@ def _learn_background(samples: Pixels) -> tuple[Pixels, float, int]:
     """Return the background (H, W, 3), the level of difference that is foreground, and the sign of the thing.
 
     Frames that look the same count once, so a thing that sleeps for most of a video stays out of the background. The
-    sign is -1 for a thing darker than the background, 1 for a brighter one, 0 for both; it is told by where the frames
+    sign is -1 for a thing darker than the background, 1 for a brighter one, 0 for both; given by where the frames
     become darker or brighter than the median, as a place that the thing left leaves only its own trace.
     """
     height, width = samples.shape[1:3]
