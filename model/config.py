@@ -87,6 +87,14 @@ class PPLConfig:
     connectivity_prior_trainable: bool = _model_setting(True, "train the link weights")
     # the model
     image_size: int = _model_setting(128, "S: side of the model's square input, in pixels", 32, 256, multiple_of=16)
+    working_size: int = _model_setting(
+        256,
+        "largest side at which pictures are encoded and reconstructed; a larger input feeds the frozen network of "
+        "features alone",
+        32,
+        256,
+        multiple_of=16,
+    )
     num_keypoints: int = _model_setting(16, "K: number of keypoints", 4, 32)
     base_width: int = _model_setting(
         64, "channels of the first block; deeper blocks have 2, 4 and 8 times as many", 8, 128
@@ -106,7 +114,7 @@ class PPLConfig:
     features: str = _model_setting(
         "none",
         "frozen ImageNet network whose activations are joined into the image encoder, so that it starts from features "
-        "that know objects; 'none' in the paper",
+        "that know objects; it sees pictures at twice the side of the encoder; 'none' in the paper",
         choices=("none", "efficientnet_lite0"),
     )
     num_banks: int = _model_setting(34, "M: memory banks", 1, 128)
@@ -205,9 +213,11 @@ class PPLConfig:
     def __post_init__(self) -> None:
         for item in fields(self):
             _check(item.name, getattr(self, item.name), item.type, item.metadata["allowed"])
-        if self.mask_grid > self.image_size:
+        if self.mask_grid > self.side:
             raise SettingError(
-                "mask_grid", f"mask_grid is {self.mask_grid}; it may be at most image_size ({self.image_size})"
+                "mask_grid",
+                f"mask_grid is {self.mask_grid}; it may be at most {self.side}, the smaller of image_size and "
+                "working_size",
             )
         if self.keypoint_prior == "memory" and self.keypoint_prior_trainable:
             raise SettingError(
@@ -235,6 +245,11 @@ class PPLConfig:
     def needs_prior(self) -> bool:
         """Whether training starts from a given prior."""
         return self.connectivity_prior == "predefined" or self.keypoint_prior == "predefined"
+
+    @property
+    def side(self) -> int:
+        """The side at which pictures are encoded and reconstructed, in pixels."""
+        return min(self.image_size, self.working_size)
 
     @property
     def num_links(self) -> int:
@@ -265,7 +280,8 @@ DEFAULT_PRESET = "compact"
 PRESETS: dict[str, dict[str, Value]] = {
     "paper": {},
     "compact": {
-        "image_size": 64,
+        "image_size": 128,
+        "working_size": 64,
         "base_width": 16,
         "head": "residual",
         "skips": "sum",

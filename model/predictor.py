@@ -142,7 +142,7 @@ class Predictor:
         return surprises, codes.cpu().numpy().astype(np.uint16) if with_codes else None
 
     def _draw(self, keypoints: torch.Tensor) -> NDArray[np.uint8]:
-        drawn = self.model.draw_links(keypoints).squeeze(1) * (255 / self._max_weight)
+        drawn = self.model.draw_links(keypoints, self.config.image_size).squeeze(1) * (255 / self._max_weight)
         values: NDArray[np.uint8] = drawn.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
         return values
 

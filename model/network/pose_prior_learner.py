@@ -12,7 +12,7 @@ from torch.nn import functional
 from model.config import PPLConfig
 
 from . import architecture
-from .blocks import BuiltModule, ImageEncoder, full_precision, pixel_grid
+from .blocks import BuiltModule, ImageEncoder, full_precision, pixel_grid, shrink
 from .links import coloured_link_map, link_map
 from .memory import HierarchicalMemory, Recalled
 from .perceptual import PerceptualNetwork, feature_network
@@ -64,10 +64,10 @@ class KeypointRegressor(BuiltModule):
     def __init__(self, config: PPLConfig) -> None:
         super().__init__(architecture.regressor(config))
         self.head = "attention" if config.method == "autolink" else config.head
-        self.head_scale = config.head_scale
+        self.head_scale, self.side = config.head_scale, config.side
         self.features: PerceptualNetwork | None = None
         if config.features != "none":
-            self.features = feature_network(config.features, config.image_size)
+            self.features = feature_network(config.features, config.side)
         if self.head == "affine":  # A_i starts at the identity
             for parameter in self.affine[-1].parameters():
                 nn.init.zeros_(parameter)
@@ -76,21 +76,20 @@ class KeypointRegressor(BuiltModule):
         self,
         image: Tensor,
         keypoint_prior: Tensor | None,
-        activations: Sequence[Tensor] = (),
         evidence: bool = False,
     ) -> Located:
         """Locate the keypoints.
 
         Args:
-            image: (B, 3, S, S) in [-1, 1].
+            image: (B, 3, S, S) in [-1, 1]; S may also be the working side, as of a reconstruction.
             keypoint_prior: (K, 2) in [-1, 1]; None for AutoLink. Gradients pass into it unless it is detached.
-            activations: output of ``features`` for these images; computed unless given.
             evidence: whether to return it.
         """
-        if self.features is not None and not activations:
+        activations: Sequence[Tensor] = ()
+        if self.features is not None:
             with torch.no_grad():
                 activations = self.features(image)
-        features = self.encoder(image, activations)
+        features = self.encoder(shrink(image, self.side), activations)
         logits = self.attention(features).flatten(2)
         with full_precision(image.device):
             attention = logits.float().softmax(dim=-1)  # (B, K, P)
@@ -169,8 +168,8 @@ class Forward:
     Attributes:
         keypoint_prior: (K, 2); None for AutoLink.
         keypoints: (B, K, 2) in [-1, 1]; the boundary loss keeps them inside.
-        link_map: (B, 1, S, S).
-        reconstruction: (B, 3, S, S), about [-1, 1].
+        link_map: (B, 1, s, s), s being the working side, ``config.side``.
+        reconstruction: (B, 3, s, s), about [-1, 1].
         recalled: the memory's output for the detached keypoints; None for AutoLink.
     """
 
@@ -253,13 +252,13 @@ class PosePriorLearner(nn.Module):
                 part.fold()
 
     def locate(self, image: Tensor, evidence: bool = False) -> Located:
-        """Locate the keypoints of images (B, 3, S, S) in [-1, 1]."""
+        """Locate the keypoints of images (B, 3, S, S) or (B, 3, s, s) in [-1, 1], s being the working side."""
         located: Located = self.regressor(image, self.keypoint_prior(), evidence=evidence)
         return located
 
-    def draw_links(self, keypoints: Tensor, link_width: float | None = None) -> Tensor:
-        """Draw the link map (B, 1, S, S) of poses (B, K, 2), with the final link width unless given."""
-        return link_map(keypoints, self.link_weights, link_width or self.config.link_width, self.config.image_size)
+    def draw_links(self, keypoints: Tensor, side: int) -> Tensor:
+        """Draw the link map (B, 1, side, side) of poses (B, K, 2), with the final link width."""
+        return link_map(keypoints, self.link_weights, self.config.link_width, side)
 
     def draw(self, keypoints: Tensor, image: Tensor, link_width: float | None = None) -> Tensor:
         """Draw the reconstructor's input: the link map, then its links in learned colours and in the object's colour.
@@ -270,19 +269,19 @@ class PosePriorLearner(nn.Module):
 
         Args:
             keypoints: (B, K, 2) in [-1, 1].
-            image: (B, 3, S, S) in [-1, 1], with these poses; hidden parts may be grey.
+            image: (B, 3, S, S) or (B, 3, s, s) in [-1, 1], with these poses; hidden parts may be grey.
             link_width: the final one unless given.
 
         Returns:
-            (B, C, S, S) with the link map first, C being ``config.drawing_channels``.
+            (B, C, s, s) with the link map first, C being ``config.drawing_channels``, s the working side.
         """
+        width, side = link_width or self.config.link_width, self.config.side
         if self.link_colours is None:
-            drawn = self.draw_links(keypoints, link_width)
+            drawn = link_map(keypoints, self.link_weights, width, side)
         else:
-            width = link_width or self.config.link_width
-            drawn = coloured_link_map(keypoints, self.link_weights, self.link_colours, width, self.config.image_size)
+            drawn = coloured_link_map(keypoints, self.link_weights, self.link_colours, width, side)
         if self.config.object_colour:
-            drawn = torch.cat((drawn, drawn[:, :1] * colour_under(drawn[:, :1], image)), dim=1)
+            drawn = torch.cat((drawn, drawn[:, :1] * colour_under(drawn[:, :1], shrink(image, side))), dim=1)
         return drawn
 
     def forward(
@@ -290,18 +289,16 @@ class PosePriorLearner(nn.Module):
         image: Tensor,
         reference: Tensor,
         link_width: float | None = None,
-        activations: Sequence[Tensor] = (),
     ) -> Forward:
         """Run one training pass.
 
         Args:
             image: (B, 3, S, S) in [-1, 1].
-            reference: (B, 3, S, S), another frame of the clip, or the image masked.
+            reference: (B, 3, s, s), another frame of the clip, or the image masked; s is the working side.
             link_width: sigma squared at this step; the final one unless given.
-            activations: output of the regressor's ``features`` for these images; computed unless given.
         """
         keypoint_prior = self.keypoint_prior()
-        keypoints = self.regressor(image, keypoint_prior, activations).keypoints
+        keypoints = self.regressor(image, keypoint_prior).keypoints
         drawn = self.draw(keypoints, image, link_width)
         reconstruction = self.reconstructor(reference, drawn)
         recalled = None if self.memory is None else self.memory(keypoints.detach())

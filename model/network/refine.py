@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .blocks import shrink
 from .pose_prior_learner import Located, PosePriorLearner
 
 
@@ -13,7 +14,7 @@ class NoMemoryError(ValueError):
 
 
 def fill_in(model: PosePriorLearner, image: Tensor, keypoints: Tensor, link_width: float | None = None) -> Tensor:
-    """Reconstruct images with the prototypes of their poses drawn in: (B, 3, S, S) in [-1, 1].
+    """Reconstruct images with the prototypes of their poses drawn in: (B, 3, s, s) in [-1, 1], s the working side.
 
     Args:
         model: a model with a memory.
@@ -23,6 +24,7 @@ def fill_in(model: PosePriorLearner, image: Tensor, keypoints: Tensor, link_widt
     """
     assert model.memory is not None
     prototypes = model.memory(keypoints).keypoints
+    image = shrink(image, model.config.side)
     drawn = model.reconstructor(image, model.draw(prototypes, image, link_width))
     filled: Tensor = drawn.clamp(-1, 1).contiguous(memory_format=torch.channels_last)
     return filled

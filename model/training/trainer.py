@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model.config import PPLConfig
 from model.data import Batches, Images, mask_patches, step_generator, to_tensor
-from model.network.blocks import autocast, channels_last, pick_device
+from model.network.blocks import autocast, channels_last, pick_device, shrink
 from model.network.perceptual import perceptual_network
 from model.network.pose_prior_learner import Forward, PosePriorLearner
 from model.process_group import ALONE, Group
@@ -117,13 +117,8 @@ class Trainer:
             given = {"keypoint_prior": prior.keypoint_prior, "link_weights": prior.link_weights} if prior else {}
             model = PosePriorLearner(config, **given)
         self.model = channels_last(_sync_batch_norms(model, group, self.device), self.device)
-        features = self.model.regressor.features
-        same = (config.perceptual, config.perceptual_size) == (config.features, config.image_size)
-        if features is not None and same and perceptual_weights is None:
-            self.perceptual = features  # one pass over a picture serves the encoder and the loss
-        else:
-            perceptual = perceptual_network(config.perceptual, config.perceptual_size, perceptual_weights)
-            self.perceptual = channels_last(perceptual, self.device)
+        perceptual = perceptual_network(config.perceptual, config.perceptual_size, perceptual_weights)
+        self.perceptual = channels_last(perceptual, self.device)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, config.weight_decay), lr=config.learning_rate, fused=True
         )
@@ -159,12 +154,12 @@ class Trainer:
             group["lr"] = learning_rate(config, step)
         # reconstruct the picture from its reference and its pose
         image = self._load(self.batches.at(step))
-        reference = self._reference(image)
+        small = shrink(image, config.side)
+        reference = self._reference(small)
         with autocast(config.precision, self.device):
             with torch.no_grad():
-                target = self.perceptual(image)
-            activations = target if self.perceptual is self.model.regressor.features else ()
-            out = self.model(image, reference, link_width(config, step), activations)
+                target = self.perceptual(small)
+            out = self.model(image, reference, link_width(config, step))
             drawn = self.perceptual(out.reconstruction)
             hidden = self._hidden_part_losses(image, out)
         # weigh the losses, in this order: the order of a sum decides its last bits
@@ -202,7 +197,7 @@ class Trainer:
         """Return the references of the current batch, (B, 3, S, S)."""
         config, step = self.config, self.step
         if self.mode == "clips":
-            return self._load(self.batches.references_at(step))
+            return shrink(self._load(self.batches.references_at(step)), config.side)
         generator = step_generator(config.seed, "mask", step)
         return mask_patches(image, config.mask_ratio, config.mask_grid, generator, self.group)
 

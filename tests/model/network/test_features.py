@@ -12,6 +12,7 @@ from model.network import perceptual
 from model.network.architecture import FEATURE_WEIGHTS
 from model.network.perceptual import WeightsUnavailableError, feature_network
 from model.network.pose_prior_learner import PosePriorLearner
+from model.network.refine import refine
 from model.predictor import Predictor
 from model.training.trainer import Trainer
 from model.version import tensor_files
@@ -25,7 +26,7 @@ def config(**changes):
     return resolve("compact", WITH | changes)
 
 
-def pictures(count=8, side=64):
+def pictures(count=8, side=128):
     return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
@@ -37,7 +38,7 @@ def test_compact_has_features_for_both_methods_and_paper_has_none():
 def test_state_dict_and_optimiser_leave_the_frozen_weights_out():
     trainer = Trainer(pictures(), config(), "cpu")
     frozen = dict(trainer.model.regressor.features.named_buffers())
-    assert sum(value.numel() for value in frozen.values()) > 50_000
+    assert sum(value.numel() for value in frozen.values()) > 500_000
     assert not [name for name in trainer.model.state_dict() if "features" in name]
     assert not [name for name, _ in trainer.model.named_parameters() if "features" in name]
     before = {name: value.clone() for name, value in frozen.items()}
@@ -49,20 +50,40 @@ def test_state_dict_and_optimiser_leave_the_frozen_weights_out():
 def test_features_change_what_the_encoder_sees_and_the_joins_learn():
     trainer = Trainer(pictures(), config(), "cpu")
     joins = trainer.model.regressor.encoder.joins
-    assert [tuple(join.project.weight.shape[:2]) for join in joins] == [(8, 16), (16, 24), (32, 40)]
+    assert [tuple(join.project.weight.shape[:2]) for join in joins] == [(8, 24), (16, 40), (32, 112)]
     before = [join.project.weight.detach().clone() for join in joins]
     trainer.train_step()
     assert all(not torch.equal(old, join.project.weight) for old, join in zip(before, joins, strict=True))
 
 
-@pytest.mark.parametrize("changes", [{}, {"perceptual_size": 48}])
-def test_a_shared_pass_gives_the_activations_of_a_pass_of_its_own(changes):
-    trainer = Trainer(pictures(), config(**changes), "cpu")
-    assert (trainer.perceptual is trainer.model.regressor.features) is not bool(changes)
-    image = torch.rand(2, 3, 64, 64) * 2 - 1
-    model = trainer.model.eval()
-    given = model(image, image, None, model.regressor.features(image)).keypoints
-    assert torch.equal(given, model.locate(image).keypoints)
+def test_only_the_frozen_network_sees_more_than_the_working_size():
+    torch.manual_seed(0)
+    model = PosePriorLearner(config()).eval()
+    seen = {}
+    for name in ("encoder", "features", "reconstructor"):
+        part = model.reconstructor if name == "reconstructor" else getattr(model.regressor, name)
+        part.register_forward_hook(lambda _, given, out, name=name: seen.update({name: (given[0], out)}))
+    stripes = torch.ones(1, 3, 128, 128)
+    stripes[..., ::2] = -1  # grey at half the size
+    refine(model, stripes, 0)
+    assert seen["encoder"][0].shape == (1, 3, 64, 64)
+    assert not seen["encoder"][0].any()
+    assert torch.equal(seen["features"][0], stripes)
+    assert [tuple(level.shape[1:]) for level in seen["features"][1]] == [(24, 32, 32), (40, 16, 16), (112, 8, 8)]
+    fine = model.locate(stripes).keypoints
+    assert not torch.allclose(fine, model.locate(torch.zeros_like(stripes)).keypoints, atol=1e-4)
+    refine(model, stripes, 1)
+    assert seen["reconstructor"][0].shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize(("image_size", "side"), [(32, 32), (64, 64), (96, 64), (256, 64)])
+def test_pictures_of_any_size_train_at_the_working_size_at_most(image_size, side):
+    trainer = Trainer(pictures(side=image_size), config(image_size=image_size, steps=1), "cpu")
+    assert trainer.config.side == side
+    list(trainer.run())
+    predicted = Predictor(trainer.model, "cpu").predict(pictures(2, image_size), 1, link_map=True)
+    assert predicted.keypoints.shape == (2, 4, 2)
+    assert predicted.link_map.shape == (2, image_size, image_size)
 
 
 def test_folding_the_joins_changes_no_keypoint():
@@ -74,7 +95,7 @@ def test_folding_the_joins_changes_no_keypoint():
             join.norm.bias.normal_()
             join.norm.running_mean.normal_()
             join.norm.running_var.uniform_(0.5, 2)
-    image = torch.rand(2, 3, 64, 64) * 2 - 1
+    image = torch.rand(2, 3, 128, 128) * 2 - 1
     model.eval()
     before = model.locate(image)
     model.freeze()

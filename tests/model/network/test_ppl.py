@@ -139,7 +139,7 @@ def test_refinement_draws_what_the_memory_makes_of_the_pose_around_the_original_
     first = model.memory(model.locate(batch).keypoints).keypoints
     assert all(torch.equal(reference, batch) for reference, _ in seen)
     torch.testing.assert_close(seen[0][1], model.draw(first, batch).detach())
-    torch.testing.assert_close(seen[0][1][:, :1], model.draw_links(first).detach())
+    torch.testing.assert_close(seen[0][1][:, :1], model.draw_links(first, 32).detach())
 
 
 def test_object_colour_is_that_of_what_lies_under_the_links_and_moves_no_keypoint():
@@ -158,7 +158,7 @@ def test_drawing_has_the_channels_that_the_settings_ask_for(tiny, batch):
         model = PosePriorLearner(replace(tiny, link_colours=colours, object_colour=object_colour))
         drawn = model.draw(model.locate(batch).keypoints, batch)
         assert drawn.shape == (len(batch), channels, *batch.shape[2:])
-        assert torch.equal(drawn[:, :1], model.draw_links(model.locate(batch).keypoints))
+        assert torch.equal(drawn[:, :1], model.draw_links(model.locate(batch).keypoints, 32))
         assert model(batch, batch).link_map.shape == (len(batch), 1, *batch.shape[2:])
 
 

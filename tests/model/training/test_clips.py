@@ -50,7 +50,7 @@ def test_reference_reaches_the_model_unmasked_and_belongs_to_the_picture(frames,
     trainer.model.forward = lambda *args: seen.append(args) or forward(*args)
     list(trainer.run())
     pictures = to_tensor(frames, torch.device("cpu"))
-    for image, reference, _, _ in seen:
+    for image, reference, _ in seen:
         (a, b) = ((batch[:, None] == pictures[None]).flatten(2).all(-1).nonzero()[:, 1] for batch in (image, reference))
         assert len(a) == len(b) == tiny.batch_size
         assert (clips[a] == clips[b]).all()

@@ -224,7 +224,7 @@ def test_model_sees_the_picture_and_rebuilds_it_from_a_masked_one(images, tiny):
     trainer = Trainer(images, tiny, device="cpu")
     trainer.model.forward = spy = _Spy(trainer.model.forward)
     next(trainer.run())
-    (image, reference, width, _), _ = spy.calls[0]
+    (image, reference, width), _ = spy.calls[0]
     hidden = reference.eq(0).all(dim=1)
     assert 0.5 < hidden.float().mean() < 0.95
     assert torch.equal(reference.permute(0, 2, 3, 1)[~hidden], image.permute(0, 2, 3, 1)[~hidden])
@@ -359,7 +359,7 @@ def test_link_map_of_a_prediction_is_255_where_the_strongest_link_lies(images, t
     trainer = Trainer(images, tiny, device="cpu")
     predictor = Predictor(trainer.model, "cpu")
     drawn = predictor.predict(images, link_map=True).link_map
-    exact = trainer.model.draw_links(torch.from_numpy(predictor.predict(images).keypoints)).detach()
+    exact = trainer.model.draw_links(torch.from_numpy(predictor.predict(images).keypoints), 32).detach()
     strongest = trainer.model.link_weights.max().item()
     np.testing.assert_allclose(drawn, exact.squeeze(1).numpy() / strongest * 255, atol=0.51)
 

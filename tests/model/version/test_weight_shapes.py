@@ -28,7 +28,7 @@ DIGESTS: list[tuple[dict[str, Any], str]] = [
     ({"keypoint_prior": "random", "keypoint_prior_trainable": True}, "e107c4f947e3"),
     ({"keypoint_prior": "predefined", "connectivity_prior": "predefined"}, "e107c4f947e3"),
     ({"connectivity_prior_trainable": False, "image_size": 128}, "ac5dcaf2f125"),
-    ({"features": "efficientnet_lite0"}, "3a2cb0e34dfa"),
+    ({"features": "efficientnet_lite0"}, "ed0c9091cd5e"),
 ]
 
 
