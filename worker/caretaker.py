@@ -95,7 +95,7 @@ class Caretaker(PeriodicThread):
         drafts = [path for path in self._store.list_staged() if _seconds_since_write(path) > _MAX_PUBLISHING_S]
         unfinished = {job_id[-6:] for job_id in self._jobs.unfinished_ids()} if drafts else set()
         for path in drafts:
-            if path.name[-6:] not in unfinished:
+            if not any(f"-{job}" in path.name for job in unfinished):
                 logger.info("draft of a version deleted: %s", path.name)
                 shutil.rmtree(path, ignore_errors=True)
 

@@ -76,7 +76,8 @@ class Stop:
 class HeldJob:
     """Background thread that renews a job's lease, writes progress and polls for cancel and pause.
 
-    The lease is released when the block ends. ``on_failure`` is a change to be written together with a failure.
+    The lease is released when the block ends. ``on_failure`` is a change to be written together with a failure;
+    ``publish_requested`` says whether a version of the job's present state was requested when it last polled.
     """
 
     def __init__(self, jobs: JobStore, lease: Lease, stop: Stop) -> None:
@@ -84,6 +85,7 @@ class HeldJob:
         self.on_failure: Change | None = None
         self._jobs, self._lease, self._stop = jobs, lease, stop
         self._lost = self._cancelled = self._paused = False
+        self.publish_requested = False
         self._pending: Change | None = None
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"job-{self.job_id}", daemon=True)
@@ -140,6 +142,7 @@ class HeldJob:
                     renew_at = time.monotonic() + self._lease.ttl_s / 3
                 self._cancelled = self._cancelled or self._jobs.is_cancel_requested(self.job_id)
                 self._paused = self._jobs.is_pause_requested(self.job_id)
+                self.publish_requested = self._jobs.is_publish_requested(self.job_id)
                 if change:
                     self._jobs.update(self.job_id, change, self._lease)
                 log.log_success()

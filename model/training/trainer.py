@@ -272,9 +272,10 @@ class Trainer:
         self.history.record(self.model, self.step)
 
     def show_checkpoint(self, directory: Path) -> None:
-        """Take over the weights alone of a checkpoint that other processes wrote, to look at them."""
+        """Take over weights and history of a checkpoint that other processes wrote, to look at them."""
         tensors, _ = tensor_files.load(directory / CHECKPOINT_FILE)
         self.model.load_state_dict(_select(tensors, "model."))
+        self.history.restore(_select(tensors, "history."))
 
     def _check_fits(self, path: Path, weights: dict[str, Tensor]) -> None:
         own = self.model.state_dict()

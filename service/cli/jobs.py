@@ -1,4 +1,4 @@
-"""``ppl train``, ``job``, ``jobs``, ``cancel``, ``pause``, ``resume``, ``forget``, ``events`` and ``checkpoints``."""
+"""``ppl train``, ``job``, ``jobs`` and what is done to a job: ``cancel``, ``pause``, ``resume``, ``publish``, …"""
 
 from __future__ import annotations
 
@@ -146,6 +146,14 @@ def resume(session: Session, job_id: JobId) -> None:
     session.show(session.client.resume(job_id), _print_job)
 
 
+def publish(session: Session, job_id: JobId) -> None:
+    """Make a version of what a running training has learned so far, to estimate from; it does not become active."""
+    job = session.client.job(job_id)
+    version = session.client.publish(job_id)
+    done = f"version {version}: `ppl estimate {job.category} PICTURE --version {version}` uses it"
+    session.show_done({"category": job.category, "version": version}, done)
+
+
 def forget(session: Session, job_id: JobId) -> None:
     """Delete the record of a training job that has ended; its version stays."""
     session.client.delete(job_id)
@@ -213,6 +221,8 @@ def _print_job(job: Job) -> None:
     if progress.step:
         left = f", {duration(progress.eta_s)} left" if progress.eta_s is not None else ""
         out.print(f"  step {progress.step} of {progress.total_steps}{left}, loss {loss_text(job)}")
+    for made in job.checkpoint_versions:
+        out.print(f"  version {made.version} after step {made.step}")
     if job.version:
         out.print(f"  version {job.version}")
     if job.continued_from:

@@ -16,7 +16,7 @@ from .datasets import datasets
 from .estimate import estimate
 from .estimates import estimates
 from .evaluate import evaluate
-from .jobs import cancel, checkpoints, events, forget, job, jobs, pause, resume, train
+from .jobs import cancel, checkpoints, events, forget, job, jobs, pause, publish, resume, train
 from .keys import keys
 from .priors import history, memory, names, prior, priors
 from .server import status, webhooks
@@ -32,7 +32,7 @@ app = Commands(
 
 _PANELS: dict[str, tuple[Any, ...]] = {
     "Server": (up, status, keys),
-    "Training": (train, jobs, job, cancel, pause, resume, forget, events, checkpoints, datasets, webhooks),
+    "Training": (train, jobs, job, cancel, pause, resume, publish, forget, events, checkpoints, datasets, webhooks),
     "Priors and versions": (priors, prior, memory, history, names, evaluate, versions, aliases),
     "Poses": (estimate, estimates, landmarks),
 }

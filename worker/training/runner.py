@@ -79,14 +79,20 @@ class TrainingRunner:
         pace = self.paces.of(job.settings)
         trainer = self._make_trainer(record, held)
         checkpoint, threads = self.taker.files.checkpoint(job.id), self._choose_threads(trainer)
-        run = TrainingRun(trainer, record, held, checkpoint, self.taker.metrics, pace, threads)
+
+        def publish_checkpoint(run: TrainingRun) -> str:
+            version = new_version_id(job.id, step=trainer.step)
+            return self._publish(run, held, version, None, measure_quality(trainer.model, trainer.batches.images))
+
+        run = TrainingRun(trainer, record, held, checkpoint, self.taker.metrics, pace, threads, publish_checkpoint)
         run.train()
         if run.speed.pace:
             self.paces.note(job.settings, run.speed.pace)
         with run.set_aside_if_stopping():
             evaluation = self._evaluate(run)
             quality = measure_quality(trainer.model, trainer.batches.images)
-        self._succeed(held, self._publish(run, held, evaluation, quality), run.write_progress)
+        version = self._publish(run, held, new_version_id(job.id), evaluation, quality)
+        self._succeed(held, version, run.write_progress)
 
     def _succeed(self, held: HeldJob, version: str, write_progress: Change) -> None:
         job = self.taker.jobs.get(held.job_id)
@@ -179,10 +185,14 @@ class TrainingRunner:
             return {"reason": str(error)} | facts
 
     def _publish(
-        self, run: TrainingRun, held: HeldJob, evaluation: dict[str, Any] | None, quality: dict[str, Any]
+        self,
+        run: TrainingRun,
+        held: HeldJob,
+        version: str,
+        evaluation: dict[str, Any] | None,
+        quality: dict[str, Any],
     ) -> str:
         job = run.record.job
-        version = new_version_id(job.id)
         with self.store.staging(job.category, version) as folder:
             names = job.continued_from.keypoint_names if job.continued_from else None
             run.trainer.export(folder, tuple(names) if names else None)

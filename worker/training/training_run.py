@@ -153,7 +153,11 @@ class ThreadChoice:
 
 
 class TrainingRun:
-    """The steps of one job in this process; ``threads`` chooses their number, unless it is fixed."""
+    """The steps of one job in this process.
+
+    ``threads`` chooses the number of threads, unless it is fixed. ``publish`` makes a version of the trainer's present
+    state and returns its name.
+    """
 
     def __init__(
         self,
@@ -164,8 +168,10 @@ class TrainingRun:
         metrics: TrainingMetrics,
         earlier: Pace | None = None,
         threads: ThreadChoice | None = None,
+        publish: Callable[[TrainingRun], str] | None = None,
     ) -> None:
         self.trainer = trainer
+        self._publish = publish
         self.record = record
         self._held = held
         self._folder = checkpoint
@@ -208,8 +214,24 @@ class TrainingRun:
                     self._threads.mark(report.step)
                 if report.step % trainer.config.checkpoint_every == 0:
                     self._save()
+                if self._held.publish_requested and report.step < total:
+                    self._publish_checkpoint()
                 self._held.check()
         self._save()
+
+    def _publish_checkpoint(self) -> None:
+        """Make a version of the present state, with a checkpoint of the same step."""
+        assert self._publish is not None
+        self._save()
+        step, version = self.trainer.step, self._publish(self)
+
+        def note(record: JobRecord) -> None:
+            self._write_if_running(record)
+            record.publish_checkpoint(step, version)
+
+        self._held.write(note)
+        self._held.publish_requested = False
+        logger.info("job=%s: checkpoint published, step=%d version=%s", self.record.job.id, step, version)
 
     @contextmanager
     def set_aside_if_stopping(self) -> Iterator[None]:

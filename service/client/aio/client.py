@@ -158,6 +158,27 @@ class AsyncClient(EstimateCalls):
         """Put a paused job back into the queue."""
         return await self.request(Job, "POST", api_path("train-jobs", job_id, "resume"))
 
+    async def publish(self, job_id: str, poll_s: float = 0.5, timeout_s: float | None = None) -> str:
+        """Make a version of what a running job has learned so far and return its name; the job trains on.
+
+        Return the job's own version if it ended meanwhile. Raises InputError if it ended without one, and TimeoutError
+        after ``timeout_s``.
+        """
+        path = api_path("train-jobs", job_id)
+        before = len((await self.request(Job, "POST", f"{path}/publish")).checkpoint_versions)
+        started = time.monotonic()
+        while True:
+            job = await self.request(Job, "GET", path)
+            if len(job.checkpoint_versions) > before:
+                return job.checkpoint_versions[-1].version
+            if job.status.ended:
+                if job.version is None:
+                    raise InputError(f"job {job_id} has {job.status} before a version was made of it")
+                return job.version
+            if timeout_s is not None and time.monotonic() - started > timeout_s:
+                raise TimeoutError(f"no version was made of {path} after {timeout_s:g} s")
+            await sleep(poll_s)
+
     async def webhook_secret(self) -> str:
         """Return the secret that webhooks are signed with."""
         with self._map_parse_errors():

@@ -104,6 +104,13 @@ class Checkpoint(BaseModel):
     losses: dict[str, float] = Field(description="the losses of its step by name; total is their weighted sum")
 
 
+class CheckpointVersion(BaseModel):
+    """A version that was made of a checkpoint while its job went on."""
+
+    step: int
+    version: str
+
+
 class CheckpointList(BaseModel):
     """The checkpoints of a job, the newest first."""
 
@@ -163,6 +170,7 @@ class Job(BaseModel):
         evaluation: errors of a successful job with labels by protocol, the number of pictures they were measured
             on, and how these were split.
         quality: of a successful job: how good its version is, measured without labels.
+        checkpoint_versions: versions that were made of it while it trained (``POST /train-jobs/{id}/publish``).
     """
 
     id: str
@@ -184,6 +192,7 @@ class Job(BaseModel):
     queue_position: int | None = None
     webhook: Delivery | None = None
     continued_from: Continued | None = None
+    checkpoint_versions: list[CheckpointVersion] = Field(default_factory=list)
 
     @field_serializer("created_at", "started_at", "finished_at")
     def _utc(self, value: datetime | None) -> str | None:
@@ -250,6 +259,7 @@ class JobRecord(BaseModel):
         trained_s: training time up to that step.
         previewed: the step of the last preview.
         pause_wanted: a pause was requested; reset when it is paused or resumed.
+        publish_wanted: a version of what it has learned so far was requested; reset when it is made.
         ahead: its worker stopped or crashed, so it goes to the head of the queue.
         pending_events: to write beside those that a change itself implies; not stored.
     """
@@ -261,6 +271,7 @@ class JobRecord(BaseModel):
     trained_s: float = 0.0
     previewed: int = -1
     pause_wanted: bool = False
+    publish_wanted: bool = False
     ahead: bool = False
     pending_events: Events = Field(default_factory=list, exclude=True)
 
@@ -362,6 +373,22 @@ class JobRecord(BaseModel):
         if self.job.status.ended:
             self.move(JobStatus.PAUSED)  # raises JobNotActive
         self.pause_wanted = self.job.status is not JobStatus.PAUSED
+
+    def request_publish(self) -> None:
+        """Request a version of what a running job has learned so far. Raises JobNotActive, Conflict."""
+        job = self.job
+        if job.status.ended:
+            self.move(JobStatus.RUNNING)  # raises JobNotActive
+        if job.status is not JobStatus.RUNNING:
+            what = "resume it first" if job.status is JobStatus.PAUSED else "wait until it is running"
+            raise Conflict(f"job {job.id} is {job.status}; a version is made of a job that trains: {what}")
+        self.publish_wanted = True
+
+    def publish_checkpoint(self, step: int, version: str) -> None:
+        """Record a version that was made of the state after a step."""
+        self.publish_wanted = False
+        self.job.checkpoint_versions.append(CheckpointVersion(step=step, version=version))
+        self.log(f"version {version} is made of the state after step {step}")
 
     def pause_if_requested(self) -> bool:
         """Pause a queued or running job if requested. Return whether it is paused."""

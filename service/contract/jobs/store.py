@@ -267,6 +267,17 @@ class JobStore:
         status = record.job.status
         return status is JobStatus.PAUSED or (record.pause_wanted and status is JobStatus.RUNNING)
 
+    def request_publish(self, job_id: str) -> Job:
+        """Request a version of what a running job has learned so far; its worker makes it within a few steps.
+
+        Raises UnknownJob, JobNotActive, and Conflict for a job that is not running.
+        """
+        return self.update(job_id, JobRecord.request_publish).job
+
+    def is_publish_requested(self, job_id: str) -> bool:
+        """Return whether a version of what the job has learned so far is requested. Raises UnknownJob."""
+        return self.record(job_id).publish_wanted
+
     def delete(self, job_id: str) -> None:
         """Delete the record of a job that ended. Raises UnknownJob, JobNotEnded."""
         if not self.get(job_id).status.ended:

@@ -120,10 +120,14 @@ def check_version(name: str) -> str:
     return name
 
 
-def new_version_id(job_id: str, now: datetime | None = None) -> str:
-    """Return a name that sorts by time of publication, e.g. 20261123T064501-1f3a9c (UTC)."""
+def new_version_id(job_id: str, now: datetime | None = None, *, step: int | None = None) -> str:
+    """Return a name that sorts by time of publication, e.g. 20261123T064501-1f3a9c (UTC).
+
+    Args:
+        step: the last one of a version that is made while its job goes on; it ends the name, as in -step250.
+    """
     moment = (now or datetime.now(UTC)).astimezone(UTC)
-    return f"{moment:%Y%m%dT%H%M%S}-{job_id[-6:]}"
+    return f"{moment:%Y%m%dT%H%M%S}-{job_id[-6:]}" + ("" if step is None else f"-step{step}")
 
 
 class VersionStore:
@@ -221,7 +225,7 @@ class VersionStore:
         return self.path(category, version) / "weights.safetensors"
 
     def find_by_job(self, category: str, job_id: str) -> str | None:
-        """Return the version that a job published, if any."""
+        """Return the version that a job published at its end, if any."""
         for version in self._version_names(check_category(category)):
             if version.endswith(job_id[-6:]) and self.info(category, version).get("job_id") == job_id:
                 return version
@@ -246,7 +250,7 @@ class VersionStore:
 
     def sweep_staged(self, category: str, job_id: str) -> None:
         """Remove the staging folders of a job's crashed publication; the caller holds the job's lease."""
-        for path in self.list_staged(category, "-" + job_id[-6:]):
+        for path in self.list_staged(category, f"-{job_id[-6:]}*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def publish(self, staged: Path, category: str, version: str) -> Path:

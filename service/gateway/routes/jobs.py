@@ -158,6 +158,18 @@ async def resume_job(gateway: CurrentGateway, job_id: str) -> Job:
     return await gateway.threads.io(gateway.queue.add_position, job)
 
 
+@router.post("/train-jobs/{job_id}/publish", summary="Make a version of a running job", responses=responses(409))
+async def publish_checkpoint(gateway: CurrentGateway, job_id: str) -> Job:
+    """Make a version of what a running job has learned so far, to estimate from while the training goes on.
+
+    Its worker makes it at its next step, together with a checkpoint: a moment later it is the last of the job's
+    `checkpoint_versions`, and the job's events say so. It is a version as any other, with its own `quality`, and stays
+    until it is deleted; it does not become active by itself. The job trains on, and publishes its own version at its
+    end. A job that is not running is refused with 409.
+    """
+    return await gateway.threads.io(gateway.jobs.request_publish, job_id)
+
+
 @router.delete("/train-jobs/{job_id}", status_code=204, summary="Forget a training job", responses=responses(409))
 async def delete_job(gateway: CurrentGateway, job_id: str) -> None:
     """Delete the record of a job that ended. The version that it published stays."""

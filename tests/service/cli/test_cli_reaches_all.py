@@ -111,8 +111,8 @@ def test_each_operation_has_a_command(url: str, ppl: Callable[..., str], labelle
         for path, methods in httpx.get(f"{url}/openapi.json").json()["paths"].items()
         for method in methods
     }
-    # tested elsewhere: export needs a trained version, cancel a running estimate, a preview a running training; poses
-    # without smoothing and labelled videos come of videos alone
+    # tested elsewhere: export needs a trained version, cancel a running estimate, a preview and a version of a
+    # checkpoint a running training; poses without smoothing and labelled videos come of videos alone
     apart = {
         ("GET", "/priors/{category}/versions/{version}/export"): "versions export",
         ("POST", "/priors/{category}/versions/import"): "versions import",
@@ -120,6 +120,7 @@ def test_each_operation_has_a_command(url: str, ppl: Callable[..., str], labelle
         ("GET", "/estimates/{estimate_id}/result"): "estimates show",
         ("GET", "/priors/{category}/aliases/{alias}"): "aliases list",
         ("GET", "/train-jobs/{job_id}/preview"): "job",
+        ("POST", "/train-jobs/{job_id}/publish"): "publish",
         ("GET", "/estimates/{estimate_id}/raw"): "estimates show",
         ("GET", "/estimates/{estimate_id}/overlay"): "estimate",
     }

@@ -140,6 +140,36 @@ def test_preview_is_what_the_job_or_its_version_has(
     assert (tmp_path / "now.png").read_bytes() == b"last"
 
 
+def test_version_of_a_running_job_is_made(client: Client, jobs: JobStore, job_id: str, ppl: Ppl) -> None:
+    with pytest.raises(APIError, match="wait until it is running") as raised:
+        client.publish(job_id)
+    assert raised.value.status == 409
+    move(jobs, job_id, JobStatus.QUEUED, JobStatus.RUNNING)
+
+    def work() -> None:
+        while not jobs.is_publish_requested(job_id):
+            time.sleep(0.02)
+        jobs.update(job_id, lambda record: record.publish_checkpoint(250, "v-step250"))
+
+    for ask in (
+        lambda: client.publish(job_id, poll_s=0.02),
+        lambda: json.loads(ppl("publish", job_id, "--json").stdout)["version"],
+    ):
+        worker = threading.Thread(target=work)
+        worker.start()
+        assert ask() == "v-step250"
+        worker.join()
+    assert [made.step for made in client.job(job_id).checkpoint_versions] == [250, 250]
+    with pytest.raises(TimeoutError):
+        client.publish(job_id, poll_s=0.02, timeout_s=0.05)
+    move(jobs, job_id, JobStatus.PAUSED)
+    with pytest.raises(APIError, match="resume it first"):
+        client.publish(job_id)
+    client.cancel(job_id)
+    with pytest.raises(APIError, match="already been cancelled"):
+        client.publish(job_id)
+
+
 def test_unknown_job_raises_also_when_followed(client: Client) -> None:
     for call in (client.pause, client.resume, client.checkpoints, client.preview, lambda job: list(client.events(job))):
         with pytest.raises(APIError) as raised:

@@ -181,6 +181,7 @@ async def walk(http, data_root, make_picture, labelled, sample: str) -> dict[str
     await ask("GET", "/train-jobs?limit=1", "/train-jobs")
     await ask("GET", f"/train-jobs/{job['id']}/events?limit=2", f"{one}/events")
     await ask("GET", f"/train-jobs/{job['id']}/checkpoints", f"{one}/checkpoints")
+    await ask("POST", f"/train-jobs/{job['id']}/publish", f"{one}/publish")
     await ask("POST", f"/train-jobs/{job['id']}/pause", f"{one}/pause")
     await ask("POST", f"/train-jobs/{job['id']}/resume", f"{one}/resume")
     await ask("POST", f"/train-jobs/{job['id']}/cancel", f"{one}/cancel")

@@ -43,6 +43,7 @@ async def test_every_operation_is_described_and_declares_problems(described):
         "/train-jobs/{job_id}/events",
         "/train-jobs/{job_id}/checkpoints",
         "/train-jobs/{job_id}/preview",
+        "/train-jobs/{job_id}/publish",
         "/datasets",
         "/datasets/{dataset_id}",
         "/datasets/{dataset_id}/contact-sheet",
@@ -167,6 +168,7 @@ async def test_job_has_the_agreed_members(described):
         "queue_position",
         "webhook",
         "continued_from",
+        "checkpoint_versions",
     ]
     assert set(schemas["Progress"]["properties"]) == {"step", "total_steps", "fraction", "eta_s", "stage"}
     assert schemas["JobStatus"]["enum"] == [str(status) for status in JobStatus]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.predictor import Predictor
 from model.training.trainer import Trainer
 from service.contract.jobs.files import PREVIEW
 from service.contract.jobs.progress import EventKind, EventLog
@@ -87,12 +88,41 @@ def test_a_run_is_measured_and_previewed(desk: SimpleNamespace, redis_client) ->
     assert Image.open(io.BytesIO(seen[0])).format == "PNG"
 
 
+def test_a_version_of_a_running_job_can_be_estimated_from(desk: SimpleNamespace, redis_client) -> None:  # type: ignore[no-untyped-def]
+    job, polled = desk.prepared(), runner.HeldJob.check
+
+    def check(held: runner.HeldJob) -> None:  # after each step
+        polled(held)
+        if not desk.jobs.get(job.id).checkpoint_versions and not held.publish_requested:
+            desk.jobs.request_publish(job.id)
+            held.publish_requested = True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner.HeldJob, "check", check)
+        desk.runner.run(job.id)
+    done = desk.jobs.get(job.id)
+    (made,) = done.checkpoint_versions
+    assert (done.status, made.step, made.version.endswith("-step2")) == ("succeeded", 2, True)
+    assert not desk.jobs.record(job.id).publish_wanted
+    assert desk.store.versions("dog") == sorted((made.version, done.version), reverse=True)
+    assert desk.store.active("dog") == done.version == desk.store.find_by_job("dog", job.id)
+    info = desk.store.info("dog", made.version)
+    assert (info["training"]["steps"], info["job_id"]) == (2, job.id)
+    assert info["quality"]["pictures"] == 9
+    poses = Predictor.load(desk.store.path("dog", made.version), "cpu").predict(np.zeros((1, 32, 32, 3), np.uint8))
+    assert np.isfinite(poses.keypoints).all()
+    assert desk.store.list_staged() == []
+
+
 def test_a_checkpoint_of_other_processes_can_be_looked_at(desk: SimpleNamespace) -> None:
     trained, looking = (Trainer(np.zeros((9, 32, 32, 3), np.uint8), desk.tiny(), "cpu") for _ in range(2))
-    next(trained.run())
+    for _ in range(2):
+        next(trained.run())
     folder = desk.files.create("0123456789")
     trained.save_checkpoint(folder)
     looking.show_checkpoint(folder)
     assert looking.step == 0
     for name, value in trained.model.state_dict().items():
         assert (looking.model.state_dict()[name] == value).all(), name
+    steps = [[snapshot.step for snapshot in trainer.history.snapshots] for trainer in (trained, looking)]
+    assert steps[0] == steps[1] != [0]

@@ -44,6 +44,7 @@ SHAPE = {
     "queue_position",
     "webhook",
     "continued_from",
+    "checkpoint_versions",
 }
 
 
