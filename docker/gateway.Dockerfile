@@ -10,7 +10,10 @@ RUN python -m venv /opt/ppl
 
 # pinned packages first, so that a change of the sources does not reinstall them
 COPY pyproject.toml docker/requirements.py ./
-RUN python requirements.py video heic > requirements.txt && /opt/ppl/bin/pip install $PIP_ARGS -r requirements.txt
+# imageio-ffmpeg, which sleap-io names and nothing here uses, is left out: a second ffmpeg of 165 MB under the GPL
+RUN python requirements.py video heic interop > requirements.txt \
+    && /opt/ppl/bin/pip install $PIP_ARGS -r requirements.txt \
+    && /opt/ppl/bin/pip uninstall --yes --quiet imageio-ffmpeg
 
 COPY README.md LICENSE ./
 COPY model model

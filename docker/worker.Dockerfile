@@ -1,4 +1,5 @@
-# The worker: torch, the model, PyAV for videos, and pi-heif for HEIC. Build it from the repository root:
+# The worker: torch, the model, and what reads videos (PyAV), HEIC (pi-heif) and HDF5 (sleap-io). Build it from the
+# repository root:
 #   docker build -f docker/worker.Dockerfile -t ppl-worker .                                 torch for CPUs
 #   docker build -f docker/worker.Dockerfile -t ppl-worker --build-arg TORCH_INDEX_URL= .    torch with CUDA, from PyPI
 FROM python:3.11-slim AS build
@@ -17,7 +18,10 @@ RUN python -m venv /opt/ppl
 COPY pyproject.toml docker/requirements.py ./
 RUN /opt/ppl/bin/pip install $PIP_ARGS --no-deps ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} \
     "$(python requirements.py worker --only torch)"
-RUN python requirements.py worker video heic > requirements.txt && /opt/ppl/bin/pip install $PIP_ARGS -r requirements.txt
+# imageio-ffmpeg, which sleap-io names and nothing here uses, is left out: a second ffmpeg of 165 MB under the GPL
+RUN python requirements.py worker video heic interop > requirements.txt \
+    && /opt/ppl/bin/pip install $PIP_ARGS -r requirements.txt \
+    && /opt/ppl/bin/pip uninstall --yes --quiet imageio-ffmpeg
 
 COPY README.md LICENSE ./
 COPY model model

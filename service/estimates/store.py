@@ -116,15 +116,23 @@ class EstimateStore:
             raise _unknown_error(record.shown.id) from error
 
     def end(self, record: EstimateRecord, status: EstimateStatus, error: JobError | None = None) -> None:
-        """Write the final status and delete the pictures, while holding the :meth:`claim`."""
+        """Write the final status and delete the pictures, while holding the :meth:`claim`.
+
+        Without a result, the poses found so far are deleted first: they may be what has filled the disk.
+        """
         shown = record.shown
         shown.status, shown.error, shown.finished_at = status, error, datetime.now(UTC)
         shown.result_url = f"/estimates/{shown.id}/result" if status is EstimateStatus.SUCCEEDED else None
+        if status is not EstimateStatus.SUCCEEDED:
+            self._remove_poses(shown.id)
         self.write(record)
         (self._waiting / shown.id).unlink(missing_ok=True)
         shutil.rmtree(self.path(shown.id, "pictures"), ignore_errors=True)
+        self._remove_poses(shown.id)
+
+    def _remove_poses(self, estimate_id: str) -> None:
         for name in ("lines", "smoothed"):
-            self.path(shown.id, name).unlink(missing_ok=True)
+            self.path(estimate_id, name).unlink(missing_ok=True)
 
     def list_waiting(self) -> list[str]:
         """Return the ids of estimates that have not ended, the oldest first. Cheap enough for every second."""

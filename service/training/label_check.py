@@ -1,13 +1,21 @@
 """Check labels against the pictures of an upload before a job or dataset is accepted. Blocking.
 
-The worker matches them again, with the frames of videos and all pictures that can be read.
+    python -m service.training.label_check REQUEST
+
+The worker matches them again, with the frames of videos and all pictures that can be read. Large labels take seconds
+and up to a gigabyte to read, so they are checked in another process. REQUEST is the JSON of :func:`check_labels`'
+arguments; the exit status is ``_REFUSED`` for labels that can't be used, with the reason on standard error.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +27,18 @@ from service.contract.errors import BadLabels, BadPicture
 from service.contract.media.archives import ArchiveLimits, detect_kind, iter_members
 from service.contract.media.pictures import read_size
 from service.contract.media.zip_names import HINT
-from service.versions.landmarks import MAX_FIT_LABELS_BYTES
 
 _MAX_READ = 256  # pictures whose size is read
+_APART_BYTES = 8 * 2**20  # larger labels are checked in another process
+_APART_TIMEOUT_S = 120.0
+_REFUSED = 3
 _FRAME = re.compile(r"#\d+$")
 
 
 def check_labels(labels: Path, pictures: Path, limits: ArchiveLimits, mode: str, video_name: str | None = None) -> None:
     """Check that labels can be read, and fit pictures in an archive or folder.
 
-    Of many labelled pictures, some evenly spaced ones are read for their size. Labels of more than
-    MAX_FIT_LABELS_BYTES take long to read, and are left to the worker.
+    Of many labelled pictures, some evenly spaced ones are read for their size.
 
     Args:
         mode: stills, or clips, whose split depends on the frames taken.
@@ -39,8 +48,26 @@ def check_labels(labels: Path, pictures: Path, limits: ArchiveLimits, mode: str,
         BadLabels: they can't be read, match no picture, are of pictures of another size, or leave none to train on or
             to score.
     """
-    if labels.stat().st_size > MAX_FIT_LABELS_BYTES:
-        return
+    if labels.stat().st_size > _APART_BYTES:
+        _check_apart(labels, pictures, limits, mode, video_name)
+    else:
+        _check(labels, pictures, limits, mode, video_name)
+
+
+def _check_apart(labels: Path, pictures: Path, limits: ArchiveLimits, mode: str, video_name: str | None) -> None:
+    request = json.dumps([str(labels), str(pictures), asdict(limits), mode, video_name])
+    command = [sys.executable, "-P", "-m", __spec__.name, request]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_APART_TIMEOUT_S)  # noqa: S603 - a module of ours
+    except subprocess.TimeoutExpired:
+        raise BadLabels(f"the labels took more than {_APART_TIMEOUT_S:g} s to read; send fewer of them") from None
+    if done.returncode == _REFUSED:
+        raise BadLabels(done.stderr.decode(errors="replace").strip())
+    if done.returncode:
+        raise BadLabels("the labels can't be used: they take too much memory to read; send fewer of them")
+
+
+def _check(labels: Path, pictures: Path, limits: ArchiveLimits, mode: str, video_name: str | None) -> None:
     try:
         found = read_labels(labels)
         names, videos = _list_names(pictures, limits, video_name)
@@ -97,3 +124,18 @@ def _check_sizes(labels: Labels, row_of: dict[str, int], pictures: Path, limits:
 def _space(names: Sequence[str]) -> frozenset[str]:
     places = np.linspace(0, len(names) - 1, min(len(names), _MAX_READ)).round().astype(int)
     return frozenset(names[place] for place in places.tolist())
+
+
+def main() -> int:
+    """Check labels as the command line says."""
+    labels, pictures, limits, mode, video_name = json.loads(sys.argv[1])
+    try:
+        _check(Path(labels), Path(pictures), ArchiveLimits(**limits), mode, video_name)
+    except BadLabels as error:
+        print(error.detail, file=sys.stderr)
+        return _REFUSED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

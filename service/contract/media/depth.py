@@ -22,6 +22,7 @@ MID_GREY = 128
 
 _STRIP_PIXELS = 1_000_000
 _DARKEST = 16  # a range this many times the highest value would make the picture black
+_DARKEST_STATED = 64  # one that the file itself states is likelier to be meant: a dim picture stays dim
 _BRIGHT = 64  # a high byte of 16-bit values that 14 bits do not reach
 _COLOUR_BITS = (";16B", ";16L", ";16N")
 
@@ -94,8 +95,8 @@ def _find_white(image: Image.Image, highest: float, least: float) -> float:
         bits = max(8, math.ceil(highest).bit_length())
         white = 2.0 ** (bits + bits % 2 if bits < 16 else bits) - 1
     declared = declared_white(image) if isinstance(image, TiffImageFile) else 0.0
-    for known in (declared, least):
-        if highest <= known < _DARKEST * highest:
+    for known, darkest in ((declared, _DARKEST_STATED), (least, _DARKEST)):
+        if highest <= known < darkest * highest:
             return known
     return white if white < _DARKEST * highest else highest or white
 

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from service.contract.durable_files import is_disk_full
 from service.contract.errors import PPLError, UnknownEstimate
 from service.contract.jobs.job import JobError
 from service.contract.media.pictures import PictureLimits
@@ -22,6 +23,7 @@ from service.estimates.results import Outcome, StoredOutcomes
 from service.estimates.schemas import EstimateStatus
 from service.estimates.store import EstimateRecord, EstimateStore
 from service.estimates.video_frames import read_frames, video_limits
+from service.http.problems import disk_full
 from service.runtime.concurrency import cancel_tasks
 from service.versions.reader import Versions
 
@@ -143,8 +145,9 @@ class BackgroundRunner:
         except PPLError as error:
             fault = error
             log.warning("estimate failed: estimate=%s: %s", shown.id, error.detail)
-        except Exception:  # a bug; its owner sees that it failed, and the others continue
-            fault = PPLError("an unexpected error of the server; see its log")
+        except Exception as error:  # a full disk, or a bug; its owner sees that it failed, and the others continue
+            unexpected = PPLError("an unexpected error of the server; see its log")
+            fault = disk_full() if is_disk_full(error) else unexpected
             log.exception("estimate failed: estimate=%s", shown.id)
         await self._io(end, record, status, JobError(**fault.to_dict()) if fault else None)
         log.info("estimate ended: estimate=%s status=%s pictures=%d", shown.id, status, shown.progress.done)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import shutil
+import subprocess
 import threading
 
 import av
@@ -16,6 +18,7 @@ from service.contract.media.videos import iter_frames
 from service.estimates.background.runner import AT_ONCE
 from service.estimates.estimator import Estimator
 from tests.service.conftest import RESPOND_ASYNC
+from tests.support.browser import CHROMIUM, play
 from tests.support.media import zero_payload
 from tests.support.tiffs import tiff_of
 
@@ -205,6 +208,34 @@ async def test_full_disk_gets_507_and_leaves_nothing(send, publish, problem, fil
     assert list((data_root / "estimates").glob("[0-9a-f]*")) == []
 
 
+@pytest.fixture
+def tiny_disk(http, data_root):
+    """Put the estimates on a file system of 64 KiB."""
+    folder = data_root / "estimates"
+    folder.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("headers", [{}, RESPOND_ASYNC])
+async def test_a_really_full_disk_gets_507_too(send, publish, problem, video, headers, tiny_disk):
+    publish("dog")
+    response = await send({"video": ("walk.mp4", video(24) + bytes(100_000))}, headers=headers)
+    assert "no room" in problem(response, 507, "disk_full")["detail"]
+    assert list(tiny_disk.glob("[0-9a-f]*")) == []
+
+
+async def test_poses_that_fill_the_disk_fail_their_estimate(http, send, publish, consumer, video, tiny_disk):
+    publish("dog")
+    answer = await send({"video": ("walk.mp4", video(120))}, headers=RESPOND_ASYNC)
+    assert answer.status_code == 202, answer.text
+    found = await ended(http, answer.json()["id"])
+    assert (found["status"], found["error"]["code"]) == ("failed", "disk_full")
+
+
 async def test_too_many_frames_are_refused_with_what_to_do(serve, send, publish, consumer, problem, film):
     publish("dog")
     http = await serve(max_streamed_images=10)
@@ -288,6 +319,20 @@ async def test_poses_are_drawn_on_a_video_that_browsers_play(http, send, publish
     assert np.ptp(colours) > 60, "a keypoint has a colour, the picture is grey"
     grey = np.asarray(frames[12].image)[60, 90].astype(int)
     assert np.ptp(grey) < 12
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium (apt-get install chromium)")
+async def test_a_drawn_video_plays_in_a_browser(http, send, publish, consumer, video, tmp_path):
+    publish("dog")
+    files = {"video": ("walk.mkv", video(24, kind="mkv", codec="mpeg4", size=(99, 65), sound=True))}
+    found = await ended(http, (await send(files, include="overlay")).json()["id"])
+    path = tmp_path / "drawn.mp4"
+    path.write_bytes((await http.get(found["overlay_url"])).content)
+    played = await asyncio.to_thread(play, path, tmp_path / "profile")
+    assert (played["error"], played["width"], played["height"]) == (None, 100, 64)
+    assert played["time_s"] == pytest.approx(24 / 25, abs=0.1)
+    assert played["duration_s"] == pytest.approx(24 / 25, abs=0.1)
 
 
 async def test_video_is_drawn_in_the_background_alone(http, send, publish, consumer, problem, film):

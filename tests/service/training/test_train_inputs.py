@@ -11,6 +11,7 @@ from PIL import Image
 
 from model.config import resolve
 from service.contract.jobs.files import MAX_LABELS_BYTES
+from service.training import label_check
 
 
 def _archive():
@@ -133,6 +134,24 @@ async def test_labels_are_held_against_the_pictures_before_a_job_is_accepted(
         return
     assert message in problem(answer, 422, "bad_labels")["detail"]
     no_trace()
+
+
+@pytest.mark.parametrize("path", ["/train-jobs", "/datasets"])
+async def test_large_labels_are_checked_in_another_process(http, problem, no_trace, monkeypatch, path):
+    monkeypatch.setattr(label_check, "_APART_BYTES", 10)
+    monkeypatch.setattr(label_check, "_check", None)  # of this process
+    fields = [("category", (None, "dog"))] if path == "/train-jobs" else []
+    for labels, message in (
+        (SIZED.format("a", "b", 64, 128), "64 x 128 pixels, and the picture that came has 32 x 64"),
+        (SIZED.format("a", "b", 32, 64), None),
+    ):
+        form = [("archive", ("a.zip", _zip(*STORED))), ("labels", ("l.csv", labels.encode())), *fields]
+        answer = await http.post(path, files=form)
+        if message is None:
+            assert answer.is_success, answer.text
+        else:
+            assert message in problem(answer, 422, "bad_labels")["detail"]
+            no_trace()
 
 
 @pytest.mark.parametrize(("frame", "status"), [("walk.mp4#000003", 202), ("run.mp4#000003", 422)])

@@ -82,6 +82,13 @@ def test_the_range_that_a_file_states_is_used(tags):
     assert np.abs(shown(tiff_of((dim, tags)))[..., 0] - ramp(900 * 255 / 4095)).max() < 1
 
 
+def test_a_dim_picture_is_as_dim_as_its_file_states():
+    dim = np.rint(ramp(100)).astype(np.uint16)
+    assert shown(tiff_of((dim, {281: (4095,)}))).max() == round(100 * 255 / 4095)
+    assert shown(tiff_of((dim, {281: (1023,)}))).max() == round(100 * 255 / 1023)
+    assert shown(tiff_of(dim)).max() == 100, "of 8 bits, as nothing else is stated"
+
+
 def test_a_stated_range_that_the_values_exceed_or_that_makes_them_black_is_ignored():
     bright, dim = (np.rint(ramp(highest)).astype(np.uint16) for highest in (4095, 200))
     assert np.abs(shown(tiff_of((bright, {281: (255,)})))[..., 0] - ramp(255)).max() < 1

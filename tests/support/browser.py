@@ -1,0 +1,68 @@
+"""Play a video in Debian's chromium, without a screen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+_PAGE = b"""<!doctype html><video src="/video.mp4" muted playsinline></video><script>
+const video = document.querySelector("video")
+const tell = error => fetch("/told", {method: "POST", body: JSON.stringify({error, time_s: video.currentTime,
+  width: video.videoWidth, height: video.videoHeight, duration_s: video.duration})})
+video.onended = () => tell(null)
+video.onerror = () => tell(video.error.message || "error " + video.error.code)
+video.play().catch(error => tell(String(error)))
+</script>"""
+
+
+def play(video: Path, folder: Path, timeout_s: float = 60.0) -> dict[str, Any]:
+    """Play a video to its end; return "error", "time_s", "width", "height" and "duration_s" as the page tells them.
+
+    Args:
+        folder: for the browser's profile.
+
+    Raises TimeoutError if the page tells nothing.
+    """
+    told: dict[str, Any] = {}
+    done = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            is_video = self.path == "/video.mp4"
+            body = video.read_bytes() if is_video else _PAGE
+            self.send_response(200)
+            self.send_header("Content-Type", "video/mp4" if is_video else "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            told.update(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+            done.set()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    assert CHROMIUM is not None
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--mute-audio"]
+        quiet = ["--no-first-run", "--disable-background-networking", f"--user-data-dir={folder}"]
+        command = [CHROMIUM, *options, *quiet, "--autoplay-policy=no-user-gesture-required", address]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as browser:
+            try:
+                if not done.wait(timeout_s):
+                    raise TimeoutError(f"the page told nothing within {timeout_s:g} s")
+            finally:
+                browser.kill()
+                server.shutdown()
+    return told
