@@ -33,7 +33,7 @@ from model.scoring.occlusion import cover, levels, occlusion_row, verdict
 from model.scoring.plots import plot_occlusion
 from model.scoring.prediction_files import pair, poses_of, read_predictions, rows_by_split, square_labels
 from model.scoring.protocols import evaluate, headline, sides
-from model.scoring.skeleton import STRONG, skeleton_scores
+from model.scoring.skeleton import skeleton_scores
 from model.version.prior_values import read_prior
 
 __all__ = ["Array", "Split", "apply_maps", "error_percent", "evaluate", "fit_maps", "headline", "main"]
@@ -139,7 +139,8 @@ def _skeleton(options: argparse.Namespace) -> dict[str, Any]:
     )
     prior = read_prior(json.loads(options.prior.read_text()))
     points, weights = np.array(prior.keypoint_prior), np.array(prior.link_weights)
-    return skeleton_scores(points, weights, keypoints, truth, visibility, labels.edges, strong=options.strong)
+    chosen: dict[str, Any] = {"skeleton": prior.skeleton} if options.strong is None else {"strong": options.strong}
+    return skeleton_scores(points, weights, keypoints, truth, visibility, labels.edges, **chosen)
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -162,7 +163,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parsers["occlusion"].add_argument("--plot", type=Path, help="PNG file to write; needs the extra 'plots'")
     parsers["skeleton"].add_argument("--prior", type=Path, required=True, help="a prior as GET /priors exports it")
     parsers["skeleton"].add_argument(
-        "--strong", type=float, default=STRONG, help="share of the strongest link's weight"
+        "--strong", type=float, help="share of the strongest link's weight, instead of the links that one would draw"
     )
     return parser
 

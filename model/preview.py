@@ -11,14 +11,15 @@ from torch import Tensor
 
 from .data import Clips, Images, mask_patches, step_generator, to_tensor
 from .network.blocks import autocast, shrink
-from .network.links import link_indices
+from .network.links import connectivity_matrix, link_lengths
 from .network.pose_prior_learner import PosePriorLearner
+from .version.skeleton import choose_links
 
 PICTURES = 16
 _COLUMNS = 4  # of pairs: a picture with its pose, and its reconstruction
 _TILE_PX, _GAP_PX = 128, 4
 _FINER = 2  # drawn at this scale and reduced, for smooth lines
-_STRONG = 0.2  # links below this share of the strongest are not drawn
+_LEAST_STRENGTH = 0.3  # thinner links can't be seen
 
 
 @torch.inference_mode()
@@ -42,7 +43,7 @@ def draw_preview(model: PosePriorLearner, images: Images, clips: Clips | None = 
         poses = model.locate(pictures).keypoints.float()
         drawn = model.reconstructor(reference, model.draw(poses, pictures)).float()
     rebuilt = ((drawn.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    links = _strong_links(model)
+    links = _skeleton(model, poses)
     pitch, rows = _TILE_PX + _GAP_PX, -(-len(chosen) // _COLUMNS)
     side = max(2, rows) * pitch - _GAP_PX  # of the prior
     sheet = Image.new("RGB", (2 * _COLUMNS * pitch + side, side), "white")
@@ -59,13 +60,12 @@ def draw_preview(model: PosePriorLearner, images: Images, clips: Clips | None = 
     return sheet
 
 
-def _strong_links(model: PosePriorLearner) -> list[tuple[int, int, float]]:
-    """Return the links to draw as keypoints and strength in (0, 1], the weakest first."""
-    weights = model.link_weights.float().cpu()
-    strengths = (weights / weights.max().clamp_min(1e-12)).tolist()
-    i, j = link_indices(model.config.num_keypoints)
-    found = sorted(zip(strengths, i.tolist(), j.tolist(), strict=True))
-    return [(a, b, strength) for strength, a, b in found if strength >= _STRONG][-2 * model.config.num_keypoints :]
+def _skeleton(model: PosePriorLearner, poses: Tensor) -> list[tuple[int, int, float]]:
+    """Return the links to draw as keypoints and strength, at most 1, the weakest first."""
+    weights, lengths = model.link_weights.float().cpu(), link_lengths(poses).mean(0).cpu()
+    matrix = connectivity_matrix(weights / weights.max().clamp_min(1e-12)).tolist()
+    chosen = choose_links(lengths.tolist(), weights.tolist(), model.config.num_keypoints)
+    return [(i, j, max(matrix[i][j], _LEAST_STRENGTH)) for i, j in reversed(chosen)]
 
 
 def _draw_pose(picture: Image.Image, pose: Tensor, links: list[tuple[int, int, float]], side: int) -> Image.Image:

@@ -65,6 +65,7 @@ def measure(predictor: Predictor, prior: PosePrior, pack: Pack) -> dict[str, Any
             prior.link_weights.double().numpy(),
             *heldout[0],
             pack.edges,
+            skeleton=prior.skeleton,
         )
         if pack.edges
         else None,

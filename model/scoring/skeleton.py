@@ -1,7 +1,8 @@
 """Compare a learned prior with the true skeleton. Numpy only.
 
-A link is **strong** if its weight is at least a share (0.25) of the strongest link's. A learned keypoint may lie
-between two joints, so there are two criteria for a correct link:
+A link is **strong** if it is one of those that one would draw, or, where these are not given, if its weight is at least
+a share (0.25) of the strongest link's. A learned keypoint may lie between two joints, so there are two criteria for a
+correct link:
 
 - **geometric**: a link follows the skeleton in a picture if at least 80 % of its length lies within 5 % of the image
   side of a true limb. Precision: how often strong links follow, over all pictures. Recall: the share of the true
@@ -23,6 +24,7 @@ true pose from the mean pose.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -50,6 +52,7 @@ def skeleton_scores(
     edges: Edges,
     *,
     strong: float = STRONG,
+    skeleton: Collection[tuple[int, int]] | None = None,
 ) -> dict[str, Any]:
     """Return all scores of one learned prior.
 
@@ -61,6 +64,7 @@ def skeleton_scores(
         visibility: (N, J), non-zero where a joint's place is known; in a rendered set also where it is occluded.
         edges: pairs of joints, the true limbs.
         strong: the share of the strongest weight that makes a link strong.
+        skeleton: the strong links instead, if there are any.
 
     Returns:
         "strong_links" as [[i, j, weight, share of pictures where it follows], …] by descending weight, "geometric",
@@ -79,6 +83,8 @@ def skeleton_scores(
         raise ValueError("expected finite link weights of at least 0, one above 0, and 'strong' above 0 and at most 1")
     links = np.stack(np.triu_indices(count, 1), axis=1)
     is_strong = link_weights >= strong * link_weights.max()
+    if skeleton:
+        is_strong = np.array([tuple(link) in skeleton for link in links.tolist()])
     matching = match_joints(keypoints, labels, visibility, MAX_MATCH_DISTANCE)
     follows, geometric = _geometric_scores(links, is_strong, keypoints, labels, visibility, edges)
     by_weight = [int(link) for link in np.argsort(-link_weights, kind="stable") if is_strong[link]]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.network.links import connectivity_matrix, link_indices
-from model.network.pose_prior_learner import PosePriorLearner
+from model.network.links import link_lengths as lengths_of
+from model.network.pose_prior_learner import LEAST_LINK_WEIGHT, PosePriorLearner
 from model.network.refine import NoMemoryError
 
 from .prior_values import default_names, read_prior
+from .skeleton import Pair, choose_links
 
 FORMAT = 1  # of history.json
 
@@ -28,6 +31,7 @@ class PosePrior:
         link_width: sigma squared that links were drawn with, in units of [-1, 1] squared.
         keypoint_prior_source: "memory" (distilled), "predefined", "random", or, for AutoLink, "mean_pose", the mean
             over the training pictures.
+        skeleton: the links (i, j), i < j, that one would draw; all others have a part in the link map alone.
     """
 
     keypoint_prior: Tensor
@@ -35,16 +39,23 @@ class PosePrior:
     link_width: float
     keypoint_names: tuple[str, ...]
     keypoint_prior_source: str = "memory"
+    skeleton: tuple[Pair, ...] = ()
 
     @classmethod
     @torch.no_grad()
     def from_model(
-        cls, model: PosePriorLearner, keypoint_names: tuple[str, ...] | None = None, *, mean_pose: Tensor | None = None
+        cls,
+        model: PosePriorLearner,
+        keypoint_names: tuple[str, ...] | None = None,
+        *,
+        mean_pose: Tensor | None = None,
+        link_lengths: Tensor | None = None,
     ) -> PosePrior:
         """Copy the prior that a model has learned so far to the CPU.
 
-        The K names are numbers unless given. AutoLink, which has no keypoint prior, needs a ``mean_pose`` (K, 2).
-        Raises ValueError if that is missing, or the number of names is not K.
+        The K names are numbers unless given. AutoLink, which has no keypoint prior, needs a ``mean_pose`` (K, 2). The
+        skeleton is chosen by ``link_lengths`` (L,), those in the keypoint prior unless given; links that are
+        predefined and frozen are all drawn. Raises ValueError if that is missing, or the number of names is not K.
         """
         config = model.config
         names = keypoint_names or default_names(config.num_keypoints)
@@ -56,7 +67,12 @@ class PosePrior:
         if learned is None:
             raise ValueError(f"a model of the method {config.method} has no keypoint prior; expected a mean_pose")
         prior, weights = learned.detach().float().cpu().clone(), model.link_weights.float().cpu()
-        return cls(prior, weights, config.link_width, names, source)
+        lengths = lengths_of(prior) if link_lengths is None else link_lengths.cpu()
+        skeleton = choose_links(lengths.tolist(), weights.tolist(), config.num_keypoints)
+        if config.connectivity_prior == "predefined" and not config.connectivity_prior_trainable:
+            drawn = (weights > 2 * LEAST_LINK_WEIGHT).tolist()
+            skeleton = [pair for pair, strong in zip(combinations(range(len(prior)), 2), drawn, strict=True) if strong]
+        return cls(prior, weights, config.link_width, names, source, tuple(skeleton))
 
     @classmethod
     def from_json(cls, mapping: Mapping[str, Any]) -> PosePrior:
@@ -75,6 +91,7 @@ class PosePrior:
             "keypoint_prior": self.keypoint_prior.tolist(),
             "connectivity_prior": connectivity_matrix(self.link_weights).tolist(),
             "links": [{"i": a, "j": b, "weight": weight} for a, b, weight in links],
+            "skeleton": [list(pair) for pair in self.skeleton],
             "link_width": self.link_width,
             "keypoint_prior_source": self.keypoint_prior_source,
         }

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Protocol
 
 from model.config import PPLConfig
+
+from .skeleton import Pair, choose_links
 
 KEYPOINTS = (4, 32)
 """The fewest and the most keypoints, as in the settings."""
@@ -19,8 +23,6 @@ DEFAULT_LINK_WIDTH = 1e-3
 SOURCES = ("memory", "predefined", "random", "mean_pose")
 _TOLERANCE = 1e-6  # between two statements of a weight, relative to the weight, or to 1 if that is more
 
-Pair = tuple[int, int]
-
 
 @dataclass(frozen=True)
 class PriorValues:
@@ -31,15 +33,17 @@ class PriorValues:
     link_width: float
     keypoint_names: tuple[str, ...]
     keypoint_prior_source: str
+    skeleton: tuple[Pair, ...]
 
 
 def read_prior(mapping: Mapping[str, Any]) -> PriorValues:
     """Read and check a prior's JSON object.
 
     Required are ``keypoint_prior`` (K pairs of x and y) and ``links`` (objects of i, j, weight; missing pairs have no
-    link) or ``connectivity_prior`` (a symmetric K x K matrix with a zero diagonal); if both are given they must agree.
-    ``num_keypoints``, ``keypoint_names``, ``link_width`` and ``keypoint_prior_source`` are optional; other keys are
-    ignored. The message of the ValueError says which part is wrong, what came and what was expected.
+    link) or ``connectivity_prior`` (a symmetric K x K matrix with a zero diagonal). If both are given they must agree
+    in the listed links, and the matrix has the others: the API lists those of the skeleton alone. ``skeleton`` (pairs
+    i, j), ``num_keypoints``, ``keypoint_names``, ``link_width`` and ``keypoint_prior_source`` are optional; other keys
+    are ignored. The message of the ValueError says which part is wrong, what came and what was expected.
     """
     if not isinstance(mapping, Mapping):
         raise ValueError(f"the prior is {_show(mapping)}; expected a JSON object")
@@ -55,7 +59,28 @@ def read_prior(mapping: Mapping[str, Any]) -> PriorValues:
     if source not in SOURCES:
         raise ValueError(f"keypoint_prior_source is {_show(source)}; expected one of {', '.join(SOURCES)}")
     names = read_names(mapping.get("keypoint_names"), count)
-    return PriorValues(points, _read_weights(mapping, count), width, names, source)
+    weights = _read_weights(mapping, count)
+    return PriorValues(points, weights, width, names, source, read_skeleton(mapping, points, weights))
+
+
+def read_skeleton(
+    mapping: Mapping[str, Any], points: list[tuple[float, float]], weights: list[float]
+) -> tuple[Pair, ...]:
+    """Read the links to draw from a prior's JSON; without them, choose them by the pose of the prior (K, 2).
+
+    ``weights`` (L,) are over the pairs i < j in row-major order. Raises ValueError for anything but pairs i < j.
+    """
+    value, count = mapping.get("skeleton"), len(points)
+    if value is None:
+        return tuple(choose_links([math.dist(a, b) for a, b in combinations(points, 2)], weights, count))
+    possible = set(combinations(range(count), 2))
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"skeleton is {_show(value)}; expected a list of pairs i, j")
+    pairs = [tuple(pair) if isinstance(pair, list | tuple) else pair for pair in value]
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, tuple) or not all(type(end) is int for end in pair) or pair not in possible:
+            raise ValueError(f"skeleton[{index}] is {_show(value[index])}; expected keypoints i < j below {count}")
+    return tuple(pairs)
 
 
 class GivenPrior(Protocol):
@@ -137,15 +162,14 @@ def _read_weights(mapping: Mapping[str, Any], count: int) -> list[float]:
         raise ValueError("the prior has neither links nor connectivity_prior; expected one of them")
     listed = _read_matrix(matrix, count) if links is None else _read_links(links, count)
     filled = listed if links is None or matrix is None else _read_matrix(matrix, count)
-    pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
-    for i, j in pairs:
-        a, b = listed.get((i, j), 0.0), filled.get((i, j), 0.0)
+    for (i, j), a in listed.items():
+        b = filled.get((i, j), 0.0)
         if abs(a - b) > _TOLERANCE * max(1.0, a):
             raise ValueError(
                 f"links and connectivity_prior disagree: between {i} and {j} the weight is {a:g} in one and {b:g} in "
                 "the other; change both, or leave one of them out"
             )
-    return [listed.get(pair, 0.0) for pair in pairs]
+    return [{**filled, **listed}.get(pair, 0.0) for pair in combinations(range(count), 2)]
 
 
 def _read_links(value: Any, count: int) -> dict[Pair, float]:

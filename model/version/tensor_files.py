@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -16,12 +17,14 @@ from torch import Tensor
 from model.data import Images, iterate_batches, to_tensor
 from model.network.architecture import named_features
 from model.network.blocks import autocast
+from model.network.links import link_lengths
 from model.network.memory import recall_all, surprise_scale
 from model.network.pose_prior_learner import PosePriorLearner
 
 from .prior import History, PosePrior, Snapshot, prototypes
 
 _BATCH_SIZE = 64
+_SKELETON_PICTURES = 256
 
 
 class CheckpointError(ValueError):
@@ -89,7 +92,7 @@ def write_version(
     )
     save_json(directory / "config.json", model.config.to_dict())
     pose = _mean_pose(model, images) if model.memory is None else None
-    prior = PosePrior.from_model(model, keypoint_names, mean_pose=pose)
+    prior = PosePrior.from_model(model, keypoint_names, mean_pose=pose, link_lengths=_mean_lengths(model, images))
     save_json(directory / "prior.json", prior.to_json())
     save_json(directory / "memory.json", _memory(model, images))
     save_json(directory / "history.json", history.to_json(Snapshot.from_model(model, step)))
@@ -111,6 +114,12 @@ def _mean_pose(model: PosePriorLearner, images: Images) -> Tensor:
     for keypoints in _locate_all(model, images):
         total += keypoints.double().sum(0).cpu()
     return (total / len(images)).float()
+
+
+def _mean_lengths(model: PosePriorLearner, images: Images) -> Tensor:
+    """Return the mean length of each link (L,) over some training pictures."""
+    chosen = np.linspace(0, len(images) - 1, min(_SKELETON_PICTURES, len(images))).round().astype(np.int64)
+    return torch.cat([link_lengths(keypoints) for keypoints in _locate_all(model, images[chosen])]).float().mean(0)
 
 
 def _memory(model: PosePriorLearner, images: Images) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class More(StrEnum):
 
     CODES = "codes"
     TRAJECTORY = "trajectory"
+    LINKS = "links"
 
 
 def estimate(

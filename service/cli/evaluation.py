@@ -165,7 +165,7 @@ def _score_skeleton(prior: Prior, paired: Paired, edges: Any) -> dict[str, Any]:
     keypoints, truth, visibility = (np.concatenate(parts) for parts in zip(train, heldout, strict=True))
     values = read_prior(prior.model_dump(mode="json"))
     points, weights = np.array(values.keypoint_prior), np.array(values.link_weights)
-    return skeleton_scores(points, weights, keypoints, truth, visibility, edges)
+    return skeleton_scores(points, weights, keypoints, truth, visibility, edges, skeleton=values.skeleton)
 
 
 def _score_occlusion(

@@ -13,8 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from service.contract.media.fitting import Box, Frame
 
-STRONG = 0.2  # links below this share of the strongest weight are not drawn
-_MAX_LINKS_PER_KEYPOINT = 2
+_LEAST_STRENGTH = 0.3  # thinner links can't be seen
 _OUTLINE = np.array([16, 18, 24], np.float32)
 _BOX_COLOUR = (255, 209, 102)
 _BACKGROUND = (13, 15, 33)
@@ -31,22 +30,19 @@ Floats = NDArray[np.floating[Any]]
 Region = tuple[int, int, int, int]  # left, top, right, bottom; the last two exclusive
 
 
-class StrongLink(NamedTuple):
-    """A link to draw, its strength relative to the strongest in (0, 1]."""
+class DrawnLink(NamedTuple):
+    """A link to draw, its strength relative to the strongest, at most 1."""
 
     i: int
     j: int
     strength: float
 
 
-def strong_links(links: Sequence[dict[str, Any]], num_keypoints: int) -> list[StrongLink]:
-    """Select the links to draw, the weakest first: at least STRONG, and a limited number for each keypoint."""
+def drawn_links(links: Sequence[dict[str, Any]]) -> list[DrawnLink]:
+    """Return a skeleton's links with the strength to draw them with, the weakest first; those of weight 0 are none."""
     strongest = max((link["weight"] for link in links), default=0.0)
-    if strongest <= 0:
-        return []
-    found = [StrongLink(link["i"], link["j"], link["weight"] / strongest) for link in links]
-    strong = sorted((link for link in found if link.strength >= STRONG), key=lambda link: link.strength)
-    return strong[-_MAX_LINKS_PER_KEYPOINT * num_keypoints :]
+    found = [(link["weight"], link["i"], link["j"]) for link in links if link["weight"] > 0]
+    return [DrawnLink(i, j, max(weight / strongest, _LEAST_STRENGTH)) for weight, i, j in sorted(found)]
 
 
 def keypoint_colour(index: int) -> Floats:
@@ -70,14 +66,14 @@ def overlay(
     Args:
         picture: RGB.
         keypoints: (K, 2) in pixels of the picture (integers at pixel centres).
-        links: {"i", "j", "weight"}; strong ones are drawn, thicker and more opaque by weight.
+        links: {"i", "j", "weight"} of the skeleton, drawn thicker and more opaque by weight.
         landmarks: {"name", "x", "y"}, drawn white with their names.
     """
     canvas = np.array(picture, dtype=np.uint8)
     unit = min(frame.size, 2.0 * max(picture.size)) / 100
     radius = max(1.5, 1.35 * unit)
     outline = max(0.6, 0.32 * unit)
-    for link in strong_links(links, len(keypoints)):
+    for link in drawn_links(links):
         ends = keypoints[[link.i, link.j]]
         half = radius * (0.2 + 0.32 * link.strength)
         alpha = 0.3 + 0.65 * link.strength

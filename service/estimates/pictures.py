@@ -276,7 +276,7 @@ def describe_pose(
             picture = open_picture(source.read(), limits)
             region = fitted.region.box if fitted.region else None
             answer["overlay"] = _data_url(
-                drawing.overlay(picture, frame, points, version.links, answer.get("landmarks", ()), region)
+                drawing.overlay(picture, frame, points, version.skeleton, answer.get("landmarks", ()), region)
             )
     return answer
 

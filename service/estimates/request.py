@@ -24,7 +24,7 @@ from .store import ID_DIGITS, EstimateStore
 
 BODY_S = 120.0  # time for a body to arrive, if the request is answered at once
 DRAWN = frozenset(("link_map", "overlay"))
-INCLUDABLE = ("link_map", "trajectory", "overlay", "codes")
+INCLUDABLE = ("link_map", "trajectory", "overlay", "codes", "links")
 LOCATE = ("auto", "motion", "off")
 _FIELDS = (
     *("category", "version", "refine_steps", "include", "boxes", "locate", "format", "landmarks", "every"),
@@ -263,6 +263,10 @@ class Query:
     def num_drawings(self) -> int:
         """Number of pictures to draw for each pose."""
         return len(self.include & DRAWN)
+
+    def list_links_of(self, version: Version) -> Version:
+        """Return the version with the links that answers list: those of its skeleton, or all if they are included."""
+        return version.listing_all_links() if "links" in self.include else version
 
     def locate_for(self, version: Version) -> Query:
         """Return the query for a version: one that was trained on whole frames on purpose gets whole frames."""

@@ -88,7 +88,9 @@ class ImageEstimate(BaseModel):
         description="probability that the thing is there at all, calibrated on the training pictures and on pictures "
         "made from them without it, half of each. Null for versions of releases that did not calibrate it",
     )
-    links: list[Link] = Field(description="of the prior, the strongest first; the same for every picture")
+    links: list[Link] = Field(
+        description="of the prior's skeleton, the strongest first, or all if included; the same for every picture"
+    )
     codes: list[int] | None = Field(
         None, description="if included: index of the vector that the pose retrieves from each memory bank, unrefined"
     )

@@ -31,7 +31,7 @@ from service.contract.media.video_decoder import decode, limit_resources
 from service.contract.media.video_index import UnusableVideo, describe, open_video
 from service.contract.media.videos import DecodeRequest
 
-from .drawing import StrongLink, keypoint_colour
+from .drawing import DrawnLink, keypoint_colour
 from .pictures import Answer
 from .results import StoredOutcomes, final_keypoints
 
@@ -69,7 +69,7 @@ class PoseDrawer:
     """Draw the poses of consecutive frames: boxes, trails, links, keypoints and names."""
 
     def __init__(self, request: OverlayRequest) -> None:
-        self._links = [StrongLink(int(i), int(j), strength) for i, j, strength in request.links]
+        self._links = [DrawnLink(int(i), int(j), strength) for i, j, strength in request.links]
         self._names, self._boxes = request.names, request.boxes
         self._trails: dict[int | None, Trail] = {}
         self._labels: dict[tuple[str, int], Pixels] = {}

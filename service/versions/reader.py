@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -15,7 +15,7 @@ import numpy as np
 from pydantic_core import to_json
 from safetensors import safe_open
 
-from model.version.prior_values import default_names
+from model.version.prior_values import default_names, read_prior
 from service.contract.errors import StoreCorrupt
 from service.contract.versions.additions import Additions, has_default_names
 from service.contract.versions.store import ACTIVE, VersionStore
@@ -35,7 +35,8 @@ class Version:
 
     Attributes:
         side: side of the model's square in pixels.
-        links: the prior's links, the strongest first; links_json is their JSON.
+        skeleton: the links that one would draw, the strongest first.
+        links: those that answers list, the skeleton or all of the prior's; links_json is their JSON.
         keypoint_names: the given names, else keypoint_0, keypoint_1, …; names is None without given names.
         locate: the setting of its training.
     """
@@ -43,12 +44,18 @@ class Version:
     category: str
     name: str
     side: int
+    skeleton: list[dict[str, Any]]
     links: list[dict[str, Any]]
     links_json: bytes
+    all_links: list[dict[str, Any]]
     has_memory: bool
     keypoint_names: tuple[str, ...]
     names: tuple[str, ...] | None
     locate: str = "auto"
+
+    def listing_all_links(self) -> Version:
+        """Return the version with answers that list all links."""
+        return replace(self, links=self.all_links, links_json=to_json(self.all_links))
 
 
 class Versions:
@@ -88,12 +95,13 @@ class Versions:
             return None
         return self._loaded.get((category, name), self._version_identity(category, name))
 
-    def prior(self, category: str, name: str | None = None) -> dict[str, Any]:
-        """Return a prior as the API shows it."""
+    def prior(self, category: str, name: str | None = None, *, all_links: bool = True) -> dict[str, Any]:
+        """Return a prior as the API shows it, with all links or those of its skeleton."""
         name = self.store.resolve(category, name)
         prior, info = self.store.prior(category, name), self.store.info(category, name)
         config = info.get("settings") or self.store.config(category, name)
-        return prior_document(category, name, prior, info, config, self.additions.names(category, name))
+        document = prior_document(category, name, prior, info, config, self.additions.names(category, name))
+        return document if all_links else document | {"links": _skeleton(prior, document["links"])}
 
     def history(self, category: str, name: str | None = None) -> dict[str, Any]:
         """Return the snapshots of a prior during training. Raises NoHistory and those of `VersionStore.resolve`."""
@@ -176,13 +184,15 @@ class Versions:
     def _load(self, category: str, name: str) -> Version:
         config, prior = self.store.config(category, name), self.store.prior(category, name)
         links = [{**link, "weight": float(f"{link['weight']:.6g}")} for link in _member(prior, "links")]
-        names = self._names(category, name)
+        skeleton, names = _skeleton(prior, links), self._names(category, name)
         return Version(
             category=category,
             name=name,
             side=int(_member(config, "image_size")),
-            links=links,
-            links_json=to_json(links),
+            skeleton=skeleton,
+            links=skeleton,
+            links_json=to_json(skeleton),
+            all_links=links,
             has_memory=config.get("method", "ppl") != "autolink",
             keypoint_names=names,
             names=None if has_default_names(names) else names,
@@ -242,6 +252,7 @@ def prior_document(
         "keypoint_prior": _member(prior, "keypoint_prior"),
         "connectivity_prior": _member(prior, "connectivity_prior"),
         "links": _member(prior, "links"),
+        "skeleton": [[link["i"], link["j"]] for link in _skeleton(prior, _member(prior, "links"))],
         "link_width": _member(prior, "link_width"),
         # versions of the first release lack these; it had one method and one mode
         "keypoint_prior_source": prior.get("keypoint_prior_source", "memory"),
@@ -252,6 +263,15 @@ def prior_document(
         "evaluation": info.get("evaluation"),
         "quality": info.get("quality"),
     }
+
+
+def _skeleton(prior: dict[str, Any], links: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the links, given the strongest first, that the prior's skeleton has. Raises StoreCorrupt."""
+    try:
+        drawn = set(read_prior(prior).skeleton)
+    except ValueError as error:
+        raise StoreCorrupt(f"prior.json can't be read: {error}") from error
+    return [link for link in links if (link["i"], link["j"]) in drawn]
 
 
 def _file_identity(path: str | Path) -> tuple[int, int] | None:

@@ -45,7 +45,11 @@ class Prior(OfVersion):
     keypoint_names: list[str] | None
     keypoint_prior: list[NormalizedPoint] = Field(description="the typical pose: (x, y) of each keypoint")
     connectivity_prior: list[list[float]] = Field(description="symmetric matrix of link strengths")
-    links: list[Link] = Field(description="the matrix as a list, the strongest first")
+    links: list[Link] = Field(
+        description="the links that one would draw, the strongest first: a tree of short and strong ones; all pairs of "
+        "the matrix with include=links"
+    )
+    skeleton: list[tuple[int, int]] = Field(default_factory=list, description="keypoints i < j of the links to draw")
     link_width: float = Field(description="sigma squared of the link map, in units of [-1, 1] squared")
     keypoint_prior_source: Literal["memory", "predefined", "random", "mean_pose"] = Field(
         "memory",

@@ -212,9 +212,10 @@ class AsyncClient(EstimateCalls):
         """Iterate over the categories that have been trained."""
         return self.pages("/priors", PriorEntry)
 
-    async def prior(self, category: str, version: str | None = None) -> Prior:
-        """Return the pose prior of a category."""
-        return self.read(Prior, await self._get_prior(category, version))
+    async def prior(self, category: str, version: str | None = None, *, all_links: bool = False) -> Prior:
+        """Return the pose prior of a category, with the links that one would draw or with all."""
+        params = given(version=version, include="links" if all_links else None)
+        return self.read(Prior, await self.send("GET", api_path("priors", category), params=params))
 
     async def memory(self, category: str, version: str | None = None) -> Memory:
         """Return the memory of a version and its prototypes."""

@@ -13,7 +13,7 @@ from typing import Any
 from service.contract.durable_files import atomic_write
 from service.contract.errors import BadVideoFile
 from service.contract.media.videos import DecodeRequest, VideoLimits
-from service.estimates.drawing import strong_links
+from service.estimates.drawing import drawn_links
 from service.estimates.formats.registry import FORMATS
 from service.estimates.request import Query
 from service.estimates.results import Results, StoredOutcomes
@@ -73,7 +73,7 @@ class ResultFiles:
             **limits_of_drawer,
         )
         names = self._version.names or ()
-        links = strong_links(self._version.links, len(self._version.keypoint_names))
+        links = drawn_links(self._version.skeleton)
         draft = self._path("overlay.part")
         request = {
             "video": asdict(video),

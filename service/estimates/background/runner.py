@@ -160,7 +160,7 @@ class BackgroundRunner:
         max_poses, max_boxes = settings.background_max_images, settings.max_images
         query = Query.parse(record.fields, record.names, max_poses, max_boxes, record.video)
         version = await io(self._versions.version, shown.category, shown.version)
-        query = query.locate_for(version)
+        query, version = query.locate_for(version), query.list_links_of(version)
         landmarks = await io(self._versions.landmarks, version, query.landmarks) if query.landmarks else None
         started = time.perf_counter()
         lines = self._store.path(shown.id, "lines")

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from service.estimates.drawing import strong_links
+from service.estimates.drawing import drawn_links
 from service.estimates.pictures import Answer
 from service.estimates.results import Results, final_keypoints
 
@@ -23,7 +23,7 @@ def render_coco(results: Results) -> Iterator[bytes]:
     COCO programs ignore ``errors``, which is present if a picture without a pose does not end the request.
     """
     version = results.version
-    links = strong_links(version.links, len(version.keypoint_names))
+    links = drawn_links(version.skeleton)
     head: dict[str, Any] = {
         "info": {
             "description": f"poses of category {version.category} estimated by Pose Prior Learner, "

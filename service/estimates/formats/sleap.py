@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.estimates.drawing import strong_links
+from service.estimates.drawing import drawn_links
 from service.estimates.results import Results
 
 
@@ -18,7 +18,7 @@ def render_sleap(results: Results) -> Iterator[bytes]:
 
     version = results.version
     nodes = [Node(name) for name in results.point_names()]
-    links = reversed(strong_links(version.links, len(version.keypoint_names)))  # the strongest first
+    links = reversed(drawn_links(version.skeleton))  # the strongest first
     skeleton = Skeleton(nodes, [Edge(nodes[link.i], nodes[link.j]) for link in links], name=version.category)
     is_video = results.frames is not None
     files = [results.name(index) for index in range(len(results.boxes))]

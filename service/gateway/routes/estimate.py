@@ -118,7 +118,7 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
         cached = gateway.versions.find_cached(query.category, query.version)
         version = cached if cached else await threads.io(gateway.versions.version, query.category, query.version)
         query.check_memory(version)
-        query = query.locate_for(version)
+        query, version = query.locate_for(version), query.list_links_of(version)
         landmarks = await threads.io(gateway.versions.landmarks, version, query.landmarks) if query.landmarks else None
         estimator = Estimator(gateway.pipeline, query, version, landmarks)
         if lines_type and query.smoothing:

@@ -53,12 +53,20 @@ async def get_priors(gateway: CurrentGateway, limit: Limit = 50, cursor: Cursor 
 
 
 @router.get("/priors/{category}", summary="A prior", response_model=Prior)
-async def get_prior(gateway: CurrentGateway, category: str, version: Version = None) -> Response:
+async def get_prior(
+    gateway: CurrentGateway,
+    category: str,
+    version: Version = None,
+    include: Annotated[str, Query(description="`links` for all links, not only those that one would draw")] = "",
+) -> Response:
     """Return a category's prior: its typical pose, the weights of the links, and how it was learned.
 
     A prior has no picture: its coordinates are normalised, [-1, 1] over the model's square with y down.
     """
-    return await gateway.threads.io(lambda: JSONResponse(gateway.versions.prior(category, version)))
+    if include not in ("", "links"):
+        raise BadField("include", f"include is {include[:80]!r}; it may be links, or left out")
+    every = include == "links"
+    return await gateway.threads.io(lambda: JSONResponse(gateway.versions.prior(category, version, all_links=every)))
 
 
 @router.get(

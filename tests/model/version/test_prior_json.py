@@ -9,6 +9,7 @@ from model.network.links import connectivity_matrix
 from model.network.pose_prior_learner import PosePriorLearner
 from model.version.prior import PosePrior
 from model.version.prior_values import read_prior
+from model.version.skeleton import choose_links
 
 POINTS = [[0.0, 0.1], [0.0, -0.8], [0.6, 0.0], [0.0, 0.7]]
 LINKS = [{"i": 0, "j": 1, "weight": 0.5}, {"i": 3, "j": 0, "weight": 1}]
@@ -47,6 +48,26 @@ def test_any_prior_survives_the_round_trip(data):
         data.draw(st.sampled_from(["memory", "predefined", "random", "mean_pose"])),
     )
     assert _same(PosePrior.from_json(json.loads(json.dumps(prior.to_json()))), prior)
+
+
+def test_skeleton_is_the_tree_of_links_that_are_short_for_their_weight():
+    #     0-1  0-2  0-3  1-2  1-3  2-3
+    lengths = [1.0, 2.0, 3.0, 1.0, 2.0, 1.0]
+    assert choose_links(lengths, [1.0] * 6, 4) == [(0, 1), (1, 2), (2, 3)]  # a chain instead of its shortcuts
+    assert choose_links(lengths, [1.0, 9.0, 1.0, 1.0, 1.0, 2.0], 4) == [(0, 2), (2, 3), (0, 1)]
+    assert choose_links(lengths, [0.0, 0.5, 0.0, 1.0, 0.0, 0.019], 4) == [(1, 2), (0, 2)]  # 3 has no link worth drawing
+    assert choose_links(lengths, [0.0] * 6, 4) == []
+
+
+def test_skeleton_of_a_version_is_stored_and_chosen_by_the_pose_where_it_is_not():
+    assert PosePrior.from_json(WRITTEN).skeleton == ((0, 3), (0, 1))
+    assert PosePrior.from_json(WRITTEN | {"skeleton": [[1, 2]]}).skeleton == ((1, 2),)
+    assert PosePrior.from_json(WRITTEN | {"skeleton": []}).to_json()["skeleton"] == []
+
+
+def test_links_that_are_listed_are_part_of_the_matrix():
+    prior = PosePrior.from_json(WRITTEN | {"links": LINKS[:1], "connectivity_prior": MATRIX})
+    assert prior.link_weights.tolist() == [0.5, 0.0, 1.0, 0.0, 0.0, 0.0]
 
 
 def test_least_that_a_person_must_write_is_points_and_links():
@@ -104,7 +125,11 @@ def _row(i, row):
         ({"connectivity_prior": _row(1, [0.4, 0, 0, 0])}, r"not symmetric: \[0\]\[1\] is 0.5, \[1\]\[0\] is 0.4"),
         ({"connectivity_prior": _row(2, [0, 0, 3, 0])}, r"connectivity_prior\[2\]\[2\] is 3; expected 0"),
         ({"connectivity_prior": _row(2, [0, 0, 0, -1])}, r"connectivity_prior\[2\]\[3\] is -1"),
-        ({"connectivity_prior": MATRIX, "links": LINKS[:1]}, "disagree: between 0 and 3 the weight is 0 in one and 1"),
+        ({"connectivity_prior": MATRIX, "links": [{"i": 0, "j": 3, "weight": 2}]}, "disagree: between 0 and 3"),
+        ({"skeleton": 3}, "skeleton is 3; expected a list of pairs"),
+        ({"skeleton": [[0, 1], [2, 1]]}, r"skeleton\[1\] is a list of 2; expected keypoints i < j below 4"),
+        ({"skeleton": [[0, 4]]}, r"skeleton\[0\]"),
+        ({"skeleton": ["01"]}, r"skeleton\[0\] is '01'"),
         ({"link_width": 0}, "link_width is 0; expected a number from 1e-05 to 0.1"),
         ({"keypoint_prior_source": "mind"}, "keypoint_prior_source is 'mind'; expected one of memory"),
     ],

@@ -14,14 +14,13 @@ from PIL import Image
 from service.contract.media.fitting import Frame
 from service.estimates import drawing
 from service.estimates.drawing import (
-    STRONG,
     _strips,
+    drawn_links,
     keypoint_colour,
     overlay,
     png,
     prior_picture,
     render_link_map,
-    strong_links,
 )
 
 
@@ -48,16 +47,11 @@ def test_link_map_is_equation_3():
     assert np.abs(render_link_map(keypoints, links, 0.02, 24) - expected).max() < 1e-5
 
 
-def test_strong_links_are_relative_to_the_strongest():
-    links = [{"i": 0, "j": 1, "weight": 4.0}, {"i": 0, "j": 2, "weight": 2.0}, {"i": 1, "j": 2, "weight": 3.9 * STRONG}]
-    assert strong_links(links, 3) == [(0, 2, 0.5), (0, 1, 1.0)]
-    assert strong_links([], 3) == []
-    assert strong_links([{"i": 0, "j": 1, "weight": 0.0}], 2) == []
-
-
-def test_a_hairball_is_thinned_out():
-    links = [{"i": i, "j": j, "weight": 1.0} for j in range(16) for i in range(j)]
-    assert len(strong_links(links, 16)) == 32
+def test_links_are_drawn_by_their_share_of_the_strongest_and_never_too_thin():
+    links = [{"i": 0, "j": 1, "weight": 4.0}, {"i": 0, "j": 2, "weight": 2.0}, {"i": 1, "j": 2, "weight": 0.1}]
+    assert drawn_links(links) == [(1, 2, 0.3), (0, 2, 0.5), (0, 1, 1.0)]
+    assert drawn_links([]) == []
+    assert drawn_links([{"i": 0, "j": 1, "weight": 0.0}]) == []
 
 
 def test_colours_of_32_keypoints_differ():
@@ -73,14 +67,14 @@ def test_overlay_marks_keypoints_and_links(width, height):
     picture = Image.new("RGB", (width, height), (90, 90, 90))
     frame = Frame(0, (height - width) / 2, width)
     keypoints = np.array([[0.2 * width, 0.5 * height], [0.8 * width, 0.5 * height], [0.5 * width, 0.2 * height]])
-    links = [{"i": 0, "j": 1, "weight": 1.0}, {"i": 0, "j": 2, "weight": 0.01}]
+    links = [{"i": 0, "j": 1, "weight": 1.0}]
     drawn = np.asarray(overlay(picture, frame, keypoints, links)).astype(int)
     assert drawn.shape == (height, width, 3)
     for index, (x, y) in enumerate(keypoints.astype(int)):
         assert np.abs(drawn[y, x] - keypoint_colour(index)).max() < 40
     changed = np.abs(drawn - 90).max(axis=2) > 20
     assert changed[height // 2, width // 2]
-    assert not changed[int(0.35 * height), int(0.35 * width)]  # the weak link
+    assert not changed[int(0.35 * height), int(0.35 * width)]  # no link
     assert not changed[-3:].any()
     thickness = changed[:, width // 2].sum() - (changed[: height // 3, width // 2].sum())
     assert max(1, 0.006 * width) < thickness < max(4, 0.04 * width)

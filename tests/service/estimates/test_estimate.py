@@ -45,11 +45,14 @@ async def test_answer_has_the_documented_shape(http, consumer, dog, make_picture
         assert set(image) == {"index", "width", "height", "keypoints", "surprise", "present", "links"}
         assert (image["surprise"], image["present"]) == (0.5, 0.9)
         assert [set(point) for point in image["keypoints"]] == [{"id", "x", "y", "score"}] * 5
-        assert len(image["links"]) == 10
+        assert [(link["i"], link["j"]) for link in image["links"]] == [(0, 1), (0, 2), (0, 3), (0, 4)]
         assert set(image["links"][0]) == {"i", "j", "weight"}
     assert set(answer["timing_ms"]) == {"decode", "queue", "model", "total"}
     assert answer["timing_ms"]["total"] >= answer["timing_ms"]["decode"]
     Estimate.model_validate(answer)
+    fields = {"category": "dog", "include": "links"}
+    every = (await http.post("/estimate", data=fields, files=images(make_picture()))).json()["images"][0]["links"]
+    assert len(every) == 10
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (300, 100), (100, 300), (1000, 700), (20, 17)])

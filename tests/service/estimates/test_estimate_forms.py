@@ -217,7 +217,7 @@ def test_landmarks_that_are_not_there_are_empty_cells_and_not_labelled():
     points = [{"x": 1.0, "y": 2.0, "score": 0.9}, {"x": 5.0, "y": 7.0, "score": 0.3}]
     pose = {"index": 0, "width": 9, "height": 9, "keypoints": points, "surprise": None, "present": 0.1, "landmarks": []}
     version = SimpleNamespace(
-        category="dog", name="v", keypoint_names=("a", "b"), links=[{"i": 0, "j": 1, "weight": 1.0}]
+        category="dog", name="v", keypoint_names=("a", "b"), skeleton=[{"i": 0, "j": 1, "weight": 1.0}]
     )
     results = Results(version, ["a.png"], [PictureBoxes()], [Outcome(0, [pose])], {}, landmarks=("nose",))
     assert b"".join(render_deeplabcut(results)).decode().splitlines()[-1] == "a.png,1.0,2.0,0.9,5.0,7.0,0.3,NaN,NaN,NaN"

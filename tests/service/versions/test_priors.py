@@ -56,7 +56,11 @@ async def test_prior_has_the_documented_shape(http, dog):
     assert (prior["category"], prior["version"], prior["num_keypoints"]) == ("dog", dog, 5)
     assert np.shape(prior["keypoint_prior"]) == (5, 2)
     assert np.shape(prior["connectivity_prior"]) == (5, 5)
-    assert len(prior["links"]) == 10
+    assert [[link["i"], link["j"]] for link in prior["links"]] == prior["skeleton"]
+    assert len(prior["skeleton"]) == 4
+    every = (await http.get("/priors/dog?include=links")).json()["links"]
+    assert len(every) == 10
+    assert [link for link in every if link in prior["links"]] == prior["links"]
     assert prior["settings"]["num_keypoints"] == 5
     assert prior["training"]["images"] == 99
     assert prior["training"]["job_id"] == "0123456789abc123"
