@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Annotated
 
-from fastapi import Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 
 from service.contract import routing
 from service.contract.datasets.store import DatasetFiles
@@ -211,6 +211,11 @@ async def _gateway_of(request: Request) -> Gateway:
 # parameters of routes
 CurrentGateway = Annotated[Gateway, Depends(_gateway_of)]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+
+
+def new_router(tag: str) -> APIRouter:
+    """Create a router whose operations have the tag, and are named as their functions in generated clients."""
+    return APIRouter(tags=[tag], generate_unique_id_function=lambda route: route.name)
 
 
 async def _repeat(name: str, seconds: float, action: Callable[[], Awaitable[None]]) -> None:

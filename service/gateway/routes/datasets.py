@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from service.contract.datasets.dataset import CreatedDataset, Dataset, DatasetPage, DatasetStatus
 from service.contract.errors import DatasetNotReady
-from service.gateway.gateway import CurrentGateway, Limit
+from service.gateway.gateway import CurrentGateway, Limit, new_router
 from service.http.problems import responses
 from service.training.dataset_intake import accept_dataset, check_unused
 from service.training.openapi import dataset_body
 
-router = APIRouter(tags=["datasets"])
+router = new_router("datasets")
 
 _AGAIN_S = 2.0
 

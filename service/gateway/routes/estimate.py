@@ -27,7 +27,7 @@ from service.estimates.results import Outcome, Results
 from service.estimates.schemas import CocoDataset, Estimate
 from service.estimates.smoothing import SmoothTracks
 from service.estimates.video_frames import read_frames, video_limits
-from service.gateway.gateway import CurrentGateway, Gateway
+from service.gateway.gateway import CurrentGateway, Gateway, new_router
 from service.http.headers import accepted_media_type, responds_async
 from service.http.problems import BadField, responses
 from service.http.requests import body_bytes
@@ -41,7 +41,7 @@ Result = TypeVar("Result")
 
 def make_router(settings: Settings) -> APIRouter:
     """Return the route, documented with the configured limits."""
-    router = APIRouter(tags=["poses"])
+    router = new_router("poses")
 
     @router.post(
         "/estimate",

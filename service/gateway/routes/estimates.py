@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
@@ -18,10 +18,10 @@ from service.access.keys import Scope
 from service.contract.errors import Conflict, Forbidden, UnknownEstimate
 from service.estimates.formats.registry import FORMATS
 from service.estimates.schemas import BackgroundEstimate, EstimatePage, EstimateStatus, EstimateWithResult
-from service.gateway.gateway import CurrentGateway, Gateway, Limit
+from service.gateway.gateway import CurrentGateway, Gateway, Limit, new_router
 from service.http.problems import responses
 
-router = APIRouter(tags=["poses"])
+router = new_router("poses")
 
 _RETRY_S = 2.0
 _CHUNK_BYTES = 2**18

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.responses import Response
 
 from service.contract.errors import Unavailable
-from service.gateway.gateway import CurrentGateway
+from service.gateway.gateway import CurrentGateway, new_router
 from service.http.problems import responses
 from service.http.schemas import Liveness, Readiness
 from service.runtime.redis_clients import NO_ANSWER
 
-router = APIRouter(tags=["operation"])
+router = new_router("operation")
 
 _RETRY_S = 2.0
 _REDIS_S = 2.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import Header, Query, Request
 from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
@@ -15,7 +15,7 @@ from service.contract.jobs.files import PREVIEW
 from service.contract.jobs.job import CheckpointList, JobPage
 from service.contract.jobs.progress import MAX_EVENTS, EventPage
 from service.contract.jobs.store import Job, JobStatus
-from service.gateway.gateway import CurrentGateway, Limit
+from service.gateway.gateway import CurrentGateway, Limit, new_router
 from service.http.headers import KEY_HEADER, REPLAYED_HEADER, accepted_media_type, media_type
 from service.http.openapi import TEXT
 from service.http.problems import UnsupportedMedia, responses
@@ -25,7 +25,7 @@ from service.training.job_request import read_json, read_upload
 from service.training.openapi import train_body
 from service.training.retention import list_jobs
 
-router = APIRouter(tags=["training"])
+router = new_router("training")
 
 _READERS = {"application/json": read_json, "multipart/form-data": read_upload}
 

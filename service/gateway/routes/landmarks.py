@@ -11,7 +11,7 @@ from starlette.responses import Response
 from service.contract.errors import UnknownLandmarks
 from service.contract.versions.landmarks import LandmarkSet
 from service.estimates.landmark_fitting import LandmarkRequest, fit_landmarks
-from service.gateway.gateway import CurrentGateway, Gateway
+from service.gateway.gateway import CurrentGateway, Gateway, new_router
 from service.http.problems import responses
 from service.http.requests import body_bytes
 from service.runtime.settings import Settings
@@ -23,7 +23,7 @@ from .priors import Version
 
 def make_router(settings: Settings) -> APIRouter:
     """Return the routes, documented with the configured limits."""
-    router = APIRouter(tags=["landmarks"])
+    router = new_router("landmarks")
 
     @router.post(
         "/priors/{category}/landmarks",

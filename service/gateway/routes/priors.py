@@ -5,13 +5,13 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query
+from fastapi import Body, Query
 from starlette.responses import JSONResponse, Response
 
 from service.contract.errors import BadCursor, UnknownVersion
 from service.contract.versions.additions import check_names
 from service.contract.versions.store import is_category, is_version
-from service.gateway.gateway import CurrentGateway, Limit
+from service.gateway.gateway import CurrentGateway, Limit, new_router
 from service.http.headers import IfMatch, json_etag, precondition
 from service.http.openapi import etag_header
 from service.http.problems import BadField, responses
@@ -27,7 +27,7 @@ from service.versions.schemas import (
     VersionPage,
 )
 
-router = APIRouter(tags=["priors"])
+router = new_router("priors")
 
 MIN_SIDE_PX, MAX_SIDE_PX = 64, 2048
 _ETAG = etag_header("of these names; for If-Match")

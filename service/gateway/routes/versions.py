@@ -6,13 +6,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Request
+from fastapi import Body, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from service.contract.errors import BadVersionFile
 from service.contract.versions.changes import delete_version, move_alias, remove_alias
 from service.contract.versions.store import ACTIVE, check_category
-from service.gateway.gateway import CurrentGateway, Gateway
+from service.gateway.gateway import CurrentGateway, Gateway, new_router
 from service.http.headers import IfMatch, etag, precondition
 from service.http.multipart import UploadFile, UploadFolder, check_fields, read_form
 from service.http.openapi import etag_header
@@ -22,7 +22,7 @@ from service.versions.import_version import import_version
 from service.versions.openapi import import_body
 from service.versions.schemas import AliasEntry, AliasPage, AliasTarget, VersionEntry
 
-router = APIRouter(tags=["versions"])
+router = new_router("versions")
 
 _ETAG = etag_header("names the version that it points to; for If-Match")
 _TRUTHS = {"": None, "true": True, "false": False}
