@@ -97,7 +97,7 @@ def run(request: Request, seeds: list[int], out: Path) -> Iterator[tuple[Path, b
         side = chosen.config.image_size if chosen else 64
         pack = pack or read_pack(request.set_file, side)
         facts = _mean_pose(pack) if chosen is None else _train(request, chosen, pack, seed, out)
-        _write(file, {**_describe_request(request, seed), **facts, **_machine(request.device)})
+        write_json(file, {**_describe_request(request, seed), **facts, **_machine(request.device)})
         yield file, True
 
 
@@ -155,7 +155,7 @@ def _steps(request: Request, chosen: Plan, pack: Pack, file: Path) -> dict[str, 
     pace = (ticks[-1] - ticks[_WARM_UP_STEPS - 1]) / (count - _WARM_UP_STEPS)
     left = request.minutes * 60 - (time.perf_counter() - started)
     timing = {"steps": max(1, int(left / pace)), "measured_pace": round(pace, 5), "threads": torch.get_num_threads()}
-    _write(file, timing)
+    write_json(file, timing)
     return timing
 
 
@@ -178,7 +178,7 @@ class _Clock:
         """Record the time of a step, before its checkpoint is written."""
         self.seconds = self._before + time.perf_counter() - self._started
         self._at[str(step)] = self.seconds
-        _write(self._file, self._at)
+        write_json(self._file, self._at)
 
 
 def _describe_request(request: Request, seed: int) -> dict[str, Any]:
@@ -228,7 +228,7 @@ def _counts(pack: Pack) -> dict[str, int]:
     return {"train_images": len(pack.train.images), "heldout_images": len(pack.test.images)}
 
 
-def _write(file: Path, facts: Mapping[str, Any]) -> None:
+def write_json(file: Path, facts: Mapping[str, Any]) -> None:
     """Write a file atomically."""
     beside = file.with_name(f".{file.name}.part")
     beside.write_text(json.dumps(facts, indent=1) + "\n")

@@ -1,7 +1,7 @@
 """Judge how good a version is, from measures without labels (:mod:`model.quality`). Numpy only.
 
-The thresholds were fixed on half of some two dozen versions whose labelled errors are known, and tried on the other
-half: docs/method.md.
+The thresholds were fixed on versions whose labelled errors are known, and tried on others: docs/method.md.
+``python -m benchmarks.accuracy.quality`` does both.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 _STILL = 1.0  # percent of the side
-_LOST, _WEAK = 0.06, 0.2  # scores below which a version has failed, or is doubtful
+_LOST, _WEAK = 0.03, 0.2  # scores below which a version has failed, or is doubtful
+_LEAST = 0.02  # consistency: those that follow nothing are ranked by their mean score
 _UNSURE = 0.5  # mean score of the keypoints
 _FEW = 60  # pictures
 
@@ -38,7 +39,7 @@ def judge(measures: Mapping[str, Any], num_pictures: int, num_keypoints: int) ->
         num_pictures: it was trained on.
         num_keypoints: K.
     """
-    score = float(np.clip(measures["consistency"], 0, 1) * np.sqrt(measures["mean_score"]))
+    score = float(np.clip(measures["consistency"], _LEAST, 1) * np.sqrt(measures["mean_score"]))
     faults = {  # the first counts
         "still": measures["movement_percent"] < _STILL,
         "lost": score < _LOST,
