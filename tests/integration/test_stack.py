@@ -74,7 +74,8 @@ def test_pictures_become_a_prior(shared: Shared, client: Client) -> None:
     prior = client.prior("cross")
     assert prior.version == job.version
     assert len(prior.keypoint_prior) == prior.num_keypoints == TINY["num_keypoints"]
-    assert len(prior.links) == 6
+    assert len(prior.links) == 3  # the skeleton: a tree
+    assert len(client.prior("cross", all_links=True).links) == 6
     memory = client.memory("cross")
     assert sum(prototype.count for prototype in memory.prototypes) == 24
     assert Image.open(io.BytesIO(client.link_map("cross"))).format == "PNG"

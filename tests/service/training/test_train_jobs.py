@@ -78,6 +78,7 @@ async def test_upload_becomes_a_job(http, post, data_root, archive):
         "progress",
         "metrics",
         "version",
+        "checkpoint_versions",
         "error",
         "settings",
         "evaluation",
