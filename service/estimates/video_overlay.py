@@ -29,7 +29,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from service.contract.media.video_decoder import decode, limit_resources
 from service.contract.media.video_index import UnusableVideo, describe, open_video
-from service.contract.media.videos import DecodeRequest
+from service.contract.media.video_request import DecodeRequest
 
 from .drawing import DrawnLink, keypoint_colour
 from .pictures import Answer

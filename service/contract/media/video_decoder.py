@@ -2,8 +2,9 @@
 
     python -m service.contract.media.video_decoder REQUEST
 
-REQUEST is the JSON of :class:`~.videos.DecodeRequest`. Frames are written to standard output: each a
-:data:`~.videos.HEADER` and its RGB pixels. The last message is DONE, or FAILED and a reason; frames before it count.
+REQUEST is the JSON of :class:`~.video_request.DecodeRequest`. Frames are written to standard output: each a
+:data:`~.video_request.HEADER` and its RGB pixels. The last message is DONE, or FAILED and a reason; frames before it
+count.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from .video_index import Index, TooManyFrames, UnusableVideo, describe, open_video, read_index
-from .videos import DONE, FAILED, FRAME, HEADER, TOO_MANY, DecodeRequest, space_evenly
+from .video_request import DONE, FAILED, FRAME, HEADER, TOO_MANY, DecodeRequest, space_evenly
 
 _FIXED_POINT = 1 << 16
 _UPRIGHT = False, 1, 1

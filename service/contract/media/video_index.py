@@ -16,7 +16,7 @@ from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from .videos import DecodeRequest
+from .video_request import DecodeRequest
 
 # excludes playlists and others that make ffmpeg read further files or addresses
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"

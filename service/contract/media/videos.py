@@ -9,12 +9,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import select
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -26,14 +25,12 @@ from service.contract.errors import BadPicture
 from . import tiff
 from .pictures import PictureLimits
 from .stacks import iter_pages
+from .video_request import DONE, FAILED, FRAME, HEADER, TOO_MANY, DecodeRequest, space_evenly
+from .video_request import VideoLimits as VideoLimits
 
 SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"))
 EXPECTED = "expected an MP4, MOV, AVI, MKV or WebM video"
 MISSING = "videos need PyAV, which is not installed: pip install 'pose-prior-learner[video]'"
-
-# messages of the decoding process: kind, number, width, height, seconds from the start
-HEADER = struct.Struct("<4Id")
-FRAME, DONE, FAILED, TOO_MANY = 1, 2, 3, 4
 
 _CHANNELS = 3
 _MAX_PAGES = 1_000_000
@@ -55,42 +52,6 @@ class TooManyFrames(BadVideo):
 
 class NoDecoder(Exception):  # noqa: N818
     """PyAV is not installed; the message names the extra to install."""
-
-
-@dataclass(frozen=True)
-class VideoLimits:
-    """Limits on a video and on the process that decodes it.
-
-    Attributes:
-        max_pixels, min_side_px: of a frame.
-        max_bytes: size limit of the file.
-        max_frames: decoded of one video; of a longer one only key frames are read.
-        timeout_s: time for decoding one video.
-        memory_bytes, threads: of the decoding process.
-    """
-
-    max_pixels: int = 50_000_000
-    min_side_px: int = 8
-    max_bytes: int = 4 * 2**30
-    max_frames: int = 20_000
-    max_duration_s: float = 4 * 3600.0
-    timeout_s: float = 600.0
-    memory_bytes: int = 4 * 2**30
-    threads: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeRequest(VideoLimits):
-    """The argument of the decoding process.
-
-    Attributes:
-        count: frames evenly spaced; with ``every``, the highest number allowed.
-        every: yield one frame in this many, from the first on, instead of frames evenly spaced.
-    """
-
-    path: str
-    count: int
-    every: int | None
 
 
 class TimedFrame(NamedTuple):
@@ -184,13 +145,6 @@ def _iter_pages(
             yield TimedFrame(number, number * seconds, image)
     except (BadPicture, ValueError) as error:
         raise BadVideo(str(error)) from error
-
-
-def space_evenly(count: int, total: int) -> list[int]:
-    """Return ``count`` numbers below ``total``, each in the middle of an equal part; all if fewer."""
-    if total <= count:
-        return list(range(total))
-    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
 def _receive(read: Callable[[int], bytearray], limits: VideoLimits) -> Iterator[TimedFrame]:

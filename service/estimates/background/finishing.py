@@ -12,7 +12,7 @@ from typing import Any
 
 from service.contract.durable_files import atomic_write
 from service.contract.errors import BadVideoFile
-from service.contract.media.videos import DecodeRequest, VideoLimits
+from service.contract.media.video_request import DecodeRequest, VideoLimits
 from service.estimates.drawing import drawn_links
 from service.estimates.formats.registry import FORMATS
 from service.estimates.request import Query

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.contract.media import videos
+from service.contract.media.video_request import space_evenly
 from service.contract.media.videos import (
     BadVideo,
     NoDecoder,
@@ -30,7 +31,6 @@ from service.contract.media.videos import (
     is_video,
     is_video_name,
     iter_frames,
-    space_evenly,
 )
 from tests.support.media import zero_payload
 
@@ -358,6 +358,13 @@ def test_pyav_is_loaded_in_the_decoding_process_alone():
     code = f"import sys, {modules}; print('av' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_decoding_process_starts_without_what_it_does_not_need():
+    """Each video waits for one to start: Pillow, settings and pydantic take twice as long as PyAV and numpy."""
+    code = "import sys, service.contract.media.video_decoder; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"PIL", "pydantic", "service.contract.settings"} & set(done.stdout.split())
 
 
 @pytest.mark.parametrize(
