@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -120,9 +121,7 @@ def _train(request: Request, chosen: Plan, pack: Pack, seed: int, out: Path) -> 
         if report.step % config.checkpoint_every == 0 or report.step == config.steps:
             clock.note(report.step)
             trainer.save_checkpoint(work)
-    version = work / "version"
-    version.mkdir(exist_ok=True)
-    trainer.export(version)
+    version = _export(trainer, work)
     prior = PosePrior.from_json(json.loads((version / "prior.json").read_text()))
     result = {
         "settings": config.to_dict(),
@@ -136,6 +135,17 @@ def _train(request: Request, chosen: Plan, pack: Pack, seed: int, out: Path) -> 
     }
     (work / CHECKPOINT_FILE).unlink()
     return result
+
+
+def _export(trainer: Trainer, work: Path) -> Path:
+    """Write the version; its folder is there once it is whole, so that it can be drawn while it is measured."""
+    version, partial = work / "version", work / "version.partial"
+    for folder in (partial, version):
+        if folder.exists():
+            shutil.rmtree(folder)
+    partial.mkdir()
+    trainer.export(partial)
+    return partial.rename(version)
 
 
 def _steps(request: Request, chosen: Plan, pack: Pack, file: Path) -> dict[str, Any]:

@@ -74,6 +74,31 @@ def test_stopped_run_continues_to_the_result_of_one_that_was_not(pack_file, tmp_
     assert other["seconds_trained"] > 0
 
 
+def test_trained_version_is_drawn_while_it_is_measured_and_only_once(pack_file, tmp_path, monkeypatch, capsys):
+    asked = request(pack_file, steps=2)
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "measure", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            list(run(asked, [0], tmp_path))
+    pictures = ["pictures", str(tmp_path), "--set", str(pack_file), "--count", "5"]
+    work = tmp_path / asked.group / "seed0"
+    drawn = []
+    for arguments in (pictures, pictures, [*pictures, "--refine-steps", "1"]):
+        assert main(arguments) == 0
+        drawn.append(capsys.readouterr().out.split())
+    assert drawn == [[str(work / "sheet.png")], [], [str(work / "sheet.png")]]
+    ((_, made),) = run(asked, [0], tmp_path)  # writes the version anew
+    assert made
+    assert main(pictures) == 0
+    assert capsys.readouterr().out.split() == [str(work / "sheet.png")]
+    assert {path.name for path in work.iterdir()} >= {"version", "sheet.png"}
+    assert not (work / "version.partial").exists()
+
+
 def test_minutes_become_steps_that_all_seeds_share(pack_file, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "CALIBRATION_STEPS", 7)
     asked = request(pack_file, steps=None, minutes=0.02)
