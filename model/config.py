@@ -191,6 +191,12 @@ class PPLConfig:
     refine_gain: float = _setting(
         1.0, "part of the way a refinement step moves from the first pose to the refined one; 1 in the paper", 0.0, 1.0
     )
+    refine_weighting: str = _setting(
+        "constant",
+        "how far a keypoint moves in a refinement step: 'constant', refine_gain; 'scores', refine_gain times the share "
+        "of the refined keypoint's odds, score / (1 - score), in both odds, so that what is in plain sight stays",
+        choices=("constant", "scores"),
+    )
     memory_decay: float = _setting(0.9, "decay of the codebook's moving averages", 0.0, 0.9999)
     revive_after: int = _setting(100, "steps without a hit after which a memory vector is replaced", 1, 1_000_000)
     # how it is trained
@@ -302,7 +308,8 @@ PRESETS: dict[str, dict[str, Value]] = {
         "link_regularization_weight": 0.0,
         "occlusion_weight": 0.5,
         "refinement_weight": 0.5,
-        "refine_gain": 0.35,
+        "refine_gain": 0.6,
+        "refine_weighting": "scores",
         "steps": 3000,
         "batch_size": 32,
         "learning_rate": 1e-3,

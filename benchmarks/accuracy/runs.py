@@ -123,6 +123,8 @@ def _train(request: Request, chosen: Plan, pack: Pack, seed: int, out: Path) -> 
             trainer.save_checkpoint(work)
     version = _export(trainer, work)
     prior = PosePrior.from_json(json.loads((version / "prior.json").read_text()))
+    started = time.perf_counter()
+    measured = measure(Predictor.load(version, request.device), prior, pack)
     result = {
         "settings": config.to_dict(),
         **timing,
@@ -131,7 +133,8 @@ def _train(request: Request, chosen: Plan, pack: Pack, seed: int, out: Path) -> 
         "losses": {name: _mean_of(name, latest) for name in (latest[-1] if latest else ())},
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         **_counts(pack),
-        **measure(Predictor.load(version, request.device), prior, pack),
+        "seconds_measured": round(time.perf_counter() - started, 1),
+        **measured,
     }
     (work / CHECKPOINT_FILE).unlink()
     return result

@@ -12,7 +12,8 @@ from .rows import MEAN_POSE
 REFINES = ("0", "1", "3")
 _ERRORS = (
     "Errors on the held-out pictures, mean ± standard deviation over the seeds. *Refine*: percent of the image side, "
-    "maps with bias fitted on training pictures that are not refined. The other protocols at refine 0: CUB's (a map "
+    "maps with bias fitted on training pictures that are not refined; *prior off*: the same weights without refinement and "
+    "without the transformed prior, with maps of their own. The other protocols at refine 0: CUB's (a map "
     "a keypoint without bias), Human3.6m's (whole poses, sides may swap, no bias), Taichi's (summed, at 256 pixels)."
 )
 _HEADLINE = ("headline", "error_percent")
@@ -55,7 +56,6 @@ def tables(name: str, members: Sequence[Group], in_full: Sequence[Group], plot: 
     parts = []
     if any(group.first.get("scores") for group in members):
         parts.append(_accuracy(members))
-        parts.append(_own_maps(members))
     else:
         parts.append(_losses(members))
     parts += [_skeleton(members), _occlusion(in_full), _occlusion_in_short(members)]
@@ -83,26 +83,16 @@ def update(file: Path, name: str, text: str) -> None:
 
 
 def _accuracy(members: Sequence[Group]) -> str:
-    heads = ["row", "steps", "minutes", "seeds", *(f"refine {refine}" for refine in REFINES)]
+    heads = ["row", "steps", "minutes", "seeds", *(f"refine {refine}" for refine in REFINES), "prior off"]
     heads += [head for _, head, _ in _PROTOCOLS]
     lines = []
     for group in members:
         cells = [*_budget(group)]
         cells += [spread(group.values("scores", refine, *_HEADLINE)) for refine in REFINES]
+        cells.append(spread(group.values("prior_off", "error_percent")))
         cells += [spread(group.values("scores", "0", *path), digits) for path, _, digits in _PROTOCOLS]
         lines.append(cells)
     return f"{_ERRORS}\n\n" + _table(heads, lines)
-
-
-def _own_maps(members: Sequence[Group]) -> str:
-    lines = []
-    for group in members:
-        cells = [spread(group.values("scores_own_maps", n, *_HEADLINE)) for n in REFINES[1:]]
-        if any(cell != "–" for cell in cells):
-            lines.append([group.name, *cells])
-    heads = ["row", *(f"refine {n}" for n in REFINES[1:])]
-    note = "The same error where the map is fitted on training pictures refined as often as the held-out ones:"
-    return f"{note}\n\n{_table(heads, lines)}" if lines else ""
 
 
 def _losses(members: Sequence[Group]) -> str:

@@ -9,6 +9,9 @@ from .blocks import shrink
 from .pose_prior_learner import Located, PosePriorLearner
 
 
+_LEAST_DOUBT = 1e-3
+
+
 class NoMemoryError(ValueError):
     """A request for refinement or codes to a model without memory."""
 
@@ -34,8 +37,9 @@ def fill_in(model: PosePriorLearner, image: Tensor, keypoints: Tensor, link_widt
 def refine(model: PosePriorLearner, image: Tensor, refine_steps: int) -> tuple[Located, Tensor]:
     """Locate keypoints, then ``refine_steps`` times in the image that :func:`fill_in` makes of the last pose.
 
-    The pose of a step lies ``refine_gain`` of the way from the first pose to the one found again. Differs from the
-    paper where that is less than 1: keypoints in plain sight then stay near where they were first found.
+    The pose of a step lies ``refine_gain`` of the way from the first pose to the one found again, or less for keypoints
+    that were seen well at first (:func:`refined_share`). Differs from the paper, where that is 1: keypoints in plain
+    sight then stay near where they were first found.
 
     Args:
         model: in eval mode.
@@ -43,8 +47,8 @@ def refine(model: PosePriorLearner, image: Tensor, refine_steps: int) -> tuple[L
         refine_steps: N, at least 0.
 
     Returns:
-        Keypoints (B, K, 2) and scores of the last step with the evidence of the image, and the trajectory
-        (B, N + 1, K, 2).
+        Keypoints (B, K, 2) and scores of the last step (mixed like these with the weighting "scores"), the evidence
+        of the image, and the trajectory (B, N + 1, K, 2).
 
     Raises:
         NoMemoryError: steps are requested of an AutoLink model, which has no memory.
@@ -54,12 +58,32 @@ def refine(model: PosePriorLearner, image: Tensor, refine_steps: int) -> tuple[L
             f"refine_steps is {refine_steps}; a model of the method {model.config.method} has no memory to "
             "refine with, expected 0"
         )
-    located = model.locate(image, evidence=True)
-    first = located.keypoints
-    trajectory = [first]
+    located = seen = model.locate(image, evidence=True)
+    trajectory = [seen.keypoints]
     for _ in range(refine_steps):
         found = model.locate(fill_in(model, image, located.keypoints))
-        moved = torch.lerp(first, found.keypoints, model.config.refine_gain)
-        located = Located(moved, found.scores, located.evidence)
+        share = model.config.refine_gain * refined_share(model.config.refine_weighting, seen.scores, found.scores)
+        moved = torch.lerp(seen.keypoints, found.keypoints, share[..., None])
+        scores = found.scores
+        if model.config.refine_weighting == "scores":
+            scores = torch.lerp(seen.scores, found.scores, share)
+        located = Located(moved, scores, seen.evidence)
         trajectory.append(located.keypoints)
     return located, torch.stack(trajectory, dim=1)
+
+
+def refined_share(weighting: str, first: Tensor, refined: Tensor) -> Tensor:
+    """Return how much the refined position of a keypoint counts beside its first one, in [0, 1], from both scores.
+
+    Not in the paper. 1 for the weighting "constant". "scores": the refined odds over both odds, odds being
+    score / (1 - score), so two equally sure positions meet in the middle.
+
+    Args:
+        first: (B, K) in [0, 1], the scores in the image.
+        refined: (B, K), those in the filled-in image.
+    """
+    if weighting == "constant":
+        return torch.ones_like(first)
+    before, after = (scores.clamp(_LEAST_DOUBT, 1 - _LEAST_DOUBT) for scores in (first, refined))
+    ahead, behind = after * (1 - before), before * (1 - after)
+    return ahead / (ahead + behind)

@@ -40,6 +40,10 @@ def test_finished_run_has_every_measure_and_its_version_and_is_not_repeated(pack
     assert len(result["occlusion"][0]["errors"]) == 4
     assert 0 <= result["skeleton"]["geometric"]["recall"] <= 1
     assert result["settings"]["steps"] == 3
+    clean = [result["scores"][refined]["headline"]["error_percent"] for refined in "03"]
+    assert result["refinement"]["clean_change"] == pytest.approx(clean[1] - clean[0])
+    assert result["prior_off"]["error_percent"] != pytest.approx(clean[0], rel=1e-6)
+    assert result["seconds_measured"] > 0
     work = out / file.name.removesuffix(".seed0.json") / "seed0"
     assert (work / "version" / "weights.safetensors").exists()
     assert not (work / CHECKPOINT_FILE).exists()
@@ -114,7 +118,7 @@ def test_autolink_is_measured_without_refinement(pack_file, tmp_path):
     ((file, _),) = run(request(pack_file, row="autolink", steps=2), [0], tmp_path)
     result = json.loads(file.read_text())
     assert list(result["scores"]) == ["0"]
-    assert result["scores_own_maps"] is None
+    assert result["prior_off"] is None
     assert {len(row["errors"]) for row in result["occlusion"]} == {1}
 
 

@@ -8,7 +8,7 @@ import torch
 from model.config import resolve
 from model.data import step_generator
 from model.network.pose_prior_learner import PosePriorLearner
-from model.network.refine import fill_in, refine
+from model.network.refine import fill_in, refine, refined_share
 from model.training.losses import GRID, hidden_part_losses, hide_parts
 
 SMALL = {"image_size": 32, "base_width": 8, "num_keypoints": 6, "token_dim": 16, "memory_width": 16, "num_banks": 4}
@@ -80,7 +80,7 @@ def test_each_loss_is_the_mean_distance_to_the_whole_pictures_keypoints() -> Non
 
 @pytest.mark.parametrize("gain", [0.0, 0.35, 1.0])
 def test_a_step_of_refinement_goes_its_part_of_the_way_from_the_first_pose(gain: float) -> None:
-    model = _model(refine_gain=gain).eval()
+    model = _model(refine_gain=gain, refine_weighting="constant").eval()
     image = _images()
     located, trajectory = refine(model, image, 2)
     with torch.no_grad():
@@ -92,6 +92,28 @@ def test_a_step_of_refinement_goes_its_part_of_the_way_from_the_first_pose(gain:
     torch.testing.assert_close(trajectory[:, 1], second)
     torch.testing.assert_close(trajectory[:, 2], first + gain * (found - first))
     assert torch.equal(located.keypoints, trajectory[:, 2])
+
+
+def test_keypoints_seen_better_in_the_filled_in_image_move_further() -> None:
+    model = _model(refine_gain=0.6, refine_weighting="scores").eval()
+    image = _images()
+    located, trajectory = refine(model, image, 1)
+    with torch.no_grad():
+        first = model.locate(image)
+        found = model.locate(fill_in(model, image, first.keypoints))
+    before, after = (at.scores / (1 - at.scores) for at in (first, found))
+    share = 0.6 * after / (before + after)
+    assert share.std() > 0.001
+    torch.testing.assert_close(trajectory[:, 1], torch.lerp(first.keypoints, found.keypoints, share[..., None]))
+    torch.testing.assert_close(located.scores, torch.lerp(first.scores, found.scores, share))
+
+
+def test_share_of_the_refined_pose_is_that_of_its_odds() -> None:
+    first, refined = torch.tensor([[0.8, 0.8, 0.5, 1.0, 0.0]]), torch.tensor([[0.8, 0.5, 0.8, 0.9, 0.0]])
+    assert refined_share("constant", first, refined).tolist() == [[1.0] * 5]
+    # odds 4 and 4, 4 and 1, 1 and 4, 999 and 9, 1/999 each
+    expected = [[0.5, 0.2, 0.8, 9 / 1008, 0.5]]
+    torch.testing.assert_close(refined_share("scores", first, refined), torch.tensor(expected))
 
 
 def test_summed_skips_cost_less_than_half_of_the_weights_of_the_joining_convolutions() -> None:
