@@ -42,8 +42,8 @@ def measure(predictor: Predictor, prior: PosePrior, pack: Pack) -> dict[str, Any
         "prior_off": the headline of the same weights without refinement and without the transformed prior, with maps
         of its own; None where there is none. "occlusion" and "refinement": the table and the verdict of
         ``model/scoring/occlusion.py`` on ``OCCLUDED`` held-out pictures, evenly spaced (all would take a quarter of
-        the time of a training), with the change on clean pictures from all of them. "skeleton": the scores of ``model/scoring/skeleton.py`` from the unrefined poses of the
-        held-out pictures, if the true one is known.
+        the time of a training), with the change on clean pictures from all of them. "skeleton": the scores of
+        ``model/scoring/skeleton.py`` from the unrefined poses of the held-out pictures, if the true one is known.
     """
     if not pack.is_labelled:
         return {}
@@ -90,7 +90,7 @@ def _occlusion_rows(predictor: Predictor, test: Part, clean: Array, maps: Array)
 
 
 def _without_prior(predictor: Predictor, pack: Pack) -> dict[str, Any] | None:
-    """Return the headline of the attention's mean positions; None where the head adds nothing to them or replaces them."""
+    """Return the headline of the attention's mean positions; None if the head adds nothing to them or replaces them."""
     regressor = predictor.model.regressor
     if regressor.head != "residual":
         return None

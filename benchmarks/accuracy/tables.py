@@ -12,9 +12,9 @@ from .rows import MEAN_POSE
 REFINES = ("0", "1", "3")
 _ERRORS = (
     "Errors on the held-out pictures, mean ± standard deviation over the seeds. *Refine*: percent of the image side, "
-    "maps with bias fitted on training pictures that are not refined; *prior off*: the same weights without refinement and "
-    "without the transformed prior, with maps of their own. The other protocols at refine 0: CUB's (a map "
-    "a keypoint without bias), Human3.6m's (whole poses, sides may swap, no bias), Taichi's (summed, at 256 pixels)."
+    "maps with bias fitted on training pictures that are not refined; *prior off*: the same weights without refinement "
+    "and without the transformed prior, with maps of their own. The other protocols at refine 0: CUB's (a map a "
+    "keypoint without bias), Human3.6m's (whole poses, sides may swap, no bias), Taichi's (summed, at 256 pixels)."
 )
 _HEADLINE = ("headline", "error_percent")
 # where a result has another protocol's number, the head of its column, and its digits

@@ -8,7 +8,6 @@ from torch import Tensor
 from .blocks import shrink
 from .pose_prior_learner import Located, PosePriorLearner
 
-
 _LEAST_DOUBT = 1e-3
 
 

@@ -72,7 +72,10 @@ def test_table_has_each_number_in_its_column_and_the_command_that_gives_it_again
     text = tables("bars", found, found[1:], None)
     lines = text.splitlines()
     assert "| mean-pose | – | – | – | 9.00 | – | – | – | 10.00 | – | 90.0 |" in lines
-    assert "| ppl | 100 | 10 | 3 | 4.50 ± 0.50 | 4.40 ± 0.50 | 4.20 ± 0.50 | 4.75 ± 0.50 | 5.50 ± 0.50 | – | 45.0 ± 5.0 |" in lines
+    assert (
+        "| ppl | 100 | 10 | 3 | 4.50 ± 0.50 | 4.40 ± 0.50 | 4.20 ± 0.50 | 4.75 ± 0.50 | 5.50 ± 0.50 | – | 45.0 ± 5.0 |"
+        in lines
+    )
     assert "| ppl, 100 steps | random 0.1 | 6.50 ± 0.50 | 5.50 ± 0.50 | – | – | 9.00 ± 0.00 | 7.00 ± 0.00 |" in lines
     assert "| ppl, 100 steps | 0.75 ± 0.00 | – | – | – | – | – | – | – | – |" in lines
     shown = "4.50 ± 0.50 → 4.50 ± 0.50 | 6.50 ± 0.50 → 5.50 ± 0.50 | 7.50 ± 0.50 → 7.60 ± 0.50"
