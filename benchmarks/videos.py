@@ -6,14 +6,15 @@
 
 ``repeat`` writes a video that shows another one several times, without encoding it again. ``estimate`` sends a video
 for csv in the background and streams the table into a file. ``--stack`` is the process id of ``ppl up``: every second
-the resident memory of the processes below it is read, by what they do. Prints frames a second, rows of the table, and
-for each tenth of the time the highest memory in MiB.
+the resident memory of the processes below it is read, by what they do. Prints frames a second, rows of the table, CPU
+seconds of each process, which a busy machine changes less, and for each tenth of the time the highest memory in MiB.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import threading
 import time
@@ -91,8 +92,10 @@ def estimate(url: str, category: str, video: Path, stack: int | None, csv: Path)
             watcher.start()
         sent = client.estimate_async(category, video=video, format="csv")
         accepted_s = time.perf_counter() - started
+        before_s = _cpu_s(stack)
         ended = client.wait_estimate(sent.id, poll_s=2)
         estimated_s = time.perf_counter() - started
+        cpu_s = {role: round(used - before_s.get(role, 0.0), 1) for role, used in _cpu_s(stack).items()}
         client.save_estimate(sent.id, csv)
         saved_s = time.perf_counter() - started
     done.set()
@@ -106,6 +109,7 @@ def estimate(url: str, category: str, video: Path, stack: int | None, csv: Path)
         "frames_per_s": round(ended.progress.done / (estimated_s - accepted_s), 1),
         "seconds": {"upload": round(accepted_s, 1), "estimate": round(estimated_s, 1), "csv": round(saved_s, 1)},
         "csv_bytes": csv.stat().st_size,
+        "cpu_s": cpu_s,
         "memory_mib": summarise(samples),
     }
 
@@ -123,28 +127,47 @@ def summarise(samples: Sequence[tuple[float, dict[str, float]]]) -> dict[str, li
 
 def _memory_mib(root: int) -> Iterator[tuple[str, float]]:
     """Yield role and resident memory of the processes below one; those of the same role are added up."""
-    parents: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    total: dict[str, float] = defaultdict(float)
+    for process, role, _ in _processes(root):
         try:
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+            total[role] += int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096 / 2**20
         except OSError:  # it has ended
             continue
+    yield from total.items()
+
+
+def _cpu_s(root: int | None) -> dict[str, float]:
+    """Return the CPU seconds of the processes below one by role, and of the gateway's that ended: they decoded."""
     total: dict[str, float] = defaultdict(float)
-    for process in parents:
+    for _, role, fields in _processes(root) if root is not None else ():
+        own, ended = (sum(map(int, fields[first : first + 2])) / os.sysconf("SC_CLK_TCK") for first in (11, 13))
+        total[role] += own
+        if role == "gateway":
+            total["decoder"] += ended
+    return dict(total)
+
+
+def _processes(root: int) -> Iterator[tuple[int, str, list[str]]]:
+    """Yield id, role and the fields of /proc/ID/stat, from the state on, of the processes below one."""
+    stats: dict[int, list[str]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            stats[int(path.parent.name)] = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+    for process, fields in stats.items():
         above = process
-        while above in parents and above != root:
-            above = parents[above]
+        while above in stats and above != root:
+            above = int(stats[above][1])
         if above != root:
             continue
         try:
             command = Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ")
-            resident = int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096 / 2**20
         except OSError:
             continue
         role = next((role for part, role in ROLES.items() if part in command), None)
         if role:
-            total[role] += resident
-    yield from total.items()
+            yield process, role, fields
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -326,7 +326,7 @@ def _iter_pictures(
                 raise found
             if isinstance(found, Member):
                 with _extract(found) as path:
-                    for number, _, image in iter_frames(path, frames):  # up to where the video is damaged
+                    for number, _, image, _ in iter_frames(path, frames):  # up to where the video is damaged
                         yield frame_name(name, number), name, Picture.of(image)
             else:
                 yield name, None, open_reduced(found, reduction, white=white)

@@ -12,8 +12,10 @@ from threading import Event, Lock
 from PIL.Image import Image
 
 from service.contract.errors import BadVideoFile, PPLError, TooManyImages, UnsupportedFormat
+from service.contract.media.motion import LONGER_SIDE
 from service.contract.media.pictures import Picture
-from service.contract.media.videos import BadVideo, NoDecoder, TooManyFrames, VideoLimits, frame_name, iter_frames
+from service.contract.media.video_request import VideoLimits
+from service.contract.media.videos import BadVideo, NoDecoder, TooManyFrames, frame_name, iter_frames
 from service.runtime.concurrency import Threads
 from service.runtime.settings import Settings
 
@@ -61,8 +63,8 @@ async def read_frames(
     def locate() -> Mapping[int, PictureBoxes] | None:
         def read() -> Iterator[tuple[int, Image, tuple[int, int]]]:
             with suppress(BadVideo, NoDecoder):  # raised again when the frames are fitted
-                for number, _, image in iter_frames(path, count_frames, limits, check_stopped, query.every):
-                    yield number, image, image.size
+                for frame in iter_frames(path, count_frames, limits, check_stopped, query.every, LONGER_SIDE):
+                    yield frame.number, frame.image, frame.size
 
         return locate_frames(read(), is_required=query.locate == "motion")
 

@@ -1,6 +1,7 @@
 """The benchmark of long videos: the video that it makes, and what it says of the memory."""
 
 import os
+import time
 
 from benchmarks import videos
 from service.contract.media.videos import iter_frames
@@ -24,3 +25,15 @@ def test_memory_is_the_highest_of_each_tenth():
 def test_memory_of_own_processes_is_read(monkeypatch):
     monkeypatch.setattr(videos, "ROLES", {"": "any"})
     assert 20 < dict(videos._memory_mib(os.getpid()))["any"] < 10_000
+
+
+def test_cpu_seconds_of_own_processes_are_read(monkeypatch):
+    monkeypatch.setattr(videos, "ROLES", {"": "gateway"})
+    before = videos._cpu_s(os.getpid())
+    used = time.process_time() + 0.3
+    while time.process_time() < used:
+        pass
+    after = videos._cpu_s(os.getpid())
+    assert 0.25 < after["gateway"] - before["gateway"] < 5
+    assert after["decoder"] >= 0, "of the processes that ended"
+    assert videos._cpu_s(None) == {}

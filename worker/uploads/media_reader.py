@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from service.contract.media.archives import ArchiveLimits, Member, find_white
 from service.contract.media.fitting import Frame
 from service.contract.media.locating import clip_of_picture
 from service.contract.media.pictures import Picture, PictureLimits, open_reduced
-from service.contract.media.videos import BadVideo, NoDecoder, VideoLimits, frame_name, iter_frames
+from service.contract.media.video_request import VideoLimits
+from service.contract.media.videos import BadVideo, NoDecoder, frame_name, iter_frames
 from worker.settings import WorkerSettings
 
 Keep = Callable[[Picture, str, str], str | None]  # a picture, its name, its clip's; returns why it is skipped
@@ -82,6 +84,7 @@ class MediaReader:
         frames_per_clip: number of frames to take from a video.
         folder: folder for a video's copy while it is decoded.
         check: called often while a video is decoded; its exceptions end the decoding.
+        longer_side: reduce a video's larger frames to this many pixels; None keeps their size.
     """
 
     def __init__(
@@ -93,7 +96,9 @@ class MediaReader:
         settings: WorkerSettings,
         folder: Path,
         check: Callable[[], None],
+        longer_side: int | None = None,
     ) -> None:
+        self._longer_side = longer_side
         self._on_picture, self._reducible, self._check = keep, reduction_for_boxes, check
         self._counts, self._frames_per_clip = counts, frames_per_clip
         self._copy = folder / "video"
@@ -138,8 +143,9 @@ class MediaReader:
             if video.is_tiff and not video.bare_video and not _has_pages(path):
                 largest = self._picture_limits.max_bytes
                 raise BadVideo(f"the picture has {video.size} bytes; at most {largest} are allowed, scale it down")
-            for number, _, image in iter_frames(path, self._frames_per_clip, self._video_limits, self._check):
-                self._keep(Picture.of(image), frame_name(name, number), name)
+            read = partial(iter_frames, path, self._frames_per_clip, self._video_limits, self._check)
+            for frame in read(longer_side=self._longer_side):
+                self._keep(Picture(frame.image, *frame.size), frame_name(name, frame.number), name)
         except BadVideo as error:
             kept = self._counts.images - before
             enough = kept >= (MIN_CLIP_FRAMES if self._counts.mode == "clips" else 1)

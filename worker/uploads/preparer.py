@@ -24,6 +24,7 @@ from service.contract.durable_files import atomic_write, write_json
 from service.contract.errors import BadLabels, TooFewPictures, TrainingFailed
 from service.contract.jobs.files import JobFiles, training_folder
 from service.contract.jobs.store import JobRecord, JobStatus
+from service.contract.media import motion
 from service.contract.media.archives import ArchiveLimits, Member, iter_media, resolve_mode
 from service.contract.media.fitting import fit_square, reduction_for_boxes
 from service.contract.media.locating import Locations, MotionFinder
@@ -167,7 +168,9 @@ class Preparer:
                     finder.keep(picture, name, clip)
 
             frames, check = config.frames_per_clip, held.check
-            reader = MediaReader(keep, finder.reduction, FileCounts(), frames, self.settings, folder, check)
+            reader = MediaReader(
+                keep, finder.reduction, FileCounts(), frames, self.settings, folder, check, motion.LONGER_SIDE
+            )
             reader.measure(source, limits)
             for name, media in iter_media(source, limits):
                 check()

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from .fitting import Box
+if TYPE_CHECKING:  # the decoding process shrinks frames, and starts faster without them
+    from PIL import Image
+
+    from .fitting import Box
 
 Pixels = NDArray[np.uint8]
 
@@ -81,10 +83,7 @@ class MotionLocator:
         size = size or image.size
         self._is_one_size &= self._size in (None, size)
         self._size = size
-        scale = max(size) / min(LONGER_SIDE, max(size))
-        small = cv2.resize(
-            np.asarray(image), (round(size[0] / scale) or 1, round(size[1] / scale) or 1), interpolation=cv2.INTER_AREA
-        )
+        small = shrink(np.asarray(image), size, LONGER_SIDE)
         _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
         self._places.append((self._file.seek(0, os.SEEK_END), self._file.write(data.tobytes())))
 
@@ -136,6 +135,15 @@ class MotionLocator:
         frame = cv2.imdecode(np.frombuffer(self._file.read(size), np.uint8), cv2.IMREAD_COLOR)
         assert frame is not None
         return frame.astype(np.uint8, copy=False)
+
+
+def shrink(pixels: Pixels, size: tuple[int, int], longer_side: int) -> Pixels:
+    """Reduce pixels (H, W, 3) of a picture of this full size to ``longer_side``; those of a small one stay."""
+    scale = max(size) / min(longer_side, max(size))
+    width, height = round(size[0] / scale) or 1, round(size[1] / scale) or 1
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _learn_background(samples: Pixels) -> tuple[Pixels, float, int]:
@@ -198,8 +206,8 @@ def _find_blob(difference: Pixels, level: float, area: float) -> NDArray[np.floa
 
     ``area`` is the usual one, if known: thin parts are then taken off.
     """
-    mask = (difference > level).astype(np.uint8)
     radius = max(1, round(_OPENING * area**0.5 / 2))
+    mask, left, top = _crop_to_foreground((difference > level).astype(np.uint8), radius + 2)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
     opened = cv2.morphologyEx(closed, cv2.MORPH_OPEN, kernel)
@@ -208,7 +216,18 @@ def _find_blob(difference: Pixels, level: float, area: float) -> NDArray[np.floa
         return np.zeros(5)
     areas = stats[1:, cv2.CC_STAT_AREA]
     x, y, width, height, largest = stats[1 + int(areas.argmax())].tolist()
-    return np.array([largest, largest / areas.sum(), x + width / 2, y + height / 2, max(width, height)], np.float64)
+    centre_x, centre_y = left + x + width / 2, top + y + height / 2
+    return np.array([largest, largest / areas.sum(), centre_x, centre_y, max(width, height)], np.float64)
+
+
+def _crop_to_foreground(mask: Pixels, margin: int) -> tuple[Pixels, int, int]:
+    """Cut off what has no foreground and is further from it than the margin; return the rest, its left and its top.
+
+    Most of a frame is background, on which the search for blobs would spend most of its time.
+    """
+    x, y, width, height = cv2.boundingRect(mask)
+    left, top = max(0, x - margin), max(0, y - margin)
+    return mask[top : y + height + margin, left : x + width + margin], left, top
 
 
 def _smooth(centres: NDArray[np.float64], found: NDArray[np.bool_], side: float) -> NDArray[np.float64]:

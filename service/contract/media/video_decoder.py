@@ -234,11 +234,15 @@ def _messages(request: DecodeRequest) -> Iterator[bytes | memoryview]:
     """Yield a header and the pixels of each frame, and end with DONE, TOO_MANY or FAILED."""
     kind = FAILED
     try:
+        shrink = _import_shrink() if request.longer_side else None
         for number, time_s, pixels in decode(request):
+            full_height, full_width, _ = pixels.shape
+            if shrink is not None:
+                pixels = shrink(pixels, (full_width, full_height), request.longer_side)
             height, width, _ = pixels.shape
-            yield HEADER.pack(FRAME, number, width, height, time_s)
+            yield HEADER.pack(FRAME, number, width, height, full_width, full_height, time_s)
             yield pixels.data
-        yield HEADER.pack(DONE, 0, 0, 0, 0.0)
+        yield HEADER.pack(DONE, 0, 0, 0, 0, 0, 0.0)
         return
     except UnusableVideo as error:
         kind, reason = TOO_MANY if isinstance(error, TooManyFrames) else FAILED, str(error)
@@ -247,8 +251,14 @@ def _messages(request: DecodeRequest) -> Iterator[bytes | memoryview]:
     except Exception as error:  # noqa: BLE001  hostile bytes may make a decoder raise anything
         reason = f"it can't be decoded ({describe(error)})"
     data = reason[:1000].encode("utf-8", "replace")
-    yield HEADER.pack(kind, 0, len(data), 0, 0.0)
+    yield HEADER.pack(kind, 0, len(data), 0, 0, 0, 0.0)
     yield data
+
+
+def _import_shrink() -> Callable[..., NDArray[np.uint8]]:
+    from .motion import shrink  # loads OpenCV, which takes memory of the limit
+
+    return shrink
 
 
 def main(arguments: list[str]) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-# messages of the decoding process: kind, number, width, height, seconds from the start
-HEADER = struct.Struct("<4Id")
+HEADER = struct.Struct("<6Id")
+"""Kind of message; number, width and height of a frame, its full width and height; seconds from the start."""
 FRAME, DONE, FAILED, TOO_MANY = 1, 2, 3, 4
 
 
@@ -43,11 +43,13 @@ class DecodeRequest(VideoLimits):
     Attributes:
         count: frames evenly spaced; with ``every``, the highest number allowed.
         every: yield one frame in this many, from the first on, instead of frames evenly spaced.
+        longer_side: reduce larger frames to this many pixels on their longer side.
     """
 
     path: str
     count: int
     every: int | None
+    longer_side: int | None = None
 
 
 def space_evenly(count: int, total: int) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import select
 import subprocess
 import sys
@@ -25,8 +26,16 @@ from service.contract.errors import BadPicture
 from . import tiff
 from .pictures import PictureLimits
 from .stacks import iter_pages
-from .video_request import DONE, FAILED, FRAME, HEADER, TOO_MANY, DecodeRequest, space_evenly
-from .video_request import VideoLimits as VideoLimits
+from .video_request import (
+    DONE,
+    FAILED,
+    FRAME,
+    HEADER,
+    TOO_MANY,
+    DecodeRequest,
+    VideoLimits,
+    space_evenly,
+)
 
 SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"))
 EXPECTED = "expected an MP4, MOV, AVI, MKV or WebM video"
@@ -36,6 +45,8 @@ _CHANNELS = 3
 _MAX_PAGES = 1_000_000
 _POLL_S = 0.25
 _PIPE_BYTES = 2**20
+# glibc gives the memory of each frame back to the kernel otherwise, and the next one costs hundreds of page faults
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 _MAX_REASON_BYTES = 4000
 _EBML = b"\x1a\x45\xdf\xa3"
 _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
@@ -61,11 +72,13 @@ class TimedFrame(NamedTuple):
         number: index from 0, in display order.
         time_s: display time from the start of the video.
         image: RGB, upright, its pixels square.
+        size: full width and height in pixels; those of the image, unless a reduced one was asked for.
     """
 
     number: int
     time_s: float
     image: Image.Image
+    size: tuple[int, int]
 
 
 def is_video_name(name: str) -> bool:
@@ -93,6 +106,7 @@ def iter_frames(
     limits: VideoLimits = VideoLimits(),
     check: Callable[[], None] = lambda: None,
     every: int | None = None,
+    longer_side: int | None = None,
 ) -> Generator[TimedFrame]:
     """Yield up to ``count`` frames evenly spaced over a video; with ``every``, each frame whose number it divides.
 
@@ -101,6 +115,7 @@ def iter_frames(
     Args:
         check: called several times a second; what it raises ends the decoding.
         every: a video with more than ``count`` such frames raises TooManyFrames before the first.
+        longer_side: reduce a video's larger frames to this many pixels, which makes decoding cheaper.
 
     Raises:
         BadVideo: after the frames before the damage, or before any.
@@ -115,11 +130,13 @@ def iter_frames(
             return
     if importlib.util.find_spec("av") is None:
         raise NoDecoder(MISSING)
-    request = DecodeRequest(path=str(path.resolve()), count=count, every=every, **asdict(limits))
+    place = str(path.resolve())
+    request = DecodeRequest(path=place, count=count, every=every, longer_side=longer_side, **asdict(limits))
     with subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
         [sys.executable, "-P", "-m", f"{__package__}.video_decoder", json.dumps(asdict(request))],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
+        env={**os.environ, **_KEEP_MEMORY},
         bufsize=0,
         pipesize=_PIPE_BYTES,  # a frame in few steps
         start_new_session=True,  # Ctrl-C must not end it: the video would look damaged
@@ -142,29 +159,34 @@ def _iter_pages(
         seconds = tiff.frame_seconds(file)
         picture_limits = PictureLimits(limits.max_pixels, limits.min_side_px)
         for number, image in iter_pages(file, pages, numbers, picture_limits, check):
-            yield TimedFrame(number, number * seconds, image)
+            yield TimedFrame(number, number * seconds, image, image.size)
     except (BadPicture, ValueError) as error:
         raise BadVideo(str(error)) from error
 
 
 def _receive(read: Callable[[int], bytearray], limits: VideoLimits) -> Iterator[TimedFrame]:
     while True:
-        kind, number, width, height, time_s = HEADER.unpack(read(HEADER.size))
+        kind, number, width, height, *size, time_s = HEADER.unpack(read(HEADER.size))
         if kind == DONE:
             return
         if kind in (FAILED, TOO_MANY):
             reason = read(min(width, _MAX_REASON_BYTES)).decode("utf-8", "replace")
             raise TooManyFrames(reason) if kind == TOO_MANY else BadVideo(reason)
-        if kind != FRAME or width * height > limits.max_pixels or not width or not height:
+        full_width, full_height = size
+        if kind != FRAME or full_width * full_height > limits.max_pixels or not width or not height:
             raise BadVideo(
-                f"a frame is {width} x {height} pixels; at most {limits.max_pixels} are allowed, scale it down"
+                f"a frame is {full_width} x {full_height} pixels; at most {limits.max_pixels} are allowed, "
+                "scale it down"
             )
-        if min(width, height) < limits.min_side_px:
+        if min(size) < limits.min_side_px:
             raise BadVideo(
-                f"its frames are {width} x {height} pixels; each side must have at least {limits.min_side_px}"
+                f"its frames are {full_width} x {full_height} pixels; each side must have at least {limits.min_side_px}"
             )
+        if width > full_width or height > full_height:
+            raise BadVideo(f"a frame is {width} x {height} pixels, more than its full size; it is damaged")
         data = read(width * height * _CHANNELS)
-        yield TimedFrame(number, time_s, Image.frombytes("RGB", (width, height), data))
+        image = Image.frombytes("RGB", (width, height), data)
+        yield TimedFrame(number, time_s, image, (full_width, full_height))
 
 
 def _read(

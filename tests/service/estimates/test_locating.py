@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from service.contract.durable_files import write_json
+from service.contract.media.motion import MotionLocator
 from tests.service.conftest import RESPOND_ASYNC
 from tests.support.arena import BODY, arena_frame, walk
 
@@ -20,14 +21,15 @@ COUNT, EMPTY = 12, 7
 PLACES = walk(COUNT)
 
 
-def film_of(places) -> bytes:
+def film_of(places, scale: int = 1) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as container:
         stream = container.add_stream("mjpeg", rate=25)
-        stream.width, stream.height, stream.pix_fmt, stream.thread_count = 320, 240, "yuvj420p", 1
+        stream.width, stream.height, stream.pix_fmt, stream.thread_count = scale * 320, scale * 240, "yuvj420p", 1
         stream.options = {"q:v": "2"}
         for number, place in enumerate(places):
-            container.mux(stream.encode(av.VideoFrame.from_image(arena_frame(place, number))))
+            image = arena_frame(place, number).resize((scale * 320, scale * 240))
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
         container.mux(stream.encode())
     return file.getvalue()
 
@@ -63,6 +65,23 @@ async def test_frames_of_a_video_are_cut_out_around_what_moves(send, publish, co
     squares = np.concatenate(consumer.pixels)
     assert len(squares) == COUNT - 1
     assert (squares[:, 28:36, 28:36].mean(axis=(1, 2, 3)) < 80).all(), "the thing is in the middle"
+
+
+async def test_motion_is_looked_for_in_small_frames_and_poses_in_full_ones(send, publish, consumer, monkeypatch):
+    publish("dog")
+    sizes, add = [], MotionLocator.add
+
+    def note(self, image, size):
+        sizes.append((image.size, size))
+        add(self, image, size)
+
+    monkeypatch.setattr(MotionLocator, "add", note)
+    film = {"video": ("walk.mkv", film_of(((x, y) for x, y in PLACES), scale=2))}
+    found = (await send(film, headers={})).json()["images"]
+    assert sizes == COUNT * [((320, 240), (640, 480))]
+    assert {(image["width"], image["height"]) for image in found} == {(640, 480)}
+    for image, place in zip(found, PLACES, strict=True):
+        assert np.linalg.norm(centre(image["region"]) - 2 * place) < 0.2 * BODY
 
 
 async def test_whole_frames_on_request_and_of_a_version_trained_on_them(send, publish, consumer, film, data_root):

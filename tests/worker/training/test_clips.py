@@ -64,7 +64,7 @@ def test_videos_are_clips_in_natural_order_by_themselves(desk: SimpleNamespace, 
     assert clips.tolist() == [0] * 6 + [1] * 9
     assert info["names"] == [f"walk_2.avi#{n:06d}" for n in range(6)] + [f"walk_10.mp4#{n:06d}" for n in range(9)]
     (tmp_path / "walk_10.mp4").write_bytes(films["walk_10.mp4"])
-    expected = [fit_square(image, 32)[0] for _, _, image in iter_frames(tmp_path / "walk_10.mp4", 99)]
+    expected = [fit_square(image, 32)[0] for _, _, image, _ in iter_frames(tmp_path / "walk_10.mp4", 99)]
     np.testing.assert_array_equal(squares[6:], np.stack(expected))
     assert sorted(path.name for path in desk.files.folder(job.id).iterdir()) == [
         "clips.npy",

@@ -11,7 +11,8 @@ from PIL import Image
 from service.contract.errors import Animated, BadPicture, TruncatedImage, UnsupportedFormat
 from service.contract.media import pictures
 from service.contract.media.pictures import MID_GREY, is_picture_name, open_picture, open_reduced
-from service.contract.media.videos import BadVideo, VideoLimits, iter_frames
+from service.contract.media.video_request import VideoLimits
+from service.contract.media.videos import BadVideo, iter_frames
 from tests.service.contract.media.test_pictures import encoded, png_of
 from tests.support.tiffs import MIN_IS_WHITE, PREVIEW, tiff_of
 

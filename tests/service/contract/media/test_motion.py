@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 
+import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from service.contract.media.motion import MotionLocator, Track
+from service.contract.media.motion import MotionLocator, Track, _find_blob
 from tests.support.arena import BODY, arena_frame, walk
 
 
@@ -108,3 +111,23 @@ def test_boxes_are_in_pixels_of_the_full_picture() -> None:
     for number, (x, y) in enumerate(places):
         locator.add(arena_frame((x, y), number), (1280, 960))  # decoded at a quarter of its size
     assert np.linalg.norm(centres(locator.locate()) - 4 * places, axis=1).max() < 0.1 * 4 * BODY
+
+
+@given(st.integers(0, 10_000), st.floats(0, 900), st.sampled_from([0.001, 0.02, 0.2]))
+def test_blobs_are_those_of_the_whole_frame(seed: int, area: float, noise: float) -> None:
+    """The search leaves out the background around the foreground, at the frame's edges too."""
+    rng = np.random.default_rng(seed)
+    difference = (rng.random((60, 80)) < noise).astype(np.uint8) * 50
+    for _ in range(rng.integers(0, 4)):
+        centre, axes = rng.integers((0, 0), (80, 60)).tolist(), rng.integers(1, 14, 2).tolist()
+        cv2.ellipse(difference, centre, axes, float(rng.integers(180)), 0, 360, 50, -1)
+    radius = max(1, round(0.3 * area**0.5 / 2))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    closed = cv2.morphologyEx((difference > 20).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+    _, _, stats, _ = cv2.connectedComponentsWithStats(cv2.morphologyEx(closed, cv2.MORPH_OPEN, kernel))
+    expected = np.zeros(5)
+    if len(stats) > 1:
+        x, y, width, height, largest = stats[1 + stats[1:, cv2.CC_STAT_AREA].argmax()].tolist()
+        share = largest / stats[1:, cv2.CC_STAT_AREA].sum()
+        expected = np.array([largest, share, x + width / 2, y + height / 2, max(width, height)])
+    np.testing.assert_array_equal(_find_blob(difference, 20.0, area), expected)

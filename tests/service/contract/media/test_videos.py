@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,12 +23,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.contract.media import videos
-from service.contract.media.video_request import space_evenly
+from service.contract.media.video_request import VideoLimits, space_evenly
 from service.contract.media.videos import (
     BadVideo,
     NoDecoder,
     TooManyFrames,
-    VideoLimits,
     frame_name,
     is_video,
     is_video_name,
@@ -68,7 +69,7 @@ def read(path: Path, count: int = MANY, limits: VideoLimits = VideoLimits()) -> 
     """Read a video: return its frames by number, and why it ended early, if it did."""
     found: dict[int, Image.Image] = {}
     try:
-        for number, _, image in iter_frames(path, count, limits):
+        for number, _, image, _ in iter_frames(path, count, limits):
             assert number not in found
             found[number] = image
     except BadVideo as error:
@@ -160,6 +161,31 @@ def test_decoding_a_frame_starts_no_thread_and_keeps_no_memory(put, processes):
             status[frame.number] = {key: int(re.search(rf"{key}:\s+(\d+)", text)[1]) for key in ("Threads", "VmSize")}
     assert status[380]["Threads"] == status[20]["Threads"] <= 4
     assert status[380]["VmSize"] < status[20]["VmSize"] + 20_000  # kB; a frame has 230
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_memory_of_a_frame_serves_the_next_one(put, processes):
+    """A frame of 900 KiB in new memory costs 225 page faults, which take longer than decoding it."""
+    faults = {}
+    for frame in iter_frames(put(frames=120, size=(640, 480)), MANY):
+        if frame.number in (20, 110):
+            faults[frame.number] = int(Path(f"/proc/{processes[0].pid}/stat").read_text().rpartition(")")[2].split()[7])
+    assert faults[110] - faults[20] < 20 * (110 - 20)
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "reduced"),
+    [((640, 480), (0, False), (320, 240)), ((642, 480), (90, False), (239, 320)), ((320, 48), (0, False), (320, 48))],
+)
+def test_frames_are_reduced_before_they_are_handed_over(put, size, orientation, reduced):
+    path = put(frames=3, size=size, orientation=orientation)
+    whole, small = (list(iter_frames(path, MANY, longer_side=side)) for side in (None, 320))
+    for full, frame in zip(whole, small, strict=True):
+        assert (frame.number, frame.time_s, frame.size) == (full.number, full.time_s, full.image.size)
+        assert full.size == full.image.size == (size if not orientation[0] else size[::-1])
+        assert frame.image.size == reduced
+        expected = cv2.resize(np.asarray(full.image), reduced, interpolation=cv2.INTER_AREA)
+        np.testing.assert_array_equal(np.asarray(frame.image), expected)
 
 
 def test_more_frames_than_asked_for_are_refused_before_the_first(put):
@@ -364,7 +390,7 @@ def test_decoding_process_starts_without_what_it_does_not_need():
     """Each video waits for one to start: Pillow, settings and pydantic take twice as long as PyAV and numpy."""
     code = "import sys, service.contract.media.video_decoder; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"PIL", "pydantic", "service.contract.settings"} & set(done.stdout.split())
+    assert not {"PIL", "cv2", "pydantic", "service.contract.settings"} & set(done.stdout.split())
 
 
 @pytest.mark.parametrize(
