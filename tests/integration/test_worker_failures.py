@@ -30,6 +30,8 @@ from service.contract.jobs.store import Job, JobStatus, JobStore, NewJob, new_jo
 from service.contract.messages import BatchReply, BatchRequest
 from service.contract.versions.store import VersionStore
 from service.stack.valkey import free_port
+from tests.support.forks import Fork
+from tests.support.worker_process import LEASE_TTL_S, VISIBILITY_S, work
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -46,15 +48,9 @@ TINY = {
     "checkpoint_every": 20,
 }
 REPLIES = routing.reply_key("test")
-LEASE_TTL_S = VISIBILITY_S = 6
-# `python -m worker`, after whose death a job or a batch is free again sooner
-WORKER = f"""
-import sys
-from service.contract import routing
-routing.LEASE_TTL_S, routing.INFERENCE_VISIBILITY_S = {LEASE_TTL_S}.0, {VISIBILITY_S}
-from worker.__main__ import main
-sys.exit(main(sys.argv[1:]))
-"""
+SLOW = 192  # pictures of a batch that takes a second, of which the tests need a twentieth
+ROOT = Path(__file__).resolve().parents[2]
+Process = subprocess.Popen[bytes] | Fork
 
 
 class Lab:
@@ -76,9 +72,9 @@ class Lab:
             JobFiles(self.data_root),
             VersionStore(self.data_root),
         )
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[Process] = []
         self.published = False
-        self.working: dict[routing.Kind, subprocess.Popen[bytes]] = {}
+        self.working: dict[routing.Kind, Process] = {}
         self.sender = Celery("test", set_as_current=False)
         self.sender.conf.update(routing.celery_options("inference", self.url))
 
@@ -93,12 +89,13 @@ class Lab:
         time.sleep(away_s)
         self.server = self._serve(self.port)
 
-    def worker(self, kind: routing.Kind) -> subprocess.Popen[bytes]:
+    def worker(self, kind: routing.Kind) -> Process:
         """Return the worker that an earlier test left running, or a new one."""
         left = self.working.get(kind)
         return left if left is not None and left.poll() is None else self.start(kind)
 
-    def start(self, kind: routing.Kind) -> subprocess.Popen[bytes]:
+    def start(self, kind: routing.Kind, *, fork: bool = True) -> Process:
+        """Start a worker and wait for its first heartbeat; without ``fork`` it has a Python of its own."""
         environment = {
             **os.environ,
             "PPL_REDIS_URL": self.url,
@@ -108,16 +105,20 @@ class Lab:
             "PPL_TRAINING_NICE": "0",
             "PPL_DEVICE": "cpu",
         }
-        with (self.root / f"{kind}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-c", WORKER, kind], env=environment, stdout=log, stderr=subprocess.STDOUT
-            )
+        log = self.root / f"{kind}.log"
+        process: Process
+        if fork:
+            process = Fork(log, environment, work, kind)
+        else:
+            command = [sys.executable, "-m", "tests.support.worker_process", kind]
+            with log.open("ab") as file:
+                process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
         self.processes.append(process)
         self.working[kind] = process
         self.until(lambda: self.client.zcard(routing.workers_key(kind)) > 0, 30)
         return process
 
-    def kill(self, process: subprocess.Popen[bytes], kind: routing.Kind) -> None:
+    def kill(self, process: Process, kind: routing.Kind) -> None:
         process.kill()
         process.wait()
         self.client.delete(routing.workers_key(kind))  # so that `start` waits for the next one
@@ -215,11 +216,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def test_batch_of_a_killed_worker_is_answered_by_the_next_one(lab: Lab) -> None:
     lab.publish()
     worker = lab.worker("inference")
-    lab.send_batch("slow", count=512, refine_steps=10)
+    lab.send_batch("slow", count=SLOW, refine_steps=10)
     lab.until(lambda: lab.client.hlen("ppl:inference:unacked") == 1, 10)
     lab.kill(worker, "inference")
     assert lab.client.llen(REPLIES) == 0, "it was killed in the middle of the batch"
-    lab.start("inference")
+    lab.start("inference", fork=False)  # the next test says how it ends
     reply = lab.reply(within_s=VISIBILITY_S + 35)
     assert reply is not None
     assert (reply.batch_id, reply.error) == ("slow", None)
@@ -230,7 +231,7 @@ def test_batch_of_a_killed_worker_is_answered_by_the_next_one(lab: Lab) -> None:
 def test_worker_stopped_by_sigterm_answers_its_batch_first(lab: Lab) -> None:
     lab.publish()
     worker = lab.worker("inference")
-    lab.send_batch("slow", count=512, refine_steps=10)
+    lab.send_batch("slow", count=SLOW, refine_steps=10)
     lab.until(lambda: lab.client.hlen("ppl:inference:unacked") == 1, 10)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(30) == 0
@@ -242,12 +243,12 @@ def test_worker_stopped_by_sigterm_answers_its_batch_first(lab: Lab) -> None:
 
 def test_job_of_a_killed_worker_goes_on_from_its_checkpoint(lab: Lab) -> None:
     worker = lab.worker("training")
-    job = lab.submit(steps=100)
+    job = lab.submit(steps=60)
     lab.until(lambda: lab.jobs.record(job.id).checkpointed >= 20, 40)
     lab.kill(worker, "training")
     reached = lab.jobs.record(job.id).checkpointed
     assert lab.jobs.get(job.id).status is JobStatus.RUNNING
-    lab.start("training")
+    lab.start("training", fork=False)  # the next test says how it ends
     lab.until(lambda: lab.jobs.get(job.id).status.ended, LEASE_TTL_S + 55)
     done = lab.jobs.get(job.id)
     assert done.status is JobStatus.SUCCEEDED, done.error
@@ -259,7 +260,7 @@ def test_job_of_a_killed_worker_goes_on_from_its_checkpoint(lab: Lab) -> None:
 
 def test_job_of_a_stopped_worker_is_queued_and_goes_on(lab: Lab) -> None:
     worker = lab.worker("training")
-    job = lab.submit(steps=100)
+    job = lab.submit(steps=60)
     lab.until(lambda: lab.step(job) > 5, 40)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(30) == 0
@@ -277,7 +278,7 @@ def test_job_of_a_stopped_worker_is_queued_and_goes_on(lab: Lab) -> None:
 def test_workers_outlive_a_restart_of_redis(lab: Lab) -> None:
     lab.publish()
     training, inference = lab.worker("training"), lab.worker("inference")
-    job = lab.submit(steps=150)
+    job = lab.submit(steps=90)
     lab.until(lambda: lab.step(job) > 5, 40)
     lab.restart_server(away_s=2)
     lab.until(lambda: lab.jobs.get(job.id).status.ended, 60)

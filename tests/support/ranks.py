@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,16 +42,12 @@ def train(order: dict, group: Group = ALONE) -> tuple[Trainer, list[dict[str, fl
     return trainer, losses
 
 
-def main() -> None:
+def work(path: Path, rank: int, processes: int) -> None:
     torch.set_num_threads(1)
-    order, rank, processes = json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2]), int(sys.argv[3])
+    order = json.loads(path.read_text())
     with join_group("cpu", rank, processes, order["meeting"]) as group:
         trainer, losses = train(order, group)
         folder = Path(order["out"]) / str(rank)
         trainer.save_checkpoint(folder)
         (folder / "losses.json").write_text(json.dumps(losses))
         group.wait()
-
-
-if __name__ == "__main__":
-    main()

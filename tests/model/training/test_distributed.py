@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,11 +20,9 @@ from model.training.distributed import main, pick_rank_device
 from model.training.trainer import Trainer
 from model.version import tensor_files
 from model.version.prior import PosePrior
+from tests.support import ranks
+from tests.support.forks import Fork
 
-HELPER = Path(__file__).parents[2] / "support" / "ranks.py"
-_spec = importlib.util.spec_from_file_location("ranks", HELPER)
-ranks = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(ranks)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 EVERY_LOSS = {"link_regularization_weight": 1.0, "occlusion_weight": 1.0, "refinement_weight": 1.0}
 EVERY_LOSS |= {"occlusion_start": 0.0, "horizontal_flip": True, "revive_after": 2, "steps": 6}
@@ -47,20 +43,14 @@ def _by_two(folder, order):
     folder.mkdir()
     order = {**order, "meeting": f"file://{folder}/meeting", "out": str(folder)}
     (folder / "order.json").write_text(json.dumps(order))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(HELPER), str(folder / "order.json"), str(rank), "2"],
-            env=ENVIRONMENT,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
+    logs = [folder / f"{rank}.log" for rank in range(2)]
+    processes = [Fork(log, ENVIRONMENT, ranks.work, folder / "order.json", rank, 2) for rank, log in enumerate(logs)]
     try:
-        errors = [process.communicate(timeout=100)[1].decode() for process in processes]
+        codes = [process.wait(100) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    assert codes == [0, 0], "\n".join(log.read_text() for log in logs)
     return [folder / "0", folder / "1"], [json.loads((folder / str(r) / "losses.json").read_text()) for r in range(2)]
 
 

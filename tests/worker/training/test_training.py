@@ -63,7 +63,8 @@ def test_job_without_activation_leaves_the_active_version(desk: SimpleNamespace)
 def test_version_says_with_how_many_threads_it_was_trained(
     desk: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fixed, chosen = desk.prepared(), desk.prepared()
+    one_step = desk.tiny(steps=1)  # threads that wait for each other are slow beside other processes
+    fixed, chosen = desk.prepared(one_step), desk.prepared(one_step)
     desk.runner.run(fixed.id)
     monkeypatch.setattr(desk.runner, "settings", WorkerSettings(data_root=desk.settings.data_root, device="cpu"))
     before = torch.get_num_threads()

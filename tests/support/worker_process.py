@@ -1,0 +1,18 @@
+"""`python -m worker`, after whose death a job or a batch is soon free again."""
+
+import sys
+
+from service.contract import routing
+
+LEASE_TTL_S = VISIBILITY_S = 6
+
+
+def work(kind: str) -> int:
+    routing.LEASE_TTL_S, routing.INFERENCE_VISIBILITY_S = LEASE_TTL_S, VISIBILITY_S
+    from worker.__main__ import main  # only now: its modules read these as they are imported
+
+    return main([kind])
+
+
+if __name__ == "__main__":
+    sys.exit(work(sys.argv[1]))
