@@ -156,6 +156,12 @@ class PPLConfig:
         "folder of pictures; 'auto' does so where it is sure; 'off' takes whole pictures",
         choices=("auto", "motion", "off"),
     )
+    labels_fit: str = _setting(
+        "exact",
+        "labels that state another size of their pictures: 'exact' refuses them, 'scale' scales those of the same "
+        "aspect ratio, and turns those of the stored picture as its EXIF orientation says",
+        choices=("exact", "scale"),
+    )
     mask_ratio: float = _setting(0.8, "probability that a patch of the reference image is masked", 0.0, 1.0)
     mask_grid: int = _setting(16, "patches of the reference mask along one side", 2, 64)
     horizontal_flip: bool = _setting(True, "mirror half of the training pictures; off for sets aligned to one side")

@@ -11,6 +11,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .label_fitting import CameSize, fit_labels
 from .labels import Labels, LabelsError, from_square, hashed_split
 
 
@@ -57,13 +58,15 @@ def match_labels(
     clips: NDArray[np.int64] | None = None,
     hint: str = "",
     frames: Sequence[Sequence[float]] | None = None,
+    orientations: Sequence[int] | None = None,
 ) -> LabelledPictures:
     """Return the labelled pictures among N pictures.
 
     If the labels have no split, a fifth of the labelled pictures is held out by a hash of their names; of frames, a
     fifth of the labelled ``clips``. Sizes are width and height in pixels, EXIF orientation applied. The ``hint`` is for
     names that are not ASCII, as these may have been spoilt. ``frames`` are left, top and side of the squares on the
-    pictures, in pixel edges; whole pictures unless given.
+    pictures, in pixel edges; whole pictures unless given. With ``orientations``, EXIF's of the pictures, labels of
+    other sizes are fitted (:func:`.label_fitting.fit_labels`).
 
     Raises LabelsError if no picture has a label, a name matches twice, or a part of the split would be empty.
     """
@@ -75,7 +78,11 @@ def match_labels(
         raise
     pictures = np.flatnonzero(rows >= 0)
     known_sizes = {labels.names[rows[index]]: (sizes[index][0], sizes[index][1]) for index in pictures.tolist()}
-    matched = labels.rows(rows[pictures]).to_square(known_sizes)
+    matched = labels.rows(rows[pictures])
+    if orientations is not None:
+        came = zip(matched.names, pictures.tolist(), strict=True)
+        matched = fit_labels(matched, {name: CameSize(*known_sizes[name], orientations[index]) for name, index in came})
+    matched = matched.to_square(known_sizes)
     keypoints = matched.keypoints
     if frames is not None:
         width, height = np.array([sizes[index] for index in pictures.tolist()]).T[..., None]

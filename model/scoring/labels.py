@@ -140,6 +140,8 @@ class Labels:
                 if turned
                 else "; send the pictures that were labelled, or scale the labels"
             )
+            + ". labels_fit=scale of a training job, an evaluation and landmarks scales labels of the same aspect "
+            "ratio, and turns them where EXIF says so"
         )
 
     def _check_inside(self) -> None:

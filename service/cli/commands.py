@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -42,6 +42,13 @@ Locate = Annotated[
     typer.Option(
         metavar="HOW",
         help="Without boxes: motion cuts out what moves before a fixed camera, auto does where it is sure, or off.",
+    ),
+]
+LabelsFit = Annotated[
+    Literal["exact", "scale"] | None,
+    typer.Option(
+        help="Labels that state another size of their pictures: exact (the default) refuses them, scale scales those "
+        "of the same aspect ratio, and turns those of the stored picture as its EXIF says.",
     ),
 ]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .commands import BoxesFile, Category, Locate, Session, Version
+from .commands import BoxesFile, Category, LabelsFit, Locate, Session, Version
 from .console import counting_bar, out, print_path, print_table, say
 from .evaluation import evaluate_category
 
@@ -37,6 +37,7 @@ def evaluate(
     ],
     boxes: BoxesFile = None,
     locate: Locate = None,
+    labels_fit: LabelsFit = None,
     occlusion: Annotated[
         bool, typer.Option("--occlusion", help="Also hide parts of the scored pictures, and refine.")
     ] = False,
@@ -66,6 +67,7 @@ def evaluate(
             version,
             boxes=boxes,
             locate=locate,
+            labels_fit=labels_fit or "exact",
             occlusion=occlusion,
             refine_steps=refine_steps,
             plot=plot,

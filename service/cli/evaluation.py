@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.scoring.label_files import read_labels
+from model.scoring.label_fitting import CameSize, fit_labels
 from model.scoring.labels import Labels, from_square
 from model.scoring.linear_maps import fit_maps
 from model.scoring.occlusion import cover, levels, occlusion_row, verdict
@@ -64,6 +65,7 @@ def evaluate_category(
     *,
     boxes: Path | None = None,
     locate: str | None = None,
+    labels_fit: str = "exact",
     occlusion: bool = False,
     refine_steps: int | None = None,
     plot: Path | None = None,
@@ -80,6 +82,8 @@ def evaluate_category(
             clips.
         boxes: a file of where the thing is in each picture: our CSV, COCO or MegaDetector's JSON.
         locate: auto, motion or off for pictures without boxes; as the version was trained by default.
+        labels_fit: scale fits labels that state another size of their pictures, see
+            :func:`model.scoring.label_fitting.fit_labels`; exact refuses them.
         occlusion: also hide parts of the scored pictures, and refine.
         refine_steps: steps of the occlusion test; 3 by default, 0 for the method autolink, which has no memory.
         plot: PNG of the occlusion test to write.
@@ -106,6 +110,8 @@ def evaluate_category(
     }
     with map_scoring_errors():
         known = read_labels(labels)
+        if labels_fit == "scale":
+            known = squares.fit(known)
         for rows in rows_by_split(predictions, known).values():
             square_labels(known, rows, predictions["sizes"])
         known = squares.crop(known)
@@ -221,6 +227,7 @@ class Squares:
         videos: video of each frame, by the frame's name.
         skipped: {"name", "reason"} of files that could not be read.
         frames: where each square lies on its picture.
+        orientations: EXIF's of each stored picture.
     """
 
     names: list[str] = field(default_factory=list)
@@ -229,6 +236,7 @@ class Squares:
     videos: dict[str, str] = field(default_factory=dict)
     skipped: list[dict[str, str]] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
+    orientations: list[int] = field(default_factory=list)
 
     def clips(self, *, folders: bool) -> dict[str, str]:
         """Return the clip of each picture by name: its video or, if ``folders`` are clips, its folder."""
@@ -243,6 +251,12 @@ class Squares:
         self.sizes.append(picture.size)
         self.pixels.append(square)
         self.frames.append(frame)
+        self.orientations.append(picture.orientation)
+
+    def fit(self, labels: Labels) -> Labels:
+        """Scale and turn labels that state another size of their pictures. Raises LabelsError."""
+        came = zip(labels.match(self.names).tolist(), self.sizes, self.orientations, strict=True)
+        return fit_labels(labels, {labels.names[row]: CameSize(*size, turn) for row, size, turn in came if row >= 0})
 
     def crop(self, labels: Labels) -> Labels:
         """Return labels in [0, 1] of these squares, not of the whole pictures'. Raises LabelsError."""

@@ -12,9 +12,10 @@ from rich.markup import escape
 from rich.text import Text
 
 from service.client import InputError, Job, JobStatus
+from service.client.connection import given
 from service.client.types import Checkpoint, EventKind, JobEvent
 
-from .commands import BoxesFile, Category, Locate, Session
+from .commands import BoxesFile, Category, LabelsFit, Locate, Session
 from .console import (
     duration,
     loss_text,
@@ -62,6 +63,7 @@ def train(
     ] = None,
     boxes: BoxesFile = None,
     locate: Locate = None,
+    labels_fit: LabelsFit = None,
     prior_file: Annotated[
         Path | None, typer.Option("--prior", help="A prior to start from, as `ppl prior --json` prints it.")
     ] = None,
@@ -92,7 +94,7 @@ def train(
         category,
         path,
         preset,
-        _parse_settings(assignments or []) | ({"locate": locate} if locate else {}),
+        _parse_settings(assignments or []) | given(locate=locate, labels_fit=labels_fit),
         labels=labels,
         boxes=boxes,
         prior=prior_file,

@@ -10,7 +10,7 @@ import typer
 
 from service.client.types import AliasEntry, Landmarks, LandmarksEntry, LinkChange, PriorDiff, VersionEntry
 
-from .commands import BoxesFile, Category, Commands, Session, Version
+from .commands import BoxesFile, Category, Commands, LabelsFit, Session, Version
 from .console import print_table, say
 
 versions = Commands(name="versions", help="The versions of a category.", no_args_is_help=True)
@@ -127,10 +127,11 @@ def fit_landmarks(
     pictures: Annotated[list[Path], typer.Argument(help="The labelled pictures, typically 10 to 50, or their folder.")],
     labels: Annotated[Path, typer.Option(help="Positions of the landmarks: CSV, DeepLabCut, COCO …")],
     boxes: BoxesFile = None,
+    labels_fit: LabelsFit = None,
     version: Version = None,
 ) -> None:
     """Fit landmarks on labelled pictures; 'ppl estimate --landmarks NAME' then returns them."""
-    fitted = session.client.landmarks.fit(category, name, pictures, labels, version, boxes)
+    fitted = session.client.landmarks.fit(category, name, pictures, labels, version, boxes, labels_fit)
     session.show(fitted, _print_landmarks)
     if fitted.unlabelled_images and not session.as_json:
         say(f"{fitted.unlabelled_images} pictures have no labels and were ignored")

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from fastapi import Request
 
+from model.scoring.label_fitting import CHOICES
 from service.contract.errors import BadBoxes, BadLabels, NoImages, TooManyImages
 from service.contract.versions.landmarks import check_set_name
 from service.http.multipart import FileField, check_fields
@@ -32,12 +33,14 @@ class LandmarkRequest:
         name: name of the set.
         version: None for the active one.
         labels: CSV or JSON.
+        labels_fit: exact, or scale for labels that state another size of their pictures.
     """
 
     name: str
     version: str | None
     labels: bytes
     uploads: list[Upload]
+    labels_fit: str = "exact"
 
     @classmethod
     async def read(cls, request: Request, settings: Settings) -> LandmarkRequest:
@@ -56,10 +59,13 @@ class LandmarkRequest:
         }
         form = await read_form_within(BODY_S, request, fields)
         move_boxes(form)
-        check_fields(form.fields, ("name", "version", "boxes"), "images, labels")
+        check_fields(form.fields, ("name", "version", "boxes", "labels_fit"), "images, labels")
         sent = {name: text for name, value in form.fields.items() if (text := value.strip())}
         if "name" not in sent:
             raise BadField("name", "the field name is missing; it names the set of landmarks")
+        labels_fit = sent.get("labels_fit", CHOICES[0])
+        if labels_fit not in CHOICES:
+            raise BadField("labels_fit", f"labels_fit is {labels_fit[:80]!r}; expected {' or '.join(CHOICES)}")
         labels = form.first("labels")
         if labels is None:
             raise BadLabels("no labels; send CSV, COCO or others in the field labels (curl -F labels=@labels.csv)")
@@ -74,7 +80,8 @@ class LandmarkRequest:
             Upload(index, part.filename, partial(bytes, part.data), box)
             for index, (part, box) in enumerate(zip(pictures, boxes, strict=True))
         ]
-        return cls(check_set_name(sent["name"]), sent.get("version"), bytes(labels.data), uploads)
+        name = check_set_name(sent["name"])
+        return cls(name, sent.get("version"), bytes(labels.data), uploads, labels_fit)
 
 
 async def fit_landmarks(
@@ -99,10 +106,10 @@ async def fit_landmarks(
     batch_limit = pipeline.settings.batch_limit
     for first in range(0, len(labelled), batch_limit):
         found = await estimator.find_poses([request.uploads[index] for index in labelled[first : first + batch_limit]])
-        pictures += [FittedPicture(box.width, box.height, box.frame) for box in found.fitted]
+        pictures += [FittedPicture(box.width, box.height, box.frame, box.orientation) for box in found.fitted]
         keypoints += [pose.keypoints for pose in found.poses]
     stacked = np.stack(keypoints).astype(np.float64)
-    fitted = await threads.decode(fit_set, request.name, labels, pictures, stacked)
+    fitted = await threads.decode(fit_set, request.name, labels, pictures, stacked, request.labels_fit)
     await threads.io(versions.additions.put_landmarks, category, version.name, fitted)
     return FittedLandmarks(
         category=category,

@@ -148,6 +148,7 @@ class FittedBox:
         frame: where the square lies on the picture.
         number: the box's index, if the picture has a list of boxes.
         region: the box, if it was located or comes from a file.
+        orientation: EXIF's of the stored picture, which is applied.
     """
 
     index: int
@@ -157,6 +158,7 @@ class FittedBox:
     frame: Frame
     number: int | None = None
     region: FoundBox | None = None
+    orientation: int = 1
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,14 @@ def fit_boxes(picture: Picture, index: int, boxes: PictureBoxes, side: int) -> l
         if box:
             _check_box(box, *size)
     return [
-        FittedBox(index, *size, *fit_square(picture, side, box), number if boxes.numbered else None, region)
+        FittedBox(
+            index,
+            *size,
+            *fit_square(picture, side, box),
+            number if boxes.numbered else None,
+            region,
+            picture.orientation,
+        )
         for number, (box, region) in enumerate(pairs)
     ]
 

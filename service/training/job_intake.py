@@ -155,13 +155,13 @@ async def _find_pictures(
         source = JobSource(kind="folder", folder=requested.folder)
     summary = await parts.threads.upload(check_archive, pictures, ArchiveLimits.of(parts.settings), plan.config.mode)
     if await parts.threads.io(upload.labels.path.exists):
-        await _check_labels(parts, upload, pictures, summary.mode)
+        await _check_labels(parts, upload, pictures, summary.mode, plan.config.labels_fit)
     return plan, source
 
 
-async def _check_labels(parts: TrainingParts, upload: JobUpload, pictures: Path, mode: str) -> None:
-    limits = ArchiveLimits.of(parts.settings)
-    await parts.threads.upload(check_labels, upload.labels.path, pictures, limits, mode, upload.archive.name or None)
+async def _check_labels(parts: TrainingParts, upload: JobUpload, pictures: Path, mode: str, labels_fit: str) -> None:
+    labels, limits = upload.labels.path, ArchiveLimits.of(parts.settings)
+    await parts.threads.upload(check_labels, labels, pictures, limits, mode, upload.archive.name or None, labels_fit)
 
 
 async def _link_dataset(
@@ -190,7 +190,7 @@ async def _link_dataset(
             await upload.put(upload.boxes.path.name, _link, datasets.boxes(dataset_id))
         if has_labels:
             mode = record.mode if plan.config.mode == "auto" else plan.config.mode
-            await _check_labels(parts, upload, datasets.archive(dataset_id), mode)
+            await _check_labels(parts, upload, datasets.archive(dataset_id), mode, plan.config.labels_fit)
     except FileNotFoundError as error:
         raise UnknownDataset(
             f"dataset {dataset_id} was deleted during the request; GET /datasets lists the others"

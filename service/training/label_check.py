@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from model.scoring.label_files import read_labels
+from model.scoring.label_fitting import CameSize, fit_labels
 from model.scoring.label_matching import hold_out
 from model.scoring.labels import Labels, LabelsError
 from service.contract.errors import BadLabels, BadPicture
@@ -35,7 +36,14 @@ _REFUSED = 3
 _FRAME = re.compile(r"#\d+$")
 
 
-def check_labels(labels: Path, pictures: Path, limits: ArchiveLimits, mode: str, video_name: str | None = None) -> None:
+def check_labels(
+    labels: Path,
+    pictures: Path,
+    limits: ArchiveLimits,
+    mode: str,
+    video_name: str | None = None,
+    labels_fit: str = "exact",
+) -> None:
     """Check that labels can be read, and fit pictures in an archive or folder.
 
     Of many labelled pictures, some evenly spaced ones are read for their size.
@@ -43,19 +51,22 @@ def check_labels(labels: Path, pictures: Path, limits: ArchiveLimits, mode: str,
     Args:
         mode: stills, or clips, whose split depends on the frames taken.
         video_name: of an upload that is one video.
+        labels_fit: scale fits labels that state another size.
 
     Raises:
         BadLabels: they can't be read, match no picture, are of pictures of another size, or leave none to train on or
             to score.
     """
     if labels.stat().st_size > _APART_BYTES:
-        _check_apart(labels, pictures, limits, mode, video_name)
+        _check_apart(labels, pictures, limits, mode, video_name, labels_fit)
     else:
-        _check(labels, pictures, limits, mode, video_name)
+        _check(labels, pictures, limits, mode, video_name, labels_fit)
 
 
-def _check_apart(labels: Path, pictures: Path, limits: ArchiveLimits, mode: str, video_name: str | None) -> None:
-    request = json.dumps([str(labels), str(pictures), asdict(limits), mode, video_name])
+def _check_apart(
+    labels: Path, pictures: Path, limits: ArchiveLimits, mode: str, video_name: str | None, labels_fit: str
+) -> None:
+    request = json.dumps([str(labels), str(pictures), asdict(limits), mode, video_name, labels_fit])
     command = [sys.executable, "-P", "-m", __spec__.name, request]
     try:
         done = subprocess.run(command, capture_output=True, timeout=_APART_TIMEOUT_S)  # noqa: S603 - a module of ours
@@ -67,7 +78,9 @@ def _check_apart(labels: Path, pictures: Path, limits: ArchiveLimits, mode: str,
         raise BadLabels("the labels can't be used: they take too much memory to read; send fewer of them")
 
 
-def _check(labels: Path, pictures: Path, limits: ArchiveLimits, mode: str, video_name: str | None) -> None:
+def _check(
+    labels: Path, pictures: Path, limits: ArchiveLimits, mode: str, video_name: str | None, labels_fit: str
+) -> None:
     try:
         found = read_labels(labels)
         names, videos = _list_names(pictures, limits, video_name)
@@ -82,7 +95,8 @@ def _check(labels: Path, pictures: Path, limits: ArchiveLimits, mode: str, video
             raise LabelsError(f"{error}{hint}") from error
         labelled = np.flatnonzero(rows >= 0)
         hold_out(found.rows(rows[labelled]), [names[index] for index in labelled.tolist()])
-        _check_sizes(found, {names[index]: int(rows[index]) for index in labelled.tolist()}, pictures, limits)
+        row_of = {names[index]: int(rows[index]) for index in labelled.tolist()}
+        _check_sizes(found, row_of, pictures, limits, labels_fit)
     except LabelsError as error:
         raise BadLabels(f"the labels can't be used: {error}") from error
 
@@ -106,19 +120,24 @@ def _name_files(labels: Labels) -> Labels:
     return Labels(files, (), np.zeros((len(files), 0, 2)), np.zeros((len(files), 0), dtype=np.uint8))
 
 
-def _check_sizes(labels: Labels, row_of: dict[str, int], pictures: Path, limits: ArchiveLimits) -> None:
+def _check_sizes(
+    labels: Labels, row_of: dict[str, int], pictures: Path, limits: ArchiveLimits, labels_fit: str
+) -> None:
     """Raise LabelsError if labels are of pictures of another size, by those of `row_of` that are read."""
     chosen = _space(list(row_of))
-    sizes: dict[int, tuple[int, int]] = {}
+    sizes: dict[int, CameSize] = {}
     with closing(iter_members(pictures, detect_kind(pictures), limits)) as members:
         for member in members:
             if member.name in chosen and member.size <= limits.max_picture_bytes:
                 with suppress(BadPicture, OSError, EOFError, ValueError):  # the worker names files that can't be read
-                    sizes[row_of[member.name]] = read_size(member.read())
+                    sizes[row_of[member.name]] = CameSize(*read_size(member.read()))
                     if len(sizes) == len(chosen):
                         break
     if sizes:
-        labels.rows(list(sizes)).with_sizes(np.array(list(sizes.values()), dtype=np.int64))
+        chosen_labels = labels.rows(list(sizes))
+        if labels_fit == "scale":
+            chosen_labels = fit_labels(chosen_labels, {labels.names[row]: size for row, size in sizes.items()})
+        chosen_labels.with_sizes(np.array([size[:2] for size in sizes.values()], dtype=np.int64))
 
 
 def _space(names: Sequence[str]) -> frozenset[str]:
@@ -128,9 +147,9 @@ def _space(names: Sequence[str]) -> frozenset[str]:
 
 def main() -> int:
     """Check labels as the command line says."""
-    labels, pictures, limits, mode, video_name = json.loads(sys.argv[1])
+    labels, pictures, limits, mode, video_name, labels_fit = json.loads(sys.argv[1])
     try:
-        _check(Path(labels), Path(pictures), ArchiveLimits(**limits), mode, video_name)
+        _check(Path(labels), Path(pictures), ArchiveLimits(**limits), mode, video_name, labels_fit)
     except BadLabels as error:
         print(error.detail, file=sys.stderr)
         return _REFUSED

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.scoring.label_files import parse_labels
+from model.scoring.label_fitting import CameSize, fit_labels
 from model.scoring.labels import Labels, LabelsError, from_square
 from model.scoring.landmarks import FEWEST_PICTURES, FEWEST_VISIBLE, LandmarkFit, fit_landmarks
 from model.scoring.linear_maps import apply_maps
@@ -52,11 +53,12 @@ class LandmarkMaps:
 
 @dataclass(frozen=True)
 class FittedPicture:
-    """The size of a picture in pixels, and the frame of the model's square on it."""
+    """The size of a picture in pixels, the frame of the model's square on it, and its EXIF orientation."""
 
     width: int
     height: int
     frame: Frame
+    orientation: int = 1
 
 
 def read_labelled(data: bytes, pictures: Sequence[str]) -> tuple[Labels, list[int], int]:
@@ -102,18 +104,21 @@ def read_labelled(data: bytes, pictures: Sequence[str]) -> tuple[Labels, list[in
     return found, labelled.tolist(), len(labels) - len(labelled)
 
 
-def fit_set(name: str, labels: Labels, pictures: Sequence[FittedPicture], keypoints: Array) -> LandmarkSet:
+def fit_set(
+    name: str, labels: Labels, pictures: Sequence[FittedPicture], keypoints: Array, labels_fit: str = "exact"
+) -> LandmarkSet:
     """Fit a set of landmarks.
 
     Args:
         labels: labels of N pictures, from read_labelled.
         pictures: the N pictures.
         keypoints: (N, K, 2) the estimated poses, in [-1, 1] of the squares.
+        labels_fit: scale fits labels that state another size of their pictures; exact refuses them.
 
     Raises:
         BadLabels: labels lie outside of their pictures, or are of pictures of another size.
     """
-    targets = _to_square(labels, pictures)
+    targets = _to_square(labels, pictures, labels_fit)
     fit = fit_landmarks((keypoints + 1) / 2, targets, labels.visibility.astype(np.float64))
     return LandmarkSet(
         name=name,
@@ -127,10 +132,13 @@ def fit_set(name: str, labels: Labels, pictures: Sequence[FittedPicture], keypoi
     )
 
 
-def _to_square(labels: Labels, pictures: Sequence[FittedPicture]) -> Array:
+def _to_square(labels: Labels, pictures: Sequence[FittedPicture], labels_fit: str) -> Array:
     """Convert the labels to [0, 1] of the model's squares: (N, J, 2), 0 where not visible. Raises BadLabels."""
     sizes = np.array([(picture.width, picture.height) for picture in pictures], dtype=np.int64)
     try:
+        if labels_fit == "scale":
+            came = [CameSize(picture.width, picture.height, picture.orientation) for picture in pictures]
+            labels = fit_labels(labels, dict(zip(labels.names, came, strict=True)))
         labels.with_sizes(sizes)
     except LabelsError as error:
         raise BadLabels(f"the labels can't be used: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from model.scoring.label_fitting import CHOICES
 from service.http.openapi import FILE, NAME_PATTERN, field, file_field, form_body
 
 from .landmarks import MAX_FIT_LABELS_BYTES
@@ -28,6 +29,13 @@ def landmarks_body(max_images: int) -> dict[str, Any]:
         "labels": file_field(
             "where the landmarks are: CSV with the columns image, keypoint, x, y (and visible), or COCO keypoints "
             f"JSON, {MAX_FIT_LABELS_BYTES >> 20} MiB at most; in pixels of the pictures"
+        ),
+        "labels_fit": field(
+            "string",
+            "labels that state another size of their pictures: exact refuses them, scale scales those of the same "
+            "aspect ratio, and turns those of the stored picture as its EXIF orientation says",
+            enum=list(CHOICES),
+            default=CHOICES[0],
         ),
         "version": field("string", "a version of the category, or an alias of one; the active one unless given"),
         "boxes": field(

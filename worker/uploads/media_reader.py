@@ -194,7 +194,8 @@ class TrainingSet:
     The file of squares is an .npy of uint8 (N, S, S, 3), written square by square; N is written at the end.
 
     ``arrange_clips`` writes the .npy of clip numbers. ``names`` of the squares, ``sizes`` of the original pictures,
-    width and height in pixels, and ``frames``, left, top and side of the squares on them, are in the order of the file.
+    width and height in pixels, their EXIF ``orientations``, and ``frames``, left, top and side of the squares on them,
+    are in the order of the file.
     """
 
     def __init__(self, pictures: Path, clips: Path, side: int) -> None:
@@ -204,6 +205,7 @@ class TrainingSet:
         self.names: list[str] = []
         self.sizes: list[tuple[int, int]] = []
         self.frames: list[tuple[float, float, float]] = []
+        self.orientations: list[int] = []
         self._header_bytes = self._write_header()
 
     def __enter__(self) -> TrainingSet:
@@ -217,12 +219,21 @@ class TrainingSet:
                 self._file.flush()
                 os.fsync(self._file.fileno())
 
-    def append(self, square: NDArray[np.uint8], name: str, clip: str, size: tuple[int, int], frame: Frame) -> None:
+    def append(
+        self,
+        square: NDArray[np.uint8],
+        name: str,
+        clip: str,
+        size: tuple[int, int],
+        frame: Frame,
+        orientation: int = 1,
+    ) -> None:
         """Add a square (S, S, 3), its name, its clip, the original size and where the square lies on the picture."""
         self._file.write(np.ascontiguousarray(square).data)
         self.names.append(name)
         self.sizes.append(size)
         self.frames.append((frame.x0, frame.y0, frame.size))
+        self.orientations.append(orientation)
         self._clip_names.append(clip)
 
     def arrange_clips(self) -> tuple[int, dict[str, int]]:
@@ -242,6 +253,7 @@ class TrainingSet:
             np.save(file, clips, allow_pickle=False)
         self.names, self.sizes = [self.names[index] for index in order], [self.sizes[index] for index in order]
         self.frames = [self.frames[index] for index in order]
+        self.orientations = [self.orientations[index] for index in order]
         return len(kept), {clip: count for clip, count in counts.items() if clip not in numbers}
 
     def _write_header(self) -> int:

@@ -113,7 +113,7 @@ class Preparer:
                 if box is None and not locations.whole:
                     return locations.missing
                 square, frame = fit_square(picture, config.image_size, box)
-                squares.append(square, name, clip, picture.size, frame)
+                squares.append(square, name, clip, picture.size, frame, picture.orientation)
                 return None
 
             # of a picture with a box, its size is not known before it is decoded
@@ -148,6 +148,7 @@ class Preparer:
             "names": [replace_surrogates(name) for name in squares.names],
             "sizes": squares.sizes,
             **({} if locations.whole else {"frames": squares.frames, "located": counts.located}),
+            **({} if config.labels_fit == "exact" else {"orientations": squares.orientations}),
         }
         write_json(files.pictures_info(job_id), info)
         return counts
@@ -243,7 +244,8 @@ def match_job_labels(files: JobFiles, job_id: str) -> LabelledPictures | None:
     try:
         labels = read_labels(files.labels(job_id))
         clips = load_clips(files, job_id)
-        labelled = match_labels(labels, info["names"], info["sizes"], clips, NAMES_HINT, info.get("frames"))
+        frames, orientations = info.get("frames"), info.get("orientations")
+        labelled = match_labels(labels, info["names"], info["sizes"], clips, NAMES_HINT, frames, orientations)
     except LabelsError as error:
         raise BadLabels(f"the labels can't be used: {error}") from error
     with atomic_write(stored) as file:

@@ -188,6 +188,7 @@ class LandmarkCalls(CallGroup):
         labels: AnyPath,
         version: str | None = None,
         boxes: Sequence[Sequence[float]] | AnyPath | None = None,
+        labels_fit: str | None = None,
     ) -> FittedLandmarks:
         """Fit landmarks on labelled pictures, typically 10 to 50.
 
@@ -197,11 +198,13 @@ class LandmarkCalls(CallGroup):
             labels: a file of CSV, DeepLabCut, SLEAP, Label Studio or COCO.
             boxes: the object in each picture as x, y, width, height in pixels, if all pictures are files; or a file
                 of boxes.
+            labels_fit: "scale" scales labels that state another size of their pictures, of the same aspect ratio, and
+                turns those of the stored picture as its EXIF says; "exact" (the default) refuses them.
         """
         named = list_named_pictures(pictures)
         if isinstance(boxes, Sequence) and not isinstance(boxes, str) and len(boxes) != len(named):
             raise InputError(f"{len(named)} pictures came with {len(boxes)} boxes; each picture needs one")
-        fields = {"name": name, **given(version=version), **boxes_field(boxes)}
+        fields = {"name": name, **given(version=version, labels_fit=labels_fit), **boxes_field(boxes)}
         with ExitStack() as stack:
             files: list[tuple[str, Any]] = [("labels", file_part(labels, stack))]
             files += [("images", (shown, file_part(path, stack)[1])) for shown, path in named]

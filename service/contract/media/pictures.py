@@ -117,6 +117,7 @@ class Picture:
         scale: 1, 2, 4 or 8; each pixel of ``image`` covers scale x scale pixels of the picture.
         left, top: pixels of the picture, fewer than ``scale``, by which ``image`` begins before the picture does.
         white: the sample value that became white, if the picture has more than 8 bits; else 0.
+        orientation: EXIF's of the stored picture, 1 to 8, which is applied.
     """
 
     image: Image.Image
@@ -126,11 +127,12 @@ class Picture:
     left: int = 0
     top: int = 0
     white: float = 0.0
+    orientation: int = 1
 
     @classmethod
-    def of(cls, image: Image.Image, white: float = 0.0) -> Picture:
+    def of(cls, image: Image.Image, white: float = 0.0, orientation: int = 1) -> Picture:
         """Wrap an image of full size."""
-        return cls(image, image.width, image.height, white=white)
+        return cls(image, image.width, image.height, white=white, orientation=orientation)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -189,21 +191,25 @@ def open_reduced(
     transpose, *last_to_first = _ORIENTATIONS.get(orientation, (None, None, None))
     upright = rgb if transpose is None else rgb.transpose(transpose)
     if scale == 1:
-        return Picture.of(upright, found_white or (65535.0 if deep else 0.0))
+        return Picture.of(upright, found_white or (65535.0 if deep else 0.0), orientation)
     # blocks begin at the stored picture's first pixel and may end after its last, which the transpose may put first
     beyond = [reduced * scale - whole for reduced, whole in zip(rgb.size, stored, strict=True)]
     width, height = reversed(stored) if orientation in _SWAPS_SIDES else stored
     left, top = (0 if axis is None else beyond[axis] for axis in last_to_first)
-    return Picture(upright, width, height, scale, left, top)
+    return Picture(upright, width, height, scale, left, top, orientation=orientation)
 
 
-def read_size(data: bytes) -> tuple[int, int]:
-    """Return width and height of a picture, EXIF orientation applied, without decoding it. Raises BadPicture."""
+def read_size(data: bytes) -> tuple[int, int, int]:
+    """Return width and height of a picture, its EXIF orientation applied, and that orientation, without decoding it.
+
+    Raises BadPicture.
+    """
     with _open(io.BytesIO(data), PictureLimits(), None) as image:
         # Pillow would decode a PNG to look for EXIF after its pixels
         may_turn = not isinstance(image, PngImagePlugin.PngImageFile) or "exif" in image.info
-        width, height = reversed(image.size) if may_turn and _orientation(image) in _SWAPS_SIDES else image.size
-        return width, height
+        orientation = _orientation(image) if may_turn else 1
+        width, height = reversed(image.size) if orientation in _SWAPS_SIDES else image.size
+        return width, height, orientation
 
 
 def _open(file: BinaryIO, limits: PictureLimits, page: tiff.Page | None) -> ImageFile.ImageFile:

@@ -135,6 +135,22 @@ def test_poses_are_scored_by_every_protocol(api: Seer, photos: tuple[Path, Path]
     assert set(api.refine_steps) == {0}
 
 
+def test_labels_of_smaller_pictures_are_scaled_on_request(api: Seer, photos: tuple[Path, Path], tmp_path: Path) -> None:
+    header, *rows = photos[1].read_text().splitlines()
+    smaller = [f"{header},width,height"]
+    for row in rows:
+        name, light, x, y, split = row.split(",")
+        half = [(float(value) + 0.5) / 2 - 0.5 for value in (x, y)]
+        smaller.append(f"{name},{light},{half[0]},{half[1]},{split},48,32")
+    (tmp_path / "small.csv").write_text("\n".join(smaller))
+    with Client(api.url) as client:
+        exact = evaluate_category(client, "bird", [photos[0]], photos[1])["scores"]
+        with pytest.raises(InputError, match=r"48 x 32 pixels, .* came has 96 x 64; .* labels_fit=scale"):
+            evaluate_category(client, "bird", [photos[0]], tmp_path / "small.csv")
+        scaled = evaluate_category(client, "bird", [photos[0]], tmp_path / "small.csv", labels_fit="scale")["scores"]
+    assert scaled["headline"]["error_percent"] == pytest.approx(exact["headline"]["error_percent"], abs=1e-6)
+
+
 def test_occlusion_hides_parts_of_the_scored_pictures(api: Seer, photos: tuple[Path, Path]) -> None:
     progress = []
     with Client(api.url) as client:

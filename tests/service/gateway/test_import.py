@@ -14,7 +14,7 @@ app.openapi()
 kept_out = ("torch", "worker", "torchvision", "scipy", "av")
 loaded = sorted(name for name in sys.modules if name.partition(".")[0] in kept_out)
 assert not loaded, loaded
-labels = ("labels", "label_files", "label_hdf5", "label_json", "label_matching", "label_tables")
+labels = ("labels", "label_files", "label_fitting", "label_hdf5", "label_json", "label_matching", "label_tables")
 scoring = (*labels, "landmarks", "linear_maps", "matching", "presence")
 allowed = {"model", "model.config", "model.scoring", *(f"model.scoring.{name}" for name in scoring)}
 allowed |= {"model.version", "model.version.prior_values", "model.version.skeleton"}

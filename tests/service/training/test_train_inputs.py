@@ -136,6 +136,31 @@ async def test_labels_are_held_against_the_pictures_before_a_job_is_accepted(
     no_trace()
 
 
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((64, 32), None),  # of the stored picture
+        ((64, 128), None),  # of one twice as large
+        ((64, 64), "64 x 64 pixels, and the picture that came has 32 x 64"),
+        (("", ""), "the labels state no size of their pictures, and labels_fit is scale"),
+    ],
+)
+async def test_labels_of_another_size_are_accepted_if_the_request_says_to_scale_them(
+    http, problem, no_trace, monkeypatch, size, message, apart
+):
+    if apart:
+        monkeypatch.setattr(label_check, "_APART_BYTES", 10)
+    fields = {"category": "dog", "labels_fit": "scale"}
+    files = {"archive": ("a.zip", _zip(*STORED)), "labels": ("l.csv", SIZED.format("a", "b", *size).encode())}
+    answer = await http.post("/train-jobs", data=fields, files=files)
+    if message is None:
+        assert answer.json()["settings"]["labels_fit"] == "scale"
+        return
+    assert message in problem(answer, 422, "bad_labels")["detail"]
+    no_trace()
+
+
 @pytest.mark.parametrize("path", ["/train-jobs", "/datasets"])
 async def test_large_labels_are_checked_in_another_process(http, problem, no_trace, monkeypatch, path):
     monkeypatch.setattr(label_check, "_APART_BYTES", 10)

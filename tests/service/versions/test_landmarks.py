@@ -249,6 +249,26 @@ async def test_labels_of_another_size_of_the_pictures_are_refused(http, dog, con
             assert expected in problem(answer, 422, "bad_labels")["detail"]
 
 
+async def test_labels_of_another_size_are_scaled_on_request(http, dog, consumer, labelled, problem):
+    pictures, places, labels = labelled()
+    found = {}
+    for scale, how in ((1, "exact"), (0.5, "scale")):
+        rows = ["image,keypoint,x,y,width,height"]
+        for name, (width, height, where) in places.items():
+            x, y = (np.array(truth(width, height, where)["nose"]) + 0.5) * scale - 0.5
+            rows.append(f"{name},nose,{x},{y},{int(width * scale)},{int(height * scale)}")
+        answer = await fit(http, pictures, "\n".join(rows).encode(), how, labels_fit=how)
+        assert answer.status_code == 201, answer.text
+        found[how] = answer.json()
+    assert found["scale"]["cross_validation"]["error_px"] == pytest.approx(
+        found["exact"]["cross_validation"]["error_px"], abs=1e-3
+    )
+    refused = await fit(http, pictures, labels, "third", labels_fit="stretch")
+    assert "labels_fit is 'stretch'; expected exact or scale" in problem(refused, 422, "bad_request")["detail"]
+    refused = await fit(http, pictures, labels, "third", labels_fit="scale")
+    assert "state no size" in problem(refused, 422, "bad_labels")["detail"]
+
+
 async def test_limits_on_pictures_and_bytes(serve, dog, consumer, labelled, problem):
     pictures, _, labels = labelled(8)
     http = await serve(landmarks_max_images=7)

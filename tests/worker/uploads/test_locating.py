@@ -103,6 +103,32 @@ def test_labels_are_measured_in_the_box(desk, arena) -> None:
     np.testing.assert_allclose(matched.keypoints[:, 0], [(5 * n / 50, 0.5) for n in range(12)])
 
 
+def test_labels_of_stored_and_of_smaller_pictures_are_fitted_on_request(desk) -> None:
+    files = {}
+    for number in range(12):
+        file, exif = io.BytesIO(), Image.Exif()
+        exif[0x0112] = 6 if number % 2 == 0 else 1  # shown as 40 x 80
+        image = Image.new("RGB", (80, 40) if number % 2 == 0 else (40, 80), (20 * number, 90, 90))
+        image.save(file, "JPEG", exif=exif)
+        files[f"{number}.jpg"] = file.getvalue()
+    rows = ["image,keypoint,x,y,width,height,split"]
+    for number in range(12):  # at (29, 20) of each as it is shown
+        place = "20,10,80,40" if number % 2 == 0 else "14.25,9.75,20,40"
+        rows.append(f"{number}.jpg,nose,{place},{'test' if number % 4 == 3 else 'train'}")
+    for how in ("scale", "exact"):
+        job = desk.upload(files, desk.tiny(labels_fit=how))
+        desk.files.labels(job.id).write_text("\n".join(rows))
+        if how == "exact":
+            desk.caretaker.prepare(job.id)
+            failed = desk.jobs.get(job.id)
+            assert "'0.jpg' has 80 x 40 pixels, and the picture that came has 40 x 80" in failed.error.detail
+            continue
+        prepared(desk, job)
+        matched = match_job_labels(desk.files, job.id)
+        assert matched is not None
+        np.testing.assert_allclose(matched.keypoints[:, 0], [((29.5 + 20) / 80, 20.5 / 80)] * 12)
+
+
 def test_boxes_of_other_pictures_fail_the_job(desk, arena) -> None:
     job = desk.upload(arena)
     desk.files.boxes(job.id).write_text("image,x,y,width,height\nother.png,1,2,3,4\n")
