@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.client import History, InputError, Job, JobStatus, Prior
-from service.client.types import Dataset, PriorDiff
+from service.client.types import Dataset, PictureWarning, PriorDiff
 from service.client.uploads import printable_name
 
 Value = TypeVar("Value")
@@ -118,6 +118,12 @@ def write_file(path: Path, data: bytes) -> Path:
     return path
 
 
+def print_warnings(warnings: Iterable[PictureWarning]) -> None:
+    """Print what seems wrong with pictures."""
+    for warning in warnings:
+        out.print(f"  [yellow]warning:[/] {escape(warning.detail)} [dim]({warning.code})[/]")
+
+
 @contextmanager
 def counting_bar(description: str, quiet: bool = False) -> Iterator[Callable[..., None]]:
     """Yield a function that sets ``completed``, ``total`` or ``description`` of a bar on stderr."""
@@ -133,13 +139,16 @@ def training_progress() -> Iterator[Callable[[Job], None]]:
     description, *fields = map(TextColumn, columns)
     bar = Progress(description, BarColumn(bar_width=None), *fields, console=out, expand=True)
     task = bar.add_task("waiting", total=1, step="-", loss="-", left="")
-    last_stage, next_line_at = "", 0.0
+    last_stage, next_line_at, warned = "", 0.0, False
 
     def show(job: Job) -> None:
-        nonlocal last_stage, next_line_at
+        nonlocal last_stage, next_line_at, warned
         progress = job.progress
         step, loss = f"{progress.step}/{progress.total_steps}", loss_text(job)
         left = "" if progress.eta_s is None else f"{duration(progress.eta_s)} left"
+        if not warned and job.warnings:
+            warned = True
+            print_warnings(job.warnings)
         stage = "evaluating" if progress.stage == "evaluating" else str(job.status)
         if job.queue_position is not None:
             stage += f", number {job.queue_position}"

@@ -13,7 +13,7 @@ from rich.text import Text
 from service.client.types import Dataset, DatasetStatus
 
 from .commands import Commands, Session
-from .console import out, print_json, print_table, to_json, write_file
+from .console import out, print_json, print_table, print_warnings, to_json, write_file
 
 datasets = Commands(name="datasets", help="Uploaded pictures to train on.", no_args_is_help=True)
 
@@ -111,6 +111,7 @@ def print_dataset(dataset: Dataset) -> None:
             out.print(f"  {label}: {escape(line)}")
         if count > len(lines):
             out.print(f"  {label}: {count - len(lines)} more")
+    print_warnings(found.warnings)
     if dataset.status is DatasetStatus.READY:
         out.print(f"look at it:  ppl datasets sheet {dataset.id}")
         out.print(f"train on it: ppl train CATEGORY --dataset {dataset.id}")

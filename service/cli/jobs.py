@@ -23,6 +23,7 @@ from .console import (
     print_json,
     print_path,
     print_table,
+    print_warnings,
     say,
     to_json,
     training_progress,
@@ -239,6 +240,7 @@ def _print_job(job: Job) -> None:
         out.print(
             f"  the thing is located by {located['by']}{side}{escape('; ' + (located.get('note') or '')).rstrip('; ')}"
         )
+    print_warnings(job.warnings)
     held_out = f", {metrics['held_out']} of them held out" if "held_out" in metrics else ""
     if metrics.get("mode") == "clips":
         out.print(f"  {metrics.get('clips', '?')} clips, {metrics.get('images', '?')} frames in all{held_out}")

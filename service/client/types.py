@@ -14,6 +14,7 @@ from service.contract.jobs.job import Job as Job
 from service.contract.jobs.job import JobStatus as JobStatus
 from service.contract.jobs.progress import EventKind as EventKind
 from service.contract.jobs.progress import JobEvent as JobEvent
+from service.contract.jobs.warnings import PictureWarning as PictureWarning
 from service.contract.versions.quality import Quality as Quality
 from service.estimates.schemas import BackgroundEstimate as BackgroundEstimate
 from service.estimates.schemas import Estimate as Estimate

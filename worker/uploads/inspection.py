@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from model.scoring.label_files import read_labels
@@ -34,6 +36,7 @@ from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import Abandoned, BadLabels, PPLError, TooFewPictures, UnknownDataset
 from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS, JobError
 from service.contract.media.archives import ArchiveLimits, Member, detect_kind, is_stack, iter_media, iter_members
+from service.contract.media.fitting import fit_square
 from service.contract.media.locating import clip_of_picture
 from service.contract.media.pictures import FORMATS, Picture
 from service.contract.media.zip_names import HINT as NAMES_HINT
@@ -43,6 +46,7 @@ from worker.settings import WorkerSettings
 
 from .contact_sheet import COLUMNS, ContactSheet, find_still_cell, max_reduction, plan_clip_cells
 from .media_reader import MIN_CLIP_FRAMES, FileCounts, MediaReader, shorten_name
+from .placement import SIDE_PX, find_warnings, spread_rows
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +81,9 @@ class Inspection:
         self._video: str | None = None  # the one being read
         self._frames = 0  # taken of it
         self._sheet = ContactSheet()
+        # boxes are cut out by training only
+        self._compared = set() if record.boxes else set(spread_rows(self._expected).tolist())
+        self._copies: list[NDArray[np.uint8]] = []
 
     def run(self) -> Iterator[None]:
         """Inspect every file, then the labels; yield after every file. Raises the errors of `Preparer.prepare`."""
@@ -101,6 +108,7 @@ class Inspection:
             reasons = "; ".join(f"{item['name']}: {item['reason']}" for item in self._counts.skipped_files[:3])
             raise TooFewPictures(f"nothing in the dataset can be read ({reasons}); send pictures or videos")
         self._found.labels = self._match_labels()
+        self._found.warnings = find_warnings(self._copies, None, is_located=False)
 
     def findings(self) -> Found:
         """Return the findings so far."""
@@ -129,6 +137,8 @@ class Inspection:
         elif self._video in self._clip_rows and self._frames < COLUMNS:
             cell = self._clip_rows[self._video], self._frames
         self._sheet.add(cell, picture.image)
+        if self._number + self._frames in self._compared:
+            self._copies.append(fit_square(picture, SIDE_PX)[0])
         if not self._frames:  # all frames of a video have one size
             self._sizes.append(picture.size)
         self._frames += self._video is not None

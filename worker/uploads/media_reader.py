@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from model.data import natural_key
 from service.contract.durable_files import atomic_write
 from service.contract.errors import BadPicture, PPLError, TrainingFailed
+from service.contract.jobs.warnings import PictureWarning
 from service.contract.media import tiff
 from service.contract.media.archives import ArchiveLimits, Member, find_white
 from service.contract.media.fitting import Frame
@@ -45,6 +46,7 @@ class FileCounts:
         skipped_files: the first of them, as {"name", "reason"}.
         clips: number of clips; set once all files are read.
         located: how the thing was found: by "boxes" or "motion", the usual "side_px", a "note".
+        warnings: what seems wrong with the pictures; no metric.
     """
 
     images: int = 0
@@ -53,6 +55,7 @@ class FileCounts:
     mode: str | None = None
     clips: int = 0
     located: dict[str, Any] | None = None
+    warnings: list[PictureWarning] = field(default_factory=list)
     _skipped_names: set[str] = field(default_factory=set)
 
     def skip(self, name: str, reason: str) -> None:
@@ -71,7 +74,7 @@ class FileCounts:
 
     def to_metrics(self) -> dict[str, Any]:
         """Return the counts as the job's metrics."""
-        left_out = {"_skipped_names"} if self.located else {"_skipped_names", "located"}
+        left_out = {"_skipped_names", "warnings", *([] if self.located else ["located"])}
         return {name: copy(value) for name, value in vars(self).items() if name not in left_out}
 
 
@@ -193,15 +196,15 @@ class TrainingSet:
 
     The file of squares is an .npy of uint8 (N, S, S, 3), written square by square; N is written at the end.
 
-    ``arrange_clips`` writes the .npy of clip numbers. ``names`` of the squares, ``sizes`` of the original pictures,
-    width and height in pixels, their EXIF ``orientations``, and ``frames``, left, top and side of the squares on them,
-    are in the order of the file.
+    ``arrange_clips`` writes the .npy of clip numbers. ``names`` of the squares, ``clip_names``, ``sizes`` of the
+    original pictures, width and height in pixels, their EXIF ``orientations``, and ``frames``, left, top and side of
+    the squares on them, are in the order of the file.
     """
 
     def __init__(self, pictures: Path, clips: Path, side: int) -> None:
         self._pictures, self._clips, self._side = pictures, clips, side
         self._file = pictures.open("wb")
-        self._clip_names: list[str] = []
+        self.clip_names: list[str] = []
         self.names: list[str] = []
         self.sizes: list[tuple[int, int]] = []
         self.frames: list[tuple[float, float, float]] = []
@@ -234,26 +237,27 @@ class TrainingSet:
         self.sizes.append(size)
         self.frames.append((frame.x0, frame.y0, frame.size))
         self.orientations.append(orientation)
-        self._clip_names.append(clip)
+        self.clip_names.append(clip)
 
     def arrange_clips(self) -> tuple[int, dict[str, int]]:
         """Sort the file by clip and frame, in natural order, without clips of a single frame; call it after the block.
 
         Returns the number of clips, and the number of frames of each clip left out, by name.
         """
-        counts = Counter(self._clip_names)
+        counts = Counter(self.clip_names)
         kept = sorted((clip for clip, count in counts.items() if count >= MIN_CLIP_FRAMES), key=natural_key)
         numbers = {clip: number for number, clip in enumerate(kept)}
-        order = [index for index, clip in enumerate(self._clip_names) if clip in numbers]
-        order.sort(key=lambda index: (numbers[self._clip_names[index]], natural_key(self.names[index])))
+        order = [index for index, clip in enumerate(self.clip_names) if clip in numbers]
+        order.sort(key=lambda index: (numbers[self.clip_names[index]], natural_key(self.names[index])))
         if order != list(range(len(self.names))):
             copy_rows(np.load(self._pictures, mmap_mode="r", allow_pickle=False), np.array(order, int), self._pictures)
-        clips = np.array([numbers[self._clip_names[index]] for index in order], dtype=np.int64)
+        clips = np.array([numbers[self.clip_names[index]] for index in order], dtype=np.int64)
         with atomic_write(self._clips) as file:
             np.save(file, clips, allow_pickle=False)
         self.names, self.sizes = [self.names[index] for index in order], [self.sizes[index] for index in order]
         self.frames = [self.frames[index] for index in order]
         self.orientations = [self.orientations[index] for index in order]
+        self.clip_names = [self.clip_names[index] for index in order]
         return len(kept), {clip: count for clip, count in counts.items() if clip not in numbers}
 
     def _write_header(self) -> int:

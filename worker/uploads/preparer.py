@@ -24,6 +24,7 @@ from service.contract.durable_files import atomic_write, write_json
 from service.contract.errors import BadLabels, TooFewPictures, TrainingFailed
 from service.contract.jobs.files import JobFiles, training_folder
 from service.contract.jobs.store import JobRecord, JobStatus
+from service.contract.jobs.warnings import PictureWarning
 from service.contract.media import motion
 from service.contract.media.archives import ArchiveLimits, Member, iter_media, resolve_mode
 from service.contract.media.fitting import fit_square, reduction_for_boxes
@@ -34,6 +35,7 @@ from worker.jobs import HeldJob, JobTaker, Stopping
 from worker.settings import WorkerSettings
 
 from .media_reader import FileCounts, MediaReader, TrainingSet, replace_surrogates
+from .placement import find_warnings, shrink, spread_rows
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ class Preparer:
         def queue(record: JobRecord) -> None:
             record.move(JobStatus.QUEUED)
             _reset_starts(record)
-            record.job.metrics = counts.to_metrics()
+            record.job.metrics, record.job.warnings = counts.to_metrics(), counts.warnings
             if labelled:
                 record.job.metrics["held_out"] = int(labelled.heldout.sum())
             record.log(f"{counts.images} pictures prepared as {counts.mode}, {counts.skipped} skipped")
@@ -79,6 +81,8 @@ class Preparer:
                 record.log("; ".join(f"{name}: {value}" for name, value in located.items() if value is not None))
             for item in counts.skipped_files:
                 record.log(f"skipped {item['name']}: {item['reason']}")
+            for warning in counts.warnings:
+                record.log(f"warning: {warning.detail}")
             record.pause_if_requested()
 
         held.write(queue)
@@ -92,7 +96,14 @@ class Preparer:
             return None
         info = json.loads(path.read_text(encoding="utf-8"))
         named = {name: info[name] for name in ("mode", "clips", "located") if name in info}
-        return FileCounts(info["count"], info["skipped_count"], info["skipped"], **named)
+        warnings = [PictureWarning.model_validate(warning) for warning in info.get("warnings", [])]
+        return FileCounts(info["count"], info["skipped_count"], info["skipped"], warnings=warnings, **named)
+
+    def _look_at_pictures(self, job_id: str, clips: list[str], *, is_located: bool) -> list[PictureWarning]:
+        pictures = np.load(self.taker.files.pictures(job_id), mmap_mode="r", allow_pickle=False)
+        rows = spread_rows(len(pictures))
+        copies = [shrink(pictures[row]) for row in rows]
+        return find_warnings(copies, [clips[row] for row in rows], is_located=is_located)
 
     def _prepare_pictures(self, record: JobRecord, held: HeldJob) -> FileCounts:
         job_id, files, config = record.job.id, self.taker.files, parse_config(record.job.settings)
@@ -138,6 +149,7 @@ class Preparer:
             counts.clips, too_short = squares.arrange_clips()
             counts.drop_short_clips(too_short)
         self._check_enough(counts, videos)
+        counts.warnings = self._look_at_pictures(job_id, squares.clip_names, is_located=not locations.whole)
         info = {
             "count": counts.images,
             "side": config.image_size,
@@ -147,6 +159,7 @@ class Preparer:
             "skipped": counts.skipped_files,
             "names": [replace_surrogates(name) for name in squares.names],
             "sizes": squares.sizes,
+            "warnings": [warning.model_dump(mode="json") for warning in counts.warnings],
             **({} if locations.whole else {"frames": squares.frames, "located": counts.located}),
             **({} if config.labels_fit == "exact" else {"orientations": squares.orientations}),
         }

@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import AwareDatetime, BaseModel, Field, field_serializer
 
 from service.contract.jobs.job import JobDataset, JobError
+from service.contract.jobs.warnings import PictureWarning
 from service.contract.media.archives import Mode
 
 
@@ -93,6 +94,9 @@ class Found(BaseModel):
     )
     duplicate_files: list[Duplicate] = Field(default=[], description="the first of these")
     labels: LabelsFound | None = None
+    warnings: list[PictureWarning] = Field(
+        default=[], description="what seems wrong with the pictures as they are, without boxes"
+    )
 
 
 class Findings(BaseModel):

@@ -23,6 +23,7 @@ from pydantic import AwareDatetime, BaseModel, Field, ValidationError, field_ser
 from service.contract.errors import Abandoned, Conflict, JobNotActive, PPLError, UnknownJob, UnreadableJob
 from service.contract.versions.quality import Quality
 
+from .warnings import PictureWarning
 from .webhooks import Delivery
 
 Setting = bool | int | float | str
@@ -171,6 +172,7 @@ class Job(BaseModel):
             on, and how these were split.
         quality: of a successful job: how good its version is, measured without labels.
         checkpoint_versions: versions that were made of it while it trained (``POST /train-jobs/{id}/publish``).
+        warnings: what seems wrong with its pictures, known once they are prepared.
     """
 
     id: str
@@ -193,6 +195,7 @@ class Job(BaseModel):
     webhook: Delivery | None = None
     continued_from: Continued | None = None
     checkpoint_versions: list[CheckpointVersion] = Field(default_factory=list)
+    warnings: list[PictureWarning] = Field(default_factory=list)
 
     @field_serializer("created_at", "started_at", "finished_at")
     def _utc(self, value: datetime | None) -> str | None:

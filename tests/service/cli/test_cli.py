@@ -145,6 +145,24 @@ def test_train_follow_prints_plain_lines_without_a_terminal(ppl: Run, api: ApiDo
     assert "\x1b" not in done.stdout
 
 
+def test_warnings_are_shown_before_the_training_and_at_its_end(ppl: Run, api: ApiDouble, picture: Path) -> None:
+    warnings = [{"code": "varying_place", "detail": "the thing wanders [0.04]; send boxes"}]
+    running = {"step": 5, "total_steps": 20, "fraction": 0.25}
+    api.job_answers = [
+        job_json(status="validating"),
+        job_json(status="queued", warnings=warnings),
+        job_json(status="running", progress=running, warnings=warnings),
+        job_json(status="succeeded", version="v7", warnings=warnings),
+    ]
+
+    lines = ppl("train", "bird", picture.parent, "--follow").stdout.splitlines()
+
+    warned = [index for index, line in enumerate(lines) if "warning: the thing wanders [0.04]; send boxes" in line]
+    assert len(warned) == 2, "before the training and with the result"
+    assert warned[0] < next(index for index, line in enumerate(lines) if line.startswith("running"))
+    assert "(varying_place)" in ppl("job", "abc").stdout
+
+
 def test_job_ids_are_not_cut_off_in_a_narrow_terminal(ppl: Run) -> None:
     done = ppl("jobs", COLUMNS="30")
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -74,6 +75,20 @@ def test_folder_is_sent_once_and_trained_from_twice(client: Client, photos: Path
         client.cancel(job.id)
     client.datasets.delete(dataset.id)
     assert list(client.datasets.list()) == []
+
+
+def test_pictures_without_one_place_are_warned_of(
+    client: Client, tmp_path: Path, ppl: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    folder = tmp_path / "noise"
+    folder.mkdir()
+    for number in range(50):
+        pixels = np.random.default_rng(number).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((96, 96)).save(folder / f"{number}.png")
+    said = ppl("datasets", "create", folder).stdout
+    assert "warning: the thing does not seem to be of one size and in one place" in said
+    (dataset,) = client.datasets.list()
+    assert [warning.code for warning in dataset.found.warnings] == ["varying_place"]
 
 
 def test_same_pictures_are_the_same_dataset_whenever_they_were_written(client: Client, photos: Path) -> None:

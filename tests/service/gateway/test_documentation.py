@@ -169,6 +169,7 @@ async def test_job_has_the_agreed_members(described):
         "webhook",
         "continued_from",
         "checkpoint_versions",
+        "warnings",
     ]
     assert set(schemas["Progress"]["properties"]) == {"step", "total_steps", "fraction", "eta_s", "stage"}
     assert schemas["JobStatus"]["enum"] == [str(status) for status in JobStatus]
