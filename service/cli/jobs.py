@@ -116,13 +116,18 @@ def job(
     preview: Annotated[
         Path | None, typer.Option(metavar="OUT.png", help="Write a PNG of what the job has learned so far.")
     ] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.csv", help="Write where the thing was found; edit it and send it back as --boxes."),
+    ] = None,
 ) -> None:
     """Show a training job."""
     _show(session, session.client.job(job_id), follow)
-    if preview:
-        write_file(preview, session.client.preview(job_id))
-        if not session.as_json:
-            print_path(preview)
+    for path, read in ((preview, session.client.preview), (boxes, lambda job: session.client.boxes(job).encode())):
+        if path:
+            write_file(path, read(job_id))
+            if not session.as_json:
+                print_path(path)
 
 
 def jobs(

@@ -185,6 +185,10 @@ class NoPreview(NotFound, code="no_preview"):
     """The job has drawn no preview yet, or its preview was deleted."""
 
 
+class NoBoxes(NotFound, code="no_boxes"):
+    """The job takes pictures whole, has not prepared them yet, or its boxes were deleted."""
+
+
 class UnknownAlias(NotFound, code="unknown_alias"): ...
 
 

@@ -81,6 +81,7 @@ _CODES = {
 _SPECIAL_CODES = (  # the first match counts
     (400, "/priors/{category}", "bad_category_name"),
     (404, "preview", "no_preview"),
+    (404, "/boxes", "no_boxes"),
     (404, "{job_id}", "unknown_job"),
     (404, "{dataset_id}", "unknown_dataset"),
     (404, "{estimate_id}", "unknown_estimate"),

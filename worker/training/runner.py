@@ -23,7 +23,7 @@ from model.version.prior import PosePrior
 from model.version.tensor_files import CheckpointError
 from service.contract.durable_files import sha256_of, write_json
 from service.contract.errors import TrainingFailed
-from service.contract.jobs.files import PREVIEW, JobFiles
+from service.contract.jobs.files import BOXES, PREVIEW, JobFiles
 from service.contract.jobs.progress import PaceBook
 from service.contract.jobs.store import JobRecord, JobStatus
 from service.contract.versions.quality import Quality
@@ -203,6 +203,8 @@ class TrainingRunner:
             facts = run.describe(version, checksums, evaluation=evaluation, quality=quality)
             write_json(folder / "version.json", facts)
             shutil.copyfile(run.preview, folder / PREVIEW)
+            if (boxes := self.taker.files.found_boxes(job.id)).exists():
+                shutil.copyfile(boxes, folder / BOXES)
             held.confirm_lease()
             self.store.publish(folder, job.category, version)
         return version

@@ -27,7 +27,8 @@ from service.contract.jobs.store import JobRecord, JobStatus
 from service.contract.jobs.warnings import PictureWarning
 from service.contract.media import motion
 from service.contract.media.archives import ArchiveLimits, Member, iter_media, resolve_mode
-from service.contract.media.fitting import fit_square, reduction_for_boxes
+from service.contract.media.boxes import write_csv
+from service.contract.media.fitting import Box, fit_square, reduction_for_boxes
 from service.contract.media.locating import Locations, MotionFinder
 from service.contract.media.pictures import Picture
 from service.contract.media.zip_names import HINT as NAMES_HINT
@@ -116,11 +117,13 @@ class Preparer:
         folder = files.create(job_id)
         locations = self._locate(record, held, config)
         counts.located = locations.summary
-        pictures = videos = 0
+        pictures, videos, boxes = 0, 0, list[tuple[str, Box | None, float | None]]()
         with TrainingSet(files.pictures(job_id), files.clips(job_id), config.image_size) as squares:
 
             def keep(picture: Picture, name: str, clip: str) -> str | None:
-                box = locations.find(name, picture.size)
+                found = locations.find_sure(name, picture.size)
+                box = found.box if found else None
+                boxes.append((replace_surrogates(name), box, found.confidence if found else None))
                 if box is None and not locations.whole:
                     return locations.missing
                 square, frame = fit_square(picture, config.image_size, box)
@@ -149,6 +152,9 @@ class Preparer:
             counts.clips, too_short = squares.arrange_clips()
             counts.drop_short_clips(too_short)
         self._check_enough(counts, videos)
+        if not locations.whole:
+            with atomic_write(files.found_boxes(job_id)) as file:
+                file.write(write_csv(boxes).encode())
         counts.warnings = self._look_at_pictures(job_id, squares.clip_names, is_located=not locations.whole)
         info = {
             "count": counts.images,

@@ -136,6 +136,10 @@ class AsyncClient(EstimateCalls):
         """Return the job's last preview as a PNG: training pictures with poses and reconstructions, and the prior."""
         return (await self.send("GET", api_path("train-jobs", job_id, "preview"))).content
 
+    async def boxes(self, job_id: str) -> str:
+        """Return where the thing was found in the job's pictures, as CSV that :meth:`train` takes as ``boxes``."""
+        return (await self.send("GET", api_path("train-jobs", job_id, "boxes"))).text
+
     async def cancel(self, job_id: str) -> Job:
         """Request that the job stops; a running one stops at its next step."""
         return await self.request(Job, "POST", api_path("train-jobs", job_id, "cancel"))

@@ -137,6 +137,10 @@ class Client(EstimateCalls):
         """Return the job's last preview as a PNG: training pictures with poses and reconstructions, and the prior."""
         return (self.send("GET", api_path("train-jobs", job_id, "preview"))).content
 
+    def boxes(self, job_id: str) -> str:
+        """Return where the thing was found in the job's pictures, as CSV that :meth:`train` takes as ``boxes``."""
+        return (self.send("GET", api_path("train-jobs", job_id, "boxes"))).text
+
     def cancel(self, job_id: str) -> Job:
         """Request that the job stops; a running one stops at its next step."""
         return self.request(Job, "POST", api_path("train-jobs", job_id, "cancel"))

@@ -26,7 +26,9 @@ MAX_PRIOR_BYTES = 2**20
 _RESERVED = ("categories", "datasets", "estimates", "jobs", "keys", "valkey", "logs", "first-api-key", "webhook-secret")
 
 
-PREVIEW = "preview.png"  # also in the folder of the version that the job publishes
+# also in the folder of the version that the job publishes
+PREVIEW = "preview.png"
+BOXES = "boxes.csv"
 
 
 class JobFiles:
@@ -51,6 +53,7 @@ class JobFiles:
     archive = partialmethod(_path, name="archive")
     labels = partialmethod(_path, name="labels")  # as uploaded; training never reads them
     boxes = partialmethod(_path, name="boxes")  # as uploaded
+    found_boxes = partialmethod(_path, name=BOXES)  # our CSV, of every picture read; only if pictures are cut out
     prior = partialmethod(_path, name="prior.json")  # checked, that training starts from; as a version's
     start = partialmethod(_path, name="start.safetensors")  # weights that training continues from
     preview = partialmethod(_path, name=PREVIEW)  # PNG of the model's state, replaced at each checkpoint

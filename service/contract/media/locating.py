@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from service.contract.errors import TooFewPictures
 
-from .boxes import BoxFile, parse_box_file
+from .boxes import BoxFile, FoundBox, parse_box_file
 from .fitting import Box
 from .motion import LONGER_SIDE, MotionLocator
 from .pictures import Picture
@@ -24,12 +24,12 @@ class Locations:
     """The box of each picture of an upload; without boxes all are whole pictures.
 
     Attributes:
-        boxes: by the picture's name, in pixels; None where nothing was found.
+        boxes: by the picture's name, in pixels, with their confidence; None where nothing was found.
         missing: why a picture without a box is skipped.
         summary: for the job's metrics.
     """
 
-    boxes: Mapping[str, Box | None] | None = None
+    boxes: Mapping[str, FoundBox | None] | None = None
     missing: str = ""
     summary: dict[str, Any] | None = None
     file: BoxFile | None = None
@@ -42,10 +42,15 @@ class Locations:
 
     def find(self, name: str, size: tuple[int, int]) -> Box | None:
         """Return a picture's box in pixels; None for one without."""
+        found = self.find_sure(name, size)
+        return found.box if found else None
+
+    def find_sure(self, name: str, size: tuple[int, int]) -> FoundBox | None:
+        """Return a picture's box in pixels with its confidence; None for one without."""
         if self.file is None:
             return (self.boxes or {}).get(name)
         found = self.file.of(self.entries.get(name), size)
-        return found[0].box if found else None
+        return found[0] if found else None
 
     @classmethod
     def of_file(cls, path: Path, names: list[str]) -> Locations:
@@ -99,7 +104,7 @@ class MotionFinder:
 
         Raises TooFewPictures if motion is required, and nothing moves.
         """
-        boxes: dict[str, Box | None] = {}
+        boxes: dict[str, FoundBox | None] = {}
         sure, total = 0, self._unread
         reasons: list[str] = []
         for clip, names in self._names.items():
@@ -112,8 +117,9 @@ class MotionFinder:
             sure += len(names) * track.sure
             if not track.sure:
                 reasons.append(f"{clip}: {track.reason}")
-            boxes.update(zip(names, track.boxes, strict=True))
-        sides = [box[2] for box in boxes.values() if box]
+            found = [box and FoundBox(box, sure) for box, sure in zip(track.boxes, track.confidence, strict=True)]
+            boxes.update(zip(names, found, strict=True))
+        sides = [found.box[2] for found in boxes.values() if found]
         if self._is_required and not sides:
             raise TooFewPictures(
                 f"locate is motion, and nothing was found ({'; '.join(reasons[:3])}); send boxes, or set locate to off"

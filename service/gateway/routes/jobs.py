@@ -10,12 +10,12 @@ from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
-from service.contract.errors import NoPreview
-from service.contract.jobs.files import PREVIEW
+from service.contract.errors import NoBoxes, NoPreview
+from service.contract.jobs.files import BOXES, PREVIEW
 from service.contract.jobs.job import CheckpointList, JobPage
 from service.contract.jobs.progress import MAX_EVENTS, EventPage
 from service.contract.jobs.store import Job, JobStatus
-from service.gateway.gateway import CurrentGateway, Limit, new_router
+from service.gateway.gateway import CurrentGateway, Gateway, Limit, new_router
 from service.http.headers import KEY_HEADER, REPLAYED_HEADER, accepted_media_type, media_type
 from service.http.openapi import TEXT
 from service.http.problems import UnsupportedMedia, responses
@@ -247,17 +247,50 @@ async def get_preview(gateway: CurrentGateway, job_id: str) -> Response:
     with the code `no_preview`.
     """
 
-    def read() -> bytes:
-        job = gateway.jobs.get(job_id)
-        paths = [gateway.files.preview(job_id)]
-        if job.version:
-            paths.append(gateway.versions.store.path(job.category, job.version) / PREVIEW)
-        for path in paths:
-            with suppress(FileNotFoundError):
-                return path.read_bytes()
+    job = await gateway.threads.io(gateway.jobs.get, job_id)
+    preview = await gateway.threads.io(_read_file, gateway, job, PREVIEW)
+    if preview is None:
         raise NoPreview(f"job {job_id} has no preview: it is drawn at the first step and kept with the version")
+    return Response(preview, media_type="image/png", headers={"Cache-Control": "no-cache"})
 
-    return Response(await gateway.threads.io(read), media_type="image/png", headers={"Cache-Control": "no-cache"})
+
+@router.get(
+    "/train-jobs/{job_id}/boxes",
+    summary="Where the thing was found in a job's pictures",
+    response_class=Response,
+    responses={200: {"content": {"text/csv": TEXT}, "description": "a row for each picture"}},
+)
+async def get_boxes(gateway: CurrentGateway, job_id: str) -> Response:
+    """Return the boxes that a job's pictures are cut out by, found by motion or sent, as CSV:
+    `image,x,y,width,height,confidence` in pixels of the uploaded picture.
+
+    A picture in which nothing was found has a row without numbers. Edit the table and send it back as `boxes` of a job
+    or dataset of the same pictures, or of an estimate of the same video. It is there once the pictures are prepared
+    and, after the end, as long as the version is. The response is 404 with the code `no_boxes` where pictures are taken
+    whole.
+    """
+    job = await gateway.threads.io(gateway.jobs.get, job_id)
+    boxes = await gateway.threads.io(_read_file, gateway, job, BOXES)
+    if boxes is None:
+        if job.status is JobStatus.VALIDATING:
+            reason = "its pictures are not prepared yet: wait until it is queued"
+        elif "located" in job.metrics:
+            reason = "they are deleted with the job's files or its version"
+        else:
+            reason = "its pictures are taken whole: send boxes, or set locate to motion"
+        raise NoBoxes(f"job {job_id} has no boxes: {reason}")
+    return Response(boxes, media_type="text/csv", headers={"Cache-Control": "no-cache"})
+
+
+def _read_file(gateway: Gateway, job: Job, name: str) -> bytes | None:
+    """Return a file of an unfinished job, or of the version that it published; None if there is none."""
+    folders = [gateway.files.folder(job.id)]
+    if job.version:
+        folders.append(gateway.versions.store.path(job.category, job.version))
+    for folder in folders:
+        with suppress(FileNotFoundError):
+            return (folder / name).read_bytes()
+    return None
 
 
 @router.get("/webhooks/secret", summary="The secret of webhooks")

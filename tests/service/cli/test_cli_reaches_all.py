@@ -120,6 +120,7 @@ def test_each_operation_has_a_command(url: str, ppl: Callable[..., str], labelle
         ("GET", "/estimates/{estimate_id}/result"): "estimates show",
         ("GET", "/priors/{category}/aliases/{alias}"): "aliases list",
         ("GET", "/train-jobs/{job_id}/preview"): "job",
+        ("GET", "/train-jobs/{job_id}/boxes"): "job",
         ("POST", "/train-jobs/{job_id}/publish"): "publish",
         ("GET", "/estimates/{estimate_id}/raw"): "estimates show",
         ("GET", "/estimates/{estimate_id}/overlay"): "estimate",

@@ -16,7 +16,7 @@ import redis
 
 from service.client import APIError, Client, JobStatus
 from service.client.types import EventKind
-from service.contract.jobs.files import PREVIEW, JobFiles
+from service.contract.jobs.files import BOXES, PREVIEW, JobFiles
 from service.contract.jobs.job import Checkpoint, JobRecord
 from service.contract.jobs.store import JobStore, NewJob
 from service.contract.versions.store import VersionStore
@@ -140,6 +140,34 @@ def test_preview_is_what_the_job_or_its_version_has(
     assert (tmp_path / "now.png").read_bytes() == b"last"
 
 
+def test_boxes_are_those_of_the_job_or_its_version(
+    client: Client, jobs: JobStore, job_id: str, settings: Any, ppl: Ppl, tmp_path: Path
+) -> None:
+    def refusal() -> str:
+        with pytest.raises(APIError) as raised:
+            client.boxes(job_id)
+        assert (raised.value.status, raised.value.code) == (404, "no_boxes")
+        return raised.value.detail
+
+    assert "not prepared yet" in refusal()
+    move(jobs, job_id, JobStatus.QUEUED)
+    assert "taken whole: send boxes, or set locate to motion" in refusal()
+    jobs.update(job_id, lambda record: record.job.metrics.update(located={"by": "motion"}))
+    assert "deleted" in refusal()
+    files, store = JobFiles(settings.data_root), VersionStore(settings.data_root)
+    files.create(job_id)
+    text = "image,x,y,width,height,confidence\nä.png,1.0,2.0,3.0,4.0,0.5\n"
+    files.found_boxes(job_id).write_text(text, encoding="utf-8")
+    assert client.boxes(job_id) == text
+    files.remove(job_id)
+    folder = store.path("dog", "v1")
+    folder.mkdir(parents=True)
+    (folder / BOXES).write_text(text, encoding="utf-8")
+    jobs.update(job_id, lambda record: setattr(record.job, "version", "v1"))
+    assert "found.csv" in ppl("job", job_id, "--boxes", tmp_path / "found.csv").stdout
+    assert (tmp_path / "found.csv").read_text(encoding="utf-8") == text
+
+
 def test_version_of_a_running_job_is_made(client: Client, jobs: JobStore, job_id: str, ppl: Ppl) -> None:
     with pytest.raises(APIError, match="wait until it is running") as raised:
         client.publish(job_id)
@@ -171,7 +199,14 @@ def test_version_of_a_running_job_is_made(client: Client, jobs: JobStore, job_id
 
 
 def test_unknown_job_raises_also_when_followed(client: Client) -> None:
-    for call in (client.pause, client.resume, client.checkpoints, client.preview, lambda job: list(client.events(job))):
+    for call in (
+        client.pause,
+        client.resume,
+        client.checkpoints,
+        client.preview,
+        client.boxes,
+        lambda job: list(client.events(job)),
+    ):
         with pytest.raises(APIError) as raised:
             call("0" * 22)
         assert (raised.value.status, raised.value.code) == (404, "unknown_job")

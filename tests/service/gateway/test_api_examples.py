@@ -21,6 +21,7 @@ from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import ERROR_BY_CODE, PPLError
 from service.contract.jobs.job import Checkpoint
 from service.contract.jobs.store import JobStatus
+from service.contract.media.boxes import write_csv
 from service.contract.versions.store import VersionStore
 from service.gateway import openapi_examples
 from service.http.problems import MEDIA_TYPE, StorageFull
@@ -178,6 +179,9 @@ async def walk(http, data_root, make_picture, labelled, sample: str) -> dict[str
 
     jobs.update(job["id"], train)
     await ask("GET", f"/train-jobs/{job['id']}", one)
+    rows = [("a/0.png", (12.5, 30.0, 64.0, 64.0), 0.93), ("a/1.png", None, 0.0)]
+    http.gateway.files.found_boxes(job["id"]).write_text(write_csv(rows))
+    await ask("GET", f"/train-jobs/{job['id']}/boxes", f"{one}/boxes")
     await ask("GET", "/train-jobs?limit=1", "/train-jobs")
     await ask("GET", f"/train-jobs/{job['id']}/events?limit=2", f"{one}/events")
     await ask("GET", f"/train-jobs/{job['id']}/checkpoints", f"{one}/checkpoints")

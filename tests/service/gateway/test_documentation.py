@@ -43,6 +43,7 @@ async def test_every_operation_is_described_and_declares_problems(described):
         "/train-jobs/{job_id}/events",
         "/train-jobs/{job_id}/checkpoints",
         "/train-jobs/{job_id}/preview",
+        "/train-jobs/{job_id}/boxes",
         "/train-jobs/{job_id}/publish",
         "/datasets",
         "/datasets/{dataset_id}",

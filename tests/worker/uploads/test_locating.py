@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.contract.jobs.files import BOXES
 from service.contract.jobs.store import Job, JobStatus
+from service.contract.media.boxes import parse_box_file
 from service.contract.media.fitting import fit_square
 from service.contract.media.pictures import open_picture
 from tests.support.arena import BODY, arena_frame, walk
@@ -51,6 +53,44 @@ def test_what_moves_is_cut_out_and_a_frame_without_it_is_named(desk, arena, loca
     for place, (x0, y0, side), square, data in zip(PLACES, info["frames"], squares, arena.values(), strict=False):
         assert np.hypot(x0 + side / 2 - place[0], y0 + side / 2 - place[1]) < 0.1 * BODY
         np.testing.assert_array_equal(square, fit_square(open_picture(data), 32, (x0, y0, side, side))[0])
+
+
+def test_the_boxes_of_a_job_are_those_of_the_next_one(desk, arena) -> None:
+    first, info, _ = prepared(desk, desk.upload(arena, desk.tiny()))
+    text = desk.files.found_boxes(first.id).read_text()
+    header, *rows = text.splitlines()
+    assert header == "image,x,y,width,height,confidence"
+    assert [row.split(",")[0] for row in rows] == list(arena)
+    assert rows[-1] == "cam/11.png,,,,,", "nothing was found in it"
+    assert all(0.5 < float(row.split(",")[-1]) <= 1 for row in rows[:-1])
+    edited = text.replace(rows[3], "cam/03.png,7,9,50,50,1")
+    again = desk.upload(arena, desk.tiny())
+    desk.files.boxes(again.id).write_text(edited)
+    _, sent, _ = prepared(desk, again)
+    assert sent["frames"][3] == [7, 9, 50]
+    np.testing.assert_allclose(np.delete(sent["frames"], 3, 0), np.delete(info["frames"], 3, 0))
+    assert desk.files.found_boxes(again.id).read_text().splitlines()[4] == "cam/03.png,7.0,9.0,50.0,50.0,1.0"
+
+
+def test_the_boxes_of_a_video_name_its_frames(desk, video) -> None:
+    job = desk.upload({"walk.mp4": video(12)}, desk.tiny(frames_per_clip=8))
+    rows = ["image,x,y,width,height", *(f"walk.mp4#{n:06},{n},2,20,20" for n in range(12))]
+    desk.files.boxes(job.id).write_text("\n".join(rows))
+    prepared(desk, job)
+    found = parse_box_file(desk.files.found_boxes(job.id).read_bytes())
+    boxes = {number: found.boxes[name][0].box for number, name in found.by_frame().items()}
+    assert len(boxes) == 8
+    assert boxes == {number: (number, 2, 20, 20) for number in boxes}
+
+
+def test_the_version_keeps_the_boxes_and_whole_pictures_have_none(desk, arena) -> None:
+    located, _, _ = prepared(desk, desk.upload(arena, desk.tiny()))
+    text = desk.files.found_boxes(located.id).read_text()
+    desk.runner.run(located.id)
+    done = desk.jobs.get(located.id)
+    assert (desk.store.path("dog", done.version) / BOXES).read_text() == text
+    whole, _, _ = prepared(desk, desk.upload(arena, desk.tiny(locate="off")))
+    assert not desk.files.found_boxes(whole.id).exists()
 
 
 def test_whole_pictures_are_taken_on_request_and_where_nothing_moves(desk, arena) -> None:
