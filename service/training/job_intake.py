@@ -29,8 +29,9 @@ from service.contract.errors import (
     UnknownDataset,
 )
 from service.contract.jobs.files import JobFiles, document_of, training_file, training_folder
-from service.contract.jobs.job import Job, JobRecord, JobStatus
+from service.contract.jobs.job import Job, JobStatus
 from service.contract.jobs.progress import PaceBook
+from service.contract.jobs.record import JobRecord
 from service.contract.jobs.store import JobSource, JobStore, NamedRequest, NewJob
 from service.contract.jobs.webhooks import check_webhook_url
 from service.contract.media.archives import ArchiveLimits, check_archive

@@ -26,7 +26,8 @@ from standardwebhooks.webhooks import Webhook
 from service.contract import routing
 from service.contract.errors import BadWebhook, UnknownJob
 from service.contract.jobs import scripts
-from service.contract.jobs.job import Job, JobRecord
+from service.contract.jobs.job import Job
+from service.contract.jobs.record import JobRecord
 from service.contract.jobs.store import JobStore
 from service.contract.jobs.webhooks import check_address, check_webhook_url
 from service.runtime.concurrency import cancel_tasks

@@ -34,7 +34,8 @@ from service.contract.datasets.dataset import (
 )
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import Abandoned, BadLabels, PPLError, TooFewPictures, UnknownDataset
-from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS, JobError
+from service.contract.jobs.job import JobError
+from service.contract.jobs.record import MAX_CRASHES_WITHOUT_PROGRESS
 from service.contract.media.archives import ArchiveLimits, Member, detect_kind, is_stack, iter_media, iter_members
 from service.contract.media.fitting import fit_square
 from service.contract.media.locating import clip_of_picture

@@ -19,7 +19,8 @@ from pydantic import AwareDatetime, BaseModel, Field
 from service.contract import routing
 from service.contract.errors import UnknownJob
 
-from .job import Checkpoint, CheckpointList, Events, Job, JobRecord, Progress, check_job_id, select_losses
+from .job import Checkpoint, CheckpointList, Job, Progress, check_job_id, select_losses
+from .record import Events, JobRecord
 
 PROGRESS_EVENTS = 200
 KEPT_EVENTS = 2000

@@ -23,13 +23,14 @@ from service.contract.routing import time_ordered_id
 
 from . import scripts
 from .job import Job as Job
-from .job import JobPage, Progress, check_job_id, is_job_id, parse_record
-from .job import JobRecord as JobRecord
-from .job import JobSource as JobSource
+from .job import JobPage, Progress, check_job_id, is_job_id
 from .job import JobStatus as JobStatus
-from .job import NamedRequest as NamedRequest
-from .job import NewJob as NewJob
 from .progress import EventKind, append_arguments, events_of_change
+from .record import JobRecord as JobRecord
+from .record import JobSource as JobSource
+from .record import NamedRequest as NamedRequest
+from .record import NewJob as NewJob
+from .record import parse_record
 from .webhooks import Delivery
 
 log = logging.getLogger(__name__)

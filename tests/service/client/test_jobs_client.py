@@ -17,7 +17,8 @@ import redis
 from service.client import APIError, Client, JobStatus
 from service.client.types import EventKind
 from service.contract.jobs.files import BOXES, PREVIEW, JobFiles
-from service.contract.jobs.job import Checkpoint, JobRecord
+from service.contract.jobs.job import Checkpoint
+from service.contract.jobs.record import JobRecord
 from service.contract.jobs.store import JobStore, NewJob
 from service.contract.versions.store import VersionStore
 from tests.support.cli_process import CommandLine

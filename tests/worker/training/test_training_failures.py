@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from model.training.trainer import Trainer
 from service.contract.errors import TooFewPictures
-from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS
+from service.contract.jobs.record import MAX_CRASHES_WITHOUT_PROGRESS
 from service.contract.jobs.store import Job, JobRecord, JobStatus
 from worker.jobs import explain_failure
 

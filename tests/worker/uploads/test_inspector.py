@@ -22,7 +22,7 @@ from PIL import Image
 from service.contract.datasets.dataset import Dataset, DatasetRecord, DatasetStatus, Findings, dataset_id
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import StoreCorrupt, UnknownDataset
-from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS
+from service.contract.jobs.record import MAX_CRASHES_WITHOUT_PROGRESS
 from service.contract.media.archives import check_archive
 from tests.support.tiffs import tiff_of
 from tests.worker.conftest import picture, zipped

@@ -12,7 +12,7 @@ from PIL import Image
 from model.scoring.label_files import parse_labels
 from model.scoring.labels import LabelsError
 from service.contract import routing
-from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS
+from service.contract.jobs.record import MAX_CRASHES_WITHOUT_PROGRESS
 from service.contract.jobs.store import JobStatus, NewJob
 from service.contract.media.fitting import Frame, fit_square
 from service.contract.media.pictures import open_picture

@@ -19,8 +19,9 @@ from service.contract.errors import (
     TooManyJobs,
     UnknownJob,
 )
-from service.contract.jobs.job import MAX_CRASHES_WITHOUT_PROGRESS, TRANSITIONS, Checkpoint
+from service.contract.jobs.job import TRANSITIONS, Checkpoint
 from service.contract.jobs.progress import EventLog
+from service.contract.jobs.record import MAX_CRASHES_WITHOUT_PROGRESS
 from service.contract.jobs.store import Job, JobRecord, JobSource, JobStatus, JobStore, LeaseLost, NewJob, new_job_id
 from service.contract.quotas import JobLimits
 
