@@ -32,8 +32,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	@$(BIN)/python -m service.demo $(if $(filter 0,$(SERVE)),--no-serve)
 
+# a hundred processes of the tests import the same modules: keep them compiled, also where the environment says not to
 test: check
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 quick: $(STAMP)
 	@TEST_PROCESSES=$(TEST_PROCESSES) $(BIN)/python -m tests.support.quick $(BASE)

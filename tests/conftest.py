@@ -29,6 +29,21 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 
+# most of the time goes into these; the hundreds of small files of tests/service fill the gaps at the end
+_LONG = ("integration", "docs", "worker", "benchmarks", "model")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first, so that no process works on one while the others have nothing left."""
+    here = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        part = item.path.relative_to(here).parts[0] if item.path.is_relative_to(here) else ""
+        return _LONG.index(part) if part in _LONG else len(_LONG)
+
+    items.sort(key=place)
+
+
 def pytest_collection_finish() -> None:
     """Leave what the tests import, a million objects, out of later garbage collections."""
     gc.collect()

@@ -229,7 +229,7 @@ def test_a_background_estimate_survives_killed_gateway_and_worker(
     shared: Shared, client: Client, tmp_path: Path, video: Callable[..., bytes]
 ) -> None:
     path = tmp_path / "walk.mp4"
-    path.write_bytes(video(160, size=(320, 240)))
+    path.write_bytes(video(96, size=(320, 240)))
     begun = client.estimate_async("dog", video=path, refine_steps=10)
     assert within(20, lambda: client.estimate_job(begun.id).progress.done > 0)
     shared.stack.kill_child("gateway")
@@ -243,7 +243,7 @@ def test_a_background_estimate_survives_killed_gateway_and_worker(
     assert killed
     assert found.status == "succeeded"
     assert found.result is not None
-    assert [pose.frame for pose in found.result.images] == list(range(160))
+    assert [pose.frame for pose in found.result.images] == list(range(96))
     assert found.result.errors == []
 
 
@@ -269,20 +269,15 @@ def test_a_killed_valkey_is_restarted_with_its_jobs(shared: Shared, client: Clie
 
 
 def test_a_training_continues_after_its_worker_was_killed(shared: Shared, client: Client) -> None:
-    settings = {**TINY, "steps": 120}
+    settings = {**TINY, "steps": 70}
     job = client.train("again", archive(shared.root / "again.zip"), "compact", settings)
-    reached = threading.Event()
+    assert within(80, lambda: client.job(job.id).progress.step > 20)
+    shared.stack.kill_child("worker-training")
+    assert client.job(job.id).status is JobStatus.RUNNING
+    job = client.wait(job.id, poll_s=0.5, timeout_s=150)
 
-    def kill_once(now: Job) -> None:
-        if now.progress.step > 20 and not reached.is_set():
-            reached.set()
-            shared.stack.kill_child("worker-training")
-
-    job = client.wait(job.id, kill_once, poll_s=0.1, timeout_s=80)
-
-    assert reached.is_set()
     assert job.status is JobStatus.SUCCEEDED, job.error
-    assert job.progress.step == 120
+    assert job.progress.step == 70
 
 
 def test_a_killed_stack_leaves_no_process_and_loses_no_data(shared: Shared) -> None:

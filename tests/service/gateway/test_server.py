@@ -16,6 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.contract.versions.store import VersionStore
+from service.versions.samples import install_samples
+
 
 class Server:
     """``python -m service`` on a free port of the loopback."""
@@ -31,7 +34,7 @@ class Server:
             "PPL_DATA_ROOT": str(data_root),
             **changes,
         }
-        self.url = f"http://127.0.0.1:{port}"
+        self.url, self.data_root = f"http://127.0.0.1:{port}", data_root
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "service"],
             env=environment,
@@ -70,6 +73,17 @@ def server(redis_url, redis_client, data_root) -> Iterator[Server]:
     server.stop()
 
 
+@pytest.fixture(scope="module")
+def lasting(redis_url, tmp_path_factory) -> Iterator[Server]:
+    """Like ``server``, for tests that leave it as it was; it has the sample categories."""
+    root = tmp_path_factory.mktemp("lasting")
+    install_samples(VersionStore(root))
+    server = Server(redis_url, root, PPL_MAX_BODY_BYTES="1000000", PPL_ESTIMATE_TIMEOUT_S="20")
+    server.wait()
+    yield server
+    server.stop()
+
+
 async def test_graceful_end_finishes_requests_in_flight(server, consumer, publish, make_picture):
     publish("dog")
     consumer.gate.clear()
@@ -95,8 +109,8 @@ async def test_ends_at_once_when_idle(server):
     assert "Traceback" not in output
 
 
-async def test_too_large_bodies_get_an_answer_that_clients_can_read(server, problem):
-    async with httpx.AsyncClient(base_url=server.url, timeout=30) as http:
+async def test_too_large_bodies_get_an_answer_that_clients_can_read(lasting, problem):
+    async with httpx.AsyncClient(base_url=lasting.url, timeout=30) as http:
         declared = await http.post("/estimate", data={"category": "dog"}, files={"images": ("a", bytes(20_000_000))})
         problem(declared, 413, "body_too_large")
 
@@ -112,16 +126,16 @@ async def test_too_large_bodies_get_an_answer_that_clients_can_read(server, prob
         assert (await http.get("/livez")).status_code == 200
 
 
-async def test_a_thousand_files_get_an_answer(server, publish, make_picture, problem):
-    publish("dog")
+async def test_a_thousand_files_get_an_answer(lasting, make_picture, problem):
     files = [("images", (f"{i}.png", make_picture(8, 8))) for i in range(1000)]
-    async with httpx.AsyncClient(base_url=server.url, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=lasting.url, timeout=30) as http:
         response = await http.post("/estimate", data={"category": "dog"}, files=files)
         problem(response, 413, "too_many_images")
 
 
-async def test_client_that_hangs_up_during_an_upload_leaves_nothing(server, data_root, redis_client):
-    _, writer = await asyncio.open_connection(*server.url.removeprefix("http://").split(":"))
+async def test_client_that_hangs_up_during_an_upload_leaves_nothing(lasting, redis_client):
+    data_root = lasting.data_root
+    _, writer = await asyncio.open_connection(*lasting.url.removeprefix("http://").split(":"))
     head = (
         "POST /train-jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
         "Content-Length: 50000000\r\n\r\n"
@@ -142,11 +156,11 @@ async def test_client_that_hangs_up_during_an_upload_leaves_nothing(server, data
         await asyncio.sleep(0.05)
     assert list(data_root.glob("jobs/*")) == []
     assert redis_client.keys("ppl:job*") == []
-    assert httpx.get(f"{server.url}/livez").status_code == 200
+    assert httpx.get(f"{lasting.url}/livez").status_code == 200
 
 
-def test_what_is_no_http_gets_a_problem_document_too(server):
-    port = int(server.url.rpartition(":")[2])
+def test_what_is_no_http_gets_a_problem_document_too(lasting):
+    port = int(lasting.url.rpartition(":")[2])
     for nonsense in (b"hello\r\n\r\n", b"GET / HTTP/1.1\r\ncontent-length: x\r\n\r\n", b"\x16\x03\x01\x02\x00"):
         with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
             connection.sendall(nonsense)
