@@ -264,10 +264,10 @@ async def get_boxes(gateway: CurrentGateway, job_id: str) -> Response:
     """Return the boxes that a job's pictures are cut out by, found by motion or sent, as CSV:
     `image,x,y,width,height,confidence` in pixels of the uploaded picture.
 
-    A picture in which nothing was found has a row without numbers. Edit the table and send it back as `boxes` of a job
-    or dataset of the same pictures, or of an estimate of the same video. It is there once the pictures are prepared
-    and, after the end, as long as the version is. The response is 404 with the code `no_boxes` where pictures are taken
-    whole.
+    A picture in which nothing was found has a row without numbers. Edit the table and send it back as `boxes` of a job,
+    dataset or estimate of the same pictures. Of a video it has the frames that training takes (`frames_per_clip`); for
+    all frames, estimate it with `format=boxes`. It is there once the pictures are prepared and, after the end, as long
+    as the version is. The response is 404 with the code `no_boxes` where pictures are taken whole.
     """
     job = await gateway.threads.io(gateway.jobs.get, job_id)
     boxes = await gateway.threads.io(_read_file, gateway, job, BOXES)
