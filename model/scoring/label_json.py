@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from .labels import SPLITS, Labels, LabelsError, check_extent, check_in_pixels, check_size, frame_label
+from .labels import ONE_ANIMAL, SPLITS, Labels, LabelsError, check_extent, check_in_pixels, check_size, frame_label
 
 _MAX_COORDINATE = 1e9
 _UPLOAD = re.compile(r"(?:^|/)upload/\d+/[0-9a-f]{8}-")  # Label Studio's folder of uploads, and its prefix of names
@@ -82,7 +82,7 @@ def _read_coco(content: dict[str, Any]) -> Labels:
         if len(points) != 3 * len(joints):
             raise LabelsError(f"'{name}' has {len(points)} numbers; expected x, y, v of {len(joints)} keypoints")
         if name in annotated:
-            raise LabelsError(f"'{name}' has two annotations; expected one labelled animal or person a picture")
+            raise LabelsError(f"'{name}' has two annotations; {ONE_ANIMAL}")
         annotated[name] = images[key]
         poses.append(points)
         check_extent(len(poses), len(joints))
@@ -184,9 +184,7 @@ def _read_label_studio(tasks: list[Any]) -> Labels:
                     "without turning it"
                 )
             if (name, label) in points:
-                raise LabelsError(
-                    f"'{name}' has two labels '{label}'; expected one labelled animal or person a picture"
-                )
+                raise LabelsError(f"'{name}' has two labels '{label}'; {ONE_ANIMAL}")
             x, y = (_get(value, axis, (int, float), f"a label of '{name}'") for axis in "xy")
             points[name, label] = x / 100 * width, y / 100 * height
             names.setdefault(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -59,6 +59,7 @@ def match_labels(
     hint: str = "",
     frames: Sequence[Sequence[float]] | None = None,
     orientations: Sequence[int] | None = None,
+    with_several: Collection[str] = (),
 ) -> LabelledPictures:
     """Return the labelled pictures among N pictures.
 
@@ -66,12 +67,14 @@ def match_labels(
     fifth of the labelled ``clips``. Sizes are width and height in pixels, EXIF orientation applied. The ``hint`` is for
     names that are not ASCII, as these may have been spoilt. ``frames`` are left, top and side of the squares on the
     pictures, in pixel edges; whole pictures unless given. With ``orientations``, EXIF's of the pictures, labels of
-    other sizes are fitted (:func:`.label_fitting.fit_labels`).
+    other sizes are fitted (:func:`.label_fitting.fit_labels`). Pictures ``with_several`` boxes may be there several
+    times, and must have no labels: which box is the labelled animal's is not known.
 
-    Raises LabelsError if no picture has a label, a name matches twice, or a part of the split would be empty.
+    Raises LabelsError if no picture has a label, a name matches twice, a labelled picture has several boxes, or a part
+    of the split would be empty.
     """
     try:
-        rows = labels.match(names)
+        rows = match_crops(labels, names, with_several)
     except LabelsError as error:
         if hint and not all(map(str.isascii, names)):
             raise LabelsError(f"{error}; {hint}") from error
@@ -101,6 +104,26 @@ def match_labels(
         "labels" if matched.split else "names",
         len(labels) - len(pictures),
     )
+
+
+def match_crops(labels: Labels, names: Sequence[str], with_several: Collection[str]) -> NDArray[np.int64]:
+    """Match as :meth:`.Labels.match`; names of pictures ``with_several`` boxes may be there several times.
+
+    Raises LabelsError if one of these has labels, too.
+    """
+    if not with_several:
+        return labels.match(names)
+    several = frozenset(with_several)
+    others = [name for name in names if name not in several]
+    unique = [*others, *several.intersection(names)]
+    row_of = dict(zip(unique, labels.match(unique).tolist(), strict=True))
+    labelled = sorted(name for name in several if row_of.get(name, -1) >= 0)
+    if labelled:
+        raise LabelsError(
+            f"'{labelled[0][:80]}' has several boxes, and one labelled animal; leave the box of the labelled one, or "
+            "leave out the picture's labels"
+        )
+    return np.array([row_of[name] for name in names], dtype=np.int64)
 
 
 def hold_out(labels: Labels, names: Sequence[str], clips: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:

@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .labels import SPLITS, Labels, LabelsError, check_extent, check_in_pixels, check_size
+from .labels import ONE_ANIMAL, SPLITS, Labels, LabelsError, check_extent, check_in_pixels, check_size
 
 _COLUMNS = ("image", "keypoint", "x", "y")  # required
 _VISIBLE = {"1": True, "true": True, "yes": True, "2": True, "0": False, "false": False, "no": False, "": True}
 _VISIBLE |= {"1.0": True, "2.0": True, "0.0": False, "nan": True}  # as tables with empty cells write them
 _MISSING = frozenset(("", "nan", "na", "n/a", "null", "none"))
 _DELIMITERS = ",;\t"
+_INDIVIDUAL = ("individual", "individuals", "animal", "instance", "track")  # columns that tell animals apart
+_UNIQUE = "single"  # DeepLabCut's individual of body parts that are in a picture once
 _LEVELS = ("scorer", "individuals", "bodyparts", "coords")  # DeepLabCut's header rows
 
 Row = tuple[int, list[str]]  # number of its last line, and its cells
@@ -65,6 +67,7 @@ class _Table:
     points: dict[tuple[int, int], tuple[float, float, bool]] = field(default_factory=dict)  # by picture and keypoint
     splits: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    animals: dict[str, str] = field(default_factory=dict)
 
     def add(self, row: list[str]) -> None:
         """Add a row."""
@@ -86,6 +89,9 @@ class _Table:
             raise LabelsError(f"visible is '{cells['visible'][:40]}'; expected 0 or 1")
         point = _parse_point(cells["x"], cells["y"], self.delimiter) if visible else None
         self.points[place] = (0.0, 0.0, False) if point is None else (*point, True)
+        animal = next((cells[column] for column in _INDIVIDUAL if cells.get(column)), "")
+        if point is not None and self.animals.setdefault(name, animal) != animal:
+            raise LabelsError(f"'{name}' has labels of two animals, {self.animals[name]} and {animal}; {ONE_ANIMAL}")
         if cells.get("split"):
             split = SPLITS.get(cells["split"].lower())
             if split is None:
@@ -216,13 +222,10 @@ def labels_of_columns(
             raise LabelsError(f"'{joint}' of '{names[half[0]]}' has only one of x and y")
         rows = np.flatnonzero(~np.isnan(points[:, 0]))
         keypoints[rows, joints.index(joint)] = points[rows]
-        if sum(part == joint for _, part in pairs) == 1:
-            continue  # a unique body part is of no certain animal
+        if who == _UNIQUE and sum(part == joint for _, part in pairs) == 1:
+            continue  # of no certain animal
         for row in rows[(animal[rows] != "") & (animal[rows] != who)]:
-            raise LabelsError(
-                f"'{names[row]}' has labels of two animals, {animal[row]} and {who}; expected one in a picture: leave "
-                "the labels of one, or cut the animals out"
-            )
+            raise LabelsError(f"'{names[row]}' has labels of two animals, {animal[row]} and {who}; {ONE_ANIMAL}")
         animal[rows] = who
     seen = ~np.isnan(keypoints[..., 0])
     kept = np.flatnonzero(seen.any(1)).tolist()

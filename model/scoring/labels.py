@@ -26,6 +26,10 @@ _SLACK = 0.02  # up to this it counts as inside
 _MAX_OUTSIDE_SHARE = 0.2  # of the labels; more are of pictures of another size or orientation
 _FEW_OUTSIDE = 4  # say nothing
 _NAMES_IN_MESSAGE = 3
+ONE_ANIMAL = (
+    "expected one labelled animal or person in a picture: leave the labels of one, or cut the animals out into "
+    "pictures of their own"
+)
 
 
 class LabelsError(ValueError):

@@ -21,6 +21,7 @@ from PIL import Image
 
 from model.scoring.label_files import read_labels
 from model.scoring.label_fitting import CameSize, fit_labels
+from model.scoring.label_matching import match_crops
 from model.scoring.labels import Labels, from_square
 from model.scoring.linear_maps import fit_maps
 from model.scoring.occlusion import cover, levels, occlusion_row, verdict
@@ -110,6 +111,7 @@ def evaluate_category(
     }
     with map_scoring_errors():
         known = read_labels(labels)
+        match_crops(known, squares.names, squares.with_several)
         if labels_fit == "scale":
             known = squares.fit(known)
         for rows in rows_by_split(predictions, known).values():
@@ -228,6 +230,7 @@ class Squares:
         skipped: {"name", "reason"} of files that could not be read.
         frames: where each square lies on its picture.
         orientations: EXIF's of each stored picture.
+        with_several: names of pictures with several boxes, whose most confident one is taken.
     """
 
     names: list[str] = field(default_factory=list)
@@ -237,6 +240,7 @@ class Squares:
     skipped: list[dict[str, str]] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
     orientations: list[int] = field(default_factory=list)
+    with_several: list[str] = field(default_factory=list)
 
     def clips(self, *, folders: bool) -> dict[str, str]:
         """Return the clip of each picture by name: its video or, if ``folders`` are clips, its folder."""
@@ -287,8 +291,8 @@ def read_squares(
     Raises:
         InputError: an unreadable path, a duplicate name, no picture at all, or a video without PyAV.
     """
-    squares = Squares()
     locations = _locate(paths, frames, boxes, locate)
+    squares = Squares(with_several=locations.with_several())
     reduction = reduction_for_boxes(side) if locations.whole else lambda width, height: 1.0
     for name, video, found in _iter_pictures(paths, frames, reduction):
         if not isinstance(found, Picture):

@@ -142,7 +142,7 @@ def _describe(form: Form, archive: Path, labels: Path, boxes: Path, limits: Arch
     sent = form.first("archive")
     file_name = PurePosixPath(sent.filename.replace("\\", "/")).name[-_MAX_FILE_NAME_LENGTH:] if sent else ""
     if labels_digest:
-        check_labels(labels, archive, limits, summary.mode, file_name or None)
+        check_labels(labels, archive, limits, summary.mode, file_name or None, boxes=boxes)
     record = DatasetRecord(
         id=dataset_id(digest, labels_digest, summary.mode, boxes_digest),
         name=form.fields.get("name") or file_name or None,

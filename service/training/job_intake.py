@@ -161,8 +161,9 @@ async def _find_pictures(
 
 
 async def _check_labels(parts: TrainingParts, upload: JobUpload, pictures: Path, mode: str, labels_fit: str) -> None:
-    labels, limits = upload.labels.path, ArchiveLimits.of(parts.settings)
-    await parts.threads.upload(check_labels, labels, pictures, limits, mode, upload.archive.name or None, labels_fit)
+    files, limits = (upload.labels.path, pictures), ArchiveLimits.of(parts.settings)
+    more = mode, upload.archive.name or None, labels_fit, upload.boxes.path
+    await parts.threads.upload(check_labels, *files, limits, *more)
 
 
 async def _link_dataset(
@@ -189,7 +190,7 @@ async def _link_dataset(
             await upload.put(upload.labels.path.name, _link, datasets.labels(dataset_id))
         if record.boxes and not has_boxes:
             await upload.put(upload.boxes.path.name, _link, datasets.boxes(dataset_id))
-        if has_labels:
+        if has_labels or (record.labels and has_boxes):
             mode = record.mode if plan.config.mode == "auto" else plan.config.mode
             await _check_labels(parts, upload, datasets.archive(dataset_id), mode, plan.config.labels_fit)
     except FileNotFoundError as error:

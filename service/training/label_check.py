@@ -22,10 +22,11 @@ import numpy as np
 
 from model.scoring.label_files import read_labels
 from model.scoring.label_fitting import CameSize, fit_labels
-from model.scoring.label_matching import hold_out
+from model.scoring.label_matching import hold_out, match_crops
 from model.scoring.labels import Labels, LabelsError
-from service.contract.errors import BadLabels, BadPicture
+from service.contract.errors import BadBoxes, BadLabels, BadPicture
 from service.contract.media.archives import ArchiveLimits, detect_kind, iter_members
+from service.contract.media.locating import Locations
 from service.contract.media.pictures import read_size
 from service.contract.media.zip_names import HINT
 
@@ -43,6 +44,7 @@ def check_labels(
     mode: str,
     video_name: str | None = None,
     labels_fit: str = "exact",
+    boxes: Path | None = None,
 ) -> None:
     """Check that labels can be read, and fit pictures in an archive or folder.
 
@@ -52,21 +54,20 @@ def check_labels(
         mode: stills, or clips, whose split depends on the frames taken.
         video_name: of an upload that is one video.
         labels_fit: scale fits labels that state another size.
+        boxes: a file that was checked; it need not exist.
 
     Raises:
         BadLabels: they can't be read, match no picture, are of pictures of another size, or leave none to train on or
             to score.
     """
     if labels.stat().st_size > _APART_BYTES:
-        _check_apart(labels, pictures, limits, mode, video_name, labels_fit)
+        _check_apart(labels, pictures, limits, mode, video_name, labels_fit, boxes)
     else:
-        _check(labels, pictures, limits, mode, video_name, labels_fit)
+        _check(labels, pictures, limits, mode, video_name, labels_fit, boxes)
 
 
-def _check_apart(
-    labels: Path, pictures: Path, limits: ArchiveLimits, mode: str, video_name: str | None, labels_fit: str
-) -> None:
-    request = json.dumps([str(labels), str(pictures), asdict(limits), mode, video_name, labels_fit])
+def _check_apart(labels: Path, pictures: Path, limits: ArchiveLimits, *more: str | Path | None) -> None:
+    request = json.dumps([str(labels), str(pictures), asdict(limits), *more], default=str)
     command = [sys.executable, "-P", "-m", __spec__.name, request]
     try:
         done = subprocess.run(command, capture_output=True, timeout=_APART_TIMEOUT_S)  # noqa: S603 - a module of ours
@@ -79,7 +80,13 @@ def _check_apart(
 
 
 def _check(
-    labels: Path, pictures: Path, limits: ArchiveLimits, mode: str, video_name: str | None, labels_fit: str
+    labels: Path,
+    pictures: Path,
+    limits: ArchiveLimits,
+    mode: str,
+    video_name: str | None,
+    labels_fit: str,
+    boxes: Path | None,
 ) -> None:
     try:
         found = read_labels(labels)
@@ -94,6 +101,9 @@ def _check(
             hint = "" if all(map(str.isascii, media)) else f"; {HINT}"
             raise LabelsError(f"{error}{hint}") from error
         labelled = np.flatnonzero(rows >= 0)
+        if boxes and boxes.exists():
+            with suppress(BadBoxes):  # the worker names boxes of other pictures
+                match_crops(found, names, Locations.of_file(boxes, names).with_several())
         hold_out(found.rows(rows[labelled]), [names[index] for index in labelled.tolist()])
         row_of = {names[index]: int(rows[index]) for index in labelled.tolist()}
         _check_sizes(found, row_of, pictures, limits, labels_fit)
@@ -147,9 +157,10 @@ def _space(names: Sequence[str]) -> frozenset[str]:
 
 def main() -> int:
     """Check labels as the command line says."""
-    labels, pictures, limits, mode, video_name, labels_fit = json.loads(sys.argv[1])
+    labels, pictures, limits, mode, video_name, labels_fit, boxes = json.loads(sys.argv[1])
+    boxes = boxes and Path(boxes)
     try:
-        _check(Path(labels), Path(pictures), ArchiveLimits(**limits), mode, video_name, labels_fit)
+        _check(Path(labels), Path(pictures), ArchiveLimits(**limits), mode, video_name, labels_fit, boxes)
     except BadLabels as error:
         print(error.detail, file=sys.stderr)
         return _REFUSED

@@ -27,7 +27,7 @@ from service.contract.jobs.store import JobRecord, JobStatus
 from service.contract.jobs.warnings import PictureWarning
 from service.contract.media import motion
 from service.contract.media.archives import ArchiveLimits, Member, iter_media, resolve_mode
-from service.contract.media.boxes import write_csv
+from service.contract.media.boxes import FoundBox, write_csv
 from service.contract.media.fitting import Box, fit_square, reduction_for_boxes
 from service.contract.media.locating import Locations, MotionFinder
 from service.contract.media.pictures import Picture
@@ -121,13 +121,19 @@ class Preparer:
         with TrainingSet(files.pictures(job_id), files.clips(job_id), config.image_size) as squares:
 
             def keep(picture: Picture, name: str, clip: str) -> str | None:
-                found = locations.find_sure(name, picture.size)
-                box = found.box if found else None
-                boxes.append((replace_surrogates(name), box, found.confidence if found else None))
-                if box is None and not locations.whole:
+                found: list[FoundBox | None] = [*locations.find_all(name, picture.size)]
+                if counts.mode == "clips":  # pairs frames, and boxes do not say which animal is which
+                    found = found[:1]
+                crops = found or [None]
+                for each in crops:
+                    box, confidence = (each.box, each.confidence) if each else (None, None)
+                    boxes.append((replace_surrogates(name), box, confidence))
+                    if each or locations.whole:
+                        square, frame = fit_square(picture, config.image_size, box)
+                        squares.append(square, name, clip, picture.size, frame, picture.orientation)
+                if not found and not locations.whole:
                     return locations.missing
-                square, frame = fit_square(picture, config.image_size, box)
-                squares.append(square, name, clip, picture.size, frame, picture.orientation)
+                counts.images += len(crops) - 1
                 return None
 
             # of a picture with a box, its size is not known before it is decoded
@@ -156,6 +162,10 @@ class Preparer:
             with atomic_write(files.found_boxes(job_id)) as file:
                 file.write(write_csv(boxes).encode())
         counts.warnings = self._look_at_pictures(job_id, squares.clip_names, is_located=not locations.whole)
+        several = [replace_surrogates(name) for name in locations.with_several()]
+        if several and counts.located is not None:
+            taken = "the most confident is taken" if counts.mode == "clips" else "each is a picture to train on"
+            counts.located["note"] = f"of {len(several)} pictures with several boxes, {taken}"
         info = {
             "count": counts.images,
             "side": config.image_size,
@@ -168,6 +178,7 @@ class Preparer:
             "warnings": [warning.model_dump(mode="json") for warning in counts.warnings],
             **({} if locations.whole else {"frames": squares.frames, "located": counts.located}),
             **({} if config.labels_fit == "exact" else {"orientations": squares.orientations}),
+            **({"with_several": several} if several else {}),
         }
         write_json(files.pictures_info(job_id), info)
         return counts
@@ -263,8 +274,8 @@ def match_job_labels(files: JobFiles, job_id: str) -> LabelledPictures | None:
     try:
         labels = read_labels(files.labels(job_id))
         clips = load_clips(files, job_id)
-        frames, orientations = info.get("frames"), info.get("orientations")
-        labelled = match_labels(labels, info["names"], info["sizes"], clips, NAMES_HINT, frames, orientations)
+        more = {name: info[name] for name in ("frames", "orientations", "with_several") if name in info}
+        labelled = match_labels(labels, info["names"], info["sizes"], clips, NAMES_HINT, **more)
     except LabelsError as error:
         raise BadLabels(f"the labels can't be used: {error}") from error
     with atomic_write(stored) as file:

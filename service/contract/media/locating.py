@@ -52,14 +52,24 @@ class Locations:
         found = self.file.of(self.entries.get(name), size)
         return found[0] if found else None
 
+    def find_all(self, name: str, size: tuple[int, int]) -> list[FoundBox]:
+        """Return all boxes of a picture in pixels with their confidence, the most confident first."""
+        if self.file is None:
+            found = self.find_sure(name, size)
+            return [found] if found else []
+        return self.file.of(self.entries.get(name), size)
+
+    def with_several(self) -> list[str]:
+        """Return the names of the pictures with several boxes."""
+        boxes = self.file.boxes if self.file else {}
+        return [name for name, entry in self.entries.items() if len(boxes.get(entry or "", ())) > 1]
+
     @classmethod
     def of_file(cls, path: Path, names: list[str]) -> Locations:
         """Read the boxes that were sent. Raises BadBoxes."""
         file = parse_box_file(path.read_bytes())
-        several = sum(len(boxes) > 1 for boxes in file.boxes.values())
-        note = f"of {several} pictures with several boxes, the most confident is taken" if several else None
         entries = dict(zip(names, file.match(names), strict=True))
-        return cls(missing="no box of it came", summary={"by": "boxes", "note": note}, file=file, entries=entries)
+        return cls(missing="no box of it came", summary={"by": "boxes", "note": None}, file=file, entries=entries)
 
 
 class MotionFinder:

@@ -121,6 +121,17 @@ def test_two_animals_of_one_picture_are_refused():
         read(text)
 
 
+def test_two_animals_are_refused_where_their_labels_would_fill_one_pose():
+    """The nose of one and the tail of another one."""
+    two = DEEPLABCUT.replace("bodyparts", "individuals,m1,m1,m2,m2\nbodyparts")
+    with pytest.raises(LabelsError, match=r"img01.png' has labels of two animals, m1 and m2; expected one"):
+        read(two)
+    plain = "image,keypoint,x,y,individual\na.jpg,nose,1,2,m1\nb.jpg,nose,3,4,m2\nb.jpg,tail,5,6,m2\na.jpg,tail,{},m2\n"
+    assert read(plain.format(",")).visibility.tolist() == [[1, 0], [1, 1]]
+    with pytest.raises(LabelsError, match=r"line 5: 'a.jpg' has labels of two animals, m1 and m2; expected one"):
+        read(plain.format("7,8"))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

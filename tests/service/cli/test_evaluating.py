@@ -135,6 +135,18 @@ def test_poses_are_scored_by_every_protocol(api: Seer, photos: tuple[Path, Path]
     assert set(api.refine_steps) == {0}
 
 
+def test_labels_of_a_picture_with_two_boxes_are_refused(api: Seer, photos: tuple[Path, Path], tmp_path: Path) -> None:
+    names = sorted({row.partition(",")[0] for row in photos[1].read_text().splitlines()[1:]})
+    rows = [f"{name},0,0,96,64" for name in names]
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("\n".join(["image,x,y,width,height", *rows, "000.png,5,5,60,50"]))
+    with Client(api.url) as client:
+        with pytest.raises(InputError, match=r"'000.png' has several boxes, and one labelled animal; leave the box of"):
+            evaluate_category(client, "bird", [photos[0]], photos[1], boxes=boxes)
+        boxes.write_text("\n".join(["image,x,y,width,height", *rows]))
+        assert evaluate_category(client, "bird", [photos[0]], photos[1], boxes=boxes)["images"] == 30
+
+
 def test_labels_of_smaller_pictures_are_scaled_on_request(api: Seer, photos: tuple[Path, Path], tmp_path: Path) -> None:
     header, *rows = photos[1].read_text().splitlines()
     smaller = [f"{header},width,height"]

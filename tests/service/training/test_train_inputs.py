@@ -162,6 +162,24 @@ async def test_labels_of_another_size_are_accepted_if_the_request_says_to_scale_
 
 
 @pytest.mark.parametrize("path", ["/train-jobs", "/datasets"])
+@pytest.mark.parametrize("apart", [False, True])
+async def test_labels_of_a_picture_with_two_boxes_are_refused(http, problem, no_trace, monkeypatch, path, apart):
+    if apart:
+        monkeypatch.setattr(label_check, "_APART_BYTES", 10)
+    boxes = "image,x,y,width,height\na.jpg,1,2,20,30\nb.jpg,1,2,20,30\n"
+    for more, message in (("b.jpg,9,9,20,30\n", "'b.jpg' has several boxes, and one labelled animal"), ("", None)):
+        form = [("archive", ("a.zip", _zip(*STORED))), ("boxes", ("b.csv", (boxes + more).encode()))]
+        form += [("labels", ("l.csv", SIZED.format("a", "b", 32, 64).encode()))]
+        form += [("category", (None, "dog"))] if path == "/train-jobs" else []
+        answer = await http.post(path, files=form)
+        if message is None:
+            assert answer.is_success, answer.text
+        else:
+            assert message in problem(answer, 422, "bad_labels")["detail"]
+            no_trace()
+
+
+@pytest.mark.parametrize("path", ["/train-jobs", "/datasets"])
 async def test_large_labels_are_checked_in_another_process(http, problem, no_trace, monkeypatch, path):
     monkeypatch.setattr(label_check, "_APART_BYTES", 10)
     monkeypatch.setattr(label_check, "_check", None)  # of this process

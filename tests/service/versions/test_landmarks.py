@@ -249,6 +249,16 @@ async def test_labels_of_another_size_of_the_pictures_are_refused(http, dog, con
             assert expected in problem(answer, 422, "bad_labels")["detail"]
 
 
+async def test_two_boxes_of_a_labelled_picture_are_refused(http, dog, consumer, labelled, problem):
+    pictures, _, labels = labelled()
+    text = "image,x,y,width,height\n" + "".join(f"{name},1,2,30,30\n" for name in pictures)
+    for more in ("003.png,9,9,30,30\n", ""):
+        answer = await fit(http, pictures, labels, boxes=text + more)
+        if more:
+            assert "boxes[3] has 2 boxes; labels are for one" in problem(answer, 422, "bad_boxes")["detail"]
+    assert answer.status_code == 201, answer.text
+
+
 async def test_labels_of_another_size_are_scaled_on_request(http, dog, consumer, labelled, problem):
     pictures, places, labels = labelled()
     found = {}

@@ -120,13 +120,40 @@ def test_boxes_that_were_sent_are_cut_out(desk, arena) -> None:
     text = "\n".join(["image,x,y,width,height,confidence", *rows, "10.png,,,,"])
     desk.files.boxes(job.id).write_text(text)
     done, info, squares = prepared(desk, job)
-    assert (done.metrics["images"], done.metrics["skipped"]) == (10, 2)
+    assert (done.metrics["images"], done.metrics["skipped"]) == (11, 2)
     assert {item["name"] for item in done.metrics["skipped_files"]} == {"cam/10.png", "cam/11.png"}
     assert done.metrics["located"]["by"] == "boxes"
     assert info["frames"][3] == [30, 20 + 16 - 32, 64]
-    assert info["frames"][9] == [9, 9, 40], "of several the most confident"
+    assert info["frames"][9:] == [[9, 9, 40], [5, 5, 40]], "each of several, the most confident first"
+    assert info["names"][9:] == ["cam/09.png"] * 2
+    np.testing.assert_array_equal(squares[10], fit_square(open_picture(arena["cam/09.png"]), 32, (5, 5, 40, 40))[0])
+    assert done.metrics["located"]["note"] == "of 1 pictures with several boxes, each is a picture to train on"
     expected = fit_square(open_picture(arena["cam/03.png"]), 32, (30, 20, 64, 32))[0]
     np.testing.assert_array_equal(squares[3], expected)
+
+
+def test_of_several_boxes_of_a_frame_the_most_confident_is_taken_and_that_is_said(desk, arena) -> None:
+    job = desk.upload(arena, desk.tiny(mode="clips"))
+    rows = [f"{n:02}.png,{10 * n},20,64,32,{0.5 + 0.1 * (n % 2)}" for n in range(12)]
+    rows += [f"{n:02}.png,90,90,30,30,0.55" for n in range(12)]
+    desk.files.boxes(job.id).write_text("\n".join(["image,x,y,width,height,confidence", *rows]))
+    done, info, _ = prepared(desk, job)
+    assert done.metrics["located"]["note"] == "of 12 pictures with several boxes, the most confident is taken"
+    assert [side for *_, side in info["frames"]] == [30, 64] * 6
+
+
+@pytest.mark.parametrize("mode", ["stills", "clips"])
+def test_labels_of_a_picture_with_several_boxes_fail_the_job(desk, arena, mode) -> None:
+    """Which box is that of the labelled animal is not known."""
+    boxes = [f"{n:02}.png,100,40,50,50" for n in range(12)]
+    labels = [f"{n:02}.png,nose,100,60,{'test' if n > 9 else 'train'}" for n in range(12)]
+    for extra, error in (("03.png,10,40,50,50", "'cam/03.png' has several boxes, and one labelled animal"), ("", "")):
+        job = desk.upload(arena, desk.tiny(mode=mode))
+        desk.files.boxes(job.id).write_text("\n".join(["image,x,y,width,height", *boxes, extra]))
+        desk.files.labels(job.id).write_text("\n".join(["image,keypoint,x,y,split", *labels]))
+        desk.caretaker.prepare(job.id)
+        found = desk.jobs.get(job.id)
+        assert error in found.error.detail if error else found.error is None
 
 
 def test_labels_are_measured_in_the_box(desk, arena) -> None:
