@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from .tiff import declared_white, is_min_white
+from .tiff import declared_white, has_sign, is_min_white
 
 MID_GREY = 128
 
@@ -25,6 +26,8 @@ _DARKEST = 16  # a range this many times the highest value would make the pictur
 _DARKEST_STATED = 64  # one that the file itself states is likelier to be meant: a dim picture stays dim
 _BRIGHT = 64  # a high byte of 16-bit values that 14 bits do not reach
 _COLOUR_BITS = (";16B", ";16L", ";16N")
+_GREY_AND_OPACITY = "LA;16B"
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # by which grey of fewer than 8 bits is multiplied as it is decoded
 
 
 def is_deep(image: ImageFile.ImageFile) -> bool:
@@ -43,8 +46,11 @@ def to_rgb(image: ImageFile.ImageFile, low: Image.Image | None, least: float) ->
         The picture, and the value that became white; 0 if it has 8 bits.
     """
     if image.mode.startswith("I") or image.mode == "F":
-        white = _find_white(image, max(float(_values(strip).max()) for _, strip in _strips(image)), least)
-        return _in_strips(image, _grey_scaler(image, white)), white
+        # Pillow takes 32 bits without a sign for ones with it
+        is_unsigned = image.mode == "I" and isinstance(image, TiffImageFile) and not has_sign(image)
+        highest = max(float(_values(strip, is_unsigned).max()) for _, strip in _strips(image))
+        white = _find_white(image, highest, least)
+        return _in_strips(image, _grey_scaler(image, white, is_unsigned)), white
     white = 0.0
     if low is not None:
         white = _find_white(image, _highest_colour(image, low), least)
@@ -59,14 +65,30 @@ def decode_low_bytes(image: ImageFile.ImageFile, reopen: Callable[[], ImageFile.
 
     Pillow keeps the high bytes; read as of the other byte order, the low ones.
     """
+    _scale_transparency(image)
     has_colours = bool(_swapped_tiles(image))
     image.load()
     if not has_colours or max(int(np.asarray(band).max()) for band in _colours(image)) >= _BRIGHT:
         return None
     again = reopen()
+    is_grey = _raw_mode(again.tile[0]) == _GREY_AND_OPACITY
     again.tile = _swapped_tiles(again)
     again.load()
-    return again
+    if not is_grey:
+        return again
+    _, grey, _, opacity = again.split()
+    return Image.merge("RGBA", (grey, grey, grey, opacity))
+
+
+def _raw_mode(tile: ImageFile._Tile) -> str:
+    return str(tile.args[0] if isinstance(tile.args, tuple) else tile.args)
+
+
+def _scale_transparency(image: ImageFile.ImageFile) -> None:
+    """Scale the transparent grey of a PNG as its pixels will be."""
+    transparent = image.info.get("transparency")
+    if image.format == "PNG" and isinstance(transparent, int) and image.tile:
+        image.info["transparency"] = transparent * _GREY_STEPS.get(_raw_mode(image.tile[0]), 1)
 
 
 def _colours(image: Image.Image) -> list[Image.Image]:
@@ -77,12 +99,13 @@ def _swapped_tiles(image: ImageFile.ImageFile) -> list[ImageFile._Tile]:
     """Return the tiles of a picture of 16-bit colours, as if its bytes were in the other order; else an empty list."""
     swapped = []
     for tile in image.tile if image.format in ("PNG", "TIFF") else []:
-        first, *rest = tile.args if isinstance(tile.args, tuple) else (tile.args,)
-        raw = str(first)
+        rest = tile.args[1:] if isinstance(tile.args, tuple) else ()
+        raw = _raw_mode(tile)
         if not raw.endswith(_COLOUR_BITS) or raw.startswith(("I", "RGBa")):  # "a": multiplied by the opacity
             return []
         is_little = raw.endswith("L") or (raw.endswith("N") and sys.byteorder == "little")
-        other = raw[:-1] + ("B" if is_little else "L")
+        # read in one order only; its four bytes as four channels
+        other = "RGBA" if raw == _GREY_AND_OPACITY else raw[:-1] + ("B" if is_little else "L")
         swapped.append(tile._replace(args=(other, *rest) if rest else other))
     return swapped
 
@@ -93,7 +116,8 @@ def _find_white(image: Image.Image, highest: float, least: float) -> float:
         white = 1.0
     else:
         bits = max(8, math.ceil(highest).bit_length())
-        white = 2.0 ** (bits + bits % 2 if bits < 16 else bits) - 1
+        usual = 15 if bits == 15 and isinstance(image, TiffImageFile) and has_sign(image) else bits + bits % 2
+        white = 2.0 ** (usual if bits < 16 else bits) - 1
     declared = declared_white(image) if isinstance(image, TiffImageFile) else 0.0
     for known, darkest in ((declared, _DARKEST_STATED), (least, _DARKEST)):
         if highest <= known < darkest * highest:
@@ -119,9 +143,15 @@ def _join_bytes(high: Image.Image, low: Image.Image) -> NDArray[np.uint16]:
 
 def _combine(high: Image.Image, low: Image.Image, white: float) -> Image.Image:
     result = Image.new(high.mode, high.size)
+    has_opacity = high.mode.endswith("A")
+    # opacity often has all 16 bits, whatever the colours have
+    opaque = white if has_opacity and int(np.asarray(high.getchannel("A")).max()) <= int(white) >> 8 else 65535.0
     for top, strip in _strips(high):
         values = _join_bytes(strip, low.crop((0, top, low.width, top + strip.height)))
-        result.paste(Image.fromarray(_scale_table(white)[values], high.mode), (0, top))
+        pixels = _scale_table(white)[values]
+        if has_opacity:
+            pixels[..., -1] = _scale_table(opaque)[values[..., -1]]
+        result.paste(Image.fromarray(pixels, high.mode), (0, top))
     return result
 
 
@@ -148,7 +178,7 @@ def _paste_on_grey(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(backdrop, image.convert("RGBA")).convert("RGB")
 
 
-def _grey_scaler(image: Image.Image, white: float) -> Callable[[Image.Image], Image.Image]:
+def _grey_scaler(image: Image.Image, white: float, is_unsigned: bool) -> Callable[[Image.Image], Image.Image]:
     """Return the conversion of grey of 16 or 32 bits to RGB of 8."""
     transparent = image.info.get("transparency")
     table = _scale_table(white) if image.mode.startswith("I;16") else None
@@ -158,7 +188,7 @@ def _grey_scaler(image: Image.Image, white: float) -> Callable[[Image.Image], Im
         if table is not None:
             grey = table[np.asarray(strip)]
         else:
-            grey = np.rint(_values(strip) * (255 / white)).astype(np.uint8)
+            grey = np.rint(_values(strip, is_unsigned) * (255 / white)).astype(np.uint8)
         if inverted:
             grey = 255 - grey
         if isinstance(transparent, int):
@@ -168,8 +198,10 @@ def _grey_scaler(image: Image.Image, white: float) -> Callable[[Image.Image], Im
     return convert
 
 
-def _values(image: Image.Image) -> NDArray[np.float64] | NDArray[np.uint16]:
+def _values(image: Image.Image, is_unsigned: bool) -> NDArray[np.float64] | NDArray[np.uint16]:
     """Return an image's values, with 0 for negative, infinite and NaN ones."""
+    values: NDArray[Any] = np.asarray(image)
     if image.mode.startswith("I;16"):
-        return np.asarray(image)
-    return np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0).clip(min=0)
+        return values
+    values = values.view(np.uint32) if is_unsigned else values
+    return np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0).clip(min=0)

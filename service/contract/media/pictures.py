@@ -220,6 +220,10 @@ def _open(file: BinaryIO, limits: PictureLimits, page: tiff.Page | None) -> Imag
             raise _animated("TIFF")
         image = tiff.open_page(file, pages[0]) if pages else Image.open(file, formats=FORMATS)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
+            if tiff.is_preview_of_raw(image, pages[0]):
+                raise UnsupportedFormat(
+                    "this kind of TIFF is not read (a camera's raw data behind a preview); convert it to a TIFF or PNG"
+                )
             if (count := tiff.count_hidden(image)) > 1:
                 raise UnsupportedFormat(
                     f"this kind of TIFF is not read ({count} pictures behind one page); save each as a page of its own"

@@ -14,15 +14,16 @@ from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin
 from PIL.TiffImagePlugin import II, MM, ImageFileDirectory_v2
 
 STARTS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 _SUBFILE_TYPE, _OLD_SUBFILE_TYPE, _WIDTH, _HEIGHT = 254, 255, 256, 257
 _BITS, _COMPRESSION, _PHOTOMETRIC, _DESCRIPTION, _SAMPLES, _FORMAT = 258, 259, 262, 270, 277, 339
-_MAX_SAMPLE_VALUE, _PLANES = 281, 284
+_MAX_SAMPLE_VALUE, _PLANES, _SUB_DIRECTORIES = 281, 284, 330
 _SEPARATE = 2
+_SIGNED = 2
 _PREVIEW_OR_MASK = 0x1 | 0x4
 _OLD_PREVIEW = 2
 _MAX_PREVIEWS = 64  # pages of a file that is looked at as one picture
@@ -37,6 +38,9 @@ _COMPRESSIONS = {
     50001: "WebP",
     50002: "JPEG XL",
 }
+
+# raw modes of big-endian files that Pillow leaves as they are, and those of libtiff's answer
+_NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 
 # grey that Pillow decodes, in the byte order or with the meaning of black that its table lacks
 TiffImagePlugin.OPEN_INFO.update(
@@ -140,7 +144,17 @@ def open_page(file: IO[bytes], page: Page) -> TiffImagePlugin.TiffImageFile:
         raise KeyError(_PLANES)  # takes two bytes for two pixels
     if image.info["compression"] == "webp":
         raise KeyError(_COMPRESSION)  # its wheels lack this decoder
+    if image.mode == "L" and has_sign(image):
+        raise KeyError(_FORMAT)  # takes negative values for the brightest
+    # libtiff swaps the bytes of what it unpacks, and Pillow would again
+    image.tile = [_in_native_order(tile) if tile.codec_name == "libtiff" else tile for tile in image.tile]
     return image
+
+
+def _in_native_order(tile: ImageFile._Tile) -> ImageFile._Tile:
+    assert isinstance(tile.args, tuple)
+    raw = _NATIVE.get(tile.args[0], tile.args[0])
+    return tile._replace(args=(raw, *tile.args[1:]))
 
 
 class _PageFile:
@@ -225,6 +239,16 @@ def declared_white(image: TiffImagePlugin.TiffImageFile) -> float:
     if text.startswith("ImageJ="):
         stated += [float(found) for found in re.findall(r"^max=(\d{1,9}(?:\.\d+)?)\s*$", text, re.MULTILINE)]
     return max((value for value in stated if value < 65535), default=0.0)
+
+
+def is_preview_of_raw(image: TiffImagePlugin.TiffImageFile, page: Page) -> bool:
+    """Return whether a page is only the preview of what a camera put behind it, as in a DNG or NEF."""
+    return page.is_extra and _SUB_DIRECTORIES in image.tag_v2
+
+
+def has_sign(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Return whether a TIFF's values are signed integers."""
+    return _SIGNED in _as_tuple(image.tag_v2.get(_FORMAT))
 
 
 def is_min_white(image: TiffImagePlugin.TiffImageFile) -> bool:

@@ -2,7 +2,9 @@
 
 import base64
 import io
+import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -59,12 +61,31 @@ def test_colours_of_a_camera_in_16_bits_are_as_bright_as_in_8(bits):
 
 
 def encoded_deflated(deep: np.ndarray) -> bytes:
-    import zlib
-
     packed = np.frombuffer(zlib.compress(deep.astype("<u2").tobytes()), np.uint8)
     data = tiff_of((packed[None], {256: 24, 257: 16, 258: (16,) * 3, 259: 8, 262: 2, 277: 3, 278: 16, 339: (1,) * 3}))
     assert Image.open(io.BytesIO(data)).mode == "RGB"
     return data
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "highest"),
+    [
+        *(("u2", 4095), ("u2", 65535), ("i2", 1023), ("i2", 32767)),
+        *(("u4", 4095), ("u4", 2**32 - 1), ("i4", 2**31 - 1), ("f4", 1), ("f4", 255)),
+    ],
+)
+def test_deep_grey_is_read_in_either_order_packed_or_not(kind, highest, order, is_packed):
+    values = ramp(highest) if kind == "f4" else np.rint(ramp(highest))
+    data = tiff_of(values.astype(kind), order=order)
+    if is_packed:
+        packed = np.frombuffer(zlib.compress(values.astype(order + kind).tobytes()), np.uint8)
+        sign = {"u": 1, "i": 2, "f": 3}[kind[0]]
+        data = tiff_of(
+            (packed[None], {256: 24, 257: 16, 258: (8 * int(kind[1]),), 259: 8, 278: 16, 339: (sign,)}), order=order
+        )
+    assert np.abs(shown(data)[..., 0] - ramp(255)).max() < 1
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -121,6 +142,31 @@ def test_transparent_grey_of_12_bits_becomes_mid_grey():
     deep = np.rint(ramp(4095)).astype(np.uint16)
     image = Image.fromarray(deep)
     assert (shown(encoded(image, transparency=int(deep[3, 3])))[3, 3] == MID_GREY).all()
+
+
+@pytest.mark.parametrize("opaque", [4095, 65535])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_opacity_beside_12_bits_has_as_many_or_16(channels, opaque):
+    colours = np.rint(ramp(4095, channels)).astype(np.uint16)
+    opacity = np.rint(ramp(opaque)[::-1]).astype(np.uint16)
+    share = ramp(1)[::-1, :, None]
+    expected = ramp(255, channels) * share + MID_GREY * (1 - share)
+    rows = [row.tobytes() for row in np.dstack([colours, opacity]).astype(">u2")]
+    files = [png_of(24, 16, depth=16, colour=4 if channels == 1 else 6, rows=rows)]
+    if channels == 3:
+        files += [tiff_of((np.dstack([colours, opacity]), {262: 2, 338: (2,)}), order=order) for order in "<>"]
+    for data in files:
+        assert np.abs(shown(data) - expected).max() < 2
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_transparent_grey_of_few_bits_becomes_mid_grey(depth):
+    values = np.tile(np.arange(16) % 2**depth, (9, 1))
+    bits = (values[..., None] >> np.arange(depth)[::-1]) & 1
+    rows = [row.tobytes() for row in np.packbits(bits.reshape(9, -1).astype(np.uint8), axis=1)]
+    data = png_of(16, 9, depth=depth, colour=0, rows=rows, transparency=struct.pack(">H", 1))
+    expected = np.where(values == 1, MID_GREY, values * 255 // (2**depth - 1))
+    assert np.array_equal(shown(data)[..., 2], expected)
 
 
 @pytest.mark.parametrize("marks", [PREVIEW, {255: 2}, {254: 4}, {}])
@@ -209,6 +255,7 @@ def test_a_stack_cut_off_is_damaged(stack):
         (ramp(1).astype(np.float16), {}, "16-bit floating-point numbers"),
         (ramp(1).astype(np.complex64), {}, "64-bit complex numbers"),
         (ramp(9).astype(np.int64), {}, "64-bit signed integers"),
+        (ramp(9).astype(np.int8), {}, "8-bit signed integers"),
         (ramp(1, 3).astype(np.float32), {}, "32-bit floating-point numbers, 3 channels"),
         (np.zeros((16, 24, 5), np.uint16), {}, "16-bit integers, 5 channels"),
         (np.zeros((16, 24, 3), np.uint16), {284: 2}, "16-bit integers, 3 channels in separate planes"),
@@ -225,6 +272,13 @@ def test_kinds_of_tiff_that_are_not_read_are_named(values, tags, kind):
     assert f"this kind of TIFF is not read ({kind}); save it" in caught.value.detail
     with pytest.raises(TruncatedImage):
         open_picture(data[: len(data) // 3])
+
+
+def test_the_preview_of_a_cameras_raw_data_is_not_taken_for_the_picture():
+    data = tiff_of((np.zeros((16, 24, 3), np.uint8), PREVIEW | {330: 8}))
+    with pytest.raises(UnsupportedFormat, match="a camera's raw data behind a preview"):
+        open_picture(data)
+    assert shown(tiff_of((np.full((16, 24, 3), 9, np.uint8), PREVIEW))).max() == 9
 
 
 def test_a_stack_cut_off_after_its_first_page_is_damaged():

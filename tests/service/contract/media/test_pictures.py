@@ -318,7 +318,7 @@ def test_picture_names(name, expected):
     assert is_picture_name(name) is expected
 
 
-def png_of(width: int, height: int, *, depth: int, colour: int, rows: list[bytes]) -> bytes:
+def png_of(width: int, height: int, *, depth: int, colour: int, rows: list[bytes], transparency: bytes = b"") -> bytes:
     """A PNG written by hand, for what Pillow does not write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -326,4 +326,5 @@ def png_of(width: int, height: int, *, depth: int, colour: int, rows: list[bytes
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     body = zlib.compress(b"".join(b"\0" + row for row in rows))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    transparent = chunk(b"tRNS", transparency) if transparency else b""
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + transparent + chunk(b"IDAT", body) + chunk(b"IEND", b"")
