@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.ndimage import median_filter
-from scipy.signal import savgol_filter
 
 from service.estimates.results import Outcome
 from service.estimates.smoothing import Smoothing, SmoothTracks, parse_smoothing
@@ -48,6 +46,9 @@ def points_of(outcome):
 
 @pytest.mark.parametrize("method", ["savgol", "median"])
 def test_whole_track_is_smoothed_as_scipy_does(track, method):
+    from scipy.ndimage import median_filter  # not above: it takes each test process a second
+    from scipy.signal import savgol_filter
+
     found, outliers = smooth(track, f"{method}:7")
     if method == "savgol":
         expected = savgol_filter(track, 7, 3, axis=0)
