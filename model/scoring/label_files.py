@@ -28,21 +28,20 @@ Other keys and columns are ignored. HDF5 (``.h5``, ``.slp``) needs the extra ``i
 
 from __future__ import annotations
 
-import codecs
 import subprocess
 import sys
 from pathlib import Path
 
 from .label_hdf5 import REFUSED
 from .label_json import read_json
-from .label_tables import read_table
+from .label_tables import decode_text, read_table
 from .labels import Labels, LabelsError
 
 MAX_BYTES = 64 * 2**20
 EXPECTED = "expected CSV, DeepLabCut's CSV or .h5, COCO or Label Studio JSON, or SLEAP's .slp"
 _HDF5_START = b"\x89HDF\r\n\x1a\n"
+_ZIP_START = b"PK\x03\x04"
 _HDF5_TIMEOUT_S = 120.0
-_UTF_16_STARTS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_labels(path: Path, max_bytes: int = MAX_BYTES) -> Labels:
@@ -64,15 +63,18 @@ def parse_labels(data: bytes) -> Labels:
 
 
 def _decode(data: bytes) -> str:
-    if b"\0" in data and not data.startswith(_UTF_16_STARTS):
-        raise LabelsError(f"the labels file is neither text nor HDF5; {EXPECTED}")
-    encoding = "utf-16" if data.startswith(_UTF_16_STARTS) else "utf-8-sig"
+    if data.startswith(_ZIP_START):
+        raise LabelsError(f"the labels file is an Excel workbook or a zip; save it as 'CSV UTF-8'; {EXPECTED}")
     try:
-        return data.decode(encoding)
+        text = decode_text(data)
     except UnicodeDecodeError as error:
         raise LabelsError(
-            f"the labels file is not UTF-8 text (byte {error.start}); {EXPECTED} (in Excel, save as 'CSV UTF-8')"
+            f"the labels file is not {error.encoding.upper()} text (byte {error.start}); {EXPECTED} (in Excel, save as "
+            "'CSV UTF-8')"
         ) from error
+    if "\0" in text:
+        raise LabelsError(f"the labels file is neither text nor HDF5; {EXPECTED}")
+    return text
 
 
 def _convert_hdf5(data: bytes) -> str:

@@ -21,6 +21,8 @@ _UPLOAD = re.compile(r"(?:^|/)upload/\d+/[0-9a-f]{8}-")  # Label Studio's folder
 def read_json(text: str) -> Labels:
     """Read labels from JSON of a form that its keys tell. Raises LabelsError."""
     content = _parse_json(text)
+    if isinstance(content, dict) and "data" in content and "annotations" in content:  # a single task
+        content = [content]
     if isinstance(content, list):
         return _read_label_studio(content)
     if "annotations" in content:
@@ -72,8 +74,10 @@ def _read_coco(content: dict[str, Any]) -> Labels:
     for annotation in _get_objects(content, "annotations"):
         if category is not None and annotation.get("category_id", category) != category:
             continue
+        if annotation.get("iscrowd") or annotation.get("keypoints") is None:  # a box or an outline
+            continue
         points = _hide_missing(_get(annotation, "keypoints", list, "an annotation"))
-        if annotation.get("iscrowd") or not any(points[2::3]):
+        if not any(points[2::3]):
             continue
         key = _get(annotation, "image_id", (int, str), "an annotation")
         if key not in images:
@@ -208,8 +212,9 @@ def _list_points(task: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], di
         results = [each for value in task.values() if isinstance(value, list) for each in value]
     else:
         done = [each for each in annotations if isinstance(each, dict) and not each.get("was_cancelled")]
-        # of several annotators', the one that was marked as the truth, or else the first
-        chosen = next((each for each in done if each.get("ground_truth")), done[0] if done else {})
+        # of several annotators', the one that was marked as the truth, or else the first that holds anything
+        first = next((each for each in done if each.get("result")), {})
+        chosen = next((each for each in done if each.get("ground_truth")), first)
         results = _get_objects(chosen, "result") if chosen else []
     for result in results:
         if isinstance(result, dict):
@@ -235,6 +240,8 @@ def _name_task(task: dict[str, Any]) -> str:
     address = address if isinstance(address, str) else next((text for text in texts if "." in text), "")
     if not address:
         raise LabelsError("a task names no picture; expected its address in 'data', such as 'image'")
+    if "://" not in address and not address.startswith("/"):  # a plain name, which may hold # and %
+        return address
     parts = urlsplit(address)
     path = parse_qs(parts.query).get("d", [""])[0] or unquote(parts.path)
     found = _UPLOAD.search(path)

@@ -6,9 +6,11 @@ spreadsheets write them. Empty rows, empty columns and a first line ``sep=;`` ar
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -19,9 +21,37 @@ from .labels import ONE_ANIMAL, SPLITS, Labels, LabelsError, check_extent, check
 
 _COLUMNS = ("image", "keypoint", "x", "y")  # required
 _VISIBLE = {"1": True, "true": True, "yes": True, "2": True, "0": False, "false": False, "no": False, "": True}
-_VISIBLE |= {"1.0": True, "2.0": True, "0.0": False, "nan": True}  # as tables with empty cells write them
-_MISSING = frozenset(("", "nan", "na", "n/a", "null", "none"))
+_VISIBLE |= {"1.0": True, "2.0": True, "0.0": False}  # as tables with empty cells write them
+# as pandas reads them
+_MISSING = frozenset(
+    (
+        "",
+        "na",
+        "n/a",
+        "#n/a",
+        "#n/a n/a",
+        "#na",
+        "<na>",
+        "null",
+        "none",
+        "nan",
+        "-nan",
+        "1.#ind",
+        "-1.#ind",
+        "1.#qnan",
+        "-1.#qnan",
+    )
+)
+_VISIBLE |= dict.fromkeys(_MISSING, True)
+# the mark of UTF-32 begins as one of UTF-16
+_ENCODINGS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 _DELIMITERS = ",;\t"
+_SEPARATOR_LINE = re.compile(r'"?sep=(.?)"?[,;\t ]*(?:\r\n|\r|\n)', re.IGNORECASE)  # Excel's
 _INDIVIDUAL = ("individual", "individuals", "animal", "instance", "track")  # columns that tell animals apart
 _UNIQUE = "single"  # DeepLabCut's individual of body parts that are in a picture once
 _LEVELS = ("scorer", "individuals", "bodyparts", "coords")  # DeepLabCut's header rows
@@ -29,13 +59,33 @@ _LEVELS = ("scorer", "individuals", "bodyparts", "coords")  # DeepLabCut's heade
 Row = tuple[int, list[str]]  # number of its last line, and its cells
 
 
-def read_table(text: str) -> Labels:
-    """Read labels from the text of a table. Raises LabelsError."""
-    if text[:4].lower() == "sep=":
-        text = text.partition("\n")[2]
+def decode_text(data: bytes) -> str:
+    """Return text in UTF-8, or in UTF-16 or UTF-32 with its mark. Raises UnicodeDecodeError."""
+    return data.decode(next((name for mark, name in _ENCODINGS.items() if data.startswith(mark)), "utf-8-sig"))
+
+
+def split_table(text: str) -> tuple[str, Iterator[Row]]:
+    """Return what separates a table's columns, and its rows that have any cell. Raises LabelsError, also later."""
+    if stated := _SEPARATOR_LINE.match(text):
+        text = text[stated.end() :]
     head = next((line for line in text.splitlines() if line.strip(" ,;\t")), "")
     delimiter = max(_DELIMITERS, key=head.count)
-    rows = _read_rows(text, delimiter)
+    return delimiter, _read_rows(text, delimiter)
+
+
+def is_missing(cell: str) -> bool:
+    """Return whether a cell is empty, or says that it has no value."""
+    return cell.lower() in _MISSING
+
+
+def parse_decimal(cell: str, delimiter: str) -> float:
+    """Return a number, written with a decimal comma or point. Raises ValueError."""
+    return float(cell.replace(",", ".") if delimiter != "," else cell)
+
+
+def read_table(text: str) -> Labels:
+    """Read labels from the text of a table. Raises LabelsError."""
+    delimiter, rows = split_table(text)
     first = next(rows, None)
     if first is None:
         raise LabelsError("the labels are an empty table; expected a header and rows")
@@ -105,7 +155,7 @@ class _Table:
 def _parse_size(name: str, cells: dict[str, str], delimiter: str) -> tuple[int, int] | None:
     """Return width and height, or None if one is missing or 0."""
     sides = {side: cells.get(side, "") for side in ("width", "height")}
-    if any(text.lower() in _MISSING for text in sides.values()):
+    if any(map(is_missing, sides.values())):
         return None
     width, height = (_parse_number(side, text, delimiter) for side, text in sides.items())
     return check_size(name, width, height) if width and height else None
@@ -183,7 +233,7 @@ def _read_deeplabcut(first: Row, rows: Iterator[Row], delimiter: str) -> Labels:
 def _parse_row(cells: list[str], columns: Sequence[tuple[str, str, str]], delimiter: str) -> list[float]:
     return [
         math.nan
-        if cell.lower() in _MISSING or coordinate.lower() not in ("x", "y")
+        if is_missing(cell) or coordinate.lower() not in ("x", "y")
         else _parse_number(f"{coordinate} of {joint}", cell, delimiter)
         for cell, (_, joint, coordinate) in zip(cells, columns, strict=True)
     ]
@@ -202,7 +252,10 @@ def labels_of_columns(
     Raises:
         LabelsError: a coordinate has no partner, or two animals of a picture are labelled.
     """
-    places = {(who, joint, axis.lower()): index for index, (who, joint, axis) in enumerate(columns) if joint}
+    places: dict[tuple[str, str, str], int] = {}
+    for index, (who, joint, axis) in enumerate(columns):
+        if joint and places.setdefault((who, joint, axis.lower()), index) != index:
+            raise LabelsError(f"the body part '{joint}' has two columns {axis}; expected one of each")
     pairs = {}
     for who, joint, axis in places:
         if axis in ("x", "y"):
@@ -244,7 +297,7 @@ def labels_of_columns(
 
 def _parse_point(x: str, y: str, delimiter: str) -> tuple[float, float] | None:
     """Return a point, or None if both cells are empty or NaN: the keypoint is not visible. Raises LabelsError."""
-    missing = [cell.lower() in _MISSING for cell in (x, y)]
+    missing = [is_missing(cell) for cell in (x, y)]
     if all(missing):
         return None
     if any(missing):
@@ -257,9 +310,11 @@ def _parse_point(x: str, y: str, delimiter: str) -> tuple[float, float] | None:
 
 def _parse_number(column: str, text: str, delimiter: str) -> float:
     try:
-        value = float(text.replace(",", ".") if delimiter != "," else text)
+        value = parse_decimal(text, delimiter)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise LabelsError(f"{column} is '{text[:40]}'; expected a finite number")
+        raise LabelsError(
+            f"{column} is '{text[:40]}'; expected a finite number, or an empty cell for a keypoint that is not visible"
+        )
     return value

@@ -2,7 +2,8 @@
 
 **CSV**: a header and a row for each box, columns in any order: ``image`` (file name, folders may be left out; of a
 video ``walk.mp4#000012``), ``x``, ``y``, ``width``, ``height`` in pixels with EXIF orientation applied, and optionally
-``confidence``. A row of an image without numbers says that nothing is in it. **COCO**: ``images`` with ``file_name``,
+``confidence``. A row of an image without numbers says that nothing is in it. Written as labels may be: separated by
+semicolons or tabs, with decimal commas, in UTF-16. **COCO**: ``images`` with ``file_name``,
 ``annotations`` with ``bbox``. **MegaDetector**: ``images`` with ``file`` and ``detections`` (``bbox`` in shares of the
 picture, ``conf``, ``category``), of a video with ``frame_number``; only animals of a confidence above 0.2 count.
 
@@ -18,10 +19,12 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from model.scoring.label_tables import decode_text, is_missing, parse_decimal, split_table
 from model.scoring.labels import Labels, LabelsError
 from service.contract.errors import BadBoxes
 
@@ -101,11 +104,11 @@ class BoxFile:
 def parse_box_file(data: bytes | str) -> BoxFile:
     """Return the boxes in a file. Raises BadBoxes: of another form, damaged, or without a box."""
     try:
-        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data.removeprefix("\ufeff")
+        text = decode_text(data) if isinstance(data, bytes) else data.removeprefix("\ufeff")
         found = _parse_json(json.loads(text)) if text.lstrip()[:1] == "{" else _parse_csv(text)
     except UnicodeDecodeError as error:
         raise BadBoxes(f"the boxes are not UTF-8 text (byte {error.start}); {_EXPECTED}") from error
-    except (ValueError, RecursionError, csv.Error) as error:
+    except (ValueError, RecursionError) as error:
         raise BadBoxes(f"the boxes are neither valid JSON nor CSV ({str(error)[:80]}); {_EXPECTED}") from error
     if not any(found.boxes.values()):
         raise BadBoxes(f"there is no box in the boxes; {_EXPECTED}")
@@ -123,21 +126,21 @@ def write_csv(rows: Iterable[tuple[str, Box | None, float | None]]) -> str:
 
 
 def _parse_csv(text: str) -> BoxFile:
-    rows = [row for row in csv.reader(io.StringIO(text)) if any(cell.strip() for cell in row)]
-    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    delimiter, rows = split_table(text)
+    header = [cell.lower() for _, first in islice(rows, 1) for cell in first]
     missing = [name for name in _COLUMNS if header.count(name) != 1]
     if missing:
         raise BadBoxes(f"the header of the boxes lacks {', '.join(missing)} or has it twice; {_EXPECTED}")
     found: dict[str, list[FoundBox]] = {}
-    for number, row in enumerate(rows[1:], 2):
-        cells = dict(zip(header, (cell.strip() for cell in row), strict=False))
+    for number, (_, row) in enumerate(rows, 2):
+        cells = {name: "" if is_missing(cell) else cell for name, cell in zip(header, row, strict=False)}
         name, values = cells.get("image", ""), [cells.get(column, "") for column in _COLUMNS[1:]]
         if not name:
             raise BadBoxes(f"row {number} of the boxes names no image; {_EXPECTED}")
         entry = found.setdefault(name, [])
         if any(values):
             confidence = cells.get("confidence") or None
-            entry.append(_check(f"row {number} of the boxes", values, confidence))
+            entry.append(_check(f"row {number} of the boxes", values, confidence, delimiter))
     return BoxFile(_sort(found))
 
 
@@ -181,10 +184,13 @@ def _parse_megadetector(images: list[dict[str, Any]], categories: Mapping[str, s
     return BoxFile(_sort(found), relative=True, margin=MARGIN)
 
 
-def _check(where: str, values: Any, confidence: Any) -> FoundBox:
+def _check(where: str, values: Any, confidence: Any, delimiter: str = ",") -> FoundBox:
+    def parse(value: Any) -> float:
+        return parse_decimal(value, delimiter) if isinstance(value, str) else float(value)
+
     try:
-        x, y, width, height = map(float, values)
-        confident = None if confidence is None else float(confidence)
+        x, y, width, height = map(parse, values)
+        confident = None if confidence is None else parse(confidence)
     except (TypeError, ValueError):
         raise BadBoxes(f"{where}: {str(values)[:80]} is not x, y, width and height as numbers") from None
     if not all(abs(value) < _MOST_PX for value in (x, y, width, height)) or min(width, height) <= 0:

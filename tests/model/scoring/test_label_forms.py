@@ -34,7 +34,17 @@ b.jpg,tail,5,6
         PLAIN.replace(",,", ",NA,"),
         PLAIN.replace(",", ";").replace(".5", ",5"),  # Excel in most of Europe
         "sep=;\r\n" + PLAIN.replace(",", ";").replace(".5", ",5").replace("\n", "\r\n"),
+        *(
+            f"{line}{end}" + PLAIN.replace(",", ";").replace("\n", end)
+            for line in ("sep=;", '"sep=;"')
+            for end in "\r\n"
+        ),
+        "sep=\t\n" + PLAIN.replace(",", "\t"),
+        PLAIN.replace("\n", "\r"),  # of an old Mac
         PLAIN.replace(",", "\t"),
+        PLAIN.encode("utf-32"),
+        *(PLAIN.replace(",,", f",{cell},{cell}") for cell in ("#N/A", "-nan", "<NA>", "null", "-1.#IND", "1.#QNAN")),
+        PLAIN.replace("x,y", "x,y,visible").replace(",,", ",#N/A,#N/A,#N/A"),
         PLAIN.replace(",", "\t").replace(".5", ",5").encode("utf-16"),  # Excel's "Unicode text"
         PLAIN.replace("x,y", "x,y,visible").replace(",,", ",,,1"),
         PLAIN.replace("x,y", "x,y,visible").replace(",,", ",NaN,NaN,nan"),
@@ -113,6 +123,11 @@ def test_deeplabcuts_individuals_take_turns_and_unique_body_parts_belong_to_each
     assert labels.keypoint_names == ("nose", "tail", "corner")
     assert labels.keypoints.tolist() == [[[1, 2], [3, 4], [7, 8]], [[5, 6], [0, 0], [7, 8]]]
     assert labels.visibility.tolist() == [[1, 1, 1], [1, 0, 1]]
+
+
+def test_a_body_part_of_two_pairs_of_columns_is_refused():
+    with pytest.raises(LabelsError, match="the body part 'nose' has two columns x; expected one of each"):
+        read(DEEPLABCUT.replace("tail", "nose"))
 
 
 def test_two_animals_of_one_picture_are_refused():
@@ -205,6 +220,20 @@ def test_label_studios_short_form_and_sleap_ios():
     assert read([task("", point("nose", 50, 25)) | pictures]).names == ("x/b.jpg",)
 
 
+@pytest.mark.parametrize("name", ["mouse #3.jpg", "why?.jpg", "50%20.jpg", "walk/a.jpg"])
+def test_label_studios_plain_names_are_taken_as_they_are(name):
+    assert read([task(name, point("nose", 1, 1))]).names == (name,)
+
+
+def test_a_single_task_and_an_annotator_who_labelled_nothing():
+    single = task("a.jpg", point("nose", 50, 25))
+    labels = read(single)
+    assert read([single | {"annotations": [{"result": []}, *single["annotations"]]}]).keypoints.tolist() == (
+        labels.keypoints.tolist()
+    )
+    assert labels.names == ("a.jpg",)
+
+
 def test_label_studios_annotators_are_not_mixed():
     first, second, third = (
         {"result": [point("nose", x, 25)], **more}
@@ -237,6 +266,8 @@ def test_unusable_tasks_are_refused(tasks, message):
 
 def test_what_is_no_label_file_is_refused_in_words():
     with pytest.raises(LabelsError, match="neither text nor HDF5; expected CSV, DeepLabCut's"):
+        read(b"\0\1\2\3")
+    with pytest.raises(LabelsError, match="an Excel workbook or a zip; save it as 'CSV UTF-8'"):
         read(b"PK\x03\x04\0\0")
     with pytest.raises(LabelsError, match=r"not UTF-8 text \(byte 20\); .* save as 'CSV UTF-8'"):
         read("image,keypoint,x,y\nH\xfcndin.jpg,nose,1,2\n".encode("cp1252"))

@@ -21,6 +21,24 @@ def test_csv_is_read_in_any_order_and_taken_as_it_is() -> None:
     assert file.of("two.png", SIZE) == []
 
 
+TABLE = "image,x,y,width,height,confidence\none.png,1.5,2,20,30,0.5\ntwo.png,,,,,\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TABLE.replace(",", ";").replace(".5", ",5"),
+        "sep=;\r" + TABLE.replace(",", ";").replace("\n", "\r"),
+        TABLE.replace(",", "\t").encode("utf-16"),
+        TABLE.replace("\n", ",,\n") + ",,,\n",
+        TABLE.replace(",,,,,", ",NaN,NaN,#N/A,NA,"),
+    ],
+)
+def test_csv_that_a_spreadsheet_saved_again_reads_alike(text: str | bytes) -> None:
+    file = parse_box_file(text)
+    assert file.boxes == {"one.png": [FoundBox((1.5, 2, 20, 30), 0.5)], "two.png": []}
+
+
 def test_csv_that_was_written_is_read_back() -> None:
     rows = [("a, b.png", (1.5, -2.0, 30.0, 40.0), 0.75), ("film.mp4#000012", None, None)]
     file = parse_box_file(write_csv(rows))
@@ -85,7 +103,8 @@ def test_frames_are_known_by_their_number() -> None:
         ("image,x,y,width\na,1,2,3\n", "lacks height"),
         ("image,x,y,width,height\na,1,2,three,4\n", "row 2 of the boxes"),
         ("image,x,y,width,height\na,1,2,0,4\n", "has no area"),
-        ("image,x,y,width,height\na,nan,2,3,4\n", "not finite"),
+        ("image,x,y,width,height\na,nan,2,3,4\n", "is not x, y, width and height as numbers"),
+        ("image,x,y,width,height\na,inf,2,3,4\n", "not finite"),
         ("image,x,y,width,height\n,1,2,3,4\n", "row 2 of the boxes names no image"),
         ("image,x,y,width,height\na,,,,\n", "no box"),
         ("{", "neither valid JSON"),
