@@ -23,25 +23,8 @@ _COLUMNS = ("image", "keypoint", "x", "y")  # required
 _VISIBLE = {"1": True, "true": True, "yes": True, "2": True, "0": False, "false": False, "no": False, "": True}
 _VISIBLE |= {"1.0": True, "2.0": True, "0.0": False}  # as tables with empty cells write them
 # as pandas reads them
-_MISSING = frozenset(
-    (
-        "",
-        "na",
-        "n/a",
-        "#n/a",
-        "#n/a n/a",
-        "#na",
-        "<na>",
-        "null",
-        "none",
-        "nan",
-        "-nan",
-        "1.#ind",
-        "-1.#ind",
-        "1.#qnan",
-        "-1.#qnan",
-    )
-)
+_NAN = ("nan", "-nan", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan")
+_MISSING = frozenset(("", "na", "n/a", "#n/a", "#n/a n/a", "#na", "<na>", "null", "none", *_NAN))
 _VISIBLE |= dict.fromkeys(_MISSING, True)
 # the mark of UTF-32 begins as one of UTF-16
 _ENCODINGS = {

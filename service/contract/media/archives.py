@@ -34,6 +34,7 @@ from service.contract.errors import (
 from . import tiff
 from .archive_guard import COPY_BYTES, KINDS_EXPECTED, GuardedFile, too_large, too_many
 from .archive_guard import ArchiveLimits as ArchiveLimits
+from .other_videos import HEAD_BYTES, describe_other_video
 from .pictures import EXPECTED as PICTURE_EXPECTED
 from .pictures import TIFF_SUFFIXES, PictureLimits, is_picture_name, open_reduced
 from .videos import EXPECTED as VIDEO_EXPECTED
@@ -111,17 +112,19 @@ class Member:
 
 
 def detect_kind(path: Path) -> str:
-    """Return an upload's kind: folder, zip, tar, tar.gz or video. Raises BadArchive for an empty file."""
+    """Return an upload's kind: folder, zip, tar, tar.gz or video. Raises BadArchive if it is none."""
     if path.is_dir():
         return "folder"
     with path.open("rb") as file:
-        head = file.read(12)
+        head = file.read(HEAD_BYTES)
     if not head:
         raise BadArchive(f"the archive is empty; {KINDS_EXPECTED}")
     if head.startswith(_ZIP_STARTS):
         return "zip"
     if is_video(head) or head.startswith(tiff.STARTS):
         return "video"
+    if video := describe_other_video(head):
+        raise BadArchive(video)
     return "tar.gz" if head.startswith(_GZIP_START) else "tar"
 
 

@@ -34,6 +34,7 @@ from service.contract.settings import CommonSettings
 from . import tiff
 from .depth import MID_GREY as MID_GREY
 from .depth import decode_low_bytes, is_deep, to_rgb
+from .other_videos import HEAD_BYTES, describe_other_video
 
 try:
     import pi_heif
@@ -311,7 +312,7 @@ def _find_excess(data: bytes) -> str | None:
 def _identify(file: BinaryIO, error: Exception) -> BadPicture:
     """Return why Pillow could not open a file."""
     file.seek(0)
-    head = file.read(32)
+    head = file.read(HEAD_BYTES)
     if not head:
         return NotAnImage(f"the file is empty; {EXPECTED}")
     for offset, magic, name in _OTHER_FORMATS:
@@ -328,6 +329,8 @@ def _identify(file: BinaryIO, error: Exception) -> BadPicture:
         if not isinstance(error, UnidentifiedImageError):
             return _damage_error(error)
         return TruncatedImage("the picture ends within its first bytes, or these are damaged; send the whole file")
+    if video := describe_other_video(head):
+        return UnsupportedFormat(video)
     return NotAnImage(f"the file is not a picture; {EXPECTED}")
 
 

@@ -63,7 +63,7 @@ def open_video(request: DecodeRequest) -> Iterator[tuple[InputContainer, VideoSt
     with container:
         streams = [stream for stream in container.streams.video if Disposition.attached_pic not in stream.disposition]
         if not streams:
-            raise UnusableVideo("it has no video track; send a video")
+            raise UnusableVideo("it has no video track, or ends before it is described; send a whole video")
         codec = streams[0].codec_context
         if codec is None:
             raise UnusableVideo("its video codec is not supported; convert it, for example to H.264")
@@ -108,7 +108,7 @@ def read_index(request: DecodeRequest) -> Index:
                 columns[1].append(_NO_TIME if packet.dts is None else packet.dts)
         except av.FFmpegError as error:
             index.damage = f"the file is damaged ({describe(error)})"
-        has_b_frames = stream.codec_context.has_b_frames
+        has_b_frames, unit = stream.codec_context.has_b_frames, float(stream.time_base or 0)
     for column in columns:
         if _NO_TIME not in column:
             index.is_reordered = bool(has_b_frames) and all(a <= b for a, b in pairwise(column))
@@ -120,6 +120,10 @@ def read_index(request: DecodeRequest) -> Index:
             # of an open group of pictures, frames that are stored after the key frame are shown before it
             number = max(number, bisect_left(index.times, time))
         index.keys.append((at, number))
+    if len(index.times) > 1:
+        # an AVI may count in ticks of which many make a frame, and a packet is said to last one
+        gaps = sorted(b - a for a, b in pairwise(index.times))
+        end_s = max(end_s, (index.times[-1] + gaps[len(gaps) // 2]) * unit)
     end_s += late_s - start_s
     # an AVI also counts frames dropped while it was recorded, so a missing count alone is no damage
     is_short = position < promised and end_s < length_s * (1 - 0.5 / promised)

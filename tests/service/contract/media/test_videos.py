@@ -22,7 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from service.contract.errors import BadArchive, UnsupportedFormat
 from service.contract.media import videos
+from service.contract.media.archives import detect_kind
+from service.contract.media.pictures import open_picture
 from service.contract.media.video_request import VideoLimits, space_evenly
 from service.contract.media.videos import (
     BadVideo,
@@ -289,6 +292,28 @@ def test_video_that_lacks_frames_that_were_dropped_is_whole(put, video, kind):
     assert "damaged" in problem or "ends early" in problem
 
 
+def test_avi_that_counts_in_ticks_is_whole(put, video):
+    """A tool that copies a stream of 1/600 s keeps its ticks, of which 24 make a frame."""
+    copy = io.BytesIO()
+    with (
+        av.open(io.BytesIO(video(frames=24, kind="mp4", codec="mpeg4"))) as source,
+        av.open(copy, "w", format="avi") as target,
+    ):
+        stream = source.streams.video[0]
+        ticks = target.add_stream_from_template(stream)
+        ticks.time_base = Fraction(1, 600)
+        for packet in source.demux(stream):
+            if packet.size:
+                packet.stream = ticks
+                target.mux(packet)
+    found, problem = read(put(copy.getvalue(), "avi"))
+    assert problem == ""
+    assert list(found) == list(range(24))
+    assert_numbered(found)
+    _, problem = read(put(copy.getvalue()[: copy.getvalue().rindex(b"idx1") * 3 // 4], "avi"))
+    assert "damaged" in problem or "ends early" in problem
+
+
 @pytest.mark.parametrize("kind", ["mp4", "avi", "mkv", "webm"])
 def test_video_cut_short_gives_the_frames_before_the_cut_and_says_so(put, video, kind):
     whole = video(frames=60, kind=kind)
@@ -415,6 +440,25 @@ def test_other_files_are_not_taken_for_videos():
         b"",
     ]
     assert not any(is_video(head[:12]) for head in heads)
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        ((b"G" + bytes(187)) * 2, "TS, MTS"),
+        ((bytes(4) + b"G" + bytes(187)) * 2, "TS, MTS"),
+        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11" + bytes(200), "WMV"),
+        (b"\0\0\x01\xba" + bytes(200), "MPG"),
+        (b"OggS" + bytes(200), "Ogg"),
+    ],
+)
+def test_videos_of_other_kinds_are_named_wherever_they_are_sent(tmp_path, head, kind):
+    (tmp_path / "film").write_bytes(head)
+    message = f"{kind}.*; expected MP4, MOV, AVI, MKV or WebM: convert it"
+    with pytest.raises(UnsupportedFormat, match=message):
+        open_picture(head)
+    with pytest.raises(BadArchive, match=message):
+        detect_kind(tmp_path / "film")
 
 
 def test_names():
