@@ -35,7 +35,7 @@ _ENCODINGS = {
 }
 _DELIMITERS = ",;\t"
 _SEPARATOR_LINE = re.compile(r'"?sep=(.?)"?[,;\t ]*(?:\r\n|\r|\n)', re.IGNORECASE)  # Excel's
-_INDIVIDUAL = ("individual", "individuals", "animal", "instance", "track")  # columns that tell animals apart
+_INDIVIDUAL = ("individual", "individuals", "animal", "instance", "track")  # columns that name the animal
 _UNIQUE = "single"  # DeepLabCut's individual of body parts that are in a picture once
 _LEVELS = ("scorer", "individuals", "bodyparts", "coords")  # DeepLabCut's header rows
 
@@ -122,7 +122,8 @@ class _Table:
             raise LabelsError(f"visible is '{cells['visible'][:40]}'; expected 0 or 1")
         point = _parse_point(cells["x"], cells["y"], self.delimiter) if visible else None
         self.points[place] = (0.0, 0.0, False) if point is None else (*point, True)
-        animal = next((cells[column] for column in _INDIVIDUAL if cells.get(column)), "")
+        given = [cells.get(column, "") for column in _INDIVIDUAL]
+        animal = " ".join(cell for cell in given if not is_missing(cell)) or "one without a name"
         if point is not None and self.animals.setdefault(name, animal) != animal:
             raise LabelsError(f"'{name}' has labels of two animals, {self.animals[name]} and {animal}; {ONE_ANIMAL}")
         if cells.get("split"):

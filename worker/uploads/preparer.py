@@ -21,7 +21,7 @@ from model.scoring.label_files import read_labels
 from model.scoring.label_matching import LabelledPictures, match_labels, training_rows
 from model.scoring.labels import LabelsError
 from service.contract.durable_files import atomic_write, write_json
-from service.contract.errors import BadLabels, TooFewPictures, TrainingFailed
+from service.contract.errors import BadBoxes, BadLabels, TooFewPictures, TrainingFailed
 from service.contract.jobs.files import JobFiles, training_folder
 from service.contract.jobs.store import JobRecord, JobStatus
 from service.contract.jobs.warnings import PictureWarning
@@ -125,7 +125,13 @@ class Preparer:
                 if counts.mode == "clips":  # pairs frames, and boxes do not say which animal is which
                     found = found[:1]
                 crops = found or [None]
+                if len(crops) > 1 and len(squares.names) + len(crops) > limits.max_files:
+                    raise BadBoxes(
+                        f"the boxes give more than {limits.max_files} pictures to train on, which is the limit; leave "
+                        "fewer boxes"
+                    )
                 for each in crops:
+                    held.check()
                     box, confidence = (each.box, each.confidence) if each else (None, None)
                     boxes.append((replace_surrogates(name), box, confidence))
                     if each or locations.whole:

@@ -221,7 +221,7 @@ def _open(file: BinaryIO, limits: PictureLimits, page: tiff.Page | None) -> Imag
             raise _animated("TIFF")
         image = tiff.open_page(file, pages[0]) if pages else Image.open(file, formats=FORMATS)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
-            if tiff.is_preview_of_raw(image, pages[0]):
+            if pages and tiff.is_preview_of_raw(image, pages[0]):
                 raise UnsupportedFormat(
                     "this kind of TIFF is not read (a camera's raw data behind a preview); convert it to a TIFF or PNG"
                 )

@@ -274,6 +274,8 @@ async def get_boxes(gateway: CurrentGateway, job_id: str) -> Response:
     if boxes is None:
         if job.status is JobStatus.VALIDATING:
             reason = "its pictures are not prepared yet: wait until it is queued"
+        elif job.status.ended and job.started_at is None:
+            reason = "it ended before it trained, and its files are deleted"
         elif "located" in job.metrics:
             reason = "they are deleted with the job's files or its version"
         else:

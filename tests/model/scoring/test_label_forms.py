@@ -145,6 +145,13 @@ def test_two_animals_are_refused_where_their_labels_would_fill_one_pose():
     assert read(plain.format(",")).visibility.tolist() == [[1, 0], [1, 1]]
     with pytest.raises(LabelsError, match=r"line 5: 'a.jpg' has labels of two animals, m1 and m2; expected one"):
         read(plain.format("7,8"))
+    both = "image,keypoint,x,y,animal,instance\na.jpg,nose,1,2,dog,0\na.jpg,tail,3,4,dog,{}\n"
+    assert read(both.format(0)).visibility.tolist() == [[1, 1]]
+    with pytest.raises(LabelsError, match=r"'a.jpg' has labels of two animals, dog 0 and dog 1; expected one"):
+        read(both.format(1))
+    for missing in ("", "NaN"):
+        with pytest.raises(LabelsError, match=r"two animals, one without a name and m2; expected one"):
+            read(f"image,keypoint,x,y,individual\na.jpg,nose,1,2,{missing}\na.jpg,tail,3,4,m2\n")
 
 
 @pytest.mark.parametrize(

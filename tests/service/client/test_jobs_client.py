@@ -167,6 +167,10 @@ def test_boxes_are_those_of_the_job_or_its_version(
     jobs.update(job_id, lambda record: setattr(record.job, "version", "v1"))
     assert "found.csv" in ppl("job", job_id, "--boxes", tmp_path / "found.csv").stdout
     assert (tmp_path / "found.csv").read_text(encoding="utf-8") == text
+    cancelled = jobs.create(NewJob("dog", {}, 5)).id
+    client.cancel(cancelled)
+    with pytest.raises(APIError, match="no boxes: it ended before it trained"):
+        client.boxes(cancelled)
 
 
 def test_version_of_a_running_job_is_made(client: Client, jobs: JobStore, job_id: str, ppl: Ppl) -> None:

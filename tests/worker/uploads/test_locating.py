@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from service.contract.media.boxes import parse_box_file
 from service.contract.media.fitting import fit_square
 from service.contract.media.pictures import open_picture
 from tests.support.arena import BODY, arena_frame, walk
+from worker.caretaker import Caretaker
 from worker.uploads.preparer import match_job_labels
 
 PLACES = walk(12)
@@ -130,6 +132,18 @@ def test_boxes_that_were_sent_are_cut_out(desk, arena) -> None:
     assert done.metrics["located"]["note"] == "of 1 pictures with several boxes, each is a picture to train on"
     expected = fit_square(open_picture(arena["cam/03.png"]), 32, (30, 20, 64, 32))[0]
     np.testing.assert_array_equal(squares[3], expected)
+
+
+def test_more_boxes_than_pictures_are_allowed_fail_the_job(desk, arena) -> None:
+    limits = desk.settings.model_copy(update={"archive_max_files": 14})
+    caretaker = Caretaker(replace(desk.caretaker._preparer, settings=limits), desk.store, desk.sent.append)
+    rows = [f"{n:02}.png,{x},20,64,32" for n in range(12) for x in (10, 30)]
+    for count, message in ((14, ""), (16, "give more than 14 pictures to train on")):
+        job = desk.upload(arena, desk.tiny())
+        desk.files.boxes(job.id).write_text("\n".join(["image,x,y,width,height", *rows[:count]]))
+        caretaker.prepare(job.id)
+        found = desk.jobs.get(job.id)
+        assert (found.error.code, message in found.error.detail) == ("bad_boxes", True) if message else not found.error
 
 
 def test_of_several_boxes_of_a_frame_the_most_confident_is_taken_and_that_is_said(desk, arena) -> None:

@@ -281,6 +281,13 @@ def test_the_preview_of_a_cameras_raw_data_is_not_taken_for_the_picture():
     assert shown(tiff_of((np.full((16, 24, 3), 9, np.uint8), PREVIEW))).max() == 9
 
 
+@pytest.mark.parametrize("start", [b"II\x00*", b"MM*\x00"])
+def test_a_tiff_whose_version_is_in_the_other_order_is_read_as_pillow_does(start):
+    order = "<" if start.startswith(b"I") else ">"
+    data = start + tiff_of((np.full((16, 24, 3), 9, np.uint8), {}), order=order)[4:]
+    assert shown(data).max() == 9
+
+
 def test_a_stack_cut_off_after_its_first_page_is_damaged():
     data = tiff_of(*[np.zeros((16, 24), np.uint8)] * 2)
     with pytest.raises(BadPicture, match="page 2"):
