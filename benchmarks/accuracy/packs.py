@@ -23,6 +23,10 @@ The sets of ``ACCURACY.md`` are not part of the project. To get the same:
     and nape in the mean is mirrored and its left and right parts are swapped; left out where the two means are
     nearer than 0.12 of the crop, or both eyes are visible.
 
+``faces68`` (1,700 train, 400 test, 68 points, all visible)
+    Frames of YouTube Faces (research use) with checked landmarks in iBUG's order (jaw, brows, nose, eyes, mouth), cut
+    out around the face; the people of train and test differ.
+
 ``hands11k_sub`` (409 train, 177 test, no labels)
     586 pictures of 11k Hands (Afifi 2019; academic fair use): a square of 1.12 times the box of the hand, which a
     threshold on saturation finds on the white ground; mirrored if needed, so that all are of the same side.
