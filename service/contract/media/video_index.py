@@ -124,6 +124,8 @@ def read_index(request: DecodeRequest) -> Index:
         # an AVI may count in ticks of which many make a frame, and a packet is said to last one
         gaps = sorted(b - a for a, b in pairwise(index.times))
         end_s = max(end_s, (index.times[-1] + gaps[len(gaps) // 2]) * unit)
+    # of an AVI without its index the length is guessed by the file's size; the header counts ticks
+    length_s = max(length_s, promised * unit)
     end_s += late_s - start_s
     # an AVI also counts frames dropped while it was recorded, so a missing count alone is no damage
     is_short = position < promised and end_s < length_s * (1 - 0.5 / promised)
