@@ -1,4 +1,4 @@
-"""Make a set harder, as photographs are that nobody has prepared; its labels go along.
+"""Make a set as hard as photographs that were not prepared, with its labels.
 
     python -m benchmarks.accuracy.harder --set cub50_aligned.npz --how turned --out cub50_turned.npz
     python -m benchmarks.accuracy run --set cub50_turned.npz --row ppl --steps 1200 --seed 0 --out results

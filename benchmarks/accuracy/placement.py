@@ -43,7 +43,10 @@ _SMALL = (0.3, 0.6)  # of the side
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not options.sets and not options.frames:
+        parser.error("there is nothing to measure; name sets with --sets, or a folder with --frames")
     for path in options.sets:
         images = read_pack(path, _SIDE).train.images
         for count in options.pictures:

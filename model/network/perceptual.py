@@ -92,7 +92,7 @@ def feature_network(name: str, side: int) -> PerceptualNetwork:
         WeightsUnavailableError: its package is not installed, or has other weights.
     """
     path = _lite0_file()
-    digest = _installed_digest(path, _stamp(path))
+    digest = _installed_digest(path, _identity(path))
     if digest != FEATURE_WEIGHTS[name]:
         raise WeightsUnavailableError(
             f"the installed weights of {name} have the SHA-256 {digest}, expected {FEATURE_WEIGHTS[name]}: "
@@ -174,8 +174,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _stamp(path: Path) -> tuple[int, ...] | None:
-    """Return what differs once a file was replaced; None without one."""
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Return the inode, size and time of a file, which differ once it was replaced; None if it can't be read."""
     try:
         status = path.stat()
     except OSError:
@@ -184,7 +184,7 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
 
 
 @lru_cache(maxsize=1)
-def _installed_digest(path: Path, stamp: tuple[int, ...] | None) -> str:
+def _installed_digest(path: Path, identity: tuple[int, ...] | None) -> str:
     return _sha256(path)
 
 
@@ -228,12 +228,12 @@ def _vgg_stages(name: str, state: dict[str, Tensor]) -> list[nn.Module]:
 
 
 def _lite0(path: Path, name: str, size: int, levels: tuple[int, ...]) -> PerceptualNetwork:
-    state = _read_lite0(path, name, _stamp(path))
+    state = _read_lite0(path, name, _identity(path))
     return PerceptualNetwork(_lite0_stages(state, levels), size, (0.498,) * 3, (0.502,) * 3)
 
 
 @lru_cache(maxsize=2)
-def _read_lite0(path: Path, name: str, stamp: tuple[int, ...] | None) -> dict[str, Tensor]:
+def _read_lite0(path: Path, name: str, identity: tuple[int, ...] | None) -> dict[str, Tensor]:
     """Return the weights as far as the last block in use, 4 MB: a process builds many networks of the same file."""
     parts = ("_conv_stem.", "_bn0.", *(f"_blocks.{index}." for index in range(len(_LITE0_BLOCKS))))
     return {key: value.clone() for key, value in _read(path, name).items() if key.startswith(parts)}

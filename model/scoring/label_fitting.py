@@ -29,8 +29,9 @@ def fit_labels(labels: Labels, pictures: Mapping[str, CameSize]) -> Labels:
     """Scale labels to the pictures that came, and turn those of the stored orientation as their pictures' EXIF says.
 
     Labels are scaled where the file states their picture's size, with the same aspect ratio. Those that state the size
-    of the stored picture, which is shown turned by a quarter, are turned. Sizes do not tell half turns: labels that
-    state the shown size are taken to be of the shown picture. Labels of other sizes stay, and are refused later.
+    of the stored picture, which is shown turned by a quarter, are turned. A half turn does not change the size:
+    labels that state the shown size are taken to be of the shown picture. Labels of other sizes stay, and are refused
+    later.
 
     Args:
         labels: in pixels, or in the square, which stay.

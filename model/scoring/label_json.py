@@ -19,7 +19,7 @@ _UPLOAD = re.compile(r"(?:^|/)upload/\d+/[0-9a-f]{8}-")  # Label Studio's folder
 
 
 def read_json(text: str) -> Labels:
-    """Read labels from JSON of a form that its keys tell. Raises LabelsError."""
+    """Read labels from JSON, whose keys show its form. Raises LabelsError."""
     content = _parse_json(text)
     if isinstance(content, dict) and "data" in content and "annotations" in content:  # a single task
         content = [content]

@@ -32,7 +32,7 @@ class CommonSettings(BaseSettings):
     archive_max_bytes: int = Field(default=4 * 2**30, ge=1024)
     """bytes of an uploaded archive"""
     archive_max_files: int = Field(default=200_000, ge=1)
-    """members of an archive, or files of a folder"""
+    """members of an archive, or files of a folder; boxes of pictures with several"""
     archive_max_unpacked_bytes: int = Field(default=16 * 2**30, ge=1024)
     """bytes of an archive once unpacked"""
     archive_max_ratio: float = Field(default=200.0, gt=1.0)

@@ -1,4 +1,4 @@
-"""`python -m worker`, after whose death a job or a batch is soon free again."""
+"""`python -m worker` with short leases: a job or batch of a killed one is soon free again."""
 
 import sys
 

@@ -87,7 +87,8 @@ class MediaReader:
         frames_per_clip: number of frames to take from a video.
         folder: folder for a video's copy while it is decoded.
         check: called often while a video is decoded; its exceptions end the decoding.
-        longer_side: reduce a video's larger frames to this many pixels; None keeps their size.
+        longer_side: reduce a video's larger frames to this many pixels, whatever their picture's ``scale`` says; None
+            keeps their size.
     """
 
     def __init__(

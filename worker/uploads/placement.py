@@ -1,13 +1,13 @@
-"""Say from pictures alone, before any training, whether the thing seems to be of one size and in one place.
+"""Warn before a training if the thing does not seem to be of one size and in one place, from pictures alone.
 
 Two measures on small copies of the squares, with numpy and OpenCV:
 
-- *Placement*: how well the place of a window of the square is told from what the window shows (edges and colours), by
-  ridge regression on functions of the place, fitted on half of the pictures: the share of explained variance, R², on
-  the others. Where the thing was cut out, heads are here and legs there; where it wanders, a window tells little.
-  Things that fill a known part of the picture are not needed for it, nor is any label.
-- *Wandering*: a still background tells every place, so the difference from the median picture of a clip or folder is
-  looked at: how far its centre wanders over the pictures, relative to its extent.
+- *Placement*: how well what a window of the square shows (edges and colours) predicts the window's place, by ridge
+  regression of functions of the place, fitted on half of the pictures: the share of explained variance, R², on the
+  others. Where the thing was cut out, heads are here and legs there; where it wanders, a window predicts little. It
+  needs no labels.
+- *Wandering*: a still background predicts every place, so this measures the difference from the median picture of a
+  clip or folder: how far its centre wanders over the pictures, relative to its extent.
 
 Both are low and high for other reasons, too, so the result is a warning, never an error.
 """
@@ -39,8 +39,8 @@ _RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
 _NOISE = 4.0  # times the median squared difference of a picture: below it is noise
 
 _VARIES = (
-    "the thing does not seem to be of one size and in one place: what a part of a picture shows hardly tells where in "
-    "the picture it is ({value:.2f}; pictures cut out alike have more than {bound}). {advice}"
+    "the thing does not seem to be of one size and in one place: what a part of a picture shows hardly predicts where "
+    "in the picture it is ({value:.2f}; pictures cut out alike have more than {bound}). {advice}"
 )
 _MOVES = (
     "a small thing seems to move before a still background: what changes wanders {value:.1f} times its own extent "
@@ -50,7 +50,10 @@ _SEND_BOXES = (
     "Cut the pictures out around it, or send boxes of it: a CSV, COCO or the JSON of MegaDetector, which finds animals"
 )
 _USE_MOTION = "Train with locate=motion, which finds what moves before a fixed camera, or send boxes"
-_CHECK_BOXES = "Look at the boxes (of the job) and send better ones, or set locate to off if whole pictures are meant"
+_CHECK_BOXES = (
+    "Look at the boxes (ppl job JOB --boxes found.csv) and send better ones, or set locate to off if whole pictures "
+    "are meant"
+)
 
 
 def shrink(picture: Pixels) -> Pixels:
@@ -95,7 +98,7 @@ def judge(placement: float, wandering: float, *, is_located: bool) -> list[Pictu
 def measure_placement(pictures: Pixels) -> float:
     """Return the share of variance of the place that windows of small copies (N, 66, 66, 3) explain, held out.
 
-    The mean over five functions of the place: x, y, x² + y², x² - y², xy. Sky above and ground below tell y alone.
+    The mean over five functions of the place: x, y, x² + y², x² - y², xy. Sky above and ground below predict y alone.
     """
     windows = np.stack([_describe_windows(picture) for picture in pictures])
     places = _functions_of_place(_CELLS - _WINDOW + 1)

@@ -42,11 +42,11 @@ class Locations:
 
     def find(self, name: str, size: tuple[int, int]) -> Box | None:
         """Return a picture's box in pixels; None for one without."""
-        found = self.find_sure(name, size)
+        found = self.find_most_confident(name, size)
         return found.box if found else None
 
-    def find_sure(self, name: str, size: tuple[int, int]) -> FoundBox | None:
-        """Return a picture's box in pixels with its confidence; None for one without."""
+    def find_most_confident(self, name: str, size: tuple[int, int]) -> FoundBox | None:
+        """Return the most confident box of a picture in pixels; None for one without."""
         if self.file is None:
             return (self.boxes or {}).get(name)
         found = self.file.of(self.entries.get(name), size)
@@ -55,7 +55,7 @@ class Locations:
     def find_all(self, name: str, size: tuple[int, int]) -> list[FoundBox]:
         """Return all boxes of a picture in pixels with their confidence, the most confident first."""
         if self.file is None:
-            found = self.find_sure(name, size)
+            found = self.find_most_confident(name, size)
             return [found] if found else []
         return self.file.of(self.entries.get(name), size)
 
@@ -127,7 +127,8 @@ class MotionFinder:
             sure += len(names) * track.sure
             if not track.sure:
                 reasons.append(f"{clip}: {track.reason}")
-            found = [box and FoundBox(box, sure) for box, sure in zip(track.boxes, track.confidence, strict=True)]
+            pairs = zip(track.boxes, track.confidence, strict=True)
+            found = [box and FoundBox(box, confidence) for box, confidence in pairs]
             boxes.update(zip(names, found, strict=True))
         sides = [found.box[2] for found in boxes.values() if found]
         if self._is_required and not sides:

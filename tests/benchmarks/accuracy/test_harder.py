@@ -34,7 +34,7 @@ def marked(pack_file):
 
 
 @pytest.mark.parametrize("how", ["turned", "pasted"])
-def test_labels_go_along(marked, tmp_path, capsys, how):
+def test_labels_stay_on_what_they_name(marked, tmp_path, capsys, how):
     out = tmp_path / "harder.npz"
     assert main(["--set", str(marked), "--how", how, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -64,7 +64,7 @@ def test_labels_go_along(marked, tmp_path, capsys, how):
         assert after / before == pytest.approx(size, abs=0.06)
 
 
-def test_what_is_no_set_is_named(tmp_path, capsys):
+def test_a_file_that_is_no_set_is_refused(tmp_path, capsys):
     (tmp_path / "notes.npz").write_text("no arrays")
     assert main(["--set", str(tmp_path / "notes.npz"), "--how", "turned", "--out", str(tmp_path / "out.npz")]) == 2
     assert "notes.npz is no image pack" in capsys.readouterr().err

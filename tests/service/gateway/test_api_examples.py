@@ -179,7 +179,7 @@ async def walk(http, data_root, make_picture, labelled, sample: str) -> dict[str
 
     jobs.update(job["id"], train)
     await ask("GET", f"/train-jobs/{job['id']}", one)
-    rows = [("a/0.png", (12.5, 30.0, 64.0, 64.0), 0.93), ("a/1.png", None, 0.0)]
+    rows = [("a/0.png", (12.5, 30.0, 64.0, 64.0), 0.93), ("a/1.png", None, None)]
     http.gateway.files.found_boxes(job["id"]).write_text(write_csv(rows))
     await ask("GET", f"/train-jobs/{job['id']}/boxes", f"{one}/boxes")
     await ask("GET", "/train-jobs?limit=1", "/train-jobs")

@@ -78,7 +78,7 @@ def members(pictures: list[Image.Image], folder: str = "") -> dict[str, bytes]:
     return found
 
 
-def test_one_size_and_place_is_told_from_a_wandering_thing() -> None:
+def test_a_wandering_thing_is_warned_of_and_one_of_one_size_and_place_is_not() -> None:
     same, wandering = (copies_of(fish_pictures(wander=wander)) for wander in (False, True))
     assert find_warnings(same, ["."] * COUNT, is_located=False) == []
     (warning,) = find_warnings(wandering, ["."] * COUNT, is_located=False)
@@ -92,7 +92,7 @@ def test_what_moves_before_a_still_ground_is_found_in_each_clip() -> None:
     (warning,) = find_warnings(whole, ["cam"] * COUNT, is_located=False)
     assert warning.code is WarningCode.MOVING_THING
     assert "locate=motion" in warning.detail
-    assert find_warnings(whole, None, is_located=False) == [], "a still ground tells every place"
+    assert find_warnings(whole, None, is_located=False) == [], "a still ground predicts every place"
     assert find_warnings(cut, ["cam"] * COUNT, is_located=True) == []
     other = [np.rot90(picture).copy() for picture in whole]
     both = np.stack(whole + other)
