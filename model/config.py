@@ -199,8 +199,9 @@ class PPLConfig:
     )
     refine_weighting: str = _setting(
         "constant",
-        "how far a keypoint moves in a refinement step: 'constant', refine_gain; 'scores', refine_gain times the share "
-        "of the refined keypoint's odds, score / (1 - score), in both odds, so that what is in plain sight stays",
+        "how far a keypoint moves in a refinement step: 'constant', refine_gain of the way; 'scores', refine_gain "
+        "times its refined odds over the sum of its first and refined odds, score / (1 - score), so that what was "
+        "seen well at first stays",
         choices=("constant", "scores"),
     )
     memory_decay: float = _setting(0.9, "decay of the codebook's moving averages", 0.0, 0.9999)

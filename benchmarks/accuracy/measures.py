@@ -19,7 +19,7 @@ from .packs import Pack, Part
 REFINE_STEPS = 3  # the paper's number of iterations
 _SCORED = (0, 1, REFINE_STEPS)
 _BATCH = 64
-OCCLUDED = 128
+OCCLUDED = 128  # pictures that parts are hidden of, at most
 
 
 def mean_pose(pack: Pack) -> dict[str, Any]:
