@@ -46,6 +46,7 @@ SHAPE = {
     "webhook",
     "continued_from",
     "checkpoint_versions",
+    "warnings",
 }
 
 
