@@ -31,7 +31,7 @@ from .results import draw_grid, estimate_all, installed_versions, read_zip, scor
 
 CATEGORY = "dog"
 PRESET = "compact"
-STEPS = 300
+STEPS = 240
 _GRID_PICTURES = 24
 _PORT = 8000
 _STOP_S = 60.0
