@@ -32,7 +32,7 @@ def sized(width: int, height: int, extra: str = ""):
         ((100, 50), CameSize(50, 100, 7), (29, 89)),
         ((100, 50), CameSize(50, 100, 8), (20, 89)),
         ((100, 50), CameSize(100, 200, 6), (58.5, 20.5)),  # turned and twice as large
-        ((100, 50), CameSize(100, 50, 3), (10, 20)),  # a half turn can't be told from the size
+        ((100, 50), CameSize(100, 50, 3), (10, 20)),  # a size does not show a half turn
     ],
 )
 def test_labels_are_fitted_to_the_picture_that_came(stated, came, nose):
