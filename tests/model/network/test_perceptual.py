@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.network import perceptual
+from model.network import fused, perceptual
 from model.network.perceptual import WeightsUnavailableError, perceptual_network
 
 
@@ -62,6 +62,25 @@ def test_folded_batch_norm_equals_convolution_followed_by_batch_norm():
     folded = perceptual._fold_batch_norm(state, "c", "n", 2)
     image = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(folded(image), norm.eval()(conv(image)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fusable", [True, False])
+def test_features_equal_the_activations_of_plain_layers(fusable, monkeypatch):
+    if not fusable:  # as on a machine whose torch lacks the operator
+        monkeypatch.setattr(fused, "_CALL", None)
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    network = perceptual.feature_network("efficientnet_lite0", 32)
+    levels = perceptual._LITE0_FEATURES
+    with torch.no_grad():
+        plain = perceptual._lite0(perceptual._lite0_file(), "efficientnet_lite0", 64, levels)(image)
+        found = network(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            narrow = network(image)
+    assert [tuple(level.shape[1:]) for level in found] == [(24, 16, 16), (40, 8, 8), (112, 4, 4)]
+    for ours, half, expected in zip(found, narrow, plain, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+        assert half.dtype == torch.bfloat16
+        assert (half.float() - expected).abs().max() < 0.03 * expected.abs().max()
 
 
 @pytest.mark.parametrize("name", ["vgg16", "vgg19"])
