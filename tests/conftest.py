@@ -83,6 +83,8 @@ def data_root(tmp_path: Path) -> Path:
     return root
 
 
+_MUXERS = {"mkv": "matroska", "m4v": "mp4", "ts": "mpegts", "m2ts": "mpegts", "mpg": "mpeg", "wmv": "asf", "ogv": "ogg"}
+_MUXERS |= {"y4m": "yuv4mpegpipe", "m2v": "mpeg2video"}
 _CODECS = {"mp4": "libx264", "m4v": "mpeg4", "mov": "mjpeg", "avi": "mpeg4", "mkv": "libx264", "webm": "libvpx"}
 
 
@@ -108,8 +110,9 @@ def _video(
     frames, as in a segment of a longer video.
     """
     width, height = size
-    muxer = {"mkv": "matroska", "m4v": "mp4"}.get(kind, kind)
+    muxer = _MUXERS.get(kind, kind)
     muxing = {"movflags": "+faststart"} if muxer in ("mp4", "mov") else {}
+    muxing |= {"mpegts_m2ts_mode": "1"} if kind == "m2ts" else {}
     with (
         tempfile.NamedTemporaryFile(suffix=f".{kind}") as file,  # some muxers read again what they wrote
         av.open(file.name, "w", format=muxer, options=muxing) as container,

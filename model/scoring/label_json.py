@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .labels import ONE_ANIMAL, SPLITS, Labels, LabelsError, check_extent, check_in_pixels, check_size, frame_label
 
 _MAX_COORDINATE = 1e9
+_PICTURE = re.compile(r"\.(?:jpe?g|png|webp|avif|hei[cf]|bmp|tiff?)(?:$|[?#])", re.IGNORECASE)
 _UPLOAD = re.compile(r"(?:^|/)upload/\d+/[0-9a-f]{8}-")  # Label Studio's folder of uploads, and its prefix of names
 
 
@@ -58,9 +59,9 @@ def _parse_json(text: str) -> dict[str, Any] | list[Any]:
 def _read_coco(content: dict[str, Any]) -> Labels:
     """Read COCO keypoints, ignoring crowds, annotations of other categories and those without a labelled keypoint."""
     categories = [entry for entry in _get_objects(content, "categories") if entry.get("keypoints")]
-    if len(categories) != 1:
-        raise LabelsError(f"{len(categories)} categories name keypoints; expected one")
-    joints, category = _check_names(_get(categories[0], "keypoints", list, "the category")), categories[0].get("id")
+    if not categories or any(_keypoints_of(other) != _keypoints_of(categories[0]) for other in categories[1:]):
+        raise LabelsError(f"{len(categories)} categories name keypoints; expected one, or several with the same")
+    joints, kinds = _check_names(_get(categories[0], "keypoints", list, "the category")), {*map(_id_of, categories)}
     edges = _read_edges(categories[0].get("skeleton") or [], len(joints))
     images = {}
     for image in _get_objects(content, "images"):
@@ -72,7 +73,7 @@ def _read_coco(content: dict[str, Any]) -> Labels:
     annotated: dict[str, Any] = {}
     poses: list[Sequence[Any]] = []
     for annotation in _get_objects(content, "annotations"):
-        if category is not None and annotation.get("category_id", category) != category:
+        if None not in kinds and "category_id" in annotation and annotation["category_id"] not in kinds:
             continue
         if annotation.get("iscrowd") or annotation.get("keypoints") is None:  # a box or an outline
             continue
@@ -98,6 +99,14 @@ def _read_coco(content: dict[str, Any]) -> Labels:
     check_in_pixels(keypoints, visibility)
     sizes = np.array([_read_size(name, image) for name, image in annotated.items()], dtype=np.int64)
     return Labels(tuple(annotated), joints, keypoints, visibility, _read_coco_split(annotated), sizes, edges)
+
+
+def _keypoints_of(category: dict[str, Any]) -> tuple[Any, Any]:
+    return category["keypoints"], category.get("skeleton")
+
+
+def _id_of(category: dict[str, Any]) -> Any:
+    return None if "id" not in category else _get(category, "id", (int, str), "a category")
 
 
 def _hide_missing(points: list[Any]) -> list[Any]:
@@ -220,6 +229,8 @@ def _list_points(task: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], di
         if isinstance(result, dict):
             value = result.get("value", result)
             labels = value.get("keypointlabels") if isinstance(value, dict) else None
+            if result.get("type") == "labels" and isinstance(value, dict) and "height" not in value:
+                labels = value.get("labels")  # of a point that was drawn without one: a rectangle has a height
             if labels and isinstance(labels, list):
                 yield str(labels[0])[:200], value, result
 
@@ -237,7 +248,8 @@ def _name_task(task: dict[str, Any]) -> str:
     data = task.get("data", task)
     texts = [value for value in data.values() if isinstance(value, str)] if isinstance(data, dict) else []
     address = data.get("image") if isinstance(data, dict) else None
-    address = address if isinstance(address, str) else next((text for text in texts if "." in text), "")
+    if not isinstance(address, str):
+        address = next((text for text in texts if _PICTURE.search(text)), next((t for t in texts if "." in t), ""))
     if not address:
         raise LabelsError("a task names no picture; expected its address in 'data', such as 'image'")
     if "://" not in address and not address.startswith("/"):  # a plain name, which may hold # and %

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -15,8 +18,11 @@ from pydantic import ValidationError
 
 from service.client import Client, ClientError
 from service.client.connection import DEFAULT_URL
+from service.client.uploads import file_part, is_pipe
 
 from .console import fail, print_json, say, show, to_json
+
+PIPE_PREFIX = "ppl-pipe-"  # of the folder with what came through a pipe
 
 Value = TypeVar("Value")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -110,6 +116,20 @@ def _connect(url: Url = DEFAULT_URL, as_json: AsJson = False) -> Iterator[Sessio
             yield Session(client, as_json)
     except ClientError as error:
         raise fail(error.problem, as_json) from error
+
+
+def save_pipe(path: Path) -> Path:
+    """Return a path; of a pipe, that of a copy of what it holds, which lasts as long as the command."""
+    if not is_pipe(path):
+        return path
+    folder = tempfile.mkdtemp(prefix=PIPE_PREFIX)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with ExitStack() as stack:
+        name, file = file_part(path, stack)
+        copy = Path(folder, name)
+        with copy.open("wb") as out:
+            shutil.copyfileobj(file, out)
+    return copy
 
 
 def describe_invalid_settings(error: ValidationError) -> str:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,11 +17,11 @@ from rich.markup import escape
 from service.client import APIError, Estimate, InputError, png_bytes
 from service.client.batches import parse_line
 from service.client.types import FailedPicture, ImageEstimate, PoseLine
-from service.client.uploads import file_part, is_pipe, list_pictures, name_uniquely, printable_name
+from service.client.uploads import list_pictures, name_uniquely, printable_name, read_text
 from service.contract.media import tiff
-from service.contract.media.videos import is_video, is_video_name
+from service.contract.media.video_kinds import HEAD_BYTES, is_video, is_video_name
 
-from .commands import Category, Locate, Session, Version
+from .commands import PIPE_PREFIX, Category, Locate, Session, Version, save_pipe
 from .console import err, out, print_json, print_path, print_table, say, write_file
 from .estimates import finish, print_background, wait
 
@@ -32,7 +29,6 @@ Box = tuple[float, float, float, float]
 _BOXES: TypeAdapter[list[Any]] = TypeAdapter(list[Box | Annotated[list[Box], Field(min_length=1)] | None])
 
 
-_PIPE_PREFIX = "ppl-pipe-"  # of the folder with what came through a pipe
 # codes of a video that a request in the foreground can't have
 _TOO_LONG = ("too_many_images", "body_too_large")
 
@@ -115,7 +111,7 @@ def estimate(
     """Estimate the poses in pictures, or in the frames of a video."""
     client = session.client
     images = _find_pictures(images)
-    video = images[0] if len(images) == 1 and (is_video_name(images[0].name) or _is_stack(images[0])) else None
+    video = images[0] if len(images) == 1 and _is_video(images[0]) else None
     if every != 1 and not video:
         raise InputError("--every chooses frames of a video, and pictures came; leave it out")
     drawings = {kind: path for kind, path in (("overlay", overlay), ("link_map", link_map)) if path}
@@ -125,7 +121,7 @@ def estimate(
         _check_drawings({"overlay": drawn}, waits_for_pictures=True)
     if not video and (smooth or max_gap is not None):
         raise InputError("--smooth and --max-gap are for a video, and pictures came; leave them out")
-    boxes = _read_boxes(box, boxes_file, len(images))
+    boxes = _read_boxes(box, save_pipe(boxes_file) if boxes_file else None, len(images))
     if video and isinstance(boxes, list) and len(boxes) != 1:
         raise InputError(f"{boxes_file} has {len(boxes)} entries; a video takes one, used for every frame")
     if more and format is None and not (session.as_json or background):
@@ -193,7 +189,7 @@ def _find_pictures(paths: list[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
-            found.append(_save_pipe(path) if is_pipe(path) else path)
+            found.append(save_pipe(path))
             continue
         inside = list(list_pictures(path, videos=True))
         videos = [file for file in inside if is_video_name(file.name)]
@@ -206,29 +202,16 @@ def _find_pictures(paths: list[Path]) -> list[Path]:
     return found
 
 
-def _is_stack(path: Path) -> bool:
-    """Return whether a file is a TIFF whose pages are the frames of a clip."""
-    if not path.is_file():  # the request says what is wrong with it
-        return False
+def _is_video(path: Path) -> bool:
+    """Return whether a file is a video, or a TIFF whose pages are the frames of a clip."""
+    if is_video_name(path.name) or not path.is_file():  # the request says what is wrong with it
+        return is_video_name(path.name)
     with path.open("rb") as file:
-        return tiff.is_stack(file)
-
-
-def _save_pipe(path: Path) -> Path:
-    """Copy what a pipe holds to a file, which lasts as long as the command; its name says whether it is a video."""
-    folder = tempfile.mkdtemp(prefix=_PIPE_PREFIX)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    with ExitStack() as stack:
-        name, file = file_part(path, stack)
-        copy = Path(folder, name + ".mp4" * is_video(file.read(12)))
-        file.seek(0)
-        with copy.open("wb") as out:
-            shutil.copyfileobj(file, out)
-    return copy
+        return is_video(file.read(HEAD_BYTES)) or tiff.is_stack(file)
 
 
 def _shown_name(path: Path) -> str:
-    return path.name if path.parent.name.startswith(_PIPE_PREFIX) else printable_name(path)
+    return path.name if path.parent.name.startswith(PIPE_PREFIX) else printable_name(path)
 
 
 def _check_drawings(drawings: dict[str, Path], *, waits_for_pictures: bool) -> None:
@@ -250,10 +233,8 @@ def _read_boxes(texts: list[str] | None, file: Path | None, count: int) -> list[
         raise InputError("both --box and --boxes came; use one of them")
     if file:
         try:
-            text = file.read_text(encoding="utf-8-sig")
+            text = read_text(file)
             return _BOXES.validate_json(text, strict=True) if text.lstrip()[:1] == "[" else file
-        except OSError as error:
-            raise InputError(f"can't read {file}: {error.strerror}") from error
         except ValidationError as error:
             came, expected = error.errors()[0], "[x, y, width, height], a list of such, or null for each picture"
             if came["type"] == "json_invalid":
@@ -261,8 +242,6 @@ def _read_boxes(texts: list[str] | None, file: Path | None, count: int) -> list[
                     f"{file} is not JSON ({came['ctx']['error']}); it must be a list with {expected}"
                 ) from error
             raise InputError(f"{file} is not a list with {expected}") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file} is not JSON ({error.reason}); it must be text in UTF-8") from error
     if not texts:
         return None
     if count > 1:

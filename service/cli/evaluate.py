@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .commands import BoxesFile, Category, LabelsFit, Locate, Session, Version
+from .commands import BoxesFile, Category, LabelsFit, Locate, Session, Version, save_pipe
 from .console import counting_bar, out, print_path, print_table, say
 from .evaluation import evaluate_category
 
@@ -62,10 +62,10 @@ def evaluate(
         found = evaluate_category(
             session.client,
             category,
-            pictures,
-            labels,
+            [save_pipe(path) for path in pictures],
+            save_pipe(labels),
             version,
-            boxes=boxes,
+            boxes=save_pipe(boxes) if boxes else None,
             locate=locate,
             labels_fit=labels_fit or "exact",
             occlusion=occlusion,

@@ -8,13 +8,12 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from .connection import given
 from .errors import APIError, InputError
 from .types import Estimate, FailedPicture, PoseLine, Timing
-from .uploads import Picture, picture_part
+from .uploads import Picture, picture_part, read_text
 
 POSES_A_REQUEST = 32
 
@@ -45,10 +44,7 @@ def picture_files(images: Sequence[Picture], stack: ExitStack) -> list[tuple[str
 def boxes_field(boxes: Boxes | BoxFile | None) -> dict[str, str]:
     """Return the form field of boxes, which may be tuples, rows of arrays, or a file; none without boxes."""
     if isinstance(boxes, (str, os.PathLike)):
-        try:
-            return {"boxes": Path(boxes).read_text(encoding="utf-8-sig")}
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"can't read {boxes}: {getattr(error, 'strerror', None) or error}") from error
+        return {"boxes": read_text(boxes)}
     return {} if boxes is None else {"boxes": json.dumps(_to_lists(boxes))}
 
 

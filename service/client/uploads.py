@@ -13,9 +13,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from model.scoring.label_tables import decode_text
 from service.contract.jobs.job import Activate
 from service.contract.media.pictures import is_picture_name
-from service.contract.media.videos import is_video_name
+from service.contract.media.video_kinds import KINDS, is_video_name
 
 from .errors import InputError
 
@@ -24,7 +25,7 @@ PictureFile = AnyPath | bytes
 STDIN = "-"
 Picture = PictureFile | tuple[str, PictureFile]  # the tuple gives it a name
 
-_NO_MEDIA = "no picture (JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF) and no video (MP4, MOV, AVI, MKV or WebM)"
+_NO_MEDIA = f"no picture (JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF) and no video ({KINDS})"
 
 
 @contextmanager
@@ -115,6 +116,15 @@ def open_file(path: AnyPath) -> IO[bytes]:
         shutil.copyfileobj(pipe, copy)
     copy.seek(0)
     return copy
+
+
+def read_text(path: AnyPath) -> str:
+    """Return the text of a file in UTF-8, or in UTF-16 or UTF-32 with its mark. Raises InputError."""
+    try:
+        with open_file(path) as file:
+            return decode_text(file.read())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _part_name(path: AnyPath) -> str:

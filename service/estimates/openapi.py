@@ -98,6 +98,8 @@ def estimate_body(max_images: int) -> dict[str, Any]:
         **{
             name: {key: value for key, value in schema.items() if key != "examples"} for name, schema in _FIELDS.items()
         },
-        "video": file_field("a video (MP4, MOV, AVI, MKV, WebM), or a TIFF of many pages, instead of images"),
+        "video": file_field(
+            "a video (MP4, MOV, AVI, MKV, WebM, MPEG, TS, WMV, FLV), or a TIFF of many pages, instead of images"
+        ),
     }
     return form_body(properties, ["category"], one_of=["images", "video"])

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import Request
 
+from model.scoring.label_tables import decode_text
 from service.contract.errors import BadBoxes, BodyTooLarge, NoImages, NoMemory, TooManyImages
 from service.contract.messages import MAX_REFINE_STEPS
 from service.contract.routing import time_ordered_id
@@ -136,7 +137,10 @@ def move_boxes(form: Form) -> None:
     """Make the field boxes text, whether it came as a file or as text."""
     if boxes := form.first("boxes"):
         form.files.remove(boxes)
-        form.fields["boxes"] = bytes(boxes.data).decode("utf-8", "replace")
+        try:
+            form.fields["boxes"] = decode_text(bytes(boxes.data))
+        except UnicodeDecodeError as error:
+            raise BadBoxes(f"the boxes are not {error.encoding.upper()} text (byte {error.start})") from error
 
 
 async def read_form_within(limit_s: float | None, request: Request, fields: Mapping[str, FileField]) -> Form:

@@ -34,11 +34,10 @@ from service.contract.errors import (
 from . import tiff
 from .archive_guard import COPY_BYTES, KINDS_EXPECTED, GuardedFile, too_large, too_many
 from .archive_guard import ArchiveLimits as ArchiveLimits
-from .other_videos import HEAD_BYTES, describe_other_video
 from .pictures import EXPECTED as PICTURE_EXPECTED
 from .pictures import TIFF_SUFFIXES, PictureLimits, is_picture_name, open_reduced
-from .videos import EXPECTED as VIDEO_EXPECTED
-from .videos import is_video, is_video_name
+from .video_kinds import EXPECTED as VIDEO_EXPECTED
+from .video_kinds import HEAD_BYTES, is_video, is_video_name
 from .zip_names import decode_name
 
 _ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
@@ -123,8 +122,6 @@ def detect_kind(path: Path) -> str:
         return "zip"
     if is_video(head) or head.startswith(tiff.STARTS):
         return "video"
-    if video := describe_other_video(head):
-        raise BadArchive(video)
     return "tar.gz" if head.startswith(_GZIP_START) else "tar"
 
 

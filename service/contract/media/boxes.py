@@ -159,14 +159,14 @@ def _parse_coco(images: list[dict[str, Any]], annotations: Any) -> BoxFile:
     names = {image.get("id"): str(image.get("file_name")) for image in images}
     found: dict[str, list[FoundBox]] = {name: [] for name in names.values()}
     for number, annotation in enumerate(annotations):
-        if "bbox" in annotation and annotation.get("image_id") in names:
+        if annotation.get("bbox") and annotation.get("image_id") in names:
             box = _check(f"annotations[{number}] of the boxes", annotation["bbox"], annotation.get("score"))
             found[names[annotation["image_id"]]].append(box)
     return BoxFile(_sort(found), margin=MARGIN)
 
 
 def _parse_megadetector(images: list[dict[str, Any]], categories: Mapping[str, str]) -> BoxFile:
-    animals = {key for key, name in categories.items() if name == _ANIMAL} or set(categories)
+    animals = {key for key, name in categories.items() if str(name).lower() == _ANIMAL} or set(categories)
     found: dict[str, list[FoundBox]] = {}
     for image in images:
         name = image.get("file")

@@ -34,7 +34,7 @@ from service.contract.settings import CommonSettings
 from . import tiff
 from .depth import MID_GREY as MID_GREY
 from .depth import decode_low_bytes, is_deep, to_rgb
-from .other_videos import HEAD_BYTES, describe_other_video
+from .video_kinds import HEAD_BYTES, is_video
 
 try:
     import pi_heif
@@ -329,8 +329,8 @@ def _identify(file: BinaryIO, error: Exception) -> BadPicture:
         if not isinstance(error, UnidentifiedImageError):
             return _damage_error(error)
         return TruncatedImage("the picture ends within its first bytes, or these are damaged; send the whole file")
-    if video := describe_other_video(head):
-        return UnsupportedFormat(video)
+    if is_video(head):
+        return UnsupportedFormat(f"the file is a video; {EXPECTED}, or send it by itself in the field video")
     return NotAnImage(f"the file is not a picture; {EXPECTED}")
 
 

@@ -169,7 +169,7 @@ class _Player:
     def __init__(self, stream: VideoStream, index: Index) -> None:
         self._times, self._is_reordered = index.times, index.is_reordered
         self._unit = float(stream.time_base or 0)
-        self._rate = float(stream.average_rate or stream.guessed_rate or 0)
+        self._rate = float(stream.guessed_rate or stream.average_rate or 0)
         self._aspect = float(stream.sample_aspect_ratio or 1)
         if not 1 / _MAX_PIXEL_ASPECT <= self._aspect <= _MAX_PIXEL_ASPECT:
             self._aspect = 1.0

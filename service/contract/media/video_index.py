@@ -18,8 +18,12 @@ from av.video.stream import VideoStream
 
 from .video_request import DecodeRequest
 
+_BARE = ("mpegvideo", "h264", "hevc")  # streams without a container: they have no times
 # excludes playlists and others that make ffmpeg read further files or addresses
-_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
+_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,asf,flv,ogg,mxf,nut,ivf,yuv4mpegpipe,dv,rm,"
+    f"{','.join(_BARE)}"
+)
 _MICROSECOND = 1e-6
 _NO_TIME = -(2**63)
 _SHORT_S = 0.5  # a complete file may be this much shorter than it says, or a tenth of its length
@@ -80,11 +84,14 @@ def open_video(request: DecodeRequest) -> Iterator[tuple[InputContainer, VideoSt
 def read_index(request: DecodeRequest) -> Index:
     """Read a video's packets. Raises UnusableVideo if it can't be opened or lasts longer than the limit."""
     index = Index()
+    is_bare = False
     columns = array("q"), array("q")  # times of presentation and of decoding of those shown, in the order of the file
     keys: list[tuple[int, int]] = []  # packet position, place among those shown
     position, end_s = 0, 0.0
     with open_video(request) as (container, stream):
-        length_s = (container.duration or 0) * _MICROSECOND
+        is_bare = container.format.name in _BARE
+        # of a stream without a container it is guessed by the file's size
+        length_s = 0.0 if is_bare else (container.duration or 0) * _MICROSECOND
         # a segment of a longer video starts late, and some containers count their length from 0
         start_s = (container.start_time or 0) * _MICROSECOND
         late_s, promised = max(0.0, start_s), stream.frames
@@ -109,7 +116,7 @@ def read_index(request: DecodeRequest) -> Index:
         except av.FFmpegError as error:
             index.damage = f"the file is damaged ({describe(error)})"
         has_b_frames, unit = stream.codec_context.has_b_frames, float(stream.time_base or 0)
-    for column in columns:
+    for column in () if is_bare else columns:
         if _NO_TIME not in column:
             index.is_reordered = bool(has_b_frames) and all(a <= b for a, b in pairwise(column))
             index.times = array("q", sorted(column))

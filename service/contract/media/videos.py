@@ -37,8 +37,6 @@ from .video_request import (
     space_evenly,
 )
 
-SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"))
-EXPECTED = "expected an MP4, MOV, AVI, MKV or WebM video"
 MISSING = "videos need PyAV, which is not installed: pip install 'pose-prior-learner[video]'"
 
 _CHANNELS = 3
@@ -48,9 +46,6 @@ _PIPE_BYTES = 2**20
 # glibc gives the memory of each frame back to the kernel otherwise, and the next one costs hundreds of page faults
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 _MAX_REASON_BYTES = 4000
-_EBML = b"\x1a\x45\xdf\xa3"
-_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
-_STILL_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 
 
 class BadVideo(Exception):  # noqa: N818 - as in errors.py; it never crosses the API by itself
@@ -79,20 +74,6 @@ class TimedFrame(NamedTuple):
     time_s: float
     image: Image.Image
     size: tuple[int, int]
-
-
-def is_video_name(name: str) -> bool:
-    """Return whether a file name has a supported video's suffix."""
-    return Path(name).suffix.lower() in SUFFIXES
-
-
-def is_video(head: bytes) -> bool:
-    """Return whether a file's first 12 bytes or more are a video's, not an archive's."""
-    if head.startswith(_EBML) or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
-        return True
-    # a tar starts with a member's name, so the first byte must not be text
-    is_box = head[:1] < b"\x20" and head[4:8] in _BOXES
-    return is_box and not (head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS)
 
 
 def frame_name(video: str, number: int) -> str:

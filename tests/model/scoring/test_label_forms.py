@@ -209,6 +209,23 @@ def test_label_studios_tasks():
     assert labels.sizes.tolist() == [[200, 100], [200, 100]]
 
 
+def test_label_studios_points_that_are_labelled_apart():
+    """The tags KeyPoint and Labels instead of KeyPointLabels; a rectangle that is labelled so has a height."""
+
+    def apart(label, **size):
+        drawn = {**point(label, 50, 25), "type": "labels"}
+        return {**drawn, "value": {"x": 50, "y": 25, "width": 0.3, "labels": [label], **size}}
+
+    labels = read([task("a.jpg", {**apart("nose"), "type": "keypoint"}, apart("nose"), apart("dog", height=9))])
+    assert (labels.keypoint_names, labels.keypoints.tolist()) == (("nose",), [[[100, 25]]])
+
+
+def test_label_studios_picture_is_known_by_its_suffix():
+    data = {"note": "dog no. 3", "photo": "https://example.org/b.JPG?key=1.5"}
+    labels = read([{**task("", point("nose", 50, 25)), "data": data}])
+    assert labels.names == ("/b.JPG",)
+
+
 def test_label_studios_short_form_and_sleap_ios():
     flat = [
         {

@@ -209,6 +209,18 @@ def test_coco_boxes_of_another_category_are_passed_over(read):
     assert read(content).keypoints.tolist() == read(coco()).keypoints.tolist()
 
 
+def test_coco_categories_with_the_same_keypoints_are_read_as_one(read):
+    """As in AP-10K, where each species is a category."""
+    content = coco()
+    content["categories"].append({**content["categories"][0], "id": 2, "name": "cat"})
+    for number, annotation in enumerate(content["annotations"]):
+        annotation["category_id"] = 1 + number % 2
+    assert read(content).keypoints.tolist() == read(coco()).keypoints.tolist()
+    content["categories"][1]["keypoints"] = ["tail", "nose"]
+    with pytest.raises(LabelsError, match="2 categories name keypoints; expected one, or several with the same"):
+        read(content)
+
+
 def test_coco_with_two_images_of_one_name_is_refused(read):
     content = coco()
     content["images"][1]["file_name"] = "a.jpg"

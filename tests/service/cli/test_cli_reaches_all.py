@@ -172,6 +172,10 @@ def test_boxes_and_drawings(ppl: Callable[..., str], labelled: Path, tmp_path: P
     assert ppl("estimate", "dog", photo, "--box", "10,20,60,50", "--format", "csv").count("\n") == 4
     Path("boxes.json").write_text("\ufeff[[10, 20, 60, 50]]", encoding="utf-8")
     assert " px" in ppl("estimate", "dog", photo, "--boxes", "boxes.json")
+    for encoding in ("utf-16", "utf-8-sig"):  # as Excel writes "Unicode text", and CSV
+        Path("boxes.txt").write_text("image\tx\ty\twidth\theight\n0.png\t1,5\t2\t30\t30\n", encoding=encoding)
+        (cut,) = json.loads(ppl("estimate", "dog", photo, "--boxes", "boxes.txt", "--json"))["images"]
+        assert [cut["region"][name] for name in ("x", "y", "width", "height")] == [1.5, 2, 30, 30]
     assert "[x, y, w, h]" in ppl("estimate", "--help")
 
 
@@ -184,7 +188,7 @@ def test_boxes_and_drawings(ppl: Callable[..., str], labelled: Path, tmp_path: P
         (["0.png", "--boxes", "none.json"], "can't read none.json"),
         (["0.png", "--boxes", "b.json"], "b.json is not a list with [x, y, width, height]"),
         (["0.png", "--boxes", "broken.json"], "broken.json is not JSON (EOF while parsing a list at line 1 column 9)"),
-        (["0.png", "--boxes", "0.png"], "0.png is not JSON"),
+        (["0.png", "--boxes", "0.png"], "can't read 0.png: 'utf-8' codec"),
         (["0.png", "--format", "csv", "--include", "codes"], "no place for --include"),
         (["0.png", "--format", "coco", "--link-map", "a.png"], "no place for link maps"),
         (["0.png", "--background", "--link-map", "a.png"], "--link-map came with a video or --background"),

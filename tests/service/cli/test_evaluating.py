@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from PIL import Image
 from service.cli.evaluation import evaluate_category, read_squares
 from service.client import Client, InputError
 from tests.support.api_double import TIMING, ApiDouble, serving
-from tests.support.cli_process import CommandLine
+from tests.support.cli_process import ROOT, CommandLine
 from tests.support.tiffs import tiff_of
 
 SIDE = 32
@@ -133,6 +135,25 @@ def test_poses_are_scored_by_every_protocol(api: Seer, photos: tuple[Path, Path]
     assert "summed_error" in scores["summed"]
     assert api.sizes == {(SIDE, SIDE)}
     assert set(api.refine_steps) == {0}
+
+
+def test_pictures_labels_and_boxes_come_through_pipes(api: Seer, photos: tuple[Path, Path], tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for path in photos[0].rglob("*.png"):
+            archive.write(path, path.relative_to(photos[0]))
+    names = sorted({row.partition(",")[0] for row in photos[1].read_text().splitlines()[1:]})
+    boxes = "\n".join(["image,x,y,width,height", *(f"{name},0,0,96,64" for name in names)])
+    (tmp_path / "boxes.csv").write_text(boxes)
+    ppl = f"{sys.executable} -m service.cli evaluate bird - --labels <(cat labels.csv) --boxes <(cat boxes.csv) --json"
+    command = ["bash", "-c", f"cat photos.zip | {ppl}"]
+    environment = {**os.environ, "PPL_URL": api.url, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    with Client(api.url) as client:
+        by_name = evaluate_category(client, "bird", [photos[0]], photos[1], boxes=tmp_path / "boxes.csv")
+    piped = json.loads(done.stdout)
+    assert piped["images"] == by_name["images"] == 30
+    assert piped["scores"]["headline"] == pytest.approx(by_name["scores"]["headline"])
 
 
 def test_labels_of_a_picture_with_two_boxes_are_refused(api: Seer, photos: tuple[Path, Path], tmp_path: Path) -> None:

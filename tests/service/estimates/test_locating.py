@@ -141,7 +141,7 @@ async def test_megadetectors_boxes_of_pictures(send, publish, consumer, make_pic
             {"file": "cam/none.png", "detections": []},
         ],
     }
-    boxes = ("md.json", json.dumps(document).encode())
+    boxes = ("md.json", json.dumps(document).encode("utf-16"))
     one, two, none = (("images", (f"{name}.png", make_picture())) for name in ("one", "two", "none"))
     found = (await send([one, two, ("boxes", boxes)], headers={})).json()
     assert [(image["index"], image.get("box")) for image in found["images"]] == [(0, None), (1, 0), (1, 1)]
@@ -159,6 +159,7 @@ async def test_megadetectors_boxes_of_pictures(send, publish, consumer, make_pic
         ({"locate": "auto"}, "bad_request"),
         ({"locate": "motion", "boxes": "[null, null, null]"}, "bad_request"),
         ({"boxes": "image,x,y\n"}, "bad_boxes"),
+        ({"boxes": "image,x,y,width,height\n"}, "bad_boxes"),
     ],
 )
 async def test_fields_that_do_not_fit_are_refused(send, publish, consumer, problem, fields, code):

@@ -49,7 +49,7 @@ def test_csv_that_was_written_is_read_back() -> None:
 def test_coco_boxes_get_a_margin() -> None:
     document = {
         "images": [{"id": 7, "file_name": "one.png"}, {"id": 8, "file_name": "none.png"}],
-        "annotations": [{"image_id": 7, "bbox": [10, 20, 40, 20]}, {"image_id": 7, "keypoints": []}],
+        "annotations": [{"image_id": 7, "bbox": [10, 20, 40, 20]}, {"image_id": 7, "bbox": []}, {"image_id": 7}],
     }
     file = parse_box_file(json.dumps(document))
     (found,) = file.of("one.png", SIZE)
@@ -83,6 +83,8 @@ def test_megadetectors_animals_are_in_shares_of_the_picture() -> None:
     assert best.confidence == 0.8
     assert other.box == pytest.approx((20 - 4, 20 - 4, 40 + 8, 20 + 8))
     assert file.of("cam/empty.jpg", SIZE) == file.of("cam/broken.jpg", SIZE) == []
+    capitals = {**MEGADETECTOR, "detection_categories": {"1": "Animal", "2": "Person"}}
+    assert parse_box_file(json.dumps(capitals)) == file
 
 
 def test_frames_are_known_by_their_number() -> None:

@@ -22,20 +22,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.contract.errors import BadArchive, UnsupportedFormat
+from service.contract.errors import UnsupportedFormat
 from service.contract.media import videos
 from service.contract.media.archives import detect_kind
 from service.contract.media.pictures import open_picture
+from service.contract.media.video_kinds import HEAD_BYTES, is_video, is_video_name
 from service.contract.media.video_request import VideoLimits, space_evenly
-from service.contract.media.videos import (
-    BadVideo,
-    NoDecoder,
-    TooManyFrames,
-    frame_name,
-    is_video,
-    is_video_name,
-    iter_frames,
-)
+from service.contract.media.videos import BadVideo, NoDecoder, TooManyFrames, frame_name, iter_frames
 from tests.support.media import zero_payload
 
 RED = (255, 0, 0)
@@ -101,6 +94,14 @@ def assert_numbered(found: dict[int, Image.Image]) -> None:
         ("mkv", "libx264"),
         ("webm", "libvpx"),
         ("webm", "libvpx-vp9"),
+        ("m2ts", "libx264"),
+        ("wmv", "wmv2"),
+        ("flv", "flv"),
+        ("ogv", "libvpx"),
+        ("mxf", "mpeg2video"),
+        ("y4m", "wrapped_avframe"),
+        ("h264", "libx264"),
+        ("hevc", "libx265"),
     ],
 )
 def test_every_frame_of_every_kind_comes_in_order_with_its_number(put, kind, codec):
@@ -112,11 +113,17 @@ def test_every_frame_of_every_kind_comes_in_order_with_its_number(put, kind, cod
     assert_numbered(found)
 
 
-@pytest.mark.parametrize("kind", ["mp4", "avi", "mkv", "mov"])
+_OPEN = {"x264-params": "bframes=3:open-gop=1"}
+
+
 @pytest.mark.parametrize(
-    ("codec", "options"),
-    [("libx264", {"x264-params": "bframes=3:open-gop=1"}), ("mpeg4", {}), ("mpeg2video", {})],
-    ids=["h264", "mpeg4", "mpeg2"],
+    ("kind", "codec", "options"),
+    [
+        *((kind, codec, {}) for kind in ("mp4", "avi", "mkv", "mov", "ts") for codec in ("mpeg4", "mpeg2video")),
+        *((kind, "libx264", _OPEN) for kind in ("mp4", "avi", "mkv", "mov", "ts", "h264")),
+        ("mpg", "mpeg2video", {}),
+        ("m2v", "mpeg2video", {}),
+    ],
 )
 def test_frames_stored_in_another_order_than_shown_have_their_numbers_and_times(put, kind, codec, options):
     path = put(kind=kind, codec=codec, frames=24, gop=12, b_frames=2, options=options)
@@ -419,10 +426,22 @@ def test_decoding_process_starts_without_what_it_does_not_need():
 
 
 @pytest.mark.parametrize(
-    ("kind", "codec"), [("mp4", ""), ("mov", ""), ("avi", ""), ("mkv", ""), ("webm", ""), ("m4v", "")]
+    ("kind", "codec"),
+    [
+        *((kind, "") for kind in ("mp4", "mov", "avi", "mkv", "webm", "m4v")),
+        *((kind, "mpeg2video") for kind in ("ts", "m2ts", "mpg", "m2v", "mxf")),
+        *(("wmv", "wmv2"), ("flv", "flv"), ("ogv", "libvpx"), ("y4m", "wrapped_avframe"), ("h264", "libx264")),
+        *(("hevc", "libx265"), ("nut", "mpeg4"), ("ivf", "libvpx")),
+    ],
 )
-def test_video_is_known_by_its_first_bytes(video, kind, codec):
-    assert is_video(video(frames=2, kind=kind, codec=codec)[:12])
+def test_video_is_known_by_its_first_bytes(video, tmp_path, kind, codec):
+    whole = video(frames=2, kind=kind, codec=codec)
+    assert is_video(whole[:HEAD_BYTES])
+    assert is_video_name(f"walk.{kind}")
+    (tmp_path / "walk").write_bytes(whole)
+    assert detect_kind(tmp_path / "walk") == "video"
+    with pytest.raises(UnsupportedFormat, match=r"is a video; expected a JPEG.*, or send it by itself in the field"):
+        open_picture(whole)
 
 
 def test_other_files_are_not_taken_for_videos():
@@ -439,26 +458,7 @@ def test_other_files_are_not_taken_for_videos():
         b"\0\0\0\x18ftypheic",
         b"",
     ]
-    assert not any(is_video(head[:12]) for head in heads)
-
-
-@pytest.mark.parametrize(
-    ("head", "kind"),
-    [
-        ((b"G" + bytes(187)) * 2, "TS, MTS"),
-        ((bytes(4) + b"G" + bytes(187)) * 2, "TS, MTS"),
-        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11" + bytes(200), "WMV"),
-        (b"\0\0\x01\xba" + bytes(200), "MPG"),
-        (b"OggS" + bytes(200), "Ogg"),
-    ],
-)
-def test_videos_of_other_kinds_are_named_wherever_they_are_sent(tmp_path, head, kind):
-    (tmp_path / "film").write_bytes(head)
-    message = f"{kind}.*; expected MP4, MOV, AVI, MKV or WebM: convert it"
-    with pytest.raises(UnsupportedFormat, match=message):
-        open_picture(head)
-    with pytest.raises(BadArchive, match=message):
-        detect_kind(tmp_path / "film")
+    assert not any(is_video(head[:HEAD_BYTES]) for head in heads)
 
 
 def test_names():
