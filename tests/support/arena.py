@@ -1,4 +1,4 @@
-"""Frames of a fixed camera over an arena, in which a dark thing with a thin tail walks; where it is, is known."""
+"""Frames of a fixed camera over an arena, in which a dark thing with a thin tail walks; its place and way are known."""
 
 from __future__ import annotations
 
@@ -29,6 +29,33 @@ def arena_frame(
         draw, (cx, cy) = ImageDraw.Draw(image), place
         draw.ellipse((cx - BODY / 2, cy - BODY / 4, cx + BODY / 2, cy + BODY / 4), fill=colour)
         draw.line((cx + BODY / 2, cy, cx + 1.1 * BODY, cy - 8), fill=colour, width=2)
+    return _finish(image, number, light)
+
+
+def walker_frame(place: tuple[float, float], angle: float, number: int = 0, tail: float | None = 180.0) -> Image.Image:
+    """Return a frame with a drop-shaped body centred on a place, which looks to an angle, clockwise from up.
+
+    Args:
+        tail: where its thin tail is, clockwise from where it looks; None for a thing without one.
+    """
+    image = Image.fromarray(_FLOOR)
+    draw = ImageDraw.Draw(image)
+    around = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    across = BODY / 4 * np.sin(around) * (1 - 0.25 * np.cos(around))  # narrower in front
+    draw.polygon(_place(np.stack([across, -BODY / 2 * np.cos(around)], axis=1), place, angle), fill=40)
+    if tail is not None:
+        way = np.array([np.sin(np.radians(tail)), -np.cos(np.radians(tail))])
+        draw.line(_place(np.outer((0.35 * BODY, 1.1 * BODY), way), place, angle), fill=40, width=2)
+    return _finish(image, number)
+
+
+def _place(points: NDArray[np.float64], place: tuple[float, float], angle: float) -> list[tuple[float, float]]:
+    """Turn points (n, 2) of a thing that looks up, and move them to its place."""
+    cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    return [tuple(point) for point in (points @ [[cos, sin], [-sin, cos]] + place).tolist()]
+
+
+def _finish(image: Image.Image, number: int, light: int = 0) -> Image.Image:
     noise = np.roll(_NOISE, 7919 * number)
     grey = np.clip(np.asarray(image, np.int16) + noise + light, 0, 255).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
@@ -38,3 +65,9 @@ def walk(count: int) -> NDArray[np.float64]:
     """Return places (count, 2) of a smooth walk through the arena."""
     turn = np.linspace(0, 2 * np.pi, count, endpoint=False)
     return np.stack([160 + 100 * np.cos(turn), 120 + 70 * np.sin(2 * turn)], axis=1)
+
+
+def walk_angles(count: int) -> NDArray[np.float64]:
+    """Return the angles (count,) in degrees, clockwise from up, at which :func:`walk` goes."""
+    turn = np.linspace(0, 2 * np.pi, count, endpoint=False)
+    return np.degrees(np.arctan2(-100 * np.sin(turn), -140 * np.cos(2 * turn))) % 360

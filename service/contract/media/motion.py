@@ -6,13 +6,16 @@ in one wheel that needs numpy alone. One thread; frames are kept compressed in a
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from .heading import diameter_of, find_headings, measure_shape
 
 if TYPE_CHECKING:  # the decoding process shrinks frames, and starts faster without them
     from PIL import Image
@@ -54,12 +57,16 @@ class Track:
         confidence: N values from 0 to 1.
         sure: whether the camera seems fixed, and one small thing moves before it.
         reason: why it is not sure; empty if it is.
+        angles: of the headings, see :mod:`.heading`; None where they are not known. Empty unless they were asked for.
+        angle_confidence: N values from 0 to 1, or empty.
     """
 
     boxes: tuple[Box | None, ...]
     confidence: tuple[float, ...]
     sure: bool
     reason: str = ""
+    angles: tuple[float | None, ...] = ()
+    angle_confidence: tuple[float, ...] = ()
 
 
 class MotionLocator:
@@ -87,8 +94,8 @@ class MotionLocator:
         _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
         self._places.append((self._file.seek(0, os.SEEK_END), self._file.write(data.tobytes())))
 
-    def locate(self) -> Track:
-        """Return the boxes in pixels of the frames."""
+    def locate(self, *, headings: bool = False) -> Track:
+        """Return the boxes in pixels of the frames, and on request which way the thing looks in each."""
         count = len(self)
         nothing = (None,) * count, (0.0,) * count, False
         if count < FEWEST_FRAMES:
@@ -104,7 +111,9 @@ class MotionLocator:
             if not areas.any():
                 return Track(*nothing, "nothing moves")
             area = float(areas[np.searchsorted(areas.cumsum(), areas.sum() / 2)])  # specks in empty frames hardly count
-        blobs = np.stack([_find_blob(_difference(self._frame(i), background, sign), level, area) for i in range(count)])
+        blobs = np.stack(
+            [_find_blob(_difference(self._frame(i), background, sign), level, area, headings) for i in range(count)]
+        )
         relative = blobs[:, 0] / area
         confidence = blobs[:, 1] * np.clip(np.minimum(2 * relative, 2 / np.maximum(relative, 1e-9)), 0, 1)
         found = (relative >= _SMALLEST) & (relative <= _LARGEST)
@@ -127,7 +136,12 @@ class MotionLocator:
             reason = f"one thing of one size is found in {found.sum()} of {count} frames only"
         elif np.median(confidence[blobs[:, 0] > 0]) < _SURE:
             reason = "several things move, or the light changes"
-        return Track(boxes, tuple(confidence.round(3).tolist()), not reason, reason)
+        track = Track(boxes, tuple(confidence.round(3).tolist()), not reason, reason)
+        if not headings:
+            return track
+        angles, sure = find_headings(found, blobs[:, 5:], blobs[:, 2:4], diameter_of(area))
+        known = tuple(None if math.isnan(angle) else angle for angle in angles.round(1).tolist())
+        return replace(track, angles=known, angle_confidence=tuple(sure.round(3).tolist()))
 
     def _frame(self, index: float) -> Pixels:
         start, size = self._places[int(index)]
@@ -201,23 +215,27 @@ def _difference(frame: Pixels, background: Pixels, sign: int) -> Pixels:
     return np.asarray(cv2.max(cv2.max(first, second), third), np.uint8)
 
 
-def _find_blob(difference: Pixels, level: float, area: float) -> NDArray[np.float64]:
+def _find_blob(difference: Pixels, level: float, area: float, has_shape: bool = False) -> NDArray[np.float64]:
     """Return area, share of the foreground, centre x and y, and extent of the largest blob; zeros without one.
 
-    ``area`` is the usual one, if known: thin parts are then taken off.
+    ``area`` is the usual one, if known: thin parts are then taken off. With ``has_shape``, what
+    :func:`.heading.measure_shape` returns follows.
     """
     radius = max(1, round(_OPENING * area**0.5 / 2))
     mask, left, top = _crop_to_foreground((difference > level).astype(np.uint8), radius + 2)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
     opened = cv2.morphologyEx(closed, cv2.MORPH_OPEN, kernel)
-    count, _, stats, _ = cv2.connectedComponentsWithStats(opened.astype(np.uint8, copy=False))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(opened.astype(np.uint8, copy=False))
     if count < 2:
-        return np.zeros(5)
+        return np.zeros(8 if has_shape else 5)
     areas = stats[1:, cv2.CC_STAT_AREA]
-    x, y, width, height, largest = stats[1 + int(areas.argmax())].tolist()
+    chosen = 1 + int(areas.argmax())
+    x, y, width, height, largest = stats[chosen].tolist()
     centre_x, centre_y = left + x + width / 2, top + y + height / 2
-    return np.array([largest, largest / areas.sum(), centre_x, centre_y, max(width, height)], np.float64)
+    found = [largest, largest / areas.sum(), centre_x, centre_y, max(width, height)]
+    shape = measure_shape(closed.astype(np.uint8, copy=False), labels == chosen) if has_shape else ()
+    return np.array([*found, *shape], np.float64)
 
 
 def _crop_to_foreground(mask: Pixels, margin: int) -> tuple[Pixels, int, int]:

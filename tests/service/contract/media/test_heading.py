@@ -1,0 +1,107 @@
+"""Which way a thing looks from above is told by its tail and by the way it goes, and not told where nothing says it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from service.contract.media.heading import LEAST_CONFIDENCE, find_headings
+from service.contract.media.motion import MotionLocator, Track
+from tests.support.arena import BODY, walk, walk_angles, walker_frame
+
+COUNT = 80
+PLACES, ANGLES = walk(COUNT), walk_angles(COUNT)
+Floats = NDArray[np.float64]
+
+
+def track_of(places: Floats, angles: Floats, tails: Sequence[float | None]) -> Track:
+    locator = MotionLocator(io.BytesIO())
+    for number, ((x, y), angle, tail) in enumerate(zip(places, angles, tails, strict=True)):
+        locator.add(walker_frame((x, y), float(angle), number, tail))
+    return locator.locate(headings=True)
+
+
+def apart(track: Track, angles: Floats) -> Floats:
+    """Return how far the angles are from the true ones, in degrees; NaN where there is none."""
+    found = np.array([np.nan if angle is None else angle for angle in track.angles])
+    return np.abs((found - angles + 180) % 360 - 180)
+
+
+def test_a_walk_is_followed_by_the_tail_without_one_flip() -> None:
+    track = track_of(PLACES, ANGLES, [180.0] * COUNT)
+    errors = apart(track, ANGLES)
+    assert np.median(errors) < 3
+    assert errors.max() < 10
+    assert min(track.angle_confidence) > 0.9
+
+
+def test_boxes_are_the_same_without_headings_which_are_not_looked_for_then() -> None:
+    locator = MotionLocator(io.BytesIO())
+    for number in range(0, COUNT, 8):
+        locator.add(walker_frame(tuple(PLACES[number]), float(ANGLES[number]), number))
+    without, asked = locator.locate(), locator.locate(headings=True)
+    assert (without.boxes, without.confidence) == (asked.boxes, asked.confidence)
+    assert (without.angles, len(asked.angles)) == ((), COUNT // 8)
+
+
+def test_frames_out_of_order_are_told_by_the_tail_each() -> None:
+    order = np.random.default_rng(0).permutation(COUNT)
+    errors = apart(track_of(PLACES[order], ANGLES[order], [180.0] * COUNT), ANGLES[order])
+    assert np.isfinite(errors).mean() > 0.95
+    assert np.nanmax(errors) < 10
+
+
+def test_a_thing_without_thin_parts_is_told_by_the_way_it_goes() -> None:
+    errors = apart(track_of(PLACES, ANGLES, [None] * COUNT), ANGLES)
+    assert np.isfinite(errors).all()
+    assert errors.max() < 12
+
+
+def test_thin_parts_towards_which_it_goes_are_ahead() -> None:
+    track = track_of(PLACES, ANGLES, [0.0] * COUNT)
+    assert apart(track, ANGLES).max() < 12
+    assert min(track.angle_confidence) > 0.9
+
+
+def test_a_tail_that_is_curled_to_the_front_for_a_while_turns_nothing_round() -> None:
+    tails = [20.0 if 35 <= number < 41 else 180.0 for number in range(COUNT)]
+    assert apart(track_of(PLACES, ANGLES, tails), ANGLES).max() < 12
+
+
+def test_where_nothing_tells_there_is_no_angle() -> None:
+    """Without a tail, and in no order: the axis alone would have been a coin toss."""
+    order = np.random.default_rng(1).permutation(COUNT)
+    track = track_of(PLACES[order], ANGLES[order], [None] * COUNT)
+    told = [angle for angle in track.angles if angle is not None]
+    assert len(told) <= COUNT // 20
+    assert all(box is not None for box in track.boxes)
+    for angle, confidence in zip(track.angles, track.angle_confidence, strict=True):
+        assert (angle is None) == (confidence < LEAST_CONFIDENCE)
+
+
+def test_it_goes_on_looking_the_same_way_while_it_stands() -> None:
+    places, angles = (
+        np.repeat(PLACES[:40], [1] * 20 + [20] + [1] * 19, 0),
+        np.repeat(ANGLES[:40], [1] * 20 + [20] + [1] * 19),
+    )
+    errors = apart(track_of(places, angles, [None] * len(places)), angles)
+    assert errors.max() < 12
+
+
+@pytest.mark.parametrize("round_one", [0, 5])
+def test_a_round_blob_has_no_axis_of_its_own(round_one: int) -> None:
+    """Where frames follow each other it takes that of its neighbours."""
+    count = 10
+    shapes = np.tile([0.3, 0.6, -0.2], (count, 1))
+    shapes[round_one] = (1.4, 0.02, 0.2)
+    centres = np.linspace((0, 0), (BODY / 10, 0), count)
+    angles, _ = find_headings(np.ones(count, bool), shapes, centres, BODY)
+    np.testing.assert_allclose(angles, 90 + np.degrees(0.3))
+    shapes[:, 0] += 0.8 * np.arange(count)  # turns far from frame to frame
+    alone, _ = find_headings(np.ones(count, bool), shapes, 9 * BODY * np.arange(2 * count).reshape(-1, 2), BODY)
+    assert np.isnan(alone[round_one])
+    assert np.isfinite(np.delete(alone, round_one)).all()
