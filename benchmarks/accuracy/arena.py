@@ -4,17 +4,20 @@
     python -m benchmarks.accuracy.arena --frames m4s1 --labels m4s1.csv --video m3v1.mp4 --steps 800 --seed 0
 
 All goes through the server at --url. A category is trained on the frames, a folder of one camera, without labels and
-without a setting but the steps and the seed. Then it prints as JSON:
+without a setting but the steps, the seed and --align. Then it prints as JSON:
 
-- "inside_percent": frames of which all labels lie in the box, and "side": of the box in body lengths, the median
-  distance between the first and the last label;
+- "inside_percent": frames of which all labels lie in the box, turned if it has an angle, and "side": of the box in body
+  lengths, the median distance between the first and the last label;
+- with --align heading, "axis_degrees", the median angle between the box and the line from the last label to the first,
+  and "reversed", the frames in which it is over 90 degrees;
 - "error_percent": the error of a linear map from the keypoints to the labels in percent of the body length, fitted on
   four of five contiguous blocks of the labelled frames (in the order of their names) and measured on the fifth: by
   ridge regression, as ``ppl landmarks fit`` does it, and "least_squares_percent" without;
-- of the video, which the version never saw, in coordinates of the box and unsmoothed: "jumps_percent", pairs of
+- of the video, which the version never saw, in coordinates of the upright box and unsmoothed: "jumps_percent", pairs of
   consecutive frames in which a keypoint moves by more than a quarter of the box (of all keypoints and pairs, and
   "any_jumps_percent" of pairs with any), and "moves_percent", the root mean square distance of the keypoints from their
-  mean places;
+  mean places; with --align heading also "turned_moves_percent", in coordinates of the turned box, "reversals", pairs
+  of consecutive frames between which the box turns by more than 90 degrees, and "no_heading", frames without an angle;
 - the same of a version that was trained on the video alone, with --from-video.
 
 The files are those of DeepLabCut's example project, which the project does not hold.
@@ -40,6 +43,7 @@ from model.scoring.linear_maps import apply_maps, fit_maps
 from service.client import Client
 from service.client.types import ImageEstimate
 from service.client.uploads import list_named_pictures
+from service.contract.media.fitting import turn
 
 Array = NDArray[np.float64]
 
@@ -51,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     options = _parser().parse_args(arguments)
     with Client(options.url) as client:
-        settings = {"steps": options.steps, "seed": options.seed}
+        settings = {"steps": options.steps, "seed": options.seed, "align": options.align}
         found: dict[str, Any] = dict(settings)
         if options.from_video:
             version = _train(client, options.category, options.video, settings)
@@ -80,10 +84,10 @@ def score_frames(client: Client, category: str, version: str, folder: Path, labe
     rows = labels.match([name for name, _ in named])
     images = [image for image in result.images if rows[image.index] >= 0]
     boxes = np.array([_box(image) for image in images])
-    keypoints = _in_box(images)
+    keypoints = _in_box(images, _keypoints(images), turned=True)
     chosen = rows[[image.index for image in images]]
     points, visible = labels.keypoints[chosen], labels.visibility[chosen] > 0
-    targets = (points + 0.5 - boxes[:, None, :2]) / boxes[:, None, 2:]
+    targets = _in_box(images, points, turned=True)
     is_inside = (((targets >= 0) & (targets <= 1)).all(-1) | ~visible).all(1)
     ends = points[:, [0, -1]][visible[:, [0, -1]].all(1)]
     body = float(np.median(np.linalg.norm(ends[:, 0] - ends[:, 1], axis=-1)))
@@ -98,9 +102,17 @@ def score_frames(client: Client, category: str, version: str, folder: Path, labe
         ):
             distances = np.linalg.norm(apply_maps(keypoints[block], maps) - targets[block], axis=-1)
             errors[name].append((distances * boxes[block, 2:3])[visible[block]])
+    more: dict[str, Any] = {}
+    angles = np.array([_angle(image) for image in images])
+    if np.isfinite(angles).any():
+        ahead = points[:, 0] - points[:, -1]
+        apart = np.abs(_difference(angles, np.degrees(np.arctan2(ahead[:, 0], -ahead[:, 1]))))
+        apart = apart[visible[:, [0, -1]].all(1)]
+        more = {"axis_degrees": float(np.median(np.minimum(apart, 180 - apart))), "reversed": int((apart > 90).sum())}
     return {
         "frames": count,
         "found": len(images),
+        **more,
         "inside_percent": 100 * int(is_inside.sum()) / count,
         "side": float(np.median(boxes[:, 2])) / body,
         **{name: 100 * float(np.concatenate(found).mean()) / body for name, found in errors.items()},
@@ -115,19 +127,32 @@ def score_video(client: Client, category: str, version: str, video: Path) -> dic
     images = [image for image in result.images if image.region]
     if not images:
         return {"video_frames": len(result.images), "located": 0}
-    keypoints = dict(zip([image.frame for image in images], _in_box(images), strict=True))
-    steps = np.array(
-        [np.linalg.norm(keypoints[b] - keypoints[a], axis=-1) for a, b in pairwise(keypoints) if b == a + 1]
-    )
-    poses = np.stack(list(keypoints.values()))
+    found = _keypoints(images)
+    poses, turned = (_in_box(images, found, turned=turned) for turned in (False, True))
+    numbers = [image.frame or 0 for image in images]
+    follows = np.array([b == a + 1 for a, b in pairwise(numbers)])
+    steps = np.linalg.norm(np.diff(poses, axis=0), axis=-1)[follows]
+    more: dict[str, Any] = {}
+    angles = np.array([_angle(image) for image in images])
+    if np.isfinite(angles).any():
+        more = {
+            "turned_moves_percent": _spread_percent(turned),
+            "reversals": int((np.abs(_difference(angles[1:], angles[:-1]))[follows] > 90).sum()),
+            "no_heading": sum(problem.code == "no_heading" for problem in result.errors or ()),
+        }
     return {
+        **more,
         "video_frames": len(result.images),
         "located": len(images),
         "errors": len(result.errors or ()),
         "jumps_percent": 100 * float((steps > _JUMP).mean()),
         "any_jumps_percent": 100 * float((steps > _JUMP).any(1).mean()),
-        "moves_percent": 100 * float(np.sqrt(((poses - poses.mean(0)) ** 2).sum(-1).mean())),
+        "moves_percent": _spread_percent(poses),
     }
+
+
+def _spread_percent(poses: Array) -> float:
+    return 100 * float(np.sqrt(((poses - poses.mean(0)) ** 2).sum(-1).mean()))
 
 
 def _box(image: ImageEstimate) -> tuple[float, float, float, float]:
@@ -135,11 +160,29 @@ def _box(image: ImageEstimate) -> tuple[float, float, float, float]:
     return image.region.x, image.region.y, image.region.width, image.region.height
 
 
-def _in_box(images: Sequence[ImageEstimate]) -> Array:
-    boxes = np.array([_box(image) for image in images])
-    points = np.array([[(point.x, point.y) for point in image.keypoints] for image in images])
-    relative: Array = (points + 0.5 - boxes[:, None, :2]) / boxes[:, None, 2:]
-    return relative
+def _angle(image: ImageEstimate) -> float:
+    angle = image.region.angle if image.region else None
+    return np.nan if angle is None else angle
+
+
+def _difference(a: Array, b: Array) -> Array:
+    """Return angles from -180 to 180 degrees."""
+    return (a - b + 180) % 360 - 180
+
+
+def _keypoints(images: Sequence[ImageEstimate]) -> Array:
+    return np.array([[(point.x, point.y) for point in image.keypoints] for image in images])
+
+
+def _in_box(images: Sequence[ImageEstimate], points: Array, *, turned: bool) -> Array:
+    """Return points (N, K, 2) in [0, 1] of the boxes, turned by their angles or upright."""
+    relative = []
+    for image, own in zip(images, points, strict=True):
+        x, y, width, height = _box(image)
+        angle = _angle(image) if turned else np.nan
+        own = own if np.isnan(angle) else turn(own, (x + width / 2 - 0.5, y + height / 2 - 0.5), -angle)
+        relative.append((own + 0.5 - (x, y)) / (width, height))
+    return np.stack(relative)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -149,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--labels", type=Path, required=True, help="their labels")
     parser.add_argument("--video", type=Path, required=True)
     parser.add_argument("--from-video", action="store_true", help="train on the video instead of the frames")
+    parser.add_argument("--align", choices=("off", "heading"), default="off", help="the setting of the training")
     parser.add_argument("--category", default="arena-mouse")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0)
