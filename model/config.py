@@ -156,6 +156,12 @@ class PPLConfig:
         "folder of pictures; 'auto' does so where it is sure; 'off' takes whole pictures",
         choices=("auto", "motion", "off"),
     )
+    align: str = _setting(
+        "off",
+        "for views from above: 'heading' turns each picture so that the thing looks up in it, by the angle of its box: "
+        "one that was sent, or one that motion tells from the shape and the way it goes; 'off' takes pictures upright",
+        choices=("off", "heading"),
+    )
     labels_fit: str = _setting(
         "exact",
         "labels that state another size of their pictures: 'exact' refuses them, 'scale' scales those of the same "

@@ -6,13 +6,20 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .label_fitting import CameSize, fit_labels
 from .labels import Labels, LabelsError, from_square, hashed_split
+
+
+class OnPicture(Protocol):
+    """Where a square lies on its picture."""
+
+    def from_picture(self, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Convert points (…, 2) from pixels of the picture to [-1, 1] of the square."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def match_labels(
     sizes: Sequence[Sequence[int]],
     clips: NDArray[np.int64] | None = None,
     hint: str = "",
-    frames: Sequence[Sequence[float]] | None = None,
+    frames: Sequence[OnPicture] | None = None,
     orientations: Sequence[int] | None = None,
     with_several: Collection[str] = (),
 ) -> LabelledPictures:
@@ -65,10 +72,10 @@ def match_labels(
 
     If the labels have no split, a fifth of the labelled pictures is held out by a hash of their names; of frames, a
     fifth of the labelled ``clips``. Sizes are width and height in pixels, EXIF orientation applied. The ``hint`` is for
-    names that are not ASCII, as these may have been spoilt. ``frames`` are left, top and side of the squares on the
-    pictures, in pixel edges; whole pictures unless given. With ``orientations``, EXIF's of the pictures, labels of
-    other sizes are fitted (:func:`.label_fitting.fit_labels`). Pictures ``with_several`` boxes may be there several
-    times, and must have no labels: which box is the labelled animal's is not known.
+    names that are not ASCII, as these may have been spoilt. ``frames`` say where the squares lie on the pictures; whole
+    pictures unless given. With ``orientations``, EXIF's of the pictures, labels of other sizes are fitted
+    (:func:`.label_fitting.fit_labels`). Pictures ``with_several`` boxes may be there several times, and must have no
+    labels: which box is the labelled animal's is not known.
 
     Raises LabelsError if no picture has a label, a name matches twice, a labelled picture has several boxes, or a part
     of the split would be empty.
@@ -89,8 +96,8 @@ def match_labels(
     keypoints = matched.keypoints
     if frames is not None:
         width, height = np.array([sizes[index] for index in pictures.tolist()]).T[..., None]
-        squares = np.array([frames[index] for index in pictures.tolist()])[:, None]
-        keypoints = (from_square(keypoints, width, height) + 0.5 - squares[..., :2]) / squares[..., 2:]
+        own = zip(pictures.tolist(), from_square(keypoints, width, height), strict=True)
+        keypoints = np.stack([(frames[index].from_picture(points) + 1) / 2 for index, points in own])
         keypoints[matched.visibility == 0] = 0
     heldout = hold_out(
         matched, [names[index] for index in pictures.tolist()], None if clips is None else clips[pictures]

@@ -50,6 +50,13 @@ Locate = Annotated[
         help="Without boxes: motion cuts out what moves before a fixed camera, auto does where it is sure, or off.",
     ),
 ]
+Align = Annotated[
+    Literal["off", "heading"] | None,
+    typer.Option(
+        help="For views from above: heading turns what the model sees so that the thing looks up, by the angles of the "
+        "boxes, or as motion tells; by default off, and of a version as it was trained.",
+    ),
+]
 LabelsFit = Annotated[
     Literal["exact", "scale"] | None,
     typer.Option(

@@ -21,11 +21,11 @@ from service.client.uploads import list_pictures, name_uniquely, printable_name,
 from service.contract.media import tiff
 from service.contract.media.video_kinds import HEAD_BYTES, is_video, is_video_name
 
-from .commands import PIPE_PREFIX, Category, Locate, Session, Version, save_pipe
+from .commands import PIPE_PREFIX, Align, Category, Locate, Session, Version, save_pipe
 from .console import err, out, print_json, print_path, print_table, say, write_file
 from .estimates import finish, print_background, wait
 
-Box = tuple[float, float, float, float]
+Box = tuple[float, float, float, float] | tuple[float, float, float, float, float]
 _BOXES: TypeAdapter[list[Any]] = TypeAdapter(list[Box | Annotated[list[Box], Field(min_length=1)] | None])
 
 
@@ -74,8 +74,9 @@ def estimate(
     box: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="X,Y,W,H",
-            help="Box of the object in the one picture, or in each frame of the video, in pixels; repeatable.",
+            metavar="X,Y,W,H[,ANGLE]",
+            help="Box of the object in the one picture, or in each frame of the video, in pixels, and the way it looks "
+            "in degrees clockwise from up; repeatable.",
         ),
     ] = None,
     boxes_file: Annotated[
@@ -88,6 +89,7 @@ def estimate(
         ),
     ] = None,
     locate: Locate = None,
+    align: Align = None,
     more: Annotated[
         list[More] | None,
         typer.Option("--include", help="Add this to each pose in the JSON; repeatable."),
@@ -129,6 +131,7 @@ def estimate(
     include: list[str] = [*(more or ()), *drawings]
     in_background: dict[str, Any] = {"boxes": boxes, "locate": locate, "smooth": smooth, "max_gap": max_gap}
     options: dict[str, Any] = {"version": version, "refine_steps": refine_steps, "landmarks": marks, "include": include}
+    options["align"] = align
     if format == "slp" and sys.stdout.isatty() and not background:
         raise InputError("--format slp writes a binary file; send it to one, as in --format slp > poses.slp")
     of_one_answer = format in ("frames", "slp", "boxes") or (locate and not video)
@@ -162,7 +165,7 @@ def estimate(
         for name, value in unsupported.items():
             if value:
                 raise InputError(f"--format {format} has no place for {name}; leave one of them out")
-        text = client.estimate_as(format, category, name_uniquely(images), version, refine_steps, boxes, marks)
+        text = client.estimate_as(format, category, name_uniquely(images), version, refine_steps, boxes, marks, align)
         print(text, end="" if text.endswith("\n") else "\n")
     else:
         found = client.estimate(category, images, boxes=boxes, **options)
@@ -250,12 +253,16 @@ def _read_boxes(texts: list[str] | None, file: Path | None, count: int) -> list[
     return boxes if len(boxes) == 1 else [boxes]
 
 
-def _parse_box(text: str) -> Box:
+def _parse_box(text: str) -> tuple[float, ...]:
     try:
-        x, y, width, height = map(float, text.split(","))
+        box = tuple(map(float, text.split(",")))
     except ValueError:
-        raise InputError(f"--box is {text[:80]!r}; it must be four numbers, as in --box 10,20,200,150") from None
-    return x, y, width, height
+        box = ()
+    if len(box) not in (4, 5):
+        raise InputError(
+            f"--box is {text[:80]!r}; it must be four numbers, as in --box 10,20,200,150, or five with an angle"
+        )
+    return box
 
 
 def _print_lines(lines: Iterable[PoseLine | FailedPicture], as_json: bool, images: Sequence[Path] = ()) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .commands import BoxesFile, Category, LabelsFit, Locate, Session, Version, save_pipe
+from .commands import Align, BoxesFile, Category, LabelsFit, Locate, Session, Version, save_pipe
 from .console import counting_bar, out, print_path, print_table, say
 from .evaluation import evaluate_category
 
@@ -37,6 +37,7 @@ def evaluate(
     ],
     boxes: BoxesFile = None,
     locate: Locate = None,
+    align: Align = None,
     labels_fit: LabelsFit = None,
     occlusion: Annotated[
         bool, typer.Option("--occlusion", help="Also hide parts of the scored pictures, and refine.")
@@ -67,6 +68,7 @@ def evaluate(
             version,
             boxes=save_pipe(boxes) if boxes else None,
             locate=locate,
+            align=align,
             labels_fit=labels_fit or "exact",
             occlusion=occlusion,
             refine_steps=refine_steps,

@@ -34,10 +34,11 @@ from service.client import Client
 from service.client.batches import POSES_A_REQUEST
 from service.client.errors import InputError
 from service.client.types import ImageEstimate, Prior
-from service.contract.errors import BadPicture, PPLError
+from service.contract.errors import BadPicture, NoHeading, PPLError
 from service.contract.media import tiff
 from service.contract.media.archives import ArchiveLimits, Member, find_white, iter_media
-from service.contract.media.fitting import Box, Frame, fit_square, reduction_for_boxes
+from service.contract.media.boxes import FoundBox, fit_found
+from service.contract.media.fitting import Frame, reduction_for_boxes
 from service.contract.media.locating import Locations, MotionFinder, clip_of_picture
 from service.contract.media.pictures import Picture, PictureLimits, is_picture_name, open_reduced
 from service.contract.media.videos import BadVideo, NoDecoder, frame_name, iter_frames
@@ -66,6 +67,7 @@ def evaluate_category(
     *,
     boxes: Path | None = None,
     locate: str | None = None,
+    align: str | None = None,
     labels_fit: str = "exact",
     occlusion: bool = False,
     refine_steps: int | None = None,
@@ -83,6 +85,7 @@ def evaluate_category(
             clips.
         boxes: a file of where the thing is in each picture: our CSV, COCO or MegaDetector's JSON.
         locate: auto, motion or off for pictures without boxes; as the version was trained by default.
+        align: heading or off; as the version was trained by default.
         labels_fit: scale fits labels that state another size of their pictures, see
             :func:`model.scoring.label_fitting.fit_labels`; exact refuses them.
         occlusion: also hide parts of the scored pictures, and refine.
@@ -103,7 +106,8 @@ def evaluate_category(
     steps = _choose_steps(prior, refine_steps)
     frames = int(prior.settings.get("frames_per_clip", _FRAMES))
     locate = locate or str(prior.settings.get("locate", "off"))
-    squares = read_squares(paths, int(prior.settings["image_size"]), frames, boxes, locate)
+    align = align or str(prior.settings.get("align", "off"))
+    squares = read_squares(paths, int(prior.settings["image_size"]), frames, boxes, locate, align)
     predictions: dict[str, Any] = {
         "pictures": dict.fromkeys(squares.names),
         "sizes": dict(zip(squares.names, squares.sizes, strict=True)),
@@ -127,7 +131,8 @@ def evaluate_category(
         poses = []
         for first in range(0, len(pixels), POSES_A_REQUEST):
             pictures = [_encode_png(square) for square in pixels[first : first + POSES_A_REQUEST]]
-            answer = client.estimate(category, pictures, prior.version, refine_steps, ["trajectory"])
+            # the squares are turned already
+            answer = client.estimate(category, pictures, prior.version, refine_steps, ["trajectory"], align="off")
             poses += [_to_fractions(image) for image in answer.images]
             done += len(pictures)
             on_done(done, total)
@@ -248,9 +253,9 @@ class Squares:
         inside = {name: str(PurePosixPath(name.replace("\\", "/")).parent) for name in stills} if folders else {}
         return self.videos | (inside if len(set(inside.values())) > 1 else {})
 
-    def add(self, name: str, picture: Picture, side: int, box: Box | None) -> None:
-        """Fit a picture, or a box of it, to a square and append it."""
-        square, frame = fit_square(picture, side, box)
+    def add(self, name: str, picture: Picture, side: int, found: FoundBox | None, *, aligned: bool) -> None:
+        """Fit a picture, or a box of it, to a square and append it. Raises NoHeading."""
+        square, frame = fit_found(picture, side, found, aligned=aligned)
         self.names.append(name)
         self.sizes.append(picture.size)
         self.pixels.append(square)
@@ -277,7 +282,12 @@ class Squares:
 
 
 def read_squares(
-    paths: Sequence[Path], side: int, frames: int = _FRAMES, boxes: Path | None = None, locate: str = "off"
+    paths: Sequence[Path],
+    side: int,
+    frames: int = _FRAMES,
+    boxes: Path | None = None,
+    locate: str = "off",
+    align: str = "off",
 ) -> Squares:
     """Fit pictures to squares of a model's side.
 
@@ -286,23 +296,28 @@ def read_squares(
         side: S.
         frames: taken of each video, the same as in training.
         boxes: a file of where the thing is in each picture.
-        locate: the setting of training, for pictures without boxes.
+        locate, align: the settings of training, the first for pictures without boxes.
 
     Raises:
         InputError: an unreadable path, a duplicate name, no picture at all, or a video without PyAV.
     """
-    locations = _locate(paths, frames, boxes, locate)
+    aligned = align == "heading"
+    locations = _locate(paths, frames, boxes, locate, aligned)
     squares = Squares(with_several=locations.with_several())
     reduction = reduction_for_boxes(side) if locations.whole else lambda width, height: 1.0
     for name, video, found in _iter_pictures(paths, frames, reduction):
         if not isinstance(found, Picture):
             squares.skipped.append({"name": name, "reason": found})
             continue
-        box = locations.find(name, found.size)
+        box = locations.find_most_confident(name, found.size)
         if box is None and not locations.whole:
             squares.skipped.append({"name": name, "reason": locations.missing})
             continue
-        squares.add(name, found, side, box)
+        try:
+            squares.add(name, found, side, box, aligned=aligned)
+        except NoHeading as error:
+            squares.skipped.append({"name": name, "reason": error.detail})
+            continue
         if video is not None:
             squares.videos[name] = video
     if not squares.names:
@@ -314,13 +329,13 @@ def read_squares(
     return squares
 
 
-def _locate(paths: Sequence[Path], frames: int, boxes: Path | None, locate: str) -> Locations:
+def _locate(paths: Sequence[Path], frames: int, boxes: Path | None, locate: str, aligned: bool) -> Locations:
     """Return where the thing is in each picture, as a training job finds it."""
     if boxes is None and locate == "off":
         return Locations()
     names = []
     with TemporaryFile(prefix="ppl-") as file:
-        finder = MotionFinder(file, is_required=locate == "motion")
+        finder = MotionFinder(file, is_required=locate == "motion", is_aligned=aligned)
         for name, video, found in _iter_pictures(paths, frames, finder.reduction):
             if isinstance(found, Picture):
                 names.append(name)

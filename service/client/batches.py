@@ -23,11 +23,16 @@ BoxFile = str | os.PathLike[str]  # CSV (image,x,y,width,height), COCO or MegaDe
 
 
 def form_fields(
-    category: str, version: str | None, refine_steps: int, include: Sequence[str] = (), landmarks: str | None = None
+    category: str,
+    version: str | None,
+    refine_steps: int,
+    include: Sequence[str] = (),
+    landmarks: str | None = None,
+    align: str | None = None,
 ) -> dict[str, str]:
     """Return the fields that every estimate has; unset ones are left out."""
     fields = {"category": category, "refine_steps": str(refine_steps)}
-    return fields | given(version=version, include=",".join(include), landmarks=landmarks)
+    return fields | given(version=version, include=",".join(include), landmarks=landmarks, align=align)
 
 
 def video_fields(every: int, box: Box | Sequence[Box] | BoxFile | None) -> dict[str, str]:

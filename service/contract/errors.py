@@ -111,6 +111,10 @@ class NothingFound(BadPicture, code="nothing_found"):
     """No box shows where the thing is in this picture or frame."""
 
 
+class NoHeading(BadPicture, code="no_heading"):
+    """The picture is to be turned so that the thing looks up, and which way it looks is not known."""
+
+
 class NotAnImage(BadPicture, code="not_an_image", status=415): ...
 
 

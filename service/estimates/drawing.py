@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from service.contract.media.fitting import Box, Frame
+from service.contract.media.boxes import FoundBox
+from service.contract.media.fitting import Frame, box_corners
 
 _LEAST_STRENGTH = 0.3  # thinner links can't be seen
 _OUTLINE = np.array([16, 18, 24], np.float32)
 _BOX_COLOUR = (255, 209, 102)
+_MARK = 0.08  # length of the mark of a box's upper side, relative to the box
 _BACKGROUND = (13, 15, 33)
 # colours of the link map from 0 to 1: dark blue, violet, orange, near white
 _STOPS = np.array([_BACKGROUND, (74, 31, 110), (178, 46, 105), (243, 120, 64), (253, 209, 105), (255, 252, 235)])
@@ -59,9 +61,11 @@ def overlay(
     keypoints: NDArray[Any],
     links: Sequence[dict[str, Any]],
     landmarks: Sequence[dict[str, Any]] = (),
-    box: Box | None = None,
+    found: FoundBox | None = None,
 ) -> Image.Image:
     """Draw a pose on its picture, sized in proportion to the model's square, and the box in which it was found.
+
+    The box of a turned square is turned, with a mark where the thing looks.
 
     Args:
         picture: RGB.
@@ -88,12 +92,22 @@ def overlay(
         _disc(canvas, place, 0.8 * radius + outline, _OUTLINE)
         _disc(canvas, place, 0.8 * radius, np.full(3, 255, np.float32))
     drawn = Image.fromarray(canvas)
-    if box:
-        x, y, width, height = box
-        corners = (x, y, x + width - 1, y + height - 1)
-        ImageDraw.Draw(drawn).rectangle(corners, outline=_BOX_COLOUR, width=max(1, round(0.6 * unit)))
+    if found:
+        draw, width = ImageDraw.Draw(drawn), max(1, round(0.6 * unit))
+        for line in outline_box(found):
+            draw.line([tuple(point) for point in line.tolist()], _BOX_COLOUR, width, joint="curve")
     _write_names(drawn, landmarks, 1.6 * radius, max(10.0, 3 * unit))
     return drawn
+
+
+def outline_box(found: FoundBox) -> list[NDArray[np.float64]]:
+    """Return the lines to draw of a box, each (n, 2) in pixels, with a mark ahead of the thing if it has an angle."""
+    corners = box_corners(found.box, found.angle or 0.0) - 0.5
+    lines = [corners[[0, 1, 2, 3, 0]]]
+    if found.angle is not None:
+        middle = corners[:2].mean(0)
+        lines.append(np.stack([middle, middle + _MARK * (corners[0] - corners[3])]))
+    return lines
 
 
 def _write_names(image: Image.Image, points: Sequence[dict[str, Any]], gap: float, size: float) -> None:

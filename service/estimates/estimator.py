@@ -163,8 +163,8 @@ class Estimator:
 
     async def _fit(self, sources: Sequence[Source]) -> list[FittedBox]:
         """Decode side by side; the first error cancels the rest."""
-        decode = self._threads.decode
-        tasks = [asyncio.ensure_future(decode(source.fit, self._version.side, self._limits)) for source in sources]
+        decode, more = self._threads.decode, (self._version.side, self._limits, self._query.is_aligned)
+        tasks = [asyncio.ensure_future(decode(source.fit, *more)) for source in sources]
         try:
             return list(chain.from_iterable(await asyncio.gather(*tasks)))
         finally:

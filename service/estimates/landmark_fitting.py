@@ -101,7 +101,7 @@ async def fit_landmarks(
     await threads.io(versions.additions.check_free, category, version.name, request.name)
     names = [upload.filename for upload in request.uploads]
     labels, labelled, absent = await threads.decode(read_labelled, request.labels, names)
-    estimator = Estimator(pipeline, Query(category, version.name), version)
+    estimator = Estimator(pipeline, Query(category, version.name).fit_to(version), version)
     pictures, keypoints = [], []
     batch_limit = pipeline.settings.batch_limit
     for first in range(0, len(labelled), batch_limit):

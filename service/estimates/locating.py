@@ -10,7 +10,7 @@ from dataclasses import replace
 from PIL import Image
 
 from service.contract.errors import PPLError
-from service.contract.media.boxes import FoundBox
+from service.contract.media.locating import boxes_of_track
 from service.contract.media.motion import LONGER_SIDE, MotionLocator
 from service.contract.media.pictures import PictureLimits, open_reduced
 
@@ -18,28 +18,29 @@ from .pictures import NOTHING, PictureBoxes, Upload, hold_pixels
 
 
 def locate_frames(
-    frames: Iterable[tuple[int, Image.Image, tuple[int, int]]], *, is_required: bool
+    frames: Iterable[tuple[int, Image.Image, tuple[int, int]]], *, is_required: bool, is_aligned: bool = False
 ) -> dict[int, PictureBoxes] | None:
     """Return the box of each numbered frame; None if motion is not sure, unless it is required.
 
     Args:
         frames: number, image, possibly reduced, and full size in pixels.
+        is_aligned: whether to find which way the thing looks.
     """
     with tempfile.TemporaryFile() as file:
         locator, numbers = MotionLocator(file), []
         for number, image, size in frames:
             numbers.append(number)
             locator.add(image, size)
-        track = locator.locate()
+        track = locator.locate(headings=is_aligned)
     if not (track.sure or is_required):
         return None
     return {
-        number: NOTHING if box is None else PictureBoxes.located([FoundBox(box, confidence)])
-        for number, box, confidence in zip(numbers, track.boxes, track.confidence, strict=True)
+        number: PictureBoxes.located([found]) if found else NOTHING
+        for number, found in zip(numbers, boxes_of_track(track), strict=True)
     }
 
 
-def locate_pictures(uploads: Sequence[Upload], limits: PictureLimits) -> list[Upload]:
+def locate_pictures(uploads: Sequence[Upload], limits: PictureLimits, is_aligned: bool = False) -> list[Upload]:
     """Return the pictures with the box of what moves in each; one that can't be read stays as it is."""
 
     def read() -> Iterator[tuple[int, Image.Image, tuple[int, int]]]:
@@ -56,5 +57,5 @@ def locate_pictures(uploads: Sequence[Upload], limits: PictureLimits) -> list[Up
                     continue
                 yield number, picture.image, picture.size
 
-    found = locate_frames(read(), is_required=True) or {}
+    found = locate_frames(read(), is_required=True, is_aligned=is_aligned) or {}
     return [replace(upload, boxes=found.get(number, upload.boxes)) for number, upload in enumerate(uploads)]

@@ -9,7 +9,7 @@ from service.http.openapi import CATEGORY, FILE, TEXT, field, file_field, form_b
 
 from .formats.json_lines import MEDIA_TYPES as LINES
 from .formats.registry import FORMATS
-from .request import INCLUDABLE
+from .request import ALIGN, INCLUDABLE
 from .results import ERRORS_HEADER
 from .schemas import BackgroundEstimate
 
@@ -21,11 +21,12 @@ _FIELDS = {
     "include": field("string", f"comma-separated, any of {', '.join(INCLUDABLE)}", examples=["codes"]),
     "boxes": field(
         "string",
-        "a JSON list with an entry for each picture: a box [x, y, width, height] in pixels, a list of such boxes for "
-        "several objects, or null for the whole picture, as in "
+        "a JSON list with an entry for each picture: a box [x, y, width, height] in pixels, or [x, y, width, height, "
+        "angle] with the way that it looks in degrees clockwise from up, a list of such boxes for several objects, or "
+        "null for the whole picture, as in "
         "[[10, 20, 200, 150], [[0, 0, 90, 90], [95, 5, 80, 80]], null]; each box counts as a picture. Or a file: CSV "
-        "(image,x,y,width,height), COCO with bbox or MegaDetector's JSON, of a video with a box for each frame; a "
-        "picture or frame that has none there gets no pose",
+        "(image,x,y,width,height, and optionally angle), COCO with bbox or MegaDetector's JSON, of a video with a box "
+        "for each frame; a picture or frame that has none there gets no pose",
         examples=["[null]"],
     ),
     "locate": field(
@@ -34,6 +35,13 @@ _FIELDS = {
         "off takes whole frames. motion is possible for pictures, too, of one fixed camera in their order",
         examples=["off"],
         enum=["auto", "motion", "off"],
+    ),
+    "align": field(
+        "string",
+        "for views from above: heading turns what the model sees so that the thing looks up, by the angle of its box, "
+        "which was sent or is told by motion; off takes it upright. By default as the version was trained",
+        examples=["off"],
+        enum=list(ALIGN),
     ),
     "format": field(
         "string",

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.contract.errors import BadBoxes, BodyTooLarge, NothingFound, PPLError
-from service.contract.media.boxes import BoxFile, FoundBox, parse_box_file
-from service.contract.media.fitting import Box, Frame, fit_square, reduction_for_boxes, unfit_square
+from service.contract.media.boxes import BoxFile, FoundBox, check_angle, fit_found, parse_box_file
+from service.contract.media.fitting import Box, Frame, reduction_for_boxes, unfit_square
 from service.contract.media.pictures import Picture, PictureLimits, open_picture, open_reduced
 from service.runtime.concurrency import DecodedPixelLimit
 from service.versions.landmarks import LandmarkMaps
@@ -38,8 +38,9 @@ _decoded_pixels = DecodedPixelLimit()
 # sides of a box, as a multiple of the picture's longer side: in a larger one the picture is a few pixels of the square
 _MAX_BOX = 8
 _EXPECTED_BOXES = (
-    "expected a JSON list with an entry for each picture: [x, y, width, height] in pixels, a list of such boxes, "
-    "or null for the whole picture; or a file of boxes: CSV (image,x,y,width,height), COCO or MegaDetector's JSON"
+    "expected a JSON list with an entry for each picture: [x, y, width, height] in pixels, or with an angle as a fifth "
+    "number, a list of such boxes, or null for the whole picture; or a file of boxes: CSV (image,x,y,width,height), "
+    "COCO or MegaDetector's JSON"
 )
 
 
@@ -50,7 +51,7 @@ class PictureBoxes:
     Attributes:
         boxes: at least one; None is the whole picture.
         numbered: whether they were sent as a list, so that an answer has the number of its box.
-        regions: returns the boxes for the picture's size instead, if they were located or come from a file.
+        regions: returns the boxes for the picture's size instead, if they were located, have angles or came as a file.
     """
 
     boxes: tuple[Box | None, ...] = (None,)
@@ -106,20 +107,24 @@ def parse_boxes(text: str | None, names: Sequence[str]) -> list[PictureBoxes]:
 def _parse_entry(name: str, entry: Any) -> PictureBoxes:
     if entry is None:
         return PictureBoxes()
-    if isinstance(entry, list) and entry and all(isinstance(box, list) for box in entry):
-        boxes = tuple(_parse_box(f"{name}[{number}]", box) for number, box in enumerate(entry))
-        return PictureBoxes(boxes, numbered=True)
-    return PictureBoxes((_parse_box(name, entry),))
+    is_list = isinstance(entry, list) and bool(entry) and all(isinstance(box, list) for box in entry)
+    if is_list:
+        boxes = [_parse_box(f"{name}[{number}]", box) for number, box in enumerate(entry)]
+    else:
+        boxes = [_parse_box(name, entry)]
+    if any(each.angle is not None for each in boxes):
+        return replace(PictureBoxes.located(boxes), numbered=is_list)
+    return PictureBoxes(tuple(each.box for each in boxes), numbered=is_list)
 
 
-def _parse_box(name: str, box: Any) -> Box:
-    is_box = isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)
+def _parse_box(name: str, box: Any) -> FoundBox:
+    is_box = isinstance(box, list) and len(box) in (4, 5) and all(type(value) in (int, float) for value in box)
     if not is_box or not all(abs(value) < 1e9 for value in box):  # false for NaN and infinity too
         raise BadBoxes(f"{name} is {str(box)[:80]}; {_EXPECTED_BOXES}")
-    x, y, width, height = map(float, box)
+    x, y, width, height, *angle = map(float, box)
     if width < 1 or height < 1:
         raise BadBoxes(f"{name} is {width:g} x {height:g} pixels; each side must have at least 1")
-    return x, y, width, height
+    return FoundBox((x, y, width, height), angle=check_angle(name, *angle) if angle else None)
 
 
 def _check_box(box: Box, width: int, height: int) -> None:
@@ -171,8 +176,8 @@ class Upload:
     boxes: PictureBoxes
     extra: ClassVar[Answer] = {}
 
-    def fit(self, side: int, limits: PictureLimits) -> list[FittedBox]:
-        """Decode the picture and cut out the model's square for each of its boxes.
+    def fit(self, side: int, limits: PictureLimits, aligned: bool = False) -> list[FittedBox]:
+        """Decode the picture and cut out the model's square for each of its boxes, turned if ``aligned``.
 
         Raises:
             BadPicture and its subclasses, BodyTooLarge, BadBoxes: the detail names the picture.
@@ -189,7 +194,7 @@ class Upload:
                     return reduction_for_boxes(side, boxes or (None,))(width, height)
 
                 picture = open_reduced(data, reduction, limits, lambda n: held.enter_context(hold_pixels(n, limits)))
-                return fit_boxes(picture, self.index, self.boxes, side)
+                return fit_boxes(picture, self.index, self.boxes, side, aligned=aligned)
             except PPLError as error:
                 name = f" ({self.filename[:60]})" if self.filename else ""
                 detail = f"images[{self.index}]{name}: {error.detail}"
@@ -208,7 +213,7 @@ class FrameUpload:
     fitted: list[FittedBox] | PPLError
     extra: Answer = field(default_factory=dict)
 
-    def fit(self, side: int, limits: PictureLimits) -> list[FittedBox]:
+    def fit(self, side: int, limits: PictureLimits, aligned: bool = False) -> list[FittedBox]:
         """Return the squares, or raise the error."""
         if isinstance(self.fitted, PPLError):
             raise self.fitted
@@ -218,26 +223,29 @@ class FrameUpload:
 Source = Upload | FrameUpload
 
 
-def fit_boxes(picture: Picture, index: int, boxes: PictureBoxes, side: int) -> list[FittedBox]:
-    """Cut out the model's square for each box of an RGB picture. Raises BadBoxes, NothingFound."""
+def fit_boxes(picture: Picture, index: int, boxes: PictureBoxes, side: int, aligned: bool = False) -> list[FittedBox]:
+    """Cut out the model's square for each box of an RGB picture, turned by its angle if ``aligned``.
+
+    Raises BadBoxes, NothingFound, NoHeading.
+    """
     size = picture.width, picture.height
     regions = boxes.regions(size) if boxes.regions else None
     if regions is not None and not regions:
         raise NothingFound("no box shows where the thing is in it; send a box, or take it whole with locate=off")
-    pairs = [(each.box, each) for each in regions] if regions else [(box, None) for box in boxes.boxes]
-    for box, _ in pairs:
-        if box:
-            _check_box(box, *size)
+    chosen = [*regions] if regions else [FoundBox(box) if box else None for box in boxes.boxes]
+    for each in chosen:
+        if each:
+            _check_box(each.box, *size)
     return [
         FittedBox(
             index,
             *size,
-            *fit_square(picture, side, box),
+            *fit_found(picture, side, each, aligned=aligned),
             number if boxes.numbered else None,
-            region,
+            (each if aligned else replace(each, angle=None)) if regions and each else None,
             picture.orientation,
         )
-        for number, (box, region) in enumerate(pairs)
+        for number, each in enumerate(chosen)
     ]
 
 
@@ -260,7 +268,7 @@ def describe_pose(
         **({} if fitted.number is None else {"box": fitted.number}),
         "width": fitted.width,
         "height": fitted.height,
-        **({} if fitted.region is None else {"region": _describe_region(fitted.region)}),
+        **({} if fitted.region is None else {"region": fitted.region.to_region()}),
         "keypoints": [
             {"id": index, **name, **point, "score": round(score, 4)}
             for index, (name, point, score) in enumerate(zip(names, _round(points), pose.scores.tolist(), strict=True))
@@ -283,10 +291,9 @@ def describe_pose(
         # decoded again: pictures are not kept in memory while they wait
         with hold_pixels(fitted.width * fitted.height, limits):
             picture = open_picture(source.read(), limits)
-            region = fitted.region.box if fitted.region else None
-            answer["overlay"] = _data_url(
-                drawing.overlay(picture, frame, points, version.skeleton, answer.get("landmarks", ()), region)
-            )
+            landmarks_of, region = answer.get("landmarks", ()), fitted.region
+            drawn = drawing.overlay(picture, frame, points, version.skeleton, landmarks_of, region)
+            answer["overlay"] = _data_url(drawn)
     return answer
 
 
@@ -301,11 +308,6 @@ def describe_landmarks(landmarks: LandmarkMaps, pose: Pose, frame: Frame, answer
         {"name": name, **point, "score": round(score, 4)}
         for name, point, score in zip(landmarks.names, points, scores, strict=True)
     ]
-
-
-def _describe_region(region: FoundBox) -> dict[str, float | None]:
-    x, y, width, height = region.box
-    return {"x": x, "y": y, "width": width, "height": height, "confidence": region.confidence}
 
 
 def hold_pixels(pixels: int, limits: PictureLimits) -> AbstractContextManager[None]:

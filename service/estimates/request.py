@@ -27,8 +27,9 @@ BODY_S = 120.0  # time for a body to arrive, if the request is answered at once
 DRAWN = frozenset(("link_map", "overlay"))
 INCLUDABLE = ("link_map", "trajectory", "overlay", "codes", "links")
 LOCATE = ("auto", "motion", "off")
+ALIGN = ("off", "heading")
 _FIELDS = (
-    *("category", "version", "refine_steps", "include", "boxes", "locate", "format", "landmarks", "every"),
+    *("category", "version", "refine_steps", "include", "boxes", "locate", "align", "format", "landmarks", "every"),
     *("smooth", "max_gap"),
 )
 _MAX_EVERY = 100_000
@@ -166,6 +167,7 @@ class Query:
         boxes: boxes of each picture; of a video, those of every frame.
         frame_boxes: boxes of a video by the frame's number, if they were sent so.
         locate: auto, motion or off.
+        align: off, or heading to turn what the model sees; as the version was trained, if it is None.
         landmarks: name of a set of landmarks to add.
         every: if the one file is a video, take the first frame and every n-th after it; 0 for pictures.
         smoothing: of a video's keypoints over time.
@@ -183,6 +185,7 @@ class Query:
     every: int = 0
     frame_boxes: Mapping[int, PictureBoxes] | None = None
     locate: str = "off"
+    align: str | None = None
     smoothing: Smoothing | None = None
     draws_video: bool = False
 
@@ -218,6 +221,9 @@ class Query:
             raise BadField("locate", f"locate is {locate[:80]!r}; it must be {' or '.join(allowed)}")
         if locate != "off" and "boxes" in sent:
             raise BadField("locate", f"locate is {locate}, and boxes were sent, too; leave one of them out")
+        align = sent.get("align")
+        if align is not None and align not in ALIGN:
+            raise BadField("align", f"align is {align[:80]!r}; it must be {' or '.join(ALIGN)}")
         query = cls(
             category=sent["category"],
             version=sent.get("version"),
@@ -230,6 +236,7 @@ class Query:
             every=_parse_integer(sent, "every", 1, 1, _MAX_EVERY) if video else 0,
             frame_boxes=frame_boxes,
             locate=locate,
+            align=align,
             smoothing=parse_smoothing(sent),
         )
         if query.smoothing and not video:
@@ -272,10 +279,15 @@ class Query:
         """Return the version with the links that answers list: those of its skeleton, or all if they are included."""
         return version.listing_all_links() if "links" in self.include else version
 
-    def locate_for(self, version: Version) -> Query:
-        """Return the query for a version: one that was trained on whole frames on purpose gets whole frames."""
+    def fit_to(self, version: Version) -> Query:
+        """Return the query for a version: what the request leaves open is as in its training."""
         whole = self.locate == "auto" and version.locate == "off"
-        return replace(self, locate="off") if whole else self
+        return replace(self, locate="off" if whole else self.locate, align=self.align or version.align)
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether squares are turned so that the thing looks up."""
+        return self.align == "heading"
 
     def check_memory(self, version: Version) -> None:
         """Raise NoMemory if the query needs a memory and the version has none."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.media.boxes import FoundBox
 from service.contract.media.videos import frame_name
 from service.versions.reader import Version
 
@@ -148,8 +149,8 @@ class Results:
 
 
 def _boxes_of(poses: list[Answer]) -> PictureBoxes:
-    regions = [tuple(pose["region"][name] for name in ("x", "y", "width", "height")) for pose in poses]
-    return PictureBoxes(tuple(regions), numbered="box" in poses[0])
+    regions = tuple(FoundBox.of_region(pose["region"]).box for pose in poses)
+    return PictureBoxes(regions, numbered="box" in poses[0])
 
 
 def final_keypoints(pose: Answer) -> list[dict[str, Any]]:

@@ -52,13 +52,23 @@ class LandmarkPoint(Point):
 
 
 class Region(BaseModel):
-    """The box, in pixels of the uploaded picture, that the model saw a square of."""
+    """The box, in pixels of the uploaded picture, that the model saw a square of; with an angle it is turned by it
+    about its centre."""
 
     x: float
     y: float
     width: float
     height: float
     confidence: float | None = Field(None, description="from 0 to 1, as stated by the box's source")
+    angle: float | None = Field(
+        None,
+        description="with align=heading: the way the thing looks, in degrees clockwise from up: 0 is up, 90 right",
+    )
+    angle_confidence: float | None = Field(
+        None,
+        description="from 0 to 1, where motion told the angle: 0.8 means that the head is at this end with a "
+        "probability of 0.9",
+    )
 
 
 class ImageEstimate(BaseModel):

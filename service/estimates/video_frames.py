@@ -66,7 +66,7 @@ async def read_frames(
                 for frame in iter_frames(path, count_frames, limits, check_stopped, query.every, LONGER_SIDE):
                     yield frame.number, frame.image, frame.size
 
-        return locate_frames(read(), is_required=query.locate == "motion")
+        return locate_frames(read(), is_required=query.locate == "motion", is_aligned=query.is_aligned)
 
     def boxes_of(number: int) -> PictureBoxes:
         return query.boxes[0] if boxes is None else boxes.get(number, NOTHING)
@@ -78,7 +78,8 @@ async def read_frames(
             return None
         extra = {"frame": frame.number, "time_s": round(frame.time_s, 6)}
         try:
-            fitted = fit_boxes(Picture.of(frame.image), index, boxes_of(frame.number), side)
+            own = boxes_of(frame.number)
+            fitted = fit_boxes(Picture.of(frame.image), index, own, side, query.is_aligned)
             return FrameUpload(index, fitted, extra)
         except PPLError as error:
             detail = f"{frame_name(name, frame.number)}: {error.detail}"

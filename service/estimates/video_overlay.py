@@ -27,11 +27,12 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from service.contract.media.boxes import FoundBox
 from service.contract.media.video_decoder import decode, limit_resources
 from service.contract.media.video_index import UnusableVideo, describe, open_video
 from service.contract.media.video_request import DecodeRequest
 
-from .drawing import DrawnLink, keypoint_colour
+from .drawing import DrawnLink, keypoint_colour, outline_box
 from .pictures import Answer
 from .results import StoredOutcomes, final_keypoints
 
@@ -70,21 +71,20 @@ class PoseDrawer:
 
     def __init__(self, request: OverlayRequest) -> None:
         self._links = [DrawnLink(int(i), int(j), strength) for i, j, strength in request.links]
-        self._names, self._boxes = request.names, request.boxes
+        self._names = request.names
+        self._boxes = [FoundBox((x, y, width, height)) for x, y, width, height in request.boxes]
         self._trails: dict[int | None, Trail] = {}
         self._labels: dict[tuple[str, int], Pixels] = {}
 
     def draw(self, pixels: Pixels, time_s: float, poses: Sequence[Answer]) -> None:
         """Draw on an RGB picture in place."""
         layer = pixels.copy()
-        regions = [
-            [pose["region"][name] for name in ("x", "y", "width", "height")] for pose in poses if "region" in pose
-        ]
-        for region in regions or self._boxes:
-            x, y, width, height = region
-            thickness = max(1, round(min(pixels.shape[:2]) / 400))
-            corners = (round(x), round(y)), (round(x + width) - 1, round(y + height) - 1)
-            cv2.rectangle(layer, *corners, _BOX_COLOUR, thickness, cv2.LINE_AA)
+        regions = [FoundBox.of_region(pose["region"]) for pose in poses if "region" in pose]
+        thickness = max(1, round(min(pixels.shape[:2]) / 400))
+        for found in regions or self._boxes:
+            for line in outline_box(found):
+                for start, end in pairwise(line):
+                    _line(layer, start, end, _BOX_COLOUR, thickness)
         for pose in poses:
             points = final_keypoints(pose)
             places = np.array([(p["x"], p["y"]) for p in points], np.float64)  # None becomes NaN

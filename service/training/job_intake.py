@@ -23,6 +23,7 @@ from service.contract.errors import (
     BadBoxes,
     BadLabels,
     BadRequest,
+    BadSetting,
     DatasetNotReady,
     StoreCorrupt,
     TooMany,
@@ -125,6 +126,8 @@ async def _prepare(
     """Check everything that the job needs, and put it on disk durably."""
     plan: TrainingPlan = await parts.threads.io(requested.resolve, parts.versions)
     plan, source = await _find_pictures(parts, requested, plan, upload)
+    if plan.config.align == "heading":
+        await parts.threads.upload(_check_alignable, upload.boxes.path, plan.config.locate)
     with bad_settings():
         plan.config.check_processes(parts.settings.training_processes)
     if requested.webhook_url is not None:
@@ -158,6 +161,22 @@ async def _find_pictures(
     if await parts.threads.io(upload.labels.path.exists):
         await _check_labels(parts, upload, pictures, summary.mode, plan.config.labels_fit)
     return plan, source
+
+
+def _check_alignable(boxes: Path, locate: str) -> None:
+    """Raise BadBoxes or BadSetting if nothing can tell which way the thing looks in the pictures. Blocking."""
+    if not boxes.exists():
+        if locate == "off":
+            raise BadSetting(
+                "align is heading, locate is off and no boxes came, so nothing tells which way the thing looks; send "
+                "boxes with angles, or set locate to auto or motion",
+                extra={"field": "align"},
+            )
+    elif not parse_box_file(boxes.read_bytes()).has_angles:
+        raise BadBoxes(
+            "align is heading, and no box has an angle; add a column angle to our CSV (degrees clockwise from up, the "
+            "way the thing looks), leave the boxes out for motion to tell, or set align to off"
+        )
 
 
 async def _check_labels(parts: TrainingParts, upload: JobUpload, pictures: Path, mode: str, labels_fit: str) -> None:

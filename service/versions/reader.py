@@ -38,7 +38,7 @@ class Version:
         skeleton: the links that one would draw, the strongest first.
         links: those that answers list, the skeleton or all of the prior's; links_json is their JSON.
         keypoint_names: the given names, else keypoint_0, keypoint_1, …; names is None without given names.
-        locate: the setting of its training.
+        locate, align: settings of its training.
     """
 
     category: str
@@ -52,6 +52,7 @@ class Version:
     keypoint_names: tuple[str, ...]
     names: tuple[str, ...] | None
     locate: str = "auto"
+    align: str = "off"
 
     def listing_all_links(self) -> Version:
         """Return the version with answers that list all links."""
@@ -197,6 +198,7 @@ class Versions:
             keypoint_names=names,
             names=None if has_default_names(names) else names,
             locate=str(config.get("locate", "auto")),
+            align=str(config.get("align", "off")),
         )
 
     def _names(self, category: str, name: str) -> tuple[str, ...]:

@@ -199,7 +199,7 @@ class TrainingSet:
 
     ``arrange_clips`` writes the .npy of clip numbers. ``names`` of the squares, ``clip_names``, ``sizes`` of the
     original pictures, width and height in pixels, their EXIF ``orientations``, and ``frames``, left, top and side of
-    the squares on them, are in the order of the file.
+    the squares on them and the angle of turned ones, are in the order of the file.
     """
 
     def __init__(self, pictures: Path, clips: Path, side: int) -> None:
@@ -208,7 +208,7 @@ class TrainingSet:
         self.clip_names: list[str] = []
         self.names: list[str] = []
         self.sizes: list[tuple[int, int]] = []
-        self.frames: list[tuple[float, float, float]] = []
+        self.frames: list[tuple[float, ...]] = []
         self.orientations: list[int] = []
         self._header_bytes = self._write_header()
 
@@ -236,7 +236,7 @@ class TrainingSet:
         self._file.write(np.ascontiguousarray(square).data)
         self.names.append(name)
         self.sizes.append(size)
-        self.frames.append((frame.x0, frame.y0, frame.size))
+        self.frames.append((frame.x0, frame.y0, frame.size, *((frame.angle,) if frame.angle else ())))
         self.orientations.append(orientation)
         self.clip_names.append(clip)
 

@@ -21,14 +21,14 @@ from model.scoring.label_files import read_labels
 from model.scoring.label_matching import LabelledPictures, match_labels, training_rows
 from model.scoring.labels import LabelsError
 from service.contract.durable_files import atomic_write, write_json
-from service.contract.errors import BadBoxes, BadLabels, TooFewPictures, TrainingFailed
+from service.contract.errors import BadBoxes, BadLabels, NoHeading, TooFewPictures, TrainingFailed
 from service.contract.jobs.files import JobFiles, training_folder
 from service.contract.jobs.store import JobRecord, JobStatus
 from service.contract.jobs.warnings import PictureWarning
 from service.contract.media import motion
 from service.contract.media.archives import ArchiveLimits, Member, iter_media, resolve_mode
-from service.contract.media.boxes import FoundBox, write_csv
-from service.contract.media.fitting import Box, fit_square, reduction_for_boxes
+from service.contract.media.boxes import FoundBox, fit_found, write_csv
+from service.contract.media.fitting import Frame, reduction_for_boxes
 from service.contract.media.locating import Locations, MotionFinder
 from service.contract.media.pictures import Picture
 from service.contract.media.zip_names import HINT as NAMES_HINT
@@ -115,9 +115,9 @@ class Preparer:
 
         held.on_failure = write_counts
         folder = files.create(job_id)
-        locations = self._locate(record, held, config)
+        locations, is_aligned = self._locate(record, held, config), config.align == "heading"
         counts.located = locations.summary
-        pictures, videos, boxes = 0, 0, list[tuple[str, Box | None, float | None]]()
+        pictures, videos, boxes = 0, 0, list[tuple[str, FoundBox | None]]()
         with TrainingSet(files.pictures(job_id), files.clips(job_id), config.image_size) as squares:
 
             def keep(picture: Picture, name: str, clip: str) -> str | None:
@@ -130,16 +130,20 @@ class Preparer:
                         f"the boxes give more than {limits.max_files} pictures to train on, which is the limit; leave "
                         "fewer boxes"
                     )
+                before, missing = len(squares.names), locations.missing
                 for each in crops:
                     held.check()
-                    box, confidence = (each.box, each.confidence) if each else (None, None)
-                    boxes.append((replace_surrogates(name), box, confidence))
+                    boxes.append((replace_surrogates(name), each))
                     if each or locations.whole:
-                        square, frame = fit_square(picture, config.image_size, box)
-                        squares.append(square, name, clip, picture.size, frame, picture.orientation)
-                if not found and not locations.whole:
-                    return locations.missing
-                counts.images += len(crops) - 1
+                        try:
+                            square, frame = fit_found(picture, config.image_size, each, aligned=is_aligned)
+                        except NoHeading as error:
+                            missing = error.detail
+                        else:
+                            squares.append(square, name, clip, picture.size, frame, picture.orientation)
+                if before == len(squares.names):
+                    return missing
+                counts.images += len(squares.names) - before - 1
                 return None
 
             # of a picture with a box, its size is not known before it is decoded
@@ -197,7 +201,8 @@ class Preparer:
             return Locations()
         folder, names = self.taker.files.create(job_id), list[str]()
         with tempfile.TemporaryFile(dir=folder) as file:
-            finder = MotionFinder(file, is_required=config.locate == "motion")
+            is_aligned = config.align == "heading"
+            finder = MotionFinder(file, is_required=config.locate == "motion", is_aligned=is_aligned)
 
             def keep(picture: Picture, name: str, clip: str) -> None:
                 names.append(name)
@@ -280,7 +285,9 @@ def match_job_labels(files: JobFiles, job_id: str) -> LabelledPictures | None:
     try:
         labels = read_labels(files.labels(job_id))
         clips = load_clips(files, job_id)
-        more = {name: info[name] for name in ("frames", "orientations", "with_several") if name in info}
+        more = {name: info[name] for name in ("orientations", "with_several") if name in info}
+        if "frames" in info:
+            more["frames"] = [Frame(*frame) for frame in info["frames"]]
         labelled = match_labels(labels, info["names"], info["sizes"], clips, NAMES_HINT, **more)
     except LabelsError as error:
         raise BadLabels(f"the labels can't be used: {error}") from error

@@ -33,6 +33,7 @@ class EstimateCalls(Transport):
         include: Sequence[str] = (),
         boxes: Boxes | BoxFile | None = None,
         landmarks: str | None = None,
+        align: str | None = None,
     ) -> Estimate:
         """Estimate the poses of pictures, in their order.
 
@@ -41,12 +42,14 @@ class EstimateCalls(Transport):
         Args:
             images: paths, or the bytes of picture files.
             include: any of "link_map", "trajectory", "overlay", "codes".
-            boxes: for each picture the object's box as x, y, width, height in pixels; or a list of boxes, each of
-                which gets a pose; or None for the whole picture. Or a file: CSV (image,x,y,width,height), COCO or
-                MegaDetector's JSON.
+            boxes: for each picture the object's box as x, y, width, height in pixels, and optionally the angle in
+                which it looks, in degrees clockwise from up; or a list of boxes, each of which gets a pose; or None for
+                the whole picture. Or a file: CSV (image,x,y,width,height), COCO or MegaDetector's JSON.
             landmarks: name of a landmark set whose points to return too.
+            align: "heading" turns what the model sees so that the object looks up, by its box's angle, "off" does not;
+                as the version was trained by default.
         """
-        fields = form_fields(category, version, refine_steps, include, landmarks)
+        fields = form_fields(category, version, refine_steps, include, landmarks, align)
         responses = self._send_pictures(fields, images, boxes)
         return batches.merge_estimates([(first, self.read(Estimate, response)) for first, response in responses])
 
@@ -59,13 +62,14 @@ class EstimateCalls(Transport):
         include: Sequence[str] = (),
         boxes: Boxes | BoxFile | None = None,
         landmarks: str | None = None,
+        align: str | None = None,
     ) -> Iterator[PoseLine | FailedPicture]:
         """Estimate the poses of many pictures and yield each when it is ready; ``index`` says which picture it is.
 
         A failed picture does not stop the others. Arguments as for :meth:`estimate`. Raises APIError if the stream
         ends too early.
         """
-        fields = form_fields(category, version, refine_steps, include, landmarks)
+        fields = form_fields(category, version, refine_steps, include, landmarks, align)
         for first, pictures, some_boxes in batches.split_pictures(images, boxes):
             with ExitStack() as stack:
                 files = batches.picture_files(pictures, stack)
@@ -81,6 +85,7 @@ class EstimateCalls(Transport):
         refine_steps: int = 0,
         boxes: Boxes | BoxFile | None = None,
         landmarks: str | None = None,
+        align: str | None = None,
     ) -> str:
         """Estimate poses as "coco" (a COCO keypoints data set) or "csv" (DeepLabCut's table).
 
@@ -88,7 +93,7 @@ class EstimateCalls(Transport):
         """
         if format not in batches.MERGE_TEXTS:
             raise InputError(f"format is {format!r}; it must be one of {', '.join(batches.MERGE_TEXTS)}")
-        fields = form_fields(category, version, refine_steps, landmarks=landmarks) | {"format": format}
+        fields = form_fields(category, version, refine_steps, landmarks=landmarks, align=align) | {"format": format}
         responses = self._send_pictures(fields, images, boxes)
         parts = [(first, response.text) for first, response in responses]
         return batches.MERGE_TEXTS[format](parts) if len(parts) > 1 else parts[0][1]
@@ -104,6 +109,7 @@ class EstimateCalls(Transport):
         box: Box | Sequence[Box] | BoxFile | None = None,
         landmarks: str | None = None,
         locate: str | None = None,
+        align: str | None = None,
     ) -> Iterator[PoseLine | FailedPicture]:
         """Estimate the poses of a video's frames and yield each when it is ready, with ``frame`` and ``time_s``.
 
@@ -113,7 +119,8 @@ class EstimateCalls(Transport):
             locate: "motion" takes what moves before a fixed camera for the object, "auto" (the default without a box)
                 where it is sure, "off" takes whole frames.
         """
-        fields = form_fields(category, version, refine_steps, include, landmarks) | batches.video_fields(every, box)
+        fields = form_fields(category, version, refine_steps, include, landmarks, align)
+        fields |= batches.video_fields(every, box)
         with ExitStack() as stack:
             for line in self._stream_lines(0, fields, {"video": file_part(video, stack)}):
                 yield line
@@ -133,6 +140,7 @@ class EstimateCalls(Transport):
         locate: str | None = None,
         smooth: str | None = None,
         max_gap: int | None = None,
+        align: str | None = None,
     ) -> BackgroundEstimate:
         """Start an estimate of pictures or a video in the background and return at once.
 
@@ -147,7 +155,7 @@ class EstimateCalls(Transport):
         """
         if bool(images) == (video is not None):
             raise InputError("an estimate takes either pictures or a video; give one of them")
-        fields = form_fields(category, version, refine_steps, include, landmarks)
+        fields = form_fields(category, version, refine_steps, include, landmarks, align)
         fields |= {"format": format} | given(locate=locate)
         fields |= given(smooth=smooth, max_gap=None if max_gap is None else str(max_gap))
         with ExitStack() as stack:

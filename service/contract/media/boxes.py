@@ -2,8 +2,9 @@
 
 **CSV**: a header and a row for each box, columns in any order: ``image`` (file name, folders may be left out; of a
 video ``walk.mp4#000012``), ``x``, ``y``, ``width``, ``height`` in pixels with EXIF orientation applied, and optionally
-``confidence``. A row of an image without numbers says that nothing is in it. Written as labels may be: separated by
-semicolons or tabs, with decimal commas, in UTF-16. **COCO**: ``images`` with ``file_name``,
+``confidence``, and ``angle``, in degrees clockwise from up, in which the thing looks (as a compass: 90 is right), with
+``angle_confidence``. A row of an image without numbers says that nothing is in it. Written as labels may be: separated
+by semicolons or tabs, with decimal commas, in UTF-16. **COCO**: ``images`` with ``file_name``,
 ``annotations`` with ``bbox``. **MegaDetector**: ``images`` with ``file`` and ``detections`` (``bbox`` in shares of the
 picture, ``conf``, ``category``), of a video with ``frame_number``; only animals of a confidence above 0.2 count.
 
@@ -18,35 +19,78 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.scoring.label_tables import decode_text, is_missing, parse_decimal, split_table
 from model.scoring.labels import Labels, LabelsError
-from service.contract.errors import BadBoxes
+from service.contract.errors import BadBoxes, NoHeading
 
-from .fitting import Box
+from .fitting import Box, Frame, fit_square
+from .pictures import Picture
 from .videos import frame_name
 
 MAX_BOXES_BYTES = 64 * 2**20
 MARGIN = 0.1  # of the longer side, on each side of a tight box
 _COLUMNS = ("image", "x", "y", "width", "height")
+_ANGLE_COLUMNS = ("angle", "angle_confidence")
 _EXPECTED = "expected CSV with the columns image,x,y,width,height, COCO JSON with bbox, or MegaDetector's JSON"
 _LEAST_CONFIDENCE = 0.2
 _ANIMAL = "animal"
 _FRAME = re.compile(r"(\d+)(?:\.\w+)?$")
 _MOST_PX = 1e9
+_MOST_DEGREES = 360.0
 
 
 @dataclass(frozen=True)
 class FoundBox:
-    """A box in pixels, or in shares of the picture if ``relative``."""
+    """A box in pixels, or in shares of the picture if ``relative``.
+
+    Attributes:
+        confidence: from 0 to 1, as its source states.
+        angle: in degrees, clockwise from up, in which the thing looks; None if that is not known.
+        angle_confidence: from 0 to 1.
+    """
 
     box: Box
     confidence: float | None = None
+    angle: float | None = None
+    angle_confidence: float | None = None
+
+    @classmethod
+    def of_region(cls, region: Mapping[str, Any]) -> FoundBox:
+        """Read what :meth:`to_region` returns."""
+        box = (region["x"], region["y"], region["width"], region["height"])
+        return cls(box, *(region.get(name) for name in ("confidence", *_ANGLE_COLUMNS)))
+
+    def to_region(self) -> dict[str, float | None]:
+        """Return the box as an answer has it."""
+        x, y, width, height = self.box
+        angle = {} if self.angle is None else {"angle": self.angle, "angle_confidence": self.angle_confidence}
+        return {"x": x, "y": y, "width": width, "height": height, "confidence": self.confidence, **angle}
+
+
+def fit_found(picture: Picture, side: int, found: FoundBox | None, *, aligned: bool) -> tuple[NDArray[np.uint8], Frame]:
+    """Crop a picture to the model's square around a box, turned so that the thing looks up if ``aligned``.
+
+    Args:
+        found: in pixels; None takes the whole picture.
+
+    Raises:
+        NoHeading: it is to be turned, and has no angle.
+    """
+    if not aligned:
+        return fit_square(picture, side, found.box if found else None)
+    if found is None or found.angle is None:
+        raise NoHeading(
+            "which way the thing looks in it is not known; send its box with an angle, use locate=motion, or set align "
+            "to off"
+        )
+    return fit_square(picture, side, found.box, found.angle)
 
 
 @dataclass(frozen=True)
@@ -78,9 +122,12 @@ class BoxFile:
 
     def of(self, name: str | None, size: tuple[int, int]) -> list[FoundBox]:
         """Return the boxes of an entry in pixels of a picture of this size, with their margin."""
-        return [
-            FoundBox(self._in_pixels(found.box, size), found.confidence) for found in self.boxes.get(name or "", ())
-        ]
+        return [replace(found, box=self._in_pixels(found.box, size)) for found in self.boxes.get(name or "", ())]
+
+    @property
+    def has_angles(self) -> bool:
+        """Whether any box has an angle."""
+        return any(found.angle is not None for boxes in self.boxes.values() for found in boxes)
 
     def by_frame(self) -> dict[int, str]:
         """Return the entry of each frame of a video: names end with the frame's number. Raises BadBoxes."""
@@ -115,13 +162,17 @@ def parse_box_file(data: bytes | str) -> BoxFile:
     return found
 
 
-def write_csv(rows: Iterable[tuple[str, Box | None, float | None]]) -> str:
-    """Return names, boxes in pixels and confidences as our CSV, which can be edited and sent back."""
+def write_csv(rows: Iterable[tuple[str, FoundBox | None]]) -> str:
+    """Return names and boxes in pixels as our CSV, which can be edited and sent back; angles if any has one."""
+    named = list(rows)
+    has_angles = any(found and found.angle is not None for _, found in named)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*_COLUMNS, "confidence"))
-    for name, box, confidence in rows:
-        writer.writerow((name, *(box or ("",) * 4), "" if confidence is None else confidence))
+    writer.writerow((*_COLUMNS, "confidence", *(_ANGLE_COLUMNS if has_angles else ())))
+    for name, found in named:
+        values = (*found.box, found.confidence, found.angle, found.angle_confidence) if found else (None,) * 7
+        shown = values if has_angles else values[:5]
+        writer.writerow((name, *("" if value is None else value for value in shown)))
     return text.getvalue()
 
 
@@ -139,8 +190,8 @@ def _parse_csv(text: str) -> BoxFile:
             raise BadBoxes(f"row {number} of the boxes names no image; {_EXPECTED}")
         entry = found.setdefault(name, [])
         if any(values):
-            confidence = cells.get("confidence") or None
-            entry.append(_check(f"row {number} of the boxes", values, confidence, delimiter))
+            confidence, *angle = (cells.get(column) or None for column in ("confidence", *_ANGLE_COLUMNS))
+            entry.append(_check(f"row {number} of the boxes", values, confidence, angle, delimiter))
     return BoxFile(_sort(found))
 
 
@@ -184,18 +235,30 @@ def _parse_megadetector(images: list[dict[str, Any]], categories: Mapping[str, s
     return BoxFile(_sort(found), relative=True, margin=MARGIN)
 
 
-def _check(where: str, values: Any, confidence: Any, delimiter: str = ",") -> FoundBox:
+def _check(
+    where: str, values: Any, confidence: Any, angle: Sequence[Any] = (None, None), delimiter: str = ","
+) -> FoundBox:
     def parse(value: Any) -> float:
         return parse_decimal(value, delimiter) if isinstance(value, str) else float(value)
 
+    def parse_more(value: Any) -> float | None:
+        return None if value is None or math.isnan(number := parse(value)) else number
+
     try:
         x, y, width, height = map(parse, values)
-        confident = None if confidence is None else parse(confidence)
+        more = [parse_more(value) for value in (confidence, *angle)]
     except (TypeError, ValueError):
         raise BadBoxes(f"{where}: {str(values)[:80]} is not x, y, width and height as numbers") from None
     if not all(abs(value) < _MOST_PX for value in (x, y, width, height)) or min(width, height) <= 0:
         raise BadBoxes(f"{where}: {str(values)[:80]} is not finite or has no area")
-    return FoundBox((x, y, width, height), None if confident is None or math.isnan(confident) else confident)
+    return FoundBox((x, y, width, height), more[0], check_angle(where, more[1]), more[2])
+
+
+def check_angle(where: str, angle: float | None) -> float | None:
+    """Return an angle in degrees. Raises BadBoxes."""
+    if angle is not None and not abs(angle) <= _MOST_DEGREES:
+        raise BadBoxes(f"{where}: the angle is {angle:g}; it must be in degrees from -360 to 360, clockwise from up")
+    return angle
 
 
 def _sort(found: dict[str, list[FoundBox]]) -> dict[str, list[FoundBox]]:

@@ -1,8 +1,8 @@
-"""Crop a picture to the model's square and map back, as gateway and worker both do it.
+"""Crop a picture to the model's square, upright or turned, and map back, as gateway and worker both do it.
 
 Pixel coordinates have integers at pixel centres: a picture of width w spans -0.5 to w - 0.5. Edge coordinates
 (boxes, :class:`Frame`) have integers at pixel edges: it spans 0 to w. The model's square is normalised to [-1, 1],
-pixel centres at (2i + 1)/S - 1.
+pixel centres at (2i + 1)/S - 1. Angles are in degrees, clockwise as the picture is shown.
 """
 
 from __future__ import annotations
@@ -31,25 +31,52 @@ _PADDING_PIXELS = 4_000_000
 
 @dataclass(frozen=True)
 class Frame:
-    """The left edge, top edge and side of the model's square on a picture.
+    """The left edge, top edge and side of the model's square on a picture, and the angle by which it is turned.
 
-    Edge coordinates in pixels, EXIF orientation applied. The square may reach beyond the picture.
+    Edge coordinates in pixels, EXIF orientation applied. The square may reach beyond the picture. It is turned about
+    its centre: left and top are those before.
     """
 
     x0: float
     y0: float
     size: float
+    angle: float = 0.0
 
     def to_picture(self, normalized: ArrayLike) -> NDArray[np.float64]:
         """Convert points (…, 2) from [-1, 1] over the square to pixel coordinates."""
         points = np.asarray(normalized, dtype=np.float64)
-        return np.array([self.x0, self.y0]) + (points + 1) / 2 * self.size - 0.5
+        upright = np.array([self.x0, self.y0]) + (points + 1) / 2 * self.size - 0.5
+        return turn(upright, self._centre, self.angle)
 
     def from_picture(self, pixels: ArrayLike) -> NDArray[np.float64]:
         """Convert points (…, 2) from pixel coordinates to [-1, 1] over the square."""
-        points = np.asarray(pixels, dtype=np.float64)
+        points = turn(np.asarray(pixels, dtype=np.float64), self._centre, -self.angle)
         normalized: NDArray[np.float64] = (points + 0.5 - np.array([self.x0, self.y0])) / self.size * 2 - 1
         return normalized
+
+    @property
+    def _centre(self) -> tuple[float, float]:
+        return self.x0 + self.size / 2 - 0.5, self.y0 + self.size / 2 - 0.5
+
+
+def turn(points: NDArray[np.float64], centre: Sequence[float], angle: float) -> NDArray[np.float64]:
+    """Turn points (…, 2) about a centre; those of angle 0 stay exactly as they are."""
+    if not angle:
+        return points
+    cos, sin = _cos_sin(angle)
+    turned: NDArray[np.float64] = (points - centre) @ np.array([[cos, sin], [-sin, cos]]) + centre
+    return turned
+
+
+def box_corners(box: Box, angle: float = 0.0) -> NDArray[np.float64]:
+    """Return the corners (4, 2) of a box that is turned about its centre; the first two are those of its upper side."""
+    x, y, width, height = box
+    upright = np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)], np.float64)
+    return turn(upright, (x + width / 2, y + height / 2), angle)
+
+
+def _cos_sin(angle: float) -> tuple[float, float]:
+    return math.cos(math.radians(angle)), math.sin(math.radians(angle))
 
 
 def reduction_for_boxes(side: int, boxes: Sequence[Box | None] = (None,)) -> Callable[[int, int], float]:
@@ -62,7 +89,9 @@ def reduction_for_boxes(side: int, boxes: Sequence[Box | None] = (None,)) -> Cal
     return max_reduction
 
 
-def fit_square(picture: Picture | Image.Image, side: int, box: Box | None = None) -> tuple[NDArray[np.uint8], Frame]:
+def fit_square(
+    picture: Picture | Image.Image, side: int, box: Box | None = None, angle: float = 0.0
+) -> tuple[NDArray[np.uint8], Frame]:
     """Crop an RGB picture to the model's square, with antialiasing.
 
     The square is centred on the box and as wide as its longer side, so nothing is stretched; it is mid-grey beyond
@@ -72,6 +101,7 @@ def fit_square(picture: Picture | Image.Image, side: int, box: Box | None = None
         picture: RGB; one reduced as :func:`reduction_for_boxes` allows gives the same square up to rounding.
         side: S, side of the square in pixels.
         box: in edge coordinates; the whole picture unless given.
+        angle: by which the square is turned on the picture, so that what looks that way looks up in it.
 
     Returns:
         uint8 (S, S, 3) and the square's Frame.
@@ -84,7 +114,9 @@ def fit_square(picture: Picture | Image.Image, side: int, box: Box | None = None
     size = float(max(width, height))
     if not (size > 0 and math.isfinite(x + y + size)):
         raise ValueError(f"the box is {width} x {height} pixels; expected a finite one with an area")
-    whole = Frame(x + width / 2 - size / 2, y + height / 2 - size / 2, size)
+    whole = Frame(x + width / 2 - size / 2, y + height / 2 - size / 2, size, angle)
+    if angle:
+        return _fit_turned(picture, side, whole), whole
     image, scale = picture.image, picture.scale
     frame = Frame((whole.x0 + picture.left) / scale, (whole.y0 + picture.top) / scale, size / scale)
     size = frame.size
@@ -100,13 +132,35 @@ def fit_square(picture: Picture | Image.Image, side: int, box: Box | None = None
     return np.asarray(square, dtype=np.uint8).copy(), whole
 
 
+def _fit_turned(picture: Picture, side: int, frame: Frame) -> NDArray[np.uint8]:
+    """Crop a turned square from the upright one around it, whose pixels are as large."""
+    cos, sin = _cos_sin(frame.angle)
+    reach = abs(cos) + abs(sin)  # the side of the upright square around a turned one
+    outer = frame.size * reach
+    left, top = frame.x0 + (frame.size - outer) / 2, frame.y0 + (frame.size - outer) / 2
+    upright, _ = fit_square(picture, math.ceil(side * reach - 1e-6), (left, top, outer, outer))
+    scale, middle = len(upright) / (side * reach), len(upright) / 2
+    matrix = _affine(scale * cos, scale * sin, (side / 2, side / 2), (middle, middle))
+    turned = Image.fromarray(upright).transform(
+        (side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=(MID_GREY,) * 3
+    )
+    return np.asarray(turned, dtype=np.uint8).copy()
+
+
 def unfit_square(square: NDArray[np.uint8], frame: Frame, width: int, height: int) -> Image.Image:
     """Draw a one-channel square (S, S) at its place on a grey image of width x height; 0 outside of it."""
     side = square.shape[0]
-    scale = side / frame.size
-    extent = (-frame.x0 * scale, -frame.y0 * scale, (width - frame.x0) * scale, (height - frame.y0) * scale)
+    cos, sin = _cos_sin(frame.angle)
+    scale, centre = side / frame.size, (frame.x0 + frame.size / 2, frame.y0 + frame.size / 2)
+    matrix = _affine(scale * cos, -scale * sin, centre, (side / 2, side / 2))
     image = Image.fromarray(np.ascontiguousarray(square))
-    return image.transform((width, height), Image.Transform.EXTENT, extent, Image.Resampling.BILINEAR)
+    return image.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+
+
+def _affine(cos: float, sin: float, from_centre: Sequence[float], to_centre: Sequence[float]) -> tuple[float, ...]:
+    """Return Pillow's matrix that turns clockwise about a centre, scales, and moves the centre."""
+    (x, y), (to_x, to_y) = from_centre, to_centre
+    return cos, -sin, to_x - cos * x + sin * y, sin, cos, to_y - sin * x - cos * y
 
 
 def _paste_reduced(canvas: Image.Image, image: Image.Image, left: int, top: int, factor: int) -> None:

@@ -11,8 +11,7 @@ from typing import Any, BinaryIO
 from service.contract.errors import TooFewPictures
 
 from .boxes import BoxFile, FoundBox, parse_box_file
-from .fitting import Box
-from .motion import LONGER_SIDE, MotionLocator
+from .motion import LONGER_SIDE, MotionLocator, Track
 from .pictures import Picture
 
 _TRIED = 32  # pictures of a folder after which it is judged whether they come from one fixed camera
@@ -39,11 +38,6 @@ class Locations:
     def whole(self) -> bool:
         """Whether all pictures are taken whole."""
         return self.boxes is None and self.file is None
-
-    def find(self, name: str, size: tuple[int, int]) -> Box | None:
-        """Return a picture's box in pixels; None for one without."""
-        found = self.find_most_confident(name, size)
-        return found.box if found else None
 
     def find_most_confident(self, name: str, size: tuple[int, int]) -> FoundBox | None:
         """Return the most confident box of a picture in pixels; None for one without."""
@@ -77,12 +71,13 @@ class MotionFinder:
 
     Args:
         is_required: whether to use motion where it is not sure, too.
+        is_aligned: whether to find which way the thing looks.
         file: a temporary one, for small copies of the frames.
     """
 
-    def __init__(self, file: BinaryIO, *, is_required: bool) -> None:
+    def __init__(self, file: BinaryIO, *, is_required: bool, is_aligned: bool = False) -> None:
         self._file = file
-        self._is_required = is_required
+        self._is_required, self._is_aligned = is_required, is_aligned
         self._clips: dict[str, MotionLocator | None] = {}  # None for one that motion can't help
         self._names: dict[str, list[str]] = {}
         self._unread = 0
@@ -112,7 +107,8 @@ class MotionFinder:
     def locate(self) -> Locations:
         """Return the boxes of all frames, or whole pictures where motion is not sure of most.
 
-        Raises TooFewPictures if motion is required, and nothing moves.
+        Raises TooFewPictures if motion is required, and nothing moves; or if pictures are to be aligned, and it is not
+        sure.
         """
         boxes: dict[str, FoundBox | None] = {}
         sure, total = 0, self._unread
@@ -123,23 +119,39 @@ class MotionFinder:
             if locator is None:
                 reasons.append(f"{clip}: not one thing before a fixed camera")
                 continue
-            track = locator.locate()
+            track = locator.locate(headings=self._is_aligned)
             sure += len(names) * track.sure
             if not track.sure:
                 reasons.append(f"{clip}: {track.reason}")
-            pairs = zip(track.boxes, track.confidence, strict=True)
-            found = [box and FoundBox(box, confidence) for box, confidence in pairs]
-            boxes.update(zip(names, found, strict=True))
-        sides = [found.box[2] for found in boxes.values() if found]
+            boxes.update(zip(names, boxes_of_track(track), strict=True))
+        found = [each for each in boxes.values() if each]
+        sides = [each.box[2] for each in found]
         if self._is_required and not sides:
             raise TooFewPictures(
                 f"locate is motion, and nothing was found ({'; '.join(reasons[:3])}); send boxes, or set locate to off"
             )
         if not sides or (not self._is_required and sure < _SURE_SHARE * total):
+            if self._is_aligned:
+                raise TooFewPictures(
+                    f"align is heading, and motion does not tell surely where the thing is ({'; '.join(reasons[:3])}); "
+                    "send boxes with angles, set locate to motion to use it all the same, or set align to off"
+                )
             return Locations()
         note = "; ".join(reasons[:3]) or None
         summary = {"by": "motion", "side_px": round(median(sides), 1), "found": len(sides), "note": note}
+        if self._is_aligned:
+            summary["headings"] = sum(each.angle is not None for each in found)
         return Locations(boxes, "nothing of the usual size moves in it", summary)
+
+
+def boxes_of_track(track: Track) -> list[FoundBox | None]:
+    """Return the box of each frame, with its angle if headings were found; None where nothing was found."""
+    count = len(track.boxes)
+    more = track.angles or (None,) * count, track.angle_confidence or (None,) * count
+    return [
+        box and FoundBox(box, confidence, *heading)
+        for box, confidence, *heading in zip(track.boxes, track.confidence, *more, strict=True)
+    ]
 
 
 def clip_of_picture(name: str) -> str:

@@ -160,7 +160,7 @@ class BackgroundRunner:
         max_poses, max_boxes = settings.background_max_images, settings.max_images
         query = Query.parse(record.fields, record.names, max_poses, max_boxes, record.video)
         version = await io(self._versions.version, shown.category, shown.version)
-        query, version = query.locate_for(version), query.list_links_of(version)
+        query, version = query.fit_to(version), query.list_links_of(version)
         landmarks = await io(self._versions.landmarks, version, query.landmarks) if query.landmarks else None
         started = time.perf_counter()
         lines = self._store.path(shown.id, "lines")
@@ -230,7 +230,8 @@ class BackgroundRunner:
             for index, (name, boxes) in enumerate(zip(query.names, query.boxes, strict=True))
         ]
         if query.locate == "motion":
-            uploads = await self._pipeline.threads.video(locate_pictures, uploads, PictureLimits.of(settings))
+            more = PictureLimits.of(settings), query.is_aligned
+            uploads = await self._pipeline.threads.video(locate_pictures, uploads, *more)
         return (upload for upload in uploads if upload.index not in done)
 
 

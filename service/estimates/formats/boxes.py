@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from service.contract.media.boxes import write_csv
-from service.contract.media.fitting import Box
+from service.contract.media.boxes import FoundBox, write_csv
 from service.estimates.pictures import Answer
 from service.estimates.results import Results
 
@@ -16,11 +15,10 @@ def render_boxes(results: Results) -> Iterator[bytes]:
     for pose in results.poses():
         poses.setdefault(pose["index"], []).append(pose)
 
-    def rows() -> Iterator[tuple[str, Box | None, float | None]]:
+    def rows() -> Iterator[tuple[str, FoundBox | None]]:
         for index in range(len(results.boxes)):
             for pose in poses.get(index, [None]):
-                region = pose["region"] if pose and "region" in pose else {}
-                box = tuple(region[name] for name in ("x", "y", "width", "height")) if region else None
-                yield results.name(index), box, region.get("confidence")
+                region = pose.get("region") if pose else None
+                yield results.name(index), FoundBox.of_region(region) if region else None
 
     yield write_csv(rows()).encode()

@@ -80,6 +80,7 @@ def _annotation(results: Results, number: int, pose: Answer) -> dict[str, Any]:
         "keypoints": [value for triple in triples for value in triple],
         "num_keypoints": sum(visible > 0 for _, _, visible in triples),
         "bbox": [round(value, 3) for value in box],
+        **({"angle": angle} if (angle := pose.get("region", {}).get("angle")) is not None else {}),
         "area": round(box[2] * box[3], 3),
         "iscrowd": 0,
         "score": round(sum(point["score"] or 0.0 for point in keypoints) / len(keypoints), 4),

@@ -118,7 +118,7 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
         cached = gateway.versions.find_cached(query.category, query.version)
         version = cached if cached else await threads.io(gateway.versions.version, query.category, query.version)
         query.check_memory(version)
-        query, version = query.locate_for(version), query.list_links_of(version)
+        query, version = query.fit_to(version), query.list_links_of(version)
         landmarks = await threads.io(gateway.versions.landmarks, version, query.landmarks) if query.landmarks else None
         estimator = Estimator(gateway.pipeline, query, version, landmarks)
         if lines_type and query.smoothing:
@@ -145,7 +145,7 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
                 for index, (part, boxes) in enumerate(zip(form.files, query.boxes, strict=True))
             ]
             if query.locate == "motion":
-                uploads = await threads.decode(locate_pictures, uploads, PictureLimits.of(settings))
+                uploads = await threads.decode(locate_pictures, uploads, PictureLimits.of(settings), query.is_aligned)
             if lines_type:
                 lines = render_lines(estimator.stream(uploads), version, started)
                 return LinesResponse(lines, lines_type, held.pop_all())

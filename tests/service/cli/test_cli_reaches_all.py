@@ -157,6 +157,9 @@ def test_boxes_and_drawings(ppl: Callable[..., str], labelled: Path, tmp_path: P
     one = json.loads(ppl("estimate", "dog", photo, "--box", "10,20,60,50", "--include", "codes", "--json"))["images"]
     assert [(image["index"], image.get("box")) for image in one] == [(0, None)]
     assert one[0]["codes"] == [1, 0, 1]
+    turned = ("--box", "10,20,60,50,30", "--align", "heading", "--json")
+    (image,) = json.loads(ppl("estimate", "dog", photo, *turned))["images"]
+    assert image["region"] == {"x": 10, "y": 20, "width": 60, "height": 50, "angle": 30}
     two = ppl("estimate", "dog", photo, "--box", "10,20,60,50", "--box", "0,0,100,80", "--overlay", "pose.png")
     assert "box 1" in two
     assert "pose-2.png" in two

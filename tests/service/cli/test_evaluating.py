@@ -168,6 +168,22 @@ def test_labels_of_a_picture_with_two_boxes_are_refused(api: Seer, photos: tuple
         assert evaluate_category(client, "bird", [photos[0]], photos[1], boxes=boxes)["images"] == 30
 
 
+def test_turned_boxes_are_scored_in_their_squares(api: Seer, photos: tuple[Path, Path], tmp_path: Path) -> None:
+    """And the squares, which are turned already, are estimated as they are."""
+    names = sorted({row.partition(",")[0] for row in photos[1].read_text().splitlines()[1:]})
+    rows = [f"{name},0,-16,96,96,{7 * number if number else ''}" for number, name in enumerate(names)]
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("\n".join(["image,x,y,width,height,angle", *rows]))
+    with Client(api.url) as client:
+        found = evaluate_category(client, "bird", [photos[0]], photos[1], boxes=boxes, align="heading")
+    (skipped,) = found["skipped_files"]
+    assert skipped["name"].endswith(names[0])
+    assert "which way the thing looks in it is not known" in skipped["reason"]
+    assert found["images"] == 29
+    assert found["scores"]["headline"]["error_percent"] < 1.5
+    assert {form["align"][0] for form in api.forms} == {"off"}
+
+
 def test_labels_of_smaller_pictures_are_scaled_on_request(api: Seer, photos: tuple[Path, Path], tmp_path: Path) -> None:
     header, *rows = photos[1].read_text().splitlines()
     smaller = [f"{header},width,height"]

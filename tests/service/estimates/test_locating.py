@@ -9,11 +9,13 @@ import json
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
+from service.client import png_bytes
 from service.contract.durable_files import write_json
 from service.contract.media.motion import MotionLocator
 from tests.service.conftest import RESPOND_ASYNC
-from tests.support.arena import BODY, arena_frame, walk
+from tests.support.arena import BODY, arena_frame, walk, walk_angles, walker_frame
 
 from .test_background import ended
 
@@ -22,16 +24,26 @@ PLACES = walk(COUNT)
 
 
 def film_of(places, scale: int = 1) -> bytes:
+    return encode((arena_frame(place, number) for number, place in enumerate(places)), scale)
+
+
+def encode(frames, scale: int = 1) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as container:
         stream = container.add_stream("mjpeg", rate=25)
         stream.width, stream.height, stream.pix_fmt, stream.thread_count = scale * 320, scale * 240, "yuvj420p", 1
         stream.options = {"q:v": "2"}
-        for number, place in enumerate(places):
-            image = arena_frame(place, number).resize((scale * 320, scale * 240))
+        for image in frames:
+            image = image.resize((scale * 320, scale * 240))
             container.mux(stream.encode(av.VideoFrame.from_image(image)))
         container.mux(stream.encode())
     return file.getvalue()
+
+
+def train_with(data_root, version: str, **settings: str) -> None:
+    """Change the settings that a published version was trained with."""
+    config = data_root / "categories" / "dog" / "versions" / version / "config.json"
+    write_json(config, {**json.loads(config.read_text()), **settings})
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +101,7 @@ async def test_whole_frames_on_request_and_of_a_version_trained_on_them(send, pu
     whole = (await send(film, headers={}, locate="off")).json()
     assert len(whole["images"]) == COUNT
     assert not any("region" in image for image in whole["images"])
-    config = data_root / "categories" / "dog" / "versions" / version / "config.json"
-    write_json(config, {**json.loads(config.read_text()), "locate": "off"})
+    train_with(data_root, version, locate="off")
     assert len((await send(film, headers={}, every="6")).json()["images"]) == 2
 
 
@@ -157,6 +168,9 @@ async def test_megadetectors_boxes_of_pictures(send, publish, consumer, make_pic
     [
         ({"locate": "here"}, "bad_request"),
         ({"locate": "auto"}, "bad_request"),
+        ({"align": "left"}, "bad_request"),
+        ({"boxes": "[[0, 0, 30, 30, 361], null, null]"}, "bad_boxes"),
+        ({"boxes": "[[0, 0, 30, 30, 1, 1], null, null]"}, "bad_boxes"),
         ({"locate": "motion", "boxes": "[null, null, null]"}, "bad_request"),
         ({"boxes": "image,x,y\n"}, "bad_boxes"),
         ({"boxes": "image,x,y,width,height\n"}, "bad_boxes"),
@@ -165,3 +179,78 @@ async def test_megadetectors_boxes_of_pictures(send, publish, consumer, make_pic
 async def test_fields_that_do_not_fit_are_refused(send, publish, consumer, problem, fields, code):
     publish("dog")
     problem(await send(headers={}, **fields), 422, code)
+
+
+def drawn_in(data_url: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png_bytes(data_url))))
+
+
+async def test_what_is_found_in_a_turned_box_is_turned_back(send, publish, consumer, make_picture):
+    publish("dog")
+    disc = np.array((0.4 * 96, 0.6 * 64))
+    picture = [("images", ("a.png", make_picture(where=(0.4, 0.6))))]
+    x, y, side, angle = 20.0, 10.0, 50.0, 30.0
+    boxes = json.dumps([[x, y, side, side, angle]])
+    asked = {"align": "heading", "include": "overlay,link_map"}
+    (found,) = (await send(picture, headers={}, boxes=boxes, **asked)).json()["images"]
+    region = found["region"]
+    assert [region[name] for name in ("x", "y", "width", "height", "angle")] == [x, y, side, side, angle]
+    points = np.array([(point["x"], point["y"]) for point in found["keypoints"]])
+    np.testing.assert_allclose(points[0], disc, atol=0.2)
+    # the model finds the others to the right of it, below, to the left and above, at a fifth of half the square
+    cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    right, below = np.array((cos, sin)) * side / 10, np.array((-sin, cos)) * side / 10
+    np.testing.assert_allclose(points[1:] - points[0], [right, below, -right, -below], atol=0.002)
+    links = drawn_in(found["link_map"]).astype(float)
+    rows, columns = np.indices(links.shape)
+    np.testing.assert_allclose([(links * at).sum() / links.sum() for at in (columns, rows)], disc, atol=0.3)
+    # the box is drawn turned, with a mark ahead
+    overlay, middle = drawn_in(found["overlay"]).astype(int), np.array((x, y)) + side / 2 - 0.5
+    for way in (np.array((cos, sin)), np.array((-sin, cos)), -np.array((cos, sin)), 1.1 * np.array((sin, -cos))):
+        column, row = np.rint(middle + way * side / 2).astype(int)
+        near = overlay[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2].reshape(-1, 3)
+        assert (np.abs(near - (255, 209, 102)).max(axis=1) < 60).any(), way
+    (upright,) = (await send(picture, headers={}, boxes=boxes)).json()["images"]
+    assert "angle" not in upright["region"], "the version was trained on upright pictures"
+    points = np.array([(point["x"], point["y"]) for point in upright["keypoints"]])
+    np.testing.assert_allclose(points[:2] - disc, [(0, 0), (side / 10, 0)], atol=0.2)
+
+
+async def test_a_version_of_turned_pictures_gets_them_turned(http, send, publish, consumer, data_root):
+    train_with(data_root, publish("dog"), align="heading")
+    count = 24
+    places, angles = walk(count), walk_angles(count)
+    frames = (walker_frame((x, y), angle, n) for n, ((x, y), angle) in enumerate(zip(places, angles, strict=True)))
+    film = {"video": ("walk.mkv", encode(frames))}
+    answer = (await send(film, headers={})).json()
+    assert answer["errors"] == []
+    found = answer["images"]
+    told = np.array([image["region"]["angle"] for image in found])
+    assert np.abs((told - angles + 180) % 360 - 180).max() < 6
+    assert min(image["region"]["angle_confidence"] for image in found) > 0.5
+    squares = np.concatenate(consumer.pixels)
+    dark = squares[..., 0] < 90
+    assert dark[:, 14, 28:36].any(1).all(), "the head is ahead in every square"
+    assert not dark[:, 26:38, :14].any(), "and nothing is beside it"
+    text = (await http.post("/estimate", data={"category": "dog", "format": "boxes"}, files=film)).text
+    assert text.splitlines()[0] == "image,x,y,width,height,confidence,angle,angle_confidence"
+    again = (await send({**film, "boxes": ("boxes.csv", text.encode())}, headers={})).json()["images"]
+    assert [image["region"] for image in again] == [image["region"] for image in found]
+    assert [image["keypoints"] for image in again] == [image["keypoints"] for image in found]
+    coco = (await send({**film, "boxes": ("boxes.csv", text.encode())}, headers={}, format="coco")).json()
+    assert [each["angle"] for each in coco["annotations"]] == told.tolist()
+    upright = (await send({**film, "boxes": ("boxes.csv", text.encode())}, headers={}, align="off")).json()["images"]
+    assert len(upright) == count
+    assert not any("angle" in image["region"] for image in upright)
+
+
+async def test_nothing_is_turned_where_the_way_it_looks_is_not_known(send, publish, consumer, film, data_root, problem):
+    train_with(data_root, publish("dog"), align="heading")
+    for fields in ({}, {"boxes": "[[0, 0, 30, 30], null, null]"}):
+        detail = problem(await send(headers={}, **fields), 422, "no_heading")["detail"]
+        assert "which way the thing looks in it is not known; send its box with an angle, use locate=motion" in detail
+    assert len((await send(headers={}, align="off")).json()["images"]) == 3
+    boxes = ("b.csv", b"image,x,y,width,height,angle\nw.mkv#0,9,9,60,60,0\nw.mkv#1,9,9,60,60,\n")
+    found = (await send({**film, "boxes": boxes}, headers={})).json()
+    assert [image["frame"] for image in found["images"]] == [0]
+    assert [error["code"] for error in found["errors"]] == ["no_heading"] + ["nothing_found"] * (COUNT - 2)

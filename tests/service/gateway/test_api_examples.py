@@ -21,7 +21,7 @@ from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import ERROR_BY_CODE, PPLError
 from service.contract.jobs.job import Checkpoint
 from service.contract.jobs.store import JobStatus
-from service.contract.media.boxes import write_csv
+from service.contract.media.boxes import FoundBox, write_csv
 from service.contract.versions.store import VersionStore
 from service.gateway import openapi_examples
 from service.http.problems import MEDIA_TYPE, StorageFull
@@ -179,7 +179,7 @@ async def walk(http, data_root, make_picture, labelled, sample: str) -> dict[str
 
     jobs.update(job["id"], train)
     await ask("GET", f"/train-jobs/{job['id']}", one)
-    rows = [("a/0.png", (12.5, 30.0, 64.0, 64.0), 0.93), ("a/1.png", None, None)]
+    rows = [("a/0.png", FoundBox((12.5, 30.0, 64.0, 64.0), 0.93)), ("a/1.png", None)]
     http.gateway.files.found_boxes(job["id"]).write_text(write_csv(rows))
     await ask("GET", f"/train-jobs/{job['id']}/boxes", f"{one}/boxes")
     await ask("GET", "/train-jobs?limit=1", "/train-jobs")

@@ -184,6 +184,28 @@ async def test_labels_of_a_picture_with_two_boxes_are_refused(http, problem, no_
         check_labels_answer(answer, message, problem, no_trace)
 
 
+@pytest.mark.parametrize(
+    ("boxes", "settings", "code"),
+    [
+        ("image,x,y,width,height\na.jpg,1,2,20,30\n", {}, "bad_boxes"),
+        ("image,x,y,width,height,angle\na.jpg,1,2,20,30,\n", {}, "bad_boxes"),
+        ("image,x,y,width,height,angle\na.jpg,1,2,20,30,90\n", {}, None),
+        (None, {"locate": "off"}, "bad_setting"),
+        (None, {}, None),
+    ],
+)
+async def test_pictures_that_nothing_can_align_are_refused(http, problem, no_trace, boxes, settings, code):
+    form = [("archive", ("a.zip", _zip(*STORED))), ("category", (None, "dog")), ("align", (None, "heading"))]
+    form += [(name, (None, value)) for name, value in settings.items()]
+    form += [("boxes", ("b.csv", boxes.encode()))] if boxes else []
+    answer = await http.post("/train-jobs", files=form)
+    if code is None:
+        assert answer.json()["settings"]["align"] == "heading"
+    else:
+        assert "angle" in problem(answer, 422, code)["detail"]
+        no_trace()
+
+
 @pytest.mark.parametrize("path", ["/train-jobs", "/datasets"])
 async def test_large_labels_are_checked_in_another_process(http, problem, no_trace, monkeypatch, path):
     monkeypatch.setattr(label_check, "_APART_BYTES", 10)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from service.contract.durable_files import write_json
 from service.contract.media.fitting import Frame
 from service.estimates.pictures import describe_landmarks
 from service.estimates.schemas import Estimate
@@ -114,6 +115,25 @@ async def test_boxes_put_the_landmarks_where_they_belong(http, dog, consumer, la
     (image,) = (await http.post("/estimate", data=data, files=files)).json()["images"]
     nose = next(point for point in image["landmarks"] if point["name"] == "nose")
     assert (nose["x"], nose["y"]) == pytest.approx((where[0] * width, where[1] * height), abs=2)
+
+
+async def test_boxes_with_angles_turn_the_pictures_that_landmarks_are_fitted_on(
+    http, dog, consumer, labelled, make_picture, data_root, problem
+):
+    config = data_root / "categories" / "dog" / "versions" / NEW / "config.json"
+    write_json(config, {**json.loads(config.read_text()), "align": "heading"})
+    pictures, places, labels = labelled()
+    upright = [[w * x - 30, h * y - 25, 60, 50] for w, h, (x, y) in places.values()]
+    problem(await fit(http, pictures, labels, boxes=json.dumps(upright)), 422, "no_heading")
+    rng = np.random.default_rng(1)
+    boxes = [[*(np.array(box[:2]) + rng.uniform(-9, 9, 2)), 60, 50, rng.uniform(0, 360)] for box in upright]
+    done = await fit(http, pictures, labels, boxes=json.dumps(boxes))
+    assert done.status_code == 201, done.text
+    files = [("images", ("new.png", make_picture(120, 80, (0.3, 0.5))))]
+    data = {"category": "dog", "landmarks": "anatomy", "boxes": json.dumps([[10, 10, 60, 60, 200]])}
+    (image,) = (await http.post("/estimate", data=data, files=files)).json()["images"]
+    nose = next(point for point in image["landmarks"] if point["name"] == "nose")
+    assert (nose["x"], nose["y"]) == pytest.approx((0.3 * 120, 0.5 * 80), abs=2)
 
 
 async def test_set_is_listed_shown_and_deleted(http, dog, consumer, labelled, problem):

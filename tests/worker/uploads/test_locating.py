@@ -16,7 +16,7 @@ from service.contract.jobs.store import Job, JobStatus
 from service.contract.media.boxes import parse_box_file
 from service.contract.media.fitting import fit_square
 from service.contract.media.pictures import open_picture
-from tests.support.arena import BODY, arena_frame, walk
+from tests.support.arena import BODY, arena_frame, walk, walk_angles, walker_frame
 from worker.caretaker import Caretaker
 from worker.uploads.preparer import match_job_labels
 
@@ -217,3 +217,75 @@ def test_boxes_of_other_pictures_fail_the_job(desk, arena) -> None:
     failed = desk.jobs.get(job.id)
     assert failed.error is not None
     assert failed.error.code == "bad_boxes"
+
+
+def walker(count: int = 12) -> dict[str, bytes]:
+    """Frames of a thing with a tail that turns as it walks."""
+    return {
+        f"cam/{n:02}.png": png(walker_frame((x, y), angle, n))
+        for n, ((x, y), angle) in enumerate(zip(walk(count), walk_angles(count), strict=True))
+    }
+
+
+def test_crops_are_turned_so_that_it_looks_up_and_labels_turn_with_them(desk) -> None:
+    frames, angles = walker(), walk_angles(12)
+    job = desk.upload(frames, desk.tiny(align="heading"))
+    rows = ["image,keypoint,x,y,split"]
+    for number, ((x, y), angle) in enumerate(zip(walk(12), angles, strict=True)):
+        ahead = np.array([np.sin(np.radians(angle)), -np.cos(np.radians(angle))])
+        for name, way in (("nose", 0.5), ("rump", -0.5)):
+            place = (x, y) + way * BODY * ahead
+            rows.append(f"{number:02}.png,{name},{place[0]},{place[1]},{'test' if number > 9 else 'train'}")
+    desk.files.labels(job.id).write_text("\n".join(rows))
+    done, info, squares = prepared(desk, job)
+    assert done.metrics["located"]["headings"] == 12
+    found = np.array([frame[3] for frame in info["frames"]])
+    assert np.abs((found - angles + 180) % 360 - 180).max() < 6
+    side = info["frames"][0][2]
+    labelled = match_job_labels(desk.files, job.id)
+    assert labelled is not None
+    for way, places in zip((-0.5, 0.5), labelled.keypoints.transpose(1, 0, 2), strict=True):
+        np.testing.assert_allclose(places, np.tile((0.5, 0.5 + way * BODY / side), (12, 1)), atol=0.06)
+    # dark at the head, light beside it, and the tail behind
+    middle = squares[:, :, 14:18].min(axis=(2, 3))
+    assert (middle[:, 8] < 90).all()
+    assert (middle[:, 28:31].min(1) < middle[:, 0]).all()
+    text = desk.files.found_boxes(job.id).read_text()
+    assert text.splitlines()[0] == "image,x,y,width,height,confidence,angle,angle_confidence"
+    again = desk.upload(frames, desk.tiny(align="heading"))
+    desk.files.boxes(again.id).write_text(text.replace(text.splitlines()[3], "cam/02.png,7,9,50,50,1,12.5,"))
+    _, sent, _ = prepared(desk, again)
+    assert sent["frames"][2] == [7, 9, 50, 12.5]
+    assert [*sent["frames"][:2], *sent["frames"][3:]] == [*info["frames"][:2], *info["frames"][3:]]
+
+
+def test_pictures_of_which_the_heading_is_not_known_are_skipped_and_named(desk, arena) -> None:
+    job = desk.upload(arena, desk.tiny(align="heading"))
+    rows = [f"{n:02}.png,{10 * n},20,64,32,{'' if n == 3 else 30 * n}" for n in range(12)]
+    desk.files.boxes(job.id).write_text("\n".join(["image,x,y,width,height,angle", *rows]))
+    done, info, squares = prepared(desk, job)
+    assert (done.metrics["images"], done.metrics["skipped"]) == (11, 1)
+    (skipped,) = done.metrics["skipped_files"]
+    assert skipped["name"] == "cam/03.png"
+    assert "which way the thing looks in it is not known" in skipped["reason"]
+    assert info["frames"][:2] == [[0, 4, 64], [10, 4, 64, 30]]
+    expected = fit_square(open_picture(arena["cam/01.png"]), 32, (10, 20, 64, 32), 30)[0]
+    np.testing.assert_array_equal(squares[1], expected)
+
+
+def test_angles_are_not_used_unless_they_are_asked_for(desk, arena) -> None:
+    job = desk.upload(arena, desk.tiny())
+    rows = [f"{n:02}.png,{10 * n},20,64,32,{30 * n}" for n in range(12)]
+    desk.files.boxes(job.id).write_text("\n".join(["image,x,y,width,height,angle", *rows]))
+    _, info, _ = prepared(desk, job)
+    assert info["frames"][1] == [10, 4, 64]
+    assert desk.files.found_boxes(job.id).read_text().splitlines()[2] == "cam/01.png,10.0,20.0,64.0,32.0,,30.0,"
+
+
+def test_pictures_that_do_not_come_from_one_camera_cannot_be_aligned(desk) -> None:
+    job = desk.upload({f"{n}.png": desk.picture(n, kind="PNG") for n in range(12)}, desk.tiny(align="heading"))
+    desk.caretaker.prepare(job.id)
+    failed = desk.jobs.get(job.id)
+    assert failed.error is not None
+    assert failed.error.code == "too_few_pictures"
+    assert "send boxes with angles, set locate to motion to use it all the same" in failed.error.detail

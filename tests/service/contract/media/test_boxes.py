@@ -40,10 +40,24 @@ def test_csv_that_a_spreadsheet_saved_again_reads_alike(text: str | bytes) -> No
 
 
 def test_csv_that_was_written_is_read_back() -> None:
-    rows = [("a, b.png", (1.5, -2.0, 30.0, 40.0), 0.75), ("film.mp4#000012", None, None)]
-    file = parse_box_file(write_csv(rows))
+    rows = [("a, b.png", FoundBox((1.5, -2.0, 30.0, 40.0), 0.75)), ("film.mp4#000012", None)]
+    text = write_csv(rows)
+    assert text.splitlines()[0] == "image,x,y,width,height,confidence"
+    file = parse_box_file(text)
     assert file.of("a, b.png", SIZE) == [FoundBox((1.5, -2.0, 30.0, 40.0), 0.75)]
     assert file.boxes["film.mp4#000012"] == []
+    assert not file.has_angles
+
+
+def test_angles_are_written_if_there_are_any_and_read_back() -> None:
+    turned, upright = FoundBox((1, 2, 30, 40), 0.75, 350.5, 0.9), FoundBox((1, 2, 30, 40), None)
+    text = write_csv([("a.png", turned), ("b.png", upright), ("c.png", None)])
+    assert text.splitlines()[::3] == ["image,x,y,width,height,confidence,angle,angle_confidence", "c.png,,,,,,,"]
+    file = parse_box_file(text)
+    assert file.boxes == {"a.png": [turned], "b.png": [upright], "c.png": []}
+    assert file.has_angles
+    written_by_hand = parse_box_file("image;x;y;width;height;angle\na.png;1;2;30;40;-90,5\n")
+    assert written_by_hand.of("a.png", SIZE) == [FoundBox((1, 2, 30, 40), angle=-90.5)]
 
 
 def test_coco_boxes_get_a_margin() -> None:
@@ -104,6 +118,8 @@ def test_frames_are_known_by_their_number() -> None:
         ("", "lacks image, x, y"),
         ("image,x,y,width\na,1,2,3\n", "lacks height"),
         ("image,x,y,width,height\na,1,2,three,4\n", "row 2 of the boxes"),
+        ("image,x,y,width,height,angle\na,1,2,3,4,361\n", "the angle is 361; it must be in degrees from -360 to 360"),
+        ("image,x,y,width,height,angle\na,1,2,3,4,left\n", "row 2 of the boxes"),
         ("image,x,y,width,height\na,1,2,0,4\n", "has no area"),
         ("image,x,y,width,height\na,nan,2,3,4\n", "is not x, y, width and height as numbers"),
         ("image,x,y,width,height\na,inf,2,3,4\n", "not finite"),

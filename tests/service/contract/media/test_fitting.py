@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.contract.errors import TruncatedImage
-from service.contract.media.fitting import Frame, fit_square, reduction_for_boxes, unfit_square
+from service.contract.media.fitting import Frame, box_corners, fit_square, reduction_for_boxes, turn, unfit_square
 from service.contract.media.pictures import MID_GREY, open_picture, open_reduced
 
 
@@ -72,8 +72,9 @@ def test_box_without_area_is_refused(box):
     side=st.sampled_from([32, 64, 128]),
     where=st.tuples(st.floats(0.15, 0.85), st.floats(0.15, 0.85)),
     box=st.none() | st.tuples(st.floats(-0.2, 0.1), st.floats(-0.2, 0.1), st.floats(0.9, 1.2), st.floats(0.9, 1.2)),
+    angle=st.just(0.0) | st.floats(-360, 360),
 )
-def test_a_spot_is_found_where_the_frame_says(width, height, side, where, box):
+def test_a_spot_is_found_where_the_frame_says(width, height, side, where, box, angle):
     """The centre of gravity of a bright disc in the square, sent back, is the disc's own within a square's pixel."""
     if box:
         box = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
@@ -87,11 +88,13 @@ def test_a_spot_is_found_where_the_frame_says(width, height, side, where, box):
     array = np.full((height, width, 3), MID_GREY, np.uint8)
     array[disc] = 255
     left, top, right, bottom = box_edges(box or (0, 0, width, height))
-    if not (left + radius < centre[0] < right - radius and top + radius < centre[1] < bottom - radius):
+    middle = np.array([left + right, top + bottom]) / 2
+    across, down = turn(centre, middle, -angle)
+    if not (left + radius < across < right - radius and top + radius < down < bottom - radius):
         return
     if disc[0].any() or disc[-1].any() or disc[:, 0].any() or disc[:, -1].any():
         return
-    square, frame = fit_square(Image.fromarray(array), side, box)
+    square, frame = fit_square(Image.fromarray(array), side, box, angle)
     mass = square[..., 0].astype(float) - MID_GREY
     grid = (2 * np.arange(side) + 1) / side - 1
     found = np.array([(mass.sum(0) * grid).sum(), (mass.sum(1) * grid).sum()]) / mass.sum()
@@ -110,10 +113,11 @@ def box_edges(box):
     x0=st.floats(-1e4, 1e4),
     y0=st.floats(-1e4, 1e4),
     size=st.floats(8, 1e4),
+    angle=st.floats(-360, 360),
     points=st.lists(st.tuples(st.floats(-2, 2), st.floats(-2, 2)), min_size=1, max_size=8),
 )
-def test_frame_round_trip(x0, y0, size, points):
-    frame = Frame(x0, y0, size)
+def test_frame_round_trip(x0, y0, size, angle, points):
+    frame = Frame(x0, y0, size, angle)
     assert np.allclose(frame.from_picture(frame.to_picture(points)), points, atol=1e-6)
 
 
@@ -122,6 +126,42 @@ def test_frame_counts_pixel_centres():
     assert frame.to_picture([[-1 + 1 / 64, 1 - 1 / 64]]).tolist() == [[0.0, 63.0]]
     assert frame.to_picture([-1.0, 1.0]).tolist() == [-0.5, 63.5]
     assert Frame(10, 20, 100).to_picture([0, 0]).tolist() == [59.5, 69.5]
+
+
+def test_what_looks_to_an_angle_looks_up_in_the_square_turned_by_it():
+    frame = Frame(10, 20, 100, 90)
+    ahead, right = frame.from_picture([[99.5, 69.5], [59.5, 109.5]])  # right of the centre and below it
+    np.testing.assert_allclose(ahead, (0, -0.8), atol=1e-12)
+    np.testing.assert_allclose(right, (0.8, 0), atol=1e-12)
+    np.testing.assert_allclose(frame.to_picture([[0, -0.8], [0.8, 0]]), [[99.5, 69.5], [59.5, 109.5]])
+    corners = box_corners((10, 20, 100, 50), 90)
+    np.testing.assert_allclose(corners, [(85, -5), (85, 95), (35, 95), (35, -5)])
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_square_turned_by_right_angles_has_the_same_pixels(quarters):
+    array = noise(90, 70)
+    upright, _ = fit_square(Image.fromarray(array), 32, (20, 10, 32, 32))
+    turned, _ = fit_square(Image.fromarray(array), 32, (20, 10, 32, 32), 90 * quarters)
+    np.testing.assert_allclose(turned, np.rot90(upright, quarters), atol=1)
+
+
+def test_turned_square_is_grey_beyond_the_picture_and_nowhere_else():
+    square, _ = fit_square(Image.new("RGB", (200, 200), (255, 255, 255)), 64, (60, 60, 80, 80), 45)
+    assert (square == 255).all()
+    square, _ = fit_square(Image.new("RGB", (200, 200), (255, 255, 255)), 64, (-40, 60, 80, 80), 90)
+    assert (square[33:] == MID_GREY).all()  # ahead is right, so what is left of the picture lies behind
+    assert (square[:31] == 255).all()
+
+
+def test_unfit_turns_the_square_back():
+    square = np.zeros((64, 64), np.uint8)
+    square[:32] = 255  # ahead
+    frame = fit_square(Image.new("RGB", (200, 100)), 64, (60, 10, 80, 80), 90)[1]
+    back = np.asarray(unfit_square(square, frame, 200, 100))
+    assert (back[12:88, 102:138] == 255).all()
+    assert (back[:, :98] == 0).all()
+    assert (back[:, 142:] == 0).all()
 
 
 def test_unfit_lays_the_square_back_on_the_picture():
