@@ -18,7 +18,6 @@ from service.client import APIError, Estimate, InputError, png_bytes
 from service.client.batches import parse_line
 from service.client.types import FailedPicture, ImageEstimate, PoseLine
 from service.client.uploads import list_pictures, name_uniquely, printable_name, read_text
-from service.contract.media import tiff
 from service.contract.media.video_kinds import HEAD_BYTES, is_video, is_video_name
 
 from .commands import PIPE_PREFIX, Align, Category, Locate, Session, Version, save_pipe
@@ -209,6 +208,8 @@ def _is_video(path: Path) -> bool:
     """Return whether a file is a video, or a TIFF whose pages are the frames of a clip."""
     if is_video_name(path.name) or not path.is_file():  # the request says what is wrong with it
         return is_video_name(path.name)
+    from service.contract.media import tiff  # not at the top: it loads Pillow and NumPy
+
     with path.open("rb") as file:
         return is_video(file.read(HEAD_BYTES)) or tiff.is_stack(file)
 

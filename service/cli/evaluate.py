@@ -10,7 +10,6 @@ import typer
 
 from .commands import Align, BoxesFile, Category, LabelsFit, Locate, Session, Version, save_pipe
 from .console import counting_bar, out, print_path, print_table, say
-from .evaluation import evaluate_category
 
 _MIN_PICTURES_PER_INPUT = 3  # a linear map fitted on fewer pictures per input fits noise
 
@@ -59,6 +58,8 @@ def evaluate(
     A linear map from all found keypoints to each labelled one is fitted on some of the pictures and scored on the
     others: by the labels' split or, if they have none, on a fifth chosen by a hash of the names.
     """
+    from .evaluation import evaluate_category  # the other commands need neither NumPy nor OpenCV
+
     with counting_bar("estimating poses", quiet=session.as_json) as update:
         found = evaluate_category(
             session.client,

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from service.access.keys import KeyStore, Scope
 from service.contract.errors import PPLError
-from service.contract.settings import CommonSettings
 
 from .commands import AsJson, Commands, describe_invalid_settings
 from .console import fail, make_problem, out, print_json, print_table, say, show
@@ -80,6 +79,8 @@ def revoke_key(key_id: KeyId, data_root: DataRoot = None, as_json: AsJson = Fals
 
 
 def _store(data_root: Path | None) -> KeyStore:
+    from service.contract.settings import CommonSettings  # not at the top: the other commands read no settings
+
     try:
         settings = CommonSettings() if data_root is None else CommonSettings(data_root=data_root)
     except ValidationError as error:

@@ -13,9 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from model.scoring.label_tables import decode_text
 from service.contract.jobs.job import Activate
-from service.contract.media.pictures import is_picture_name
 from service.contract.media.video_kinds import KINDS, is_video_name
 
 from .errors import InputError
@@ -51,6 +49,8 @@ def open_archive(paths: Sequence[Path]) -> Iterator[tuple[str, IO[bytes]]]:
 
 def list_pictures(folder: Path, *, videos: bool = False) -> Iterator[Path]:
     """Yield the pictures, and optionally the videos, below a folder by name; skip hidden files and folders."""
+    from service.contract.media.pictures import is_picture_name  # not at the top: it loads Pillow and NumPy
+
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         for name in sorted(files):
@@ -120,6 +120,8 @@ def open_file(path: AnyPath) -> IO[bytes]:
 
 def read_text(path: AnyPath) -> str:
     """Return the text of a file in UTF-8, or in UTF-16 or UTF-32 with its mark. Raises InputError."""
+    from model.scoring.label_tables import decode_text  # not at the top: it loads NumPy
+
     try:
         with open_file(path) as file:
             return decode_text(file.read())

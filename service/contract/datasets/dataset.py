@@ -17,7 +17,7 @@ from pydantic import AwareDatetime, BaseModel, Field, field_serializer
 
 from service.contract.jobs.job import JobDataset, JobError
 from service.contract.jobs.warnings import PictureWarning
-from service.contract.media.archives import Mode
+from service.contract.media import Mode
 
 
 class DatasetStatus(StrEnum):

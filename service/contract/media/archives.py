@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal, cast
+from typing import IO, cast
 
 from service.contract.errors import (
     BadArchive,
@@ -31,7 +31,7 @@ from service.contract.errors import (
     UnsafeArchive,
 )
 
-from . import tiff
+from . import Mode, tiff
 from .archive_guard import COPY_BYTES, KINDS_EXPECTED, GuardedFile, too_large, too_many
 from .archive_guard import ArchiveLimits as ArchiveLimits
 from .pictures import EXPECTED as PICTURE_EXPECTED
@@ -50,7 +50,6 @@ _TIFFS_LOOKED_AT = 3
 _PNG_HEAD_BYTES = 26
 _PNG_DEPTH = 24  # byte with the bits a channel
 _BARE_VIDEO = "video"  # the member name of an upload that is a video itself
-Mode = Literal["stills", "clips"]
 _EXPECTED = f"{PICTURE_EXPECTED.replace(' a ', ' ')}s or {VIDEO_EXPECTED.removeprefix('expected an ')}s in it"
 
 
