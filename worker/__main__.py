@@ -17,7 +17,7 @@ from service.contract import routing
 from service.contract.messages import WorkerHeartbeat
 from service.contract.routing import Kind
 from service.contract.settings import CommonSettings
-from worker.settings import WorkerSettings, set_threads
+from worker.settings import WorkerSettings, quick_imports, set_threads
 
 logger = logging.getLogger("worker")
 
@@ -66,15 +66,16 @@ def run(kind: Kind, settings: WorkerSettings) -> int:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))
     if kind == "training":
         let_inference_go_first(settings.training_nice)
-    set_threads(settings.inference_threads if kind == "inference" else settings.training_threads)
-
     # imported here because torch and Celery take seconds, which `health` does not need
-    from celery import signals
-    from prometheus_client import start_http_server
+    with quick_imports():
+        set_threads(settings.inference_threads if kind == "inference" else settings.training_threads)
 
-    from model.training.distributed import pick_rank_device
-    from worker.app import make_app, make_inference_parts, make_training_parts
-    from worker.jobs import Stop
+        from celery import signals
+        from prometheus_client import start_http_server
+
+        from model.training.distributed import pick_rank_device
+        from worker.app import make_app, make_inference_parts, make_training_parts
+        from worker.jobs import Stop
 
     processes = settings.training_processes if kind == "training" else 1
     try:

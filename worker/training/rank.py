@@ -19,7 +19,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
 
-from worker.settings import set_threads
+from worker.settings import quick_imports, set_threads
 
 
 def main() -> int:
@@ -34,7 +34,8 @@ def main() -> int:
     )
     commands: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read_commands, args=(commands,), name="commands", daemon=True).start()
-    set_threads(instructions["threads"])
+    with quick_imports():
+        set_threads(instructions["threads"])
     if sys.platform == "linux":  # all ranks run on this machine
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, "lo")
