@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -91,10 +90,11 @@ def write_version(
         directory / "weights.safetensors", model.state_dict(), {"step": step, "features": named_features(model.config)}
     )
     save_json(directory / "config.json", model.config.to_dict())
-    pose = _mean_pose(model, images) if model.memory is None else None
-    prior = PosePrior.from_model(model, keypoint_names, mean_pose=pose, link_lengths=_mean_lengths(model, images))
+    poses = list(_locate_all(model, images))
+    pose = _mean_pose(poses) if model.memory is None else None
+    prior = PosePrior.from_model(model, keypoint_names, mean_pose=pose, link_lengths=_mean_lengths(poses))
     save_json(directory / "prior.json", prior.to_json())
-    save_json(directory / "memory.json", _memory(model, images))
+    save_json(directory / "memory.json", _memory(model, poses))
     save_json(directory / "history.json", history.to_json(Snapshot.from_model(model, step)))
 
 
@@ -109,24 +109,22 @@ def check_features(model: PosePriorLearner, facts: Mapping[str, Any]) -> None:
         raise CheckpointError(f"the version was trained with the features {named}; this release has {own}")
 
 
-def _mean_pose(model: PosePriorLearner, images: Images) -> Tensor:
-    total = torch.zeros(model.config.num_keypoints, 2, dtype=torch.float64)
-    for keypoints in _locate_all(model, images):
-        total += keypoints.double().sum(0).cpu()
-    return (total / len(images)).float()
+def _mean_pose(poses: list[Tensor]) -> Tensor:
+    return torch.cat(poses).double().mean(0).float().cpu()
 
 
-def _mean_lengths(model: PosePriorLearner, images: Images) -> Tensor:
-    """Return the mean length of each link (L,) over some training pictures."""
-    chosen = np.linspace(0, len(images) - 1, min(_SKELETON_PICTURES, len(images))).round().astype(np.int64)
-    return torch.cat([link_lengths(keypoints) for keypoints in _locate_all(model, images[chosen])]).float().mean(0)
+def _mean_lengths(poses: list[Tensor]) -> Tensor:
+    """Return the mean length of each link (L,) over some of the poses."""
+    every = torch.cat(poses)
+    chosen = torch.linspace(0, len(every) - 1, min(_SKELETON_PICTURES, len(every))).round().long()
+    return link_lengths(every[chosen.to(every.device)]).float().mean(0)
 
 
-def _memory(model: PosePriorLearner, images: Images) -> dict[str, Any]:
+def _memory(model: PosePriorLearner, poses: list[Tensor]) -> dict[str, Any]:
     if model.memory is None:
         sizes = {"num_banks": 0, "bank_size": 0, "token_dim": 0}
         return {**sizes, "use_counts": [], "prototypes": [], "surprise_scale": None}
-    codes, distances = recall_all(model.memory, _locate_all(model, images))
+    codes, distances = recall_all(model.memory, poses)
     return {
         "num_banks": model.config.num_banks,
         "bank_size": model.config.bank_size,
