@@ -27,7 +27,7 @@ from service.client.connection import DEFAULT_URL
 from service.client.types import ImageEstimate
 from service.stack.supervisor import end_with_parent
 
-from .results import draw_grid, estimate_all, installed_versions, read_zip, score
+from .results import draw_grid, estimate_all, installed_versions, read_zip, score, select_pictures
 
 CATEGORY = "dog"
 PRESET = "compact"
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path(".demo"), help="folder of the data and results")
     parser.add_argument("--no-serve", action="store_true", help="exit when done instead of serving until Ctrl-C")
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps (%(default)s)")
+    parser.add_argument("--pictures", type=int, help="number of sample pictures to train on (all)")
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out.print("Starting the stack: Valkey, two workers, the API ...")
         with _start_stack(options.folder) as (url, await_end):
             out.print(f"  API  {url}\n  docs {url}/docs")
-            _demonstrate(url, options.folder, options.steps, serving=not options.no_serve)
+            _demonstrate(url, options.folder, options.steps, options.pictures, serving=not options.no_serve)
             done = True
             if not options.no_serve:
                 out.print("\nServing until Ctrl-C.")
@@ -116,9 +117,11 @@ def _start_stack(folder: Path) -> Iterator[tuple[str, Callable[[], NoReturn]]]:
         process.stdout.close()
 
 
-def _demonstrate(url: str, folder: Path, steps: int, serving: bool) -> None:
+def _demonstrate(url: str, folder: Path, steps: int, pictures: int | None, serving: bool) -> None:
     with Client(url) as client, as_file(files("service") / "samples") as samples:
         train_archive, heldout_archive = samples / "dog.zip", samples / "dog_heldout.zip"
+        if pictures is not None:
+            train_archive = select_pictures(train_archive, folder / "dog.zip", pictures)
         job = _train(client, train_archive, steps)
         assert job.version is not None
         train_pictures, heldout_pictures = read_zip(train_archive), read_zip(heldout_archive)

