@@ -24,6 +24,10 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 # where a test needs several, one that waits leaves its core to the others: ten times as fast on busy cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# a fifth of the time to import torch and a thousand modules more goes into looking for garbage, of which there is none;
+# see pytest_runtestloop
+gc.disable()
+
 # on a busy machine an example may take long: that says nothing of what it tests
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
@@ -44,10 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
-def pytest_collection_finish() -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
     """Leave what the tests import, a million objects, out of later garbage collections."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,14 @@ from model.version.prior import PosePrior
 
 TINY = {
     "image_size": 32,
+    "features": "none",  # test_features.py and test_resume.py have them
     "base_width": 8,
     "num_keypoints": 5,
     "num_banks": 6,
     "bank_size": 4,
     "token_dim": 16,
     "memory_width": 16,
+    "memory_depth": 2,
     "batch_size": 4,
     "steps": 6,
     "perceptual_size": 32,
@@ -22,7 +24,7 @@ TINY = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -30,12 +32,12 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     return resolve("compact", TINY)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def images():
     """(10, 32, 32, 3): a bright bar at a different slant in each, on a grey ground."""
     y, x = np.mgrid[:32, :32] - 15.5

@@ -22,7 +22,7 @@ _URL = os.environ["PPL_FUZZ_URL"]
 _REFRESH_S = 5.0
 # a job that is begun must not hold up the rest
 _SMALL = {"steps": 2, "image_size": 32, "perceptual_size": 32, "base_width": 8, "num_keypoints": 4, "batch_size": 8}
-_SMALL |= {"num_banks": 4, "bank_size": 4, "token_dim": 16, "mask_grid": 4}
+_SMALL |= {"num_banks": 4, "bank_size": 4, "token_dim": 16, "memory_width": 16, "mask_grid": 4, "features": "none"}
 
 _known: dict[str, list[str]] = {}
 _looked_at = 0.0

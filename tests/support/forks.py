@@ -10,12 +10,22 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 _FORKS = multiprocessing.get_context("forkserver")
 # not our own modules of settings and queues: a test may change these before they are read
-_FORKS.set_forkserver_preload(["model.training.distributed", "model.training.trainer", "celery", "pydantic_settings"])
+_FORKS.set_forkserver_preload(
+    [
+        "model.training.distributed",
+        "model.training.trainer",
+        "torch._dynamo",  # the first optimiser imports it, for a second
+        "celery",
+        "pydantic_settings",
+    ]
+)
 
 
 class Fork:
@@ -30,7 +40,10 @@ class Fork:
     def __init__(
         self, log: Path, environment: dict[str, str], function: Callable[..., int | None], *arguments: object
     ) -> None:
-        self._process = _FORKS.Process(target=_run, args=(log, environment, function, arguments))
+        self._start(_run, log, environment, function, arguments)
+
+    def _start(self, run: Callable[..., None], *arguments: object) -> None:
+        self._process = _FORKS.Process(target=run, args=arguments)
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -58,6 +71,35 @@ class Fork:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+class PipedFork(Fork):
+    """A running function with pipes as its standard input and output, and a session of its own."""
+
+    def __init__(self, function: Callable[[], int | None]) -> None:
+        (their_input, our_input), (our_output, their_output) = _FORKS.Pipe(duplex=False), _FORKS.Pipe(duplex=False)
+        self._start(_run_piped, their_input, their_output, function)
+        self.stdin, self.stdout = os.fdopen(os.dup(our_input.fileno()), "w"), os.fdopen(os.dup(our_output.fileno()))
+        for end in (their_input, our_input, our_output, their_output):
+            end.close()
+
+    def __enter__(self) -> PipedFork:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stdout.close()
+        self.stdin.close()
+        self.wait()
+
+
+def _run_piped(input_: Connection, output: Connection, function: Callable[[], int | None]) -> None:
+    os.setsid()
+    os.dup2(input_.fileno(), 0)
+    os.dup2(output.fileno(), 1)
+    input_.close()
+    output.close()
+    sys.stdin = os.fdopen(0)
+    raise SystemExit(function())
 
 
 def _run(

@@ -22,12 +22,14 @@ from service.client import Client
 TINY = {
     "steps": 20,
     "image_size": 32,
+    "features": "none",  # the demo and the sample category have them
     "perceptual_size": 32,
     "base_width": 8,
     "num_keypoints": 4,
     "num_banks": 4,
     "bank_size": 4,
     "token_dim": 16,
+    "memory_width": 16,
     "batch_size": 8,
     "mask_grid": 4,
     "checkpoint_every": 10,

@@ -32,11 +32,14 @@ from worker.uploads.preparer import Preparer
 
 TINY = {
     "image_size": 32,
+    "features": "none",
     "base_width": 8,
     "num_keypoints": 4,
     "num_banks": 3,
     "bank_size": 4,
     "token_dim": 16,
+    "memory_width": 16,
+    "memory_depth": 2,
     "mask_grid": 4,
     "perceptual_size": 32,
     "batch_size": 4,

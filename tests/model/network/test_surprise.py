@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -21,12 +22,19 @@ from service.contract.media.pictures import open_picture
 SAMPLES = Path(__file__).resolve().parents[3] / "service" / "samples"
 
 
-@pytest.fixture
-def exported(images, tiny, tmp_path):
+@pytest.fixture(scope="module")
+def version(images, tiny, tmp_path_factory):
     trainer = Trainer(images, tiny, "cpu")
     list(trainer.run())
-    trainer.export(tmp_path)
-    return tmp_path
+    folder = tmp_path_factory.mktemp("version")
+    trainer.export(folder)
+    return folder
+
+
+@pytest.fixture
+def exported(version, tmp_path):
+    """A copy of the version that a test may change."""
+    return shutil.copytree(version, tmp_path, dirs_exist_ok=True)
 
 
 def test_exported_scale_is_the_99th_percentile_of_the_training_pictures(images, exported):

@@ -10,7 +10,7 @@ from model.version.tensor_files import CheckpointError
 BASE = {"horizontal_flip": True, "revive_after": 2, "history_snapshots": 2, "steps": 5}
 RUNS = {
     "ppl-stills": {},
-    "ppl-clips": {"mode": "clips", "augmentation": 1.0},
+    "ppl-clips": {"mode": "clips", "augmentation": 1.0, "features": "efficientnet_lite0"},
     "autolink-stills": {"method": "autolink"},
     "autolink-clips": {"method": "autolink", "mode": "clips"},
     "predefined-trained": {

@@ -25,16 +25,20 @@ def _same(a, b):
     return all(torch.equal(value, b.state_dict()[name]) for name, value in a.state_dict().items())
 
 
-def test_same_seed_gives_the_same_weights_and_another_seed_others(images, tiny):
-    first, _ = _train(images, tiny)
+@pytest.fixture(scope="module")
+def unbroken(images, tiny):
+    """A finished run of the tiny model; tests leave its weights as they are."""
+    return _train(images, tiny)[0]
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_others(images, tiny, unbroken):
     again, _ = _train(images, tiny)
     other, _ = _train(images, resolve("compact", {**tiny.to_dict(), "seed": 1}))
-    assert _same(first.model, again.model)
-    assert not _same(first.model, other.model)
+    assert _same(unbroken.model, again.model)
+    assert not _same(unbroken.model, other.model)
 
 
-def test_stopped_and_resumed_run_equals_an_unbroken_one_bit_for_bit(images, tiny, tmp_path):
-    unbroken, _ = _train(images, tiny)
+def test_stopped_and_resumed_run_equals_an_unbroken_one_bit_for_bit(images, tiny, unbroken, tmp_path):
     stopped = Trainer(images, tiny, device="cpu")
     for report in stopped.run():
         if report.step == 3:
@@ -86,24 +90,22 @@ def test_loading_without_a_checkpoint_returns_false(images, tiny, tmp_path):
     assert not Trainer(images, tiny, device="cpu").load_checkpoint(tmp_path)
 
 
-def test_frozen_model_gives_the_same_poses_without_normalisations(images, tiny):
-    trainer, _ = _train(images, tiny)
-    frozen = copy.deepcopy(trainer.model)
+def test_frozen_model_gives_the_same_poses_without_normalisations(images, unbroken):
+    frozen = copy.deepcopy(unbroken.model)
     frozen.freeze()
     frozen.freeze()  # idempotent
-    assert any(isinstance(part, torch.nn.BatchNorm2d) for part in trainer.model.modules())
+    assert any(isinstance(part, torch.nn.BatchNorm2d) for part in unbroken.model.modules())
     assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in frozen.modules())
     assert not any(weight.requires_grad for weight in frozen.parameters())
-    assert torch.equal(frozen.keypoint_prior(), trainer.model.eval().keypoint_prior())
-    ours, theirs = Predictor(frozen, "cpu").predict(images, 2), Predictor(trainer.model, "cpu").predict(images, 2)
+    assert torch.equal(frozen.keypoint_prior(), unbroken.model.eval().keypoint_prior())
+    ours, theirs = Predictor(frozen, "cpu").predict(images, 2), Predictor(unbroken.model, "cpu").predict(images, 2)
     np.testing.assert_allclose(ours.trajectory, theirs.trajectory, atol=1e-5)
     np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-5)
 
 
-def test_exported_version_predicts_what_the_trained_model_does(images, tiny, tmp_path):
-    trainer, _ = _train(images, tiny)
-    trainer.export(tmp_path)
-    loaded, direct = Predictor.load(tmp_path, "cpu"), Predictor(trainer.model, "cpu")
+def test_exported_version_predicts_what_the_trained_model_does(images, unbroken, tmp_path):
+    unbroken.export(tmp_path)
+    loaded, direct = Predictor.load(tmp_path, "cpu"), Predictor(unbroken.model, "cpu")
     for steps in (0, 2):
         ours, theirs = loaded.predict(images, steps, link_map=True), direct.predict(images, steps, link_map=True)
         np.testing.assert_allclose(ours.trajectory, theirs.trajectory, atol=1e-5)
@@ -112,9 +114,8 @@ def test_exported_version_predicts_what_the_trained_model_does(images, tiny, tmp
     assert ours.link_map.shape == (10, 32, 32)
 
 
-def test_export_writes_prior_and_memory_as_json(images, tiny, tmp_path):
-    trainer, _ = _train(images, tiny)
-    trainer.export(tmp_path, tuple("abcde"))
+def test_export_writes_prior_and_memory_as_json(images, tiny, unbroken, tmp_path):
+    unbroken.export(tmp_path, tuple("abcde"))
     prior = json.loads((tmp_path / "prior.json").read_text())
     memory = json.loads((tmp_path / "memory.json").read_text())
     assert prior["keypoint_names"] == list("abcde")
@@ -301,8 +302,7 @@ def test_resume_is_exact_with_bf16_flips_and_revival(images, tiny, tmp_path, hea
     assert _same(unbroken.model, resumed.model)
 
 
-def test_export_on_the_way_changes_nothing_of_the_run(images, tiny, tmp_path):
-    unbroken, _ = _train(images, tiny)
+def test_export_on_the_way_changes_nothing_of_the_run(images, tiny, unbroken, tmp_path):
     trainer = Trainer(images, tiny, device="cpu")
     for report in trainer.run():
         if report.step == 2:

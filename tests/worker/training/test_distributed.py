@@ -1,10 +1,11 @@
-"""Jobs that several processes train, real ones, on the CPU."""
+"""Jobs that several processes train, on the CPU: real ones where they succeed, else forks."""
 
 from __future__ import annotations
 
 import errno
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ from model.predictor import Predictor
 from model.training.trainer import StepReport, TrainingDivergedError
 from model.version.tensor_files import load
 from service.contract.jobs.store import JobStatus
+from tests.support.forks import PipedFork
 from worker.jobs import explain_failure
+from worker.training import rank, rank_processes
 from worker.training.rank_processes import RankError, RankProcesses, rank_instructions, rebuild_error
 from worker.training.training_run import TrainingRun
 
@@ -44,6 +47,21 @@ def pair(desk: SimpleNamespace) -> SimpleNamespace:
     desk.settings = desk.settings.model_copy(update={"training_processes": 2})
     desk.runner.settings = desk.settings
     return desk
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
+    """Fork the training processes, as importing torch takes each seconds; forked() returns those that run."""
+    forks: list[PipedFork] = []
+
+    def start(command: list[str], **_: object) -> PipedFork:
+        assert command == [sys.executable, "-m", "worker.training.rank"]
+        forks.append(PipedFork(rank.main))
+        return forks[-1]
+
+    process = SimpleNamespace(Popen=start, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(rank_processes, "subprocess", process)
+    return lambda: [fork.pid for fork in forks if fork.poll() is None]
 
 
 @pytest.fixture
@@ -80,22 +98,29 @@ def test_job_of_two_processes_succeeds_and_leaves_none(pair: SimpleNamespace, af
     assert memory.use_counts.sum() == 6 * 4 * 3, "a code in each of three banks for all four pictures of six steps"
 
 
-def test_cancel_stops_the_processes(pair: SimpleNamespace, after: Any) -> None:
+def test_cancel_stops_the_processes(pair: SimpleNamespace, after: Any, forked: Any) -> None:
     job = pair.prepared(pair.tiny(steps=100_000))
-    after(5, lambda: pair.jobs.cancel(job.id))
+    seen: list[int] = []
+
+    def cancel() -> None:
+        seen.extend(forked())
+        pair.jobs.cancel(job.id)
+
+    after(5, cancel)
     pair.runner.run(job.id)
     assert pair.jobs.get(job.id).status is JobStatus.CANCELLED
-    assert ranks() == []
+    assert len(seen) == 2
+    assert forked() == []
     assert pair.store.categories() == []
 
 
-def test_stopped_job_goes_on_with_one_process(pair: SimpleNamespace, after: Any) -> None:
+def test_stopped_job_goes_on_with_one_process(pair: SimpleNamespace, after: Any, forked: Any) -> None:
     job = pair.prepared()
     after(3, pair.stop.request)
     pair.runner.run(job.id)
     paused = pair.jobs.record(job.id)
     assert (paused.job.status, paused.checkpointed, paused.starts) == (JobStatus.QUEUED, 3, 0)
-    assert ranks() == []
+    assert forked() == []
     assert load(pair.files.checkpoint(job.id) / "checkpoint.safetensors")[1]["step"] == 3
     pair.stop.requested = False
     pair.runner.settings = pair.settings.model_copy(update={"training_processes": 1})
@@ -104,13 +129,13 @@ def test_stopped_job_goes_on_with_one_process(pair: SimpleNamespace, after: Any)
 
 
 def test_job_goes_on_from_its_checkpoint_after_a_process_was_killed(
-    pair: SimpleNamespace, after: Any, caplog: pytest.LogCaptureFixture
+    pair: SimpleNamespace, after: Any, forked: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     killed: list[int] = []
 
     def kill() -> None:
         if not killed:
-            killed.append(ranks()[1])
+            killed.append(forked()[1])
             os.kill(killed[0], signal.SIGKILL)
 
     job = pair.prepared()
@@ -120,13 +145,13 @@ def test_job_goes_on_from_its_checkpoint_after_a_process_was_killed(
     assert (left.job.status, left.starts) == (JobStatus.RUNNING, 1)
     assert not pair.jobs.is_leased(job.id)
     assert "of 2 (signal 9) ended without a report" in caplog.text
-    assert ranks() == []
+    assert forked() == []
     assert load(pair.files.checkpoint(job.id) / "checkpoint.safetensors")[1]["step"] == 2
     pair.runner.run(job.id)
     assert pair.jobs.get(job.id).status is JobStatus.SUCCEEDED
 
 
-def test_error_of_a_process_is_raised_with_its_reason(pair: SimpleNamespace, tmp_path: Path) -> None:
+def test_error_of_a_process_is_raised_with_its_reason(pair: SimpleNamespace, tmp_path: Path, forked: Any) -> None:
     job = pair.prepared()
     pair.files.pictures(job.id).unlink()
     order = {**rank_instructions(job.id, pair.tiny(), pair.settings), "meeting": f"file://{tmp_path}/meeting"}
@@ -134,7 +159,7 @@ def test_error_of_a_process_is_raised_with_its_reason(pair: SimpleNamespace, tmp
         both.send("step")
         with pytest.raises(RankError, match=r"of 2: TrainingFailed: .* were deleted"):
             both.receive("step")
-    assert ranks() == []
+    assert forked() == []
 
 
 @pytest.mark.parametrize(
