@@ -59,7 +59,7 @@ def belonging_to(folder: Path) -> list[int]:
 
 
 def test_demo_leaves_a_report_and_a_picture(folder: Path) -> None:
-    demo = start(folder, steps=4)
+    demo = start(folder, steps=2)
     said, _ = demo.communicate(timeout=600)
 
     assert demo.returncode == 0, said

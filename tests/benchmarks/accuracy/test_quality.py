@@ -10,7 +10,7 @@ from benchmarks.accuracy.packs import read_pack
 from benchmarks.accuracy.quality import SPOILT, Trial, correlate, main, make_version, spoil
 
 TINY = {"image_size": 32, "base_width": 8, "num_keypoints": 4, "num_banks": 3, "bank_size": 4, "token_dim": 16}
-TINY |= {"mask_grid": 4, "perceptual_size": 32, "batch_size": 4}
+TINY |= {"mask_grid": 4, "perceptual_size": 32, "batch_size": 4, "features": "none"}
 
 
 @pytest.fixture

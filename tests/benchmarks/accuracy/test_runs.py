@@ -10,6 +10,7 @@ from model.training.trainer import CHECKPOINT_FILE, Trainer
 
 TINY = {
     "image_size": "32",
+    "features": "none",
     "base_width": "8",
     "num_keypoints": "5",
     "num_banks": "6",

@@ -68,7 +68,7 @@ def test_overlay_marks_keypoints_and_links(width, height):
     frame = Frame(0, (height - width) / 2, width)
     keypoints = np.array([[0.2 * width, 0.5 * height], [0.8 * width, 0.5 * height], [0.5 * width, 0.2 * height]])
     links = [{"i": 0, "j": 1, "weight": 1.0}]
-    drawn = np.asarray(overlay(picture, frame, keypoints, links)).astype(int)
+    drawn = np.asarray(overlay(picture, frame, keypoints, links)).astype(np.int16)
     assert drawn.shape == (height, width, 3)
     for index, (x, y) in enumerate(keypoints.astype(int)):
         assert np.abs(drawn[y, x] - keypoint_colour(index)).max() < 40
