@@ -39,7 +39,6 @@ TINY = {
     "bank_size": 4,
     "token_dim": 16,
     "memory_width": 16,
-    "memory_depth": 2,
     "mask_grid": 4,
     "perceptual_size": 32,
     "batch_size": 4,
