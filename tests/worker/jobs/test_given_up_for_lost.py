@@ -13,10 +13,15 @@ from service.contract.jobs.store import JobStatus
 from service.contract.routing import lease_key
 from worker import jobs
 
+_LEASE_S = 600
+
 
 @pytest.fixture
-def lapse(desk: SimpleNamespace) -> Callable[..., JobStatus]:
+def lapse(desk: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Callable[..., JobStatus]:
     """lapse(job_id, meanwhile=None) lets a lease run out, with all that happens then, and gives it back again."""
+    # a busy machine may take longer than a lease lasts; renewing it meanwhile would undo the lapse
+    acquire = desk.jobs.acquire
+    monkeypatch.setattr(desk.jobs, "acquire", lambda job_id, holder: acquire(job_id, holder, ttl_s=_LEASE_S))
 
     def run_out(job_id: str, meanwhile: Callable[[], object] | None = None) -> JobStatus:
         time.sleep(3 * jobs._PERIOD_S)  # all reports so far have been written
@@ -24,7 +29,7 @@ def lapse(desk: SimpleNamespace) -> Callable[..., JobStatus]:
         if meanwhile:
             meanwhile()
         desk.jobs.reconcile(lambda job_id: None)
-        desk.jobs._redis.set(lease_key(job_id), token, px=15_000)
+        desk.jobs._redis.set(lease_key(job_id), token, ex=_LEASE_S)
         return desk.jobs.get(job_id).status
 
     return run_out
