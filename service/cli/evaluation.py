@@ -34,7 +34,7 @@ from service.client import Client
 from service.client.batches import POSES_A_REQUEST
 from service.client.errors import InputError
 from service.client.types import ImageEstimate, Prior
-from service.contract.errors import BadPicture, NoHeading, PPLError
+from service.contract.errors import BadPicture, PPLError
 from service.contract.media import tiff
 from service.contract.media.archives import ArchiveLimits, Member, find_white, iter_media
 from service.contract.media.boxes import FoundBox, fit_found
@@ -84,8 +84,7 @@ def evaluate_category(
             scored by maps fitted on the others; whole videos are held out, and whole folders for a version trained on
             clips.
         boxes: a file of where the thing is in each picture: our CSV, COCO or MegaDetector's JSON.
-        locate: auto, motion or off for pictures without boxes; as the version was trained by default.
-        align: heading or off; as the version was trained by default.
+        locate, align: the settings of training, the first for pictures without boxes; by default the version's.
         labels_fit: scale fits labels that state another size of their pictures, see
             :func:`model.scoring.label_fitting.fit_labels`; exact refuses them.
         occlusion: also hide parts of the scored pictures, and refine.
@@ -306,20 +305,17 @@ def read_squares(
     squares = Squares(with_several=locations.with_several())
     reduction = reduction_for_boxes(side) if locations.whole else lambda width, height: 1.0
     for name, video, found in _iter_pictures(paths, frames, reduction):
-        if not isinstance(found, Picture):
-            squares.skipped.append({"name": name, "reason": found})
-            continue
-        box = locations.find_most_confident(name, found.size)
-        if box is None and not locations.whole:
-            squares.skipped.append({"name": name, "reason": locations.missing})
-            continue
         try:
+            if not isinstance(found, Picture):
+                raise BadPicture(found)
+            box = locations.find_most_confident(name, found.size)
+            if box is None and not locations.whole:
+                raise BadPicture(locations.missing)
             squares.add(name, found, side, box, aligned=aligned)
-        except NoHeading as error:
+        except BadPicture as error:
             squares.skipped.append({"name": name, "reason": error.detail})
-            continue
-        if video is not None:
-            squares.videos[name] = video
+        else:
+            squares.videos |= {name: video} if video else {}
     if not squares.names:
         reasons = "".join(f"; {item['name']}: {item['reason']}" for item in squares.skipped[:3])
         raise InputError(f"no picture could be read{reasons}")
