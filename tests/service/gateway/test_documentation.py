@@ -130,6 +130,7 @@ async def test_estimate_form_is_described(described):
         "include",
         "boxes",
         "locate",
+        "align",
         "format",
         "landmarks",
         "video",
