@@ -29,10 +29,9 @@ from service.contract.errors import (
     ModelFailed,
     PPLError,
     QueueFull,
-    WorkerUnavailable,
 )
 from service.contract.messages import BatchReply, BatchRequest
-from service.http.problems import disk_full, redis_unavailable
+from service.http.problems import disk_full, no_inference_worker, redis_unavailable
 from service.runtime.concurrency import cancel_tasks
 from service.runtime.metrics import Metrics
 from service.runtime.redis_clients import QUEUE_ERRORS
@@ -119,6 +118,7 @@ class Batcher:
             as an answered batch has no pixels left.
         wait_s: longest time that a batch waits for announced pictures.
         live_workers: returns the number of live inference workers.
+        workers_are_gone: returns whether none has lived for so long that waiting for one is of no use.
 
     Attributes:
         pending: number of pictures that wait or are in flight.
@@ -135,12 +135,13 @@ class Batcher:
         late_s: float,
         wait_s: float = 0.0,
         live_workers: Callable[[], int],
+        workers_are_gone: Callable[[], bool],
         metrics: Metrics,
     ) -> None:
         self._send, self._reply_to = send, reply_to
         self._batch_limit, self._queue_limit = batch_limit, queue_limit
         self._timeout_s, self._late_s, self._wait_s = timeout_s, late_s, wait_s
-        self._live_workers = live_workers
+        self._live_workers, self._workers_are_gone = live_workers, workers_are_gone
         self._metrics = metrics
         self._waiting: dict[Group, deque[Item]] = {}
         self._flights: dict[str, Flight] = {}
@@ -201,10 +202,13 @@ class Batcher:
 
         Raises:
             QueueFull: too many pictures wait.
+            WorkerUnavailable: no worker has lived for a while; at once.
             EstimateTimeout, WorkerUnavailable, RedisUnavailable: no reply in time.
             PPLError: the worker's error.
         """
         self.check_room(len(squares))
+        if self._workers_are_gone():
+            raise no_inference_worker("none was seen lately")
         ticket = Ticket(group, squares, time.time() + self._timeout_s, asyncio.get_running_loop().create_future())
         self.pending += len(squares)
         self._waiting.setdefault(group, deque()).extend((ticket, index) for index in range(len(squares)))
@@ -216,11 +220,7 @@ class Batcher:
         except TimeoutError:
             within = f"within {self._timeout_s:g} s"
             if self._live_workers() < 1:
-                raise WorkerUnavailable(
-                    f"no inference worker is running, and none replied {within}. "
-                    "Start one (`python -m worker inference`; `ppl up` starts it by itself)",
-                    retry_after_s=_RETRY_S,
-                ) from None
+                raise no_inference_worker(f"none replied {within}") from None
             detail = f"no reply {within}; the workers are busy or being restarted, try again"
             raise EstimateTimeout(detail, retry_after_s=_RETRY_S) from None
         finally:

@@ -99,6 +99,7 @@ class Gateway:
             late_s=settings.late_batch_s,
             wait_s=settings.batch_wait_s,
             live_workers=lambda: len(self.workers.live["inference"]),
+            workers_are_gone=lambda: self.workers.are_gone("inference"),
             metrics=self.metrics,
         )
         self.pipeline = Pipeline(settings, self.threads, self.batcher, self.metrics)

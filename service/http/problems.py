@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from service.contract.durable_files import is_disk_full
-from service.contract.errors import BadRequest, PPLError, RedisUnavailable, Unavailable
+from service.contract.errors import BadRequest, PPLError, RedisUnavailable, Unavailable, WorkerUnavailable
 from service.runtime.redis_clients import QUEUE_ERRORS
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,15 @@ def redis_unavailable() -> RedisUnavailable:
     """Return the error of a request that needs Redis while Redis does not answer."""
     return RedisUnavailable(
         "the queue's server (Redis) does not answer; nothing was lost, send the request again in a moment",
+        retry_after_s=_RETRY_S,
+    )
+
+
+def no_inference_worker(seen: str) -> WorkerUnavailable:
+    """Return the error of an estimate that no worker can answer; `seen` says what was waited for."""
+    return WorkerUnavailable(
+        f"no inference worker is running, and {seen}. "
+        "Start one (`python -m worker inference`; `ppl up` starts it by itself)",
         retry_after_s=_RETRY_S,
     )
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import logging
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 _RETRY_POLICY = {"max_retries": 1, "interval_start": 0.0, "interval_step": 0.0, "interval_max": 0.0}
 _BLOCK_S = 5
 _RETRY_READ_S = 0.5
+_ABSENT_S = 15.0  # a worker that is restarted is back sooner
 
 
 class CeleryEnvelope:
@@ -97,17 +99,32 @@ class LiveWorkers:
 
     def __init__(self, client: Any) -> None:
         self._redis = client
+        self._last_seen = dict.fromkeys(routing.KINDS, time.monotonic())
         self.live: dict[Kind, list[WorkerHeartbeat]] = {kind: [] for kind in routing.KINDS}
         self.incompatible = 0
+        self._answered = False
 
     async def refresh(self) -> None:
         """Read all heartbeats. If Redis fails, forget the workers and raise its error."""
         found: dict[Kind, list[WorkerHeartbeat | None]] = {kind: [] for kind in routing.KINDS}
+        answered = False
         try:
             found = {kind: await self._heartbeats(kind) for kind in routing.KINDS}
+            answered = True
         finally:
+            self._answered = answered
             self.live = {kind: [beat for beat in beats if beat] for kind, beats in found.items()}
             self.incompatible = sum(beats.count(None) for beats in found.values())
+        for kind in routing.KINDS:
+            if self.live[kind]:
+                self._last_seen[kind] = time.monotonic()
+
+    def are_gone(self, kind: Kind) -> bool:
+        """Return whether none was seen for 15 s, so that waiting for one that restarts is of no use.
+
+        While Redis does not answer, nothing is seen, and nothing is known either.
+        """
+        return self._answered and time.monotonic() - self._last_seen[kind] > _ABSENT_S
 
     async def _heartbeats(self, kind: Kind) -> list[WorkerHeartbeat | None]:
         ids = await self._redis.zrange(routing.workers_key(kind), 0, -1)

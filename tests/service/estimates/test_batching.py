@@ -63,7 +63,12 @@ class Line:
         limits = {"batch_limit": 4, "queue_limit": 20, "timeout_s": 5.0, "late_s": 60.0, **limits}
         self.metrics = Metrics()
         self.batcher = Batcher(
-            self._send, "ppl:reply:x", live_workers=lambda: self.live, metrics=self.metrics, **limits
+            self._send,
+            "ppl:reply:x",
+            live_workers=lambda: self.live,
+            workers_are_gone=lambda: False,
+            metrics=self.metrics,
+            **limits,
         )
 
     async def _send(self, request, pixels):

@@ -9,11 +9,13 @@ import json
 
 import numpy as np
 import pytest
+import redis
 from PIL import Image
 
 from service.contract import routing
 from service.contract.errors import ContractMismatch, ModelFailed
 from service.estimates.schemas import Estimate
+from service.runtime import worker_queue
 
 
 def images(*pictures: bytes):
@@ -446,6 +448,42 @@ async def test_no_worker_gives_503_after_the_timeout(serve, dog, problem, make_p
     assert "no inference worker is running" in document["detail"]
     assert int(response.headers["retry-after"]) >= 1
     assert http.gateway.batcher.pending == 0
+
+
+async def test_no_worker_for_a_while_gives_503_at_once_until_one_is_seen(
+    serve, make_consumer, dog, problem, make_picture, monkeypatch
+):
+    monkeypatch.setattr(worker_queue, "_ABSENT_S", 0.5)
+    http = await serve(estimate_timeout_s=60)
+    while not http.gateway.workers.are_gone("inference"):
+        await asyncio.sleep(0.05)
+    asked = {"data": {"category": "dog"}, "files": images(make_picture())}
+    async with asyncio.timeout(2):
+        document = problem(await http.post("/estimate", **asked), 503, "worker_unavailable")
+    assert "none was seen lately" in document["detail"]
+    assert http.gateway.batcher.pending == 0
+    await make_consumer()
+    while http.gateway.workers.are_gone("inference"):
+        await asyncio.sleep(0.05)
+    assert (await http.post("/estimate", **asked)).status_code == 200
+
+
+async def test_nothing_is_known_of_workers_while_redis_does_not_answer(redis_url, monkeypatch):
+    monkeypatch.setattr(worker_queue, "_ABSENT_S", 0.0)
+    client = redis.asyncio.Redis.from_url(redis_url)
+    workers = worker_queue.LiveWorkers(client)
+    assert not workers.are_gone("inference")
+    await workers.refresh()
+    assert workers.are_gone("inference")
+    monkeypatch.setattr(client, "zrange", fail)
+    with pytest.raises(redis.exceptions.ConnectionError):
+        await workers.refresh()
+    assert not workers.are_gone("inference")
+    await client.aclose()
+
+
+async def fail(*arguments):
+    raise redis.exceptions.ConnectionError("away")
 
 
 async def test_worker_that_comes_back_in_time_serves_those_who_waited(http, make_consumer, dog, make_picture):
