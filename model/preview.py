@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
-
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -13,6 +11,7 @@ from .data import Clips, Images, mask_patches, step_generator, to_tensor
 from .network.blocks import autocast, shrink
 from .network.links import connectivity_matrix, link_lengths
 from .network.pose_prior_learner import PosePriorLearner
+from .version.palette import keypoint_rgb
 from .version.skeleton import choose_links
 
 PICTURES = 16
@@ -74,13 +73,8 @@ def _draw_pose(picture: Image.Image, pose: Tensor, links: list[tuple[int, int, f
     points = [(x, y) for x, y in ((pose.cpu() + 1) / 2 * fine).tolist()]
     draw = ImageDraw.Draw(canvas)
     for a, b, strength in links:
-        draw.line((*points[a], *points[b]), _colour(a), max(2, round(fine * 0.02 * strength)))
+        draw.line((*points[a], *points[b]), keypoint_rgb(a), max(2, round(fine * 0.02 * strength)))
     radius = fine * 0.016
     for number, (x, y) in enumerate(points):
-        draw.circle((x, y), radius, _colour(number), (16, 18, 24), max(1, round(radius / 4)))
+        draw.circle((x, y), radius, keypoint_rgb(number), (16, 18, 24), max(1, round(radius / 4)))
     return canvas.resize((side, side), Image.Resampling.LANCZOS)
-
-
-def _colour(number: int) -> tuple[int, int, int]:
-    red, green, blue = colorsys.hls_to_rgb((0.02 + number * 0.618034) % 1.0, (0.60, 0.50, 0.68)[number % 3], 0.9)
-    return round(red * 255), round(green * 255), round(blue * 255)

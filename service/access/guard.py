@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 METRICS_PATH = "/metrics"
-# the documentation shows nothing that is stored
-_PUBLIC = re.compile(r"/|/docs|/docs/oauth2-redirect|/redoc|/openapi\.json|/static-offline-docs/.*")
+# the page and the documentation show nothing that is stored
+_PUBLIC = re.compile(r"/|/page/.*|/docs|/docs/oauth2-redirect|/redoc|/openapi\.json|/static-offline-docs/.*")
 _READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _ESTIMATES = re.compile(r"/estimates?(/.*)?")
 _SECRETS = re.compile(r"/webhooks(/.*)?")

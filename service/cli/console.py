@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+import webbrowser
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +45,14 @@ out = _Console(highlight=False, soft_wrap=True)
 err = _Console(stderr=True, highlight=False, soft_wrap=True)
 # wider than any terminal, as ids must not be cut off
 _tables = _Console(highlight=False, width=1000)
+
+
+def open_in_browser(url: str) -> None:
+    """Open an address in the browser if a person is at this machine's display; no error if none opens."""
+    has_display = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if sys.stdout.isatty() and has_display and not os.environ.get("SSH_CONNECTION"):
+        with suppress(webbrowser.Error):
+            webbrowser.open(url)
 
 
 def fail(problem: dict[str, Any], as_json: bool, exit_code: int = 1) -> typer.Exit:

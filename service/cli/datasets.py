@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
-from service.client.types import Dataset, DatasetStatus
+from service.client.types import Dataset, DatasetPicture, DatasetStatus
 
 from .commands import Commands, Session
 from .console import out, print_json, print_table, print_warnings, to_json, write_file
@@ -90,6 +90,27 @@ def write_sheet(
     """Write the contact sheet, a JPEG of sample pictures."""
     path = write_file(file or Path(f"{dataset_id}.jpg"), session.client.datasets.contact_sheet(dataset_id))
     session.show_done({"dataset": dataset_id, "file": str(path)}, f"written: {path}")
+
+
+@datasets.command("pictures")
+def list_pictures(
+    session: Session,
+    dataset_id: DatasetId,
+    number: Annotated[int | None, typer.Option(min=0, help="Write this one, as JPEG, to a file.")] = None,
+    file: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="NUMBER.jpg by default.")] = None,
+) -> None:
+    """List the pictures of a dataset by number, or write one of them."""
+    calls = session.client.datasets
+    if number is None:
+        session.show_list(calls.pictures(dataset_id), print_pictures)
+        return
+    path = write_file(file or Path(f"{number}.jpg"), calls.picture(dataset_id, number))
+    session.show_done({"dataset": dataset_id, "file": str(path)}, f"written: {path}")
+
+
+def print_pictures(pictures: Iterable[DatasetPicture]) -> None:
+    """Print pictures as a table."""
+    print_table(("number", "name"), ((it.number, it.name) for it in pictures), if_empty="no pictures, only videos")
 
 
 def print_dataset(dataset: Dataset) -> None:

@@ -15,7 +15,7 @@ import typer
 from pydantic import ValidationError
 
 from .commands import AsJson, describe_invalid_settings
-from .console import fail, make_problem, out, print_json, say
+from .console import fail, make_problem, open_in_browser, out, print_json, say
 
 
 def up(
@@ -64,15 +64,17 @@ class _StopSignals:
 
 
 def _announce(as_json: bool, running: Any) -> None:
-    url, docs, data, logs = running.url, f"{running.url}/docs", str(running.data_root), str(running.logs)
+    url, page, docs = running.url, f"{running.url}/", f"{running.url}/docs"
+    data, logs = str(running.data_root), str(running.logs)
     key = str(running.first_key) if running.first_key else None
     if as_json:
-        facts = {"url": url, "docs": docs, "data_root": data, "logs": logs, "pids": running.pids}
+        facts = {"url": url, "page": page, "docs": docs, "data_root": data, "logs": logs, "pids": running.pids}
         print_json(facts | {"first_api_key": key})
         return
     out.print("[bold green]PPL is up.[/]")
-    for name, value in (("API", url), ("docs", docs), ("data", data), ("logs", logs)):
+    for name, value in (("page", page), ("API", url), ("docs", docs), ("data", data), ("logs", logs)):
         say(f"  {name:<5} {value}")
     if key:
         say(f"  key   {key}  (the first API key: read it, then remove the file)")
     out.print("Ctrl-C stops it; the data stays.")
+    open_in_browser(page)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from service.contract.datasets.dataset import CreatedDataset as CreatedDataset
 from service.contract.datasets.dataset import Dataset as Dataset
+from service.contract.datasets.dataset import DatasetPicture as DatasetPicture
 from service.contract.datasets.dataset import DatasetStatus as DatasetStatus
 from service.contract.jobs.job import Checkpoint as Checkpoint
 from service.contract.jobs.job import Job as Job

@@ -202,6 +202,10 @@ class UnknownLandmarks(NotFound, code="unknown_landmarks"): ...
 class UnknownDataset(NotFound, code="unknown_dataset"): ...
 
 
+class UnknownPicture(NotFound, code="unknown_picture"):
+    """The dataset has no picture of that number."""
+
+
 class UnknownEstimate(NotFound, code="unknown_estimate"): ...
 
 

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from rich.markup import escape
 
-from service.cli.console import counting_bar, duration, out, training_progress
+from service.cli.console import counting_bar, duration, open_in_browser, out, training_progress
 from service.cli.priors import print_quality
 from service.client import Client, ClientError, Job, JobStatus
 from service.client.connection import DEFAULT_URL
@@ -56,11 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         out.print("Starting the stack: Valkey, two workers, the API ...")
         with _start_stack(options.folder) as (url, await_end):
-            out.print(f"  API  {url}\n  docs {url}/docs")
+            out.print(f"  page {url}/\n  API  {url}\n  docs {url}/docs")
             _demonstrate(url, options.folder, options.steps, options.pictures, serving=not options.no_serve)
             done = True
             if not options.no_serve:
-                out.print("\nServing until Ctrl-C.")
+                out.print(f"\nServing until Ctrl-C. [bold]See it in your browser: {url}/[/]")
+                open_in_browser(f"{url}/")
                 await_end()
     except (DemoError, ClientError) as error:
         out.print(f"[bold red]error:[/] {escape(str(error))}")
@@ -192,6 +193,7 @@ def _print_summary(url: str, report: Mapping[str, Any], folder: Path, example: P
 (guessing the mean pose: {report["mean_pose_percent"]:.2f} %), trained in {duration(report["train_seconds"])}.
   poses    {report["overlay"]}
   report   {folder / "report.json"}
+  page     {url}/
   API      {url}
   docs     {url}/docs
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import io
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from model.version.palette import keypoint_rgb
 from service.contract.media.boxes import FoundBox
 from service.contract.media.fitting import Frame, box_corners
 
@@ -49,10 +49,7 @@ def drawn_links(links: Sequence[dict[str, Any]]) -> list[DrawnLink]:
 
 def keypoint_colour(index: int) -> Floats:
     """Return the RGB colour (0 to 255) of a keypoint; consecutive keypoints differ most."""
-    hue = (0.02 + index * 0.618034) % 1.0
-    # yellow and green look lighter than blue and red: compensate, and alternate
-    lightness = (0.60, 0.50, 0.68)[index % 3] - (0.06 if 0.12 < hue < 0.5 else 0.0)
-    return np.array(colorsys.hls_to_rgb(hue, lightness, 0.9), np.float32) * 255
+    return np.array(keypoint_rgb(index), np.float32)
 
 
 def overlay(

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import RedirectResponse
 
 from service.access.guard import Guard, RequestLog
 from service.access.keys import KeyStore
@@ -19,7 +18,7 @@ from service.http.headers import REPLAYED_HEADER
 from service.http.requests import BodyLimit, HeadAsGet, InnerPath, OuterPath, add_request_ids
 from service.runtime.settings import Settings
 
-from . import openapi
+from . import openapi, page
 from .gateway import Gateway
 from .routes import datasets, estimate, estimates, health, jobs, landmarks, priors, versions
 
@@ -66,10 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # include_router would analyse each route a second time, during the first request, which takes 30 ms
         app.router.routes += router.routes
 
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
-
+    app.router.routes += page.make_router().routes
     # the pages of the documentation were added first and are requested rarely
     app.router.routes.sort(key=lambda route: route in pages)
     problems.install(app)

@@ -15,6 +15,7 @@ from service.client.types import (
     AliasEntry,
     CreatedDataset,
     Dataset,
+    DatasetPicture,
     FittedLandmarks,
     Landmarks,
     LandmarksEntry,
@@ -81,6 +82,14 @@ class DatasetCalls(CallGroup):
     async def contact_sheet(self, dataset_id: str) -> bytes:
         """Return a JPEG of sample pictures; the dataset must be ready."""
         return (await self._transport.send("GET", api_path("datasets", dataset_id, "contact-sheet"))).content
+
+    def pictures(self, dataset_id: str) -> AsyncIterator[DatasetPicture]:
+        """Iterate over the pictures of a dataset, by number and name, in the upload's order."""
+        return self._transport.pages(api_path("datasets", dataset_id, "pictures"), DatasetPicture)
+
+    async def picture(self, dataset_id: str, number: int) -> bytes:
+        """Return a picture as JPEG of its own size, its EXIF orientation applied."""
+        return (await self._transport.send("GET", api_path("datasets", dataset_id, "pictures", str(number)))).content
 
     async def wait(
         self,

@@ -189,6 +189,20 @@ class CreatedDataset(Dataset):
     already_there: bool = Field(description="whether the same bytes were uploaded before; then nothing was added")
 
 
+class DatasetPicture(BaseModel):
+    """A file of a dataset with a picture's suffix."""
+
+    number: int = Field(description="its place among them, from 0")
+    name: str = Field(description="its path in the upload; boxes and labels name it so")
+
+
+class DatasetPicturePage(BaseModel):
+    """A page of the pictures of a dataset, in the upload's order."""
+
+    items: list[DatasetPicture]
+    next_cursor: str | None = None
+
+
 class DatasetPage(BaseModel):
     """A page of the list of datasets, the newest first."""
 

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from fastapi import Path as PathParameter
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
-from service.contract.datasets.dataset import CreatedDataset, Dataset, DatasetPage, DatasetStatus
+from service.contract.datasets.dataset import (
+    CreatedDataset,
+    Dataset,
+    DatasetPage,
+    DatasetPicturePage,
+    DatasetStatus,
+)
 from service.contract.errors import DatasetNotReady
+from service.contract.media.archives import ArchiveLimits
+from service.contract.media.pictures import PictureLimits
 from service.gateway.gateway import CurrentGateway, Limit, new_router
 from service.http.problems import responses
 from service.training.dataset_intake import accept_dataset, check_unused
+from service.training.dataset_pictures import list_pictures, read_picture
 from service.training.openapi import dataset_body
 
 router = new_router("datasets")
 
 _AGAIN_S = 2.0
+
+Number = Annotated[int, PathParameter(ge=0, lt=10**9, description="of the picture, from 0", examples=[0])]
 
 
 @router.post(
@@ -84,6 +98,30 @@ async def get_contact_sheet(gateway: CurrentGateway, dataset_id: str) -> Respons
         )
     sheet = await gateway.threads.io(gateway.datasets.read_sheet, dataset_id)
     return Response(sheet, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+
+@router.get("/datasets/{dataset_id}/pictures", summary="List the pictures of a dataset")
+async def get_pictures(
+    gateway: CurrentGateway, dataset_id: str, limit: Limit = 50, cursor: str | None = None
+) -> DatasetPicturePage:
+    """Return the pictures of a dataset in the upload's order, by number and name; videos are not among them."""
+    await gateway.threads.io(gateway.datasets.record, dataset_id)
+    path, limits = gateway.datasets.archive(dataset_id), ArchiveLimits.of(gateway.settings)
+    return await gateway.threads.upload(list_pictures, path, limits, limit, cursor)
+
+
+@router.get(
+    "/datasets/{dataset_id}/pictures/{number}",
+    summary="A picture of a dataset",
+    response_class=Response,
+    responses={200: {"content": {"image/jpeg": {}}, "description": "a JPEG"}, **responses(415)},
+)
+async def get_picture(gateway: CurrentGateway, dataset_id: str, number: Number) -> Response:
+    """Return a picture as JPEG of its own size, its EXIF orientation applied, for example to draw boxes on it."""
+    await gateway.threads.io(gateway.datasets.record, dataset_id)
+    path, limits = gateway.datasets.archive(dataset_id), ArchiveLimits.of(gateway.settings)
+    data = await gateway.threads.upload(read_picture, path, number, limits, PictureLimits.of(gateway.settings))
+    return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 
 @router.delete("/datasets/{dataset_id}", status_code=204, summary="Delete a dataset", responses=responses(409, 503))

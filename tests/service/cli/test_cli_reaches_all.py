@@ -97,6 +97,8 @@ def test_each_operation_has_a_command(url: str, ppl: Callable[..., str], labelle
     ppl("datasets", "list")
     ppl("datasets", "show", dataset)
     ppl("datasets", "sheet", dataset, "--out", "sheet.jpg")
+    ppl("datasets", "pictures", dataset)
+    ppl("datasets", "pictures", dataset, "--number", "0")
     job, jobs = made("train", "cat", "--dataset", dataset)["id"], JobStore(redis_client)
     jobs.update(job, lambda record: record.move(JobStatus.QUEUED))
     for command in ("job", "pause", "resume", "events", "checkpoints", "cancel", "forget"):

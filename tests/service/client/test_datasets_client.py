@@ -65,6 +65,14 @@ def test_folder_is_sent_once_and_trained_from_twice(client: Client, photos: Path
     assert seen[-1] == dataset
     sheet = Image.open(io.BytesIO(client.datasets.contact_sheet(dataset.id)))
     assert sheet.format == "JPEG"
+    pictures = list(client.datasets.pictures(dataset.id))
+    assert [(it.number, Path(it.name).name) for it in pictures] == list(enumerate(sorted(os.listdir(photos))))
+    second = Image.open(io.BytesIO(client.datasets.picture(dataset.id, 1)))
+    assert (second.format, second.size) == ("JPEG", (100, 70))
+    for number, code in ((pictures[-1].number + 1, "unknown_picture"), (4, "not_an_image")):
+        with pytest.raises(APIError) as missing:
+            client.datasets.picture(dataset.id, number)
+        assert missing.value.code == code
     jobs = [client.train(category, dataset=dataset.id, settings={"steps": 20}) for category in ("bird", "owl")]
     assert [job.dataset and job.dataset.id for job in jobs] == [dataset.id] * 2
     assert jobs[0].settings["steps"] == 20

@@ -163,6 +163,7 @@ async def walk(http, data_root, make_picture, labelled, sample: str) -> dict[str
     DatasetFiles(data_root).write_findings(made["id"], Findings(status=DatasetStatus.READY, found=found))
     await ask("GET", "/datasets")
     await ask("GET", f"/datasets/{made['id']}", "/datasets/{dataset_id}")
+    await ask("GET", f"/datasets/{made['id']}/pictures?limit=2", "/datasets/{dataset_id}/pictures")
     # jobs
     fields = {"category": "dog", "steps": "2000"}
     job = (await ask("POST", "/train-jobs", data=fields, files={"archive": ("a.zip", archive)})).json()
@@ -282,7 +283,7 @@ async def test_examples_are_what_a_gateway_answers(
         path.write_text(
             json.dumps(dict(sorted(answers.items())), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-        openapi_examples.answers.cache_clear()
+        openapi_examples.response_examples.cache_clear()
     kept = openapi_examples.response_examples()
     assert kept.keys() == answers.keys(), kept.keys() ^ answers.keys()
     for key, example in kept.items():

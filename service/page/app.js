@@ -1,0 +1,60 @@
+// The frame: which view is shown, its title, and the theme.
+
+import { explain, h } from "./dom.js";
+
+const VIEWS = {
+  start: { title: "Start", load: () => import("./start.js") },
+  datasets: { title: "Dataset", load: () => import("./start.js"), nav: "start" },
+  estimate: { title: "Estimate", load: () => import("./estimate.js") },
+  jobs: { title: "Jobs", load: () => import("./jobs.js") },
+  priors: { title: "Priors", load: () => import("./priors.js") },
+};
+const main = document.getElementById("main");
+let left = new AbortController();
+
+// #/priors/dog/memory?version=… → { view: "priors", path: ["dog", "memory"], query }
+function parse(hash) {
+  const [path, query] = hash.replace(/^#\/?/, "").split("?");
+  const [view = "", ...rest] = path.split("/").map(decodeURIComponent);
+  return { view: view in VIEWS ? view : "start", path: rest.filter(Boolean), query: new URLSearchParams(query) };
+}
+
+async function show(isFirst) {
+  left.abort();
+  left = new AbortController();
+  const { signal } = left;
+  const { view, path, query } = parse(location.hash);
+  const { title, load, nav = view } = VIEWS[view];
+  for (const link of document.querySelectorAll(".bar nav a")) {
+    link.toggleAttribute("aria-current", false);
+    if (link.getAttribute("href") === `#/${nav}`) link.setAttribute("aria-current", "page");
+  }
+  document.title = `${path.length ? `${path[0]} · ` : ""}${title} · Pose Prior Learner`;
+  const place = h("div", { class: `view view-${view}` });
+  main.replaceChildren(place);
+  if (!isFirst) { window.scrollTo(0, 0); main.focus({ preventScroll: true }); }
+  try {
+    await (await load()).show(place, { path, query, signal });
+  } catch (error) {
+    if (signal.aborted || error.name === "AbortError") return;
+    place.append(h("div", { class: "problem", role: "alert" }, h("h2", {}, error.title ?? "This did not work"), h("p", {}, explain(error)),
+      h("button", { type: "button", onclick: () => show() }, "Try again")));
+  }
+  place.dataset.ready = "true";
+}
+
+const theme = document.getElementById("theme"), THEMES = ["auto", "light", "dark"];
+function setTheme(name) {
+  document.documentElement.dataset.theme = name;
+  theme.textContent = { auto: "◐ Auto", light: "○ Light", dark: "● Dark" }[name];
+  theme.setAttribute("aria-label", `Theme: ${name}`);
+  try { localStorage.setItem("ppl-theme", name); } catch { /* storage is off: the choice lasts as long as the tab */ }
+}
+theme.addEventListener("click", () => setTheme(THEMES[(THEMES.indexOf(document.documentElement.dataset.theme) + 1) % 3]));
+let stored = "auto";
+try { stored = localStorage.getItem("ppl-theme") ?? "auto"; } catch { /* as above */ }
+setTheme(THEMES.includes(stored) ? stored : "auto");
+
+window.addEventListener("hashchange", () => show(false));
+document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
+show(true);

@@ -1,0 +1,37 @@
+// Choose a category, one of its versions, and what belongs to it. Several views begin so.
+
+import { get, pages } from "./api.js";
+import { field, h, select } from "./dom.js";
+
+export async function listAll(path, query, signal, most = 1000) {
+  const found = [];
+  for await (const items of pages(path, { limit: 200, ...query }, signal)) {
+    found.push(...items);
+    if (found.length >= most) break;
+  }
+  return found;
+}
+
+export const shortVersion = (name) => name.replace(/^(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d).*-(.*)$/, "$1-$2-$3 $4:$5 ($6)");
+
+// A select of all versions of a category: aliases first, then the newest versions.
+export async function versionSelect(category, chosen, onchange, signal, text = "Version") {
+  const versions = await listAll(`priors/${category}/versions`, {}, signal);
+  const aliases = versions.flatMap((entry) => entry.aliases.map((alias) => [alias, `${alias}: ${shortVersion(entry.version)}`]));
+  aliases.sort((a, b) => (b[0] === "active") - (a[0] === "active") || a[0].localeCompare(b[0]));
+  const control = select([...aliases, ...versions.map((entry) => [entry.version, shortVersion(entry.version)])],
+    chosen ?? aliases[0]?.[0] ?? versions[0]?.version, onchange);
+  return { element: field(text, control), control, versions };
+}
+
+// What users called keypoints; null where they did not.
+export const givenNames = (names) => names.map((name, id) => (name === `keypoint_${id}` ? null : name));
+
+export async function loadPrior(category, version, signal) {
+  const prior = await get(`priors/${category}`, { version, include: "links" }, signal);
+  const skeleton = new Set(prior.skeleton.map(([i, j]) => `${i}-${j}`));
+  return { ...prior, names: givenNames(prior.keypoint_names ?? prior.keypoint_prior.map((_, id) => `keypoint_${id}`)), drawn: prior.links.filter(({ i, j }) => skeleton.has(`${i}-${j}`)) };
+}
+
+export const nothingYet = () => h("div", { class: "card lonely" }, h("h2", {}, "Nothing has been learned yet"),
+  h("p", { style: { margin: "0 auto 1rem" } }, "Train on pictures of your own first, or on the sample."), h("a", { class: "button primary", href: "#/start" }, "Go to Start"));

@@ -1,0 +1,149 @@
+// Landmarks: place named points on a few pictures by clicking, fit them to the keypoints, and see how well that works.
+
+import { get, lines, send, upload } from "./api.js";
+import { button, click, dropZone, field, h, notice, percent, plural, s } from "./dom.js";
+import { SAMPLES } from "./palette.js";
+import { Stage, readPicture, toCanvas } from "./stage.js";
+
+const LEAST = 5, GOOD = 10;
+
+export async function show(place, { prior, signal }) {
+  const sets = h("div", {}), maker = new Maker(prior, signal, () => list());
+  async function list() {
+    const { items } = await get(`priors/${prior.category}/landmarks`, { version: prior.version }, signal);
+    sets.replaceChildren(...(items.length ? [h("h2", {}, "Landmarks of this version"), h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["Name", "Points", "Pictures", "Error", ""].map((text) => h("th", { scope: "col" }, text)))),
+      h("tbody", {}, items.map((set) => h("tr", {}, h("td", {}, h("strong", {}, set.name)), h("td", { class: "small" }, set.landmarks.join(", ")), h("td", {}, set.images), h("td", { class: "number" }, `${set.error_percent.toFixed(1)} % of the side`),
+        h("td", {}, button("Delete", async () => { await send("DELETE", `priors/${prior.category}/landmarks/${encodeURIComponent(set.name)}?version=${prior.version}`); await list(); }, { class: "quiet" })))))))] : []));
+  }
+  place.append(h("section", {}, sets), maker.element);
+  await list();
+}
+
+class Maker {
+  constructor(prior, signal, onfitted) {
+    Object.assign(this, { prior, signal, onfitted, pictures: [], names: [], active: 0, current: null });
+    this.stage = new Stage("The picture to place points on");
+    this.stage.element.classList.add("painting");
+    this.stage.element.addEventListener("click", (event) => this.placePoint(event));
+    this.thumbs = h("div", { class: "thumbs", role: "group", "aria-label": "Pictures" });
+    this.list = h("div", { class: "stack" });
+    this.newName = h("input", { placeholder: "such as nose", maxlength: 60, "aria-label": "Name of a new point", autocomplete: "off" });
+    this.setName = h("input", { value: "anatomy", maxlength: 64, autocomplete: "off" });
+    this.state = h("p", { class: "small soft", "aria-live": "polite" });
+    this.result = h("section", { "aria-live": "polite" });
+    const zone = dropZone({ title: "Drop ten to fifty pictures", hint: "You place the same points on each.", accept: "image/*", onfiles: (files) => this.add(files), signal });
+    this.intro = h("div", { class: "stack" }, zone, prior.category === "dog" && h("div", { class: "row centre" }, button("Use sample pictures of a dog", () => this.addSamples())));
+    const add = async () => { const name = this.newName.value.trim(); if (name && !this.names.includes(name)) { this.names.push(name); this.active = this.names.length - 1; this.newName.value = ""; this.draw(); } this.newName.focus(); };
+    this.newName.addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); add(); } });
+    this.work = h("div", { class: "two", hidden: true }, h("div", {}, this.stage.element, this.thumbs),
+      h("div", { class: "stack keep" }, h("div", { class: "card stack" }, h("h2", {}, "Points"), this.list, h("div", { class: "row" }, this.newName, button("Add", add))),
+        h("div", { class: "card stack" }, h("h2", {}, "Fit"), this.state, field("Name of the set", this.setName), h("button", { type: "button", class: "primary", onclick: click(() => this.fit()) }, "Fit the landmarks"))));
+    this.element = h("div", {}, h("section", {}, h("h2", {}, "Your own points"), h("p", { class: "soft" }, "Keypoints have no names that an anatomist would give. Name some points, click them in a few pictures, and they are computed from the keypoints in every other picture."), this.intro, this.work), this.result);
+  }
+
+  async addSamples() {
+    await this.add(await Promise.all(Array.from({ length: SAMPLES }, async (_, number) => new File([await (await fetch(new URL(`sample${number}.jpg`, import.meta.url))).blob()], `sample${number}.jpg`, { type: "image/jpeg" }))));
+  }
+
+  async add(files) {
+    for (const file of files) {
+      const bitmap = await readPicture(file);
+      if (!bitmap) { notice(`This browser can't show ${file.name}; it is left out.`, "error"); continue; }
+      if (this.pictures.some((picture) => picture.file.name === file.name)) { notice(`There is a picture called ${file.name} already; it is left out.`, "error"); continue; }
+      const picture = { file, bitmap, points: new Map(), svg: s("svg", { viewBox: `-0.5 -0.5 ${bitmap.width} ${bitmap.height}`, "aria-hidden": "true" }) }, url = URL.createObjectURL(file);
+      this.signal.addEventListener("abort", () => URL.revokeObjectURL(url));
+      picture.thumb = h("button", { type: "button", class: "thumb", "aria-label": file.name, "aria-pressed": "false", onclick: () => this.select(picture) }, h("img", { src: url, alt: "" }), picture.svg);
+      this.thumbs.append(picture.thumb);
+      this.pictures.push(picture);
+    }
+    if (!this.pictures.length) return;
+    this.intro.hidden = true;
+    this.work.hidden = false;
+    this.select(this.current ?? this.pictures[0]);
+    this.newName.focus();
+  }
+
+  select(picture) {
+    this.current?.thumb.setAttribute("aria-pressed", "false");
+    this.current = picture;
+    picture.thumb.setAttribute("aria-pressed", "true");
+    this.stage.setPicture(toCanvas(picture.bitmap), picture.bitmap.width, picture.bitmap.height);
+    this.active = Math.max(0, this.names.findIndex((name) => !picture.points.has(name)));
+    this.draw();
+  }
+
+  placePoint(event) {
+    if (!this.current) return;
+    if (!this.names.length) { notice("Name a point first, at the right."); this.newName.focus(); return; }
+    const { x, y } = this.stage.place(event), name = this.names[this.active];
+    this.current.points.set(name, { x: Math.round((x - 0.5) * 10) / 10, y: Math.round((y - 0.5) * 10) / 10 });
+    const next = this.names.findIndex((other) => !this.current.points.has(other));
+    if (next >= 0) this.active = next;
+    this.draw();
+  }
+
+  marks(picture, unit) {
+    return [...picture.points].map(([name, point]) => s("g", { class: "mark" }, s("circle", { cx: point.x, cy: point.y, r: unit * 1.4, fill: "#fff", stroke: "#101218", "stroke-width": unit * 0.4 }),
+      s("text", { x: point.x + 2 * unit, y: point.y - 1.2 * unit, style: { fontSize: `${3.4 * unit}px` }, "stroke-width": 0.7 * unit }, name)));
+  }
+
+  draw() {
+    const { current } = this, unit = Math.max(current.bitmap.width, current.bitmap.height) / 100;
+    this.stage.draw(...this.marks(current, unit));
+    current.svg.replaceChildren(...[...current.points.values()].map((point) => s("circle", { cx: point.x, cy: point.y, r: 3.5 * unit, fill: "#fff", stroke: "#101218", "stroke-width": unit })));
+    this.list.replaceChildren(...(this.names.length ? this.names.map((name, index) => {
+      const set = current.points.has(name);
+      return h("div", { class: "row apart" }, h("button", { type: "button", "aria-pressed": String(index === this.active), onclick: () => { this.active = index; this.draw(); } }, name),
+        set ? button("Not visible", async () => { current.points.delete(name); this.active = index; this.draw(); }, { class: "quiet" }) : h("span", { class: "small soft" }, "click it, or leave it out"));
+    }) : [h("p", { class: "small soft" }, "Name the first point, then click it in the picture.")]));
+    const done = this.pictures.filter((picture) => picture.points.size).length;
+    this.state.textContent = `${plural(done, "picture")} with points${done < LEAST ? `; ${LEAST} are needed, ${GOOD} or more are better` : done < GOOD ? "; ten or more are better" : ""}.`;
+    const all = this.names.length && this.names.every((name) => current.points.has(name));
+    if (all && done < this.pictures.length) this.state.textContent += " Choose the next picture below.";
+  }
+
+  labelled() { return this.pictures.filter((picture) => picture.points.size); }
+
+  async fit() {
+    const labelled = this.labelled(), form = new FormData(), quote = (text) => `"${text.replaceAll('"', '""')}"`;
+    const rows = labelled.flatMap(({ file, points }) => [...points].map(([name, { x, y }]) => [quote(file.name), quote(name), x, y].join(",")));
+    form.append("name", this.setName.value.trim());
+    form.append("version", this.prior.version);
+    for (const { file } of labelled) form.append("images", file, file.name);
+    form.append("labels", new Blob([["image,keypoint,x,y", ...rows].join("\n")], { type: "text/csv" }), "labels.csv");
+    const fitted = await upload(`priors/${this.prior.category}/landmarks`, form, { signal: this.signal });
+    await Promise.all([this.showErrors(fitted), this.onfitted()]);
+  }
+
+  async showErrors({ name, cross_validation: errors }) {
+    const better = errors.error_percent < errors.mean_place_percent;
+    const worst = [...errors.per_landmark].sort((a, b) => (b.error_percent ?? 0) - (a.error_percent ?? 0));
+    this.result.replaceChildren(h("div", { class: "card stack" }, h("h2", {}, `How well “${name}” fits`),
+      h("p", { class: `verdict ${better ? "good" : "bad"}` }, `Cross-validated error: ${errors.error_percent.toFixed(1)} % of the side (${errors.error_px.toFixed(1)} pixels)`),
+      h("p", { class: "small" }, `Guessing each point's mean place would be off by ${errors.mean_place_percent.toFixed(1)} %. ${better ? "" : "The fit is no better: place points on more pictures, or train a better version. "}Each picture was predicted by a fit without it (${errors.folds} parts).`),
+      h("table", {}, h("thead", {}, h("tr", {}, ["Point", "Error", "Visible in"].map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, worst.map((mark) => h("tr", {}, h("td", {}, mark.name), h("td", { class: "number" }, mark.error_percent === null ? "too few pictures" : `${mark.error_percent.toFixed(1)} %`), h("td", {}, plural(mark.visible, "picture")))))),
+      this.worst = h("div", {})));
+    this.result.scrollIntoView({ block: "nearest" });
+    await this.showWorst(name);
+  }
+
+  // The labelled pictures again, with the fitted points beside the clicked ones.
+  async showWorst(name) {
+    const labelled = this.labelled(), form = new FormData(), found = [];
+    for (const [key, value] of Object.entries({ category: this.prior.category, version: this.prior.version, landmarks: name })) form.append(key, value);
+    for (const { file } of labelled) form.append("images", file, file.name);
+    for await (const line of lines("estimate", { method: "POST", body: form, signal: this.signal })) {
+      if (line.summary || line.error || !line.landmarks?.length) continue;
+      const picture = labelled[line.index], side = Math.max(line.width, line.height);
+      const pairs = line.landmarks.filter((mark) => picture.points.has(mark.name)).map((mark) => [picture.points.get(mark.name), mark]);
+      found.push({ picture, side, pairs, error: pairs.reduce((sum, [a, b]) => sum + Math.hypot(a.x - b.x, a.y - b.y), 0) / pairs.length / side });
+    }
+    const figures = found.sort((a, b) => b.error - a.error).slice(0, 4).map(({ picture, side, pairs, error }) => {
+      const stage = new Stage(`Clicked and fitted points in ${picture.file.name}`), unit = side / 100;
+      stage.setPicture(toCanvas(picture.bitmap), picture.bitmap.width, picture.bitmap.height);
+      stage.draw(...pairs.flatMap(([a, b]) => [s("line", { x1: a.x, y1: a.y, x2: b.x, y2: b.y, stroke: "#fff", "stroke-width": unit * 0.6 }), s("circle", { cx: a.x, cy: a.y, r: unit * 1.5, fill: "none", stroke: "#fff", "stroke-width": unit * 0.7 }), s("circle", { cx: b.x, cy: b.y, r: unit * 1.4, fill: "#e69f00", stroke: "#101218", "stroke-width": unit * 0.4 })]));
+      return h("li", {}, stage.element, h("p", { class: "small" }, `${picture.file.name}: ${percent(error, 1)}`));
+    });
+    this.worst.replaceChildren(h("h3", {}, "Where the fit is worst"), h("p", { class: "small soft" }, "Rings: where you clicked. Orange: the fitted points of the same pictures."), h("ul", { class: "wall" }, figures));
+  }
+}

@@ -1,0 +1,322 @@
+"""The inspection page in a real browser against the real stack: each view, and what is done in it.
+
+The views share one stack and one browser. Screenshots are kept in PPL_SCREENSHOTS.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from service.access.keys import KeyStore, Scope
+from service.contract.versions.store import VersionStore
+from service.runtime.settings import Settings
+from service.versions.samples import install_samples
+from tests.support.browser import CHROMIUM
+from tests.support.live_gateway import live_gateway
+from tests.support.stack_process import TINY, StackProcess, archive, drawing
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.browser,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in Linux's /proc"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium (apt-get install chromium)"),
+]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackProcess]:
+    stack = StackProcess(tmp_path_factory.mktemp("page") / "data")
+    yield stack
+    stack.end()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from tests.support.page import open_browser
+
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(stack: StackProcess, browser: Any) -> Iterator[Callable[..., Any]]:
+    from tests.support.page import Visitor
+
+    opened = []
+
+    def make(width: int = 1280, theme: str = "light") -> Visitor:
+        opened.append(Visitor(browser, stack.url, width, theme))
+        return opened[-1]
+
+    yield make
+    for visitor in opened:
+        visitor.close()
+
+
+def test_start_shows_what_was_learned(visit):
+    visitor = visit()
+    page = visitor.open("")
+    page.get_by_role("img", name="The skeleton of dog").wait_for()
+
+    assert page.locator("svg.skeleton .dot").count() == 16
+    visitor.check("start")
+
+
+def test_start_is_readable_on_a_telephone_in_the_dark(visit):
+    visitor = visit(width=390, theme="dark")
+    page = visitor.open("#/start")
+    page.get_by_role("img", name="The skeleton of dog").wait_for()
+
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 21, 27)"
+    visitor.check("start-390-dark")
+
+
+def test_hidden_part_of_a_sample_is_estimated_and_refined(visit):
+    visitor = visit()
+    page = visitor.open("#/estimate?sample")
+    page.get_by_text("dog: present").wait_for()
+    assert page.locator(".stage .dot").count() == 16
+    assert page.locator(".thumb svg .dot").count() == 12 * 16
+    visitor.check("estimate")
+
+    page.get_by_role("button", name="Hide a part").click()
+    frame = page.locator(".stage").bounding_box()
+    page.mouse.move(frame["x"] + 0.55 * frame["width"], frame["y"] + 0.3 * frame["height"])
+    page.mouse.down()
+    page.mouse.move(frame["x"] + 0.85 * frame["width"], frame["y"] + 0.7 * frame["height"], steps=3)
+    page.mouse.up()
+    repaired = page.get_by_text("after 5 steps", exact=True)
+    repaired.wait_for()
+
+    assert "From the pose without the box" in page.locator(".card p[aria-live]").last.inner_text()
+    before = page.evaluate(
+        "document.querySelectorAll('.stage svg > g:last-child > g:last-child circle')[3].cx.baseVal.value"
+    )
+    slider = page.get_by_role("slider", name="Refinement")
+    slider.fill("0")
+    moved = page.evaluate(
+        "document.querySelectorAll('.stage svg > g:last-child > g:last-child circle')[3].cx.baseVal.value"
+    )
+    assert moved != before
+    black = page.evaluate(
+        "(() => { const c = document.querySelector('.stage > canvas'); return [...c.getContext('2d')"
+        ".getImageData(c.width * 0.7, c.height * 0.5, 1, 1).data] })()"
+    )
+    assert black == [0, 0, 0, 255]
+    visitor.check("estimate-hidden")
+
+
+def test_poses_are_downloaded_as_shown(visit):
+    visitor = visit()
+    page = visitor.open("#/estimate")
+    page.set_input_files(
+        "input[accept]", [{"name": f"{n}.png", "mimeType": "image/png", "buffer": drawing(n)} for n in range(2)]
+    )
+    page.locator(".stage .dot").first.wait_for()
+    page.locator(".thumb svg .dot").nth(31).wait_for()
+
+    files = {}
+    for name in ("JSON", "CSV", "COCO", "Picture"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=name, exact=True).click()
+        files[download.value.suggested_filename] = Path(download.value.path()).read_bytes()
+
+    assert list(files) == ["poses.json", "poses.csv", "poses.coco.json", "0.pose.png"]
+    assert [image["width"] for image in json.loads(files["poses.json"])["images"]] == [40, 40]
+    assert b"0.png" in files["poses.csv"]
+    assert len(json.loads(files["poses.coco.json"])["annotations"]) == 2
+    with Image.open(io.BytesIO(files["0.pose.png"])) as picture:
+        assert picture.size == (40, 32)
+    visitor.check()
+
+
+def test_file_that_is_no_picture_is_named_and_spoils_no_other(visit):
+    visitor = visit(width=390)
+    page = visitor.open("#/estimate")
+    name = "<img src=x onerror=alert(1)>.png"
+    page.set_input_files(
+        "input[accept]",
+        [
+            {"name": name, "mimeType": "image/png", "buffer": b"no picture"},
+            {"name": "right.png", "mimeType": "image/png", "buffer": drawing(1)},
+        ],
+    )
+    page.get_by_text("No pose").wait_for()
+    page.get_by_role("button", name="right.png").click()
+    page.locator(".stage .dot").first.wait_for()
+
+    assert page.locator("img[src=x]").count() == 0
+    assert page.get_by_role("button", name=name).get_attribute("class") == "thumb failed"
+    visitor.said = [text for text in visitor.said if "Failed to load resource" not in text]  # the picture's refusal
+    visitor.check("estimate-390")
+
+
+def test_video_plays_with_its_poses_and_their_curves(visit, video):
+    visitor = visit()
+    page = visitor.open("#/estimate")
+    clip = {"name": "walk.webm", "mimeType": "video/webm", "buffer": video(frames=12, kind="webm", size=(64, 64))}
+    page.set_input_files("input[accept]", clip)
+    page.get_by_text("12 frames with a pose").wait_for()
+    page.locator(".stage .dot").first.wait_for()
+
+    assert page.locator(".stage video").evaluate("video => video.videoWidth") == 64
+    assert page.locator(".stage .dot").count() == 16
+    assert page.locator("svg.curve").count() == 16
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Labelled video").click()
+    assert Path(download.value.path()).read_bytes()[4:8] == b"ftyp"
+    visitor.check("video")
+
+
+def test_pictures_become_a_dataset_and_a_training_that_is_watched(visit, stack, tmp_path):
+    visitor = visit()
+    page = visitor.open("#/start")
+    page.set_input_files(
+        "input[accept]",
+        {
+            "name": "Crosses <b>1</b>.zip",
+            "mimeType": "application/zip",
+            "buffer": archive(tmp_path / "a.zip", 60).read_bytes(),
+        },
+    )
+    page.get_by_role("img", name="Pictures spread over the dataset").wait_for()
+    assert page.get_by_role("heading", level=1).inner_text() == "Crosses <b>1</b>.zip"
+    assert page.get_by_text("60 pictures can be read").is_visible()
+    assert page.get_by_label("What do the pictures show?").input_value() == "crosses-b-1-b"
+    visitor.check("dataset")
+
+    page.get_by_label("What do the pictures show?").fill("cross")
+    page.get_by_role("button", name="Start the training").click()
+    page.get_by_role("heading", name="Training of cross").wait_for()
+    page.get_by_role("img", name="Training pictures with the poses").wait_for()
+    page.get_by_text("Loss (weighted sum)").wait_for()
+    visitor.check("job")
+
+    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("button", name="Resume").wait_for()
+    page.get_by_text("It is paused.").wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("It was cancelled.").wait_for()
+    page.get_by_role("link", name="Jobs").click()
+    page.get_by_role("link", name="cross").wait_for()
+    visitor.check("jobs")
+
+
+def test_all_views_are_whole_in_the_dark_and_on_a_telephone(visit):
+    for width, theme in ((1280, "dark"), (390, "light")):
+        visitor = visit(width, theme)
+        for view in ("jobs", "priors"):
+            visitor.open(f"#/{view}")
+            visitor.check(f"{view}-{width}-{theme}")
+
+
+def test_prior_is_read_named_and_followed_through_its_history(visit):
+    visitor = visit()
+    page = visitor.open("#/priors/dog")
+    skeleton = page.get_by_role("img", name="The skeleton of dog: 15 links")
+    skeleton.wait_for()
+    page.get_by_role("slider", name="Links from").fill("60")
+    few = page.get_by_role("img", name="The skeleton of dog")
+    assert 0 < few.locator(".link").count() < 120
+    page.get_by_role("slider", name="Links from").fill("0")
+    assert few.locator(".link").count() > 100
+    few.locator(".dot").first.hover()
+    assert "of the strongest link" in page.locator("p.number[aria-live]").inner_text()
+    last = few.locator(".dot circle").first.get_attribute("cx")
+    page.get_by_role("slider", name="Training").fill("0")
+    page.get_by_text("step 0", exact=True).wait_for()
+    assert few.locator(".dot circle").first.get_attribute("cx") != last
+
+    field = page.get_by_label("Name of keypoint 3", exact=True)
+    field.fill("<b>left paw</b>")
+    field.press("Tab")
+    page.get_by_text("Keypoint 3 is now called <b>left paw</b>.").wait_for()
+    assert few.locator("text").nth(3).inner_html() == "&lt;b&gt;left paw&lt;/b&gt;"
+    visitor.check("prior")
+
+
+def test_versions_are_compared_and_an_alias_is_moved_and_rolled_back(visit, stack, tmp_path):
+    with stack.client() as client:
+        exported = client.versions.export("dog", "active", tmp_path / "dog.zip")
+        client.versions.import_file("hound", exported)
+        job = client.wait(client.train("hound", archive(tmp_path / "b.zip"), "compact", TINY, activate=False).id)
+        old = client.aliases.get("hound", "active").version
+    visitor = visit()
+    page = visitor.open(f"#/priors/hound?version={job.version}")
+    page.get_by_label("The other version").select_option(old)
+    page.get_by_text("Keypoints moved by").wait_for()
+    page.get_by_role("button", name="Move here").click()
+    page.get_by_role("button", name="Undo").wait_for()
+    with stack.client() as client:
+        assert client.aliases.get("hound", "active").version == job.version
+    visitor.check("versions")
+
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_text("“active” now points to").wait_for()
+    page.get_by_role("button", name="Move here").wait_for()
+    with stack.client() as client:
+        assert client.aliases.get("hound", "active").version == old
+
+
+def test_memory_is_a_wall_of_poses(visit):
+    visitor = visit()
+    page = visitor.open("#/priors/dog/memory")
+    assert page.locator(".wall svg").count() == 12
+    assert page.locator(".wall p").first.inner_text().startswith("611 pictures")
+    page.get_by_role("slider", name="Bank").fill("5")
+    page.get_by_role("img", name="How often each of the 16 vectors of bank 5 is used").wait_for()
+    visitor.check("memory")
+
+
+def test_landmarks_are_clicked_fitted_and_judged(visit):
+    visitor = visit()
+    page = visitor.open("#/priors/dog/landmarks")
+    page.get_by_role("button", name="Use sample pictures").click()
+    for name in ("nose", "<i>tail</i>"):
+        page.get_by_label("Name of a new point").fill(name)
+        page.get_by_role("button", name="Add").click()
+    for number in range(6):
+        page.get_by_role("button", name=f"sample{number}.jpg").click()
+        box = page.locator(".stage").bounding_box()
+        for x, y in ((0.85, 0.3), (0.15, 0.4)):
+            page.mouse.click(box["x"] + x * box["width"] + number, box["y"] + y * box["height"])
+    page.get_by_text("6 pictures with points").wait_for()
+    assert page.locator(".stage text").last.inner_html() == "&lt;i&gt;tail&lt;/i&gt;"
+    page.get_by_role("button", name="Fit the landmarks").click()
+
+    page.get_by_text("Cross-validated error").wait_for()
+    page.locator(".wall .stage").first.wait_for()
+    assert page.get_by_role("cell", name="anatomy").is_visible()
+    visitor.check("landmarks")
+
+
+def test_key_is_asked_once_behind_a_prefix(browser, redis_url, redis_client, tmp_path):
+    from tests.support.page import Visitor
+
+    install_samples(VersionStore(tmp_path))
+    _, text = KeyStore(tmp_path).create("lab", [Scope.READ])
+    settings = Settings(redis_url=redis_url, data_root=tmp_path, api_keys=True, root_path="/lab/ppl")
+    with live_gateway(settings) as address:
+        visitor = Visitor(browser, f"{address}/lab/ppl")
+        page = visitor.page
+        page.goto(f"{visitor.url}/#/priors")
+        page.get_by_label("API key", exact=True).fill(text)
+        page.get_by_role("button", name="Use this key").click()
+        page.get_by_role("img", name="The skeleton of dog").wait_for()
+        page.get_by_role("link", name="dog").click()
+        page.get_by_text("Names of the keypoints").wait_for()
+
+        assert text not in page.evaluate(
+            "JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])"
+        )
+        visitor.said = [line for line in visitor.said if "401" not in line]  # the request that had no key
+        visitor.check()
+        visitor.close()

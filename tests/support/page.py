@@ -1,0 +1,72 @@
+"""Open the inspection page in Debian's chromium, driven by Playwright; collect what its console says."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from .browser import CHROMIUM
+
+# where the pictures of the page are kept: artifacts of CI
+SCREENSHOTS = Path(os.environ.get("PPL_SCREENSHOTS") or Path(tempfile.gettempdir()) / "ppl-page")
+
+
+@contextmanager
+def open_browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Visitor:
+    """A tab of the page at one address.
+
+    Attributes:
+        said: what the console said, and what went wrong in scripts.
+        pages: what it opened, to be judged at the end.
+    """
+
+    def __init__(self, browser: Browser, url: str, width: int = 1280, theme: Any = "light") -> None:
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=theme, reduced_motion="reduce", accept_downloads=True
+        )
+        context.set_default_timeout(150_000)  # other tests use the cores, too
+        self.page: Page = context.new_page()
+        self.url = url
+        self.said: list[str] = []
+        self.page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.said.append(f"error: {error}"))
+
+    def open(self, view: str) -> Page:
+        """Open a view and wait until it is whole."""
+        self.page.goto(f"{self.url}/{view}")
+        self.page.wait_for_selector(".view[data-ready]")
+        return self.page
+
+    def check(self, name: str = "") -> None:
+        """Check that the console is empty, nothing is cut off at the right and axe finds no serious fault."""
+        assert self.said == []
+        width = self.page.evaluate("document.documentElement.scrollWidth")
+        assert width <= self.page.viewport_size["width"], "the page is wider than the window"  # type: ignore[index]
+        faults = [
+            (fault["impact"], fault["id"], [node["html"] for node in fault["nodes"]])
+            for fault in Axe().run(self.page).response["violations"]
+            if fault["impact"] in ("serious", "critical")
+        ]
+        assert faults == []
+        if name:
+            SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+            self.page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+    def close(self) -> None:
+        self.page.context.close()
