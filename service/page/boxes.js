@@ -6,6 +6,7 @@ import { button, h, plural, s, slider } from "./dom.js";
 import { Stage } from "./stage.js";
 
 const LOOK = { fill: "#f0e442", "fill-opacity": 0.12, stroke: "#f0e442", "stroke-width": 3, "vector-effect": "non-scaling-stroke" };
+const LEAST = 8; // pictures that a training needs
 const COLUMNS = ["image", "x", "y", "width", "height"];
 
 export class BoxEditor {
@@ -18,7 +19,9 @@ export class BoxEditor {
   // The file to send with a training; null without any box.
   toFile() {
     if (this.file) return this.file;
-    if (!this.boxes.size) return null;
+    const count = this.count();
+    if (!count) return null;
+    if (count < LEAST) throw new Error(`Only ${plural(count, "picture has", "pictures have")} a box. Pictures without one are left out, and a training needs ${LEAST}: draw more, or remove them all.`);
     const rows = [...this.boxes].flatMap(([name, boxes]) => boxes.map((box) => [`"${name.replaceAll('"', '""')}"`, ...box].join(",")));
     return new File([[COLUMNS.join(","), ...rows].join("\n")], "boxes.csv", { type: "text/csv" });
   }
@@ -49,9 +52,12 @@ export class BoxEditor {
     const step = (by) => () => set(Math.min(this.pictures.length - 1, Math.max(0, this.at + by)));
     this.body.append(this.stage.element, element, this.said, h("div", { class: "row" }, button("Previous", step(-1)), button("Next", step(1)),
       button("Box of the picture before", () => { const before = this.boxes.get(this.pictures[this.at - 1]?.name); if (before) { this.boxes.set(this.name, before.map((box) => [...box])); this.keep(); } }),
+      button("This box for all pictures", () => { const boxes = this.boxes.get(this.name); if (boxes) { for (const { name } of this.pictures) this.boxes.set(name, boxes.map((box) => [...box])); this.keep(); } }),
       button("Remove", () => { this.boxes.delete(this.name); this.keep(); })));
     await this.show(0);
   }
+
+  count() { return [...this.boxes.values()].filter((boxes) => boxes.length).length; }
 
   get name() { return this.pictures[this.at].name; }
 
@@ -83,7 +89,7 @@ export class BoxEditor {
 
   tell() {
     if (!this.said) return;
-    const count = [...this.boxes.values()].filter((boxes) => boxes.length).length;
+    const count = this.count();
     this.said.textContent = this.file ? `The boxes of ${this.file.name} are used.` : count ? `${this.name}. ${plural(count, "picture")} of ${this.pictures.length} with a box; the others would be left out.` : `${this.name}. No boxes: whole pictures are used. Drag over the picture to draw one.`;
   }
 }

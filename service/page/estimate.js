@@ -277,6 +277,7 @@ class Estimate {
   async downloadPicture() {
     const item = this.current, form = this.form([item], { include: "overlay", refine_steps: item.boxes.length ? this.step : 0 });
     const { images } = await (await request("estimate", { method: "POST", body: form, signal: this.signal })).json();
-    save(await (await fetch(images[0].overlay)).blob(), `${item.file.name.replace(/\.\w+$/, "")}.pose.png`);
+    const bytes = Uint8Array.from(atob(images[0].overlay.split(",")[1]), (letter) => letter.charCodeAt(0));
+    save(new Blob([bytes], { type: "image/png" }), `${item.file.name.replace(/\.\w+$/, "")}.pose.png`);
   }
 }

@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 
 from service.access.keys import KeyStore, Scope
+from service.contract.jobs.record import NewJob
+from service.contract.jobs.store import JobStore
 from service.contract.versions.store import VersionStore
 from service.runtime.settings import Settings
 from service.versions.samples import install_samples
@@ -61,6 +63,17 @@ def visit(stack: StackProcess, browser: Any) -> Iterator[Callable[..., Any]]:
         visitor.close()
 
 
+def drag(page: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Draw a box on the picture; places are shares of its sides."""
+    page.locator(".stage").scroll_into_view_if_needed()
+    frame = page.locator(".stage").bounding_box()
+    places = [(frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]) for x, y in (start, end)]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    page.mouse.move(*places[1], steps=3)
+    page.mouse.up()
+
+
 def test_start_shows_what_was_learned(visit):
     visitor = visit()
     page = visitor.open("")
@@ -88,11 +101,7 @@ def test_hidden_part_of_a_sample_is_estimated_and_refined(visit):
     visitor.check("estimate")
 
     page.get_by_role("button", name="Hide a part").click()
-    frame = page.locator(".stage").bounding_box()
-    page.mouse.move(frame["x"] + 0.55 * frame["width"], frame["y"] + 0.3 * frame["height"])
-    page.mouse.down()
-    page.mouse.move(frame["x"] + 0.85 * frame["width"], frame["y"] + 0.7 * frame["height"], steps=3)
-    page.mouse.up()
+    drag(page, (0.55, 0.3), (0.85, 0.7))
     repaired = page.get_by_text("after 5 steps", exact=True)
     repaired.wait_for()
 
@@ -176,7 +185,7 @@ def test_video_plays_with_its_poses_and_their_curves(visit, video):
     visitor.check("video")
 
 
-def test_pictures_become_a_dataset_and_a_training_that_is_watched(visit, stack, tmp_path):
+def test_pictures_become_a_dataset_with_boxes_and_a_training(visit, stack, tmp_path):
     visitor = visit()
     page = visitor.open("#/start")
     page.set_input_files(
@@ -193,20 +202,53 @@ def test_pictures_become_a_dataset_and_a_training_that_is_watched(visit, stack, 
     assert page.get_by_label("What do the pictures show?").input_value() == "crosses-b-1-b"
     visitor.check("dataset")
 
+    page.get_by_text("Where is the thing? Draw boxes").click()
+    page.get_by_text("No boxes: whole pictures are used").wait_for()
+    page.locator(".stage img").wait_for()
+    for number in (1, 2, 3):
+        page.get_by_text(f"{number} of 60", exact=True).wait_for()
+        drag(page, (0.25, 0.25), (0.75, 0.75))
+        page.get_by_text(f"{number} picture").first.wait_for()
+        page.get_by_role("button", name="Next").click()
+    page.get_by_role("button", name="Box of the picture before").click()
+    page.get_by_text("4 pictures of 60 with a box").wait_for()
+    page.get_by_role("button", name="Start the training").click()
+    page.get_by_text("a training needs 8: draw more").wait_for()
+    page.get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="This box for all pictures").click()
+    page.get_by_text("60 pictures of 60 with a box").wait_for()
+    visitor.check("boxes")
     page.get_by_label("What do the pictures show?").fill("cross")
     page.get_by_role("button", name="Start the training").click()
     page.get_by_role("heading", name="Training of cross").wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("It was cancelled.").wait_for()
+    with stack.client() as client:
+        job = next(client.jobs(category="cross"))
+        assert (job.settings["steps"], job.dataset.name) == (1500, "Crosses <b>1</b>.zip")
+        assert job.metrics["located"]["by"] == "boxes"
+    visitor.check()
+
+
+def test_training_is_watched_paused_and_cancelled(visit, stack, tmp_path):
+    with stack.client() as client:
+        pictures = archive(tmp_path / "a.zip")
+        job = client.train("cross", pictures, "compact", {**TINY, "steps": 4000, "checkpoint_every": 1000})
+    visitor = visit()
+    page = visitor.open(f"#/jobs/{job.id}")
     page.get_by_role("img", name="Training pictures with the poses").wait_for()
     page.get_by_text("Loss (weighted sum)").wait_for()
+    page.get_by_text("steps a second").wait_for()
     visitor.check("job")
 
     page.get_by_role("button", name="Pause").click()
     page.get_by_role("button", name="Resume").wait_for()
     page.get_by_text("It is paused.").wait_for()
+    page.get_by_role("button", name="Resume").click()
     page.get_by_role("button", name="Cancel").click()
     page.get_by_text("It was cancelled.").wait_for()
-    page.get_by_role("link", name="Jobs").click()
-    page.get_by_role("link", name="cross").wait_for()
+    page.get_by_role("navigation", name="Views").get_by_role("link", name="Jobs").click()
+    page.get_by_role("link", name="cross").first.wait_for()
     visitor.check("jobs")
 
 
@@ -319,4 +361,52 @@ def test_key_is_asked_once_behind_a_prefix(browser, redis_url, redis_client, tmp
         )
         visitor.said = [line for line in visitor.said if "401" not in line]  # the request that had no key
         visitor.check()
+        visitor.close()
+
+
+# milliseconds from the start of the navigation, and of tasks that kept the page from answering
+MEASURE = """() => ({
+  drawn: performance.getEntriesByName("drawn")[0]?.startTime,
+  stalls: window.stalls.map((entry) => Math.round(entry)),
+})"""
+WATCH = """
+window.stalls = []
+new PerformanceObserver((list) => window.stalls.push(...list.getEntries().map((entry) => entry.duration)))
+  .observe({ type: "longtask", buffered: true })
+new MutationObserver(() => {
+  if (document.querySelector("svg.skeleton .dot") && !performance.getEntriesByName("drawn").length)
+    performance.mark("drawn")
+}).observe(document, { childList: true, subtree: true })
+"""
+
+
+def test_two_thousand_jobs_and_two_hundred_versions_are_listed(browser, redis_url, redis_client, tmp_path):
+    """Prints how soon the first skeleton is there, and tasks of more than 50 ms (``pytest -s``)."""
+    from tests.support.page import Visitor
+
+    jobs, store = JobStore(redis_client), VersionStore(tmp_path)
+    for number in range(2000):
+        jobs.create(NewJob(f"kind{number % 7}", {"steps": 100}, 100))
+    install_samples(store)
+    sample = store.path("dog", store.active("dog"))
+    for number in range(199):
+        with store.staging("dog", name := f"202601{1 + number // 24:02}T{number % 24:02}0000-abc123") as folder:
+            for file in sample.iterdir():
+                (folder / file.name).hardlink_to(file)
+            store.publish(folder, "dog", name)
+    with live_gateway(Settings(redis_url=redis_url, data_root=tmp_path)) as address:
+        visitor = Visitor(browser, address)
+        page = visitor.page
+        page.add_init_script(WATCH)
+        for view in ("", "#/priors/dog", "#/jobs"):
+            page.goto("about:blank")
+            visitor.open(view)
+            if "dog" in view:
+                assert page.get_by_label("Version", exact=True).locator("option").count() == 201  # and the alias
+            if "jobs" in view:
+                for count in range(200, 2001, 100):
+                    page.get_by_role("button", name="Show more").click()
+                    page.locator(".list > li").nth(count - 1).wait_for(state="attached")
+                assert page.get_by_role("button", name="Show more").is_hidden()
+            print(f"\n{view or '#/start'}: {page.evaluate(MEASURE)}")
         visitor.close()

@@ -17,6 +17,9 @@ from .browser import CHROMIUM
 # where the pictures of the page are kept: artifacts of CI
 SCREENSHOTS = Path(os.environ.get("PPL_SCREENSHOTS") or Path(tempfile.gettempdir()) / "ppl-page")
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+IN_README = ("estimate-hidden", "prior", "job")
+
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
@@ -55,7 +58,7 @@ class Visitor:
 
     def check(self, name: str = "") -> None:
         """Check that the console is empty, nothing is cut off at the right and axe finds no serious fault."""
-        assert self.said == []
+        assert not self.said, self.said
         width = self.page.evaluate("document.documentElement.scrollWidth")
         assert width <= self.page.viewport_size["width"], "the page is wider than the window"  # type: ignore[index]
         faults = [
@@ -63,10 +66,12 @@ class Visitor:
             for fault in Axe().run(self.page).response["violations"]
             if fault["impact"] in ("serious", "critical")
         ]
-        assert faults == []
+        assert not faults, faults
         if name:
             SCREENSHOTS.mkdir(parents=True, exist_ok=True)
             self.page.screenshot(path=SCREENSHOTS / f"{name}.png")
+            if os.environ.get("PPL_WRITE_DOCS") and name in IN_README:
+                self.page.screenshot(path=DOCS / f"page-{name}.jpg", type="jpeg", quality=82)
 
     def close(self) -> None:
         self.page.context.close()
