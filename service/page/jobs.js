@@ -164,11 +164,12 @@ class JobView {
 
 // A curve on a logarithmic scale, as losses fall fast and then slowly.
 function chart(points, steps) {
-  const values = points.map(([, value]) => value).filter((value) => value > 0), [low, high] = [Math.min(...values), Math.max(...values)];
-  const x = (step) => 44 + (350 * step) / Math.max(1, steps), y = (value) => 118 - (108 * (Math.log(Math.max(value, low)) - Math.log(low))) / Math.max(1e-9, Math.log(high) - Math.log(low));
+  const values = points.map(([, value]) => value).filter((value) => value > 0), isFlat = new Set(values).size < 2;
+  const [low, high] = values.length ? [Math.min(...values), Math.max(...values)] : [0, 0];
+  const x = (step) => 44 + (350 * step) / Math.max(1, steps), y = (value) => isFlat ? 118 : 118 - (108 * (Math.log(Math.max(value, low)) - Math.log(low))) / Math.max(1e-9, Math.log(high) - Math.log(low));
   const last = points.at(-1);
   return s("svg", { viewBox: "0 0 400 140", class: "chart", role: "img", "aria-label": `From ${high.toPrecision(3)} to ${last[1].toPrecision(3)} at step ${last[0]}` },
-    [high, low].map((value) => [s("line", { class: "grid", x1: 44, x2: 394, y1: y(value), y2: y(value) }), s("text", { x: 38, y: y(value) + 4, "text-anchor": "end" }, value.toPrecision(2))]),
+    [...new Set([high, low])].map((value) => [s("line", { class: "grid", x1: 44, x2: 394, y1: y(value), y2: y(value) }), s("text", { x: 38, y: y(value) + 4, "text-anchor": "end" }, value.toPrecision(2))]),
     s("text", { x: 44, y: 136 }, "step 0"), s("text", { x: 394, y: 136, "text-anchor": "end" }, steps.toLocaleString("en")),
     s("path", { class: "line", stroke: "var(--accent)", d: points.map(([step, value], index) => `${index ? "L" : "M"}${x(step).toFixed(1)} ${y(value).toFixed(1)}`).join("") }));
 }
