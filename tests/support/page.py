@@ -18,7 +18,7 @@ from .browser import CHROMIUM
 SCREENSHOTS = Path(os.environ.get("PPL_SCREENSHOTS") or Path(tempfile.gettempdir()) / "ppl-page")
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-IN_README = ("start", "estimate-hidden", "boxes")
+IN_README = ("job", "estimate-hidden", "boxes")
 
 
 @contextmanager
