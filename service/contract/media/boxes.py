@@ -33,6 +33,7 @@ from service.contract.errors import BadBoxes, NoHeading
 from .fitting import Box, Frame, fit_square
 from .pictures import Picture
 from .videos import frame_name
+from .zip_names import HINT
 
 MAX_BOXES_BYTES = 64 * 2**20
 MARGIN = 0.1  # of the longer side, on each side of a tight box
@@ -117,7 +118,9 @@ class BoxFile:
         try:
             rows = Labels(own, (), none, none[..., 0].astype(np.uint8)).match(names)
         except LabelsError as error:
-            raise BadBoxes(f"the boxes do not fit the pictures: {str(error).replace('label', 'box')}") from error
+            reason = str(error).replace("labelled pictures", "pictures with boxes").replace("label", "box")
+            hint = "" if all(map(str.isascii, names)) else f"; {HINT}"
+            raise BadBoxes(f"the boxes do not fit the pictures: {reason}{hint}") from error
         return [own[row] if row >= 0 else None for row in rows]
 
     def of(self, name: str | None, size: tuple[int, int]) -> list[FoundBox]:

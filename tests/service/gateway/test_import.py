@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -22,11 +23,16 @@ allowed |= {"model.network", "model.network.architecture"}
 found = {name for name in sys.modules if name.startswith("model")}
 assert found <= allowed, found - allowed
 with open("/proc/self/status") as status:
-    print(next(line for line in status if line.startswith("VmRSS")).split()[1])
+    facts = dict(line.split(":", 1) for line in status)
+print(facts["VmRSS"].split()[0], facts["Threads"])
 """
 
 
-def test_gateway_in_a_fresh_interpreter_has_no_torch_and_under_150_mb(tmp_path):
-    done = subprocess.run([sys.executable, "-P", "-c", CODE], capture_output=True, text=True, cwd=tmp_path, check=False)
+def test_gateway_in_a_fresh_interpreter_has_no_torch_one_thread_and_under_150_mb(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    command = [sys.executable, "-P", "-c", CODE]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 150_000
+    memory, threads = map(int, done.stdout.split())
+    assert memory < 150_000
+    assert threads == 1, "numpy's own threads wait for each other on busy cores"

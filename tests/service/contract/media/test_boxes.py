@@ -39,6 +39,12 @@ def test_csv_that_a_spreadsheet_saved_again_reads_alike(text: str | bytes) -> No
     assert file.boxes == {"one.png": [FoundBox((1.5, 2, 20, 30), 0.5)], "two.png": []}
 
 
+def test_boxes_of_pictures_with_garbled_names_say_what_may_be_wrong() -> None:
+    file = parse_box_file(TABLE)
+    with pytest.raises(BadBoxes, match=r"names beyond ASCII in a zip are read as UTF-8"):
+        file.match(["â_one.png"])
+
+
 def test_csv_that_was_written_is_read_back() -> None:
     rows = [("a, b.png", FoundBox((1.5, -2.0, 30.0, 40.0), 0.75)), ("film.mp4#000012", None)]
     text = write_csv(rows)
@@ -138,5 +144,7 @@ def test_what_is_no_box_is_refused_in_words(text: str, message: str) -> None:
 
 
 def test_boxes_of_other_pictures_are_refused() -> None:
-    with pytest.raises(BadBoxes, match="none of the 1 box"):
+    with pytest.raises(
+        BadBoxes, match=r"none of the 1 pictures with boxes \('a'\) is among the 1 pictures \('b.png'\)$"
+    ):
         parse_box_file("image,x,y,width,height\na,1,2,3,4\n").match(["b.png"])
