@@ -1,8 +1,9 @@
 """Measure how good a version is without labels, on its training pictures; :mod:`model.scoring.quality` judges it.
 
-Keypoints of a learned pose follow the picture when it is turned, scaled and shifted, move from picture to picture, and
-carry what the reconstruction can't know from the reference. None of this needs a label, and the loss shows none of it:
-a skeleton that never moves can have the lowest loss.
+Keypoints of a learned pose lie where a network that was trained on other pictures sees the same parts, follow the
+picture when it is turned, scaled and shifted, move from picture to picture, and carry what the reconstruction can't
+know from the reference. None of this needs a label, and the loss shows none of it: a skeleton that never moves can have
+the lowest loss.
 """
 
 from __future__ import annotations
@@ -16,16 +17,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.data import Images, mask_patches, step_generator, to_tensor
-from model.network.blocks import autocast, shrink
+from model.network.blocks import autocast, channels_last, full_precision, pixel_grid, shrink
 from model.network.links import link_indices
+from model.network.perceptual import feature_network
 from model.network.pose_prior_learner import PosePriorLearner
 
 from .scoring.quality import judge
 
-_PICTURES = 96  # that keypoints are measured on
+_PICTURES = 128  # that keypoints are measured on
 _DRAWN = 16  # that reconstructions are measured on
 _ROTATION, _SCALING, _SHIFT = math.radians(15), 0.15, 0.15  # the most; the shift in units of [-1, 1]
 _INSIDE = 0.9  # keypoints beyond it may leave the warped picture
+_SEEN_SIDE = 128  # of the pictures that the frozen network sees
+_PARTS, _PLACES, _SHARPNESS = 32, 16, 20.0  # parts that it tells apart, on a grid of 16 by 16, and how sharply
+_ROUNDS, _SAMPLE = 15, 8000  # of the clustering; places that it takes
+_RIDGE_PARTS, _RIDGE_KEYPOINTS = 0.1, 0.01  # of the maps from either, on standardised coordinates
 
 
 @torch.inference_mode()
@@ -35,6 +41,9 @@ def measure_quality(model: PosePriorLearner, images: Images) -> dict[str, Any]:
     Args:
         model: put into eval mode.
         images: the training pictures, uint8 (N, S, S, 3).
+
+    Raises:
+        WeightsUnavailableError: the weights of the frozen network, efficientnet_lite0, are not installed.
     """
     model.eval()
     chosen = np.linspace(0, len(images) - 1, min(_PICTURES, len(images))).round().astype(int)
@@ -46,6 +55,7 @@ def measure_quality(model: PosePriorLearner, images: Images) -> dict[str, Any]:
         drawn = _spread(pictures, _DRAWN)
         explained, idle = _explained(model, drawn, _spread(keypoints, _DRAWN), mean_pose)
         measures = {
+            "agreement": _agreement(pictures, keypoints),
             "consistency": _consistency(model, pictures, keypoints),
             # of the side, which is 2
             "movement_percent": 50 * float((keypoints - mean_pose).square().sum(-1).mean().sqrt()),
@@ -60,6 +70,68 @@ def measure_quality(model: PosePriorLearner, images: Images) -> dict[str, Any]:
 def _spread(values: Tensor, count: int) -> Tensor:
     """Return up to ``count`` rows, evenly spaced."""
     return values[torch.linspace(0, len(values) - 1, min(count, len(values))).round().long()]
+
+
+def _agreement(pictures: Tensor, keypoints: Tensor) -> float:
+    """Return how well the keypoints' places and those of a frozen network's parts follow from each other; 1 is best.
+
+    Parts are clusters of its activations, as found in these pictures. The mean of two shares: of the keypoints'
+    movement that linear maps from the parts' places explain, and of the movement of the best explained eighth of the
+    parts that maps from the keypoints explain (most parts lie on the ground, and follow from no pose).
+    """
+    if len(pictures) < 2:
+        return 0.0
+    with torch.random.fork_rng(devices=[]):  # building layers draws numbers
+        network = channels_last(feature_network("efficientnet_lite0", _SEEN_SIDE // 2), pictures.device)
+    with full_precision(pictures.device):
+        levels = [_standardise(level.float()) for level in network(pictures)[1:]]
+        vectors = functional.normalize(torch.cat(levels, dim=1), dim=1).flatten(2).transpose(1, 2)  # (N, P, D)
+        similarity = vectors @ _cluster(vectors.flatten(0, 1)).T
+        attention = (similarity * _SHARPNESS).softmax(1).transpose(1, 2)
+        places = attention @ pixel_grid(_PLACES, device=pictures.device)  # (N, C, 2)
+        found = 1 - _unpredicted(places, keypoints, _RIDGE_PARTS).mean()
+        parts = 1 - _unpredicted(keypoints, places, _RIDGE_KEYPOINTS).sort().values[: _PARTS // 8].mean()
+    return float((found + parts) / 2)
+
+
+def _standardise(level: Tensor) -> Tensor:
+    """Return activations (N, D, S, S) as unit vectors on the grid of places, each channel of mean 0 and deviation 1."""
+    if level.shape[-1] != _PLACES:
+        level = functional.interpolate(level, size=(_PLACES, _PLACES), mode="bilinear")
+    mean, spread = level.mean((0, 2, 3), keepdim=True), level.std((0, 2, 3), keepdim=True)
+    return functional.normalize((level - mean) / (spread + 1e-6), dim=1)
+
+
+def _cluster(vectors: Tensor) -> Tensor:
+    """Return the centres (C, D) of clusters of unit vectors (N, D), of length 1 themselves."""
+    generator = step_generator(0, "quality", 2)
+    vectors = vectors[torch.randperm(len(vectors), generator=generator)[:_SAMPLE].to(vectors.device)]
+    centres = vectors[:_PARTS]
+    for _ in range(_ROUNDS):
+        nearest = functional.one_hot((vectors @ centres.T).argmax(1), len(centres)).to(vectors)
+        sums = nearest.T @ vectors
+        centres = torch.where(nearest.sum(0)[:, None] > 0, functional.normalize(sums, dim=1), centres)
+    return centres
+
+
+def _unpredicted(inputs: Tensor, targets: Tensor, ridge: float) -> Tensor:
+    """Return the errors (K,) of linear maps from points (N, D, 2) to points (N, K, 2), divided by those of mean places.
+
+    Maps are tried on pictures that they were not fitted to. 1 for points that do not move.
+    """
+    inputs, targets = inputs.double().flatten(1), targets.double()
+    missed = moved = torch.zeros(targets.shape[1], dtype=torch.float64, device=targets.device)
+    for first in range(2):
+        fitted, tried = slice(first, None, 2), slice(1 - first, None, 2)
+        mean, spread = inputs[fitted].mean(0), inputs[fitted].std(0, correction=0)
+        scaled, centre = (inputs - mean) / (spread + 1e-3), targets[fitted].mean(0)
+        design, known = scaled[fitted], (targets[fitted] - centre).flatten(1)
+        penalty = ridge * len(inputs) * torch.eye(inputs.shape[1], dtype=torch.float64, device=inputs.device)
+        maps = torch.linalg.solve(design.T @ design + penalty, design.T @ known)
+        found = (scaled[tried] @ maps).view_as(targets[tried]) + centre
+        missed = missed + (found - targets[tried]).norm(dim=-1).sum(0)
+        moved = moved + (centre - targets[tried]).norm(dim=-1).sum(0)
+    return torch.where(moved > 1e-6 * len(targets), missed / moved.clamp_min(1e-9), 1.0)
 
 
 def _consistency(model: PosePriorLearner, pictures: Tensor, keypoints: Tensor) -> float:

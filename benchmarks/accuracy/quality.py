@@ -3,14 +3,16 @@
     python -m benchmarks.accuracy.quality train --sets mj_dog.npz cub50_aligned.npz faces68.npz --out versions
     python -m benchmarks.accuracy.quality report versions
 
-``train`` trains versions of each set: good ones, which differ in steps, seed, keypoints and augmentation, and ones
-spoilt on purpose (``SPOILT``). Each is a folder with the version's files and ``measured.json``: the measures of
-``model/quality.py`` on its training pictures, and its error on held-out labels divided by that of the mean pose. A
-finished version is not trained again; ``--again`` measures all of them anew. ``report`` judges the measures by the rule
-of ``model/scoring/quality.py`` and prints, beside a row a version:
+``train`` trains versions of each set: good ones, which differ in steps, seed, keypoints, augmentation and features,
+and ones spoilt on purpose (``SPOILT``). A run gives a version at several of its steps, as ``ppl publish`` does.
+``--small`` trains at a quarter of the pixels and half of the batch, in a fifth of the time. Each version is a folder
+with its weights, its settings and ``measured.json``: the measures of ``model/quality.py`` on its training pictures,
+and its error on held-out labels divided by that of the mean pose. A finished version is not trained again;
+``--again`` measures all of them anew. ``report`` judges the measures by the rule of ``model/scoring/quality.py`` and
+prints, beside a row a version:
 
-- the rank correlation (Spearman) of the score and the labelled error over all versions, over the half that the rule may
-  be fixed on (every other one in the order of their names), and over the other half;
+- the rank correlation (Spearman) of the score and the labelled error over all versions, over the half that the rule was
+  fixed on (every other one in the order of their names), and over the other half;
 - the same among the good versions of each set;
 - how many spoilt versions are called doubtful or failed, and how many of the others good.
 """
@@ -21,8 +23,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.config import Value, resolve
+from model.network.architecture import named_features
 from model.predictor import Predictor
-from model.presence import calibrate_presence
 from model.quality import measure_quality
 from model.scoring.linear_maps import apply_maps, fit_maps
 from model.scoring.quality import judge
 from model.training.trainer import Trainer
+from model.version import tensor_files
 
 from .measures import in_unit, predict_trajectories
 from .packs import Pack, Part, read_pack
@@ -45,38 +48,43 @@ from .runs import write_json
 
 Images = NDArray[np.uint8]
 
-SPOILT = ("steps", "mixed", "clutter", "thirty", "still")
+SPOILT = ("steps", "mixed", "clutter", "thirty", "still", "rate")
 """What is wrong: 15 steps; two sets; the thing small and anywhere in clutter; 30 pictures; the thing small on one still
-ground."""
+ground; a learning rate that is far too high."""
 
-_FITTED, _SCORED = 800, 400  # labelled pictures, at most
+_FITTED, _SCORED = 500, 250  # labelled pictures, at most
 _SMALL = (0.25, 0.4)  # of the side, of a thing that was not cut out
+_FEWEST_STEPS = 15  # a version of so few is spoilt
+_QUICK: dict[str, Value] = {"working_size": 32, "perceptual_size": 32, "batch_size": 16}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One version to train: its name, and what is wrong with it, if anything."""
+    """One run: its name, the steps at which it gives a version, and what is wrong with it, if anything."""
 
     name: str
-    steps: int
+    versions_at: tuple[int, ...]
     seed: int
     spoilt: str = ""
     settings: dict[str, Value] = field(default_factory=dict)
 
+    @property
+    def versions(self) -> dict[int, tuple[str, str]]:
+        """By their steps: the names of the versions, and what is wrong with each."""
+        wrong = {step: self.spoilt or ("steps" if step <= _FEWEST_STEPS else "") for step in self.versions_at}
+        return {step: (f"{'spoilt' if what else 'good'}-{self.name}-{step}", what) for step, what in wrong.items()}
 
-GOOD = (
-    Trial("good-240-a", 240, 0),
-    Trial("good-100-b", 100, 1),
-    Trial("good-150-c", 150, 2),
-    Trial("good-200-few-keypoints", 200, 0, settings={"num_keypoints": 8}),
-    Trial("good-200-augmented", 200, 3, settings={"augmentation": 1.0}),
-)
-BAD = (
-    Trial("spoilt-steps", 15, 0, "steps"),
-    Trial("spoilt-mixed", 80, 0, "mixed"),
-    Trial("spoilt-clutter", 60, 0, "clutter"),
-    Trial("spoilt-thirty", 80, 0, "thirty"),
-    Trial("spoilt-still", 60, 0, "still"),
+
+TRIALS = (
+    Trial("a", (15, 50, 100, 160), 0),
+    Trial("still", (40,), 0, "still"),
+    Trial("mixed", (40,), 0, "mixed"),
+    Trial("few-keypoints", (60,), 1, settings={"num_keypoints": 8}),
+    Trial("thirty", (40,), 0, "thirty"),
+    Trial("clutter", (40,), 0, "clutter"),
+    Trial("b", (60, 100), 2, settings={"augmentation": 1.0}),
+    Trial("rate", (15,), 0, "rate", {"learning_rate": 0.05}),
+    Trial("no-features", (80,), 4, settings={"features": "none"}),
 )
 
 
@@ -91,48 +99,56 @@ def _train(options: argparse.Namespace) -> int:
     side = int(resolve().image_size)
     packs = {path.stem: read_pack(path, side) for path in options.sets}
     names = list(packs)
-    for trial in (one for pair in _interleave(GOOD, BAD) for one in pair):
+    for trial in TRIALS:
         for index, name in enumerate(names):
-            folder = options.out / f"{name}.{trial.name}"
-            if (folder / "measured.json").exists() and not options.again:
-                continue
-            started = time.perf_counter()
+            started = time.process_time()
             other = packs[names[(index + 1) % len(names)]]
-            measured = make_version(folder, trial, packs[name], other)
-            print(f"{folder.name}: ratio {measured['ratio']:.3f}, {time.perf_counter() - started:.0f} s", flush=True)
+            settings = {**_QUICK, **trial.settings} if options.small else trial.settings
+            made = make_versions(options.out, replace(trial, settings=settings), packs[name], other, options.again)
+            for version, ratio in made.items():
+                print(f"{version}: ratio {ratio:.3f}, {time.process_time() - started:.0f} s", flush=True)
     return 0
 
 
-def _interleave(first: Sequence[Trial], second: Sequence[Trial]) -> Iterator[Sequence[Trial]]:
-    """Yield a good and a spoilt one in turn, so that a part of the run has both."""
-    for index in range(max(len(first), len(second))):
-        yield (*first[index : index + 1], *second[index : index + 1])
+def make_versions(out: Path, trial: Trial, pack: Pack, other: Pack, again: bool = False) -> dict[str, float]:
+    """Train a run's versions unless their files are there; measure those that were not, or all of them ``again``.
 
-
-def make_version(folder: Path, trial: Trial, pack: Pack, other: Pack) -> dict[str, Any]:
-    """Train a version unless its files are there, measure it and write ``measured.json``."""
+    Returns the labelled ratio of each version that was measured.
+    """
     train, test = spoil(trial.spoilt, pack, other)
-    if not (folder / "weights.safetensors").exists():
-        config = resolve(overrides={"steps": trial.steps, "seed": trial.seed, **trial.settings})
-        trainer = Trainer(train.images, config, "cpu")
-        for _ in trainer.run():
-            pass
-        folder.mkdir(parents=True, exist_ok=True)
-        trainer.export(folder)
-        presence = calibrate_presence(trainer.model, train.images)
-        if presence is not None:
-            write_json(folder / "presence.json", presence.to_json())
-    predictor = Predictor.load(folder, "cpu")
-    measured = {
-        "set": pack.name,
-        "spoilt": trial.spoilt,
-        "ratio": labelled_ratio(predictor, *_labelled(trial.spoilt, pack, train, test)),
-        "pictures": len(train.images),
-        "keypoints": predictor.config.num_keypoints,
-        "measures": measure_quality(predictor.model, train.images),
-    }
-    write_json(folder / "measured.json", measured)
+    folders = {step: out / f"{pack.name}.{name}" for step, (name, _) in trial.versions.items()}
+    if not all((folder / "weights.safetensors").exists() for folder in folders.values()):
+        _train_versions(folders, trial, train)
+    measured = {}
+    for step, folder in folders.items():
+        if (folder / "measured.json").exists() and not again:
+            continue
+        predictor = Predictor.load(folder, "cpu")
+        ratio = labelled_ratio(predictor, *_labelled(trial.spoilt, pack, train, test))
+        found = {
+            "set": pack.name,
+            "spoilt": trial.versions[step][1],
+            "ratio": ratio,
+            "pictures": len(train.images),
+            "keypoints": predictor.config.num_keypoints,
+            "measures": measure_quality(predictor.model, train.images),
+        }
+        write_json(folder / "measured.json", found)
+        measured[folder.name] = ratio
     return measured
+
+
+def _train_versions(folders: dict[int, Path], trial: Trial, train: Part) -> None:
+    """Train a run, and write weights and settings to a folder at each of its steps."""
+    config = resolve(overrides={"steps": max(folders), "seed": trial.seed, **trial.settings})
+    trainer = Trainer(train.images, config, "cpu")
+    for report in trainer.run():
+        if report.step in folders:
+            folder = folders[report.step]
+            folder.mkdir(parents=True, exist_ok=True)
+            facts = {"step": report.step, "features": named_features(config)}
+            tensor_files.save_json(folder / "config.json", config.to_dict())
+            tensor_files.save(folder / "weights.safetensors", trainer.model.state_dict(), facts)
 
 
 def spoil(what: str, pack: Pack, other: Pack) -> tuple[Part, Part]:
@@ -262,6 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--sets", type=Path, nargs="+", required=True, metavar="PACK.npz")
     train.add_argument("--out", type=Path, required=True, metavar="DIR")
     train.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    train.add_argument("--small", action="store_true", help="at a quarter of the pixels and half of the batch")
     train.add_argument("--again", action="store_true", help="measure trained versions anew")
     judged = commands.add_parser("report", help="judge the measured versions")
     judged.set_defaults(command=_report)

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 _STILL = 1.0  # percent of the side
-_LOST, _WEAK = 0.03, 0.2  # scores below which a version has failed, or is doubtful
-_LEAST = 0.02  # consistency: those that follow nothing are ranked by their mean score
-_UNSURE = 0.5  # mean score of the keypoints
+_LOST, _WEAK = 0.05, 0.15  # scores below which a version has failed, or is doubtful
+_UNSURE = 0.2  # mean score of the keypoints
 _FEW = 60  # pictures
 
 _ADVICE = {
@@ -35,15 +34,15 @@ def judge(measures: Mapping[str, Any], num_pictures: int, num_keypoints: int) ->
     """Return the verdict on a version's measures: "verdict", "advice" and "score", from 0 to 1.
 
     Args:
-        measures: "consistency", "movement_percent", "idle_keypoints" and "mean_score".
+        measures: "agreement", "movement_percent", "idle_keypoints" and "mean_score".
         num_pictures: it was trained on.
         num_keypoints: K.
     """
-    score = float(np.clip(measures["consistency"], _LEAST, 1) * np.sqrt(measures["mean_score"]))
+    score = float(np.clip(measures["agreement"], 0, 1))
     faults = {  # the first counts
         "still": measures["movement_percent"] < _STILL,
+        "few": num_pictures < _FEW,  # before "lost": of so few pictures the agreement is underestimated
         "lost": score < _LOST,
-        "few": num_pictures < _FEW,
         "unsure": measures["mean_score"] < _UNSURE,
         "weak": score < _WEAK,
         "idle": 2 * len(measures["idle_keypoints"]) > num_keypoints,

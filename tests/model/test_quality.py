@@ -42,6 +42,7 @@ def test_keypoints_that_follow_the_picture_are_consistent(tiny, spots, monkeypat
     with_keypoints(model, monkeypatch, brightest)
     found = measure_quality(model, spots)
     assert found["consistency"] > 0.9
+    assert found["agreement"] > 0.5, "a trained network sees the spot where it is"
     spread = brightest(torch.from_numpy(spots).permute(0, 3, 1, 2).float() / 127.5 - 1)[:, 0]
     expected = 50 * (spread - spread.mean(0)).square().sum(-1).mean().sqrt()
     assert found["movement_percent"] == pytest.approx(float(expected), rel=1e-4)
@@ -54,7 +55,8 @@ def test_a_skeleton_that_never_moves_has_failed(tiny, spots, monkeypatch):
     still = torch.linspace(-0.6, 0.6, 10).view(1, 5, 2)
     with_keypoints(model, monkeypatch, lambda image: still.expand(len(image), -1, -1).clone())
     found = measure_quality(model, spots)
-    assert (found["consistency"], found["movement_percent"], found["explained"]) == pytest.approx((0, 0, 0), abs=1e-5)
+    measures = [found[name] for name in ("consistency", "movement_percent", "explained", "agreement")]
+    assert measures == pytest.approx([0, 0, 0, 0], abs=0.02)
     assert (found["verdict"], found["score"] < 0.1) == ("failed", True)
     assert "hardly moves" in found["advice"]
 
@@ -77,3 +79,9 @@ def test_a_keypoint_without_links_is_idle(tiny, spots):
     model.link_logits.data.fill_(3 / tiny.link_scale)
     model.link_logits.data[[0, 4, 5, 6]] = -1e4  # all links of keypoint 1: 0-1, 1-2, 1-3, 1-4
     assert 1 in measure_quality(model, spots)["idle_keypoints"]
+
+
+def test_keypoints_of_other_pictures_agree_with_nothing(tiny, spots, monkeypatch):
+    model = PosePriorLearner(tiny)
+    with_keypoints(model, monkeypatch, lambda image: brightest(image).roll(1, 0))
+    assert measure_quality(model, spots)["agreement"] < 0.1

@@ -14,7 +14,17 @@ class Quality(BaseModel):
 
     verdict: Literal["good", "doubtful", "failed"]
     advice: str = Field(max_length=1000, description="why, and what to do")
-    score: float = Field(ge=0, le=1, description="all measures in one number, to compare versions: 1 is best")
+    score: float = Field(
+        ge=0,
+        le=1,
+        description="one number to compare versions by: the agreement, at least 0; good versions have 0.2 to 0.5. Of "
+        "versions without an agreement: the consistency times the root of the mean score",
+    )
+    agreement: float | None = Field(
+        None,
+        description="how well the places of the keypoints and of what a network trained on other pictures sees follow "
+        "from each other: 1 perfectly, 0 not; versions of releases that did not measure it have none",
+    )
     consistency: float = Field(
         description="how well keypoints follow the picture when it is turned, scaled and shifted: 1 perfectly, 0 not"
     )

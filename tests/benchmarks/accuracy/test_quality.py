@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.accuracy import presence
 from benchmarks.accuracy.packs import read_pack
-from benchmarks.accuracy.quality import SPOILT, Trial, correlate, main, make_version, spoil
+from benchmarks.accuracy.quality import SPOILT, Trial, correlate, main, make_versions, spoil
 
 TINY = {"image_size": 32, "base_width": 8, "num_keypoints": 4, "num_banks": 3, "bank_size": 4, "token_dim": 16}
 TINY |= {"mask_grid": 4, "perceptual_size": 32, "batch_size": 4, "features": "none"}
@@ -22,7 +22,7 @@ def pack(pack_file):
 def test_spoilt_pictures_are_what_they_are_called(pack, what):
     train, test = spoil(what, pack, pack)
     assert len(test.images) == len(test.keypoints) == 6
-    if what == "steps":
+    if what in ("steps", "rate"):
         assert train is pack.train
     elif what == "thirty":
         assert len(train.images) == len(train.keypoints) == 14  # the pack has no more
@@ -39,18 +39,22 @@ def test_spoilt_pictures_are_what_they_are_called(pack, what):
 
 
 def test_a_measured_version_is_reported_and_not_trained_again(pack, tmp_path, capsys):
-    for number, name in enumerate(("bars.good-a", "bars.spoilt-steps")):
-        trial = Trial(name, 1, number, "steps" * number, TINY)
-        measured = make_version(tmp_path / name, trial, pack, pack)
-        assert (measured["spoilt"], measured["pictures"], measured["keypoints"]) == ("steps" * number, 14, 4)
-        assert 0.3 < measured["ratio"] < 3, "an untrained model is about as good as the mean pose"
-    weights = tmp_path / "bars.good-a" / "weights.safetensors"
-    before = weights.stat().st_mtime_ns
-    make_version(tmp_path / "bars.good-a", Trial("good-a", 1, 0, settings=TINY), pack, pack)
-    assert weights.stat().st_mtime_ns == before
+    trial = Trial("a", (1, 16), 0, settings=TINY)
+    measured = make_versions(tmp_path, trial, pack, pack)
+    first, second = (f"{pack.name}.{name}" for name in ("spoilt-a-1", "good-a-16"))
+    assert list(measured) == [first, second], "a version of 1 step is spoilt"
+    assert all(0.3 < ratio < 3 for ratio in measured.values()), "about as good as the mean pose"
+    stored = json.loads((tmp_path / first / "measured.json").read_text())
+    assert [stored[key] for key in ("spoilt", "pictures", "keypoints")] == ["steps", 14, 4]
+    weights = [(tmp_path / name / "weights.safetensors") for name in (first, second)]
+    assert weights[0].read_bytes() != weights[1].read_bytes()
+    before = weights[0].stat().st_mtime_ns
+    assert make_versions(tmp_path, trial, pack, pack) == {}
+    assert list(make_versions(tmp_path, trial, pack, pack, again=True)) == [first, second]
+    assert weights[0].stat().st_mtime_ns == before
     assert main(["report", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert printed.splitlines()[0].startswith("bars.good-a")
+    assert printed.splitlines()[0].startswith(second)
     found = json.loads(printed[printed.index("{") :])
     assert found["spoilt called doubtful or failed"] == [1, 1], "14 pictures are few"
 

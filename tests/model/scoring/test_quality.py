@@ -4,7 +4,7 @@ import pytest
 
 from model.scoring.quality import judge
 
-GOOD = {"consistency": 0.5, "movement_percent": 8.0, "explained": 0.1, "idle_keypoints": [3], "mean_score": 0.81}
+GOOD = {"agreement": 0.45, "movement_percent": 8.0, "explained": 0.1, "idle_keypoints": [3], "mean_score": 0.81}
 
 
 def test_a_good_version_is_called_good():
@@ -16,11 +16,12 @@ def test_a_good_version_is_called_good():
     ("changes", "pictures", "verdict", "word"),
     [
         ({"movement_percent": 0.35}, 900, "failed", "send boxes, or a video"),
-        ({"consistency": 0.03}, 900, "failed", "do not follow"),
-        ({"consistency": -0.4}, 900, "failed", "do not follow"),
+        ({"agreement": 0.03}, 900, "failed", "do not follow"),
+        ({"agreement": -0.4}, 900, "failed", "do not follow"),
         ({}, 30, "doubtful", "so few pictures"),
-        ({"mean_score": 0.3}, 900, "doubtful", "no clear place"),
-        ({"consistency": 0.15}, 900, "doubtful", "in part"),
+        ({"agreement": 0.0}, 30, "doubtful", "so few pictures"),
+        ({"mean_score": 0.15}, 900, "doubtful", "no clear place"),
+        ({"agreement": 0.14}, 900, "doubtful", "in part"),
         ({"idle_keypoints": list(range(9))}, 900, "doubtful", "more than half of the keypoints"),
     ],
 )

@@ -101,6 +101,7 @@ def test_job_and_prior_show_the_quality(ppl: Run, api: ApiDouble) -> None:
         "verdict": "failed",
         "advice": "the skeleton hardly moves: send boxes",
         "score": 0.04,
+        "agreement": 0.04,
         "consistency": 0.05,
         "movement_percent": 0.35,
         "explained": 0.012,
@@ -114,6 +115,7 @@ def test_job_and_prior_show_the_quality(ppl: Run, api: ApiDouble) -> None:
 
     assert "quality  failed (0.04 of 1)" in said
     assert "send boxes" in said
+    assert "agrees with a trained network 4%, follows the picture 5%" in said
     assert "follows the picture 5%, moves 0.3 % of the side, explains 1.2% of the picture" in said
     assert "idle keypoints 3, 5" in said
     assert "quality  not measured" in ppl("prior", "bird").stdout

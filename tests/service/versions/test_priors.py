@@ -107,7 +107,7 @@ async def test_quality_is_shown_with_the_prior_and_travels(http, dog, data_root)
     assert (await http.get("/priors/dog")).json()["quality"] is None, "a version of an older release"
     path = data_root / "categories" / "dog" / "versions" / NEW / "version.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "quality": QUALITY}))
-    assert (await http.get("/priors/dog")).json()["quality"] == QUALITY
+    assert (await http.get("/priors/dog")).json()["quality"] == QUALITY, "without an agreement, as of an older release"
 
 
 async def test_history_has_the_documented_shape(http, dog):

@@ -19,6 +19,7 @@ GOOD = {
     "verdict": "good",
     "advice": "look at it",
     "score": 0.6,
+    "agreement": 0.6,
     "consistency": 0.7,
     "movement_percent": 8.0,
     "explained": 0.1,
