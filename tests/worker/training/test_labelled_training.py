@@ -40,7 +40,9 @@ def start(desk: SimpleNamespace) -> Callable[..., Job]:
 
     def run(labels: bytes | None = None, members: Any = None, prior: Any = None, **settings: Any) -> Job:
         members = members or {name: desk.picture(index) for index, name in enumerate(NAMES)}
-        job = desk.upload(members, desk.tiny(**settings))
+        # with these poses differ enough for a map that is fitted to ten pictures
+        config = desk.tiny(**{"features": "efficientnet_lite0", "memory_width": 128, **settings})
+        job = desk.upload(members, config)
         if labels is not None:
             desk.files.labels(job.id).write_bytes(labels)
         if prior is not None:
