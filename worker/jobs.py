@@ -87,6 +87,7 @@ class HeldJob:
         self._lost = self._cancelled = self._paused = False
         self.publish_requested = False
         self._pending: Change | None = None
+        self._writing = threading.Lock()  # or a report that the thread has taken undoes a later write
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"job-{self.job_id}", daemon=True)
 
@@ -119,8 +120,9 @@ class HeldJob:
 
     def write(self, change: Change) -> JobRecord:
         """Change the record now; while Redis is down, retry until the process is asked to stop. May raise LeaseLost."""
-        self._pending = None
-        return self._retry(lambda: self._jobs.update(self.job_id, change, self._lease))
+        with self._writing:
+            self._pending = None
+            return self._retry(lambda: self._jobs.update(self.job_id, change, self._lease))
 
     def confirm_lease(self) -> None:
         """Renew the lease before a step that can't be undone. Raises the errors of `write`."""
@@ -134,7 +136,6 @@ class HeldJob:
         renew_at = 0.0
         log = OutageLog(f"job={self.job_id}")
         while not self._done.wait(_PERIOD_S):
-            change, self._pending = self._pending, None
             try:
                 if time.monotonic() >= renew_at:
                     if not self._lease.renew():
@@ -143,17 +144,25 @@ class HeldJob:
                 self._cancelled = self._cancelled or self._jobs.is_cancel_requested(self.job_id)
                 self._paused = self._jobs.is_pause_requested(self.job_id)
                 self.publish_requested = self._jobs.is_publish_requested(self.job_id)
-                if change:
-                    self._jobs.update(self.job_id, change, self._lease)
+                self._write_report()
                 log.log_success()
             except OUTAGES as error:
                 log.log_failure(error)
-                self._pending = self._pending or change
             except Exception as error:  # the work must not continue without a lease
                 if not isinstance(error, LeaseLost):
                     logger.exception("job=%s: holding it failed", self.job_id)
                 self._lost = True
                 return
+
+    def _write_report(self) -> None:
+        with self._writing:
+            change, self._pending = self._pending, None
+            try:
+                if change:
+                    self._jobs.update(self.job_id, change, self._lease)
+            except OUTAGES:
+                self._pending = self._pending or change
+                raise
 
 
 def explain_failure(error: BaseException, what: str = "job") -> PPLError:

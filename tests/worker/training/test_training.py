@@ -340,3 +340,21 @@ def test_version_json_is_plain_json(desk: SimpleNamespace) -> None:
     desk.runner.run(job.id)
     path = desk.store.path("dog", desk.store.active("dog")) / "version.json"
     assert json.loads(path.read_text())["format"] == 1
+
+
+def test_report_does_not_undo_a_later_write(desk: SimpleNamespace) -> None:
+    job = desk.upload()
+    lease = desk.jobs.acquire(job.id, "test")
+    renew, is_renewing, may_go_on = lease.renew, threading.Event(), threading.Event()
+
+    def renew_late() -> bool:
+        is_renewing.set()
+        return may_go_on.wait(100) and renew()
+
+    lease.renew = renew_late
+    with jobs.HeldJob(desk.jobs, lease, desk.stop) as held:
+        held.report(lambda record: record.job.metrics.update(images=1))
+        assert is_renewing.wait(100)
+        held.write(lambda record: record.job.metrics.update(images=2))
+        may_go_on.set()
+    assert desk.jobs.get(job.id).metrics["images"] == 2

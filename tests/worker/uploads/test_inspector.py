@@ -315,7 +315,7 @@ def test_dataset_whose_worker_was_killed_is_taken_up_again_but_not_for_ever(
     def kill_one() -> None:
         process = fork.Process(target=_die_over, args=(data_root, dataset))
         process.start()
-        process.join(60)
+        process.join(250)
         assert process.exitcode == 9
 
     kill_one()
