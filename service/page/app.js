@@ -15,8 +15,9 @@ let left = new AbortController();
 // #/priors/dog/memory?version=… → { view: "priors", path: ["dog", "memory"], query }
 function parse(hash) {
   const [path, query] = hash.replace(/^#\/?/, "").split("?");
-  const [view = "", ...rest] = path.split("/").map(decodeURIComponent);
-  return { view: view in VIEWS ? view : "start", path: rest.filter(Boolean), query: new URLSearchParams(query) };
+  const [view = "", ...rest] = path.split("/");
+  // ids and categories need no escapes, and a link must not lead requests elsewhere
+  return { view: Object.hasOwn(VIEWS, view) ? view : "start", path: rest.filter((part) => /^[a-z0-9][\w-]*$/i.test(part)), query: new URLSearchParams(query) };
 }
 
 async function show(isFirst) {

@@ -7,7 +7,7 @@ import { Stage } from "./stage.js";
 
 const LOOK = { fill: "#f0e442", "fill-opacity": 0.12, stroke: "#f0e442", "stroke-width": 3, "vector-effect": "non-scaling-stroke" };
 const LEAST = 8; // pictures that a training needs
-const COLUMNS = ["image", "x", "y", "width", "height"];
+const COLUMNS = ["image", "x", "y", "width", "height", "angle"]; // the last only of boxes that have one
 
 export class BoxEditor {
   constructor(dataset, signal) {
@@ -22,17 +22,17 @@ export class BoxEditor {
     const count = this.count();
     if (!count) return null;
     if (count < LEAST) throw new Error(`Only ${plural(count, "picture has", "pictures have")} a box. Pictures without one are left out, and a training needs ${LEAST}: draw more, or remove them all.`);
-    const rows = [...this.boxes].flatMap(([name, boxes]) => boxes.map((box) => [`"${name.replaceAll('"', '""')}"`, ...box].join(",")));
+    const rows = [...this.boxes].flatMap(([name, boxes]) => boxes.map(([x, y, width, height, angle = ""]) => [`"${name.replaceAll('"', '""')}"`, x, y, width, height, angle].join(",")));
     return new File([[COLUMNS.join(","), ...rows].join("\n")], "boxes.csv", { type: "text/csv" });
   }
 
   // Take the boxes that an earlier job found.
   async loadJob(job) {
-    const text = await (await request(`train-jobs/${job}/boxes`, { signal: this.signal })).text();
+    const text = await (await request(`train-jobs/${encodeURIComponent(job)}/boxes`, { signal: this.signal })).text();
     const [head, ...rows] = text.trim().split("\n").map(splitRow), places = COLUMNS.map((name) => head.indexOf(name));
     for (const row of rows) {
-      const [name, ...box] = places.map((place) => row[place]);
-      if (box.every((value) => value?.trim())) this.boxes.set(name, [...(this.boxes.get(name) ?? []), box.map(Number)]);
+      const [name, ...cells] = places.map((place) => row[place]), box = cells.filter((value) => value?.trim()).map(Number);
+      if (box.length >= 4) this.boxes.set(name, [...(this.boxes.get(name) ?? []), box]);
     }
     this.element.open = true;
   }
@@ -84,7 +84,7 @@ export class BoxEditor {
 
   draw() {
     this.tell();
-    this.stage.draw(...(this.boxes.get(this.name) ?? []).map(([x, y, width, height]) => s("rect", { ...LOOK, x: x - 0.5, y: y - 0.5, width, height })));
+    this.stage.draw(...(this.boxes.get(this.name) ?? []).map(([x, y, width, height, angle = 0]) => s("rect", { ...LOOK, x: x - 0.5, y: y - 0.5, width, height, transform: `rotate(${angle} ${x + width / 2 - 0.5} ${y + height / 2 - 0.5})` })));
   }
 
   tell() {

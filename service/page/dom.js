@@ -123,7 +123,7 @@ export function dropZone({ title, hint, accept, multiple = true, onfiles, signal
   window.addEventListener("drop", (event) => event.preventDefault(), { signal });
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
-    if (files.length) { event.preventDefault(); take(Promise.resolve(files)); }
+    if (files.length && !event.defaultPrevented) { event.preventDefault(); take(Promise.resolve(files)); }
   }, { signal });
   return zone;
 }

@@ -150,7 +150,7 @@ class Estimate {
         }
       } catch (error) {
         if (error.name === "AbortError") throw error;
-        for (const item of part) if (!item.result) item.error = { detail: explain(error) };
+        for (const item of items.slice(start)) if (!item.result) { item.error = { detail: explain(error) }; this.drawThumb(item); }
         this.draw();
         notice(explain(error), "error");
         return;

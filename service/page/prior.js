@@ -56,7 +56,7 @@ function skeletonCard(prior, signal) {
 }
 
 function qualityCard({ quality, training, mode, method }) {
-  const facts = quality ? [["Follows the picture", percent(quality.consistency)], ["Moves by", `${quality.movement_percent.toFixed(1)} % of the side`], ["Explains", `${percent(quality.explained)} of what the mean pose gets wrong`],
+  const facts = quality ? [["Agrees with a trained network", Number.isFinite(quality.agreement) ? percent(quality.agreement) : "not measured"], ["Follows the picture", percent(quality.consistency)], ["Moves by", `${quality.movement_percent.toFixed(1)} % of the side`], ["Explains", `${percent(quality.explained)} of what the mean pose gets wrong`],
     ["Idle keypoints", quality.idle_keypoints.length ? quality.idle_keypoints.join(", ") : "none"], ["Mean score", quality.mean_score.toFixed(2)]] : [];
   const made = [["Steps", training.steps?.toLocaleString("en")], ["Learned from", mode], ["Method", method === "ppl" ? null : method]].filter(([, value]) => value);
   return h("div", { class: "card" }, h("h2", {}, "Quality"), quality ? [h("p", { class: `verdict ${quality.verdict}` }, quality.verdict), h("p", { class: "small" }, quality.advice)] : h("p", { class: "small soft" }, "This version was not measured."),
@@ -69,16 +69,16 @@ function aliasCard(category, version, versions, signal) {
   const made = new Map(versions.map((entry) => [entry.version, entry.created_at]));
   async function move(alias, to) {
     const exists = (await get(`priors/${category}/aliases`, {}, signal)).items.some((entry) => entry.alias === alias);
-    const response = exists ? await request(`priors/${category}/aliases/${alias}`, { signal }) : null;
+    const response = exists ? await request(`priors/${category}/aliases/${encodeURIComponent(alias)}`, { signal }) : null;
     const before = response && (await response.json()).version, headers = response ? { "If-Match": response.headers.get("ETag") } : {};
-    await send("PUT", `priors/${category}/aliases/${alias}`, { json: { version: to }, headers, signal });
+    await send("PUT", `priors/${category}/aliases/${encodeURIComponent(alias)}`, { json: { version: to }, headers, signal });
     await list();
     said.replaceChildren(h("p", { class: "small" }, `“${alias}” now points to ${shortVersion(to)}. `, before && before !== to && button("Undo", () => move(alias, before), { class: "quiet" })));
   }
   async function list() {
     const { items } = await get(`priors/${category}/aliases`, {}, signal);
     body.replaceChildren(...items.map((entry) => h("tr", {}, h("td", {}, h("strong", {}, entry.alias)), h("td", { class: "small soft" }, entry.version === version ? "this version" : `${shortVersion(entry.version)} ${when(made.get(entry.version))}`),
-      h("td", {}, entry.version !== version && button("Move here", () => move(entry.alias, version)), entry.version === version && entry.alias !== "active" && button("Remove", async () => { await send("DELETE", `priors/${category}/aliases/${entry.alias}`); await list(); }, { class: "quiet" })))));
+      h("td", {}, entry.version !== version && button("Move here", () => move(entry.alias, version)), entry.version === version && entry.alias !== "active" && button("Remove", async () => { await send("DELETE", `priors/${category}/aliases/${encodeURIComponent(entry.alias)}`); await list(); }, { class: "quiet" })))));
   }
   list().catch(() => {});
   return h("div", { class: "card stack" }, h("h2", {}, "Aliases"), h("p", { class: "small soft" }, "Requests that name no version get “active”. Move it here, or to an older version to roll back."), h("table", {}, body), said,

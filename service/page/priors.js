@@ -13,7 +13,7 @@ export async function show(place, { path: [category, tab = "skeleton"], query, s
       priors.length ? h("ul", { class: "cards" }, priors.map((entry) => priorCard(entry, signal))) : nothingYet());
     return;
   }
-  const version = query.get("version") ?? undefined, name = tab in TABS ? tab : "skeleton";
+  const version = query.get("version") ?? undefined, name = Object.hasOwn(TABS, tab) ? tab : "skeleton";
   const [chosen, prior, module] = await Promise.all([
     versionSelect(category, version, (next) => { location.hash = link(category, name, next); }, signal), loadPrior(category, version, signal), TABS[name][1]()]);
   const { quality } = prior;

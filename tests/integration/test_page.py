@@ -168,6 +168,60 @@ def test_file_that_is_no_picture_is_named_and_spoils_no_other(visit):
     visitor.check("estimate-390")
 
 
+PASTE = """() => {
+  const clipboardData = new DataTransfer(), canvas = new OffscreenCanvas(40, 32);
+  canvas.getContext("2d").fillRect(0, 0, 40, 32);
+  return canvas.convertToBlob().then((blob) => {
+    clipboardData.items.add(new File([blob], "pasted.png", { type: "image/png" }));
+    document.dispatchEvent(new ClipboardEvent("paste", { clipboardData, cancelable: true }));
+  });
+}"""
+
+
+def test_picture_is_pasted_once_and_links_that_lead_nowhere_show_a_view(visit):
+    visitor = visit()
+    page = visitor.open("#/estimate")
+    page.evaluate(PASTE)
+    page.locator(".stage .dot").first.wait_for()
+    assert page.locator(".thumb").count() == 1
+
+    for link, heading in (("constructor", "Learn a skeleton"), ("priors/%/%2e%2e%2fdatasets", "Priors")):
+        page.goto("about:blank")
+        visitor.open(f"#/{link}")
+        assert heading in page.get_by_role("heading", level=1).inner_text()
+    visitor.open("#/priors/dog/constructor")
+    page.get_by_text("Agrees with a trained network").wait_for()
+    visitor.check()
+
+
+def test_boxes_of_an_earlier_job_keep_their_angles(visit, stack, tmp_path):
+    turned = "image,x,y,width,height,angle\n" + "".join(f"{n:03}.png,4,6,20,10,{n}\n" for n in range(1, 13))
+    (tmp_path / "boxes.csv").write_text(turned)
+    with stack.client() as client:
+        dataset = client.datasets.create(archive(tmp_path / "turned.zip", 13))
+        settings = {**TINY, "align": "heading"}
+        job = client.train(
+            "cross", dataset=dataset.id, boxes=tmp_path / "boxes.csv", preset="compact", settings=settings
+        )
+    visitor = visit()
+    page = visitor.open(f"#/jobs/{job.id}")
+    page.get_by_role("link", name="Correct its boxes").click()
+    page.get_by_text("12 pictures of 13 with a box").wait_for()
+    page.get_by_role("slider", name="Picture").fill("9")
+    shape = page.locator(".stage svg > g:last-child rect")
+    shape.wait_for()
+    assert shape.get_attribute("transform") == "rotate(9 13.5 10.5)"
+    page.get_by_label("What do the pictures show?").fill("again")
+    page.get_by_role("button", name="Start the training").click()
+    page.get_by_role("heading", name="Training of again").wait_for()
+    page.get_by_role("link", name="Correct its boxes").wait_for()
+    with stack.client() as client:
+        again = next(client.jobs(category="again"))
+        assert "009.png,4.0,6.0,20.0,10.0,,9.0," in client.boxes(again.id)
+        client.cancel(again.id)
+    visitor.check()
+
+
 def test_video_plays_with_its_poses_and_their_curves(visit, video):
     visitor = visit()
     page = visitor.open("#/estimate")
