@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 
 from service.contract.datasets.dataset import DatasetPicture, DatasetPicturePage
-from service.contract.errors import BadCursor, UnknownPicture
-from service.contract.media.archives import ArchiveLimits, Member, detect_kind, iter_members
+from service.contract.errors import BadCursor, BadPicture, UnknownDataset, UnknownPicture
+from service.contract.media.archives import ArchiveLimits, Member, detect_kind, iter_members, read_bounded
 from service.contract.media.pictures import PictureLimits, open_picture
 
 _QUALITY = 90
+_MOST_PX = 65_500  # that libjpeg writes
 
 
 def list_pictures(archive: Path, limits: ArchiveLimits, limit: int, cursor: str | None) -> DatasetPicturePage:
@@ -21,13 +23,13 @@ def list_pictures(archive: Path, limits: ArchiveLimits, limit: int, cursor: str 
     Args:
         cursor: the number of the page's first picture.
 
-    Raises BadCursor.
+    Raises BadCursor, UnknownDataset.
     """
     if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 10):
         raise BadCursor(f"cursor {cursor[:80]!r} is not valid; send the next_cursor of a page of this list")
     first = int(cursor or 0)
-    with closing(iter_members(archive, detect_kind(archive), limits)) as members:
-        found = list(islice(filter(_is_picture, members), first, first + limit + 1))
+    with _open_pictures(archive, limits) as pictures:
+        found = list(islice(pictures, first, first + limit + 1))
     items = [DatasetPicture(number=first + index, name=member.name) for index, member in enumerate(found[:limit])]
     return DatasetPicturePage(items=items, next_cursor=str(first + limit) if len(found) > limit else None)
 
@@ -37,18 +39,27 @@ def read_picture(archive: Path, number: int, limits: ArchiveLimits, picture_limi
 
     Raises:
         UnknownPicture: the dataset has no picture of that number.
-        BadPicture: it can't be read.
+        UnknownDataset: it was deleted meanwhile.
+        BadPicture: it can't be read, or not be written as JPEG.
     """
-    with closing(iter_members(archive, detect_kind(archive), limits)) as members:
-        member = next(islice(filter(_is_picture, members), number, None), None)
+    with _open_pictures(archive, limits) as pictures:
+        member = next(islice(pictures, number, None), None)
         if member is None:
             raise UnknownPicture(f"the dataset has no picture {number}; GET /datasets/{{id}}/pictures lists them")
-        # a file beyond the limit is refused as training refuses it: as no picture
-        data = member.read() if member.size <= limits.max_picture_bytes else b""
-    file = io.BytesIO()
-    open_picture(data, picture_limits).save(file, "JPEG", quality=_QUALITY)
+        data = read_bounded(member, limits)
+    if isinstance(data, BadPicture):
+        raise data
+    image, file = open_picture(data, picture_limits), io.BytesIO()
+    if max(image.size) > _MOST_PX:
+        raise BadPicture(f"the picture is {image.width} x {image.height} pixels; a JPEG has at most {_MOST_PX} a side")
+    image.save(file, "JPEG", quality=_QUALITY)
     return file.getvalue()
 
 
-def _is_picture(member: Member) -> bool:
-    return member.is_picture
+@contextmanager
+def _open_pictures(archive: Path, limits: ArchiveLimits) -> Iterator[Iterator[Member]]:
+    try:
+        with closing(iter_members(archive, detect_kind(archive), limits)) as members:
+            yield (member for member in members if member.is_picture)
+    except FileNotFoundError as error:
+        raise UnknownDataset("the dataset was deleted meanwhile; GET /datasets lists those left") from error

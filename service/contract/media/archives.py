@@ -312,7 +312,7 @@ def iter_media(
         if member.is_video or (member.is_tiff and member.size > limits.max_picture_bytes):
             yield member.name, member
         elif member.is_picture:
-            data = _read_picture(member, limits)
+            data = read_bounded(member, limits)
             if member.is_tiff and isinstance(data, bytes) and tiff.is_stack(io.BytesIO(data)):
                 yield member.name, replace(member, open=partial(io.BytesIO, data))  # a tar.gz is not read twice
             else:
@@ -325,7 +325,7 @@ def is_stack(member: Member, limits: ArchiveLimits) -> bool:
     """Return whether a file is a TIFF of several pictures, by its pages; one too large for a picture counts as such."""
     if not member.is_tiff or member.size > limits.max_picture_bytes:
         return member.is_tiff
-    data = _read_picture(member, limits)
+    data = read_bounded(member, limits)
     return isinstance(data, bytes) and tiff.is_stack(io.BytesIO(data))
 
 
@@ -352,7 +352,8 @@ def find_white(
     return white
 
 
-def _read_picture(member: Member, limits: ArchiveLimits) -> bytes | BadPicture:
+def read_bounded(member: Member, limits: ArchiveLimits) -> bytes | BadPicture:
+    """Return a picture's bytes, or why they can't be read: it is too large, or damaged."""
     if member.size > limits.max_picture_bytes:
         return BadPicture(
             f"the picture has {member.size} bytes; at most {limits.max_picture_bytes} are allowed, scale it down"

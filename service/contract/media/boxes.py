@@ -250,10 +250,12 @@ def _check(
     try:
         x, y, width, height = map(parse, values)
         more = [parse_more(value) for value in (confidence, *angle)]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise BadBoxes(f"{where}: {str(values)[:80]} is not x, y, width and height as numbers") from None
     if not all(abs(value) < _MOST_PX for value in (x, y, width, height)) or min(width, height) <= 0:
         raise BadBoxes(f"{where}: {str(values)[:80]} is not finite or has no area")
+    if math.inf in map(abs, (more[0] or 0, more[2] or 0)):
+        raise BadBoxes(f"{where}: a confidence is not finite; expected one from 0 to 1, or none")
     return FoundBox((x, y, width, height), more[0], check_angle(where, more[1]), more[2])
 
 

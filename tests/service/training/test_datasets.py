@@ -11,6 +11,7 @@ import time
 import zipfile
 
 import pytest
+from PIL import Image
 
 from service.contract.datasets.dataset import DatasetStatus, Findings
 from service.contract.datasets.store import DatasetFiles
@@ -221,6 +222,28 @@ async def test_contact_sheet_is_there_once_the_dataset_is_ready(post, http, file
 
 
 # training
+
+
+async def test_pictures_that_can_not_be_shown_are_refused_by_name_of_the_fault(
+    post, http, files, problem, make_picture
+):
+    damaged = bytearray(packed("a.png", "b.txt", "c.png", data=make_picture(90, 8)))
+    damaged[damaged.index(b"IDAT") + 6] ^= 255  # of the first, so that its checksum in the archive is wrong
+    address = f"/datasets/{(await post(bytes(damaged))).json()['id']}/pictures"
+
+    assert (await http.get(address)).json()["items"] == [{"number": 0, "name": "a.png"}, {"number": 1, "name": "c.png"}]
+    problem(await http.get(f"{address}/0"), 422, "truncated_image")
+    with Image.open(io.BytesIO((await http.get(f"{address}/1")).content)) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (90, 8))
+    problem(await http.get(f"{address}/2"), 404, "unknown_picture")
+    problem(await http.get(f"{address}?cursor=-1"), 400, "bad_cursor")
+
+    wide = packed("a.png", data=make_picture(65_501, 8))
+    address = f"/datasets/{(await post(wide)).json()['id']}/pictures"
+    assert "65501 x 8" in problem(await http.get(f"{address}/0"), 422, "bad_picture")["detail"]
+    files.archive(address.split("/")[2]).unlink()  # as it is deleted after its record was read
+    for path in (address, f"{address}/0"):
+        problem(await http.get(path), 404, "unknown_dataset")
 
 
 @pytest.fixture

@@ -124,6 +124,13 @@ def test_frames_are_known_by_their_number() -> None:
         ("", "lacks image, x, y"),
         ("image,x,y,width\na,1,2,3\n", "lacks height"),
         ("image,x,y,width,height\na,1,2,three,4\n", "row 2 of the boxes"),
+        ("image,x,y,width,height,angle,angle_confidence\na,1,2,3,4,9,inf\n", "row 2 of the boxes: a confidence is not"),
+        ("image,x,y,width,height,confidence\na,1,2,3,4,-inf\n", "row 2 of the boxes: a confidence is not finite"),
+        ("image,x,y,width,height,angle\na,1,2,3,4,inf\n", "the angle is inf; it must be in degrees"),
+        (
+            json.dumps({"images": [{"id": 1}], "annotations": [{"image_id": 1, "bbox": [1, 2, 3, 10**400]}]}),
+            "is not x, y, width and height as numbers",
+        ),
         ("image,x,y,width,height,angle\na,1,2,3,4,361\n", "the angle is 361; it must be in degrees from -360 to 360"),
         ("image,x,y,width,height,angle\na,1,2,3,4,left\n", "row 2 of the boxes"),
         ("image,x,y,width,height\na,1,2,0,4\n", "has no area"),
