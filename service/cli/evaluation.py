@@ -130,8 +130,9 @@ def evaluate_category(
         poses = []
         for first in range(0, len(pixels), POSES_A_REQUEST):
             pictures = [_encode_png(square) for square in pixels[first : first + POSES_A_REQUEST]]
-            # the squares are turned already
-            answer = client.estimate(category, pictures, prior.version, refine_steps, ["trajectory"], align="off")
+            # the squares are turned already; gateways of versions without the setting may not know the field
+            upright = "off" if "align" in prior.settings else None
+            answer = client.estimate(category, pictures, prior.version, refine_steps, ["trajectory"], align=upright)
             poses += [_to_fractions(image) for image in answer.images]
             done += len(pictures)
             on_done(done, total)

@@ -112,11 +112,13 @@ class LiveWorkers:
             found = {kind: await self._heartbeats(kind) for kind in routing.KINDS}
             answered = True
         finally:
+            if not self._answered:  # heartbeats may have expired meanwhile: workers have time to write new ones
+                self._last_seen = dict.fromkeys(routing.KINDS, time.monotonic())
             self._answered = answered
             self.live = {kind: [beat for beat in beats if beat] for kind, beats in found.items()}
             self.incompatible = sum(beats.count(None) for beats in found.values())
         for kind in routing.KINDS:
-            if self.live[kind]:
+            if found[kind]:  # one of another release answers, too: with the reason why it can't be used
                 self._last_seen[kind] = time.monotonic()
 
     def are_gone(self, kind: Kind) -> bool:

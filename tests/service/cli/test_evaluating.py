@@ -44,6 +44,8 @@ class Seer(ApiDouble):
         self.links = [{"i": 0, "j": 1, "weight": 1.0}]
 
     def _route(self) -> None:
+        self.settings: dict[str, Any] = {"image_size": SIDE}
+
         @self.app.get("/priors/{category}")
         async def prior(category: str) -> Any:
             return {
@@ -57,7 +59,7 @@ class Seer(ApiDouble):
                 "link_width": 0.001,
                 "method": self.method,
                 "mode": self.mode,
-                "settings": {"image_size": SIDE},
+                "settings": self.settings,
                 "training": {},
             }
 
@@ -169,7 +171,7 @@ def test_labels_of_a_picture_with_two_boxes_are_refused(api: Seer, photos: tuple
 
 
 def test_turned_boxes_are_scored_in_their_squares(api: Seer, photos: tuple[Path, Path], tmp_path: Path) -> None:
-    """And the squares, which are turned already, are estimated as they are."""
+    """And the squares, which are turned already, are estimated as they are, also of versions that say nothing of it."""
     names = sorted({row.partition(",")[0] for row in photos[1].read_text().splitlines()[1:]})
     rows = [f"{name},0,-16,96,96,{7 * number if number else ''}" for number, name in enumerate(names)]
     boxes = tmp_path / "boxes.csv"
@@ -181,7 +183,11 @@ def test_turned_boxes_are_scored_in_their_squares(api: Seer, photos: tuple[Path,
     assert "which way the thing looks in it is not known" in skipped["reason"]
     assert found["images"] == 29
     assert found["scores"]["headline"]["error_percent"] < 1.5
-    assert {form["align"][0] for form in api.forms} == {"off"}
+    assert not any("align" in form for form in api.forms)
+    api.settings["align"] = "heading"
+    with Client(api.url) as client:
+        assert evaluate_category(client, "bird", [photos[0]], photos[1], boxes=boxes)["scores"] == found["scores"]
+    assert api.forms[-1]["align"] == ["off"]
 
 
 def test_labels_of_smaller_pictures_are_scaled_on_request(api: Seer, photos: tuple[Path, Path], tmp_path: Path) -> None:

@@ -475,10 +475,34 @@ async def test_nothing_is_known_of_workers_while_redis_does_not_answer(redis_url
     assert not workers.are_gone("inference")
     await workers.refresh()
     assert workers.are_gone("inference")
+    zrange = client.zrange
     monkeypatch.setattr(client, "zrange", fail)
     with pytest.raises(redis.exceptions.ConnectionError):
         await workers.refresh()
     assert not workers.are_gone("inference")
+    # their heartbeats may have expired in the outage: they have as long as after the gateway's start
+    monkeypatch.setattr(client, "zrange", zrange)
+    monkeypatch.setattr(worker_queue, "_ABSENT_S", 5.0)
+    workers._last_seen["inference"] -= 60
+    await workers.refresh()
+    assert not workers.are_gone("inference")
+    workers._last_seen["inference"] -= 60
+    await workers.refresh()
+    assert workers.are_gone("inference")
+    await client.aclose()
+
+
+async def test_worker_of_another_release_may_say_why_it_can_not_answer(redis_url, redis_client, monkeypatch):
+    monkeypatch.setattr(worker_queue, "_ABSENT_S", 0.2)
+    client = redis.asyncio.Redis.from_url(redis_url)
+    workers = worker_queue.LiveWorkers(client)
+    await asyncio.sleep(0.25)
+    await client.zadd(routing.workers_key("inference"), {"old": 1})
+    await client.set(routing.worker_key("inference", "old"), b'{"contract": 0}', ex=60)
+    await workers.refresh()
+    assert (workers.live["inference"], workers.incompatible) == ([], 1)
+    assert not workers.are_gone("inference")
+    await client.delete(routing.workers_key("inference"), routing.worker_key("inference", "old"))
     await client.aclose()
 
 
