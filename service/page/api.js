@@ -89,6 +89,16 @@ export async function upload(path, form, { headers = {}, onprogress, signal } = 
   }
 }
 
+// Divide pictures into requests of at most 32 and 32 MB, half of what a server takes unless its settings say otherwise.
+const MOST = 32, MOST_BYTES = 32e6;
+export function* parts(items, bytesOf, first = MOST) {
+  for (let start = 0, end = 0; start < items.length; start = end) {
+    const most = start + (start ? MOST : first);
+    for (let bytes = 0; end < items.length && end < most && (end === start || bytes + bytesOf(items[end]) <= MOST_BYTES); end += 1) bytes += bytesOf(items[end]);
+    yield items.slice(start, end);
+  }
+}
+
 // Lines of JSON as they come.
 export async function* lines(path, options) {
   const response = await request(path, { ...options, headers: { Accept: "application/jsonl" } });

@@ -1,13 +1,13 @@
 // Estimate: poses in pictures and videos; and what refinement does for a picture with a part hidden.
 
-import { estimateInBackground, get, lines, request } from "./api.js";
+import { estimateInBackground, get, lines, parts, request } from "./api.js";
 import { listAll, loadPrior, nothingYet, versionSelect } from "./choose.js";
 import { button, dropZone, explain, field, h, notice, percent, plural, s, save, select, slider, toggle } from "./dom.js";
 import { SAMPLES } from "./palette.js";
 import { colour, lightUp, linkMap, poseLayer } from "./skeleton.js";
 import { Stage, readPicture, toBlob, toCanvas } from "./stage.js";
 
-const STEPS = 5, CHUNK = 32, AT_ONCE = 64;
+const STEPS = 5;
 const VIDEO = /\.(mp4|m4v|mov|avi|mkv|webm)$/i;
 const isVideo = (file) => file.type.startsWith("video/") || VIDEO.test(file.name);
 
@@ -105,7 +105,13 @@ class Estimate {
       this.start.hidden = true;
       this.work.hidden = true;
       this.player.replaceChildren();
-      await playVideo(this.player, { file: videos[0], category: this.category, version: this.version, landmarks: this.landmarks, prior: this.prior, signal: this.signal });
+      try { await playVideo(this.player, { file: videos[0], category: this.category, version: this.version, landmarks: this.landmarks, prior: this.prior, signal: this.signal }); }
+      catch (error) { // stopped, or no video after all: back to what was there
+        this.player.replaceChildren();
+        this.start.hidden = this.items.length > 0;
+        this.work.hidden = !this.items.length;
+        throw error;
+      }
       return;
     }
     const items = pictures.map((file) => ({ file, url: URL.createObjectURL(file), boxes: [], sent: file }));
@@ -136,9 +142,8 @@ class Estimate {
 
   // Poses come line by line: a picture that can't be read spoils no other.
   async estimate(items) {
-    for (let start = 0, end; start < items.length; start = end) {
-      end = start ? start + CHUNK : 1; // the first alone, so that it is there soon
-      const part = items.slice(start, end), fields = this.steps ? { refine_steps: this.steps, include: "trajectory" } : {};
+    for (const part of parts(items, ({ sent }) => sent.size, 1)) { // the first alone, so that it is there soon
+      const fields = this.steps ? { refine_steps: this.steps, include: "trajectory" } : {};
       try {
         for await (const line of lines("estimate", { method: "POST", body: this.form(part, fields), signal: this.signal })) {
           if (line.summary) continue;
@@ -150,7 +155,7 @@ class Estimate {
         }
       } catch (error) {
         if (error.name === "AbortError") throw error;
-        for (const item of items.slice(start)) if (!item.result) { item.error = { detail: explain(error) }; this.drawThumb(item); }
+        for (const item of items.slice(items.indexOf(part[0]))) if (!item.result) { item.error = { detail: explain(error) }; this.drawThumb(item); }
         this.draw();
         notice(explain(error), "error");
         return;
@@ -269,7 +274,7 @@ class Estimate {
 
   async download(format, name) {
     const form = this.form(this.items, { format, refine_steps: this.items.some((item) => item.boxes.length) ? this.steps : 0 });
-    if (this.items.length <= AT_ONCE) { save(await (await request("estimate", { method: "POST", body: form, signal: this.signal })).blob(), name); return; }
+    if ([...parts(this.items, ({ sent }) => sent.size)].length === 1) { save(await (await request("estimate", { method: "POST", body: form, signal: this.signal })).blob(), name); return; }
     const { id } = await estimateInBackground(form, { signal: this.signal });
     save(await (await request(`estimates/${id}/result`, { signal: this.signal })).blob(), name);
   }

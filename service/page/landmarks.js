@@ -1,6 +1,6 @@
 // Landmarks: place named points on a few pictures by clicking, fit them to the keypoints, and see how well that works.
 
-import { get, lines, send, upload } from "./api.js";
+import { get, lines, parts, send, upload } from "./api.js";
 import { button, click, dropZone, field, h, notice, percent, plural, s } from "./dom.js";
 import { SAMPLES } from "./palette.js";
 import { Stage, readPicture, toCanvas } from "./stage.js";
@@ -127,14 +127,19 @@ class Maker {
     await this.showWorst(name);
   }
 
+  form(pictures, fields) {
+    const form = new FormData();
+    for (const [key, value] of Object.entries(fields)) form.append(key, value);
+    for (const { file } of pictures) form.append("images", file, file.name);
+    return form;
+  }
+
   // The labelled pictures again, with the fitted points beside the clicked ones.
   async showWorst(name) {
-    const labelled = this.labelled(), form = new FormData(), found = [];
-    for (const [key, value] of Object.entries({ category: this.prior.category, version: this.prior.version, landmarks: name })) form.append(key, value);
-    for (const { file } of labelled) form.append("images", file, file.name);
-    for await (const line of lines("estimate", { method: "POST", body: form, signal: this.signal })) {
+    const found = [], fields = { category: this.prior.category, version: this.prior.version, landmarks: name };
+    for (const part of parts(this.labelled(), ({ file }) => file.size)) for await (const line of lines("estimate", { method: "POST", body: this.form(part, fields), signal: this.signal })) {
       if (line.summary || line.error || !line.landmarks?.length) continue;
-      const picture = labelled[line.index], side = Math.max(line.width, line.height);
+      const picture = part[line.index], side = Math.max(line.width, line.height);
       const pairs = line.landmarks.filter((mark) => picture.points.has(mark.name)).map((mark) => [picture.points.get(mark.name), mark]);
       found.push({ picture, side, pairs, error: pairs.reduce((sum, [a, b]) => sum + Math.hypot(a.x - b.x, a.y - b.y), 0) / pairs.length / side });
     }

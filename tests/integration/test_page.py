@@ -181,6 +181,9 @@ PASTE = """() => {
 def test_picture_is_pasted_once_and_links_that_lead_nowhere_show_a_view(visit):
     visitor = visit()
     page = visitor.open("#/estimate")
+    page.set_input_files("input[accept]", {"name": "a.mp4", "mimeType": "video/mp4", "buffer": b"no video"})
+    page.get_by_role("button", name="Close").click()  # the notice that says so
+    assert page.get_by_text("Drop or paste pictures or a video").is_visible()
     page.evaluate(PASTE)
     page.locator(".stage .dot").first.wait_for()
     assert page.locator(".thumb").count() == 1
@@ -191,7 +194,22 @@ def test_picture_is_pasted_once_and_links_that_lead_nowhere_show_a_view(visit):
         assert heading in page.get_by_role("heading", level=1).inner_text()
     visitor.open("#/priors/dog/constructor")
     page.get_by_text("Agrees with a trained network").wait_for()
+    visitor.said = [text for text in visitor.said if "Failed to load resource" not in text]  # the video's refusal
     visitor.check()
+
+
+def test_pictures_of_a_telephone_go_in_requests_that_the_server_takes(visit):
+    page = visit().open("")
+    sizes = [4_000_000] * 40 + [30_000_000, 60_000_000, 1, 1]
+    divide = """async (sizes) => {
+      const { parts } = await import(document.querySelector('[href$="/api.js"]').href);
+      return [...parts(sizes, (size) => size, 1)];
+    }"""
+    found = page.evaluate(divide, sizes)
+    assert [len(part) for part in found] == [1, 8, 8, 8, 8, 7, 1, 1, 2]
+    assert [size for part in found for size in part] == sizes
+    assert max(map(sum, found)) < Settings.model_fields["max_body_bytes"].default
+    assert [len(part) for part in page.evaluate(divide, [1] * 40)] == [1, 32, 7]
 
 
 def test_boxes_of_an_earlier_job_keep_their_angles(visit, stack, tmp_path):
