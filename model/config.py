@@ -159,8 +159,8 @@ class PPLConfig:
     )
     align: str = _setting(
         "off",
-        "for views from above: 'heading' turns each picture so that the thing looks up in it, by the angle of its box: "
-        "one that was sent, or one that motion tells from the shape and the way it goes; 'off' takes pictures upright",
+        "for views from above: 'heading' rotates each picture so that the thing faces up in it, by the angle of its "
+        "box, sent or found by motion; 'off' does not rotate pictures",
         choices=("off", "heading"),
     )
     labels_fit: str = _setting(

@@ -1,9 +1,9 @@
 """Measure how good a version is without labels, on its training pictures; :mod:`model.scoring.quality` judges it.
 
-Keypoints of a learned pose lie where a network that was trained on other pictures sees the same parts, follow the
-picture when it is turned, scaled and shifted, move from picture to picture, and carry what the reconstruction can't
-know from the reference. None of this needs a label, and the loss shows none of it: a skeleton that never moves can have
-the lowest loss.
+Keypoints of a good version agree with the parts that a network trained on other pictures finds, follow the picture when
+it is rotated, scaled and shifted, move from picture to picture, and carry what the reconstruction can't know from the
+reference. None of this needs a label, and the loss shows none of it: a skeleton that never moves can have the lowest
+loss.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ _PICTURES = 128  # that keypoints are measured on
 _DRAWN = 16  # that reconstructions are measured on
 _ROTATION, _SCALING, _SHIFT = math.radians(15), 0.15, 0.15  # the most; the shift in units of [-1, 1]
 _INSIDE = 0.9  # keypoints beyond it may leave the warped picture
-_SEEN_SIDE = 128  # of the pictures that the frozen network sees
-_PARTS, _PLACES, _SHARPNESS = 32, 16, 20.0  # parts that it tells apart, on a grid of 16 by 16, and how sharply
-_ROUNDS, _SAMPLE = 15, 8000  # of the clustering; places that it takes
-_RIDGE_PARTS, _RIDGE_KEYPOINTS = 0.1, 0.01  # of the maps from either, on standardised coordinates
+_INPUT_SIDE = 128  # of the frozen network's input, in pixels
+_NUM_PARTS, _GRID_SIDE = 32, 16  # clusters of its activations, on a grid of 16 by 16
+_SHARPNESS = 20.0  # inverse temperature of the softmax over the grid
+_ROUNDS, _SAMPLE = 15, 8000  # of the clustering; vectors that it is fitted on
+_RIDGE_PARTS, _RIDGE_KEYPOINTS = 0.1, 0.01  # penalties of the maps from parts and from keypoints
 
 
 @torch.inference_mode()
@@ -73,40 +74,45 @@ def _spread(values: Tensor, count: int) -> Tensor:
 
 
 def _agreement(pictures: Tensor, keypoints: Tensor) -> float:
-    """Return how well the keypoints' places and those of a frozen network's parts follow from each other; 1 is best.
+    """Return how well keypoints and the parts found by a frozen network predict each other's positions; 1 is best.
 
-    Parts are clusters of its activations, as found in these pictures. The mean of two shares: of the keypoints'
-    movement that linear maps from the parts' places explain, and of the movement of the best explained eighth of the
-    parts that maps from the keypoints explain (most parts lie on the ground, and follow from no pose).
+    Parts are clusters of the network's activations in these pictures. The result is the mean of two shares: the share
+    of the keypoints' movement that linear maps from the parts explain, and the share of the parts' movement that maps
+    from the keypoints explain, of the best explained eighth of the parts (most lie in the background, and no pose
+    explains them).
+
+    Args:
+        pictures: (N, 3, S, S).
+        keypoints: (N, K, 2) in [-1, 1].
     """
     if len(pictures) < 2:
         return 0.0
-    with torch.random.fork_rng(devices=[]):  # building layers draws numbers
-        network = channels_last(feature_network("efficientnet_lite0", _SEEN_SIDE // 2), pictures.device)
+    with torch.random.fork_rng(devices=[]):  # building layers draws random numbers
+        network = channels_last(feature_network("efficientnet_lite0", _INPUT_SIDE // 2), pictures.device)
     with full_precision(pictures.device):
         levels = [_standardise(level.float()) for level in network(pictures)[1:]]
         vectors = functional.normalize(torch.cat(levels, dim=1), dim=1).flatten(2).transpose(1, 2)  # (N, P, D)
         similarity = vectors @ _cluster(vectors.flatten(0, 1)).T
         attention = (similarity * _SHARPNESS).softmax(1).transpose(1, 2)
-        places = attention @ pixel_grid(_PLACES, device=pictures.device)  # (N, C, 2)
-        found = 1 - _unpredicted(places, keypoints, _RIDGE_PARTS).mean()
-        parts = 1 - _unpredicted(keypoints, places, _RIDGE_KEYPOINTS).sort().values[: _PARTS // 8].mean()
-    return float((found + parts) / 2)
+        parts = attention @ pixel_grid(_GRID_SIDE, device=pictures.device)  # (N, C, 2)
+        of_keypoints = 1 - _relative_errors(parts, keypoints, _RIDGE_PARTS).mean()
+        of_parts = 1 - _relative_errors(keypoints, parts, _RIDGE_KEYPOINTS).sort().values[: _NUM_PARTS // 8].mean()
+    return float((of_keypoints + of_parts) / 2)
 
 
 def _standardise(level: Tensor) -> Tensor:
-    """Return activations (N, D, S, S) as unit vectors on the grid of places, each channel of mean 0 and deviation 1."""
-    if level.shape[-1] != _PLACES:
-        level = functional.interpolate(level, size=(_PLACES, _PLACES), mode="bilinear")
+    """Return activations (N, D, S, S) on the grid as unit vectors, each channel scaled to mean 0 and deviation 1."""
+    if level.shape[-1] != _GRID_SIDE:
+        level = functional.interpolate(level, size=(_GRID_SIDE, _GRID_SIDE), mode="bilinear")
     mean, spread = level.mean((0, 2, 3), keepdim=True), level.std((0, 2, 3), keepdim=True)
     return functional.normalize((level - mean) / (spread + 1e-6), dim=1)
 
 
 def _cluster(vectors: Tensor) -> Tensor:
-    """Return the centres (C, D) of clusters of unit vectors (N, D), of length 1 themselves."""
+    """Return the centres (C, D) of clusters of unit vectors (N, D), also of length 1, by spherical k-means."""
     generator = step_generator(0, "quality", 2)
     vectors = vectors[torch.randperm(len(vectors), generator=generator)[:_SAMPLE].to(vectors.device)]
-    centres = vectors[:_PARTS]
+    centres = vectors[:_NUM_PARTS]
     for _ in range(_ROUNDS):
         nearest = functional.one_hot((vectors @ centres.T).argmax(1), len(centres)).to(vectors)
         sums = nearest.T @ vectors
@@ -114,23 +120,23 @@ def _cluster(vectors: Tensor) -> Tensor:
     return centres
 
 
-def _unpredicted(inputs: Tensor, targets: Tensor, ridge: float) -> Tensor:
-    """Return the errors (K,) of linear maps from points (N, D, 2) to points (N, K, 2), divided by those of mean places.
+def _relative_errors(inputs: Tensor, targets: Tensor, ridge: float) -> Tensor:
+    """Return the errors (K,) of linear maps from points (N, D, 2) to points (N, K, 2), divided by those of their means.
 
-    Maps are tried on pictures that they were not fitted to. 1 for points that do not move.
+    Maps are scored on the half of the pictures that they were not fitted on. Points that do not move have the error 1.
     """
     inputs, targets = inputs.double().flatten(1), targets.double()
     missed = moved = torch.zeros(targets.shape[1], dtype=torch.float64, device=targets.device)
     for first in range(2):
-        fitted, tried = slice(first, None, 2), slice(1 - first, None, 2)
+        fitted, scored = slice(first, None, 2), slice(1 - first, None, 2)
         mean, spread = inputs[fitted].mean(0), inputs[fitted].std(0, correction=0)
         scaled, centre = (inputs - mean) / (spread + 1e-3), targets[fitted].mean(0)
         design, known = scaled[fitted], (targets[fitted] - centre).flatten(1)
         penalty = ridge * len(inputs) * torch.eye(inputs.shape[1], dtype=torch.float64, device=inputs.device)
         maps = torch.linalg.solve(design.T @ design + penalty, design.T @ known)
-        found = (scaled[tried] @ maps).view_as(targets[tried]) + centre
-        missed = missed + (found - targets[tried]).norm(dim=-1).sum(0)
-        moved = moved + (centre - targets[tried]).norm(dim=-1).sum(0)
+        found = (scaled[scored] @ maps).view_as(targets[scored]) + centre
+        missed = missed + (found - targets[scored]).norm(dim=-1).sum(0)
+        moved = moved + (centre - targets[scored]).norm(dim=-1).sum(0)
     return torch.where(moved > 1e-6 * len(targets), missed / moved.clamp_min(1e-9), 1.0)
 
 

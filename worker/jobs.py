@@ -87,7 +87,7 @@ class HeldJob:
         self._lost = self._cancelled = self._paused = False
         self.publish_requested = False
         self._pending: Change | None = None
-        self._writing = threading.Lock()  # or a report that the thread has taken undoes a later write
+        self._writing = threading.Lock()  # otherwise a late report of the thread could undo a later write
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"job-{self.job_id}", daemon=True)
 

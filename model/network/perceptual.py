@@ -257,7 +257,7 @@ def _lite0_stages(state: dict[str, Tensor], levels: tuple[int, ...]) -> list[nn.
 
 
 def _fuse(layers: nn.Sequential) -> nn.Sequential:
-    """Return layers without gradient in which each convolution is one with the ReLU6 after it."""
+    """Replace each convolution and the ReLU6 after it by a FusedConv, which has no gradient."""
     fused: list[nn.Module] = []
     for layer, following in itertools.pairwise([*layers, None]):
         if isinstance(layer, _InvertedResidual):

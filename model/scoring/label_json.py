@@ -59,9 +59,12 @@ def _parse_json(text: str) -> dict[str, Any] | list[Any]:
 def _read_coco(content: dict[str, Any]) -> Labels:
     """Read COCO keypoints, ignoring crowds, annotations of other categories and those without a labelled keypoint."""
     categories = [entry for entry in _get_objects(content, "categories") if entry.get("keypoints")]
-    if not categories or any(_keypoints_of(other) != _keypoints_of(categories[0]) for other in categories[1:]):
+    if not categories or any(_get_keypoints(other) != _get_keypoints(categories[0]) for other in categories[1:]):
         raise LabelsError(f"{len(categories)} categories name keypoints; expected one, or several with the same")
-    joints, kinds = _check_names(_get(categories[0], "keypoints", list, "the category")), {*map(_id_of, categories)}
+    joints, category_ids = (
+        _check_names(_get(categories[0], "keypoints", list, "the category")),
+        {*map(_get_id, categories)},
+    )
     edges = _read_edges(categories[0].get("skeleton") or [], len(joints))
     images = {}
     for image in _get_objects(content, "images"):
@@ -73,7 +76,7 @@ def _read_coco(content: dict[str, Any]) -> Labels:
     annotated: dict[str, Any] = {}
     poses: list[Sequence[Any]] = []
     for annotation in _get_objects(content, "annotations"):
-        if None not in kinds and "category_id" in annotation and annotation["category_id"] not in kinds:
+        if None not in category_ids and "category_id" in annotation and annotation["category_id"] not in category_ids:
             continue
         if annotation.get("iscrowd") or annotation.get("keypoints") is None:  # a box or an outline
             continue
@@ -101,11 +104,11 @@ def _read_coco(content: dict[str, Any]) -> Labels:
     return Labels(tuple(annotated), joints, keypoints, visibility, _read_coco_split(annotated), sizes, edges)
 
 
-def _keypoints_of(category: dict[str, Any]) -> tuple[Any, Any]:
+def _get_keypoints(category: dict[str, Any]) -> tuple[Any, Any]:
     return category["keypoints"], category.get("skeleton")
 
 
-def _id_of(category: dict[str, Any]) -> Any:
+def _get_id(category: dict[str, Any]) -> Any:
     return None if "id" not in category else _get(category, "id", (int, str), "a category")
 
 

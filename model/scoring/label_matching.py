@@ -15,8 +15,8 @@ from .label_fitting import CameSize, fit_labels
 from .labels import Labels, LabelsError, from_square, hashed_split
 
 
-class OnPicture(Protocol):
-    """Where a square lies on its picture."""
+class SquareOnPicture(Protocol):
+    """The place of a model's square on its picture."""
 
     def from_picture(self, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
         """Convert points (…, 2) from pixels of the picture to [-1, 1] of the square."""
@@ -64,7 +64,7 @@ def match_labels(
     sizes: Sequence[Sequence[int]],
     clips: NDArray[np.int64] | None = None,
     hint: str = "",
-    frames: Sequence[OnPicture] | None = None,
+    frames: Sequence[SquareOnPicture] | None = None,
     orientations: Sequence[int] | None = None,
     with_several: Collection[str] = (),
 ) -> LabelledPictures:

@@ -41,7 +41,7 @@ def judge(measures: Mapping[str, Any], num_pictures: int, num_keypoints: int) ->
     score = float(np.clip(measures["agreement"], 0, 1))
     faults = {  # the first counts
         "still": measures["movement_percent"] < _STILL,
-        "few": num_pictures < _FEW,  # before "lost": of so few pictures the agreement is underestimated
+        "few": num_pictures < _FEW,  # before "lost": on so few pictures the agreement is underestimated
         "lost": score < _LOST,
         "unsure": measures["mean_score"] < _UNSURE,
         "weak": score < _WEAK,

@@ -115,9 +115,9 @@ def _mean_pose(poses: list[Tensor]) -> Tensor:
 
 def _mean_lengths(poses: list[Tensor]) -> Tensor:
     """Return the mean length of each link (L,) over some of the poses."""
-    every = torch.cat(poses)
-    chosen = torch.linspace(0, len(every) - 1, min(_SKELETON_PICTURES, len(every))).round().long()
-    return link_lengths(every[chosen.to(every.device)]).float().mean(0)
+    joined = torch.cat(poses)
+    chosen = torch.linspace(0, len(joined) - 1, min(_SKELETON_PICTURES, len(joined))).round().long()
+    return link_lengths(joined[chosen.to(joined.device)]).float().mean(0)
 
 
 def _memory(model: PosePriorLearner, poses: list[Tensor]) -> dict[str, Any]:

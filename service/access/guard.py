@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 METRICS_PATH = "/metrics"
-# the page and the documentation show nothing that is stored
+# the page's files and the documentation contain no stored data
 _PUBLIC = re.compile(r"/|/page/.*|/docs|/docs/oauth2-redirect|/redoc|/openapi\.json|/static-offline-docs/.*")
 _READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _ESTIMATES = re.compile(r"/estimates?(/.*)?")

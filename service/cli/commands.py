@@ -22,7 +22,7 @@ from service.client.uploads import file_part, is_pipe
 
 from .console import fail, print_json, say, show, to_json
 
-PIPE_PREFIX = "ppl-pipe-"  # of the folder with what came through a pipe
+PIPE_PREFIX = "ppl-pipe-"  # of the temporary folder with a pipe's content
 
 Value = TypeVar("Value")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -53,8 +53,8 @@ Locate = Annotated[
 Align = Annotated[
     Literal["off", "heading"] | None,
     typer.Option(
-        help="For views from above: heading turns what the model sees so that the thing looks up, by the angles of the "
-        "boxes, or as motion tells; by default off, and of a version as it was trained.",
+        help="For views from above: heading rotates what the model sees so that the thing faces up, by the angles of "
+        "the boxes, sent or found by motion; off for training, and as the version was trained, by default.",
     ),
 ]
 LabelsFit = Annotated[
@@ -126,7 +126,7 @@ def _connect(url: Url = DEFAULT_URL, as_json: AsJson = False) -> Iterator[Sessio
 
 
 def save_pipe(path: Path) -> Path:
-    """Return a path; of a pipe, that of a copy of what it holds, which lasts as long as the command."""
+    """Copy a pipe to a temporary file, deleted at exit, and return its path; return any other path unchanged."""
     if not is_pipe(path):
         return path
     folder = tempfile.mkdtemp(prefix=PIPE_PREFIX)

@@ -48,7 +48,7 @@ _tables = _Console(highlight=False, width=1000)
 
 
 def open_in_browser(url: str) -> None:
-    """Open an address in the browser if a person is at this machine's display; no error if none opens."""
+    """Open an address in the browser, if the terminal runs on a local display; no error if none opens."""
     has_display = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if sys.stdout.isatty() and has_display and not os.environ.get("SSH_CONNECTION"):
         with suppress(webbrowser.Error):

@@ -96,7 +96,9 @@ def write_sheet(
 def list_pictures(
     session: Session,
     dataset_id: DatasetId,
-    number: Annotated[int | None, typer.Option(min=0, help="Write this one, as JPEG, to a file.")] = None,
+    number: Annotated[
+        int | None, typer.Option(min=0, help="Write the picture of this number to a file, as JPEG.")
+    ] = None,
     file: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="NUMBER.jpg by default.")] = None,
 ) -> None:
     """List the pictures of a dataset by number, or write one of them."""

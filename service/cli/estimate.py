@@ -74,8 +74,8 @@ def estimate(
         list[str] | None,
         typer.Option(
             metavar="X,Y,W,H[,ANGLE]",
-            help="Box of the object in the one picture, or in each frame of the video, in pixels, and the way it looks "
-            "in degrees clockwise from up; repeatable.",
+            help="Box of the object in the one picture, or in each frame of the video, in pixels, and its heading in "
+            "degrees clockwise from up; repeatable.",
         ),
     ] = None,
     boxes_file: Annotated[
@@ -206,7 +206,7 @@ def _find_pictures(paths: list[Path]) -> list[Path]:
 
 def _is_video(path: Path) -> bool:
     """Return whether a file is a video, or a TIFF whose pages are the frames of a clip."""
-    if is_video_name(path.name) or not path.is_file():  # the request says what is wrong with it
+    if is_video_name(path.name) or not path.is_file():  # the request reports a missing file
         return is_video_name(path.name)
     from service.contract.media import tiff  # not at the top: it loads Pillow and NumPy
 

@@ -37,7 +37,7 @@ from service.client.types import ImageEstimate, Prior
 from service.contract.errors import BadPicture, PPLError
 from service.contract.media import tiff
 from service.contract.media.archives import ArchiveLimits, Member, find_white, iter_media
-from service.contract.media.boxes import FoundBox, fit_found
+from service.contract.media.boxes import FoundBox, fit_found_box
 from service.contract.media.fitting import Frame, reduction_for_boxes
 from service.contract.media.locating import Locations, MotionFinder, clip_of_picture
 from service.contract.media.pictures import Picture, PictureLimits, is_picture_name, open_reduced
@@ -128,10 +128,9 @@ def evaluate_category(
     def estimate(pixels: Pixels, refine_steps: int) -> NDArray[np.float64]:
         nonlocal done
         poses = []
+        upright = "off" if "align" in prior.settings else None  # rotated already; older gateways lack the field
         for first in range(0, len(pixels), POSES_A_REQUEST):
             pictures = [_encode_png(square) for square in pixels[first : first + POSES_A_REQUEST]]
-            # the squares are turned already; gateways of versions without the setting may not know the field
-            upright = "off" if "align" in prior.settings else None
             answer = client.estimate(category, pictures, prior.version, refine_steps, ["trajectory"], align=upright)
             poses += [_to_fractions(image) for image in answer.images]
             done += len(pictures)
@@ -255,7 +254,7 @@ class Squares:
 
     def add(self, name: str, picture: Picture, side: int, found: FoundBox | None, *, aligned: bool) -> None:
         """Fit a picture, or a box of it, to a square and append it. Raises NoHeading."""
-        square, frame = fit_found(picture, side, found, aligned=aligned)
+        square, frame = fit_found_box(picture, side, found, aligned=aligned)
         self.names.append(name)
         self.sizes.append(picture.size)
         self.pixels.append(square)

@@ -105,7 +105,7 @@ def print_quality(quality: Quality | None) -> None:
     out.print(f"quality  [{_VERDICT_COLOURS[quality.verdict]}]{quality.verdict}[/] ({quality.score:.2f} of 1)")
     say(f"  {quality.advice}")
     idle = f", idle keypoints {', '.join(map(str, quality.idle_keypoints))}" if quality.idle_keypoints else ""
-    agrees = "" if quality.agreement is None else f"agrees with a trained network {quality.agreement:.0%}, "
+    agrees = "" if quality.agreement is None else f"agrees with a frozen network {quality.agreement:.0%}, "
     say(
         f"  {agrees}follows the picture {quality.consistency:.0%}, moves {quality.movement_percent:.1f} % of the side, "
         f"explains {quality.explained:.1%} of the picture, mean score {quality.mean_score:.2f}{idle}"

@@ -112,7 +112,7 @@ class NothingFound(BadPicture, code="nothing_found"):
 
 
 class NoHeading(BadPicture, code="no_heading"):
-    """The picture is to be turned so that the thing looks up, and which way it looks is not known."""
+    """The picture must be rotated so that the thing faces up, but its heading is not known."""
 
 
 class NotAnImage(BadPicture, code="not_an_image", status=415): ...

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path(".demo"), help="folder of the data and results")
     parser.add_argument("--no-serve", action="store_true", help="exit when done instead of serving until Ctrl-C")
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps (%(default)s)")
-    parser.add_argument("--pictures", type=int, help="number of sample pictures to train on (all)")
+    parser.add_argument("--pictures", type=int, help="number of sample pictures to train on (default: all)")
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup

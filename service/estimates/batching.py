@@ -118,7 +118,7 @@ class Batcher:
             as an answered batch has no pixels left.
         wait_s: longest time that a batch waits for announced pictures.
         live_workers: returns the number of live inference workers.
-        workers_are_gone: returns whether none has lived for so long that waiting for one is of no use.
+        workers_are_gone: returns whether none was seen for so long that waiting for one is useless.
 
     Attributes:
         pending: number of pictures that wait or are in flight.
@@ -202,7 +202,7 @@ class Batcher:
 
         Raises:
             QueueFull: too many pictures wait.
-            WorkerUnavailable: no worker has lived for a while; at once.
+            WorkerUnavailable: no worker was seen for a while; raised at once.
             EstimateTimeout, WorkerUnavailable, RedisUnavailable: no reply in time.
             PPLError: the worker's error.
         """

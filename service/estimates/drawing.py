@@ -17,7 +17,7 @@ from service.contract.media.fitting import Frame, box_corners
 _LEAST_STRENGTH = 0.3  # thinner links can't be seen
 _OUTLINE = np.array([16, 18, 24], np.float32)
 _BOX_COLOUR = (255, 209, 102)
-_MARK = 0.08  # length of the mark of a box's upper side, relative to the box
+_MARK = 0.08  # length of the mark at the side that the thing faces, relative to the box
 _BACKGROUND = (13, 15, 33)
 # colours of the link map from 0 to 1: dark blue, violet, orange, near white
 _STOPS = np.array([_BACKGROUND, (74, 31, 110), (178, 46, 105), (243, 120, 64), (253, 209, 105), (255, 252, 235)])
@@ -62,7 +62,7 @@ def overlay(
 ) -> Image.Image:
     """Draw a pose on its picture, sized in proportion to the model's square, and the box in which it was found.
 
-    The box of a turned square is turned, with a mark where the thing looks.
+    A box with an angle is drawn rotated, with a mark at the side that the thing faces.
 
     Args:
         picture: RGB.
@@ -98,7 +98,7 @@ def overlay(
 
 
 def outline_box(found: FoundBox) -> list[NDArray[np.float64]]:
-    """Return the lines to draw of a box, each (n, 2) in pixels, with a mark ahead of the thing if it has an angle."""
+    """Return a box's outline and, with an angle, the mark at the side that the thing faces: lines (n, 2) in pixels."""
     corners = box_corners(found.box, found.angle or 0.0) - 0.5
     lines = [corners[[0, 1, 2, 3, 0]]]
     if found.angle is not None:

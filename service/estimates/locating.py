@@ -24,7 +24,7 @@ def locate_frames(
 
     Args:
         frames: number, image, possibly reduced, and full size in pixels.
-        is_aligned: whether to find which way the thing looks.
+        is_aligned: whether to find the thing's heading, too.
     """
     with tempfile.TemporaryFile() as file:
         locator, numbers = MotionLocator(file), []

@@ -22,7 +22,7 @@ _FIELDS = {
     "boxes": field(
         "string",
         "a JSON list with an entry for each picture: a box [x, y, width, height] in pixels, or [x, y, width, height, "
-        "angle] with the way that it looks in degrees clockwise from up, a list of such boxes for several objects, or "
+        "angle] with its heading in degrees clockwise from up, a list of such boxes for several objects, or "
         "null for the whole picture, as in "
         "[[10, 20, 200, 150], [[0, 0, 90, 90], [95, 5, 80, 80]], null]; each box counts as a picture. Or a file: CSV "
         "(image,x,y,width,height, and optionally angle), COCO with bbox or MegaDetector's JSON, of a video with a box "
@@ -38,8 +38,8 @@ _FIELDS = {
     ),
     "align": field(
         "string",
-        "for views from above: heading turns what the model sees so that the thing looks up, by the angle of its box, "
-        "which was sent or is told by motion; off takes it upright. By default as the version was trained",
+        "for views from above: heading rotates what the model sees so that the thing faces up, by the angle of its "
+        "box, sent or found by motion; off does not rotate it. By default as the version was trained",
         examples=["off"],
         enum=list(ALIGN),
     ),

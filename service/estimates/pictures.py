@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.contract.errors import BadBoxes, BodyTooLarge, NothingFound, PPLError
-from service.contract.media.boxes import BoxFile, FoundBox, check_angle, fit_found, parse_box_file
+from service.contract.media.boxes import BoxFile, FoundBox, check_angle, fit_found_box, parse_box_file
 from service.contract.media.fitting import Box, Frame, reduction_for_boxes, unfit_square
 from service.contract.media.pictures import Picture, PictureLimits, open_picture, open_reduced
 from service.runtime.concurrency import DecodedPixelLimit
@@ -51,7 +51,7 @@ class PictureBoxes:
     Attributes:
         boxes: at least one; None is the whole picture.
         numbered: whether they were sent as a list, so that an answer has the number of its box.
-        regions: returns the boxes for the picture's size instead, if they were located, have angles or came as a file.
+        regions: returns the boxes for the picture's size instead, if they are located, have angles or come from a file.
     """
 
     boxes: tuple[Box | None, ...] = (None,)
@@ -177,7 +177,7 @@ class Upload:
     extra: ClassVar[Answer] = {}
 
     def fit(self, side: int, limits: PictureLimits, aligned: bool = False) -> list[FittedBox]:
-        """Decode the picture and cut out the model's square for each of its boxes, turned if ``aligned``.
+        """Decode the picture and cut out the model's square for each of its boxes, rotated if ``aligned``.
 
         Raises:
             BadPicture and its subclasses, BodyTooLarge, BadBoxes: the detail names the picture.
@@ -224,7 +224,7 @@ Source = Upload | FrameUpload
 
 
 def fit_boxes(picture: Picture, index: int, boxes: PictureBoxes, side: int, aligned: bool = False) -> list[FittedBox]:
-    """Cut out the model's square for each box of an RGB picture, turned by its angle if ``aligned``.
+    """Cut out the model's square for each box of an RGB picture, rotated by its angle if ``aligned``.
 
     Raises BadBoxes, NothingFound, NoHeading.
     """
@@ -240,7 +240,7 @@ def fit_boxes(picture: Picture, index: int, boxes: PictureBoxes, side: int, alig
         FittedBox(
             index,
             *size,
-            *fit_found(picture, side, each, aligned=aligned),
+            *fit_found_box(picture, side, each, aligned=aligned),
             number if boxes.numbered else None,
             (each if aligned else replace(each, angle=None)) if regions and each else None,
             picture.orientation,

@@ -167,7 +167,7 @@ class Query:
         boxes: boxes of each picture; of a video, those of every frame.
         frame_boxes: boxes of a video by the frame's number, if they were sent so.
         locate: auto, motion or off.
-        align: off, or heading to turn what the model sees; as the version was trained, if it is None.
+        align: off, or heading to rotate what the model sees; None is as the version was trained.
         landmarks: name of a set of landmarks to add.
         every: if the one file is a video, take the first frame and every n-th after it; 0 for pictures.
         smoothing: of a video's keypoints over time.
@@ -280,13 +280,13 @@ class Query:
         return version.listing_all_links() if "links" in self.include else version
 
     def fit_to(self, version: Version) -> Query:
-        """Return the query for a version: what the request leaves open is as in its training."""
+        """Return the query with locate and align as the version was trained, where the request leaves them open."""
         whole = self.locate == "auto" and version.locate == "off"
         return replace(self, locate="off" if whole else self.locate, align=self.align or version.align)
 
     @property
     def is_aligned(self) -> bool:
-        """Whether squares are turned so that the thing looks up."""
+        """Whether squares are rotated so that the thing faces up."""
         return self.align == "heading"
 
     def check_memory(self, version: Version) -> None:

@@ -52,8 +52,8 @@ class LandmarkPoint(Point):
 
 
 class Region(BaseModel):
-    """The box, in pixels of the uploaded picture, that the model saw a square of; with an angle it is turned by it
-    about its centre."""
+    """The box, in pixels of the uploaded picture, that the model saw a square of; rotated about its centre if it has
+    an angle."""
 
     x: float
     y: float
@@ -62,12 +62,12 @@ class Region(BaseModel):
     confidence: float | None = Field(None, description="from 0 to 1, as stated by the box's source")
     angle: float | None = Field(
         None,
-        description="with align=heading: the way the thing looks, in degrees clockwise from up: 0 is up, 90 right",
+        description="with align=heading: the thing's heading in degrees clockwise from up: 0 is up, 90 is right",
     )
     angle_confidence: float | None = Field(
         None,
-        description="from 0 to 1, where motion told the angle: 0.8 means that the head is at this end with a "
-        "probability of 0.9",
+        description="from 0 to 1, if motion found the angle: 0.8 means that head and tail are not swapped "
+        "with a probability of 0.9",
     )
 
 

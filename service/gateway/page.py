@@ -1,4 +1,4 @@
-"""Serve the inspection page: files that never change below a hash of them all, compressed once."""
+"""Serve the inspection page: files in a folder named by their hash, so that they never change, compressed once."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _MEDIA_TYPES = {
     "jpg": "image/jpeg",
     "zip": "application/zip",
 }
-_STORED = ("jpg", "zip")  # compressed as they are
-# pictures and videos of the user are blobs; no script or style stands in the document
+_STORED = ("jpg", "zip")  # already compressed
+# users' pictures and videos are blobs; the document has no inline script or style
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
     "media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -58,7 +58,7 @@ class Page:
 
     @cached_property
     def digest(self) -> str:
-        """The hash of all files, which names their folder."""
+        """The hash of all files, the name of their folder."""
         whole = hashlib.sha256()
         for name, data in self._files.items():
             whole.update(f"\0{name}\0{len(data)}\0".encode() + data)
@@ -73,13 +73,13 @@ class Page:
         }
 
     def index(self, root_path: str) -> bytes:
-        """Return the document, with the addresses of its files."""
-        # without a known prefix relative ones, as a proxy may have cut one off
+        """Return the HTML document with the addresses of its files."""
+        # without a root path they are relative, as a proxy may strip a prefix
         folder = f"{root_path}/page/{self.digest}" if root_path else f"page/{self.digest}"
         return self._files[_INDEX].replace(b"{folder}", folder.encode())
 
     def respond(self, request: Request, digest: str, name: str) -> Response:
-        """Return a file, kept by browsers for good. Raises HTTPException."""
+        """Return a file that browsers may cache permanently. Raises HTTPException (404)."""
         if digest != self.digest or name not in self._files or name == _INDEX:
             raise HTTPException(404)
         headers = {**_HEADERS, "Cache-Control": "public, max-age=31536000, immutable"}

@@ -90,10 +90,10 @@ def redis_unavailable() -> RedisUnavailable:
     )
 
 
-def no_inference_worker(seen: str) -> WorkerUnavailable:
-    """Return the error of an estimate that no worker can answer; `seen` says what was waited for."""
+def no_inference_worker(reason: str) -> WorkerUnavailable:
+    """Return the error of an estimate that no worker can answer; ``reason`` continues its first sentence."""
     return WorkerUnavailable(
-        f"no inference worker is running, and {seen}. "
+        f"no inference worker is running, and {reason}. "
         "Start one (`python -m worker inference`; `ppl up` starts it by itself)",
         retry_after_s=_RETRY_S,
     )

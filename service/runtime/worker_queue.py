@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _RETRY_POLICY = {"max_retries": 1, "interval_start": 0.0, "interval_step": 0.0, "interval_max": 0.0}
 _BLOCK_S = 5
 _RETRY_READ_S = 0.5
-_ABSENT_S = 15.0  # a worker that is restarted is back sooner
+_ABSENT_S = 15.0  # a restarting worker is back sooner
 
 
 class CeleryEnvelope:
@@ -102,7 +102,7 @@ class LiveWorkers:
         self._last_seen = dict.fromkeys(routing.KINDS, time.monotonic())
         self.live: dict[Kind, list[WorkerHeartbeat]] = {kind: [] for kind in routing.KINDS}
         self.incompatible = 0
-        self._answered = False
+        self._has_answered = False
 
     async def refresh(self) -> None:
         """Read all heartbeats. If Redis fails, forget the workers and raise its error."""
@@ -112,9 +112,9 @@ class LiveWorkers:
             found = {kind: await self._heartbeats(kind) for kind in routing.KINDS}
             answered = True
         finally:
-            if not self._answered:  # heartbeats may have expired meanwhile: workers have time to write new ones
+            if not self._has_answered:  # heartbeats may have expired meanwhile: give workers time to write new ones
                 self._last_seen = dict.fromkeys(routing.KINDS, time.monotonic())
-            self._answered = answered
+            self._has_answered = answered
             self.live = {kind: [beat for beat in beats if beat] for kind, beats in found.items()}
             self.incompatible = sum(beats.count(None) for beats in found.values())
         for kind in routing.KINDS:
@@ -122,11 +122,11 @@ class LiveWorkers:
                 self._last_seen[kind] = time.monotonic()
 
     def are_gone(self, kind: Kind) -> bool:
-        """Return whether none was seen for 15 s, so that waiting for one that restarts is of no use.
+        """Return whether no worker of this kind was seen for 15 s, longer than a restart takes.
 
-        While Redis does not answer, nothing is seen, and nothing is known either.
+        False while Redis does not answer.
         """
-        return self._answered and time.monotonic() - self._last_seen[kind] > _ABSENT_S
+        return self._has_answered and time.monotonic() - self._last_seen[kind] > _ABSENT_S
 
     async def _heartbeats(self, kind: Kind) -> list[WorkerHeartbeat | None]:
         ids = await self._redis.zrange(routing.workers_key(kind), 0, -1)

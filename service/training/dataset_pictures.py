@@ -1,4 +1,4 @@
-"""Show single pictures of a dataset, for example to draw boxes on them."""
+"""List and read single pictures of a dataset, for example to draw boxes on them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from service.contract.media.archives import ArchiveLimits, Member, detect_kind, 
 from service.contract.media.pictures import PictureLimits, open_picture
 
 _QUALITY = 90
-_MOST_PX = 65_500  # that libjpeg writes
+_MAX_SIDE_PX = 65_500  # that libjpeg writes
 
 
 def list_pictures(archive: Path, limits: ArchiveLimits, limit: int, cursor: str | None) -> DatasetPicturePage:
     """Return a page of a dataset's pictures.
 
     Args:
-        cursor: the number of the page's first picture.
+        cursor: the number of the page's first picture; None is the first page.
 
-    Raises BadCursor, UnknownDataset.
+    Raises:
+        BadCursor: it is not a number.
+        UnknownDataset: it was deleted meanwhile.
     """
     if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 10):
         raise BadCursor(f"cursor {cursor[:80]!r} is not valid; send the next_cursor of a page of this list")
@@ -40,7 +42,7 @@ def read_picture(archive: Path, number: int, limits: ArchiveLimits, picture_limi
     Raises:
         UnknownPicture: the dataset has no picture of that number.
         UnknownDataset: it was deleted meanwhile.
-        BadPicture: it can't be read, or not be written as JPEG.
+        BadPicture: it can't be read, or is too large for JPEG.
     """
     with _open_pictures(archive, limits) as pictures:
         member = next(islice(pictures, number, None), None)
@@ -50,8 +52,9 @@ def read_picture(archive: Path, number: int, limits: ArchiveLimits, picture_limi
     if isinstance(data, BadPicture):
         raise data
     image, file = open_picture(data, picture_limits), io.BytesIO()
-    if max(image.size) > _MOST_PX:
-        raise BadPicture(f"the picture is {image.width} x {image.height} pixels; a JPEG has at most {_MOST_PX} a side")
+    if max(image.size) > _MAX_SIDE_PX:
+        size = f"{image.width} x {image.height}"
+        raise BadPicture(f"the picture is {size} pixels; a JPEG has at most {_MAX_SIDE_PX} a side")
     image.save(file, "JPEG", quality=_QUALITY)
     return file.getvalue()
 

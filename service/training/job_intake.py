@@ -164,18 +164,18 @@ async def _find_pictures(
 
 
 def _check_alignable(boxes: Path, locate: str) -> None:
-    """Raise BadBoxes or BadSetting if nothing can tell which way the thing looks in the pictures. Blocking."""
+    """Raise BadBoxes or BadSetting if the heading of no picture can be known. Blocking."""
     if not boxes.exists():
         if locate == "off":
             raise BadSetting(
-                "align is heading, locate is off and no boxes came, so nothing tells which way the thing looks; send "
-                "boxes with angles, or set locate to auto or motion",
+                "align is heading, locate is off and no boxes came, so no heading can be known; send boxes with "
+                "angles, or set locate to auto or motion",
                 extra={"field": "align"},
             )
     elif not parse_box_file(boxes.read_bytes()).has_angles:
         raise BadBoxes(
-            "align is heading, and no box has an angle; add a column angle to our CSV (degrees clockwise from up, the "
-            "way the thing looks), leave the boxes out for motion to tell, or set align to off"
+            "align is heading, and no box has an angle; add a column angle to our CSV (the thing's heading in degrees "
+            "clockwise from up), leave the boxes out to find it by motion, or set align to off"
         )
 
 

@@ -199,7 +199,7 @@ class TrainingSet:
 
     ``arrange_clips`` writes the .npy of clip numbers. ``names`` of the squares, ``clip_names``, ``sizes`` of the
     original pictures, width and height in pixels, their EXIF ``orientations``, and ``frames``, left, top and side of
-    the squares on them and the angle of turned ones, are in the order of the file.
+    the squares on them in pixels and the angle of rotated ones in degrees, are in the order of the file.
     """
 
     def __init__(self, pictures: Path, clips: Path, side: int) -> None:

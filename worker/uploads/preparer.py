@@ -27,7 +27,7 @@ from service.contract.jobs.store import JobRecord, JobStatus
 from service.contract.jobs.warnings import PictureWarning
 from service.contract.media import motion
 from service.contract.media.archives import ArchiveLimits, Member, iter_media, resolve_mode
-from service.contract.media.boxes import FoundBox, fit_found, write_csv
+from service.contract.media.boxes import FoundBox, fit_found_box, write_csv
 from service.contract.media.fitting import Frame, reduction_for_boxes
 from service.contract.media.locating import Locations, MotionFinder
 from service.contract.media.pictures import Picture
@@ -136,7 +136,7 @@ class Preparer:
                     boxes.append((replace_surrogates(name), each))
                     if each or locations.whole:
                         try:
-                            square, frame = fit_found(picture, config.image_size, each, aligned=is_aligned)
+                            square, frame = fit_found_box(picture, config.image_size, each, aligned=is_aligned)
                         except NoHeading as error:
                             missing = error.detail
                         else:

@@ -41,12 +41,12 @@ class EstimateCalls(Transport):
         Args:
             images: paths, or the bytes of picture files.
             include: any of "link_map", "trajectory", "overlay", "codes".
-            boxes: for each picture the object's box as x, y, width, height in pixels, and optionally the angle in
-                which it looks, in degrees clockwise from up; or a list of boxes, each of which gets a pose; or None for
-                the whole picture. Or a file: CSV (image,x,y,width,height), COCO or MegaDetector's JSON.
+            boxes: for each picture the object's box as x, y, width, height in pixels, and optionally its heading in
+                degrees clockwise from up; or a list of boxes, each of which gets a pose; or None for the whole
+                picture. Or a file: CSV (image,x,y,width,height), COCO or MegaDetector's JSON.
             landmarks: name of a landmark set whose points to return too.
-            align: "heading" turns what the model sees so that the object looks up, by its box's angle, "off" does not;
-                as the version was trained by default.
+            align: "heading" rotates what the model sees so that the object faces up, by its box's angle; "off" does
+                not; by default as the version was trained.
         """
         fields = form_fields(category, version, refine_steps, include, landmarks, align)
         responses = await self._send_pictures(fields, images, boxes)

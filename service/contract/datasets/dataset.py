@@ -190,10 +190,10 @@ class CreatedDataset(Dataset):
 
 
 class DatasetPicture(BaseModel):
-    """A file of a dataset with a picture's suffix."""
+    """A file of a dataset whose suffix is that of a picture."""
 
-    number: int = Field(description="its place among them, from 0")
-    name: str = Field(description="its path in the upload; boxes and labels name it so")
+    number: int = Field(description="its position among the dataset's pictures, from 0")
+    name: str = Field(description="its path in the upload, as boxes and labels name it")
 
 
 class DatasetPicturePage(BaseModel):

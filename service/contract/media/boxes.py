@@ -2,7 +2,7 @@
 
 **CSV**: a header and a row for each box, columns in any order: ``image`` (file name, folders may be left out; of a
 video ``walk.mp4#000012``), ``x``, ``y``, ``width``, ``height`` in pixels with EXIF orientation applied, and optionally
-``confidence``, and ``angle``, in degrees clockwise from up, in which the thing looks (as a compass: 90 is right), with
+``confidence``, and ``angle``, the thing's heading in degrees clockwise from up (90 is right), with
 ``angle_confidence``. A row of an image without numbers says that nothing is in it. Written as labels may be: separated
 by semicolons or tabs, with decimal commas, in UTF-16. **COCO**: ``images`` with ``file_name``,
 ``annotations`` with ``bbox``. **MegaDetector**: ``images`` with ``file`` and ``detections`` (``bbox`` in shares of the
@@ -53,8 +53,8 @@ class FoundBox:
 
     Attributes:
         confidence: from 0 to 1, as its source states.
-        angle: in degrees, clockwise from up, in which the thing looks; None if that is not known.
-        angle_confidence: from 0 to 1.
+        angle: the thing's heading in degrees clockwise from up; None if it is not known.
+        angle_confidence: from 0 to 1, see :func:`.heading.find_headings`.
     """
 
     box: Box
@@ -64,31 +64,37 @@ class FoundBox:
 
     @classmethod
     def of_region(cls, region: Mapping[str, Any]) -> FoundBox:
-        """Read what :meth:`to_region` returns."""
+        """Return the box of an answer's region."""
         box = (region["x"], region["y"], region["width"], region["height"])
         return cls(box, *(region.get(name) for name in ("confidence", *_ANGLE_COLUMNS)))
 
     def to_region(self) -> dict[str, float | None]:
-        """Return the box as an answer has it."""
+        """Return the region of an answer."""
         x, y, width, height = self.box
         angle = {} if self.angle is None else {"angle": self.angle, "angle_confidence": self.angle_confidence}
         return {"x": x, "y": y, "width": width, "height": height, "confidence": self.confidence, **angle}
 
 
-def fit_found(picture: Picture, side: int, found: FoundBox | None, *, aligned: bool) -> tuple[NDArray[np.uint8], Frame]:
-    """Crop a picture to the model's square around a box, turned so that the thing looks up if ``aligned``.
+def fit_found_box(
+    picture: Picture, side: int, found: FoundBox | None, *, aligned: bool
+) -> tuple[NDArray[np.uint8], Frame]:
+    """Crop a picture to the model's square around a box, rotated so that the thing faces up if ``aligned``.
 
     Args:
+        side: S, in pixels.
         found: in pixels; None takes the whole picture.
 
+    Returns:
+        uint8 (S, S, 3) and the square's Frame.
+
     Raises:
-        NoHeading: it is to be turned, and has no angle.
+        NoHeading: it must be rotated, and the box has no angle.
     """
     if not aligned:
         return fit_square(picture, side, found.box if found else None)
     if found is None or found.angle is None:
         raise NoHeading(
-            "which way the thing looks in it is not known; send its box with an angle, use locate=motion, or set align "
+            "the heading of the thing in it is not known; send its box with an angle, use locate=motion, or set align "
             "to off"
         )
     return fit_square(picture, side, found.box, found.angle)
@@ -166,7 +172,7 @@ def parse_box_file(data: bytes | str) -> BoxFile:
 
 
 def write_csv(rows: Iterable[tuple[str, FoundBox | None]]) -> str:
-    """Return names and boxes in pixels as our CSV, which can be edited and sent back; angles if any has one."""
+    """Return names and boxes in pixels as our CSV, with angles if any box has one."""
     named = list(rows)
     has_angles = any(found and found.angle is not None for _, found in named)
     text = io.StringIO()
@@ -260,7 +266,7 @@ def _check(
 
 
 def check_angle(where: str, angle: float | None) -> float | None:
-    """Return an angle in degrees. Raises BadBoxes."""
+    """Return an angle in degrees as it is. Raises BadBoxes unless it is from -360 to 360."""
     if angle is not None and not abs(angle) <= _MOST_DEGREES:
         raise BadBoxes(f"{where}: the angle is {angle:g}; it must be in degrees from -360 to 360, clockwise from up")
     return angle

@@ -1,4 +1,4 @@
-"""Crop a picture to the model's square, upright or turned, and map back, as gateway and worker both do it.
+"""Crop a picture to the model's square, upright or rotated, and map back, as gateway and worker both do it.
 
 Pixel coordinates have integers at pixel centres: a picture of width w spans -0.5 to w - 0.5. Edge coordinates
 (boxes, :class:`Frame`) have integers at pixel edges: it spans 0 to w. The model's square is normalised to [-1, 1],
@@ -31,10 +31,10 @@ _PADDING_PIXELS = 4_000_000
 
 @dataclass(frozen=True)
 class Frame:
-    """The left edge, top edge and side of the model's square on a picture, and the angle by which it is turned.
+    """The left edge, top edge and side of the model's square on a picture, and the angle by which it is rotated.
 
-    Edge coordinates in pixels, EXIF orientation applied. The square may reach beyond the picture. It is turned about
-    its centre: left and top are those before.
+    Edge coordinates in pixels, EXIF orientation applied. The square may reach beyond the picture. It is rotated
+    about its centre, in degrees clockwise; left and top are those before the rotation.
     """
 
     x0: float
@@ -60,7 +60,7 @@ class Frame:
 
 
 def turn(points: NDArray[np.float64], centre: Sequence[float], angle: float) -> NDArray[np.float64]:
-    """Turn points (…, 2) about a centre; those of angle 0 stay exactly as they are."""
+    """Rotate points (…, 2) about a centre, in degrees clockwise; an angle of 0 returns them unchanged."""
     if not angle:
         return points
     cos, sin = _cos_sin(angle)
@@ -69,7 +69,7 @@ def turn(points: NDArray[np.float64], centre: Sequence[float], angle: float) -> 
 
 
 def box_corners(box: Box, angle: float = 0.0) -> NDArray[np.float64]:
-    """Return the corners (4, 2) of a box that is turned about its centre; the first two are those of its upper side."""
+    """Return the corners (4, 2) of a box rotated about its centre, clockwise from its upper left one."""
     x, y, width, height = box
     upright = np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height)], np.float64)
     return turn(upright, (x + width / 2, y + height / 2), angle)
@@ -101,7 +101,7 @@ def fit_square(
         picture: RGB; one reduced as :func:`reduction_for_boxes` allows gives the same square up to rounding.
         side: S, side of the square in pixels.
         box: in edge coordinates; the whole picture unless given.
-        angle: by which the square is turned on the picture, so that what looks that way looks up in it.
+        angle: in degrees; the square is rotated by it, so that a thing of this heading faces up in it.
 
     Returns:
         uint8 (S, S, 3) and the square's Frame.
@@ -133,9 +133,9 @@ def fit_square(
 
 
 def _fit_turned(picture: Picture, side: int, frame: Frame) -> NDArray[np.uint8]:
-    """Crop a turned square from the upright one around it, whose pixels are as large."""
+    """Crop a rotated square (S, S, 3) from the upright one around it, which has the same resolution."""
     cos, sin = _cos_sin(frame.angle)
-    reach = abs(cos) + abs(sin)  # the side of the upright square around a turned one
+    reach = abs(cos) + abs(sin)  # side of the upright square around the rotated one, relative to it
     outer = frame.size * reach
     left, top = frame.x0 + (frame.size - outer) / 2, frame.y0 + (frame.size - outer) / 2
     upright, _ = fit_square(picture, math.ceil(side * reach - 1e-6), (left, top, outer, outer))
@@ -158,7 +158,7 @@ def unfit_square(square: NDArray[np.uint8], frame: Frame, width: int, height: in
 
 
 def _affine(cos: float, sin: float, from_centre: Sequence[float], to_centre: Sequence[float]) -> tuple[float, ...]:
-    """Return Pillow's matrix that turns clockwise about a centre, scales, and moves the centre."""
+    """Return Pillow's matrix that rotates clockwise about a centre, scales, and moves the centre."""
     (x, y), (to_x, to_y) = from_centre, to_centre
     return cos, -sin, to_x - cos * x + sin * y, sin, cos, to_y - sin * x - cos * y
 

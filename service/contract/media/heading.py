@@ -1,10 +1,10 @@
-"""Tell which way a thing looks from above: the axis of its blob, and which end of it is the head.
+"""Find the heading of a thing seen from above: the axis of its blob, and the end of the axis at which its head is.
 
-What tells the head's end is combined over the frames of a clip, as log-odds of an Ising chain: thin parts, such as a
-tail, are behind; a thing goes forwards; and in frames that follow each other it does not turn round at once. Whether
-frames follow each other is seen from how little the axis turns between them. Where nothing tells, there is no heading.
+The evidence for the head's end is combined over the frames of a clip, as log-odds of an Ising chain: thin parts, such
+as a tail, are behind; a thing moves forwards; and between consecutive frames it does not turn round. Frames count as
+consecutive if the axis hardly rotates between them. Without evidence there is no heading.
 
-Angles are in degrees, clockwise from up: 0 looks up, 90 to the right, as a compass.
+Angles are in degrees clockwise from up: 0 is up, 90 is right.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
-LEAST_CONFIDENCE = 0.2
-_ROUNDEST = 0.12  # elongation: a blob that is rounder has no axis
-_SHAPE_ODDS = 4.0  # log-odds of an end by thin parts that clearly lie at the other
-_CLEAR_LEAN = 0.01
-_TRAVEL_ODDS = 4.0  # log-odds of an end by each body length that the thing goes towards it
+MIN_CONFIDENCE = 0.2  # of a heading; a less sure one is not known
+_MIN_ELONGATION = 0.12  # a rounder blob has no axis
+_SHAPE_ODDS = 4.0  # log-odds of an end if thin parts clearly lie at the other
+_CLEAR_LEAN = 0.01  # offset of thin parts at which they give half of that
+_TRAVEL_ODDS = 4.0  # log-odds of an end for each body length that the thing moves towards it
 _COUPLING = 4.0  # half the log-odds of not turning round between two frames
-_CORRELATED = 4.0  # by how much less the shape of a frame tells, if it is that of its neighbours
-_CONTINUITY = 0.5, 0.9  # mean cosine of twice the turn of the axis: frames have nothing, all to do with each other
-_FRONT_LENGTHS, _FRONT_SHARE = 2.0, 0.3  # net way towards thin parts, and share of it, of a thing that has them ahead
-_LONGEST_GAP = 5  # frames without the thing, over which it does not turn round
-_SIGMA = 1.5  # frames of the smoothing over time
+_CORRELATED = 4.0  # how much the evidence of a shape is reduced, as consecutive frames have the same one
+_CONTINUITY = 0.5, 0.9  # mean cosine of twice the axis's rotation, of unrelated and of consecutive frames
+_FRONT_LENGTHS, _FRONT_SHARE = 2.0, 0.3  # least net and relative movement towards thin parts that lie ahead
+_LONGEST_GAP = 5  # frames between two with the thing, over which it does not turn round
+_SIGMA = 1.5  # of the smoothing over time, in frames
 
 
 def measure_shape(foreground: Pixels, body: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Return the axis of a body, its elongation, and how far thin parts lie along the axis.
+    """Return the axis of a body, its elongation, and the offset of its thin parts along the axis.
 
     Args:
-        foreground: (H, W), with thin parts.
-        body: (H, W), the same without, one component.
+        foreground: (H, W), 0 or 1, with thin parts.
+        body: (H, W), one component of it without thin parts.
 
     Returns:
         The axis in radians from the x axis, from -π/2 to π/2; the elongation, from 0 for a disc to 1 for a line; the
-        sum of the thin parts' distances along the axis, relative to area and diameter of the body.
+        sum over the thin parts' pixels of their offset along the axis, relative to the body's area times its diameter.
     """
     solid = body.astype(np.uint8)
     moments = cv2.moments(solid, binaryImage=True)
@@ -60,63 +60,68 @@ def diameter_of(area: float) -> float:
 
 
 def find_headings(found: NDArray[np.bool_], shapes: Floats, centres: Floats, length: float) -> tuple[Floats, Floats]:
-    """Return the angle of each of N frames in degrees, NaN where nothing tells, and its confidence from 0 to 1.
+    """Return the angle of each of N frames in degrees, NaN where it is not known, and its confidence from 0 to 1.
 
-    A confidence c means that the head is at this end with a probability of (1 + c) / 2.
+    A confidence c means that the head is at this end of the axis with a probability of (1 + c) / 2.
 
     Args:
-        found: (N,), whether there is a blob.
-        shapes: (N, 3), of :func:`measure_shape`.
-        centres: (N, 2), of the blobs.
-        length: of the body, in the units of the centres.
+        found: (N,), whether the frame has a blob.
+        shapes: (N, 3), from :func:`measure_shape`.
+        centres: (N, 2), of the blobs, in pixels.
+        length: of the body, in the same pixels.
     """
     angles, confidence = np.full(len(found), np.nan), np.zeros(len(found))
-    rows = np.flatnonzero(found & (shapes[:, 1] >= _ROUNDEST))
+    rows = np.flatnonzero(found & (shapes[:, 1] >= _MIN_ELONGATION))
     if not len(rows):
         return angles, confidence
     axes = shapes[rows, 0]
     directions = np.stack([np.cos(axes), np.sin(axes)], axis=1)
-    turns, gaps, ways = np.diff(axes), np.diff(rows), np.diff(centres[rows], axis=0) / length
+    turns, gaps, steps = np.diff(axes), np.diff(rows), np.diff(centres[rows], axis=0) / length
     low, high = _CONTINUITY
     continuity = float(np.clip((np.cos(2 * turns).mean() - low) / (high - low), 0, 1)) if len(turns) else 0.0
-    follows = continuity * (gaps <= _LONGEST_GAP) * (np.linalg.norm(ways, axis=1) < 1)
-    lean = shapes[rows, 2] * _find_side(directions, shapes[rows, 2], ways * follows[:, None])
+    follows = continuity * (gaps <= _LONGEST_GAP) * (np.linalg.norm(steps, axis=1) < 1)
+    lean = shapes[rows, 2] * _find_side(directions, shapes[rows, 2], steps * follows[:, None])
     odds = -_SHAPE_ODDS * lean / (np.abs(lean) + _CLEAR_LEAN) / (1 + _CORRELATED * continuity)
-    for first in (0, 1):  # a step tells of the frames at both of its ends
-        ends = slice(first, first + len(ways))
-        odds[ends] += _TRAVEL_ODDS / 2 * follows * (directions[ends] * ways).sum(1)
+    for first in (0, 1):  # a step is evidence for the frames at both of its ends
+        ends = slice(first, first + len(steps))
+        odds[ends] += _TRAVEL_ODDS / 2 * follows * (directions[ends] * steps).sum(1)
     odds = _combine(odds, _COUPLING * follows * np.cos(turns) / np.maximum(gaps, 1))
     heads, sure = directions * np.sign(odds)[:, None], np.tanh(np.abs(odds) / 2)
     weighted = np.zeros((len(found), 3))
     weighted[rows] = np.column_stack([heads * sure[:, None], sure])
     if continuity == 1:
         weights = np.array(cv2.GaussianBlur(weighted, (1, 0), sigmaX=0.01, sigmaY=_SIGMA))
-        known = np.zeros((len(found), 1))
-        known[rows] = 1
-        share = np.array(cv2.GaussianBlur(known, (1, 0), sigmaX=0.01, sigmaY=_SIGMA)).reshape(-1)
+        has_axis = np.zeros((len(found), 1))
+        has_axis[rows] = 1
+        share = np.array(cv2.GaussianBlur(has_axis, (1, 0), sigmaX=0.01, sigmaY=_SIGMA)).reshape(-1)
         weighted = weights / np.maximum(share, 1e-9)[:, None]
         weighted[~found] = 0
-    # heads that disagree make each other less sure
+    # smoothing over frames that disagree lowers the confidence
     confidence = np.hypot(weighted[:, 0], weighted[:, 1])
-    told = confidence >= LEAST_CONFIDENCE
-    angles[told] = np.degrees(np.arctan2(weighted[told, 0], -weighted[told, 1])) % 360
+    known = confidence >= MIN_CONFIDENCE
+    angles[known] = np.degrees(np.arctan2(weighted[known, 0], -weighted[known, 1])) % 360
     return angles, confidence.clip(0, 1)
 
 
-def _find_side(directions: Floats, lean: Floats, ways: Floats) -> int:
-    """Return 1 if thin parts are behind, as a tail; -1 if the thing goes towards them, as with feelers."""
+def _find_side(directions: Floats, lean: Floats, steps: Floats) -> int:
+    """Return 1 if thin parts are behind, like a tail; -1 if the thing moves towards them, like feelers."""
     away = -directions * np.sign(lean)[:, None]
-    steps = ((away[:-1] + away[1:]) / 2 * ways).sum(1)
-    return -1 if steps.sum() < -max(_FRONT_LENGTHS, _FRONT_SHARE * np.abs(steps).sum()) else 1
+    ahead = ((away[:-1] + away[1:]) / 2 * steps).sum(1)
+    return -1 if ahead.sum() < -max(_FRONT_LENGTHS, _FRONT_SHARE * np.abs(ahead).sum()) else 1
 
 
 def _combine(odds: Floats, couplings: Floats) -> Floats:
-    """Return the log-odds (n,) of each member of a chain, given those of each alone and the couplings (n - 1,)."""
+    """Return the marginal log-odds (n,) of an Ising chain, by belief propagation.
 
-    def pass_on(odds: Floats, couplings: Floats) -> Floats:
-        came = np.zeros(len(odds))
+    Args:
+        odds: (n,), of each member alone.
+        couplings: (n - 1,), half the log-odds of two neighbours being equal.
+    """
+
+    def pass_messages(odds: Floats, couplings: Floats) -> Floats:
+        messages = np.zeros(len(odds))
         for index, coupling in enumerate(np.tanh(couplings).tolist()):
-            came[index + 1] = 2 * math.atanh(coupling * math.tanh((odds[index] + came[index]) / 2))
-        return came
+            messages[index + 1] = 2 * math.atanh(coupling * math.tanh((odds[index] + messages[index]) / 2))
+        return messages
 
-    return odds + pass_on(odds, couplings) + pass_on(odds[::-1], couplings[::-1])[::-1]
+    return odds + pass_messages(odds, couplings) + pass_messages(odds[::-1], couplings[::-1])[::-1]

@@ -71,7 +71,7 @@ class MotionFinder:
 
     Args:
         is_required: whether to use motion where it is not sure, too.
-        is_aligned: whether to find which way the thing looks.
+        is_aligned: whether to find the thing's heading, too.
         file: a temporary one, for small copies of the frames.
     """
 
@@ -107,8 +107,8 @@ class MotionFinder:
     def locate(self) -> Locations:
         """Return the boxes of all frames, or whole pictures where motion is not sure of most.
 
-        Raises TooFewPictures if motion is required, and nothing moves; or if pictures are to be aligned, and it is not
-        sure.
+        Raises TooFewPictures if motion is required and nothing moves, or if pictures are to be aligned and motion is
+        not sure.
         """
         boxes: dict[str, FoundBox | None] = {}
         sure, total = 0, self._unread
@@ -133,7 +133,7 @@ class MotionFinder:
         if not sides or (not self._is_required and sure < _SURE_SHARE * total):
             if self._is_aligned:
                 raise TooFewPictures(
-                    f"align is heading, and motion does not tell surely where the thing is ({'; '.join(reasons[:3])}); "
+                    f"align is heading, and motion does not show surely where the thing is ({'; '.join(reasons[:3])}); "
                     "send boxes with angles, set locate to motion to use it all the same, or set align to off"
                 )
             return Locations()

@@ -57,8 +57,8 @@ class Track:
         confidence: N values from 0 to 1.
         sure: whether the camera seems fixed, and one small thing moves before it.
         reason: why it is not sure; empty if it is.
-        angles: of the headings, see :mod:`.heading`; None where they are not known. Empty unless they were asked for.
-        angle_confidence: N values from 0 to 1, or empty.
+        angles: N headings in degrees, see :mod:`.heading`; None where one is not known. Empty unless requested.
+        angle_confidence: N values from 0 to 1, or empty as well.
     """
 
     boxes: tuple[Box | None, ...]
@@ -95,7 +95,7 @@ class MotionLocator:
         self._places.append((self._file.seek(0, os.SEEK_END), self._file.write(data.tobytes())))
 
     def locate(self, *, headings: bool = False) -> Track:
-        """Return the boxes in pixels of the frames, and on request which way the thing looks in each."""
+        """Return the boxes in pixels of the frames, and on request the thing's headings."""
         count = len(self)
         nothing = (None,) * count, (0.0,) * count, False
         if count < FEWEST_FRAMES:

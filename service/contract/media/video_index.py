@@ -90,7 +90,7 @@ def read_index(request: DecodeRequest) -> Index:
     position, end_s = 0, 0.0
     with open_video(request) as (container, stream):
         is_bare = container.format.name in _BARE
-        # of a stream without a container it is guessed by the file's size
+        # ffmpeg guesses the length of a stream without a container from the file's size
         length_s = 0.0 if is_bare else (container.duration or 0) * _MICROSECOND
         # a segment of a longer video starts late, and some containers count their length from 0
         start_s = (container.start_time or 0) * _MICROSECOND

@@ -1,35 +1,18 @@
-"""Tell videos from other files, by name and by their first bytes."""
+"""Identify videos by name and by their first bytes."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-SUFFIXES = frozenset(
-    (
-        *(".mp4", ".m4v", ".f4v", ".mov", ".qt", ".3gp", ".avi", ".mkv", ".webm", ".ogv", ".wmv", ".asf", ".flv"),
-        *(
-            ".ts",
-            ".mts",
-            ".m2ts",
-            ".mpg",
-            ".mpeg",
-            ".vob",
-            ".m1v",
-            ".m2v",
-            ".mxf",
-            ".dv",
-            ".nut",
-            ".ivf",
-            ".y4m",
-            ".rm",
-        ),
-        *(".h264", ".264", ".h265", ".265", ".hevc"),
-    )
-)
+_SUFFIXES = """
+mp4 m4v f4v mov qt 3gp avi mkv webm ogv wmv asf flv ts mts m2ts mpg mpeg vob m1v m2v mxf dv nut ivf y4m rm
+h264 264 h265 265 hevc
+"""
+SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 KINDS = "MP4, MOV, AVI, MKV, WebM, MPEG, TS, WMV or FLV"
 EXPECTED = f"expected an {KINDS} video"
-HEAD_BYTES = 200  # of a file's start, which show whether it is a video
+HEAD_BYTES = 200  # of a file's start, as many as :func:`is_video` needs
 
 _STARTS = (
     b"\x1a\x45\xdf\xa3",  # Matroska, WebM
@@ -39,7 +22,7 @@ _STARTS = (
 )
 # MPEG program streams; streams of MPEG-2, H.264 and HEVC without a container
 _BARE = re.compile(rb"\0\0\0?\x01(?:[\xba\xb3\x09\x27\x47\x67]|[\x40\x42\x46]\x01)")
-# of each packet of a transport stream, before which a camera's .mts has four bytes of time
+# first byte and length of a transport stream's packets; cameras' .mts have a time of four bytes before each
 _SYNC, _PACKET_BYTES = b"G", 188
 _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 _STILL_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis")

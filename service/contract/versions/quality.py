@@ -17,13 +17,13 @@ class Quality(BaseModel):
     score: float = Field(
         ge=0,
         le=1,
-        description="one number to compare versions by: the agreement, at least 0; good versions have 0.2 to 0.5. Of "
+        description="one number to compare versions by: the agreement, at least 0; good versions have 0.2 to 0.5. For "
         "versions without an agreement: the consistency times the root of the mean score",
     )
     agreement: float | None = Field(
         None,
-        description="how well the places of the keypoints and of what a network trained on other pictures sees follow "
-        "from each other: 1 perfectly, 0 not; versions of releases that did not measure it have none",
+        description="how well keypoints and the parts found by a network trained on other pictures predict each "
+        "other's positions: 1 perfectly, 0 not at all; null for versions of releases that did not measure it",
     )
     consistency: float = Field(
         description="how well keypoints follow the picture when it is turned, scaled and shifted: 1 perfectly, 0 not"

@@ -112,7 +112,7 @@ async def get_pictures(
 
 @router.get(
     "/datasets/{dataset_id}/pictures/{number}",
-    summary="A picture of a dataset",
+    summary="Get a picture of a dataset",
     response_class=Response,
     responses={200: {"content": {"image/jpeg": {}}, "description": "a JPEG"}, **responses(415)},
 )

@@ -263,7 +263,7 @@ async def get_preview(gateway: CurrentGateway, job_id: str) -> Response:
 async def get_boxes(gateway: CurrentGateway, job_id: str) -> Response:
     """Return the boxes that a job's pictures are cut out by, found by motion or sent, as CSV:
     `image,x,y,width,height,confidence` in pixels of the uploaded picture, and `angle,angle_confidence` if any has an
-    angle: degrees clockwise from up, the way the thing looks.
+    angle: the thing's heading in degrees clockwise from up.
 
     A picture in which nothing was found has a row without numbers. Edit the table and send it back as `boxes` of a job,
     dataset or estimate of the same pictures. Of a video it has the frames that training takes (`frames_per_clip`); for

@@ -115,7 +115,7 @@ def test_job_and_prior_show_the_quality(ppl: Run, api: ApiDouble) -> None:
 
     assert "quality  failed (0.04 of 1)" in said
     assert "send boxes" in said
-    assert "agrees with a trained network 4%, follows the picture 5%" in said
+    assert "agrees with a frozen network 4%, follows the picture 5%" in said
     assert "follows the picture 5%, moves 0.3 % of the side, explains 1.2% of the picture" in said
     assert "idle keypoints 3, 5" in said
     assert "quality  not measured" in ppl("prior", "bird").stdout

@@ -180,7 +180,7 @@ def test_turned_boxes_are_scored_in_their_squares(api: Seer, photos: tuple[Path,
         found = evaluate_category(client, "bird", [photos[0]], photos[1], boxes=boxes, align="heading")
     (skipped,) = found["skipped_files"]
     assert skipped["name"].endswith(names[0])
-    assert "which way the thing looks in it is not known" in skipped["reason"]
+    assert "the heading of the thing in it is not known" in skipped["reason"]
     assert found["images"] == 29
     assert found["scores"]["headline"]["error_percent"] < 1.5
     assert not any("align" in form for form in api.forms)

@@ -248,7 +248,7 @@ async def test_nothing_is_turned_where_the_way_it_looks_is_not_known(send, publi
     train_with(data_root, publish("dog"), align="heading")
     for fields in ({}, {"boxes": "[[0, 0, 30, 30], null, null]"}):
         detail = problem(await send(headers={}, **fields), 422, "no_heading")["detail"]
-        assert "which way the thing looks in it is not known; send its box with an angle, use locate=motion" in detail
+        assert "the heading of the thing in it is not known; send its box with an angle, use locate=motion" in detail
     assert len((await send(headers={}, align="off")).json()["images"]) == 3
     boxes = ("b.csv", b"image,x,y,width,height,angle\nw.mkv#0,9,9,60,60,0\nw.mkv#1,9,9,60,60,\n")
     found = (await send({**film, "boxes": boxes}, headers={})).json()

@@ -267,7 +267,7 @@ def test_pictures_of_which_the_heading_is_not_known_are_skipped_and_named(desk, 
     assert (done.metrics["images"], done.metrics["skipped"]) == (11, 1)
     (skipped,) = done.metrics["skipped_files"]
     assert skipped["name"] == "cam/03.png"
-    assert "which way the thing looks in it is not known" in skipped["reason"]
+    assert "the heading of the thing in it is not known" in skipped["reason"]
     assert info["frames"][:2] == [[0, 4, 64], [10, 4, 64, 30]]
     expected = fit_square(open_picture(arena["cam/01.png"]), 32, (10, 20, 64, 32), 30)[0]
     np.testing.assert_array_equal(squares[1], expected)

@@ -1,4 +1,4 @@
-"""Which way a thing looks from above is told by its tail and by the way it goes, and not told where nothing says it."""
+"""The heading of a thing from above is found by its tail and its movement, and is not known without either."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.contract.media.heading import LEAST_CONFIDENCE, find_headings
+from service.contract.media.heading import MIN_CONFIDENCE, find_headings
 from service.contract.media.motion import MotionLocator, Track
 from tests.support.arena import BODY, walk, walk_angles, walker_frame
 
@@ -80,7 +80,7 @@ def test_where_nothing_tells_there_is_no_angle() -> None:
     assert len(told) <= COUNT // 20
     assert all(box is not None for box in track.boxes)
     for angle, confidence in zip(track.angles, track.angle_confidence, strict=True):
-        assert (angle is None) == (confidence < LEAST_CONFIDENCE)
+        assert (angle is None) == (confidence < MIN_CONFIDENCE)
 
 
 def test_it_goes_on_looking_the_same_way_while_it_stands() -> None:
