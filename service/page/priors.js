@@ -14,8 +14,9 @@ export async function show(place, { path: [category, tab = "skeleton"], query, s
     return;
   }
   const version = query.get("version") ?? undefined, name = Object.hasOwn(TABS, tab) ? tab : "skeleton";
-  const [chosen, prior, module] = await Promise.all([
-    versionSelect(category, version, (next) => { location.hash = link(category, name, next); }, signal), loadPrior(category, version, signal), TABS[name][1]()]);
+  const [chosen, module] = await Promise.all([versionSelect(category, version, (next) => { location.hash = link(category, name, next); }, signal), TABS[name][1]()]);
+  // a category may have versions of which none is active: its newest is shown then
+  const prior = await loadPrior(category, chosen.control.value, signal);
   const { quality } = prior;
   place.append(h("header", { class: "two" },
     h("div", {}, h("h1", {}, category), h("p", { class: "lead" }, `${prior.num_keypoints} keypoints, learned from ${prior.training.images?.toLocaleString("en") ?? "some"} pictures. `,

@@ -47,8 +47,8 @@ export async function show(place, { path, query, signal }) {
 
 export function priorCard(entry, signal) {
   const picture = h("div", { class: "skeleton" });
-  loadPrior(entry.category, undefined, signal).then((prior) => picture.replaceWith(skeleton(prior.keypoint_prior, prior.drawn, { title: `The skeleton of ${entry.category}` })), () => {});
-  return h("li", {}, h("a", { class: "card", href: `#/priors/${entry.category}` }, picture, h("h3", {}, entry.category), h("p", { class: "soft small" }, plural(entry.num_versions, "version"))));
+  if (entry.version) loadPrior(entry.category, undefined, signal).then((prior) => picture.replaceWith(skeleton(prior.keypoint_prior, prior.drawn, { title: `The skeleton of ${entry.category}` })), () => {});
+  return h("li", {}, h("a", { class: "card", href: `#/priors/${entry.category}` }, picture, h("h3", {}, entry.category), h("p", { class: "soft small" }, plural(entry.num_versions, "version") + (entry.version ? "" : ", none active"))));
 }
 
 function makeForm(files) {

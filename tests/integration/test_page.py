@@ -23,7 +23,7 @@ from service.runtime.settings import Settings
 from service.versions.samples import install_samples
 from tests.support.browser import CHROMIUM
 from tests.support.live_gateway import live_gateway
-from tests.support.stack_process import TINY, StackProcess, archive, drawing
+from tests.support.stack_process import TINY, StackProcess, archive, drawing, within
 
 pytestmark = [
     pytest.mark.integration,
@@ -293,6 +293,8 @@ def test_pictures_become_a_dataset_with_boxes_and_a_training(visit, stack, tmp_p
     page.get_by_label("What do the pictures show?").fill("cross")
     page.get_by_role("button", name="Start the training").click()
     page.get_by_role("heading", name="Training of cross").wait_for()
+    with stack.client() as client:
+        assert within(60, lambda: "located" in next(client.jobs(category="cross")).metrics)
     page.get_by_role("button", name="Cancel").click()
     page.get_by_text("It was cancelled.").wait_for()
     with stack.client() as client:
@@ -378,6 +380,18 @@ def test_versions_are_compared_and_an_alias_is_moved_and_rolled_back(visit, stac
     page.get_by_role("button", name="Move here").wait_for()
     with stack.client() as client:
         assert client.aliases.get("hound", "active").version == old
+
+
+def test_newest_version_is_shown_where_none_is_active(visit, stack, tmp_path):
+    with stack.client() as client:
+        exported = client.versions.export("dog", "active", tmp_path / "dog.zip")
+        client.versions.import_file("resting", exported, activate=False)
+    visitor = visit()
+    page = visitor.open("#/priors")
+    page.get_by_role("link", name="resting").get_by_text("1 version, none active").click()
+    page.get_by_role("heading", name="resting").wait_for()
+    page.get_by_role("img", name="skeleton").first.wait_for()
+    visitor.check()
 
 
 def test_memory_is_a_wall_of_poses(visit):
