@@ -97,7 +97,7 @@ _CODECS = {"mp4": "libx264", "m4v": "mpeg4", "mov": "mjpeg", "avi": "mpeg4", "mk
 def _video(
     frames: int = 12,
     kind: str = "mp4",
-    size: tuple[int, int] = (48, 32),
+    size: tuple[int, int] | None = None,
     codec: str = "",
     gop: int = 4,
     orientation: tuple[int, bool] = (0, False),
@@ -114,8 +114,10 @@ def _video(
 
     Those dropped are not in it, as where a camera's program could not keep up. ``start`` is the first one's time in
     frames, as in a segment of a longer video.
+
+    It is 48 x 32 unless ``size`` is given, but 64 x 64 from x265, which writes beyond its memory in smaller pictures.
     """
-    width, height = size
+    width, height = size or ((64, 64) if codec == "libx265" else (48, 32))
     muxer = _MUXERS.get(kind, kind)
     muxing = {"movflags": "+faststart"} if muxer in ("mp4", "mov") else {}
     muxing |= {"mpegts_m2ts_mode": "1"} if kind == "m2ts" else {}
@@ -124,7 +126,7 @@ def _video(
         av.open(file.name, "w", format=muxer, options=muxing) as container,
     ):
         stream = container.add_stream(codec or _CODECS[kind], rate=rate, options=options)
-        stream.width, stream.height = size
+        stream.width, stream.height = width, height
         stream.pix_fmt = "yuvj420p" if stream.codec_context.name == "mjpeg" else "yuv420p"
         stream.gop_size = gop
         if b_frames:
