@@ -67,7 +67,7 @@ def test_folded_batch_norm_equals_convolution_followed_by_batch_norm():
 @pytest.mark.parametrize("fusable", [True, False])
 def test_features_equal_the_activations_of_plain_layers(fusable, monkeypatch):
     if not fusable:  # as on a machine whose torch lacks the operator
-        monkeypatch.setattr(fused, "_CALL", None)
+        monkeypatch.setattr(fused, "_CONVOLVE", None)
     image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     network = perceptual.feature_network("efficientnet_lite0", 32)
     levels = perceptual._LITE0_FEATURES
