@@ -153,7 +153,9 @@ class JobView {
       else if (event.kind === "preview") await this.showPreview();
       else await this.refresh();
     }
-    if (!this.signal.aborted) await Promise.all([this.refresh(), this.showPreview()]);
+    if (this.signal.aborted) return;
+    await this.refresh(); // first: a cancelled job has no preview any more
+    await this.showPreview();
   }
 
   drawCharts() {

@@ -134,7 +134,7 @@ function trainCard(dataset, editor, signal) {
     field("How long?", steps), h("details", {}, h("summary", {}, "More"), field("Number of keypoints", keypoints, "16 unless you choose. Few for simple things, more for many limbs.")), existing, start);
   const known = listAll("priors", {}, signal).then((priors) => new Set(priors.map((prior) => prior.category)));
   const check = async () => { existing.textContent = (await known).has(name.value) ? `${name.value} has versions already: this makes a new one, which replaces the active one if it is good.` : ""; };
-  name.addEventListener("change", check);
+  name.addEventListener("input", check); // not once it is left: the button would move away from the pointer that presses it
   check().catch(() => {}); // only a hint
   return form;
 }
