@@ -47,7 +47,12 @@ class Visitor:
         self.page: Page = context.new_page()
         self.url = url
         self.said: list[str] = []
-        self.page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
+        self.page.on(
+            "console",
+            lambda message: self.said.append(
+                f"{message.type}: {message.text} {message.location.get('url', '')}".strip()
+            ),
+        )
         self.page.on("pageerror", lambda error: self.said.append(f"error: {error}"))
 
     def open(self, view: str) -> Page:
