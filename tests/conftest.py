@@ -24,7 +24,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 # where a test needs several, one that waits leaves its core to the others: ten times as fast on busy cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# a fifth of the time to import torch and a thousand modules more goes into looking for garbage, of which there is none;
+# a fifth of the time to import torch and a thousand modules more goes into a search for garbage that finds nothing;
 # see pytest_runtestloop
 gc.disable()
 

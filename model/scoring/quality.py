@@ -37,13 +37,16 @@ def judge(measures: Mapping[str, Any], num_pictures: int, num_keypoints: int) ->
         measures: "agreement", "movement_percent", "idle_keypoints" and "mean_score".
         num_pictures: it was trained on.
         num_keypoints: K.
+
+    A measure that is not a number counts as 0: such a version is of no use.
     """
-    score = float(np.clip(measures["agreement"], 0, 1))
+    score = float(np.clip(np.nan_to_num(measures["agreement"]), 0, 1))
+    movement, mean_score = (np.nan_to_num(measures[name]) for name in ("movement_percent", "mean_score"))
     faults = {  # the first counts
-        "still": measures["movement_percent"] < _STILL,
+        "still": movement < _STILL,
         "few": num_pictures < _FEW,  # before "lost": on so few pictures the agreement is underestimated
         "lost": score < _LOST,
-        "unsure": measures["mean_score"] < _UNSURE,
+        "unsure": mean_score < _UNSURE,
         "weak": score < _WEAK,
         "idle": 2 * len(measures["idle_keypoints"]) > num_keypoints,
     }

@@ -16,7 +16,7 @@ export async function show(place, { prior, signal }) {
     chart.replaceChildren(s("svg", { viewBox: `0 0 ${counts.length * 10} 60`, class: "chart bars", preserveAspectRatio: "none", role: "img", "aria-label": `How often each of the ${counts.length} vectors of bank ${bank} is used` },
       counts.map((count, vector) => s("rect", { x: vector * 10 + 1, y: 58 - (56 * count) / top, width: 8, height: Math.max(0.6, (56 * count) / top), rx: 1, fill: "var(--accent)" }))));
     const kinds = new Set(memory.prototypes.map((prototype) => prototype.codes[bank]));
-    said.textContent = `${used} of ${counts.length} vectors are used. The prototypes use ${kinds.size === 1 ? "one of them: this bank hardly tells poses apart" : `${kinds.size} of them; those that share one are marked`}.`;
+    said.textContent = `${used} of ${counts.length} vectors are used. The prototypes use ${kinds.size === 1 ? "one of them: this bank hardly distinguishes poses" : `${kinds.size} of them; those that share one are marked`}.`;
     const common = memory.prototypes[0]?.codes[bank];
     figures.forEach((figure, index) => figure.firstChild.classList.toggle("shared", kinds.size > 1 && memory.prototypes[index].codes[bank] === common));
   };

@@ -30,3 +30,10 @@ def test_each_fault_has_its_verdict_and_what_to_do(changes, pictures, verdict, w
     assert found["verdict"] == verdict
     assert word in found["advice"]
     assert 0 <= found["score"] <= 1
+
+
+@pytest.mark.parametrize("measure", ["agreement", "movement_percent", "mean_score"])
+def test_measure_that_is_no_number_is_no_good(measure):
+    found = judge({**GOOD, measure: float("nan")}, 900, 16)
+    assert found["verdict"] == ("doubtful" if measure == "mean_score" else "failed")
+    assert found["score"] == (0 if measure == "agreement" else judge(GOOD, 900, 16)["score"])

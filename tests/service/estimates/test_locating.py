@@ -225,8 +225,8 @@ async def test_a_version_of_turned_pictures_gets_them_turned(http, send, publish
     answer = (await send(film, headers={})).json()
     assert answer["errors"] == []
     found = answer["images"]
-    told = np.array([image["region"]["angle"] for image in found])
-    assert np.abs((told - angles + 180) % 360 - 180).max() < 6
+    turned = np.array([image["region"]["angle"] for image in found])
+    assert np.abs((turned - angles + 180) % 360 - 180).max() < 6
     assert min(image["region"]["angle_confidence"] for image in found) > 0.5
     squares = np.concatenate(consumer.pixels)
     dark = squares[..., 0] < 90
@@ -238,7 +238,7 @@ async def test_a_version_of_turned_pictures_gets_them_turned(http, send, publish
     assert [image["region"] for image in again] == [image["region"] for image in found]
     assert [image["keypoints"] for image in again] == [image["keypoints"] for image in found]
     coco = (await send({**film, "boxes": ("boxes.csv", text.encode())}, headers={}, format="coco")).json()
-    assert [each["angle"] for each in coco["annotations"]] == told.tolist()
+    assert [each["angle"] for each in coco["annotations"]] == turned.tolist()
     upright = (await send({**film, "boxes": ("boxes.csv", text.encode())}, headers={}, align="off")).json()["images"]
     assert len(upright) == count
     assert not any("angle" in image["region"] for image in upright)

@@ -76,8 +76,8 @@ def test_where_nothing_tells_there_is_no_angle() -> None:
     """Without a tail, and in no order: the axis alone would have been a coin toss."""
     order = np.random.default_rng(1).permutation(COUNT)
     track = track_of(PLACES[order], ANGLES[order], [None] * COUNT)
-    told = [angle for angle in track.angles if angle is not None]
-    assert len(told) <= COUNT // 20
+    known = [angle for angle in track.angles if angle is not None]
+    assert len(known) <= COUNT // 20
     assert all(box is not None for box in track.boxes)
     for angle, confidence in zip(track.angles, track.angle_confidence, strict=True):
         assert (angle is None) == (confidence < MIN_CONFIDENCE)
