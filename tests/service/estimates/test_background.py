@@ -167,6 +167,8 @@ async def test_those_that_others_have_leave_room_for_more(http, send, publish, c
         await http.gateway.background.start_waiting()
         assert (await ended(http, last))["status"] == "succeeded"
         assert {files.record(estimate_id).shown.status for estimate_id in others} == {EstimateStatus.QUEUED}
+    running = http.gateway.background._running.values()  # the last one keeps its place a moment longer than its status
+    await asyncio.wait_for(asyncio.gather(*running), 20)
     await http.gateway.background.start_waiting()
     for estimate_id in others:
         assert (await ended(http, estimate_id))["status"] == "succeeded"
