@@ -88,6 +88,13 @@ def to_tensor(images: Images, device: torch.device) -> Tensor:
     return batch.to(torch.float32).div_(127.5).sub_(1)
 
 
+def to_pixels(images: Tensor) -> Images:
+    """Convert float (..., 3, S, S) to uint8 (..., S, S, 3); [-1, 1] is the range that pixels have."""
+    levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    pixels: Images = levels.movedim(-3, -1).cpu().numpy()
+    return pixels
+
+
 def step_generator(seed: int, stream: str, step: int) -> torch.Generator:
     """Return the random numbers of one purpose at one step, the same in a resumed run as in an unbroken one."""
     mixed = (seed * 1_000_003 + step) * 31 + sum(stream.encode())

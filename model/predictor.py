@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.config import PPLConfig
-from model.data import Images, to_tensor
+from model.data import Images, to_pixels, to_tensor
 from model.network.blocks import autocast, channels_last, pick_device
 from model.network.memory import recall
 from model.network.pose_prior_learner import PosePriorLearner
@@ -37,6 +37,8 @@ class Prediction:
             the training pictures. None without a memory, or for versions without that scale.
         codes: uint16 (N, M), the nearest vector of each memory bank to the unrefined pose; None unless requested.
         presences: float32 (N,), the probability that the thing is there; None for versions that were not calibrated.
+        reconstructions: uint8 (N, T + 1, s, s, 3), RGB of the working side s, what the model makes of the square with
+            each pose of the trajectory; None unless requested.
     """
 
     keypoints: Array
@@ -46,6 +48,7 @@ class Prediction:
     surprises: Array | None = None
     codes: NDArray[np.uint16] | None = None
     presences: Array | None = None
+    reconstructions: Images | None = None
 
 
 class Predictor:
@@ -101,12 +104,18 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(
-        self, images: Images, refine_steps: int = 0, *, link_map: bool = False, codes: bool = False
+        self,
+        images: Images,
+        refine_steps: int = 0,
+        *,
+        link_map: bool = False,
+        codes: bool = False,
+        reconstructions: bool = False,
     ) -> Prediction:
         """Estimate the poses in a batch of squares, uint8 (N, S, S, 3), RGB, of the model's image size; N at least 1.
 
         ``refine_steps`` are iterations of refinement with the memory, for hidden parts. Raises NoMemoryError, a
-        ValueError, if steps or codes are requested of an AutoLink model, which has no memory.
+        ValueError, if steps, codes or reconstructions are requested of an AutoLink model, which has no memory.
         """
         side = self.config.image_size
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (side, side, 3) or not len(images):
@@ -116,7 +125,8 @@ class Predictor:
         if codes and self.model.memory is None:
             raise NoMemoryError(f"a model of the method {self.config.method} has no memory, and no codes")
         with autocast(self.config.precision, self.device):
-            located, trajectory = refine(self.model, to_tensor(images, self.device), refine_steps)
+            filled: list[torch.Tensor] | None = [] if reconstructions else None
+            located, trajectory = refine(self.model, to_tensor(images, self.device), refine_steps, filled)
             drawn = self._draw(located.keypoints) if link_map else None
         return Prediction(
             located.keypoints.float().cpu().numpy(),
@@ -125,6 +135,7 @@ class Predictor:
             drawn,
             *self._recall(trajectory[:, 0], codes),
             self._estimate_presence(trajectory[:, 0], located.evidence),
+            None if filled is None else to_pixels(torch.stack(filled, dim=1)),
         )
 
     def _estimate_presence(self, keypoints: torch.Tensor, evidence: torch.Tensor | None) -> Array | None:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .data import Clips, Images, mask_patches, step_generator, to_tensor
+from .data import Clips, Images, mask_patches, step_generator, to_pixels, to_tensor
 from .network.blocks import autocast, shrink
 from .network.links import connectivity_matrix, link_lengths
 from .network.pose_prior_learner import PosePriorLearner
@@ -40,8 +40,7 @@ def draw_preview(model: PosePriorLearner, images: Images, clips: Clips | None = 
         reference = shrink(to_tensor(images[clips.draw_other_frames(chosen, generator)], device), config.side)
     with autocast(model.config.precision, device):
         poses = model.locate(pictures).keypoints.float()
-        drawn = model.reconstructor(reference, model.draw(poses, pictures)).float()
-    rebuilt = ((drawn.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        rebuilt = to_pixels(model.reconstructor(reference, model.draw(poses, pictures)))
     links = _skeleton(model, poses)
     pitch, rows = _TILE_PX + _GAP_PX, -(-len(chosen) // _COLUMNS)
     side = max(2, rows) * pitch - _GAP_PX  # of the prior

@@ -72,7 +72,8 @@ class InferenceEngine:
         model = self.models.get(request.category, request.version)
         loaded = time.perf_counter()
         try:
-            prediction = model.predict(images, request.refine_steps, link_map=request.link_map, codes=request.codes)
+            more = {name: getattr(request, name) for name in ("link_map", "codes", "reconstructions")}
+            prediction = model.predict(images, request.refine_steps, **more)
         except NoMemoryError as error:
             raise NoMemory(str(error)) from error
         ended = time.perf_counter()

@@ -33,7 +33,9 @@ def fill_in(model: PosePriorLearner, image: Tensor, keypoints: Tensor, link_widt
 
 
 @torch.no_grad()
-def refine(model: PosePriorLearner, image: Tensor, refine_steps: int) -> tuple[Located, Tensor]:
+def refine(
+    model: PosePriorLearner, image: Tensor, refine_steps: int, reconstructions: list[Tensor] | None = None
+) -> tuple[Located, Tensor]:
     """Locate keypoints, then ``refine_steps`` times in the image that :func:`fill_in` makes of the last pose.
 
     The pose of a step lies ``refine_gain`` of the way from the first pose to the one found again, or less for keypoints
@@ -44,14 +46,18 @@ def refine(model: PosePriorLearner, image: Tensor, refine_steps: int) -> tuple[L
         model: in eval mode.
         image: (B, 3, S, S) in [-1, 1], occluded or not.
         refine_steps: N, at least 0.
+        reconstructions: gets what :func:`fill_in` makes of each pose of the trajectory, N + 1 batches: step n + 1 looks
+            at the one of step n, and the last one is made for this list alone.
 
     Returns:
         Keypoints (B, K, 2) and scores of the last step (mixed like these with the weighting "scores"), the evidence
         of the image, and the trajectory (B, N + 1, K, 2).
 
     Raises:
-        NoMemoryError: steps are requested of an AutoLink model, which has no memory.
+        NoMemoryError: steps or reconstructions are requested of an AutoLink model, which has no memory.
     """
+    if reconstructions is not None and model.memory is None:
+        raise NoMemoryError(f"a model of the method {model.config.method} has no memory to reconstruct pictures with")
     if refine_steps and model.memory is None:
         raise NoMemoryError(
             f"refine_steps is {refine_steps}; a model of the method {model.config.method} has no memory to "
@@ -60,7 +66,10 @@ def refine(model: PosePriorLearner, image: Tensor, refine_steps: int) -> tuple[L
     located = seen = model.locate(image, evidence=True)
     trajectory = [seen.keypoints]
     for _ in range(refine_steps):
-        found = model.locate(fill_in(model, image, located.keypoints))
+        filled = fill_in(model, image, located.keypoints)
+        if reconstructions is not None:
+            reconstructions.append(filled)
+        found = model.locate(filled)
         share = model.config.refine_gain * refined_share(model.config.refine_weighting, seen.scores, found.scores)
         moved = torch.lerp(seen.keypoints, found.keypoints, share[..., None])
         scores = found.scores
@@ -68,6 +77,8 @@ def refine(model: PosePriorLearner, image: Tensor, refine_steps: int) -> tuple[L
             scores = torch.lerp(seen.scores, found.scores, share)
         located = Located(moved, scores, seen.evidence)
         trajectory.append(located.keypoints)
+    if reconstructions is not None:
+        reconstructions.append(fill_in(model, image, located.keypoints))
     return located, torch.stack(trajectory, dim=1)
 
 

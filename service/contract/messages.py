@@ -1,8 +1,8 @@
 """Messages between gateway and worker: batches, replies and heartbeats.
 
 Every message carries its sender's contract version; another version than the receiver's raises ContractMismatch.
-Optional fields added within a version (``codes``, ``surprises``, ``presences``) may be missing from an older
-release's messages.
+Optional fields added within a version (``codes``, ``surprises``, ``presences``, ``reconstructions``) may be missing
+from an older release's messages.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class BatchRequest(BaseModel):
     refine_steps: int = Field(0, ge=0, le=MAX_REFINE_STEPS)
     link_map: bool = False
     codes: bool = False
+    reconstructions: bool = False
     reply_to: str = Field(description="the reply list's key")
     deadline: float = Field(description="unix time after which the reply is not needed")
 
@@ -64,6 +65,7 @@ class BatchReply(BaseModel):
         surprises: (N,) float32 >= 0; None if the version has no scale, or from an older worker.
         codes: (N, M) uint16, if requested; None from an older worker.
         presences: (N,) float32 in [0, 1]; None if the version is not calibrated, or from an older worker.
+        reconstructions: (N, T+1, s, s, 3) uint8, if requested; None from an older worker.
         timing_ms: the worker's times: "load" (loading the version, 0 if resident), "model", "total".
     """
 
@@ -79,6 +81,7 @@ class BatchReply(BaseModel):
     surprises: NDArray[np.float32] | None = None
     codes: NDArray[np.uint16] | None = None
     presences: NDArray[np.float32] | None = None
+    reconstructions: NDArray[np.uint8] | None = None
     timing_ms: dict[str, float] = Field(default_factory=dict)
 
     def pack(self) -> bytes:

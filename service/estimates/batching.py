@@ -52,6 +52,7 @@ class Group(NamedTuple):
     refine_steps: int
     link_map: bool
     codes: bool = False
+    reconstructions: bool = False
 
 
 class Pose(NamedTuple):
@@ -64,6 +65,7 @@ class Pose(NamedTuple):
     surprise: np.float32 | None
     codes: NDArray[np.uint16] | None  # (M,)
     presence: np.float32 | None
+    reconstructions: NDArray[np.uint8] | None = None  # (T + 1, s, s, 3)
 
 
 @dataclass(eq=False)
@@ -372,21 +374,23 @@ def _check_reply(reply: BatchReply, flight: Flight) -> PPLError | None:
     """Return what is wrong with the arrays of a reply."""
     group = flight.items[0][0].group
     needed = [reply.keypoints, reply.scores, reply.trajectory, *([reply.link_map] if group.link_map else [])]
-    given = [array for array in (*needed, reply.surprises, reply.codes, reply.presences) if array is not None]
+    optional = (reply.surprises, reply.codes, reply.presences, reply.reconstructions)
+    given = [array for array in (*needed, *optional) if array is not None]
     if any(array is None for array in needed) or any(len(array) != len(flight.items) for array in given):
         log.error("malformed reply: batch=%s", reply.batch_id)
         return ModelFailed("the worker's reply does not fit the batch")
     if not all(np.isfinite(array).all() for array in given):
         return ModelFailed("the model's poses are not finite; this version of the category is broken, train it again")
-    if group.codes and reply.codes is None:
-        return ContractMismatch(
-            "the worker is of an older release and returns no codes; "
-            "leave codes out of include, or run gateway and workers of the same release"
-        )
+    for name in ("codes", "reconstructions"):
+        if getattr(group, name) and getattr(reply, name) is None:
+            return ContractMismatch(
+                f"the worker is of an older release and returns no {name}; "
+                f"leave {name} out of include, or run gateway and workers of the same release"
+            )
     return None
 
 
 def _read_pose(reply: BatchReply, row: int) -> Pose:
     arrays = (reply.keypoints, reply.scores, reply.trajectory, reply.link_map)
-    more = (reply.surprises, reply.codes, reply.presences)
+    more = (reply.surprises, reply.codes, reply.presences, reply.reconstructions)
     return Pose._make(None if array is None else array[row] for array in (*arrays, *more))

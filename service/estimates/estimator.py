@@ -79,6 +79,7 @@ class Estimator:
             query.refine_steps,
             "link_map" in query.include,
             "codes" in query.include,
+            "reconstructions" in query.include,
         )
         self._patient = patient
         self._drawn_pixels = 0
@@ -208,7 +209,7 @@ class Estimator:
             source, include = by_index[box.index], self._query.include
             return describe_pose(source, box, pose, self._version, include, self._limits, self._landmarks)
 
-        if len(found.poses) <= INLINE_POSES and not self._query.num_drawings:
+        if len(found.poses) <= INLINE_POSES and not self._query.has_pictures:
             answers = list(map(describe, found.fitted, found.poses))
         else:
             decoding = map(partial(self._threads.decode, describe), found.fitted, found.poses)

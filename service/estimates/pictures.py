@@ -283,6 +283,9 @@ def describe_pose(
         answer["codes"] = pose.codes.tolist()
     if "trajectory" in include:
         answer["trajectory"] = [_round(step) for step in frame.to_picture(pose.trajectory)]
+    if "reconstructions" in include:
+        assert pose.reconstructions is not None
+        answer["reconstructions"] = [_data_url(Image.fromarray(square)) for square in pose.reconstructions]
     if "link_map" in include:
         assert pose.link_map is not None
         answer["link_map"] = _data_url(unfit_square(pose.link_map, frame, fitted.width, fitted.height))

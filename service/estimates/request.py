@@ -24,8 +24,10 @@ from .smoothing import Smoothing, parse_smoothing
 from .store import ID_DIGITS, EstimateStore
 
 BODY_S = 120.0  # time for a body to arrive, if the request is answered at once
-DRAWN = frozenset(("link_map", "overlay"))
-INCLUDABLE = ("link_map", "trajectory", "overlay", "codes", "links")
+DRAWN = frozenset(("link_map", "overlay"))  # of the picture's size
+_PICTURES = DRAWN | {"reconstructions"}
+_OF_MEMORY = ("codes", "reconstructions")
+INCLUDABLE = ("link_map", "trajectory", "reconstructions", "overlay", "codes", "links")
 LOCATE = ("auto", "motion", "off")
 ALIGN = ("off", "heading")
 _FIELDS = (
@@ -247,11 +249,11 @@ class Query:
             raise BadField("include", f"include names {word[:80]!r}; it may name {', '.join(INCLUDABLE)}")
         if query.format not in FORMATS:
             raise BadField("format", f"format is {query.format[:80]!r}; it must be one of {', '.join(FORMATS)}")
-        if video and query.num_drawings:
+        if video and query.has_pictures:
             raise BadField(
                 "include",
-                "include names link_map, which frames of a video can't have; leave it out, or send single frames as "
-                "pictures",
+                f"include names {' and '.join(sorted(query.include & _PICTURES))}, which frames of a video can't have; "
+                "leave it out, or send single frames as pictures",
             )
         if query.num_poses > max_poses:
             raise TooManyImages(
@@ -271,8 +273,13 @@ class Query:
         return max(a_frame, sum(len(boxes.boxes) for boxes in self.boxes))
 
     @property
+    def has_pictures(self) -> bool:
+        """Whether answers have pictures, which take long to encode."""
+        return not self.include.isdisjoint(_PICTURES)
+
+    @property
     def num_drawings(self) -> int:
-        """Number of pictures to draw for each pose."""
+        """Number of pictures of the picture's size to draw for each pose."""
         return len(self.include & DRAWN)
 
     def list_links_of(self, version: Version) -> Version:
@@ -294,8 +301,11 @@ class Query:
         if version.has_memory:
             return
         label = f"version '{version.name}' of category '{version.category}' has none: it was trained with autolink"
-        if "codes" in self.include:
-            raise NoMemory(f"codes need a memory, and {label}; leave codes out, or name a version of the method ppl")
+        for word in _OF_MEMORY:
+            if word in self.include:
+                raise NoMemory(
+                    f"{word} need a memory, and {label}; leave {word} out, or name a version of the method ppl"
+                )
         if self.refine_steps:
             raise NoMemory(
                 f"refine_steps is {self.refine_steps}, which needs a memory, and {label}; leave refine_steps out, or "

@@ -117,6 +117,12 @@ class ImageEstimate(BaseModel):
     trajectory: list[list[Point]] | None = Field(
         None, description="if included: the pose after 0, 1, … refine_steps refinements"
     )
+    reconstructions: list[str] | None = Field(
+        None,
+        description="if included: for each pose of the trajectory the data URL of a PNG, the model's square as it "
+        "reconstructs it from the memory's pose nearest to that pose and from what the picture shows; refinement step "
+        "n + 1 looks for the keypoints in the n-th",
+    )
     link_map: str | None = Field(
         None, description="if included: data URL of a grey PNG of the picture's size, the links as the model drew them"
     )

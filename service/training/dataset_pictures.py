@@ -1,19 +1,32 @@
-"""List and read single pictures of a dataset, for example to draw boxes on them."""
+"""List and read single pictures and frames of a dataset, for example to draw boxes on them."""
 
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
 from pathlib import Path
 
+from PIL.Image import Image
+
 from service.contract.datasets.dataset import DatasetPicture, DatasetPicturePage
-from service.contract.errors import BadCursor, BadPicture, UnknownDataset, UnknownPicture
+from service.contract.errors import (
+    BadCursor,
+    BadPicture,
+    BadVideoFile,
+    UnknownDataset,
+    UnknownPicture,
+    UnsupportedFormat,
+)
 from service.contract.media.archives import ArchiveLimits, Member, detect_kind, iter_members, read_bounded
 from service.contract.media.pictures import PictureLimits, open_picture
+from service.contract.media.video_request import VideoLimits
+from service.contract.media.videos import BadVideo, NoDecoder, iter_frames
 
 _QUALITY = 90
+_MANY = 10**9  # frames, so that a long video is not refused for one
 _MAX_SIDE_PX = 65_500  # that libjpeg writes
 
 
@@ -51,7 +64,54 @@ def read_picture(archive: Path, number: int, limits: ArchiveLimits, picture_limi
         data = read_bounded(member, limits)
     if isinstance(data, BadPicture):
         raise data
-    image, file = open_picture(data, picture_limits), io.BytesIO()
+    return _jpeg(open_picture(data, picture_limits))
+
+
+def read_frame(archive: Path, name: str, file_name: str | None, limits: ArchiveLimits, video: VideoLimits) -> bytes:
+    """Return a frame of a dataset's video as JPEG; it is decoded from the video's start.
+
+    Args:
+        name: ``VIDEO#NUMBER``, as boxes name it.
+        file_name: that of the upload, if it is a video by itself.
+
+    Raises:
+        UnknownPicture: there is no such video or frame.
+        UnknownDataset: it was deleted meanwhile.
+        BadVideoFile, UnsupportedFormat: the video can't be decoded.
+    """
+    wanted, _, digits = name.rpartition("#")
+    if not (wanted and digits.isascii() and digits.isdigit() and len(digits) < 10):
+        raise UnknownPicture(f"the frame is {name[:80]!r}; expected VIDEO#NUMBER, as in walk.mp4#000012")
+    number = int(digits)
+    with _open_members(archive, limits) as members, ExitStack() as held:
+        for member in members:
+            if member.is_video and ((file_name or member.name) if member.bare_video else member.name) == wanted:
+                path = member.path or _copy_video(member, held)
+                break
+        else:
+            raise UnknownPicture(f"the dataset has no video {wanted[:80]!r}")
+        try:
+            # from the first frame in steps to the wanted one, the second
+            frames = held.enter_context(closing(iter_frames(path, _MANY, video, every=max(1, number))))
+            found = next((frame.image for frame in frames if frame.number >= number), None)
+        except BadVideo as error:
+            raise BadVideoFile(f"{wanted[:60]}: {error}") from error
+        except NoDecoder as error:
+            raise UnsupportedFormat(str(error)) from error
+    if found is None:
+        raise UnknownPicture(f"the video {wanted[:60]!r} has no frame {number}")
+    return _jpeg(found)
+
+
+def _copy_video(member: Member, held: ExitStack) -> Path:
+    folder = held.enter_context(tempfile.TemporaryDirectory(prefix="ppl-frame-"))
+    path = Path(folder) / "video"
+    member.copy(path)
+    return path
+
+
+def _jpeg(image: Image) -> bytes:
+    file = io.BytesIO()
     if max(image.size) > _MAX_SIDE_PX:
         size = f"{image.width} x {image.height}"
         raise BadPicture(f"the picture is {size} pixels; a JPEG has at most {_MAX_SIDE_PX} a side")
@@ -61,8 +121,14 @@ def read_picture(archive: Path, number: int, limits: ArchiveLimits, picture_limi
 
 @contextmanager
 def _open_pictures(archive: Path, limits: ArchiveLimits) -> Iterator[Iterator[Member]]:
+    with _open_members(archive, limits) as members:
+        yield (member for member in members if member.is_picture)
+
+
+@contextmanager
+def _open_members(archive: Path, limits: ArchiveLimits) -> Iterator[Iterator[Member]]:
     try:
         with closing(iter_members(archive, detect_kind(archive), limits)) as members:
-            yield (member for member in members if member.is_picture)
+            yield members
     except FileNotFoundError as error:
         raise UnknownDataset("the dataset was deleted meanwhile; GET /datasets lists those left") from error

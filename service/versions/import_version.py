@@ -261,7 +261,7 @@ def _check_memory(memory: Memory, config: PPLConfig) -> None:
     )
     counts_fit = [len(counts) for counts in memory.use_counts] == [bank_size] * num_banks
     sizes_fit = (memory.num_banks, memory.bank_size, memory.token_dim) == sizes
-    if not (sizes_fit and counts_fit and prototypes_fit) or memory.vectors:
+    if not (sizes_fit and counts_fit and prototypes_fit) or memory.vectors or memory.variation:
         raise ValueError("it does not fit the sizes in config.json")
 
 

@@ -12,13 +12,16 @@ from threading import Lock
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic_core import to_json
 from safetensors import safe_open
 
+from model.version.bank_poses import vary_bank
 from model.version.prior_values import default_names, read_prior
-from service.contract.errors import StoreCorrupt
+from service.contract.errors import NoMemory, StoreCorrupt
 from service.contract.versions.additions import Additions, has_default_names
 from service.contract.versions.store import ACTIVE, VersionStore
+from service.http.problems import BadField
 
 from .landmarks import LandmarkMaps
 
@@ -110,20 +113,50 @@ class Versions:
         history = self.store.history(category, name)
         return {"category": category, "version": name, "snapshots": _member(history, "snapshots")}
 
-    def memory(self, category: str, name: str | None = None, *, vectors: bool = False) -> dict[str, Any]:
-        """Return a memory as the API shows it, on request with all (M, V, D) vectors."""
+    def memory(
+        self,
+        category: str,
+        name: str | None = None,
+        *,
+        vectors: bool = False,
+        bank: int | None = None,
+        prototype: int | None = None,
+    ) -> dict[str, Any]:
+        """Return a memory as the API shows it.
+
+        Args:
+            vectors: add all (M, V, D) vectors.
+            bank: add the poses of a prototype, or of the keypoint prior, with each vector of this bank.
+
+        Raises:
+            NoMemory: a bank is named, and the version has none.
+            BadField: it has no such bank or prototype.
+        """
         name = self.store.resolve(category, name)
         memory = {"category": category, "version": name, **self.store.memory(category, name)}
-        if not vectors:
-            return memory
-        if not _member(memory, "num_banks"):
-            return {**memory, "vectors": []}
+        prototypes, num_banks = _member(memory, "prototypes"), _member(memory, "num_banks")
+        if bank is not None:
+            _check_variation(f"version '{name}' of category '{category}'", bank, num_banks, prototype, len(prototypes))
+        if vectors:
+            codebook = self._memory_tensors(category, name)["memory.codebook"] if num_banks else np.empty(0)
+            memory["vectors"] = codebook.astype("float64").round(_DIGITS).tolist()
+        if bank is not None:
+            codes = None if prototype is None else prototypes[prototype]["codes"]
+            poses = vary_bank(self._memory_tensors(category, name), bank, codes)
+            keypoints = poses.astype("float64").round(_DIGITS).tolist()
+            memory["variation"] = {"bank": bank, "prototype": prototype, "keypoints": keypoints}
+        return memory
+
+    def _memory_tensors(self, category: str, name: str) -> dict[str, NDArray[Any]]:
+        """Read the codebook and the decoder of a memory. Raises StoreCorrupt."""
         try:
-            with safe_open(self.store.weights_path(category, name), framework="numpy") as tensors:
-                codebook = tensors.get_tensor("memory.codebook")
+            with safe_open(self.store.weights_path(category, name), framework="numpy") as file:
+                wanted = [key for key in file.keys() if key.startswith(("memory.codebook", "memory.decoder."))]  # noqa: SIM118
+                return {"memory.codebook": file.get_tensor("memory.codebook")} | {
+                    key: file.get_tensor(key) for key in wanted
+                }
         except Exception as error:  # safetensors raises its own error, OSError and more
-            raise StoreCorrupt(f"the codebook of version '{name}' of category '{category}' can't be read") from error
-        return {**memory, "vectors": codebook.astype("float64").round(_DIGITS).tolist()}
+            raise StoreCorrupt(f"the memory of version '{name}' of category '{category}' can't be read") from error
 
     def landmarks(self, version: Version, name: str) -> LandmarkMaps:
         """Load a set of landmarks of a version. Raises BadLandmarks, UnknownLandmarks, StoreCorrupt."""
@@ -274,6 +307,14 @@ def _skeleton(prior: dict[str, Any], links: list[dict[str, Any]]) -> list[dict[s
     except ValueError as error:
         raise StoreCorrupt(f"prior.json can't be read: {error}") from error
     return [link for link in links if (link["i"], link["j"]) in drawn]
+
+
+def _check_variation(label: str, bank: int, banks: int, prototype: int | None, prototypes: int) -> None:
+    if not banks:
+        raise NoMemory(f"bank is {bank}, and {label} has no memory: it was trained with autolink; leave bank out")
+    for field, value, count in (("bank", bank, banks), ("prototype", prototype, prototypes)):
+        if value is not None and value >= count:
+            raise BadField(field, f"{field} is {value}; {label} has {field}s 0 to {count - 1}")
 
 
 def _file_identity(path: str | Path) -> tuple[int, int] | None:

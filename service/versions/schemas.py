@@ -123,6 +123,16 @@ class Prototype(BaseModel):
     count: int = Field(description="training pictures in the cluster")
 
 
+class Variation(BaseModel):
+    """What one memory bank varies: a pose with each of its vectors in turn, while the other banks keep theirs."""
+
+    bank: int
+    prototype: int | None = Field(
+        description="the prototype that is varied; null for the keypoint prior, made of the mean vector of each bank"
+    )
+    keypoints: list[list[NormalizedPoint]] = Field(description="(V, K, 2): the pose with each vector of the bank")
+
+
 class Memory(OfVersion):
     """The memory behind a prior: M banks of V vectors of D numbers."""
 
@@ -137,6 +147,7 @@ class Memory(OfVersion):
         "keypoints, in units of [-1, 1]) that counts as a surprise of 1; null if it was not measured",
     )
     vectors: list[list[list[float]]] | None = Field(None, description="(M, V, D), with include=vectors")
+    variation: Variation | None = Field(None, description="with bank: the poses of that bank's vectors")
 
 
 class KeypointChange(BaseModel):

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from model.config import PPLConfig
+from model.network.architecture import expected_tensors
 from service.contract import routing
 from service.contract.errors import PPLError
 from service.contract.messages import BatchReply, BatchRequest, WorkerHeartbeat
@@ -108,6 +109,9 @@ def answer(request: BatchRequest, images: np.ndarray) -> BatchReply:
     keypoints = (spot[:, None] + around).astype(np.float32)
     trajectory = np.repeat(keypoints[:, None], request.refine_steps + 1, axis=1)
     trajectory += 0.01 * np.arange(request.refine_steps, -1, -1, dtype=np.float32)[None, :, None, None]
+    # the number of the step as grey, on half the side
+    grey = 10 * np.arange(request.refine_steps + 1, dtype=np.uint8)
+    rebuilt = np.broadcast_to(grey[None, :, None, None, None], (request.count, len(grey), side // 2, side // 2, 3))
     return BatchReply(
         batch_id=request.batch_id,
         keypoints=keypoints,
@@ -117,6 +121,7 @@ def answer(request: BatchRequest, images: np.ndarray) -> BatchReply:
         surprises=np.full(request.count, 0.5, np.float32),
         presences=np.full(request.count, 0.9, np.float32),
         codes=np.tile(np.uint16([1, 0, 1]), (request.count, 1)) if request.codes else None,
+        reconstructions=rebuilt if request.reconstructions else None,
         timing_ms={"model": 3.0},
     )
 
@@ -145,7 +150,7 @@ def publish(data_root: Path) -> Callable[..., str]:
     store = VersionStore(data_root)
 
     def put(category: str = "dog", version: str = "20260101T000000-abc123", side: int = 64, method: str = "ppl") -> str:
-        banks, size, dim = (3, 2, 4) if method == "ppl" else (0, 0, 0)
+        banks, size, dim = (3, 2, 8) if method == "ppl" else (0, 0, 0)
         codebook = np.arange(banks * size * dim, dtype=np.float32).reshape(banks, size, dim) / 7
         keypoints = [[0.0, 0.0], [0.5, 0.0], [0.0, 0.5], [-0.5, 0.0], [0.0, -0.5]]
         links = [
@@ -199,7 +204,12 @@ def publish(data_root: Path) -> Callable[..., str]:
         with store.staging(category, version) as folder:
             for name, document in documents.items():
                 (folder / name).write_text(json.dumps(document))
-            save_file({"memory.codebook": codebook} if banks else {}, folder / "weights.safetensors")
+            decoder = {
+                name: np.sin(np.arange(np.prod(shape), dtype=np.float32)).reshape(shape)
+                for name, (_, shape) in expected_tensors(PPLConfig(num_keypoints=5, num_banks=3, token_dim=8)).items()
+                if name.startswith("memory.decoder.")
+            }
+            save_file({"memory.codebook": codebook, **decoder} if banks else {}, folder / "weights.safetensors")
             store.publish(folder, category, version)
         store.activate(category, version)
         return version

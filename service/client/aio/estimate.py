@@ -40,7 +40,7 @@ class EstimateCalls(Transport):
 
         Args:
             images: paths, or the bytes of picture files.
-            include: any of "link_map", "trajectory", "overlay", "codes".
+            include: any of "link_map", "trajectory", "reconstructions", "overlay", "codes", "links".
             boxes: for each picture the object's box as x, y, width, height in pixels, and optionally its heading in
                 degrees clockwise from up; or a list of boxes, each of which gets a pose; or None for the whole
                 picture. Or a file: CSV (image,x,y,width,height), COCO or MegaDetector's JSON.

@@ -222,9 +222,15 @@ class Client(EstimateCalls):
         params = given(version=version, include="links" if all_links else None)
         return self.read(Prior, self.send("GET", api_path("priors", category), params=params))
 
-    def memory(self, category: str, version: str | None = None) -> Memory:
-        """Return the memory of a version and its prototypes."""
-        return self.read(Memory, self._get_prior(category, version, "memory"))
+    def memory(
+        self, category: str, version: str | None = None, *, bank: int | None = None, prototype: int | None = None
+    ) -> Memory:
+        """Return the memory of a version and its prototypes.
+
+        With `bank`, also what it varies: `prototype`, or the keypoint prior, with each vector of that bank.
+        """
+        params = given(version=version, bank=bank, prototype=prototype)
+        return self.read(Memory, self.send("GET", api_path("priors", category, "memory"), params=params))
 
     def history(self, category: str, version: str | None = None) -> History:
         """Return the snapshots of a prior during its training."""

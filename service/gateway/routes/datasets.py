@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Path as PathParameter
-from fastapi import Request
+from fastapi import Query, Request
 from starlette.responses import JSONResponse, Response
 
 from service.contract.datasets.dataset import (
@@ -18,15 +18,17 @@ from service.contract.datasets.dataset import (
 from service.contract.errors import DatasetNotReady
 from service.contract.media.archives import ArchiveLimits
 from service.contract.media.pictures import PictureLimits
+from service.estimates.video_frames import video_limits
 from service.gateway.gateway import CurrentGateway, Limit, new_router
 from service.http.problems import responses
 from service.training.dataset_intake import accept_dataset, check_unused
-from service.training.dataset_pictures import list_pictures, read_picture
+from service.training.dataset_pictures import list_pictures, read_frame, read_picture
 from service.training.openapi import dataset_body
 
 router = new_router("datasets")
 
 _AGAIN_S = 2.0
+_FRAME_TIMEOUT_S = 60.0
 
 Number = Annotated[int, PathParameter(ge=0, lt=10**9, description="of the picture, from 0", examples=[0])]
 
@@ -121,6 +123,29 @@ async def get_picture(gateway: CurrentGateway, dataset_id: str, number: Number) 
     await gateway.threads.io(gateway.datasets.record, dataset_id)
     path, limits = gateway.datasets.archive(dataset_id), ArchiveLimits.of(gateway.settings)
     data = await gateway.threads.upload(read_picture, path, number, limits, PictureLimits.of(gateway.settings))
+    return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+
+@router.get(
+    "/datasets/{dataset_id}/frame",
+    summary="Get a frame of a dataset's video",
+    response_class=Response,
+    responses={200: {"content": {"image/jpeg": {}}, "description": "a JPEG"}, **responses(415, 503)},
+)
+async def get_frame(
+    gateway: CurrentGateway,
+    dataset_id: str,
+    name: Annotated[str, Query(max_length=1000, description="as boxes name it", examples=["walk.mp4#000012"])],
+) -> Response:
+    """Return a frame as JPEG of its own size, for example to look at the boxes of a job (`GET /train-jobs/{id}/boxes`).
+
+    The video is decoded up to the frame, which takes some seconds for a late one.
+    """
+    record = await gateway.threads.io(gateway.datasets.record, dataset_id)
+    path, limits = gateway.datasets.archive(dataset_id), ArchiveLimits.of(gateway.settings)
+    video = video_limits(gateway.settings, _FRAME_TIMEOUT_S)
+    with gateway.video_slots.hold(1):
+        data = await gateway.threads.video(read_frame, path, name, record.file_name, limits, video)
     return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 

@@ -66,9 +66,9 @@ def make_router(settings: Settings) -> APIRouter:
         in the answer are pixels of the uploaded picture, with its EXIF orientation applied.
 
         A keypoint's **score** is the share of its attention that lies near it, from 0 to 1; it is low where the part
-        is hidden. `link_map`, `trajectory` and `overlay` are present if `include` names them, and `landmarks` if the
-        field `landmarks` names a set of the version (`POST /priors/{category}/landmarks`). Fields may also be query
-        parameters, as in `/estimate?landmarks=anatomy`.
+        is hidden. `link_map`, `trajectory`, `reconstructions` and `overlay` are present if `include` names them, and
+        `landmarks` if the field `landmarks` names a set of the version (`POST /priors/{category}/landmarks`). Fields
+        may also be query parameters, as in `/estimate?landmarks=anatomy`.
 
         **Surprise** is the distance of a pose from the learned ones: above 1 the picture may not show the category.
         `include=codes` adds the codes that the memory retrieved.
@@ -167,7 +167,7 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
             chosen = FORMATS[query.format]
             return Response(b"".join(chosen.render(results)), media_type=chosen.media_type, headers=headers)
 
-        inline = not video and query.num_poses <= INLINE_POSES and not query.num_drawings
+        inline = not video and query.num_poses <= INLINE_POSES and not query.has_pictures
         return respond() if inline else await threads.decode(respond)
 
 

@@ -94,16 +94,33 @@ async def get_memory(
     category: str,
     version: Version = None,
     include: Annotated[str, Query(description="`vectors` for all vectors of all banks")] = "",
+    bank: Annotated[
+        int | None,
+        Query(ge=0, description="add `variation`: a pose with each vector of this bank in turn", examples=[0]),
+    ] = None,
+    prototype: Annotated[
+        int | None,
+        Query(ge=0, description="with bank: the prototype to vary, by default the keypoint prior", examples=[0]),
+    ] = None,
 ) -> Response:
     """Return the memory's banks, the usage of each of their vectors, and the prototypical poses.
+
+    With `bank`, `variation` has the poses that differ in that bank's vector alone: they show what the bank stores.
 
     A prototype represents a cluster of `count` training pictures with similar codes. A version of the method `autolink`
     has no memory: no banks and no prototypes.
     """
     if include not in ("", "vectors"):
         raise BadField("include", f"include is {include[:80]!r}; it may be vectors, or left out")
-    vectors = include == "vectors"
-    return await gateway.threads.io(lambda: JSONResponse(gateway.versions.memory(category, version, vectors=vectors)))
+    if prototype is not None and bank is None:
+        raise BadField("prototype", "prototype names the pose that a bank varies; send bank too, or leave it out")
+
+    def read() -> Response:
+        memory = gateway.versions.memory
+        found = memory(category, version, vectors=include == "vectors", bank=bank, prototype=prototype)
+        return JSONResponse(found)
+
+    return await gateway.threads.io(read)
 
 
 @router.get("/priors/{category}/history", summary="How a prior came to be", response_model=History)

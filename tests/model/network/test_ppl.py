@@ -8,7 +8,7 @@ from model.config import resolve
 from model.data import mask_patches, to_tensor
 from model.network.links import link_lengths
 from model.network.pose_prior_learner import PosePriorLearner, attention_near, colour_under
-from model.network.refine import refine
+from model.network.refine import fill_in, refine
 from model.training.losses import boundary_loss, link_regularization_loss, memory_loss, reconstruction_loss
 
 
@@ -140,6 +140,17 @@ def test_refinement_draws_what_the_memory_makes_of_the_pose_around_the_original_
     assert all(torch.equal(reference, batch) for reference, _ in seen)
     torch.testing.assert_close(seen[0][1], model.draw(first, batch).detach())
     torch.testing.assert_close(seen[0][1][:, :1], model.draw_links(first, 32).detach())
+
+
+def test_reconstructions_are_those_that_the_steps_look_at_and_one_of_the_last_pose(model, batch):
+    model.eval()
+    plain, trajectory = refine(model, batch, 2)
+    filled = []
+    located, again = refine(model, batch, 2, filled)
+    torch.testing.assert_close((located.keypoints, again), (plain.keypoints, trajectory))
+    for pose, image in zip(trajectory.unbind(1), filled, strict=True):
+        torch.testing.assert_close(image, fill_in(model, batch, pose))
+    assert len(filled) == 3
 
 
 def test_object_colour_is_that_of_what_lies_under_the_links_and_moves_no_keypoint():

@@ -93,6 +93,8 @@ def test_refinement_is_refused_by_type_and_plain_estimates_are_not(images, train
 def test_requests_for_a_memory_or_a_prior_are_refused(images, trained):
     with pytest.raises(NoMemoryError, match="no memory, and no codes"):
         Predictor(trained.model, "cpu").predict(images, codes=True)
+    with pytest.raises(NoMemoryError, match="no memory to reconstruct"):
+        Predictor(trained.model, "cpu").predict(images, reconstructions=True)
     with pytest.raises(NoMemoryError, match="no prototypes"):
         prototypes(trained.model, torch.zeros(1, 1, dtype=torch.long))
     with pytest.raises(ValueError, match="expected a mean_pose"):

@@ -57,10 +57,11 @@ def test_reply_survives_the_wire(count: int, keypoints: int, refine_steps: int, 
         surprises=rng.random(count, dtype=np.float32),
         presences=rng.random(count, dtype=np.float32),
         codes=rng.integers(0, 512, (count, 3), dtype=np.uint16) if link_map else None,
+        reconstructions=rng.integers(0, 256, (count, 2, 4, 4, 3), dtype=np.uint8) if link_map else None,
         timing_ms={"model": 1.5},
     )
     back = BatchReply.unpack(reply.pack())
-    for name in ("keypoints", "scores", "trajectory", "link_map", "surprises", "codes", "presences"):
+    for name in ("keypoints", "scores", "trajectory", "link_map", "surprises", "codes", "presences", "reconstructions"):
         sent, got = getattr(reply, name), getattr(back, name)
         assert (sent is None) == (got is None)
         if sent is not None:
@@ -117,11 +118,11 @@ def test_heartbeat_of_another_release_is_ignored() -> None:
 
 def test_reply_of_the_first_release_is_read() -> None:
     message = msgpack.unpackb(BatchReply(batch_id="b", scores=np.ones((1, 2), np.float32)).pack())
-    del message["surprises"], message["codes"], message["presences"]
+    del message["surprises"], message["codes"], message["presences"], message["reconstructions"]
     back = BatchReply.unpack(msgpack.packb(message))
     assert back.error is None
     assert back.scores is not None
-    assert (back.surprises, back.codes, back.presences) == (None, None, None)
+    assert (back.surprises, back.codes, back.presences, back.reconstructions) == (None, None, None, None)
 
 
 def test_request_of_the_first_release_is_read() -> None:

@@ -126,6 +126,17 @@ async def test_codes_are_there_where_asked_for(http, consumer, dog, make_picture
     assert consumer.batches[0].codes
 
 
+async def test_reconstructions_are_there_for_each_pose_of_the_trajectory(http, consumer, dog, make_picture):
+    data = {"category": "dog", "refine_steps": "2", "include": "trajectory,reconstructions"}
+    answer = (await http.post("/estimate", data=data, files=images(make_picture(90, 45)))).json()
+    image = answer["images"][0]
+    squares = [png_of(square) for square in image["reconstructions"]]
+    assert [square.getpixel((3, 3)) for square in squares] == [(0, 0, 0), (10, 10, 10), (20, 20, 20)]
+    assert {(square.mode, square.size) for square in squares} == {("RGB", (32, 32))}
+    assert len(image["trajectory"]) == 3
+    Estimate.model_validate(answer)
+
+
 async def test_version_without_a_scale_has_no_surprise(http, make_consumer, dog, make_picture):
     def older(reply):
         object.__setattr__(reply, "surprises", None)
@@ -137,19 +148,21 @@ async def test_version_without_a_scale_has_no_surprise(http, make_consumer, dog,
     Estimate.model_validate(answer)
 
 
-async def test_missing_codes_of_an_older_worker_are_reported(http, make_consumer, dog, make_picture, problem):
+@pytest.mark.parametrize("word", ["codes", "reconstructions"])
+async def test_what_an_older_worker_does_not_send_is_reported(http, make_consumer, dog, make_picture, problem, word):
     def older(reply):
-        object.__setattr__(reply, "codes", None)
+        object.__setattr__(reply, word, None)
 
     await make_consumer(older)
-    response = await http.post("/estimate", data={"category": "dog", "include": "codes"}, files=images(make_picture()))
-    assert "leave codes out" in problem(response, 503, "contract_mismatch")["detail"]
+    response = await http.post("/estimate", data={"category": "dog", "include": word}, files=images(make_picture()))
+    assert f"leave {word} out" in problem(response, 503, "contract_mismatch")["detail"]
 
 
-async def test_codes_of_a_version_without_memory_are_refused(http, consumer, publish, make_picture, problem):
+@pytest.mark.parametrize("word", ["codes", "reconstructions"])
+async def test_what_needs_a_memory_is_refused_without_one(http, consumer, publish, make_picture, problem, word):
     publish("dog", method="autolink")
-    response = await http.post("/estimate", data={"category": "dog", "include": "codes"}, files=images(make_picture()))
-    assert "leave codes out" in problem(response, 422, "no_memory")["detail"]
+    response = await http.post("/estimate", data={"category": "dog", "include": word}, files=images(make_picture()))
+    assert f"leave {word} out" in problem(response, 422, "no_memory")["detail"]
 
 
 async def test_trajectory_without_refinement_is_the_pose(http, consumer, dog, make_picture):

@@ -49,6 +49,7 @@ async def test_every_operation_is_described_and_declares_problems(described):
         "/datasets/{dataset_id}/contact-sheet",
         "/datasets/{dataset_id}/pictures",
         "/datasets/{dataset_id}/pictures/{number}",
+        "/datasets/{dataset_id}/frame",
         "/estimate",
         "/priors",
         "/priors/{category}",

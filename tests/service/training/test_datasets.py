@@ -206,6 +206,27 @@ async def test_unknown_dataset(http, problem, name):
     problem(answer, 404, "unknown_dataset")
 
 
+async def test_frame_of_a_video_is_given_by_its_name(post, http, problem, video):
+    clip = video(frames=30, size=(64, 48))
+    bare = (await post(clip)).json()["id"]
+    inside = (await post(packed("walks/a.mp4", data=clip))).json()["id"]
+    for dataset, name in ((bare, "birds.zip"), (inside, "walks/a.mp4")):
+        for number in (0, 1, 17, 29):
+            answer = await http.get(f"/datasets/{dataset}/frame", params={"name": f"{name}#{number:06}"})
+            with Image.open(io.BytesIO(answer.content)) as frame:
+                assert (frame.format, frame.size) == ("JPEG", (64, 48))
+                assert abs(frame.convert("L").getpixel((40, 30)) - 4 * number) <= 4
+    for name, words in (
+        ("birds.zip#000030", "has no frame 30"),
+        ("other.mp4#000001", "has no video 'other.mp4'"),
+        ("birds.zip", "expected VIDEO#NUMBER"),
+    ):
+        answer = await http.get(f"/datasets/{bare}/frame", params={"name": name})
+        assert words in problem(answer, 404, "unknown_picture")["detail"]
+    broken = (await post(packed("b.mp4", data=b"no video at all"))).json()["id"]
+    problem(await http.get(f"/datasets/{broken}/frame", params={"name": "b.mp4#000001"}), 422, "bad_video")
+
+
 async def test_contact_sheet_is_there_once_the_dataset_is_ready(post, http, files, problem, make_picture):
     dataset = (await post()).json()
     path = f"/datasets/{dataset['id']}/contact-sheet"

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.version.bank_poses import vary_bank
 from service.contract.jobs.files import check_prior
+from service.contract.versions.store import VersionStore
 from service.estimates.drawing import prior_picture
 from service.versions.schemas import History, Memory, Prior, PriorPage, VersionPage
 
@@ -244,9 +246,34 @@ async def test_memory_has_the_documented_shape(http, dog):
 
 async def test_memory_gives_its_vectors_where_asked_for(http, dog):
     memory = (await http.get("/priors/dog/memory?include=vectors")).json()
-    expected = np.arange(24).reshape(3, 2, 4) / 7
+    expected = np.arange(48).reshape(3, 2, 8) / 7
     assert np.allclose(memory["vectors"], expected, atol=1e-5)
     Memory.model_validate(memory)
+
+
+async def test_bank_is_varied_in_the_keypoint_prior_and_in_a_prototype(http, dog, data_root):
+    from safetensors.numpy import load_file
+
+    tensors = load_file(VersionStore(data_root).weights_path("dog", NEW))
+    expected = {"": vary_bank(tensors, 1), "&prototype=0": vary_bank(tensors, 1, [0, 1, 0])}
+    for query, poses in expected.items():
+        memory = (await http.get(f"/priors/dog/memory?bank=1{query}")).json()
+        assert memory["variation"]["bank"] == 1
+        assert np.shape(memory["variation"]["keypoints"]) == (2, 5, 2)
+        assert np.allclose(memory["variation"]["keypoints"], poses, atol=1e-5)
+        Memory.model_validate(memory)
+    assert not np.allclose(*expected.values())
+
+
+async def test_bank_and_prototype_that_do_not_exist_are_refused(http, dog, publish, problem):
+    publish("owl", method="autolink")
+    for query, words in (
+        ("bank=3", "has banks 0 to 2"),
+        ("bank=0&prototype=1", "has prototypes 0 to 0"),
+        ("prototype=0", "send bank too"),
+    ):
+        assert words in problem(await http.get(f"/priors/dog/memory?{query}"), 422, "bad_request")["detail"]
+    assert "leave bank out" in problem(await http.get("/priors/owl/memory?bank=0"), 422, "no_memory")["detail"]
 
 
 @pytest.mark.parametrize("path", ["", "/link-map", "/memory", "/history", "/versions"])
@@ -318,5 +345,6 @@ async def test_new_active_version_is_served_at_once(http, consumer, publish, mak
 async def test_damaged_weights_are_said(http, publish, problem, data_root):
     version = publish("owl")
     (data_root / "categories" / "owl" / "versions" / version / "weights.safetensors").write_bytes(b"junk")
-    problem(await http.get("/priors/owl/memory?include=vectors"), 500, "store_corrupt")
+    for query in ("include=vectors", "bank=0"):
+        problem(await http.get(f"/priors/owl/memory?{query}"), 500, "store_corrupt")
     assert (await http.get("/priors/owl/memory")).status_code == 200

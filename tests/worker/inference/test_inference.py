@@ -62,11 +62,12 @@ def test_batch_is_answered_with_what_the_model_says(
     engine: InferenceEngine, redis_client: redis.Redis, tiny_version: Path, metrics: InferenceMetrics
 ) -> None:
     images = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    engine.handle(batch(redis_client, images, refine_steps=2, link_map=True, codes=True))
+    more = {"link_map": True, "codes": True, "reconstructions": True}
+    engine.handle(batch(redis_client, images, refine_steps=2, **more))
     got = reply(redis_client)
-    expected = Predictor.load(tiny_version, "cpu").predict(images, 2, link_map=True, codes=True)
+    expected = Predictor.load(tiny_version, "cpu").predict(images, 2, **more)
     assert got.error is None
-    for name in ("keypoints", "scores", "trajectory", "link_map", "surprises", "codes"):
+    for name in ("keypoints", "scores", "trajectory", "link_map", "surprises", "codes", "reconstructions"):
         np.testing.assert_allclose(getattr(got, name), getattr(expected, name), atol=1e-5)
     assert got.trajectory is not None
     assert got.trajectory.shape == (3, 3, 4, 2)
@@ -87,7 +88,7 @@ def test_reply_list_expires_and_pixels_are_gone(engine: InferenceEngine, redis_c
 def test_link_map_and_codes_come_only_where_asked_for(engine: InferenceEngine, redis_client: redis.Redis) -> None:
     engine.handle(batch(redis_client))
     got = reply(redis_client)
-    assert (got.link_map, got.codes) == (None, None)
+    assert (got.link_map, got.codes, got.reconstructions) == (None, None, None)
 
 
 def test_request_of_a_release_that_knew_no_codes_is_answered(
