@@ -205,7 +205,7 @@ def publish(data_root: Path) -> Callable[..., str]:
             for name, document in documents.items():
                 (folder / name).write_text(json.dumps(document))
             decoder = {
-                name: np.sin(np.arange(np.prod(shape), dtype=np.float32)).reshape(shape)
+                name: 0.1 * np.sin(np.arange(np.prod(shape), dtype=np.float32)).reshape(shape)
                 for name, (_, shape) in expected_tensors(PPLConfig(num_keypoints=5, num_banks=3, token_dim=8)).items()
                 if name.startswith("memory.decoder.")
             }

@@ -221,8 +221,8 @@ async def walk(http, data_root, make_picture, labelled, sample: str) -> dict[str
     # priors
     category = "/priors/{category}"
     await ask("GET", "/priors")
-    for what in ("", "/memory", "/history", "/versions", "/keypoint-names"):
-        await ask("GET", f"/priors/dog{what}", category + what)
+    for what in ("", "/memory?bank=0", "/history", "/versions", "/keypoint-names"):
+        await ask("GET", f"/priors/dog{what}", category + what.partition("?")[0])
     await ask("GET", f"/priors/dog/diff?from={OLD}&to={NEW}", f"{category}/diff")
     names = {"names": ["nose", "neck", "tail", "left paw", "right paw"]}
     any_state = {"If-Match": "*"}
