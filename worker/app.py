@@ -14,8 +14,8 @@ from service.contract.jobs.files import JobFiles
 from service.contract.jobs.progress import PaceBook
 from service.contract.jobs.store import JobStore
 from service.contract.routing import Kind
-from service.contract.versions.store import VersionStore
-from worker.inference import InferenceEngine, Keepalive, ResidentModels, make_task
+from service.contract.versions.shared import SharedVersions, open_versions
+from worker.inference import InferenceEngine, Keepalive, ResidentModels, VersionsFollower, make_task
 from worker.jobs import JobTaker, Stop
 from worker.training.runner import TrainingRunner
 from worker.uploads.inspection import Inspector
@@ -53,20 +53,22 @@ def make_inference_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> P
     client, metrics = connect(settings.redis_url), InferenceMetrics()
     device = str(pick_device(settings.device))
     load = partial(Predictor.load, device=device)
-    models = ResidentModels(VersionStore(settings.data_root), settings.models_resident, load, metrics)
+    store = open_versions(settings)
+    models = ResidentModels(store, settings.models_resident, load, metrics)
     engine = InferenceEngine(client, models, metrics, stop)
     heartbeat = Heartbeat(client, "inference", new_worker_id(), device, metrics.text, lambda: engine.is_busy)
     keepalive = Keepalive(client, "inference")
 
     # acknowledged after the reply, so that the batch of a killed worker is redelivered
     app.task(make_task(engine, keepalive), name=routing.ESTIMATE_TASK, bind=True, acks_late=True, ignore_result=True)
-    return metrics, (heartbeat, keepalive)
+    follower = (VersionsFollower(store),) if isinstance(store, SharedVersions) else ()
+    return metrics, (heartbeat, keepalive, *follower)
 
 
 def make_training_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> Parts:
     """Register the task with the application, and return the worker's metrics and the threads beside the task."""
     client, metrics, worker_id = connect(settings.redis_url), TrainingMetrics(), new_worker_id()
-    jobs, files, store = JobStore(client), JobFiles(settings.data_root), VersionStore(settings.data_root)
+    jobs, files, store = JobStore(client), JobFiles(settings.data_root), open_versions(settings)
     taker = JobTaker(jobs, files, metrics, worker_id, stop)
     runner = TrainingRunner(taker, store, settings, PaceBook(client))
     device = str(pick_device(settings.device))

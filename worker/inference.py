@@ -6,6 +6,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from model.network.refine import NoMemoryError
 from model.predictor import Predictor
 from model.version.tensor_files import CheckpointError
 from service.contract import routing
-from service.contract.errors import ModelFailed, NoMemory, PixelsExpired, PPLError, StoreCorrupt
+from service.contract.errors import ModelFailed, NoMemory, PixelsExpired, PPLError, StoreCorrupt, StoreUnavailable
 from service.contract.messages import BatchReply, BatchRequest
 from service.contract.routing import Kind
+from service.contract.versions.shared import POLL_EVERY_S, SharedVersions
 from service.contract.versions.store import VersionStore
 from worker.heartbeat import PeriodicThread
 from worker.jobs import Stop
@@ -147,7 +149,7 @@ class ResidentModels:
         self.metrics.resident.set(len(self.models))
         started = time.perf_counter()
         try:
-            predictor = self.load(self.store.path(category, version))
+            predictor = self.load(self.store.complete(category, version))
         except (CheckpointError, FileNotFoundError, ValueError) as error:
             logger.exception("model can't be loaded: category=%s version=%s", category, version)
             raise StoreCorrupt(
@@ -181,6 +183,18 @@ class Keepalive(PeriodicThread):
         """Reset the time of the current message, if any."""
         if (tag := self.tag) is not None:
             self._redis.zadd(self._key, {tag: time.time()}, xx=True)
+
+
+class VersionsFollower(PeriodicThread):
+    """A thread that keeps this machine's copy of an object store's versions up to date."""
+
+    def __init__(self, store: SharedVersions) -> None:
+        super().__init__("versions", POLL_EVERY_S)
+        self._store = store
+
+    def run_once(self) -> None:
+        with suppress(StoreUnavailable):  # which is logged where it is raised
+            self._store.poll()
 
 
 def make_task(engine: InferenceEngine, keepalive: Keepalive) -> Callable[[Task, dict[str, Any]], None]:

@@ -285,6 +285,10 @@ class Unavailable(PPLError, code="unavailable", status=503):
 class RedisUnavailable(Unavailable, code="redis_unavailable"): ...
 
 
+class StoreUnavailable(Unavailable, code="store_unavailable"):
+    """The object store of PPL_STORE_URL can't be reached, or refuses."""
+
+
 class WorkerUnavailable(Unavailable, code="worker_unavailable"):
     """No worker took the request in time, and none is alive."""
 

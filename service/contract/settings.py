@@ -20,6 +20,8 @@ class CommonSettings(BaseSettings):
     """the Redis or Valkey server"""
     data_root: Path = Path("data")
     """folder of versions and job files"""
+    store_url: str | None = Field(default=None, pattern=r"^(s3|s3a|gs|az|azure|abfs|abfss|file)://.+$")
+    """object store of the versions (`s3://bucket/folder`, `gs://`, `az://`, `file:///folder`); else the data root"""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """least severe message logged"""
     # limits on pictures and archives

@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Annotated
 
@@ -14,10 +15,11 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from service.contract import routing
 from service.contract.datasets.store import DatasetFiles
+from service.contract.errors import StoreUnavailable
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.progress import EventLog, PaceBook
 from service.contract.jobs.store import MAX_PAGE, JobStore
-from service.contract.versions.store import VersionStore
+from service.contract.versions.shared import POLL_EVERY_S, SharedVersions, open_versions
 from service.estimates.background.arrivals import Arrivals
 from service.estimates.background.runner import AT_ONCE, BackgroundRunner
 from service.estimates.batching import Batcher
@@ -76,7 +78,7 @@ class Gateway:
         self._sender = Sender(settings.redis_url)
         self._reply_to = routing.reply_key(uuid.uuid4().hex)
 
-        self.versions = Versions(VersionStore(settings.data_root))
+        self.versions = Versions(open_versions(settings))
         self._prior_pictures: dict[PriorKey, bytes] = {}  # the oldest first; only the thread that draws changes it
 
         self.jobs = JobStore(self._sync_redis)
@@ -122,6 +124,8 @@ class Gateway:
             ("estimates", _POLL_EVERY_S, self.background.start_waiting),
             ("uploads", _CLEAN_EVERY_S, self._clean),
         )
+        if isinstance(self.versions.store, SharedVersions):
+            loops = (*loops, ("versions", POLL_EVERY_S, partial(self._poll_versions, self.versions.store)))
         self._loops = [asyncio.create_task(_repeat(*loop), name=loop[0]) for loop in loops]
 
     async def stop(self) -> None:
@@ -191,12 +195,18 @@ class Gateway:
         if sent:
             log.info("messages sent again, no worker had them: jobs=%s", ",".join(sorted(sent)))
 
+    async def _poll_versions(self, store: SharedVersions) -> None:
+        with suppress(StoreUnavailable):  # which is logged where it is raised
+            await self.threads.io(store.poll)
+
     async def _clean(self) -> None:
         io, settings = self.threads.io, self.settings
         await io(self.datasets.sweep)
         uploads = await io(remove_stale_jobs, self.files, self.jobs, settings.stale_upload_s)
         for root in (self.datasets.root, self.versions.store.root):
             uploads += await io(remove_stale_uploads, root, settings.stale_upload_s)
+        if isinstance(self.versions.store, SharedVersions) and (count := await io(self.versions.store.sweep_objects)):
+            log.info("removed %d objects of publications that failed", count)
         estimates = await io(self.estimates.sweep, settings.background_kept_s, settings.stale_upload_s)
         jobs = await io(trim_jobs, self._sync_redis, self.jobs, settings.ended_jobs_kept, settings.idempotency_ttl_s)
         for what, removed in (("old estimates", estimates), ("stale uploads", uploads), ("old jobs", jobs)):

@@ -12,7 +12,7 @@ import uvicorn
 from asgi_correlation_id import CorrelationIdFilter
 
 from service.access.keys import KeyStore
-from service.contract.versions.store import VersionStore
+from service.contract.versions.shared import open_versions
 from service.http.requests import LOG_FORMAT, ProblemProtocol
 from service.runtime.settings import Settings
 from service.versions.samples import install_samples
@@ -44,7 +44,7 @@ def main() -> None:
     for handler in logging.getLogger().handlers:
         handler.addFilter(CorrelationIdFilter(default_value="-"))
     if settings.sample_categories:
-        install_samples(VersionStore(settings.data_root))
+        install_samples(open_versions(settings))
     if settings.needs_keys:
         path = KeyStore(settings.data_root).ensure_first()
         if path:

@@ -62,7 +62,7 @@ def export_version(versions: Versions, category: str, version: str) -> Iterator[
 
 def _list_files(versions: Versions, category: str, version: str) -> dict[str, Path]:
     """Return the paths of a version's files and of what users added to it, by their names in the zip."""
-    folder, additions = versions.store.path(category, version), versions.additions
+    folder, additions = versions.store.complete(category, version), versions.additions
     files = {name: folder / name for name in REQUIRED}
     files |= {name: folder / name for name in OPTIONAL if (folder / name).exists()}
     names = additions.names_path(category, version)

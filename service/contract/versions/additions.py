@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from model.version.prior_values import read_names
-from service.contract.durable_files import read_json, sync, write_json
+from service.contract.durable_files import read_json
 from service.contract.errors import BadKeypointNames, BadLandmarks, Conflict, NameTaken, StoreCorrupt, UnknownLandmarks
 
 from .landmarks import MOST_SETS, LandmarkSet, check_set_name
-from .store import VersionStore
+from .store import CategoryFolder, VersionStore, check_version
 
 NAMES_FILE = "keypoint-names.json"
 
@@ -71,12 +71,13 @@ class Additions:
             names: names from :func:`check_names`.
             check: called with the current names, None without any; an error from it cancels the change.
         """
-        path = self.names_path(category, version)
-        with self._store.alias_files(category).lock():
+
+        def put(state: CategoryFolder) -> None:
             self._store.identity(category, version)
             check(self.names(category, version))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"names": list(names)})
+            state.put_addition(version, NAMES_FILE, {"names": list(names)})
+
+        self._store.change(category, put)
 
     def landmarks_path(self, category: str, version: str, name: str) -> Path:
         """Return the path of a set of landmarks, which may not exist. Raises BadLandmarks for an invalid name."""
@@ -105,12 +106,13 @@ class Additions:
             NameTaken: the version has one of this name.
             Conflict: the limit on sets is reached.
         """
-        path = self.landmarks_path(category, version, found.name)
-        with self._store.alias_files(category).lock():
+
+        def put(state: CategoryFolder) -> None:
             self._store.identity(category, version)
             self.check_free(category, version, found.name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, found.model_dump(mode="json"))
+            state.put_addition(version, f"landmarks/{found.name}.json", found.model_dump(mode="json"))
+
+        self._store.change(category, put)
 
     def check_free(self, category: str, version: str, name: str) -> None:
         """Raise NameTaken or Conflict unless a set of landmarks of this name can be added."""
@@ -127,13 +129,12 @@ class Additions:
 
     def remove_landmarks(self, category: str, version: str, name: str) -> None:
         """Remove a set of landmarks. Raises UnknownLandmarks."""
-        path = self.landmarks_path(category, version, name)
-        with self._store.alias_files(category).lock():
-            try:
-                path.unlink()
-            except FileNotFoundError as error:
-                raise self._unknown_error(category, version, name) from error
-            sync(path.parent)
+        check_set_name(name)
+        check_version(version)
+        try:
+            self._store.change(category, lambda state: state.remove_addition(version, f"landmarks/{name}.json"))
+        except FileNotFoundError as error:
+            raise self._unknown_error(category, version, name) from error
 
     def _unknown_error(self, category: str, version: str, name: str) -> UnknownLandmarks:
         sets = ", ".join(self.landmark_sets(category, version)[:20]) or "none"

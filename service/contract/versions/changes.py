@@ -1,16 +1,14 @@
-"""Changes to published versions, made under the category's lock: moving aliases and deleting versions."""
+"""Changes to published versions: moving aliases and deleting versions."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
-from service.contract.durable_files import sync
 from service.contract.errors import Conflict, NameTaken, UnknownVersion, VersionInUse
 
-from .store import ACTIVE, STAGING, VersionStore
+from .store import ACTIVE, CategoryFolder, VersionStore, check_version
+
+MAX_ALIASES = 100  # of a category
 
 Check = Callable[[str | None], object]
 
@@ -30,15 +28,19 @@ def move_alias(
         Conflict: the limit on aliases is reached.
     """
     store.versions(category)
-    pointers = store.alias_files(category)
-    with pointers.lock():
-        now = pointers.target(alias)
+
+    def move(state: CategoryFolder) -> tuple[str, bool]:
+        now = state.target(alias)
         check(now)
-        if alias in store.versions(category):
+        if alias in state.versions():
             raise NameTaken(f"'{alias}' is a version of category '{category}'; choose another name for the alias")
         name = store.resolve(category, version)
-        pointers.put(alias, name)
-    return name, now is None
+        if now is None and len(state.aliases()) >= MAX_ALIASES:
+            raise Conflict(f"category '{category}' has {MAX_ALIASES} aliases; remove one first")
+        state.put_alias(alias, name)
+        return name, now is None
+
+    return store.change(category, move)
 
 
 def remove_alias(store: VersionStore, category: str, alias: str, check: Check = lambda now: None) -> None:
@@ -49,14 +51,16 @@ def remove_alias(store: VersionStore, category: str, alias: str, check: Check = 
         Conflict: it is ``active``.
     """
     store.alias(category, alias)
-    pointers = store.alias_files(category)
-    with pointers.lock():
+
+    def remove(state: CategoryFolder) -> None:
         check(store.alias(category, alias))
         if alias == ACTIVE:
             raise Conflict(
                 "the alias 'active' can't be removed, as requests without a version use it; move it to another version"
             )
-        pointers.remove(alias)
+        state.remove_alias(alias)
+
+    store.change(category, remove)
 
 
 def delete_version(store: VersionStore, category: str, version: str) -> None:
@@ -66,27 +70,18 @@ def delete_version(store: VersionStore, category: str, version: str) -> None:
         BadCategoryName, BadVersionName, UnknownCategory, UnknownVersion.
         VersionInUse: an alias points to it.
     """
-    final, additions = store.path(category, version), store.additions_path(category, version)
+    check_version(version)
     store.versions(category)
-    pointers = store.alias_files(category)
-    with pointers.lock():
-        if version not in store.versions(category):
+
+    def remove(state: CategoryFolder) -> None:
+        if version not in state.versions():
             raise UnknownVersion(f"category '{category}' has no version '{version}'; name a version, not an alias")
-        in_use = [f"'{alias}'" for alias, target in pointers.all().items() if target == version]
+        in_use = [f"'{alias}'" for alias, target in state.aliases().items() if target == version]
         if in_use:
             raise VersionInUse(
                 f"the alias {' and the alias '.join(in_use)} of category '{category}' points to version '{version}'; "
                 "first move it to another version"
             )
-        removed = [_rename_away(path, final.parent) for path in (additions, final) if path.exists()]
-    for path in removed:
-        shutil.rmtree(path, ignore_errors=True)
+        state.remove(version)
 
-
-def _rename_away(path: Path, beside: Path) -> Path:
-    """Rename a folder to a staging name, so that a sweep removes it if this process crashes."""
-    gone = beside / f"{STAGING}gone-{os.getpid()}-{path.parent.name}-{path.name}"
-    shutil.rmtree(gone, ignore_errors=True)
-    os.rename(path, gone)
-    sync(path.parent)
-    return gone
+    store.change(category, remove)

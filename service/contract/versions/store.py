@@ -16,19 +16,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partialmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from service.contract.durable_files import folder_names, hold_lock, read_json, sync, write_json
 from service.contract.errors import (
     BadAliasName,
     BadCategoryName,
     BadVersionName,
-    Conflict,
     NameTaken,
     NoHistory,
     StoreCorrupt,
@@ -39,9 +38,9 @@ from service.contract.errors import (
 )
 
 ACTIVE = "active"
-MAX_ALIASES = 100  # of a category
 STAGING = ".staging-"
 ADDITIONS = "additions"
+Result = TypeVar("Result")
 _NAME_RULE = "hold only a-z, 0-9, - and _, 64 characters at most"
 
 is_alias = re.compile(r"[a-z][a-z0-9_-]{0,63}").fullmatch
@@ -56,18 +55,22 @@ def check_alias(name: str) -> str:
     return name
 
 
-class Aliases:
-    """The aliases of one category. Reading needs no lock; writing needs :meth:`lock`."""
+class CategoryFolder:
+    """The aliases and versions of one category. Reading needs no lock; see :meth:`VersionStore.change` for writing."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the category's lock, against other threads and processes."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with hold_lock(self._folder / ".lock"):
+        """Hold the category's lock, against other threads and processes of this machine."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with hold_lock(self.folder / ".lock"):
             yield
+
+    def versions(self) -> list[str]:
+        """Return the names of the versions, the newest first."""
+        return sorted(filter(is_version, folder_names(self.folder / "versions")), reverse=True)
 
     def target(self, alias: str) -> str | None:
         """Return the version that an alias points to; None if the alias does not exist."""
@@ -76,34 +79,72 @@ class Aliases:
         except FileNotFoundError:
             return None
         if not isinstance(version, str):
-            raise StoreCorrupt(f"the alias '{alias}' of category '{self._folder.name}' names no version; set it again")
+            raise StoreCorrupt(f"the alias '{alias}' of category '{self.folder.name}' names no version; set it again")
         return version
 
-    def all(self) -> dict[str, str]:
+    def aliases(self) -> dict[str, str]:
         """Return {alias: version}, ``active`` first, the others by name."""
-        names = sorted(path.stem for path in (self._folder / "aliases").glob("*.json"))
+        names = sorted(path.stem for path in (self.folder / "aliases").glob("*.json"))
         found = {name: self.target(name) for name in (ACTIVE, *filter(is_alias, names))}
         return {name: version for name, version in found.items() if version is not None}
 
-    def put(self, alias: str, version: str) -> None:
-        """Point an alias to a version. Raises Conflict if the limit on aliases is reached."""
+    def put_alias(self, alias: str, version: str) -> None:
+        """Point an alias to a version."""
         path = self._path(alias)
-        if not path.exists() and len(self.all()) >= MAX_ALIASES:
-            raise Conflict(f"category '{self._folder.name}' has {MAX_ALIASES} aliases; remove one first")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"version": version})
 
-    def remove(self, alias: str) -> None:
+    def remove_alias(self, alias: str) -> None:
         """Remove an alias. Idempotent."""
         path = self._path(alias)
         with suppress(FileNotFoundError):
             path.unlink()
             sync(path.parent)
 
+    def add(self, staged: Path, version: str) -> None:
+        """Make a synced folder on the same disk a version, and its folder ADDITIONS that version's additions."""
+        final, added = self.folder / "versions" / version, self.folder / ADDITIONS / version
+        final.parent.mkdir(exist_ok=True)
+        shutil.rmtree(added, ignore_errors=True)  # left by a crash between the two renames
+        try:
+            if (staged / ADDITIONS).exists():
+                added.parent.mkdir(exist_ok=True)
+                os.rename(staged / ADDITIONS, added)
+                sync(added.parent)
+            os.rename(staged, final)
+        except OSError:  # no room
+            shutil.rmtree(added, ignore_errors=True)
+            raise
+        for folder in (final.parent, self.folder, self.folder.parent):
+            sync(folder)
+
+    def remove(self, version: str) -> None:
+        """Remove a version and its additions, each at once for readers, whatever happens to this process."""
+        final, added = self.folder / "versions" / version, self.folder / ADDITIONS / version
+        for path in (added, final):
+            gone = final.with_name(f"{STAGING}gone-{os.getpid()}-{path.parent.name}-{version}")  # a sweep removes it
+            shutil.rmtree(gone, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                os.rename(path, gone)
+                sync(path.parent)
+            shutil.rmtree(gone, ignore_errors=True)
+
+    def put_addition(self, version: str, name: str, document: Any) -> None:
+        """Write one of a version's additions, given by its path below their folder."""
+        path = self.folder / ADDITIONS / version / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, document)
+
+    def remove_addition(self, version: str, name: str) -> None:
+        """Remove one of a version's additions. Raises FileNotFoundError."""
+        path = self.folder / ADDITIONS / version / name
+        path.unlink()
+        sync(path.parent)
+
     def _path(self, alias: str) -> Path:
         if alias == ACTIVE:
-            return self._folder / "active.json"
-        return self._folder / "aliases" / f"{check_alias(alias)}.json"
+            return self.folder / "active.json"
+        return self.folder / "aliases" / f"{check_alias(alias)}.json"
 
 
 def check_category(name: str) -> str:
@@ -150,18 +191,18 @@ class VersionStore:
     def active(self, category: str) -> str | None:
         """Return the active version; None between the first publication and its activation."""
         self.versions(category)
-        version = self.alias_files(category).target(ACTIVE)
+        version = self.state(category).target(ACTIVE)
         return None if version is None else check_version(version)
 
     def aliases(self, category: str) -> dict[str, str]:
         """Return {alias: version} of a category, ``active`` first. Raises UnknownCategory."""
         self.versions(category)
-        return self.alias_files(category).all()
+        return self.state(category).aliases()
 
     def alias(self, category: str, alias: str) -> str:
         """Return the version of an alias. Raises BadCategoryName, BadAliasName, UnknownCategory, UnknownAlias."""
         self.versions(category)
-        version = self.alias_files(category).target(alias)
+        version = self.state(category).target(alias)
         if version is None:
             raise UnknownAlias(f"category '{category}' has no alias '{alias}'; see GET /priors/{category}/aliases")
         return version
@@ -185,7 +226,7 @@ class VersionStore:
                 )
         if check_version(version) in names:
             return version
-        target = self.alias_files(category).target(version) if is_alias(version) else None
+        target = self.state(category).target(version) if is_alias(version) else None
         if target is None or target not in names:
             raise UnknownVersion(
                 f"category '{category}' has no version and no alias '{version}'; "
@@ -197,10 +238,18 @@ class VersionStore:
         """Return the folder of a version, which may not exist. Raises BadCategoryName, BadVersionName."""
         return self.root / check_category(category) / "versions" / check_version(version)
 
+    def file(self, category: str, version: str, name: str) -> Path:
+        """Return the path of one of a version's files, which may not exist."""
+        return self.path(category, version) / name
+
+    def complete(self, category: str, version: str) -> Path:
+        """Return the folder of a version with all its files; it may not exist."""
+        return self.path(category, version)
+
     def _read(self, category: str, version: str, name: str) -> dict[str, Any]:
         self.resolve(category, version)
         try:
-            return read_json(self.path(category, version) / name)
+            return read_json(self.file(category, version, name))
         except FileNotFoundError as error:
             self.identity(category, version)  # it may have been deleted meanwhile
             raise StoreCorrupt(f"version '{version}' of category '{category}' lacks its {name}") from error
@@ -214,7 +263,7 @@ class VersionStore:
         """Read history.json: snapshots of the prior during training. Raises NoHistory and those of :meth:`resolve`."""
         self.resolve(category, version)
         try:
-            return read_json(self.path(category, version) / "history.json")
+            return read_json(self.file(category, version, "history.json"))
         except FileNotFoundError as error:
             raise NoHistory(
                 f"version '{version}' of category '{category}' was published by a release that kept no history"
@@ -222,7 +271,7 @@ class VersionStore:
 
     def weights_path(self, category: str, version: str) -> Path:
         """Return the path of weights.safetensors; its tensor "memory.codebook" is (M, V, D)."""
-        return self.path(category, version) / "weights.safetensors"
+        return self.file(category, version, "weights.safetensors")
 
     def find_by_job(self, category: str, job_id: str) -> str | None:
         """Return the version that a job published at its end, if any."""
@@ -262,40 +311,31 @@ class VersionStore:
             VersionExists: versions never change.
             NameTaken: an alias has this name.
         """
-        final = self.path(category, version)
         for path in (*staged.rglob("*"), staged):
             sync(path)
-        aliases = self.alias_files(category)
-        with aliases.lock():
-            if final.exists():
+
+        def add(state: CategoryFolder) -> None:
+            if version in state.versions():
                 raise VersionExists(f"category '{category}' has a version '{version}' already; versions never change")
-            if version == ACTIVE or (is_alias(version) and aliases.target(version) is not None):
+            if version == ACTIVE or (is_alias(version) and state.target(version) is not None):
                 raise NameTaken(
                     f"'{version}' is an alias of category '{category}'; choose another name for the version"
                 )
-            final.parent.mkdir(exist_ok=True)
-            added = self.additions_path(category, version)
-            shutil.rmtree(added, ignore_errors=True)  # left by a crash between the two renames
-            try:
-                if (staged / ADDITIONS).exists():
-                    added.parent.mkdir(exist_ok=True)
-                    os.rename(staged / ADDITIONS, added)
-                    sync(added.parent)
-                os.rename(staged, final)
-            except OSError:  # no room
-                shutil.rmtree(added, ignore_errors=True)
-                raise
-        for folder in (final.parent, final.parent.parent, self.root):
-            sync(folder)
+            state.add(staged, version)
+
+        final = self.path(category, version)
+        self.change(category, add)
         return final
 
     def activate(self, category: str, version: str) -> None:
         """Make a version the active one. Raises UnknownVersion."""
-        aliases = self.alias_files(category)
-        with aliases.lock():
-            if version not in self._version_names(category):
+
+        def activate(state: CategoryFolder) -> None:
+            if version not in state.versions():
                 raise UnknownVersion(f"category '{category}' has no version '{version}'")
-            aliases.put(ACTIVE, version)
+            state.put_alias(ACTIVE, version)
+
+        self.change(category, activate)
 
     def additions_path(self, category: str, version: str) -> Path:
         """Return the folder of a version's additions, which may not exist; see :mod:`.additions`."""
@@ -317,9 +357,19 @@ class VersionStore:
             raise UnknownVersion(f"category '{category}' has no version '{version}'") from error
         return status.st_ino, status.st_ctime_ns
 
-    def alias_files(self, category: str) -> Aliases:
-        """Return the alias files of a category and its lock; only :mod:`.changes` may change them."""
-        return Aliases(self.root / check_category(category))
+    def state(self, category: str) -> CategoryFolder:
+        """Return the state of a category, for reading."""
+        return CategoryFolder(self.root / check_category(category))
+
+    def change(self, category: str, body: Callable[[CategoryFolder], Result]) -> Result:
+        """Change a category by a function that checks its state and changes it; return what the function returns.
+
+        No other change happens between the check and the change, not by another process either. An error from the
+        function cancels the change, so it changes nothing before its last check.
+        """
+        state = self.state(category)
+        with state.lock():
+            return body(state)
 
     def _version_names(self, category: str) -> list[str]:
-        return sorted(filter(is_version, folder_names(self.root / category / "versions")), reverse=True)
+        return CategoryFolder(self.root / category).versions()

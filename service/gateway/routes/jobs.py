@@ -10,7 +10,7 @@ from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
-from service.contract.errors import NoBoxes, NoPreview
+from service.contract.errors import NoBoxes, NoPreview, UnknownCategory, UnknownVersion
 from service.contract.jobs.files import BOXES, PREVIEW
 from service.contract.jobs.job import CheckpointList, JobPage
 from service.contract.jobs.progress import MAX_EVENTS, EventPage
@@ -287,12 +287,11 @@ async def get_boxes(gateway: CurrentGateway, job_id: str) -> Response:
 
 def _read_file(gateway: Gateway, job: Job, name: str) -> bytes | None:
     """Return a file of an unfinished job, or of the version that it published; None if there is none."""
-    folders = [gateway.files.folder(job.id)]
-    if job.version:
-        folders.append(gateway.versions.store.path(job.category, job.version))
-    for folder in folders:
-        with suppress(FileNotFoundError):
-            return (folder / name).read_bytes()
+    with suppress(FileNotFoundError):
+        return (gateway.files.folder(job.id) / name).read_bytes()
+    with suppress(FileNotFoundError, UnknownCategory, UnknownVersion):
+        if job.version:
+            return gateway.versions.store.file(job.category, job.version, name).read_bytes()
     return None
 
 

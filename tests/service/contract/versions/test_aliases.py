@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -18,8 +19,10 @@ from service.contract.errors import (
     UnknownVersion,
     VersionInUse,
 )
-from service.contract.versions.changes import delete_version, move_alias, remove_alias
-from service.contract.versions.store import MAX_ALIASES, VersionStore, check_alias
+from service.contract.objects import Objects
+from service.contract.versions.changes import MAX_ALIASES, delete_version, move_alias, remove_alias
+from service.contract.versions.shared import SharedVersions
+from service.contract.versions.store import VersionStore, check_alias
 
 V1, V2, V3 = "20260101T000000-aaaaaa", "20260202T000000-bbbbbb", "20260303T000000-cccccc"
 
@@ -30,9 +33,10 @@ def publish(store: VersionStore, version: str, category: str = "dog") -> None:
         store.publish(folder, category, version)
 
 
-@pytest.fixture
-def store(data_root: Path) -> VersionStore:
-    store = VersionStore(data_root)
+@pytest.fixture(params=["data root", "object store"])
+def store(request: pytest.FixtureRequest, data_root: Path) -> VersionStore:
+    in_folder = request.param == "data root"
+    store = VersionStore(data_root) if in_folder else SharedVersions(data_root, Objects(f"file://{data_root}/objects"))
     for version in (V1, V2, V3):
         publish(store, version)
     store.activate("dog", V3)
@@ -55,11 +59,11 @@ def test_alias_names_a_version_wherever_one_can_be_named(store: VersionStore) ->
     assert store.aliases("dog") == {"active": V3, "champion": V3}
 
 
-def test_moving_the_active_alias_back_rolls_back(store: VersionStore, data_root: Path) -> None:
+def test_moving_the_active_alias_back_rolls_back(store: VersionStore) -> None:
     move_alias(store, "dog", "active", V1)
     assert store.active("dog") == V1
     # where every release looks
-    assert json.loads((data_root / "categories" / "dog" / "active.json").read_text()) == {"version": V1}
+    assert json.loads((store.root / "dog" / "active.json").read_text()) == {"version": V1}
 
 
 def test_data_root_of_the_first_release_is_read(tmp_path: Path) -> None:
@@ -139,12 +143,14 @@ def test_identity_differs_after_a_version_was_deleted_and_created_again(store: V
 
 MOVER = """
 import sys
-from pathlib import Path
 from service.contract.versions.changes import move_alias
 from service.contract.errors import PreconditionFailed
-from service.contract.versions.store import VersionStore
+from service.contract.objects import Objects
+from service.contract.versions.shared import SharedVersions
+from service.contract.settings import CommonSettings
+from service.contract.versions.shared import open_versions
 from service.http.headers import etag, precondition
-store, (one, other) = VersionStore(Path(sys.argv[1])), sys.argv[2:4]
+store, (one, other) = open_versions(CommonSettings()), sys.argv[1:3]
 won = 0
 for _ in range(60):
     now = store.alias("dog", "champion")
@@ -158,11 +164,20 @@ print(won)
 """
 
 
-def test_processes_that_move_one_alias_never_overwrite_each_other(store: VersionStore, data_root: Path) -> None:
+def test_processes_that_move_one_alias_never_overwrite_each_other(
+    store: VersionStore, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each successful move flips the alias, so its place gives the parity of all of them."""
     move_alias(store, "dog", "champion", V1)
-    command = [sys.executable, "-c", MOVER, str(data_root), V1, V2]
-    movers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    command = [sys.executable, "-c", MOVER, V1, V2]
+    roots = [data_root, data_root]
+    if isinstance(store, SharedVersions):  # as two machines
+        monkeypatch.setenv("PPL_STORE_URL", f"file://{data_root}/objects")
+        roots = [data_root / "1", data_root / "2"]
+    movers = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PPL_DATA_ROOT": str(root)})
+        for root in roots
+    ]
     stop = threading.Event()
     seen: set[str] = set()
 
@@ -181,5 +196,7 @@ def test_processes_that_move_one_alias_never_overwrite_each_other(store: Version
     stop.set()
     worker.join()
     assert all(won)
+    if isinstance(store, SharedVersions):
+        store.poll()
     assert store.alias("dog", "champion") == (V1, V2)[sum(won) % 2]
     assert seen <= {V1, V2}
