@@ -68,7 +68,7 @@ def make_inference_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> P
 def make_training_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> Parts:
     """Register the task with the application, and return the worker's metrics and the threads beside the task."""
     client, metrics, worker_id = connect(settings.redis_url), TrainingMetrics(), new_worker_id()
-    jobs, files, store = JobStore(client), JobFiles(settings.data_root), open_versions(settings)
+    jobs, files, store = JobStore(client), JobFiles.open(settings), open_versions(settings)
     taker = JobTaker(jobs, files, metrics, worker_id, stop)
     runner = TrainingRunner(taker, store, settings, PaceBook(client))
     device = str(pick_device(settings.device))

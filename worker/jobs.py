@@ -25,12 +25,14 @@ from service.contract.errors import (
     JobNotActive,
     NeedsWeights,
     PPLError,
+    StoreUnavailable,
     TrainingFailed,
     UnknownJob,
     UnreadableJob,
 )
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.store import JobRecord, JobStatus, JobStore, Lease, LeaseLost
+from service.contract.objects import Replaced
 from worker.metrics import TrainingMetrics
 from worker.redis_retries import OUTAGES, OutageLog, Result, retry_outages
 
@@ -59,7 +61,11 @@ class RankCrashed(Exception):  # noqa: N818
 
 
 # ends the work on a job that another process continues, or this one later, or none
-_LEAVING = (LeaseLost, JobNotActive, UnknownJob, UnreadableJob, Stopping, RankCrashed, *OUTAGES)
+_LEAVING = (
+    *(LeaseLost, JobNotActive, UnknownJob, UnreadableJob, Stopping, RankCrashed),
+    *(StoreUnavailable, Replaced),
+    *OUTAGES,
+)
 
 
 class Stop:
@@ -213,6 +219,7 @@ class JobTaker:
         try:
             if self.jobs.is_cancel_requested(held.job_id):
                 raise Cancelled(held.job_id)
+            self.files.fetch(held.job_id)
             work(held)
         except _LEAVING:
             raise

@@ -83,7 +83,7 @@ class Gateway:
 
         self.jobs = JobStore(self._sync_redis)
         self.events = EventLog(self._sync_redis)
-        self.files = JobFiles(settings.data_root)
+        self.files = JobFiles.open(settings)
         self.datasets = DatasetFiles(settings.data_root)
         self.training = TrainingParts(settings, self.threads, self.jobs, self.files, self.datasets, self.versions.store)
         self.queue = JobQueue(self.jobs, PaceBook(self._sync_redis), lambda: len(self.workers.live["training"]))

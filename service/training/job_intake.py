@@ -25,6 +25,7 @@ from service.contract.errors import (
     BadRequest,
     BadSetting,
     DatasetNotReady,
+    PPLError,
     StoreCorrupt,
     TooMany,
     UnknownDataset,
@@ -113,8 +114,14 @@ async def accept_training(parts: TrainingParts, request: Request, read: Read) ->
             webhook_url=requested.webhook_url,
             continued_from=plan.continued,
         )
-        job = await parts.threads.io(parts.jobs.create, new, named, limits)
+        await parts.threads.upload(parts.files.hand_over, upload.job_id)
+        try:
+            job = await parts.threads.io(parts.jobs.create, new, named, limits)
+        except PPLError:
+            await parts.threads.upload(parts.files.remove, upload.job_id)
+            raise
         if job.id != upload.job_id:  # the same request, sent concurrently, was first
+            await parts.threads.upload(parts.files.remove, upload.job_id)
             return job, True
         upload.keep()
         return job, False

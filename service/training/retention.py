@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -93,8 +94,10 @@ def remove_stale_jobs(files: JobFiles, jobs: JobStore, stale_s: float) -> list[s
         The ids.
     """
     removed = []
-    for job_id in files.ids():
-        if seconds_since_change(files.folder(job_id)) < stale_s:
+    ages = {job_id: seconds_since_change(files.folder(job_id)) for job_id in files.ids()}
+    ages |= {job_id: time.time() - sent_at for job_id, sent_at in files.sent_at().items()}
+    for job_id, age_s in sorted(ages.items()):
+        if age_s < stale_s:
             continue
         try:
             if not jobs.get(job_id).status.ended:

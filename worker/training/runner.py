@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +24,7 @@ from model.training.trainer import Trainer
 from model.version.prior import PosePrior
 from model.version.tensor_files import CheckpointError
 from service.contract.durable_files import sha256_of, write_json
-from service.contract.errors import TrainingFailed
+from service.contract.errors import StoreUnavailable, TrainingFailed
 from service.contract.jobs.files import BOXES, PREVIEW, JobFiles
 from service.contract.jobs.progress import PaceBook
 from service.contract.jobs.store import JobRecord, JobStatus
@@ -39,6 +41,7 @@ from .training_run import ThreadChoice, TrainingRun
 logger = logging.getLogger(__name__)
 
 _BATCH_SIZE = 32
+_PUBLISH_AGAIN_S = 2.0
 
 
 @dataclass
@@ -84,7 +87,17 @@ class TrainingRunner:
             version = new_version_id(job.id, step=trainer.step)
             return self._publish(run, held, version, None, measure_quality(trainer.model, trainer.batches.images))
 
-        run = TrainingRun(trainer, record, held, checkpoint, self.taker.metrics, pace, threads, publish_checkpoint)
+        run = TrainingRun(
+            trainer,
+            record,
+            held,
+            checkpoint,
+            self.taker.metrics,
+            pace,
+            threads,
+            publish_checkpoint,
+            partial(self._send_files, job.id),
+        )
         run.train()
         if run.speed.pace:
             self.paces.note(job.settings, run.speed.pace)
@@ -93,6 +106,12 @@ class TrainingRunner:
             quality = measure_quality(trainer.model, trainer.batches.images)
         version = self._publish(run, held, new_version_id(job.id), evaluation, quality)
         self._succeed(held, version, run.write_progress)
+
+    def _send_files(self, job_id: str) -> None:
+        try:
+            self.taker.files.send(job_id)
+        except StoreUnavailable:  # other machines have the checkpoint before
+            logger.warning("job=%s: the checkpoint is on this machine only; the next one is sent again", job_id)
 
     def _succeed(self, held: HeldJob, version: str, write_progress: Change) -> None:
         job = self.taker.jobs.get(held.job_id)
@@ -205,9 +224,15 @@ class TrainingRunner:
             shutil.copyfile(run.preview, folder / PREVIEW)
             if (boxes := self.taker.files.found_boxes(job.id)).exists():
                 shutil.copyfile(boxes, folder / BOXES)
-            held.confirm_lease()
-            self.store.publish(folder, job.category, version)
-        return version
+            while True:
+                held.confirm_lease()
+                try:
+                    self.store.publish(folder, job.category, version)
+                    return version
+                except StoreUnavailable:
+                    logger.warning("job=%s: its version can't be published yet, trying again", job.id)
+                    time.sleep(_PUBLISH_AGAIN_S)
+                    held.check()
 
 
 def _begin(record: JobRecord) -> None:

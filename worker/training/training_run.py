@@ -156,7 +156,7 @@ class TrainingRun:
     """The steps of one job in this process.
 
     ``threads`` chooses the number of threads, unless it is fixed. ``publish`` makes a version of the trainer's present
-    state and returns its name.
+    state and returns its name; ``send`` lets other machines have the checkpoint and the preview.
     """
 
     def __init__(
@@ -169,9 +169,10 @@ class TrainingRun:
         earlier: Pace | None = None,
         threads: ThreadChoice | None = None,
         publish: Callable[[TrainingRun], str] | None = None,
+        send: Callable[[], object] = lambda: None,
     ) -> None:
         self.trainer = trainer
-        self._publish = publish
+        self._publish, self._send = publish, send
         self.record = record
         self._held = held
         self._folder = checkpoint
@@ -337,6 +338,7 @@ class TrainingRun:
         with atomic_write(self.preview) as file:
             picture.save(file, "PNG")
         self._previewed = trainer.step
+        self._send()
 
     def _describe_checkpoint(self, losses: dict[str, float]) -> Checkpoint:
         file = (self._folder / CHECKPOINT_FILE).stat()

@@ -86,8 +86,10 @@ class Preparer:
                 record.log(f"warning: {warning.detail}")
             record.pause_if_requested()
 
+        self.taker.files.send(job_id)  # any worker may train it
         held.write(queue)
         self.taker.files.archive(job_id).unlink(missing_ok=True)
+        self.taker.files.send(job_id)
         logger.info("job=%s: prepared, pictures=%d skipped=%d", job_id, counts.images, counts.skipped)
 
     def _read_counts(self, job_id: str) -> FileCounts | None:

@@ -16,14 +16,27 @@ from typing import Any
 from model.version.prior_values import PriorValues
 from model.version.prior_values import read_prior as read_values
 from service.contract.durable_files import folder_names
-from service.contract.errors import BadFolder, BadLabels, BadPrior, BadRequest
+from service.contract.errors import BadFolder, BadLabels, BadPrior, BadRequest, StoreUnavailable
+from service.contract.settings import CommonSettings
+from service.contract.shared_folders import SharedFolders
 
 from .job import check_job_id, is_job_id
 
 MAX_LABELS_BYTES = 64 * 2**20
 MAX_PRIOR_BYTES = 2**20
 # names below the data root that jobs must not read
-_RESERVED = ("categories", "datasets", "estimates", "jobs", "keys", "valkey", "logs", "first-api-key", "webhook-secret")
+_RESERVED = (
+    "categories",
+    "datasets",
+    "estimates",
+    "jobs",
+    "keys",
+    "shared",
+    "valkey",
+    "logs",
+    "first-api-key",
+    "webhook-secret",
+)
 
 
 # also in the folder of the version that the job publishes
@@ -32,10 +45,18 @@ BOXES = "boxes.csv"
 
 
 class JobFiles:
-    """The files of unfinished jobs: upload, prepared pictures, checkpoint."""
+    """The files of unfinished jobs: upload, prepared pictures, checkpoint.
 
-    def __init__(self, data_root: Path) -> None:
-        self._root = data_root / "jobs"
+    With ``shared`` the folders below the data root are copies of those in an object store.
+    """
+
+    def __init__(self, data_root: Path, shared: SharedFolders | None = None) -> None:
+        self._root, self._shared = data_root / "jobs", shared
+
+    @classmethod
+    def open(cls, settings: CommonSettings) -> JobFiles:
+        """Return the files in PPL_STORE_URL, or those below the data root without it."""
+        return cls(settings.data_root, SharedFolders.open(settings, "jobs"))
 
     def folder(self, job_id: str) -> Path:
         """Return jobs/<id>. Raises UnknownJob for an invalid id."""
@@ -64,10 +85,38 @@ class JobFiles:
     clips = partialmethod(_path, name="clips.npy")  # number of each picture's clip, int64 (N,); only in mode clips
     training_pictures = partialmethod(_path, name="training.npy")  # without held-out ones; only if some are held out
 
+    def read(self, job_id: str, name: str) -> bytes:
+        """Return a file's content as it was last sent. Raises FileNotFoundError."""
+        return self._shared.read(check_job_id(job_id), name) if self._shared else self._path(job_id, name).read_bytes()
+
+    def fetch(self, job_id: str) -> None:
+        """Get what other machines sent of a job's files."""
+        if self._shared:
+            self._shared.fetch(job_id, self.folder(job_id))
+
+    def send(self, job_id: str) -> None:
+        """Let other machines have a job's files. Raises Replaced if one of them changed the files since."""
+        if self._shared:
+            self._shared.send(job_id, self.folder(job_id))
+
+    def hand_over(self, job_id: str) -> None:
+        """Send a job's files, and keep no copy."""
+        if self._shared:
+            self.send(job_id)
+            shutil.rmtree(self.folder(job_id), ignore_errors=True)
+
     def remove(self, job_id: str) -> None:
-        """Remove all of a job's files. Idempotent."""
+        """Remove all of a job's files. Idempotent. An object store that is away is swept later."""
+        if self._shared:
+            with suppress(StoreUnavailable):
+                self._shared.remove(check_job_id(job_id))
         with suppress(FileNotFoundError):
             shutil.rmtree(self.folder(job_id))
+
+    def sent_at(self) -> dict[str, float]:
+        """Return when each job's files were last sent, in seconds since 1970; empty without an object store."""
+        found = self._shared.changed_at() if self._shared else {}
+        return {job_id: sent_at for job_id, sent_at in found.items() if is_job_id(job_id)}
 
     def ids(self) -> list[str]:
         """Return the ids of jobs that have files."""

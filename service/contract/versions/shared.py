@@ -169,7 +169,7 @@ class SharedVersions(VersionStore):
             for path in (staged / ADDITIONS).rglob("*")
             if path.is_file()
         }
-        files = {path.name: path for path in staged.iterdir() if path.is_file()}
+        files = {path.name: path for path in staged.iterdir() if path.is_file() and path.name not in (FILES, _ENTRY)}
         facts = {name: FileFacts(size=path.stat().st_size, sha256=sha256_of(path)) for name, path in files.items()}
         listing = _FILES.dump_json(facts)
         entry = Entry(

@@ -288,7 +288,7 @@ async def get_boxes(gateway: CurrentGateway, job_id: str) -> Response:
 def _read_file(gateway: Gateway, job: Job, name: str) -> bytes | None:
     """Return a file of an unfinished job, or of the version that it published; None if there is none."""
     with suppress(FileNotFoundError):
-        return (gateway.files.folder(job.id) / name).read_bytes()
+        return gateway.files.read(job.id, name)
     with suppress(FileNotFoundError, UnknownCategory, UnknownVersion):
         if job.version:
             return gateway.versions.store.file(job.category, job.version, name).read_bytes()

@@ -1,0 +1,148 @@
+"""Folders in an object store, each worked on by one process at a time, with copies on the machines that do.
+
+<kind>/<name>/files.json    the files of the folder; replaced only as it was read
+<kind>/<name>/<sha256>      the content of one of them
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import to_json
+
+from .durable_files import atomic_write, sha256_of
+from .errors import StoreCorrupt
+from .objects import Objects
+from .settings import CommonSettings
+
+_LISTING, _COPIED = "files.json", ".copied.json"
+
+
+class _Listing(BaseModel):
+    """SHA-256 of the files by their paths in the folder."""
+
+    files: dict[str, str] = Field(default_factory=dict)
+
+
+class _Copied(_Listing):
+    """The listing that a copy was last equal to, its tag, and size and time of each file then."""
+
+    tag: dict[str, str | None] | None = None
+    seen: dict[str, tuple[int, int]] = Field(default_factory=dict)
+
+
+class SharedFolders:
+    """Folders of one kind, such as jobs. Methods raise StoreUnavailable.
+
+    Hidden files stay on their machine.
+    """
+
+    def __init__(self, objects: Objects, kind: str) -> None:
+        self._objects, self._kind = objects, kind
+
+    @classmethod
+    def open(cls, settings: CommonSettings, kind: str) -> SharedFolders | None:
+        """Return the folders in PPL_STORE_URL; None without it."""
+        return None if settings.store_url is None else cls(Objects(settings.store_url), kind)
+
+    def send(self, name: str, folder: Path) -> None:
+        """Make the store's folder equal to the copy. Raises Replaced if another machine changed it since."""
+        copied, now = _read_copied(folder), _Copied()
+        for path in _visible_files(folder):
+            file, status = path.relative_to(folder).as_posix(), path.stat()
+            now.seen[file] = status.st_size, status.st_mtime_ns
+            unchanged = copied.seen.get(file) == now.seen[file]
+            now.files[file] = copied.files[file] if unchanged else sha256_of(path)
+        if copied.tag is not None and now.files == copied.files:
+            return
+        digests, before = set(now.files.values()), set(copied.files.values())
+        for file, digest in now.files.items():
+            if digest not in before:
+                self._objects.upload(self._path(name, digest), folder / file)
+        listing = to_json(_Listing(files=now.files))
+        now.tag = self._objects.replace(self._path(name, _LISTING), listing, copied.tag)
+        _write_copied(folder, now)
+        self._objects.delete([self._path(name, digest) for digest in before - digests])
+
+    def fetch(self, name: str, folder: Path) -> None:
+        """Make the copy equal to the store's folder, if another machine changed that; do nothing if there is none."""
+        try:
+            listing, tag = self._read_listing(name)
+        except FileNotFoundError:
+            return
+        copied, now = _read_copied(folder), _Copied(files=listing.files, tag=tag)
+        if copied.tag == tag:  # what changed here since is newer
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, digest in listing.files.items():
+            path = folder / _safe(file)
+            if copied.files.get(file) != digest or not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._download(name, digest, path)
+            status = path.stat()
+            now.seen[file] = status.st_size, status.st_mtime_ns
+        for path in _visible_files(folder):
+            if path.relative_to(folder).as_posix() not in listing.files:
+                path.unlink()
+        _write_copied(folder, now)
+
+    def read(self, name: str, file: str) -> bytes:
+        """Return the content of a file as it was last sent. Raises FileNotFoundError."""
+        listing, _ = self._read_listing(name)
+        if file not in listing.files:
+            raise FileNotFoundError(file)
+        return self._objects.read(self._path(name, listing.files[file]))[0]
+
+    def remove(self, name: str) -> None:
+        """Remove a folder from the store, its listing first. Idempotent."""
+        self._objects.delete([self._path(name, _LISTING)])
+        self._objects.delete([path for path, _, _ in self._objects.scan(self._path(name, ""))])
+
+    def changed_at(self) -> dict[str, float]:
+        """Return the time of the last change (seconds since 1970) of every folder."""
+        times: dict[str, float] = defaultdict(float)
+        for path, _, changed_at in self._objects.scan(self._kind):
+            name = path.split("/")[1]
+            times[name] = max(times[name], changed_at)
+        return times
+
+    def _download(self, name: str, digest: str, path: Path) -> None:
+        try:
+            self._objects.download(self._path(name, digest), path, digest)
+        except FileNotFoundError as error:
+            raise StoreCorrupt(f"the object store lacks {path.name} of {name}") from error
+
+    def _read_listing(self, name: str) -> tuple[_Listing, dict[str, str | None]]:
+        data, tag = self._objects.read(self._path(name, _LISTING))
+        try:
+            return _Listing.model_validate_json(data), tag
+        except ValidationError as error:
+            raise StoreCorrupt(f"the list of files of {name} in the object store can't be read") from error
+
+    def _path(self, name: str, file: str) -> str:
+        return f"{self._kind}/{name}/{file}"
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("[!.]*")) if path.is_file()]
+
+
+def _safe(file: str) -> str:
+    path = PurePosixPath(file)
+    if path.is_absolute() or any(part.startswith(".") for part in path.parts):
+        raise StoreCorrupt(f"{file[:80]!r} in the object store is no name of a file")
+    return file
+
+
+def _read_copied(folder: Path) -> _Copied:
+    try:
+        return _Copied.model_validate_json((folder / _COPIED).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return _Copied()
+
+
+def _write_copied(folder: Path, copied: _Copied) -> None:
+    with atomic_write(folder / _COPIED) as file:
+        file.write(to_json(copied))
