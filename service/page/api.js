@@ -1,6 +1,6 @@
 // Speak to the public API, as any client: problem documents in words, keys, pages, uploads and event streams.
 
-import { h } from "./dom.js";
+import { duration, h, notice } from "./dom.js";
 
 // this file is at …/page/HASH/api.js: two folders up is the gateway, also below a proxy's prefix
 export const ROOT = new URL("../../", import.meta.url);
@@ -30,9 +30,21 @@ export async function request(path, { query, headers = {}, json, signal, ...opti
     catch (error) { throw error.name === "AbortError" ? error : unreachable(); }
     if (response.ok) return response;
     const problem = await problemOf(response);
-    if (response.status !== 401) throw problem;
-    await askKey(problem, used);
+    if (response.status === 401) await askKey(problem, used);
+    else if (!(await waited(response.status, response.headers.get("Retry-After"), signal))) throw problem;
   }
+}
+
+// A busy server says when to come back: wait as long, and let the request go on. Longer waits are left to the visitor.
+const LONGEST_WAIT_S = 15;
+let noticedAt = 0;
+async function waited(status, after, signal) {
+  const seconds = Number(after);
+  if (status !== 429 || !seconds || seconds > LONGEST_WAIT_S) return false;
+  if (Date.now() > noticedAt + 8000) { notice(`The server is busy. This continues by itself in ${duration(seconds)}.`); noticedAt = Date.now(); }
+  await pause(1000 * seconds, signal);
+  if (signal?.aborted) throw new DOMException("left", "AbortError");
+  return true;
 }
 
 const unreachable = () => new Problem({ code: "unreachable", status: 0, detail: "The server does not answer. Check that it is still running, then try again." });
@@ -65,7 +77,7 @@ export async function* pages(path, query, signal) {
   } while (cursor);
 }
 
-// Send a form and tell how much of it has arrived, which fetch can't.
+// Send a form and report how much of it has arrived, which fetch can't.
 export async function upload(path, form, { headers = {}, onprogress, signal } = {}) {
   for (;;) {
     const used = key;
@@ -84,8 +96,8 @@ export async function upload(path, form, { headers = {}, onprogress, signal } = 
     const type = answer.getResponseHeader("Content-Type") ?? "";
     const document = type.includes("json") ? JSON.parse(answer.responseText) : { status: answer.status, detail: `The server answered ${answer.status}.` };
     if (answer.status < 300) return document;
-    if (answer.status !== 401) throw new Problem(document);
-    await askKey(new Problem(document), used);
+    if (answer.status === 401) await askKey(new Problem(document), used);
+    else if (!(await waited(answer.status, answer.getResponseHeader("Retry-After"), signal))) throw new Problem(document);
   }
 }
 

@@ -1,13 +1,13 @@
-// Where the thing is in each picture of a dataset: boxes drawn with the mouse, or corrected from a file or an earlier job.
+// Where the thing is in each picture or frame of a dataset: boxes drawn with the mouse, or corrected from an earlier job.
 
-import { blobUrl, request } from "./api.js";
+import { blobUrl, pause, request } from "./api.js";
 import { listAll } from "./choose.js";
-import { button, h, plural, s, slider } from "./dom.js";
-import { Stage } from "./stage.js";
+import { button, h, plural, slider } from "./dom.js";
+import { BOX_LOOK, Stage, boxShape } from "./stage.js";
 
-const LOOK = { fill: "#f0e442", "fill-opacity": 0.12, stroke: "#f0e442", "stroke-width": 3, "vector-effect": "non-scaling-stroke" };
-const LEAST = 8; // pictures that a training needs
+const NEEDED = 8; // pictures that a training needs
 const COLUMNS = ["image", "x", "y", "width", "height", "angle"]; // the last only of boxes that have one
+const FIRST = "Where one thing moves before a fixed camera, a training finds it by itself: start one, then follow “Correct its boxes” on its page to see and mend what it found.";
 
 export class BoxEditor {
   constructor(dataset, signal) {
@@ -21,18 +21,18 @@ export class BoxEditor {
     if (this.file) return this.file;
     const count = this.count();
     if (!count) return null;
-    if (count < LEAST) throw new Error(`Only ${plural(count, "picture has", "pictures have")} a box. Pictures without one are left out, and a training needs ${LEAST}: draw more, or remove them all.`);
+    if (count < NEEDED) throw new Error(`Only ${plural(count, "picture has", "pictures have")} a box. Pictures without one are left out, and a training needs ${NEEDED}: draw more, or remove them all.`);
     const rows = [...this.boxes].flatMap(([name, boxes]) => boxes.map(([x, y, width, height, angle = ""]) => [`"${name.replaceAll('"', '""')}"`, x, y, width, height, angle].join(",")));
     return new File([[COLUMNS.join(","), ...rows].join("\n")], "boxes.csv", { type: "text/csv" });
   }
 
-  // Take the boxes that an earlier job found.
+  // Take the boxes that an earlier job found or was sent; rows without numbers are pictures without a box.
   async loadJob(job) {
     const text = await (await request(`train-jobs/${encodeURIComponent(job)}/boxes`, { signal: this.signal })).text();
     const [head, ...rows] = text.trim().split("\n").map(splitRow), places = COLUMNS.map((name) => head.indexOf(name));
     for (const row of rows) {
       const [name, ...cells] = places.map((place) => row[place]), box = cells.filter((value) => value?.trim()).map(Number);
-      if (box.length >= 4) this.boxes.set(name, [...(this.boxes.get(name) ?? []), box]);
+      this.boxes.set(name, [...(this.boxes.get(name) ?? []), ...(box.length >= 4 ? [box] : [])]);
     }
     this.element.open = true;
   }
@@ -40,22 +40,27 @@ export class BoxEditor {
   async open() {
     if (!this.element.open || this.stage) return;
     this.stage = new Stage("A picture of the dataset with its boxes");
-    const input = h("input", { type: "file", accept: ".csv,.json", "aria-label": "A file of boxes", onchange: () => { [this.file = null] = input.files; this.tell(); } });
-    this.body.replaceChildren(h("p", { class: "small soft" }, "Only needed where the thing is small in its picture or not always in the middle. Training then sees the boxes alone: pictures without one are left out. Where one thing moves before a fixed camera, it is found without boxes."),
+    const input = h("input", { type: "file", accept: ".csv,.json", "aria-label": "A file of boxes", onchange: () => { [this.file = null] = input.files; this.describe(); } });
+    this.body.replaceChildren(h("p", { class: "small soft" }, "Only needed where the thing is small in its picture or not always in the middle. Training then sees the boxes alone: pictures without one are left out."),
       h("label", { class: "field" }, h("span", {}, "A file of boxes (CSV, COCO or MegaDetector)"), input));
-    this.pictures = await listAll(`datasets/${this.dataset.id}/pictures`, {}, this.signal, 10000);
-    if (!this.pictures.length) return;
-    this.said = h("p", { class: "small", "aria-live": "polite" });
+    const listed = await listAll(`datasets/${this.dataset.id}/pictures`, {}, this.signal, 10000), known = new Set(listed.map(({ name }) => name));
+    // frames of videos are those that the earlier job took
+    this.pictures = [...listed, ...[...this.boxes.keys()].filter((name) => name.includes("#") && !known.has(name)).map((name) => ({ name, isFrame: true }))];
+    if (!this.pictures.length) { this.body.append(h("p", {}, FIRST)); return; }
+    this.message = h("p", { class: "small", "aria-live": "polite" });
     this.stage.element.classList.add("painting");
-    this.stage.onBox(() => Boolean(this.stage.width), LOOK, (box) => { this.own().push(box); this.keep(); });
+    this.stage.onBox(() => Boolean(this.stage.width), BOX_LOOK, (box) => this.add(box), (place) => this.grab(place));
     const { element, set } = slider("Picture", { max: this.pictures.length - 1, value: 0 }, (at) => `${at + 1} of ${this.pictures.length}`, (at) => this.show(at));
+    this.heading = slider("Heading", { max: 359, value: 0 }, (angle) => `${angle}° clockwise from up`, (angle) => { for (const box of this.own()) box[4] = angle; this.keep(); });
     const step = (by) => () => set(Math.min(this.pictures.length - 1, Math.max(0, this.at + by)));
-    this.body.append(this.stage.element, element, this.said, h("div", { class: "row" }, button("Previous", step(-1)), button("Next", step(1)),
+    this.body.append(this.stage.element, element, this.message, this.heading.element, h("div", { class: "row" }, button("Previous", step(-1)), button("Next", step(1)),
       button("Box of the picture before", () => { const before = this.boxes.get(this.pictures[this.at - 1]?.name); if (before) { this.boxes.set(this.name, before.map((box) => [...box])); this.keep(); } }),
       button("This box for all pictures", () => { const boxes = this.boxes.get(this.name); if (boxes) { for (const { name } of this.pictures) this.boxes.set(name, boxes.map((box) => [...box])); this.keep(); } }),
       button("Remove", () => { this.boxes.delete(this.name); this.keep(); })));
     await this.show(0);
   }
+
+  get hasAngles() { return [...this.boxes.values()].flat().some((box) => box[4] !== undefined); }
 
   count() { return [...this.boxes.values()].filter((boxes) => boxes.length).length; }
 
@@ -63,18 +68,38 @@ export class BoxEditor {
 
   own() { if (!this.boxes.has(this.name)) this.boxes.set(this.name, []); return this.boxes.get(this.name); }
 
+  // A frame shows one thing: a new box takes the place of the one that was found, and its heading.
+  add(box) {
+    const own = this.own(), [old] = own;
+    if (this.pictures[this.at].isFrame) own.splice(0, own.length, old?.[4] === undefined ? box : [...box, old[4]]);
+    else own.push(box);
+    this.keep();
+  }
+
+  // Drag a box that is there.
+  grab({ x, y }) {
+    const box = this.own().find(([left, top, width, height]) => x >= left && x <= left + width && y >= top && y <= top + height);
+    if (!box) return null;
+    const [left, top] = box;
+    return (dx, dy) => { box[0] = Math.round(left + dx); box[1] = Math.round(top + dy); this.keep(); };
+  }
+
   keep() { this.file = null; this.draw(); }
 
   async show(at) {
     this.at = at;
-    this.tell();
-    const image = h("img", { alt: "" });
+    this.describe();
+    const { isFrame, name, number } = this.pictures[at], image = h("img", { alt: "" }), folder = `datasets/${this.dataset.id}`;
     try {
-      image.src = await blobUrl(`datasets/${this.dataset.id}/pictures/${this.pictures[at].number}`, {}, this.signal);
+      if (isFrame) { // a video is decoded for each: not for those that a slider passes
+        this.stage.draw();
+        await pause(150, this.signal);
+        if (at !== this.at) return;
+      }
+      image.src = await (isFrame ? blobUrl(`${folder}/frame`, { name }, this.signal) : blobUrl(`${folder}/pictures/${number}`, {}, this.signal));
       await image.decode();
     } catch (error) {
-      if (error.name === "AbortError") return;
-      this.said.textContent = `${this.name}: ${error.message}`;
+      if (error.name !== "AbortError" && at === this.at) this.message.textContent = `${name}: ${error.message}`;
       return;
     }
     if (at !== this.at) return;
@@ -83,14 +108,18 @@ export class BoxEditor {
   }
 
   draw() {
-    this.tell();
-    this.stage.draw(...(this.boxes.get(this.name) ?? []).map(([x, y, width, height, angle = 0]) => s("rect", { ...LOOK, x: x - 0.5, y: y - 0.5, width, height, transform: `rotate(${angle} ${x + width / 2 - 0.5} ${y + height / 2 - 0.5})` })));
+    this.describe();
+    const own = this.boxes.get(this.name) ?? [], angle = own[0]?.[4];
+    this.heading.element.hidden = angle === undefined;
+    if (angle !== undefined) this.heading.show(Math.round(angle + 360) % 360);
+    this.stage.draw(...own.map((box) => boxShape(box)));
   }
 
-  tell() {
-    if (!this.said) return;
-    const count = this.count();
-    this.said.textContent = this.file ? `The boxes of ${this.file.name} are used.` : count ? `${this.name}. ${plural(count, "picture")} of ${this.pictures.length} with a box; the others would be left out.` : `${this.name}. No boxes: whole pictures are used. Drag over the picture to draw one.`;
+  describe() {
+    if (!this.message) return;
+    const count = this.count(), own = this.boxes.get(this.name)?.length;
+    this.message.textContent = this.file ? `The boxes of ${this.file.name} are used.` : !count ? `${this.name}. No boxes: whole pictures are used. Drag over the picture to draw one.`
+      : `${this.name}. ${plural(count, "picture")} of ${this.pictures.length} with a box; the others would be left out. ${own ? "Drag the box to move it, or drag beside it to draw a new one." : "Drag over the picture to draw one."}`;
   }
 }
 

@@ -33,5 +33,5 @@ export async function loadPrior(category, version, signal) {
   return { ...prior, names: givenNames(prior.keypoint_names ?? prior.keypoint_prior.map((_, id) => `keypoint_${id}`)), drawn: prior.links.filter(({ i, j }) => skeleton.has(`${i}-${j}`)) };
 }
 
-export const nothingYet = () => h("div", { class: "card lonely" }, h("h2", {}, "Nothing has been learned yet"),
+export const nothingYet = () => h("div", { class: "card empty" }, h("h2", {}, "Nothing has been learned yet"),
   h("p", { style: { margin: "0 auto 1rem" } }, "Train on pictures of your own first, or on the sample."), h("a", { class: "button primary", href: "#/start" }, "Go to Start"));

@@ -18,6 +18,7 @@ export const h = (tag, attributes, ...children) => fill(document.createElement(t
 export const s = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 
 export const percent = (share, digits = 0) => `${(100 * share).toFixed(digits).replace(/^-(0(\.0+)?)$/, "$1")} %`;
+export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1).replace(/[^.!?]$/, "$&.");
 export const plural = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 
 export function duration(seconds) {
@@ -81,14 +82,14 @@ export function slider(text, { min = 0, max, step = 1, value }, describe, oninpu
   const output = h("output", {}, describe(value));
   const control = h("input", { type: "range", min, max, step, "aria-label": text, "aria-valuetext": describe(value), oninput: () => show() });
   control.value = value;
-  function show() {
-    const now = Number(control.value);
-    output.textContent = describe(now);
-    control.setAttribute("aria-valuetext", describe(now));
-    oninput(now);
+  function describeNow() {
+    output.textContent = describe(Number(control.value));
+    control.setAttribute("aria-valuetext", output.textContent);
   }
+  function show() { describeNow(); oninput(Number(control.value)); }
   const element = h("div", { class: "slider" }, h("span", { class: "slider-text" }, text, output), control);
-  return { element, control, set: (now) => { control.value = now; show(); } };
+  // `show` moves the slider without the consequences of `set`
+  return { element, control, set: (now) => { control.value = now; show(); }, show: (now) => { control.value = now; describeNow(); } };
 }
 
 export function save(blob, name) {
@@ -97,7 +98,7 @@ export function save(blob, name) {
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
-// A place to drop, paste or choose files. Folders that are dropped are read whole.
+// A place to drop, paste or choose files. Folders are read with their subfolders.
 export function dropZone({ title, hint, accept, multiple = true, onfiles, signal, folder = false, small = false }) {
   const take = async (promise) => {
     try { const files = (await promise).filter((file) => !file.name.startsWith(".")); if (files.length) await onfiles(files); }
@@ -134,8 +135,16 @@ async function dropped(transfer) {
   return (await Promise.all(entries.map(filesOf))).flat();
 }
 
+// The path of a file in the folder that was dropped or chosen: subfolders may be clips, and names may repeat in them.
+const paths = new WeakMap();
+export const pathOf = (file) => paths.get(file) || file.webkitRelativePath || file.name;
+
 async function filesOf(entry) {
-  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
+  if (entry.isFile) {
+    const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+    paths.set(file, entry.fullPath.replace(/^\//, ""));
+    return [file];
+  }
   const reader = entry.createReader(), found = [];
   for (;;) {
     const part = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));

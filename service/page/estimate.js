@@ -5,7 +5,7 @@ import { listAll, loadPrior, nothingYet, versionSelect } from "./choose.js";
 import { button, dropZone, explain, field, h, notice, percent, plural, s, save, select, slider, toggle } from "./dom.js";
 import { SAMPLES } from "./palette.js";
 import { colour, lightUp, linkMap, poseLayer } from "./skeleton.js";
-import { Stage, readPicture, toBlob, toCanvas } from "./stage.js";
+import { BOX_LOOK, Stage, boxShape, readPicture, squareOf, toBlob, toCanvas } from "./stage.js";
 
 const STEPS = 5;
 const VIDEO = /\.(mp4|m4v|mov|avi|mkv|webm)$/i;
@@ -29,25 +29,27 @@ class Estimate {
     this.shown = { links: true, keypoints: true, numbers: false, marks: true, map: false };
     this.landmarks = "";
     this.step = 0;
-    this.isPainting = false;
+    this.isPainting = this.isMarking = false;
     this.stage = new Stage("The picture with the pose that was found");
     this.stage.onBox(() => this.isPainting && this.current?.bitmap, { fill: "#000", opacity: 0.75 }, (box) => this.hide(box));
+    this.stage.onBox(() => this.isMarking && this.current?.bitmap, BOX_LOOK, (box) => this.mark(box));
     this.map = h("canvas", { class: "over", "aria-hidden": "true" });
     this.thumbs = h("div", { class: "thumbs", role: "group", "aria-label": "Pictures" });
-    this.said = h("div", { "aria-live": "polite" });
+    this.message = h("div", { "aria-live": "polite" });
     this.scores = h("div", {});
     this.versionPlace = h("div", {});
     this.landmarksPlace = h("div", {});
     this.refine = slider("Refinement", { max: STEPS, value: 0 }, (step) => (step ? `after ${plural(step, "step")}` : "before any"), (step) => { this.step = step; this.draw(); });
     const zone = (title, hint, small) => dropZone({ title, hint, small, accept: "image/*,video/*,.heic,.avif,.tif,.tiff,.mkv,.avi", onfiles: (files) => this.add(files), signal });
     const category = select(priors.map((entry) => [entry.category, entry.category]), query.get("category") ?? undefined, (name) => this.setCategory(name));
-    this.chooser = h("div", { class: "card stack" }, field("Category", category), this.versionPlace, this.landmarksPlace);
+    this.advice = h("p", { class: "small soft" });
+    this.chooser = h("div", { class: "card stack" }, field("Category", category), this.versionPlace, this.landmarksPlace, this.advice);
     const sample = priors.some((entry) => entry.category === "dog") && button("Try sample pictures of a dog", async () => {
       if (category.value !== "dog") { category.value = "dog"; await this.setCategory("dog"); }
       await this.addSamples();
     });
     this.start = h("div", { class: "two" }, h("div", { class: "stack" },
-      zone("Drop or paste pictures or a video", "One thing in each picture, of about the size it had in training."), h("div", { class: "row centre" }, sample)), this.chooser);
+      zone("Drop or paste pictures or a video", "You get poses as JSON, CSV or COCO, and a video with the poses drawn on it."), h("div", { class: "row centre" }, sample)), this.chooser);
     this.side = this.makeSide();
     const more = h("div", { style: { marginTop: "1.2rem" } }, zone("Add more", null, true));
     this.work = h("div", { class: "two", hidden: true }, h("div", {}, this.stage.element, this.thumbs, more), this.side);
@@ -61,15 +63,26 @@ class Estimate {
     this.unhide = button("Remove the boxes", () => this.setBoxes([]), { hidden: true });
     this.refineCard = h("div", { class: "card stack" }, h("h2", {}, "The occlusion test"),
       h("p", { class: "small soft" }, "Draw a black box over a part of the picture. The model has to guess what is behind it; refinement then moves the pose towards poses that its memory knows."),
-      h("div", { class: "row" }, this.paint, button("Hide the right half", () => this.hideHalf()), this.unhide), this.refine.element, this.repair = h("p", { class: "small", "aria-live": "polite" }));
+      h("div", { class: "row" }, this.paint, button("Hide the right half", () => this.hideHalf()), this.unhide), this.refine.element, this.repair = h("p", { class: "small", "aria-live": "polite" }), this.rebuilt = h("figure", { hidden: true }));
     const download = (text, format, name) => button(text, () => this.download(format, name));
     return h("div", { class: "stack keep" },
-      h("div", { class: "card stack" }, this.said, h("div", { class: "row" }, layer("Links", "links"), layer("Keypoints", "keypoints"), layer("Numbers", "numbers"), layer("Link map", "map"), this.marks = layer("Landmarks", "marks")),
+      h("div", { class: "card stack" }, this.message, this.makeMarker(), h("div", { class: "row" }, layer("Links", "links"), layer("Keypoints", "keypoints"), layer("Numbers", "numbers"), layer("Link map", "map"), this.marks = layer("Landmarks", "marks")),
         h("details", {}, h("summary", {}, "Scores of the keypoints"), this.scores)),
       this.refineCard, this.settings = h("div", {}),
       h("div", { class: "card" }, h("h2", {}, "Download"), h("div", { class: "row" }, download("JSON", "native", "poses.json"), download("CSV", "csv", "poses.csv"),
         download("COCO", "coco", "poses.coco.json"), button("Picture", () => this.downloadPicture()))));
   }
+
+  // Where the thing is in a picture, for priors that were learned from boxes around it.
+  makeMarker() {
+    this.marking = button("Draw a box around it", () => this.setMarking(!this.isMarking), { "aria-pressed": "false" });
+    this.heading = slider("Heading", { max: 359, value: 0 }, (angle) => `${angle}° clockwise from up`, (angle) => { if (this.current?.place) { this.current.place[4] = angle; this.draw(); } });
+    this.heading.control.addEventListener("change", () => this.current?.place && this.again(this.current));
+    this.marker = h("div", { class: "stack", hidden: true }, h("div", { class: "row" }, this.marking), this.heading.element);
+    return this.marker;
+  }
+
+  get isAligned() { return this.prior.settings.align === "heading"; }
 
   async setCategory(category, version = null) {
     this.category = category;
@@ -83,6 +96,8 @@ class Estimate {
     this.prior = await loadPrior(this.category, version, this.signal);
     this.steps = this.prior.method === "autolink" ? 0 : STEPS;
     this.refineCard.hidden = !this.steps;
+    this.marker.hidden = !this.prior.training.located;
+    this.advice.textContent = this.prior.training.located ? "In a video the thing is found where it moves before a fixed camera. In a picture you draw a box around it." : "One thing in each picture, of about the size it had in training.";
     const sets = (await get(`priors/${this.category}/landmarks`, { version }, this.signal)).items;
     this.landmarks = sets[0]?.name ?? "";
     this.marks.hidden = !sets.length;
@@ -137,18 +152,27 @@ class Estimate {
     const form = new FormData();
     for (const [name, value] of Object.entries({ category: this.category, version: this.version, landmarks: this.landmarks, ...fields })) if (value !== "") form.append(name, value);
     for (const item of items) form.append("images", item.sent, item.file.name);
+    if (items.some((item) => item.place)) form.append("boxes", JSON.stringify(items.map((item) => item.place ?? null)));
     return form;
   }
 
   // Poses come line by line: a picture that can't be read spoils no other.
-  async estimate(items) {
+  async estimate(all) {
+    const items = all.filter((item) => item.place || !this.isAligned);
+    for (const item of all.filter((each) => !items.includes(each))) {
+      Object.assign(item, { result: null, error: { detail: `What ${this.category} looks like was learned from boxes that are turned to face up. Draw a box around it here and set its heading, or drop a video: in a video it is found by itself.` } });
+      this.drawThumb(item);
+      if (item === this.current) this.draw();
+    }
     for (const part of parts(items, ({ sent }) => sent.size, 1)) { // the first alone, so that it is there soon
-      const fields = this.steps ? { refine_steps: this.steps, include: "trajectory" } : {};
+      // reconstructions are many bytes: of a picture by itself, which is the one that is shown
+      const fields = this.steps ? { refine_steps: this.steps, include: part.length > 1 ? "trajectory" : "trajectory,reconstructions" } : {};
       try {
         for await (const line of lines("estimate", { method: "POST", body: this.form(part, fields), signal: this.signal })) {
           if (line.summary) continue;
           const item = part[line.index];
           Object.assign(item, line.error ? { result: null, error: line.error } : { result: line, error: null });
+          if (item.error) item.error.detail = item.error.detail?.replace(/^images\[\d+\]( \(.*?\))?: /, ""); // the picture is in view
           if (!item.boxes.length) item.clean = item.result;
           this.drawThumb(item);
           if (item === this.current) this.draw();
@@ -200,52 +224,91 @@ class Estimate {
   draw() {
     const item = this.current, result = item?.result;
     this.unhide.hidden = !item?.boxes.length;
-    this.say(item);
-    if (!result || !item.bitmap) { this.stage.draw(); this.map.remove(); return; }
-    const unit = Math.max(result.width, result.height) / 100, points = this.pose(result, this.step);
+    this.describe(item);
+    this.heading.element.hidden = !item?.place || !this.isAligned;
+    if (item?.place && this.isAligned) this.heading.show(item.place[4]);
+    const outline = item?.place && boxShape(item.place, { fill: "none" });
+    if (!result || !item.bitmap) { this.stage.draw(outline); this.map.remove(); this.rebuilt.hidden = true; return; }
+    const side = item.place ? squareOf(item.place).side : Math.max(result.width, result.height);
+    const unit = Math.max(side / 100, result.width / 300), points = this.pose(result, this.step);
     const ghost = item.boxes.length && item.clean ? poseLayer({ points: this.pose(item.clean, 0), links: this.prior.drawn, unit: unit * 0.7, opacity: 0.38, dots: false }) : null;
     const names = result.keypoints.map((point) => point.name ?? point.id);
-    this.stage.draw(ghost, poseLayer({ points, links: this.prior.drawn, unit, lines: this.shown.links, dots: this.shown.keypoints,
+    this.stage.draw(outline, ghost, poseLayer({ points, links: this.prior.drawn, unit, lines: this.shown.links, dots: this.shown.keypoints,
       labels: this.shown.numbers ? names : null, marks: this.shown.marks ? result.landmarks ?? [] : [] }));
-    this.drawMap(result, points);
+    this.drawMap(item, points);
+    this.drawRebuilt(item);
   }
 
-  drawMap({ width, height }, points) {
+  // The picture that the model makes of the shown pose: the model's square, around the box or the whole picture.
+  drawRebuilt(item) {
+    const { width, height, reconstructions } = item.result;
+    this.rebuilt.hidden = !reconstructions;
+    if (reconstructions) {
+      this.rebuilt.replaceChildren(h("img", { class: "sheet", src: reconstructions[this.step], alt: `The reconstruction ${this.step ? `after ${plural(this.step, "step")}` : "before refinement"}`, style: { objectFit: "cover", aspectRatio: item.place ? "1" : `${width} / ${height}` } }),
+        h("figcaption", { class: "small soft" }, "What the model makes of this pose and of what it can see. The next step looks for the keypoints in this picture."));
+    } else if (this.steps && item.rebuiltFrom !== item.sent) { // once: a worker of an older release can't
+      item.rebuiltFrom = item.sent;
+      this.estimate([item]).catch(() => {});
+    }
+  }
+
+  drawMap({ place, result: { width, height } }, points) {
     if (!this.shown.map) { this.map.remove(); return; }
-    const side = Math.max(width, height);
-    const square = points.map(({ x, y }) => [(2 * (x - (width - 1) / 2)) / side, (2 * (y - (height - 1) / 2)) / side]);
-    const whole = h("canvas", {});
-    linkMap(whole, square, this.prior.links, this.prior.link_width, 256);
+    const square = h("canvas", {}), { side, middle, turn } = squareOf(place ?? [0, 0, width, height]);
+    linkMap(square, points.map(({ x, y }) => {
+      const [dx, dy] = [x + 0.5 - middle.x, y + 0.5 - middle.y];
+      return [(2 * (dx * Math.cos(turn) + dy * Math.sin(turn))) / side, (2 * (dy * Math.cos(turn) - dx * Math.sin(turn))) / side];
+    }), this.prior.links, this.prior.link_width, 256);
     [this.map.width, this.map.height] = [width, height];
-    this.map.getContext("2d").drawImage(whole, (width - side) / 2, (height - side) / 2, side, side);
+    const context = this.map.getContext("2d");
+    context.translate(middle.x, middle.y);
+    context.rotate(turn);
+    context.drawImage(square, -side / 2, -side / 2, side, side);
     this.stage.over.before(this.map);
   }
 
-  say(item) {
+  describe(item) {
     const { result, error } = item ?? {};
-    if (error) { this.said.replaceChildren(h("p", { class: "verdict bad" }, "No pose"), h("p", {}, error.detail)); return; }
-    if (!result) { this.said.replaceChildren(h("p", { class: "soft" }, "Looking for the pose …")); this.scores.replaceChildren(); return; }
+    if (error) { this.message.replaceChildren(h("p", { class: "verdict bad" }, "No pose"), h("p", {}, error.detail)); return; }
+    if (!result) { this.message.replaceChildren(h("p", { class: "soft" }, "Looking for the pose …")); this.scores.replaceChildren(); return; }
     const { present, surprise } = result, isThere = present === null || present >= 0.5;
-    this.said.replaceChildren(
+    this.message.replaceChildren(
       present !== null && h("p", { class: `verdict ${isThere ? "good" : "bad"}` }, isThere ? `${this.category}: present` : `${this.category}: probably not in this picture`, h("span", { class: "soft number" }, ` ${percent(present)}`)),
       surprise !== null && h("p", { class: "small soft" }, surprise > 1 ? `Surprise ${surprise.toFixed(2)}: above 1, a pose or a thing that was never learned.` : `Surprise ${surprise.toFixed(2)}: below 1, a pose like those of the training pictures.`));
     this.scores.replaceChildren(h("table", {}, h("tbody", {}, result.keypoints.map((point) => h("tr", {
       onpointerenter: () => lightUp(this.stage.layer, point.id), onpointerleave: () => lightUp(this.stage.layer, null) },
     h("td", {}, h("span", { class: "swatch", style: { background: colour(point.id) } })), h("td", {}, point.name ?? `keypoint ${point.id}`), h("td", { class: "number" }, point.score.toFixed(2)))))));
-    this.sayRepair(item);
+    this.describeRepair(item);
   }
 
-  sayRepair({ boxes, clean, result }) {
+  describeRepair({ boxes, clean, result }) {
     if (!boxes.length || !clean) { this.repair.textContent = ""; return; }
     const target = this.pose(clean, 0), side = Math.max(result.width, result.height);
     const off = (step) => this.pose(result, step).reduce((sum, point, id) => sum + Math.hypot(point.x - target[id].x, point.y - target[id].y), 0) / target.length / side;
     this.repair.textContent = `From the pose without the box (faint lines): ${percent(off(0), 1)} of the side before refinement, ${percent(off(this.step), 1)} ${this.step ? `after ${plural(this.step, "step")}` : "now"}.`;
   }
 
-  setPainting(on) {
-    this.isPainting = on;
-    this.paint.setAttribute("aria-pressed", String(on));
-    this.stage.element.classList.toggle("painting", on);
+  setPainting(on) { this.setMode(on, false); }
+
+  setMarking(on) { this.setMode(false, on); }
+
+  setMode(painting, marking) {
+    [this.isPainting, this.isMarking] = [painting, marking];
+    this.paint.setAttribute("aria-pressed", String(painting));
+    this.marking.setAttribute("aria-pressed", String(marking));
+    this.stage.element.classList.toggle("painting", painting || marking);
+  }
+
+  async mark(box) {
+    const item = this.current;
+    item.place = this.isAligned ? [...box, item.place?.[4] ?? 0] : box;
+    this.setMarking(false);
+    await this.again(item);
+  }
+
+  async again(item) {
+    Object.assign(item, { clean: null, rebuiltFrom: null });
+    try { await this.estimate([item]); } catch (error) { if (error.name !== "AbortError") notice(explain(error), "error"); }
   }
 
   hide(box) { return this.setBoxes([...this.current.boxes, box]).catch((error) => notice(explain(error), "error")); }
@@ -273,8 +336,9 @@ class Estimate {
   }
 
   async download(format, name) {
-    const form = this.form(this.items, { format, refine_steps: this.items.some((item) => item.boxes.length) ? this.steps : 0 });
-    if ([...parts(this.items, ({ sent }) => sent.size)].length === 1) { save(await (await request("estimate", { method: "POST", body: form, signal: this.signal })).blob(), name); return; }
+    const items = this.items.filter((item) => item.result), form = this.form(items, { format, refine_steps: this.items.some((item) => item.boxes.length) ? this.steps : 0 });
+    if (!items.length) throw new Error("No picture has a pose.");
+    if ([...parts(items, ({ sent }) => sent.size)].length === 1) { save(await (await request("estimate", { method: "POST", body: form, signal: this.signal })).blob(), name); return; }
     const { id } = await estimateInBackground(form, { signal: this.signal });
     save(await (await request(`estimates/${id}/result`, { signal: this.signal })).blob(), name);
   }

@@ -1,10 +1,10 @@
 // Jobs: every training, and one of them live: progress, losses, the pictures it draws, and what can be done with it.
 
 import { blobUrl, events, get, pages, send } from "./api.js";
-import { button, duration, h, plural, s, when } from "./dom.js";
+import { button, duration, h, plural, s, sentence, when } from "./dom.js";
 import { shortVersion } from "./choose.js";
 
-const SAID = { validating: "reading its pictures", queued: "waiting", running: "training", paused: "paused", succeeded: "succeeded", failed: "failed", cancelled: "cancelled" };
+const STATUS_WORDS = { validating: "reading its pictures", queued: "waiting", running: "training", paused: "paused", succeeded: "succeeded", failed: "failed", cancelled: "cancelled" };
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 
 export async function show(place, { path, query, signal }) {
@@ -23,7 +23,7 @@ export async function show(place, { path, query, signal }) {
     more.textContent = `Show more (${count} so far)`;
   }
   await next();
-  if (!count) list.replaceWith(h("div", { class: "card lonely" }, h("h2", {}, "No training yet"), h("a", { class: "button primary", href: "#/start" }, "Start one")));
+  if (!count) list.replaceWith(h("div", { class: "card empty" }, h("h2", {}, "No training yet"), h("a", { class: "button primary", href: "#/start" }, "Start one")));
 }
 
 function row(job) {
@@ -33,7 +33,7 @@ function row(job) {
       : h("progress", { max: 1, value: progress.fraction, "aria-label": `Progress of ${job.category}` })), h("span", { class: "soft small" }, when(job.created_at))));
 }
 
-const chip = (status) => h("span", { class: `chip ${{ succeeded: "good", failed: "bad" }[status] ?? ""}` }, SAID[status]);
+const chip = (status) => h("span", { class: `chip ${{ succeeded: "good", failed: "bad" }[status] ?? ""}` }, STATUS_WORDS[status]);
 
 class JobView {
   constructor(place, id, signal) {
@@ -63,7 +63,7 @@ class JobView {
     const { job } = this, { progress } = job, ended = ENDED.has(job.status);
     this.title.textContent = `Training of ${job.category}`;
     const place = job.queue_position ? `, number ${job.queue_position} in the queue` : "";
-    this.status.textContent = job.status === "succeeded" ? "It succeeded." : job.status === "failed" ? "It failed." : ended ? "It was cancelled." : `It is ${progress.stage === "evaluating" ? "being evaluated" : SAID[job.status]}${place}.`;
+    this.status.textContent = job.status === "succeeded" ? "It succeeded." : job.status === "failed" ? "It failed." : ended ? "It was cancelled." : `It is ${progress.stage === "evaluating" ? "being evaluated" : STATUS_WORDS[job.status]}${place}.`;
     this.showProgress(progress);
     this.bar.hidden = ended && job.status !== "succeeded";
     this.showActions();
@@ -74,7 +74,7 @@ class JobView {
   showProgress({ step, total_steps: total, fraction, eta_s: left }) {
     this.bar.value = fraction;
     const speed = this.job.metrics.steps_per_s, ended = ENDED.has(this.job.status);
-    this.left.textContent = [`step ${step.toLocaleString("en")} of ${total.toLocaleString("en")}`, !ended && left !== null && `about ${duration(left)} left`, !ended && speed && `${speed.toFixed(1)} steps a second`].filter(Boolean).join(", ");
+    this.left.textContent = [`step ${step.toLocaleString("en")} of ${total.toLocaleString("en")}`, !ended && left !== null && `about ${duration(left)} left`, !ended && speed && `${speed.toFixed(1)} steps a second`].filter(Boolean).join(", ") + (ended ? "" : ". You can leave this page: the training goes on.");
   }
 
   showActions() {
@@ -84,8 +84,8 @@ class JobView {
       resume: job.status === "paused" && button("Resume", act("resume"), { class: "primary" }),
       publish: job.status === "running" && button("Make a version now", act("publish"), { title: "A version of what it has learned so far, to try while it trains on" }),
       cancel: !ENDED.has(job.status) && button("Cancel", act("cancel"), { class: "danger" }),
-      prior: job.version && h("a", { class: "button primary", href: `#/priors/${job.category}?version=${job.version}` }, "See what it learned"),
-      estimate: job.version && h("a", { class: "button", href: `#/estimate?category=${job.category}&version=${job.version}` }, "Find poses with it"),
+      estimate: job.version && h("a", { class: "button primary", href: `#/estimate?category=${job.category}&version=${job.version}` }, "Find poses in pictures or a video"),
+      prior: job.version && h("a", { class: "button", href: `#/priors/${job.category}?version=${job.version}` }, "See what it learned"),
       boxes: job.dataset && job.metrics.located && h("a", { class: "button", href: `#/datasets/${job.dataset.id}?boxes=${this.id}` }, "Correct its boxes"),
       again: job.dataset && ["failed", "cancelled"].includes(job.status) && h("a", { class: "button", href: `#/datasets/${job.dataset.id}` }, "Train on its dataset again"),
       forget: ENDED.has(job.status) && button("Delete the record", async () => { await send("DELETE", `train-jobs/${this.id}`); location.hash = "#/jobs"; }, { class: "quiet" }),
@@ -97,7 +97,7 @@ class JobView {
     const { job } = this, { quality } = job;
     this.messages.replaceChildren(...[
       job.error && h("div", { class: "problem", role: "alert" }, h("h2", {}, "Why it failed"), h("p", {}, job.error.detail)),
-      quality && h("div", { class: "card" }, h("p", { class: `verdict ${quality.verdict}` }, `Its quality: ${quality.verdict}`), h("p", {}, quality.advice)),
+      quality && h("div", { class: "card" }, h("p", { class: `verdict ${quality.verdict}` }, `Quality: ${quality.verdict}`), h("p", {}, sentence(quality.advice))),
       ...job.warnings.map((warning) => h("div", { class: "warn" }, h("p", {}, warning.detail))),
       job.metrics.located?.note && h("p", { class: "soft" }, job.metrics.located.note),
       ...job.checkpoint_versions.map((made) => h("p", {}, `A version of step ${made.step}: `, h("a", { href: `#/estimate?category=${job.category}&version=${made.version}` }, shortVersion(made.version)))),
@@ -106,7 +106,7 @@ class JobView {
 
   showFacts() {
     const { job } = this, { metrics } = job;
-    const facts = [["Pictures", metrics.images?.toLocaleString("en")], ["Left out", metrics.skipped || null], ["Read as", metrics.mode], ["Device", metrics.device], ["Started", when(job.started_at)],
+    const facts = [["Pictures", metrics.images?.toLocaleString("en")], ["Left out", metrics.skipped || null], ["Read as", metrics.mode], ["Cut out", metrics.located && describeLocated(metrics.located)], ["Device", metrics.device], ["Started", when(job.started_at)],
       ["Dataset", job.dataset && h("a", { href: `#/datasets/${job.dataset.id}` }, job.dataset.name ?? job.dataset.id)], ["Continues", job.continued_from?.version], ["Keypoints", job.settings.num_keypoints], ["Preset", job.settings.preset], ["Job", job.id]];
     this.facts.hidden = false;
     this.facts.replaceChildren(h("h2", {}, "About it"), h("dl", { class: "facts" }, facts.filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
@@ -122,7 +122,7 @@ class JobView {
     try {
       const url = await blobUrl(`train-jobs/${this.id}/preview`, {}, this.signal), image = h("img", { class: "sheet preview", src: url, alt: "Training pictures with the poses found so far, what the model reconstructs from them, and the prior" });
       await image.decode();
-      this.preview.replaceChildren(h("h2", {}, "What it has learned so far"), h("p", { class: "soft small" }, "Training pictures with their poses; beside each what the model reconstructs from the links and a masked copy; at the right the skeleton."), image);
+      this.preview.replaceChildren(h("h2", {}, ENDED.has(this.job.status) ? "What it learned" : "What it has learned so far"), h("p", { class: "soft small" }, "Training pictures with their poses; beside each what the model reconstructs from the links and a masked copy; at the right the skeleton."), image);
     } catch (error) {
       if (error.code !== "no_preview") throw error; // its version was deleted
     }
@@ -162,6 +162,11 @@ class JobView {
     const names = [...this.losses.keys()].sort((a, b) => (b === "total") - (a === "total"));
     this.charts.replaceChildren(...names.map((name) => h("div", { class: "card" }, h("h3", {}, name === "total" ? "Loss (weighted sum)" : `Loss: ${name.replaceAll("_", " ")}`), chart(this.losses.get(name), this.job.progress.total_steps))));
   }
+}
+
+function describeLocated({ by, found, side_px: side, headings }) {
+  if (by !== "motion") return "as the boxes say";
+  return `what moves before the camera: found in ${plural(found, "picture")}, in boxes ${Math.round(side)} pixels wide${headings === undefined ? "" : `, with its heading in ${headings.toLocaleString("en")}`}`;
 }
 
 // A curve on a logarithmic scale, as losses fall fast and then slowly.

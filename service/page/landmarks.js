@@ -5,7 +5,7 @@ import { button, click, dropZone, field, h, notice, percent, plural, s } from ".
 import { SAMPLES } from "./palette.js";
 import { Stage, readPicture, toCanvas } from "./stage.js";
 
-const LEAST = 5, GOOD = 10;
+const NEEDED = 5, GOOD = 10;
 
 export async function show(place, { prior, signal }) {
   const sets = h("div", {}), maker = new Maker(prior, signal, () => list());
@@ -97,7 +97,7 @@ class Maker {
         set ? button("Not visible", async () => { current.points.delete(name); this.active = index; this.draw(); }, { class: "quiet" }) : h("span", { class: "small soft" }, "click it, or leave it out"));
     }) : [h("p", { class: "small soft" }, "Name the first point, then click it in the picture.")]));
     const done = this.pictures.filter((picture) => picture.points.size).length;
-    this.state.textContent = `${plural(done, "picture")} with points${done < LEAST ? `; ${LEAST} are needed, ${GOOD} or more are better` : done < GOOD ? "; ten or more are better" : ""}.`;
+    this.state.textContent = `${plural(done, "picture")} with points${done < NEEDED ? `; ${NEEDED} are needed, ${GOOD} or more are better` : done < GOOD ? "; ten or more are better" : ""}.`;
     const all = this.names.length && this.names.every((name) => current.points.has(name));
     if (all && done < this.pictures.length) this.state.textContent += " Choose the next picture below.";
   }

@@ -2,7 +2,7 @@
 
 import { get, request, send } from "./api.js";
 import { givenNames, loadPrior, shortVersion } from "./choose.js";
-import { button, field, h, notice, percent, plural, s, save, select, slider, toggle, when } from "./dom.js";
+import { button, field, h, notice, percent, plural, s, save, select, sentence, slider, toggle, when } from "./dom.js";
 import { colour, heat, lightUp, poseLayer, skeleton, toPoints } from "./skeleton.js";
 
 export async function show(place, { prior, versions, signal }) {
@@ -18,7 +18,7 @@ const nameOf = (prior, id) => prior.names[id] ?? `keypoint ${id}`;
 function skeletonCard(prior, signal) {
   const all = [...prior.links].sort((a, b) => a.i - b.i || a.j - b.j), strongest = Math.max(...all.map((link) => link.weight), 1e-9);
   const state = { pose: prior.keypoint_prior, weights: null, onlySkeleton: true, share: 0.25, numbers: true };
-  const holder = h("div", {}), said = h("p", { class: "small soft number", "aria-live": "polite" }), idle = "Point at a keypoint to see its links.";
+  const holder = h("div", {}), message = h("p", { class: "small soft number", "aria-live": "polite" }), idle = "Point at a keypoint to see its links.";
   const draw = () => {
     const weights = state.weights ?? all.map((link) => link.weight), top = Math.max(...weights, 1e-9);
     const links = state.onlySkeleton && !state.weights ? prior.drawn
@@ -26,17 +26,17 @@ function skeletonCard(prior, signal) {
     const labels = state.numbers ? prior.names.map((name, id) => name ?? id) : null;
     const svg = skeleton(state.pose, links, { labels, title: `The skeleton of ${prior.category}: ${plural(links.length, "link")} between ${prior.num_keypoints} keypoints` });
     for (const dot of svg.querySelectorAll(".dot")) {
-      dot.addEventListener("pointerenter", () => { lightUp(svg, Number(dot.dataset.id)); tell(Number(dot.dataset.id)); });
-      dot.addEventListener("pointerleave", () => { lightUp(svg, null); said.textContent = idle; });
+      dot.addEventListener("pointerenter", () => { lightUp(svg, Number(dot.dataset.id)); describe(Number(dot.dataset.id)); });
+      dot.addEventListener("pointerleave", () => { lightUp(svg, null); message.textContent = idle; });
     }
     holder.replaceChildren(svg);
   };
-  const tell = (id) => {
+  const describe = (id) => {
     const own = all.filter(({ i, j }) => i === id || j === id).sort((a, b) => b.weight - a.weight).slice(0, 4);
-    said.textContent = `${nameOf(prior, id)}: ${own.map(({ i, j, weight }) => `to ${nameOf(prior, i === id ? j : i)} ${percent(weight / strongest)}`).join(", ")} of the strongest link.`;
+    message.textContent = `${nameOf(prior, id)}: ${own.map(({ i, j, weight }) => `to ${nameOf(prior, i === id ? j : i)} ${percent(weight / strongest)}`).join(", ")} of the strongest link.`;
   };
-  said.textContent = idle;
-  const only = toggle("Only the links that one would draw", true, (on) => { state.onlySkeleton = on; draw(); });
+  message.textContent = idle;
+  const only = toggle("Only the skeleton", true, (on) => { state.onlySkeleton = on; draw(); });
   const threshold = slider("Links from", { max: 100, value: 25 }, (value) => `${value} % of the strongest`, (value) => { state.share = value / 100; state.onlySkeleton = false; only.querySelector("input").checked = false; draw(); });
   const history = h("div", {});
   get(`priors/${prior.category}/history`, { version: prior.version }, signal).then(({ snapshots }) => {
@@ -51,20 +51,20 @@ function skeletonCard(prior, signal) {
     history.append(time.element, play);
   }, () => {}); // versions of older releases have none
   draw();
-  const controls = h("div", { class: "card stack" }, h("div", { class: "row apart" }, only, toggle("Numbers or names", true, (on) => { state.numbers = on; draw(); })), threshold.element, history);
-  return [h("div", { class: "stack" }, holder, said, controls), draw];
+  const controls = h("div", { class: "card stack" }, h("div", { class: "row apart" }, only, toggle("Numbers and names", true, (on) => { state.numbers = on; draw(); })), threshold.element, history);
+  return [h("div", { class: "stack" }, holder, message, controls), draw];
 }
 
 function qualityCard({ quality, training, mode, method }) {
-  const facts = quality ? [["Agrees with a trained network", Number.isFinite(quality.agreement) ? percent(quality.agreement) : "not measured"], ["Follows the picture", percent(quality.consistency)], ["Moves by", `${quality.movement_percent.toFixed(1)} % of the side`], ["Explains", `${percent(quality.explained)} of what the mean pose gets wrong`],
+  const facts = quality ? [["Agreement with a frozen network", Number.isFinite(quality.agreement) ? percent(quality.agreement) : "not measured"], ["Follows changes of the picture", percent(quality.consistency)], ["Keypoints move by", `${quality.movement_percent.toFixed(1)} % of the side`], ["Explains", `${percent(quality.explained)} of the reconstruction error of the mean pose`],
     ["Idle keypoints", quality.idle_keypoints.length ? quality.idle_keypoints.join(", ") : "none"], ["Mean score", quality.mean_score.toFixed(2)]] : [];
   const made = [["Steps", training.steps?.toLocaleString("en")], ["Learned from", mode], ["Method", method === "ppl" ? null : method]].filter(([, value]) => value);
-  return h("div", { class: "card" }, h("h2", {}, "Quality"), quality ? [h("p", { class: `verdict ${quality.verdict}` }, quality.verdict), h("p", { class: "small" }, quality.advice)] : h("p", { class: "small soft" }, "This version was not measured."),
+  return h("div", { class: "card" }, h("h2", {}, "Quality"), quality ? [h("p", { class: `verdict ${quality.verdict}` }, quality.verdict), h("p", { class: "small" }, sentence(quality.advice))] : h("p", { class: "small soft" }, "This version was not measured."),
     h("dl", { class: "facts small" }, [...facts, ...made].flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])));
 }
 
 function aliasCard(category, version, versions, signal) {
-  const body = h("tbody", {}), said = h("div", { "aria-live": "polite" });
+  const body = h("tbody", {}), message = h("div", { "aria-live": "polite" });
   const names = h("input", { placeholder: "such as champion", maxlength: 64, "aria-label": "Name of a new alias", autocomplete: "off" });
   const made = new Map(versions.map((entry) => [entry.version, entry.created_at]));
   async function move(alias, to) {
@@ -73,7 +73,7 @@ function aliasCard(category, version, versions, signal) {
     const before = response && (await response.json()).version, headers = response ? { "If-Match": response.headers.get("ETag") } : {};
     await send("PUT", `priors/${category}/aliases/${encodeURIComponent(alias)}`, { json: { version: to }, headers, signal });
     await list();
-    said.replaceChildren(h("p", { class: "small" }, `“${alias}” now points to ${shortVersion(to)}. `, before && before !== to && button("Undo", () => move(alias, before), { class: "quiet" })));
+    message.replaceChildren(h("p", { class: "small" }, `“${alias}” now points to ${shortVersion(to)}. `, before && before !== to && button("Undo", () => move(alias, before), { class: "quiet" })));
   }
   async function list() {
     const { items } = await get(`priors/${category}/aliases`, {}, signal);
@@ -81,7 +81,7 @@ function aliasCard(category, version, versions, signal) {
       h("td", {}, entry.version !== version && button("Move here", () => move(entry.alias, version)), entry.version === version && entry.alias !== "active" && button("Remove", async () => { await send("DELETE", `priors/${category}/aliases/${encodeURIComponent(entry.alias)}`); await list(); }, { class: "quiet" })))));
   }
   list().catch(() => {});
-  return h("div", { class: "card stack" }, h("h2", {}, "Aliases"), h("p", { class: "small soft" }, "Requests that name no version get “active”. Move it here, or to an older version to roll back."), h("table", {}, body), said,
+  return h("div", { class: "card stack" }, h("h2", {}, "Aliases"), h("p", { class: "small soft" }, "Requests that name no version get “active”. Move it here, or to an older version to roll back."), h("table", {}, body), message,
     h("div", { class: "row" }, names, button("Add", async () => { const alias = names.value.trim(); if (!alias) return; await move(alias, version); names.value = ""; })));
 }
 
@@ -101,7 +101,7 @@ async function namesCard(prior, signal, onnamed) {
     ({ names } = await response.json());
   };
   await load();
-  const said = h("p", { class: "small soft", "aria-live": "polite" }, "Click into a field to name a keypoint.");
+  const message = h("p", { class: "small soft", "aria-live": "polite" }, "Click into a field to name a keypoint.");
   const rows = names.map((name, id) => {
     const isDefault = name === `keypoint_${id}`, input = h("input", { value: isDefault ? "" : name, placeholder: `keypoint_${id}`, maxlength: 64, "aria-label": `Name of keypoint ${id}`, autocomplete: "off" });
     input.addEventListener("change", async () => {
@@ -112,7 +112,7 @@ async function namesCard(prior, signal, onnamed) {
         ({ names } = await response.json());
         prior.names = givenNames(names);
         onnamed();
-        said.textContent = `Keypoint ${id} is now called ${names[id]}.`;
+        message.textContent = `Keypoint ${id} is now called ${names[id]}.`;
       } catch (error) {
         if (error.status === 412) await load();
         notice(error.detail ?? error.message, "error");
@@ -121,20 +121,20 @@ async function namesCard(prior, signal, onnamed) {
     });
     return h("tr", {}, h("td", {}, h("span", { class: "swatch", style: { background: colour(id) } })), h("td", { class: "number" }, id), h("td", {}, input));
   });
-  return h("div", { class: "card" }, h("h2", {}, "Names of the keypoints"), said, h("table", {}, h("tbody", {}, rows)));
+  return h("div", { class: "card" }, h("h2", {}, "Names of the keypoints"), message, h("table", {}, h("tbody", {}, rows)));
 }
 
 function heatCard(prior) {
   const matrix = prior.connectivity_prior, count = matrix.length, top = Math.max(...matrix.flat(), 1e-9), idle = "Point at a cell to read it.";
-  const said = h("p", { class: "small soft number" }, idle);
+  const message = h("p", { class: "small soft number" }, idle);
   const cells = matrix.flatMap((row, i) => row.map((value, j) => {
     const cell = s("rect", { x: j, y: i, width: 1.02, height: 1.02, fill: `rgb(${heat((Math.max(0, value) / top) ** 0.75)})` });
-    cell.addEventListener("pointerenter", () => { said.textContent = i === j ? "A keypoint and itself." : `${nameOf(prior, i)} – ${nameOf(prior, j)}: ${percent(value / top)} of the strongest link`; });
+    cell.addEventListener("pointerenter", () => { message.textContent = i === j ? "A keypoint and itself." : `${nameOf(prior, i)} – ${nameOf(prior, j)}: ${percent(value / top)} of the strongest link`; });
     return cell;
   }));
-  const svg = s("svg", { class: "skeleton", viewBox: `-1.2 -1.2 ${count + 1.4} ${count + 1.4}`, role: "img", "aria-label": "The strength of the link between each two keypoints", onpointerleave: () => { said.textContent = idle; } },
+  const svg = s("svg", { class: "skeleton", viewBox: `-1.2 -1.2 ${count + 1.4} ${count + 1.4}`, role: "img", "aria-label": "The strength of the link between each two keypoints", onpointerleave: () => { message.textContent = idle; } },
     cells, matrix.map((_, id) => [s("circle", { cx: id + 0.5, cy: -0.6, r: 0.28, fill: colour(id) }), s("circle", { cx: -0.6, cy: id + 0.5, r: 0.28, fill: colour(id) })]));
-  return h("div", { class: "card" }, h("h2", {}, "Connectivity"), h("p", { class: "small soft" }, "How strongly each two keypoints are linked; bright is strong."), svg, said);
+  return h("div", { class: "card" }, h("h2", {}, "Connectivity"), h("p", { class: "small soft" }, "How strongly each two keypoints are linked; bright is strong."), svg, message);
 }
 
 function compareSection(prior, versions, signal) {
@@ -160,5 +160,5 @@ async function difference(prior, version, signal) {
   return h("div", { class: "stack" }, h("div", { class: "halves" }, h("div", {}, h("h3", {}, shortVersion(version)), left), h("div", {}, h("h3", {}, `${shortVersion(prior.version)}, shown above`), right)),
     h("p", {}, `Keypoints moved by ${percent(diff.mean_moved / 2, 1)} of the side on average. Matched by ${diff.matched_by}: ${diff.why}.`),
     h("div", { class: "halves" }, h("div", {}, h("h3", {}, "Moved most"), h("table", {}, h("tbody", {}, moved.map((change) => h("tr", {}, h("td", {}, h("span", { class: "swatch", style: { background: colour(change.to_id) } })), h("td", {}, change.name ?? `keypoint ${change.to_id}`), h("td", { class: "number" }, `${percent(change.moved / 2, 1)} of the side`)))))),
-      h("div", {}, list("Links that came", diff.gained_links), list("Links that went", diff.lost_links), !diff.gained_links.length && !diff.lost_links.length && h("p", { class: "soft" }, "No strong link came or went."))));
+      h("div", {}, list("New strong links", diff.gained_links), list("Strong links that are gone", diff.lost_links), !diff.gained_links.length && !diff.lost_links.length && h("p", { class: "soft" }, "The same links are strong in both."))));
 }

@@ -29,17 +29,19 @@ export class Stage {
     return { x: within((event.clientX - frame.left) / frame.width) * this.width, y: within((event.clientY - frame.top) / frame.height) * this.height };
   }
 
-  // Let boxes be drawn while `isOn()`; `onbox` gets each as [x, y, width, height].
-  onBox(isOn, look, onbox) {
+  // Let boxes be drawn while `isOn()`; `onbox` gets each as [x, y, width, height]. What `grab` finds at a place is
+  // dragged instead: it returns a function that gets how far.
+  onBox(isOn, look, onbox, grab = () => null) {
     this.element.addEventListener("pointerdown", (event) => {
       if (!isOn() || event.button) return;
       event.preventDefault();
       this.element.setPointerCapture(event.pointerId);
-      const from = this.place(event), shape = s("rect", look);
+      const from = this.place(event), shape = s("rect", look), shift = grab(from);
       let box = null;
-      this.boxes.append(shape);
+      if (!shift) this.boxes.append(shape);
       const move = (next) => {
         const to = this.place(next);
+        if (shift) { shift(to.x - from.x, to.y - from.y); return; }
         box = [Math.min(from.x, to.x), Math.min(from.y, to.y), Math.abs(to.x - from.x), Math.abs(to.y - from.y)].map(Math.round);
         ["x", "y", "width", "height"].forEach((name, index) => shape.setAttribute(name, box[index] - (index < 2 ? 0.5 : 0)));
       };
@@ -56,6 +58,17 @@ export class Stage {
     });
   }
 }
+
+// A box [x, y, width, height] in pixels of the picture, turned by its heading in degrees if it has one.
+export const BOX_LOOK = { fill: "#f0e442", "fill-opacity": 0.12, stroke: "#f0e442", "stroke-width": 3, "vector-effect": "non-scaling-stroke" };
+export function boxShape([x, y, width, height, turn], more) {
+  const [left, top] = [x - 0.5, y - 0.5], middle = left + width / 2;
+  return s("g", { transform: `rotate(${turn ?? 0} ${middle} ${top + height / 2})` }, s("rect", { ...BOX_LOOK, ...more, x: left, y: top, width, height }),
+    turn !== undefined && s("line", { ...BOX_LOOK, x1: middle, x2: middle, y1: top, y2: top - height / 8 }));
+}
+
+// The square that the model sees around a box; `middle` counts from the picture's corner.
+export const squareOf = ([x, y, width, height, turn = 0]) => ({ side: Math.max(width, height), middle: { x: x + width / 2, y: y + height / 2 }, turn: (turn * Math.PI) / 180 });
 
 // A file as a picture that a browser can draw; null where it can't read that kind.
 export async function readPicture(file) {

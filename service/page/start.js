@@ -3,13 +3,14 @@
 import { BoxEditor } from "./boxes.js";
 import { blobUrl, get, pause, send, upload } from "./api.js";
 import { listAll, loadPrior } from "./choose.js";
-import { button, dropZone, field, h, notice, plural, select, size, when } from "./dom.js";
+import { button, dropZone, field, h, notice, pathOf, plural, select, size, toggle, when } from "./dom.js";
 import { skeleton } from "./skeleton.js";
 
 const PACKED = /\.(zip|tar|tgz|tar\.gz|mp4|m4v|mov|avi|mkv|webm)$/i;
 const PICTURE = /\.(jpe?g|png|webp|avif|heic|heif|bmp|tiff?)$/i;
 // steps: in words, and how many
-const LENGTHS = [["300", "A first look (a few minutes)"], ["1500", "Good for most things"], ["6000", "Thorough (hours on a small machine)"]];
+const LENGTHS = [["300", "A first look: 300 steps"], ["1500", "Good for most: 1,500 steps"], ["6000", "Thorough: 6,000 steps"]];
+const MOST_FRAMES = 200; // of each video, unless a setting says otherwise
 
 export async function show(place, { path, query, signal }) {
   if (path[0]) { await showDataset(place, path[0], query, signal); return; }
@@ -60,8 +61,9 @@ function makeForm(files) {
   } else {
     const all = [...pictures, ...packed.filter((file) => !/\.(zip|tar|tgz|gz)$/i.test(file.name))];
     if (!all.length) throw new Error("These are no pictures, no archive and no video. Drop JPEG, PNG, WebP, HEIC or TIFF pictures, a zip, or a video.");
-    for (const file of all) form.append("images", file, file.name);
-    form.append("name", (all[0].webkitRelativePath?.split("/")[0] || (all.length > 1 ? `${all.length} files` : all[0].name)).slice(0, 100));
+    for (const file of all) form.append("images", file, pathOf(file));
+    const folder = pathOf(all[0]).split("/").slice(0, -1)[0];
+    form.append("name", (folder ?? (all.length > 1 ? `${all.length} files` : all[0].name)).slice(0, 100));
   }
   if (left) notice(`${plural(left, "file")} left out: no pictures or videos.`);
   return form;
@@ -73,6 +75,7 @@ async function showDataset(place, id, query, signal) {
   let dataset = await get(`datasets/${id}`, {}, signal);
   heading.textContent = dataset.name ?? "Dataset without a name";
   const editor = new BoxEditor(dataset, signal);
+  if (query.has("boxes")) await editor.loadJob(query.get("boxes"));
   side.append(trainCard(dataset, editor, signal));
   while (dataset.status === "inspecting") {
     lead.textContent = `A worker is looking at ${plural(dataset.files, "file")}: ${dataset.found.pictures + dataset.found.videos} so far …`;
@@ -87,22 +90,23 @@ async function showDataset(place, id, query, signal) {
     return;
   }
   lead.textContent = describe(dataset.found);
-  if (query.has("boxes")) await editor.loadJob(query.get("boxes"));
   found.append(...dataset.found.warnings.map((warning) => h("div", { class: "warn" }, h("p", {}, h("strong", {}, "Before you train: "), warning.detail))), ...details(dataset), editor.element);
   side.append(forget(dataset));
   const sheet = await blobUrl(`datasets/${id}/contact-sheet`, {}, signal);
-  found.prepend(h("img", { class: "sheet", src: sheet, alt: `Pictures spread over the dataset ${dataset.name ?? ""}` }));
+  found.prepend(h("figure", {}, h("img", { class: "sheet", src: sheet, alt: `Pictures spread over the dataset ${dataset.name ?? ""}` }),
+    h("figcaption", { class: "small soft" }, "Only this overview is cropped to the middle: training sees whole pictures, or what moves before a fixed camera.")));
 }
 
 function describe(found) {
   const what = [found.pictures && plural(found.pictures, "picture"), found.videos && plural(found.videos, "video")].filter(Boolean).join(" and ");
   const few = found.videos === 0 && found.pictures < 100 ? " That is few: some hundreds give a better skeleton." : "";
-  return `${what || "Nothing"} can be read.${few}`;
+  const frames = found.videos ? ` Training takes up to ${MOST_FRAMES} frames of ${found.videos === 1 ? "it" : "each video"}, spread over its length.` : "";
+  return `${what || "Nothing"} can be read.${frames}${few}`;
 }
 
 function details({ found, labels, boxes, mode }) {
-  const facts = [["Read as", mode === "clips" ? `clips (${found.clips})` : "single pictures"], ["Formats", Object.entries(found.formats).map(([name, count]) => `${count} ${name}`).join(", ")],
-    found.sizes && ["Sizes", `${found.sizes.smallest.join(" × ")} to ${found.sizes.largest.join(" × ")}, half below ${found.sizes.median.join(" × ")} pixels`],
+  const facts = [["Read as", mode === "clips" ? `${plural(found.clips, "clip")}: pictures that follow each other` : "single pictures"], ["Formats", Object.entries(found.formats).map(([name, count]) => `${count} ${name}`).join(", ")],
+    found.sizes && ["Size", describeSizes(found.sizes)],
     labels && ["Labels", `of ${plural(found.labels?.pictures ?? 0, "picture")}`], boxes && ["Boxes", "as sent with it"]].filter((fact) => fact && fact[1]);
   const list = (title, items, text) => items.length > 0 && h("details", {}, h("summary", {}, title), h("ul", { class: "small" }, items.map((item) => h("li", {}, text(item)))));
   return [h("dl", { class: "facts" }, facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
@@ -110,18 +114,26 @@ function details({ found, labels, boxes, mode }) {
     list(`${plural(found.duplicates, "duplicate")}`, found.duplicate_files, (file) => `${file.name} is ${file.same_as}`)].filter(Boolean);
 }
 
+function describeSizes({ smallest, median, largest }) {
+  const [least, middle, most] = [smallest, median, largest].map((size) => size.join(" × "));
+  return least === most ? `${least} pixels` : `${least} to ${most} pixels, ${middle} in the middle`;
+}
+
 export const toCategory = (name) => (name ?? "").toLowerCase().replace(/\.\w+(\.gz)?$/, "").replace(/[^a-z0-9_-]+/g, "-").replace(/^[^a-z0-9]+|-+$/g, "").slice(0, 64);
 
 function trainCard(dataset, editor, signal) {
   const name = h("input", { required: true, pattern: "[a-z0-9][a-z0-9_\\-]{0,63}", maxlength: 64, autocomplete: "off", spellcheck: "false", value: toCategory(dataset.name), "aria-describedby": "name-hint" });
-  const steps = select(LENGTHS, "1500"), keypoints = h("input", { type: "number", min: 2, max: 64, placeholder: "as the preset says" });
+  const steps = select(LENGTHS, "1500"), keypoints = h("input", { type: "number", min: 4, max: 32, placeholder: "16" });
+  const isAligned = toggle("Seen from above: turn it to face up", editor.hasAngles, () => {}), turn = isAligned.querySelector("input");
+  const align = h("div", { class: "field" }, isAligned,
+    h("small", {}, "Its head and tail then stay apart. The heading is found where one thing moves before a fixed camera, or comes with boxes that have an angle."));
   const existing = h("p", { class: "small soft", "aria-live": "polite" });
   const form = h("form", { class: "card stack", novalidate: true, onsubmit: async (event) => {
     event.preventDefault();
     if (!name.checkValidity()) { notice("A name has small letters a to z, digits, - and _, and begins with a letter or digit.", "error"); name.focus(); return; }
     start.disabled = true;
     try {
-      const body = { category: name.value, dataset: dataset.id, steps: Number(steps.value), ...(keypoints.value ? { num_keypoints: Number(keypoints.value) } : {}) };
+      const body = { category: name.value, dataset: dataset.id, steps: Number(steps.value), ...(keypoints.value ? { num_keypoints: Number(keypoints.value) } : {}), ...(turn.checked ? { align: "heading" } : {}) };
       const boxes = editor.toFile(), form = new FormData();
       for (const [field, value] of Object.entries(body)) form.append(field, value);
       if (boxes) form.append("boxes", boxes, boxes.name);
@@ -131,7 +143,7 @@ function trainCard(dataset, editor, signal) {
   } });
   const start = h("button", { class: "primary", type: "submit" }, "Start the training");
   form.append(h("h2", {}, "Train"), field("What do the pictures show?", name, h("span", { id: "name-hint" }, "One word, such as dog. New pictures are estimated under this name.")),
-    field("How long?", steps), h("details", {}, h("summary", {}, "More"), field("Number of keypoints", keypoints, "16 unless you choose. Few for simple things, more for many limbs.")), existing, start);
+    field("How long?", steps, "The training shows how long it takes; you can pause it, and try it before its end."), align, h("details", {}, h("summary", {}, "More"), field("Number of keypoints", keypoints, "16 unless you choose. Few for simple things, more for many limbs.")), existing, start);
   const known = listAll("priors", {}, signal).then((priors) => new Set(priors.map((prior) => prior.category)));
   const check = async () => { existing.textContent = (await known).has(name.value) ? `${name.value} has versions already: this makes a new one, which replaces the active one if it is good.` : ""; };
   name.addEventListener("input", check); // not once it is left: the button would move away from the pointer that presses it

@@ -22,7 +22,7 @@ export async function playVideo(place, options) {
       signal: stop.signal,
       onupload: (share) => { bar.value = share; },
       onprogress: ({ done, total }) => {
-        text.textContent = total ? `${done} of ${plural(total, "frame")}` : `${plural(done, "frame")} so far`;
+        text.textContent = !done ? "Reading the video, and looking for what moves in it …" : total ? `${done} of ${plural(total, "frame")}` : `${plural(done, "frame")} so far`;
         if (total) bar.value = done / total; else bar.removeAttribute("value");
       },
     });

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterable
+
+import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -71,3 +75,17 @@ def walk_angles(count: int) -> NDArray[np.float64]:
     """Return the angles (count,) in degrees, clockwise from up, at which :func:`walk` goes."""
     turn = np.linspace(0, 2 * np.pi, count, endpoint=False)
     return np.degrees(np.arctan2(-100 * np.sin(turn), -140 * np.cos(2 * turn))) % 360
+
+
+def encode_film(frames: Iterable[Image.Image], scale: int = 1) -> bytes:
+    """Encode frames as a Matroska file of JPEGs, enlarged."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.thread_count = scale * 320, scale * 240, "yuvj420p", 1
+        stream.options = {"q:v": "2"}
+        for image in frames:
+            image = image.resize((scale * 320, scale * 240))
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode())
+    return file.getvalue()

@@ -1,16 +1,25 @@
-"""Play a video in Debian's chromium, without a screen."""
+"""What tests in Debian's chromium share: where it is, drawing on the page with the mouse, and playing a video."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+NEEDS_BROWSER = [
+    pytest.mark.integration,
+    pytest.mark.browser,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in Linux's /proc"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium (apt-get install chromium)"),
+]
 _PAGE = b"""<!doctype html><video src="/video.mp4" muted playsinline></video><script>
 const video = document.querySelector("video")
 const tell = error => fetch("/told", {method: "POST", body: JSON.stringify({error, time_s: video.currentTime,
@@ -66,3 +75,14 @@ def play(video: Path, folder: Path, timeout_s: float = 60.0) -> dict[str, Any]:
                 browser.kill()
                 server.shutdown()
     return told
+
+
+def drag(page: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Draw a box on the picture; places are shares of its sides."""
+    page.locator(".stage").scroll_into_view_if_needed()
+    frame = page.locator(".stage").bounding_box()
+    places = [(frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]) for x, y in (start, end)]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    page.mouse.move(*places[1], steps=3)
+    page.mouse.up()

@@ -1,4 +1,4 @@
-"""Open the inspection page in Debian's chromium, driven by Playwright; collect what its console says."""
+"""Open the inspection page in Debian's chromium, driven by Playwright; collect what its console prints."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Visitor:
     """A tab of the page at one address.
 
     Attributes:
-        said: what the console said, and what went wrong in scripts.
+        console: what it printed, and what went wrong in scripts.
         pages: what it opened, to be judged at the end.
     """
 
@@ -46,14 +46,14 @@ class Visitor:
         context.set_default_timeout(150_000)  # other tests use the cores, too
         self.page: Page = context.new_page()
         self.url = url
-        self.said: list[str] = []
+        self.console: list[str] = []
         self.page.on(
             "console",
-            lambda message: self.said.append(
+            lambda message: self.console.append(
                 f"{message.type}: {message.text} {message.location.get('url', '')}".strip()
             ),
         )
-        self.page.on("pageerror", lambda error: self.said.append(f"error: {error}"))
+        self.page.on("pageerror", lambda error: self.console.append(f"error: {error}"))
 
     def open(self, view: str) -> Page:
         """Open a view and wait until it is whole."""
@@ -63,7 +63,7 @@ class Visitor:
 
     def check(self, name: str = "") -> None:
         """Check that the console is empty, nothing is cut off at the right and axe finds no serious fault."""
-        assert not self.said, self.said
+        assert not self.console, self.console
         width = self.page.evaluate("document.documentElement.scrollWidth")
         assert width <= self.page.viewport_size["width"], "the page is wider than the window"  # type: ignore[index]
         faults = [

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +14,7 @@ from service.client import png_bytes
 from service.contract.durable_files import write_json
 from service.contract.media.motion import MotionLocator
 from tests.service.conftest import RESPOND_ASYNC
-from tests.support.arena import BODY, arena_frame, walk, walk_angles, walker_frame
+from tests.support.arena import BODY, arena_frame, encode_film, walk, walk_angles, walker_frame
 
 from .test_background import ended
 
@@ -24,20 +23,7 @@ PLACES = walk(COUNT)
 
 
 def film_of(places, scale: int = 1) -> bytes:
-    return encode((arena_frame(place, number) for number, place in enumerate(places)), scale)
-
-
-def encode(frames, scale: int = 1) -> bytes:
-    file = io.BytesIO()
-    with av.open(file, "w", format="matroska") as container:
-        stream = container.add_stream("mjpeg", rate=25)
-        stream.width, stream.height, stream.pix_fmt, stream.thread_count = scale * 320, scale * 240, "yuvj420p", 1
-        stream.options = {"q:v": "2"}
-        for image in frames:
-            image = image.resize((scale * 320, scale * 240))
-            container.mux(stream.encode(av.VideoFrame.from_image(image)))
-        container.mux(stream.encode())
-    return file.getvalue()
+    return encode_film((arena_frame(place, number) for number, place in enumerate(places)), scale)
 
 
 def train_with(data_root, version: str, **settings: str) -> None:
@@ -221,7 +207,7 @@ async def test_a_version_of_turned_pictures_gets_them_turned(http, send, publish
     count = 24
     places, angles = walk(count), walk_angles(count)
     frames = (walker_frame((x, y), angle, n) for n, ((x, y), angle) in enumerate(zip(places, angles, strict=True)))
-    film = {"video": ("walk.mkv", encode(frames))}
+    film = {"video": ("walk.mkv", encode_film(frames))}
     answer = (await send(film, headers={})).json()
     assert answer["errors"] == []
     found = answer["images"]

@@ -1,18 +1,11 @@
-"""The inspection page in a real browser against the real stack: each view, and what is done in it.
-
-The views share one stack and one browser. Screenshots are kept in PPL_SCREENSHOTS.
-"""
+"""The inspection page in a real browser against the real stack: each view, and what is done in it."""
 
 from __future__ import annotations
 
 import io
 import json
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import pytest
 from PIL import Image
 
 from service.access.keys import KeyStore, Scope
@@ -21,57 +14,11 @@ from service.contract.jobs.store import JobStore
 from service.contract.versions.store import VersionStore
 from service.runtime.settings import Settings
 from service.versions.samples import install_samples
-from tests.support.browser import CHROMIUM
+from tests.support.browser import NEEDS_BROWSER, drag
 from tests.support.live_gateway import live_gateway
-from tests.support.stack_process import TINY, StackProcess, archive, drawing, within
+from tests.support.stack_process import TINY, archive, drawing, within
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.browser,
-    pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in Linux's /proc"),
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium (apt-get install chromium)"),
-]
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackProcess]:
-    stack = StackProcess(tmp_path_factory.mktemp("page") / "data")
-    yield stack
-    stack.end()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from tests.support.page import open_browser
-
-    with open_browser() as browser:
-        yield browser
-
-
-@pytest.fixture
-def visit(stack: StackProcess, browser: Any) -> Iterator[Callable[..., Any]]:
-    from tests.support.page import Visitor
-
-    opened = []
-
-    def make(width: int = 1280, theme: str = "light") -> Visitor:
-        opened.append(Visitor(browser, stack.url, width, theme))
-        return opened[-1]
-
-    yield make
-    for visitor in opened:
-        visitor.close()
-
-
-def drag(page: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """Draw a box on the picture; places are shares of its sides."""
-    page.locator(".stage").scroll_into_view_if_needed()
-    frame = page.locator(".stage").bounding_box()
-    places = [(frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]) for x, y in (start, end)]
-    page.mouse.move(*places[0])
-    page.mouse.down()
-    page.mouse.move(*places[1], steps=3)
-    page.mouse.up()
+pytestmark = NEEDS_BROWSER
 
 
 def test_start_shows_what_was_learned(visit):
@@ -100,10 +47,19 @@ def test_hidden_part_of_a_sample_is_estimated_and_refined(visit):
     assert page.locator(".thumb svg .dot").count() == 12 * 16
     visitor.check("estimate")
 
+    first = page.get_by_role("img", name="The reconstruction before refinement")
+    first.wait_for()
+    assert first.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [64, 64]
+    page.get_by_role("button", name="sample5.jpg").click()  # came with others, and without its reconstructions
+    first.wait_for()
+    page.get_by_role("button", name="sample0.jpg").click()
+
     page.get_by_role("button", name="Hide a part").click()
     drag(page, (0.55, 0.3), (0.85, 0.7))
     repaired = page.get_by_text("after 5 steps", exact=True)
     repaired.wait_for()
+    last = page.get_by_role("img", name="The reconstruction after 5 steps")
+    after = last.get_attribute("src")
 
     assert "From the pose without the box" in page.locator(".card p[aria-live]").last.inner_text()
     before = page.evaluate(
@@ -111,6 +67,7 @@ def test_hidden_part_of_a_sample_is_estimated_and_refined(visit):
     )
     slider = page.get_by_role("slider", name="Refinement")
     slider.fill("0")
+    assert first.get_attribute("src") != after
     moved = page.evaluate(
         "document.querySelectorAll('.stage svg > g:last-child > g:last-child circle')[3].cx.baseVal.value"
     )
@@ -164,7 +121,9 @@ def test_file_that_is_no_picture_is_named_and_spoils_no_other(visit):
 
     assert page.locator("img[src=x]").count() == 0
     assert page.get_by_role("button", name=name).get_attribute("class") == "thumb failed"
-    visitor.said = [text for text in visitor.said if "Failed to load resource" not in text]  # the picture's refusal
+    visitor.console = [
+        text for text in visitor.console if "Failed to load resource" not in text
+    ]  # the picture's refusal
     visitor.check("estimate-390")
 
 
@@ -193,8 +152,8 @@ def test_picture_is_pasted_once_and_links_that_lead_nowhere_show_a_view(visit):
         visitor.open(f"#/{link}")
         assert heading in page.get_by_role("heading", level=1).inner_text()
     visitor.open("#/priors/dog/constructor")
-    page.get_by_text("Agrees with a trained network").wait_for()
-    visitor.said = [text for text in visitor.said if "Failed to load resource" not in text]  # the video's refusal
+    page.get_by_text("Agreement with a frozen network").wait_for()
+    visitor.console = [text for text in visitor.console if "Failed to load resource" not in text]  # the video's refusal
     visitor.check()
 
 
@@ -212,34 +171,6 @@ def test_pictures_of_a_telephone_go_in_requests_that_the_server_takes(visit):
     assert [len(part) for part in page.evaluate(divide, [1] * 40)] == [1, 32, 7]
 
 
-def test_boxes_of_an_earlier_job_keep_their_angles(visit, stack, tmp_path):
-    turned = "image,x,y,width,height,angle\n" + "".join(f"{n:03}.png,4,6,20,10,{n}\n" for n in range(1, 13))
-    (tmp_path / "boxes.csv").write_text(turned)
-    with stack.client() as client:
-        dataset = client.datasets.create(archive(tmp_path / "turned.zip", 13))
-        settings = {**TINY, "align": "heading"}
-        job = client.train(
-            "cross", dataset=dataset.id, boxes=tmp_path / "boxes.csv", preset="compact", settings=settings
-        )
-    visitor = visit()
-    page = visitor.open(f"#/jobs/{job.id}")
-    page.get_by_role("link", name="Correct its boxes").click()
-    page.get_by_text("12 pictures of 13 with a box").wait_for()
-    page.get_by_role("slider", name="Picture").fill("9")
-    shape = page.locator(".stage svg > g:last-child rect")
-    shape.wait_for()
-    assert shape.get_attribute("transform") == "rotate(9 13.5 10.5)"
-    page.get_by_label("What do the pictures show?").fill("again")
-    page.get_by_role("button", name="Start the training").click()
-    page.get_by_role("heading", name="Training of again").wait_for()
-    page.get_by_role("link", name="Correct its boxes").wait_for()
-    with stack.client() as client:
-        again = next(client.jobs(category="again"))
-        assert "009.png,4.0,6.0,20.0,10.0,,9.0," in client.boxes(again.id)
-        client.cancel(again.id)
-    visitor.check()
-
-
 def test_video_plays_with_its_poses_and_their_curves(visit, video):
     visitor = visit()
     page = visitor.open("#/estimate")
@@ -255,53 +186,6 @@ def test_video_plays_with_its_poses_and_their_curves(visit, video):
         page.get_by_role("button", name="Labelled video").click()
     assert Path(download.value.path()).read_bytes()[4:8] == b"ftyp"
     visitor.check("video")
-
-
-def test_pictures_become_a_dataset_with_boxes_and_a_training(visit, stack, tmp_path):
-    visitor = visit()
-    page = visitor.open("#/start")
-    page.set_input_files(
-        "input[accept]",
-        {
-            "name": "Crosses <b>1</b>.zip",
-            "mimeType": "application/zip",
-            "buffer": archive(tmp_path / "a.zip", 60).read_bytes(),
-        },
-    )
-    page.get_by_role("img", name="Pictures spread over the dataset").wait_for()
-    assert page.get_by_role("heading", level=1).inner_text() == "Crosses <b>1</b>.zip"
-    assert page.get_by_text("60 pictures can be read").is_visible()
-    assert page.get_by_label("What do the pictures show?").input_value() == "crosses-b-1-b"
-    visitor.check("dataset")
-
-    page.get_by_text("Where is the thing? Draw boxes").click()
-    page.get_by_text("No boxes: whole pictures are used").wait_for()
-    page.locator(".stage img").wait_for()
-    for number in (1, 2, 3):
-        page.get_by_text(f"{number} of 60", exact=True).wait_for()
-        drag(page, (0.25, 0.25), (0.75, 0.75))
-        page.get_by_text(f"{number} picture").first.wait_for()
-        page.get_by_role("button", name="Next").click()
-    page.get_by_role("button", name="Box of the picture before").click()
-    page.get_by_text("4 pictures of 60 with a box").wait_for()
-    page.get_by_role("button", name="Start the training").click()
-    page.get_by_text("a training needs 8: draw more").wait_for()
-    page.get_by_role("button", name="Close").click()
-    page.get_by_role("button", name="This box for all pictures").click()
-    page.get_by_text("60 pictures of 60 with a box").wait_for()
-    visitor.check("boxes")
-    page.get_by_label("What do the pictures show?").fill("cross")
-    page.get_by_role("button", name="Start the training").click()
-    page.get_by_role("heading", name="Training of cross").wait_for()
-    with stack.client() as client:
-        assert within(60, lambda: "located" in next(client.jobs(category="cross")).metrics)
-    page.get_by_role("button", name="Cancel").click()
-    page.get_by_text("It was cancelled.").wait_for()
-    with stack.client() as client:
-        job = next(client.jobs(category="cross"))
-        assert (job.settings["steps"], job.dataset.name) == (1500, "Crosses <b>1</b>.zip")
-        assert job.metrics["located"]["by"] == "boxes"
-    visitor.check()
 
 
 def test_training_is_watched_paused_and_cancelled(visit, stack, tmp_path):
@@ -325,7 +209,7 @@ def test_training_is_watched_paused_and_cancelled(visit, stack, tmp_path):
     page.get_by_role("link", name="cross").first.wait_for()
     # a picture may be announced just before the job is cancelled, and asked for after its files are gone
     gone = f"/train-jobs/{job.id}/preview"
-    visitor.said = [text for text in visitor.said if not ("404" in text and gone in text)]
+    visitor.console = [text for text in visitor.console if not ("404" in text and gone in text)]
     visitor.check("jobs")
 
 
@@ -397,13 +281,23 @@ def test_newest_version_is_shown_where_none_is_active(visit, stack, tmp_path):
     visitor.check()
 
 
-def test_memory_is_a_wall_of_poses(visit):
+def test_memory_is_a_wall_of_poses_and_a_bank_shows_what_it_varies(visit, stack):
     visitor = visit()
     page = visitor.open("#/priors/dog/memory")
     assert page.locator(".wall svg").count() == 12
     assert page.locator(".wall p").first.inner_text().startswith("611 pictures")
     page.get_by_role("slider", name="Bank").fill("5")
     page.get_by_role("img", name="How often each of the 16 vectors of bank 5 is used").wait_for()
+    page.get_by_role("img", name="The pose with vector 0 of bank 5").wait_for()
+    page.get_by_role("slider", name="Vector").fill("3")
+    shown = page.get_by_role("img", name="The pose with vector 3 of bank 5").locator(".dot circle")
+    with stack.client() as client:
+        typical, second = (client.memory("dog", bank=5, prototype=prototype).variation for prototype in (None, 1))
+    for variation, choice in ((typical, "The typical pose"), (second, "Prototype 2 (220 pictures)")):
+        page.get_by_label("In which pose").select_option(choice)
+        x = 500 * variation.keypoints[3][7][0]
+        page.get_by_text("This bank moves keypoint").wait_for()
+        assert within(20, lambda x=x: abs(float(shown.nth(7).get_attribute("cx")) - x) < 0.1)
     visitor.check("memory")
 
 
@@ -448,8 +342,25 @@ def test_key_is_asked_once_behind_a_prefix(browser, redis_url, redis_client, tmp
         assert text not in page.evaluate(
             "JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])"
         )
-        visitor.said = [line for line in visitor.said if "401" not in line]  # the request that had no key
+        visitor.console = [line for line in visitor.console if "401" not in line]  # the request that had no key
         visitor.check()
+        visitor.close()
+
+
+def test_page_waits_as_a_busy_server_says_and_continues(browser, redis_url, redis_client, tmp_path):
+    from tests.support.page import Visitor
+
+    install_samples(VersionStore(tmp_path))
+    with live_gateway(Settings(redis_url=redis_url, data_root=tmp_path, requests_per_s=2)) as address:
+        visitor = Visitor(browser, address)
+        page = visitor.open("#/priors/dog")
+        page.get_by_text("The server is busy. This continues by itself in").first.wait_for()
+        page.get_by_text("Names of the keypoints").wait_for()
+        page.get_by_role("cell", name="active").wait_for()
+
+        refused = [text for text in visitor.console if "429" in text]
+        assert refused
+        assert visitor.console == refused  # browsers report each
         visitor.close()
 
 

@@ -1,0 +1,187 @@
+"""What is sent to be learned, on the page in a real browser: files, folders and videos, and boxes in them."""
+
+from __future__ import annotations
+
+from tests.support.arena import BODY, encode_film, walk, walk_angles, walker_frame
+from tests.support.browser import NEEDS_BROWSER, drag
+from tests.support.stack_process import TINY, archive, drawing, within
+
+pytestmark = NEEDS_BROWSER
+
+
+def test_boxes_of_an_earlier_job_keep_their_angles(visit, stack, tmp_path):
+    turned = "image,x,y,width,height,angle\n" + "".join(f"{n:03}.png,4,6,20,10,{n}\n" for n in range(1, 13))
+    (tmp_path / "boxes.csv").write_text(turned)
+    with stack.client() as client:
+        dataset = client.datasets.create(archive(tmp_path / "turned.zip", 13))
+        settings = {**TINY, "align": "heading"}
+        job = client.train(
+            "cross", dataset=dataset.id, boxes=tmp_path / "boxes.csv", preset="compact", settings=settings
+        )
+    visitor = visit()
+    page = visitor.open(f"#/jobs/{job.id}")
+    page.get_by_role("link", name="Correct its boxes").click()
+    page.get_by_text("12 pictures of 13 with a box").wait_for()
+    page.get_by_role("slider", name="Picture").fill("9")
+    shape = page.locator(".stage svg > g:last-child > g")
+    shape.wait_for()
+    assert shape.get_attribute("transform") == "rotate(9 13.5 10.5)"
+    page.get_by_label("What do the pictures show?").fill("again")
+    page.get_by_role("button", name="Start the training").click()
+    page.get_by_role("heading", name="Training of again").wait_for()
+    page.get_by_role("link", name="Correct its boxes").wait_for()
+    with stack.client() as client:
+        again = next(client.jobs(category="again"))
+        assert "009.png,4.0,6.0,20.0,10.0,,9.0," in client.boxes(again.id)
+        client.cancel(again.id)
+    visitor.check()
+
+
+def test_pictures_become_a_dataset_with_boxes_and_a_training(visit, stack, tmp_path):
+    visitor = visit()
+    page = visitor.open("#/start")
+    page.set_input_files(
+        "input[accept]",
+        {
+            "name": "Crosses <b>1</b>.zip",
+            "mimeType": "application/zip",
+            "buffer": archive(tmp_path / "a.zip", 60).read_bytes(),
+        },
+    )
+    page.get_by_role("img", name="Pictures spread over the dataset").wait_for()
+    assert page.get_by_role("heading", level=1).inner_text() == "Crosses <b>1</b>.zip"
+    assert page.get_by_text("60 pictures can be read").is_visible()
+    assert page.get_by_label("What do the pictures show?").input_value() == "crosses-b-1-b"
+    visitor.check("dataset")
+
+    page.get_by_text("Where is the thing? Draw boxes").click()
+    page.get_by_text("No boxes: whole pictures are used").wait_for()
+    page.locator(".stage img").wait_for()
+    for number in (1, 2, 3):
+        page.get_by_text(f"{number} of 60", exact=True).wait_for()
+        drag(page, (0.25, 0.25), (0.75, 0.75))
+        page.get_by_text(f"{number} picture").first.wait_for()
+        page.get_by_role("button", name="Next").click()
+    page.get_by_role("button", name="Box of the picture before").click()
+    page.get_by_text("4 pictures of 60 with a box").wait_for()
+    page.get_by_role("button", name="Start the training").click()
+    page.get_by_text("a training needs 8: draw more").wait_for()
+    page.get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="This box for all pictures").click()
+    page.get_by_text("60 pictures of 60 with a box").wait_for()
+    visitor.check("boxes")
+    page.get_by_label("What do the pictures show?").fill("cross")
+    page.get_by_role("button", name="Start the training").click()
+    page.get_by_role("heading", name="Training of cross").wait_for()
+    with stack.client() as client:
+        assert within(60, lambda: "located" in next(client.jobs(category="cross")).metrics)
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("It was cancelled.").wait_for()
+    with stack.client() as client:
+        job = next(client.jobs(category="cross"))
+        assert (job.settings["steps"], job.dataset.name) == (1500, "Crosses <b>1</b>.zip")
+        assert job.metrics["located"]["by"] == "boxes"
+    visitor.check()
+
+
+def test_boxes_that_motion_found_in_a_video_are_moved_on_its_frames(visit, stack, tmp_path):
+    frames = [
+        walker_frame(place, angle, n) for n, (place, angle) in enumerate(zip(walk(40), walk_angles(40), strict=True))
+    ]
+    (tmp_path / "arena.mkv").write_bytes(encode_film(frames))
+    with stack.client() as client:
+        dataset = client.datasets.create(tmp_path / "arena.mkv")
+        job = client.train("walker", dataset=dataset.id, preset="compact", settings={**TINY, "align": "heading"})
+        assert within(60, lambda: client.job(job.id).status != "validating")
+        found = {line.split(",")[0]: line.split(",")[1:] for line in client.boxes(job.id).splitlines()[1:]}
+    visitor = visit()
+    page = visitor.open(f"#/jobs/{job.id}")
+    page.get_by_text("what moves before the camera: found in 40 pictures").wait_for()
+    page.get_by_role("link", name="Correct its boxes").click()
+    page.get_by_text("40 pictures of 40 with a box").wait_for()
+    assert page.get_by_label("Seen from above").is_checked()
+    page.get_by_role("slider", name="Picture").fill("10")
+    page.get_by_text("arena.mkv#000010").wait_for()
+    page.locator(".stage svg > g:last-child > g").wait_for()
+    x, y, width, height = map(float, found["arena.mkv#000010"][:4])
+    assert abs(x + width / 2 - walk(40)[10][0]) < BODY / 4  # the frame that is shown is the one of these boxes
+    middle = (x + width / 2) / 320, (y + height / 2) / 240
+    drag(page, middle, (middle[0] - 16 / 320, middle[1] + 12 / 240))
+    page.get_by_role("slider", name="Heading").fill("45")
+    visitor.check("frames")
+
+    page.get_by_label("What do the pictures show?").fill("walker-again")
+    page.get_by_role("button", name="Start the training").click()
+    page.get_by_role("heading", name="Training of walker-again").wait_for()
+    with stack.client() as client:
+        again = next(client.jobs(category="walker-again"))
+        assert within(60, lambda: client.job(again.id).status != "validating")
+        sent = {line.split(",")[0]: line.split(",")[1:] for line in client.boxes(again.id).splitlines()[1:]}
+        assert again.settings["align"] == "heading"
+        client.cancel(again.id)
+    moved = sent.pop("arena.mkv#000010")
+    assert abs(float(moved[0]) - x + 16) <= 2
+    assert abs(float(moved[1]) - y - 12) <= 2
+    assert float(moved[5]) == 45
+    assert sent.keys() == found.keys() - {"arena.mkv#000010"}
+    assert all(values[:4] == found[name][:4] for name, values in sent.items())
+    visitor.check()
+
+
+def test_picture_for_a_prior_that_was_turned_to_face_up_needs_a_box_with_a_heading(visit, stack, tmp_path):
+    frames = [
+        walker_frame(place, angle, n) for n, (place, angle) in enumerate(zip(walk(24), walk_angles(24), strict=True))
+    ]
+    (tmp_path / "yard.mkv").write_bytes(encode_film(frames))
+    frames[5].save(tmp_path / "still.png")
+    with stack.client() as client:
+        dataset = client.datasets.create(tmp_path / "yard.mkv")
+        job = client.train("strider", dataset=dataset.id, preset="compact", settings={**TINY, "align": "heading"})
+        version = client.wait(job.id).version
+    visitor = visit()
+    page = visitor.open(f"#/estimate?category=strider&version={version}")
+    page.set_input_files("input[accept]", tmp_path / "still.png")
+    page.get_by_text("No pose").wait_for()
+    page.get_by_role("button", name="Draw a box around it").click()
+    x, y = walk(24)[5] / (320, 240)
+    drag(page, (max(0.0, x - 0.12), y - 0.16), (min(1.0, x + 0.12), y + 0.16))
+    page.locator(".stage .dot").first.wait_for()
+    page.get_by_role("slider", name="Heading").fill("90")
+    page.get_by_role("slider", name="Heading").dispatch_event("change")
+    box = page.locator(".stage rect").evaluate("rect => ['x', 'y', 'width', 'height'].map(n => +rect.getAttribute(n))")
+    box = [round(value + 0.5) for value in box[:2]] + [round(value) for value in box[2:]]
+    with stack.client() as client:
+        turned, upright = (
+            client.estimate("strider", [tmp_path / "still.png"], version, boxes=[(*box, angle)]).images[0].keypoints
+            for angle in (90, 0)
+        )
+    dot = page.locator(".stage .dot circle").first
+    assert abs(turned[0].x - upright[0].x) + abs(turned[0].y - upright[0].y) > 0.5
+    assert within(20, lambda: abs(float(dot.get_attribute("cx")) - turned[0].x) < 0.01)
+    assert abs(float(dot.get_attribute("cy")) - turned[0].y) < 0.01
+    visitor.check("still-in-a-box")
+
+
+def test_folder_that_is_dropped_or_chosen_keeps_its_subfolders(visit, stack, tmp_path):
+    names = ("day 1/0.png", "day 1/1.png", "day 2/0.png", "day 2/deep/0.png")
+    for number, name in enumerate(names):
+        path = tmp_path / "garden" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(drawing(number + 40))
+    (tmp_path / "garden" / ".hidden").write_bytes(b"x")
+    visitor = visit()
+    page = visitor.open("#/start")
+    box = page.locator(".drop").bounding_box()
+    data = {"items": [], "files": [str(tmp_path / "garden")], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        place = {"x": box["x"] + 50, "y": box["y"] + 50}
+        session.send("Input.dispatchDragEvent", {"type": kind, **place, "data": data})
+    page.get_by_role("heading", name="garden").wait_for()
+    page.get_by_text("4 pictures can be read").wait_for()
+    with stack.client() as client:
+        dataset = next(client.datasets.list())
+        assert (dataset.name, dataset.files) == ("garden", 4)
+        listed = client.send("GET", f"/datasets/{dataset.id}/pictures").json()["items"]
+    assert sorted(item["name"] for item in listed) == [f"garden/{name}" for name in names]
+    visitor.check()
