@@ -14,10 +14,12 @@ import redis
 from pydantic import ValidationError
 
 from service.contract import routing
+from service.contract.logs import configure_logging
 from service.contract.messages import WorkerHeartbeat
 from service.contract.routing import Kind
 from service.contract.settings import CommonSettings
-from worker.settings import WorkerSettings, quick_imports, set_threads
+from service.contract.tracing import configure_tracing
+from worker.settings import LOG_FORMAT, WorkerSettings, quick_imports, set_threads
 
 logger = logging.getLogger("worker")
 
@@ -59,9 +61,7 @@ def check_health() -> int:
 
 def run(kind: Kind, settings: WorkerSettings) -> int:
     """Run a worker until SIGTERM: the current batch is answered, the current job is checkpointed and requeued."""
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    configure_logging(settings.log_level, settings.log_format, LOG_FORMAT)
     for noisy in ("celery.worker.strategy", "celery.app.trace"):  # they log two lines a batch
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))
     if kind == "training":
@@ -82,6 +82,11 @@ def run(kind: Kind, settings: WorkerSettings) -> int:
         pick_rank_device(settings.device, processes - 1, processes)
     except ValueError as error:
         print(f"can't start: PPL_DEVICE, PPL_TRAINING_PROCESSES: {error}", file=sys.stderr)
+        return 2
+    try:
+        configure_tracing(settings, kind)
+    except ValueError as error:
+        print(f"can't start: {error}", file=sys.stderr)
         return 2
     stop = Stop()
     app = make_app(kind, settings)

@@ -22,8 +22,10 @@ from model.predictor import Predictor
 from model.version.tensor_files import CheckpointError
 from service.contract import routing
 from service.contract.errors import ModelFailed, NoMemory, PixelsExpired, PPLError, StoreCorrupt, StoreUnavailable
+from service.contract.logs import bind_ids
 from service.contract.messages import BatchReply, BatchRequest
 from service.contract.routing import Kind
+from service.contract.tracing import span
 from service.contract.versions.shared import POLL_EVERY_S, SharedVersions
 from service.contract.versions.store import VersionStore
 from worker.heartbeat import PeriodicThread
@@ -47,10 +49,12 @@ class InferenceEngine:
     def handle(self, message: Mapping[str, Any]) -> None:
         """Process one message from the queue; errors of the batch go into the reply and are not raised."""
         self.is_busy = True
+        batch_id, requests = str(message.get("batch_id")), ",".join(map(str, message.get("requests") or ()))
         try:
-            reply = self._make_reply(message)
-            self.metrics.batches.labels(str(reply.error.code) if reply.error else "ok").inc()
-            self._send_reply(message, reply)
+            with bind_ids(batch=batch_id, request=requests), span("estimate", [_traceparent(message)], batch=batch_id):
+                reply = self._make_reply(message)
+                self.metrics.batches.labels(str(reply.error.code) if reply.error else "ok").inc()
+                self._send_reply(message, reply)
         finally:
             self.is_busy = False
 
@@ -71,11 +75,13 @@ class InferenceEngine:
         if time.time() > request.deadline:
             raise PixelsExpired("the batch waited in the queue until after its request's deadline")
         images = self._fetch_pixels(request)
-        model = self.models.get(request.category, request.version)
+        with span("load", category=request.category, version=request.version):
+            model = self.models.get(request.category, request.version)
         loaded = time.perf_counter()
         try:
             more = {name: getattr(request, name) for name in ("link_map", "codes", "reconstructions")}
-            prediction = model.predict(images, request.refine_steps, **more)
+            with span("model", pictures=request.count, refine_steps=request.refine_steps):
+                prediction = model.predict(images, request.refine_steps, **more)
         except NoMemoryError as error:
             raise NoMemory(str(error)) from error
         ended = time.perf_counter()
@@ -183,6 +189,11 @@ class Keepalive(PeriodicThread):
         """Reset the time of the current message, if any."""
         if (tag := self.tag) is not None:
             self._redis.zadd(self._key, {tag: time.time()}, xx=True)
+
+
+def _traceparent(message: Mapping[str, Any]) -> str | None:
+    found = message.get("traceparent")
+    return found if isinstance(found, str) else None
 
 
 class VersionsFollower(PeriodicThread):

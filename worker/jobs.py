@@ -32,7 +32,9 @@ from service.contract.errors import (
 )
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.store import JobRecord, JobStatus, JobStore, Lease, LeaseLost
+from service.contract.logs import bind_ids
 from service.contract.objects import Replaced
+from service.contract.tracing import span
 from worker.metrics import TrainingMetrics
 from worker.redis_retries import OUTAGES, OutageLog, Result, retry_outages
 
@@ -208,9 +210,10 @@ class JobTaker:
         if lease is None:
             logger.info("job=%s: another process works on it", job_id)
             return False
-        with HeldJob(self.jobs, lease, self.stop) as held:
+        with bind_ids(job=job_id), HeldJob(self.jobs, lease, self.stop) as held:
             try:
-                self._work_to_end(held, work)
+                with span("work on job", [self.jobs.record(job_id).traceparent], job=job_id):
+                    self._work_to_end(held, work)
             except _LEAVING as error:
                 logger.warning("job=%s: not changed: %s: %s", job_id, type(error).__name__, error)
         return True

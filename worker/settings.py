@@ -12,6 +12,8 @@ from pydantic import Field
 
 from service.contract.settings import CommonSettings
 
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
 
 def usable_cores() -> int:
     """Return the number of CPU cores that this process may use."""

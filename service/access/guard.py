@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from asgi_correlation_id import correlation_id
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.contract.errors import Forbidden, PPLError, RateExceeded, Unauthorized
+from service.contract.tracing import span
 from service.http.problems import problem_response
 from service.runtime.metrics import Metrics
 from service.runtime.settings import Settings
@@ -208,6 +210,10 @@ def _ip_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
         return None
 
 
+def _request_id() -> str:
+    return correlation_id.get() or ""
+
+
 def _is_loopback(name: str) -> bool:
     address = _ip_address(name)
     return address is not None and address.is_loopback
@@ -238,7 +244,8 @@ class RequestLog:
                 status = message["status"]
             await send(message)
 
-        with self._metrics.in_progress.track_inprogress():
+        parents = [Headers(scope=scope).get("traceparent")]
+        with self._metrics.in_progress.track_inprogress(), span("request", parents, request=_request_id()) as traced:
             try:
                 await self._app(scope, receive, record_status)
             except Exception:  # the error handler outside of all middleware answers 500
@@ -252,6 +259,9 @@ class RequestLog:
                 self._metrics.requests.labels(method, route, status).inc()
                 self._metrics.seconds.labels(method, route).observe(took_s)
                 self._log(scope, status, took_s)
+                if traced:
+                    traced.update_name(f"{method} {route}")
+                    traced.set_attribute("http.response.status_code", status)
 
     def _log(self, scope: Scope, status: int, took_s: float) -> None:
         is_probe = scope["path"] in HEALTH_PATHS or scope["path"] == METRICS_PATH

@@ -1,8 +1,8 @@
 """Messages between gateway and worker: batches, replies and heartbeats.
 
 Every message carries its sender's contract version; another version than the receiver's raises ContractMismatch.
-Optional fields added within a version (``codes``, ``surprises``, ``presences``, ``reconstructions``) may be missing
-from an older release's messages.
+Optional fields added within a version may be missing from an older release's messages: ``codes``, ``surprises``,
+``presences``, ``reconstructions``, ``requests``, ``traceparent``.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class BatchRequest(BaseModel):
     reconstructions: bool = False
     reply_to: str = Field(description="the reply list's key")
     deadline: float = Field(description="unix time after which the reply is not needed")
+    requests: list[str] = Field(default_factory=list, description="ids of the requests in the batch, for the log")
+    traceparent: str | None = Field(None, description="the span that the worker's belong to")
 
     @property
     def num_bytes(self) -> int:

@@ -24,6 +24,10 @@ class CommonSettings(BaseSettings):
     """object store of the versions (`s3://bucket/folder`, `gs://`, `az://`, `file:///folder`); else the data root"""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """least severe message logged"""
+    log_format: Literal["text", "json"] = "text"
+    """text, or one JSON object a line with the ids of request, batch and job"""
+    tracing: bool = False
+    """send traces by OpenTelemetry (`OTEL_EXPORTER_OTLP_ENDPOINT` says where)"""
     # limits on pictures and archives
     image_max_pixels: int = Field(default=50_000_000, ge=64)
     """pixels of one picture, checked before decoding"""

@@ -22,6 +22,7 @@ import numpy as np
 from asgi_correlation_id import correlation_id
 from numpy.typing import NDArray
 
+from service.contract import tracing
 from service.contract.durable_files import is_disk_full
 from service.contract.errors import (
     ContractMismatch,
@@ -86,6 +87,7 @@ class Ticket:
     model_ms: float = 0.0
     created_at: float = field(default_factory=time.monotonic)
     request_id: str | None = field(default_factory=correlation_id.get)
+    traceparent: str | None = field(default_factory=tracing.traceparent)
 
     def fail(self, error: PPLError) -> None:
         """End with an error, unless it has ended."""
@@ -104,6 +106,11 @@ class Flight:
     items: list[Item]
     sent_at: float
     late: bool = False
+
+    @property
+    def requests(self) -> list[str]:
+        """The ids of its requests."""
+        return sorted({ticket.request_id for ticket, _ in self.items if ticket.request_id})
 
 
 class Batcher:
@@ -240,8 +247,8 @@ class Batcher:
         self._picture_s += 0.2 * (elapsed_s / len(flight.items) - self._picture_s)
         error = reply.error or _check_reply(reply, flight)
         if error:
-            requests = sorted({ticket.request_id for ticket, _ in flight.items if ticket.request_id})
-            log.warning("batch failed: batch=%s request=%s: %s", reply.batch_id, ",".join(requests), error.detail)
+            requests = ",".join(flight.requests)
+            log.warning("batch failed: batch=%s request=%s: %s", reply.batch_id, requests, error.detail)
         for row, (ticket, index) in enumerate(flight.items):
             if error:
                 ticket.fail(error)
@@ -315,7 +322,9 @@ class Batcher:
         fault: PPLError
         try:
             pixels = np.stack([ticket.squares[index] for ticket, index in flight.items])
-            await self._send(self._request(flight), pixels.tobytes())
+            parents = dict.fromkeys(ticket.traceparent for ticket, _ in flight.items)
+            with tracing.span("send batch", list(parents), batch=flight.batch_id, pictures=len(flight.items)):
+                await self._send(self._request(flight), pixels.tobytes())
             return
         except QUEUE_ERRORS as error:
             log.warning("batch not sent: batch=%s: %s", flight.batch_id, error)
@@ -336,6 +345,8 @@ class Batcher:
             count=len(flight.items),
             reply_to=self._reply_to,
             deadline=max(ticket.deadline for ticket, _ in flight.items),
+            requests=flight.requests,
+            traceparent=tracing.traceparent(),
             **flight.items[0][0].group._asdict(),
         )
 

@@ -6,12 +6,13 @@ import argparse
 import gc
 import logging
 import socket
-import sys
 
 import uvicorn
 from asgi_correlation_id import CorrelationIdFilter
 
 from service.access.keys import KeyStore
+from service.contract.logs import configure_logging
+from service.contract.tracing import configure_tracing
 from service.contract.versions.shared import open_versions
 from service.http.requests import LOG_FORMAT, ProblemProtocol
 from service.runtime.settings import Settings
@@ -40,9 +41,9 @@ def main() -> None:
     fd = parser.parse_args().fd
     inherited = None if fd is None else socket.socket(fileno=fd)
     settings = Settings() if inherited is None else Settings(host=inherited.getsockname()[0])
-    logging.basicConfig(level=settings.log_level, format=LOG_FORMAT, stream=sys.stderr)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(CorrelationIdFilter(default_value="-"))
+    handler = configure_logging(settings.log_level, settings.log_format, LOG_FORMAT)
+    handler.addFilter(CorrelationIdFilter(default_value="-"))
+    configure_tracing(settings, "gateway")
     if settings.sample_categories:
         install_samples(open_versions(settings))
     if settings.needs_keys:

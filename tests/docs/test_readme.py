@@ -11,7 +11,9 @@ from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from service.cli.main import app
+from service.runtime.metrics import Metrics as GatewayMetrics
 from service.runtime.settings import Settings
+from worker.metrics import InferenceMetrics, TrainingMetrics
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +64,36 @@ def test_table_of_settings_is_that_of_the_classes() -> None:
         page.write_text(SETTINGS.format(table=table))
 
     assert page.read_text() == SETTINGS.format(table=table), "run PPL_WRITE_DOCS=1 pytest tests/docs"
+
+
+METRICS = """# Metrics
+
+For Prometheus, at `GET /metrics` of the gateway: its own, and those of the workers with a label `worker`. A worker also
+serves its own at `PPL_WORKER_METRICS_PORT`. A counter's name ends in `_total`; a histogram has `_bucket`, `_sum` and
+`_count`. This table is generated: `PPL_WRITE_DOCS=1 pytest tests/docs`.
+
+{table}
+"""
+
+
+def metric_rows() -> list[str]:
+    registries = {"gateway": GatewayMetrics().registry, "inference": InferenceMetrics(), "training": TrainingMetrics()}
+    rows = ["| metric | kind | labels | part | meaning |", "| --- | --- | --- | --- | --- |"]
+    for part, registry in registries.items():
+        for collector in dict.fromkeys(registry._collector_to_names):
+            family, labels = next(iter(collector.describe())), collector._labelnames
+            shown = ", ".join(f"`{label}`" for label in labels)
+            rows.append(f"| `{family.name}` | {family.type} | {shown} | {part} | {family.documentation} |")
+    return rows
+
+
+def test_table_of_metrics_is_that_of_the_classes() -> None:
+    page, text = ROOT / "docs" / "metrics.md", METRICS.format(table="\n".join(metric_rows()))
+    if os.environ.get("PPL_WRITE_DOCS"):
+        page.write_text(text)
+
+    assert text.count("`ppl_") > 30
+    assert page.read_text() == text, "run PPL_WRITE_DOCS=1 pytest tests/docs"
 
 
 def test_every_command_is_shown() -> None:

@@ -19,7 +19,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
 
-from worker.settings import quick_imports, set_threads
+from service.contract.logs import configure_logging
+from worker.settings import LOG_FORMAT, quick_imports, set_threads
 
 
 def main() -> int:
@@ -29,9 +30,7 @@ def main() -> int:
     instructions: dict[str, Any] = json.loads(sys.stdin.readline() or "null") or {}
     if not instructions:
         return 2
-    logging.basicConfig(
-        level=instructions["log_level"], format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    configure_logging(instructions["log_level"], instructions["log_format"], LOG_FORMAT)
     commands: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read_commands, args=(commands,), name="commands", daemon=True).start()
     with quick_imports():

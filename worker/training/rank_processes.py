@@ -46,6 +46,7 @@ def rank_instructions(job_id: str, config: PPLConfig, settings: WorkerSettings) 
         "perceptual_weights": settings.perceptual_weights and str(settings.perceptual_weights.absolute()),
         "threads": max(1, settings.training_threads // settings.training_processes),
         "log_level": settings.log_level,
+        "log_format": settings.log_format,
     }
 
 

@@ -90,6 +90,7 @@ class JobRecord(BaseModel):
         pause_wanted: a pause was requested; reset when it is paused or resumed.
         publish_wanted: a version of what it has learned so far was requested; reset when it is made.
         ahead: its worker stopped or crashed, so it goes to the head of the queue.
+        traceparent: the span of the request that created it.
         pending_events: to write beside those that a change itself implies; not stored.
     """
 
@@ -102,6 +103,7 @@ class JobRecord(BaseModel):
     pause_wanted: bool = False
     publish_wanted: bool = False
     ahead: bool = False
+    traceparent: str | None = None
     pending_events: Events = Field(default_factory=list, exclude=True)
 
     def log(self, message: str) -> None:

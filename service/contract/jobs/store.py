@@ -20,6 +20,7 @@ from service.contract import routing
 from service.contract.errors import BadCursor, JobNotActive, JobNotEnded, KeyReused, UnknownJob, UnreadableJob
 from service.contract.quotas import JobLimits, check_job_limits
 from service.contract.routing import time_ordered_id
+from service.contract.tracing import traceparent
 
 from . import scripts
 from .job import Job as Job
@@ -100,7 +101,7 @@ class JobStore:
             webhook=Delivery(url=new.webhook_url) if new.webhook_url else None,
             continued_from=new.continued_from,
         )
-        record = JobRecord(job=job, source=new.source)
+        record = JobRecord(job=job, source=new.source, traceparent=traceparent())
         keys = [routing.job_key(job.id), routing.JOBS, routing.ACTIVE_JOBS, *_event_keys(job.id)]
         events = append_arguments([(EventKind.STATUS, {"status": job.status})])
         arguments = [record.model_dump_json(), job.id, *events, new.owner or "", limits.total, limits.per_owner]
