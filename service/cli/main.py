@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from .backup import backup, restore
 from .commands import Commands
 from .console import fail, make_problem
 from .datasets import datasets
@@ -31,7 +32,7 @@ app = Commands(
 )
 
 _PANELS: dict[str, tuple[Any, ...]] = {
-    "Server": (up, status, keys),
+    "Server": (up, status, keys, backup, restore),
     "Training": (train, jobs, job, cancel, pause, resume, publish, forget, events, checkpoints, datasets, webhooks),
     "Priors and versions": (priors, prior, memory, history, names, evaluate, versions, aliases),
     "Poses": (estimate, estimates, landmarks),
