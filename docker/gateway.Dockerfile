@@ -11,7 +11,7 @@ RUN python -m venv /opt/ppl
 # pinned packages first, so that a change of the sources does not reinstall them
 COPY pyproject.toml docker/requirements.py ./
 # imageio-ffmpeg, which sleap-io names and nothing here uses, is left out: a second ffmpeg of 165 MB under the GPL
-RUN python requirements.py video heic interop > requirements.txt \
+RUN python requirements.py video heic interop store otel > requirements.txt \
     && /opt/ppl/bin/pip install $PIP_ARGS -r requirements.txt \
     && /opt/ppl/bin/pip uninstall --yes --quiet imageio-ffmpeg
 

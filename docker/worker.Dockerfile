@@ -19,7 +19,7 @@ COPY pyproject.toml docker/requirements.py ./
 RUN /opt/ppl/bin/pip install $PIP_ARGS --no-deps ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} \
     "$(python requirements.py worker --only torch)"
 # imageio-ffmpeg, which sleap-io names and nothing here uses, is left out: a second ffmpeg of 165 MB under the GPL
-RUN python requirements.py worker video heic interop > requirements.txt \
+RUN python requirements.py worker video heic interop store otel > requirements.txt \
     && /opt/ppl/bin/pip install $PIP_ARGS -r requirements.txt \
     && /opt/ppl/bin/pip uninstall --yes --quiet imageio-ffmpeg
 
