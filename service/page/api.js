@@ -1,4 +1,4 @@
-// Speak to the public API, as any client: problem documents in words, keys, pages, uploads and event streams.
+// A client of the public API: problem documents, keys, pages of lists, uploads and event streams.
 
 import { duration, h, notice } from "./dom.js";
 
@@ -35,7 +35,7 @@ export async function request(path, { query, headers = {}, json, signal, ...opti
   }
 }
 
-// A busy server says when to come back: wait as long, and let the request go on. Longer waits are left to the visitor.
+// Return whether a busy server said when to try again, after waiting as long. Longer waits are left to the visitor.
 const LONGEST_WAIT_S = 15;
 let noticedAt = 0;
 async function waited(status, after, signal) {
@@ -61,7 +61,7 @@ export const send = async (method, path, options) => {
   return response.status === 204 ? null : response.json();
 };
 
-// A picture or video that needs the key, as an address for an element. It is let go with the view.
+// A picture or video that needs the key, as an address for an element. It is revoked with the view.
 export async function blobUrl(path, query, signal) {
   const url = URL.createObjectURL(await (await request(path, { query, signal })).blob());
   signal?.addEventListener("abort", () => URL.revokeObjectURL(url));
@@ -117,7 +117,7 @@ export async function* lines(path, options) {
   for await (const line of splitStream(response.body, "\n")) if (line.trim()) yield JSON.parse(line);
 }
 
-// The events of a job until it ends; a broken stream is taken up where it broke.
+// The events of a job until it ends; a broken stream is resumed.
 export async function* events(job, signal, after = 0) {
   while (!signal.aborted) {
     try {
@@ -158,7 +158,7 @@ export const pause = (ms, signal) => new Promise((resolve) => {
   signal?.addEventListener("abort", () => { clearTimeout(timer); resolve(); });
 });
 
-// Ask for the key once, whatever number of requests need it.
+// Ask for the key once for all requests that wait for it.
 function askKey(problem, used) {
   if (key !== used) return Promise.resolve(); // another request has asked meanwhile
   asking ??= new Promise((resolve, reject) => {

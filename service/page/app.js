@@ -1,4 +1,4 @@
-// The frame: which view is shown, its title, and the theme.
+// Routing by the address, the title of each view, and the theme.
 
 import { explain, h } from "./dom.js";
 

@@ -1,4 +1,4 @@
-// Choose a category, one of its versions, and what belongs to it. Several views begin so.
+// Lists, the choice of a version, and a prior with its names: what several views share.
 
 import { get, pages } from "./api.js";
 import { field, h, select } from "./dom.js";

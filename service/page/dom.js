@@ -51,7 +51,7 @@ export function notice(text, kind = "info") {
 
 export const explain = (error) => error?.detail ?? error?.message ?? String(error);
 
-// Run what a click starts; show what went wrong, and keep the button from being pressed twice.
+// Run the action of a click once at a time, and show its error.
 export const click = (action) => async (event) => {
   const button = event.currentTarget;
   button.disabled = true;

@@ -156,7 +156,7 @@ class Estimate {
     return form;
   }
 
-  // Poses come line by line: a picture that can't be read spoils no other.
+  // Poses come line by line: a picture that can't be read does not affect the others.
   async estimate(all) {
     const items = all.filter((item) => item.place || !this.isAligned);
     for (const item of all.filter((each) => !items.includes(each))) {
@@ -274,7 +274,8 @@ class Estimate {
     const { present, surprise } = result, isThere = present === null || present >= 0.5;
     this.message.replaceChildren(
       present !== null && h("p", { class: `verdict ${isThere ? "good" : "bad"}` }, isThere ? `${this.category}: present` : `${this.category}: probably not in this picture`, h("span", { class: "soft number" }, ` ${percent(present)}`)),
-      surprise !== null && h("p", { class: "small soft" }, surprise > 1 ? `Surprise ${surprise.toFixed(2)}: above 1, a pose or a thing that was never learned.` : `Surprise ${surprise.toFixed(2)}: below 1, a pose like those of the training pictures.`));
+      surprise !== null && h("p", { class: "small soft" }, surprise > 1 ? `Surprise ${surprise.toFixed(2)}: above 1, a pose or a thing that was never learned.` : `Surprise ${surprise.toFixed(2)}: below 1, a pose like those of the training pictures.`),
+      item.boxes.length > 0 && h("p", { class: "small soft" }, "Both judge what the box leaves to see, before refinement."));
     this.scores.replaceChildren(h("table", {}, h("tbody", {}, result.keypoints.map((point) => h("tr", {
       onpointerenter: () => lightUp(this.stage.layer, point.id), onpointerleave: () => lightUp(this.stage.layer, null) },
     h("td", {}, h("span", { class: "swatch", style: { background: colour(point.id) } })), h("td", {}, point.name ?? `keypoint ${point.id}`), h("td", { class: "number" }, point.score.toFixed(2)))))));

@@ -62,6 +62,7 @@ class JobView {
     this.job = await get(`train-jobs/${this.id}`, {}, this.signal);
     const { job } = this, { progress } = job, ended = ENDED.has(job.status);
     this.title.textContent = `Training of ${job.category}`;
+    document.title = `${job.category}: ${STATUS_WORDS[job.status]} · Pose Prior Learner`; // seen in another tab
     const place = job.queue_position ? `, number ${job.queue_position} in the queue` : "";
     this.status.textContent = job.status === "succeeded" ? "It succeeded." : job.status === "failed" ? "It failed." : ended ? "It was cancelled." : `It is ${progress.stage === "evaluating" ? "being evaluated" : STATUS_WORDS[job.status]}${place}.`;
     this.showProgress(progress);

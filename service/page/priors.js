@@ -1,4 +1,4 @@
-// Priors: the list of what was learned, and the frame around one of them.
+// Priors: the list of what was learned, and the header and tabs of one of them.
 
 import { listAll, loadPrior, nothingYet, versionSelect } from "./choose.js";
 import { h } from "./dom.js";

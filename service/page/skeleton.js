@@ -6,7 +6,7 @@ import { s } from "./dom.js";
 export const colour = (index) => COLOURS[index % COLOURS.length];
 const OUTLINE = "#101218";
 // dark colours get a light rim, so that they stand out from dark pictures
-const rim = (index) => {
+export const rim = (index) => {
   const [red, green, blue] = [1, 3, 5].map((at) => parseInt(colour(index).slice(at, at + 2), 16));
   return 0.3 * red + 0.6 * green + 0.1 * blue < 96 ? "#e8e8ec" : OUTLINE;
 };

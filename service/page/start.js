@@ -1,6 +1,5 @@
 // Start: pictures, an archive or a video become a dataset; what was found in it; and a training of it.
 
-import { BoxEditor } from "./boxes.js";
 import { blobUrl, get, pause, send, upload } from "./api.js";
 import { listAll, loadPrior } from "./choose.js";
 import { button, dropZone, field, h, notice, pathOf, plural, select, size, toggle, when } from "./dom.js";
@@ -35,7 +34,7 @@ export async function show(place, { path, query, signal }) {
     h("header", {}, h("h1", {}, "Learn a skeleton from your pictures"),
       h("p", { class: "lead" }, "Some hundreds of pictures, or one video, of one kind of thing: dogs, hands, flies. No labels. You get its keypoints, the links between them, and its pose in every new picture.")),
     h("section", {}, zone, h("div", { style: { marginTop: "1rem" } }, bar, text),
-      h("div", { class: "row centre" }, h("span", { class: "soft" }, "Nothing at hand?"), button("Train on the sample dog", sample), h("a", { class: "button", href: "#/estimate?sample" }, "See poses of the sample dog"))),
+      h("div", { class: "row centre" }, h("span", { class: "soft" }, "No pictures at hand?"), button("Train on the sample dog", sample), h("a", { class: "button", href: "#/estimate?sample" }, "See poses of the sample dog"))),
     h("section", {}, h("h2", {}, "Learned so far"), learned), kept);
   const priors = (await listAll("priors", {}, signal)).filter((entry) => entry.version);
   if (!priors.length) learned.replaceWith(h("p", { class: "soft" }, "Nothing yet."));
@@ -74,6 +73,7 @@ async function showDataset(place, id, query, signal) {
   place.append(h("header", {}, heading, lead), h("div", { class: "two" }, found, side));
   let dataset = await get(`datasets/${id}`, {}, signal);
   heading.textContent = dataset.name ?? "Dataset without a name";
+  const { BoxEditor } = await import("./boxes.js"); // not for the first picture of the start
   const editor = new BoxEditor(dataset, signal);
   if (query.has("boxes")) await editor.loadJob(query.get("boxes"));
   side.append(trainCard(dataset, editor, signal));

@@ -2,7 +2,7 @@
 
 import { blobUrl, estimateInBackground, request } from "./api.js";
 import { button, h, notice, plural, s, save, select, field, slider } from "./dom.js";
-import { colour, poseLayer } from "./skeleton.js";
+import { colour, poseLayer, rim } from "./skeleton.js";
 import { Stage } from "./stage.js";
 
 export async function playVideo(place, options) {
@@ -10,7 +10,7 @@ export async function playVideo(place, options) {
   const bar = h("progress", { max: 1, "aria-label": "Frames that are done" }), text = h("p", { class: "soft", "aria-live": "polite" }, "Sending the video …");
   const stop = new AbortController();
   signal.addEventListener("abort", () => stop.abort());
-  const waiting = h("div", { class: "card stack" }, h("h2", {}, file.name), text, bar, h("div", { class: "row" }, h("button", { type: "button", onclick: () => stop.abort() }, "Stop")));
+  const waiting = h("div", { class: "card stack" }, h("h2", {}, file.name), text, bar, h("div", { class: "row" }, h("button", { type: "button", onclick: () => stop.abort() }, "Stop"), h("span", { class: "small soft" }, "Stay here until it is done: leaving this view stops it.")));
   place.append(waiting);
   const form = new FormData();
   const fields = { category: options.category, version: options.version, landmarks: options.landmarks, include: "overlay", smooth: "savgol" };
@@ -41,7 +41,7 @@ class Player {
     this.where = h("p", { class: "small soft number" });
     const errors = estimate.result.errors ?? [];
     place.append(h("div", { class: "two" },
-      h("div", { class: "stack" }, this.stage.element, this.where, this.curves),
+      h("div", { class: "stack" }, this.stage.element, this.where),
       h("div", { class: "stack keep" },
         h("div", { class: "card stack" }, h("h2", {}, file.name),
           h("p", {}, `${plural(this.frames.length, "frame")} with a pose${errors.length ? `, ${errors.length} without` : ""}.`),
@@ -52,7 +52,7 @@ class Player {
           button("Labelled video", async () => save(await (await request(`estimates/${estimate.id}/overlay`, { signal })).blob(), `${this.stem}.poses.mp4`)),
           button("JSON", () => save(new Blob([JSON.stringify(estimate.result)], { type: "application/json" }), `${this.stem}.json`)),
           button("CSV", () => this.downloadAs("csv", `${this.stem}.csv`)), button("COCO", () => this.downloadAs("coco", `${this.stem}.coco.json`)))),
-        h("a", { class: "button", href: `#/estimate?category=${estimate.category}`, onclick: (event) => { event.preventDefault(); window.dispatchEvent(new HashChangeEvent("hashchange")); } }, "Other pictures or videos"))));
+        h("a", { class: "button", href: `#/estimate?category=${estimate.category}`, onclick: (event) => { event.preventDefault(); window.dispatchEvent(new HashChangeEvent("hashchange")); } }, "Other pictures or videos"))), h("div", { style: { marginTop: "1.6rem" } }, this.curves));
   }
 
   get stem() { return this.file.name.replace(/\.\w+$/, ""); }
@@ -120,13 +120,14 @@ class Player {
         const all = values(axis), known = all.filter((value) => value !== null), low = Math.min(...known), span = Math.max(Math.max(...known) - low, shown[0].width / 50);
         let path = "";
         all.forEach((value, index) => { path += value === null ? "" : `${path && all[index - 1] !== null ? "L" : "M"}${this.x(shown[index]).toFixed(1)} ${(46 - (42 * (value - low)) / span).toFixed(1)}`; });
-        return s("path", { d: path, class: "line", stroke: colour(id), "stroke-dasharray": dash, "vector-effect": "non-scaling-stroke" });
+        const look = { d: path, class: "line", "stroke-dasharray": dash, "vector-effect": "non-scaling-stroke" };
+        return [s("path", { ...look, stroke: rim(id), style: { strokeWidth: 3.5, opacity: 0.45 } }), s("path", { ...look, stroke: colour(id) })];
       };
       const head = s("line", { x1: 0, x2: 0, y1: 0, y2: 50, stroke: "currentColor", "vector-effect": "non-scaling-stroke" });
       this.heads.push(head);
       const chart = s("svg", { viewBox: "0 0 1000 50", preserveAspectRatio: "none", class: "chart curve", "aria-hidden": "true",
-        onclick: (event) => this.seek((event.clientX - chart.getBoundingClientRect().left) / chart.getBoundingClientRect().width) }, line("x", null), line("y", "4 3"), head);
-      return h("tr", {}, h("td", {}, h("span", { class: "swatch", style: { background: colour(id) } }), " ", name), h("td", { class: "curves" }, chart));
+        onclick: (event) => this.seek((event.clientX - chart.getBoundingClientRect().left) / chart.getBoundingClientRect().width) }, line("x", null), line("y", "5 4"), head);
+      return h("tr", {}, h("td", { class: "small named" }, h("span", { class: "swatch", style: { background: colour(id) } }), " ", name), h("td", { class: "curves" }, chart));
     });
     this.curves.replaceChildren(h("h2", {}, "Where each keypoint goes"), h("p", { class: "small soft" }, "Solid: to the right. Dashed: down. Click a curve to go there."), h("table", {}, h("tbody", {}, rows)));
   }
