@@ -18,7 +18,7 @@ from service.contract.versions.shared import SharedVersions, open_versions
 from worker.inference import InferenceEngine, Keepalive, ResidentModels, VersionsFollower, make_task
 from worker.jobs import JobTaker, Stop
 from worker.training.runner import TrainingRunner
-from worker.uploads.inspection import Inspector
+from worker.uploads.inspection import InspectionLease, Inspector
 from worker.uploads.preparer import Preparer
 
 from .caretaker import Caretaker
@@ -81,4 +81,5 @@ def make_training_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> Pa
     caretaker = Caretaker(preparer, store, send)
     # acknowledged on receipt: a lost job is found again by its record
     app.task(caretaker.make_task(runner), name=routing.TRAIN_TASK, acks_late=False, ignore_result=True)
-    return metrics, (heartbeat, caretaker, Inspector(DatasetFiles(settings.data_root), settings, stop))
+    inspector = Inspector(DatasetFiles.open(settings), settings, stop, partial(InspectionLease, client))
+    return metrics, (heartbeat, caretaker, inspector)

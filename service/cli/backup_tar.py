@@ -162,7 +162,7 @@ def unpack(stream: IO[bytes], draft: Path) -> None:
 
 def restore(settings: CommonSettings, draft: Path) -> Counter[str]:
     """Add what an unpacked backup has and is missing; return the numbers of what was added. Raises BackupError."""
-    store, datasets, root = open_versions(settings), DatasetFiles(settings.data_root), settings.data_root
+    store, datasets, root = open_versions(settings), DatasetFiles.open(settings), settings.data_root
     counts: Counter[str] = Counter()
     for folder in _folders(draft / "categories"):
         for version in sorted(folder_names(folder / "versions")):

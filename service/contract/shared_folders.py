@@ -6,18 +6,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import to_json
 
-from .durable_files import atomic_write, sha256_of
+from .durable_files import atomic_write, hold_lock, sha256_of
 from .errors import StoreCorrupt
 from .objects import Objects
 from .settings import CommonSettings
 
-_LISTING, _COPIED = "files.json", ".copied.json"
+_LISTING, _COPIED, _LOCK = "files.json", ".copied.json", ".copied.lock"
 
 
 class _Listing(BaseModel):
@@ -49,44 +51,76 @@ class SharedFolders:
 
     def send(self, name: str, folder: Path) -> None:
         """Make the store's folder equal to the copy. Raises Replaced if another machine changed it since."""
-        copied, now = _read_copied(folder), _Copied()
-        for path in _visible_files(folder):
-            file, status = path.relative_to(folder).as_posix(), path.stat()
-            now.seen[file] = status.st_size, status.st_mtime_ns
-            unchanged = copied.seen.get(file) == now.seen[file]
-            now.files[file] = copied.files[file] if unchanged else sha256_of(path)
-        if copied.tag is not None and now.files == copied.files:
-            return
-        digests, before = set(now.files.values()), set(copied.files.values())
-        for file, digest in now.files.items():
-            if digest not in before:
-                self._objects.upload(self._path(name, digest), folder / file)
-        listing = to_json(_Listing(files=now.files))
-        now.tag = self._objects.replace(self._path(name, _LISTING), listing, copied.tag)
-        _write_copied(folder, now)
+        with hold_lock(folder / _LOCK):
+            copied, now = _read_copied(folder), _Copied()
+            # files that are not here are still there
+            now.files = {file: digest for file, digest in copied.files.items() if file not in copied.seen}
+            for path in _visible_files(folder):
+                file, status = path.relative_to(folder).as_posix(), path.stat()
+                now.seen[file] = status.st_size, status.st_mtime_ns
+                unchanged = copied.seen.get(file) == now.seen[file]
+                now.files[file] = copied.files[file] if unchanged else sha256_of(path)
+            if copied.tag is not None and now.files == copied.files:
+                return
+            digests, before = set(now.files.values()), set(copied.files.values())
+            for file in now.seen:
+                if now.files[file] not in before:
+                    self._objects.upload(self._path(name, now.files[file]), folder / file)
+            listing = to_json(_Listing(files=now.files))
+            now.tag = self._objects.replace(self._path(name, _LISTING), listing, copied.tag)
+            _write_copied(folder, now)
         self._objects.delete([self._path(name, digest) for digest in before - digests])
 
-    def fetch(self, name: str, folder: Path) -> None:
-        """Make the copy equal to the store's folder, if another machine changed that; do nothing if there is none."""
+    def fetch(self, name: str, folder: Path, only: Sequence[str] | None = None) -> bool:
+        """Make the copy equal to the store's folder if another machine changed that; return whether there is one.
+
+        Args:
+            only: names of the files to have here; the others come when they are fetched.
+        """
         try:
-            listing, tag = self._read_listing(name)
+            self._read_listing(name)
         except FileNotFoundError:
-            return
-        copied, now = _read_copied(folder), _Copied(files=listing.files, tag=tag)
-        if copied.tag == tag:  # what changed here since is newer
-            return
+            return False
         folder.mkdir(parents=True, exist_ok=True)
-        for file, digest in listing.files.items():
-            path = folder / _safe(file)
-            if copied.files.get(file) != digest or not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._download(name, digest, path)
-            status = path.stat()
-            now.seen[file] = status.st_size, status.st_mtime_ns
-        for path in _visible_files(folder):
-            if path.relative_to(folder).as_posix() not in listing.files:
-                path.unlink()
-        _write_copied(folder, now)
+        with hold_lock(folder / _LOCK):
+            try:
+                listing, tag = self._read_listing(name)
+            except FileNotFoundError:
+                return False
+            copied, now = _read_copied(folder), _Copied(files=listing.files, tag=tag)
+            for file, digest in listing.files.items():
+                path = folder / _safe(file)
+                # with the same tag, what changed here since is newer
+                is_here = file in copied.seen and (copied.tag == tag or copied.files[file] == digest)
+                if is_here:
+                    now.seen[file] = copied.seen[file]
+                elif only is None or file in only:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    self._download(name, digest, path)
+                    status = path.stat()
+                    now.seen[file] = status.st_size, status.st_mtime_ns
+                else:
+                    path.unlink(missing_ok=True)
+            for file in copied.seen.keys() - listing.files.keys():
+                (folder / _safe(file)).unlink(missing_ok=True)
+            _write_copied(folder, now)
+        return True
+
+    def poll(self, root: Path, names: Collection[str], only: Sequence[str]) -> None:
+        """Let the copies below a folder follow the store, with these files; remove those whose folder is gone.
+
+        Args:
+            names: the copies that are there.
+        """
+        listings = {
+            path.split("/")[1]: tag for path, tag, _ in self._objects.scan(self._kind) if path.endswith(_LISTING)
+        }
+        for name, tag in listings.items():
+            if _read_copied(root / name).tag != tag:
+                self.fetch(name, root / name, only)
+        for name in names:
+            if name not in listings and _read_copied(root / name).tag is not None:
+                shutil.rmtree(root / name, ignore_errors=True)
 
     def read(self, name: str, file: str) -> bytes:
         """Return the content of a file as it was last sent. Raises FileNotFoundError."""

@@ -84,7 +84,7 @@ class Gateway:
         self.jobs = JobStore(self._sync_redis)
         self.events = EventLog(self._sync_redis)
         self.files = JobFiles.open(settings)
-        self.datasets = DatasetFiles(settings.data_root)
+        self.datasets = DatasetFiles.open(settings)
         self.training = TrainingParts(settings, self.threads, self.jobs, self.files, self.datasets, self.versions.store)
         self.queue = JobQueue(self.jobs, PaceBook(self._sync_redis), lambda: len(self.workers.live["training"]))
         self.job_counts = JobCounts(self._sync_redis, self.jobs)
@@ -198,6 +198,7 @@ class Gateway:
     async def _poll_versions(self, store: SharedVersions) -> None:
         with suppress(StoreUnavailable):  # which is logged where it is raised
             await self.threads.io(store.poll)
+            await self.threads.io(self.datasets.poll)
 
     async def _clean(self) -> None:
         io, settings = self.threads.io, self.settings

@@ -209,6 +209,7 @@ async def _link_dataset(
     if findings.status is DatasetStatus.FAILED:
         reason = findings.error.detail if findings.error else "nothing in it can be used"
         raise DatasetNotReady(f"dataset {dataset_id} can't be used for training: {reason}")
+    await parts.threads.upload(datasets.complete, dataset_id)
     has_labels, has_boxes = [await parts.threads.io(file.path.exists) for file in (upload.labels, upload.boxes)]
     try:
         await upload.put(upload.archive.path.name, _link, datasets.archive(dataset_id))

@@ -122,8 +122,15 @@ def test_platform_runs_on_machines_that_share_only_redis_and_a_bucket(machines: 
         assert machines.files("inference"), "the worker has its own copy of the weights"
         assert not machines.files("gateway-2"), "and a gateway needs none"
 
+        # a dataset that came through one gateway is inspected elsewhere, and trained on through the other
+        dataset = one.datasets.create(pictures)
+        assert other.datasets.wait(dataset.id, timeout_s=120).found.pictures == 24
+        assert other.datasets.picture(dataset.id, 3) == one.datasets.picture(dataset.id, 3)
+
         # roll forward and back through different gateways
-        second = one.wait(other.train("cross", pictures, "compact", TINY, activate=False).id, timeout_s=240).version
+        second = one.wait(
+            other.train("cross", dataset=dataset.id, preset="compact", settings=TINY, activate=False).id, timeout_s=240
+        ).version
         assert second is not None
         one.aliases.put("cross", "active", second, expected=first)
         assert within(5, lambda: other.estimate("cross", [drawing(100)]).version == second)
@@ -132,4 +139,6 @@ def test_platform_runs_on_machines_that_share_only_redis_and_a_bucket(machines: 
         with pytest.raises(APIError, match="active"):
             one.versions.delete("cross", first)
         one.versions.delete("cross", second)
+        one.datasets.delete(dataset.id)
+        assert within(5, lambda: list(other.datasets.list()) == [])
         assert within(5, lambda: [entry.version for entry in other.versions.list("cross")] == [first])

@@ -11,12 +11,14 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
+import redis
 from numpy.typing import NDArray
 from PIL import Image
+from redis.exceptions import LockError
 
 from model.scoring.label_files import read_labels
 from model.scoring.label_matching import match_labels
@@ -33,7 +35,7 @@ from service.contract.datasets.dataset import (
     SkippedFile,
 )
 from service.contract.datasets.store import DatasetFiles
-from service.contract.errors import Abandoned, BadLabels, PPLError, TooFewPictures, UnknownDataset
+from service.contract.errors import Abandoned, BadLabels, PPLError, StoreUnavailable, TooFewPictures, UnknownDataset
 from service.contract.jobs.job import JobError
 from service.contract.jobs.record import MAX_CRASHES_WITHOUT_PROGRESS
 from service.contract.media.archives import ArchiveLimits, Member, detect_kind, is_stack, iter_media, iter_members
@@ -41,8 +43,10 @@ from service.contract.media.fitting import fit_square
 from service.contract.media.locating import clip_of_picture
 from service.contract.media.pictures import FORMATS, Picture
 from service.contract.media.zip_names import HINT as NAMES_HINT
+from service.contract.objects import Replaced
 from worker.heartbeat import PeriodicThread
 from worker.jobs import Stop, Stopping, explain_failure
+from worker.redis_retries import OUTAGES
 from worker.settings import WorkerSettings
 
 from .contact_sheet import COLUMNS, ContactSheet, find_still_cell, max_reduction, plan_clip_cells
@@ -53,6 +57,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_DUPLICATES = 20  # listed by name
 _WRITE_EVERY_S = 2.0
+_LEASE_S = 60.0
 
 
 class Inspection:
@@ -201,15 +206,59 @@ def _summarize_sizes(sizes: list[tuple[int, int]]) -> Sizes | None:
     return Sizes(smallest=ordered[0], median=middle, largest=ordered[-1], by_shorter_side=sides)
 
 
-class Inspector(PeriodicThread):
-    """A thread that inspects datasets while a job trains. Its whole state is on disk."""
+class InspectionLease:
+    """An expiring lock on a dataset in Redis, as workers of several machines may inspect it."""
 
-    def __init__(self, files: DatasetFiles, settings: WorkerSettings, stop: Stop) -> None:
+    def __init__(self, client: redis.Redis, dataset_id: str) -> None:
+        self._lock = client.lock(f"ppl:inspecting:{dataset_id}", timeout=_LEASE_S, blocking=False, thread_local=False)
+        self._renewed_at = 0.0
+
+    def acquire(self) -> bool:
+        """Take the lease unless another process has it."""
+        self._renewed_at = time.monotonic()
+        return bool(self._lock.acquire())
+
+    def renew(self) -> None:
+        """Renew the lease now and then. Raises Stopping if another process has it by now."""
+        if time.monotonic() - self._renewed_at < _LEASE_S / 4:
+            return
+        try:
+            self._lock.reacquire()
+        except LockError as error:
+            raise Stopping from error
+        self._renewed_at = time.monotonic()
+
+    def release(self) -> None:
+        """Give the lease back, if it is still this one's."""
+        with suppress(LockError, *OUTAGES):
+            self._lock.release()
+
+
+class Inspector(PeriodicThread):
+    """A thread that inspects datasets while a job trains. Its whole state is in the datasets' files.
+
+    Args:
+        lease: makes the lease of a dataset; None where all workers share the data root, whose file locks suffice.
+    """
+
+    def __init__(
+        self,
+        files: DatasetFiles,
+        settings: WorkerSettings,
+        stop: Stop,
+        lease: Callable[[str], InspectionLease] | None = None,
+    ) -> None:
         super().__init__("inspector", every_s=0.5)
         self._files, self._settings, self._stop = files, settings, stop
+        self._make_lease = lease if settings.store_url else None
+        self._lease: InspectionLease | None = None
 
     def run_once(self) -> None:
         """Inspect every waiting dataset."""
+        try:
+            self._files.poll()
+        except StoreUnavailable:  # which is logged where it is raised
+            return
         for dataset_id in self._files.list_waiting():
             if self._is_stopping():
                 return
@@ -217,15 +266,26 @@ class Inspector(PeriodicThread):
 
     def inspect(self, dataset_id: str) -> None:
         """Inspect a dataset unless another process does."""
+        lease = self._make_lease(dataset_id) if self._make_lease else None
+        if lease and not lease.acquire():
+            return
+        self._lease = lease
         try:
+            self._files.complete(dataset_id)
             with self._files.lock_inspection(dataset_id) as mine:
                 findings = self._files.findings(dataset_id) if mine else None
                 if findings and findings.status is DatasetStatus.INSPECTING:
                     self._inspect(dataset_id, findings)
+        except (Replaced, StoreUnavailable) as error:
+            logger.warning("dataset=%s: set aside: %s", dataset_id, type(error).__name__)
         except Stopping:
             logger.info("dataset=%s: set aside, it is inspected later", dataset_id)
         except UnknownDataset:
             logger.info("dataset=%s: deleted", dataset_id)
+        finally:
+            self._lease = None
+            if lease:
+                lease.release()
 
     def _inspect(self, dataset_id: str, findings: Findings) -> None:
         if findings.starts > MAX_CRASHES_WITHOUT_PROGRESS:
@@ -247,7 +307,7 @@ class Inspector(PeriodicThread):
             findings.starts = 0  # an orderly stop is not a crash
             self._files.write_findings(dataset_id, findings)
             raise
-        except UnknownDataset:
+        except (UnknownDataset, Replaced, StoreUnavailable):
             raise
         except Exception as error:  # the owner must see any failure
             self._files.record(dataset_id)  # raises UnknownDataset if the dataset was deleted meanwhile
@@ -274,3 +334,5 @@ class Inspector(PeriodicThread):
     def _check(self) -> None:
         if self._is_stopping():
             raise Stopping
+        if self._lease:
+            self._lease.renew()

@@ -28,12 +28,16 @@ from pydantic import BaseModel, ValidationError
 
 from service.contract.durable_files import folder_names, hold_lock, sync, write_json
 from service.contract.errors import BadCursor, DatasetsFull, StoreCorrupt, UnknownDataset
+from service.contract.objects import Replaced
+from service.contract.settings import CommonSettings
+from service.contract.shared_folders import SharedFolders
 
 from .dataset import Dataset, DatasetPage, DatasetRecord, DatasetStatus, Findings
 
 log = logging.getLogger(__name__)
 
 RECORD = "dataset.json"
+_SMALL = (RECORD, "findings.json", "contact-sheet")
 _ID = re.compile(r"[0-9a-f]{24}")
 _CURSOR = re.compile(r"[0-9]{1,15}-[0-9a-f]{24}")
 _REMOVED = ".going-"
@@ -42,11 +46,26 @@ Shape = TypeVar("Shape", bound=BaseModel)
 
 
 class DatasetFiles:
-    """The datasets of a data root."""
+    """The datasets of a data root. With ``shared`` they are copies of those in an object store."""
 
-    def __init__(self, data_root: Path) -> None:
-        self.root = data_root / "datasets"
+    def __init__(self, data_root: Path, shared: SharedFolders | None = None) -> None:
+        self.root, self._shared = data_root / "datasets", shared
         self._inspected: dict[str, int] = {}  # mtime of the findings of inspected datasets
+
+    @classmethod
+    def open(cls, settings: CommonSettings) -> DatasetFiles:
+        """Return the datasets in PPL_STORE_URL, or those below the data root without it."""
+        return cls(settings.data_root, SharedFolders.open(settings, "datasets"))
+
+    def poll(self) -> None:
+        """Let the copies follow the object store, without archives, labels and boxes."""
+        if self._shared:
+            self._shared.poll(self.root, self._ids(), _SMALL)
+
+    def complete(self, dataset_id: str) -> None:
+        """Get all of a dataset's files here."""
+        if self._shared:
+            self._shared.fetch(dataset_id, self.folder(dataset_id))
 
     def folder(self, dataset_id: str) -> Path:
         """Return datasets/<id>. Raises UnknownDataset for an invalid id."""
@@ -65,8 +84,11 @@ class DatasetFiles:
 
     def record(self, dataset_id: str) -> DatasetRecord:
         """Read a dataset's record. Raises UnknownDataset, StoreCorrupt."""
+        path = self.folder(dataset_id) / RECORD
+        if self._shared and not path.exists():  # it may be newer than the last poll
+            self._shared.fetch(dataset_id, path.parent, _SMALL)
         try:
-            return _read(DatasetRecord, self.folder(dataset_id) / RECORD)
+            return _read(DatasetRecord, path)
         except FileNotFoundError as error:
             raise _unknown_error(dataset_id) from error
 
@@ -81,6 +103,7 @@ class DatasetFiles:
         """Write findings while holding :meth:`inspecting`. Raises UnknownDataset if it was deleted meanwhile."""
         try:
             write_json(self._findings(dataset_id), findings.model_dump(mode="json"))
+            self._send(dataset_id)
         except FileNotFoundError as error:
             raise _unknown_error(dataset_id) from error
 
@@ -149,13 +172,21 @@ class DatasetFiles:
             max_bytes: limit for all datasets together.
         """
         final = self.folder(record.id)
+        if self._shared:
+            self._shared.fetch(record.id, final, _SMALL)
         self.root.mkdir(parents=True, exist_ok=True)
         with hold_lock(self.root / ".lock"):
             if final.exists():
                 if self.findings(record.id).status is DatasetStatus.FAILED:
                     self._findings(record.id).unlink(missing_ok=True)
+                    self._send(record.id)
                 return False
             self.check_room(record.size_bytes, max_bytes)
+            if self._shared:
+                try:
+                    self._shared.send(record.id, staged)
+                except Replaced:  # by the same dataset, through another gateway
+                    return False
             os.rename(staged, final)
             sync(self.root)
         return True
@@ -174,6 +205,8 @@ class DatasetFiles:
         """Remove a dataset. Raises UnknownDataset."""
         gone = self.root / (_REMOVED + dataset_id)
         folder = self.folder(dataset_id)
+        if self._shared:
+            self._shared.remove(dataset_id)
         try:
             with hold_lock(self.root / ".lock"):
                 shutil.rmtree(gone, ignore_errors=True)
@@ -198,6 +231,10 @@ class DatasetFiles:
             if self.folder(dataset_id).exists():
                 raise
             raise _unknown_error(dataset_id) from error
+
+    def _send(self, dataset_id: str) -> None:
+        if self._shared:
+            self._shared.send(dataset_id, self.folder(dataset_id))
 
     def _ids(self) -> list[str]:
         return list(filter(_ID.fullmatch, folder_names(self.root)))

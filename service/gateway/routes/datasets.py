@@ -108,6 +108,7 @@ async def get_pictures(
 ) -> DatasetPicturePage:
     """Return the pictures of a dataset in the upload's order, by number and name; videos are not among them."""
     await gateway.threads.io(gateway.datasets.record, dataset_id)
+    await gateway.threads.upload(gateway.datasets.complete, dataset_id)
     path, limits = gateway.datasets.archive(dataset_id), ArchiveLimits.of(gateway.settings)
     return await gateway.threads.upload(list_pictures, path, limits, limit, cursor)
 
@@ -121,6 +122,7 @@ async def get_pictures(
 async def get_picture(gateway: CurrentGateway, dataset_id: str, number: Number) -> Response:
     """Return a picture as JPEG of its own size, its EXIF orientation applied, for example to draw boxes on it."""
     await gateway.threads.io(gateway.datasets.record, dataset_id)
+    await gateway.threads.upload(gateway.datasets.complete, dataset_id)
     path, limits = gateway.datasets.archive(dataset_id), ArchiveLimits.of(gateway.settings)
     data = await gateway.threads.upload(read_picture, path, number, limits, PictureLimits.of(gateway.settings))
     return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
@@ -142,6 +144,7 @@ async def get_frame(
     The video is decoded up to the frame, which takes some seconds for a late one.
     """
     record = await gateway.threads.io(gateway.datasets.record, dataset_id)
+    await gateway.threads.upload(gateway.datasets.complete, dataset_id)
     path, limits = gateway.datasets.archive(dataset_id), ArchiveLimits.of(gateway.settings)
     video = video_limits(gateway.settings, _FRAME_TIMEOUT_S)
     with gateway.video_slots.hold(1):
