@@ -4,7 +4,8 @@ A key is ``ppl_<id>_<secret>``. The id names its file and is safe to show. The s
 safe here; a password would need a slow hash.
 
 Each key has a file ``keys/<id>.json``, replaced atomically: all gateways of a data root accept a new key at once and
-refuse a revoked one within RELOAD_S. A revoked key keeps its file, so that its id stays known.
+refuse a revoked one within RELOAD_S; those of other machines that share an object store do both a second later. A
+revoked key keeps its file, so that its id stays known.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from pathlib import Path
 from pydantic import AwareDatetime, BaseModel, Field
 
 from service.contract.durable_files import atomic_write
-from service.contract.errors import StoreCorrupt, UnknownKey
+from service.contract.errors import StoreCorrupt, StoreUnavailable, UnknownKey
+from service.contract.objects import Replaced
+from service.contract.settings import CommonSettings
+from service.contract.shared_folders import SharedFolders
 from service.runtime.secrets import read_or_create
 
 log = logging.getLogger(__name__)
@@ -33,6 +37,7 @@ log = logging.getLogger(__name__)
 RELOAD_S = 1.0
 FIRST_KEY_FILE = "first-api-key"
 MAX_NAME_LENGTH = 80
+_TRIES = 20
 
 _KEY = re.compile(r"ppl_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 _ID = re.compile(r"[0-9a-f]{12}")
@@ -72,10 +77,33 @@ class KeyStore:
         first_key_file: has the key of the first start in plain text; the operator removes it.
     """
 
-    def __init__(self, data_root: Path) -> None:
-        self._folder = data_root / "keys"
+    def __init__(self, data_root: Path, shared: SharedFolders | None = None) -> None:
+        self._folder, self._shared = data_root / "keys", shared
         self.first_key_file = data_root / FIRST_KEY_FILE
         self._cached: dict[str, tuple[ApiKey | None, float]] = {}  # None if damaged, and when it was read
+
+    @classmethod
+    def open(cls, settings: CommonSettings) -> KeyStore:
+        """Return the keys in PPL_STORE_URL, or those of the data root without it."""
+        return cls(settings.data_root, SharedFolders.open(settings, "platform"))
+
+    def follow(self) -> None:
+        """Get the keys that were created and revoked on other machines. Raises StoreUnavailable."""
+        if self._shared:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._shared.poll(self._folder.parent, (), None)
+
+    def send(self) -> None:
+        """Let other machines have the keys of this one. Raises StoreUnavailable."""
+        for _ in range(_TRIES if self._shared else 0):
+            assert self._shared
+            try:
+                self._shared.send("keys", self._folder)
+                return
+            except Replaced:  # another machine changed other keys; this one's changes stay
+                self._shared.fetch("keys", self._folder)
+        if self._shared:
+            raise StoreUnavailable("the keys are changed by others all the time; try again in a moment")
 
     def create(self, name: str, scopes: Iterable[Scope]) -> tuple[ApiKey, str]:
         """Create a key.
@@ -92,6 +120,7 @@ class KeyStore:
 
     def keys(self) -> list[ApiKey]:
         """Return all keys, also revoked ones, oldest first. Raises StoreCorrupt, OSError."""
+        self.follow()
         found = []
         for path in self._folder.glob("*.json"):
             with suppress(UnknownKey):  # not a key, or removed meanwhile
@@ -106,10 +135,12 @@ class KeyStore:
             StoreCorrupt: its file cannot be read.
             OSError: its file cannot be written.
         """
+        self.follow()
         key = self._read(key_id)
         if key.revoked_at is None:
             key = key.model_copy(update={"revoked_at": datetime.now(UTC)})
             self._write(key)
+        self.send()  # also if it could not be sent before
         return key
 
     def find(self, text: str) -> ApiKey | None:
@@ -130,6 +161,7 @@ class KeyStore:
             StoreCorrupt: the file of an earlier start contains no key.
             OSError: a file cannot be written.
         """
+        self.follow()
         # a damaged file counts too: it must not prevent a start with the other keys
         if any(_ID.fullmatch(path.stem) for path in self._folder.glob("*.json")):
             return None
@@ -149,7 +181,9 @@ class KeyStore:
         key = ApiKey(
             id=text.split("_")[1], name=name, scopes=chosen, created_at=datetime.now(UTC), sha256=_digest(text)
         )
+        self.follow()
         self._write(key)
+        self.send()
         return key
 
     def _write(self, key: ApiKey) -> None:

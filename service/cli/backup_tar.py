@@ -25,6 +25,7 @@ from typing import IO, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from service.access.keys import KeyStore
 from service.contract.datasets.dataset import DatasetRecord
 from service.contract.datasets.store import RECORD, DatasetFiles
 from service.contract.durable_files import folder_names, hold_lock, sha256_of, write_json
@@ -69,6 +70,7 @@ def gather(settings: CommonSettings, draft: Path) -> None:
     for name in folder_names(root / "estimates"):
         if name != waiting.name and not (waiting / name).exists():
             _link_tree(root / "estimates" / name, draft / "estimates" / name)
+    KeyStore.open(settings).follow()
     _link_tree(root / "keys", draft / "keys")
     with suppress(FileNotFoundError):
         _link(root / "webhook-secret", draft / "webhook-secret")
@@ -173,6 +175,8 @@ def restore(settings: CommonSettings, draft: Path) -> Counter[str]:
     for folder in _folders(draft / "datasets"):
         record = DatasetRecord.model_validate_json((folder / RECORD).read_bytes())
         counts["datasets"] += datasets.add(folder, record, sys.maxsize)
+    keys = KeyStore.open(settings)
+    keys.follow()
     for kind in ("estimates", "keys", "webhook-secret"):
         source = draft / kind
         for path in source.iterdir() if source.is_dir() else [source] if source.exists() else []:
@@ -181,6 +185,7 @@ def restore(settings: CommonSettings, draft: Path) -> Counter[str]:
             if not target.exists():
                 os.rename(path, target)
                 counts[kind] += 1
+    keys.send()
     return counts
 
 

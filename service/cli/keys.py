@@ -42,6 +42,8 @@ def create_key(
         key, text = _store(data_root).create(name, scopes or [Scope.READ])
     except (ValueError, OSError) as error:
         raise _fail("bad_request", str(error), as_json, 2) from error
+    except PPLError as error:
+        raise _fail(str(error.code), error.detail, as_json) from error
     if as_json:
         print_json({**key.model_dump(mode="json"), "key": text})
         return
@@ -85,7 +87,10 @@ def _store(data_root: Path | None) -> KeyStore:
         settings = CommonSettings() if data_root is None else CommonSettings(data_root=data_root)
     except ValidationError as error:
         raise _fail("bad_setting", describe_invalid_settings(error), False, 2) from error
-    return KeyStore(settings.data_root)
+    try:
+        return KeyStore.open(settings)
+    except ValueError as error:
+        raise _fail("bad_setting", str(error), False, 2) from error
 
 
 def _fail(code: str, detail: str, as_json: bool, exit_code: int = 1) -> typer.Exit:

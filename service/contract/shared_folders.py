@@ -106,8 +106,8 @@ class SharedFolders:
             _write_copied(folder, now)
         return True
 
-    def poll(self, root: Path, names: Collection[str], only: Sequence[str]) -> None:
-        """Let the copies below a folder follow the store, with these files; remove those whose folder is gone.
+    def poll(self, root: Path, names: Collection[str], only: Sequence[str] | None) -> None:
+        """Let the copies below a folder follow the store, with these or all files; remove those whose folder is gone.
 
         Args:
             names: the copies that are there.

@@ -11,7 +11,6 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from service.access.guard import Guard, RequestLog
-from service.access.keys import KeyStore
 from service.estimates.results import ERRORS_HEADER
 from service.http import problems
 from service.http.headers import REPLAYED_HEADER
@@ -75,7 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.add_middleware(InnerPath, prefix=settings.root_path)
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, settings=settings)
-    app.add_middleware(Guard, settings=settings, keys=KeyStore(settings.data_root) if settings.needs_keys else None)
+    app.add_middleware(Guard, settings=settings, keys=gateway.keys if settings.needs_keys else None)
     app.add_middleware(RequestLog, metrics=gateway.metrics, log_all=settings.access_log)
     if settings.site_origins:
         app.add_middleware(

@@ -13,6 +13,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 
+from service.access.keys import KeyStore
 from service.contract import routing
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import StoreUnavailable
@@ -81,6 +82,7 @@ class Gateway:
         self.versions = Versions(open_versions(settings))
         self._prior_pictures: dict[PriorKey, bytes] = {}  # the oldest first; only the thread that draws changes it
 
+        self.keys = KeyStore.open(settings)
         self.jobs = JobStore(self._sync_redis)
         self.events = EventLog(self._sync_redis)
         self.files = JobFiles.open(settings)
@@ -199,6 +201,7 @@ class Gateway:
         with suppress(StoreUnavailable):  # which is logged where it is raised
             await self.threads.io(store.poll)
             await self.threads.io(self.datasets.poll)
+            await self.threads.io(self.keys.follow)
 
     async def _clean(self) -> None:
         io, settings = self.threads.io, self.settings

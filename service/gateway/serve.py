@@ -47,7 +47,7 @@ def main() -> None:
     if settings.sample_categories:
         install_samples(open_versions(settings))
     if settings.needs_keys:
-        path = KeyStore(settings.data_root).ensure_first()
+        path = KeyStore.open(settings).ensure_first()
         if path:
             log.warning("the first API key, which permits everything, is in %s; read it and remove the file", path)
     config = uvicorn.Config(

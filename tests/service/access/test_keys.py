@@ -8,12 +8,15 @@ import re
 import shutil
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 
 from service.access.guard import needed_scope
 from service.access.keys import KeyStore, Scope
 from service.contract.errors import StoreCorrupt, UnknownKey
+from service.contract.objects import Objects
+from service.contract.shared_folders import SharedFolders
 from service.runtime.settings import Settings
 
 
@@ -364,3 +367,23 @@ def test_command_makes_shows_and_revokes_keys(data_root):
     assert KeyStore(data_root).find(made["key"]) is None
     assert ppl("revoke", "0" * 12).exit_code == 1
     assert ppl("create", "").exit_code == 2
+
+
+def test_keys_of_several_machines_are_those_of_all(tmp_path: Path) -> None:
+    shared = [SharedFolders(Objects(f"file://{tmp_path}/objects"), "platform") for _ in range(2)]
+    one, other = (KeyStore(tmp_path / name, folders) for name, folders in zip("ab", shared, strict=True))
+    assert one.ensure_first() is not None
+    assert other.ensure_first() is None, "there is one already"
+    lab, lab_text = one.create("lab", [Scope.READ])
+    home, home_text = other.create("home", [Scope.TRAIN])
+    names = [{key.name for key in store.keys()} for store in (one, other)]  # noqa: SIM118 (not a mapping)
+    assert names == [{"first", "lab", "home"}] * 2
+    assert one.find(home_text) == home
+    assert other.find(lab_text) == lab
+    other.revoke(lab.id)
+    one.revoke(home.id)
+    fresh = KeyStore(tmp_path / "c", shared[0])
+    fresh.follow()
+    assert fresh.find(lab_text) is None
+    assert fresh.find(home_text) is None
+    assert (tmp_path / "c" / "keys").stat().st_mode & 0o777 == 0o700

@@ -16,6 +16,7 @@ from service.access.keys import KeyStore, Scope
 from service.cli.backup import backup, restore
 from service.client import Client
 from service.contract.objects import Objects
+from service.contract.settings import CommonSettings
 from service.contract.versions.changes import move_alias
 from service.contract.versions.shared import SharedVersions
 from service.contract.versions.store import VersionStore
@@ -93,6 +94,7 @@ def test_versions_move_into_an_object_store_by_a_backup(
 ) -> None:
     publish(version=V1)
     move_alias(VersionStore(data_root), "dog", "champion", V1)
+    key, text = KeyStore(data_root).create("lab", [Scope.READ])
     backup(tmp_path / "1.tar", data_root)
     url = f"file://{tmp_path}/objects"
     monkeypatch.setenv("PPL_STORE_URL", url)
@@ -101,6 +103,9 @@ def test_versions_move_into_an_object_store_by_a_backup(
     elsewhere = SharedVersions(tmp_path / "c", Objects(url))
     elsewhere.poll()
     assert elsewhere.resolve("dog", "champion") == V1
+    keys = KeyStore.open(CommonSettings(data_root=tmp_path / "c"))
+    keys.follow()
+    assert keys.find(text) == key
     with tarfile.open(tmp_path / "1.tar") as one, tarfile.open(tmp_path / "2.tar") as two:
         assert set(one.getnames()) <= set(two.getnames())
 
