@@ -130,9 +130,6 @@ class PPLConfig:
     link_scale: float = _model_setting(512.0, "s: factor on the learning rate of the link weights", 1.0, 4096.0)
     link_init_mean: float = _setting(-4.0, "mean of the link weights before softplus at the start", -10.0, 4.0)
     link_init_std: float = _setting(1.0, "standard deviation of the same at the start", 0.0, 4.0)
-    link_start: float = _setting(
-        0.0, "part of the steps for which link weights stay as they began, all alike; 0 in the paper", 0.0, 1.0
-    )
     link_colours: int = _model_setting(
         0,
         "learned colours in which each link is drawn beside its strength, so that the reconstructor can "

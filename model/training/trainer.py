@@ -173,11 +173,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         self.group.average(_averaged_tensors(self.model))
-        links = self.model.link_logits
-        kept = links.detach().clone() if step < config.link_start * config.steps else None
         self.optimizer.step()
-        if kept is not None:  # its moments have followed, so the first step that counts is like any other
-            links.data.copy_(kept)
         # the codebook follows by moving averages, without the optimiser (PPL appendix A6)
         if self.model.memory is not None and out.recalled is not None:
             self.model.memory.update(

@@ -275,14 +275,6 @@ def test_losses_of_hidden_parts_count_with_their_weights_from_their_start_on(ima
     assert losses["total"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_link_weights_stay_as_they_began_until_their_start(images, tiny):
-    trainer = Trainer(images, _changed(tiny, link_start=0.5, steps=6), device="cpu")
-    before, found = trainer.model.link_weights.detach().clone(), []
-    for _ in trainer.run():
-        found.append(trainer.model.link_weights.detach().clone())
-    assert [torch.equal(weights, before) for weights in found] == [True] * 3 + [False] * 3
-
-
 def test_autolink_has_no_losses_of_hidden_parts(images, tiny):
     config = _changed(tiny, method="autolink", occlusion_weight=1.0, refinement_weight=1.0, occlusion_start=0.0)
     assert "occlusion" not in next(Trainer(images, config, device="cpu").run()).losses
