@@ -12,7 +12,7 @@ from typing import Any
 
 Value = bool | int | float | str
 
-_MAX_DIGITS = 100  # of a number sent as text: any longer one is out of range, and int() refuses thousands of digits
+_MAX_DIGITS = 100  # of a number sent as text; int() refuses thousands of them
 _HUGE = 10**18  # beyond every range, and still a float
 
 
@@ -117,6 +117,7 @@ class PPLConfig:
         "that know objects; it sees pictures at twice the side of the encoder; 'none' in the paper",
         choices=("none", "efficientnet_lite0"),
     )
+    zoom: str = _model_setting("off", "'auto' crops pictures to a thing whose place varies", choices=("auto", "off"))
     num_banks: int = _model_setting(34, "M: memory banks", 1, 128)
     bank_size: int = _model_setting(16, "V: vectors in a memory bank", 2, 256)
     token_dim: int = _model_setting(512, "D: dimension of a memory vector", 8, 1024)
@@ -303,6 +304,7 @@ PRESETS: dict[str, dict[str, Value]] = {
         "head": "residual",
         "skips": "sum",
         "features": "efficientnet_lite0",
+        "zoom": "auto",
         "token_dim": 128,
         "memory_width": 128,
         "link_width": 7e-4,

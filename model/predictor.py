@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from model.config import PPLConfig
 from model.data import Images, to_pixels, to_tensor
-from model.network.blocks import autocast, channels_last, pick_device
+from model.network.blocks import autocast, channels_last, pick_device, shrink
+from model.network.locator import crop, to_whole, uncrop
 from model.network.memory import recall
 from model.network.pose_prior_learner import PosePriorLearner
 from model.network.refine import NoMemoryError, refine
@@ -125,17 +126,22 @@ class Predictor:
         if codes and self.model.memory is None:
             raise NoMemoryError(f"a model of the method {self.config.method} has no memory, and no codes")
         with autocast(self.config.precision, self.device):
+            whole = to_tensor(images, self.device)
+            squares = self.model.find_crops(whole)
             filled: list[torch.Tensor] | None = [] if reconstructions else None
-            located, trajectory = refine(self.model, to_tensor(images, self.device), refine_steps, filled)
-            drawn = self._draw(located.keypoints) if link_map else None
+            picture = whole if squares is None else crop(whole, squares)
+            located, trajectory = refine(self.model, picture, refine_steps, filled)
+            drawn = self._draw(located.keypoints, squares) if link_map else None
+        shown = trajectory.float() if squares is None else to_whole(trajectory.float(), squares)
+        pictures = filled if filled is None or squares is None else [_lay_over(part, whole, squares) for part in filled]
         return Prediction(
-            located.keypoints.float().cpu().numpy(),
+            shown[:, -1].cpu().numpy(),
             located.scores.float().cpu().numpy(),
-            trajectory.float().cpu().numpy(),
+            shown.cpu().numpy(),
             drawn,
             *self._recall(trajectory[:, 0], codes),
             self._estimate_presence(trajectory[:, 0], located.evidence),
-            None if filled is None else to_pixels(torch.stack(filled, dim=1)),
+            None if pictures is None else to_pixels(torch.stack(pictures, dim=1)),
         )
 
     def _estimate_presence(self, keypoints: torch.Tensor, evidence: torch.Tensor | None) -> Array | None:
@@ -152,10 +158,19 @@ class Predictor:
         surprises = (distances / scale).float().cpu().numpy() if scale else None
         return surprises, codes.cpu().numpy().astype(np.uint16) if with_codes else None
 
-    def _draw(self, keypoints: torch.Tensor) -> NDArray[np.uint8]:
-        drawn = self.model.draw_links(keypoints, self.config.image_size).squeeze(1) * (255 / self._max_weight)
+    def _draw(self, keypoints: torch.Tensor, squares: torch.Tensor | None) -> NDArray[np.uint8]:
+        drawn = self.model.draw_links(keypoints, self.config.image_size)
+        if squares is not None:
+            drawn = uncrop(drawn, squares, self.config.image_size)[0]
+        drawn = drawn.squeeze(1) * (255 / self._max_weight)
         values: NDArray[np.uint8] = drawn.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
         return values
+
+
+def _lay_over(part: torch.Tensor, whole: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    """Lay crops (B, 3, s, s) over the pictures that they were cut out of, at the crops' size."""
+    laid, covered = uncrop(part.float(), squares, part.shape[-1])
+    return laid + (1 - covered) * shrink(whole, part.shape[-1])
 
 
 def join_evidence(

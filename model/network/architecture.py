@@ -71,7 +71,15 @@ def pose_prior_learner(config: PPLConfig) -> Parts:
         "regressor": Block("network", regressor(config)),
         "reconstructor": Block("network", reconstructor(config)),
         "memory": Block("network", memory(config)) if config.method != "autolink" else None,
+        "locator": locator(config),
     }
+
+
+def locator(config: PPLConfig) -> Block | None:
+    """Return the linear map that finds the thing in a picture; None if pictures are taken as they come."""
+    if config.zoom == "off" or config.features == "none":
+        return None
+    return Block("network", {"weight": Values((sum(FEATURE_WIDTHS[config.features][1:]),)), "bias": Values(())})
 
 
 def regressor(config: PPLConfig) -> Parts:

@@ -14,6 +14,7 @@ from model.config import PPLConfig
 from . import architecture
 from .blocks import BuiltModule, ImageEncoder, full_precision, pixel_grid, shrink
 from .links import coloured_link_map, link_map
+from .locator import Locator
 from .memory import HierarchicalMemory, Recalled
 from .perceptual import PerceptualNetwork, feature_network
 
@@ -198,6 +199,7 @@ class PosePriorLearner(nn.Module):
     """
 
     memory: HierarchicalMemory | None
+    locator: Locator | None
     link_colours: nn.Parameter | None
     own_prior: nn.Parameter | None
     constant_prior: Tensor | None
@@ -210,6 +212,7 @@ class PosePriorLearner(nn.Module):
         self.regressor = KeypointRegressor(config)
         self.reconstructor = Reconstructor(config)
         self.memory = None if config.method == "autolink" else HierarchicalMemory(config)
+        self.locator = Locator(config.features) if architecture.locator(config) else None
         # logits are divided by s, so that the optimiser's steps on the weights are s times as large (PPL appendix)
         start = torch.randn(config.num_links) * config.link_init_std + config.link_init_mean
         if config.connectivity_prior == "predefined" and link_weights is not None:
@@ -255,6 +258,20 @@ class PosePriorLearner(nn.Module):
         """Locate the keypoints of images (B, 3, S, S) or (B, 3, s, s) in [-1, 1], s being the working side."""
         located: Located = self.regressor(image, self.keypoint_prior(), evidence=evidence)
         return located
+
+    @torch.no_grad()
+    def find_crops(self, image: Tensor) -> Tensor | None:
+        """Find the thing in pictures (B, 3, S, S) in [-1, 1].
+
+        Returns its crops (B, 3), as :class:`.locator.Locator` has them; None if pictures are taken as they come.
+        """
+        features = self.regressor.features
+        if self.locator is None or features is None or not self.locator.fitted:
+            return None
+        activations = features(image)
+        with full_precision(image.device):
+            crops: Tensor = self.locator(activations)
+        return crops
 
     def draw_links(self, keypoints: Tensor, side: int) -> Tensor:
         """Draw the link map (B, 1, side, side) of poses (B, K, 2), with the final link width."""

@@ -34,6 +34,7 @@ from .losses import (
     reconstruction_loss,
 )
 from .schedules import learning_rate, link_width
+from .zoom import crop_pictures, fit_locator
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _TABLES = ("own_prior", "link_colours")  # points and colours, not matrices that multiply: they do not decay
@@ -109,14 +110,15 @@ class Trainer:
         self.config, self.group = config, group
         self.mode = _mode(config, clips)
         self.device = pick_device(device)
-        self.batches = Batches(
-            images, config.batch_size, config.seed, horizontal_flip=config.horizontal_flip, clips=clips, group=group
-        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             given = {"keypoint_prior": prior.keypoint_prior, "link_weights": prior.link_weights} if prior else {}
             model = PosePriorLearner(config, **given)
         self.model = channels_last(_sync_batch_norms(model, group, self.device), self.device)
+        self._whole = images
+        fit_locator(self.model, images)
+        seen, mirrored = crop_pictures(self.model, images), config.horizontal_flip
+        self.batches = Batches(seen, config.batch_size, config.seed, horizontal_flip=mirrored, clips=clips, group=group)
         perceptual = perceptual_network(config.perceptual, config.perceptual_size, perceptual_weights)
         self.perceptual = channels_last(perceptual, self.device)
         self.optimizer = torch.optim.AdamW(
@@ -267,7 +269,7 @@ class Trainer:
         weights, facts = tensor_files.load(path)
         self._check_fits(path, weights)
         tensor_files.check_features(self.model, facts)
-        self.model.load_state_dict(weights)
+        self._load_model(weights)
         self.history = History(self.config.steps, self.config.history_snapshots)
         self.history.record(self.model, self.step)
 
@@ -276,6 +278,13 @@ class Trainer:
         tensors, _ = tensor_files.load(directory / CHECKPOINT_FILE)
         self.model.load_state_dict(_select(tensors, "model."))
         self.history.restore(_select(tensors, "history."))
+
+    def _load_model(self, weights: dict[str, Tensor]) -> None:
+        locator = self.model.locator
+        before = None if locator is None else locator.weight.clone()
+        self.model.load_state_dict(weights)
+        if locator is not None and before is not None and not torch.equal(before, locator.weight):
+            self.batches.images = crop_pictures(self.model, self._whole)
 
     def _check_fits(self, path: Path, weights: dict[str, Tensor]) -> None:
         own = self.model.state_dict()
@@ -297,7 +306,7 @@ class Trainer:
         moments = self._moments(_select(tensors, "optimizer."))
         self.history.restore(_select(tensors, "history."))
         # only now that everything fits: after an error, a fresh run would start from these weights
-        self.model.load_state_dict(weights)
+        self._load_model(weights)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.step = step

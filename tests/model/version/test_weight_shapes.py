@@ -16,7 +16,7 @@ SMALL: dict[str, Any] = {"base_width": 8, "num_keypoints": 5, "num_banks": 3, "b
 SAMPLE = Path(__file__).resolve().parents[3] / "service" / "samples" / "dog"
 
 
-# SHA-256 of the names, types and shapes that files of these settings have had since the first release
+# SHA-256 of the names, types and shapes that files of these settings have had since the release that first had them
 DIGESTS: list[tuple[dict[str, Any], str]] = [
     ({}, "ac5dcaf2f125"),
     ({"memory_depth": 2, "memory_width": 24}, "47232e217e76"),
@@ -28,7 +28,8 @@ DIGESTS: list[tuple[dict[str, Any], str]] = [
     ({"keypoint_prior": "random", "keypoint_prior_trainable": True}, "e107c4f947e3"),
     ({"keypoint_prior": "predefined", "connectivity_prior": "predefined"}, "e107c4f947e3"),
     ({"connectivity_prior_trainable": False, "image_size": 128}, "ac5dcaf2f125"),
-    ({"features": "efficientnet_lite0"}, "ed0c9091cd5e"),
+    ({"features": "efficientnet_lite0", "zoom": "off"}, "ed0c9091cd5e"),
+    ({"features": "efficientnet_lite0"}, "37f5e6406b49"),
 ]
 
 
