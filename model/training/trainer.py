@@ -129,6 +129,11 @@ class Trainer:
         self.history = History(config.steps, config.history_snapshots)
         self.history.record(self.model, self.step)
 
+    @property
+    def zoomed(self) -> bool:
+        """Whether pictures are cropped around the thing, see :mod:`model.network.locator`."""
+        return self.model.locator is not None and self.model.locator.fitted
+
     def run(self) -> Generator[StepReport]:
         """Train to the configured number of steps; yield a report of each.
 

@@ -274,6 +274,7 @@ class TrainingRun:
                 "images": len(self.trainer.batches.images),
                 "skipped": job.metrics.get("skipped"),
                 "mode": self.trainer.mode,
+                **({"zoomed": True} if self.trainer.zoomed else {}),
                 **({"located": job.metrics["located"]} if job.metrics.get("located") else {}),
                 "steps": self.trainer.step,
                 "seconds": round(self.trained_s, 3),
