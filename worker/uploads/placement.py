@@ -47,8 +47,8 @@ _MOVES = (
     "(pictures cut out alike have less than {bound}). {advice}"
 )
 _SEND_BOXES = (
-    "Training with zoom=auto crops them as well as it can without boxes; better, cut the pictures out around it, or send "
-    "boxes of it: a CSV, COCO or the JSON of MegaDetector, which finds animals"
+    "Training with zoom=auto crops them as it can; better, cut the pictures out around it, or send boxes of it: "
+    "a CSV, COCO or the JSON of MegaDetector, which finds animals"
 )
 _USE_MOTION = "Train with locate=motion, which finds what moves before a fixed camera, or send boxes"
 _CHECK_BOXES = (
