@@ -11,7 +11,7 @@ const FIRST = "Where one thing moves before a fixed camera, a training finds it 
 
 export class BoxEditor {
   constructor(dataset, signal) {
-    Object.assign(this, { dataset, signal, boxes: new Map(), file: null, at: 0 });
+    Object.assign(this, { dataset, signal, boxes: new Map(), file: null, at: 0, withHeading: false });
     this.body = h("div", { class: "stack" });
     this.element = h("details", { class: "card", ontoggle: () => this.open() }, h("summary", {}, "Where is the thing? Draw boxes"), this.body);
   }
@@ -68,11 +68,16 @@ export class BoxEditor {
 
   own() { if (!this.boxes.has(this.name)) this.boxes.set(this.name, []); return this.boxes.get(this.name); }
 
+  // Let the headings of boxes be set; new boxes face up.
+  setHeadings(on) {
+    this.withHeading = on;
+    if (this.stage?.width) this.draw();
+  }
+
   // A frame shows one thing: a new box takes the place of the one that was found, and its heading.
   add(box) {
-    const own = this.own(), [old] = own;
-    if (this.pictures[this.at].isFrame) own.splice(0, own.length, old?.[4] === undefined ? box : [...box, old[4]]);
-    else own.push(box);
+    const own = this.own(), { isFrame } = this.pictures[this.at], angle = (isFrame ? own[0]?.[4] : undefined) ?? (this.withHeading ? 0 : undefined);
+    own.splice(isFrame ? 0 : own.length, own.length, angle === undefined ? box : [...box, angle]);
     this.keep();
   }
 
@@ -110,8 +115,8 @@ export class BoxEditor {
   draw() {
     this.describe();
     const own = this.boxes.get(this.name) ?? [], angle = own[0]?.[4];
-    this.heading.element.hidden = angle === undefined;
-    if (angle !== undefined) this.heading.show(Math.round(angle + 360) % 360);
+    this.heading.element.hidden = !own.length || (angle === undefined && !this.withHeading);
+    this.heading.show(Math.round((angle ?? 0) + 360) % 360);
     this.stage.draw(...own.map((box) => boxShape(box)));
   }
 

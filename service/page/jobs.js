@@ -87,7 +87,7 @@ class JobView {
       cancel: !ENDED.has(job.status) && button("Cancel", act("cancel"), { class: "danger" }),
       estimate: job.version && h("a", { class: "button primary", href: `#/estimate?category=${job.category}&version=${job.version}` }, "Find poses in pictures or a video"),
       prior: job.version && h("a", { class: "button", href: `#/priors/${job.category}?version=${job.version}` }, "See what it learned"),
-      boxes: job.dataset && job.metrics.located && h("a", { class: "button", href: `#/datasets/${job.dataset.id}?boxes=${this.id}` }, "Correct its boxes"),
+      boxes: job.dataset && job.metrics.located && job.status !== "validating" && h("a", { class: "button", href: `#/datasets/${job.dataset.id}?boxes=${this.id}` }, "Correct its boxes"),
       again: job.dataset && ["failed", "cancelled"].includes(job.status) && h("a", { class: "button", href: `#/datasets/${job.dataset.id}` }, "Train on its dataset again"),
       forget: ENDED.has(job.status) && button("Delete the record", async () => { await send("DELETE", `train-jobs/${this.id}`); location.hash = "#/jobs"; }, { class: "quiet" }),
     };
@@ -97,7 +97,8 @@ class JobView {
   showMessages() {
     const { job } = this, { quality } = job;
     this.messages.replaceChildren(...[
-      job.error && h("div", { class: "problem", role: "alert" }, h("h2", {}, "Why it failed"), h("p", {}, job.error.detail)),
+      job.error && h("div", { class: "problem", role: "alert" }, h("h2", {}, "Why it failed"), h("p", {}, sentence(job.error.detail)),
+        job.settings.align === "heading" && job.dataset && h("p", {}, "On the page of its dataset you can leave “Seen from above” off, or draw boxes and set the heading of each.")),
       quality && h("div", { class: "card" }, h("p", { class: `verdict ${quality.verdict}` }, `Quality: ${quality.verdict}`), h("p", {}, sentence(quality.advice))),
       ...job.warnings.map((warning) => h("div", { class: "warn" }, h("p", {}, warning.detail))),
       job.metrics.located?.note && h("p", { class: "soft" }, job.metrics.located.note),

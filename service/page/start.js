@@ -125,8 +125,10 @@ function trainCard(dataset, editor, signal) {
   const name = h("input", { required: true, pattern: "[a-z0-9][a-z0-9_\\-]{0,63}", maxlength: 64, autocomplete: "off", spellcheck: "false", value: toCategory(dataset.name), "aria-describedby": "name-hint" });
   const steps = select(LENGTHS, "1500"), keypoints = h("input", { type: "number", min: 4, max: 32, placeholder: "16" });
   const isAligned = toggle("Seen from above: turn it to face up", editor.hasAngles, () => {}), turn = isAligned.querySelector("input");
+  editor.setHeadings(turn.checked);
+  turn.addEventListener("change", () => editor.setHeadings(turn.checked));
   const align = h("div", { class: "field" }, isAligned,
-    h("small", {}, "Its head and tail then stay apart. The heading is found where one thing moves before a fixed camera, or comes with boxes that have an angle."));
+    h("small", {}, "Its head and tail then stay apart. The heading is found where one thing moves before a fixed camera, or comes with boxes that have an angle (the setting align=heading)."));
   const existing = h("p", { class: "small soft", "aria-live": "polite" });
   const form = h("form", { class: "card stack", novalidate: true, onsubmit: async (event) => {
     event.preventDefault();

@@ -128,6 +128,37 @@ def test_boxes_that_motion_found_in_a_video_are_moved_on_its_frames(visit, stack
     visitor.check()
 
 
+def test_boxes_of_things_seen_from_above_get_a_heading(visit, stack, tmp_path):
+    with stack.client() as client:
+        dataset = client.datasets.create(archive(tmp_path / "above.zip", 9))
+    visitor = visit(width=390)
+    page = visitor.open(f"#/datasets/{dataset.id}")
+    page.get_by_label("Seen from above").check()
+    page.get_by_label("What do the pictures show?").fill("above")
+    page.get_by_role("button", name="Start the training").click()
+    page.get_by_text("Why it failed").wait_for()
+    page.get_by_text("leave “Seen from above” off, or draw boxes").wait_for()
+    page.get_by_role("link", name="Train on its dataset again").click()
+
+    page.get_by_text("Where is the thing? Draw boxes").click()
+    page.locator(".stage img").wait_for()
+    drag(page, (0.2, 0.2), (0.7, 0.7))
+    assert page.get_by_role("slider", name="Heading").is_hidden()
+    page.get_by_label("Seen from above").check()
+    page.get_by_role("slider", name="Heading").fill("30")
+    page.get_by_role("button", name="This box for all pictures").click()
+    visitor.check("headings-390")
+    page.get_by_label("What do the pictures show?").fill("above")
+    page.get_by_role("button", name="Start the training").click()
+    page.get_by_role("link", name="Correct its boxes").wait_for()
+    with stack.client() as client:
+        job = next(client.jobs(category="above"))
+        rows = client.boxes(job.id).splitlines()[1:]
+        client.cancel(job.id)
+    assert [row.split(",")[6] for row in rows] == ["30.0"] * 9
+    visitor.check()
+
+
 def test_picture_for_a_prior_that_was_turned_to_face_up_needs_a_box_with_a_heading(visit, stack, tmp_path):
     frames = [
         walker_frame(place, angle, n) for n, (place, angle) in enumerate(zip(walk(24), walk_angles(24), strict=True))
