@@ -89,6 +89,12 @@ def estimate(
     ] = None,
     locate: Locate = None,
     align: Align = None,
+    max_animals: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of a video of a fixed camera: find up to so many animals by motion, each with its number."
+        ),
+    ] = None,
     more: Annotated[
         list[More] | None,
         typer.Option("--include", help="Add this to each pose in the JSON; repeatable."),
@@ -120,8 +126,8 @@ def estimate(
     _check_drawings(drawings, waits_for_pictures=not (video or background or locate))
     if drawn:
         _check_drawings({"overlay": drawn}, waits_for_pictures=True)
-    if not video and (smooth or max_gap is not None):
-        raise InputError("--smooth and --max-gap are for a video, and pictures came; leave them out")
+    if not video and (smooth or max_gap is not None or max_animals is not None):
+        raise InputError("--smooth, --max-gap and --max-animals are for a video, and pictures came; leave them out")
     boxes = _read_boxes(box, save_pipe(boxes_file) if boxes_file else None, len(images))
     if video and isinstance(boxes, list) and len(boxes) != 1:
         raise InputError(f"{boxes_file} has {len(boxes)} entries; a video takes one, used for every frame")
@@ -131,6 +137,7 @@ def estimate(
     in_background: dict[str, Any] = {"boxes": boxes, "locate": locate, "smooth": smooth, "max_gap": max_gap}
     options: dict[str, Any] = {"version": version, "refine_steps": refine_steps, "landmarks": marks, "include": include}
     options["align"] = align
+    of_video: dict[str, Any] = {"max_animals": max_animals} if video else {}
     if format == "slp" and sys.stdout.isatty() and not background:
         raise InputError("--format slp writes a binary file; send it to one, as in --format slp > poses.slp")
     of_one_answer = format in ("frames", "slp", "boxes") or (locate and not video)
@@ -139,7 +146,7 @@ def estimate(
         if drawn:
             options["include"] = [*include, "overlay"]
         options["format"] = format or ("jsonl" if video and not background else "native")
-        started = client.estimate_async(category, pictures, video, every, **in_background, **options)
+        started = client.estimate_async(category, pictures, video, every, **in_background, **of_video, **options)
         if background:
             session.show(started, print_background)
         elif format or drawn or not video:
@@ -149,13 +156,15 @@ def estimate(
     elif video:
         box_of_all = boxes[0] if isinstance(boxes, list) else boxes
         try:
-            frames = client.estimate_video(category, video, every, box=box_of_all, locate=locate, **options)
+            frames = client.estimate_video(category, video, every, box=box_of_all, locate=locate, **of_video, **options)
             _print_lines(frames, session.as_json or format is not None)
         except APIError as error:
             if error.code not in _TOO_LONG:
                 raise
             err.print("[yellow]a long video: estimated in the background[/]")
-            started = client.estimate_async(category, [], video, every, format="jsonl", **in_background, **options)
+            started = client.estimate_async(
+                category, [], video, every, format="jsonl", **in_background, **of_video, **options
+            )
             _print_stored(session, started.id, format is not None)
     elif format == "jsonl" and not drawings:
         _print_lines(client.estimate_lines(category, images, boxes=boxes, **options), True, images)

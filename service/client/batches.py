@@ -35,10 +35,16 @@ def form_fields(
     return fields | given(version=version, include=",".join(include), landmarks=landmarks, align=align)
 
 
-def video_fields(every: int, box: Box | Sequence[Box] | BoxFile | None) -> dict[str, str]:
+def video_fields(
+    every: int, box: Box | Sequence[Box] | BoxFile | None, max_animals: int | None = None
+) -> dict[str, str]:
     """Return the fields that a video adds."""
     boxes = box if box is None or isinstance(box, (str, os.PathLike)) else [box]
-    return {"every": str(every)} | boxes_field(boxes)
+    return (
+        {"every": str(every)}
+        | boxes_field(boxes)
+        | given(max_animals=None if max_animals is None else str(max_animals))
+    )
 
 
 def picture_files(images: Sequence[Picture], stack: ExitStack) -> list[tuple[str, Any]]:

@@ -10,33 +10,40 @@ from dataclasses import replace
 from PIL import Image
 
 from service.contract.errors import PPLError
+from service.contract.media.animals import AnimalLocator
 from service.contract.media.locating import boxes_of_track
-from service.contract.media.motion import LONGER_SIDE, MotionLocator
+from service.contract.media.motion import LONGER_SIDE
 from service.contract.media.pictures import PictureLimits, open_reduced
 
 from .pictures import NOTHING, PictureBoxes, Upload, hold_pixels
 
 
 def locate_frames(
-    frames: Iterable[tuple[int, Image.Image, tuple[int, int]]], *, is_required: bool, is_aligned: bool = False
+    frames: Iterable[tuple[int, Image.Image, tuple[int, int]]],
+    *,
+    is_required: bool,
+    is_aligned: bool = False,
+    animals: int = 1,
 ) -> dict[int, PictureBoxes] | None:
-    """Return the box of each numbered frame; None if motion is not sure, unless it is required.
+    """Return the boxes of each numbered frame; None if motion is not sure, unless it is required.
 
     Args:
         frames: number, image, possibly reduced, and full size in pixels.
         is_aligned: whether to find the thing's heading, too.
+        animals: the most that there are; of several, each box has the number of its animal.
     """
     with tempfile.TemporaryFile() as file:
-        locator, numbers = MotionLocator(file), []
+        locator, numbers = AnimalLocator(file), []
         for number, image, size in frames:
             numbers.append(number)
             locator.add(image, size)
-        track = locator.locate(headings=is_aligned)
-    if not (track.sure or is_required):
+        tracks = locator.locate_all(animals, headings=is_aligned)
+    if not (is_required or tracks[0].sure):
         return None
+    boxes = [boxes_of_track(track, None if animals == 1 else animal) for animal, track in enumerate(tracks)]
     return {
-        number: PictureBoxes.located([found]) if found else NOTHING
-        for number, found in zip(numbers, boxes_of_track(track), strict=True)
+        number: PictureBoxes.located(found) if (found := [box for box in of_frame if box]) else NOTHING
+        for number, *of_frame in zip(numbers, *boxes, strict=True)
     }
 
 

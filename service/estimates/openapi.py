@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from service.contract.media.animals import MOST_ANIMALS
 from service.contract.messages import MAX_REFINE_STEPS
 from service.http.openapi import CATEGORY, FILE, TEXT, field, file_field, form_body
 
@@ -35,6 +36,15 @@ _FIELDS = {
         "off takes whole frames. motion is possible for pictures, too, of one fixed camera in their order",
         examples=["off"],
         enum=["auto", "motion", "off"],
+    ),
+    "max_animals": field(
+        "integer",
+        "of a video of a fixed camera: the most animals to find by motion; of several, each has a number (box) that it "
+        "keeps, and a pose in the frames in which it is found",
+        examples=[1],
+        minimum=1,
+        maximum=MOST_ANIMALS,
+        default=1,
     ),
     "align": field(
         "string",

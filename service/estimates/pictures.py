@@ -61,7 +61,8 @@ class PictureBoxes:
     @classmethod
     def located(cls, boxes: Sequence[FoundBox]) -> PictureBoxes:
         """Return boxes in pixels that were found."""
-        return cls((None,) * max(1, len(boxes)), len(boxes) > 1, lambda size: boxes)
+        is_numbered = len(boxes) > 1 or any(found.animal is not None for found in boxes)
+        return cls((None,) * max(1, len(boxes)), is_numbered, lambda size: boxes)
 
     @classmethod
     def of_file(cls, file: BoxFile, entry: str | None) -> PictureBoxes:
@@ -151,7 +152,7 @@ class FittedBox:
         width, height: of the picture in pixels.
         square: (S, S, 3).
         frame: where the square lies on the picture.
-        number: the box's index, if the picture has a list of boxes.
+        number: the box's index, if the picture has a list of boxes, or the number of its animal.
         region: the box, if it was located or comes from a file.
         orientation: EXIF's of the stored picture, which is applied.
     """
@@ -233,6 +234,8 @@ def fit_boxes(picture: Picture, index: int, boxes: PictureBoxes, side: int, alig
     if regions is not None and not regions:
         raise NothingFound("no box shows where the thing is in it; send a box, or take it whole with locate=off")
     chosen = [*regions] if regions else [FoundBox(box) if box else None for box in boxes.boxes]
+    if aligned and any(each and each.animal is not None and each.angle is not None for each in chosen):
+        chosen = [each for each in chosen if each and each.angle is not None]  # the other animals have no pose
     for each in chosen:
         if each:
             _check_box(each.box, *size)
@@ -241,12 +244,16 @@ def fit_boxes(picture: Picture, index: int, boxes: PictureBoxes, side: int, alig
             index,
             *size,
             *fit_found_box(picture, side, each, aligned=aligned),
-            number if boxes.numbered else None,
+            _number_of(each, number) if boxes.numbered else None,
             (each if aligned else replace(each, angle=None)) if regions and each else None,
             picture.orientation,
         )
         for number, each in enumerate(chosen)
     ]
+
+
+def _number_of(box: FoundBox | None, index: int) -> int:
+    return index if box is None or box.animal is None else box.animal
 
 
 def describe_pose(

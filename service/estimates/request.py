@@ -11,6 +11,7 @@ from fastapi import Request
 
 from model.scoring.label_tables import decode_text
 from service.contract.errors import BadBoxes, BodyTooLarge, NoImages, NoMemory, TooManyImages
+from service.contract.media.animals import MOST_ANIMALS, can_track
 from service.contract.messages import MAX_REFINE_STEPS
 from service.contract.routing import time_ordered_id
 from service.http.headers import responds_async
@@ -32,7 +33,7 @@ LOCATE = ("auto", "motion", "off")
 ALIGN = ("off", "heading")
 _FIELDS = (
     *("category", "version", "refine_steps", "include", "boxes", "locate", "align", "format", "landmarks", "every"),
-    *("smooth", "max_gap"),
+    *("smooth", "max_gap", "max_animals"),
 )
 _MAX_EVERY = 100_000
 MAX_BOXES_BYTES = 8 * 2**20  # they are stored with the request, and some 150,000 frames fit
@@ -173,6 +174,7 @@ class Query:
         landmarks: name of a set of landmarks to add.
         every: if the one file is a video, take the first frame and every n-th after it; 0 for pictures.
         smoothing: of a video's keypoints over time.
+        max_animals: of a video: several are located by motion, each with a number that it keeps.
         draws_video: whether to draw the poses on a video; `include` does not name it then.
     """
 
@@ -190,6 +192,7 @@ class Query:
     align: str | None = None
     smoothing: Smoothing | None = None
     draws_video: bool = False
+    max_animals: int = 1
 
     @classmethod
     def parse(
@@ -223,6 +226,10 @@ class Query:
             raise BadField("locate", f"locate is {locate[:80]!r}; it must be {' or '.join(allowed)}")
         if locate != "off" and "boxes" in sent:
             raise BadField("locate", f"locate is {locate}, and boxes were sent, too; leave one of them out")
+        max_animals = _parse_integer(sent, "max_animals", 1, 1, MOST_ANIMALS)
+        if max_animals > 1:
+            _check_several(max_animals, video, sent, locate)
+            locate = "motion"
         align = sent.get("align")
         if align is not None and align not in ALIGN:
             raise BadField("align", f"align is {align[:80]!r}; it must be {' or '.join(ALIGN)}")
@@ -240,6 +247,7 @@ class Query:
             locate=locate,
             align=align,
             smoothing=parse_smoothing(sent),
+            max_animals=max_animals,
         )
         if query.smoothing and not video:
             raise BadField("smooth", "smooth is for the frames of a video, and pictures were sent; leave it out")
@@ -268,9 +276,9 @@ class Query:
 
     @property
     def num_poses(self) -> int:
-        """Number of boxes of all pictures; of a video, in each frame."""
+        """Number of boxes of all pictures; of a video, the most in a frame."""
         a_frame = max((len(boxes.boxes) for boxes in (self.frame_boxes or {}).values()), default=1)
-        return max(a_frame, sum(len(boxes.boxes) for boxes in self.boxes))
+        return max(a_frame, self.max_animals, sum(len(boxes.boxes) for boxes in self.boxes))
 
     @property
     def has_pictures(self) -> bool:
@@ -311,6 +319,21 @@ class Query:
                 f"refine_steps is {self.refine_steps}, which needs a memory, and {label}; leave refine_steps out, or "
                 "name a version of the method ppl"
             )
+
+
+def _check_several(animals: int, is_video: bool, sent: Mapping[str, str], locate: str) -> None:
+    """Raise BadField unless several animals can be located by motion."""
+    reason = ""
+    if not is_video:
+        reason = "pictures were sent; it is for the frames of a video"
+    elif "boxes" in sent:
+        reason = "boxes were sent, too; leave one of them out (the column animal of a file numbers boxes)"
+    elif locate == "off":
+        reason = "locate is off; several animals are located by motion"
+    elif not can_track():
+        reason = "the server lacks scipy: pip install 'pose-prior-learner[video]'"
+    if reason:
+        raise BadField("max_animals", f"max_animals is {animals}, and {reason}")
 
 
 def _parse_integer(fields: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:

@@ -105,7 +105,7 @@ class Results:
             if outcome.error:
                 errors.append(outcome.error)
             found = outcome.error or outcome.poses[0]
-            if "region" in found:
+            if any("region" in pose for pose in outcome.poses):
                 located[outcome.index] = _boxes_of(outcome.poses)
             if "frame" in found:  # missing if the error ends the video early
                 frames.append(found["frame"])
@@ -149,8 +149,11 @@ class Results:
 
 
 def _boxes_of(poses: list[Answer]) -> PictureBoxes:
-    regions = tuple(FoundBox.of_region(pose["region"]).box for pose in poses)
-    return PictureBoxes(regions, numbered="box" in poses[0])
+    """Return the boxes by their number; None for one that is missing, or whose pose is interpolated."""
+    regions = {
+        pose.get("box", 0): FoundBox.of_region(pose["region"]).box if "region" in pose else None for pose in poses
+    }
+    return PictureBoxes(tuple(map(regions.get, range(max(regions) + 1))), numbered="box" in poses[0])
 
 
 def final_keypoints(pose: Answer) -> list[dict[str, Any]]:

@@ -77,7 +77,11 @@ class ImageEstimate(BaseModel):
     index: int = Field(description="place of the picture in the request, from 0")
     frame: int | None = Field(None, description="of a video: number of the frame as shown, from 0")
     time_s: float | None = Field(None, description="of a video: when the frame is shown, in seconds from its start")
-    box: int | None = Field(None, description="place of the box in the picture's list of boxes, if it has a list")
+    box: int | None = Field(
+        None,
+        description="place of the box in the picture's list of boxes, if it has a list; of several animals in a video "
+        "the number of the animal, the same in all frames",
+    )
     width: int = Field(description="pixels, EXIF orientation applied")
     height: int
     region: Region | None = Field(

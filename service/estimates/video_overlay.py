@@ -41,7 +41,7 @@ _MAX_SIDE = 3840  # browsers decode no larger H.264
 _TRAIL_S, _MAX_TRAIL = 0.6, 40
 _SHIFT = 4  # cv2 takes coordinates as integers of 1/16 pixel
 _SURE = 0.3  # keypoints of a lower score are rings
-_BOX_COLOUR = (255, 209, 102)
+_BOX_COLOURS = ((255, 209, 102), (120, 220, 255), (255, 150, 190), (170, 240, 130))  # of animals in turn
 _DARK = (16, 18, 24)
 
 Pixels = NDArray[np.uint8]
@@ -79,12 +79,16 @@ class PoseDrawer:
     def draw(self, pixels: Pixels, time_s: float, poses: Sequence[Answer]) -> None:
         """Draw on an RGB picture in place."""
         layer = pixels.copy()
-        regions = [FoundBox.of_region(pose["region"]) for pose in poses if "region" in pose]
+        regions = [(pose.get("box"), FoundBox.of_region(pose["region"])) for pose in poses if "region" in pose]
         thickness = max(1, round(min(pixels.shape[:2]) / 400))
-        for found in regions or self._boxes:
+        for number, found in regions or [(None, box) for box in self._boxes]:
+            colour = _BOX_COLOURS[(number or 0) % len(_BOX_COLOURS)]
             for line in outline_box(found):
                 for start, end in pairwise(line):
-                    _line(layer, start, end, _BOX_COLOUR, thickness)
+                    _line(layer, start, end, colour, thickness)
+            if number is not None:
+                size = max(10, round(min(pixels.shape[:2]) / 30))
+                self._write(layer, str(number), np.array(found.box[:2]) + size / 3, size)
         for pose in poses:
             points = final_keypoints(pose)
             places = np.array([(p["x"], p["y"]) for p in points], np.float64)  # None becomes NaN

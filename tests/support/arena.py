@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import av
 import numpy as np
@@ -51,6 +51,28 @@ def walker_frame(place: tuple[float, float], angle: float, number: int = 0, tail
         way = np.array([np.sin(np.radians(tail)), -np.cos(np.radians(tail))])
         draw.line(_place(np.outer((0.35 * BODY, 1.1 * BODY), way), place, angle), fill=40, width=2)
     return _finish(image, number)
+
+
+def pair_frame(
+    places: Sequence[tuple[float, float] | None], number: int = 0, colours: Sequence[int] = (40, 40)
+) -> Image.Image:
+    """Return a frame with an ellipse centred on each place; None for one that is not there."""
+    image = Image.fromarray(_FLOOR)
+    draw = ImageDraw.Draw(image)
+    for place, colour in zip(places, colours, strict=True):
+        if place:
+            x, y = place
+            draw.ellipse((x - BODY / 2, y - BODY / 4, x + BODY / 2, y + BODY / 4), fill=colour)
+    return _finish(image, number)
+
+
+def pass_by(count: int, gap: float) -> NDArray[np.float64]:
+    """Return places (count, 2, 2) of two that go through the arena in opposite directions, a gap apart in height."""
+    along = np.linspace(50, 270, count)
+    middle = np.full(count, 120.0)
+    return np.stack(
+        [np.stack([along, middle - gap / 2], axis=1), np.stack([along[::-1], middle + gap / 2], axis=1)], axis=1
+    )
 
 
 def _place(points: NDArray[np.float64], place: tuple[float, float], angle: float) -> list[tuple[float, float]]:

@@ -109,6 +109,7 @@ class EstimateCalls(Transport):
         landmarks: str | None = None,
         locate: str | None = None,
         align: str | None = None,
+        max_animals: int | None = None,
     ) -> AsyncIterator[PoseLine | FailedPicture]:
         """Estimate the poses of a video's frames and yield each when it is ready, with ``frame`` and ``time_s``.
 
@@ -117,9 +118,11 @@ class EstimateCalls(Transport):
             box: the object's box in every frame, a list of boxes, or a file of boxes by frame.
             locate: "motion" takes what moves before a fixed camera for the object, "auto" (the default without a box)
                 where it is sure, "off" takes whole frames.
+            max_animals: with more than one, up to so many animals are found by motion; ``box`` of a pose is the
+                number of its animal, the same in all frames.
         """
         fields = form_fields(category, version, refine_steps, include, landmarks, align)
-        fields |= batches.video_fields(every, box)
+        fields |= batches.video_fields(every, box, max_animals)
         with ExitStack() as stack:
             async for line in self._stream_lines(0, fields, {"video": file_part(video, stack)}):
                 yield line
@@ -140,6 +143,7 @@ class EstimateCalls(Transport):
         smooth: str | None = None,
         max_gap: int | None = None,
         align: str | None = None,
+        max_animals: int | None = None,
     ) -> BackgroundEstimate:
         """Start an estimate of pictures or a video in the background and return at once.
 
@@ -151,9 +155,12 @@ class EstimateCalls(Transport):
             include: see :meth:`estimate`; "overlay" of a video is written by :meth:`save_estimate`.
             smooth: filter for a video: "savgol" or "median", or with a window in frames, as "savgol:11".
             max_gap: longest gap in frames that is interpolated, with smooth.
+            max_animals: of a video, see :meth:`estimate_video`.
         """
         if bool(images) == (video is not None):
             raise InputError("an estimate takes either pictures or a video; give one of them")
+        if images and max_animals:
+            raise InputError("max_animals is for a video, and pictures were given; leave it out")
         fields = form_fields(category, version, refine_steps, include, landmarks, align)
         fields |= {"format": format} | given(locate=locate)
         fields |= given(smooth=smooth, max_gap=None if max_gap is None else str(max_gap))
@@ -161,7 +168,7 @@ class EstimateCalls(Transport):
             if video is not None:
                 files: Any = {"video": file_part(video, stack)}
                 of_all = boxes if boxes is None or isinstance(boxes, (str, os.PathLike)) else boxes[0]
-                fields |= batches.video_fields(every, of_all)
+                fields |= batches.video_fields(every, of_all, max_animals)
             else:
                 files = batches.picture_files(images, stack)
                 fields |= boxes_field(boxes)

@@ -3,8 +3,9 @@
 **CSV**: a header and a row for each box, columns in any order: ``image`` (file name, folders may be left out; of a
 video ``walk.mp4#000012``), ``x``, ``y``, ``width``, ``height`` in pixels with EXIF orientation applied, and optionally
 ``confidence``, and ``angle``, the thing's heading in degrees clockwise from up (90 is right), with
-``angle_confidence``. A row of an image without numbers says that nothing is in it. Written as labels may be: separated
-by semicolons or tabs, with decimal commas, in UTF-16. **COCO**: ``images`` with ``file_name``,
+``angle_confidence``; of several animals in a video ``animal``, the same number in all frames. A row of an image without
+numbers says that nothing is in it. Written as labels may be: separated by semicolons or tabs, with decimal commas, in
+UTF-16. **COCO**: ``images`` with ``file_name``,
 ``annotations`` with ``bbox``. **MegaDetector**: ``images`` with ``file`` and ``detections`` (``bbox`` in shares of the
 picture, ``conf``, ``category``), of a video with ``frame_number``; only animals of a confidence above 0.2 count.
 
@@ -39,6 +40,8 @@ MAX_BOXES_BYTES = 64 * 2**20
 MARGIN = 0.1  # of the longer side, on each side of a tight box
 _COLUMNS = ("image", "x", "y", "width", "height")
 _ANGLE_COLUMNS = ("angle", "angle_confidence")
+_ANIMAL_COLUMN = "animal"
+_MOST_ANIMALS = 1000
 _EXPECTED = "expected CSV with the columns image,x,y,width,height, COCO JSON with bbox, or MegaDetector's JSON"
 _LEAST_CONFIDENCE = 0.2
 _ANIMAL = "animal"
@@ -55,18 +58,20 @@ class FoundBox:
         confidence: from 0 to 1, as its source states.
         angle: the thing's heading in degrees clockwise from up; None if it is not known.
         angle_confidence: from 0 to 1, see :func:`.heading.find_headings`.
+        animal: number of the animal, the same in all frames; None if it is not known.
     """
 
     box: Box
     confidence: float | None = None
     angle: float | None = None
     angle_confidence: float | None = None
+    animal: int | None = None
 
     @classmethod
     def of_region(cls, region: Mapping[str, Any]) -> FoundBox:
         """Return the box of an answer's region."""
         box = (region["x"], region["y"], region["width"], region["height"])
-        return cls(box, *(region.get(name) for name in ("confidence", *_ANGLE_COLUMNS)))
+        return cls(box, *(region.get(name) for name in ("confidence", *_ANGLE_COLUMNS, _ANIMAL_COLUMN)))
 
     def to_region(self) -> dict[str, float | None]:
         """Return the region of an answer."""
@@ -172,15 +177,17 @@ def parse_box_file(data: bytes | str) -> BoxFile:
 
 
 def write_csv(rows: Iterable[tuple[str, FoundBox | None]]) -> str:
-    """Return names and boxes in pixels as our CSV, with angles if any box has one."""
+    """Return names and boxes in pixels as our CSV, with angles and animals if any box has one."""
     named = list(rows)
     has_angles = any(found and found.angle is not None for _, found in named)
+    has_animals = any(found and found.animal is not None for _, found in named)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*_COLUMNS, "confidence", *(_ANGLE_COLUMNS if has_angles else ())))
+    animals = (_ANIMAL_COLUMN,) if has_animals else ()
+    writer.writerow((*_COLUMNS, "confidence", *(_ANGLE_COLUMNS if has_angles else ()), *animals))
     for name, found in named:
         values = (*found.box, found.confidence, found.angle, found.angle_confidence) if found else (None,) * 7
-        shown = values if has_angles else values[:5]
+        shown = (values if has_angles else values[:5]) + ((found and found.animal,) if has_animals else ())
         writer.writerow((name, *("" if value is None else value for value in shown)))
     return text.getvalue()
 
@@ -200,7 +207,8 @@ def _parse_csv(text: str) -> BoxFile:
         entry = found.setdefault(name, [])
         if any(values):
             confidence, *angle = (cells.get(column) or None for column in ("confidence", *_ANGLE_COLUMNS))
-            entry.append(_check(f"row {number} of the boxes", values, confidence, angle, delimiter))
+            box = _check(f"row {number} of the boxes", values, confidence, angle, delimiter)
+            entry.append(replace(box, animal=_parse_animal(number, cells.get(_ANIMAL_COLUMN), entry)))
     return BoxFile(_sort(found))
 
 
@@ -263,6 +271,17 @@ def _check(
     if math.inf in map(abs, (more[0] or 0, more[2] or 0)):
         raise BadBoxes(f"{where}: a confidence is not finite; expected one from 0 to 1, or none")
     return FoundBox((x, y, width, height), more[0], check_angle(where, more[1]), more[2])
+
+
+def _parse_animal(number: int, cell: str | None, others: Sequence[FoundBox]) -> int | None:
+    """Return the animal of a row of CSV. Raises BadBoxes."""
+    if not cell:
+        return None
+    if not (cell.isascii() and cell.isdigit() and int(cell) < _MOST_ANIMALS):
+        raise BadBoxes(f"row {number} of the boxes: animal is {cell[:80]!r}; it must be a number below {_MOST_ANIMALS}")
+    if any(other.animal == int(cell) for other in others):
+        raise BadBoxes(f"row {number} of the boxes: the image has a box of animal {int(cell)} already")
+    return int(cell)
 
 
 def check_angle(where: str, angle: float | None) -> float | None:

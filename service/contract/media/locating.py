@@ -144,13 +144,13 @@ class MotionFinder:
         return Locations(boxes, "nothing of the usual size moves in it", summary)
 
 
-def boxes_of_track(track: Track) -> list[FoundBox | None]:
+def boxes_of_track(track: Track, animal: int | None = None) -> list[FoundBox | None]:
     """Return the box of each frame, with its angle if headings were found; None where nothing was found."""
     count = len(track.boxes)
     more = track.angles or (None,) * count, track.angle_confidence or (None,) * count
     return [
-        box and FoundBox(box, confidence, *heading)
-        for box, confidence, *heading in zip(track.boxes, track.confidence, *more, strict=True)
+        box and FoundBox(box, confidence, angle, angle_confidence, animal)
+        for box, confidence, angle, angle_confidence in zip(track.boxes, track.confidence, *more, strict=True)
     ]
 
 

@@ -38,9 +38,9 @@ _NOISE_DEVIATIONS = 6.0
 _CONTRAST_SHARE = 0.3  # of the usual highest difference of a frame
 _ONE_SIDED = 2.0  # times as many places become darker than brighter, or the reverse
 _OPENING = 0.3  # of the square root of the usual area: takes off tails, legs and cables
-_SMALLEST, _LARGEST = 0.25, 4.0  # times the usual area
-_WIDEST = 0.6  # of the frame's longer side: else a box does not help
-_LEAST_WAY = 0.25  # of the box's side, that the thing goes
+SMALLEST, LARGEST = 0.25, 4.0  # times the usual area
+WIDEST = 0.6  # of the frame's longer side: else a box does not help
+LEAST_WAY = 0.25  # of the box's side, that the thing goes
 _FOUND = 0.3  # of the frames, to be sure
 _SURE = 0.6  # median confidence, to be sure
 _NEAR = 0.1  # of the box's side: nearly all steps between frames that follow each other closely are shorter
@@ -98,39 +98,34 @@ class MotionLocator:
         """Return the boxes in pixels of the frames, and on request the thing's headings."""
         count = len(self)
         nothing = (None,) * count, (0.0,) * count, False
-        if count < FEWEST_FRAMES:
-            return Track(*nothing, f"{count} frames; at least {FEWEST_FRAMES} are needed")
-        if not self._is_one_size:
-            return Track(*nothing, "the frames have different sizes")
+        if reason := self._find_obstacle():
+            return Track(*nothing, reason)
         assert self._size is not None
-        samples = np.stack([self._frame(i) for i in np.unique(np.linspace(0, count - 1, _MOST_SAMPLES).round())])
-        background, level, sign = _learn_background(samples)
+        samples = self._sample()
+        background, level, sign = learn_background(samples)
         area = 0.0
         for _ in range(2):  # the usual area, first with and then without thin parts
-            areas = np.sort([_find_blob(_difference(sample, background, sign), level, area)[0] for sample in samples])
+            areas = np.sort([_find_blob(difference_to(sample, background, sign), level, area)[0] for sample in samples])
             if not areas.any():
                 return Track(*nothing, "nothing moves")
             area = float(areas[np.searchsorted(areas.cumsum(), areas.sum() / 2)])  # specks in empty frames hardly count
         blobs = np.stack(
-            [_find_blob(_difference(self._frame(i), background, sign), level, area, headings) for i in range(count)]
+            [_find_blob(difference_to(self._frame(i), background, sign), level, area, headings) for i in range(count)]
         )
         relative = blobs[:, 0] / area
         confidence = blobs[:, 1] * np.clip(np.minimum(2 * relative, 2 / np.maximum(relative, 1e-9)), 0, 1)
-        found = (relative >= _SMALLEST) & (relative <= _LARGEST)
+        found = (relative >= SMALLEST) & (relative <= LARGEST)
         confidence[~found] = 0
         if not found.any():
             return Track(*nothing, "nothing of one size moves")
-        scale = max(self._size) / background.shape[1 if self._size[0] >= self._size[1] else 0]
+        scale = self._scale(background)
         side = float(np.quantile(blobs[found, 4], 0.9)) * scale * (1 + 2 * MARGIN)
-        centres = _smooth(blobs[:, 2:4] * scale, found, side)
-        boxes = tuple(
-            (round(x - side / 2, 2), round(y - side / 2, 2), round(side, 2), round(side, 2)) if is_found else None
-            for (x, y), is_found in zip(centres.tolist(), found.tolist(), strict=True)
-        )
+        centres = smooth_centres(blobs[:, 2:4] * scale, found, side)
+        boxes = squares(centres, found, side)
         reason = ""
-        if side > _WIDEST * max(self._size):
+        if side > WIDEST * max(self._size):
             reason = "what moves fills most of the frame, or the camera moves"
-        elif np.ptp(blobs[found, 2:4], axis=0).max() * scale < _LEAST_WAY * side:
+        elif np.ptp(blobs[found, 2:4], axis=0).max() * scale < LEAST_WAY * side:
             reason = "nothing leaves its place"
         elif found.mean() < _FOUND or found.sum() < FEWEST_FRAMES:
             reason = f"one thing of one size is found in {found.sum()} of {count} frames only"
@@ -139,9 +134,23 @@ class MotionLocator:
         track = Track(boxes, tuple(confidence.round(3).tolist()), not reason, reason)
         if not headings:
             return track
-        angles, sure = find_headings(found, blobs[:, 5:], blobs[:, 2:4], diameter_of(area))
-        known = tuple(None if math.isnan(angle) else angle for angle in angles.round(1).tolist())
-        return replace(track, angles=known, angle_confidence=tuple(sure.round(3).tolist()))
+        return add_headings(track, *find_headings(found, blobs[:, 5:], blobs[:, 2:4], diameter_of(area)))
+
+    def _find_obstacle(self) -> str:
+        """Return why motion can't be found in these frames; empty if it can."""
+        if len(self) < FEWEST_FRAMES:
+            return f"{len(self)} frames; at least {FEWEST_FRAMES} are needed"
+        return "" if self._is_one_size else "the frames have different sizes"
+
+    def _sample(self) -> Pixels:
+        chosen = np.unique(np.linspace(0, len(self) - 1, _MOST_SAMPLES).round())
+        return np.stack([self._frame(index) for index in chosen])
+
+    def _scale(self, background: Pixels) -> float:
+        """Return the pixels of a frame for each of its small copy."""
+        assert self._size is not None
+        height, width = background.shape[:2]
+        return max(self._size) / int(width if self._size[0] >= self._size[1] else height)
 
     def _frame(self, index: float) -> Pixels:
         start, size = self._places[int(index)]
@@ -149,6 +158,12 @@ class MotionLocator:
         frame = cv2.imdecode(np.frombuffer(self._file.read(size), np.uint8), cv2.IMREAD_COLOR)
         assert frame is not None
         return frame.astype(np.uint8, copy=False)
+
+
+def add_headings(track: Track, angles: NDArray[np.float64], confidence: NDArray[np.float64]) -> Track:
+    """Return a track with the headings that :func:`.heading.find_headings` found."""
+    known = tuple(None if math.isnan(angle) else angle for angle in angles.round(1).tolist())
+    return replace(track, angles=known, angle_confidence=tuple(confidence.round(3).tolist()))
 
 
 def shrink(pixels: Pixels, size: tuple[int, int], longer_side: int) -> Pixels:
@@ -160,7 +175,7 @@ def shrink(pixels: Pixels, size: tuple[int, int], longer_side: int) -> Pixels:
     return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _learn_background(samples: Pixels) -> tuple[Pixels, float, int]:
+def learn_background(samples: Pixels) -> tuple[Pixels, float, int]:
     """Return the background (H, W, 3), the level of difference that is foreground, and the sign of the thing.
 
     Frames that look the same count once, so a thing that sleeps for most of a video stays out of the background. The
@@ -180,7 +195,7 @@ def _learn_background(samples: Pixels) -> tuple[Pixels, float, int]:
     median = _quantile(chosen, 0.5)
     level = _choose_level(chosen, median, 0)
     darker, brighter = (
-        np.any([_difference(sample, median, way) > level for sample in chosen], axis=0).sum() for way in (-1, 1)
+        np.any([difference_to(sample, median, way) > level for sample in chosen], axis=0).sum() for way in (-1, 1)
     )
     sign = -1 if darker > _ONE_SIDED * brighter else 1 if brighter > _ONE_SIDED * darker else 0
     if not sign:
@@ -197,13 +212,13 @@ def _quantile(samples: Pixels, share: float) -> Pixels:
 
 
 def _choose_level(samples: Pixels, background: Pixels, sign: int) -> float:
-    differences = [_difference(sample, background, sign) for sample in samples]
+    differences = [difference_to(sample, background, sign) for sample in samples]
     noise = 1.4826 * float(np.median([np.median(difference) for difference in differences]))
     contrast = float(np.median([difference.max() for difference in differences]))
     return max(_FEWEST_LEVELS, _NOISE_DEVIATIONS * noise, _CONTRAST_SHARE * contrast)
 
 
-def _difference(frame: Pixels, background: Pixels, sign: int) -> Pixels:
+def difference_to(frame: Pixels, background: Pixels, sign: int) -> Pixels:
     """Return by how much the strongest channel differs (H, W), without a change of the light as a whole."""
     light = np.median(frame[::8, ::8].astype(np.int16) - background[::8, ::8], axis=(0, 1))
     lit = np.asarray(cv2.add(background, np.append(light, 0.0)))
@@ -221,21 +236,33 @@ def _find_blob(difference: Pixels, level: float, area: float, has_shape: bool = 
     ``area`` is the usual one, if known: thin parts are then taken off. With ``has_shape``, what
     :func:`.heading.measure_shape` returns follows.
     """
-    radius = max(1, round(_OPENING * area**0.5 / 2))
-    mask, left, top = _crop_to_foreground((difference > level).astype(np.uint8), radius + 2)
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
-    opened = cv2.morphologyEx(closed, cv2.MORPH_OPEN, kernel)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(opened.astype(np.uint8, copy=False))
-    if count < 2:
+    closed, labels, stats, left, top = segment(difference, level, area)
+    if len(stats) < 2:
         return np.zeros(8 if has_shape else 5)
     areas = stats[1:, cv2.CC_STAT_AREA]
     chosen = 1 + int(areas.argmax())
     x, y, width, height, largest = stats[chosen].tolist()
     centre_x, centre_y = left + x + width / 2, top + y + height / 2
     found = [largest, largest / areas.sum(), centre_x, centre_y, max(width, height)]
-    shape = measure_shape(closed.astype(np.uint8, copy=False), labels == chosen) if has_shape else ()
+    shape = measure_shape(closed, labels == chosen) if has_shape else ()
     return np.array([*found, *shape], np.float64)
+
+
+def segment(
+    difference: Pixels, level: float, area: float
+) -> tuple[Pixels, NDArray[np.int32], NDArray[np.int32], int, int]:
+    """Return the foreground (h, w), 0 or 1, its blobs without thin parts, and where it lies in the frame.
+
+    The blobs are labels (h, w) from 1 and statistics as OpenCV's ``connectedComponentsWithStats`` gives them; then
+    come left and top of the part of the frame that has foreground.
+    """
+    radius = max(1, round(_OPENING * area**0.5 / 2))
+    mask, left, top = _crop_to_foreground((difference > level).astype(np.uint8), radius + 2)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)).astype(np.uint8, copy=False)
+    opened = cv2.morphologyEx(closed, cv2.MORPH_OPEN, kernel).astype(np.uint8, copy=False)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(opened)
+    return closed, np.asarray(labels, np.int32), np.asarray(stats, np.int32), left, top
 
 
 def _crop_to_foreground(mask: Pixels, margin: int) -> tuple[Pixels, int, int]:
@@ -248,7 +275,15 @@ def _crop_to_foreground(mask: Pixels, margin: int) -> tuple[Pixels, int, int]:
     return mask[top : y + height + margin, left : x + width + margin], left, top
 
 
-def _smooth(centres: NDArray[np.float64], found: NDArray[np.bool_], side: float) -> NDArray[np.float64]:
+def squares(centres: NDArray[np.float64], found: NDArray[np.bool_], side: float) -> tuple[Box | None, ...]:
+    """Return squares of one side around centres (N, 2); None where nothing was found."""
+    return tuple(
+        (round(x - side / 2, 2), round(y - side / 2, 2), round(side, 2), round(side, 2)) if is_found else None
+        for (x, y), is_found in zip(centres.tolist(), found.tolist(), strict=True)
+    )
+
+
+def smooth_centres(centres: NDArray[np.float64], found: NDArray[np.bool_], side: float) -> NDArray[np.float64]:
     """Smooth the centres over time where frames follow each other closely; elsewhere they stay."""
     rows = np.flatnonzero(found)
     points = centres[rows]

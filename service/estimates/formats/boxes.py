@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from service.contract.media.boxes import FoundBox, write_csv
 from service.estimates.pictures import Answer
@@ -19,6 +20,8 @@ def render_boxes(results: Results) -> Iterator[bytes]:
         for index in range(len(results.boxes)):
             for pose in poses.get(index, [None]):
                 region = pose.get("region") if pose else None
-                yield results.name(index), FoundBox.of_region(region) if region else None
+                found = FoundBox.of_region(region) if region else None
+                animal = pose.get("box") if pose and results.frames is not None else None
+                yield results.name(index), replace(found, animal=animal) if found else None
 
     yield write_csv(rows()).encode()

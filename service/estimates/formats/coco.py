@@ -80,6 +80,7 @@ def _annotation(results: Results, number: int, pose: Answer) -> dict[str, Any]:
         "keypoints": [value for triple in triples for value in triple],
         "num_keypoints": sum(visible > 0 for _, _, visible in triples),
         "bbox": [round(value, 3) for value in box],
+        **({} if (animal := pose.get("box")) is None or results.frames is None else {"track_id": animal}),
         **({"angle": angle} if (angle := pose.get("region", {}).get("angle")) is not None else {}),
         "area": round(box[2] * box[3], 3),
         "iscrowd": 0,

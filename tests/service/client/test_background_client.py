@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -12,6 +13,7 @@ from service.cli.main import app
 from service.client import APIError, Client, InputError
 from service.client.types import EstimateStatus
 from service.contract.media.videos import iter_frames
+from tests.support.arena import encode_film, pair_frame
 from tests.support.live_gateway import live_gateway
 from tests.support.media import zero_payload
 
@@ -81,6 +83,30 @@ def test_command_shows_frames(url, clip):
     assert sorted(json.loads(line)["frame"] for line in lines) == [0, 5, 10]
     table = ppl(url, "estimate", "dog", str(clip), "--every", "5", "--format", "csv")
     assert [row.split(",")[0] for row in table.stdout.splitlines()[3:]] == ["0", "5", "10"]
+
+
+def test_several_animals_in_a_video(url, client, tmp_path, make_picture):
+    film = tmp_path / "pair.mkv"
+    film.write_bytes(encode_film(pair_frame([(60 + 4 * n, 80), (260 - 4 * n, 180)], n) for n in range(20)))
+    found = list(client.estimate_video("dog", film, max_animals=2))
+    assert sorted((pose.frame, pose.box) for pose in found) == [(n, box) for n in range(20) for box in (0, 1)]
+    drawn = tmp_path / "drawn.mp4"
+    arguments = ("estimate", "dog", str(film), "--max-animals", "2", "--format", "csv", "--overlay", str(drawn))
+    done = ppl(url, *arguments)
+    assert done.exit_code == 0, done.output
+    assert {*done.stdout.splitlines()[1].split(",")} == {"individuals", "box0", "box1"}
+    frames = [np.asarray(frame.image.convert("RGB"), int) for frame in iter_frames(drawn, 100, every=1)]
+    assert len(frames) == 20
+    for pose in found:
+        region = pose.region
+        top = frames[pose.frame][round(region.y), round(region.x) + 4 : round(region.x + region.width) - 4]
+        assert (top[:, 2] - top[:, 0]).mean() * (1 if pose.box else -1) > 10, "each has a colour: yellow and blue"
+    with pytest.raises(InputError, match="max_animals is for a video"):
+        client.estimate_async("dog", [make_picture()], max_animals=2)
+    (tmp_path / "one.png").write_bytes(make_picture())
+    refused = ppl(url, "estimate", "dog", str(tmp_path / "one.png"), "--max-animals", "2")
+    assert refused.exit_code != 0
+    assert "are for a video" in refused.stderr
 
 
 def test_command_draws_a_video(url, clip, tmp_path):

@@ -129,6 +129,7 @@ async def test_estimate_form_is_described(described):
         "refine_steps",
         "smooth",
         "max_gap",
+        "max_animals",
         "include",
         "boxes",
         "locate",
