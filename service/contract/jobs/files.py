@@ -102,6 +102,7 @@ class JobFiles:
     def hand_over(self, job_id: str) -> None:
         """Send a job's files, and keep no copy."""
         if self._shared:
+            self.create(job_id)  # a job on a folder may have none
             self.send(job_id)
             shutil.rmtree(self.folder(job_id), ignore_errors=True)
 

@@ -8,6 +8,7 @@ import pytest
 
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import StoreCorrupt, UnknownDataset
+from service.contract.jobs.files import JobFiles
 from service.contract.objects import Objects, Replaced
 from service.contract.shared_folders import SharedFolders
 
@@ -96,6 +97,23 @@ def test_damaged_and_climbing_names_are_refused(folders: SharedFolders, tmp_path
     folders._objects.upload("jobs/bad/files.json", b'{"files": {"../escaped": "0"}}')
     with pytest.raises(StoreCorrupt, match="no name of a file"):
         folders.fetch("bad", tmp_path / "bad")
+
+
+def test_job_is_handed_over_with_and_without_files(folders: SharedFolders, tmp_path: Path) -> None:
+    gateway, worker = JobFiles(tmp_path / "gateway", folders), JobFiles(tmp_path / "worker", folders)
+    uploaded, on_folder = "0" * 22, "1" * 22
+    write(gateway.folder(uploaded), archive="pictures")
+    for job_id in (uploaded, on_folder):
+        gateway.hand_over(job_id)
+        assert not gateway.folder(job_id).exists()
+        worker.fetch(job_id)
+    assert worker.archive(uploaded).read_text() == "pictures"
+    assert read(worker.folder(on_folder)) == {}
+    assert set(gateway.sent_at()) == {uploaded, on_folder}
+    worker.remove(uploaded)
+    assert set(gateway.sent_at()) == {on_folder}
+    with pytest.raises(FileNotFoundError):
+        gateway.read(uploaded, "archive")
 
 
 def test_unknown_dataset_leaves_no_folder(tmp_path: Path) -> None:
