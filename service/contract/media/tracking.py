@@ -122,7 +122,7 @@ def track(count: int, blobs_of: Callable[[int], Blobs], animals: int, marks: int
         order = _resolve(paths, first, last, members, blobs_of, shape)
         moved = {members[place]: members[number] for number, place in enumerate(order)}
         now_at = [moved.get(animal, animal) for animal in now_at]
-    _tell_apart(paths, [(first, last) for first, last, _ in meetings])
+    _tell_apart(paths)
     return paths
 
 
@@ -275,7 +275,7 @@ def _join_costs(paths: Paths, frame: int, group: Sequence[int], back: Paths, sha
     return costs
 
 
-def _tell_apart(paths: Paths, meetings: Sequence[tuple[int, int]]) -> None:
+def _tell_apart(paths: Paths) -> None:
     """Correct who is who after meetings by looks, between animals that look different."""
     from scipy.optimize import linear_sum_assignment
 
@@ -299,11 +299,19 @@ def _tell_apart(paths: Paths, meetings: Sequence[tuple[int, int]]) -> None:
         odds += _SWITCH_ODDS * (np.arange(len(now)) != now[:, None])
         chosen = linear_sum_assignment(odds)[1]
         if (chosen != now).any():
-            within = [meeting for meeting in meetings if gap_start <= meeting[0] <= gap_end]
-            middle = (within[-1][0] + within[-1][1]) // 2 if within else gap_end
+            closest = _find_closest(paths, gap_start, gap_end, np.flatnonzero(chosen != now))
             order = [int(np.flatnonzero(chosen == identity)[0]) for identity in now]
-            paths.reorder(middle, range(len(now)), order)
+            paths.reorder(closest, range(len(now)), order)
             looks[place:] = looks[place:, order]
+
+
+def _find_closest(paths: Paths, first: int, last: int, animals: NDArray[np.int64]) -> int:
+    """Return the frame, from the first to the one before the last, in which two of these animals are closest."""
+    places = paths.values[first:last, animals, :2]
+    apart = np.linalg.norm(places[:, :, None] - places[:, None], axis=-1)
+    apart[:, np.arange(len(animals)), np.arange(len(animals))] = np.nan
+    nearest = np.nan_to_num(apart, nan=np.inf).min((1, 2), initial=np.inf)
+    return first + int(nearest.argmin()) if len(nearest) else last
 
 
 def _learn_looks(looks: Floats, weights: Floats) -> Floats | None:
