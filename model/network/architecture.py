@@ -76,10 +76,12 @@ def pose_prior_learner(config: PPLConfig) -> Parts:
 
 
 def locator(config: PPLConfig) -> Block | None:
-    """Return the linear map that finds the thing in a picture; None if pictures are taken as they come."""
+    """Return what finds the thing in a picture, and its angle; None if pictures are taken as they come."""
     if config.zoom == "off" or config.features == "none":
         return None
-    return Block("network", {"weight": Values((sum(FEATURE_WIDTHS[config.features][1:]),)), "bias": Values(())})
+    _, fine, deep = FEATURE_WIDTHS[config.features]
+    parts: Parts = {"weight": Values((fine + deep,)), "bias": Values(())}
+    return Block("network", parts | {"template": Values((deep, (config.side // 8) ** 2))})
 
 
 def regressor(config: PPLConfig) -> Parts:

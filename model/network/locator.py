@@ -1,20 +1,28 @@
-"""Find the thing in pictures where it is small or anywhere, and crop them around it.
+"""Find the thing in pictures where it is small, anywhere or turned, and crop them around it.
 
-Not in the paper, whose pictures are all cropped. What the pictures of a set have in common, and their borders do not
-have, is the thing: cells whose frozen activations differ from those at the picture's border teach a linear map. It
-marks cells of the thing in all pictures, is fitted again to the cells that it marked, and so on. The best square of
-each picture is its crop.
+Not in the paper, whose pictures are all cropped and upright. What the pictures of a set have in common, and their
+borders do not have, is the thing: cells whose frozen activations differ from those at the picture's border teach a
+linear map. It marks cells of the thing in all pictures, is fitted again to the cells that it marked, and so on. The
+best square of each picture is its crop. Angles are found by congealing (Learned-Miller 2006, here on frozen
+activations): each picture is rotated to where it agrees best with the mean of the others, which sharpens with every
+round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .architecture import FEATURE_WIDTHS
+from model.config import PPLConfig
+
+from .architecture import Values, locator
+from .blocks import full_precision, pixel_grid
+
+Features = Callable[[Tensor], Sequence[Tensor]]
 
 FEWEST_PICTURES = 32
 """With fewer, nothing is fitted and whole pictures are taken."""
@@ -26,40 +34,63 @@ _REACH = 0.6  # of the square's side: cells nearer than this to its middle have 
 _MARGIN = 1.2
 _WANDERING = 0.15  # standard deviation of the middle over the pictures, in [-1, 1]; that of cropped sets is 0.1 at most
 
+_ANGLES = 16
+_STARTS, _MOST_ROUNDS = 12, 30
+_UPRIGHT = 0.5  # resultant length of the angles found: with less, a set's pictures are rotated
+_AGREEING = 0.6  # resultant length of the differences between the angles that the templates of both halves find
+
 
 class Locator(nn.Module):
-    """A linear map from a cell's frozen activations to whether it belongs to the thing.
+    """A linear map from a cell's frozen activations to whether it belongs to the thing, and a template of the thing.
 
-    Its cells are those of the frozen network's activations at 1/8 of its input, joined with those at 1/16.
+    Its cells are those of the frozen network's activations at 1/8 of its input, joined with those at 1/16; the template
+    has the latter.
+
+    A crop is x and y of its middle, half of its side, both in [-1, 1] of the picture, and the angle in radians by which
+    it is rotated, clockwise as seen.
 
     Attributes:
         weight: (C,); zeros unless fitted, for sets whose pictures are taken as a whole.
         bias: scalar.
+        template: (D, P); zeros unless fitted, for sets whose pictures are taken upright.
     """
 
     weight: Tensor
     bias: Tensor
+    template: Tensor
 
-    def __init__(self, features: str) -> None:
+    def __init__(self, config: PPLConfig) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.zeros(sum(FEATURE_WIDTHS[features][1:])))
-        self.register_buffer("bias", torch.zeros(()))
+        parts = locator(config)
+        assert parts is not None
+        for name, values in parts.parts.items():
+            assert isinstance(values, Values)
+            self.register_buffer(name, torch.zeros(values.shape))
 
     @property
     def fitted(self) -> bool:
         """Whether it finds anything; else whole pictures are taken."""
-        return bool(self.weight.any())
+        return bool(self.weight.any() or self.template.any())
 
-    def forward(self, activations: Sequence[Tensor]) -> Tensor:
-        """Find the thing in a batch, from the levels of the frozen network's activations.
+    def forward(self, image: Tensor, features: Features) -> Tensor:
+        """Find the thing in pictures (B, 3, S, S) in [-1, 1]; ``features`` gives the frozen network's activations.
 
-        Returns:
-            The crops (B, 3) as x and y of the middle and half of the side, in [-1, 1] of the picture, within it.
+        Returns its crops, (B, 4). The square of each lies within the picture before it is rotated.
         """
-        return find_squares(describe_cells(activations) @ self.weight + self.bias)
+        crops = image.new_tensor((0.0, 0.0, 1.0, 0.0)).repeat(len(image), 1)
+        if self.weight.any():
+            with torch.no_grad():
+                activations = features(image)
+            with full_precision(image.device):
+                crops[:, :3] = find_squares(describe_cells(activations) @ self.weight + self.bias)
+        if self.template.any():
+            turned = describe_angles(crop(image, crops), features)
+            with full_precision(image.device):
+                crops[:, 3] = _peak(turned.flatten(2) @ self.template.flatten())
+        return crops
 
     @torch.no_grad()
-    def fit(self, cells: Tensor) -> bool:
+    def fit_place(self, cells: Tensor) -> bool:
         """Fit to a set's cells (N, P, C), as :func:`describe_cells` gives them, if the thing's place varies in it.
 
         Returns False, and stays as it is, if the thing seems to be at about one place in all pictures.
@@ -86,6 +117,27 @@ class Locator(nn.Module):
         self.weight.copy_(weight)
         self.bias.copy_(bias)
         return True
+
+    @torch.no_grad()
+    def fit_angle(self, turned: Tensor) -> bool:
+        """Fit the template to pictures at every angle (N, A, D, P), as :func:`describe_angles` gives them.
+
+        Returns False, and stays as it is, if the thing is about as upright in all pictures, or if templates of either
+        half of them disagree about its angle: it is round, or looks too different.
+        """
+        inputs, spread = _standardise(turned)
+        template = _congeal(inputs)
+        first, second = (_peak(inputs @ _congeal(inputs[half::2])) for half in (0, 1))
+        if _resultant(_peak(inputs @ template)) > _UPRIGHT or _resultant(first - second) < _AGREEING:
+            return False
+        self.template.copy_((template / spread).view(self.template.shape))
+        return True
+
+
+def seem_upright(turned: Tensor) -> bool:
+    """Return whether the thing is about as upright in all of a few pictures (N, A, D, P)."""
+    inputs, _ = _standardise(turned)
+    return _resultant(_peak(inputs @ _congeal(inputs))) > _UPRIGHT
 
 
 def describe_cells(activations: Sequence[Tensor]) -> Tensor:
@@ -135,37 +187,90 @@ def find_squares(marks: Tensor) -> Tensor:
     return torch.cat((middle.clamp(half[:, None] - 1, 1 - half[:, None]), half[:, None]), dim=1)
 
 
-def crop(images: Tensor, squares: Tensor) -> Tensor:
-    """Crop images (B, C, S, S) to squares (B, 3) of themselves, enlarged to the same size by bilinear interpolation."""
-    return _resample(images, squares[:, :2], squares[:, 2])
+def describe_angles(image: Tensor, features: Features) -> Tensor:
+    """Return what the frozen network sees of the round middle of images (B, 3, S, S) at each angle, (B, A, D, P)."""
+    side = image.shape[-1]
+    round_middle = (pixel_grid(side, device=image.device).norm(dim=1) < 1).view(side, side)
+    seen, crops = [], image.new_tensor((0.0, 0.0, 1.0, 0.0)).repeat(len(image), 1)
+    for index in range(_ANGLES):
+        crops[:, 3] = index * 2 * math.pi / _ANGLES
+        with torch.no_grad():
+            seen.append(features(crop(image, crops) * round_middle)[-1].float().flatten(2))
+    return torch.stack(seen, dim=1)
 
 
-def uncrop(crops: Tensor, squares: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Put crops (B, C, s, s) back where they were cut out, black elsewhere.
+def crop(images: Tensor, crops: Tensor) -> Tensor:
+    """Crop images (B, C, S, S), enlarged to the same size by bilinear interpolation; reflected beyond their borders."""
+    middle, half, angle = crops[:, :2], crops[:, 2], crops[:, 3]
+    return _resample(images, half[:, None, None] * _rotation(angle), middle, images.shape[-1], "reflection")
+
+
+def uncrop(parts: Tensor, crops: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Put crops (B, C, s, s) back where they were cut out, 0 elsewhere.
 
     Returns:
         The images (B, C, side, side), and how much of each pixel the crop covers, (B, 1, side, side) in [0, 1].
     """
-    shape = (side, side)
-    middle, scale = -squares[:, :2] / squares[:, 2:], 1 / squares[:, 2]
-    covered = _resample(torch.ones_like(crops[:, :1]), middle, scale, shape, padding="zeros")
-    return _resample(crops, middle, scale, shape, padding="zeros"), covered
+    matrix = _rotation(-crops[:, 3]) / crops[:, 2, None, None]
+    middle = -(matrix @ crops[:, :2, None]).squeeze(-1)
+    covered = _resample(torch.ones_like(parts[:, :1]), matrix, middle, side, "zeros")
+    return _resample(parts, matrix, middle, side, "zeros"), covered
 
 
-def to_whole(keypoints: Tensor, squares: Tensor) -> Tensor:
-    """Convert points (B, …, 2) from [-1, 1] of the squares (B, 3) to [-1, 1] of the picture."""
-    shape = (-1, *([1] * (keypoints.ndim - 2)))
-    return squares[:, :2].view(*shape, 2) + keypoints * squares[:, 2].view(*shape, 1)
+def to_whole(keypoints: Tensor, crops: Tensor) -> Tensor:
+    """Convert points (B, …, 2) from [-1, 1] of the crops to [-1, 1] of the picture."""
+    flat = keypoints.flatten(1, -2)
+    turned = flat @ (crops[:, 2, None, None] * _rotation(crops[:, 3])).transpose(1, 2)
+    return (turned + crops[:, None, :2]).view_as(keypoints)
 
 
-def _resample(
-    images: Tensor, middle: Tensor, scale: Tensor, shape: tuple[int, int] | None = None, padding: str = "border"
-) -> Tensor:
-    zero = torch.zeros_like(scale)
-    rows = (torch.stack((scale, zero, middle[:, 0]), 1), torch.stack((zero, scale, middle[:, 1]), 1))
-    size = [len(images), 1, *(shape or images.shape[-2:])]
-    grid = functional.affine_grid(torch.stack(rows, 1).to(images), size, align_corners=False)
+def _rotation(angle: Tensor) -> Tensor:
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack((torch.stack((cos, -sin), 1), torch.stack((sin, cos), 1)), 1)
+
+
+def _resample(images: Tensor, matrix: Tensor, middle: Tensor, side: int, padding: str) -> Tensor:
+    theta = torch.cat((matrix, middle[..., None]), dim=2).to(images)
+    grid = functional.affine_grid(theta, [len(images), 1, side, side], align_corners=False)
     return functional.grid_sample(images, grid, padding_mode=padding, align_corners=False)
+
+
+def _peak(agreement: Tensor) -> Tensor:
+    """Return the angle (N,) in radians of the greatest of (N, A), between its neighbours by a parabola."""
+    count = agreement.shape[1]
+    at = agreement.argmax(1, keepdim=True)
+    before, top, after = (agreement.gather(1, (at + shift) % count).squeeze(1) for shift in (-1, 0, 1))
+    curvature = (before - 2 * top + after).clamp_max(-1e-9)
+    return (at.squeeze(1) + (before - after) / (2 * curvature)) * (2 * math.pi / count)
+
+
+def _standardise(turned: Tensor) -> tuple[Tensor, Tensor]:
+    """Return activations (N, A, D, P) as (N, A, D * P) with mean 0 and variance 1, and their standard deviation."""
+    inputs = turned.flatten(2) - turned.flatten(2).mean((0, 1))
+    spread = inputs.square().mean((0, 1)).sqrt() + 1e-3
+    return inputs / spread, spread
+
+
+def _congeal(inputs: Tensor) -> Tensor:
+    """Return the template (F,) with which pictures (N, A, F) agree most at their best angles, from several starts."""
+    best, chosen, rows = -math.inf, inputs[0, 0], torch.arange(len(inputs))
+    for start in torch.linspace(0, len(inputs) - 1, _STARTS).round().long():
+        template, angles = inputs[start, 0], torch.full((len(inputs),), -1)
+        for _ in range(_MOST_ROUNDS):
+            found = (inputs @ template).argmax(1)
+            if torch.equal(found, angles):
+                break
+            angles = found
+            template = functional.normalize(inputs[rows, angles].mean(0), dim=0)
+        agreement = float((inputs @ template).amax(1).mean())
+        if agreement > best:
+            best, chosen = agreement, template
+    return chosen
+
+
+def _resultant(angles: Tensor) -> float:
+    """Return the resultant length of angles (N,): 1 if they are equal, near 0 if they are spread evenly."""
+    return float(torch.hypot(angles.cos().mean(), angles.sin().mean()))
 
 
 def _unlike_border(inputs: Tensor) -> Tensor:

@@ -212,7 +212,7 @@ class PosePriorLearner(nn.Module):
         self.regressor = KeypointRegressor(config)
         self.reconstructor = Reconstructor(config)
         self.memory = None if config.method == "autolink" else HierarchicalMemory(config)
-        self.locator = Locator(config.features) if architecture.locator(config) else None
+        self.locator = Locator(config) if architecture.locator(config) else None
         # logits are divided by s, so that the optimiser's steps on the weights are s times as large (PPL appendix)
         start = torch.randn(config.num_links) * config.link_init_std + config.link_init_mean
         if config.connectivity_prior == "predefined" and link_weights is not None:
@@ -263,14 +263,12 @@ class PosePriorLearner(nn.Module):
     def find_crops(self, image: Tensor) -> Tensor | None:
         """Find the thing in pictures (B, 3, S, S) in [-1, 1].
 
-        Returns its crops (B, 3), as :class:`.locator.Locator` has them; None if pictures are taken as they come.
+        Returns its crops (B, 4), as :class:`.locator.Locator` has them; None if pictures are taken as they come.
         """
         features = self.regressor.features
         if self.locator is None or features is None or not self.locator.fitted:
             return None
-        activations = features(image)
-        with full_precision(image.device):
-            crops: Tensor = self.locator(activations)
+        crops: Tensor = self.locator(image, features)
         return crops
 
     def draw_links(self, keypoints: Tensor, side: int) -> Tensor:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
 from model.data import Images, iterate_batches, to_pixels, to_tensor
 from model.network.blocks import autocast
-from model.network.locator import FEWEST_PICTURES, crop, describe_cells
+from model.network.locator import FEWEST_PICTURES, crop, describe_angles, describe_cells, seem_upright
 from model.network.pose_prior_learner import PosePriorLearner
 
-_FITTED_TO = 256  # pictures
+_PLACE_FITTED_TO = 256  # pictures
+_ROTATED = 96  # pictures whose angles are fitted; each is seen at sixteen
 _BATCH = 32
 
 
@@ -20,12 +23,33 @@ def fit_locator(model: PosePriorLearner, images: Images) -> None:
     locator, features = model.locator, model.regressor.features
     if locator is None or features is None or len(images) < FEWEST_PICTURES:
         return
-    chosen = np.linspace(0, len(images) - 1, min(len(images), _FITTED_TO)).round().astype(np.int64)
-    cells, device = [], locator.weight.device
-    with autocast(model.config.precision, device):
-        for batch in iterate_batches(images[chosen], _BATCH):
-            cells.append(describe_cells(features(to_tensor(batch, device))).cpu())
-    locator.fit(torch.cat(cells))
+    device, precision = locator.weight.device, model.config.precision
+    with autocast(precision, device):
+        cells = [
+            describe_cells(features(to_tensor(batch, device))).cpu() for batch in _spread(images, _PLACE_FITTED_TO)
+        ]
+    locator.fit_place(torch.cat(cells))
+    if len(images) >= _ROTATED and not seem_upright(_turn(model, images, FEWEST_PICTURES)):
+        locator.fit_angle(_turn(model, images, _ROTATED))
+
+
+def _turn(model: PosePriorLearner, images: Images, count: int) -> torch.Tensor:
+    """Return what some of the pictures, cropped, show at every angle."""
+    locator, features = model.locator, model.regressor.features
+    assert locator is not None
+    assert features is not None
+    turned = []
+    with autocast(model.config.precision, locator.weight.device):
+        for pictures in _spread(images, count):
+            batch = to_tensor(pictures, locator.weight.device)
+            turned.append(describe_angles(crop(batch, locator(batch, features)), features).cpu())
+    return torch.cat(turned)
+
+
+def _spread(images: Images, most: int) -> Iterator[Images]:
+    """Yield batches of pictures that are evenly spaced, ``most`` of them in all."""
+    rows = np.linspace(0, len(images) - 1, min(len(images), most)).round().astype(np.int64)
+    return iterate_batches(images[rows], _BATCH)
 
 
 def crop_pictures(model: PosePriorLearner, images: Images) -> Images:
@@ -39,7 +63,7 @@ def crop_pictures(model: PosePriorLearner, images: Images) -> Images:
     for first in range(0, len(images), _BATCH):
         batch = to_tensor(images[first : first + _BATCH], model.locator.weight.device)
         with autocast(model.config.precision, batch.device):
-            squares = model.find_crops(batch)
-        assert squares is not None
-        crops[first : first + _BATCH] = to_pixels(crop(batch, squares))
+            found = model.find_crops(batch)
+        assert found is not None
+        crops[first : first + _BATCH] = to_pixels(crop(batch, found))
     return crops

@@ -60,28 +60,38 @@ def test_square_is_that_of_the_marked_cells():
     assert found[1].tolist() == pytest.approx([0, 0, 1])
 
 
-def test_crop_shows_the_square_and_uncrop_puts_it_back():
+@pytest.mark.parametrize("angle", [0.0, np.pi / 2, -0.7])
+def test_uncrop_puts_back_what_crop_took(angle):
     y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
     image = torch.stack((x, y, x * y))[None]
-    square = torch.tensor([[0.25, -0.25, 0.5]])
+    square = torch.tensor([[0.2, -0.1, 0.5, angle]])
+    back, covered = uncrop(crop(image, square), square, 64)
+    assert covered.sum() == pytest.approx(32 * 32, rel=0.02)
+    inside = covered[0, 0] > 0.999
+    assert (back - image)[0, :, inside].abs().max() < 2e-3
+    assert back[0, :, covered[0, 0] == 0].abs().max() == 0
+
+
+def test_crop_shows_the_square():
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+    image = torch.stack((x, y, x * y))[None]
+    square = torch.tensor([[0.25, -0.25, 0.5, 0.0]])
     part = crop(image, square)
     assert part.shape == image.shape
     scale = 64 / 63  # the ramps reach 1 at the last pixel's centre, coordinates at its edge
     assert part[0, 0, 0].min() == pytest.approx((0.25 - 0.5 + 0.5 / 64) * scale, abs=1e-4)
     assert part[0, 1, :, 0].max() == pytest.approx((-0.25 + 0.5 - 0.5 / 64) * scale, abs=1e-4)
-    back, covered = uncrop(part, square, 64)
-    assert covered.sum() == pytest.approx(32 * 32, rel=0.02)
-    inside = covered[0, 0] > 0.999
-    assert (back - image)[0, :, inside].abs().max() < 1e-3
-    assert back[0, :, covered[0, 0] == 0].abs().max() == 0
+    # rotated by a quarter, clockwise: what was to the right is at the top
+    turned = crop(image, square + torch.tensor([0, 0, 0, np.pi / 2]))
+    assert torch.allclose(turned[0, :, 0, 0], part[0, :, 0, -1], atol=1e-4)
 
 
 def test_points_of_a_crop_become_points_of_the_picture():
-    square = torch.tensor([[0.25, -0.5, 0.5], [0.0, 0.0, 1.0]])
+    square = torch.tensor([[0.25, -0.5, 0.5, 0.0], [0.0, 0.0, 1.0, np.pi / 2]])
     points = torch.tensor([[[-1.0, 1.0], [0.0, 0.0]], [[0.3, -0.7], [2.0, 0.0]]])
-    expected = [[[-0.25, 0.0], [0.25, -0.5]], [[0.3, -0.7], [2.0, 0.0]]]
-    assert torch.allclose(to_whole(points, square), torch.tensor(expected))
-    assert torch.allclose(to_whole(points[:, None].expand(2, 3, 2, 2), square)[:, 2], torch.tensor(expected))
+    expected = [[[-0.25, 0.0], [0.25, -0.5]], [[0.7, 0.3], [0.0, 2.0]]]  # a quarter clockwise: up becomes right
+    assert torch.allclose(to_whole(points, square), torch.tensor(expected), atol=1e-6)
+    assert torch.allclose(to_whole(points[:, None].expand(2, 3, 2, 2), square)[:, 2], torch.tensor(expected), atol=1e-6)
 
 
 def test_a_wandering_thing_is_found_in_pictures_that_were_not_seen(trained):
@@ -92,7 +102,7 @@ def test_a_wandering_thing_is_found_in_pictures_that_were_not_seen(trained):
     thing = 48 / SIDE  # half of its side, in [-1, 1]
     assert away.median() < 0.25 * thing
     assert 0.9 * thing < squares[:, 2].median() < 1.8 * thing
-    assert (squares[:, :2].abs() + squares[:, 2:] < 1 + 1e-5).all()
+    assert (squares[:, :2].abs() + squares[:, 2:3] < 1 + 1e-5).all()
 
 
 def test_training_sees_the_crops(trained, wandering):
@@ -103,10 +113,30 @@ def test_training_sees_the_crops(trained, wandering):
 
 
 def test_pictures_of_a_thing_at_one_place_are_taken_as_they_come():
-    images, _ = pictures(wandering=False)
+    images, _ = pictures(96, wandering=False)  # and it looks the same at four angles
     trainer = Trainer(images, config(), "cpu")
     assert trainer.batches.images is images
     assert trainer.model.find_crops(torch.zeros(1, 3, SIDE, SIDE)) is None
+
+
+def test_pictures_of_a_rotated_thing_are_rotated_back():
+    """An arrow at any angle: in new pictures, the angles that are found follow the true ones."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:SIDE, :SIDE] + 0.5 - SIDE / 2
+    made, true = [], rng.uniform(0, 2 * np.pi, 112)
+    for angle in true:
+        # in coordinates of an arrow that points up
+        u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+        arrow = ((np.abs(u) < 7) & (np.abs(v) < 44)) | ((v < -8) & (v > -44) & (np.abs(u) < (v + 44) * 0.9))
+        made.append(np.where(arrow[..., None], (230, 60, 30), (90, 110, 130)) + rng.integers(-12, 13, (SIDE, SIDE, 3)))
+    images = np.stack(made).astype(np.uint8)
+    trainer = Trainer(images[:96], config(), "cpu")
+    found = trainer.model.find_crops(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)[:, 3].numpy()
+    apart = np.angle(np.exp(1j * (found - true)))  # the same for all: the template has one of their angles
+    middle = np.angle(np.exp(1j * apart[:96]).mean())
+    assert np.median(np.abs(np.angle(np.exp(1j * (apart[96:] - middle))))) < np.radians(10)
+    upright = Trainer(images[:1].repeat(96, 0), config(), "cpu")
+    assert not upright.model.locator.fitted
 
 
 def test_few_pictures_and_zoom_off_fit_nothing(wandering):
@@ -126,6 +156,7 @@ def test_answers_are_in_coordinates_of_the_whole_picture(trained, wandering, tmp
     crops = ((crop(batch, squares) + 1) * 127.5).permute(0, 2, 3, 1)
     part = Predictor.load(tmp_path, "cpu")
     part.model.locator.weight.zero_()
+    part.model.locator.template.zero_()
     inner = part.predict(crops.round().to(torch.uint8).numpy(), 2, link_map=True, codes=True)
     expected = to_whole(torch.from_numpy(inner.trajectory), squares).numpy()
     assert np.abs(found.trajectory - expected).max() < 0.01  # the crops were rounded to bytes
@@ -174,5 +205,6 @@ def test_table_of_tensors_has_the_locator():
     tensors = expected_tensors(config())
     assert tensors["locator.weight"] == ("F32", (152,))
     assert tensors["locator.bias"] == ("F32", ())
+    assert tensors["locator.template"] == ("F32", (112, 64))
     assert not [name for name in expected_tensors(config(zoom="off")) if name.startswith("locator")]
-    assert set(Locator("efficientnet_lite0").state_dict()) == {"weight", "bias"}
+    assert set(Locator(config()).state_dict()) == {"weight", "bias", "template"}
