@@ -37,7 +37,7 @@ _WANDERING = 0.15  # standard deviation of the middle over the pictures, in [-1,
 _ANGLES = 16
 _STARTS, _MOST_ROUNDS = 12, 30
 _UPRIGHT = 0.5  # resultant length of the angles found: with less, a set's pictures are rotated
-_AGREEING = 0.6  # resultant length of the differences between the angles that the templates of both halves find
+_AGREEING = 0.85  # resultant length of the differences between the angles that the templates of both halves find
 
 
 class Locator(nn.Module):

@@ -29,7 +29,7 @@ DIGESTS: list[tuple[dict[str, Any], str]] = [
     ({"keypoint_prior": "predefined", "connectivity_prior": "predefined"}, "e107c4f947e3"),
     ({"connectivity_prior_trainable": False, "image_size": 128}, "ac5dcaf2f125"),
     ({"features": "efficientnet_lite0", "zoom": "off"}, "ed0c9091cd5e"),
-    ({"features": "efficientnet_lite0"}, "37f5e6406b49"),
+    ({"features": "efficientnet_lite0"}, "fa8cbb403cc9"),
 ]
 
 
