@@ -117,7 +117,7 @@ class PPLConfig:
         "that know objects; it sees pictures at twice the side of the encoder; 'none' in the paper",
         choices=("none", "efficientnet_lite0"),
     )
-    zoom: str = _model_setting("off", "'auto' crops to a thing whose place or angle varies", choices=("auto", "off"))
+    zoom: str = _model_setting("off", "'auto' crops to a thing of varying place or angle", choices=("auto", "off"))
     num_banks: int = _model_setting(34, "M: memory banks", 1, 128)
     bank_size: int = _model_setting(16, "V: vectors in a memory bank", 2, 256)
     token_dim: int = _model_setting(512, "D: dimension of a memory vector", 8, 1024)

@@ -89,7 +89,7 @@ def to_tensor(images: Images, device: torch.device) -> Tensor:
 
 
 def to_pixels(images: Tensor) -> Images:
-    """Convert float (..., 3, S, S) to uint8 (..., S, S, 3); [-1, 1] is the range that pixels have."""
+    """Convert float (..., 3, S, S) in [-1, 1], clamped, to uint8 (..., S, S, 3)."""
     levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     pixels: Images = levels.movedim(-3, -1).cpu().numpy()
     return pixels

@@ -76,7 +76,7 @@ def pose_prior_learner(config: PPLConfig) -> Parts:
 
 
 def locator(config: PPLConfig) -> Block | None:
-    """Return what finds the thing in a picture, and its angle; None if pictures are taken as they come."""
+    """Return the buffers of the locator; None with zoom=off or features=none."""
     if config.zoom == "off" or config.features == "none":
         return None
     _, fine, deep = FEATURE_WIDTHS[config.features]

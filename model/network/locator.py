@@ -41,7 +41,7 @@ _AGREEING = 0.85  # resultant length of the differences between the angles that 
 
 
 class Locator(nn.Module):
-    """A linear map from a cell's frozen activations to whether it belongs to the thing, and a template of the thing.
+    """A linear map from a cell's frozen activations to whether it belongs to the thing, and a template of its angle.
 
     Its cells are those of the frozen network's activations at 1/8 of its input, joined with those at 1/16; the template
     has the latter.
@@ -86,7 +86,7 @@ class Locator(nn.Module):
         if self.template.any():
             turned = describe_angles(crop(image, crops), features)
             with full_precision(image.device):
-                crops[:, 3] = _peak(turned.flatten(2) @ self.template.flatten())
+                crops[:, 3] = _best_angle(turned.flatten(2) @ self.template.flatten())
         return crops
 
     @torch.no_grad()
@@ -97,7 +97,7 @@ class Locator(nn.Module):
         """
         mean, spread = cells.mean((0, 1)), cells.std((0, 1)).clamp_min(1e-6)
         inputs = (cells - mean) / spread
-        marks = _unlike_border(inputs)
+        marks = _border_distance(inputs)
         marked = marks > marks.median(1, keepdim=True).values + 0.3 * marks.std(1, keepdim=True)
         flat = inputs.flatten(0, 1).double()
         for _ in range(_ROUNDS):
@@ -127,17 +127,20 @@ class Locator(nn.Module):
         """
         inputs, spread = _standardise(turned)
         template = _congeal(inputs)
-        first, second = (_peak(inputs @ _congeal(inputs[half::2])) for half in (0, 1))
-        if _resultant(_peak(inputs @ template)) > _UPRIGHT or _resultant(first - second) < _AGREEING:
+        first, second = (_best_angle(inputs @ _congeal(inputs[half::2])) for half in (0, 1))
+        if (
+            _resultant_length(_best_angle(inputs @ template)) > _UPRIGHT
+            or _resultant_length(first - second) < _AGREEING
+        ):
             return False
         self.template.copy_((template / spread).view(self.template.shape))
         return True
 
 
-def seem_upright(turned: Tensor) -> bool:
+def is_upright(turned: Tensor) -> bool:
     """Return whether the thing is about as upright in all of a few pictures (N, A, D, P)."""
     inputs, _ = _standardise(turned)
-    return _resultant(_peak(inputs @ _congeal(inputs))) > _UPRIGHT
+    return _resultant_length(_best_angle(inputs @ _congeal(inputs))) > _UPRIGHT
 
 
 def describe_cells(activations: Sequence[Tensor]) -> Tensor:
@@ -235,7 +238,7 @@ def _resample(images: Tensor, matrix: Tensor, middle: Tensor, side: int, padding
     return functional.grid_sample(images, grid, padding_mode=padding, align_corners=False)
 
 
-def _peak(agreement: Tensor) -> Tensor:
+def _best_angle(agreement: Tensor) -> Tensor:
     """Return the angle (N,) in radians of the greatest of (N, A), between its neighbours by a parabola."""
     count = agreement.shape[1]
     at = agreement.argmax(1, keepdim=True)
@@ -268,12 +271,12 @@ def _congeal(inputs: Tensor) -> Tensor:
     return chosen
 
 
-def _resultant(angles: Tensor) -> float:
+def _resultant_length(angles: Tensor) -> float:
     """Return the resultant length of angles (N,): 1 if they are equal, near 0 if they are spread evenly."""
     return float(torch.hypot(angles.cos().mean(), angles.sin().mean()))
 
 
-def _unlike_border(inputs: Tensor) -> Tensor:
+def _border_distance(inputs: Tensor) -> Tensor:
     """Return how much each cell of (N, P, C) differs from the cells at its picture's border, (N, P)."""
     side = round(inputs.shape[1] ** 0.5)
     border = torch.ones(side, side, dtype=torch.bool, device=inputs.device)

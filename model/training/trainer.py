@@ -115,10 +115,16 @@ class Trainer:
             given = {"keypoint_prior": prior.keypoint_prior, "link_weights": prior.link_weights} if prior else {}
             model = PosePriorLearner(config, **given)
         self.model = channels_last(_sync_batch_norms(model, group, self.device), self.device)
-        self._whole = images
+        self._uncropped = images
         fit_locator(self.model, images)
-        seen, mirrored = crop_pictures(self.model, images), config.horizontal_flip
-        self.batches = Batches(seen, config.batch_size, config.seed, horizontal_flip=mirrored, clips=clips, group=group)
+        self.batches = Batches(
+            crop_pictures(self.model, images),
+            config.batch_size,
+            config.seed,
+            horizontal_flip=config.horizontal_flip,
+            clips=clips,
+            group=group,
+        )
         perceptual = perceptual_network(config.perceptual, config.perceptual_size, perceptual_weights)
         self.perceptual = channels_last(perceptual, self.device)
         self.optimizer = torch.optim.AdamW(
@@ -289,7 +295,7 @@ class Trainer:
         before = None if locator is None else locator.weight.clone()
         self.model.load_state_dict(weights)
         if locator is not None and before is not None and not torch.equal(before, locator.weight):
-            self.batches.images = crop_pictures(self.model, self._whole)
+            self.batches.images = crop_pictures(self.model, self._uncropped)
 
     def _check_fits(self, path: Path, weights: dict[str, Tensor]) -> None:
         own = self.model.state_dict()

@@ -9,7 +9,7 @@ import torch
 
 from model.data import Images, iterate_batches, to_pixels, to_tensor
 from model.network.blocks import autocast
-from model.network.locator import FEWEST_PICTURES, crop, describe_angles, describe_cells, seem_upright
+from model.network.locator import FEWEST_PICTURES, crop, describe_angles, describe_cells, is_upright
 from model.network.pose_prior_learner import PosePriorLearner
 
 _PLACE_FITTED_TO = 256  # pictures
@@ -29,12 +29,12 @@ def fit_locator(model: PosePriorLearner, images: Images) -> None:
             describe_cells(features(to_tensor(batch, device))).cpu() for batch in _spread(images, _PLACE_FITTED_TO)
         ]
     locator.fit_place(torch.cat(cells))
-    if len(images) >= _ROTATED and not seem_upright(_turn(model, images, FEWEST_PICTURES)):
-        locator.fit_angle(_turn(model, images, _ROTATED))
+    if len(images) >= _ROTATED and not is_upright(_describe_rotations(model, images, FEWEST_PICTURES)):
+        locator.fit_angle(_describe_rotations(model, images, _ROTATED))
 
 
-def _turn(model: PosePriorLearner, images: Images, count: int) -> torch.Tensor:
-    """Return what some of the pictures, cropped, show at every angle."""
+def _describe_rotations(model: PosePriorLearner, images: Images, count: int) -> torch.Tensor:
+    """Return the frozen activations (N, A, D, P) of crops of some pictures at each angle."""
     locator, features = model.locator, model.regressor.features
     assert locator is not None
     assert features is not None

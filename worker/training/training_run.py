@@ -204,6 +204,8 @@ class TrainingRun:
         trainer, total, job_id = self.trainer, self.trainer.config.steps, self.record.job.id
         self._metrics.total_steps.set(total)
         logger.info("job=%s: training from step %d to %d on %s", job_id, trainer.step, total, trainer.device)
+        if trainer.zoomed:
+            logger.info("job=%s: pictures are cropped to where the thing was found", job_id)
         # the checkpoint is saved before `reports` is closed
         with closing(trainer.run()) as reports, self.set_aside_if_stopping():
             for report in reports:

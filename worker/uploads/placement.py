@@ -47,7 +47,7 @@ _MOVES = (
     "(pictures cut out alike have less than {bound}). {advice}"
 )
 _SEND_BOXES = (
-    "Training with zoom=auto crops them as it can; better, cut the pictures out around it, or send boxes of it: "
+    "Train with zoom=auto, which crops to it. For better results, crop the pictures yourself, or send boxes of it: "
     "a CSV, COCO or the JSON of MegaDetector, which finds animals"
 )
 _USE_MOTION = "Train with locate=motion, which finds what moves before a fixed camera, or send boxes"

@@ -16,6 +16,7 @@ import httpx
 import jsonschema_rs
 import pytest
 
+from model.config import settings
 from service.contract.datasets.dataset import DatasetStatus, Findings, Found
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import ERROR_BY_CODE, PPLError
@@ -254,7 +255,9 @@ def shape(value: Any) -> Any:
 
 def differs(one: Any, two: Any, where: str) -> str | None:
     if isinstance(one, dict) and isinstance(two, dict):
-        if where.endswith((".settings", ".metrics", ".losses", ".headers")):
+        if where.endswith(".settings"):  # a value may differ, but each must be a setting
+            return f"{where}: {unknown}" if (unknown := sorted({*one, *two} - {"preset", *settings()})) else None
+        if where.endswith((".metrics", ".losses", ".headers")):
             return None
         if one.keys() != two.keys():
             return f"{where}: {sorted(one.keys() ^ two.keys())}"
