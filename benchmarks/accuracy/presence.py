@@ -1,4 +1,4 @@
-"""Measure how well a version tells pictures that show its category from others, and whether its probabilities are true.
+"""Measure how well a version separates pictures of its category from others, and how well it is calibrated.
 
     python -m benchmarks.accuracy.presence --version DIR --set mj_dog.npz --others cub50_aligned.npz --video mouse.mp4
     python -m benchmarks.accuracy.presence --mouse --others mj_dog.npz cub50_aligned.npz --video mouse.mp4

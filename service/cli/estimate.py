@@ -92,7 +92,8 @@ def estimate(
     max_animals: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Of a video of a fixed camera: find up to so many animals by motion, each with its number."
+            min=1,
+            help="Of a video of a fixed camera: find at most this number of animals by motion; each keeps its number.",
         ),
     ] = None,
     more: Annotated[

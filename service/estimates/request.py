@@ -174,7 +174,7 @@ class Query:
         landmarks: name of a set of landmarks to add.
         every: if the one file is a video, take the first frame and every n-th after it; 0 for pictures.
         smoothing: of a video's keypoints over time.
-        max_animals: of a video: several are located by motion, each with a number that it keeps.
+        max_animals: of a video: several are located by motion, each with a number.
         draws_video: whether to draw the poses on a video; `include` does not name it then.
     """
 

@@ -123,7 +123,7 @@ export class BoxEditor {
   describe() {
     if (!this.message) return;
     const count = this.count(), own = this.boxes.get(this.name)?.length;
-    this.message.textContent = this.file ? `The boxes of ${this.file.name} are used.` : !count ? `${this.name}. No boxes: whole pictures are used. Drag over the picture to draw one.`
+    this.message.textContent = this.file ? `The boxes of ${this.file.name} are used.` : !count ? `${this.name}. No boxes yet. Without boxes, training crops to the object itself where its position varies. Drag over the picture to draw one.`
       : `${this.name}. ${plural(count, "picture")} of ${this.pictures.length} with a box; the others would be left out. ${own ? "Drag the box to move it, or drag beside it to draw a new one." : "Drag over the picture to draw one."}`;
   }
 }

@@ -97,7 +97,9 @@ class Estimate {
     this.steps = this.prior.method === "autolink" ? 0 : STEPS;
     this.refineCard.hidden = !this.steps;
     this.marker.hidden = !this.prior.training.located;
-    this.advice.textContent = this.prior.training.located ? "In a video the thing is found where it moves before a fixed camera. In a picture you draw a box around it." : "One thing in each picture, of about the size it had in training.";
+    const { located, zoomed } = this.prior.training;
+    this.advice.textContent = located ? "In a video the thing is found where it moves before a fixed camera. In a picture you draw a box around it."
+      : zoomed ? "One thing in each picture. It is cropped to, as in training." : "One thing in each picture, of about the size it had in training.";
     const sets = (await get(`priors/${this.category}/landmarks`, { version }, this.signal)).items;
     this.landmarks = sets[0]?.name ?? "";
     this.marks.hidden = !sets.length;
@@ -275,7 +277,7 @@ class Estimate {
     this.message.replaceChildren(
       present !== null && h("p", { class: `verdict ${isThere ? "good" : "bad"}` }, isThere ? `${this.category}: present` : `${this.category}: probably not in this picture`, h("span", { class: "soft number" }, ` ${percent(present)}`)),
       surprise !== null && h("p", { class: "small soft" }, surprise > 1 ? `Surprise ${surprise.toFixed(2)}: above 1, a pose or a thing that was never learned.` : `Surprise ${surprise.toFixed(2)}: below 1, a pose like those of the training pictures.`),
-      item.boxes.length > 0 && h("p", { class: "small soft" }, "Both judge what the box leaves to see, before refinement."));
+      item.boxes.length > 0 && h("p", { class: "small soft" }, "Both are computed from the visible part, before refinement."));
     this.scores.replaceChildren(h("table", {}, h("tbody", {}, result.keypoints.map((point) => h("tr", {
       onpointerenter: () => lightUp(this.stage.layer, point.id), onpointerleave: () => lightUp(this.stage.layer, null) },
     h("td", {}, h("span", { class: "swatch", style: { background: colour(point.id) } })), h("td", {}, point.name ?? `keypoint ${point.id}`), h("td", { class: "number" }, point.score.toFixed(2)))))));

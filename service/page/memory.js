@@ -82,6 +82,6 @@ class Banks {
     });
     const most = [...spread.keys()].sort((a, b) => spread[b] - spread[a]).slice(0, 3);
     const list = most.map((id) => `${this.prior.names[id] ?? `keypoint ${id}`} by ${percent(spread[id], 1)} of the side`).join(", ");
-    this.effect.textContent = spread[most[0]] < LITTLE ? "This bank hardly moves a keypoint: all its vectors mean about the same pose." : `This bank moves ${list}. Faint: the poses of all used vectors.`;
+    this.effect.textContent = spread[most[0]] < LITTLE ? "This bank hardly moves a keypoint: all its vectors give about the same pose." : `This bank moves ${list}. Faint: the poses of all used vectors.`;
   }
 }

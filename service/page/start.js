@@ -94,7 +94,7 @@ async function showDataset(place, id, query, signal) {
   side.append(forget(dataset));
   const sheet = await blobUrl(`datasets/${id}/contact-sheet`, {}, signal);
   found.prepend(h("figure", {}, h("img", { class: "sheet", src: sheet, alt: `Pictures spread over the dataset ${dataset.name ?? ""}` }),
-    h("figcaption", { class: "small soft" }, "Only this overview is cropped to the middle: training sees whole pictures, or what moves before a fixed camera.")));
+    h("figcaption", { class: "small soft" }, "This overview is cropped to the middle. Training uses the whole picture, or a crop around the object where its position varies or it moves before a fixed camera.")));
 }
 
 function describe(found) {
@@ -128,7 +128,7 @@ function trainCard(dataset, editor, signal) {
   editor.setHeadings(turn.checked);
   turn.addEventListener("change", () => editor.setHeadings(turn.checked));
   const align = h("div", { class: "field" }, isAligned,
-    h("small", {}, "Its head and tail then stay apart. The heading is found where one thing moves before a fixed camera, or comes with boxes that have an angle (the setting align=heading)."));
+    h("small", {}, "Head and tail are then not confused. The heading is found where one thing moves before a fixed camera, or comes with boxes that have an angle (the setting align=heading)."));
   const existing = h("p", { class: "small soft", "aria-live": "polite" });
   const form = h("form", { class: "card stack", novalidate: true, onsubmit: async (event) => {
     event.preventDefault();
@@ -145,7 +145,7 @@ function trainCard(dataset, editor, signal) {
   } });
   const start = h("button", { class: "primary", type: "submit" }, "Start the training");
   form.append(h("h2", {}, "Train"), field("What do the pictures show?", name, h("span", { id: "name-hint" }, "One word, such as dog. New pictures are estimated under this name.")),
-    field("How long?", steps, "The training shows how long it takes; you can pause it, and try it before its end."), align, h("details", {}, h("summary", {}, "More"), field("Number of keypoints", keypoints, "16 unless you choose. Few for simple things, more for many limbs.")), existing, start);
+    field("How long?", steps, "The job page shows the time left. You can pause it, and use a version before it ends."), align, h("details", {}, h("summary", {}, "More"), field("Number of keypoints", keypoints, "16 unless you choose. Few for simple things, more for many limbs.")), existing, start);
   const known = listAll("priors", {}, signal).then((priors) => new Set(priors.map((prior) => prior.category)));
   const check = async () => { existing.textContent = (await known).has(name.value) ? `${name.value} has versions already: this makes a new one, which replaces the active one if it is good.` : ""; };
   name.addEventListener("input", check); // not once it is left: the button would move away from the pointer that presses it

@@ -31,12 +31,12 @@ video.play().catch(error => tell(String(error)))
 
 
 def play(video: Path, folder: Path, timeout_s: float = 60.0) -> dict[str, Any]:
-    """Play a video to its end; return "error", "time_s", "width", "height" and "duration_s" as the page tells them.
+    """Play a video to its end; return "error", "time_s", "width", "height" and "duration_s" as the page reports them.
 
     Args:
         folder: for the browser's profile.
 
-    Raises TimeoutError if the page tells nothing.
+    Raises TimeoutError if the page reports nothing.
     """
     told: dict[str, Any] = {}
     done = threading.Event()

@@ -110,8 +110,8 @@ class TrainingRunner:
     def _send_files(self, job_id: str) -> None:
         try:
             self.taker.files.send(job_id)
-        except StoreUnavailable:  # other machines have the checkpoint before
-            logger.warning("job=%s: the checkpoint is on this machine only; the next one is sent again", job_id)
+        except StoreUnavailable:  # other machines keep the previous checkpoint
+            logger.warning("checkpoint not sent, object store unavailable: job=%s", job_id)
 
     def _succeed(self, held: HeldJob, version: str, write_progress: Change) -> None:
         job = self.taker.jobs.get(held.job_id)
@@ -230,7 +230,7 @@ class TrainingRunner:
                     self.store.publish(folder, job.category, version)
                     return version
                 except StoreUnavailable:
-                    logger.warning("job=%s: its version can't be published yet, trying again", job.id)
+                    logger.warning("version not published, retrying: job=%s", job.id)
                     time.sleep(_PUBLISH_AGAIN_S)
                     held.check()
 

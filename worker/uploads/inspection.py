@@ -219,7 +219,7 @@ class InspectionLease:
         return bool(self._lock.acquire())
 
     def renew(self) -> None:
-        """Renew the lease now and then. Raises Stopping if another process has it by now."""
+        """Renew the lease when a quarter of its TTL has passed. Raises Stopping if another process holds it."""
         if time.monotonic() - self._renewed_at < _LEASE_S / 4:
             return
         try:
@@ -229,7 +229,7 @@ class InspectionLease:
         self._renewed_at = time.monotonic()
 
     def release(self) -> None:
-        """Give the lease back, if it is still this one's."""
+        """Release the lease if it is still held."""
         with suppress(LockError, *OUTAGES):
             self._lock.release()
 
@@ -277,9 +277,9 @@ class Inspector(PeriodicThread):
                 if findings and findings.status is DatasetStatus.INSPECTING:
                     self._inspect(dataset_id, findings)
         except (Replaced, StoreUnavailable) as error:
-            logger.warning("dataset=%s: set aside: %s", dataset_id, type(error).__name__)
+            logger.warning("inspection postponed: dataset=%s error=%s", dataset_id, type(error).__name__)
         except Stopping:
-            logger.info("dataset=%s: set aside, it is inspected later", dataset_id)
+            logger.info("inspection postponed: dataset=%s", dataset_id)
         except UnknownDataset:
             logger.info("dataset=%s: deleted", dataset_id)
         finally:

@@ -118,8 +118,8 @@ class EstimateCalls(Transport):
             box: the object's box in every frame, a list of boxes, or a file of boxes by frame.
             locate: "motion" takes what moves before a fixed camera for the object, "auto" (the default without a box)
                 where it is sure, "off" takes whole frames.
-            max_animals: with more than one, up to so many animals are found by motion; ``box`` of a pose is the
-                number of its animal, the same in all frames.
+            max_animals: the largest number of animals; above 1 they are found by motion, and ``box`` of a pose is
+                the number of its animal in all frames.
         """
         fields = form_fields(category, version, refine_steps, include, landmarks, align)
         fields |= batches.video_fields(every, box, max_animals)

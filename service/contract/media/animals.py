@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from .bodies import Shape, measure_axis, outline
 from .heading import diameter_of, find_headings, measure_shape
 from .motion import (
+    FILLS_FRAME,
     LARGEST,
     LEAST_WAY,
-    MARGIN,
+    NOTHING_MOVES,
+    NOTHING_OF_ONE_SIZE,
     SMALLEST,
     WIDEST,
     MotionLocator,
@@ -23,6 +25,8 @@ from .motion import (
     difference_to,
     learn_background,
     segment,
+    side_of,
+    size_confidence,
     smooth_centres,
     squares,
 )
@@ -31,7 +35,7 @@ from .tracking import LOOKS, Blobs, Paths, track
 Floats = NDArray[np.float64]
 
 MOST_ANIMALS = 16
-_ENOUGH = 3  # frames that have so many blobs, for these to be animals
+_ENOUGH = 3  # frames with equally many blobs that are needed to learn the usual shape
 _BENT = 0.8  # quantile of the usual lengths: a bent body is shorter
 _MARKS = 3  # centre x and y and extent of a blob; the shape for headings follows
 
@@ -42,19 +46,18 @@ def can_track() -> bool:
 
 
 class AnimalLocator(MotionLocator):
-    """Locates up to a number of animals, each with an identity that it keeps through meetings."""
+    """Locates up to a number of animals, each with an identity."""
 
     def locate_all(self, animals: int, *, headings: bool = False) -> list[Track]:
         """Return a track for each animal; that of a single one is :meth:`locate`'s.
 
-        A frame in which an animal is not found has no box in its track. An animal that was lost and one that is new
-        can't be told apart: the next new one takes its track.
+        A frame in which an animal is not found has no box in its track. A lost animal is not re-identified: the
+        next new one takes its track.
         """
         if animals == 1:
             return [self.locate(headings=headings)]
-        nothing = (None,) * len(self), (0.0,) * len(self), False
         if reason := self._find_obstacle():
-            return [Track(*nothing, reason)] * animals
+            return [self._not_found(reason)] * animals
         samples = self._sample()
         background, level, sign = learn_background(samples)
         shape, area = None, 0.0
@@ -62,7 +65,7 @@ class AnimalLocator(MotionLocator):
             found = [_find_blobs(sample, difference_to(sample, background, sign), level, area) for sample in samples]
             shape = _measure_usual_shape(found, animals)
             if shape is None:
-                return [Track(*nothing, "nothing moves")] * animals
+                return [self._not_found(NOTHING_MOVES)] * animals
             area = shape.area
 
         def blobs_of(number: int) -> Blobs:
@@ -78,10 +81,8 @@ class AnimalLocator(MotionLocator):
         found, alone, marks = paths.found, paths.alone, paths.marks
         extent = np.where(found, np.nan_to_num(marks[..., 2]), 0)
         if not alone.any():
-            return [Track((None,) * len(found), (0.0,) * len(found), False, "nothing of one size moves")] * len(
-                found[0]
-            )
-        side = float(np.quantile(extent[alone], 0.9)) * scale * (1 + 2 * MARGIN)
+            return [self._not_found(NOTHING_OF_ONE_SIZE)] * found.shape[1]
+        side = side_of(extent[alone]) * scale
         tracks = []
         for animal in range(found.shape[1]):
             centres = marks[:, animal, :2].copy()
@@ -89,13 +90,12 @@ class AnimalLocator(MotionLocator):
                 edge = outline(paths.values[row, animal], shape)
                 centres[row] = (edge.min(0) + edge.max(0) + 1) / 2
             own = found[:, animal]
-            relative = np.nan_to_num(paths.looks[:, animal, LOOKS - 1]) ** 2 / shape.area
-            usual = np.clip(np.minimum(2 * relative, 2 / np.maximum(relative, 1e-9)), 0, 1)
+            usual = size_confidence(np.nan_to_num(paths.looks[:, animal, LOOKS - 1]) ** 2 / shape.area)
             confidence = np.where(own, np.where(alone[:, animal], usual, 1 - paths.wrong[:, animal]), 0).clip(0, 1)
             boxes = squares(smooth_centres(centres * scale, own, side), own, side)
             reason = ""
             if side > WIDEST * max(self._size):
-                reason = "what moves fills most of the frame, or the camera moves"
+                reason = FILLS_FRAME
             elif not own.any():
                 reason = "it is not found"
             elif np.ptp(centres[own], axis=0).max() * scale < LEAST_WAY * side:

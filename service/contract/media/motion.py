@@ -27,7 +27,7 @@ Pixels = NDArray[np.uint8]
 cv2.setNumThreads(1)  # gateway and worker divide the cores themselves
 
 FEWEST_FRAMES = 8
-MARGIN = 0.15  # on each side of the largest usual extent
+_MARGIN = 0.15  # on each side of the largest usual extent
 LONGER_SIDE = 320  # of the small copies, px
 _JPEG_QUALITY = 95
 _MOST_SAMPLES = 64  # frames that the background is made of
@@ -46,6 +46,11 @@ _SURE = 0.6  # median confidence, to be sure
 _NEAR = 0.1  # of the box's side: nearly all steps between frames that follow each other closely are shorter
 _WINDOW = 5  # frames of the median filter over time
 _SIGMA = 1.5  # frames of the smoothing over time
+
+# reasons why motion is not sure
+NOTHING_MOVES = "nothing moves"
+NOTHING_OF_ONE_SIZE = "nothing of one size moves"
+FILLS_FRAME = "what moves fills most of the frame, or the camera moves"
 
 
 @dataclass(frozen=True)
@@ -97,9 +102,8 @@ class MotionLocator:
     def locate(self, *, headings: bool = False) -> Track:
         """Return the boxes in pixels of the frames, and on request the thing's headings."""
         count = len(self)
-        nothing = (None,) * count, (0.0,) * count, False
         if reason := self._find_obstacle():
-            return Track(*nothing, reason)
+            return self._not_found(reason)
         assert self._size is not None
         samples = self._sample()
         background, level, sign = learn_background(samples)
@@ -107,24 +111,24 @@ class MotionLocator:
         for _ in range(2):  # the usual area, first with and then without thin parts
             areas = np.sort([_find_blob(difference_to(sample, background, sign), level, area)[0] for sample in samples])
             if not areas.any():
-                return Track(*nothing, "nothing moves")
+                return self._not_found(NOTHING_MOVES)
             area = float(areas[np.searchsorted(areas.cumsum(), areas.sum() / 2)])  # specks in empty frames hardly count
         blobs = np.stack(
             [_find_blob(difference_to(self._frame(i), background, sign), level, area, headings) for i in range(count)]
         )
         relative = blobs[:, 0] / area
-        confidence = blobs[:, 1] * np.clip(np.minimum(2 * relative, 2 / np.maximum(relative, 1e-9)), 0, 1)
+        confidence = blobs[:, 1] * size_confidence(relative)
         found = (relative >= SMALLEST) & (relative <= LARGEST)
         confidence[~found] = 0
         if not found.any():
-            return Track(*nothing, "nothing of one size moves")
+            return self._not_found(NOTHING_OF_ONE_SIZE)
         scale = self._scale(background)
-        side = float(np.quantile(blobs[found, 4], 0.9)) * scale * (1 + 2 * MARGIN)
+        side = side_of(blobs[found, 4]) * scale
         centres = smooth_centres(blobs[:, 2:4] * scale, found, side)
         boxes = squares(centres, found, side)
         reason = ""
         if side > WIDEST * max(self._size):
-            reason = "what moves fills most of the frame, or the camera moves"
+            reason = FILLS_FRAME
         elif np.ptp(blobs[found, 2:4], axis=0).max() * scale < LEAST_WAY * side:
             reason = "nothing leaves its place"
         elif found.mean() < _FOUND or found.sum() < FEWEST_FRAMES:
@@ -135,6 +139,9 @@ class MotionLocator:
         if not headings:
             return track
         return add_headings(track, *find_headings(found, blobs[:, 5:], blobs[:, 2:4], diameter_of(area)))
+
+    def _not_found(self, reason: str) -> Track:
+        return Track((None,) * len(self), (0.0,) * len(self), False, reason)
 
     def _find_obstacle(self) -> str:
         """Return why motion can't be found in these frames; empty if it can."""
@@ -273,6 +280,16 @@ def _crop_to_foreground(mask: Pixels, margin: int) -> tuple[Pixels, int, int]:
     x, y, width, height = cv2.boundingRect(mask)
     left, top = max(0, x - margin), max(0, y - margin)
     return mask[top : y + height + margin, left : x + width + margin], left, top
+
+
+def size_confidence(relative: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return confidences from 0 to 1 for areas in units of the usual one; 1 from half of it to twice."""
+    return np.clip(np.minimum(2 * relative, 2 / np.maximum(relative, 1e-9)), 0, 1)
+
+
+def side_of(extents: NDArray[np.float64]) -> float:
+    """Return the side of boxes for blobs of these extents, with a margin."""
+    return float(np.quantile(extents, 0.9)) * (1 + 2 * _MARGIN)
 
 
 def squares(centres: NDArray[np.float64], found: NDArray[np.bool_], side: float) -> tuple[Box | None, ...]:

@@ -1,13 +1,10 @@
-"""Keep the identities of several animals before a fixed camera, through the times in which they touch.
+"""Track several animals before a fixed camera and keep their identities where they touch.
 
-Blobs are assigned to animals by scipy's ``linear_sum_assignment``, at the places where the animals are expected. A blob
-that several animals are in is divided among them: a bent ellipse for each is fitted to its pixels, from the last place,
-motion and shape of each (:mod:`.bodies`). The animals of a meeting are then followed backwards from its end, too, and
-both ways are joined where that is likeliest: this decides who leaves it as who. At last, animals that look different
-are told apart by colour and size wherever all are alone.
-
-Trackers on PyPI (norfair, supervision, trackers, laptrack, filterpy, stonesoup) take the boxes of single animals as
-given, which is what a meeting lacks.
+Blobs are assigned to animals by their expected positions, with scipy's ``linear_sum_assignment``. A blob that several
+animals share is divided: a bent ellipse for each is fitted to its pixels, starting from the animal's last position,
+motion and shape (:mod:`.bodies`). The animals of a meeting are also followed backwards from its end, and both
+directions are joined at the lowest cost, which decides their identities after it. Finally, identities of animals that
+differ in colour or size are corrected from the frames in which none of them touch.
 """
 
 from __future__ import annotations
@@ -37,7 +34,7 @@ _HEAD_COST = 12.0  # of an animal that would have turned round
 _WAY = 0.5  # weight of the costs of both ways, whose errors resemble each other from frame to frame
 _TURN = 0.4  # deviation of an angle where both ways are joined
 _SPEED = 0.06  # deviation of a velocity, in body lengths a frame
-_DISTINCT = 4.0  # deviations between the looks of two animals that can be told apart
+_DISTINCT = 4.0  # standard deviations between two appearances that count as different
 _LEAST_COLOUR, _LEAST_SIZE = 3.0, 0.03  # deviations of looks: levels, and a share of the size
 _MOST_ODDS, _SWITCH_ODDS = 30.0, 6.0  # of looks; of motion
 _SHORT, _SHORTEST = 5, 2  # frames of a stretch that looks are learned from; in which they count in full
@@ -112,7 +109,7 @@ class Paths:
 
 
 def track(count: int, blobs_of: Callable[[int], Blobs], animals: int, marks: int, shape: Shape) -> Paths:
-    """Return the paths of up to so many animals through frames 0 to ``count`` - 1."""
+    """Track up to ``animals`` animals through frames 0 to ``count`` - 1."""
     paths = Paths(0, count - 1, animals, marks)
     _Follower(blobs_of, paths, shape).follow(range(count))
     meetings = find_meetings(paths)
@@ -122,7 +119,7 @@ def track(count: int, blobs_of: Callable[[int], Blobs], animals: int, marks: int
         order = _resolve(paths, first, last, members, blobs_of, shape)
         moved = {members[place]: members[number] for number, place in enumerate(order)}
         now_at = [moved.get(animal, animal) for animal in now_at]
-    _tell_apart(paths)
+    _correct_identities(paths)
     return paths
 
 
@@ -275,8 +272,8 @@ def _join_costs(paths: Paths, frame: int, group: Sequence[int], back: Paths, sha
     return costs
 
 
-def _tell_apart(paths: Paths) -> None:
-    """Correct who is who after meetings by looks, between animals that look different."""
+def _correct_identities(paths: Paths) -> None:
+    """Correct identities after meetings by appearance, where the animals differ."""
     from scipy.optimize import linear_sum_assignment
 
     all_alone = paths.alone.all(1)
@@ -315,9 +312,9 @@ def _find_closest(paths: Paths, first: int, last: int, animals: NDArray[np.int64
 
 
 def _learn_looks(looks: Floats, weights: Floats) -> Floats | None:
-    """Return the looks (N, 4) of animals from stretches (S, N, 4) in which who is who is not known.
+    """Return the mean appearance (N, 4) of each animal from stretches (S, N, 4) of unknown identity.
 
-    Animals that can't be told apart have the same; None if no two can. Stretches are assigned and averaged in turn.
+    Indistinguishable animals share one; None if all are. Stretches are assigned and averaged in turn.
     """
     from scipy.optimize import linear_sum_assignment
 

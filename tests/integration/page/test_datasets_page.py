@@ -55,7 +55,7 @@ def test_pictures_become_a_dataset_with_boxes_and_a_training(visit, stack, tmp_p
     visitor.check("dataset")
 
     page.get_by_text("Where is the thing? Draw boxes").click()
-    page.get_by_text("No boxes: whole pictures are used").wait_for()
+    page.get_by_text("Without boxes, training crops to the object itself").wait_for()
     page.locator(".stage img").wait_for()
     for number in (1, 2, 3):
         page.get_by_text(f"{number} of 60", exact=True).wait_for()

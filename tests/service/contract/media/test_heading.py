@@ -72,7 +72,7 @@ def test_a_tail_that_is_curled_to_the_front_for_a_while_turns_nothing_round() ->
     assert apart(track_of(PLACES, ANGLES, tails), ANGLES).max() < 12
 
 
-def test_where_nothing_tells_there_is_no_angle() -> None:
+def test_without_evidence_there_is_no_angle() -> None:
     """Without a tail, and in no order: the axis alone would have been a coin toss."""
     order = np.random.default_rng(1).permutation(COUNT)
     track = track_of(PLACES[order], ANGLES[order], [None] * COUNT)
