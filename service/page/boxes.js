@@ -41,7 +41,7 @@ export class BoxEditor {
     if (!this.element.open || this.stage) return;
     this.stage = new Stage("A picture of the dataset with its boxes");
     const input = h("input", { type: "file", accept: ".csv,.json", "aria-label": "A file of boxes", onchange: () => { [this.file = null] = input.files; this.describe(); } });
-    this.body.replaceChildren(h("p", { class: "small soft" }, "Only needed where the thing is small in its picture or not always in the middle. Training then sees the boxes alone: pictures without one are left out."),
+    this.body.replaceChildren(h("p", { class: "small soft" }, "Optional: boxes are more exact than the crops that training finds itself. Training then sees the boxes alone: pictures without one are left out."),
       h("label", { class: "field" }, h("span", {}, "A file of boxes (CSV, COCO or MegaDetector)"), input));
     const listed = await listAll(`datasets/${this.dataset.id}/pictures`, {}, this.signal, 10000), known = new Set(listed.map(({ name }) => name));
     // frames of videos are those that the earlier job took
