@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
+from service.contract.durable_files import atomic_write
 from service.contract.errors import PPLError
 
-from .commands import AsJson, describe_invalid_settings
+from .commands import AsJson, read_settings
 from .console import fail, make_problem, say, show
 from .keys import DataRoot
 
@@ -37,19 +36,15 @@ def backup(
     from . import backup_tar  # not at the top: the other commands start sooner without it
 
     with (
-        _reporting(as_json, data_root) as settings,
+        _reporting("backup_failed", as_json, data_root) as settings,
         tempfile.TemporaryDirectory(prefix=_DRAFT, dir=settings.data_root) as draft,
     ):
         backup_tar.gather(settings, Path(draft))
         if str(file) == "-":
             backup_tar.write_tar(Path(draft), sys.stdout.buffer)
             return
-        part = file.with_name(f".{file.name}.part")
-        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as stream:
+        with atomic_write(file, 0o600) as stream:
             manifest = backup_tar.write_tar(Path(draft), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(file)
         size = file.stat().st_size
         facts = {"file": str(file), "files": len(manifest.files), "size_bytes": size}
         show(facts, as_json, lambda _: say(f"{file}: {len(manifest.files)} files, {size / 2**20:.1f} MiB"))
@@ -67,7 +62,7 @@ def restore(
     from . import backup_tar
 
     with (
-        _reporting(as_json, data_root) as settings,
+        _reporting("restore_failed", as_json, data_root) as settings,
         tempfile.TemporaryDirectory(prefix=_DRAFT, dir=settings.data_root) as draft,
     ):
         with sys.stdin.buffer if str(file) == "-" else file.open("rb") as stream:
@@ -78,16 +73,12 @@ def restore(
 
 
 @contextmanager
-def _reporting(as_json: bool, data_root: Path | None) -> Iterator[CommonSettings]:
-    from service.contract.settings import CommonSettings
-
+def _reporting(code: str, as_json: bool, data_root: Path | None) -> Iterator[CommonSettings]:
+    settings = read_settings(data_root, as_json)
     try:
-        settings = CommonSettings() if data_root is None else CommonSettings(data_root=data_root)
         settings.data_root.mkdir(parents=True, exist_ok=True)
         yield settings
-    except ValidationError as error:
-        raise fail(make_problem("bad_setting", describe_invalid_settings(error)), as_json, 2) from error
     except PPLError as error:
         raise fail(make_problem(str(error.code), error.detail), as_json) from error
     except (OSError, ValueError) as error:
-        raise fail(make_problem("backup_failed", str(error)), as_json) from error
+        raise fail(make_problem(code, str(error)), as_json) from error

@@ -61,11 +61,7 @@ def gather(settings: CommonSettings, draft: Path) -> None:
         store.poll()
     for category in store.categories():
         _gather_category(store, category, draft / "categories" / category)
-    (root / "datasets").mkdir(exist_ok=True)
-    with hold_lock(root / "datasets" / ".lock"):
-        for name in folder_names(root / "datasets"):
-            if not name.startswith("."):
-                _link_tree(root / "datasets" / name, draft / "datasets" / name)
+    _gather_datasets(DatasetFiles.open(settings), draft / "datasets")
     waiting = root / "estimates" / "waiting"
     for name in folder_names(root / "estimates"):
         if name != waiting.name and not (waiting / name).exists():
@@ -93,6 +89,18 @@ def _gather_category(store: VersionStore, category: str, draft: Path) -> None:
             draft.mkdir(parents=True, exist_ok=True)
             write_json(draft / _ALIASES, state.aliases())
             return
+
+
+def _gather_datasets(datasets: DatasetFiles, draft: Path) -> None:
+    datasets.poll()
+    ids = datasets.ids()
+    for dataset_id in ids:
+        datasets.complete(dataset_id)
+    datasets.root.mkdir(exist_ok=True)
+    with hold_lock(datasets.root / ".lock"):
+        for dataset_id in ids:
+            if datasets.archive(dataset_id).exists():  # otherwise it was deleted meanwhile
+                _link_tree(datasets.folder(dataset_id), draft / dataset_id)
 
 
 def _link_tree(source: Path, target: Path) -> None:
@@ -139,7 +147,10 @@ def unpack(stream: IO[bytes], draft: Path) -> None:
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 if not member.isreg() or not _NAME.fullmatch(member.name) or member.name in found:
-                    raise BackupError(f"{member.name[:80]!r} does not belong into a backup")
+                    raise BackupError(
+                        f"the tar has a member {member.name[:80]!r}; a tar of `ppl backup` has only files of versions, "
+                        "datasets, estimates and keys; use an unchanged one"
+                    )
                 content = archive.extractfile(member)
                 assert content is not None
                 path = draft / member.name
@@ -154,12 +165,16 @@ def unpack(stream: IO[bytes], draft: Path) -> None:
         found.pop(MANIFEST, None)
         manifest = Manifest.model_validate_json((draft / MANIFEST).read_bytes())
     except (tarfile.TarError, FileNotFoundError, EOFError) as error:
-        raise BackupError(f"not a complete tar of `ppl backup` ({error})") from error
+        raise BackupError(f"the file is not a complete tar of `ppl backup` ({error}); copy it again") from error
     except ValidationError as error:
-        raise BackupError("the manifest can't be read, or is of a later release") from error
+        raise BackupError(
+            "the manifest can't be read, or is of a later release; use that release, or another backup"
+        ) from error
     for name in found.keys() | manifest.files.keys():
         if found.get(name) != manifest.files.get(name):
-            raise BackupError(f"{name[:80]} is not as the manifest says: the backup is damaged")
+            raise BackupError(
+                f"{name[:80]} differs from the manifest in size or SHA-256; the backup is damaged, use another"
+            )
 
 
 def restore(settings: CommonSettings, draft: Path) -> Counter[str]:

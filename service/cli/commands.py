@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -20,7 +20,10 @@ from service.client import Client, ClientError
 from service.client.connection import DEFAULT_URL
 from service.client.uploads import file_part, is_pipe
 
-from .console import fail, print_json, say, show, to_json
+from .console import fail, make_problem, print_json, say, show, to_json
+
+if TYPE_CHECKING:
+    from service.contract.settings import CommonSettings
 
 PIPE_PREFIX = "ppl-pipe-"  # of the temporary folder with a pipe's content
 
@@ -137,6 +140,22 @@ def save_pipe(path: Path) -> Path:
         with copy.open("wb") as out:
             shutil.copyfileobj(file, out)
     return copy
+
+
+def read_settings(data_root: Path | None, as_json: bool) -> CommonSettings:
+    """Return the settings of the environment; fail with bad_setting if one is invalid or the store can't be opened."""
+    # not at the top: most commands read no settings
+    from service.contract.objects import Objects
+    from service.contract.settings import CommonSettings
+
+    try:
+        settings = CommonSettings() if data_root is None else CommonSettings(data_root=data_root)
+        if settings.store_url is not None:
+            Objects(settings.store_url)
+    except ValueError as error:
+        detail = describe_invalid_settings(error) if isinstance(error, ValidationError) else str(error)
+        raise fail(make_problem("bad_setting", detail), as_json, 2) from error
+    return settings
 
 
 def describe_invalid_settings(error: ValidationError) -> str:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from service.access.keys import KeyStore, Scope
 from service.contract.errors import PPLError
 
-from .commands import AsJson, Commands, describe_invalid_settings
+from .commands import AsJson, Commands, read_settings
 from .console import fail, make_problem, out, print_json, print_table, say, show
 
 keys = Commands(
@@ -39,7 +38,7 @@ def create_key(
 ) -> None:
     """Create a key and show it once; only its hash is stored."""
     try:
-        key, text = _store(data_root).create(name, scopes or [Scope.READ])
+        key, text = KeyStore.open(read_settings(data_root, as_json)).create(name, scopes or [Scope.READ])
     except (ValueError, OSError) as error:
         raise _fail("bad_request", str(error), as_json, 2) from error
     except PPLError as error:
@@ -56,7 +55,7 @@ def create_key(
 def list_keys(data_root: DataRoot = None, as_json: AsJson = False) -> None:
     """List the keys, including revoked ones."""
     try:
-        found = _store(data_root).keys()
+        found = KeyStore.open(read_settings(data_root, as_json)).keys()
     except (PPLError, OSError) as error:
         raise _fail("store_corrupt", str(error), as_json) from error
     if as_json:
@@ -72,25 +71,12 @@ def list_keys(data_root: DataRoot = None, as_json: AsJson = False) -> None:
 def revoke_key(key_id: KeyId, data_root: DataRoot = None, as_json: AsJson = False) -> None:
     """Revoke a key at once and for good. Idempotent."""
     try:
-        key = _store(data_root).revoke(key_id)
+        key = KeyStore.open(read_settings(data_root, as_json)).revoke(key_id)
     except PPLError as error:
         raise _fail(str(error.code), error.detail, as_json) from error
     except OSError as error:
         raise _fail("not_written", str(error), as_json) from error
     show(key.model_dump(mode="json"), as_json, lambda _: say(f"revoked: {key.id} {key.name}"))
-
-
-def _store(data_root: Path | None) -> KeyStore:
-    from service.contract.settings import CommonSettings  # not at the top: the other commands read no settings
-
-    try:
-        settings = CommonSettings() if data_root is None else CommonSettings(data_root=data_root)
-    except ValidationError as error:
-        raise _fail("bad_setting", describe_invalid_settings(error), False, 2) from error
-    try:
-        return KeyStore.open(settings)
-    except ValueError as error:
-        raise _fail("bad_setting", str(error), False, 2) from error
 
 
 def _fail(code: str, detail: str, as_json: bool, exit_code: int = 1) -> typer.Exit:

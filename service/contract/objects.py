@@ -31,7 +31,7 @@ _RETRIES: dict[str, Any] = {"max_retries": 4, "retry_timeout": timedelta(seconds
 
 
 class Replaced(Exception):  # noqa: N818 - an outcome that callers expect
-    """Someone else replaced the object since it was read."""
+    """Another process replaced the object after it was read."""
 
 
 class Objects:
@@ -97,7 +97,9 @@ class Objects:
                 digest.update(chunk)
                 file.write(chunk)
             if digest.hexdigest() != sha256:
-                raise StoreCorrupt(f"{Path(name).name} in the object store has another SHA-256 than its list says")
+                raise StoreCorrupt(
+                    f"{Path(name).name} in the object store does not match its SHA-256; publish or upload it again"
+                )
 
     def scan(self, prefix: str) -> Iterator[tuple[str, Any, float]]:
         """Yield name, tag and time of the last change (seconds since 1970) of each object below a prefix."""

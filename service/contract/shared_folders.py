@@ -166,7 +166,7 @@ def _visible_files(folder: Path) -> list[Path]:
 def _safe(file: str) -> str:
     path = PurePosixPath(file)
     if path.is_absolute() or any(part.startswith(".") for part in path.parts):
-        raise StoreCorrupt(f"{file[:80]!r} in the object store is no name of a file")
+        raise StoreCorrupt(f"{file[:80]!r} in the object store is not a valid file name")
     return file
 
 

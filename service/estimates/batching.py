@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from asgi_correlation_id import correlation_id
@@ -24,49 +24,20 @@ from numpy.typing import NDArray
 
 from service.contract import tracing
 from service.contract.durable_files import is_disk_full
-from service.contract.errors import (
-    ContractMismatch,
-    EstimateTimeout,
-    ModelFailed,
-    PPLError,
-    QueueFull,
-)
+from service.contract.errors import EstimateTimeout, PPLError, QueueFull
 from service.contract.messages import BatchReply, BatchRequest
 from service.http.problems import disk_full, no_inference_worker, redis_unavailable
 from service.runtime.concurrency import cancel_tasks
 from service.runtime.metrics import Metrics
 from service.runtime.redis_clients import QUEUE_ERRORS
 
+from .replies import Group, Pose, check_reply, read_pose
+
 log = logging.getLogger(__name__)
 
 Send = Callable[[BatchRequest, bytes | None], Awaitable[None]]
 Square = NDArray[np.uint8]  # (S, S, 3)
 _RETRY_S = 5.0
-
-
-class Group(NamedTuple):
-    """The properties that pictures of one batch share."""
-
-    category: str
-    version: str
-    side: int
-    refine_steps: int
-    link_map: bool
-    codes: bool = False
-    reconstructions: bool = False
-
-
-class Pose(NamedTuple):
-    """A pose in the coordinates of its square."""
-
-    keypoints: NDArray[np.float32]  # (K, 2)
-    scores: NDArray[np.float32]  # (K,)
-    trajectory: NDArray[np.float32]  # (T + 1, K, 2)
-    link_map: NDArray[np.uint8] | None  # (S, S)
-    surprise: np.float32 | None
-    codes: NDArray[np.uint16] | None  # (M,)
-    presence: np.float32 | None
-    reconstructions: NDArray[np.uint8] | None = None  # (T + 1, s, s, 3)
 
 
 @dataclass(eq=False)
@@ -245,7 +216,7 @@ class Batcher:
             return
         elapsed_s = time.monotonic() - flight.sent_at
         self._picture_s += 0.2 * (elapsed_s / len(flight.items) - self._picture_s)
-        error = reply.error or _check_reply(reply, flight)
+        error = reply.error or check_reply(reply, flight.items[0][0].group, len(flight.items))
         if error:
             requests = ",".join(flight.requests)
             log.warning("batch failed: batch=%s request=%s: %s", reply.batch_id, requests, error.detail)
@@ -253,7 +224,7 @@ class Batcher:
             if error:
                 ticket.fail(error)
             elif not ticket.done.done():
-                ticket.poses[index] = _read_pose(reply, row)
+                ticket.poses[index] = read_pose(reply, row)
                 if len(ticket.poses) == len(ticket.squares):
                     ticket.done.set_result(None)
         for ticket in {ticket for ticket, _ in flight.items}:
@@ -379,29 +350,3 @@ def collect(waiting: dict[Group, deque[Item]], limit: int) -> list[Item]:
     if queue:
         waiting[group] = queue
     return items
-
-
-def _check_reply(reply: BatchReply, flight: Flight) -> PPLError | None:
-    """Return what is wrong with the arrays of a reply."""
-    group = flight.items[0][0].group
-    needed = [reply.keypoints, reply.scores, reply.trajectory, *([reply.link_map] if group.link_map else [])]
-    optional = (reply.surprises, reply.codes, reply.presences, reply.reconstructions)
-    given = [array for array in (*needed, *optional) if array is not None]
-    if any(array is None for array in needed) or any(len(array) != len(flight.items) for array in given):
-        log.error("malformed reply: batch=%s", reply.batch_id)
-        return ModelFailed("the worker's reply does not fit the batch")
-    if not all(np.isfinite(array).all() for array in given):
-        return ModelFailed("the model's poses are not finite; this version of the category is broken, train it again")
-    for name in ("codes", "reconstructions"):
-        if getattr(group, name) and getattr(reply, name) is None:
-            return ContractMismatch(
-                f"the worker is of an older release and returns no {name}; "
-                f"leave {name} out of include, or run gateway and workers of the same release"
-            )
-    return None
-
-
-def _read_pose(reply: BatchReply, row: int) -> Pose:
-    arrays = (reply.keypoints, reply.scores, reply.trajectory, reply.link_map)
-    more = (reply.surprises, reply.codes, reply.presences, reply.reconstructions)
-    return Pose._make(None if array is None else array[row] for array in (*arrays, *more))

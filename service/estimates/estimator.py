@@ -22,8 +22,9 @@ from service.runtime.settings import Settings
 from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
 
-from .batching import Batcher, Group, Pose, Square, Ticket
+from .batching import Batcher, Square, Ticket
 from .pictures import Answer, FittedBox, Source, describe_pose
+from .replies import Group, Pose
 from .request import Query
 from .results import Outcome
 

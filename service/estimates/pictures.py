@@ -26,7 +26,7 @@ from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
 
 from . import drawing
-from .batching import Pose
+from .replies import Pose
 
 Answer = dict[str, Any]  # one pose, as in the response
 PRESENT = 0.5  # below this probability the thing is not there, and has no landmarks

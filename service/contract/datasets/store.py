@@ -60,12 +60,16 @@ class DatasetFiles:
     def poll(self) -> None:
         """Let the copies follow the object store, without archives, labels and boxes."""
         if self._shared:
-            self._shared.poll(self.root, self._ids(), _SMALL)
+            self._shared.poll(self.root, self.ids(), _SMALL)
 
     def complete(self, dataset_id: str) -> None:
         """Get all of a dataset's files here."""
         if self._shared:
             self._shared.fetch(dataset_id, self.folder(dataset_id))
+
+    def ids(self) -> list[str]:
+        """Return the ids of the datasets that are here."""
+        return list(filter(_ID.fullmatch, folder_names(self.root)))
 
     def folder(self, dataset_id: str) -> Path:
         """Return datasets/<id>. Raises UnknownDataset for an invalid id."""
@@ -142,7 +146,7 @@ class DatasetFiles:
     def list_waiting(self) -> list[str]:
         """Return the ids of datasets to inspect, the oldest first. Cheap enough to call every second."""
         found = []
-        for dataset_id in self._ids():
+        for dataset_id in self.ids():
             written = 0  # as long as there are no findings
             with suppress(FileNotFoundError):
                 written = self._findings(dataset_id).stat().st_mtime_ns
@@ -236,11 +240,8 @@ class DatasetFiles:
         if self._shared:
             self._shared.send(dataset_id, self.folder(dataset_id))
 
-    def _ids(self) -> list[str]:
-        return list(filter(_ID.fullmatch, folder_names(self.root)))
-
     def _records(self) -> Iterator[DatasetRecord]:
-        for dataset_id in self._ids():
+        for dataset_id in self.ids():
             # deleted meanwhile, or damaged: it must not hide the others
             with suppress(UnknownDataset, StoreCorrupt):
                 yield self.record(dataset_id)

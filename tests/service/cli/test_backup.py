@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 import threading
 import zipfile
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ import typer
 from service.access.keys import KeyStore, Scope
 from service.cli.backup import backup, restore
 from service.client import Client
+from service.contract.datasets.dataset import DatasetRecord
+from service.contract.datasets.store import RECORD, DatasetFiles
 from service.contract.objects import Objects
 from service.contract.settings import CommonSettings
 from service.contract.versions.changes import move_alias
@@ -110,6 +114,58 @@ def test_versions_move_into_an_object_store_by_a_backup(
         assert set(one.getnames()) <= set(two.getnames())
 
 
+def test_dataset_of_an_object_store_is_backed_up_with_its_archive_on_a_machine_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = DatasetRecord(
+        id="0" * 24, digest="sha256:0", mode="stills", size_bytes=8, pictures=1, videos=0, created_at=datetime.now(UTC)
+    )
+    staged = tmp_path / "uploading" / "staged"
+    staged.mkdir(parents=True)
+    (staged / RECORD).write_text(record.model_dump_json())
+    (staged / "archive").write_bytes(b"pictures")
+    with monkeypatch.context() as with_store:
+        with_store.setenv("PPL_STORE_URL", f"file://{tmp_path}/objects")
+        DatasetFiles.open(CommonSettings(data_root=tmp_path / "uploading")).add(staged, record, 8)
+        polled = DatasetFiles.open(CommonSettings(data_root=tmp_path / "other"))
+        polled.poll()
+        assert not polled.archive(record.id).exists()
+        backup(tmp_path / "ppl.tar", tmp_path / "other")
+    restore(tmp_path / "ppl.tar", tmp_path / "alone")
+    restored = DatasetFiles(tmp_path / "alone")
+    assert restored.archive(record.id).read_bytes() == b"pictures"
+    assert restored.get(record.id) == polled.get(record.id)
+
+
+@pytest.mark.parametrize("command", [backup, restore])
+@pytest.mark.parametrize(
+    ("url", "reason"), [("ftp://x", "PPL_STORE_URL: "), ("az://x", "PPL_STORE_URL can't be opened")]
+)
+def test_invalid_store_url_is_a_bad_setting(
+    command: Callable[..., None],
+    url: str,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PPL_STORE_URL", url)
+    with pytest.raises(typer.Exit) as exit_:
+        command(tmp_path / "ppl.tar", tmp_path / "data", as_json=True)
+    problem = json.loads(capsys.readouterr().err)
+    assert exit_.value.exit_code == 2
+    assert problem["code"] == "bad_setting"
+    assert reason in problem["detail"]
+
+
+def test_failed_backup_leaves_no_draft(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out" / "folder").mkdir(parents=True)
+    with pytest.raises(typer.Exit):
+        backup(tmp_path / "out" / "folder", tmp_path / "data")
+    assert "backup_failed" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["folder"]
+
+
 @pytest.mark.parametrize("how", ["damaged", "cut off", "climbing", "not a tar"])
 def test_file_that_is_no_sound_backup_restores_nothing(
     how: str, publish: Callable[..., str], data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -134,8 +190,13 @@ def test_file_that_is_no_sound_backup_restores_nothing(
         restore(file, empty)
     assert [path for path in empty.rglob("*") if path.is_file()] == []
     assert not (tmp_path / "escaped").exists()
-    expected = {"damaged": "the backup is damaged", "climbing": "does not belong into a backup"}
-    assert expected.get(how, "not a complete tar of `ppl backup`") in capsys.readouterr().err.replace("\n", " ")
+    expected = {
+        "damaged": "config.json differs from the manifest in size or SHA-256; the backup is damaged, use another",
+        "climbing": "the tar has a member 'categories/../../escaped'; a tar of `ppl backup` has only",
+    }
+    reported = capsys.readouterr().err.replace("\n", " ")
+    assert expected.get(how, "the file is not a complete tar of `ppl backup` (") in reported
+    assert "(restore_failed)" in reported
 
 
 def test_other_version_of_the_same_name_is_not_replaced(

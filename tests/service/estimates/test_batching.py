@@ -25,7 +25,8 @@ from service.contract.errors import (
     WorkerUnavailable,
 )
 from service.contract.messages import BatchReply
-from service.estimates.batching import Batcher, Group, collect
+from service.estimates.batching import Batcher, collect
+from service.estimates.replies import Group
 from service.http.problems import StorageFull
 from service.runtime.metrics import Metrics
 

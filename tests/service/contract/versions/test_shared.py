@@ -154,7 +154,7 @@ def test_damaged_object_is_not_used(machines: tuple[SharedVersions, SharedVersio
     objects = Objects(url)
     name = next(name for name, _, _ in objects.scan("versions") if name.endswith("weights.safetensors"))
     objects.upload(name, b"v" * 6_000_000)
-    with pytest.raises(StoreCorrupt, match=r"weights\.safetensors in the object store has another SHA-256"):
+    with pytest.raises(StoreCorrupt, match=r"weights\.safetensors in the object store does not match its SHA-256"):
         other.weights_path("dog", V1)
     assert not (other.path("dog", V1) / "weights.safetensors").exists()
 
