@@ -14,6 +14,7 @@ from .network.links import link_map
 from .network.pose_prior_learner import PosePriorLearner
 from .predictor import join_evidence
 from .scoring.presence import Presence
+from .training.zoom import crop_pictures
 
 Evidence = NDArray[np.float64]
 
@@ -33,7 +34,9 @@ def calibrate_presence(model: PosePriorLearner, images: Images) -> Presence | No
     chosen = np.linspace(0, len(images) - 1, min(_PICTURES, len(images))).round().astype(int)
     pictures = np.ascontiguousarray(images[chosen])
     present = collect_evidence(model, pictures)
-    return Presence.fit(present, collect_evidence(model, make_absent(model, pictures, np.random.default_rng(0))))
+    # an estimate crops whatever comes to what is most like the thing
+    absent = crop_pictures(model, make_absent(model, pictures, np.random.default_rng(0)))
+    return Presence.fit(present, collect_evidence(model, absent))
 
 
 @torch.inference_mode()

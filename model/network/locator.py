@@ -215,7 +215,7 @@ def uncrop(parts: Tensor, crops: Tensor, side: int) -> tuple[Tensor, Tensor]:
         The images (B, C, side, side), and how much of each pixel the crop covers, (B, 1, side, side) in [0, 1].
     """
     matrix = _rotation(-crops[:, 3]) / crops[:, 2, None, None]
-    middle = -(matrix @ crops[:, :2, None]).squeeze(-1)
+    middle = -(matrix * crops[:, None, :2]).sum(-1)
     covered = _resample(torch.ones_like(parts[:, :1]), matrix, middle, side, "zeros")
     return _resample(parts, matrix, middle, side, "zeros"), covered
 
@@ -233,9 +233,10 @@ def _rotation(angle: Tensor) -> Tensor:
 
 
 def _resample(images: Tensor, matrix: Tensor, middle: Tensor, side: int, padding: str) -> Tensor:
-    theta = torch.cat((matrix, middle[..., None]), dim=2).to(images)
-    grid = functional.affine_grid(theta, [len(images), 1, side, side], align_corners=False)
-    return functional.grid_sample(images, grid, padding_mode=padding, align_corners=False)
+    theta, size = torch.cat((matrix, middle[..., None]), dim=2), [len(images), 1, side, side]
+    with full_precision(images.device):  # in bf16 places would be off by half a pixel
+        grid = functional.affine_grid(theta.float(), size, align_corners=False)
+        return functional.grid_sample(images.float(), grid, padding_mode=padding, align_corners=False)
 
 
 def _best_angle(agreement: Tensor) -> Tensor:

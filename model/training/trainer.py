@@ -103,8 +103,9 @@ class Trainer:
         prior: PosePrior | None = None,
         group: Group = ALONE,
     ) -> None:
-        if images.shape[1:] != (config.image_size, config.image_size, 3):
-            raise ValueError(f"images are {images.shape[1:]}; expected ({config.image_size}, {config.image_size}, 3)")
+        side = config.image_size
+        if images.shape[1:] != (side, side, 3) or images.dtype != np.uint8:
+            raise ValueError(f"images are {images.dtype} {images.shape[1:]}; expected uint8 ({side}, {side}, 3)")
         check_given(prior, config)
         config.check_processes(group.size)
         self.config, self.group = config, group
@@ -115,8 +116,8 @@ class Trainer:
             given = {"keypoint_prior": prior.keypoint_prior, "link_weights": prior.link_weights} if prior else {}
             model = PosePriorLearner(config, **given)
         self.model = channels_last(_sync_batch_norms(model, group, self.device), self.device)
-        self._uncropped = images
-        fit_locator(self.model, images)
+        self._uncropped, self._outdated = images, False
+        fit_locator(self.model, images, group)
         self.batches = Batches(
             crop_pictures(self.model, images),
             config.batch_size,
@@ -268,6 +269,7 @@ class Trainer:
             raise
         except (ValueError, RuntimeError, KeyError, IndexError) as error:
             raise tensor_files.CheckpointError(f"{path} was written by another release: {error}") from error
+        self._crop_again()
         return True
 
     def load_weights(self, path: Path) -> None:
@@ -281,6 +283,7 @@ class Trainer:
         self._check_fits(path, weights)
         tensor_files.check_features(self.model, facts)
         self._load_model(weights)
+        self._crop_again()
         self.history = History(self.config.steps, self.config.history_snapshots)
         self.history.record(self.model, self.step)
 
@@ -291,11 +294,14 @@ class Trainer:
         self.history.restore(_select(tensors, "history."))
 
     def _load_model(self, weights: dict[str, Tensor]) -> None:
-        locator = self.model.locator
-        before = None if locator is None else locator.weight.clone()
+        before = {name: value.clone() for name, value in self.model.state_dict().items() if name.startswith("locator.")}
         self.model.load_state_dict(weights)
-        if locator is not None and before is not None and not torch.equal(before, locator.weight):
-            self.batches.images = crop_pictures(self.model, self._uncropped)
+        self._outdated = any(not torch.equal(value, weights[name]) for name, value in before.items())
+
+    def _crop_again(self) -> None:
+        """Crop the pictures as the locator of loaded weights says, if it is another one."""
+        if self._outdated:
+            self.batches.images, self._outdated = crop_pictures(self.model, self._uncropped), False
 
     def _check_fits(self, path: Path, weights: dict[str, Tensor]) -> None:
         own = self.model.state_dict()

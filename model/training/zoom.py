@@ -11,6 +11,7 @@ from model.data import Images, iterate_batches, to_pixels, to_tensor
 from model.network.blocks import autocast
 from model.network.locator import FEWEST_PICTURES, crop, describe_angles, describe_cells, is_upright
 from model.network.pose_prior_learner import PosePriorLearner
+from model.process_group import ALONE, Group
 
 _PLACE_FITTED_TO = 256  # pictures
 _ROTATED = 96  # pictures whose angles are fitted; each is seen at sixteen
@@ -18,8 +19,11 @@ _BATCH = 32
 
 
 @torch.no_grad()
-def fit_locator(model: PosePriorLearner, images: Images) -> None:
-    """Fit a model's locator, if it has one, to some of the pictures, uint8 (N, S, S, 3), evenly spaced."""
+def fit_locator(model: PosePriorLearner, images: Images, group: Group = ALONE) -> None:
+    """Fit a model's locator, if it has one, to some of the pictures, uint8 (N, S, S, 3), evenly spaced.
+
+    All processes of a group get the locator of rank 0: a template that begins with another picture has another angle.
+    """
     locator, features = model.locator, model.regressor.features
     if locator is None or features is None or len(images) < FEWEST_PICTURES:
         return
@@ -31,6 +35,8 @@ def fit_locator(model: PosePriorLearner, images: Images) -> None:
     locator.fit_place(torch.cat(cells))
     if len(images) >= _ROTATED and not is_upright(_describe_rotations(model, images, FEWEST_PICTURES)):
         locator.fit_angle(_describe_rotations(model, images, _ROTATED))
+    for value in locator.buffers():
+        value.copy_(group.total(value if group.rank == 0 else torch.zeros_like(value)))
 
 
 def _describe_rotations(model: PosePriorLearner, images: Images, count: int) -> torch.Tensor:

@@ -99,14 +99,22 @@ def list_pictures(
     number: Annotated[
         int | None, typer.Option(min=0, help="Write the picture of this number to a file, as JPEG.")
     ] = None,
-    file: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="NUMBER.jpg by default.")] = None,
+    frame: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Write this frame of a video instead, such as walk.mp4#000012.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="NUMBER.jpg or frame.jpg by default.")
+    ] = None,
 ) -> None:
-    """List the pictures of a dataset by number, or write one of them."""
+    """List the pictures of a dataset by number, or write one of them, or a frame of a video."""
     calls = session.client.datasets
-    if number is None:
+    if frame is not None:
+        path = write_file(file or Path("frame.jpg"), calls.frame(dataset_id, frame))
+    elif number is not None:
+        path = write_file(file or Path(f"{number}.jpg"), calls.picture(dataset_id, number))
+    else:
         session.show_list(calls.pictures(dataset_id), print_pictures)
         return
-    path = write_file(file or Path(f"{number}.jpg"), calls.picture(dataset_id, number))
     session.show_done({"dataset": dataset_id, "file": str(path)}, f"written: {path}")
 
 

@@ -91,6 +91,11 @@ class DatasetCalls(CallGroup):
         """Return a picture as JPEG of its own size, its EXIF orientation applied."""
         return (await self._transport.send("GET", api_path("datasets", dataset_id, "pictures", str(number)))).content
 
+    async def frame(self, dataset_id: str, name: str) -> bytes:
+        """Return a frame of a video as JPEG of its own size; ``name`` is as boxes name it, "walk.mp4#000012"."""
+        path = api_path("datasets", dataset_id, "frame")
+        return (await self._transport.send("GET", path, params={"name": name})).content
+
     async def wait(
         self,
         dataset_id: str,

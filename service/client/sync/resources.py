@@ -92,6 +92,11 @@ class DatasetCalls(CallGroup):
         """Return a picture as JPEG of its own size, its EXIF orientation applied."""
         return (self._transport.send("GET", api_path("datasets", dataset_id, "pictures", str(number)))).content
 
+    def frame(self, dataset_id: str, name: str) -> bytes:
+        """Return a frame of a video as JPEG of its own size; ``name`` is as boxes name it, "walk.mp4#000012"."""
+        path = api_path("datasets", dataset_id, "frame")
+        return (self._transport.send("GET", path, params={"name": name})).content
+
     def wait(
         self,
         dataset_id: str,

@@ -172,6 +172,28 @@ def test_answers_are_in_coordinates_of_the_whole_picture(trained, wandering, tmp
     assert np.abs(found.reconstructions[0, -1][far].astype(float) - shrunk[far]).max() <= 1
 
 
+def test_another_template_alone_crops_again(wandering, tmp_path):
+    images = pictures(wandering=False)[0]
+    trainer = Trainer(images, config(), "cpu")
+    trainer.model.locator.template.fill_(1.0)
+    trainer.save_checkpoint(tmp_path)
+    resumed = Trainer(images, config(), "cpu")
+    assert resumed.batches.images is images
+    resumed.load_checkpoint(tmp_path)
+    assert resumed.zoomed
+    assert resumed.batches.images is not images
+
+
+def test_crops_do_not_depend_on_autocast(wandering):
+    image = torch.from_numpy(wandering[0][:4]).permute(0, 3, 1, 2) / 127.5 - 1
+    found = torch.tensor([[0.211, -0.137, 0.513, 0.377]]).repeat(4, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, (back, covered) = crop(image, found), uncrop(image, found, SIDE)
+    assert torch.equal(mixed, crop(image, found))
+    assert torch.equal(back, uncrop(image, found, SIDE)[0])
+    assert torch.equal(covered, uncrop(image, found, SIDE)[1])
+
+
 def test_resumed_run_and_continued_version_have_their_locator(trained, wandering, tmp_path):
     checkpoint, version = tmp_path / "checkpoint", tmp_path / "version"
     for folder in (checkpoint, version):

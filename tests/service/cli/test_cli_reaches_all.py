@@ -62,7 +62,9 @@ def served(url: str) -> set[tuple[str, str]]:
     return {(s.labels["method"], s.labels["route"]) for s in samples if int(s.labels.get("status", 500)) < 400}
 
 
-def test_each_operation_has_a_command(url: str, ppl: Callable[..., str], labelled: Path, redis_client: redis.Redis):
+def test_each_operation_has_a_command(
+    url: str, ppl: Callable[..., str], labelled: Path, redis_client: redis.Redis, video: Callable[..., bytes]
+):
     def made(*arguments: object) -> Any:
         return json.loads(ppl(*arguments, "--json"))
 
@@ -99,6 +101,11 @@ def test_each_operation_has_a_command(url: str, ppl: Callable[..., str], labelle
     ppl("datasets", "sheet", dataset, "--out", "sheet.jpg")
     ppl("datasets", "pictures", dataset)
     ppl("datasets", "pictures", dataset, "--number", "0")
+    Path("walk.mp4").write_bytes(video(3))
+    filmed = made("datasets", "create", "walk.mp4")["id"]
+    ppl("datasets", "pictures", filmed, "--frame", "walk.mp4#000002", "--out", "third.jpg")
+    assert Path("third.jpg").read_bytes().startswith(b"\xff\xd8")
+    ppl("datasets", "delete", filmed)
     job, jobs = made("train", "cat", "--dataset", dataset)["id"], JobStore(redis_client)
     jobs.update(job, lambda record: record.move(JobStatus.QUEUED))
     for command in ("job", "pause", "resume", "events", "checkpoints", "cancel", "forget"):
