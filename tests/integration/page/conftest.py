@@ -1,4 +1,4 @@
-"""One stack and one browser for all tests of the inspection page. Screenshots are kept in PPL_SCREENSHOTS."""
+"""One stack and one browser for the tests of a file of the inspection page. Screenshots are kept in PPL_SCREENSHOTS."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import pytest
 from tests.support.stack_process import StackProcess
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackProcess]:
     stack = StackProcess(tmp_path_factory.mktemp("page") / "data")
     yield stack
     stack.end()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     from tests.support.page import open_browser
 
+    # ended with the file: until then its loop runs in this thread, and no asynchronous test can
     with open_browser() as browser:
         yield browser
 
