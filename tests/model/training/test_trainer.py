@@ -156,7 +156,7 @@ def test_predictor_says_what_came_and_what_was_expected(images, tiny, bad, says)
 
 
 def test_pictures_of_another_size_are_refused(tiny):
-    with pytest.raises(ValueError, match="expected \\(32, 32, 3\\)"):
+    with pytest.raises(ValueError, match="expected uint8 \\(32, 32, 3\\)"):
         Trainer(np.zeros((4, 64, 64, 3), np.uint8), tiny)
 
 

@@ -18,7 +18,8 @@ assert not loaded, loaded
 labels = ("labels", "label_files", "label_fitting", "label_hdf5", "label_json", "label_matching", "label_tables")
 scoring = (*labels, "landmarks", "linear_maps", "matching", "presence")
 allowed = {"model", "model.config", "model.scoring", *(f"model.scoring.{name}" for name in scoring)}
-allowed |= {"model.version", "model.version.palette", "model.version.prior_values", "model.version.skeleton"}
+version = ("bank_poses", "palette", "prior_values", "skeleton")
+allowed |= {"model.version", *(f"model.version.{name}" for name in version)}
 allowed |= {"model.network", "model.network.architecture"}
 found = {name for name in sys.modules if name.startswith("model")}
 assert found <= allowed, found - allowed
