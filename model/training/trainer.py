@@ -77,6 +77,8 @@ class Trainer:
         perceptual_weights: a file with the weights of the perceptual network.
         clips: the number of each frame's clip, integers (N,); None for stills.
         prior: start of what the settings call "predefined"; its keypoint names are exported.
+        cropped: whether the pictures are around boxes already. They are taken as they come then, and so are those of
+            clips, where a crop of each frame would jump.
         group: the processes that train together; ``batch_size`` is that of all of them.
 
     Attributes:
@@ -101,6 +103,7 @@ class Trainer:
         *,
         clips: NDArray[np.int64] | None = None,
         prior: PosePrior | None = None,
+        cropped: bool = False,
         group: Group = ALONE,
     ) -> None:
         side = config.image_size
@@ -117,7 +120,8 @@ class Trainer:
             model = PosePriorLearner(config, **given)
         self.model = channels_last(_sync_batch_norms(model, group, self.device), self.device)
         self._uncropped, self._outdated = images, False
-        fit_locator(self.model, images, group)
+        if clips is None and not cropped:
+            fit_locator(self.model, images, group)
         self.batches = Batches(
             crop_pictures(self.model, images),
             config.batch_size,

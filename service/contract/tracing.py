@@ -32,7 +32,7 @@ def configure_tracing(settings: CommonSettings, part: str) -> None:
 
 
 def use_tracer(tracer: Any) -> None:
-    """Make spans by this tracer; by none if it is None."""
+    """Make spans by this tracer; none are made if it is None."""
     global _tracer
     _tracer = tracer
 

@@ -64,9 +64,9 @@ def _train(instructions: dict[str, Any], commands: queue.SimpleQueue[str], repor
     weights = instructions["perceptual_weights"]
     with join_group(device, rank, processes, instructions["meeting"]) as group:
         config = PPLConfig.from_dict(instructions["config"])
-        trainer = Trainer(
-            data.images, config, device, weights and Path(weights), clips=data.clips, prior=data.prior, group=group
-        )
+        given = (data.images, config, device, weights and Path(weights))
+        cropped = instructions["cropped"]
+        trainer = Trainer(*given, clips=data.clips, prior=data.prior, cropped=cropped, group=group)
         if files.start(job_id).exists():
             trainer.load_weights(files.start(job_id))
         checkpoint = files.checkpoint(job_id)

@@ -35,12 +35,13 @@ class RankError(RuntimeError):
     """A training process reported the error in the message."""
 
 
-def rank_instructions(job_id: str, config: PPLConfig, settings: WorkerSettings) -> dict[str, Any]:
+def rank_instructions(job_id: str, config: PPLConfig, settings: WorkerSettings, *, cropped: bool) -> dict[str, Any]:
     """Return the instructions that all ranks of a job share; each gets its part of the worker's threads."""
     return {
         "processes": settings.training_processes,
         "job_id": job_id,
         "config": config.to_dict(),
+        "cropped": cropped,
         "data_root": str(settings.data_root),
         "device": settings.device,
         "perceptual_weights": settings.perceptual_weights and str(settings.perceptual_weights.absolute()),

@@ -149,14 +149,14 @@ class TrainingRunner:
     def _make_trainer(self, record: JobRecord, held: HeldJob) -> Trainer:
         job, settings = record.job, self.settings
         data, config = load_training_input(self.taker.files, job.id), parse_config(job.settings)
-        checkpoint = self.taker.files.checkpoint(job.id)
+        checkpoint, cropped = self.taker.files.checkpoint(job.id), bool(job.metrics.get("located"))
         given = (data.images, config, settings.device, settings.perceptual_weights)
         if settings.training_processes > 1:
-            instructions = rank_instructions(job.id, config, settings)
+            instructions = rank_instructions(job.id, config, settings, cropped=cropped)
             ranks = (instructions, checkpoint, held.check)
-            trainer: Trainer = MultiprocessTrainer(*ranks, *given, clips=data.clips, prior=data.prior)
+            trainer: Trainer = MultiprocessTrainer(*ranks, *given, clips=data.clips, prior=data.prior, cropped=cropped)
         else:
-            trainer = Trainer(*given, clips=data.clips, prior=data.prior)
+            trainer = Trainer(*given, clips=data.clips, prior=data.prior, cropped=cropped)
         if job.continued_from:
             trainer.load_weights(self.taker.files.start(job.id))
         try:

@@ -146,8 +146,10 @@ def test_angles_follow_a_rotated_thing_in_pictures_that_were_not_seen():
     assert (apart - middle).cos().min() > 0
 
 
-def test_few_pictures_and_zoom_off_fit_nothing(wandering):
+def test_clips_pictures_around_boxes_few_pictures_and_zoom_off_fit_nothing(wandering):
     images = wandering[0]
+    assert not Trainer(images, config(), "cpu", cropped=True).zoomed
+    assert not Trainer(images, config(), "cpu", clips=np.arange(40) // 2).zoomed
     assert not Trainer(images[: locator.FEWEST_PICTURES - 1], config(), "cpu").model.locator.fitted
     assert Trainer(images, config(zoom="off"), "cpu").model.locator is None
     assert Trainer(images, config(features="none"), "cpu").model.locator is None
@@ -169,7 +171,7 @@ def test_answers_are_in_coordinates_of_the_whole_picture(trained, wandering, tmp
     assert np.abs(found.trajectory - expected).max() < 0.01  # the crops were rounded to bytes
     assert np.array_equal(found.keypoints, found.trajectory[:, -1])
     assert np.abs(found.surprises - inner.surprises).max() < 0.05 * inner.surprises.max()
-    # the link map lies in the square, and outside of it there is none
+    # the link map lies in the square alone
     laid = uncrop(torch.from_numpy(inner.link_map).float()[:, None], squares, SIDE)[0][:, 0].numpy()
     assert np.abs(found.link_map - laid).mean() < 2
     # the reconstruction is laid over the picture, which stays as it is elsewhere

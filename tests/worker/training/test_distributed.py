@@ -154,7 +154,10 @@ def test_job_goes_on_from_its_checkpoint_after_a_process_was_killed(
 def test_error_of_a_process_is_raised_with_its_reason(pair: SimpleNamespace, tmp_path: Path, forked: Any) -> None:
     job = pair.prepared()
     pair.files.pictures(job.id).unlink()
-    order = {**rank_instructions(job.id, pair.tiny(), pair.settings), "meeting": f"file://{tmp_path}/meeting"}
+    order = {
+        **rank_instructions(job.id, pair.tiny(), pair.settings, cropped=False),
+        "meeting": f"file://{tmp_path}/meeting",
+    }
     with RankProcesses(order, lambda: None) as both:
         both.send("step")
         with pytest.raises(RankError, match=r"of 2: TrainingFailed: .* were deleted"):

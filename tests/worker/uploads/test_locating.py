@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.training.trainer import Trainer
 from service.contract.jobs.files import BOXES
 from service.contract.jobs.store import Job, JobStatus
 from service.contract.media.boxes import parse_box_file
@@ -85,7 +86,15 @@ def test_the_boxes_of_a_video_name_its_frames(desk, video) -> None:
     assert boxes == {number: (number, 2, 20, 20) for number in boxes}
 
 
-def test_the_version_keeps_the_boxes_and_whole_pictures_have_none(desk, arena) -> None:
+def test_the_version_keeps_the_boxes_and_whole_pictures_have_none(desk, arena, monkeypatch) -> None:
+    given = []
+
+    class Recorded(Trainer):
+        def __init__(self, *arguments, **named) -> None:
+            given.append(named["cropped"])
+            super().__init__(*arguments, **named)
+
+    monkeypatch.setattr("worker.training.runner.Trainer", Recorded)
     located, _, _ = prepared(desk, desk.upload(arena, desk.tiny()))
     text = desk.files.found_boxes(located.id).read_text()
     desk.runner.run(located.id)
@@ -93,6 +102,8 @@ def test_the_version_keeps_the_boxes_and_whole_pictures_have_none(desk, arena) -
     assert (desk.store.path("dog", done.version) / BOXES).read_text() == text
     whole, _, _ = prepared(desk, desk.upload(arena, desk.tiny(locate="off")))
     assert not desk.files.found_boxes(whole.id).exists()
+    desk.runner.run(whole.id)
+    assert given == [True, False]  # what is cropped around boxes is neither cropped nor rotated again
 
 
 def test_whole_pictures_are_taken_on_request_and_where_nothing_moves(desk, arena) -> None:
