@@ -31,7 +31,12 @@ def vary_bank(tensors: Mapping[str, Array], bank: int, codes: Sequence[int] | No
     vectors = codebook.mean(axis=1) if codes is None else codebook[np.arange(len(codebook)), np.asarray(codes)]
     varied = np.repeat(vectors[None], codebook.shape[1], axis=0)
     varied[:, bank] = codebook[bank]
-    return _apply(_DECODER, tensors, "memory.decoder.", varied)
+    return decode(tensors, varied)
+
+
+def decode(tensors: Mapping[str, Array], vectors: Array) -> Array:
+    """Decode M vectors a pose, (B, M, D), to poses (B, K, 2) with a version's ``memory.decoder.*``."""
+    return _apply(_DECODER, tensors, "memory.decoder.", vectors)
 
 
 def _apply(part: Part, tensors: Mapping[str, Array], prefix: str, values: Array) -> Array:

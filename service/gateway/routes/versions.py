@@ -146,9 +146,9 @@ async def get_export(gateway: CurrentGateway, category: str, version: str) -> Re
 async def post_import(request: Request, gateway: CurrentGateway, category: str) -> Response:
     """Create a version from an exported file, under its own name, in this category or in another.
 
-    The server checks the format, every checksum, the settings, and that the weights fit these settings (by their
-    header) before it publishes the version. The version becomes active if `activate` is true, or if the category has no
-    active version and `activate` is not given.
+    Before it publishes the version, the server checks the format, every checksum, the settings, that the weights fit
+    these settings, that their values are such as a training reaches, and that prior and memory follow from them. The
+    version becomes active if `activate` is true, or if the category has no active version and `activate` is not given.
     """
     check_category(category)
     async with UploadFolder.create_in(gateway.versions.store.root, gateway.threads.upload) as upload:

@@ -13,11 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save, save_file
 
 from model.config import PPLConfig, resolve
 from model.network.architecture import FEATURE_WEIGHTS, expected_tensors, named_features
+from model.network.pose_prior_learner import PosePriorLearner
 from model.predictor import Predictor
+from model.version.prior import History as Recorded
+from model.version.tensor_files import write_version
 from service.contract.versions.export_manifest import MANIFEST
 from service.contract.versions.store import VersionStore
 from service.versions.export import export_version
@@ -27,13 +31,17 @@ from service.versions.schemas import History, Memory, Prior, VersionEntry
 NAME = "20260101T000000-abc123"
 NUMPY = {"F32": np.float32, "I64": np.int64, "BOOL": np.bool_}
 NAMES = ["nose", "neck", "tail", "left", "right"]
-CONFIG = resolve(
-    "compact", {"base_width": 8, "num_keypoints": 5, "num_banks": 3, "bank_size": 2, "token_dim": 8, "memory_width": 8}
-)
+SIZES = {"base_width": 8, "num_keypoints": 5, "num_banks": 3, "bank_size": 2, "token_dim": 8, "memory_width": 8}
+CONFIG = resolve("compact", {**SIZES, "keypoint_prior": "predefined", "link_width": 1e-3})
 
 
 def weights(config: PPLConfig = CONFIG, **changes) -> bytes:
+    """Return weights that the published prior and memory follow from; zeros apart from these."""
     tensors = {name: np.zeros(shape, NUMPY[kind]) for name, (kind, shape) in expected_tensors(config).items()}
+    links = 1 / (1 + np.add(*np.triu_indices(5, 1)))
+    tensors["link_logits"] = (np.log(np.expm1(links)) / config.link_scale).astype(np.float32)
+    tensors["own_prior"] = np.float32([[0.0, 0.0], [0.5, 0.0], [0.0, 0.5], [-0.5, 0.0], [0.0, -0.5]])
+    tensors["memory.use_counts"] += 1
     tensors.update(changes)
     facts = json.dumps({"step": 10, "features": named_features(config)})
     return save({name: value for name, value in tensors.items() if value is not None}, {"facts": facts})
@@ -45,11 +53,14 @@ def version(publish, data_root) -> Path:
     publish("dog", NAME)
     folder = VersionStore(data_root).path("dog", NAME)
     (folder / "weights.safetensors").write_bytes(weights())
-    documents = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("version", "memory")}
+    documents = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("version", "prior", "memory")}
     documents["version"]["settings"] = CONFIG.to_dict()
+    documents["prior"]["keypoint_prior_source"] = "predefined"
     documents["memory"].update(bank_size=2, token_dim=8)
+    documents["memory"]["prototypes"][0]["keypoints"] = [[0.0, 0.0]] * 5
     (folder / "config.json").write_text(json.dumps(CONFIG.to_dict()))
-    (folder / "memory.json").write_text(json.dumps(documents["memory"]))
+    for name in ("prior", "memory"):
+        (folder / f"{name}.json").write_text(json.dumps(documents[name]))
     for path in folder.iterdir():
         if path.name != "version.json":
             documents["version"]["files"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -153,6 +164,29 @@ async def test_sample_version_passes_all_checks(http, there, data_root):
     assert (await export(there)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"keypoint_prior": "random", "keypoint_prior_trainable": True}, {"method": "autolink"}],
+    ids=["memory", "own prior", "autolink"],
+)
+async def test_what_a_training_writes_passes_all_checks(there, tmp_path, changes):
+    """Its prior and its memory follow from its weights, for each kind of prior."""
+    torch.manual_seed(0)
+    small = {"image_size": 32, "base_width": 8, "num_keypoints": 5, "num_banks": 3, "bank_size": 4, "token_dim": 8}
+    config = resolve("paper", {**small, "memory_width": 16, "memory_depth": 1, **changes})
+    model, folder = PosePriorLearner(config), tmp_path / "written"
+    folder.mkdir()
+    history = Recorded(10, 2)
+    history.record(model, 0)
+    pictures = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), np.uint8)
+    write_version(folder, model, pictures, history, step=10)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    files["version.json"] = json.dumps({"format": 1, "version": NAME, "training": {"mode": "stills"}}).encode()
+    files[MANIFEST] = json.dumps({"format": 1, "category": "dog", "version": NAME}).encode()
+    answer = await bring(there, packed(files))
+    assert answer.status_code == 201, answer.text
+
+
 async def test_export_streams_in_little_memory(version, data_root):
     big = {"x": np.zeros(16 * 2**20, np.float32)}
     save_file(big, version / "weights.safetensors", {"facts": "{}"})
@@ -247,6 +281,13 @@ async def test_compressed_zip_is_taken_too(http, there, version):
 def changed(files: dict[str, bytes], name: str, **changes) -> dict[str, bytes]:
     document = {**json.loads(files[name]), **changes}
     return {**files, name: json.dumps({key: value for key, value in document.items() if value is not ...}).encode()}
+
+
+def presence(size: int, precision: float = 1.0) -> dict:
+    """A calibration by descriptions of this size."""
+    matrix = (precision * np.eye(size)).tolist()
+    parts = {"mean": [0.0] * size, "precision": matrix, "centre": [0.0] * 4, "scale": [1.0] * 4, "weights": [0.0] * 5}
+    return {"format": 1, **parts}
 
 
 def landmark_set(weight: float) -> dict:
@@ -370,6 +411,57 @@ def hurt(files: dict[str, bytes], what: str) -> bytes:
             return packed({**files, "weights.safetensors": weights(link_logits=np.zeros(10, np.float64))})
         case "tensor infinite":
             return packed({**files, "weights.safetensors": weights(link_logits=np.full(10, np.inf, np.float32))})
+        case "tensor absurd":
+            return packed({**files, "weights.safetensors": weights(link_logits=np.full(10, 1e30, np.float32))})
+        case "variance below zero":
+            changes = {"regressor.encoder.up.0.norm.running_var": np.full(32, -1, np.float32)}
+            return packed({**files, "weights.safetensors": weights(**changes)})
+        case "count below zero":
+            changes = {"memory.idle_steps": np.full((3, 2), -1)}
+            return packed({**files, "weights.safetensors": weights(**changes)})
+        case "truth beyond true":
+            data = bytearray(weights(**{"memory.filled": np.array(True)}))
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            at = header["memory.filled"]["data_offsets"][0] + 8 + int.from_bytes(data[:8], "little")
+            assert data[at] == 1
+            data[at] = 7
+            return packed({**files, "weights.safetensors": bytes(data)})
+        case "other links":
+            return packed({**files, "weights.safetensors": weights(link_logits=np.zeros(10, np.float32))})
+        case "other pose":
+            return packed({**files, "weights.safetensors": weights(own_prior=np.zeros((5, 2), np.float32))})
+        case "other prototype":
+            bias = {"memory.decoder.4.bias": np.float32([0.3, 0])}
+            return packed({**files, "weights.safetensors": weights(**bias)})
+        case "decoder overflows":
+            shapes = {"1.bias": 32, "2.token_norm.weight": 32, "3.weight": 32, "3.bias": 32, "4.weight": (2, 32)}
+            changes = {f"memory.decoder.{part}": np.full(shape, 1e6, np.float32) for part, shape in shapes.items()}
+            return packed({**files, "weights.safetensors": weights(**changes)})
+        case "other use counts":
+            return packed(changed(files, "memory.json", use_counts=[[2.0, 2.0]] * 3))
+        case "other source":
+            return packed(changed(files, "prior.json", keypoint_prior_source="random"))
+        case "other link width":
+            return packed(changed(files, "prior.json", link_width=0.05))
+        case "surprise":
+            return packed(changed(files, "memory.json", surprise_scale=0))
+        case "surprise in text":
+            return packed(changed(files, "memory.json", surprise_scale="nan"))
+        case "nested":
+            nested: list = []
+            for _ in range(200):
+                nested = [nested]
+            return packed(changed(files, "version.json", training={"mode": "stills", "losses": nested}))
+        case "presence of other size":
+            return packed({**files, "presence.json": json.dumps(presence(7)).encode()})
+        case "presence absurd":
+            return packed({**files, "presence.json": json.dumps(presence(112, 1e300)).encode()})
+        case "history absurd":
+            snapshot = {"step": 0, "keypoint_prior": [[1e300, 0.0]] * 5, "link_weights": [1.0] * 10}
+            return packed(changed(files, "history.json", snapshots=[snapshot]))
+        case "prototypes":
+            prototype = json.loads(files["memory.json"])["prototypes"]
+            return packed(changed(files, "memory.json", prototypes=prototype * 1000))
         case "tensor missing":
             return packed({**files, "weights.safetensors": weights(link_logits=None)})
         case "other features":
@@ -430,6 +522,24 @@ def hurt(files: dict[str, bytes], what: str) -> bytes:
         ("tensor shape", "link_logits"),
         ("tensor type", "F64"),
         ("tensor infinite", "link_logits in weights.safetensors holds infinity"),
+        ("tensor absurd", "link_logits in weights.safetensors holds numbers from 1e+30 to 1e+30"),
+        ("variance below zero", "running_var in weights.safetensors holds numbers from -1"),
+        ("count below zero", "idle_steps in weights.safetensors holds numbers from -1"),
+        ("truth beyond true", "memory.filled in weights.safetensors holds numbers from 7"),
+        ("other links", "prior.json has other link weights than weights.safetensors"),
+        ("other pose", "prior.json has another pose than weights.safetensors"),
+        ("other prototype", "memory.json has another pose than weights.safetensors"),
+        ("decoder overflows", "memory.json has another pose than weights.safetensors"),
+        ("other use counts", "memory.json has other use_counts"),
+        ("other source", "keypoint_prior_source is random; by config.json it is predefined"),
+        ("other link width", "link_width is 0.05; by config.json it is 0.001"),
+        ("surprise", "surprise_scale is 0"),
+        ("surprise in text", "memory.json: surprise_scale"),
+        ("nested", "version.json is not JSON: it is nested more than 32 deep"),
+        ("presence of other size", "describes pictures by 7 numbers; by config.json there are 112"),
+        ("presence absurd", "presence.json: its precision has a number beyond 1e+12"),
+        ("history absurd", "history.json: at step 0 it has a number beyond 1e+06"),
+        ("prototypes", "has 1000 prototypes"),
         ("other features", "was trained with the features {'name': 'efficientnet_lite0', 'sha256': '00"),
         ("tensor missing", "link_logits in weights.safetensors is absent"),
         ("tensor too many", "more in weights.safetensors is F32 of shape [9]"),
