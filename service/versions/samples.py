@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from contextlib import suppress
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from service.contract.errors import PPLError, UnknownCategory
+from service.contract.errors import PPLError, UnknownCategory, VersionExists
 from service.contract.versions.store import VersionStore
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ def _install(store: VersionStore, folder: Path) -> bool:
     if names and (names != [version] or store.active(category)):
         return False
     if not names:
-        with store.staging(category, version) as staged:
+        # another gateway that starts at this moment may be first
+        with suppress(VersionExists), store.staging(category, version) as staged:
             shutil.copytree(folder, staged, dirs_exist_ok=True)
             store.publish(staged, category, version)
     store.activate(category, version)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -282,11 +283,13 @@ class VersionStore:
 
     @contextmanager
     def staging(self, category: str, version: str) -> Iterator[Path]:
-        """Create a folder for :meth:`publish`; remove it at the end of the block if it was not published."""
+        """Create a folder for :meth:`publish`; remove it at the end of the block if it was not published.
+
+        Its name is its own: another process may stage the same version. A worker sweeps what a crash leaves.
+        """
         final = self.path(category, version)
         final.parent.mkdir(parents=True, exist_ok=True)
-        folder = final.with_name(STAGING + version)
-        shutil.rmtree(folder, ignore_errors=True)  # left by a crash
+        folder = final.with_name(f"{STAGING}{version}-{secrets.token_hex(4)}")
         folder.mkdir()
         try:
             yield folder

@@ -102,6 +102,17 @@ def test_failed_staging_leaves_nothing_behind(store: VersionStore, data_root: Pa
     assert store.categories() == []
 
 
+def test_two_that_stage_the_same_version_do_not_touch_each_others_files(store: VersionStore) -> None:
+    with store.staging("dog", "v1") as first, store.staging("dog", "v1") as second:
+        (first / "version.json").write_text('{"by": "first"}')
+        (second / "version.json").write_text('{"by": "second"}')
+        store.publish(first, "dog", "v1")
+        with pytest.raises(VersionExists):
+            store.publish(second, "dog", "v1")
+    assert store.info("dog", "v1") == {"by": "first"}
+    assert store.list_staged() == []
+
+
 def test_leftover_of_a_killed_process_is_no_version_and_is_replaced(store: VersionStore, data_root: Path) -> None:
     publish(store, "v0")
     left = data_root / "categories" / "dog" / "versions" / ".staging-v1"
