@@ -63,7 +63,10 @@ class APIError(ClientError):
         status: HTTP status.
         code: the problem's code, such as ``unknown_category``.
         retry_after_s: when to try again, if the server says so.
+        repeated: an earlier attempt of the request had no response, and may be what this one conflicts with.
     """
+
+    repeated = False
 
     def __init__(self, problem: Mapping[str, Any], status: int, retry_after_s: float | None = None) -> None:
         self.title = str(problem.get("title") or f"HTTP status {status}")

@@ -1,8 +1,10 @@
 """When to send a failed request again.
 
 - 429 or 503 with ``Retry-After``: the server did nothing, so any request is sent again.
-- 502, 504 or a broken connection: the server may have acted, so only requests that are safe to repeat are sent again:
-  reads, estimates that do not run in the background, and requests with an Idempotency-Key.
+- 502, 504 or a broken connection, as of a killed gateway: the server may have acted, so only requests that are safe to
+  repeat are sent again: reads, estimates that do not run in the background, requests with an Idempotency-Key, datasets
+  (known by their content), PUT, DELETE, and what cancels, pauses or resumes. Of a change that turns out to be done
+  already, the callers find that by :attr:`APIError.repeated`.
 - Nothing listens at the address: not sent again, so that the user learns it at once.
 """
 
@@ -18,6 +20,8 @@ MAX_RETRY_AFTER_S = 60.0  # longer waits are reported to the caller instead
 _FIRST_DELAY_S = 0.5
 _NOT_PROCESSED = frozenset({429, 503})
 _GATEWAY_FAILED = frozenset({502, 504})
+_REPEATABLE = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+_REPEATABLE_POSTS = ("/datasets", "/cancel", "/pause", "/resume")  # ends of paths
 
 
 def retry_delay_s(
@@ -39,5 +43,6 @@ def retry_delay_s(
         is_transient = not isinstance(failure, CannotConnect)
     headers = headers or {}
     is_waiting_estimate = path == "/estimate" and "Prefer" not in headers  # in the background it would run twice
-    is_repeatable = method in ("GET", "HEAD") or is_waiting_estimate or "Idempotency-Key" in headers
+    is_repeatable = method in _REPEATABLE or path.endswith(_REPEATABLE_POSTS) or "Idempotency-Key" in headers
+    is_repeatable = is_repeatable or is_waiting_estimate
     return delay_s if is_transient and is_repeatable else None

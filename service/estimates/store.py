@@ -10,6 +10,7 @@ estimates/<id>/raw             the response without smoothing, if it has no plac
 estimates/<id>/overlay         the video with its poses drawn
 estimates/<id>/cancel          exists once the owner cancelled it
 estimates/<id>/.lock           locked by the gateway that works on it; the system frees it if that crashes
+estimates/requests/<key>       id of the estimate that a request with this Idempotency-Key created, by digest
 estimates/waiting/<id>         exists while it has not ended
 estimates/.submit.lock         locked while the limits are checked for one more
 """
@@ -25,8 +26,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from service.contract.durable_files import folder_names, hold_lock, sync, write_json
-from service.contract.errors import BadCursor, Conflict, StoreCorrupt, UnknownEstimate
+from service.contract.durable_files import atomic_write, folder_names, hold_lock, sync, write_json
+from service.contract.errors import BadCursor, Conflict, KeyReused, StoreCorrupt, UnknownEstimate
 from service.contract.jobs.job import JobError
 from service.contract.quotas import PendingEstimate
 from service.http.multipart import seconds_since_change
@@ -61,6 +62,7 @@ class EstimateStore:
     def __init__(self, data_root: Path) -> None:
         self._root = data_root / "estimates"
         self._waiting = self._root / "waiting"
+        self._requests = self._root / "requests"
 
     def path(self, estimate_id: str, *names: str) -> Path:
         """Return the path of an estimate's folder, or of a file in it. Raises UnknownEstimate for an invalid id."""
@@ -81,23 +83,47 @@ class EstimateStore:
                 found[estimate_id] = PendingEstimate(record.shown.created_by, record.size_bytes)
         return found
 
-    def submit(self, record: EstimateRecord, check: Callable[[Mapping[str, PendingEstimate]], None]) -> None:
-        """Submit an estimate whose pictures are stored; all is on disk when this returns.
+    def submit(
+        self,
+        record: EstimateRecord,
+        check: Callable[[Mapping[str, PendingEstimate]], None],
+        request_key: str | None = None,
+    ) -> EstimateRecord:
+        """Submit an estimate whose pictures are stored, and return it; all is on disk when this returns.
 
         Args:
             check: called with the pending estimates of all gateways while no other is submitted; its errors leave
                 everything as it was.
+            request_key: digest that names the request; if the same request was submitted before, that estimate is
+                returned and nothing changes.
+
+        Raises:
+            KeyReused: another request has this key.
         """
+        key_file = self._requests / request_key if request_key else None
         pictures = self.path(record.shown.id, "pictures")
         for path in (*pictures.iterdir(), pictures):
             sync(path)
         with hold_lock(self._root / ".submit.lock"):
+            if key_file and (earlier := self._find_request(key_file)):
+                return _check_same(earlier, record)
             check(self.pending())
+            if key_file:  # before the record: a key without an estimate is free, an estimate without its key is doubled
+                self._requests.mkdir(exist_ok=True)
+                with atomic_write(key_file) as file:
+                    file.write(record.shown.id.encode())
             self.write(record)
             self._waiting.mkdir(parents=True, exist_ok=True)
             (self._waiting / record.shown.id).touch()
         sync(self._waiting)
         sync(self._root)
+        return record
+
+    def _find_request(self, key_file: Path) -> EstimateRecord | None:
+        try:
+            return self.record(key_file.read_text())
+        except (FileNotFoundError, UnknownEstimate):
+            return None
 
     def record(self, estimate_id: str) -> EstimateRecord:
         """Read an estimate. Raises UnknownEstimate, StoreCorrupt."""
@@ -220,6 +246,10 @@ class EstimateStore:
     def sweep(self, kept_s: float, stale_s: float) -> list[str]:
         """Delete estimates that ended long ago, and stale uploads of a crashed gateway. Returns the ids deleted."""
         removed = []
+        with suppress(FileNotFoundError):
+            for key_file in self._requests.iterdir():
+                if seconds_since_change(key_file) > stale_s and not self._find_request(key_file):
+                    key_file.unlink(missing_ok=True)
         for estimate_id in self._ids():
             try:
                 shown = self.record(estimate_id).shown
@@ -237,6 +267,17 @@ class EstimateStore:
 
     def _ids(self) -> list[str]:
         return list(filter(_ID.fullmatch, folder_names(self._root)))
+
+
+def _check_same(earlier: EstimateRecord, record: EstimateRecord) -> EstimateRecord:
+    """Return the earlier estimate if its request was the same."""
+    if any(getattr(earlier, name) != getattr(record, name) for name in ("fields", "names", "video", "size_bytes")):
+        raise KeyReused(
+            f"the Idempotency-Key was used by another request, which created estimate {earlier.shown.id}; send that "
+            "request again, or use another key",
+            extra={"estimate_id": earlier.shown.id},
+        )
+    return earlier
 
 
 def _unknown_error(estimate_id: str) -> UnknownEstimate:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, aclosing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,19 @@ import httpx
 from service.client import batches
 from service.client.batches import Box, Boxes, BoxFile, boxes_field, form_fields
 from service.client.connection import OnProgress, api_path, given
-from service.client.errors import APIError, InputError
-from service.client.types import BackgroundEstimate, Estimate, EstimateWithResult, FailedPicture, PoseLine
+from service.client.errors import APIError, InputError, Unreachable
+from service.client.retries import retry_delay_s
+from service.client.types import (
+    BackgroundEstimate,
+    Estimate,
+    EstimateStatus,
+    EstimateWithResult,
+    FailedPicture,
+    PoseLine,
+)
 from service.client.uploads import AnyPath, Picture, file_part
 
+from .concurrency import sleep
 from .transport import Transport
 
 
@@ -144,6 +155,7 @@ class EstimateCalls(Transport):
         max_gap: int | None = None,
         align: str | None = None,
         max_animals: int | None = None,
+        idempotency_key: str | None = None,
     ) -> BackgroundEstimate:
         """Start an estimate of pictures or a video in the background and return at once.
 
@@ -156,6 +168,7 @@ class EstimateCalls(Transport):
             smooth: filter for a video: "savgol" or "median", or with a window in frames, as "savgol:11".
             max_gap: longest gap in frames that is interpolated, with smooth.
             max_animals: of a video, see :meth:`estimate_video`.
+            idempotency_key: the same key gives the same estimate; random by default.
         """
         if bool(images) == (video is not None):
             raise InputError("an estimate takes either pictures or a video; give one of them")
@@ -164,6 +177,7 @@ class EstimateCalls(Transport):
         fields = form_fields(category, version, refine_steps, include, landmarks, align)
         fields |= {"format": format} | given(locate=locate)
         fields |= given(smooth=smooth, max_gap=None if max_gap is None else str(max_gap))
+        headers = {"Prefer": "respond-async", "Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         with ExitStack() as stack:
             if video is not None:
                 files: Any = {"video": file_part(video, stack)}
@@ -172,7 +186,7 @@ class EstimateCalls(Transport):
             else:
                 files = batches.picture_files(images, stack)
                 fields |= boxes_field(boxes)
-            content = {"data": fields, "files": files, "headers": {"Prefer": "respond-async"}}
+            content = {"data": fields, "files": files, "headers": headers}
             return await self.request(BackgroundEstimate, "POST", "/estimate", **content)
 
     def estimates(self) -> AsyncIterator[BackgroundEstimate]:
@@ -197,11 +211,8 @@ class EstimateCalls(Transport):
 
     async def stream_estimate(self, estimate_id: str) -> AsyncIterator[bytes]:
         """Yield the poses of a background estimate in its format, part by part."""
-        path = api_path("estimates", estimate_id, "result")
-        async with aclosing(await self.send("GET", path, stream=True)) as response:
-            with self._map_connection_errors():
-                async for part in response.aiter_bytes():
-                    yield part
+        async for part in self.stream(api_path("estimates", estimate_id, "result")):
+            yield part
 
     async def wait_estimate(
         self,
@@ -216,11 +227,17 @@ class EstimateCalls(Transport):
 
     async def cancel_estimate(self, estimate_id: str) -> BackgroundEstimate:
         """Stop a background estimate for good."""
-        return await self.request(BackgroundEstimate, "POST", api_path("estimates", estimate_id, "cancel"))
+        try:
+            return await self.request(BackgroundEstimate, "POST", api_path("estimates", estimate_id, "cancel"))
+        except APIError as error:
+            now = await self.estimate_job(estimate_id) if error.status == 409 and error.repeated else None
+            if now and now.status is EstimateStatus.CANCELLED:
+                return now
+            raise
 
     async def delete_estimate(self, estimate_id: str) -> None:
         """Delete a background estimate that has ended, with its result."""
-        await self.send("DELETE", api_path("estimates", estimate_id))
+        await self.delete_path(api_path("estimates", estimate_id))
 
     async def _send_pictures(
         self, fields: dict[str, str], images: Sequence[Picture], boxes: Boxes | BoxFile | None
@@ -238,13 +255,23 @@ class EstimateCalls(Transport):
 
     async def _stream_lines(self, first: int, fields: Any, files: Any) -> AsyncIterator[PoseLine | FailedPicture]:
         headers = {"Accept": "application/jsonl"}
-        answer = await self.send("POST", "/estimate", stream=True, data=fields, files=files, headers=headers)
-        async with aclosing(answer) as response:
-            with self._map_connection_errors():
-                async for text in response.aiter_lines():
-                    with self._map_parse_errors():
-                        line = batches.parse_line(text, first)
-                    if line is None:
-                        return
-                    yield line
-        raise APIError({"code": "unexpected_answer", "detail": "the lines broke off before their end"}, 200)
+        seen: set[tuple[int, int | None]] = set()
+        for attempt in count():
+            try:
+                answer = await self.send("POST", "/estimate", stream=True, data=fields, files=files, headers=headers)
+                async with aclosing(answer) as response:
+                    with self._map_connection_errors():
+                        async for text in response.aiter_lines():
+                            with self._map_parse_errors():
+                                line = batches.parse_line(text, first)
+                            if line is None:
+                                return
+                            if (key := (line.index, getattr(line, "box", None))) not in seen:
+                                seen.add(key)
+                                yield line
+                raise APIError({"code": "unexpected_answer", "detail": "the lines broke off before their end"}, 200)
+            except Unreachable as failure:  # sent again: the poses are the same
+                delay_s = retry_delay_s(attempt, "POST", "/estimate", None, failure)
+                if delay_s is None or attempt >= self.retries:
+                    raise
+            await sleep(delay_s)

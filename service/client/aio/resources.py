@@ -77,7 +77,7 @@ class DatasetCalls(CallGroup):
 
     async def delete(self, dataset_id: str) -> None:
         """Delete a dataset. The server refuses while a job that has not ended uses it."""
-        await self._transport.send("DELETE", api_path("datasets", dataset_id))
+        await self._transport.delete_path(api_path("datasets", dataset_id))
 
     async def contact_sheet(self, dataset_id: str) -> bytes:
         """Return a JPEG of sample pictures; the dataset must be ready."""
@@ -135,11 +135,16 @@ class AliasCalls(CallGroup):
                     raise
         content = {"json": {"version": version}, "headers": {"If-Match": f'"{expected}"'} if expected else {}}
         path = api_path("priors", category, "aliases", alias)
-        return await self._transport.request(AliasEntry, "PUT", path, **content)
+        try:
+            return await self._transport.request(AliasEntry, "PUT", path, **content)
+        except APIError as error:
+            if error.status == 412 and error.repeated and (now := await self.get(category, alias)).version == version:
+                return now  # moved by the attempt that had no response
+            raise
 
     async def delete(self, category: str, alias: str) -> None:
         """Remove an alias; its version stays. ``active`` can only be moved."""
-        await self._transport.send("DELETE", api_path("priors", category, "aliases", alias))
+        await self._transport.delete_path(api_path("priors", category, "aliases", alias))
 
 
 class VersionCalls(CallGroup):
@@ -151,7 +156,7 @@ class VersionCalls(CallGroup):
 
     async def delete(self, category: str, version: str) -> None:
         """Delete a version for good. The server refuses if an alias points to it."""
-        await self._transport.send("DELETE", api_path("priors", category, "versions", version))
+        await self._transport.delete_path(api_path("priors", category, "versions", version))
 
     async def diff(
         self, category: str, older: str, newer: str = "active", match: str = "auto", strong: float | None = None
@@ -236,4 +241,4 @@ class LandmarkCalls(CallGroup):
     async def delete(self, category: str, name: str, version: str | None = None) -> None:
         """Delete a landmark set."""
         path = api_path("priors", category, "landmarks", name)
-        await self._transport.send("DELETE", path, params=given(version=version))
+        await self._transport.delete_path(path, params=given(version=version))

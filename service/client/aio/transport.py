@@ -38,6 +38,7 @@ class Transport(Connection):
         ``content`` are arguments of httpx's ``build_request``. With ``stream`` the body is not read yet, and the caller
         closes the response. Raises Unreachable, APIError.
         """
+        may_have_acted = False
         for attempt in count():
             try:
                 with self._map_connection_errors():
@@ -48,6 +49,9 @@ class Transport(Connection):
                     await response.aread()
                 raise self._refusal(response)
             except (Unreachable, APIError) as failure:
+                if isinstance(failure, APIError):
+                    failure.repeated = may_have_acted
+                may_have_acted = may_have_acted or isinstance(failure, Unreachable)
                 delay_s = retry_delay_s(attempt, method, path, content.get("headers"), failure)
                 if delay_s is None or attempt >= self.retries:
                     raise
@@ -57,6 +61,14 @@ class Transport(Connection):
     async def request(self, model: type[Model], method: str, path: str, **content: Any) -> Model:
         """Send a request and parse its response as a model. Raises Unreachable, APIError."""
         return self.read(model, await self.send(method, path, **content))
+
+    async def delete_path(self, path: str, **content: Any) -> None:
+        """Delete what a path of the API names. Raises Unreachable, APIError."""
+        try:
+            await self.send("DELETE", path, **content)
+        except APIError as error:
+            if not (error.status == 404 and error.repeated):
+                raise
 
     async def get_json(self, path: str) -> Any:
         """Return the JSON at a path of the API."""
@@ -82,10 +94,9 @@ class Transport(Connection):
         """Stream a response into a file, which replaces an older one only when it is complete. Raises InputError."""
         draft = to.with_name(f".{to.name}.part")
         try:
-            async with aclosing(await self.send("GET", path, stream=True)) as response:
-                with self._map_connection_errors(), draft.open("wb") as file:
-                    async for chunk in response.aiter_bytes():
-                        file.write(chunk)
+            with draft.open("wb") as file:
+                async for chunk in self.stream(path):
+                    file.write(chunk)
             draft.replace(to)
         except OSError as error:
             raise InputError(f"can't write {to}: {error.strerror or error}") from error
@@ -93,6 +104,27 @@ class Transport(Connection):
             with suppress(OSError):
                 draft.unlink()
         return to
+
+    async def stream(self, path: str) -> AsyncIterator[bytes]:
+        """Yield the body of a response part by part; go on where it broke off. Raises Unreachable, APIError."""
+        received = 0
+        for attempt in count():
+            skipped = 0
+            try:
+                async with aclosing(await self.send("GET", path, stream=True)) as response:
+                    with self._map_connection_errors():
+                        async for chunk in response.aiter_bytes():
+                            new = chunk[max(0, received - skipped) :]
+                            skipped += len(chunk) - len(new)
+                            received, skipped = received + len(new), skipped + len(new)
+                            if new:
+                                yield new
+                return
+            except Unreachable as failure:
+                delay_s = retry_delay_s(attempt, "GET", path, None, failure)
+                if delay_s is None or attempt >= self.retries:
+                    raise
+            await sleep(delay_s)
 
     async def poll(
         self, model: type[Model], path: str, on_progress: OnProgress[Model], poll_s: float, timeout_s: float | None

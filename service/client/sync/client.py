@@ -143,11 +143,16 @@ class Client(EstimateCalls):
 
     def cancel(self, job_id: str) -> Job:
         """Request that the job stops; a running one stops at its next step."""
-        return self.request(Job, "POST", api_path("train-jobs", job_id, "cancel"))
+        try:
+            return self.request(Job, "POST", api_path("train-jobs", job_id, "cancel"))
+        except APIError as error:
+            if error.status == 409 and error.repeated and (job := self.job(job_id)).status is JobStatus.CANCELLED:
+                return job
+            raise
 
     def delete(self, job_id: str) -> None:
         """Delete the record of a job that has ended."""
-        self.send("DELETE", api_path("train-jobs", job_id))
+        self.delete_path(api_path("train-jobs", job_id))
 
     def wait(
         self, job_id: str, on_progress: OnProgress[Job] = None, poll_s: float = 0.5, timeout_s: float | None = None
@@ -245,7 +250,13 @@ class Client(EstimateCalls):
         current = self._get_prior(category, version, "keypoint-names")
         params, headers = {"version": self.read(KeypointNames, current).version}, {"If-Match": current.headers["ETag"]}
         path, content = api_path("priors", category, "keypoint-names"), {"names": list(names)}
-        return self.request(KeypointNames, "PUT", path, params=params, headers=headers, json=content)
+        try:
+            return self.request(KeypointNames, "PUT", path, params=params, headers=headers, json=content)
+        except APIError as error:
+            now = self.keypoint_names(category, version) if error.status == 412 and error.repeated else None
+            if now and now.names == list(names):
+                return now
+            raise
 
     def link_map(self, category: str, version: str | None = None) -> bytes:
         """Return the prior's link map as a PNG."""

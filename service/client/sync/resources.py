@@ -78,7 +78,7 @@ class DatasetCalls(CallGroup):
 
     def delete(self, dataset_id: str) -> None:
         """Delete a dataset. The server refuses while a job that has not ended uses it."""
-        self._transport.send("DELETE", api_path("datasets", dataset_id))
+        self._transport.delete_path(api_path("datasets", dataset_id))
 
     def contact_sheet(self, dataset_id: str) -> bytes:
         """Return a JPEG of sample pictures; the dataset must be ready."""
@@ -136,11 +136,16 @@ class AliasCalls(CallGroup):
                     raise
         content = {"json": {"version": version}, "headers": {"If-Match": f'"{expected}"'} if expected else {}}
         path = api_path("priors", category, "aliases", alias)
-        return self._transport.request(AliasEntry, "PUT", path, **content)
+        try:
+            return self._transport.request(AliasEntry, "PUT", path, **content)
+        except APIError as error:
+            if error.status == 412 and error.repeated and (now := self.get(category, alias)).version == version:
+                return now  # moved by the attempt that had no response
+            raise
 
     def delete(self, category: str, alias: str) -> None:
         """Remove an alias; its version stays. ``active`` can only be moved."""
-        self._transport.send("DELETE", api_path("priors", category, "aliases", alias))
+        self._transport.delete_path(api_path("priors", category, "aliases", alias))
 
 
 class VersionCalls(CallGroup):
@@ -152,7 +157,7 @@ class VersionCalls(CallGroup):
 
     def delete(self, category: str, version: str) -> None:
         """Delete a version for good. The server refuses if an alias points to it."""
-        self._transport.send("DELETE", api_path("priors", category, "versions", version))
+        self._transport.delete_path(api_path("priors", category, "versions", version))
 
     def diff(
         self, category: str, older: str, newer: str = "active", match: str = "auto", strong: float | None = None
@@ -237,4 +242,4 @@ class LandmarkCalls(CallGroup):
     def delete(self, category: str, name: str, version: str | None = None) -> None:
         """Delete a landmark set."""
         path = api_path("priors", category, "landmarks", name)
-        self._transport.send("DELETE", path, params=given(version=version))
+        self._transport.delete_path(path, params=given(version=version))

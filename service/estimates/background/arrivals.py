@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from service.contract.quotas import EstimateLimits, PendingEstimate, check_estim
 from service.estimates.request import Query, UploadedFiles, read_estimate
 from service.estimates.schemas import BackgroundEstimate, EstimateProgress, EstimateStatus
 from service.estimates.store import EstimateRecord, EstimateStore
+from service.http.headers import idempotency_key
 from service.http.requests import body_bytes
 from service.runtime.concurrency import Threads
 from service.runtime.settings import Settings
@@ -44,15 +46,20 @@ class Arrivals:
         )
         self._uploads: dict[PendingEstimate, None] = {}  # ordered
 
-    async def accept(self, request: Request, owner: str | None) -> BackgroundEstimate:
-        """Store a request's files and submit the estimate.
+    async def accept(self, request: Request, owner: str | None) -> tuple[BackgroundEstimate, bool]:
+        """Store a request's files and submit the estimate, or find that of the same request with its Idempotency-Key.
+
+        Returns:
+            The estimate, and whether an earlier request created it.
 
         Raises:
+            KeyReused: another request had the same Idempotency-Key.
             QueueFull: a limit is reached.
             StorageFull: the disk is full.
             PPLError: the request is invalid, as far as that shows without reading the pictures.
         """
-        store, io = self._store, self._threads.io
+        store, io, key = self._store, self._threads.io, idempotency_key(request)
+        named = hashlib.sha256(f"{owner or ''} {key}".encode()).hexdigest() if key else None
         upload = PendingEstimate(owner)
         self._uploads[upload] = None
         try:
@@ -78,11 +85,11 @@ class Arrivals:
             files = UploadedFiles(store, self._threads.upload, self._settings.image_max_bytes, check_growth)
             async with aclosing(files):
                 record = await self._read(request, files, owner)
-                await self._threads.upload(store.submit, record, check_submission)
-                files.kept = True
+                submitted = await self._threads.upload(store.submit, record, check_submission, named)
+                files.kept = submitted is record
         finally:
             self._uploads.pop(upload, None)
-        return record.shown
+        return submitted.shown, submitted is not record
 
     async def _read(self, request: Request, files: UploadedFiles, owner: str | None) -> EstimateRecord:
         max_poses, io = self._settings.background_max_images, self._threads.io

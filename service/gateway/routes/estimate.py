@@ -28,7 +28,7 @@ from service.estimates.schemas import CocoDataset, Estimate
 from service.estimates.smoothing import SmoothTracks
 from service.estimates.video_frames import read_frames, video_limits
 from service.gateway.gateway import CurrentGateway, Gateway, new_router
-from service.http.headers import accepted_media_type, responds_async
+from service.http.headers import REPLAYED_HEADER, accepted_media_type, responds_async
 from service.http.problems import BadField, responses
 from service.http.requests import body_bytes
 from service.runtime.concurrency import cancel_tasks
@@ -83,15 +83,18 @@ def make_router(settings: Settings) -> APIRouter:
 
         With `Prefer: respond-async` the response is 202 at once, and the server estimates the poses in the background,
         for many pictures and long videos. The address in `Location` (`GET /estimates/{id}`) has the status and, for a
-        day, the result, whose `errors` name the pictures that failed.
+        day, the result, whose `errors` name the pictures that failed. With an `Idempotency-Key`, the same request can
+        be sent again if the response was lost: it finds the estimate that the first one created.
 
         The response is 429 with `Retry-After` if too many pictures wait, 503 if no worker is running, and 504 if none
         answered in time.
         """
         if responds_async(request.headers):
             key = api_key_of(request.scope)
-            shown = await gateway.arrivals.accept(request, key.id if key else None)
+            shown, replayed = await gateway.arrivals.accept(request, key.id if key else None)
             headers = {"Location": f"/estimates/{shown.id}", "Preference-Applied": "respond-async"}
+            if replayed:
+                headers[REPLAYED_HEADER] = "true"
             return JSONResponse(shown.model_dump(mode="json"), status_code=202, headers=headers)
         return await _estimate_now(request, gateway)
 

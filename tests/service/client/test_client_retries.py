@@ -12,6 +12,7 @@ import pytest
 from service.client import APIError, Client, Unreachable
 from service.client.errors import CannotConnect
 from service.client.retries import retry_delay_s
+from tests.support.api_double import job_json
 
 
 def problem(status: int, after: str | None = None) -> httpx.Response:
@@ -109,7 +110,7 @@ def test_training_is_retried_with_the_same_idempotency_key(slept, tmp_path):
 def test_requests_that_are_not_repeatable_are_sent_once(slept, failure):
     server = Server(failure)
     with pytest.raises((Unreachable, APIError)):
-        client(server).cancel("0123456789")
+        client(server).publish("0123456789")
     assert len(server.requests) == 1
 
 
@@ -130,7 +131,8 @@ def test_refused_connection_is_raised_at_once(slept):
 
 def test_broken_reads_are_retried():
     assert retry_delay_s(0, "GET", "/priors", None, Unreachable("broke"))
-    assert retry_delay_s(0, "PUT", "/priors", None, Unreachable("broke")) is None
+    assert retry_delay_s(0, "PUT", "/priors/dog/aliases/best", None, Unreachable("broke"))
+    assert retry_delay_s(0, "POST", "/priors/dog/versions/import", None, Unreachable("broke")) is None
     assert retry_delay_s(0, "GET", "/priors", None, APIError({}, 503)) is None  # without Retry-After
 
 
@@ -168,8 +170,72 @@ def test_download_is_retried(slept, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_background_estimate_is_not_started_twice(slept):
-    server = Server(httpx.ReadError("broken"), GOOD)
-    with pytest.raises(Unreachable):
+def test_background_estimate_is_retried_with_the_same_idempotency_key(slept):
+    server = Server(httpx.ReadError("broken"), problem(422))
+    with pytest.raises(APIError):
         client(server).estimate_async("dog", [b"picture"])
-    assert len(server.requests) == 1
+    keys = {request.headers["Idempotency-Key"] for request in server.requests}
+    assert len(server.requests) == 2
+    assert len(keys) == 1
+
+
+BROKEN = httpx.ReadError("broken")
+
+
+def test_a_deletion_whose_response_was_lost_succeeds(slept):
+    client(Server(BROKEN, problem(404))).datasets.delete("d")
+    with pytest.raises(APIError):
+        client(Server(problem(404))).datasets.delete("d")
+    with pytest.raises(APIError):
+        client(Server(problem(503, "1"), problem(404))).datasets.delete("d")
+
+
+def test_a_cancellation_whose_response_was_lost_succeeds(slept):
+    done = httpx.Response(200, json=job_json(status="cancelled"))
+    assert client(Server(BROKEN, problem(409), done)).cancel("0a1b2c3d4e5f").status == "cancelled"
+    succeeded = httpx.Response(200, json=job_json(status="succeeded"))
+    for answers in ((problem(409), done), (BROKEN, problem(409), succeeded)):
+        with pytest.raises(APIError) as refused:
+            client(Server(*answers)).cancel("0a1b2c3d4e5f")
+        assert refused.value.status == 409
+
+
+def test_a_moved_alias_whose_response_was_lost_is_returned(slept):
+    def alias(version):
+        return httpx.Response(200, json={"category": "dog", "alias": "best", "version": version})
+
+    found = client(Server(alias("v1"), BROKEN, problem(412), alias("v2"))).aliases.put("dog", "best", "v2")
+    assert found.version == "v2"
+    for answers in ((problem(412), alias("v2")), (BROKEN, problem(412), alias("v3"))):
+        with pytest.raises(APIError) as refused:
+            client(Server(alias("v1"), *answers)).aliases.put("dog", "best", "v2")
+        assert refused.value.status == 412
+
+
+class Breaking(httpx.SyncByteStream):
+    """A body that breaks off after some parts."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self._parts = parts
+
+    def __iter__(self):
+        yield from self._parts
+        raise httpx.RemoteProtocolError("peer closed connection")
+
+
+def test_lines_of_a_killed_gateway_are_asked_for_again_and_come_once(slept):
+    lines = [LINE, LINE.replace('"index": 0', '"index": 1')]
+    whole = httpx.Response(200, text="".join(lines) + '{"summary": {}}\n')
+    server = Server(httpx.Response(200, stream=Breaking(lines[0].encode())), whole)
+    found = list(client(server).estimate_lines("dog", [b"one", b"two"]))
+    assert [line.index for line in found] == [0, 1]
+    assert len(server.requests) == 2
+
+
+def test_a_download_that_breaks_off_goes_on(slept, tmp_path):
+    server = Server(httpx.Response(200, stream=Breaking(b"wh", b"o")), httpx.Response(200, content=b"whole"))
+    assert client(server).download("/x", tmp_path / "x").read_bytes() == b"whole"
+    broken = Server(*(httpx.Response(200, stream=Breaking(b"wh")) for _ in range(2)))
+    with pytest.raises(Unreachable):
+        client(broken, retries=1).download("/x", tmp_path / "y")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

@@ -325,6 +325,23 @@ async def test_a_long_one_does_not_hold_up_a_short_one(serve_alone, send, publis
     assert (await ended(http, long["id"], 60))["progress"]["done"] == 60
 
 
+async def test_a_repeated_request_finds_its_estimate_at_any_gateway(serve, send, publish, consumer, problem):
+    publish("dog")
+    other, headers = await serve(), {**RESPOND_ASYNC, "Idempotency-Key": "k"}
+    first = await send(headers=headers)
+    again = await send(headers=headers, client=other)
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert again.json()["id"] == first.json()["id"]
+    assert again.headers["idempotent-replayed"] == "true"
+    assert "idempotent-replayed" not in first.headers
+    await ended(other, first.json()["id"])
+    assert (await send(headers=headers)).json()["status"] == "succeeded"
+    problem(await send(headers=headers, refine_steps="1"), 422, "idempotency_key_reused")
+    assert len((await other.get("/estimates")).json()["items"]) == 1
+    await other.delete(f"/estimates/{first.json()['id']}")
+    assert (await send(headers=headers)).json()["id"] != first.json()["id"], "a deleted one is not found"
+
+
 async def test_old_ones_and_broken_uploads_are_swept(http, send, publish, consumer):
     publish("dog")
     files: EstimateStore = http.gateway.estimates
