@@ -7,21 +7,26 @@ the responses. Such requests are recognised by their ``Host`` and ``Origin`` hea
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import ipaddress
 import logging
 import re
 import time
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 from asgi_correlation_id import correlation_id
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.contract import routing
 from service.contract.errors import Forbidden, PPLError, RateExceeded, Unauthorized
 from service.contract.tracing import span
 from service.http.problems import problem_response
 from service.runtime.metrics import Metrics
+from service.runtime.redis_clients import NO_ANSWER
 from service.runtime.settings import Settings
 
 from .keys import ApiKey, KeyStore
@@ -38,6 +43,7 @@ _ESTIMATES = re.compile(r"/estimates?(/.*)?")
 _SECRETS = re.compile(r"/webhooks(/.*)?")
 _KEY = "ppl.api_key"
 _MAX_CALLERS = 10_000
+_SHARED_RATE_S = 0.5  # timeout
 
 
 def needed_scope(method: str, path: str) -> KeyScope | None:
@@ -63,8 +69,7 @@ def api_key_of(scope: Scope) -> ApiKey | None:
 class RequestRate:
     """A token bucket for each caller: a second's worth of requests at once, then `per_s` each second.
 
-    Each gateway process counts for itself. A count shared through Redis was tried with the library ``limits``: it has
-    no token bucket, and adds 0.27 ms to each request (this takes 1 µs) and a fallback for outages of Redis.
+    This process alone; it takes 1 µs. :class:`SharedRate` counts for all gateways.
 
     Args:
         per_s: 0 for no limit.
@@ -85,13 +90,51 @@ class RequestRate:
         full_at = max(now, self._full_at.get(caller, now))
         tokens = self._burst - (full_at - now) * self._per_s
         if tokens < 1:
-            raise RateExceeded(
-                f"more than {self._per_s:g} requests a second came from this caller; send them more slowly",
-                retry_after_s=(1 - tokens) / self._per_s,
-            )
+            raise _rate_exceeded(self._per_s, (1 - tokens) / self._per_s)
         if caller not in self._full_at and len(self._full_at) >= _MAX_CALLERS:
             self._full_at = {name: at for name, at in self._full_at.items() if at > now}
         self._full_at[caller] = full_at + 1 / self._per_s
+
+
+def _rate_exceeded(per_s: float, retry_after_s: float) -> RateExceeded:
+    detail = f"more than {per_s:g} requests a second came from this caller; send them more slowly"
+    return RateExceeded(detail, retry_after_s=retry_after_s)
+
+
+class SharedRate:
+    """The token buckets of :class:`RequestRate` in Redis, so that they hold for the gateways together.
+
+    Redis' own clock counts. While Redis does not answer, every request is admitted. Not the library ``limits`` (5.8):
+    it has no token bucket.
+    """
+
+    _SCRIPT = """
+    local time, per_ms, burst = redis.call('TIME'), ARGV[1] / 1000, tonumber(ARGV[2])
+    local now = time[1] * 1000 + time[2] / 1000
+    local full_at = tonumber(redis.call('GET', KEYS[1]) or now)
+    full_at = math.min(math.max(now, full_at), now + burst / per_ms)  -- the clock may have been set back
+    local tokens = burst - (full_at - now) * per_ms
+    if tokens < 1 then return tostring((1 - tokens) / per_ms) end
+    full_at = full_at + 1 / per_ms
+    redis.call('SET', KEYS[1], string.format('%.3f', full_at), 'PX', math.ceil(full_at - now))
+    return '0'
+    """
+
+    def __init__(self, per_s: float, client: Any) -> None:
+        self._per_s, self._redis = per_s, client
+
+    async def take(self, caller: str) -> None:
+        """Count a request. Raises RateExceeded where it exceeds the rate."""
+        if not self._per_s:
+            return
+        key = routing.rate_key(hashlib.sha256(caller.encode()).hexdigest()[:32])
+        try:
+            async with asyncio.timeout(_SHARED_RATE_S):
+                wait_ms = float(await self._redis.eval(self._SCRIPT, 1, key, self._per_s, max(1.0, self._per_s)))
+        except NO_ANSWER:
+            return
+        if wait_ms:
+            raise _rate_exceeded(self._per_s, wait_ms / 1000)
 
 
 class Guard:
@@ -99,13 +142,15 @@ class Guard:
 
     Args:
         keys: None where no key is required.
+        redis: an asynchronous client.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, keys: KeyStore | None) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, keys: KeyStore | None, redis: Any) -> None:
         self._app = app
         self._settings = settings
         self._keys = keys
         self._rate = RequestRate(settings.requests_per_s)
+        self._shared_rate = SharedRate(settings.requests_per_s, redis)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -115,7 +160,7 @@ class Guard:
             if not self._keys:
                 self._check_local(scope)
             needed = self._needed_scope(scope)
-            scope[_KEY] = None if needed is None else self._admit(scope, needed)
+            scope[_KEY] = None if needed is None else await self._admit(scope, needed)
         except PPLError as error:
             await problem_response(error)(scope, receive, send)
             return
@@ -153,21 +198,25 @@ class Guard:
     def _is_own_name(self, name: str) -> bool:
         return name == "localhost" or name.endswith(".localhost") or name in self._settings.host_names
 
-    def _admit(self, scope: Scope, needed: KeyScope) -> ApiKey | None:
+    async def _admit(self, scope: Scope, needed: KeyScope) -> ApiKey | None:
         """Count a request to its key, or to its address without a valid one, and check the key's scope."""
         address = f"address {_client(scope)}"
         try:
             key = self._find_key(Headers(scope=scope)) if self._keys else None
         except Unauthorized:  # counted by address, so that guessing keys does not slow down those with a valid one
-            self._rate.take(address)
+            await self._count(address)
             raise
-        self._rate.take(f"key {key.id}" if key else address)
+        await self._count(f"key {key.id}" if key else address)
         if key and not key.allows(needed):
             raise Forbidden(
                 f"the API key {key.id} ({key.name}) has the scope {' and '.join(key.scopes)}; this needs {needed}",
                 extra={"needed_scope": str(needed)},
             )
         return key
+
+    async def _count(self, caller: str) -> None:
+        self._rate.take(caller)  # first, so that a flood costs Redis nothing
+        await self._shared_rate.take(caller)
 
     def _find_key(self, headers: Headers) -> ApiKey:
         assert self._keys

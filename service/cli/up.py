@@ -22,6 +22,7 @@ def up(
     host: Annotated[str | None, typer.Option(help="Address to listen on (PPL_HOST).")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the API (PPL_PORT); 0 takes a free one.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of all data (PPL_DATA_ROOT).")] = None,
+    gateways: Annotated[int, typer.Option(min=1, max=64, help="Processes that serve the API, on one socket.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Start everything on this machine: Valkey, both workers and the API. Ctrl-C stops it."""
@@ -42,7 +43,8 @@ def up(
 
     signals = _StopSignals()
     try:
-        run_stack(settings, signals.stop, partial(_announce, as_json), lambda: signals.kill_now, any_port=port == 0)
+        on_ready = partial(_announce, as_json)
+        run_stack(settings, signals.stop, on_ready, lambda: signals.kill_now, any_port=port == 0, gateways=gateways)
     except (StackError, DataRootInUseError, ValkeyMissingError, ChildFailedError, OSError) as error:
         raise fail(make_problem("not_started", str(error)), as_json) from error
 

@@ -18,20 +18,20 @@ from service.http.requests import BodyLimit, HeadAsGet, InnerPath, OuterPath, ad
 from service.runtime.settings import Settings
 
 from . import openapi, page
-from .gateway import Gateway
+from .gateway import Gateway, Member
 from .routes import datasets, estimate, estimates, health, jobs, landmarks, priors, versions
 
 # of a response, by scripts of other origins
 _READABLE_HEADERS = ("ETag", "Location", "Retry-After", problems.REQUEST_ID, REPLAYED_HEADER, ERRORS_HEADER)
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, member: Member | None = None) -> FastAPI:
     """Create the application, for any ASGI server (``uvicorn --factory service.gateway.app:create_app``).
 
-    It starts also without Redis and workers.
+    It starts also without Redis and workers. With `member` it is one of several gateways on one socket.
     """
     settings = settings or Settings()
-    gateway = Gateway(settings)
+    gateway = Gateway(settings, member)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -74,7 +74,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.add_middleware(InnerPath, prefix=settings.root_path)
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, settings=settings)
-    app.add_middleware(Guard, settings=settings, keys=gateway.keys if settings.needs_keys else None)
+    app.add_middleware(
+        Guard, settings=settings, keys=gateway.keys if settings.needs_keys else None, redis=gateway.redis
+    )
     app.add_middleware(RequestLog, metrics=gateway.metrics, log_all=settings.access_log)
     if settings.site_origins:
         app.add_middleware(

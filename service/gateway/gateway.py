@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from fastapi import APIRouter, Depends, Query, Request
 
@@ -29,7 +29,7 @@ from service.estimates.estimator import Pipeline
 from service.estimates.store import EstimateStore
 from service.http.multipart import remove_stale_uploads
 from service.runtime.concurrency import RequestLimit, Threads, cancel_tasks
-from service.runtime.metrics import Metrics
+from service.runtime.metrics import Exposition, Metrics
 from service.runtime.redis_clients import NO_ANSWER, QUEUE_ERRORS, async_redis_client, redis_client
 from service.runtime.secrets import webhook_secret
 from service.runtime.settings import Settings
@@ -58,8 +58,19 @@ _VIDEOS_TAKEN = (
 PriorKey = tuple[str, str, tuple[int, int], int]
 
 
+class Member(NamedTuple):
+    """The place of a gateway among those that ``ppl up`` runs on one socket: their group, its number, from 1."""
+
+    group: str
+    number: int
+    total: int
+
+
 class Gateway:
     """The parts of one gateway. The constructor does no I/O, so that it starts without Redis.
+
+    Args:
+        member: where several gateways serve one address, which of them this is.
 
     Attributes:
         arrivals: uploads of estimates for the background.
@@ -67,8 +78,9 @@ class Gateway:
         shutting_down: streams stop when this is set.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, member: Member | None = None) -> None:
         self.settings = settings
+        self._member = member
         self.metrics = Metrics()
         self.threads = Threads(settings.decode_threads, settings.max_videos + AT_ONCE)
         self.budget = RequestLimit(settings.max_pending_bytes, self.metrics, _BUDGET_SPENT)
@@ -126,6 +138,8 @@ class Gateway:
             ("estimates", _POLL_EVERY_S, self.background.start_waiting),
             ("uploads", _CLEAN_EVERY_S, self._clean),
         )
+        if self._member:
+            loops = (*loops, ("metrics", routing.HEARTBEAT_EVERY_S, partial(self._publish_metrics, self._member)))
         if isinstance(self.versions.store, SharedVersions):
             loops = (*loops, ("versions", POLL_EVERY_S, partial(self._poll_versions, self.versions.store)))
         self._loops = [asyncio.create_task(_repeat(*loop), name=loop[0]) for loop in loops]
@@ -165,7 +179,27 @@ class Gateway:
         """Return the current metrics in Prometheus's text format."""
         await self._update_gauges()
         workers = [worker for live in self.workers.live.values() for worker in live]
-        return await self.threads.io(self.metrics.exposition, workers if self.settings.metrics_include_workers else ())
+        included = workers if self.settings.metrics_include_workers else ()
+        return await self.threads.io(self.metrics.exposition, included, await self._all_gateways())
+
+    async def _all_gateways(self) -> list[Exposition]:
+        """Return the metrics of all gateways on this one's socket; empty if it is alone."""
+        if not (member := self._member):
+            return []
+        own = self.metrics.own_exposition()
+        texts = {number: own if number == member.number else None for number in range(1, member.total + 1)}
+        others = [number for number, text in texts.items() if text is None]
+        with suppress(*NO_ANSWER):
+            async with asyncio.timeout(_REDIS_METRICS_S):
+                keys = [routing.gateway_key(member.group, number) for number in others]
+                texts |= dict(zip(others, await self.redis.mget(keys), strict=True))
+        return [Exposition("gateway", str(number), text.decode()) for number, text in texts.items() if text]
+
+    async def _publish_metrics(self, member: Member) -> None:
+        """Store this gateway's metrics for the one that is asked for those of all."""
+        await self._update_gauges()
+        key, text = routing.gateway_key(member.group, member.number), self.metrics.own_exposition()
+        await self.redis.set(key, text, ex=routing.HEARTBEAT_TTL_S)
 
     async def _update_gauges(self) -> None:
         metrics = self.metrics

@@ -19,6 +19,7 @@ from service.runtime.settings import Settings
 from service.versions.samples import install_samples
 
 from .app import create_app
+from .gateway import Member
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,10 @@ def main() -> None:
     """Serve on PPL_HOST and PPL_PORT, or on a listening socket inherited from ``ppl up``."""
     parser = argparse.ArgumentParser(prog="python -m service.gateway.serve", description=__doc__)
     parser.add_argument("--fd", type=int, help="file descriptor of the listening socket to serve on")
-    fd = parser.parse_args().fd
+    parser.add_argument("--member", type=int, nargs=2, metavar=("NUMBER", "TOTAL"), help="one of several on one socket")
+    parser.add_argument("--group", default="", help="name that the several share")
+    options = parser.parse_args()
+    fd, member = options.fd, Member(options.group, *options.member) if options.member else None
     inherited = None if fd is None else socket.socket(fileno=fd)
     settings = Settings() if inherited is None else Settings(host=inherited.getsockname()[0])
     handler = configure_logging(settings.log_level, settings.log_format, LOG_FORMAT)
@@ -51,7 +55,7 @@ def main() -> None:
         if path:
             log.warning("the first API key, which permits everything, is in %s; read it and remove the file", path)
     config = uvicorn.Config(
-        create_app(settings),
+        create_app(settings, member),
         host=settings.host,
         port=settings.port,
         log_level=settings.log_level.lower(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric
@@ -49,29 +50,45 @@ class Metrics:
         self.jobs = Gauge("ppl_jobs", "Training jobs by status", ["status"], registry=registry)
         self.redis_up = Gauge("ppl_redis_up", "Whether Redis answers", registry=registry)
 
-    def exposition(self, workers: Iterable[WorkerHeartbeat] = ()) -> bytes:
-        """Return all metrics in Prometheus's text format, those of workers with a label ``worker``."""
-        return generate_latest(self.registry) + generate_latest(_Relayed(workers))
+    def own_exposition(self) -> bytes:
+        """Return this gateway's metrics in Prometheus's text format."""
+        return generate_latest(self.registry)
+
+    def exposition(self, workers: Iterable[WorkerHeartbeat] = (), gateways: Iterable[Exposition] = ()) -> bytes:
+        """Return all metrics in Prometheus's text format, those of workers with a label ``worker``.
+
+        Args:
+            gateways: where several serve one address, the metrics of all, to return with a label ``gateway``.
+        """
+        relayed = [*gateways, *(Exposition("worker", worker.id, worker.metrics) for worker in workers)]
+        own = [] if gateways else [self.own_exposition()]
+        return b"".join([*own, generate_latest(_Relayed(relayed))])
+
+
+class Exposition(NamedTuple):
+    """Metrics of a part in Prometheus's text format, and the label that names the part."""
+
+    label: str
+    part: str
+    text: str
 
 
 class _Relayed(Collector):
-    """Collector of the workers' metrics: families of the same name are merged, samples are labelled by worker."""
+    """Collector of the metrics of several parts: families of the same name are merged, samples are labelled."""
 
-    def __init__(self, workers: Iterable[WorkerHeartbeat]) -> None:
-        self._workers = list(workers)
+    def __init__(self, parts: Iterable[Exposition]) -> None:
+        self._parts = list(parts)
 
     def collect(self) -> Iterator[Metric]:
         families: dict[str, Metric] = {}
-        for worker in self._workers:
+        for label, part, text in self._parts:
             try:
-                parsed = list(text_string_to_metric_families(worker.metrics))
+                parsed = list(text_string_to_metric_families(text))
             except ValueError as error:
-                log.warning("metrics not readable: worker=%s: %s", worker.id, error)
+                log.warning("metrics not readable: %s=%s: %s", label, part, error)
                 continue
             for family in parsed:
                 merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
                 for sample in family.samples:
-                    merged.add_sample(
-                        sample.name, {**sample.labels, "worker": worker.id}, sample.value, sample.timestamp
-                    )
+                    merged.add_sample(sample.name, {**sample.labels, label: part}, sample.value, sample.timestamp)
         yield from families.values()

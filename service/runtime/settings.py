@@ -101,7 +101,7 @@ class Settings(CommonSettings):
     stale_upload_s: float = Field(default=3600.0, gt=0)
     """age in seconds at which files of an abandoned upload are deleted"""
     idempotency_ttl_s: int = Field(default=24 * 3600, ge=1)
-    """seconds that the Idempotency-Key of a request to train is remembered"""
+    """seconds that the Idempotency-Key of a request to train is remembered; of others, as long as what they created"""
     webhook_private: bool = False
     """allow webhooks to private and loopback addresses"""
     webhook_secret: SecretStr | None = None

@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import logging
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -55,6 +56,7 @@ def run_stack(
     on_ready: Callable[[RunningStack], None],
     now: Callable[[], bool] = lambda: False,
     any_port: bool = False,
+    gateways: int = 1,
 ) -> None:
     """Start everything, call ``on_ready`` once the API serves, and run until ``stop`` is set.
 
@@ -63,6 +65,7 @@ def run_stack(
     Args:
         now: polled while stopping; true kills the processes that still run.
         any_port: listen on a free port instead of the configured one.
+        gateways: number of gateway processes; they accept connections from one socket.
 
     Raises:
         StackError: packages are missing, or the address is in use.
@@ -79,7 +82,7 @@ def run_stack(
         url = _local_url(listener)
         lock.describe(pid=os.getpid(), url=url, valkey_pid_file=str(settings.data_root / "valkey" / PID_FILE))
         logger.info("starting the stack: data_root=%s", settings.data_root)
-        supervisor = Supervisor(_child_specs(settings, listener, lock))
+        supervisor = Supervisor(_child_specs(settings, listener, lock, gateways))
         try:
             supervisor.start(stop)
             if _wait_until_ready(supervisor, url, stop):
@@ -92,7 +95,7 @@ def run_stack(
             supervisor.stop(now)
 
 
-def _child_specs(settings: Settings, listener: socket.socket, lock: DataRootLock) -> list[ChildSpec]:
+def _child_specs(settings: Settings, listener: socket.socket, lock: DataRootLock, gateways: int) -> list[ChildSpec]:
     logs = settings.data_root / "logs"
     environment = {"PPL_DATA_ROOT": str(settings.data_root), "PYTHONUNBUFFERED": "1"}
     # -P: do not import a folder named worker or service from the working directory
@@ -115,17 +118,23 @@ def _child_specs(settings: Settings, listener: socket.socket, lock: DataRootLock
         specs.append(ChildSpec(name, command, logs / f"{name}.log", 1, env, stop_timeout_s=_WORKER_STOP_S))
     # the gateway inherits the environment but not the options of `ppl up`
     api_keys = {} if settings.api_keys is None else {"PPL_API_KEYS": str(settings.api_keys).lower()}
-    specs.append(
-        ChildSpec(
-            "gateway",
-            (*python, "service.gateway.serve", "--fd", str(listener.fileno())),
-            logs / "gateway.log",
-            stage=2,
-            env={**environment, **api_keys},
-            pass_fds=(listener.fileno(),),
-            stop_timeout_s=_GATEWAY_STOP_S,
+    # one socket for all, not one each with SO_REUSEPORT: what waits at a killed gateway's own socket waits for its
+    # restart, while another gateway accepts what waits at a shared one at once
+    group = secrets.token_hex(4)
+    for number in range(1, gateways + 1):
+        several = () if gateways == 1 else ("--member", str(number), str(gateways), "--group", group)
+        name = f"gateway-{number}" if several else "gateway"
+        specs.append(
+            ChildSpec(
+                name,
+                (*python, "service.gateway.serve", "--fd", str(listener.fileno()), *several),
+                logs / f"{name}.log",
+                stage=2,
+                env={**environment, **api_keys},
+                pass_fds=(listener.fileno(),),
+                stop_timeout_s=_GATEWAY_STOP_S,
+            )
         )
-    )
     return specs
 
 

@@ -68,8 +68,9 @@ def test_table_of_settings_is_that_of_the_classes() -> None:
 
 METRICS = """# Metrics
 
-For Prometheus, at `GET /metrics` of the gateway: its own, and those of the workers with a label `worker`. A worker also
-serves its own at `PPL_WORKER_METRICS_PORT`. A counter's name ends in `_total`; a histogram has `_bucket`, `_sum` and
+For Prometheus, at `GET /metrics` of the gateway: its own, and those of the workers with a label `worker`. Of several
+gateways on one socket (`ppl up --gateways`) each returns those of all, with a label `gateway`. A worker also serves its
+own at `PPL_WORKER_METRICS_PORT`. A counter's name ends in `_total`; a histogram has `_bucket`, `_sum` and
 `_count`. This table is generated: `PPL_WRITE_DOCS=1 pytest tests/docs`.
 
 {table}

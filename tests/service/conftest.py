@@ -25,6 +25,7 @@ from service.contract.errors import PPLError
 from service.contract.messages import BatchReply, BatchRequest, WorkerHeartbeat
 from service.contract.versions.store import VersionStore
 from service.gateway.app import create_app
+from service.gateway.gateway import Member
 from service.runtime.concurrency import cancel_tasks
 from service.runtime.settings import Settings
 from tests.support.cli_process import CommandLine
@@ -235,8 +236,8 @@ async def serve(make_settings: Callable[..., Settings]) -> AsyncIterator[Callabl
     """Starts gateways in this process; each gives an HTTP client whose ``app`` is the application."""
     running: list[tuple[Any, httpx.AsyncClient]] = []
 
-    async def start(**changes: Any) -> httpx.AsyncClient:
-        app: FastAPI = create_app(make_settings(**changes))
+    async def start(member: Member | None = None, **changes: Any) -> httpx.AsyncClient:
+        app: FastAPI = create_app(make_settings(**changes), member)
         lifespan = app.router.lifespan_context(app)
         await lifespan.__aenter__()
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)

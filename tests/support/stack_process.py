@@ -37,14 +37,25 @@ TINY = {
 
 
 class StackProcess:
-    """A running `ppl up`."""
+    """A running `ppl up`, with more options and settings if given."""
 
-    def __init__(self, data_root: Path) -> None:
+    def __init__(self, data_root: Path, *options: str, **settings: str) -> None:
         self.data_root = data_root
         threads = {"PPL_INFERENCE_THREADS": "1", "PPL_TRAINING_THREADS": "1", "PPL_TRAINING_NICE": "0"}
-        environment = {**os.environ, **threads, "PPL_DEVICE": "cpu"}
+        environment = {**os.environ, **threads, "PPL_DEVICE": "cpu", **settings}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "up", "--json", "--port", "0", "--data-root", str(data_root)],
+            [
+                sys.executable,
+                "-m",
+                "service.cli",
+                "up",
+                "--json",
+                "--port",
+                "0",
+                "--data-root",
+                str(data_root),
+                *options,
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -77,7 +88,7 @@ class StackProcess:
     def child_pid(self, name: str) -> int:
         """Return the current process id of a child from /proc."""
         mark = {"valkey": "valkey-server", "gateway": "service.gateway.serve"}.get(
-            name, name.replace("worker-", " worker ")
+            name, name.replace("worker-", " worker ").replace("gateway-", "--member ")
         )
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:  # it may be restarting

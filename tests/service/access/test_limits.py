@@ -93,6 +93,20 @@ async def test_guesses_of_keys_are_limited_without_slowing_valid_keys(serve, dat
     assert (await http.get("/priors", headers=good)).status_code == 200
 
 
+async def test_a_caller_has_one_rate_at_all_gateways(serve, problem):
+    one, two = await serve(requests_per_s=2), await serve(requests_per_s=2)
+    answers = [await http.get("/priors") for http in (one, two, one, two)]
+    assert [answer.status_code for answer in answers[:2]] == [200, 200]
+    problem(answers[2], 429, "rate_exceeded")
+    problem(answers[3], 429, "rate_exceeded")
+
+
+async def test_each_gateway_limits_while_redis_is_away(serve, problem):
+    http = await serve(requests_per_s=2, redis_url="redis://127.0.0.1:1/0")
+    answers = [await http.get("/priors") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+
+
 LIMITS = JobLimits(total=3, per_owner=2)
 
 

