@@ -7,7 +7,7 @@ import { BOX_LOOK, Stage, boxShape } from "./stage.js";
 
 const NEEDED = 8; // pictures that a training needs
 const COLUMNS = ["image", "x", "y", "width", "height", "angle"]; // the last only of boxes that have one
-const FIRST = "Where one thing moves before a fixed camera, a training finds it by itself: start one, then follow “Correct its boxes” on its page to see and mend what it found.";
+const ITSELF = "Where one thing moves before a fixed camera, a training finds it by itself: start one, then follow “Correct its boxes” on its page to see and mend what it found.";
 
 export class BoxEditor {
   constructor(dataset, signal) {
@@ -21,8 +21,9 @@ export class BoxEditor {
     if (this.file) return this.file;
     const count = this.count();
     if (!count) return null;
-    if (count < NEEDED) throw new Error(`Only ${plural(count, "picture has", "pictures have")} a box. Pictures without one are left out, and a training needs ${NEEDED}: draw more, or remove them all.`);
-    const rows = [...this.boxes].flatMap(([name, boxes]) => boxes.map(([x, y, width, height, angle = ""]) => [`"${name.replaceAll('"', '""')}"`, x, y, width, height, angle].join(",")));
+    if (!this.isFresh && count < NEEDED) throw new Error(`Only ${plural(count, "picture has", "pictures have")} a box. Pictures without one are left out, and a training needs ${NEEDED}: draw more, or remove them all.`);
+    const named = this.isFresh ? [...this.boxes, ...between(this.boxes, this.dataset.found.frames)] : [...this.boxes];
+    const rows = named.flatMap(([name, boxes]) => boxes.map(([x, y, width, height, angle = ""]) => [`"${name.replaceAll('"', '""')}"`, x, y, width, height, angle].join(",")));
     return new File([[COLUMNS.join(","), ...rows].join("\n")], "boxes.csv", { type: "text/csv" });
   }
 
@@ -44,9 +45,12 @@ export class BoxEditor {
     this.body.replaceChildren(h("p", { class: "small soft" }, "Optional: boxes are more exact than the crops that training finds itself. Training then sees the boxes alone: pictures without one are left out."),
       h("label", { class: "field" }, h("span", {}, "A file of boxes (CSV, COCO or MegaDetector)"), input));
     const listed = await listAll(`datasets/${this.dataset.id}/pictures`, {}, this.signal, 10000), known = new Set(listed.map(({ name }) => name));
-    // frames of videos are those that the earlier job took
-    this.pictures = [...listed, ...[...this.boxes.keys()].filter((name) => name.includes("#") && !known.has(name)).map((name) => ({ name, isFrame: true }))];
-    if (!this.pictures.length) { this.body.append(h("p", {}, FIRST)); return; }
+    // frames of videos are those that the earlier job took, or else some of each
+    const taken = [...this.boxes.keys()].filter((name) => name.includes("#") && !known.has(name)), frames = taken.length ? taken : this.dataset.found.frames;
+    this.isFresh = !taken.length && frames.length > 0;
+    this.pictures = [...listed, ...frames.map((name) => ({ name, isFrame: true }))];
+    if (frames.length) this.body.append(h("p", { class: "small soft" }, ITSELF, this.isFresh && " If the camera moves, draw boxes here: the frames between two with a box get one in between."));
+    if (!this.pictures.length) return;
     this.message = h("p", { class: "small", "aria-live": "polite" });
     this.stage.element.classList.add("painting");
     this.stage.onBox(() => Boolean(this.stage.width), BOX_LOOK, (box) => this.add(box), (place) => this.grab(place));
@@ -124,8 +128,34 @@ export class BoxEditor {
     if (!this.message) return;
     const count = this.count(), own = this.boxes.get(this.name)?.length;
     this.message.textContent = this.file ? `The boxes of ${this.file.name} are used.` : !count ? `${this.name}. No boxes yet. Without boxes, training crops to the object itself where its position varies. Drag over the picture to draw one.`
-      : `${this.name}. ${plural(count, "picture")} of ${this.pictures.length} with a box; the others would be left out. ${own ? "Drag the box to move it, or drag beside it to draw a new one." : "Drag over the picture to draw one."}`;
+      : `${this.name}. ${plural(count, "picture")} of ${this.pictures.length} with a box; ${this.isFresh ? "frames between get one in between" : "the others would be left out"}. ${own ? "Drag the box to move it, or drag beside it to draw a new one." : "Drag over the picture to draw one."}`;
   }
+}
+
+// Boxes for all frames of the videos in which some have one: in between the nearest of those, at the ends as the nearest.
+// Of the frames that are shown, "shown", the last one may not be the video's last.
+function between(boxes, shown) {
+  const drawn = new Map(), found = [];
+  for (const [name, [box]] of boxes) {
+    const [, video, number] = /^(.*)#(\d+)$/s.exec(name) ?? [];
+    if (box && number) drawn.set(video, [...(drawn.get(video) ?? []), [Number(number), box]]);
+  }
+  for (const [video, known] of drawn) {
+    known.sort(([a], [b]) => a - b);
+    const numbers = shown.filter((name) => name.startsWith(`${video}#`)).map((name) => Number(name.slice(video.length + 1)));
+    const end = Math.max(...numbers) + (numbers.length > 1 ? numbers.at(-1) - numbers.at(-2) : 0);
+    for (let number = 0, next = 0; number <= end; number++) {
+      while (next < known.length && known[next][0] < number) next++;
+      if (known[next]?.[0] === number) continue;
+      const [first, last] = [known[Math.max(next - 1, 0)], known[Math.min(next, known.length - 1)]];
+      const share = last[0] > first[0] ? (number - first[0]) / (last[0] - first[0]) : 0;
+      found.push([`${video}#${String(number).padStart(6, "0")}`, [first[1].map((value, index) => {
+        const step = (last[1][index] ?? value) - value;
+        return value + share * (index === 4 ? ((step + 540) % 360) - 180 : step); // an angle turns the short way
+      })]]);
+    }
+  }
+  return found;
 }
 
 function splitRow(line) {

@@ -89,6 +89,7 @@ async function showDataset(place, id, query, signal) {
     side.replaceChildren(forget(dataset));
     return;
   }
+  editor.dataset = dataset;
   lead.textContent = describe(dataset.found);
   found.append(...dataset.found.warnings.map((warning) => h("div", { class: "warn" }, h("p", {}, h("strong", {}, "Before you train: "), warning.detail))), ...details(dataset), editor.element);
   side.append(forget(dataset));

@@ -56,6 +56,7 @@ from .placement import SIDE_PX, find_warnings, spread_rows
 logger = logging.getLogger(__name__)
 
 _MAX_DUPLICATES = 20  # listed by name
+_MAX_FRAMES = 12 * COLUMNS  # that are named
 _WRITE_EVERY_S = 2.0
 _LEASE_S = 60.0
 
@@ -86,6 +87,7 @@ class Inspection:
         self._number = 0  # of the picture or frame, including unreadable ones
         self._video: str | None = None  # the one being read
         self._frames = 0  # taken of it
+        self._shows_frames = False  # whether the API shows single frames of it: not of a stack of pictures
         self._sheet = ContactSheet()
         # boxes are cut out by training only
         self._compared = set() if record.boxes else set(spread_rows(self._expected).tolist())
@@ -130,7 +132,7 @@ class Inspection:
         self._sheet.save(path, close_gaps=not self._in_clips)
 
     def _read_video(self, video: Member, name: str) -> None:
-        self._video, self._frames = name, 0
+        self._video, self._frames, self._shows_frames = name, 0, video.is_video
         self._reader.read_video(video, name)
         self._found.videos += self._frames > 0
         self._number += COLUMNS
@@ -147,7 +149,10 @@ class Inspection:
             self._copies.append(fit_square(picture, SIDE_PX)[0])
         if not self._frames:  # all frames of a video have one size
             self._sizes.append(picture.size)
-        self._frames += self._video is not None
+        if self._video is not None:
+            self._frames += 1
+            if self._shows_frames and len(self._found.frames) < _MAX_FRAMES:
+                self._found.frames.append(name)
         self._clips[clip] += 1
 
     def _count_picture(self, data: bytes, name: str) -> None:

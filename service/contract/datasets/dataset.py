@@ -94,6 +94,11 @@ class Found(BaseModel):
     )
     duplicate_files: list[Duplicate] = Field(default=[], description="the first of these")
     labels: LabelsFound | None = None
+    frames: list[str] = Field(
+        default=[],
+        description="names of frames spread over each video, of the first dozen videos; for `GET /datasets/{id}/frame`",
+        examples=[["walk.mp4#000000", "walk.mp4#000142"]],
+    )
     warnings: list[PictureWarning] = Field(
         default=[], description="what seems wrong with the pictures as they are, without boxes"
     )

@@ -128,6 +128,42 @@ def test_boxes_that_motion_found_in_a_video_are_moved_on_its_frames(visit, stack
     visitor.check()
 
 
+def test_boxes_on_a_few_frames_of_a_new_video_give_each_of_its_frames_one(visit, stack, tmp_path):
+    frames = [walker_frame(place, angle, 0) for place, angle in zip(walk(33), walk_angles(33), strict=True)]
+    (tmp_path / "hand held.mkv").write_bytes(encode_film(frames))
+    with stack.client() as client:
+        dataset = client.datasets.create(tmp_path / "hand held.mkv")
+    visitor = visit()
+    page = visitor.open(f"#/datasets/{dataset.id}")
+    page.get_by_text("Where is the thing? Draw boxes").click()
+    page.get_by_text("If the camera moves, draw boxes here").wait_for()
+    for number, corner in ((1, 0.25), (7, 0.5)):
+        page.get_by_role("slider", name="Picture").fill(str(number - 1))
+        page.get_by_text(f"{number} of 8", exact=True).wait_for()
+        page.locator(".stage img").wait_for()
+        page.get_by_text(f"hand held.mkv#{(2 * number - 1) * 33 // 16:06d}").wait_for()
+        drag(page, (corner, corner), (corner + 0.25, corner + 0.25))
+    page.get_by_text("2 pictures of 8 with a box; frames between get one in between").wait_for()
+    visitor.check("new-video")
+    page.get_by_label("What do the pictures show?").fill("held")
+    page.get_by_role("button", name="Start the training").click()
+    page.get_by_role("heading", name="Training of held").wait_for()
+    with stack.client() as client:
+        job = next(client.jobs(category="held"))
+        assert within(60, lambda: client.job(job.id).status != "validating")
+        sent = {line.split(",")[0]: line.split(",")[1:5] for line in client.boxes(job.id).splitlines()[1:]}
+        client.cancel(job.id)
+    assert sorted(sent) == [f"hand held.mkv#{number:06d}" for number in range(33)]
+    lefts = [float(sent[f"hand held.mkv#{number:06d}"][0]) for number in range(33)]
+    first, last = 2, 26  # the frames with a box, at a quarter and a half of 320 pixels
+    assert lefts[0] == lefts[first]
+    assert lefts[last] == lefts[32]
+    assert abs(lefts[first] - 80) <= 2
+    assert abs(lefts[last] - 160) <= 2
+    assert abs(lefts[14] - 120) <= 2
+    visitor.check()
+
+
 def test_boxes_of_things_seen_from_above_get_a_heading(visit, stack, tmp_path):
     with stack.client() as client:
         dataset = client.datasets.create(archive(tmp_path / "above.zip", 9))

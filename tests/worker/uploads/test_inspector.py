@@ -199,6 +199,9 @@ def test_videos_are_clips_each_with_a_row(lab: SimpleNamespace, video: Callable[
     assert [s.count for s in dataset.found.sizes.by_shorter_side] == [2], "one size a video"
     assert sheet_of(lab, dataset).size[1] == 2 * 132 + 4
     assert not list(lab.files.folder(dataset.id).glob("video")), "no copy of a video is left"
+    assert dataset.found.frames == [f"a.mp4#{n:06d}" for n in (0, 2, 3, 5, 6, 8, 9, 11)] + [
+        f"b.avi#{n:06d}" for n in (1, 5, 9, 13, 16, 20, 24, 28)
+    ]
 
 
 def test_bare_video_has_its_own_name(lab: SimpleNamespace, video: Callable[..., bytes]) -> None:
