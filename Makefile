@@ -4,6 +4,10 @@
 # make quick         the tests that a change affects, the nearest first, for at most a minute. The change is everything
 #                    since the branch left main, or since BASE=HEAD~3, with uncommitted files (tests/support/quick.py)
 # make fuzz          some 20,000 generated requests against the running service; FUZZ_S=600 for longer
+# make lock          the images' packages with hashes (docker/locks), as pyproject.toml pins them
+# make audit         known vulnerabilities in the images' packages, and lists of them (CycloneDX, in build/sbom); needs
+#                    the internet, and what it finds depends on the day: no part of `make check`
+# make docker        the compose file on a Docker engine, and the dashboard's queries on Prometheus; takes some minutes
 # make bench         the benchmarks of speed, into benchmarks/SPEED.md; takes some minutes
 #
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu installs torch's CPU build, which is far smaller than PyPI's build
@@ -18,9 +22,10 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 FUZZ_S ?= 400
+LOCK ?=
 TEST_PROCESSES ?= 3
 BASE ?=
-.PHONY: demo test quick check fuzz bench clean
+.PHONY: demo test quick check fuzz lock audit docker bench clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11"; exit 1; }
@@ -48,6 +53,17 @@ check: $(STAMP)
 
 fuzz: $(STAMP)
 	PPL_FUZZ_S=$(FUZZ_S) $(BIN)/python -m pytest -s tests/integration/test_api_fuzz.py
+
+lock: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[audit]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh docker/lock.sh $(LOCK)
+
+audit: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[audit]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh docker/audit.sh
+
+docker: $(STAMP)
+	PPL_TEST_DOCKER=1 $(BIN)/python -m pytest -s -n 0 -m docker tests/docker
 
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'

@@ -4,22 +4,24 @@ FROM python:3.11-slim AS build
 
 # further arguments of pip, such as "--index-url https://pypi.example.org/simple"
 ARG PIP_ARGS=""
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PIP_PYTHON=/opt/ppl/bin/python
 WORKDIR /src
-RUN python -m venv /opt/ppl
+# the program gets a folder and so a layer of its own: a change of the sources does not change the libraries' layer
+RUN python -m venv --without-pip /opt/ppl && python -m venv --without-pip /opt/build \
+    && echo /opt/app/lib/python3.11/site-packages > /opt/ppl/lib/python3.11/site-packages/parts.pth
 
-# pinned packages first, so that a change of the sources does not reinstall them
-COPY pyproject.toml docker/requirements.py ./
-# imageio-ffmpeg, which sleap-io names and nothing here uses, is left out: a second ffmpeg of 165 MB under the GPL
-RUN python requirements.py video heic interop store otel > requirements.txt \
-    && /opt/ppl/bin/pip install $PIP_ARGS -r requirements.txt \
-    && /opt/ppl/bin/pip uninstall --yes --quiet imageio-ffmpeg
+COPY docker/locks/gateway.lock docker/locks/build.lock ./
+# sleap-io installs its tests
+RUN pip install $PIP_ARGS --no-deps --require-hashes -r gateway.lock \
+    && rm -r /opt/ppl/lib/python3.11/site-packages/tests /opt/ppl/lib/python3.11/site-packages/scipy/*/tests \
+    && pip --python /opt/build/bin/python install $PIP_ARGS --no-deps --require-hashes -r build.lock
 
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY model model
 COPY service service
 COPY worker worker
-RUN /opt/ppl/bin/pip install $PIP_ARGS --no-deps . && /opt/ppl/bin/pip uninstall --yes --quiet setuptools pip
+RUN pip --python /opt/build/bin/python wheel --no-deps --no-build-isolation --wheel-dir dist . \
+    && pip install --prefix /opt/app --no-deps --no-index dist/*.whl
 
 FROM python:3.11-slim
 
@@ -27,8 +29,9 @@ RUN useradd --uid 10001 --user-group --no-create-home --home-dir /cache --shell 
     && mkdir -p /data /cache && chown ppl:ppl /data /cache
 COPY --from=build /opt/ppl /opt/ppl
 COPY docker/entrypoint.sh /opt/ppl/entrypoint.sh
+COPY --from=build /opt/app /opt/app
 
-ENV PATH=/opt/ppl/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONSAFEPATH=1 \
+ENV PATH=/opt/app/bin:/opt/ppl/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONSAFEPATH=1 \
     PPL_HOST=0.0.0.0 PPL_PORT=8000 PPL_DATA_ROOT=/data
 USER 10001:10001
 WORKDIR /data

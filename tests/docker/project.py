@@ -1,8 +1,10 @@
-"""What the tests ask of a compose project, and the pictures that they send."""
+"""What the tests ask of a compose project and of Prometheus, and the pictures that they send."""
 
 from __future__ import annotations
 
 import io
+import json
+import math
 import os
 import shutil
 import socket
@@ -15,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import yaml
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[2]
+DASHBOARD: dict[str, Any] = json.loads((ROOT / "docker/observe/grafana/dashboards/ppl.json").read_text())
+ALERTS: dict[str, Any] = yaml.safe_load((ROOT / "docker/observe/alerts.yml").read_text())
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,46 @@ class Stack:
         """An instant query of Prometheus."""
         answer = httpx.get(f"{self.prometheus}/api/v1/query", params={"query": expression}, trust_env=False)
         return answer.raise_for_status().json()["data"]["result"]  # type: ignore[no-any-return]
+
+
+def panels_of(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the panels with those of rows."""
+    return [inner for panel in dashboard["panels"] for inner in (panel, *panel.get("panels", []))]
+
+
+def dashboard_queries() -> list[tuple[str, str]]:
+    """Return the title of its panel and each query."""
+    return [(panel["title"], target["expr"]) for panel in panels_of(DASHBOARD) for target in panel.get("targets", [])]
+
+
+def rules_of(alerts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rules of all groups."""
+    return [rule for group in alerts["groups"] for rule in group["rules"]]
+
+
+def missing_data(prometheus: str, since: float, rate_interval: str) -> list[str]:
+    """Return the dashboard's queries that had no finite value since a Unix time.
+
+    Args:
+        rate_interval: what Grafana puts in place of $__rate_interval, at least four scrapes.
+    """
+    missing = []
+    for title, query in dashboard_queries():
+        query = query.replace("$__rate_interval", rate_interval)
+        wanted = {"query": query, "start": str(since), "end": str(time.time()), "step": "1"}
+        answer = httpx.get(f"{prometheus}/api/v1/query_range", params=wanted, trust_env=False, timeout=30)
+        rows = answer.raise_for_status().json()["data"]["result"]
+        if not any(math.isfinite(float(value)) for row in rows for _, value in row["values"]):
+            missing.append(f"{title}: {query}")
+    return missing
+
+
+def unhealthy_rules(prometheus: str) -> list[str]:
+    """Return the alerts that Prometheus has not evaluated, or not without an error, and those missing."""
+    answer = httpx.get(f"{prometheus}/api/v1/rules", trust_env=False).raise_for_status().json()
+    rules = [rule for group in answer["data"]["groups"] for rule in group["rules"]]
+    absent = {rule["alert"] for rule in rules_of(ALERTS)} - {rule["name"] for rule in rules}
+    return [*absent, *(f"{rule['name']}: {rule.get('lastError')}" for rule in rules if rule["health"] != "ok")]
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
@@ -106,12 +151,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def missing_program(name: str) -> str | None:
+    """Return why a program is not tested with, or None."""
+    if os.environ.get("PPL_TEST_DOCKER") != "1":
+        return "takes minutes: set PPL_TEST_DOCKER=1 (make docker)"
+    return f"the program {name} is not installed" if shutil.which(name) is None else None
+
+
 def missing_engine() -> str | None:
     """Return why there is no engine to test with, or None."""
-    if os.environ.get("PPL_TEST_DOCKER") != "1":
-        return "building the images takes long: set PPL_TEST_DOCKER=1 where a Docker engine runs"
-    if shutil.which("docker") is None:
-        return "no Docker engine: the program docker is not installed"
+    if reason := missing_program("docker"):
+        return reason
     for command in (["docker", "info"], ["docker", "compose", "version"]):
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode != 0:

@@ -31,6 +31,7 @@ from service.contract.jobs.store import JobRecord, JobStatus
 from service.contract.versions.quality import Quality
 from service.contract.versions.store import VersionStore, new_version_id
 from worker.jobs import Change, HeldJob, JobTaker
+from worker.metrics import NOT_MEASURED
 from worker.settings import WorkerSettings
 from worker.uploads.media_reader import copy_rows
 from worker.uploads.preparer import load_clips, match_job_labels, parse_config
@@ -133,7 +134,7 @@ class TrainingRunner:
             record.job.progress.step, record.job.progress.fraction = record.job.progress.total_steps, 1.0
 
         self.taker.end(held, succeed)
-        verdict = quality.verdict if quality else "not measured"
+        verdict = quality.verdict if quality else NOT_MEASURED
         self.taker.metrics.versions.labels(verdict).inc()
         for name in ("score", "consistency", "movement_percent", "explained", "mean_score") if quality else ():
             self.taker.metrics.quality.labels(name).set(getattr(quality, name))

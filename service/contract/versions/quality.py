@@ -6,13 +6,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Verdict = Literal["good", "doubtful", "failed"]
+
 
 class Quality(BaseModel):
     """How good a version is, measured on its training pictures, without labels."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    verdict: Literal["good", "doubtful", "failed"]
+    verdict: Verdict
     advice: str = Field(max_length=1000, description="why, and what to do")
     score: float = Field(
         ge=0,
