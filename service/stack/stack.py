@@ -19,11 +19,13 @@ from pathlib import Path
 import httpx
 
 from service.access.keys import KeyStore
+from service.contract import routing
 from service.runtime.settings import Settings
 
 from .data_lock import DataRootLock
 from .supervisor import ChildSpec, Supervisor
 from .valkey import PID_FILE, EmbeddedValkey
+from .worker_watch import WorkerWatch
 
 logger = logging.getLogger(__name__)
 
@@ -109,13 +111,24 @@ def _child_specs(settings: Settings, listener: socket.socket, lock: DataRootLock
         environment["PPL_REDIS_URL"] = server.url
         specs.append(server.spec(logs / "valkey.log", pass_fds=(lock.fd,)))
     metrics_port = os.environ.get("PPL_WORKER_METRICS_PORT", "")
-    for offset, kind in enumerate(("inference", "training")):
+    for offset, kind in enumerate(routing.KINDS):
         name = f"worker-{kind}"
         env = environment
         if metrics_port.isdigit():  # two workers on one machine need different ports
             env = {**environment, "PPL_WORKER_METRICS_PORT": str(int(metrics_port) + offset)}
-        command = (*python, "worker", kind)
-        specs.append(ChildSpec(name, command, logs / f"{name}.log", 1, env, stop_timeout_s=_WORKER_STOP_S))
+        watch = WorkerWatch(environment["PPL_REDIS_URL"], kind)
+        specs.append(
+            ChildSpec(
+                name,
+                (*python, "worker", kind),
+                logs / f"{name}.log",
+                stage=1,
+                env=env,
+                stop_timeout_s=_WORKER_STOP_S,
+                last_beat=watch.last_beat,
+                on_death=watch.forget,
+            )
+        )
     # the gateway inherits the environment but not the options of `ppl up`
     api_keys = {} if settings.api_keys is None else {"PPL_API_KEYS": str(settings.api_keys).lower()}
     # one socket for all, not one each with SO_REUSEPORT: what waits at a killed gateway's own socket waits for its

@@ -303,6 +303,16 @@ class JobStore:
         """Return whether a process holds the job's lease."""
         return bool(self._redis.exists(routing.lease_key(check_job_id(job_id))))
 
+    def release_leases_of(self, holder: str) -> list[str]:
+        """Release the leases of a process that has ended, whose name in leases begins so, and return their jobs."""
+        freed = []
+        for job_id in sorted(self.unfinished_ids()):
+            token = self._redis.get(routing.lease_key(job_id))
+            if token and token.decode().startswith(holder):
+                Lease(self._redis, job_id, token.decode(), routing.LEASE_TTL_S).release()
+                freed.append(job_id)
+        return freed
+
     def waiting_order(self) -> list[str]:
         """Return the ids of jobs whose message is in the training queue, the next one first."""
         # kombu pushes on the left and pops from the right; a task's id is its job's

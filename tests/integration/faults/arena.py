@@ -86,16 +86,13 @@ class Arena:
         return float("inf") if found is None else found
 
     def training_recovery_s(self, since: float) -> float:
-        """Wait until a job moves on or ends after a moment of monotonic time, and return the seconds that it took."""
+        """Wait until a job is trained after a moment of monotonic time, and return the seconds that it took."""
         moment = time.time() - time.monotonic() + since
-        before = len([entry for entry in self.progress if entry[0] < moment])
-        self.until(lambda: self._next_step(before), "a job that moves on")
-        found = self._next_step(before)
-        return found - moment if found else float("inf")
+        self.until(lambda: self._next_start(moment), "a training")
+        return (self._next_start(moment) or float("inf")) - moment
 
-    def _next_step(self, before: int) -> float | None:
-        old = self.progress[max(0, before - 1) : before]
-        return next((at for at, *step in self.progress[before:] if not old or step != list(old[0][1:])), None)
+    def _next_start(self, moment: float) -> float | None:
+        return next((at for at, _, _ in self.resumed() if at > moment), None)
 
     def _ask_first(self) -> list[Known]:
         with zipfile.ZipFile(SAMPLES / "dog_heldout.zip") as held_out, Client(self.stack.url) as client:

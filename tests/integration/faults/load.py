@@ -20,6 +20,7 @@ Outcome = Literal["right", "refused", "broken", "lost", "wrong"]
 REFUSED = (429, 503, 504, 507)
 TOLERANCE_PX = 0.05  # rounding depends on the other pictures of a batch
 _PAUSE_S = 0.02
+_PAUSE_AFTER_REFUSAL_S = 0.2
 _GRACE_S = 5.0
 
 
@@ -123,7 +124,7 @@ class Load:
             started = time.monotonic()
             outcome, detail = estimate(known)
             self._answers.append(Answer(started, time.monotonic(), by_client, outcome, detail))
-            self._stop.wait(_PAUSE_S)
+            self._stop.wait(_PAUSE_S if outcome == "right" else _PAUSE_AFTER_REFUSAL_S)
 
 
 def count(answers: Sequence[Answer]) -> Counter[str]:

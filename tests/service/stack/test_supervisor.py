@@ -240,3 +240,41 @@ def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
         parent.kill()
 
     assert within(3, lambda: not alive(pid))
+
+
+def test_a_child_that_gives_no_sign_of_life_is_replaced(
+    tmp_path: Path, supervise: Callable[..., Supervisor], stop: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.stack.supervisor._LOOK_EVERY_S", 0.02)
+    beats: dict[int, float] = {}
+    dead: list[int] = []
+    supervisor = supervise(spec(tmp_path, "one", last_beat=beats.get, hang_s=0.5, on_death=dead.append))
+    supervisor.start(stop)
+    first = supervisor.child("one").pid
+    assert first is not None
+    # one that has given none yet is starting
+    assert not supervisor.wait_until(lambda: supervisor.child("one").starts == 2, stop, timeout_s=1)
+
+    def beat() -> bool:
+        beats[first] = time.monotonic()
+        return supervisor.child("one").starts == 2
+
+    assert not supervisor.wait_until(beat, stop, timeout_s=1)
+    assert supervisor.wait_until(lambda: supervisor.child("one").starts == 2, stop, timeout_s=5)
+    assert dead == [first]
+    assert not alive(first)
+
+
+def test_a_child_is_not_killed_while_its_signs_of_life_are_unknown(
+    tmp_path: Path, supervise: Callable[..., Supervisor], stop: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.stack.supervisor._LOOK_EVERY_S", 0.02)
+    known = [1.0, None]  # Redis answers now and then
+
+    def last_beat(pid: int) -> float | None:
+        known.reverse()
+        return known[0]
+
+    supervisor = supervise(spec(tmp_path, "one", last_beat=last_beat, hang_s=0.3))
+    supervisor.start(stop)
+    assert not supervisor.wait_until(lambda: supervisor.child("one").starts == 2, stop, timeout_s=1)
