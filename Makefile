@@ -4,6 +4,8 @@
 # make quick         the tests that a change affects, the nearest first, for at most a minute. The change is everything
 #                    since the branch left main, or since BASE=HEAD~3, with uncommitted files (tests/support/quick.py)
 # make fuzz          some 20,000 generated requests against the running service; FUZZ_S=600 for longer
+# make bad-input     6,000 damaged files of every format to a running stack; BAD_INPUT=1000 for fewer, BAD_INPUT_SEED=2
+#                    for others
 # make lock          the images' packages with hashes (docker/locks), as pyproject.toml pins them
 # make audit         known vulnerabilities in the images' packages, and lists of them (CycloneDX, in build/sbom); needs
 #                    the internet, and what it finds depends on the day: no part of `make check`
@@ -23,9 +25,11 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 FUZZ_S ?= 400
 LOCK ?=
+BAD_INPUT ?= 6000
+BAD_INPUT_SEED ?= 19
 TEST_PROCESSES ?= 3
 BASE ?=
-.PHONY: demo test quick check fuzz lock audit docker bench clean
+.PHONY: demo test quick check fuzz bad-input lock audit docker bench clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11"; exit 1; }
@@ -53,6 +57,9 @@ check: $(STAMP)
 
 fuzz: $(STAMP)
 	PPL_FUZZ_S=$(FUZZ_S) $(BIN)/python -m pytest -s tests/integration/test_api_fuzz.py
+
+bad-input: $(STAMP)
+	PPL_BAD_INPUT=$(BAD_INPUT) PPL_BAD_INPUT_SEED=$(BAD_INPUT_SEED) $(BIN)/python -m pytest -s tests/integration/test_bad_input.py
 
 lock: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[audit]'

@@ -76,7 +76,9 @@ def _read_coco(content: dict[str, Any]) -> Labels:
     annotated: dict[str, Any] = {}
     poses: list[Sequence[Any]] = []
     for annotation in _get_objects(content, "annotations"):
-        if None not in category_ids and "category_id" in annotation and annotation["category_id"] not in category_ids:
+        category = annotation.get("category_id")
+        is_known = isinstance(category, int | str) and category in category_ids
+        if None not in category_ids and "category_id" in annotation and not is_known:
             continue
         if annotation.get("iscrowd") or annotation.get("keypoints") is None:  # a box or an outline
             continue
@@ -223,6 +225,8 @@ def _list_points(task: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], di
     if annotations is None:  # JSON-MIN: lists of keypoints beside the picture
         results = [each for value in task.values() if isinstance(value, list) for each in value]
     else:
+        if not isinstance(annotations, list):
+            raise LabelsError("the annotations of a task are not a list; expected Label Studio's export")
         done = [each for each in annotations if isinstance(each, dict) and not each.get("was_cancelled")]
         # of several annotators', the one that was marked as the truth, or else the first that holds anything
         first = next((each for each in done if each.get("result")), {})

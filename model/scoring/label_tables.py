@@ -11,6 +11,7 @@ import csv
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -205,7 +206,7 @@ def _read_deeplabcut(first: Row, rows: Iterator[Row], delimiter: str) -> Labels:
     for line, row in body:
         if any(row[width:]):
             raise LabelsError(f"line {line}: has more fields than the header's {width}")
-        cells = row + [""] * (width - len(row))
+        cells = [*row, *[""] * (width - len(row))][:width]
         names.append("/".join(filter(None, cells[:start])))
         try:
             values.append(_parse_row(cells[start:], columns, delimiter))
@@ -270,7 +271,7 @@ def labels_of_columns(
         raise LabelsError("no picture of the table has a labelled keypoint")
     found = tuple(names[row] for row in kept)
     if len(set(found)) < len(found):
-        twice = next(name for name in found if found.count(name) > 1)
+        twice = Counter(found).most_common(1)[0][0]
         raise LabelsError(f"the picture '{twice}' is there twice")
     if not all(found):
         raise LabelsError("a row has no picture; expected its path in the first column")

@@ -21,6 +21,7 @@ MAX_KEYPOINTS = 512
 MAX_VALUES = 20_000_000  # pictures x keypoints
 MAX_PICTURES = 1_000_000
 MAX_SIDE_PX = 1_000_000
+_MAX_MESSAGE = 1000
 _MAX_OUTSIDE = 1.0  # how far outside of the picture a label may lie, in longer sides of the picture
 _SLACK = 0.02  # up to this it counts as inside
 _MAX_OUTSIDE_SHARE = 0.2  # of the labels; more are of pictures of another size or orientation
@@ -33,7 +34,11 @@ ONE_ANIMAL = (
 
 
 class LabelsError(ValueError):
-    """Labels that can't be used; the message says what came and what was expected."""
+    """Labels that can't be used; the message says what came and what was expected, in at most 1,000 characters."""
+
+    def __init__(self, message: str) -> None:
+        # it may repeat a name, and names are as long as their file
+        super().__init__(message if len(message) <= _MAX_MESSAGE else message[: _MAX_MESSAGE - 1] + "…")
 
 
 @dataclass(frozen=True)

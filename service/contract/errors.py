@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+_MAX_DETAIL = 1500
+
 
 class PPLError(Exception):
     """Base of every error that a client may see; code, HTTP status and title are fixed by the class.
 
     Args:
-        detail: one sentence for the client; the title if empty.
+        detail: one sentence for the client, cut after 1,500 characters; the title if empty.
         retry_after_s: value of the header Retry-After.
         extra: further members of the problem document, plain JSON values.
     """
@@ -31,8 +33,9 @@ class PPLError(Exception):
     def __init__(
         self, detail: str = "", *, retry_after_s: float | None = None, extra: Mapping[str, Any] | None = None
     ) -> None:
-        super().__init__(detail or self.title)
-        self.detail = detail or self.title
+        # it may repeat what came, which may be long
+        self.detail = (detail if len(detail) <= _MAX_DETAIL else f"{detail[: _MAX_DETAIL - 1]}…") or self.title
+        super().__init__(self.detail)
         self.retry_after_s = retry_after_s
         self.extra: dict[str, Any] = dict(extra or {})
 

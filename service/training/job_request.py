@@ -33,7 +33,7 @@ def bad_settings() -> Iterator[None]:
     try:
         yield
     except SettingError as error:
-        raise BadSetting(str(error), extra={"field": error.name}) from error
+        raise BadSetting(str(error), extra={"field": error.name[:80]}) from error
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from .schemas import History, Memory, Prior
 VERSION_FORMAT = 1  # of a version's folder
 _ANY = {"category": "any", "version": "any"}
 _MAX_DEPTH = 32  # of JSON: what is nested deeper could be read but not be sent again
+_MAX_DIGITS = 19  # of an integer
 _MAX_NUMBER = 1e6  # of weights and of what follows from them; trained ones stay below 100
 _MAX_COUNT = 2**53
 _MAX_MAP_WEIGHT = 1e9  # keeps the landmarks of any pose finite
@@ -75,8 +76,13 @@ def parse_json(name: str, data: bytes) -> dict[str, Any]:
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} in it")
 
+    def parse_int(digits: str) -> int:
+        if len(digits) > _MAX_DIGITS:
+            raise ValueError(f"a number of {len(digits)} digits in it")
+        return int(digits)
+
     try:
-        value = json.loads(data.decode(), parse_constant=refuse)
+        value = json.loads(data.decode(), parse_constant=refuse, parse_int=parse_int)
         _check_depth(value)
         # written as a response will be: refuses 1e999 and lone surrogates
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()

@@ -42,6 +42,7 @@ _COLUMNS = ("image", "x", "y", "width", "height")
 _ANGLE_COLUMNS = ("angle", "angle_confidence")
 _ANIMAL_COLUMN = "animal"
 _MOST_ANIMALS = 1000
+_MOST_FRAMES = 10**9
 _EXPECTED = "expected CSV with the columns image,x,y,width,height, COCO JSON with bbox, or MegaDetector's JSON"
 _LEAST_CONFIDENCE = 0.2
 _ANIMAL = "animal"
@@ -224,16 +225,26 @@ def _parse_json(document: dict[str, Any]) -> BoxFile:
 def _parse_coco(images: list[dict[str, Any]], annotations: Any) -> BoxFile:
     if not isinstance(annotations, list) or not all(isinstance(each, dict) for each in annotations):
         raise BadBoxes(f"'annotations' of the boxes is not a list of objects; {_EXPECTED}")
-    names = {image.get("id"): str(image.get("file_name")) for image in images}
+    names = {_read_id(image, "id"): str(image.get("file_name")) for image in images}
     found: dict[str, list[FoundBox]] = {name: [] for name in names.values()}
     for number, annotation in enumerate(annotations):
-        if annotation.get("bbox") and annotation.get("image_id") in names:
+        image = _read_id(annotation, "image_id")
+        if annotation.get("bbox") and image in names:
             box = _check(f"annotations[{number}] of the boxes", annotation["bbox"], annotation.get("score"))
-            found[names[annotation["image_id"]]].append(box)
+            found[names[image]].append(box)
     return BoxFile(_sort(found), margin=MARGIN)
 
 
-def _parse_megadetector(images: list[dict[str, Any]], categories: Mapping[str, str]) -> BoxFile:
+def _read_id(holder: dict[str, Any], key: str) -> int | str | None:
+    value = holder.get(key)
+    if not isinstance(value, int | str | None):
+        raise BadBoxes(f"{key} is {str(value)[:40]} in the boxes; expected a number or a text")
+    return value
+
+
+def _parse_megadetector(images: list[dict[str, Any]], categories: Any) -> BoxFile:
+    if not isinstance(categories, dict):
+        raise BadBoxes(f"detection_categories of the boxes is not an object; {_EXPECTED}")
     animals = {key for key, name in categories.items() if str(name).lower() == _ANIMAL} or set(categories)
     found: dict[str, list[FoundBox]] = {}
     for image in images:
@@ -242,8 +253,14 @@ def _parse_megadetector(images: list[dict[str, Any]], categories: Mapping[str, s
             raise BadBoxes(f"an image of the boxes has no 'file'; {_EXPECTED}")
         if "frame_rate" not in image:  # of a video, frames without a detection are not listed
             found.setdefault(name, [])
-        for number, detection in enumerate(image.get("detections") or ()):
-            frame = frame_name(name, detection["frame_number"]) if "frame_number" in detection else name
+        detections = image.get("detections") or []
+        if not isinstance(detections, list) or not all(isinstance(each, dict) for each in detections):
+            raise BadBoxes(f"the detections of {name[:80]!r} are not a list of objects; {_EXPECTED}")
+        for number, detection in enumerate(detections):
+            number_in_video = detection.get("frame_number", 0)
+            if type(number_in_video) is not int or not 0 <= number_in_video < _MOST_FRAMES:
+                raise BadBoxes(f"frame_number is {str(number_in_video)[:40]} in the boxes of {name[:80]!r}")
+            frame = frame_name(name, number_in_video) if "frame_number" in detection else name
             box = _check(f"detections[{number}] of {name[:80]!r}", detection.get("bbox"), detection.get("conf"))
             is_animal = not animals or str(detection.get("category")) in animals
             entry = found.setdefault(frame, [])
@@ -262,7 +279,7 @@ def _check(
         return None if value is None or math.isnan(number := parse(value)) else number
 
     try:
-        x, y, width, height = map(parse, values)
+        x, y, width, height = map(parse, values if isinstance(values, list) else ())
         more = [parse_more(value) for value in (confidence, *angle)]
     except (TypeError, ValueError, OverflowError):
         raise BadBoxes(f"{where}: {str(values)[:80]} is not x, y, width and height as numbers") from None

@@ -1,6 +1,7 @@
 """Labels as other programs write them: spreadsheets, DeepLabCut, Label Studio."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -172,6 +173,34 @@ def test_damaged_tables_of_deeplabcut_are_refused(old, new, message):
         return
     with pytest.raises(LabelsError, match=message):
         read(DEEPLABCUT.replace(old, new))
+
+
+def test_empty_cells_behind_a_table_of_deeplabcut_are_ignored():
+    assert read(DEEPLABCUT.replace("20,30,40", "20,30,40,,")).names == read(DEEPLABCUT).names
+
+
+def test_the_last_of_many_pictures_that_is_there_twice_is_found_soon():
+    head = "".join(DEEPLABCUT.splitlines(keepends=True)[:3])
+    rows = "".join(f"{number}.png,1,2,3,4\n" for number in range(60_000))
+    began = time.process_time()
+    with pytest.raises(LabelsError, match=r"the picture '59999.png' is there twice"):
+        read(head + rows + "59999.png,1,2,3,4\n")
+    assert time.process_time() - began < 10  # half a minute when each picture was counted by itself
+
+
+@pytest.mark.parametrize("annotations", [3, "x", {"result": 1}])
+def test_label_studios_annotations_must_be_a_list(annotations):
+    with pytest.raises(LabelsError, match="the annotations of a task are not a list"):
+        read([{"data": {"image": "a.jpg"}, "annotations": annotations}])
+
+
+def test_a_message_repeats_little_of_a_long_name():
+    with pytest.raises(LabelsError, match="is there twice") as refused:
+        read(f"image,keypoint,x,y\n{'a' * 900},nose,1,2\n{'a' * 900},nose,1,2\n")
+    assert len(str(refused.value)) < 1000
+    with pytest.raises(LabelsError, match="…") as refused:
+        read(f"image,keypoint,x,y\na,{'b' * 10**5},1,2\na,{'b' * 10**5},1,2\n")
+    assert len(str(refused.value)) == 1000
 
 
 def test_a_table_without_any_label_is_refused():

@@ -155,6 +155,13 @@ def test_unusable_text_is_refused_with_what_is_wrong(read, content, message):
         ({"annotations": [{"image_id": 7, "keypoints": 5}]}, "an annotation has no 'keypoints' that is a list"),
         ({"annotations": [{"image_id": 7, "bbox": [1, 2, 3, 4]}]}, "no annotation has a labelled keypoint"),
         ({"annotations": [{"image_id": [7], "keypoints": [5, 5, 2]}]}, "no 'image_id'"),
+        (
+            {
+                "annotations": [{"image_id": 7, "category_id": [1], "keypoints": [5, 5, 2, 5, 5, 2]}],
+                "categories": [{"id": 1, "keypoints": ["nose", "tail"]}],
+            },
+            "no annotation has a labelled keypoint",
+        ),
         ({"annotations": ["a"]}, "something else than objects"),
         ({"images": 2 * [{"id": 7, "file_name": "a.jpg"}]}, "two images have the id 7"),
         ({"images": [{"id": 7}]}, "no 'file_name'"),

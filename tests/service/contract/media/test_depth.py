@@ -1,6 +1,5 @@
 """Pictures as microscopes and phones write them: more than 8 bits, previews beside them, kinds that are not read."""
 
-import base64
 import io
 import struct
 import sys
@@ -16,17 +15,8 @@ from service.contract.media.pictures import MID_GREY, is_picture_name, open_pict
 from service.contract.media.video_request import VideoLimits
 from service.contract.media.videos import BadVideo, iter_frames
 from tests.service.contract.media.test_pictures import encoded, png_of
+from tests.support.media import TURNED_HEIC
 from tests.support.tiffs import MIN_IS_WHITE, PREVIEW, tiff_of
-
-# red at the top left of blue, 96 x 64, stored turned and with its rotation beside it, as phones do
-TURNED_HEIC = base64.b64decode(
-    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAWBtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAA"
-    "AAAERAAAEAAQAAAAABhAABAAAAAAAAAFoAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA4GlwcnAA"
-    "AADAaXBjbwAAAHhodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQArQgEBA3AAAAMAkA"
-    "AAAwAAAwAeoCCBhZbqSSmubgIaDAgAAAMAyAAAAwAIQGIAAQAHRAHBcrAiQAAAABNjb2xybmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAABAAAAA"
-    "YAAAABBwaXhpAAAAAAMICAgAAAAJaXJvdAMAAAAYaXBtYQAAAAAAAAABAAEFgQIDBIUAAABibWRhdAAAAFYoAa8GOFr8/TfyGT/kf0dXf//VA4"
-    "qvEJj7dsTb8/b//8Lvdv/agpLf//+XgMX+Gx/f5nHZ8ZRrCesnMfSOIcJ714tHQ+/vMcg/0NycRJemxlB/odvz4A=="
-)
 
 
 def ramp(highest: float, channels: int = 0) -> np.ndarray:
