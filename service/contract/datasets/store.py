@@ -176,10 +176,11 @@ class DatasetFiles:
             max_bytes: limit for all datasets together.
         """
         final = self.folder(record.id)
-        if self._shared:
-            self._shared.fetch(record.id, final, _SMALL)
+        is_shared = self._shared is None or self._shared.fetch(record.id, final, _SMALL)
         self.root.mkdir(parents=True, exist_ok=True)
         with hold_lock(self.root / ".lock"):
+            if not is_shared and final.exists():  # from before PPL_STORE_URL was set: the store has no such dataset
+                shutil.rmtree(final)
             if final.exists():
                 if self.findings(record.id).status is DatasetStatus.FAILED:
                     self._findings(record.id).unlink(missing_ok=True)

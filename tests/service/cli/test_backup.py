@@ -137,6 +137,28 @@ def test_dataset_of_an_object_store_is_backed_up_with_its_archive_on_a_machine_w
     assert restored.get(record.id) == polled.get(record.id)
 
 
+def test_dataset_moves_into_an_object_store_by_a_backup_on_its_own_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is still there from before the store, which does not mean that the store has it."""
+    record = DatasetRecord(
+        id="0" * 24, digest="sha256:0", mode="stills", size_bytes=8, pictures=1, videos=0, created_at=datetime.now(UTC)
+    )
+    staged = tmp_path / "here" / "staged"
+    staged.mkdir(parents=True)
+    (staged / RECORD).write_text(record.model_dump_json())
+    (staged / "archive").write_bytes(b"pictures")
+    assert DatasetFiles(tmp_path / "here").add(staged, record, 8)
+    backup(tmp_path / "ppl.tar", tmp_path / "here")
+    monkeypatch.setenv("PPL_STORE_URL", f"file://{tmp_path}/objects")
+    restore(tmp_path / "ppl.tar", tmp_path / "here")
+    elsewhere = DatasetFiles.open(CommonSettings(data_root=tmp_path / "elsewhere"))
+    elsewhere.poll()
+    elsewhere.complete(record.id)
+    assert elsewhere.archive(record.id).read_bytes() == b"pictures"
+    assert DatasetFiles.open(CommonSettings(data_root=tmp_path / "here")).record(record.id).digest == record.digest
+
+
 @pytest.mark.parametrize("command", [backup, restore])
 @pytest.mark.parametrize(
     ("url", "reason"), [("ftp://x", "PPL_STORE_URL: "), ("az://x", "PPL_STORE_URL can't be opened")]
