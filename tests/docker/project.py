@@ -25,27 +25,99 @@ DASHBOARD: dict[str, Any] = json.loads((ROOT / "docker/observe/grafana/dashboard
 ALERTS: dict[str, Any] = yaml.safe_load((ROOT / "docker/observe/alerts.yml").read_text())
 
 
+SERVICES = ("prepare", "redis", "gateway", "worker-inference", "worker-training", "prometheus", "grafana")
+
+
 @dataclass(frozen=True)
 class Stack:
     """One running compose project."""
 
     environment: dict[str, str]
-    api: str
     prometheus: str
+    grafana: str
 
     def compose(self, *words: str, check: bool = True, timeout_s: float = 300) -> str:
         """Runs `docker compose`; its standard output. An AssertionError shows all it printed if it fails."""
-        command = ["docker", "compose", "--profile", "observe", *words]
+        return self.run("compose", "--profile", "observe", *words, check=check, timeout_s=timeout_s)
+
+    def run(self, *words: str, check: bool = True, timeout_s: float = 300) -> str:
+        """Run `docker` and return its standard output."""
         done = subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout_s, check=False
+            ["docker", *words],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
-        assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stdout[-4000:]}{done.stderr[-4000:]}"
+        assert not check or done.returncode == 0, f"{' '.join(words)}: {done.stdout[-4000:]}{done.stderr[-4000:]}"
         return done.stdout
 
-    def up(self) -> None:
-        """Start everything and wait until all health checks pass."""
-        self.compose("up", "--detach", "--wait", timeout_s=600)
+    def up(self, *options: str) -> None:
+        """Start everything and wait until all health checks pass; Grafana only if its image is to be had."""
+        services = [name for name in SERVICES if name != "grafana" or self.missing_grafana() is None]
+        self.compose("up", "--detach", "--wait", *options, *services, timeout_s=600)
         wait_for(lambda: self.get("/readyz").is_success, "the gateway to be ready")
+
+    def images(self) -> dict[str, str]:
+        """Return the image of each service."""
+        configured = json.loads(self.compose("config", "--format", "json"))["services"]
+        return {name: configured[name]["image"] for name in SERVICES}
+
+    def missing_grafana(self) -> str | None:
+        """Return why Grafana does not run, or None."""
+        image = self.images()["grafana"]
+        if self.run("image", "ls", "--quiet", image) or self.run("pull", "--quiet", image, check=False):
+            return None
+        return f"{image} is not here and cannot be pulled"
+
+    def describe_images(self) -> str:
+        """Return the images' sizes and layers, and which have not come from a registry."""
+        lines = []
+        for name in dict.fromkeys(self.images().values()):
+            if not self.run("image", "ls", "--quiet", name):
+                lines.append(f"{name}: not here")
+                continue
+            (image,) = json.loads(self.run("image", "inspect", name))
+            history = self.run("history", "--format", "{{.Size}}", name).split("\n")
+            layers = ", ".join(size for size in history if size.endswith(("kB", "MB", "GB")))
+            source = "from a registry" if image["RepoDigests"] else "made here"
+            lines.append(f"{name}: {image['Size'] / 1e6:.0f} MB ({layers}), {source}")
+        return "\n".join(lines)
+
+    @property
+    def api(self) -> str:
+        """The address of the first gateway."""
+        return self.apis()[0]
+
+    def apis(self) -> list[str]:
+        """Return the addresses of all gateways that run."""
+        found = []
+        for container in self.containers("gateway"):
+            ports = self.run("port", container, "8000", check=False).split()
+            found += [f"http://{address}" for address in ports if address.startswith("127.")]
+        return found
+
+    def containers(self, service: str) -> list[str]:
+        """Return the ids of a service's containers."""
+        return self.compose("ps", "--all", "--quiet", service).split()
+
+    def state(self, container: str) -> tuple[int, str]:
+        """Return how often the engine restarted a container, and its health."""
+        (found,) = json.loads(self.run("inspect", container))
+        state = found["State"]
+        return found["RestartCount"], state.get("Health", state)["Status"]
+
+    def kill(self, container: str) -> None:
+        """End the program of a container by SIGKILL, and wait until the engine has restarted it and it is healthy.
+
+        `docker kill` would count as the user's wish, after which the engine does not restart it.
+        """
+        restarts, _ = self.state(container)
+        # process 1 is the container's small init; it ends with the program below it
+        self.run("exec", container, "sh", "-c", "kill -9 $(cat /proc/1/task/1/children)", check=False)
+        wait_for(lambda: self.state(container) == (restarts + 1, "healthy"), f"{container} to be healthy again", 180)
 
     def get(self, path: str) -> httpx.Response:
         """Send a GET request to the API."""
@@ -149,6 +221,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def neighbouring_ports() -> tuple[int, int]:
+    """Return two free ports of the loopback address that follow each other."""
+    while True:
+        port = free_port()
+        with socket.socket() as probe:
+            if port < 65535 and probe.connect_ex(("127.0.0.1", port + 1)) != 0:
+                return port, port + 1
 
 
 def missing_program(name: str) -> str | None:
