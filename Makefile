@@ -6,6 +6,7 @@
 # make fuzz          some 20,000 generated requests against the running service; FUZZ_S=600 for longer
 # make bad-input     6,000 damaged files of every format to a running stack; BAD_INPUT=1000 for fewer, BAD_INPUT_SEED=2
 #                    for others
+# make fuzz-readers  each reader of uploads fuzzed by coverage with atheris; FUZZ_READERS_S=60 for a minute each
 # make lock          the images' packages with hashes (docker/locks), as pyproject.toml pins them
 # make audit         known vulnerabilities in the images' packages, and lists of them (CycloneDX, in build/sbom); needs
 #                    the internet, and what it finds depends on the day: no part of `make check`
@@ -25,11 +26,12 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 FUZZ_S ?= 400
 LOCK ?=
+FUZZ_READERS_S ?= 300
 BAD_INPUT ?= 6000
 BAD_INPUT_SEED ?= 19
 TEST_PROCESSES ?= 3
 BASE ?=
-.PHONY: demo test quick check fuzz bad-input lock audit docker bench clean
+.PHONY: demo test quick check fuzz bad-input fuzz-readers lock audit docker bench clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11"; exit 1; }
@@ -60,6 +62,10 @@ fuzz: $(STAMP)
 
 bad-input: $(STAMP)
 	PPL_BAD_INPUT=$(BAD_INPUT) PPL_BAD_INPUT_SEED=$(BAD_INPUT_SEED) $(BIN)/python -m pytest -s tests/integration/test_bad_input.py
+
+fuzz-readers: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	PPL_ATHERIS_S=$(FUZZ_READERS_S) $(BIN)/python -m pytest -s -n 0 tests/fuzz
 
 lock: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[audit]'

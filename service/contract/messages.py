@@ -19,6 +19,7 @@ from .errors import BadRequest, ContractMismatch, PPLError, error_from_code
 from .routing import CONTRACT_VERSION, Kind
 
 MAX_REFINE_STEPS = 10
+_DTYPES = frozenset(("<f4", "|u1", "<u2"))  # of a reply's arrays
 
 
 class BatchRequest(BaseModel):
@@ -106,14 +107,17 @@ class BatchReply(BaseModel):
             _check_contract(message)
         except ContractMismatch as error:
             return cls(batch_id=batch_id, error=error)
-        values: dict[str, Any] = {
-            name: _decode_array(value) if isinstance(value, list) else value
-            for name, value in message.items()
-            if name in cls.model_fields
-        }
-        if failure := message["error"]:
-            values["error"] = error_from_code(failure["code"], failure["detail"])
-        return cls(**values)
+        try:
+            values: dict[str, Any] = {
+                name: _decode_array(value) if isinstance(value, list) else value
+                for name, value in message.items()
+                if name in cls.model_fields
+            }
+            if failure := message["error"]:
+                values["error"] = error_from_code(failure["code"], failure["detail"])
+            return cls(**values)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"the reply to the batch {batch_id[:80]} is malformed") from error
 
 
 class WorkerHeartbeat(BaseModel):
@@ -159,4 +163,6 @@ def _encode_array(array: NDArray[Any]) -> list[Any]:
 
 def _decode_array(packed: list[Any]) -> NDArray[Any]:
     dtype, shape, data = packed
+    if dtype not in _DTYPES:
+        raise ValueError(f"an array of the type {str(dtype)[:40]}")
     return np.frombuffer(data, dtype=np.dtype(dtype)).reshape(shape)

@@ -20,7 +20,8 @@ from tests.support.stack_process import StackProcess, children
 
 COUNT = 500
 SEED = 19
-_MOST_GROWTH_KB = 8000  # a 1000 cases, and beyond twice its error
+# a 1000 cases, beyond twice the slope's error; the training worker's peak rises by steps with the largest upload so far
+_MOST_GROWTH_KB = 30_000
 _FOR_READERS = tuple(kind for kind in KINDS if kind not in ("json", "video"))  # each video starts a process
 
 
@@ -28,8 +29,9 @@ def test_seeds_are_read(tmp_path: Path) -> None:
     """Or damage would prove nothing."""
     for number, (name, data) in enumerate(seeds().items()):
         kind, _, suffix = name.partition("/")
-        if kind != "json":
-            assert read_directly(Case(number, kind, name, "nothing", f"a.{suffix}", data), tmp_path) == "read", name
+        if kind == "json" or (kind == "video" and suffix not in ("mp4", "pages.tif")) or suffix == "h5":
+            continue  # each of these starts a process; make bad-input sends them all
+        assert read_directly(Case(number, kind, name, "nothing", f"a.{suffix}", data), tmp_path) == "read", name
 
 
 def test_readers_refuse_damaged_files_in_words(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,19 +133,17 @@ class Runner:
         self._http = httpx.Client(base_url=stack.url, timeout=60, trust_env=False)
         self._pending: dict[str, tuple[Case, str]] = {}
         self._sent = 0
-        self._slow: dict[str, float] = {}
         version = seeds()["version/zip"]
         answer = self._http.post("/priors/tiny/versions/import", files=[("file", ("v.zip", version))])
         assert answer.status_code == 201, answer.text
-        for name, data in seeds().items():  # these start a process, which takes its time on a busy machine
-            if name in ("labels/h5", "labels/slp", "video/mp4"):
-                kind, _, suffix = name.partition("/")
-                began = time.monotonic()
-                case = Case(-1, kind, name, "nothing", f"a.{suffix}", data)
-                answer = self._send(case)
-                assert answer.status_code in (200, 201), answer.text
-                self._follow(case, answer)
-                self._slow[kind] = max(self._slow.get(kind, 0.0), time.monotonic() - began)
+        for name, data in seeds().items():  # or damage would prove nothing
+            kind, _, suffix = name.partition("/")
+            if kind in ("json", "version"):
+                continue
+            case = Case(0, kind, name, "nothing", f"a.{suffix}", data)
+            answer = self._send(case)
+            assert answer.status_code < 300, f"{name}: {answer.text}"
+            self._follow(case, answer)
 
     def run(self, cases: Iterable[Case]) -> Report:
         """Send the cases, wait for what goes on in the background, and return the report."""
@@ -164,11 +162,15 @@ class Runner:
 
     def _one(self, case: Case) -> None:
         self._sent += 1
-        allowed = DEADLINE_S + (0.0 if case.format.endswith((".json", "csv")) else self._slow.get(case.kind, 0.0))
         took, answer = self._timed(case)
-        for _ in range(2):  # a busy machine is no fault of the file
+        allowed = DEADLINE_S
+        for _ in range(3):  # a busy machine is no fault of the file
             if took > allowed:
-                took, answer = min((took, answer), self._timed(case), key=lambda pair: pair[0])
+                plain = replace(case, data=seeds()[case.format], name="plain")
+                plain_s, plain_answer = self._timed(plain)
+                self._check(plain, plain_answer)
+                again_s, again = self._timed(case)
+                took, answer, allowed = min(took, again_s), again, max(allowed, DEADLINE_S + plain_s)
         self.report.seconds.append((took, str(case)))
         if took > allowed:
             self.report.faults.append(f"{case}: took {took:.2f} s")
@@ -201,7 +203,7 @@ class Runner:
                     archive = ("a.zip", seeds()["archive/zip"])
                     return self._form("/datasets", [("archive", archive), ("labels", file)])
                 images = [("images", (f"{n}.png", encoded(picture(n), "PNG"))) for n in range(9)]
-                return self._form("/priors/tiny/landmarks", [*images, ("labels", file)], name="anatomy")
+                return self._form("/priors/tiny/landmarks", [*images, ("labels", file)], name=f"a{case.number}")
             case "boxes":
                 images = [("images", (f"{n}.png", _GOOD)) for n in range(2)]
                 return self._form("/estimate", [*images, ("boxes", file)], category="tiny")
@@ -304,14 +306,24 @@ class Runner:
 
     def _follow(self, case: Case, answer: httpx.Response) -> None:
         location = answer.headers.get("location")
-        if location and "/landmarks/" not in location:
+        if location and "/landmarks/" in location:
+            self._http.delete(location)
+        elif location:
             self._pending[location] = (case, location)
 
     def _settle(self) -> None:
         """Look at what was accepted and is worked on; remove what has ended."""
         for path, (case, _) in list(self._pending.items()):
             document = self._http.get(path).json()
-            if document.get("status") in ("inspecting", "queued", "preparing", "training", "running", "publishing"):
+            if document.get("status") in (
+                "inspecting",
+                "queued",
+                "validating",
+                "preparing",
+                "training",
+                "running",
+                "publishing",
+            ):
                 if path.startswith("/train-jobs"):
                     self._http.post(f"{path}/cancel")
                 continue

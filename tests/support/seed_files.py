@@ -229,14 +229,14 @@ def _hdf5(places: list[list[tuple[int, int]]]) -> dict[str, bytes]:
 
 
 def _boxes() -> dict[str, bytes]:
-    images = [{"id": n, "file_name": f"images[{n}]", "file": f"images[{n}]"} for n in range(2)]
+    images = [{"id": n, "file_name": f"{n}.png", "file": f"{n}.png"} for n in range(2)]
     coco = {"images": images, "annotations": [{"image_id": n, "bbox": [4, 4, 20, 20], "score": 0.9} for n in range(2)]}
     detections = [{"category": "1", "conf": 0.9, "bbox": [0.1, 0.1, 0.5, 0.5]}]
     detector = {
         "images": [{**image, "detections": detections} for image in images],
         "detection_categories": {"1": "animal"},
     }
-    rows = "".join(f"images[{n}],4,4,20,20,0.9\n" for n in range(2))
+    rows = "".join(f"{n}.png,4,4,20,20,0.9\n" for n in range(2))
     return {
         "boxes/csv": f"image,x,y,width,height,confidence\n{rows}".encode(),
         "boxes/coco.json": json.dumps(coco).encode(),

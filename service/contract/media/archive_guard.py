@@ -64,6 +64,8 @@ class GuardedFile:
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         if whence == os.SEEK_SET:
+            if offset < 0:  # an OSError would look like a fault of the disk
+                raise ValueError(f"it names the place {offset}")
             self._check_position(offset)
         return self._file.seek(offset, whence)
 

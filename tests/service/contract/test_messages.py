@@ -97,6 +97,31 @@ def test_bytes_that_are_no_reply_are_refused(data: bytes) -> None:
         BatchReply.unpack(data)
 
 
+REPLY = {"contract": CONTRACT_VERSION, "batch_id": "b", "error": None}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"contract": CONTRACT_VERSION, "batch_id": "b"},
+        {**REPLY, "error": 5},
+        {**REPLY, "error": {"code": []}},
+        {**REPLY, "keypoints": ["|O", [1], b"12345678"]},
+        {**REPLY, "keypoints": ["<f4", [10**9, 10**9], b""]},
+        {**REPLY, "keypoints": ["<f4", ["x"], b"1234"]},
+        {**REPLY, "keypoints": ["<f4", [1], "text"]},
+        {**REPLY, "keypoints": [["<f4"], [1], b"1234"]},
+        {**REPLY, "keypoints": ["<f4", [1]]},
+        {**REPLY, "keypoints": "text"},
+        {**REPLY, "timing_ms": {"model": "long"}},
+    ],
+)
+def test_malformed_reply_is_dropped_and_ends_no_loop(message: dict[str, object]) -> None:
+    """Whoever can write to Redis can write such ones; the loop that reads replies drops what raises ValueError."""
+    with pytest.raises(ValueError, match="malformed"):
+        BatchReply.unpack(msgpack.packb(message))
+
+
 def test_unknown_error_code_keeps_its_detail() -> None:
     error = error_from_code("of_a_later_release", "say this")
     assert type(error) is PPLError

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+import httpx
 import pytest
 
 from service.client.errors import InputError
@@ -241,6 +242,45 @@ async def test_a_name_that_leads_to_a_private_address_gets_nothing(sender, recei
     assert receiver.requests == []
 
 
+async def test_a_name_is_resolved_once_and_all_its_addresses_are_checked(sender, receiver, jobs, monkeypatch):
+    """A name may have a public address beside a private one, or another one when it is asked again."""
+    sender = await sender(private=False)
+    port = receiver.url.rpartition(":")[2]
+    loop = asyncio.get_running_loop()
+    asked = []
+    answers = {"both.example": ["93.184.216.34", "127.0.0.1"], "turn.example": ["::ffff:127.0.0.1"]}
+
+    async def resolve(host, *_arguments, **_named):
+        asked.append(host)
+        return [(0, 0, 0, "", (address, int(port))) for address in answers[host]]
+
+    monkeypatch.setattr(loop, "getaddrinfo", resolve)
+    job_ids = [ended(jobs, f"http://{host}:{port}/") for host in answers]
+    await deliver_due(sender)
+    for job_id in job_ids:
+        assert "private" in jobs.get(job_id).webhook.last_error
+    assert receiver.requests == []
+    assert sorted(asked) == sorted(answers)
+
+    connected = []
+
+    async def public(host, *_arguments, **_named):
+        asked.append(host)
+        return [(0, 0, 0, "", ("93.184.216.34", int(port)))]
+
+    async def send(self, request, **_named):
+        connected.append((str(request.url.host), request.headers["host"], request.extensions["sni_hostname"]))
+        raise httpx.ConnectError("no network in tests")
+
+    monkeypatch.setattr(loop, "getaddrinfo", public)
+    monkeypatch.setattr(httpx.AsyncClient, "send", send)
+    asked.clear()
+    ended(jobs, f"https://once.example:{port}/")
+    await deliver_due(sender)
+    assert asked == ["once.example"]
+    assert connected == [("93.184.216.34", f"once.example:{port}", "once.example")]
+
+
 async def test_private_address_is_refused_at_the_door(http, problem, no_trace):
     data = {"category": "dog", "webhook_url": "http://169.254.169.254/latest"}
     answer = await http.post("/train-jobs", data=data, files={"archive": ("a.zip", GOOD)})
@@ -297,7 +337,8 @@ async def test_receivers_that_never_answer_hold_up_no_others(serve, receiver, jo
         await until(lambda: receiver.requests)
         assert time.monotonic() - started < 10  # each of them is waited for 15 s
         assert json.loads(receiver.requests[0][1])["data"]["id"] == job_id
-        assert max(http.gateway.webhooks._busy.values()) <= 4
+        busy = http.gateway.webhooks._busy
+        assert max(count for (kind, _), count in busy.items() if kind == "host") <= 4
 
 
 async def test_what_one_key_asked_for_leaves_room_for_others(serve, receiver, jobs):

@@ -437,3 +437,16 @@ def test_videos_of_a_folder_are_read_in_place(tmp_path):
 def test_folder_without_a_picture_is_refused(tmp_path):
     with pytest.raises(BadFolder):
         check_archive(tmp_path)
+
+
+def test_place_before_the_archive_is_damage_and_no_fault_of_the_disk(tmp_path):
+    """As in a zip whose first file lost some bytes."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("walk.mp4", bytes(1000))
+    data, path = file.getvalue(), tmp_path / "a.zip"
+    path.write_bytes(data[:200] + data[300:])
+    name, member = next(iter_media(path))
+    assert name == "walk.mp4"
+    with pytest.raises(ValueError, match="it names the place -100"):
+        member.copy(tmp_path / "copy")
