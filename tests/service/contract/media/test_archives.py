@@ -446,7 +446,8 @@ def test_place_before_the_archive_is_damage_and_no_fault_of_the_disk(tmp_path):
         archive.writestr("walk.mp4", bytes(1000))
     data, path = file.getvalue(), tmp_path / "a.zip"
     path.write_bytes(data[:200] + data[300:])
-    name, member = next(iter_media(path))
+    media = iter_media(path)
+    name, member = next(media)
     assert name == "walk.mp4"
     with pytest.raises(ValueError, match="it names the place -100"):
         member.copy(tmp_path / "copy")
