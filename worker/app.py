@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from celery import Celery
+from celery.worker.request import Request
 
 from model.network.blocks import pick_device
 from model.predictor import Predictor
@@ -29,6 +31,22 @@ from .settings import WorkerSettings
 
 # the threads are started once the worker consumes messages, and stopped in reverse order
 Parts = tuple[Metrics, tuple[PeriodicThread, ...]]
+
+
+class StrictRequest(Request):  # type: ignore[misc]  # Celery has no types
+    """A message of which an acknowledgement that fails is an error, so that the consumer connects again.
+
+    Celery only logs it. As the message keeps its place among those prefetched, the worker would never take another one.
+    """
+
+    def acknowledge(self) -> None:
+        """Acknowledge the message. Raises redis.ConnectionError."""
+        if not self.acknowledged:
+            self.acknowledged: bool = True
+            self.message.ack()
+
+
+_TASK: dict[str, Any] = {"Request": StrictRequest, "ignore_result": True}
 
 
 def make_app(kind: Kind, settings: WorkerSettings) -> Celery:
@@ -60,7 +78,7 @@ def make_inference_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> P
     keepalive = Keepalive(client, "inference")
 
     # acknowledged after the reply, so that the batch of a killed worker is redelivered
-    app.task(make_task(engine, keepalive), name=routing.ESTIMATE_TASK, bind=True, acks_late=True, ignore_result=True)
+    app.task(make_task(engine, keepalive), name=routing.ESTIMATE_TASK, bind=True, acks_late=True, **_TASK)
     follower = (VersionsFollower(store),) if isinstance(store, SharedVersions) else ()
     return metrics, (heartbeat, keepalive, *follower)
 
@@ -80,6 +98,6 @@ def make_training_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> Pa
 
     caretaker = Caretaker(preparer, store, send)
     # acknowledged on receipt: a lost job is found again by its record
-    app.task(caretaker.make_task(runner), name=routing.TRAIN_TASK, acks_late=False, ignore_result=True)
+    app.task(caretaker.make_task(runner), name=routing.TRAIN_TASK, acks_late=False, **_TASK)
     inspector = Inspector(DatasetFiles.open(settings), settings, stop, partial(InspectionLease, client))
     return metrics, (heartbeat, caretaker, inspector)

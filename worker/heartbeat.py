@@ -112,5 +112,6 @@ class Heartbeat(PeriodicThread):
         with self._redis.pipeline(transaction=True) as pipe:
             pipe.set(self._key, message.model_dump_json(), ex=routing.HEARTBEAT_TTL_S)
             pipe.zadd(self._index, {message.id: now})
+            pipe.set(routing.seen_key(message.kind), "1", ex=routing.ABSENT_S)
             pipe.zremrangebyscore(self._index, 0, now - 6 * routing.HEARTBEAT_TTL_S)
             pipe.execute()

@@ -30,6 +30,7 @@ from service.contract.jobs.store import Job, JobStatus, JobStore, NewJob, new_jo
 from service.contract.messages import BatchReply, BatchRequest
 from service.contract.versions.store import VersionStore
 from service.stack.valkey import free_port
+from tests.integration.faults.proxy import proxy_to
 from tests.support.forks import Fork
 from tests.support.worker_process import LEASE_TTL_S, VISIBILITY_S, work
 
@@ -97,11 +98,11 @@ class Lab:
         left = self.working.get(kind)
         return left if left is not None and left.poll() is None else self.start(kind)
 
-    def start(self, kind: routing.Kind, *, fork: bool = True) -> Process:
+    def start(self, kind: routing.Kind, *, fork: bool = True, url: str = "") -> Process:
         """Start a worker and wait for its first heartbeat; without ``fork`` it has a Python of its own."""
         environment = {
             **os.environ,
-            "PPL_REDIS_URL": self.url,
+            "PPL_REDIS_URL": url or self.url,
             "PPL_DATA_ROOT": str(self.data_root),
             "PPL_INFERENCE_THREADS": "1",
             "PPL_TRAINING_THREADS": "1",
@@ -294,6 +295,24 @@ def test_workers_outlive_a_restart_of_redis(lab: Lab) -> None:
     lab.until(lambda: lab.jobs.get(again.id).status is JobStatus.SUCCEEDED, PATIENCE_S)
     assert training.poll() is None
     assert inference.poll() is None
+
+
+def test_worker_whose_connections_break_during_a_batch_takes_the_next_one(lab: Lab) -> None:
+    lab.publish()
+    lab.end_worker("inference")
+    with proxy_to(lab.port) as proxy:
+        worker = lab.start("inference", url=f"redis://127.0.0.1:{proxy.port}/0")
+        lab.send_batch("cut", count=SLOW, refine_steps=10)
+        lab.until(lambda: lab.client.hlen("ppl:inference:unacked") == 1, PATIENCE_S)
+        proxy.cut()
+        assert lab.client.llen(REPLIES) == 0, "it was cut off in the middle of the batch"
+        time.sleep(2)
+        proxy.mend()
+        lab.send_batch("next")
+        answered = [lab.reply(within_s=PATIENCE_S) for _ in range(2)]
+        assert {reply.batch_id for reply in answered if reply} == {"cut", "next"}
+        assert all(reply and reply.error is None for reply in answered)
+        lab.kill(worker, "inference")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")

@@ -39,6 +39,11 @@ class Proxy:
         ready.set()
         async with server:
             await stop.wait()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.sleep(0)  # transports are closed in the next round
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.is_cut:
@@ -71,8 +76,8 @@ def proxy_to(port: int) -> Iterator[Proxy]:
     proxy, ready, stop = Proxy(port), threading.Event(), asyncio.Event()
 
     def run() -> None:
-        with suppress(asyncio.CancelledError):
-            proxy._loop.run_until_complete(proxy._serve(ready, stop))
+        proxy._loop.run_until_complete(proxy._serve(ready, stop))
+        proxy._loop.close()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
