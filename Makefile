@@ -11,6 +11,8 @@
 # make audit         known vulnerabilities in the images' packages, and lists of them (CycloneDX, in build/sbom); needs
 #                    the internet, and what it finds depends on the day: no part of `make check`
 # make docker        the compose file on a Docker engine, and the dashboard's queries on Prometheus; takes some minutes
+# make faults        kill, freeze and starve the parts of a running stack under load, and write what came of it into
+#                    docs/operation.md; a quarter of an hour. Full and slow disks need root
 # make bench         the benchmarks of speed, into benchmarks/SPEED.md; takes some minutes
 #
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu installs torch's CPU build, which is far smaller than PyPI's build
@@ -77,6 +79,9 @@ audit: $(STAMP)
 
 docker: $(STAMP)
 	PPL_TEST_DOCKER=1 $(BIN)/python -m pytest -s -n 0 -m docker tests/docker
+
+faults: $(STAMP)
+	$(BIN)/python -m tests.integration.faults --write
 
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'

@@ -24,6 +24,7 @@ LEASE_TTL_S = 15.0
 PIXELS_TTL_S = 120
 REPLY_TTL_S = 120
 HEARTBEAT_TTL_S = 10
+ABSENT_S = 15  # a restarting worker is back sooner
 HEARTBEAT_EVERY_S = 3.0
 RECONCILE_EVERY_S = 5.0
 CANCEL_TTL_S = 24 * 3600
@@ -51,6 +52,8 @@ rate_key = "ppl:rate:{}".format  # by digest of the caller, unix ms when its buc
 RECONCILE_LOCK = "ppl:reconcile"  # lock of the gateway that reconciles jobs; RECONCILE_EVERY_S
 key_prefix = "ppl:{}:".format  # by kind, of kombu's keys
 queue_key = "ppl:{0}:{0}".format  # by kind, list of waiting messages
+seen_key = "ppl:workers:{}:seen".format  # by kind, exists while a worker was seen; ABSENT_S after a beat
+PRIORITIES = (0, 3, 6)  # of batches, kombu's: pictures at once, streams and videos at once, in the background
 unacked_index_key = "ppl:{}:unacked_index".format  # by kind, sorted set of unacknowledged messages by unix time
 
 # of ids
@@ -69,6 +72,12 @@ def request_key(name: str, owner: str | None = None) -> str:
     """
     sender = f"{owner} " if owner else ""
     return f"ppl:request:{hashlib.sha256((sender + name).encode()).hexdigest()}"
+
+
+def batch_queue_key(priority: int) -> str:
+    """Return the key of the list of waiting batches of a priority, which kombu reads in the order of priorities."""
+    key = queue_key("inference")
+    return f"{key}\x06\x16{priority}" if priority else key
 
 
 def celery_options(kind: Kind, redis_url: str) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Batches of pictures, formed in the gateway and sent to the inference workers.
 
-A batch is sent at once while nothing is in flight; as many batches are in flight as workers live. While other
-pictures are being decoded, a batch waits a moment for them, until it holds half of all pictures in progress, so that
+A batch is sent at once while nothing is in flight; as many batches are in flight as workers live. Pictures that a
+request waits for go before streams and videos, and these before the background: in the gateway, and in the workers'
+queue. A worker finishes the batch it has, so less urgent batches are small while urgent ones come. While other pictures
+are being decoded, a batch waits a moment for them, until it holds half of all pictures in progress, so that
 they share its fixed cost. The queue is bounded, and every ticket ends in time: with its poses or an error.
 """
 
@@ -16,13 +18,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from asgi_correlation_id import correlation_id
 from numpy.typing import NDArray
 
-from service.contract import tracing
+from service.contract import routing, tracing
 from service.contract.durable_files import is_disk_full
 from service.contract.errors import EstimateTimeout, PPLError, QueueFull
 from service.contract.messages import BatchReply, BatchRequest
@@ -38,6 +41,10 @@ log = logging.getLogger(__name__)
 Send = Callable[[BatchRequest, bytes | None], Awaitable[None]]
 Square = NDArray[np.uint8]  # (S, S, 3)
 _RETRY_S = 5.0
+_URGENT_S = 10.0  # after a request's pictures, more may come
+_SMALL_BATCH_S = 0.02  # the model's time for a less urgent batch meanwhile
+
+URGENT, STREAMED, BACKGROUND = range(len(routing.PRIORITIES))
 
 
 @dataclass(eq=False)
@@ -46,6 +53,7 @@ class Ticket:
 
     Attributes:
         deadline: unix time.
+        level: URGENT, STREAMED or BACKGROUND; the lower ones go first.
         poses: the poses by index of the square.
         model_ms: the model's time on all batches that held a square.
     """
@@ -54,6 +62,7 @@ class Ticket:
     squares: Sequence[Square]
     deadline: float
     done: asyncio.Future[None]
+    level: int = URGENT
     poses: dict[int, Pose] = field(default_factory=dict)
     model_ms: float = 0.0
     created_at: float = field(default_factory=time.monotonic)
@@ -77,6 +86,11 @@ class Flight:
     items: list[Item]
     sent_at: float
     late: bool = False
+
+    @property
+    def level(self) -> int:
+        """The level of its tickets."""
+        return self.items[0][0].level
 
     @property
     def requests(self) -> list[str]:
@@ -123,18 +137,20 @@ class Batcher:
         self._timeout_s, self._late_s, self._wait_s = timeout_s, late_s, wait_s
         self._live_workers, self._workers_are_gone = live_workers, workers_are_gone
         self._metrics = metrics
-        self._waiting: dict[Group, deque[Item]] = {}
+        self._queues: list[dict[Group, deque[Item]]] = [{} for _ in routing.PRIORITIES]  # by level
         self._flights: dict[str, Flight] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self.pending = 0
-        self._announced = 0
+        self._announced = [0 for _ in routing.PRIORITIES]
+        self._urgent_at = float("-inf")
+        self._model_s = 0.01  # moving average of the model's time for a picture
         self._timer: asyncio.TimerHandle | None = None
         self._picture_s = 0.05  # moving average of the time between two pictures' replies
 
     @property
     def waiting(self) -> int:
         """Number of pictures that are in no batch yet."""
-        return sum(map(len, self._waiting.values()))
+        return sum(map(len, chain.from_iterable(queue.values() for queue in self._queues)))
 
     @property
     def in_flight(self) -> int:
@@ -153,17 +169,17 @@ class Batcher:
             )
 
     @contextmanager
-    def announce(self, count: int) -> Iterator[Callable[[], None]]:
+    def announce(self, count: int, level: int = URGENT) -> Iterator[Callable[[], None]]:
         """Announce pictures that are being decoded, which batches may wait for.
 
         Yields a function that ends the announcement; otherwise it ends with the block.
         """
         left = count
-        self._announced += left
+        self._announced[level] += left
 
         def end() -> None:
             nonlocal left
-            self._announced -= left
+            self._announced[level] -= left
             left = 0
 
         try:
@@ -174,7 +190,11 @@ class Batcher:
                 self.send_batches()
 
     async def estimate(
-        self, group: Group, squares: Sequence[Square], on_queued: Callable[[], None] = lambda: None
+        self,
+        group: Group,
+        squares: Sequence[Square],
+        on_queued: Callable[[], None] = lambda: None,
+        level: int = URGENT,
     ) -> Ticket:
         """Wait for the poses of some squares, (S, S, 3) each.
 
@@ -182,16 +202,18 @@ class Batcher:
 
         Raises:
             QueueFull: too many pictures wait.
-            WorkerUnavailable: no worker was seen for a while; raised at once.
+            WorkerUnavailable: no worker was seen for a while.
             EstimateTimeout, WorkerUnavailable, RedisUnavailable: no reply in time.
             PPLError: the worker's error.
         """
         self.check_room(len(squares))
-        if self._workers_are_gone():
-            raise no_inference_worker("none was seen lately")
-        ticket = Ticket(group, squares, time.time() + self._timeout_s, asyncio.get_running_loop().create_future())
+        done = asyncio.get_running_loop().create_future()
+        ticket = Ticket(group, squares, time.time() + self._timeout_s, done, level)
+        if level == URGENT:
+            self._urgent_at = time.monotonic()
         self.pending += len(squares)
-        self._waiting.setdefault(group, deque()).extend((ticket, index) for index in range(len(squares)))
+        queue = self._queues[level].setdefault(group, deque())
+        queue.extend((ticket, index) for index in range(len(squares)))
         on_queued()
         self.send_batches()
         try:
@@ -227,6 +249,8 @@ class Batcher:
                 ticket.poses[index] = read_pose(reply, row)
                 if len(ticket.poses) == len(ticket.squares):
                     ticket.done.set_result(None)
+        if model_ms := reply.timing_ms.get("model"):
+            self._model_s += 0.2 * (model_ms / 1000 / len(flight.items) - self._model_s)
         for ticket in {ticket for ticket, _ in flight.items}:
             ticket.model_ms += reply.timing_ms.get("model", 0.0)
         self.send_batches()
@@ -235,10 +259,17 @@ class Batcher:
         """Cancel what is being sent."""
         await cancel_tasks(self._sending)
 
+    def fail_without_workers(self, since: float) -> None:
+        """Fail what waited before a moment of monotonic time, if no worker was seen lately; call it each second."""
+        if self._workers_are_gone():
+            waiting = chain.from_iterable(chain.from_iterable(queue.values() for queue in self._queues))
+            for ticket, _ in [*waiting, *chain.from_iterable(flight.items for flight in self._flights.values())]:
+                if ticket.created_at < since:
+                    ticket.fail(no_inference_worker("none was seen lately"))
+
     def send_batches(self) -> None:
         """Send batches while pictures wait and workers are free."""
-        limit = self._batch_limit
-        while self._has_free_worker() and not self._hold_back() and (batch := collect(self._waiting, limit)):
+        while batch := self._next_batch():
             flight = Flight(uuid.uuid4().hex, batch, time.monotonic())
             self._flights[flight.batch_id] = flight
             self._metrics.batch_size.observe(len(batch))
@@ -248,12 +279,23 @@ class Batcher:
             loop.call_later(self._late_s, self._mark_late, flight.batch_id)
             loop.call_later(self._timeout_s, self._expire, flight.batch_id)
 
-    def _hold_back(self) -> bool:
+    def _next_batch(self) -> list[Item]:
+        """Take the next batch of the most urgent level with pictures; empty if none waits or no worker is free."""
+        level = next((level for level, queue in enumerate(self._queues) if queue), None)
+        if level is None or not self._has_free_worker(level) or self._hold_back(level):
+            return []
+        limit = self._batch_limit
+        if level != URGENT and time.monotonic() - self._urgent_at < _URGENT_S:
+            limit = max(1, min(limit, int(_SMALL_BATCH_S / self._model_s)))
+        return collect(self._queues[level], limit)
+
+    def _hold_back(self, level: int) -> bool:
         """Return whether the next batch waits for announced pictures; if so, set a timer."""
-        if not self._announced or not self._waiting:
+        queue, announced = self._queues[level], self._announced[level]
+        if not announced:
             return False
-        first = next(iter(self._waiting.values()))
-        if len(first) >= min(self._batch_limit, (self.waiting + self._announced) // 2):
+        first = next(iter(queue.values()))
+        if len(first) >= min(self._batch_limit, (sum(map(len, queue.values())) + announced) // 2):
             return False
         wait_s = first[0][0].created_at + self._wait_s - time.monotonic()
         if wait_s <= 0:
@@ -263,8 +305,10 @@ class Batcher:
         self._timer = asyncio.get_running_loop().call_later(wait_s, self.send_batches)
         return True
 
-    def _has_free_worker(self) -> bool:
-        return sum(not flight.late for flight in self._flights.values()) < max(1, self._live_workers())
+    def _has_free_worker(self, level: int) -> bool:
+        """Return whether fewer batches that are as urgent are in flight than workers live."""
+        ahead = sum(not flight.late and flight.level <= level for flight in self._flights.values())
+        return ahead < max(1, self._live_workers())
 
     def _start(self, sending: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(sending)
@@ -317,6 +361,7 @@ class Batcher:
             reply_to=self._reply_to,
             deadline=max(ticket.deadline for ticket, _ in flight.items),
             requests=flight.requests,
+            priority=routing.PRIORITIES[flight.level],
             traceparent=tracing.traceparent(),
             **flight.items[0][0].group._asdict(),
         )
@@ -329,11 +374,12 @@ class Batcher:
 
     def _withdraw(self, ticket: Ticket) -> None:
         """Remove the squares of a ticket that ended from the queue."""
-        queue = self._waiting.get(ticket.group)
+        waiting = self._queues[ticket.level]
+        queue = waiting.get(ticket.group)
         if queue and len(ticket.poses) < len(ticket.squares):
-            self._waiting[ticket.group] = deque(item for item in queue if item[0] is not ticket)
-            if not self._waiting[ticket.group]:
-                del self._waiting[ticket.group]
+            waiting[ticket.group] = deque(item for item in queue if item[0] is not ticket)
+            if not waiting[ticket.group]:
+                del waiting[ticket.group]
 
 
 def collect(waiting: dict[Group, deque[Item]], limit: int) -> list[Item]:

@@ -22,7 +22,7 @@ from service.runtime.settings import Settings
 from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
 
-from .batching import Batcher, Square, Ticket
+from .batching import BACKGROUND, STREAMED, URGENT, Batcher, Square, Ticket
 from .pictures import Answer, FittedBox, Source, describe_pose
 from .replies import Group, Pose
 from .request import Query
@@ -83,6 +83,7 @@ class Estimator:
             "reconstructions" in query.include,
         )
         self._patient = patient
+        self._level = BACKGROUND if patient else URGENT
         self._drawn_pixels = 0
         self._outage: Unavailable | None = None
 
@@ -101,6 +102,7 @@ class Estimator:
 
         At most as many pictures as fill a batch are in progress. If a video ends early, the last outcome says why.
         """
+        self._level = max(self._level, STREAMED)
         unread = sources if isinstance(sources, AsyncGenerator) else _iterate(sources)
         reading: set[asyncio.Task[Any]] = set()
         running: set[asyncio.Task[Any]] = set()
@@ -152,7 +154,7 @@ class Estimator:
             retry_s: how long to retry while the queue is full; if infinite, during outages too.
         """
         started = time.perf_counter()
-        with self._batcher.announce(len(sources)) as end_announcement:
+        with self._batcher.announce(len(sources), self._level) as end_announcement:
             fitted = await self._fit(sources)
             self._count_drawn(fitted)
             queued = time.perf_counter()
@@ -177,7 +179,7 @@ class Estimator:
         deadline = time.monotonic() + retry_s
         while True:
             try:
-                return await self._batcher.estimate(self._group, squares, end_announcement)
+                return await self._batcher.estimate(self._group, squares, end_announcement, self._level)
             except QueueFull:
                 if time.monotonic() >= deadline:
                     raise

@@ -132,7 +132,7 @@ class Gateway:
         replies = partial(read_replies, self.settings.redis_url, self._reply_to, self.batcher.deliver)
         loops: tuple[tuple[str, float, Callable[[], Awaitable[None]]], ...] = (
             ("replies", _RESTART_S, replies),  # endless by itself
-            ("workers", _REFRESH_EVERY_S, self.workers.refresh),
+            ("workers", _REFRESH_EVERY_S, self._refresh_workers),
             ("reconcile", routing.RECONCILE_EVERY_S, self._reconcile),
             ("webhooks", _POLL_EVERY_S, self.webhooks.start_due),
             ("estimates", _POLL_EVERY_S, self.background.start_waiting),
@@ -211,7 +211,7 @@ class Gateway:
         try:
             async with asyncio.timeout(_REDIS_METRICS_S):
                 for kind in routing.KINDS:
-                    metrics.messages.labels(kind).set(await self.redis.llen(routing.queue_key(kind)))
+                    metrics.messages.labels(kind).set(await self._count_messages(kind))
                 if time.monotonic() - self._counted_at > _COUNT_EVERY_S:
                     self._counted_at = time.monotonic()
                     for status, count in (await self.threads.io(self.job_counts.count)).items():
@@ -222,9 +222,19 @@ class Gateway:
         else:
             metrics.redis_up.set(1)
 
+    async def _count_messages(self, kind: routing.Kind) -> int:
+        batches = [routing.batch_queue_key(priority) for priority in routing.PRIORITIES]
+        keys = batches if kind == "inference" else [routing.queue_key(kind)]
+        return sum([await self.redis.llen(key) for key in keys])
+
     async def wake_trainers(self) -> None:
         """Send missing messages of waiting jobs now, not at the next reconciliation."""
         await self.threads.io(self.jobs.reconcile, self._sender.send_training)
+
+    async def _refresh_workers(self) -> None:
+        started = time.monotonic()
+        await self.workers.refresh()
+        self.batcher.fail_without_workers(started)
 
     async def _reconcile(self) -> None:
         sent = await self.threads.io(self.jobs.reconcile, self._sender.send_training, exclusive=True)

@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 _RETRY_POLICY = {"max_retries": 1, "interval_start": 0.0, "interval_step": 0.0, "interval_max": 0.0}
 _BLOCK_S = 5
 _RETRY_READ_S = 0.5
-_ABSENT_S = 15.0  # a restarting worker is back sooner
 
 
 class CeleryEnvelope:
@@ -48,12 +47,13 @@ class CeleryEnvelope:
         _, keywords, self._embedded = json.loads(base64.b64decode(self._message["body"]))
         assert not keywords
 
-    def fill(self, argument: Any, task_id: str) -> str:
+    def fill(self, argument: Any, task_id: str, priority: int = 0) -> str:
         """Return the message of a task with one argument, as Redis stores it in the queue's list."""
         body = json.dumps([[argument], {}, self._embedded]).encode()
         headers = {**self._message["headers"], "id": task_id, "root_id": task_id}
         tag = str(uuid.uuid4())
         properties = {**self._message["properties"], "correlation_id": task_id, "delivery_tag": tag}
+        properties["priority"] = priority
         encoded = base64.b64encode(body).decode()
         return json.dumps({**self._message, "body": encoded, "headers": headers, "properties": properties})
 
@@ -72,11 +72,11 @@ class Sender:
 
         Both take one round trip. If the answer is lost the message is sent again: duplicates are harmless.
         """
-        message = self._envelope.fill(request.model_dump(), request.batch_id)
+        message = self._envelope.fill(request.model_dump(), request.batch_id, request.priority)
         with self._redis.pipeline(transaction=False) as pipe:
             if pixels is not None:
                 pipe.set(routing.pixels_key(request.batch_id), pixels, ex=routing.PIXELS_TTL_S)
-            pipe.lpush(routing.queue_key("inference"), message)
+            pipe.lpush(routing.batch_queue_key(request.priority), message)
             pipe.execute()
 
     def send_training(self, job_id: str) -> None:
@@ -99,20 +99,24 @@ class LiveWorkers:
 
     def __init__(self, client: Any) -> None:
         self._redis = client
-        self._last_seen = dict.fromkeys(routing.KINDS, time.monotonic())
+        self._last_seen = dict.fromkeys(routing.KINDS, float("-inf"))
         self.live: dict[Kind, list[WorkerHeartbeat]] = {kind: [] for kind in routing.KINDS}
         self.incompatible = 0
-        self._has_answered = False
+        self._seen_lately: set[Kind] = set()
+        self._has_answered: bool | None = None  # None: was not asked yet
 
     async def refresh(self) -> None:
         """Read all heartbeats. If Redis fails, forget the workers and raise its error."""
         found: dict[Kind, list[WorkerHeartbeat | None]] = {kind: [] for kind in routing.KINDS}
-        answered = False
+        answered, lately = False, dict.fromkeys(routing.KINDS, 0)
         try:
             found = {kind: await self._heartbeats(kind) for kind in routing.KINDS}
+            lately = {kind: await self._redis.exists(routing.seen_key(kind)) for kind in routing.KINDS}
             answered = True
         finally:
-            if not self._has_answered:  # heartbeats may have expired meanwhile: give workers time to write new ones
+            if (
+                self._has_answered is False
+            ):  # heartbeats may have expired meanwhile: give workers time to write new ones
                 self._last_seen = dict.fromkeys(routing.KINDS, time.monotonic())
             self._has_answered = answered
             self.live = {kind: [beat for beat in beats if beat] for kind, beats in found.items()}
@@ -120,13 +124,15 @@ class LiveWorkers:
         for kind in routing.KINDS:
             if found[kind]:  # one of another release answers, too: with the reason why it can't be used
                 self._last_seen[kind] = time.monotonic()
+        self._seen_lately = {kind for kind in routing.KINDS if lately[kind]}
 
     def are_gone(self, kind: Kind) -> bool:
-        """Return whether no worker of this kind was seen for 15 s, longer than a restart takes.
+        """Return whether no worker of this kind was seen for 15 s, longer than a restart takes, by any gateway.
 
         False while Redis does not answer.
         """
-        return self._has_answered and time.monotonic() - self._last_seen[kind] > _ABSENT_S
+        is_lately = kind in self._seen_lately or time.monotonic() - self._last_seen[kind] <= routing.ABSENT_S
+        return bool(self._has_answered) and not is_lately
 
     async def _heartbeats(self, kind: Kind) -> list[WorkerHeartbeat | None]:
         ids = await self._redis.zrange(routing.workers_key(kind), 0, -1)

@@ -73,7 +73,7 @@ class Consumer:
 
     async def _run(self) -> None:
         while True:
-            popped = await self._redis.brpop([routing.queue_key("inference")], timeout=1)
+            popped = await self._redis.brpop([*map(routing.batch_queue_key, routing.PRIORITIES)], timeout=1)
             if popped is None:
                 continue
             (message,), _, _ = json.loads(base64.b64decode(json.loads(popped[1])["body"]))

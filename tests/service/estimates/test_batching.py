@@ -25,7 +25,7 @@ from service.contract.errors import (
     WorkerUnavailable,
 )
 from service.contract.messages import BatchReply
-from service.estimates.batching import Batcher, collect
+from service.estimates.batching import BACKGROUND, STREAMED, URGENT, Batcher, collect
 from service.estimates.replies import Group
 from service.http.problems import StorageFull
 from service.runtime.metrics import Metrics
@@ -57,6 +57,7 @@ class Line:
 
     def __init__(self, live: int = 1, **limits) -> None:
         self.live = live
+        self.gone = False
         self.sent = []
         self.sent_again = []
         self.unanswered = deque()
@@ -67,7 +68,7 @@ class Line:
             self._send,
             "ppl:reply:x",
             live_workers=lambda: self.live,
-            workers_are_gone=lambda: False,
+            workers_are_gone=lambda: self.gone,
             metrics=self.metrics,
             **limits,
         )
@@ -90,8 +91,9 @@ class Line:
         for _ in range(5):
             await asyncio.sleep(0)
 
-    def ask(self, *values: int, group: Group = DOG) -> asyncio.Task:
-        return asyncio.create_task(self.batcher.estimate(group, [square(value) for value in values]))
+    def ask(self, *values: int, group: Group = DOG, level: int = URGENT) -> asyncio.Task:
+        squares = [square(value) for value in values]
+        return asyncio.create_task(self.batcher.estimate(group, squares, level=level))
 
 
 def xs(ticket) -> list[int]:
@@ -122,6 +124,72 @@ async def test_collects_while_a_batch_is_in_flight():
     line.answer()
     assert [xs(await task) for task in tasks] == [[0], [1], [2], [3], [4], [5]]
     assert [request.count for request in line.sent] == [1, 4, 1]
+
+
+async def test_pictures_of_a_request_go_before_streams_and_these_before_the_background():
+    line = Line()
+    tasks = [line.ask(n, n + 1, n + 2, level=BACKGROUND) for n in (10, 20, 30)]
+    await line.settle()
+    tasks += [line.ask(40, level=STREAMED), line.ask(50), line.ask(60)]
+    await line.settle()
+    # the worker has a batch of the background: a more urgent one is sent, to be its next
+    assert [(request.count, request.priority) for request in line.sent] == [(3, 6), (1, 3), (1, 0)]
+    while line.unanswered:
+        line.unanswered = deque(sorted(line.unanswered, key=lambda sent: sent[0].priority))  # as the worker takes them
+        line.answer()
+        await line.settle()
+    assert [request.priority for request in line.sent[:4]] == [6, 3, 0, 0]
+    assert {request.priority for request in line.sent[4:]} == {6}
+    assert [xs(await task) for task in tasks] == [[n, n + 1, n + 2] for n in (10, 20, 30)] + [[40], [50], [60]]
+    assert line.batcher.pending == line.batcher.in_flight == line.batcher.waiting == 0
+
+
+async def test_background_batches_are_small_only_while_requests_come(monkeypatch):
+    line = Line(batch_limit=4)
+    tasks = [line.ask(*range(12), level=BACKGROUND)]
+    await line.settle()
+    line.answer(timing_ms={"model": 200.0})
+    await line.settle()
+    tasks.append(line.ask(9))
+    await line.settle()
+    assert [request.count for request in line.sent] == [4, 4, 1]
+    line.answer(timing_ms={"model": 200.0})
+    line.answer()
+    await line.settle()
+    assert line.sent[-1].count == 1, "50 ms a picture are more than a small batch may take"
+    monkeypatch.setattr("service.estimates.batching._URGENT_S", 0.0)
+    line.answer()
+    await line.settle()
+    assert line.sent[-1].count == 3
+    line.answer()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_request_does_not_wait_for_frames_that_are_being_decoded():
+    line = Line(wait_s=60.0)
+    with line.batcher.announce(8, STREAMED):
+        task = line.ask(1)
+        await line.settle()
+        assert [request.count for request in line.sent] == [1]
+        line.answer()
+        assert xs(await task) == [1]
+
+
+async def test_all_that_waits_fails_when_no_worker_was_seen_for_a_while():
+    line = Line()
+    tasks = [line.ask(1), line.ask(2, 3), line.ask(4, level=BACKGROUND)]
+    await line.settle()
+    line.batcher.fail_without_workers(time.monotonic())
+    await line.settle()
+    assert not any(task.done() for task in tasks)
+    line.gone = True
+    line.batcher.fail_without_workers(0.0)
+    await line.settle()
+    assert not any(task.done() for task in tasks), "one may be seen in the next second"
+    line.batcher.fail_without_workers(time.monotonic())
+    for error in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(error, WorkerUnavailable)
+    assert line.batcher.pending == line.batcher.waiting == 0
 
 
 async def test_waits_for_pictures_that_are_made_ready_until_half_of_all_wait():

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import time
 
 import numpy as np
 import pytest
@@ -466,7 +467,7 @@ async def test_no_worker_gives_503_after_the_timeout(serve, dog, problem, make_p
 async def test_no_worker_for_a_while_gives_503_at_once_until_one_is_seen(
     serve, make_consumer, dog, problem, make_picture, monkeypatch
 ):
-    monkeypatch.setattr(worker_queue, "_ABSENT_S", 0.5)
+    monkeypatch.setattr(routing, "ABSENT_S", 0.5)
     http = await serve(estimate_timeout_s=60)
     while not http.gateway.workers.are_gone("inference"):
         await asyncio.sleep(0.05)
@@ -481,8 +482,21 @@ async def test_no_worker_for_a_while_gives_503_at_once_until_one_is_seen(
     assert (await http.post("/estimate", **asked)).status_code == 200
 
 
+async def test_a_new_gateway_without_a_worker_answers_503_within_two_seconds(
+    serve, redis_client, dog, problem, make_picture
+):
+    asked = {"data": {"category": "dog"}, "files": images(make_picture())}
+    async with asyncio.timeout(2):
+        problem(await (await serve(estimate_timeout_s=60)).post("/estimate", **asked), 503, "worker_unavailable")
+    # one was seen lately, by another gateway: it may be restarting
+    redis_client.set(routing.seen_key("inference"), "1", px=2500)
+    http, started = await serve(estimate_timeout_s=60), time.monotonic()
+    problem(await http.post("/estimate", **asked), 503, "worker_unavailable")
+    assert 2 < time.monotonic() - started < 6
+
+
 async def test_nothing_is_known_of_workers_while_redis_does_not_answer(redis_url, monkeypatch):
-    monkeypatch.setattr(worker_queue, "_ABSENT_S", 0.0)
+    monkeypatch.setattr(routing, "ABSENT_S", 0.0)
     client = redis.asyncio.Redis.from_url(redis_url)
     workers = worker_queue.LiveWorkers(client)
     assert not workers.are_gone("inference")
@@ -495,7 +509,7 @@ async def test_nothing_is_known_of_workers_while_redis_does_not_answer(redis_url
     assert not workers.are_gone("inference")
     # their heartbeats may have expired in the outage: they have as long as after the gateway's start
     monkeypatch.setattr(client, "zrange", zrange)
-    monkeypatch.setattr(worker_queue, "_ABSENT_S", 5.0)
+    monkeypatch.setattr(routing, "ABSENT_S", 5.0)
     workers._last_seen["inference"] -= 60
     await workers.refresh()
     assert not workers.are_gone("inference")
@@ -506,7 +520,7 @@ async def test_nothing_is_known_of_workers_while_redis_does_not_answer(redis_url
 
 
 async def test_worker_of_another_release_may_say_why_it_can_not_answer(redis_url, redis_client, monkeypatch):
-    monkeypatch.setattr(worker_queue, "_ABSENT_S", 0.2)
+    monkeypatch.setattr(routing, "ABSENT_S", 0.2)
     client = redis.asyncio.Redis.from_url(redis_url)
     workers = worker_queue.LiveWorkers(client)
     await asyncio.sleep(0.25)
@@ -523,7 +537,10 @@ async def fail(*arguments):
     raise redis.exceptions.ConnectionError("away")
 
 
-async def test_worker_that_comes_back_in_time_serves_those_who_waited(http, make_consumer, dog, make_picture):
+async def test_worker_that_comes_back_in_time_serves_those_who_waited(
+    http, make_consumer, dog, make_picture, redis_client
+):
+    redis_client.set(routing.seen_key("inference"), "1", ex=routing.ABSENT_S)
     waiting = asyncio.create_task(http.post("/estimate", data={"category": "dog"}, files=images(make_picture())))
     await asyncio.sleep(0.4)
     await make_consumer()

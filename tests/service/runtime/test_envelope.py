@@ -58,6 +58,20 @@ def test_message_is_the_one_that_celery_sends(sender, redis_url, redis_client):
     }
 
 
+def test_less_urgent_batches_lie_where_kombu_takes_them_last(sender, redis_url, redis_client):
+    app = Celery("theirs", set_as_current=False)
+    app.conf.update(routing.celery_options("inference", redis_url))
+    for priority in routing.PRIORITIES[::-1]:
+        sender.send_batch(REQUEST.model_copy(update={"priority": priority}), None)
+    with app.connection_for_read() as connection, connection.channel() as channel:
+        taken = []
+        channel.basic_consume("inference", True, taken.append, "tag")
+        for _ in routing.PRIORITIES:
+            connection.drain_events(timeout=5)
+    app.close()
+    assert [message.properties["priority"] for message in taken] == [*routing.PRIORITIES]
+
+
 def test_each_message_has_a_tag_of_its_own():
     envelope = CeleryEnvelope("inference")
     made = [json.loads(envelope.fill({"n": n}, str(n))) for n in range(3)]
