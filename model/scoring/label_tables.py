@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .labels import ONE_ANIMAL, SPLITS, Labels, LabelsError, check_extent, check_in_pixels, check_size
+from .labels import MAX_VALUES, ONE_ANIMAL, SPLITS, Labels, LabelsError, check_extent, check_in_pixels, check_size
 
 _COLUMNS = ("image", "keypoint", "x", "y")  # required
 _VISIBLE = {"1": True, "true": True, "yes": True, "2": True, "0": False, "false": False, "no": False, "": True}
@@ -37,6 +37,7 @@ _ENCODINGS = {
 _DELIMITERS = ",;\t"
 _SEPARATOR_LINE = re.compile(r'"?sep=(.?)"?[,;\t ]*(?:\r\n|\r|\n)', re.IGNORECASE)  # Excel's
 _INDIVIDUAL = ("individual", "individuals", "animal", "instance", "track")  # columns that name the animal
+_MAX_CELLS = 3 * MAX_VALUES  # x, y and a likelihood
 _UNIQUE = "single"  # DeepLabCut's individual of body parts that are in a picture once
 _LEVELS = ("scorer", "individuals", "bodyparts", "coords")  # DeepLabCut's header rows
 
@@ -202,17 +203,20 @@ def _read_deeplabcut(first: Row, rows: Iterator[Row], delimiter: str) -> Labels:
     start = next((index for index in range(1, width) if levels["coords"][index]), width)
     individuals = levels.get("individuals", [""] * width)
     columns = list(zip(individuals[start:], levels["bodyparts"][start:], levels["coords"][start:], strict=True))
-    names, values = [], []
-    for line, row in body:
+    check_extent(len(body), len({joint for _, joint, _ in columns}))
+    if len(body) * len(columns) > _MAX_CELLS:
+        raise LabelsError(f"{len(body)} pictures of {len(columns)} columns; at most {_MAX_CELLS} cells in all")
+    names, values = [], np.full((len(body), len(columns)), np.nan)
+    for (line, row), found in zip(body, values, strict=True):
         if any(row[width:]):
             raise LabelsError(f"line {line}: has more fields than the header's {width}")
-        cells = [*row, *[""] * (width - len(row))][:width]
-        names.append("/".join(filter(None, cells[:start])))
+        names.append("/".join(filter(None, row[:start])))
         try:
-            values.append(_parse_row(cells[start:], columns, delimiter))
+            # cells that a short row lacks are empty; a wide header must not make it long
+            found[: max(0, min(len(row), width) - start)] = _parse_row(row[start:width], columns, delimiter)
         except LabelsError as error:
             raise LabelsError(f"line {line}: {error}") from None
-    return labels_of_columns(columns, names, np.array(values).reshape(len(names), len(columns)))
+    return labels_of_columns(columns, names, values)
 
 
 def _parse_row(cells: list[str], columns: Sequence[tuple[str, str, str]], delimiter: str) -> list[float]:
@@ -220,7 +224,7 @@ def _parse_row(cells: list[str], columns: Sequence[tuple[str, str, str]], delimi
         math.nan
         if is_missing(cell) or coordinate.lower() not in ("x", "y")
         else _parse_number(f"{coordinate} of {joint}", cell, delimiter)
-        for cell, (_, joint, coordinate) in zip(cells, columns, strict=True)
+        for cell, (_, joint, coordinate) in zip(cells, columns, strict=False)
     ]
 
 

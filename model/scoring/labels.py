@@ -22,6 +22,7 @@ MAX_VALUES = 20_000_000  # pictures x keypoints
 MAX_PICTURES = 1_000_000
 MAX_SIDE_PX = 1_000_000
 _MAX_MESSAGE = 1000
+_MAX_NAME = 4096
 _MAX_OUTSIDE = 1.0  # how far outside of the picture a label may lie, in longer sides of the picture
 _SLACK = 0.02  # up to this it counts as inside
 _MAX_OUTSIDE_SHARE = 0.2  # of the labels; more are of pictures of another size or orientation
@@ -266,6 +267,8 @@ def check_size(name: str, width: float, height: float) -> tuple[int, int]:
 
 
 def _split_path(name: str) -> tuple[str, ...]:
+    if len(name) > _MAX_NAME:  # normalising takes the square of a long run of accents, and no path is as long
+        raise LabelsError(f"the name '{name[:80]}…' has {len(name)} characters; at most {_MAX_NAME} are allowed")
     normalised = unicodedata.normalize("NFC", name)
     parts = tuple(part for part in normalised.replace("\\", "/").split("/") if part not in ("", "."))
     return parts or (name,)

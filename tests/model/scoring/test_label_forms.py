@@ -188,6 +188,33 @@ def test_the_last_of_many_pictures_that_is_there_twice_is_found_soon():
     assert time.process_time() - began < 10  # half a minute when each picture was counted by itself
 
 
+def test_short_rows_of_a_wide_table_take_no_longer_than_they_are():
+    head = "\n".join(
+        ",".join([level, *cells])
+        for level, cells in (
+            ("scorer", ["me"] * 1000),
+            ("bodyparts", [f"part {number // 2}" for number in range(1000)]),
+            ("coords", ["x", "y"] * 500),
+        )
+    )
+    began = time.process_time()
+    labels = read(head + "\n" + "".join(f"{number}.png,7,9\n" for number in range(20_000)))
+    assert time.process_time() - began < 2  # 3 s when each was made as long as the header
+    assert labels.visibility.sum() == 20_000
+    with pytest.raises(LabelsError, match="41000 pictures of 500 keypoints; at most"):
+        read(head + "\n" + "".join(f"{number}.png\n" for number in range(41_000)))
+
+
+def test_long_run_of_accents_in_a_name_is_refused_at_once():
+    """Normalising it would take hours, and hold up every other thread."""
+    long = "a" + "\u0301\u0327" * 500_000
+    began = time.process_time()
+    labels = read([{"data": {"image": long + ".png"}, "annotations": [{"result": [point("nose", 1, 2)]}]}])
+    with pytest.raises(LabelsError, match="has 1000005 characters; at most 4096"):
+        labels.match(["a.png"])
+    assert time.process_time() - began < 5
+
+
 @pytest.mark.parametrize("annotations", [3, "x", {"result": 1}])
 def test_label_studios_annotations_must_be_a_list(annotations):
     with pytest.raises(LabelsError, match="the annotations of a task are not a list"):
