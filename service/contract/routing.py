@@ -47,6 +47,7 @@ pixels_key = "ppl:pixels:{}".format  # by batch, uint8 bytes (N, S, S, 3); PIXEL
 reply_key = "ppl:reply:{}".format  # by gateway process, list of BatchReply (msgpack); REPLY_TTL_S after a push
 worker_key = "ppl:worker:{}:{}".format  # by kind and worker, WorkerHeartbeat (JSON); HEARTBEAT_TTL_S
 workers_key = "ppl:workers:{}".format  # by kind, sorted set: worker id by the unix time of its last beat
+GATEWAYS = "ppl:gateways"  # sorted set: gateway by the unix time at which it last looked for workers
 gateway_key = "ppl:gateway:{}:{}".format  # by group and number, metrics of a gateway of several; HEARTBEAT_TTL_S
 rate_key = "ppl:rate:{}".format  # by digest of the caller, unix ms when its bucket is full again; until then
 RECONCILE_LOCK = "ppl:reconcile"  # lock of the gateway that reconciles jobs; RECONCILE_EVERY_S

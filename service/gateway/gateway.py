@@ -115,6 +115,7 @@ class Gateway:
             late_s=settings.late_batch_s,
             wait_s=settings.batch_wait_s,
             live_workers=lambda: len(self.workers.live["inference"]),
+            live_gateways=lambda: self.workers.gateways,
             workers_are_gone=lambda: self.workers.are_gone("inference"),
             metrics=self.metrics,
         )

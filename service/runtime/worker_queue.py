@@ -90,18 +90,20 @@ class Sender:
 
 
 class LiveWorkers:
-    """The workers whose heartbeats were in Redis at the last :meth:`refresh`.
+    """The workers whose heartbeats were in Redis at the last :meth:`refresh`, and the gateways that share them.
 
     Attributes:
         live: the live workers of each kind.
+        gateways: number of gateways that looked lately, this one included.
         incompatible: number of live workers whose heartbeat is of another release.
     """
 
     def __init__(self, client: Any) -> None:
-        self._redis = client
+        self._redis, self._gateway = client, uuid.uuid4().hex
         self._last_seen = dict.fromkeys(routing.KINDS, float("-inf"))
         self.live: dict[Kind, list[WorkerHeartbeat]] = {kind: [] for kind in routing.KINDS}
         self.incompatible = 0
+        self.gateways = 1
         self._seen_lately: set[Kind] = set()
         self._has_answered: bool | None = None  # None: was not asked yet
 
@@ -112,6 +114,7 @@ class LiveWorkers:
         try:
             found = {kind: await self._heartbeats(kind) for kind in routing.KINDS}
             lately = {kind: await self._redis.exists(routing.seen_key(kind)) for kind in routing.KINDS}
+            self.gateways = await self._count_gateways()
             answered = True
         finally:
             if (
@@ -133,6 +136,17 @@ class LiveWorkers:
         """
         is_lately = kind in self._seen_lately or time.monotonic() - self._last_seen[kind] <= routing.ABSENT_S
         return bool(self._has_answered) and not is_lately
+
+    async def _count_gateways(self) -> int:
+        """Say that this gateway is here, and return how many are."""
+        now = time.time()
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.zadd(routing.GATEWAYS, {self._gateway: now})
+            pipe.zremrangebyscore(routing.GATEWAYS, 0, now - routing.HEARTBEAT_TTL_S)
+            pipe.zremrangebyscore(routing.GATEWAYS, now + routing.HEARTBEAT_TTL_S, "+inf")  # of a clock that ran ahead
+            pipe.zcard(routing.GATEWAYS)
+            count: int = (await pipe.execute())[-1]
+        return count
 
     async def _heartbeats(self, kind: Kind) -> list[WorkerHeartbeat | None]:
         ids = await self._redis.zrange(routing.workers_key(kind), 0, -1)

@@ -192,6 +192,29 @@ async def test_all_that_waits_fails_when_no_worker_was_seen_for_a_while():
     assert line.batcher.pending == line.batcher.waiting == 0
 
 
+async def test_gateway_keeps_to_its_share_of_the_workers_unless_its_batches_are_full():
+    line = Line(live=6, live_gateways=lambda: 4)
+    tasks = [line.ask(0)]
+    await line.settle()
+    tasks.append(line.ask(1))
+    await line.settle()
+    assert [request.count for request in line.sent] == [1, 1]  # six workers for four gateways: two each, rounded up
+    tasks += [line.ask(value) for value in range(2, 5)]
+    await line.settle()
+    assert [request.count for request in line.sent] == [1, 1]
+    tasks.append(line.ask(5))
+    await line.settle()
+    assert [request.count for request in line.sent] == [1, 1, 4]
+    tasks.append(asyncio.create_task(line.batcher.estimate(DOG, [square(value) for value in range(6, 14)])))
+    tasks.append(asyncio.create_task(line.batcher.estimate(DOG, [square(14)] * 6)))
+    await line.settle()
+    assert [request.count for request in line.sent] == [1, 1, 4, 4, 4, 4]  # as many as workers, and no more
+    while line.unanswered:
+        line.answer()
+        await line.settle()
+    assert [x for task in tasks for x in xs(await task)] == [*range(14), *[14] * 6]
+
+
 async def test_waits_for_pictures_that_are_made_ready_until_half_of_all_wait():
     line = Line(wait_s=60.0)
     stack = contextlib.ExitStack()

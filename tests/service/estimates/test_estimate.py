@@ -533,6 +533,23 @@ async def test_worker_of_another_release_may_say_why_it_can_not_answer(redis_url
     await client.aclose()
 
 
+async def test_gateways_count_each_other(redis_url, redis_client):
+    redis_client.delete(routing.GATEWAYS)
+    clients = [redis.asyncio.Redis.from_url(redis_url) for _ in range(2)]
+    gateways = [worker_queue.LiveWorkers(client) for client in clients]
+    for gateway in (*gateways, *gateways):
+        await gateway.refresh()
+    assert [gateway.gateways for gateway in gateways] == [2, 2]
+    # one that has not looked for longer than a heartbeat lives is gone, as is one whose clock ran ahead
+    (gone,) = set(redis_client.zrange(routing.GATEWAYS, 0, -1)) - {gateways[0]._gateway.encode()}
+    for away_s in (-routing.HEARTBEAT_TTL_S - 1, 3600):
+        redis_client.zadd(routing.GATEWAYS, {gone: time.time() + away_s})
+        await gateways[0].refresh()
+        assert gateways[0].gateways == 1
+    for client in clients:
+        await client.aclose()
+
+
 async def fail(*arguments):
     raise redis.exceptions.ConnectionError("away")
 
