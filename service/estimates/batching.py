@@ -1,11 +1,10 @@
 """Batches of pictures, formed in the gateway and sent to the inference workers.
 
-A batch is sent at once while nothing is in flight; as many batches are in flight as workers live, divided by the
-gateways: if each counted on all workers, many gateways would send many small batches. Full batches may exceed that
-share, so that a busy gateway uses what others leave. Pictures that a request waits for go before streams and videos, and
-these before the background: in the gateway, and in the workers' queue. A worker finishes the batch it has, so less
-urgent batches are small while urgent ones come. While other pictures are being decoded, a batch waits a moment for
-them, until it holds half of all pictures in progress, so that they share its fixed cost. The queue is bounded, and every ticket ends in time: with its poses or an error.
+As many batches are in flight as workers live, divided by the gateways: if each counted on all workers, many gateways
+would send many small batches. Full ones may exceed that share. Pictures that a request waits for go before streams and
+videos, and these before the background: in the gateway, and in the workers' queue. A worker finishes the batch it has,
+so less urgent batches are small while urgent ones come. While other pictures are being decoded, a batch waits a moment
+for them, until it holds half of all in progress. The queue is bounded, and every ticket ends in time.
 """
 
 from __future__ import annotations
@@ -112,8 +111,7 @@ class Batcher:
             message is sent again (Redis may have handed the first one to a dying connection). A duplicate is harmless,
             as an answered batch has no pixels left.
         wait_s: longest time that a batch waits for announced pictures.
-        live_workers: returns the number of live inference workers.
-        live_gateways: returns the number of gateways that share them.
+        live_workers, live_gateways: return the numbers of live inference workers, and of gateways that share them.
         workers_are_gone: returns whether none was seen for so long that waiting for one is useless.
 
     Attributes:
@@ -138,8 +136,7 @@ class Batcher:
         self._send, self._reply_to = send, reply_to
         self._batch_limit, self._queue_limit = batch_limit, queue_limit
         self._timeout_s, self._late_s, self._wait_s = timeout_s, late_s, wait_s
-        self._live_workers, self._live_gateways = live_workers, live_gateways
-        self._workers_are_gone = workers_are_gone
+        self._live_workers, self._live_gateways, self._workers_are_gone = live_workers, live_gateways, workers_are_gone
         self._metrics = metrics
         self._queues: list[dict[Group, deque[Item]]] = [{} for _ in routing.PRIORITIES]  # by level
         self._flights: dict[str, Flight] = {}
@@ -312,9 +309,8 @@ class Batcher:
     def _has_free_worker(self, level: int) -> bool:
         """Return whether fewer batches that are as urgent are in flight than this gateway's share of live workers."""
         ahead = sum(not flight.late and flight.level <= level for flight in self._flights.values())
-        workers = max(1, self._live_workers())
         is_full = len(next(iter(self._queues[level].values()))) >= self._batch_limit
-        return ahead < (workers if is_full else math.ceil(workers / max(1, self._live_gateways())))
+        return ahead < max(1, math.ceil(self._live_workers() / (1 if is_full else self._live_gateways())))
 
     def _start(self, sending: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(sending)
