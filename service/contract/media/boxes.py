@@ -46,7 +46,8 @@ _MOST_FRAMES = 10**9
 _EXPECTED = "expected CSV with the columns image,x,y,width,height, COCO JSON with bbox, or MegaDetector's JSON"
 _LEAST_CONFIDENCE = 0.2
 _ANIMAL = "animal"
-_FRAME = re.compile(r"(\d+)(?:\.\w+)?$")
+_FRAME = re.compile(r"(?<![0-9])([0-9]{1,18})(?:\.\w{1,10})?$")
+_FRAME_CHARACTERS = 64  # at the end of a name: looking for digits in all of a long one takes its square
 _MOST_PX = 1e9
 _MOST_DEGREES = 360.0
 
@@ -148,7 +149,7 @@ class BoxFile:
         """Return the entry of each frame of a video: names end with the frame's number. Raises BadBoxes."""
         frames: dict[int, str] = {}
         for name in self.boxes:
-            number = _FRAME.search(name)
+            number = _FRAME.search(name[-_FRAME_CHARACTERS:])
             if not number:
                 raise BadBoxes(
                     f"the boxes name {name[:80]!r}; of a video, names end with the frame, as walk.mp4#000012"

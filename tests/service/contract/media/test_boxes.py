@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -116,6 +117,15 @@ def test_frames_are_known_by_their_number() -> None:
     assert frames == {3: "frame000003.jpg"}
     with pytest.raises(BadBoxes, match="names end with the frame"):
         parse_box_file("image,x,y,width,height\nwalk,1,1,2,2\n").by_frame()
+
+
+def test_long_runs_of_digits_are_no_frame_and_take_no_time() -> None:
+    began = time.process_time()
+    for name in ("1" * 100_000 + "/", "#" + "9" * 5000, "#" + "9" * 19):
+        with pytest.raises(BadBoxes, match="names end with the frame"):
+            parse_box_file(f"image,x,y,width,height\n{name},1,1,2,2\n").by_frame()
+    assert time.process_time() - began < 2
+    assert list(parse_box_file("image,x,y,width,height\na#000012,1,1,2,2\nframe 7.png,1,1,2,2\n").by_frame()) == [12, 7]
 
 
 @pytest.mark.parametrize(
