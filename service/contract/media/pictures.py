@@ -85,7 +85,7 @@ _MAX_SCANS = 100
 _MAX_SEGMENTS = 4096
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 # the next marker that is not a stuffed zero, a fill byte or a restart
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
 _MARKERS_WITHOUT_LENGTH = frozenset((0x01, 0xD8))
 
 

@@ -288,6 +288,14 @@ def test_refuses_a_jpeg_of_very_many_segments():
         open_picture(data[:2] + b"\xff\xfe\0\2" * 100_000 + data[2:])
 
 
+def test_a_jpeg_of_fill_bytes_is_refused_at_once():
+    """A search that begins again at each of them took the square of their number: hours."""
+    began = time.process_time()
+    with pytest.raises(BadPicture):
+        open_picture(b"\xff\xd8\xff" + b"\xff" * 2_000_000 + bytes(10))
+    assert time.process_time() - began < 5
+
+
 def test_a_jpeg_of_many_scans_is_read():
     assert pixels(with_last_scan_repeated(progressive(), 60)).shape == (48, 64, 3)
 
