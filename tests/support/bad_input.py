@@ -271,8 +271,8 @@ class Runner:
         errors, poses = document.get("errors", []), document["images"]
         if not all(error["detail"] and error["status"] < 500 for error in errors):
             return ["200", "an error without a detail, or of the server"]
-        count = {"video": len(poses) + len(errors)}.get(case.kind, 2)
-        if sorted(entry["index"] for entry in (*poses, *errors)) != list(range(count)):
+        seen = {entry["index"] for entry in (*poses, *errors)}  # one with several boxes has several poses
+        if case.kind != "video" and seen != {0, 1}:
             return ["200", "a picture is missing"]
         return ["200 named" if errors else "200 read"]
 
