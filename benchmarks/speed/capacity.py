@@ -345,7 +345,7 @@ def carry(options: argparse.Namespace) -> Report:
     """Find the largest rate that is answered with p99 within the limit, for many workers, and what is busiest then."""
     rows = []
     for device, workers, gateways, shards, is_routed, is_shared in _CARRIED:
-        if workers <= options.most:
+        if not options.workers or workers in options.workers:
             costs, layout = _assumed(options.costs, device, workers, gateways, shards, is_routed, is_shared)
             for tried in _TRIED:
                 rate = float(f"{_ideal_per_s(costs, layout) * tried:.2g}")
@@ -403,7 +403,8 @@ def _row(device: str, costs: Costs, layout: Layout, done: Simulation) -> Row:
     }
     row: Row = {"device": device, "workers": layout.workers, "gateways": layout.gateways, "valkeys": layout.shards}
     row |= {"share": "yes" if layout.is_shared else "no", "routed": "yes" if layout.is_routed else "no"}
-    row |= {"images_per_s": done.per_s, "p50_ms": done.ms(50), "p99_ms": done.ms(99), "batch": batch}
+    p50_ms, p99_ms = (done.ms(percent) if done.latencies_s else None for percent in (50, 99))
+    row |= {"images_per_s": done.per_s, "p50_ms": p50_ms, "p99_ms": p99_ms, "batch": batch}
     row |= {**busy, "busiest": max(busy, key=busy.__getitem__)[:-2]}
     print(row, flush=True)
     return row
@@ -440,7 +441,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--costs", type=Path, default=COSTS, metavar="FILE.json")
     parser.add_argument("--seconds", type=float, default=3.0, help="of one load")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--most", type=int, default=1000, help="workers of the largest simulation")
+    parser.add_argument("--workers", type=int, nargs="*", help="simulate these numbers only")
 
 
 def main() -> int:

@@ -421,11 +421,12 @@ class Simulation:
         self._send_batches(batch.lane)
 
     def _read_heartbeats(self, gateway: Gateway, number: int) -> Process:
-        loop_s, valkey_s, size = (each * self.layout.workers for each in self.layout.beat)
+        """Look once a second which workers live; the heartbeats are at the Valkey that the workers serve."""
+        loop_s, valkey_s, size = (each * self.layout.workers / self.layout.shards for each in self.layout.beat)
         yield lambda then: self.clock.after(number / len(self.gateways), then)
         while True:
-            main = self.shards[0]
-            yield main.thread.work(valkey_s)
-            yield main.transfer("sent", size)
-            yield gateway.loop.work(loop_s)
+            for shard in self.shards:
+                yield shard.thread.work(valkey_s)
+                yield shard.transfer("sent", size)
+                yield gateway.loop.work(loop_s)
             yield lambda then: self.clock.after(1.0, then)

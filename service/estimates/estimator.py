@@ -41,7 +41,7 @@ class Pipeline:
 
     settings: Settings
     threads: Threads
-    batcher: Batcher
+    batcher_of: Callable[[str], Batcher]  # by category
     metrics: Metrics
 
 
@@ -70,7 +70,7 @@ class Estimator:
         patient: bool = False,
     ) -> None:
         self._settings, self._threads = pipeline.settings, pipeline.threads
-        self._batcher, self._metrics = pipeline.batcher, pipeline.metrics
+        self._batcher, self._metrics = pipeline.batcher_of(version.category), pipeline.metrics
         self._limits = PictureLimits.of(pipeline.settings)
         self._query, self._version, self._landmarks = query, version, landmarks
         self._group = Group(

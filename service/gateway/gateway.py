@@ -23,7 +23,7 @@ from service.contract.jobs.store import MAX_PAGE, JobStore
 from service.contract.versions.shared import POLL_EVERY_S, SharedVersions, open_versions
 from service.estimates.background.arrivals import Arrivals
 from service.estimates.background.runner import AT_ONCE, BackgroundRunner
-from service.estimates.batching import Batcher
+from service.estimates.category_queue import CategoryQueue, make_batcher, pick_batcher
 from service.estimates.drawing import png, prior_picture
 from service.estimates.estimator import Pipeline
 from service.estimates.store import EstimateStore
@@ -106,20 +106,11 @@ class Gateway:
             self.redis, self.jobs, self.threads.io, self.webhook_secret, private=settings.webhook_private
         )
 
-        self.batcher = Batcher(
-            partial(self.threads.send, self._sender.send_batch),
-            self._reply_to,
-            batch_limit=settings.batch_limit,
-            queue_limit=settings.queue_limit,
-            timeout_s=settings.estimate_timeout_s,
-            late_s=settings.late_batch_s,
-            wait_s=settings.batch_wait_s,
-            live_workers=lambda: len(self.workers.live["inference"]),
-            live_gateways=lambda: self.workers.gateways,
-            workers_are_gone=lambda: self.workers.are_gone("inference"),
-            metrics=self.metrics,
-        )
-        self.pipeline = Pipeline(settings, self.threads, self.batcher, self.metrics)
+        send = partial(self.threads.send, self._sender.send_batch)
+        self.batcher = make_batcher(settings, send, self._reply_to, self.workers, self.metrics)
+        self.category_queues = CategoryQueue.of_settings(settings, self.metrics, self._reply_to)
+        batcher_of = pick_batcher(self.batcher, self.category_queues)
+        self.pipeline = Pipeline(settings, self.threads, batcher_of, self.metrics)
         self.estimates = EstimateStore(settings.data_root)
         self.arrivals = Arrivals(settings, self.threads, self.estimates, self.versions)
         self.background = BackgroundRunner(self.pipeline, self.estimates, self.versions)
@@ -143,6 +134,13 @@ class Gateway:
             loops = (*loops, ("metrics", routing.HEARTBEAT_EVERY_S, partial(self._publish_metrics, self._member)))
         if isinstance(self.versions.store, SharedVersions):
             loops = (*loops, ("versions", POLL_EVERY_S, partial(self._poll_versions, self.versions.store)))
+        for queue in self.category_queues:
+            name = ",".join(queue.categories)
+            loops = (
+                *loops,
+                (f"replies of {name}", _RESTART_S, queue.read_replies),
+                (f"workers of {name}", _REFRESH_EVERY_S, queue.refresh),
+            )
         self._loops = [asyncio.create_task(_repeat(*loop), name=loop[0]) for loop in loops]
 
     async def stop(self) -> None:
@@ -152,6 +150,8 @@ class Gateway:
         await self.background.close()
         await self.webhooks.close()
         await self.batcher.close()
+        for queue in self.category_queues:
+            await queue.close()
         self.threads.shutdown()
         await self.redis.aclose()
         self._sender.close()
@@ -204,9 +204,14 @@ class Gateway:
 
     async def _update_gauges(self) -> None:
         metrics = self.metrics
-        metrics.waiting.set(self.batcher.waiting)
-        metrics.pending.set(self.batcher.pending)
-        metrics.in_flight.set(self.batcher.in_flight)
+        batchers = [self.batcher, *(queue.batcher for queue in self.category_queues)]
+        metrics.waiting.set(sum(batcher.waiting for batcher in batchers))
+        metrics.pending.set(sum(batcher.pending for batcher in batchers))
+        metrics.in_flight.set(sum(batcher.in_flight for batcher in batchers))
+        for queue in self.category_queues:
+            for category in queue.categories:
+                metrics.category_redis_up.labels(category).set(queue.answers)
+                metrics.category_workers.labels(category).set(len(queue.workers.live["inference"]))
         for kind in routing.KINDS:
             metrics.workers.labels(kind).set(len(self.workers.live[kind]))
         try:

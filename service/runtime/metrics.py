@@ -49,6 +49,12 @@ class Metrics:
         self.messages = Gauge("ppl_queue_messages", "Messages in the queue of a kind", ["kind"], registry=registry)
         self.jobs = Gauge("ppl_jobs", "Training jobs by status", ["status"], registry=registry)
         self.redis_up = Gauge("ppl_redis_up", "Whether Redis answers", registry=registry)
+        of = ["category"]
+        answers = "Whether the Redis server of a category answers (PPL_REDIS_BY_CATEGORY)"
+        self.category_redis_up = Gauge("ppl_category_redis_up", answers, of, registry=registry)
+        self.category_workers = Gauge(
+            "ppl_category_workers", "Live inference workers at that server", of, registry=registry
+        )
 
     def own_exposition(self) -> bytes:
         """Return this gateway's metrics in Prometheus's text format."""

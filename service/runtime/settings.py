@@ -6,9 +6,12 @@ import ipaddress
 import os
 from typing import Self
 
+import redis
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from service.contract.errors import BadCategoryName
 from service.contract.settings import CommonSettings
+from service.contract.versions.store import check_category
 
 from .secrets import check_webhook_secret
 
@@ -41,6 +44,8 @@ class Settings(CommonSettings):
     """jobs that ended and are kept; beyond, the oldest are deleted after PPL_IDEMPOTENCY_TTL_S"""
     max_unfinished_jobs: int = Field(default=1000, ge=1)
     """unfinished jobs; more get 429"""
+    redis_by_category: dict[str, str] = Field(default={})
+    """further Redis servers for estimates, `{"dog": "redis://…"}`; a category that is not named uses `PPL_REDIS_URL`"""
     access_log: bool = True
     """log a line for each request; if false, only for refused ones"""
 
@@ -110,6 +115,21 @@ class Settings(CommonSettings):
     """add the sample category `dog` to a data root without a category of that name"""
     metrics_include_workers: bool = True
     """include the workers' metrics in the gateway's /metrics"""
+
+    @field_validator("redis_by_category")
+    @classmethod
+    def _are_servers(cls, value: dict[str, str]) -> dict[str, str]:
+        for category, url in value.items():
+            try:
+                check_category(category)
+                redis.ConnectionPool.from_url(url)
+            except BadCategoryName as error:
+                raise ValueError(f"{category!r} is not a category: {error.detail}") from error
+            except ValueError as error:  # without the address, which may have a password
+                raise ValueError(
+                    f"the server of {category!r} is not an address such as redis://host:6379/0 or rediss://…"
+                ) from error
+        return value
 
     @field_validator("webhook_secret")
     @classmethod

@@ -29,7 +29,8 @@ async def livez() -> Liveness:
 async def readyz(gateway: CurrentGateway) -> Readiness:
     """Return 200 once Redis answers and an inference worker is alive; else 503 with `checks` that name what is missing.
 
-    A missing training worker is listed, but the service is ready without it.
+    A missing training worker is listed, but the service is ready without it; so is a category's own Redis server
+    (`PPL_REDIS_BY_CATEGORY`) that does not answer or has no inference worker.
     """
     workers = gateway.workers
     checks = {"redis": "ok", "inference_worker": "unknown", "training_worker": "unknown"}
@@ -42,6 +43,12 @@ async def readyz(gateway: CurrentGateway) -> Readiness:
         incompatible = " (one of another release is)" if workers.incompatible else ""
         for kind, alive in workers.live.items():
             checks[f"{kind}_worker"] = "ok" if alive else f"none is running{incompatible}"
+    for queue, state in zip(
+        gateway.category_queues,
+        await asyncio.gather(*(queue.check() for queue in gateway.category_queues)),
+        strict=True,
+    ):
+        checks |= {f"redis of {category}": state for category in queue.categories}
     missing = [name for name in ("redis", "inference_worker") if checks[name] != "ok"]
     if missing:
         detail = "not ready: " + ", ".join(f"{name} {checks[name]}" for name in missing)
