@@ -33,6 +33,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "scale_out": (),
     "start": (),
     "growth": (),
+    "capacity": ("validate",),  # from stored measurements
 }
 SPEED = Path(__file__).parents[1] / "SPEED.md"
 _WITH_WEIGHTS = ("train_step", "predict")
