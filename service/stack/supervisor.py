@@ -59,7 +59,7 @@ class ChildSpec:
     pass_fds: tuple[int, ...] = ()
     stop_timeout_s: float = 10.0
     last_beat: Callable[[int], float | None] | None = None
-    hang_s: float = 10.0
+    hang_s: float = 8.0
     on_death: Callable[[int], None] | None = None
 
 

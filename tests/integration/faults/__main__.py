@@ -17,6 +17,7 @@ from .load import count
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "operation.md"
 BEGIN, END = "<!-- faults: make faults -->", "<!-- end of faults -->"
+_LONGEST_RECOVERY_S = 15.0
 
 
 def main() -> int:
@@ -57,7 +58,10 @@ def main() -> int:
         before, _, rest = PAGE.read_text().partition(BEGIN)
         PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}")
     failed = [result for result in results if result.wrong or {"wrong", "lost"} & count(result.answers).keys()]
-    return bool(failed)
+    slow = [result.fault for result in results if max(result.recoveries_s, default=0) > _LONGEST_RECOVERY_S]
+    if slow:
+        print(f"took longer than {_LONGEST_RECOVERY_S:.0f} s to recover: {', '.join(slow)}", file=sys.stderr)
+    return bool(failed or slow)
 
 
 if __name__ == "__main__":
