@@ -234,7 +234,8 @@ class BodyLimit:
             await response(scope, receive, send)
             return
         declared = headers.get("content-length", "")
-        scope[_BODY_BYTES] = int(declared) if declared.isdigit() else limit
+        # int refuses thousands of digits, also of zeros
+        scope[_BODY_BYTES] = int(declared.lstrip("0") or 0) if declared.isdigit() else limit
         if scope[_BODY_BYTES] > limit:
             await problem_response(_too_large(limit, f"{scope[_BODY_BYTES]} bytes"))(scope, receive, send)
             return

@@ -171,6 +171,7 @@ async def test_hostile_requests_get_4xx_and_no_header_of_theirs(http, publish):
         await http.post(
             "/estimate", content=b"", headers={"content-type": "multipart/form-data; boundary=" + "x" * 9999}
         ),
+        await http.post("/train-jobs", content=b"{}", headers={**as_json, "content-length": "0" * 5000 + "2"}),
         await http.get("/priors/%0d%0aset-cookie:%20a=b"),
         await http.get("/priors/dog/versions/..%2f..%2fx/export"),
         await http.get("/priors/dog%00/history"),
