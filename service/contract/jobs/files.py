@@ -35,6 +35,7 @@ _RESERVED = (
     "valkey",
     "logs",
     "first-api-key",
+    "stack.lock",
     "webhook-secret",
 )
 

@@ -79,13 +79,16 @@ async def test_labels_of_a_folder_are_taken_as_they_are_now(http, data_root, pic
     assert (data_root / "jobs" / response.json()["id"] / "labels").read_bytes() == LABELS
 
 
-@pytest.mark.parametrize("name", ["../l.csv", "/etc/passwd", "nowhere.csv", "imports", "out.csv", "jobs/x/labels", "e"])
+@pytest.mark.parametrize(
+    "name", ["../l.csv", "/etc/passwd", "nowhere.csv", "imports", "out.csv", "jobs/x/labels", "e", "stack.lock"]
+)
 async def test_labels_that_are_no_file_below_the_data_root_are_refused(
     http, data_root, tmp_path, pictures, problem, no_trace, name
 ):
     (tmp_path / "l.csv").write_bytes(LABELS)
     (data_root / "out.csv").symlink_to(tmp_path / "l.csv")
     (data_root / "e").write_bytes(b"")
+    (data_root / "stack.lock").write_bytes(LABELS)
     response = await http.post("/train-jobs", json={**pictures, "labels": name})
     problem(response, 422, "bad_labels")
     assert not list(data_root.glob("jobs/*"))
