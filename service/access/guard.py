@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from asgi_correlation_id import correlation_id
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.contract import routing
@@ -64,6 +64,12 @@ def api_key_of(scope: Scope) -> ApiKey | None:
     """Return the API key that came with a request; None where the gateway requires none."""
     key: ApiKey | None = scope.get(_KEY)
     return key
+
+
+def key_id_of(scope: Scope) -> str | None:
+    """Return the id of the API key that came with a request; None where the gateway requires none."""
+    key = api_key_of(scope)
+    return key.id if key else None
 
 
 class RequestRate:
@@ -164,7 +170,7 @@ class Guard:
         except PPLError as error:
             await problem_response(error)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        await self._app(scope, receive, send if needed is None else _send_uncached(send))
 
     def _needed_scope(self, scope: Scope) -> KeyScope | None:
         """Return the scope that a request needs; the settings may close health and metrics."""
@@ -238,6 +244,22 @@ class Guard:
         if key is None:
             raise Unauthorized("the API key is unknown or was revoked; ask the operator of the server for a new one")
         return key
+
+
+def _send_uncached(send: Send) -> Send:
+    """Return a `send` by which no cache stores an answer that says nothing of caches, nor a browser guesses its type.
+
+    Caches know that Authorization makes an answer private; of X-API-Key they do not.
+    """
+
+    async def send_uncached(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers.setdefault("cache-control", "no-store")
+            headers.setdefault("x-content-type-options", "nosniff")
+        await send(message)
+
+    return send_uncached
 
 
 def _client(scope: Scope) -> str:

@@ -151,6 +151,11 @@ class KeyStore:
         same = hmac.compare_digest(_digest(text), key.sha256 if key else _digest(""))
         return key if key and same and key.revoked_at is None else None
 
+    def is_revoked(self, key_id: str) -> bool:
+        """Return whether a key that was valid is so no more."""
+        key = self._get(key_id)
+        return key is None or key.revoked_at is not None
+
     def ensure_first(self) -> Path | None:
         """Create a key where there has never been one. Gateways that start concurrently create one together.
 

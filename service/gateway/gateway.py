@@ -48,6 +48,9 @@ _CLEAN_EVERY_S = 600.0
 _COUNT_EVERY_S = 10.0
 _REDIS_METRICS_S = 3.0  # timeout of reading metrics from Redis
 _RESTART_S = 1.0
+# each asks Redis twice a second: 500 take a quarter of a core
+_MAX_STREAMS = 256
+_STREAMS_OPEN = "{held} streams of events are open, of {limit} at most; close some, or ask for the events as JSON"
 _BUDGET_SPENT = "the requests being served hold {held} of {limit} bytes; try again in a moment"
 _VIDEOS_TAKEN = (
     "{held} videos are being decoded, the most allowed; try again in a moment, or send the video with "
@@ -76,6 +79,7 @@ class Gateway:
         arrivals: uploads of estimates for the background.
         budget: bytes held in memory by requests.
         shutting_down: streams stop when this is set.
+        streams: open streams of events.
     """
 
     def __init__(self, settings: Settings, member: Member | None = None) -> None:
@@ -85,6 +89,7 @@ class Gateway:
         self.threads = Threads(settings.decode_threads, settings.max_videos + AT_ONCE)
         self.budget = RequestLimit(settings.max_pending_bytes, self.metrics, _BUDGET_SPENT)
         self.video_slots = RequestLimit(settings.max_videos, self.metrics, _VIDEOS_TAKEN)
+        self.streams = RequestLimit(_MAX_STREAMS, self.metrics, _STREAMS_OPEN)
         self._sync_redis = redis_client(settings.redis_url)
         self.redis = async_redis_client(settings.redis_url)
         self.workers = LiveWorkers(self.redis)

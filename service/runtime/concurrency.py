@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ _IO_THREADS = 8
 _UPLOAD_THREADS = 4
 _CANCEL_AGAIN_S = 0.2
 _RETRY_S = 2.0
+_SHARE_OF_KEY = 0.75
 
 Result = TypeVar("Result")
 
@@ -76,6 +78,9 @@ async def cancel_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
 class RequestLimit:
     """Cap what the requests being served hold together, such as bytes in memory.
 
+    Requests of one API key hold at most three quarters together, so that one key does not keep out all others; a single
+    request may hold more.
+
     Args:
         problem: the message when it is reached, with the places {held} and {limit}.
     """
@@ -84,19 +89,33 @@ class RequestLimit:
         self._limit = limit
         self._metrics = metrics
         self._problem = problem
+        self._of_keys: Counter[str] = Counter()
         self.held = 0
 
     @contextmanager
-    def hold(self, amount: int) -> Iterator[None]:
-        """Hold an amount while the block runs. Raises QueueFull at once if it does not fit."""
-        if self.held + amount > self._limit:
+    def hold(self, amount: int, key_id: str | None) -> Iterator[None]:
+        """Hold an amount while the block runs. Raises QueueFull at once if it does not fit.
+
+        Args:
+            key_id: of the API key that the request came with, if any.
+        """
+        own, most = (self._of_keys[key_id], int(_SHARE_OF_KEY * self._limit)) if key_id else (0, self._limit)
+        if self.held + amount > self._limit or (own and own + amount > most):
             self._metrics.rejected.inc()
-            raise QueueFull(self._problem.format(held=self.held, limit=self._limit), retry_after_s=_RETRY_S)
+            detail = self._problem.format(held=self.held, limit=self._limit)
+            if own:
+                detail += f" (API key {key_id} has {own} of these, and may have {most} at once)"
+            raise QueueFull(detail, retry_after_s=_RETRY_S)
         self.held += amount
+        if key_id:
+            self._of_keys[key_id] += amount
         try:
             yield
         finally:
             self.held -= amount
+            if key_id:
+                self._of_keys[key_id] -= amount
+                self._of_keys += Counter()  # drops zeros
 
 
 class DecodedPixelLimit:

@@ -30,20 +30,20 @@ def parse_last_event_id(text: str) -> int:
 
 
 async def stream_events(
-    client: Any, job_id: str, after: int, shutting_down: Callable[[], bool], heartbeat_s: float = HEARTBEAT_S
+    client: Any, job_id: str, after: int, is_over: Callable[[], bool], heartbeat_s: float = HEARTBEAT_S
 ) -> AsyncIterator[bytes]:
-    """Yield the stream. It ends after the job's last event, when the job is deleted, and on shutdown.
+    """Yield the stream. It ends after the job's last event, when the job is deleted, and when it `is_over`.
 
     During a Redis outage only heartbeats come; the events of that time follow.
 
     Args:
         client: redis.asyncio.Redis.
         after: id of the last event that the reader has.
-        shutting_down: streams stop when this returns True.
+        is_over: the stream stops when this returns True.
     """
     yield format_sse_event(retry=_RETRY_MS)
     last_sent = time.monotonic()
-    while not shutting_down():
+    while not is_over():
         try:
             events, is_active = await _read_events(client, job_id, after)
         except QUEUE_ERRORS:

@@ -8,6 +8,7 @@ from fastapi import Path as PathParameter
 from fastapi import Query, Request
 from starlette.responses import JSONResponse, Response
 
+from service.access.guard import key_id_of
 from service.contract.datasets.dataset import (
     CreatedDataset,
     Dataset,
@@ -135,6 +136,7 @@ async def get_picture(gateway: CurrentGateway, dataset_id: str, number: Number) 
     responses={200: {"content": {"image/jpeg": {}}, "description": "a JPEG"}, **responses(415, 503)},
 )
 async def get_frame(
+    request: Request,
     gateway: CurrentGateway,
     dataset_id: str,
     name: Annotated[str, Query(max_length=1000, description="as boxes name it", examples=["walk.mp4#000012"])],
@@ -147,7 +149,7 @@ async def get_frame(
     await gateway.threads.upload(gateway.datasets.complete, dataset_id)
     path, limits = gateway.datasets.archive(dataset_id), ArchiveLimits.of(gateway.settings)
     video = video_limits(gateway.settings, _FRAME_TIMEOUT_S)
-    with gateway.video_slots.hold(1):
+    with gateway.video_slots.hold(1, key_id_of(request.scope)):
         data = await gateway.threads.video(read_frame, path, name, record.file_name, limits, video)
     return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 

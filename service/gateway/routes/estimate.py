@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from service.access.guard import api_key_of
+from service.access.guard import key_id_of
 from service.contract.media.pictures import PictureLimits
 from service.estimates.estimator import INLINE_POSES, Estimator
 from service.estimates.formats.json_lines import MEDIA_TYPES as LINES
@@ -90,8 +90,7 @@ def make_router(settings: Settings) -> APIRouter:
         answered in time.
         """
         if responds_async(request.headers):
-            key = api_key_of(request.scope)
-            shown, replayed = await gateway.arrivals.accept(request, key.id if key else None)
+            shown, replayed = await gateway.arrivals.accept(request, key_id_of(request.scope))
             headers = {"Location": f"/estimates/{shown.id}", "Preference-Applied": "respond-async"}
             if replayed:
                 headers[REPLAYED_HEADER] = "true"
@@ -107,7 +106,7 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
     lines_type = accepted_media_type(request.headers.get("accept", ""), LINES)
     max_images = settings.max_streamed_images if lines_type else settings.max_images
     async with AsyncExitStack() as held:
-        held.enter_context(gateway.budget.hold(body_bytes(request.scope)))
+        held.enter_context(gateway.budget.hold(body_bytes(request.scope), key_id_of(request.scope)))
         files = UploadedFiles(gateway.estimates, threads.upload, settings.image_max_bytes)
         held.push_async_callback(files.aclose)
         form = await read_estimate(request, max_images, files, keep_images=False)
@@ -133,7 +132,7 @@ async def _estimate_now(request: Request, gateway: Gateway) -> Response:
                 "(ppl estimate --overlay out.mp4 does)",
             )
         if video:
-            held.enter_context(gateway.video_slots.hold(1))
+            held.enter_context(gateway.video_slots.hold(1, key_id_of(request.scope)))
             path, limits = gateway.estimates.picture(files.estimate_id, 0), video_limits(settings, _VIDEO_TIMEOUT_S)
             max_poses = settings.max_streamed_images
             frames = read_frames(path, query, version.side, limits, threads, max_poses=max_poses)

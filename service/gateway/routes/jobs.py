@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, suppress
 from typing import Annotated, Any
 
 from fastapi import Header, Query, Request
 from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
+from service.access.guard import key_id_of
 from service.contract.errors import NoBoxes, NoPreview, UnknownCategory, UnknownVersion
 from service.contract.jobs.files import BOXES, PREVIEW
 from service.contract.jobs.job import CheckpointList, JobPage
@@ -217,9 +220,14 @@ async def get_events(
         return Response(status_code=204)  # a browser does not reconnect after it
     # a proxy must pass on each event as it comes
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return EventSourceResponse(
-        stream_events(gateway.redis, job_id, after, lambda: gateway.shutting_down), headers=headers
-    )
+    key_id = key_id_of(request.scope)
+
+    def is_over() -> bool:
+        return gateway.shutting_down or (key_id is not None and gateway.keys.is_revoked(key_id))
+
+    with ExitStack() as held:
+        held.enter_context(gateway.streams.hold(1, key_id))
+        return _Stream(stream_events(gateway.redis, job_id, after, is_over), headers, held.pop_all())
 
 
 @router.get("/train-jobs/{job_id}/checkpoints", summary="The checkpoints of a training job")
@@ -283,6 +291,18 @@ async def get_boxes(gateway: CurrentGateway, job_id: str) -> Response:
             reason = "its pictures are taken whole: send boxes, or set locate to motion"
         raise NoBoxes(f"job {job_id} has no boxes: {reason}")
     return Response(boxes, media_type="text/csv", headers={"Cache-Control": "no-cache"})
+
+
+class _Stream(EventSourceResponse):
+    """A stream that releases its place when it ends, even if it was never read."""
+
+    def __init__(self, events: AsyncIterator[bytes], headers: dict[str, str], held: ExitStack) -> None:
+        super().__init__(events, headers=headers)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            await super().__call__(scope, receive, send)
 
 
 def _read_file(gateway: Gateway, job: Job, name: str) -> bytes | None:

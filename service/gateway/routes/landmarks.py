@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from service.access.guard import key_id_of
 from service.contract.errors import UnknownLandmarks
 from service.contract.versions.landmarks import LandmarkSet
 from service.estimates.landmark_fitting import LandmarkRequest, fit_landmarks
@@ -42,7 +43,7 @@ def make_router(settings: Settings) -> APIRouter:
         left out of the fit, and those of the landmarks' mean position as a baseline. From then on `POST /estimate`
         with `landmarks=NAME` adds these points. They belong to one version: other versions have other keypoints.
         """
-        with gateway.budget.hold(body_bytes(request.scope)):
+        with gateway.budget.hold(body_bytes(request.scope), key_id_of(request.scope)):
             asked = await LandmarkRequest.read(request, gateway.settings)
             fitted = await fit_landmarks(gateway.pipeline, gateway.versions, category, asked)
         response.headers["Location"] = f"/priors/{category}/landmarks/{fitted.name}?version={fitted.version}"

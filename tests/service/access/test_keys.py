@@ -245,6 +245,9 @@ async def test_every_operation_needs_a_key_of_its_scope(guarded, problem):
         assert (as_reader.status_code == 403) is (needed is Scope.TRAIN), (method, path)
         as_trainer = await guarded.request(method, address, headers=guarded.train)
         assert as_trainer.status_code not in (401, 403), (method, path)
+        kept = as_trainer.headers["cache-control"]
+        assert kept == "no-store" or kept.startswith(("private", "no-cache")), (method, path)
+        assert as_trainer.headers["x-content-type-options"] == "nosniff", (method, path)
         seen.add(needed)
     assert seen == {Scope.READ, Scope.TRAIN}
 

@@ -313,3 +313,46 @@ async def test_requests_beyond_the_scope_of_a_key_count(serve, data_root, proble
     answers = [await http.post("/train-jobs", headers=reader) for _ in range(10)]
     problem(answers[0], 403, "forbidden")
     problem(answers[-1], 429, "rate_exceeded")
+
+
+async def test_one_key_leaves_the_others_a_part_of_what_requests_hold_together(serve, data_root, problem):
+    """Slow bodies of great declared length took all memory that requests may hold, for as long as they dripped."""
+    http, store = await serve(api_keys=True, max_pending_bytes=100_000, max_body_bytes=50_000), KeyStore(data_root)
+    (one, first), (_, second) = (store.create(name, [Scope.READ]) for name in "ab")
+
+    async def send(text: str):
+        body = {"data": {"category": "dog", "version": "x" * 10_000}, "files": {"boxes": ("b", b"x")}}
+        return await http.post("/estimate", **body, headers={"Authorization": f"Bearer {text}"})
+
+    with http.gateway.budget.hold(70_000, one.id):
+        assert one.id in problem(await send(first), 429, "queue_full")["detail"]
+        problem(await send(second), 422, "no_images")
+    problem(await send(first), 422, "no_images")
+    with http.gateway.budget.hold(100_000, one.id):  # a single request may be as large as all together
+        problem(await send(second), 429, "queue_full")
+    assert http.gateway.budget.held == 0
+
+
+async def test_streams_of_events_are_limited_and_end_with_their_key(serve, data_root, problem, monkeypatch):
+    monkeypatch.setattr("service.access.keys.RELOAD_S", 0.05)
+    http, store = await serve(api_keys=True), KeyStore(data_root)
+    (one, first), (_, second) = (store.create(name, [Scope.READ]) for name in "ab")
+    address = f"/train-jobs/{http.gateway.jobs.create(NewJob('dog', {'steps': 10}, 10)).id}/events"
+    headers = [{"Authorization": f"Bearer {text}", "Accept": "text/event-stream"} for text in (first, second)]
+    streams = http.gateway.streams
+    stream = asyncio.create_task(http.get(address, headers=headers[0]))
+    async with asyncio.timeout(20):
+        while not streams.held:
+            await asyncio.sleep(0.01)
+        with streams.hold(191, one.id):  # three quarters of 256 are those of a key
+            problem(await http.get(address, headers=headers[0]), 429, "queue_full")
+            other = asyncio.create_task(http.get(address, headers=headers[1]))
+            while streams.held < 193:
+                await asyncio.sleep(0.01)
+        assert not stream.done()
+        store.revoke(one.id)
+        assert "event: status" in (await stream).text
+        assert not other.done()
+        http.gateway.shutting_down = True
+        await other
+    assert streams.held == 0
