@@ -63,7 +63,7 @@ class PeriodicThread(ABC):
 
 def new_worker_id() -> str:
     """Return an id of host, process and a random part, so that a restarted worker gets a new one."""
-    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    return routing.worker_id_prefix(os.getpid()) + secrets.token_hex(3)
 
 
 class Heartbeat(PeriodicThread):

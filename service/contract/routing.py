@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import socket
 import threading
 import time
 from typing import Any, Literal
@@ -73,6 +74,11 @@ def request_key(name: str, owner: str | None = None) -> str:
     """
     sender = f"{owner} " if owner else ""
     return f"ppl:request:{hashlib.sha256((sender + name).encode()).hexdigest()}"
+
+
+def worker_id_prefix(pid: int) -> str:
+    """Return how the ids of all workers of a process on this host begin."""
+    return f"{socket.gethostname()}-{pid}-"
 
 
 def batch_queue_key(priority: int) -> str:

@@ -126,13 +126,13 @@ def _child_specs(settings: Settings, listener: socket.socket, lock: DataRootLock
                 env=env,
                 stop_timeout_s=_WORKER_STOP_S,
                 last_beat=watch.last_beat,
-                on_death=watch.forget,
+                on_crash=watch.forget,
             )
         )
     # the gateway inherits the environment but not the options of `ppl up`
     api_keys = {} if settings.api_keys is None else {"PPL_API_KEYS": str(settings.api_keys).lower()}
-    # one socket for all, not one each with SO_REUSEPORT: what waits at a killed gateway's own socket waits for its
-    # restart, while another gateway accepts what waits at a shared one at once
+    # one socket for all, not one each with SO_REUSEPORT: connections waiting at a shared socket are accepted by another
+    # gateway at once; at a killed gateway's own socket they would wait for its restart
     group = secrets.token_hex(4)
     for number in range(1, gateways + 1):
         several = () if gateways == 1 else ("--member", str(number), str(gateways), "--group", group)

@@ -23,7 +23,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 _TICK_S = 0.05
-_LOOK_EVERY_S = 1.0
+_HANG_CHECK_EVERY_S = 1.0
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 if _LIBC is not None:
@@ -44,9 +44,9 @@ class ChildSpec:
         ready: polled until true before the next stage starts; must return within about a second.
         pass_fds: file descriptors that the child inherits.
         stop_timeout_s: time between SIGTERM and SIGKILL.
-        last_beat: returns, for a process id, a value that changes with each sign of life; None while it has given none,
-            or that is not known. Polled once a second. A child whose value stays the same for `hang_s` is killed.
-        on_death: called with the process id of a child that ended by itself.
+        last_beat: returns the time of a process's last heartbeat by its id; None if there is none or it is unknown.
+            Polled once a second. A child whose value stays the same for `hang_s` is killed.
+        on_crash: called with the process id of a child that ended by itself.
     """
 
     name: str
@@ -60,7 +60,7 @@ class ChildSpec:
     stop_timeout_s: float = 10.0
     last_beat: Callable[[int], float | None] | None = None
     hang_s: float = 8.0
-    on_death: Callable[[int], None] | None = None
+    on_crash: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Child:
         self.started_at, self.restart_at = time.monotonic(), None
 
     def hangs(self) -> bool:
-        """Return whether the running child has given no sign of life for too long."""
+        """Return whether the running child's last heartbeat has not changed for `hang_s`."""
         if self.process is None or self.spec.last_beat is None:
             return False
         beat, now = self.spec.last_beat(self.process.pid), time.monotonic()
@@ -158,7 +158,7 @@ class Supervisor:
         self.children = [Child(spec) for spec in sorted(specs, key=lambda spec: spec.stage)]
         self._policy = policy or RestartPolicy()
         self._settled = False
-        self._next_trim = self._next_look = 0.0
+        self._next_trim = self._next_hang_check = 0.0
 
     def start(self, stop: threading.Event) -> None:
         """Start all stages, each when the previous one is ready; return early if ``stop`` is set.
@@ -219,16 +219,16 @@ class Supervisor:
         for child in self.children:
             if child.process is not None and (returncode := child.process.poll()) is not None:
                 pid, child.process = child.process.pid, None
-                if child.spec.on_death:
-                    child.spec.on_death(pid)
+                if child.spec.on_crash:
+                    child.spec.on_crash(pid)
                 is_quick = time.monotonic() - child.started_at < self._policy.quick_s
                 self._schedule_restart(child, _describe_exit(returncode), is_quick)
             elif child.restart_at is not None and time.monotonic() >= child.restart_at:
                 self._start(child)
                 if child.process is not None:
                     logger.info("restarted child: name=%s pid=%s", child.spec.name, child.pid)
-        if time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + _LOOK_EVERY_S
+        if time.monotonic() >= self._next_hang_check:
+            self._next_hang_check = time.monotonic() + _HANG_CHECK_EVERY_S
             for child in filter(Child.hangs, self.children):
                 logger.warning("killing a child that hangs: name=%s pid=%s", child.spec.name, child.pid)
                 if child.process is not None:

@@ -1,9 +1,8 @@
-"""What Redis says of a worker that this stack runs: its last heartbeat, and the jobs that it held when it ended."""
+"""Read the last heartbeat of a worker that this stack runs, and free the jobs that it held when it crashed."""
 
 from __future__ import annotations
 
 import logging
-import socket
 from typing import Any
 
 import redis
@@ -20,7 +19,7 @@ _TIMEOUT_S = 0.5  # the supervisor waits for it
 
 
 class WorkerWatch:
-    """Reads and removes what workers of one kind wrote; failures of Redis are not errors here."""
+    """The heartbeats and leases of one kind of worker. While Redis does not answer, its methods do nothing."""
 
     def __init__(self, redis_url: str, kind: Kind) -> None:
         self._kind = kind
@@ -34,24 +33,19 @@ class WorkerWatch:
             beats = self._redis.zrange(routing.workers_key(self._kind), 0, -1, withscores=True)
         except redis.RedisError:
             return None
-        own = [float(beat) for worker_id, beat in beats if worker_id.decode().startswith(_prefix(pid))]
+        own = [float(beat) for worker_id, beat in beats if worker_id.decode().startswith(routing.worker_id_prefix(pid))]
         return max(own, default=None)
 
     def forget(self, pid: int) -> None:
         """Remove the heartbeats and leases of a process that has ended, so that its jobs need not wait for them."""
         try:
-            index = routing.workers_key(self._kind)
+            index, prefix = routing.workers_key(self._kind), routing.worker_id_prefix(pid)
             for worker_id in self._redis.zrange(index, 0, -1):
-                if worker_id.decode().startswith(_prefix(pid)):
+                if worker_id.decode().startswith(prefix):
                     self._redis.delete(routing.worker_key(self._kind, worker_id.decode()))
                     self._redis.zrem(index, worker_id)
-            freed = JobStore(self._redis).release_leases_of(_prefix(pid))
+            freed = JobStore(self._redis).release_leases_of(prefix)
             if freed:
-                logger.info("jobs of an ended worker are free: pid=%d jobs=%s", pid, ",".join(freed))
+                logger.info("released the jobs of a crashed worker: pid=%d jobs=%s", pid, ",".join(freed))
         except redis.RedisError as error:
-            logger.warning("leases of an ended worker will expire: pid=%d: %s", pid, error)
-
-
-def _prefix(pid: int) -> str:
-    """Return how the ids of a process's workers begin, as :func:`worker.heartbeat.new_worker_id` makes them."""
-    return f"{socket.gethostname()}-{pid}-"
+            logger.warning("leases of a crashed worker not released, they will expire: pid=%d: %s", pid, error)

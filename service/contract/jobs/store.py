@@ -303,12 +303,12 @@ class JobStore:
         """Return whether a process holds the job's lease."""
         return bool(self._redis.exists(routing.lease_key(check_job_id(job_id))))
 
-    def release_leases_of(self, holder: str) -> list[str]:
-        """Release the leases of a process that has ended, whose name in leases begins so, and return their jobs."""
+    def release_leases_of(self, prefix: str) -> list[str]:
+        """Release the leases whose holder's id begins with `prefix`, and return the ids of their jobs."""
         freed = []
         for job_id in sorted(self.unfinished_ids()):
             token = self._redis.get(routing.lease_key(job_id))
-            if token and token.decode().startswith(holder):
+            if token and token.decode().startswith(prefix):
                 Lease(self._redis, job_id, token.decode(), routing.LEASE_TTL_S).release()
                 freed.append(job_id)
         return freed

@@ -245,10 +245,10 @@ def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
 def test_a_child_that_gives_no_sign_of_life_is_replaced(
     tmp_path: Path, supervise: Callable[..., Supervisor], stop: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.stack.supervisor._LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr("service.stack.supervisor._HANG_CHECK_EVERY_S", 0.02)
     beats: dict[int, float] = {}
     dead: list[int] = []
-    supervisor = supervise(spec(tmp_path, "one", last_beat=beats.get, hang_s=0.5, on_death=dead.append))
+    supervisor = supervise(spec(tmp_path, "one", last_beat=beats.get, hang_s=0.5, on_crash=dead.append))
     supervisor.start(stop)
     first = supervisor.child("one").pid
     assert first is not None
@@ -268,7 +268,7 @@ def test_a_child_that_gives_no_sign_of_life_is_replaced(
 def test_a_child_is_not_killed_while_its_signs_of_life_are_unknown(
     tmp_path: Path, supervise: Callable[..., Supervisor], stop: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.stack.supervisor._LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr("service.stack.supervisor._HANG_CHECK_EVERY_S", 0.02)
     known = [1.0, None]  # Redis answers now and then
 
     def last_beat(pid: int) -> float | None:
