@@ -43,7 +43,7 @@ _ESTIMATES = re.compile(r"/estimates?(/.*)?")
 _SECRETS = re.compile(r"/webhooks(/.*)?")
 _KEY = "ppl.api_key"
 _MAX_CALLERS = 10_000
-_SHARED_RATE_S = 0.5  # timeout
+_REDIS_TIMEOUT_S = 0.5
 
 
 def needed_scope(method: str, path: str) -> KeyScope | None:
@@ -75,7 +75,7 @@ def key_id_of(scope: Scope) -> str | None:
 class RequestRate:
     """A token bucket for each caller: a second's worth of requests at once, then `per_s` each second.
 
-    This process alone; it takes 1 µs. :class:`SharedRate` counts for all gateways.
+    It counts the requests of this process only, in 1 µs. :class:`SharedRate` counts those of all gateways.
 
     Args:
         per_s: 0 for no limit.
@@ -108,10 +108,10 @@ def _rate_exceeded(per_s: float, retry_after_s: float) -> RateExceeded:
 
 
 class SharedRate:
-    """The token buckets of :class:`RequestRate` in Redis, so that they hold for the gateways together.
+    """The token buckets of :class:`RequestRate` in Redis, shared by all gateways, on Redis' clock.
 
-    Redis' own clock counts. While Redis does not answer, every request is admitted. Not the library ``limits`` (5.8):
-    it has no token bucket.
+    While Redis does not answer, it admits every request, and only the :class:`RequestRate` of each process limits them.
+    The library ``limits`` (5.8) has no token bucket.
     """
 
     _SCRIPT = """
@@ -135,7 +135,7 @@ class SharedRate:
             return
         key = routing.rate_key(hashlib.sha256(caller.encode()).hexdigest()[:32])
         try:
-            async with asyncio.timeout(_SHARED_RATE_S):
+            async with asyncio.timeout(_REDIS_TIMEOUT_S):
                 wait_ms = float(await self._redis.eval(self._SCRIPT, 1, key, self._per_s, max(1.0, self._per_s)))
         except NO_ANSWER:
             return

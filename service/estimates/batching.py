@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 Send = Callable[[BatchRequest, bytes | None], Awaitable[None]]
 Square = NDArray[np.uint8]  # (S, S, 3)
 _RETRY_S = 5.0
-_URGENT_S = 10.0  # after a request's pictures, more may come
-_SMALL_BATCH_S = 0.02  # the model's time for a less urgent batch meanwhile
+_URGENT_S = 10.0  # after an urgent ticket, more are expected
+_SMALL_BATCH_S = 0.02  # the model's time for a less urgent batch while urgent tickets are expected
 
 URGENT, STREAMED, BACKGROUND = range(len(routing.PRIORITIES))
 
@@ -53,7 +53,7 @@ class Ticket:
 
     Attributes:
         deadline: unix time.
-        level: URGENT, STREAMED or BACKGROUND; the lower ones go first.
+        level: URGENT, STREAMED or BACKGROUND, index of routing.PRIORITIES; lower ones go first.
         poses: the poses by index of the square.
         model_ms: the model's time on all batches that held a square.
     """
@@ -111,7 +111,8 @@ class Batcher:
             message is sent again (Redis may have handed the first one to a dying connection). A duplicate is harmless,
             as an answered batch has no pixels left.
         wait_s: longest time that a batch waits for announced pictures.
-        live_workers, live_gateways: return the numbers of live inference workers, and of gateways that share them.
+        live_workers: returns the number of live inference workers.
+        live_gateways: returns the number of gateways that share them, this one included.
         workers_are_gone: returns whether none was seen for so long that waiting for one is useless.
 
     Attributes:
@@ -261,7 +262,7 @@ class Batcher:
         await cancel_tasks(self._sending)
 
     def fail_without_workers(self, since: float) -> None:
-        """Fail what waited before a moment of monotonic time, if no worker was seen lately; call it each second."""
+        """Fail tickets created before `since` (monotonic seconds) if no worker was seen for 15 s; run each second."""
         if self._workers_are_gone():
             waiting = chain.from_iterable(chain.from_iterable(queue.values() for queue in self._queues))
             for ticket, _ in [*waiting, *chain.from_iterable(flight.items for flight in self._flights.values())]:
@@ -307,7 +308,7 @@ class Batcher:
         return True
 
     def _has_free_worker(self, level: int) -> bool:
-        """Return whether fewer batches that are as urgent are in flight than this gateway's share of live workers."""
+        """Return whether batches of this or a more urgent level in flight are fewer than this gateway's share."""
         ahead = sum(not flight.late and flight.level <= level for flight in self._flights.values())
         is_full = len(next(iter(self._queues[level].values()))) >= self._batch_limit
         return ahead < max(1, math.ceil(self._live_workers() / (1 if is_full else self._live_gateways())))

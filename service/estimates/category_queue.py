@@ -38,17 +38,21 @@ def make_batcher(settings: Settings, send: Send, reply_to: str, workers: LiveWor
     )
 
 
-class CategoryQueue:
-    """The batches, replies and inference workers at one server, apart from all others.
+async def refresh_workers(workers: LiveWorkers, batcher: Batcher) -> None:
+    """Read the heartbeats, and fail the tickets that wait for workers that are gone. Raises NO_ANSWER."""
+    started = time.monotonic()
+    await workers.refresh()
+    batcher.fail_without_workers(started)
 
-    Its workers run with PPL_REDIS_URL of this server, and their heartbeats are there, too. Nothing waits for it but its
-    own categories: it has a thread of its own to send, as that may hang for seconds where a server is away.
+
+class CategoryQueue:
+    """The batches, replies and inference workers of one server, independent of other servers.
+
+    Its workers run with PPL_REDIS_URL of this server and write their heartbeats there. It sends from its own thread, as
+    sending may hang for seconds during an outage, which must delay its own categories only.
 
     Args:
         categories: those that use it.
-
-    Attributes:
-        answers: whether the server answered at the last :meth:`refresh`.
     """
 
     def __init__(self, url: str, categories: list[str], settings: Settings, metrics: Metrics, reply_to: str) -> None:
@@ -59,7 +63,6 @@ class CategoryQueue:
         self.batcher = make_batcher(
             settings, partial(self._thread, self._sender.send_batch), reply_to, self.workers, metrics
         )
-        self.answers = False
 
     @classmethod
     def of_settings(cls, settings: Settings, metrics: Metrics, reply_to: str) -> list[CategoryQueue]:
@@ -71,16 +74,12 @@ class CategoryQueue:
         return [cls(url, categories, settings, metrics, reply_to) for url, categories in by_url.items()]
 
     async def read_replies(self) -> None:
-        """Deliver replies, forever."""
+        """Deliver replies until cancelled."""
         await read_replies(self._url, self._reply_to, self.batcher.deliver)
 
     async def refresh(self) -> None:
-        """Look which workers live, and fail what waits for none. Raises the errors of a server that is away."""
-        started = time.monotonic()
-        self.answers = False
-        await self.workers.refresh()
-        self.answers = True
-        self.batcher.fail_without_workers(started)
+        """See :func:`refresh_workers`."""
+        await refresh_workers(self.workers, self.batcher)
 
     async def check(self) -> str:
         """Return "ok" or what is wrong, for the readiness of the gateway."""
@@ -99,7 +98,7 @@ class CategoryQueue:
         self._sender.close()
 
 
-def pick_batcher(main: Batcher, queues: list[CategoryQueue]) -> Callable[[str], Batcher]:
-    """Return the function that finds the batcher of a category."""
+def find_batchers(main: Batcher, queues: list[CategoryQueue]) -> Callable[[str], Batcher]:
+    """Return the function from a category to its batcher: `main` for categories without a queue of their own."""
     by_category = {category: queue.batcher for queue in queues for category in queue.categories}
     return lambda category: by_category.get(category, main)

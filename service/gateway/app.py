@@ -28,7 +28,7 @@ _READABLE_HEADERS = ("ETag", "Location", "Retry-After", problems.REQUEST_ID, REP
 def create_app(settings: Settings | None = None, member: Member | None = None) -> FastAPI:
     """Create the application, for any ASGI server (``uvicorn --factory service.gateway.app:create_app``).
 
-    It starts also without Redis and workers. With `member` it is one of several gateways on one socket.
+    It starts also without Redis and workers. With `member`, it is one of several gateways on one socket.
     """
     settings = settings or Settings()
     gateway = Gateway(settings, member)

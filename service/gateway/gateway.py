@@ -23,7 +23,7 @@ from service.contract.jobs.store import MAX_PAGE, JobStore
 from service.contract.versions.shared import POLL_EVERY_S, SharedVersions, open_versions
 from service.estimates.background.arrivals import Arrivals
 from service.estimates.background.runner import AT_ONCE, BackgroundRunner
-from service.estimates.category_queue import CategoryQueue, make_batcher, pick_batcher
+from service.estimates.category_queue import CategoryQueue, find_batchers, make_batcher, refresh_workers
 from service.estimates.drawing import png, prior_picture
 from service.estimates.estimator import Pipeline
 from service.estimates.store import EstimateStore
@@ -62,7 +62,7 @@ PriorKey = tuple[str, str, tuple[int, int], int]
 
 
 class Member(NamedTuple):
-    """The place of a gateway among those that ``ppl up`` runs on one socket: their group, its number, from 1."""
+    """One of the gateways that ``ppl up`` runs on one socket: the group's name, its number from 1, their total."""
 
     group: str
     number: int
@@ -73,7 +73,7 @@ class Gateway:
     """The parts of one gateway. The constructor does no I/O, so that it starts without Redis.
 
     Args:
-        member: where several gateways serve one address, which of them this is.
+        member: which of several gateways on one socket this is; None if it is alone.
 
     Attributes:
         arrivals: uploads of estimates for the background.
@@ -114,7 +114,7 @@ class Gateway:
         send = partial(self.threads.send, self._sender.send_batch)
         self.batcher = make_batcher(settings, send, self._reply_to, self.workers, self.metrics)
         self.category_queues = CategoryQueue.of_settings(settings, self.metrics, self._reply_to)
-        batcher_of = pick_batcher(self.batcher, self.category_queues)
+        batcher_of = find_batchers(self.batcher, self.category_queues)
         self.pipeline = Pipeline(settings, self.threads, batcher_of, self.metrics)
         self.estimates = EstimateStore(settings.data_root)
         self.arrivals = Arrivals(settings, self.threads, self.estimates, self.versions)
@@ -129,7 +129,7 @@ class Gateway:
         replies = partial(read_replies, self.settings.redis_url, self._reply_to, self.batcher.deliver)
         loops: tuple[tuple[str, float, Callable[[], Awaitable[None]]], ...] = (
             ("replies", _RESTART_S, replies),  # endless by itself
-            ("workers", _REFRESH_EVERY_S, self._refresh_workers),
+            ("workers", _REFRESH_EVERY_S, partial(refresh_workers, self.workers, self.batcher)),
             ("reconcile", routing.RECONCILE_EVERY_S, self._reconcile),
             ("webhooks", _POLL_EVERY_S, self.webhooks.start_due),
             ("estimates", _POLL_EVERY_S, self.background.start_waiting),
@@ -202,7 +202,7 @@ class Gateway:
         return [Exposition("gateway", str(number), text.decode()) for number, text in texts.items() if text]
 
     async def _publish_metrics(self, member: Member) -> None:
-        """Store this gateway's metrics for the one that is asked for those of all."""
+        """Write this gateway's metrics to Redis, where the gateway that is scraped reads those of all."""
         await self._update_gauges()
         key, text = routing.gateway_key(member.group, member.number), self.metrics.own_exposition()
         await self.redis.set(key, text, ex=routing.HEARTBEAT_TTL_S)
@@ -215,7 +215,7 @@ class Gateway:
         metrics.in_flight.set(sum(batcher.in_flight for batcher in batchers))
         for queue in self.category_queues:
             for category in queue.categories:
-                metrics.category_redis_up.labels(category).set(queue.answers)
+                metrics.category_redis_up.labels(category).set(queue.workers.has_answered)
                 metrics.category_workers.labels(category).set(len(queue.workers.live["inference"]))
         for kind in routing.KINDS:
             metrics.workers.labels(kind).set(len(self.workers.live[kind]))
@@ -241,11 +241,6 @@ class Gateway:
     async def wake_trainers(self) -> None:
         """Send missing messages of waiting jobs now, not at the next reconciliation."""
         await self.threads.io(self.jobs.reconcile, self._sender.send_training)
-
-    async def _refresh_workers(self) -> None:
-        started = time.monotonic()
-        await self.workers.refresh()
-        self.batcher.fail_without_workers(started)
 
     async def _reconcile(self) -> None:
         sent = await self.threads.io(self.jobs.reconcile, self._sender.send_training, exclusive=True)

@@ -39,8 +39,8 @@ def main() -> None:
     """Serve on PPL_HOST and PPL_PORT, or on a listening socket inherited from ``ppl up``."""
     parser = argparse.ArgumentParser(prog="python -m service.gateway.serve", description=__doc__)
     parser.add_argument("--fd", type=int, help="file descriptor of the listening socket to serve on")
-    parser.add_argument("--member", type=int, nargs=2, metavar=("NUMBER", "TOTAL"), help="one of several on one socket")
-    parser.add_argument("--group", default="", help="name that the several share")
+    parser.add_argument("--member", type=int, nargs=2, metavar=("NUMBER", "TOTAL"), help="of several on one socket")
+    parser.add_argument("--group", default="", help="name of the group of gateways on one socket")
     options = parser.parse_args()
     fd, member = options.fd, Member(options.group, *options.member) if options.member else None
     inherited = None if fd is None else socket.socket(fileno=fd)

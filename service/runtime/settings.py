@@ -118,7 +118,7 @@ class Settings(CommonSettings):
 
     @field_validator("redis_by_category")
     @classmethod
-    def _are_servers(cls, value: dict[str, str]) -> dict[str, str]:
+    def _check_servers(cls, value: dict[str, str]) -> dict[str, str]:
         for category, url in value.items():
             try:
                 check_category(category)

@@ -94,7 +94,7 @@ class LiveWorkers:
 
     Attributes:
         live: the live workers of each kind.
-        gateways: number of gateways that looked lately, this one included.
+        gateways: number of gateways that refreshed in the last 10 s, this one included.
         incompatible: number of live workers whose heartbeat is of another release.
     """
 
@@ -105,7 +105,12 @@ class LiveWorkers:
         self.incompatible = 0
         self.gateways = 1
         self._seen_lately: set[Kind] = set()
-        self._has_answered: bool | None = None  # None: was not asked yet
+        self._has_answered: bool | None = None  # None before the first refresh
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether Redis answered at the last :meth:`refresh`; false before the first."""
+        return bool(self._has_answered)
 
     async def refresh(self) -> None:
         """Read all heartbeats. If Redis fails, forget the workers and raise its error."""
@@ -117,9 +122,8 @@ class LiveWorkers:
             self.gateways = await self._count_gateways()
             answered = True
         finally:
-            if (
-                self._has_answered is False
-            ):  # heartbeats may have expired meanwhile: give workers time to write new ones
+            if self._has_answered is False:
+                # heartbeats may have expired in the outage: give workers time to write new ones
                 self._last_seen = dict.fromkeys(routing.KINDS, time.monotonic())
             self._has_answered = answered
             self.live = {kind: [beat for beat in beats if beat] for kind, beats in found.items()}
@@ -134,11 +138,11 @@ class LiveWorkers:
 
         False while Redis does not answer.
         """
-        is_lately = kind in self._seen_lately or time.monotonic() - self._last_seen[kind] <= routing.ABSENT_S
-        return bool(self._has_answered) and not is_lately
+        was_seen = kind in self._seen_lately or time.monotonic() - self._last_seen[kind] <= routing.ABSENT_S
+        return self.has_answered and not was_seen
 
     async def _count_gateways(self) -> int:
-        """Say that this gateway is here, and return how many are."""
+        """Write this gateway's heartbeat, and return the number of gateways that have one."""
         now = time.time()
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.zadd(routing.GATEWAYS, {self._gateway: now})
