@@ -37,7 +37,7 @@ _ENCODINGS = {
 _DELIMITERS = ",;\t"
 _SEPARATOR_LINE = re.compile(r'"?sep=(.?)"?[,;\t ]*(?:\r\n|\r|\n)', re.IGNORECASE)  # Excel's
 _INDIVIDUAL = ("individual", "individuals", "animal", "instance", "track")  # columns that name the animal
-_MAX_CELLS = 3 * MAX_VALUES  # x, y and a likelihood
+_MAX_CELLS = 3 * MAX_VALUES  # x, y and a likelihood of each
 _UNIQUE = "single"  # DeepLabCut's individual of body parts that are in a picture once
 _LEVELS = ("scorer", "individuals", "bodyparts", "coords")  # DeepLabCut's header rows
 
@@ -205,14 +205,16 @@ def _read_deeplabcut(first: Row, rows: Iterator[Row], delimiter: str) -> Labels:
     columns = list(zip(individuals[start:], levels["bodyparts"][start:], levels["coords"][start:], strict=True))
     check_extent(len(body), len({joint for _, joint, _ in columns}))
     if len(body) * len(columns) > _MAX_CELLS:
-        raise LabelsError(f"{len(body)} pictures of {len(columns)} columns; at most {_MAX_CELLS} cells in all")
+        raise LabelsError(
+            f"the table has {len(body)} rows of {len(columns)} columns; at most {_MAX_CELLS} cells are allowed"
+        )
     names, values = [], np.full((len(body), len(columns)), np.nan)
     for (line, row), found in zip(body, values, strict=True):
         if any(row[width:]):
             raise LabelsError(f"line {line}: has more fields than the header's {width}")
         names.append("/".join(filter(None, row[:start])))
         try:
-            # cells that a short row lacks are empty; a wide header must not make it long
+            # missing cells of a short row stay NaN, so that a wide header does not make short rows slow
             found[: max(0, min(len(row), width) - start)] = _parse_row(row[start:width], columns, delimiter)
         except LabelsError as error:
             raise LabelsError(f"line {line}: {error}") from None

@@ -21,8 +21,8 @@ MAX_KEYPOINTS = 512
 MAX_VALUES = 20_000_000  # pictures x keypoints
 MAX_PICTURES = 1_000_000
 MAX_SIDE_PX = 1_000_000
-_MAX_MESSAGE = 1000
-_MAX_NAME = 4096
+_MAX_MESSAGE = 1000  # characters
+_MAX_NAME = 4096  # characters
 _MAX_OUTSIDE = 1.0  # how far outside of the picture a label may lie, in longer sides of the picture
 _SLACK = 0.02  # up to this it counts as inside
 _MAX_OUTSIDE_SHARE = 0.2  # of the labels; more are of pictures of another size or orientation
@@ -38,7 +38,7 @@ class LabelsError(ValueError):
     """Labels that can't be used; the message says what came and what was expected, in at most 1,000 characters."""
 
     def __init__(self, message: str) -> None:
-        # it may repeat a name, and names are as long as their file
+        # it may quote a name, which may be as long as its file
         super().__init__(message if len(message) <= _MAX_MESSAGE else message[: _MAX_MESSAGE - 1] + "…")
 
 
@@ -267,7 +267,7 @@ def check_size(name: str, width: float, height: float) -> tuple[int, int]:
 
 
 def _split_path(name: str) -> tuple[str, ...]:
-    if len(name) > _MAX_NAME:  # normalising takes the square of a long run of accents, and no path is as long
+    if len(name) > _MAX_NAME:  # normalising a long run of accents takes quadratic time
         raise LabelsError(f"the name '{name[:80]}…' has {len(name)} characters; at most {_MAX_NAME} are allowed")
     normalised = unicodedata.normalize("NFC", name)
     parts = tuple(part for part in normalised.replace("\\", "/").split("/") if part not in ("", "."))

@@ -63,7 +63,7 @@ class APIError(ClientError):
         status: HTTP status.
         code: the problem's code, such as ``unknown_category``.
         retry_after_s: when to try again, if the server says so.
-        repeated: an earlier attempt of the request had no response, and may be what this one conflicts with.
+        repeated: whether an earlier attempt had no response; it may have made the change that this one conflicts with.
     """
 
     repeated = False

@@ -3,8 +3,8 @@
 - 429 or 503 with ``Retry-After``: the server did nothing, so any request is sent again.
 - 502, 504 or a broken connection, as of a killed gateway: the server may have acted, so only requests that are safe to
   repeat are sent again: reads, estimates that do not run in the background, requests with an Idempotency-Key, datasets
-  (known by their content), PUT, DELETE, and what cancels, pauses or resumes. Of a change that turns out to be done
-  already, the callers find that by :attr:`APIError.repeated`.
+  (known by their content), PUT, DELETE, and what cancels, pauses or resumes. If the server refuses a
+  change because an earlier attempt made it, :attr:`APIError.repeated` is true and the caller checks.
 - Nothing listens at the address: not sent again, so that the user learns it at once.
 """
 

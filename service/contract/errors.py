@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-_MAX_DETAIL = 1500
+_MAX_DETAIL = 1500  # characters
 
 
 class PPLError(Exception):
@@ -33,7 +33,7 @@ class PPLError(Exception):
     def __init__(
         self, detail: str = "", *, retry_after_s: float | None = None, extra: Mapping[str, Any] | None = None
     ) -> None:
-        # it may repeat what came, which may be long
+        # it may quote a value of the request, which may be long
         self.detail = (detail if len(detail) <= _MAX_DETAIL else f"{detail[: _MAX_DETAIL - 1]}…") or self.title
         super().__init__(self.detail)
         self.retry_after_s = retry_after_s

@@ -1,4 +1,4 @@
-"""Check the parts of an imported version, each alone and against the others: a training here could have written them.
+"""Check the parts of an imported version, each alone and against the others, as a training here writes them.
 
 No number is trusted because it is finite. What prior.json and memory.json state must follow from the weights, so that
 what the API shows is what the model does.
@@ -74,11 +74,11 @@ def parse_json(name: str, data: bytes) -> dict[str, Any]:
     """Return the object in the bytes of a file. Raises BadVersionFile."""
 
     def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} in it")
+        raise ValueError(f"it has {constant}; expected finite numbers")
 
     def parse_int(digits: str) -> int:
         if len(digits) > _MAX_DIGITS:
-            raise ValueError(f"a number of {len(digits)} digits in it")
+            raise ValueError(f"it has an integer of {len(digits)} digits; at most {_MAX_DIGITS} are allowed")
         return int(digits)
 
     try:
@@ -182,7 +182,9 @@ def _check_history(history: History, config: PPLConfig) -> None:
     for snapshot in history.snapshots:
         points = snapshot.keypoint_prior
         if len(snapshot.link_weights) != config.num_links or len(points or ()) not in (0, config.num_keypoints):
-            raise ValueError(f"at step {snapshot.step} it has another number of keypoints")
+            raise ValueError(
+                f"at step {snapshot.step} it has another number of keypoints than config.json, {config.num_keypoints}"
+            )
         numbers = [*snapshot.link_weights, *(value for point in points or () for value in point)]
         if not all(abs(number) <= _MAX_NUMBER for number in numbers):
             raise ValueError(f"at step {snapshot.step} it has a number beyond {_MAX_NUMBER:g}")
@@ -202,7 +204,10 @@ def _check_presence(presence: Presence, config: PPLConfig) -> None:
 
 def _check_landmarks(landmarks: LandmarkSet, name: str, config: PPLConfig) -> None:
     if (landmarks.name, landmarks.num_keypoints) != (name, config.num_keypoints):
-        raise ValueError("it has another name or another number of keypoints")
+        raise ValueError(
+            f"it is {landmarks.name[:80]!r} for {landmarks.num_keypoints} keypoints; expected {name!r} for "
+            f"{config.num_keypoints}"
+        )
     if any(abs(weight) > _MAX_MAP_WEIGHT for rows in landmarks.maps for row in rows for weight in row):
         raise ValueError(f"it has a weight beyond {_MAX_MAP_WEIGHT:g} in its maps; export it again")
 
@@ -288,7 +293,7 @@ def check_agreement(tensors: Tensors, documents: Mapping[str, Any], config: PPLC
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Raise what a check of the file `name` raises as BadVersionFile."""
+    """Convert the errors of a check of the file `name` into BadVersionFile."""
     try:
         yield
     except ValidationError as error:

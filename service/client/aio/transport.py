@@ -63,7 +63,7 @@ class Transport(Connection):
         return self.read(model, await self.send(method, path, **content))
 
     async def delete_path(self, path: str, **content: Any) -> None:
-        """Delete what a path of the API names. Raises Unreachable, APIError."""
+        """Delete the resource at a path of the API; one that a repeated request finds deleted is no error."""
         try:
             await self.send("DELETE", path, **content)
         except APIError as error:
@@ -106,7 +106,7 @@ class Transport(Connection):
         return to
 
     async def stream(self, path: str) -> AsyncIterator[bytes]:
-        """Yield the body of a response part by part; go on where it broke off. Raises Unreachable, APIError."""
+        """Yield the body of a response; if it breaks off, request it again, skip what came. Raises as :meth:`send`."""
         received = 0
         for attempt in count():
             skipped = 0

@@ -64,7 +64,7 @@ class Transport(Connection):
         return self.read(model, self.send(method, path, **content))
 
     def delete_path(self, path: str, **content: Any) -> None:
-        """Delete what a path of the API names. Raises Unreachable, APIError."""
+        """Delete the resource at a path of the API; one that a repeated request finds deleted is no error."""
         try:
             self.send("DELETE", path, **content)
         except APIError as error:
@@ -105,7 +105,7 @@ class Transport(Connection):
         return to
 
     def stream(self, path: str) -> Iterator[bytes]:
-        """Yield the body of a response part by part; go on where it broke off. Raises Unreachable, APIError."""
+        """Yield the body of a response; if it breaks off, request it again, skip what came. Raises as :meth:`send`."""
         received = 0
         for attempt in count():
             skipped = 0

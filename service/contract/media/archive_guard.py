@@ -64,8 +64,8 @@ class GuardedFile:
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         if whence == os.SEEK_SET:
-            if offset < 0:  # an OSError would look like a fault of the disk
-                raise ValueError(f"it names the place {offset}")
+            if offset < 0:  # the OSError of seek would look like a fault of the disk
+                raise ValueError(f"it names the position {offset}; expected 0 or more")
             self._check_position(offset)
         return self._file.seek(offset, whence)
 

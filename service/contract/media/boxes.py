@@ -47,7 +47,7 @@ _EXPECTED = "expected CSV with the columns image,x,y,width,height, COCO JSON wit
 _LEAST_CONFIDENCE = 0.2
 _ANIMAL = "animal"
 _FRAME = re.compile(r"(?<![0-9])([0-9]{1,18})(?:\.\w{1,10})?$")
-_FRAME_CHARACTERS = 64  # at the end of a name: looking for digits in all of a long one takes its square
+_FRAME_CHARACTERS = 64  # searched at a name's end: searching all of a long name takes quadratic time
 _MOST_PX = 1e9
 _MOST_DEGREES = 360.0
 
@@ -260,7 +260,9 @@ def _parse_megadetector(images: list[dict[str, Any]], categories: Any) -> BoxFil
         for number, detection in enumerate(detections):
             number_in_video = detection.get("frame_number", 0)
             if type(number_in_video) is not int or not 0 <= number_in_video < _MOST_FRAMES:
-                raise BadBoxes(f"frame_number is {str(number_in_video)[:40]} in the boxes of {name[:80]!r}")
+                raise BadBoxes(
+                    f"frame_number is {str(number_in_video)[:40]} in the boxes of {name[:80]!r}; expected 0 or more"
+                )
             frame = frame_name(name, number_in_video) if "frame_number" in detection else name
             box = _check(f"detections[{number}] of {name[:80]!r}", detection.get("bbox"), detection.get("conf"))
             is_animal = not animals or str(detection.get("category")) in animals

@@ -285,7 +285,7 @@ class VersionStore:
     def staging(self, category: str, version: str) -> Iterator[Path]:
         """Create a folder for :meth:`publish`; remove it at the end of the block if it was not published.
 
-        Its name is its own: another process may stage the same version. A worker sweeps what a crash leaves.
+        The folder's name is unique, as another process may stage the same version. Workers remove what a crash leaves.
         """
         final = self.path(category, version)
         final.parent.mkdir(parents=True, exist_ok=True)

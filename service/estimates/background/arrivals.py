@@ -47,10 +47,10 @@ class Arrivals:
         self._uploads: dict[PendingEstimate, None] = {}  # ordered
 
     async def accept(self, request: Request, owner: str | None) -> tuple[BackgroundEstimate, bool]:
-        """Store a request's files and submit the estimate, or find that of the same request with its Idempotency-Key.
+        """Store a request's files and submit the estimate, unless the same request with its Idempotency-Key was before.
 
         Returns:
-            The estimate, and whether an earlier request created it.
+            The new or the earlier estimate, and whether an earlier request created it.
 
         Raises:
             KeyReused: another request had the same Idempotency-Key.
@@ -59,7 +59,7 @@ class Arrivals:
             PPLError: the request is invalid, as far as that shows without reading the pictures.
         """
         store, io, key = self._store, self._threads.io, idempotency_key(request)
-        named = hashlib.sha256(f"{owner or ''} {key}".encode()).hexdigest() if key else None
+        request_key = hashlib.sha256(f"{owner or ''} {key}".encode()).hexdigest() if key else None
         upload = PendingEstimate(owner)
         self._uploads[upload] = None
         try:
@@ -85,7 +85,7 @@ class Arrivals:
             files = UploadedFiles(store, self._threads.upload, self._settings.image_max_bytes, check_growth)
             async with aclosing(files):
                 record = await self._read(request, files, owner)
-                submitted = await self._threads.upload(store.submit, record, check_submission, named)
+                submitted = await self._threads.upload(store.submit, record, check_submission, request_key)
                 files.kept = submitted is record
         finally:
             self._uploads.pop(upload, None)

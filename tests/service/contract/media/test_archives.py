@@ -449,5 +449,5 @@ def test_place_before_the_archive_is_damage_and_no_fault_of_the_disk(tmp_path):
     media = iter_media(path)
     name, member = next(media)
     assert name == "walk.mp4"
-    with pytest.raises(ValueError, match="it names the place -100"):
+    with pytest.raises(ValueError, match="it names the position -100; expected 0 or more"):
         member.copy(tmp_path / "copy")
