@@ -11,7 +11,7 @@
 # make audit         known vulnerabilities in the images' packages, and lists of them (CycloneDX, in build/sbom); needs
 #                    the internet, and what it finds depends on the day: no part of `make check`
 # make docker        the compose file on a Docker engine, and the dashboard's queries on Prometheus; takes some minutes
-# make faults        kill, freeze and starve the parts of a running stack under load, and write what came of it into
+# make faults        kill, freeze and starve the parts of a running stack under load, and write the results into
 #                    docs/operation.md; a quarter of an hour. Full and slow disks need root
 # make bench         the benchmarks of speed, into benchmarks/SPEED.md; takes some minutes
 #
@@ -33,7 +33,7 @@ BAD_INPUT ?= 6000
 BAD_INPUT_SEED ?= 19
 TEST_PROCESSES ?= 3
 BASE ?=
-.PHONY: demo test quick check fuzz bad-input fuzz-readers lock audit docker bench clean
+.PHONY: demo test quick check fuzz bad-input fuzz-readers lock audit docker faults bench clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11"; exit 1; }

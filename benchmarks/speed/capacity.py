@@ -53,8 +53,8 @@ _ENVIRONMENT = {
     "PPL_DECODE_THREADS": "2",
     "PPL_LATE_BATCH_S": "30",
 }
-# carried: device, workers, gateways, Valkey servers, a category's requests to gateways of its own, sharing workers
-_CARRIED = (
+# of find_limits: device, workers, gateways, Valkey servers, is_routed, is_shared
+_LAYOUTS = (
     ("cpu", 1, 1, 1, False, True),
     ("cpu", 10, 10, 1, False, False),
     ("cpu", 10, 10, 1, False, True),
@@ -92,7 +92,7 @@ def _main_thread_s(pid: int) -> float:
 
 
 class Meter:
-    """What the parts of a stack, and all programs of this machine, have used until now."""
+    """A reader of what the parts of a stack, and all programs on the machine, have used since their start."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack, self._redis = stack, redis.Redis.from_url(stack.redis_url)
@@ -138,7 +138,7 @@ class Measured:
 
     @property
     def stack(self) -> tuple[int, int, int]:
-        """What tells its stack from others."""
+        """The settings that identify its stack: batch limit, workers, gateways."""
         return self.batch_limit, self.workers, self.gateways
 
     def run(self, stack: Stack, meter: Meter, requests: list[bytes], seconds: float) -> None:
@@ -310,7 +310,7 @@ def validate(options: argparse.Namespace) -> Report:
         latencies = [latency for each in runs for latency in each.latencies_s]
         row: Row = {"gateways": load.gateways, "workers": load.workers, "limit": load.batch_limit}
         row |= {"clients": load.clients, "cores": left}
-        for name, is_, will_be in (
+        for name, measured, simulated in (
             ("images_per_s", statistics.median(load.per_s), statistics.fmean(each.per_s for each in runs)),
             ("p50_ms", statistics.median(load.p50_ms), 1e3 * percentile(latencies, 50)),
             ("p99_ms", statistics.median(load.p99_ms), 1e3 * percentile(latencies, 99)),
@@ -320,7 +320,7 @@ def validate(options: argparse.Namespace) -> Report:
                 statistics.fmean(chain(*(each.batches for each in runs))),
             ),
         ):
-            row |= {name: is_, f"{name}_simulated": will_be, f"{name}_%": 100 * (will_be / is_ - 1)}
+            row |= {name: measured, f"{name}_simulated": simulated, f"{name}_%": 100 * (simulated / measured - 1)}
         rows.append(row)
     checks = [
         Check(f"largest difference of {name}, %", max(abs(row[f"{name}_%"]) for row in rows), 15, at_least=False)
@@ -341,10 +341,10 @@ def _fit(shares: np.ndarray[Any, Any], spent: np.ndarray[Any, Any]) -> tuple[flo
     return (alone[0], 0.0) if errors[0] < errors[1] else (0.0, alone[1])
 
 
-def carry(options: argparse.Namespace) -> Report:
+def find_limits(options: argparse.Namespace) -> Report:
     """Find the largest rate that is answered with p99 within the limit, for many workers, and what is busiest then."""
     rows = []
-    for device, workers, gateways, shards, is_routed, is_shared in _CARRIED:
+    for device, workers, gateways, shards, is_routed, is_shared in _LAYOUTS:
         if not options.workers or workers in options.workers:
             costs, layout = _assumed(options.costs, device, workers, gateways, shards, is_routed, is_shared)
             for tried in _TRIED:
@@ -437,7 +437,7 @@ def _window_s(rate: float) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("what", nargs="?", choices=("measure", "validate", "carry", "plan"), default="carry")
+    parser.add_argument("what", nargs="?", choices=("measure", "validate", "limits", "plan"), default="limits")
     parser.add_argument("--costs", type=Path, default=COSTS, metavar="FILE.json")
     parser.add_argument("--seconds", type=float, default=3.0, help="of one load")
     parser.add_argument("--rounds", type=int, default=3)
@@ -446,7 +446,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main() -> int:
     """Run the command line."""
-    works = {"measure": measure_costs, "validate": validate, "carry": carry, "plan": plan}
+    works = {"measure": measure_costs, "validate": validate, "limits": find_limits, "plan": plan}
     return run(lambda options: works[options.what](options), add_arguments)
 
 

@@ -37,7 +37,7 @@ class Stack:
     grafana: str
 
     def compose(self, *words: str, check: bool = True, timeout_s: float = 300) -> str:
-        """Runs `docker compose`; its standard output. An AssertionError shows all it printed if it fails."""
+        """Run `docker compose` and return its standard output. Raise AssertionError with all output if it fails."""
         return self.run("compose", "--profile", "observe", *words, check=check, timeout_s=timeout_s)
 
     def run(self, *words: str, check: bool = True, timeout_s: float = 300) -> str:
@@ -133,7 +133,7 @@ class Stack:
         return {"Authorization": f"Bearer {text}"}
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """An instant query of Prometheus."""
+        """Return the result of an instant query of Prometheus."""
         answer = httpx.get(f"{self.prometheus}/api/v1/query", params={"query": expression}, trust_env=False)
         return answer.raise_for_status().json()["data"]["result"]  # type: ignore[no-any-return]
 

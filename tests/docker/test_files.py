@@ -81,12 +81,12 @@ def test_locks_have_all_that_pyproject_pins_and_that_these_need(image: str, extr
 def test_torch_is_pinned_apart_and_its_needs_are_those_of_its_release() -> None:
     (pin,) = PROJECT["optional-dependencies"]["worker"][:1]
     assert (LOCKS / "torch.txt").read_text().strip() == pin
-    (told,) = tomllib.loads((LOCKS / "settings.toml").read_text())["dependency-metadata"]
-    assert f"{told['name']}=={told['version']}" == pin
-    if metadata.version("torch").partition("+")[0] == told["version"]:
+    (stated,) = tomllib.loads((LOCKS / "settings.toml").read_text())["dependency-metadata"]
+    assert f"{stated['name']}=={stated['version']}" == pin
+    if metadata.version("torch").partition("+")[0] == stated["version"]:
         bare = [line for line in metadata.requires("torch") or [] if "extra ==" not in line]
         kept = {line for line in bare if not re.match(r"nvidia|cuda|triton", line)}
-        assert {str(Requirement(line.partition(";")[0])) for line in kept} == set(told["requires-dist"])
+        assert {str(Requirement(line.partition(";")[0])) for line in kept} == set(stated["requires-dist"])
 
 
 def test_build_backend_is_locked() -> None:

@@ -78,7 +78,7 @@ def read_directly(case: Case, folder: Path) -> str:
 
 @dataclass
 class Report:
-    """What became of the cases.
+    """The outcomes of the cases.
 
     Attributes:
         answers: number by format and answer.

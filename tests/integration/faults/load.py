@@ -26,7 +26,7 @@ _GRACE_S = 5.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a request: the right poses; a clear refusal; a connection that broke; nothing in time; else wrong.
+    """The outcome of a request: the right poses; a clear refusal; a connection that broke; nothing in time; else wrong.
 
     Times are monotonic.
     """

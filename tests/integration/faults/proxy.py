@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 
 class Proxy:
-    """Passes connections on to a port of 127.0.0.1.
+    """A forwarder of connections to a port of 127.0.0.1.
 
     Attributes:
         port: where it listens, also while it is cut.

@@ -117,7 +117,7 @@ REPLY = {"contract": CONTRACT_VERSION, "batch_id": "b", "error": None}
     ],
 )
 def test_malformed_reply_is_dropped_and_ends_no_loop(message: dict[str, object]) -> None:
-    """Whoever can write to Redis can write such ones; the loop that reads replies drops what raises ValueError."""
+    """The loop that reads replies drops what raises ValueError; any program that can write to Redis can write such."""
     with pytest.raises(ValueError, match="malformed"):
         BatchReply.unpack(msgpack.packb(message))
 
