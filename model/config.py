@@ -96,9 +96,7 @@ class PPLConfig:
         multiple_of=16,
     )
     num_keypoints: int = _model_setting(16, "K: number of keypoints", 4, 32)
-    base_width: int = _model_setting(
-        64, "channels of the first block; deeper blocks have 2, 4 and 8 times as many", 8, 128
-    )
+    base_width: int = _model_setting(64, "channels of the first block; deeper ones have 2, 4, 8 times as many", 8, 128)
     head: str = _model_setting(
         "affine",
         "how keypoints are placed: 'affine' transforms the prior (PPL eq. 1, 2); 'residual' adds the transformed "
@@ -118,6 +116,7 @@ class PPLConfig:
         choices=("none", "efficientnet_lite0"),
     )
     zoom: str = _model_setting("off", "'auto' crops to a thing of varying place or angle", choices=("auto", "off"))
+    attention_start: str = _model_setting("random", "'clusters' of features, or random", choices=("random", "clusters"))
     num_banks: int = _model_setting(34, "M: memory banks", 1, 128)
     bank_size: int = _model_setting(16, "V: vectors in a memory bank", 2, 256)
     token_dim: int = _model_setting(512, "D: dimension of a memory vector", 8, 1024)

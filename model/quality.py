@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from model.data import Images, mask_patches, step_generator, to_tensor
 from model.network.blocks import autocast, channels_last, full_precision, pixel_grid, shrink
+from model.network.clusters import cluster_vectors, relative_errors
 from model.network.links import link_indices
 from model.network.perceptual import feature_network
 from model.network.pose_prior_learner import PosePriorLearner
@@ -92,11 +93,12 @@ def _agreement(pictures: Tensor, keypoints: Tensor) -> float:
     with full_precision(pictures.device):
         levels = [_standardise(level.float()) for level in network(pictures)[1:]]
         vectors = functional.normalize(torch.cat(levels, dim=1), dim=1).flatten(2).transpose(1, 2)  # (N, P, D)
-        similarity = vectors @ _cluster(vectors.flatten(0, 1)).T
+        generator = step_generator(0, "quality", 2)
+        similarity = vectors @ cluster_vectors(vectors.flatten(0, 1), _NUM_PARTS, _ROUNDS, _SAMPLE, generator).T
         attention = (similarity * _SHARPNESS).softmax(1).transpose(1, 2)
         parts = attention @ pixel_grid(_GRID_SIDE, device=pictures.device)  # (N, C, 2)
-        of_keypoints = 1 - _relative_errors(parts, keypoints, _RIDGE_PARTS).mean()
-        of_parts = 1 - _relative_errors(keypoints, parts, _RIDGE_KEYPOINTS).sort().values[: _NUM_PARTS // 8].mean()
+        of_keypoints = 1 - relative_errors(parts, keypoints, _RIDGE_PARTS).mean()
+        of_parts = 1 - relative_errors(keypoints, parts, _RIDGE_KEYPOINTS).sort().values[: _NUM_PARTS // 8].mean()
     return float((of_keypoints + of_parts) / 2)
 
 
@@ -106,38 +108,6 @@ def _standardise(level: Tensor) -> Tensor:
         level = functional.interpolate(level, size=(_GRID_SIDE, _GRID_SIDE), mode="bilinear")
     mean, spread = level.mean((0, 2, 3), keepdim=True), level.std((0, 2, 3), keepdim=True)
     return functional.normalize((level - mean) / (spread + 1e-6), dim=1)
-
-
-def _cluster(vectors: Tensor) -> Tensor:
-    """Return the centres (C, D) of clusters of unit vectors (N, D), also of length 1, by spherical k-means."""
-    generator = step_generator(0, "quality", 2)
-    vectors = vectors[torch.randperm(len(vectors), generator=generator)[:_SAMPLE].to(vectors.device)]
-    centres = vectors[:_NUM_PARTS]
-    for _ in range(_ROUNDS):
-        nearest = functional.one_hot((vectors @ centres.T).argmax(1), len(centres)).to(vectors)
-        sums = nearest.T @ vectors
-        centres = torch.where(nearest.sum(0)[:, None] > 0, functional.normalize(sums, dim=1), centres)
-    return centres
-
-
-def _relative_errors(inputs: Tensor, targets: Tensor, ridge: float) -> Tensor:
-    """Return the errors (K,) of linear maps from points (N, D, 2) to points (N, K, 2), divided by those of their means.
-
-    Maps are scored on the half of the pictures that they were not fitted on. Points that do not move have the error 1.
-    """
-    inputs, targets = inputs.double().flatten(1), targets.double()
-    missed = moved = torch.zeros(targets.shape[1], dtype=torch.float64, device=targets.device)
-    for first in range(2):
-        fitted, scored = slice(first, None, 2), slice(1 - first, None, 2)
-        mean, spread = inputs[fitted].mean(0), inputs[fitted].std(0, correction=0)
-        scaled, centre = (inputs - mean) / (spread + 1e-3), targets[fitted].mean(0)
-        design, known = scaled[fitted], (targets[fitted] - centre).flatten(1)
-        penalty = ridge * len(inputs) * torch.eye(inputs.shape[1], dtype=torch.float64, device=inputs.device)
-        maps = torch.linalg.solve(design.T @ design + penalty, design.T @ known)
-        found = (scaled[scored] @ maps).view_as(targets[scored]) + centre
-        missed = missed + (found - targets[scored]).norm(dim=-1).sum(0)
-        moved = moved + (centre - targets[scored]).norm(dim=-1).sum(0)
-    return torch.where(moved > 1e-6 * len(targets), missed / moved.clamp_min(1e-9), 1.0)
 
 
 def _consistency(model: PosePriorLearner, pictures: Tensor, keypoints: Tensor) -> float:

@@ -94,6 +94,7 @@ def regressor(config: PPLConfig) -> Parts:
     parts: Parts = {
         "encoder": Block("image_encoder", encoder),
         "attention": Layer("conv", (config.num_keypoints, width, 3, 3)),
+        "clusters": clusters(config),
     }
     if config.method == "autolink":
         return parts
@@ -103,6 +104,16 @@ def regressor(config: PPLConfig) -> Parts:
         # drawn from the last to the first, so that a seed gives the weights it always gave
         "affine": Block("sequence", {"2": _linear(width, 6), "0": _linear(3 * width, width), "1": Layer("relu")}),
     }
+
+
+def clusters(config: PPLConfig) -> Block | None:
+    """Return the tensors of the attention from clusters; None with attention_start=random or features=none."""
+    if config.attention_start == "random" or config.features == "none":
+        return None
+    width, keypoints = FEATURE_WIDTHS[config.features][-1], config.num_keypoints
+    normal: Parts = {"mean": Values((width,)), "spread": Values((width,))}
+    trained: Parts = {"directions": Values((keypoints, width)), "log_sharpness": Values((keypoints,))}
+    return Block("network", normal | trained)
 
 
 def reconstructor(config: PPLConfig) -> Parts:

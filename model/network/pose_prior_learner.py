@@ -13,6 +13,7 @@ from model.config import PPLConfig
 
 from . import architecture
 from .blocks import BuiltModule, ImageEncoder, full_precision, pixel_grid, shrink
+from .clusters import ClusterAttention
 from .links import coloured_link_map, link_map
 from .locator import Locator
 from .memory import HierarchicalMemory, Recalled
@@ -54,6 +55,7 @@ class KeypointRegressor(BuiltModule):
 
     Attributes:
         features: the frozen network of the setting ``features``, or None. Its weights are not in the state dict.
+        clusters: what it adds to the attention's logits with ``attention_start=clusters``, or None.
     """
 
     encoder: ImageEncoder
@@ -63,7 +65,10 @@ class KeypointRegressor(BuiltModule):
     affine: nn.Sequential
 
     def __init__(self, config: PPLConfig) -> None:
-        super().__init__(architecture.regressor(config))
+        table = architecture.regressor(config)
+        clusters = table.pop("clusters", None)
+        super().__init__(table)
+        self.clusters = ClusterAttention(config) if clusters else None
         self.head = "attention" if config.method == "autolink" else config.head
         self.head_scale, self.side = config.head_scale, config.side
         self.features: PerceptualNetwork | None = None
@@ -93,7 +98,10 @@ class KeypointRegressor(BuiltModule):
         features = self.encoder(shrink(image, self.side), activations)
         logits = self.attention(features).flatten(2)
         with full_precision(image.device):
-            attention = logits.float().softmax(dim=-1)  # (B, K, P)
+            logits = logits.float()
+            if self.clusters is not None:
+                logits = logits + self.clusters(activations[-1], features.shape[-1])
+            attention = logits.softmax(dim=-1)  # (B, K, P)
             grid = pixel_grid(features.shape[-1], device=image.device)
             centre = attention @ grid
             if self.head == "attention":

@@ -25,6 +25,7 @@ from model.version.prior import History, PosePrior
 from model.version.prior_values import check_given
 from model.version.tensor_files import write_version
 
+from .attention_start import fit_clusters
 from .augmentation import augment
 from .losses import (
     boundary_loss,
@@ -37,7 +38,8 @@ from .schedules import learning_rate, link_width
 from .zoom import crop_pictures, fit_locator
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-_TABLES = ("own_prior", "link_colours")  # points and colours, not matrices that multiply: they do not decay
+# points, colours and directions, not matrices that multiply: they do not decay
+_TABLES = ("own_prior", "link_colours", "regressor.clusters.directions")
 
 
 class TrainingDivergedError(RuntimeError):
@@ -122,8 +124,10 @@ class Trainer:
         self._uncropped, self._outdated = images, False
         if clips is None and not cropped:
             fit_locator(self.model, images, group)
+        crops = crop_pictures(self.model, images)
+        fit_clusters(self.model, crops, group)
         self.batches = Batches(
-            crop_pictures(self.model, images),
+            crops,
             config.batch_size,
             config.seed,
             horizontal_flip=config.horizontal_flip,

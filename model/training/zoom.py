@@ -30,7 +30,8 @@ def fit_locator(model: PosePriorLearner, images: Images, group: Group = ALONE) -
     device, precision = locator.weight.device, model.config.precision
     with autocast(precision, device):
         cells = [
-            describe_cells(features(to_tensor(batch, device))).cpu() for batch in _spread(images, _PLACE_FITTED_TO)
+            describe_cells(features(to_tensor(batch, device))).cpu()
+            for batch in spread_batches(images, _PLACE_FITTED_TO)
         ]
     locator.fit_place(torch.cat(cells))
     if len(images) >= _ROTATED and not is_upright(_describe_rotations(model, images, FEWEST_PICTURES)):
@@ -46,13 +47,13 @@ def _describe_rotations(model: PosePriorLearner, images: Images, count: int) -> 
     assert features is not None
     turned = []
     with autocast(model.config.precision, locator.weight.device):
-        for pictures in _spread(images, count):
+        for pictures in spread_batches(images, count):
             batch = to_tensor(pictures, locator.weight.device)
             turned.append(describe_angles(crop(batch, locator(batch, features)), features).cpu())
     return torch.cat(turned)
 
 
-def _spread(images: Images, most: int) -> Iterator[Images]:
+def spread_batches(images: Images, most: int) -> Iterator[Images]:
     """Yield batches of pictures that are evenly spaced, ``most`` of them in all."""
     rows = np.linspace(0, len(images) - 1, min(len(images), most)).round().astype(np.int64)
     return iterate_batches(images[rows], _BATCH)

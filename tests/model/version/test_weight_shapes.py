@@ -30,6 +30,7 @@ DIGESTS: list[tuple[dict[str, Any], str]] = [
     ({"connectivity_prior_trainable": False, "image_size": 128}, "ac5dcaf2f125"),
     ({"features": "efficientnet_lite0", "zoom": "off"}, "ed0c9091cd5e"),
     ({"features": "efficientnet_lite0"}, "fa8cbb403cc9"),
+    ({"features": "efficientnet_lite0", "attention_start": "clusters"}, "706368b3c959"),
 ]
 
 

@@ -1,0 +1,33 @@
+"""Start the attention at clusters of the frozen activations of the training pictures."""
+
+from __future__ import annotations
+
+import torch
+
+from model.data import Images, step_generator, to_tensor
+from model.network.blocks import autocast, full_precision
+from model.network.clusters import FEWEST_PICTURES
+from model.network.pose_prior_learner import PosePriorLearner
+from model.process_group import ALONE, Group
+
+from .zoom import spread_batches
+
+_FITTED_TO = 512  # pictures
+
+
+@torch.no_grad()
+def fit_clusters(model: PosePriorLearner, images: Images, group: Group = ALONE) -> None:
+    """Fit a model's attention from clusters, if it has one, to some of the pictures, uint8 (N, S, S, 3), evenly spaced.
+
+    The same pictures give the same clusters with every seed. All processes of a group get those of rank 0.
+    """
+    clusters, features = model.regressor.clusters, model.regressor.features
+    if clusters is None or features is None or len(images) < FEWEST_PICTURES:
+        return
+    device = clusters.mean.device
+    with autocast(model.config.precision, device):
+        deepest = [features(to_tensor(batch, device))[-1].float() for batch in spread_batches(images, _FITTED_TO)]
+    with full_precision(device):
+        clusters.fit(torch.cat(deepest), model.config.side // 4, step_generator(0, "clusters", 0))
+    for value in (*clusters.parameters(), *clusters.buffers()):
+        value.copy_(group.total(value if group.rank == 0 else torch.zeros_like(value)))

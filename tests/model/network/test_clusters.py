@@ -1,0 +1,82 @@
+"""Attention starts at clusters of frozen activations, so keypoints start at parts of the thing."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import resolve
+from model.network.clusters import FEWEST_PICTURES, ClusterAttention
+from model.predictor import Predictor
+from model.training.trainer import Trainer
+
+TINY = {"base_width": 8, "num_keypoints": 4, "num_banks": 2, "bank_size": 4, "token_dim": 8, "memory_width": 8}
+TINY |= {"memory_depth": 1, "steps": 2, "batch_size": 4, "history_snapshots": 0, "precision": "fp32", "zoom": "off"}
+CELLS, WIDTH = 16, 112  # of the grid of activations here; of the network's deepest level
+
+
+def config(**changes):
+    return resolve("compact", TINY | {"attention_start": "clusters"} | changes)
+
+
+def moving_parts(count, seed):
+    """Activations of four parts that move as one and one that wanders by itself, in noise; positions (N, 5, 2)."""
+    kinds, rng = np.random.default_rng(0).normal(size=(5, WIDTH)), np.random.default_rng(seed)
+    made = rng.normal(size=(count, CELLS, CELLS, WIDTH))
+    corners = rng.integers(1, CELLS - 7, (count, 1, 2)) + np.array([(0, 0), (0, 4), (4, 0), (4, 4)])
+    corners = np.concatenate((corners, rng.integers(0, CELLS - 1, (count, 1, 2))), axis=1)
+    for picture, places in zip(made, corners, strict=True):
+        for kind in (4, 0, 1, 2, 3):  # the wanderer lies below the others
+            row, column = places[kind]
+            picture[row : row + 2, column : column + 2] = 6 * kinds[kind] + picture[:2, :2] / 4
+    positions = (corners[..., ::-1] + 1) / CELLS * 2 - 1
+    return torch.from_numpy(made).permute(0, 3, 1, 2).float(), torch.from_numpy(positions.copy()).float()
+
+
+def where(clusters, activations):
+    attention = clusters(activations, CELLS).softmax(-1)
+    at = (torch.arange(CELLS) * 2 + 1) / CELLS - 1
+    grid = torch.stack(torch.meshgrid(at, at, indexing="xy"), dim=-1).flatten(0, 1)
+    return attention @ grid
+
+
+def test_keypoints_start_at_parts_that_move_together():
+    clusters = ClusterAttention(config())
+    clusters.fit(moving_parts(96, seed=1)[0], CELLS, torch.Generator().manual_seed(0))
+    others, places = moving_parts(32, seed=2)
+    found = where(clusters, others).detach()
+    distances = torch.cdist(found.transpose(0, 1).flatten(1), places.transpose(0, 1).flatten(1)) / 32**0.5
+    assert distances.min(1).values.max() < 0.15
+    assert 4 not in distances.argmin(1)
+
+
+def test_every_seed_starts_at_the_same_parts_and_a_version_keeps_what_training_made_of_them(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (FEWEST_PICTURES, 128, 128, 3), dtype=np.uint8)
+    first, second = (Trainer(images, config(seed=seed), "cpu") for seed in (0, 1))
+    start = first.model.regressor.clusters.directions.detach().clone()
+    assert start.norm(dim=1).tolist() == pytest.approx([1] * 4, abs=1e-5)
+    assert torch.equal(start, second.model.regressor.clusters.directions)
+    list(first.run())
+    assert not torch.equal(start, first.model.regressor.clusters.directions)
+    first.export(tmp_path)
+    predictor = Predictor.load(tmp_path, "cpu")
+    batch = torch.from_numpy(images[:2]).permute(0, 3, 1, 2) / 127.5 - 1
+    expected = first.model.eval().locate(batch).keypoints.detach().numpy()
+    assert np.abs(predictor.predict(images[:2]).keypoints - expected).max() < 1e-4
+
+
+def test_few_pictures_fit_nothing_and_still_train():
+    images = np.random.default_rng(0).integers(0, 255, (FEWEST_PICTURES - 1, 128, 128, 3), dtype=np.uint8)
+    trainer = Trainer(images, config(), "cpu")
+    clusters = trainer.model.regressor.clusters
+    assert not clusters.directions.any()
+    assert [np.isfinite(report.losses["total"]) for report in trainer.run()] == [True, True]
+    assert clusters.directions.norm(dim=1).max() < 0.1
+
+
+def test_without_features_there_are_no_clusters():
+    images = np.zeros((8, 128, 128, 3), np.uint8)
+    assert Trainer(images, replace(config(), features="none"), "cpu").model.regressor.clusters is None
+    assert Trainer(images, config(attention_start="random"), "cpu").model.regressor.clusters is None
