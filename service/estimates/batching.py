@@ -297,10 +297,8 @@ class Batcher:
         if not announced:
             return False
         first = next(iter(queue.values()))
-        if len(first) >= min(self._batch_limit, (sum(map(len, queue.values())) + announced) // 2):
-            return False
         wait_s = first[0][0].created_at + self._wait_s - time.monotonic()
-        if wait_s <= 0:
+        if wait_s <= 0 or len(first) >= min(self._batch_limit, (sum(map(len, queue.values())) + announced) // 2):
             return False
         if self._timer:
             self._timer.cancel()

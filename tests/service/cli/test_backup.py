@@ -114,16 +114,22 @@ def test_versions_move_into_an_object_store_by_a_backup(
         assert set(one.getnames()) <= set(two.getnames())
 
 
-def test_dataset_of_an_object_store_is_backed_up_with_its_archive_on_a_machine_without_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def stage_dataset(data_root: Path) -> tuple[Path, DatasetRecord]:
+    """Write the files of a dataset as an upload stages them; return their folder and the record."""
     record = DatasetRecord(
         id="0" * 24, digest="sha256:0", mode="stills", size_bytes=8, pictures=1, videos=0, created_at=datetime.now(UTC)
     )
-    staged = tmp_path / "uploading" / "staged"
+    staged = data_root / "staged"
     staged.mkdir(parents=True)
     (staged / RECORD).write_text(record.model_dump_json())
     (staged / "archive").write_bytes(b"pictures")
+    return staged, record
+
+
+def test_dataset_of_an_object_store_is_backed_up_with_its_archive_on_a_machine_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged, record = stage_dataset(tmp_path / "uploading")
     with monkeypatch.context() as with_store:
         with_store.setenv("PPL_STORE_URL", f"file://{tmp_path}/objects")
         DatasetFiles.open(CommonSettings(data_root=tmp_path / "uploading")).add(staged, record, 8)
@@ -141,13 +147,7 @@ def test_dataset_moves_into_an_object_store_by_a_backup_on_its_own_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its folder is still there from before the store, which does not mean that the store has it."""
-    record = DatasetRecord(
-        id="0" * 24, digest="sha256:0", mode="stills", size_bytes=8, pictures=1, videos=0, created_at=datetime.now(UTC)
-    )
-    staged = tmp_path / "here" / "staged"
-    staged.mkdir(parents=True)
-    (staged / RECORD).write_text(record.model_dump_json())
-    (staged / "archive").write_bytes(b"pictures")
+    staged, record = stage_dataset(tmp_path / "here")
     assert DatasetFiles(tmp_path / "here").add(staged, record, 8)
     backup(tmp_path / "ppl.tar", tmp_path / "here")
     monkeypatch.setenv("PPL_STORE_URL", f"file://{tmp_path}/objects")
