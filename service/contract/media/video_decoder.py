@@ -149,7 +149,9 @@ def _decode_key_frames(
     """Decode each chosen key frame by itself; leave out damaged ones."""
     last = max(chosen)
     for at, packet in enumerate(packet for packet in container.demux(stream) if packet.size):
-        if at in chosen and (frame := _decode_single(stream, packet)) is not None:
+        # the first packet names the encoder, whose faults the decoder then allows for, as old x264 in 4:4:4
+        frame = _decode_single(stream, packet) if at in chosen or not at else None
+        if frame is not None and at in chosen:
             yield show(frame, chosen[at])
         if at == last:
             return

@@ -29,6 +29,7 @@ from service.contract.media.pictures import open_picture
 from service.contract.media.video_kinds import HEAD_BYTES, is_video, is_video_name
 from service.contract.media.video_request import VideoLimits, space_evenly
 from service.contract.media.videos import BadVideo, NoDecoder, TooManyFrames, frame_name, iter_frames
+from tests.support.arena import SIZE, arena_frame, walk
 from tests.support.media import zero_payload
 
 RED = (255, 0, 0)
@@ -256,6 +257,23 @@ def test_of_a_long_video_only_key_frames_are_decoded(put):
     assert len(found) == 4
     assert set(found) <= keys
     assert_numbered(found)
+
+
+@pytest.mark.parametrize(("core", "count"), [(None, 4), (b"core 142", 0)])
+def test_single_key_frames_are_decoded_as_the_first_packet_says_that_its_encoder_needs(put, core, count):
+    """Old x264 wrote 4:4:4 that decodes with its fault only: a sound file that names one does not decode at all."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=25, options={"g": "5", "qp": "12"})
+        (stream.width, stream.height), stream.pix_fmt, stream.thread_count = SIZE, "yuv444p", 1
+        for number, (x, y) in enumerate(walk(30)):
+            container.mux(stream.encode(av.VideoFrame.from_image(arena_frame((x, y), number))))
+        container.mux(stream.encode())
+    data, encoders = re.subn(rb"core \d{3}", core or rb"\g<0>", file.getvalue())
+    assert encoders == 1
+    path = put(data)
+    for most in (20, 60):  # single key frames, and all
+        assert len(read(path, 4, VideoLimits(max_frames=most))[0]) == count
 
 
 def test_of_a_long_video_with_few_key_frames_there_are_fewer_frames(put):
