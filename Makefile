@@ -13,6 +13,8 @@
 # make docker        the compose file on a Docker engine, and the dashboard's queries on Prometheus; takes some minutes
 # make faults        kill, freeze and starve the parts of a running stack under load, and write the results into
 #                    docs/operation.md; a quarter of an hour. Full and slow disks need root
+# make hour          a running stack under a mixed load for an hour: memory, descriptors, files, keys and disk with their
+#                    slopes, into docs/operation.md; HOUR_MINUTES=20 for less
 # make bench         the benchmarks of speed, into benchmarks/SPEED.md; takes some minutes
 #
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu installs torch's CPU build, which is far smaller than PyPI's build
@@ -32,8 +34,9 @@ FUZZ_READERS_S ?= 300
 BAD_INPUT ?= 6000
 BAD_INPUT_SEED ?= 19
 TEST_PROCESSES ?= 3
+HOUR_MINUTES ?= 60
 BASE ?=
-.PHONY: demo test quick check fuzz bad-input fuzz-readers lock audit docker faults bench clean
+.PHONY: demo test quick check fuzz bad-input fuzz-readers lock audit docker faults hour bench clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11"; exit 1; }
@@ -82,6 +85,9 @@ docker: $(STAMP)
 
 faults: $(STAMP)
 	$(BIN)/python -m tests.integration.faults --write
+
+hour: $(STAMP)
+	$(BIN)/python -m tests.integration.hour --minutes $(HOUR_MINUTES) --write
 
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'

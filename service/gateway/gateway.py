@@ -133,7 +133,7 @@ class Gateway:
             ("reconcile", routing.RECONCILE_EVERY_S, self._reconcile),
             ("webhooks", _POLL_EVERY_S, self.webhooks.start_due),
             ("estimates", _POLL_EVERY_S, self.background.start_waiting),
-            ("uploads", _CLEAN_EVERY_S, self._clean),
+            ("uploads", clean_every_s(self.settings), self._clean),
         )
         if self._member:
             loops = (*loops, ("metrics", routing.HEARTBEAT_EVERY_S, partial(self._publish_metrics, self._member)))
@@ -266,6 +266,12 @@ class Gateway:
         for what, removed in (("old estimates", estimates), ("stale uploads", uploads), ("old jobs", jobs)):
             if removed:
                 log.info("removed %d %s: %s", len(removed), what, ",".join(removed[:20]))
+
+
+def clean_every_s(settings: Settings) -> float:
+    """Return how often to delete what has expired: every ten minutes, or twice in the shortest time of retention."""
+    shortest = min(settings.background_kept_s, settings.stale_upload_s, settings.idempotency_ttl_s)
+    return min(_CLEAN_EVERY_S, max(1.0, shortest / 2))
 
 
 async def _gateway_of(request: Request) -> Gateway:

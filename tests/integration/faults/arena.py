@@ -7,7 +7,6 @@ import json
 import re
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -20,13 +19,11 @@ from service.client.errors import Unreachable
 from service.client.types import BackgroundEstimate
 from tests.support.stack_process import TINY, StackProcess, archive, within
 
-from .load import REFUSED, Known, Load
+from .load import REFUSED, Load, ask_first
 
-SAMPLES = Path(__file__).resolve().parents[3] / "service" / "samples"
 CHECKPOINT_EVERY = 20
 _STEPS = 300
 _PATIENCE_S = 90.0
-_PICTURES = 6
 Accepted = TypeVar("Accepted", Job, BackgroundEstimate)
 _RESUMED = re.compile(r"^(\S+ \S+) .*job=(\w+): training from step (\d+) to")
 
@@ -50,7 +47,8 @@ class Arena:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         try:
-            self.known = self._ask_first()
+            with Client(self.stack.url) as client:
+                self.known = ask_first(client)
             self.load = Load(self.stack.url, self.known, 30.0, plain, clients)
             parts = [self._watch_versions, *([self._train, self._estimate] if works else [])]
             self._threads = [threading.Thread(target=self._guard, args=(part, root), daemon=True) for part in parts]
@@ -93,15 +91,6 @@ class Arena:
 
     def _next_start(self, moment: float) -> float | None:
         return next((at for at, _, _ in self.resumed() if at > moment), None)
-
-    def _ask_first(self) -> list[Known]:
-        with zipfile.ZipFile(SAMPLES / "dog_heldout.zip") as held_out, Client(self.stack.url) as client:
-            pictures = [held_out.read(name) for name in sorted(held_out.namelist())[:_PICTURES]]
-            images = client.estimate("dog", pictures).images
-        keypoints = [np.array([(point.x, point.y) for point in image.keypoints]) for image in images]
-        distances = [np.abs(one - two).max() for one in keypoints for two in keypoints if one is not two]
-        assert min(distances) > 1, "an answer to another picture would not be noticed"
-        return [Known(*pair) for pair in zip(pictures, keypoints, strict=True)]
 
     def _guard(self, part: Callable[[Path], None], root: Path) -> None:
         try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import httpx
@@ -17,9 +19,9 @@ from service.client import APIError, Client
 from service.client.errors import Unreachable
 
 Outcome = Literal["right", "refused", "broken", "lost", "wrong"]
+SAMPLES = Path(__file__).resolve().parents[3] / "service" / "samples"
 REFUSED = (429, 503, 504, 507)
 TOLERANCE_PX = 0.05  # rounding depends on the other pictures of a batch
-_PAUSE_S = 0.02
 _PAUSE_AFTER_REFUSAL_S = 0.2
 _GRACE_S = 5.0
 
@@ -49,15 +51,35 @@ class Known:
         return bool(np.abs(keypoints - self.keypoints).max() <= TOLERANCE_PX)
 
 
+def ask_first(client: Client, count: int = 6) -> list[Known]:
+    """Return pictures of the sample category's held-out ones with the answers that they get now."""
+    with zipfile.ZipFile(SAMPLES / "dog_heldout.zip") as held_out:
+        pictures = [held_out.read(name) for name in sorted(held_out.namelist())[:count]]
+    images = client.estimate("dog", pictures).images
+    keypoints = [np.array([(point.x, point.y) for point in image.keypoints]) for image in images]
+    distances = [np.abs(one - two).max() for one in keypoints for two in keypoints if one is not two]
+    assert min(distances) > 1, "an answer to another picture would not be noticed"
+    return [Known(*pair) for pair in zip(pictures, keypoints, strict=True)]
+
+
 class Load:
     """Threads that send one picture after the other until :meth:`stop`.
 
     Args:
         deadline_s: within which the server must answer.
+        pause_s: after each answer.
     """
 
-    def __init__(self, url: str, known: Sequence[Known], deadline_s: float, plain: int, clients: int) -> None:
-        self._url, self._known, self._deadline_s = url, known, deadline_s
+    def __init__(
+        self,
+        url: str,
+        known: Sequence[Known],
+        deadline_s: float,
+        plain: int,
+        clients: int,
+        pause_s: float = 0.02,
+    ) -> None:
+        self._url, self._known, self._deadline_s, self._pause_s = url, known, deadline_s, pause_s
         self._stop = threading.Event()
         self._answers: list[Answer] = []
         roles = [self._send_plain] * plain + [self._send_by_client] * clients
@@ -124,7 +146,7 @@ class Load:
             started = time.monotonic()
             outcome, detail = estimate(known)
             self._answers.append(Answer(started, time.monotonic(), by_client, outcome, detail))
-            self._stop.wait(_PAUSE_S if outcome == "right" else _PAUSE_AFTER_REFUSAL_S)
+            self._stop.wait(self._pause_s if outcome == "right" else _PAUSE_AFTER_REFUSAL_S)
 
 
 def count(answers: Sequence[Answer]) -> Counter[str]:

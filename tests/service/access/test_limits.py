@@ -14,6 +14,7 @@ from service.contract.errors import QueueFull, RateExceeded, TooManyJobs
 from service.contract.jobs.job import JobStatus
 from service.contract.jobs.store import JobStore, NamedRequest, NewJob
 from service.contract.quotas import JobLimits
+from service.gateway.gateway import clean_every_s
 from service.http.multipart import UploadFile
 from tests.service.training.test_train_jobs import GOOD
 
@@ -259,6 +260,14 @@ async def test_records_of_ended_jobs_beyond_those_kept_are_removed(serve, redis_
     listed = (await http.get("/train-jobs")).json()["items"]
     assert [job["id"] for job in listed] == [made[3], made[2], made[1]]
     assert (await http.get(f"/train-jobs/{made[0]}")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("kept", "every_s"),
+    [({}, 600), ({"background_kept_s": 60.0}, 30), ({"stale_upload_s": 10.0}, 5), ({"idempotency_ttl_s": 1}, 1)],
+)
+def test_what_expires_is_looked_for_twice_in_the_shortest_retention(make_settings, kept, every_s):
+    assert clean_every_s(make_settings(**kept)) == every_s
 
 
 @pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "new"}], ids=["unnamed", "named"])
