@@ -34,6 +34,8 @@ from service.contract.settings import CommonSettings
 from service.contract.versions.export_manifest import FileFacts
 from service.contract.versions.shared import SharedVersions, open_versions
 from service.contract.versions.store import ADDITIONS, CategoryFolder, VersionStore
+from service.estimates.background.shared_store import open_estimates
+from service.runtime.secrets import WEBHOOK_SECRET_FILE, has_webhook_secret, webhook_secret, write_private
 
 MANIFEST = "manifest.json"
 _ALIASES = "aliases.json"
@@ -62,14 +64,15 @@ def gather(settings: CommonSettings, draft: Path) -> None:
     for category in store.categories():
         _gather_category(store, category, draft / "categories" / category)
     _gather_datasets(DatasetFiles.open(settings), draft / "datasets")
-    waiting = root / "estimates" / "waiting"
-    for name in folder_names(root / "estimates"):
-        if name != waiting.name and not (waiting / name).exists():
-            _link_tree(root / "estimates" / name, draft / "estimates" / name)
+    estimates = open_estimates(settings)
+    estimates.poll()
+    for estimate_id in estimates.list_ended():
+        estimates.complete(estimate_id)
+        _link_tree(estimates.path(estimate_id), draft / "estimates" / estimate_id)
     KeyStore.open(settings).follow()
     _link_tree(root / "keys", draft / "keys")
-    with suppress(FileNotFoundError):
-        _link(root / "webhook-secret", draft / "webhook-secret")
+    if has_webhook_secret(settings):
+        write_private(draft / WEBHOOK_SECRET_FILE, webhook_secret(settings) + "\n")
 
 
 def _gather_category(store: VersionStore, category: str, draft: Path) -> None:
@@ -192,7 +195,7 @@ def restore(settings: CommonSettings, draft: Path) -> Counter[str]:
         counts["datasets"] += datasets.add(folder, record, sys.maxsize)
     keys = KeyStore.open(settings)
     keys.follow()
-    for kind in ("estimates", "keys", "webhook-secret"):
+    for kind in ("estimates", "keys", WEBHOOK_SECRET_FILE):
         source = draft / kind
         for path in source.iterdir() if source.is_dir() else [source] if source.exists() else []:
             target = root / path.relative_to(draft)
@@ -201,6 +204,9 @@ def restore(settings: CommonSettings, draft: Path) -> Counter[str]:
                 os.rename(path, target)
                 counts[kind] += 1
     keys.send()
+    open_estimates(settings).poll()  # sends them to the object store
+    if (root / WEBHOOK_SECRET_FILE).exists():
+        webhook_secret(settings)  # as this
     return counts
 
 

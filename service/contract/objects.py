@@ -9,7 +9,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -111,11 +111,12 @@ class Objects:
     def delete(self, names: list[str]) -> None:
         """Delete objects. Idempotent."""
         with self._reaching():
+            if not self._folder:
+                self._obstore.delete(self._store, names)
+                return
             for name in names:
-                try:
+                with suppress(FileNotFoundError):  # only folders say so
                     self._obstore.delete(self._store, name)
-                except FileNotFoundError:  # only folders say so
-                    continue
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ class CommonSettings(BaseSettings):
     data_root: Path = Path("data")
     """folder of versions and job files"""
     store_url: str | None = Field(default=None, pattern=r"^(s3|s3a|gs|az|azure|abfs|abfss|file)://.+$")
-    """object store of versions, datasets, jobs and API keys (`s3://bucket/folder`, `gs://`, `az://`, `file:///folder`)"""
+    """object store of versions, datasets, jobs, estimates and API keys (`s3://bucket/folder`, `gs://`, `az://`, `file:///folder`)"""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """least severe message logged"""
     log_format: Literal["text", "json"] = "text"

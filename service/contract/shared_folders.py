@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import to_json
@@ -20,6 +22,7 @@ from .objects import Objects
 from .settings import CommonSettings
 
 _LISTING, _COPIED, _LOCK = "files.json", ".copied.json", ".copied.lock"
+_AT_ONCE = 16  # files in transfer: each waits for the network, mostly
 
 
 class _Listing(BaseModel):
@@ -39,10 +42,13 @@ class SharedFolders:
     """Folders of one kind, such as jobs. Methods raise StoreUnavailable.
 
     Hidden files stay on their machine.
+
+    Args:
+        private: names of further files that do.
     """
 
-    def __init__(self, objects: Objects, kind: str) -> None:
-        self._objects, self._kind = objects, kind
+    def __init__(self, objects: Objects, kind: str, private: Collection[str] = ()) -> None:
+        self._objects, self._kind, self._private = objects, kind, private
 
     @classmethod
     def open(cls, settings: CommonSettings, kind: str) -> SharedFolders | None:
@@ -56,6 +62,8 @@ class SharedFolders:
             # files that are not here are still there
             now.files = {file: digest for file, digest in copied.files.items() if file not in copied.seen}
             for path in _visible_files(folder):
+                if path.name in self._private:
+                    continue
                 file, status = path.relative_to(folder).as_posix(), path.stat()
                 now.seen[file] = status.st_size, status.st_mtime_ns
                 unchanged = copied.seen.get(file) == now.seen[file]
@@ -63,9 +71,8 @@ class SharedFolders:
             if copied.tag is not None and now.files == copied.files:
                 return
             digests, before = set(now.files.values()), set(copied.files.values())
-            for file in now.seen:
-                if now.files[file] not in before:
-                    self._objects.upload(self._path(name, now.files[file]), folder / file)
+            new = {now.files[file]: folder / file for file in now.seen if now.files[file] not in before}
+            _at_once(lambda item: self._objects.upload(self._path(name, item[0]), item[1]), new.items())
             listing = to_json(_Listing(files=now.files))
             now.tag = self._objects.replace(self._path(name, _LISTING), listing, copied.tag)
             _write_copied(folder, now)
@@ -88,6 +95,7 @@ class SharedFolders:
             except FileNotFoundError:
                 return False
             copied, now = _read_copied(folder), _Copied(files=listing.files, tag=tag)
+            missing = []
             for file, digest in listing.files.items():
                 path = folder / _safe(file)
                 # with the same tag, what changed here since is newer
@@ -96,15 +104,21 @@ class SharedFolders:
                     now.seen[file] = copied.seen[file]
                 elif only is None or file in only:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    self._download(name, digest, path)
-                    status = path.stat()
-                    now.seen[file] = status.st_size, status.st_mtime_ns
+                    missing.append(file)
                 else:
                     path.unlink(missing_ok=True)
+            _at_once(lambda file: self._download(name, listing.files[file], folder / file), missing)
+            for file in missing:
+                status = (folder / file).stat()
+                now.seen[file] = status.st_size, status.st_mtime_ns
             for file in copied.seen.keys() - listing.files.keys():
                 (folder / _safe(file)).unlink(missing_ok=True)
             _write_copied(folder, now)
         return True
+
+    def is_copy(self, folder: Path) -> bool:
+        """Return whether a folder was sent or fetched."""
+        return (folder / _COPIED).exists()
 
     def poll(self, root: Path, names: Collection[str], only: Sequence[str] | None) -> None:
         """Let the copies below a folder follow the store, with these or all files; remove those whose folder is gone.
@@ -157,6 +171,13 @@ class SharedFolders:
 
     def _path(self, name: str, file: str) -> str:
         return f"{self._kind}/{name}/{file}"
+
+
+def _at_once(transfer: Callable[[Any], None], files: Iterable[Any]) -> None:
+    """Transfer files, several at a time. Raises what the first that fails raises, once all have ended."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for _ in pool.map(transfer, files):
+            pass
 
 
 def _visible_files(folder: Path) -> list[Path]:

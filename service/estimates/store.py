@@ -35,6 +35,7 @@ from service.http.multipart import seconds_since_change
 from .schemas import BackgroundEstimate, EstimatePage, EstimateStatus
 
 ID_DIGITS = 24
+RESULTS = ("result", "errors", "raw", "overlay")
 _ID = re.compile(f"[0-9a-f]{{{ID_DIGITS}}}")
 
 
@@ -47,6 +48,10 @@ class EstimateRecord(BaseModel):
         names: file names of the pictures.
         video: whether the one file is a video.
         size_bytes: size of the files.
+        result_bytes: size of the results, once it succeeded.
+        holder: token of the gateway that works on it, in an object store.
+        cancelled: whether its owner cancelled it, in an object store.
+        revision: differs each time that the record is written to an object store.
     """
 
     shown: BackgroundEstimate
@@ -54,6 +59,14 @@ class EstimateRecord(BaseModel):
     names: list[str]
     video: bool = False
     size_bytes: int = 0
+    result_bytes: int | None = None
+    holder: str = ""
+    cancelled: bool = False
+    revision: str = ""
+
+
+class ClaimLost(Conflict):
+    """Another gateway works on the estimate by now."""
 
 
 class EstimateStore:
@@ -64,10 +77,23 @@ class EstimateStore:
         self._waiting = self._root / "waiting"
         self._requests = self._root / "requests"
 
+    def poll(self) -> None:
+        """Follow the changes of other machines; there are none."""
+
+    def renew(self) -> None:
+        """Tell other machines that this one still works on what it claimed; there are none."""
+
+    def complete(self, estimate_id: str) -> None:
+        """Get all files of an estimate here; they are."""
+
+    def file(self, estimate_id: str, name: str) -> Path:
+        """Return the path of a result, which may not exist. Raises UnknownEstimate for an invalid id."""
+        return self.path(estimate_id, name)
+
     def path(self, estimate_id: str, *names: str) -> Path:
         """Return the path of an estimate's folder, or of a file in it. Raises UnknownEstimate for an invalid id."""
         if not _ID.fullmatch(estimate_id):
-            raise _unknown_error(estimate_id)
+            raise unknown_error(estimate_id)
         return self._root.joinpath(estimate_id, *names)
 
     def picture(self, estimate_id: str, index: int) -> Path:
@@ -79,7 +105,7 @@ class EstimateStore:
         found = {}
         for estimate_id in self.list_waiting() if ids is None else ids:
             with suppress(UnknownEstimate, StoreCorrupt, OSError):
-                record = self.record(estimate_id)
+                record = self._read(estimate_id)
                 found[estimate_id] = PendingEstimate(record.shown.created_by, record.size_bytes)
         return found
 
@@ -106,18 +132,21 @@ class EstimateStore:
             sync(path)
         with hold_lock(self._root / ".submit.lock"):
             if key_file and (earlier := self._find_request(key_file)):
-                return _check_same(earlier, record)
+                return check_same(earlier, record)
             check(self.pending())
             if key_file:  # before the record: a key without an estimate is free, an estimate without its key is doubled
                 self._requests.mkdir(exist_ok=True)
                 with atomic_write(key_file) as file:
                     file.write(record.shown.id.encode())
             self.write(record)
-            self._waiting.mkdir(parents=True, exist_ok=True)
-            (self._waiting / record.shown.id).touch()
+            self._mark_waiting(record.shown.id)
         sync(self._waiting)
         sync(self._root)
         return record
+
+    def _mark_waiting(self, estimate_id: str) -> None:
+        self._waiting.mkdir(parents=True, exist_ok=True)
+        (self._waiting / estimate_id).touch()
 
     def _find_request(self, key_file: Path) -> EstimateRecord | None:
         try:
@@ -127,19 +156,21 @@ class EstimateStore:
 
     def record(self, estimate_id: str) -> EstimateRecord:
         """Read an estimate. Raises UnknownEstimate, StoreCorrupt."""
+        return self._read(estimate_id)
+
+    def _read(self, estimate_id: str) -> EstimateRecord:
+        """Read an estimate that is here."""
         try:
-            return EstimateRecord.model_validate_json(self.path(estimate_id, "record.json").read_bytes())
+            return parse_record(estimate_id, self.path(estimate_id, "record.json").read_bytes())
         except FileNotFoundError as error:
-            raise _unknown_error(estimate_id) from error
-        except ValidationError as error:
-            raise StoreCorrupt(f"the record of estimate {estimate_id} can't be read") from error
+            raise unknown_error(estimate_id) from error
 
     def write(self, record: EstimateRecord) -> None:
         """Write a record while holding its :meth:`claim`. Raises UnknownEstimate if it was deleted."""
         try:
             write_json(self.path(record.shown.id, "record.json"), record.model_dump(mode="json"))
         except FileNotFoundError as error:
-            raise _unknown_error(record.shown.id) from error
+            raise unknown_error(record.shown.id) from error
 
     def end(self, record: EstimateRecord, status: EstimateStatus, error: JobError | None = None) -> None:
         """Write the final status and delete the pictures, while holding the :meth:`claim`.
@@ -149,12 +180,17 @@ class EstimateStore:
         shown = record.shown
         shown.status, shown.error, shown.finished_at = status, error, datetime.now(UTC)
         shown.result_url = f"/estimates/{shown.id}/result" if status is EstimateStatus.SUCCEEDED else None
+        record.result_bytes = self._count_result_bytes(shown.id)
         if status is not EstimateStatus.SUCCEEDED:
             self._remove_poses(shown.id)
         self.write(record)
-        (self._waiting / shown.id).unlink(missing_ok=True)
-        shutil.rmtree(self.path(shown.id, "pictures"), ignore_errors=True)
-        self._remove_poses(shown.id)
+        self._remove_inputs(shown.id)
+
+    def _remove_inputs(self, estimate_id: str) -> None:
+        """Remove what an estimate that ended needs no more."""
+        (self._waiting / estimate_id).unlink(missing_ok=True)
+        shutil.rmtree(self.path(estimate_id, "pictures"), ignore_errors=True)
+        self._remove_poses(estimate_id)
 
     def _remove_poses(self, estimate_id: str) -> None:
         for name in ("lines", "smoothed"):
@@ -167,6 +203,15 @@ class EstimateStore:
         except FileNotFoundError:
             return []
 
+    def list_ended(self) -> list[str]:
+        """Return the ids of estimates that have ended, without damaged ones."""
+        ended = []
+        for estimate_id in sorted(set(self._ids()) - set(self.list_waiting())):
+            with suppress(UnknownEstimate, StoreCorrupt):  # it is being uploaded, or was deleted meanwhile
+                if self._read(estimate_id).shown.status.ended:
+                    ended.append(estimate_id)
+        return ended
+
     @contextmanager
     def claim(self, estimate_id: str) -> Iterator[bool]:
         """Lock an estimate for the block. Yields False if another process holds it."""
@@ -177,7 +222,7 @@ class EstimateStore:
             if self.path(estimate_id).exists():
                 raise
             (self._waiting / estimate_id).unlink(missing_ok=True)
-            raise _unknown_error(estimate_id) from error
+            raise unknown_error(estimate_id) from error
 
     def cancel(self, estimate_id: str) -> EstimateRecord:
         """Cancel an estimate: at once if no gateway works on it, else by a file that its gateway checks.
@@ -221,19 +266,20 @@ class EstimateStore:
             if len(items) == limit:
                 return EstimatePage(items=items, next_cursor=items[-1].id)
             with suppress(UnknownEstimate):  # no record yet: it is being uploaded
-                items.append(self.record(estimate_id).shown)
+                items.append(self._read(estimate_id).shown)
         return EstimatePage(items=items)
 
     def trim_results(self, max_bytes: int) -> list[str]:
         """Delete the oldest results until all have at most `max_bytes`; keep the newest. Return the deleted ids."""
         results = []
-        for estimate_id in set(self._ids()) - set(self.list_waiting()):
-            with suppress(FileNotFoundError):  # it failed, or was deleted meanwhile
-                status, size = self.path(estimate_id, "result").stat(), 0
-                for name in ("result", "raw", "overlay"):
-                    with suppress(FileNotFoundError):
-                        size += self.path(estimate_id, name).stat().st_size
-                results.append((status.st_mtime_ns, size, estimate_id))
+        for estimate_id in self.list_ended():
+            with suppress(UnknownEstimate, StoreCorrupt):  # deleted meanwhile
+                record = self._read(estimate_id)
+                size = record.result_bytes
+                if size is None:  # an earlier release did not store it
+                    size = self._count_result_bytes(estimate_id)
+                if size and record.shown.finished_at:
+                    results.append((record.shown.finished_at, size, estimate_id))
         removed: list[str] = []
         total = 0
         for _, size, estimate_id in sorted(results, reverse=True):
@@ -242,6 +288,13 @@ class EstimateStore:
                 self.discard(estimate_id)
                 removed.append(estimate_id)
         return removed
+
+    def _count_result_bytes(self, estimate_id: str) -> int:
+        size = 0
+        for name in RESULTS:
+            with suppress(FileNotFoundError):
+                size += self.path(estimate_id, name).stat().st_size
+        return size
 
     def sweep(self, kept_s: float, stale_s: float) -> list[str]:
         """Delete estimates that ended long ago, and stale uploads of a crashed gateway. Returns the ids deleted."""
@@ -252,10 +305,10 @@ class EstimateStore:
                     key_file.unlink(missing_ok=True)
         for estimate_id in self._ids():
             try:
-                shown = self.record(estimate_id).shown
+                shown = self._read(estimate_id).shown
                 is_old = shown.finished_at and (datetime.now(UTC) - shown.finished_at).total_seconds() > kept_s
                 if not shown.status.ended and not (self._waiting / estimate_id).exists():
-                    (self._waiting / estimate_id).touch()  # the gateway crashed between writing the two
+                    self._mark_waiting(estimate_id)  # the gateway crashed between writing the two
             except UnknownEstimate:
                 is_old = seconds_since_change(self.path(estimate_id)) > stale_s
             except StoreCorrupt:
@@ -269,8 +322,21 @@ class EstimateStore:
         return list(filter(_ID.fullmatch, folder_names(self._root)))
 
 
-def _check_same(earlier: EstimateRecord, record: EstimateRecord) -> EstimateRecord:
-    """Return the earlier estimate if its request was the same."""
+def is_estimate_id(text: str) -> bool:
+    """Return whether this is an id of an estimate, as far as its form says."""
+    return _ID.fullmatch(text) is not None
+
+
+def parse_record(estimate_id: str, data: bytes) -> EstimateRecord:
+    """Parse a record. Raises StoreCorrupt."""
+    try:
+        return EstimateRecord.model_validate_json(data)
+    except ValidationError as error:
+        raise StoreCorrupt(f"the record of estimate {estimate_id} can't be read") from error
+
+
+def check_same(earlier: EstimateRecord, record: EstimateRecord) -> EstimateRecord:
+    """Return the earlier estimate if its request was the same. Raises KeyReused."""
     if any(getattr(earlier, name) != getattr(record, name) for name in ("fields", "names", "video", "size_bytes")):
         raise KeyReused(
             f"the Idempotency-Key was used by another request, which created estimate {earlier.shown.id}; send that "
@@ -280,7 +346,8 @@ def _check_same(earlier: EstimateRecord, record: EstimateRecord) -> EstimateReco
     return earlier
 
 
-def _unknown_error(estimate_id: str) -> UnknownEstimate:
+def unknown_error(estimate_id: str) -> UnknownEstimate:
+    """Return the error of an estimate that does not exist."""
     return UnknownEstimate(
         f"no estimate {estimate_id[:80]!r}; it or its old result may have been deleted; GET /estimates lists them"
     )

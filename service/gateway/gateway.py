@@ -23,10 +23,10 @@ from service.contract.jobs.store import MAX_PAGE, JobStore
 from service.contract.versions.shared import POLL_EVERY_S, SharedVersions, open_versions
 from service.estimates.background.arrivals import Arrivals
 from service.estimates.background.runner import AT_ONCE, BackgroundRunner
+from service.estimates.background.shared_store import open_estimates
 from service.estimates.category_queue import CategoryQueue, find_batchers, make_batcher, refresh_workers
 from service.estimates.drawing import png, prior_picture
 from service.estimates.estimator import Pipeline
-from service.estimates.store import EstimateStore
 from service.http.multipart import remove_stale_uploads
 from service.runtime.concurrency import RequestLimit, Threads, cancel_tasks
 from service.runtime.metrics import Exposition, Metrics
@@ -116,7 +116,7 @@ class Gateway:
         self.category_queues = CategoryQueue.of_settings(settings, self.metrics, self._reply_to)
         batcher_of = find_batchers(self.batcher, self.category_queues)
         self.pipeline = Pipeline(settings, self.threads, batcher_of, self.metrics)
-        self.estimates = EstimateStore(settings.data_root)
+        self.estimates = open_estimates(settings)
         self.arrivals = Arrivals(settings, self.threads, self.estimates, self.versions)
         self.background = BackgroundRunner(self.pipeline, self.estimates, self.versions)
 
@@ -138,7 +138,12 @@ class Gateway:
         if self._member:
             loops = (*loops, ("metrics", routing.HEARTBEAT_EVERY_S, partial(self._publish_metrics, self._member)))
         if isinstance(self.versions.store, SharedVersions):
-            loops = (*loops, ("versions", POLL_EVERY_S, partial(self._poll_versions, self.versions.store)))
+            loops = (
+                *loops,
+                ("versions", POLL_EVERY_S, partial(self._poll_versions, self.versions.store)),
+                ("estimates of all gateways", POLL_EVERY_S, self._poll_estimates),
+                ("claims", POLL_EVERY_S, partial(self.threads.io, self.estimates.renew)),
+            )
         for queue in self.category_queues:
             name = ",".join(queue.categories)
             loops = (
@@ -163,9 +168,9 @@ class Gateway:
         self._sync_redis.close()
 
     def webhook_secret(self) -> str:
-        """Return the secret that signs webhooks. Raises StoreCorrupt, OSError."""
+        """Return the secret that signs webhooks. Raises StoreCorrupt, StoreUnavailable, OSError."""
         configured = self.settings.webhook_secret
-        return webhook_secret(self.settings.data_root, configured.get_secret_value() if configured else None)
+        return webhook_secret(self.settings, configured.get_secret_value() if configured else None)
 
     async def draw_prior(self, *key: *PriorKey) -> bytes:
         """Return a prior as a PNG; one that was drawn before does not wait for others to be drawn."""
@@ -252,6 +257,10 @@ class Gateway:
             await self.threads.io(store.poll)
             await self.threads.io(self.datasets.poll)
             await self.threads.io(self.keys.follow)
+
+    async def _poll_estimates(self) -> None:
+        with suppress(StoreUnavailable):
+            await self.threads.io(self.estimates.poll)
 
     async def _clean(self) -> None:
         io, settings = self.threads.io, self.settings

@@ -11,8 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from service.contract.errors import StoreCorrupt
+from service.contract.objects import Objects, Replaced
+from service.contract.settings import CommonSettings
 
 WEBHOOK_SECRET_FILE = "webhook-secret"  # noqa: S105 - a file's name
+_SHARED_SECRET = "platform/webhook-secret"  # noqa: S105 - an object's name
 _PREFIX = "whsec_"
 _BYTES = 32
 
@@ -51,18 +54,47 @@ def check_webhook_secret(text: str) -> str:
     return text
 
 
-def webhook_secret(data_root: Path, configured: str | None) -> str:
-    """Return the configured secret, else that of the data root, created at the first call.
+def webhook_secret(settings: CommonSettings, configured: str | None = None) -> str:
+    """Return the configured secret, else that in PPL_STORE_URL or of the data root, created at the first call.
+
+    An object store takes the secret of the data root if it has none.
 
     Raises:
-        StoreCorrupt: the file holds no valid secret.
+        StoreCorrupt: the stored secret is not valid.
+        StoreUnavailable.
         OSError: it can't be read or written.
     """
     if configured:
         return configured
-    path = data_root / WEBHOOK_SECRET_FILE
-    text = read_or_create(path, lambda: _PREFIX + base64.b64encode(secrets.token_bytes(_BYTES)).decode())
+    path = settings.data_root / WEBHOOK_SECRET_FILE
+    if settings.store_url is None:
+        return _check_stored(read_or_create(path, _generate_webhook_secret))
+    objects = Objects(settings.store_url)
+    while True:
+        with suppress(FileNotFoundError):
+            return _check_stored(objects.read(_SHARED_SECRET)[0].decode())
+        text = path.read_text(encoding="utf-8").strip() if path.exists() else _generate_webhook_secret()
+        with suppress(Replaced):  # another machine created it at the same moment
+            objects.replace(_SHARED_SECRET, _check_stored(text).encode(), None)
+
+
+def has_webhook_secret(settings: CommonSettings) -> bool:
+    """Return whether a secret is stored. Raises StoreUnavailable."""
+    if settings.store_url is None:
+        return (settings.data_root / WEBHOOK_SECRET_FILE).exists()
+    with suppress(FileNotFoundError):
+        return bool(Objects(settings.store_url).read(_SHARED_SECRET))
+    return False
+
+
+def _generate_webhook_secret() -> str:
+    return _PREFIX + base64.b64encode(secrets.token_bytes(_BYTES)).decode()
+
+
+def _check_stored(text: str) -> str:
     try:
         return check_webhook_secret(text)
     except ValueError as error:
-        raise StoreCorrupt(f"{path.name} holds no valid secret; remove it, and the next start creates one") from error
+        raise StoreCorrupt(
+            f"{WEBHOOK_SECRET_FILE} holds no valid secret; remove it, and the next start creates one"
+        ) from error

@@ -24,7 +24,7 @@ import httpx
 from standardwebhooks.webhooks import Webhook
 
 from service.contract import routing
-from service.contract.errors import BadWebhook, UnknownJob
+from service.contract.errors import BadWebhook, StoreUnavailable, UnknownJob
 from service.contract.jobs import scripts
 from service.contract.jobs.job import Job
 from service.contract.jobs.record import JobRecord
@@ -44,6 +44,7 @@ _MAX_CONCURRENT = 16
 _MAX_PER_HOST = 4
 _MAX_PER_KEY = 12
 _BUSY_RETRY_S = 1.0
+_OUTAGES: tuple[type[Exception], ...] = (*QUEUE_ERRORS, StoreUnavailable)
 
 
 class WebhookSender:
@@ -52,7 +53,7 @@ class WebhookSender:
     Args:
         client: redis.asyncio.Redis.
         in_thread: runs a blocking function of the job store.
-        secret: returns the signing secret.
+        secret: returns the signing secret. Blocking; raises StoreUnavailable.
         private: whether private addresses are allowed.
     """
 
@@ -87,15 +88,15 @@ class WebhookSender:
                 return
             try:
                 await self._attempt(job_id)
-            except QUEUE_ERRORS:
+            except _OUTAGES:
                 raise
             except Exception:  # a bug with one webhook must not stop the others
                 log.exception("webhook failed: job=%s", job_id)
                 await self._postpone(job_id, RETRIES_S[-1])
             finally:
                 await self._redis.eval(scripts.RELEASE, 1, lease, token)
-        except QUEUE_ERRORS as error:  # it stays due
-            log.warning("webhook waits for Redis: job=%s error=%s", job_id, error)
+        except _OUTAGES as error:  # it stays due
+            log.warning("webhook waits for Redis or the object store: job=%s error=%s", job_id, error)
 
     async def _postpone(self, job_id: str, delay_s: float) -> None:
         await self._redis.zadd(routing.WEBHOOKS, {job_id: time.time() + delay_s}, xx=True)
@@ -148,13 +149,13 @@ class WebhookSender:
         now = datetime.now(UTC)
         data = job.model_dump(mode="json", exclude={"webhook"})
         body = json.dumps({"type": f"train_job.{job.status}", "timestamp": data["finished_at"], "data": data})
-        name = f"msg_{job.id}"
+        name, secret = f"msg_{job.id}", await self._in_thread(self._secret)
         headers = {
             "content-type": "application/json",
             "user-agent": "pose-prior-learner",
             "webhook-id": name,
             "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": Webhook(self._secret()).sign(name, now, body),
+            "webhook-signature": Webhook(secret).sign(name, now, body),
         }
         try:
             async with asyncio.timeout(_TIMEOUT_S):

@@ -1,4 +1,4 @@
-"""Two gateways and two workers that share nothing but Redis and a bucket of a real S3 server."""
+"""Two gateways, two inference workers and a training worker that share only Redis and a bucket of an S3 server."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from service.client import APIError, Client, JobStatus
+from service.client.types import EstimateStatus
 from service.stack.valkey import free_port
 from tests.support.s3 import s3_server
 from tests.support.stack_process import TINY, archive, drawing, within
@@ -91,7 +92,8 @@ def answers(url: str) -> Callable[[], bool]:
 def test_platform_runs_on_machines_that_share_only_redis_and_a_bucket(machines: Machines, tmp_path: Path) -> None:
     urls = [machines.start_gateway("gateway-1"), machines.start_gateway("gateway-2")]
     machines.start("training-1", "tests.support.worker_process", "training")
-    machines.start("inference", "worker", "inference")
+    machines.start("inference-1", "worker", "inference")
+    machines.start("inference-2", "worker", "inference")
     assert all(within(120, answers(url)) for url in urls), machines.logs()
 
     with Client(urls[0]) as one, Client(urls[1]) as other:
@@ -119,8 +121,19 @@ def test_platform_runs_on_machines_that_share_only_redis_and_a_bucket(machines: 
         assert within(10, lambda: other.prior("cross").version == first)
         poses = [client.estimate("cross", [drawing(100)]).images[0].keypoints for client in (one, other)]
         assert poses[0] == poses[1]
-        assert machines.files("inference"), "the worker has its own copy of the weights"
-        assert not machines.files("gateway-2"), "and a gateway needs none"
+        assert not machines.files("gateway-2"), "a gateway needs no weights"
+
+        # each inference worker alone answers both gateways, from its own copy of the weights
+        few, results = [drawing(100 + number) for number in range(4)], []
+        for stopped, other_worker in (("inference-1", "inference-2"), ("inference-2", "inference-1")):
+            machines.stop(stopped)
+            for client in (one, other):
+                assert client.estimate("cross", [drawing(100)]).images[0].keypoints == poses[0]
+                background = client.wait_estimate(client.estimate_async("cross", few).id)
+                results.append(background.result)
+            assert machines.files(other_worker), "the worker has its own copy of the weights"
+            machines.start(stopped, "worker", "inference")
+        assert all(result.images == results[0].images for result in results)
 
         # a dataset that came through one gateway is inspected elsewhere, and trained on through the other
         dataset = one.datasets.create(pictures)
@@ -142,3 +155,49 @@ def test_platform_runs_on_machines_that_share_only_redis_and_a_bucket(machines: 
         one.datasets.delete(dataset.id)
         assert within(5, lambda: list(other.datasets.list()) == [])
         assert within(5, lambda: [entry.version for entry in other.versions.list("cross")] == [first])
+
+        # results of the background are in the bucket: made through one gateway, served by both
+        done = list(one.estimates())
+        assert len(done) == len(results)
+        for estimate in done:
+            found = [client.estimate_job(estimate.id) for client in (one, other)]
+            assert [estimate.status for estimate in found] == [EstimateStatus.SUCCEEDED] * 2
+            assert found[0].result == found[1].result
+            assert len(found[0].result.images) == len(few)
+        for estimate in done:
+            other.delete_estimate(estimate.id)
+        assert within(5, lambda: list(one.estimates()) == [])
+
+
+def test_estimate_in_the_background_outlives_the_gateway_that_took_it(machines: Machines, tmp_path: Path) -> None:
+    first = machines.start_gateway("gateway-1")
+    machines.start("training", "tests.support.worker_process", "training")
+    machines.start("inference-1", "worker", "inference")
+    assert within(120, answers(first)), machines.logs()
+    many = [drawing(100 + number % 40) for number in range(4000)]
+    with Client(first) as one:
+        job = one.train("cross", archive(tmp_path / "crosses.zip"), "compact", TINY, activate="always")
+        assert one.wait(job.id, timeout_s=240).status is JobStatus.SUCCEEDED
+        begun = one.estimate_async("cross", many)
+        assert within(120, lambda: 0 < one.estimate_job(begun.id).progress.done < len(many)), machines.logs()
+        machines.stop("inference-1")  # so that it can't end here
+        assert one.estimate_job(begun.id).status is EstimateStatus.RUNNING
+    machines.stop("gateway-1", signal.SIGKILL)
+
+    machines.start("inference-2", "worker", "inference")
+    second = machines.start_gateway("gateway-2")
+    assert within(120, answers(second)), machines.logs()
+    with Client(second) as other:
+        ended = other.wait_estimate(begun.id, timeout_s=240)
+        assert ended.status is EstimateStatus.SUCCEEDED, machines.logs()
+        assert len(ended.result.images) == len(many)
+        assert ended.result.errors == []
+
+        # with the second one gone too, a third has the result
+        machines.stop("gateway-2", signal.SIGKILL)
+    third = machines.start_gateway("gateway-3")
+    assert within(120, answers(third)), machines.logs()
+    with Client(third) as last:
+        assert last.estimate_job(begun.id).result == ended.result
+        last.delete_estimate(begun.id)
+        assert list(last.estimates()) == []

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from service.contract.durable_files import is_disk_full
-from service.contract.errors import PPLError, UnknownEstimate
+from service.contract.errors import PPLError, StoreUnavailable, UnknownEstimate
 from service.contract.jobs.job import JobError
 from service.contract.media.pictures import PictureLimits
 from service.estimates.estimator import Estimator, Pipeline
@@ -21,7 +21,7 @@ from service.estimates.pictures import Source, Upload
 from service.estimates.request import Query
 from service.estimates.results import Outcome, StoredOutcomes
 from service.estimates.schemas import EstimateStatus
-from service.estimates.store import EstimateRecord, EstimateStore
+from service.estimates.store import ClaimLost, EstimateRecord, EstimateStore
 from service.estimates.video_frames import read_frames, video_limits
 from service.http.problems import disk_full
 from service.runtime.concurrency import cancel_tasks
@@ -115,16 +115,17 @@ class BackgroundRunner:
             await self._io(claim.__exit__, None, None, None)
         except UnknownEstimate:
             pass
-        except OSError:
+        except (PPLError, OSError):
             self._postpone(estimate_id)
         return False
 
     async def _run(self, claim: AbstractContextManager[bool], estimate_id: str) -> None:
         try:
+            await self._io(self._store.complete, estimate_id)
             await self._finish(await self._io(self._store.record, estimate_id))
         except UnknownEstimate:
             pass
-        except (PPLError, OSError):  # the record can't be read or written
+        except (PPLError, OSError):  # the record can't be read or written, or another gateway has it by now
             self._postpone(estimate_id)
         finally:
             await self._io(claim.__exit__, None, None, None)
@@ -142,6 +143,8 @@ class BackgroundRunner:
         status, fault = EstimateStatus.FAILED, None
         try:
             status = await self._estimate(record)
+        except (ClaimLost, StoreUnavailable):  # it may continue
+            raise
         except PPLError as error:
             fault = error
             log.warning("estimate failed: estimate=%s: %s", shown.id, error.detail)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import BinaryIO
 
 from fastapi import Request
@@ -64,7 +63,7 @@ async def get_estimate(gateway: CurrentGateway, estimate_id: str) -> Response:
 async def get_result(gateway: CurrentGateway, estimate_id: str) -> Response:
     """Return what `POST /estimate` would have answered, once the estimate succeeded."""
     shown = await _succeeded(gateway, estimate_id)
-    file = await gateway.threads.io(_open, gateway.estimates.path(estimate_id, "result"), estimate_id)
+    file = await gateway.threads.io(_open, gateway, estimate_id, "result")
     return _FileResponse(file, FORMATS[shown.format].media_type)
 
 
@@ -85,7 +84,7 @@ async def get_raw(gateway: CurrentGateway, estimate_id: str) -> Response:
             f"estimate {estimate_id} has no poses beside its result: it was not smoothed, or its format "
             f"{shown.format} has raw and smoothed keypoints together; see its result"
         )
-    file = await gateway.threads.io(_open, gateway.estimates.path(estimate_id, "raw"), estimate_id)
+    file = await gateway.threads.io(_open, gateway, estimate_id, "raw")
     return _FileResponse(file, FORMATS[shown.format].media_type)
 
 
@@ -108,9 +107,8 @@ async def get_overlay(gateway: CurrentGateway, estimate_id: str) -> Response:
         raise Conflict(
             f"estimate {estimate_id} has no drawn video; send a video with include=overlay and Prefer: respond-async"
         )
-    path = gateway.estimates.path(estimate_id, "overlay")
-    (await gateway.threads.io(_open, path, estimate_id)).close()
-    return FileResponse(path, media_type="video/mp4")
+    (await gateway.threads.io(_open, gateway, estimate_id, "overlay")).close()
+    return FileResponse(gateway.estimates.path(estimate_id, "overlay"), media_type="video/mp4")
 
 
 async def _succeeded(gateway: Gateway, estimate_id: str) -> BackgroundEstimate:
@@ -155,16 +153,16 @@ def _document(gateway: Gateway, estimate_id: str) -> Response:
     text = shown.model_dump_json().encode()
     if shown.status is EstimateStatus.SUCCEEDED:
         native = shown.format == "native"
-        path = gateway.estimates.path(estimate_id, "result" if native else "errors")
-        if native or path.exists():  # an earlier release did not store errors
+        name = "result" if native else "errors"
+        if native or gateway.estimates.file(estimate_id, name).exists():  # an earlier release did not store errors
             head = text[:-1] + (b', "result": ' if native else b', "errors": ')
-            return _FileResponse(_open(path, estimate_id), "application/json", head, b"}")
+            return _FileResponse(_open(gateway, estimate_id, name), "application/json", head, b"}")
     return Response(text, media_type="application/json")
 
 
-def _open(path: Path, estimate_id: str) -> BinaryIO:
+def _open(gateway: Gateway, estimate_id: str, name: str) -> BinaryIO:
     try:
-        return path.open("rb")
+        return gateway.estimates.file(estimate_id, name).open("rb")
     except FileNotFoundError as error:
         raise UnknownEstimate(f"estimate {estimate_id!r} was deleted meanwhile") from error
 

@@ -24,7 +24,11 @@ from service.contract.settings import CommonSettings
 from service.contract.versions.changes import move_alias
 from service.contract.versions.shared import SharedVersions
 from service.contract.versions.store import VersionStore
+from service.estimates.schemas import EstimateStatus
+from service.estimates.store import EstimateStore
+from service.runtime.secrets import webhook_secret
 from service.runtime.settings import Settings
+from tests.service.estimates.test_shared_estimates import submit
 from tests.support.live_gateway import live_gateway, live_gateway_and_inspector
 
 V1, V2 = "20260101T000000-abc123", "20260202T000000-abc123"
@@ -157,6 +161,29 @@ def test_dataset_moves_into_an_object_store_by_a_backup_on_its_own_machine(
     elsewhere.complete(record.id)
     assert elsewhere.archive(record.id).read_bytes() == b"pictures"
     assert DatasetFiles.open(CommonSettings(data_root=tmp_path / "here")).record(record.id).digest == record.digest
+
+
+def test_estimate_and_webhook_secret_move_into_an_object_store_and_out_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = EstimateStore(tmp_path / "before")
+    record = submit(before)
+    before.path(record.shown.id, "result").write_bytes(b"poses")
+    before.end(record, EstimateStatus.SUCCEEDED)
+    unfinished = submit(before)
+    secret = webhook_secret(CommonSettings(data_root=tmp_path / "before"))
+    backup(tmp_path / "1.tar", tmp_path / "before")
+    with monkeypatch.context() as with_store:
+        with_store.setenv("PPL_STORE_URL", f"file://{tmp_path}/objects")
+        restore(tmp_path / "1.tar", tmp_path / "one")
+        assert webhook_secret(CommonSettings(data_root=tmp_path / "elsewhere")) == secret
+        backup(tmp_path / "2.tar", tmp_path / "other")
+    restore(tmp_path / "2.tar", tmp_path / "after")
+    after = EstimateStore(tmp_path / "after")
+    assert after.path(record.shown.id, "result").read_bytes() == b"poses"
+    assert [item.id for item in after.page(10).items] == [record.shown.id]
+    assert not after.path(unfinished.shown.id).exists()
+    assert webhook_secret(CommonSettings(data_root=tmp_path / "after")) == secret
 
 
 @pytest.mark.parametrize("command", [backup, restore])

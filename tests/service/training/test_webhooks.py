@@ -10,6 +10,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import httpx
@@ -18,7 +19,9 @@ import pytest
 from service.client.errors import InputError
 from service.client.webhook_signature import verify_webhook
 from service.contract import routing
+from service.contract.errors import StoreUnavailable
 from service.contract.jobs.store import JobStatus, JobStore, NewJob
+from service.contract.settings import CommonSettings
 from service.runtime.secrets import webhook_secret
 from service.training.webhooks import WebhookSender
 
@@ -300,6 +303,22 @@ async def test_deleted_job_sends_no_webhook(sender, receiver, jobs, redis_client
     assert receiver.requests == []
 
 
+async def test_webhook_waits_for_a_store_that_is_away(sender, jobs, receiver, redis_client):
+    """As its secret is there; it is no attempt."""
+
+    def fail() -> str:
+        raise StoreUnavailable("away")
+
+    sender = await sender()
+    job_id, secret = ended(jobs, receiver.url), sender._secret
+    sender._secret = fail
+    await deliver_due(sender)
+    assert jobs.get(job_id).webhook.attempts == 0
+    sender._secret = secret
+    await deliver_due(sender)
+    assert jobs.get(job_id).webhook.status == "delivered"
+
+
 async def test_job_without_webhook_sends_nothing(jobs, redis_client):
     job = jobs.create(NewJob("dog", {}, 5))
     jobs.update(job.id, lambda record: record.move(JobStatus.FAILED))
@@ -311,11 +330,24 @@ async def test_job_without_webhook_sends_nothing(jobs, redis_client):
 
 
 def test_secret_is_made_once_and_readable_by_its_owner_alone(data_root):
-    first = webhook_secret(data_root, None)
+    settings = CommonSettings(data_root=data_root)
+    first = webhook_secret(settings)
     assert first.startswith("whsec_")
-    assert webhook_secret(data_root, None) == first
+    assert webhook_secret(settings) == first
     assert stat.S_IMODE((data_root / "webhook-secret").stat().st_mode) == 0o600
-    assert webhook_secret(data_root, "whsec_other") == "whsec_other"
+    assert webhook_secret(settings, "whsec_other") == "whsec_other"
+
+
+def test_machines_that_share_an_object_store_sign_with_one_secret(tmp_path):
+    """That of the machine which had one before, or one that is created once."""
+    before = webhook_secret(CommonSettings(data_root=tmp_path / "0"))
+    for bucket, first in (("a", 0), ("b", 1)):
+        url = f"file://{tmp_path}/{bucket}"
+        machines = [CommonSettings(data_root=tmp_path / str(n), store_url=url) for n in range(first, first + 6)]
+        with ThreadPoolExecutor(6) as pool:
+            found = {webhook_secret(machines[0]), *pool.map(webhook_secret, machines)}
+        assert len(found) == 1
+        assert (before in found) is (bucket == "a")
 
 
 def test_secret_of_the_settings_must_be_one():
