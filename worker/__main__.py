@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from service.contract import routing
 from service.contract.logs import configure_logging
+from service.contract.memory import limit_arenas
 from service.contract.messages import WorkerHeartbeat
 from service.contract.routing import Kind
 from service.contract.settings import CommonSettings
@@ -61,6 +62,7 @@ def check_health() -> int:
 
 def run(kind: Kind, settings: WorkerSettings) -> int:
     """Run a worker until SIGTERM: the current batch is answered, the current job is checkpointed and requeued."""
+    limit_arenas()
     configure_logging(settings.log_level, settings.log_format, LOG_FORMAT)
     for noisy in ("celery.worker.strategy", "celery.app.trace"):  # they log two lines a batch
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))

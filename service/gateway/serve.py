@@ -12,6 +12,7 @@ from asgi_correlation_id import CorrelationIdFilter
 
 from service.access.keys import KeyStore
 from service.contract.logs import configure_logging
+from service.contract.memory import limit_arenas
 from service.contract.tracing import configure_tracing
 from service.contract.versions.shared import open_versions
 from service.http.requests import LOG_FORMAT, ProblemProtocol
@@ -37,6 +38,7 @@ class _Server(uvicorn.Server):
 
 def main() -> None:
     """Serve on PPL_HOST and PPL_PORT, or on a listening socket inherited from ``ppl up``."""
+    limit_arenas()
     parser = argparse.ArgumentParser(prog="python -m service.gateway.serve", description=__doc__)
     parser.add_argument("--fd", type=int, help="file descriptor of the listening socket to serve on")
     parser.add_argument("--member", type=int, nargs=2, metavar=("NUMBER", "TOTAL"), help="of several on one socket")
