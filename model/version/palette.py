@@ -1,4 +1,4 @@
-"""The colours of keypoints, the same in every picture that the product draws."""
+"""The colours of keypoints and boxes, the same in every picture that the product draws."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ e69f00 0072b2 f0e442 d55e00 56b4e9 cc79a7 009e73 803800 00446b f8f2a0 80ceb9 7a4
 aadaf4 908928 80b8d8 8a5f00 e6bcd3 512400 fbf7ca 573c00 d0eaf9 4e2e3f f1d9e6 002b44 f8e4b8 003c2c b8e4d8 214459
 """
 PALETTE = tuple(map(bytes.fromhex, _HEX.split()))
+BOX_RGB = (0xF0, 0xE4, 0x42)
+"""The colour of a box around the thing, light on most pictures."""
 
 
 def keypoint_rgb(index: int) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
-from service.client.types import Dataset, DatasetPicture, DatasetStatus
+from service.client.types import Dataset, DatasetPicture, DatasetStatus, MotionFound
 
 from .commands import Commands, Session
 from .console import out, print_json, print_table, print_warnings, to_json, write_file
@@ -174,6 +174,8 @@ def _findings(dataset: Dataset) -> Iterator[tuple[str, str]]:
         yield "labelled", f"{found.labels.pictures}{held_out}"
     if dataset.boxes:
         yield "boxes", "yes"
+    if found.motion:
+        yield "by motion", _describe_motion(found.motion)
     yield "left out", str(found.skipped)
     yield "there twice", str(found.duplicates)
     if found.sizes:
@@ -184,6 +186,13 @@ def _findings(dataset: Dataset) -> Iterator[tuple[str, str]]:
         for group in found.sizes.by_shorter_side:
             bar = "▇" * max(1, round(_BAR * group.count / most))
             yield f"{group.from_px}-{group.below_px - 1} px", f"{bar} {group.count}"
+
+
+def _describe_motion(motion: MotionFound) -> str:
+    if motion.sure:
+        return f"found in {motion.found} of {motion.frames} frames, {motion.side_px:g} px wide; training crops to it"
+    why = f" ({motion.note})" if motion.note else ""
+    return f"nothing found surely in {motion.frames} frames{why}"
 
 
 def _size(count: int) -> str:

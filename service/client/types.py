@@ -10,6 +10,7 @@ from service.contract.datasets.dataset import CreatedDataset as CreatedDataset
 from service.contract.datasets.dataset import Dataset as Dataset
 from service.contract.datasets.dataset import DatasetPicture as DatasetPicture
 from service.contract.datasets.dataset import DatasetStatus as DatasetStatus
+from service.contract.datasets.dataset import MotionFound as MotionFound
 from service.contract.jobs.job import Checkpoint as Checkpoint
 from service.contract.jobs.job import Job as Job
 from service.contract.jobs.job import JobStatus as JobStatus

@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from model.version.palette import keypoint_rgb
+from model.version.palette import BOX_RGB, keypoint_rgb
 from service.contract.media.boxes import FoundBox
 from service.contract.media.fitting import Frame, box_corners
 
 _LEAST_STRENGTH = 0.3  # thinner links can't be seen
 _OUTLINE = np.array([16, 18, 24], np.float32)
-_BOX_COLOUR = (255, 209, 102)
 _MARK = 0.08  # length of the mark at the side that the thing faces, relative to the box
 _BACKGROUND = (13, 15, 33)
 # colours of the link map from 0 to 1: dark blue, violet, orange, near white
@@ -92,7 +91,7 @@ def overlay(
     if found:
         draw, width = ImageDraw.Draw(drawn), max(1, round(0.6 * unit))
         for line in outline_box(found):
-            draw.line([tuple(point) for point in line.tolist()], _BOX_COLOUR, width, joint="curve")
+            draw.line([tuple(point) for point in line.tolist()], BOX_RGB, width, joint="curve")
     _write_names(drawn, landmarks, 1.6 * radius, max(10.0, 3 * unit))
     return drawn
 

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from model.version.palette import PALETTE
+from model.version.palette import BOX_RGB, PALETTE
 
 _MEDIA_TYPES = {
     "html": "text/html; charset=utf-8",
@@ -53,7 +53,8 @@ class Page:
                 for number, name in enumerate(names[:: len(names) // _SAMPLES][:_SAMPLES]):
                     found[f"sample{number}.jpg"] = archive.read(name)
         colours = [f"#{colour.hex()}" for colour in PALETTE]
-        found["palette.js"] = f"export default {json.dumps(colours)};\nexport const SAMPLES = {_SAMPLES};\n".encode()
+        named = f'export const BOX = "#{bytes(BOX_RGB).hex()}";\nexport const SAMPLES = {_SAMPLES};\n'
+        found["palette.js"] = f"export default {json.dumps(colours)};\n{named}".encode()
         return found
 
     @cached_property

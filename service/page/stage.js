@@ -1,6 +1,7 @@
 // A picture with an SVG over it in the picture's pixels, and boxes that are drawn on it with the mouse.
 
 import { h, s } from "./dom.js";
+import { BOX } from "./palette.js";
 
 export class Stage {
   constructor(label) {
@@ -60,7 +61,7 @@ export class Stage {
 }
 
 // A box [x, y, width, height] in pixels of the picture, turned by its heading in degrees if it has one.
-export const BOX_LOOK = { fill: "#f0e442", "fill-opacity": 0.12, stroke: "#f0e442", "stroke-width": 3, "vector-effect": "non-scaling-stroke" };
+export const BOX_LOOK = { fill: BOX, "fill-opacity": 0.12, stroke: BOX, "stroke-width": 3, "vector-effect": "non-scaling-stroke" };
 export function boxShape([x, y, width, height, turn], more) {
   const [left, top] = [x - 0.5, y - 0.5], middle = left + width / 2;
   return s("g", { transform: `rotate(${turn ?? 0} ${middle} ${top + height / 2})` }, s("rect", { ...BOX_LOOK, ...more, x: left, y: top, width, height }),

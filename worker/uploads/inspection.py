@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -39,9 +40,12 @@ from service.contract.errors import Abandoned, BadLabels, PPLError, StoreUnavail
 from service.contract.jobs.job import JobError
 from service.contract.jobs.record import MAX_CRASHES_WITHOUT_PROGRESS
 from service.contract.media.archives import ArchiveLimits, Member, detect_kind, is_stack, iter_media, iter_members
+from service.contract.media.boxes import FoundBox
 from service.contract.media.fitting import fit_square
-from service.contract.media.locating import clip_of_picture
+from service.contract.media.locating import MotionFinder, clip_of_picture
+from service.contract.media.motion import LONGER_SIDE
 from service.contract.media.pictures import FORMATS, Picture
+from service.contract.media.video_request import space_evenly
 from service.contract.media.zip_names import HINT as NAMES_HINT
 from service.contract.objects import Replaced
 from worker.heartbeat import PeriodicThread
@@ -51,6 +55,7 @@ from worker.settings import WorkerSettings
 
 from .contact_sheet import COLUMNS, ContactSheet, find_still_cell, max_reduction, plan_clip_cells
 from .media_reader import MIN_CLIP_FRAMES, FileCounts, MediaReader, shorten_name
+from .motion_search import FRAMES_PER_VIDEO, MotionSearch
 from .placement import SIDE_PX, find_warnings, spread_rows
 
 logger = logging.getLogger(__name__)
@@ -72,9 +77,14 @@ class Inspection:
         self._limits = ArchiveLimits.of(settings)
         self._check = check
         self._counts = FileCounts(mode=record.mode)
-        self._reader = MediaReader(
-            self._keep, max_reduction, self._counts, COLUMNS, settings, files.folder(record.id), check
-        )
+        self._folder = files.folder(record.id)
+        self._search: MotionSearch | None = None  # during the run, of a dataset without boxes
+        self._boxes: dict[str, FoundBox] | None = None  # where motion is sure
+        self._gathered: list[tuple[Picture, str, str]] = []  # frames of the video being read in which motion is sought
+        reading = self._counts, COLUMNS, settings, self._folder, check
+        self._reader = MediaReader(self._keep, _max_reduction, *reading)
+        reading = self._counts, FRAMES_PER_VIDEO, settings, self._folder, check
+        self._motion_reader = MediaReader(self._gather, _max_reduction, *reading, LONGER_SIDE)
         self._found = Found()
         self._formats: Counter[str] = Counter()
         self._sizes: list[tuple[int, int]] = []
@@ -95,6 +105,18 @@ class Inspection:
 
     def run(self) -> Iterator[None]:
         """Inspect every file, then the labels; yield after every file. Raises the errors of `Preparer.prepare`."""
+        with tempfile.TemporaryFile(dir=self._folder) as file:
+            if not self._record.boxes:
+                self._search = MotionSearch(file, self._record.pictures)
+            yield from self._read_files()
+            if self._search:
+                self._found.motion, motion = self._search.finish(set(self._found.frames), self._check)
+                self._boxes = motion.found() if motion.is_sure else None
+        self._found.labels = self._match_labels()
+        if self._boxes is None:
+            self._found.warnings = find_warnings(self._copies, None, is_located=False)
+
+    def _read_files(self) -> Iterator[None]:
         self._reader.measure(self._archive, self._limits)
         why = "not named as a picture or a video"
         for name, media in iter_media(self._archive, self._limits, lambda other: self._counts.skip(other.name, why)):
@@ -115,8 +137,6 @@ class Inspection:
         if not self._found.pictures + self._found.videos:
             reasons = "; ".join(f"{item['name']}: {item['reason']}" for item in self._counts.skipped_files[:3])
             raise TooFewPictures(f"nothing in the dataset can be read ({reasons}); send pictures or videos")
-        self._found.labels = self._match_labels()
-        self._found.warnings = find_warnings(self._copies, None, is_located=False)
 
     def findings(self) -> Found:
         """Return the findings so far."""
@@ -128,15 +148,25 @@ class Inspection:
         return found
 
     def save_sheet(self, path: Path) -> None:
-        """Write the contact sheet; each clip has its own row."""
-        self._sheet.save(path, close_gaps=not self._in_clips)
+        """Write the contact sheet with the boxes that motion found; each clip has its own row."""
+        self._sheet.save(path, self._boxes, close_gaps=not self._in_clips)
 
     def _read_video(self, video: Member, name: str) -> None:
         self._video, self._frames, self._shows_frames = name, 0, video.is_video
-        self._reader.read_video(video, name)
+        if self._search and self._search.takes(name):
+            self._motion_reader.read_video(video, name)
+            for index in space_evenly(COLUMNS, len(self._gathered)):
+                self._keep(*self._gathered[index])
+            self._gathered.clear()
+        else:
+            self._reader.read_video(video, name)
         self._found.videos += self._frames > 0
         self._number += COLUMNS
         self._video, self._frames = None, 0
+
+    def _gather(self, picture: Picture, name: str, clip: str) -> None:
+        assert self._search is not None
+        self._gathered.append((self._search.add_frame(picture, name, clip), name, clip))
 
     def _keep(self, picture: Picture, name: str, clip: str) -> None:
         cell = self._clip_cells.get(name)
@@ -144,9 +174,13 @@ class Inspection:
             cell = find_still_cell(self._number + self._frames, self._expected)
         elif self._video in self._clip_rows and self._frames < COLUMNS:
             cell = self._clip_rows[self._video], self._frames
-        self._sheet.add(cell, picture.image)
+        is_drawn = self._sheet.add(cell, picture, name)
         if self._number + self._frames in self._compared:
-            self._copies.append(fit_square(picture, SIDE_PX)[0])
+            # the small copy of a frame is a picture of its own here
+            whole = picture if self._video is None else Picture.of(picture.image)
+            self._copies.append(fit_square(whole, SIDE_PX)[0])
+        if self._search and self._video is None:
+            self._search.add_picture(picture, name, clip, is_drawn=is_drawn)
         if not self._frames:  # all frames of a video have one size
             self._sizes.append(picture.size)
         if self._video is not None:
@@ -199,6 +233,10 @@ class Inspection:
             without_picture=matched.without_picture,
             keypoint_names=list(matched.keypoint_names),
         )
+
+
+def _max_reduction(width: int, height: int) -> float:
+    return min(max_reduction(width, height), MotionFinder.reduction(width, height))
 
 
 def _summarize_sizes(sizes: list[tuple[int, int]]) -> Sizes | None:

@@ -25,6 +25,7 @@ from service.contract.media.locating import clip_of_picture
 from service.contract.media.pictures import Picture, PictureLimits, open_reduced
 from service.contract.media.video_request import VideoLimits
 from service.contract.media.videos import BadVideo, NoDecoder, frame_name, iter_frames
+from service.contract.media.zip_names import replace_surrogates
 from worker.settings import WorkerSettings
 
 Keep = Callable[[Picture, str, str], str | None]  # a picture, its name, its clip's; returns why it is skipped
@@ -185,11 +186,6 @@ def _has_pages(path: Path) -> bool:
 def shorten_name(name: str) -> str:
     """Return the end of a file's name, valid in JSON."""
     return replace_surrogates(name[-_MAX_NAME:])
-
-
-def replace_surrogates(name: str) -> str:
-    """Return a name that JSON can carry: names in archives may hold bytes that are not text."""
-    return name.encode("utf-8", "replace").decode("utf-8")
 
 
 class TrainingSet:

@@ -32,10 +32,11 @@ from service.contract.media.fitting import Frame, reduction_for_boxes
 from service.contract.media.locating import Locations, MotionFinder
 from service.contract.media.pictures import Picture
 from service.contract.media.zip_names import HINT as NAMES_HINT
+from service.contract.media.zip_names import replace_surrogates
 from worker.jobs import HeldJob, JobTaker, Stopping
 from worker.settings import WorkerSettings
 
-from .media_reader import FileCounts, MediaReader, TrainingSet, replace_surrogates
+from .media_reader import FileCounts, MediaReader, TrainingSet
 from .placement import find_warnings, shrink, spread_rows
 
 logger = logging.getLogger(__name__)

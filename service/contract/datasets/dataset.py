@@ -77,6 +77,40 @@ class LabelsFound(BaseModel):
     keypoint_names: list[str]
 
 
+class MotionBox(BaseModel):
+    """Where the thing is in a frame or picture: a row of a CSV of boxes."""
+
+    image: str = Field(examples=["walk.mp4#000142"])
+    x: float = Field(description="of the left edge, in pixels of the stored picture, its EXIF orientation applied")
+    y: float = Field(description="of the upper edge")
+    width: float
+    height: float
+    confidence: float | None = Field(default=None, ge=0, le=1)
+    angle: float | None = Field(default=None, description="its heading in degrees clockwise from up, if known")
+    angle_confidence: float | None = Field(default=None, ge=0, le=1)
+
+
+class MotionFound(BaseModel):
+    """What moves before a fixed camera, as a training with ``locate=auto`` finds it, but from fewer frames.
+
+    The first dozen videos and folders of pictures are looked at: up to 40 frames of each video, spread over it, and
+    some 200 pictures, spread over the dataset.
+    """
+
+    sure: bool = Field(
+        description="whether the cameras seem fixed, and one small thing moves: a training then crops to it by itself"
+    )
+    clips: int = Field(description="videos and folders of pictures looked at")
+    frames: int = Field(description="frames and pictures looked at")
+    found: int = Field(default=0, description="of these with a box; 0 if it is not sure")
+    side_px: float | None = Field(default=None, description="usual side of the boxes; null if it is not sure")
+    note: str | None = Field(default=None, description="why it is not sure, for the first clips of which it is not")
+    boxes: list[MotionBox] = Field(
+        default=[],
+        description="of `frames` of the dataset and of the pictures looked at, those in which it was found",
+    )
+
+
 class Found(BaseModel):
     """The files that training would read; during the inspection, those found so far."""
 
@@ -99,8 +133,12 @@ class Found(BaseModel):
         description="names of frames spread over each video, of the first dozen videos; for `GET /datasets/{id}/frame`",
         examples=[["walk.mp4#000000", "walk.mp4#000142"]],
     )
+    motion: MotionFound | None = Field(
+        default=None, description="null before the inspection ends, and of a dataset that came with boxes"
+    )
     warnings: list[PictureWarning] = Field(
-        default=[], description="what seems wrong with the pictures as they are, without boxes"
+        default=[],
+        description="what seems wrong with the pictures as they are, without boxes; nothing where motion is sure",
     )
 
 

@@ -38,7 +38,7 @@ from .pictures import EXPECTED as PICTURE_EXPECTED
 from .pictures import TIFF_SUFFIXES, PictureLimits, is_picture_name, open_reduced
 from .video_kinds import EXPECTED as VIDEO_EXPECTED
 from .video_kinds import HEAD_BYTES, is_video, is_video_name
-from .zip_names import decode_name
+from .zip_names import decode_name, replace_surrogates
 
 _ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -191,7 +191,7 @@ def _tar_members(file: GuardedFile) -> Iterator[Member]:
             if not info.isfile() or info.issparse():
                 raise _unsafe_error(info.name, "is a link, a device or sparse")
             opener = cast(Callable[[], IO[bytes]], partial(archive.extractfile, info))  # not None, as it is a file
-            yield Member(info.name, info.size, opener)
+            yield Member(replace_surrogates(info.name), info.size, opener)
         if file.last_read.strip(b"\0"):  # tarfile ends at a damaged header without an error
             raise BadArchive(f"the archive is damaged after its first files; {KINDS_EXPECTED}")
 
@@ -208,7 +208,9 @@ def _folder_members(path: Path) -> Iterator[Member]:
             file = Path(folder) / name
             if file.is_symlink() or not file.is_file():
                 continue
-            yield Member(file.relative_to(path).as_posix(), file.stat().st_size, partial(_open, file), file)
+            yield Member(
+                replace_surrogates(file.relative_to(path).as_posix()), file.stat().st_size, partial(_open, file), file
+            )
 
 
 def _check_name(name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from statistics import median
@@ -16,6 +16,7 @@ from .pictures import Picture
 
 _TRIED = 32  # pictures of a folder after which it is judged whether they come from one fixed camera
 _SURE_SHARE = 0.8  # of the frames that are in clips of which motion is sure
+NOT_ONE_CAMERA = "not one thing before a fixed camera"
 
 
 @dataclass
@@ -66,6 +67,43 @@ class Locations:
         return cls(missing="no box of it came", summary={"by": "boxes", "note": None}, file=file, entries=entries)
 
 
+@dataclass
+class Motion:
+    """What moves in the frames of an upload.
+
+    Attributes:
+        boxes: by the frame's name, in pixels; None where nothing was found. Clips that were given up have none.
+        count: frames kept, and those of clips that were given up.
+        sure: of these, frames of clips of which motion is sure.
+        reasons: why it is not sure of the other clips.
+    """
+
+    boxes: dict[str, FoundBox | None] = field(default_factory=dict)
+    count: int = 0
+    sure: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether motion is sure of most frames: a training then crops to the boxes by itself."""
+        return self.side_px is not None and self.sure >= _SURE_SHARE * self.count
+
+    @property
+    def side_px(self) -> float | None:
+        """The usual side of the boxes; None without any."""
+        sides = [each.box[2] for each in self.found().values()]
+        return round(median(sides), 1) if sides else None
+
+    @property
+    def note(self) -> str | None:
+        """The first reasons."""
+        return "; ".join(self.reasons[:3]) or None
+
+    def found(self) -> dict[str, FoundBox]:
+        """Return the boxes without the frames in which nothing was found."""
+        return {name: each for name, each in self.boxes.items() if each}
+
+
 class MotionFinder:
     """Locates the thing in each clip, a video or a folder of pictures, by motion.
 
@@ -104,44 +142,47 @@ class MotionFinder:
         """Return by how much a picture may be reduced while decoding, see `open_reduced`."""
         return max(width, height) / LONGER_SIDE
 
+    def look(self, check: Callable[[], None] = lambda: None) -> Motion:
+        """Find the thing in all frames that were kept; ``check`` is called for each clip."""
+        motion = Motion(count=self._unread)
+        for clip, names in self._names.items():
+            check()
+            locator = self._clips[clip]
+            motion.count += len(names)
+            if locator is None:
+                motion.reasons.append(f"{clip}: {NOT_ONE_CAMERA}")
+                continue
+            track = locator.locate(headings=self._is_aligned)
+            motion.sure += len(names) * track.sure
+            if not track.sure:
+                motion.reasons.append(f"{clip}: {track.reason}")
+            motion.boxes.update(zip(names, boxes_of_track(track), strict=True))
+        return motion
+
     def locate(self) -> Locations:
         """Return the boxes of all frames, or whole pictures where motion is not sure of most.
 
         Raises TooFewPictures if motion is required and nothing moves, or if pictures are to be aligned and motion is
         not sure.
         """
-        boxes: dict[str, FoundBox | None] = {}
-        sure, total = 0, self._unread
-        reasons: list[str] = []
-        for clip, names in self._names.items():
-            locator = self._clips[clip]
-            total += len(names)
-            if locator is None:
-                reasons.append(f"{clip}: not one thing before a fixed camera")
-                continue
-            track = locator.locate(headings=self._is_aligned)
-            sure += len(names) * track.sure
-            if not track.sure:
-                reasons.append(f"{clip}: {track.reason}")
-            boxes.update(zip(names, boxes_of_track(track), strict=True))
-        found = [each for each in boxes.values() if each]
-        sides = [each.box[2] for each in found]
-        if self._is_required and not sides:
+        motion = self.look()
+        side, reasons = motion.side_px, motion.reasons
+        if self._is_required and side is None:
             raise TooFewPictures(
                 f"locate is motion, and nothing was found ({'; '.join(reasons[:3])}); send boxes, or set locate to off"
             )
-        if not sides or (not self._is_required and sure < _SURE_SHARE * total):
+        if side is None or (not self._is_required and not motion.is_sure):
             if self._is_aligned:
                 raise TooFewPictures(
                     f"align is heading, and motion does not show surely where the thing is ({'; '.join(reasons[:3])}); "
                     "send boxes with angles, set locate to motion to use it all the same, or set align to off"
                 )
             return Locations()
-        note = "; ".join(reasons[:3]) or None
-        summary = {"by": "motion", "side_px": round(median(sides), 1), "found": len(sides), "note": note}
+        found = motion.found()
+        summary = {"by": "motion", "side_px": side, "found": len(found), "note": motion.note}
         if self._is_aligned:
-            summary["headings"] = sum(each.angle is not None for each in found)
-        return Locations(boxes, "nothing of the usual size moves in it", summary)
+            summary["headings"] = sum(each.angle is not None for each in found.values())
+        return Locations(motion.boxes, "nothing of the usual size moves in it", summary)
 
 
 def boxes_of_track(track: Track, animal: int | None = None) -> list[FoundBox | None]:

@@ -1,4 +1,4 @@
-"""Decode the names of files in a zip, of which half a dozen programs have their own habit."""
+"""Decode the names of files in an upload: in a zip, half a dozen programs have their own habit."""
 
 from __future__ import annotations
 
@@ -34,3 +34,8 @@ def decode_name(info: zipfile.ZipInfo) -> str:
         return written.decode()
     except UnicodeDecodeError:
         return info.orig_filename
+
+
+def replace_surrogates(name: str) -> str:
+    """Return a name that JSON can carry: names in a tar or a folder may hold bytes that are not text."""
+    return name.encode("utf-8", "replace").decode("utf-8")

@@ -77,6 +77,8 @@ async def get_datasets(gateway: CurrentGateway, limit: Limit = 50, cursor: str |
 async def get_dataset(gateway: CurrentGateway, dataset_id: str) -> Dataset:
     """Return a dataset: its numbers of pictures and clips, sizes, formats, and the skipped files with reasons.
 
+    `motion` says where a thing that moves before a fixed camera is in the frames looked at, as a training finds it by
+    itself; correct its boxes and send them as `boxes` of `POST /train-jobs`, a row of the CSV for each.
     During the inspection it contains the findings so far. If it failed, `error` is the reason why no job can use it.
     """
     return await gateway.threads.io(gateway.datasets.get, dataset_id)
@@ -91,7 +93,8 @@ async def get_dataset(gateway: CurrentGateway, dataset_id: str) -> Dataset:
 async def get_contact_sheet(gateway: CurrentGateway, dataset_id: str) -> Response:
     """Return a contact sheet of up to 48 pictures spread over the dataset, each cropped to its central square.
 
-    With mode clips it has a row of 8 frames for each of up to 12 clips. It exists once the dataset is ready.
+    Where `found.motion` is sure, pictures are whole, with the boxes that were found by motion. With mode clips it has
+    a row of 8 frames for each of up to 12 clips. It exists once the dataset is ready.
     """
     dataset = await gateway.threads.io(gateway.datasets.get, dataset_id)
     if dataset.status is not DatasetStatus.READY:

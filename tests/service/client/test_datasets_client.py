@@ -19,6 +19,7 @@ from PIL import Image
 
 from service.client import APIError, Client, InputError
 from service.client.types import DatasetStatus
+from tests.support.arena import arena_frame, encode_film, walk
 from tests.support.cli_process import CommandLine
 from tests.support.live_gateway import live_gateway_and_inspector
 
@@ -120,6 +121,24 @@ def test_several_files_and_folders_are_one_dataset(client: Client, photos: Path,
         client.datasets.create([photos, tmp_path / "none.png"])
     with pytest.raises(InputError, match="no pictures"):
         client.datasets.create([])
+
+
+def test_motion_that_the_inspection_found_is_told(client: Client, ppl: Callable[..., Any], tmp_path: Path) -> None:
+    places = [(x, y) for x, y in walk(48)]
+    (tmp_path / "arena.mkv").write_bytes(encode_film(arena_frame(place, n) for n, place in enumerate(places)))
+    dataset = client.datasets.wait(client.datasets.create(tmp_path / "arena.mkv").id, timeout_s=60)
+    motion = dataset.found.motion
+    assert motion is not None
+    assert (motion.sure, motion.frames, motion.found) == (True, 40, 40)
+    assert [box.image for box in motion.boxes] == dataset.found.frames
+    assert dataset.found.frames[0] == "arena.mkv#000003"
+    assert abs(motion.boxes[0].x + motion.boxes[0].width / 2 - places[3][0]) < 4
+    shown = ppl("datasets", "show", dataset.id).stdout
+    assert f"found in 40 of 40 frames, {motion.side_px:g} px wide; training crops to it" in shown
+    (tmp_path / "still.mkv").write_bytes(encode_film(arena_frame(None, n) for n in range(9)))
+    assert (
+        "nothing found surely in 9 frames (still.mkv: nothing moves)" in ppl("datasets", "create", "still.mkv").stdout
+    )
 
 
 def test_pictures_and_dataset_exclude_each_other(client: Client, photos: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.version.palette import BOX_RGB
 from service.client import png_bytes
 from service.contract.durable_files import write_json
 from service.contract.media.motion import MotionLocator
@@ -195,7 +196,7 @@ async def test_what_is_found_in_a_turned_box_is_turned_back(send, publish, consu
     for way in (np.array((cos, sin)), np.array((-sin, cos)), -np.array((cos, sin)), 1.1 * np.array((sin, -cos))):
         column, row = np.rint(middle + way * side / 2).astype(int)
         near = overlay[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2].reshape(-1, 3)
-        assert (np.abs(near - (255, 209, 102)).max(axis=1) < 60).any(), way
+        assert (np.abs(near - BOX_RGB).max(axis=1) < 60).any(), way
     (upright,) = (await send(picture, headers={}, boxes=boxes)).json()["images"]
     assert "angle" not in upright["region"], "the version was trained on upright pictures"
     points = np.array([(point["x"], point["y"]) for point in upright["keypoints"]])

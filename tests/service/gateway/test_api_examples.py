@@ -17,7 +17,7 @@ import jsonschema_rs
 import pytest
 
 from model.config import settings
-from service.contract.datasets.dataset import DatasetStatus, Findings, Found
+from service.contract.datasets.dataset import DatasetStatus, Findings, Found, MotionBox, MotionFound
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import ERROR_BY_CODE, PPLError
 from service.contract.jobs.job import Checkpoint
@@ -160,7 +160,9 @@ async def walk(http, data_root, make_picture, labelled, sample: str) -> dict[str
     files = {"archive": ("birds.zip", archive), "name": (None, "garden")}
     made = (await ask("POST", "/datasets", files=files)).json()
     await ask("POST", "/datasets", files=files)
-    found = Found(pictures=12, formats={"PNG": 12}, skipped=1)
+    box = MotionBox(image="3.png", x=12.5, y=30.0, width=64.0, height=64.0, confidence=0.93)
+    motion = MotionFound(sure=True, clips=1, frames=12, found=11, side_px=64.0, boxes=[box])
+    found = Found(pictures=12, formats={"PNG": 12}, skipped=1, motion=motion)
     DatasetFiles(data_root).write_findings(made["id"], Findings(status=DatasetStatus.READY, found=found))
     await ask("GET", "/datasets")
     await ask("GET", f"/datasets/{made['id']}", "/datasets/{dataset_id}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model.version.palette import PALETTE, keypoint_rgb
+from model.version.palette import BOX_RGB, PALETTE, keypoint_rgb
 from service.estimates.drawing import keypoint_colour
 
 PAGE = Path(__file__).resolve().parents[3] / "service" / "page"
@@ -80,7 +80,7 @@ async def test_below_a_prefix_the_addresses_have_it_and_no_key_is_needed(serve):
 async def test_page_and_overlays_have_the_same_colours(http):
     folder = re.search(r'src="(page/\w+)/app\.js"', (await http.get("/")).text)[1]
     shown = re.findall("#([0-9a-f]{6})", (await http.get(f"/{folder}/palette.js")).text)
-    assert [tuple(bytes.fromhex(text)) for text in shown] == [keypoint_rgb(index) for index in range(32)]
+    assert [tuple(bytes.fromhex(text)) for text in shown] == [*map(keypoint_rgb, range(32)), BOX_RGB]
     assert keypoint_colour(33).tolist() == list(PALETTE[1])
 
 

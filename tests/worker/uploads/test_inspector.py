@@ -11,7 +11,6 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,13 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.contract.datasets.dataset import Dataset, DatasetRecord, DatasetStatus, Findings, dataset_id
+from service.contract.datasets.dataset import Dataset, DatasetStatus, Findings
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import StoreCorrupt, UnknownDataset
 from service.contract.jobs.record import MAX_CRASHES_WITHOUT_PROGRESS
-from service.contract.media.archives import check_archive
 from tests.support.tiffs import tiff_of
-from tests.worker.conftest import picture, zipped
+from tests.worker.conftest import picture
 from worker.jobs import Stop
 from worker.settings import WorkerSettings
 from worker.uploads import inspection
@@ -36,45 +34,6 @@ def plain(colour: tuple[int, int, int], width: int = 40, height: int = 30, kind:
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), colour).save(buffer, kind)
     return buffer.getvalue()
-
-
-@pytest.fixture
-def lab(data_root: Path) -> SimpleNamespace:
-    """An inspector that the test drives, and lab.put(members, …) that makes a dataset as the gateway does."""
-    files, stop = DatasetFiles(data_root), Stop()
-    settings = WorkerSettings(data_root=data_root, training_threads=1)
-
-    def put(upload: dict[str, bytes] | bytes, mode: str = "auto", labels: bytes | None = None) -> str:
-        data = zipped(upload) if isinstance(upload, dict) else upload
-        staged = data_root / "staged"
-        staged.mkdir()
-        (staged / "archive").write_bytes(data)
-        if labels is not None:
-            (staged / "labels").write_bytes(labels)
-        summary = check_archive(staged / "archive", mode=mode)
-        record = DatasetRecord(
-            id=dataset_id(str(hash(data)), None, summary.mode),
-            digest="sha256:00",
-            mode=summary.mode,
-            size_bytes=len(data),
-            pictures=summary.pictures,
-            videos=summary.videos,
-            file_name="walk.mp4",
-            labels=labels is not None,
-            created_at=datetime.now(UTC),
-        )
-        (staged / "dataset.json").write_text(record.model_dump_json())
-        assert files.add(staged, record, 2**40)
-        return record.id
-
-    inspector = Inspector(files, settings, stop)
-
-    def found(*given: object, **options: object) -> Dataset:
-        dataset = put(*given, **options)  # type: ignore[arg-type]
-        inspector.run_once()
-        return files.get(dataset)
-
-    return SimpleNamespace(files=files, stop=stop, settings=settings, put=put, found=found, inspector=inspector)
 
 
 def sheet_of(lab: SimpleNamespace, dataset: Dataset) -> Image.Image:
