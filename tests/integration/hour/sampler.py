@@ -29,8 +29,8 @@ class Process:
     """What a process holds.
 
     Attributes:
-        memory_kb: what no file backs, and its share of files (PSS): a page that n processes have mapped counts 1/n.
-        own_kb: of it, what no file backs; wholly, though a fork shares it for a moment.
+        memory_kb: the resident set; not the proportional one (PSS), which changes with other programs' processes.
+        own_kb: of it, what no file backs.
     """
 
     pid: int
@@ -70,7 +70,7 @@ class Sampler:
 
     Args:
         temporary: the folder that the stack has as TMPDIR.
-        log: file to which every sample is appended as a line of JSON, if given.
+        log: file to which every sample that is taken is appended as a line of JSON, if given.
     """
 
     def __init__(self, stack: StackProcess, temporary: Path, every_s: float, log: Path | None = None) -> None:
@@ -112,7 +112,11 @@ class Sampler:
         keys = Counter(_ID.sub("*", key.decode()) for key in self._redis.scan_iter(count=1000))
         used = int(self._redis.info("memory")["used_memory"])
         disk = _measure_disk(self._stack.data_root)
-        return Sample(time.monotonic(), processes, dict(others), others_kb, names, dict(keys), used, disk)
+        sample = Sample(time.monotonic(), processes, dict(others), others_kb, names, dict(keys), used, disk)
+        if self._log:
+            with self._log.open("a") as file:
+                file.write(json.dumps(asdict(sample)) + "\n")
+        return sample
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):
@@ -127,9 +131,6 @@ class Sampler:
                     if process.pid != before[part].pid:
                         self.faults.append(f"{part} was restarted")
             self.samples.append(sample)
-            if self._log:
-                with self._log.open("a") as file:
-                    file.write(json.dumps(asdict(sample)) + "\n")
 
 
 def _descendants(pid: int) -> list[int]:
@@ -144,7 +145,7 @@ def _look(pid: int) -> Process:
     sizes = _numbers(folder / "smaps_rollup")
     return Process(
         pid,
-        sizes["Anonymous"] + sizes["Pss_File"] + sizes["Pss_Shmem"],
+        sizes["Rss"],
         sizes["Anonymous"],
         len(list((folder / "fd").iterdir())),
         _numbers(folder / "status")["Threads"],

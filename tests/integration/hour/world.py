@@ -62,7 +62,8 @@ class World:
         )
         with Client(stack.url) as client:
             self.known = ask_first(client)
-            self.frames = [keypoints_of(line) for line in client.estimate_video("dog", self.video)]
+            lines = sorted(client.estimate_video("dog", self.video), key=lambda line: line.index)
+            self.frames = [keypoints_of(line) for line in lines]
             self.hooks = Receiver(client.webhook_secret())
         if len(self.frames) != FRAMES:
             raise WrongAnswerError(f"{len(self.frames)} poses came of {FRAMES} frames")
