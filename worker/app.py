@@ -26,6 +26,7 @@ from worker.uploads.preparer import Preparer
 from .caretaker import Caretaker
 from .heartbeat import Heartbeat, PeriodicThread, new_worker_id
 from .metrics import InferenceMetrics, Metrics, TrainingMetrics
+from .redis_clock import RedisClock
 from .redis_retries import connect
 from .settings import WorkerSettings
 
@@ -75,12 +76,14 @@ def make_inference_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> P
     models = ResidentModels(store, settings.models_resident, load, metrics)
     engine = InferenceEngine(client, models, metrics, stop)
     heartbeat = Heartbeat(client, "inference", new_worker_id(), device, metrics.text, lambda: engine.is_busy)
-    keepalive = Keepalive(client, "inference")
+    clock = RedisClock(client)
+    clock.use_for_messages()
+    keepalive = Keepalive(client, "inference", clock.now)
 
     # acknowledged after the reply, so that the batch of a killed worker is redelivered
     app.task(make_task(engine, keepalive), name=routing.ESTIMATE_TASK, bind=True, acks_late=True, **_TASK)
     follower = (VersionsFollower(store),) if isinstance(store, SharedVersions) else ()
-    return metrics, (heartbeat, keepalive, *follower)
+    return metrics, (clock, heartbeat, keepalive, *follower)
 
 
 def make_training_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> Parts:
@@ -99,5 +102,7 @@ def make_training_parts(app: Celery, settings: WorkerSettings, stop: Stop) -> Pa
     caretaker = Caretaker(preparer, store, send)
     # acknowledged on receipt: a lost job is found again by its record
     app.task(caretaker.make_task(runner), name=routing.TRAIN_TASK, acks_late=False, **_TASK)
+    clock = RedisClock(client)
+    clock.use_for_messages()
     inspector = Inspector(DatasetFiles.open(settings), settings, stop, partial(InspectionLease, client))
-    return metrics, (heartbeat, caretaker, inspector)
+    return metrics, (clock, heartbeat, caretaker, inspector)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kombu.exceptions import OperationalError
 
+from service.contract.clocks import ClockWatch
 from service.contract.errors import UnknownJob, UnreadableJob
 from service.contract.jobs.store import JobStatus
 from service.contract.routing import RECONCILE_EVERY_S
@@ -31,12 +32,15 @@ _MAX_PUBLISHING_S = 3600.0
 class Caretaker(PeriodicThread):
     """A thread that checks uploads while another job trains; ``send`` puts a job's message into the training queue."""
 
-    def __init__(self, preparer: Preparer, store: VersionStore, send: Callable[[str], object]) -> None:
+    def __init__(
+        self, preparer: Preparer, store: VersionStore, send: Callable[[str], object], clock: ClockWatch | None = None
+    ) -> None:
         super().__init__("caretaker", every_s=0.5)
         self._preparer, self._store, self._send = preparer, store, send
         self._taker = preparer.taker
         self._jobs, self._files, self._stop = self._taker.jobs, self._taker.files, self._taker.stop
         self._reconcile_at = self._sweep_at = 0.0
+        self._clock = clock or ClockWatch()
 
     def run_once(self) -> None:
         """Prepare every waiting upload; now and then requeue lost jobs and sweep files."""
@@ -82,16 +86,19 @@ class Caretaker(PeriodicThread):
 
     def sweep(self) -> None:
         """Delete the files of jobs that ended or have no record, and abandoned drafts of versions."""
+        was_set = self._clock.was_set()
         for job_id in self._files.ids():
             try:
                 ended = self._jobs.get(job_id).status.ended
             except UnreadableJob:  # a newer release may be able to continue it
                 continue
             except UnknownJob:  # its upload may still be running
-                ended = _seconds_since_write(self._files.folder(job_id)) > _MAX_UPLOAD_S
+                ended = not was_set and _seconds_since_write(self._files.folder(job_id)) > _MAX_UPLOAD_S
             if ended and not self._jobs.is_leased(job_id):
                 logger.info("job=%s: files deleted", job_id)
                 self._files.remove(job_id)
+        if was_set:
+            return
         drafts = [path for path in self._store.list_staged() if _seconds_since_write(path) > _MAX_PUBLISHING_S]
         unfinished = {job_id[-6:] for job_id in self._jobs.unfinished_ids()} if drafts else set()
         for path in drafts:

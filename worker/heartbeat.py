@@ -22,6 +22,13 @@ from .redis_retries import OUTAGES, OutageLog
 
 logger = logging.getLogger(__name__)
 
+# Remove the workers without a heartbeat from the index. "prefix" is that of a heartbeat's key.
+_FORGET_SILENT = """
+for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+  if redis.call('EXISTS', ARGV[1] .. id) == 0 then redis.call('ZREM', KEYS[1], id) end
+end
+"""
+
 
 class PeriodicThread(ABC):
     """Base of a daemon thread that calls `run_once` every few seconds; ``name`` also begins its log lines.
@@ -113,5 +120,6 @@ class Heartbeat(PeriodicThread):
             pipe.set(self._key, message.model_dump_json(), ex=routing.HEARTBEAT_TTL_S)
             pipe.zadd(self._index, {message.id: now})
             pipe.set(routing.seen_key(message.kind), "1", ex=routing.ABSENT_S)
-            pipe.zremrangebyscore(self._index, 0, now - 6 * routing.HEARTBEAT_TTL_S)
+            # not by time: machines' clocks may differ
+            pipe.eval(_FORGET_SILENT, 1, self._index, routing.worker_key(message.kind, ""))
             pipe.execute()

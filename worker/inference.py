@@ -72,8 +72,6 @@ class InferenceEngine:
 
     def _estimate(self, request: BatchRequest) -> BatchReply:
         started = time.perf_counter()
-        if time.time() > request.deadline:
-            raise PixelsExpired("the batch waited in the queue until after its request's deadline")
         images = self._fetch_pixels(request)
         with span("load", category=request.category, version=request.version):
             model = self.models.get(request.category, request.version)
@@ -92,14 +90,14 @@ class InferenceEngine:
         return BatchReply(batch_id=request.batch_id, timing_ms=timing_ms, **vars(prediction))
 
     def _fetch_pixels(self, request: BatchRequest) -> NDArray[np.uint8]:
-        key = routing.pixels_key(request.batch_id)
+        key, give_up_at = routing.pixels_key(request.batch_id), time.monotonic() + _life_s(request.timeout_s)
         data = retry_outages(
             lambda: self.redis.get(key),
-            lambda: self.stop.requested or time.time() > request.deadline,
+            lambda: self.stop.requested or time.monotonic() > give_up_at,
             f"batch={request.batch_id}",
         )
         if data is None:
-            raise PixelsExpired("the batch's pixels have expired, or the batch was answered before")
+            raise PixelsExpired("the batch waited until all its requests had timed out, or was answered before")
         if len(data) != request.num_bytes:
             raise ModelFailed(f"the batch has {len(data)} bytes of pixels; expected {request.num_bytes}")
         # copied because torch needs writable memory
@@ -107,11 +105,10 @@ class InferenceEngine:
 
     def _send_reply(self, message: Mapping[str, Any], reply: BatchReply) -> None:
         """Push the reply and delete the pixels, so that a second delivery of the batch ends early."""
-        reply_to, deadline = message.get("reply_to"), message.get("deadline")
+        reply_to, give_up_at = message.get("reply_to"), time.monotonic() + _life_s(message.get("timeout_s"))
         if not isinstance(reply_to, str) or not reply_to.startswith(routing.reply_key("")):
             logger.error("batch=%s: dropped, its message has no reply list", reply.batch_id)
             return
-        give_up_at = float(deadline) if isinstance(deadline, (int, float)) else time.time()
         data = reply.pack()
 
         def push() -> None:
@@ -122,9 +119,9 @@ class InferenceEngine:
                 pipe.execute()
 
         try:
-            retry_outages(push, lambda: self.stop.requested or time.time() > give_up_at, f"batch={reply.batch_id}")
+            retry_outages(push, lambda: self.stop.requested or time.monotonic() > give_up_at, f"batch={reply.batch_id}")
         except OUTAGES:
-            logger.exception("batch=%s: the reply could not be sent before its deadline", reply.batch_id)
+            logger.exception("batch=%s: the reply could not be sent in time", reply.batch_id)
 
 
 @dataclass
@@ -177,18 +174,32 @@ class Keepalive(PeriodicThread):
 
     kombu redelivers a message that stays unacknowledged for longer than the visibility timeout; this thread resets
     the message's time every third of that. A killed worker resets nothing, so its batch is redelivered.
+
+    Args:
+        now: the clock that kombu uses for the times of messages.
     """
 
-    def __init__(self, client: Any, kind: Kind, visibility_s: float = routing.INFERENCE_VISIBILITY_S) -> None:
+    def __init__(
+        self,
+        client: Any,
+        kind: Kind,
+        now: Callable[[], float],
+        visibility_s: float = routing.INFERENCE_VISIBILITY_S,
+    ) -> None:
         super().__init__("keepalive", visibility_s / 3, (redis.RedisError,))
-        self._redis = client
+        self._redis, self._now = client, now
         self._key = routing.unacked_index_key(kind)
         self.tag: str | None = None  # delivery tag of the current batch's message
 
     def run_once(self) -> None:
         """Reset the time of the current message, if any."""
         if (tag := self.tag) is not None:
-            self._redis.zadd(self._key, {tag: time.time()}, xx=True)
+            self._redis.zadd(self._key, {tag: self._now()}, xx=True)
+
+
+def _life_s(timeout_s: Any) -> float:
+    """Return for how long at most a batch is worth an attempt to reach Redis, in seconds from now."""
+    return float(timeout_s) if isinstance(timeout_s, (int, float)) else float(routing.PIXELS_TTL_S)
 
 
 def _traceparent(message: Mapping[str, Any]) -> str | None:

@@ -2,7 +2,7 @@
 
 Every message carries its sender's contract version; another version than the receiver's raises ContractMismatch.
 Optional fields added within a version may be missing from an older release's messages: ``codes``, ``surprises``,
-``presences``, ``reconstructions``, ``requests``, ``traceparent``, ``priority``.
+``presences``, ``reconstructions``, ``requests``, ``traceparent``, ``priority``, ``timeout_s``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class BatchRequest(BaseModel):
     codes: bool = False
     reconstructions: bool = False
     reply_to: str = Field(description="the reply list's key")
-    deadline: float = Field(description="unix time after which the reply is not needed")
+    timeout_s: float | None = Field(None, gt=0, description="seconds after which the reply is not needed")
+    deadline: float = Field(description="the same as unix time, for workers of earlier releases")
     priority: int = Field(0, description="kombu's: batches of a higher number wait for those of a lower one")
     requests: list[str] = Field(default_factory=list, description="ids of the requests in the batch, for the log")
     traceparent: str | None = Field(None, description="the span that the worker's belong to")

@@ -21,6 +21,7 @@ from .errors import StoreCorrupt, StoreUnavailable
 log = logging.getLogger(__name__)
 
 _LOG_EVERY_S = 10.0
+_CLOCK = "platform/clock"
 # an endpoint with http:// is its owner's choice
 _CLIENT: dict[str, Any] = {
     "connect_timeout": timedelta(seconds=5),
@@ -107,6 +108,13 @@ class Objects:
             for batch in self._obstore.list(self._store, prefix, chunk_size=1000):
                 for meta in batch:
                     yield meta["path"], _tag(meta), meta["last_modified"].timestamp()
+
+    def time(self) -> float:
+        """Return the time of the store's clock, in seconds since 1970, by which it dates objects."""
+        with self._reaching():
+            self._obstore.put(self._store, _CLOCK, b"")
+            changed_at: float = self._obstore.head(self._store, _CLOCK)["last_modified"].timestamp()
+            return changed_at
 
     def delete(self, names: list[str]) -> None:
         """Delete objects. Idempotent."""

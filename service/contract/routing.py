@@ -22,7 +22,7 @@ ESTIMATE_TASK = "ppl.estimate"
 TRAIN_TASK = "ppl.train"
 
 LEASE_TTL_S = 15.0
-PIXELS_TTL_S = 120
+PIXELS_TTL_S = 120  # of earlier releases, whose batches do not say how long they may take
 REPLY_TTL_S = 120
 HEARTBEAT_TTL_S = 10
 ABSENT_S = 15  # a restarting worker is back sooner
@@ -36,19 +36,19 @@ TRAINING_VISIBILITY_S = 60
 # Redis keys: what each holds, and how long unless as long as its job
 JOBS = "ppl:jobs"  # sorted set of all job ids, which sort by creation
 ACTIVE_JOBS = "ppl:jobs:active"  # set of the ids of jobs that have not ended
-job_key = "ppl:job:{}".format  # hash: rev, by, events, owner, record (JSON)
+job_key = "ppl:job:{}".format  # hash: rev, by, events, owner, record (JSON), ended_at (by Redis' clock)
 lease_key = "ppl:job:{}:lease".format  # token of the process that prepares or trains it; LEASE_TTL_S, renewed
 cancel_key = "ppl:job:{}:cancel".format  # "1" when a leased job must stop; CANCEL_TTL_S
 events_key = "ppl:job:{}:events".format  # stream of its events, ids 1-0, 2-0, …
 checkpoints_key = "ppl:job:{}:checkpoints".format  # list of its checkpoints (JSON)
-WEBHOOKS = "ppl:webhooks"  # sorted set of jobs with a webhook to send, by due time
+WEBHOOKS = "ppl:webhooks"  # sorted set of jobs with a webhook to send, by due time of Redis' clock, 0 for at once
 webhook_lease_key = "ppl:webhook:{}:lease".format  # token of the gateway that sends it; a minute
 pace_key = "ppl:pace:{}".format  # by digest of settings, hash: step_s, late_cost of the last job; KEPT_S
-pixels_key = "ppl:pixels:{}".format  # by batch, uint8 bytes (N, S, S, 3); PIXELS_TTL_S
+pixels_key = "ppl:pixels:{}".format  # by batch, uint8 bytes (N, S, S, 3); until its last request times out
 reply_key = "ppl:reply:{}".format  # by gateway process, list of BatchReply (msgpack); REPLY_TTL_S after a push
 worker_key = "ppl:worker:{}:{}".format  # by kind and worker, WorkerHeartbeat (JSON); HEARTBEAT_TTL_S
 workers_key = "ppl:workers:{}".format  # by kind, sorted set: worker id by the unix time of its last beat
-GATEWAYS = "ppl:gateways"  # sorted set: gateway by the unix time at which it last looked for workers
+GATEWAYS = "ppl:gateways"  # sorted set: gateway by Redis' time at which it last looked for workers
 gateway_key = "ppl:gateway:{}:{}".format  # by group and number, metrics of a gateway of several; HEARTBEAT_TTL_S
 rate_key = "ppl:rate:{}".format  # by digest of the caller, unix ms when its bucket is full again; until then
 RECONCILE_LOCK = "ppl:reconcile"  # lock of the gateway that reconciles jobs; RECONCILE_EVERY_S
@@ -56,7 +56,7 @@ key_prefix = "ppl:{}:".format  # by kind, of kombu's keys
 queue_key = "ppl:{0}:{0}".format  # by kind, list of waiting messages
 seen_key = "ppl:workers:{}:seen".format  # by kind, exists while a worker was seen; ABSENT_S after a beat
 PRIORITIES = (0, 3, 6)  # of batches, kombu's: pictures at once, streams and videos at once, in the background
-unacked_index_key = "ppl:{}:unacked_index".format  # by kind, sorted set of unacknowledged messages by unix time
+unacked_index_key = "ppl:{}:unacked_index".format  # by kind, sorted set of unacknowledged messages by Redis' time
 
 # of ids
 _TIME_DIGITS = 15

@@ -148,13 +148,14 @@ class SharedFolders:
         self._objects.delete([self._path(name, _LISTING)])
         self._objects.delete([path for path, _, _ in self._objects.scan(self._path(name, ""))])
 
-    def changed_at(self) -> dict[str, float]:
-        """Return the time of the last change (seconds since 1970) of every folder."""
+    def seconds_since_change(self) -> dict[str, float]:
+        """Return how long ago every folder changed, by the object store's clock."""
         times: dict[str, float] = defaultdict(float)
         for path, _, changed_at in self._objects.scan(self._kind):
             name = path.split("/")[1]
             times[name] = max(times[name], changed_at)
-        return times
+        now = self._objects.time() if times else 0.0
+        return {name: now - changed_at for name, changed_at in times.items()}
 
     def _download(self, name: str, digest: str, path: Path) -> None:
         try:

@@ -52,7 +52,7 @@ class Ticket:
     """Squares of one request that wait for their poses, which arrive in any order.
 
     Attributes:
-        deadline: unix time.
+        deadline: monotonic time.
         level: URGENT, STREAMED or BACKGROUND, index of routing.PRIORITIES; lower ones go first.
         poses: the poses by index of the square.
         model_ms: the model's time on all batches that held a square.
@@ -210,7 +210,7 @@ class Batcher:
         """
         self.check_room(len(squares))
         done = asyncio.get_running_loop().create_future()
-        ticket = Ticket(group, squares, time.time() + self._timeout_s, done, level)
+        ticket = Ticket(group, squares, time.monotonic() + self._timeout_s, done, level)
         if level == URGENT:
             self._urgent_at = time.monotonic()
         self.pending += len(squares)
@@ -356,11 +356,13 @@ class Batcher:
         self.send_batches()
 
     def _request(self, flight: Flight) -> BatchRequest:
+        left_s = max(0.001, max(ticket.deadline for ticket, _ in flight.items) - time.monotonic())
         return BatchRequest(
             batch_id=flight.batch_id,
             count=len(flight.items),
             reply_to=self._reply_to,
-            deadline=max(ticket.deadline for ticket, _ in flight.items),
+            timeout_s=left_s,
+            deadline=time.time() + left_s,
             requests=flight.requests,
             priority=routing.PRIORITIES[flight.level],
             traceparent=tracing.traceparent(),

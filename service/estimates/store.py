@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
@@ -49,6 +50,7 @@ class EstimateRecord(BaseModel):
         video: whether the one file is a video.
         size_bytes: size of the files.
         result_bytes: size of the results, once it succeeded.
+        ended_as: number of its end, counted on; the clock may be set back.
         holder: token of the gateway that works on it, in an object store.
         cancelled: whether its owner cancelled it, in an object store.
         revision: differs each time that the record is written to an object store.
@@ -60,9 +62,18 @@ class EstimateRecord(BaseModel):
     video: bool = False
     size_bytes: int = 0
     result_bytes: int | None = None
+    ended_as: int | None = None
     holder: str = ""
     cancelled: bool = False
     revision: str = ""
+
+
+class _Ended(NamedTuple):
+    """An estimate that has ended, in the order of their ends."""
+
+    number: int
+    finished_at: datetime
+    size_bytes: int
 
 
 class ClaimLost(Conflict):
@@ -76,6 +87,7 @@ class EstimateStore:
         self._root = data_root / "estimates"
         self._waiting = self._root / "waiting"
         self._requests = self._root / "requests"
+        self._ended: dict[str, _Ended] = {}
 
     def poll(self) -> None:
         """Follow the changes of other machines; there are none."""
@@ -181,6 +193,7 @@ class EstimateStore:
         shown.status, shown.error, shown.finished_at = status, error, datetime.now(UTC)
         shown.result_url = f"/estimates/{shown.id}/result" if status is EstimateStatus.SUCCEEDED else None
         record.result_bytes = self._count_result_bytes(shown.id)
+        record.ended_as = 1 + max((ended.number for ended in self._list_results().values()), default=0)
         if status is not EstimateStatus.SUCCEEDED:
             self._remove_poses(shown.id)
         self.write(record)
@@ -271,23 +284,29 @@ class EstimateStore:
 
     def trim_results(self, max_bytes: int) -> list[str]:
         """Delete the oldest results until all have at most `max_bytes`; keep the newest. Return the deleted ids."""
-        results = []
-        for estimate_id in self.list_ended():
-            with suppress(UnknownEstimate, StoreCorrupt):  # deleted meanwhile
-                record = self._read(estimate_id)
-                size = record.result_bytes
-                if size is None:  # an earlier release did not store it
-                    size = self._count_result_bytes(estimate_id)
-                if size and record.shown.finished_at:
-                    results.append((record.shown.finished_at, size, estimate_id))
+        results = [(ended, estimate_id) for estimate_id, ended in self._list_results().items() if ended.size_bytes]
         removed: list[str] = []
         total = 0
-        for _, size, estimate_id in sorted(results, reverse=True):
+        for (*_, size), estimate_id in sorted(results, reverse=True):
             total += size
             if total > max_bytes and total > size:
                 self.discard(estimate_id)
                 removed.append(estimate_id)
         return removed
+
+    def _list_results(self) -> dict[str, _Ended]:
+        """Return what is known of the results of all estimates that have ended; each is read once."""
+        ids, ended = set(self._ids()) - set(self.list_waiting()), dict(self._ended)
+        for estimate_id in ids - ended.keys():
+            with suppress(UnknownEstimate, StoreCorrupt):  # being uploaded, or damaged: it must not keep the others
+                record = self._read(estimate_id)
+                if finished_at := record.shown.finished_at:
+                    size = record.result_bytes
+                    if size is None:  # an earlier release did not store it
+                        size = self._count_result_bytes(estimate_id)
+                    ended[estimate_id] = _Ended(record.ended_as or 0, finished_at, size)
+        self._ended = {estimate_id: one for estimate_id, one in ended.items() if estimate_id in ids}
+        return self._ended
 
     def _count_result_bytes(self, estimate_id: str) -> int:
         size = 0
@@ -296,8 +315,12 @@ class EstimateStore:
                 size += self.path(estimate_id, name).stat().st_size
         return size
 
-    def sweep(self, kept_s: float, stale_s: float) -> list[str]:
-        """Delete estimates that ended long ago, and stale uploads of a crashed gateway. Returns the ids deleted."""
+    def sweep(self, kept_s: float, stale_s: float, ages_s: Mapping[str, float] | None = None) -> list[str]:
+        """Delete estimates that ended long ago, and stale uploads of a crashed gateway. Returns the ids deleted.
+
+        Args:
+            ages_s: seconds since estimates ended, for those of which another clock than this machine's tells it.
+        """
         removed = []
         with suppress(FileNotFoundError):
             for key_file in self._requests.iterdir():
@@ -306,7 +329,8 @@ class EstimateStore:
         for estimate_id in self._ids():
             try:
                 shown = self._read(estimate_id).shown
-                is_old = shown.finished_at and (datetime.now(UTC) - shown.finished_at).total_seconds() > kept_s
+                age_s = (datetime.now(UTC) - shown.finished_at).total_seconds() if shown.finished_at else 0.0
+                is_old = shown.status.ended and (ages_s or {}).get(estimate_id, age_s) > kept_s
                 if not shown.status.ended and not (self._waiting / estimate_id).exists():
                     self._mark_waiting(estimate_id)  # the gateway crashed between writing the two
             except UnknownEstimate:

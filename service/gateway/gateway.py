@@ -15,6 +15,7 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from service.access.keys import KeyStore
 from service.contract import routing
+from service.contract.clocks import ClockWatch
 from service.contract.datasets.store import DatasetFiles
 from service.contract.errors import StoreUnavailable
 from service.contract.jobs.files import JobFiles
@@ -78,6 +79,7 @@ class Gateway:
     Attributes:
         arrivals: uploads of estimates for the background.
         budget: bytes held in memory by requests.
+        clock: nothing is deleted by its age after it was set.
         shutting_down: streams stop when this is set.
         streams: open streams of events.
     """
@@ -122,6 +124,7 @@ class Gateway:
 
         self._loops: list[asyncio.Task[None]] = []
         self._counted_at = -_COUNT_EVERY_S
+        self.clock = ClockWatch()
         self.shutting_down = False
 
     async def start(self) -> None:
@@ -265,6 +268,8 @@ class Gateway:
     async def _clean(self) -> None:
         io, settings = self.threads.io, self.settings
         await io(self.datasets.sweep)
+        if self.clock.was_set():
+            return
         uploads = await io(remove_stale_jobs, self.files, self.jobs, settings.stale_upload_s)
         for root in (self.datasets.root, self.versions.store.root):
             uploads += await io(remove_stale_uploads, root, settings.stale_upload_s)

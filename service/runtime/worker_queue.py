@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import logging
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -25,6 +26,15 @@ log = logging.getLogger(__name__)
 _RETRY_POLICY = {"max_retries": 1, "interval_start": 0.0, "interval_step": 0.0, "interval_max": 0.0}
 _BLOCK_S = 5
 _RETRY_READ_S = 0.5
+
+# Entries of a time to come were written before Redis' clock was set back.
+_COUNT_GATEWAYS = """
+local now = tonumber(redis.call('TIME')[1])
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], now + ARGV[2], '+inf')
+return redis.call('ZCARD', KEYS[1])
+"""
 
 
 class CeleryEnvelope:
@@ -68,14 +78,16 @@ class Sender:
         self._celery.conf.update(routing.celery_options("training", redis_url))
 
     def send_batch(self, request: BatchRequest, pixels: bytes | None) -> None:
-        """Store the pixels under an expiring key and queue the batch; None if they are stored already.
+        """Store the pixels until the batch's timeout and queue the batch; None if they are stored already.
 
-        Both take one round trip. If the answer is lost the message is sent again: duplicates are harmless.
+        A batch whose pixels have expired is not estimated: machines' clocks are not compared. Both take one round trip.
+        If the answer is lost the message is sent again: duplicates are harmless.
         """
         message = self._envelope.fill(request.model_dump(), request.batch_id, request.priority)
         with self._redis.pipeline(transaction=False) as pipe:
             if pixels is not None:
-                pipe.set(routing.pixels_key(request.batch_id), pixels, ex=routing.PIXELS_TTL_S)
+                life_s = routing.PIXELS_TTL_S if request.timeout_s is None else request.timeout_s
+                pipe.set(routing.pixels_key(request.batch_id), pixels, px=max(1, math.ceil(life_s * 1000)))
             pipe.lpush(routing.batch_queue_key(request.priority), message)
             pipe.execute()
 
@@ -143,13 +155,9 @@ class LiveWorkers:
 
     async def _count_gateways(self) -> int:
         """Write this gateway's heartbeat, and return the number of gateways that have one."""
-        now = time.time()
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.zadd(routing.GATEWAYS, {self._gateway: now})
-            pipe.zremrangebyscore(routing.GATEWAYS, 0, now - routing.HEARTBEAT_TTL_S)
-            pipe.zremrangebyscore(routing.GATEWAYS, now + routing.HEARTBEAT_TTL_S, "+inf")  # of a clock that ran ahead
-            pipe.zcard(routing.GATEWAYS)
-            count: int = (await pipe.execute())[-1]
+        count: int = await self._redis.eval(
+            _COUNT_GATEWAYS, 1, routing.GATEWAYS, self._gateway, routing.HEARTBEAT_TTL_S
+        )
         return count
 
     async def _heartbeats(self, kind: Kind) -> list[WorkerHeartbeat | None]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from service.contract import routing
@@ -61,7 +59,8 @@ def list_jobs(
 def trim_jobs(client: Any, jobs: JobStore, max_ended: int, min_age_s: float) -> list[str]:
     """Remove the records of the jobs that ended first, until at most `max_ended` are left.
 
-    Jobs that ended less than `min_age_s` ago stay even beyond that, as do jobs with a pending webhook.
+    Jobs that ended less than `min_age_s` ago by Redis' clock, by which requests' Idempotency-Keys expire, stay even
+    beyond that, as do jobs with a pending webhook.
 
     Args:
         client: redis.Redis.
@@ -74,9 +73,9 @@ def trim_jobs(client: Any, jobs: JobStore, max_ended: int, min_age_s: float) -> 
         return []
     needed = {*client.smembers(routing.ACTIVE_JOBS), *client.zrange(routing.WEBHOOKS, 0, -1)}
     ids = [job_id.decode() for job_id in client.zrange(routing.JOBS, 0, -1) if job_id not in needed]
-    latest = datetime.now(UTC) - timedelta(seconds=min_age_s)
-    ends = ((record.job.finished_at, record.job.id) for record in jobs.records(ids))
-    ended = sorted((at, job_id) for at, job_id in ends if at is not None and at <= latest)
+    seconds, microseconds = client.time()
+    latest = seconds + microseconds / 1e6 - min_age_s
+    ended = sorted((at, job_id) for job_id, at in jobs.ended_at(ids).items() if at <= latest)
     removed = []
     for _, job_id in ended[:excess]:
         with suppress(UnknownJob):  # deleted meanwhile
@@ -95,7 +94,7 @@ def remove_stale_jobs(files: JobFiles, jobs: JobStore, stale_s: float) -> list[s
     """
     removed = []
     ages = {job_id: seconds_since_change(files.folder(job_id)) for job_id in files.ids()}
-    ages |= {job_id: time.time() - sent_at for job_id, sent_at in files.sent_at().items()}
+    ages |= files.seconds_since_sent()
     for job_id, age_s in sorted(ages.items()):
         if age_s < stale_s:
             continue

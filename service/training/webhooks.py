@@ -12,7 +12,6 @@ import json
 import logging
 import secrets
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -72,7 +71,7 @@ class WebhookSender:
         """Start the deliveries that are due, up to the limit of concurrent ones."""
         self._running = {job_id: task for job_id, task in self._running.items() if not task.done()}
         limit = 2 * _MAX_CONCURRENT  # running deliveries are still listed as due
-        for name in await self._redis.zrangebyscore(routing.WEBHOOKS, 0, time.time(), start=0, num=limit):
+        for name in await self._redis.eval(scripts.DUE, 1, routing.WEBHOOKS, RETRIES_S[-1], limit):
             job_id = name.decode()
             if job_id not in self._running and len(self._running) < _MAX_CONCURRENT:
                 self._running[job_id] = asyncio.create_task(self._deliver(job_id))
@@ -99,7 +98,7 @@ class WebhookSender:
             log.warning("webhook waits for Redis or the object store: job=%s error=%s", job_id, error)
 
     async def _postpone(self, job_id: str, delay_s: float) -> None:
-        await self._redis.zadd(routing.WEBHOOKS, {job_id: time.time() + delay_s}, xx=True)
+        await self._redis.eval(scripts.POSTPONE, 1, routing.WEBHOOKS, delay_s, job_id)
 
     async def _attempt(self, job_id: str) -> None:
         """Send a webhook once, and record the outcome."""

@@ -21,7 +21,7 @@ from PIL import Image
 from model.config import PPLConfig
 from model.network.architecture import expected_tensors
 from service.contract import routing
-from service.contract.errors import PPLError
+from service.contract.errors import PixelsExpired, PPLError
 from service.contract.messages import BatchReply, BatchRequest, WorkerHeartbeat
 from service.contract.versions.store import VersionStore
 from service.gateway.app import create_app
@@ -84,7 +84,10 @@ class Consumer:
 
     async def _reply(self, request: BatchRequest) -> None:
         data = await self._redis.get(routing.pixels_key(request.batch_id))
-        assert data is not None
+        if data is None:  # its requests have timed out
+            reply = BatchReply(batch_id=request.batch_id, error=PixelsExpired())
+            await self._redis.rpush(request.reply_to, reply.pack())
+            return
         assert len(data) == request.num_bytes
         images = np.frombuffer(data, np.uint8).reshape(request.count, request.side, request.side, 3)
         self.pixels.append(images)

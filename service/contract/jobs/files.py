@@ -115,10 +115,10 @@ class JobFiles:
         with suppress(FileNotFoundError):
             shutil.rmtree(self.folder(job_id))
 
-    def sent_at(self) -> dict[str, float]:
-        """Return when each job's files were last sent, in seconds since 1970; empty without an object store."""
-        found = self._shared.changed_at() if self._shared else {}
-        return {job_id: sent_at for job_id, sent_at in found.items() if is_job_id(job_id)}
+    def seconds_since_sent(self) -> dict[str, float]:
+        """Return how long ago each job's files were last sent, by the object store's clock; empty without one."""
+        found = self._shared.seconds_since_change() if self._shared else {}
+        return {job_id: age_s for job_id, age_s in found.items() if is_job_id(job_id)}
 
     def ids(self) -> list[str]:
         """Return the ids of jobs that have files."""

@@ -21,8 +21,8 @@ end
 
 # Write a job's record if its revision is the one that was read and its lease is held by the writer ("": held by any
 # process or none, "-": held by none). A job that ended leaves the set of active ones and loses its cancel flag; its
-# webhook is due at once. A deleted record answers STALE: the next read raises. redis-py repeats a write whose answer
-# was lost; the write's id in "by" identifies it.
+# webhook is due at once, by whatever clock. A deleted record answers STALE: the next read raises. redis-py repeats a
+# write whose answer was lost; the write's id in "by" identifies it.
 UPDATE = (
     _APPEND
     + """
@@ -43,8 +43,10 @@ append(job, stream, checkpoints, ARGV[7], ARGV[8], ARGV[9], ARGV[10])
 if ended == '1' then
   redis.call('SREM', active, id)
   redis.call('DEL', cancel)
+  local time = redis.call('TIME')
+  redis.call('HSETNX', job, 'ended_at', time[1] + time[2] / 1e6)
 end
-if due ~= '' then redis.call('ZADD', webhooks, due, id) end
+if due ~= '' then redis.call('ZADD', webhooks, 0, id) end
 return 1
 """
 )
@@ -94,6 +96,24 @@ append(job, stream, checkpoints, ARGV[3], ARGV[4], ARGV[5], ARGV[6])
 return ''
 """
 )
+
+# List the jobs whose webhook is due. One of a time further away than any retry was postponed before the clock of Redis
+# was set back.
+DUE = """
+local time, limit = redis.call('TIME'), tonumber(ARGV[2])
+local now = time[1] + time[2] / 1e6
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], 0, now, 'LIMIT', 0, limit)
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], now + ARGV[1] + 60, '+inf', 'LIMIT', 0, limit - #due)) do
+  table.insert(due, id)
+end
+return due
+"""
+
+# Let a webhook be due in some seconds, if it is to be sent.
+POSTPONE = """
+local now = redis.call('TIME')
+return redis.call('ZADD', KEYS[1], 'XX', now[1] + now[2] / 1e6 + ARGV[1], ARGV[2])
+"""
 
 # Move a job's message to the head of the queue: kombu pushes on the left and pops from the right.
 TO_FRONT = """

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -181,6 +180,20 @@ class JobStore:
                         log.error("job skipped: job=%s %s", job_id, error.detail)
                     self._unreadable.add(job_id)
 
+    def ended_at(self, ids: Iterable[str]) -> dict[str, float]:
+        """Return when jobs ended, in seconds since 1970 by Redis' clock, without unfinished and unreadable ones."""
+        records = {record.job.id: record.job for record in self.records(ids)}
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in records:
+                pipe.hget(routing.job_key(job_id), "ended_at")
+            times = dict(zip(records, pipe.execute(), strict=True))
+        # an earlier release did not store it
+        return {
+            job_id: float(at) if (at := times[job_id]) else job.finished_at.timestamp()
+            for job_id, job in records.items()
+            if job.finished_at is not None
+        }
+
     def unfinished_ids(self) -> set[str]:
         """Return the ids of unfinished jobs."""
         return {item.decode() for item in self._redis.smembers(routing.ACTIVE_JOBS)}
@@ -218,7 +231,7 @@ class JobStore:
             arguments = [revision, record.model_dump_json(), holder, int(record.job.status.ended), job_id, write]
             arguments += append_arguments(events_of_change(before, record))
             has_ended = record.job.status.ended and not before.status.ended
-            arguments.append(time.time() if record.job.webhook and has_ended else "")
+            arguments.append("due" if record.job.webhook and has_ended else "")
             outcome = self._redis.eval(scripts.UPDATE, len(keys), *keys, *arguments)
             if outcome == scripts.WRITTEN:
                 return record

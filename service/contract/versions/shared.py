@@ -193,6 +193,7 @@ class SharedVersions(VersionStore):
         found: dict[str, dict[str, float]] = defaultdict(dict)
         for name, _, changed_at in self._objects.scan("versions"):
             found[name.split("/")[1]][name] = changed_at
+        now = self._objects.time() if found else 0.0
         count = 0
         for category, objects in found.items():
             catalogue = self._read_catalogue(category)[0]  # read after the listing
@@ -203,7 +204,7 @@ class SharedVersions(VersionStore):
                 entry = entries.get(prefix)
                 folder, _, digest = rest.partition("/")
                 kept = entry and (folder != ADDITIONS or digest in entry.additions.values())
-                if not kept and time.time() - changed_at > _ORPHANED_S:
+                if not kept and now - changed_at > _ORPHANED_S:
                     orphans.append(name)
             self._objects.delete(orphans)
             count += len(orphans)

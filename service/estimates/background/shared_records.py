@@ -12,8 +12,7 @@ estimates/<id>/.record.lock     locked while record and tag change
 from __future__ import annotations
 
 import secrets
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -42,10 +41,14 @@ class RecordCopies(EstimateStore):
             return self._read(estimate_id)
         return self._pull(estimate_id)
 
-    def _list(self) -> dict[str, Tag]:
-        """Return the tags of all records in the store."""
-        names = ((name.rpartition("/")[2].removesuffix(".json"), tag) for name, tag, _ in self._objects.scan(_RECORDS))
-        return {estimate_id: tag for estimate_id, tag in names if is_estimate_id(estimate_id)}
+    def _list(self) -> dict[str, tuple[Tag, float]]:
+        """Return tag and time of the last change, by the store's clock, of all records in the store."""
+        found = {}
+        for name, tag, changed_at in self._objects.scan(_RECORDS):
+            estimate_id = name.rpartition("/")[2].removesuffix(".json")
+            if is_estimate_id(estimate_id):
+                found[estimate_id] = tag, changed_at
+        return found
 
     def _pull(self, estimate_id: str) -> EstimateRecord:
         """Let the copy of a record follow the store now. Raises UnknownEstimate, StoreCorrupt."""
@@ -148,15 +151,12 @@ class RecordCopies(EstimateStore):
             except Replaced:
                 continue
 
-    def _sweep_keys(self, is_stale: Callable[[float], bool]) -> None:
-        """Remove keys of estimates that do not exist, if they were last written at a stale time."""
-        keys = [name for name, _, written_at in self._objects.scan(_REQUESTS) if is_stale(written_at)]
+    def _sweep_keys(self, stale_s: float) -> None:
+        """Remove keys of estimates that do not exist, if they were written longer ago by the store's clock."""
+        written_at = {name: at for name, _, at in self._objects.scan(_REQUESTS)}
+        now = self._objects.time() if written_at else 0.0
+        keys = [name for name, at in written_at.items() if now - at > stale_s]
         self._objects.delete([name for name in keys if not self._find_submitted(name.rpartition("/")[2])])
-
-
-def seconds_ago(written_at: float) -> float:
-    """Return how long ago an object was written."""
-    return time.time() - written_at
 
 
 def _record(estimate_id: str) -> str:

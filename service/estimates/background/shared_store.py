@@ -32,7 +32,7 @@ from service.estimates.schemas import EstimateStatus
 from service.estimates.store import ClaimLost, EstimateRecord, EstimateStore, check_same
 from service.runtime.secrets import read_or_create
 
-from .shared_records import RecordCopies, Tag, seconds_ago
+from .shared_records import RecordCopies, Tag
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class SharedEstimates(RecordCopies):
         """
         with self._polling:
             here = {estimate_id: self._tag(estimate_id) for estimate_id in self._ids()}  # before the store is listed
-            now, found = time.monotonic(), self._list()
+            now, found = time.monotonic(), {estimate_id: tag for estimate_id, (tag, _) in self._list().items()}
             self._seen = {
                 estimate_id: (tag, seen[1] if (seen := self._seen.get(estimate_id)) and seen[0] == tag else now)
                 for estimate_id, tag in found.items()
@@ -298,15 +298,18 @@ class SharedEstimates(RecordCopies):
             self._files.remove(estimate_id)
         super().discard(estimate_id)
 
-    def sweep(self, kept_s: float, stale_s: float) -> list[str]:
-        """As in a folder; removes also what submissions that failed left in the store."""
-        removed = super().sweep(kept_s, stale_s)
-        written_at = self._files.changed_at()  # before the records are listed
+    def sweep(self, kept_s: float, stale_s: float, ages_s: Mapping[str, float] | None = None) -> list[str]:
+        """As in a folder, by the store's clock; removes also what submissions that failed left in the store."""
         records = self._list()
-        for estimate_id, at in written_at.items():
-            if estimate_id not in records and seconds_ago(at) > stale_s:
+        now = self._objects.time() if records else 0.0
+        # the last change of an ended one is its end
+        removed = super().sweep(kept_s, stale_s, {name: now - changed_at for name, (_, changed_at) in records.items()})
+        ages = self._files.seconds_since_change()  # before the records are listed
+        records = self._list()
+        for estimate_id, age_s in ages.items():
+            if estimate_id not in records and age_s > stale_s:
                 self._files.remove(estimate_id)
-        self._sweep_keys(lambda at: seconds_ago(at) > stale_s)
+        self._sweep_keys(stale_s)
         return removed
 
 

@@ -10,11 +10,13 @@ import pytest
 
 from service.contract.errors import ModelFailed
 from service.contract.routing import time_ordered_id
+from service.estimates import store
 from service.estimates.background.runner import AT_ONCE
 from service.estimates.results import StoredOutcomes
 from service.estimates.schemas import EstimateStatus
 from service.estimates.store import ID_DIGITS, EstimateStore
 from tests.service.conftest import RESPOND_ASYNC
+from tests.support.clocks import set_clock
 
 
 async def ended(client, estimate_id: str, timeout_s: float = 20.0) -> dict:
@@ -375,6 +377,36 @@ async def test_the_oldest_answers_make_room_for_new_ones(http, send, publish, co
     assert found == [404, 404, 200, 200]
     assert files.trim_results(10) == [ids[2]]  # the newest stays, however large
     assert (await http.get(f"/estimates/{ids[3]}/result")).status_code == 200
+
+
+async def test_result_made_after_the_clock_was_set_back_is_the_newest(http, send, publish, consumer, monkeypatch):
+    publish("dog")
+    files: EstimateStore = http.gateway.estimates
+    ids = [(await send()).json()["id"] for _ in range(2)]
+    for name in ids:
+        await ended(http, name)
+    set_clock(monkeypatch, -86_400.0, store)
+    ids.append((await send()).json()["id"])
+    await ended(http, ids[2])
+    again = EstimateStore(files.path(ids[0]).parents[1])  # after a restart
+    assert set(again.trim_results(files.path(ids[2], "result").stat().st_size + 1)) == set(ids[:2])
+
+
+async def test_results_and_uploads_outlive_a_clock_that_jumps(http, send, publish, consumer, monkeypatch):
+    publish("dog")
+    done = (await send()).json()["id"]
+    await ended(http, done)
+    files: EstimateStore = http.gateway.estimates
+    upload = time_ordered_id(ID_DIGITS)
+    files.picture(upload, 0).parent.mkdir(parents=True)
+    set_clock(monkeypatch, 2 * http.gateway.settings.background_kept_s, store)
+    await http.gateway._clean()
+    assert (await http.get(f"/estimates/{done}/result")).status_code == 200
+    assert files.path(upload).exists()
+    monkeypatch.setattr("service.contract.clocks.WAIT_S", 0.0)  # it stays there: it is taken for right
+    await http.gateway._clean()
+    assert (await http.get(f"/estimates/{done}/result")).status_code == 404
+    assert not files.path(upload).exists()
 
 
 async def test_one_that_lost_its_mark_is_found_again(http, send, publish):

@@ -336,6 +336,7 @@ async def test_message_says_what_the_worker_needs():
     (request,) = line.sent
     assert (request.category, request.version, request.count, request.side) == ("dog", "v9", 2, 8)
     assert (request.refine_steps, request.link_map, request.reply_to) == (2, True, "ppl:reply:x")
+    assert 28 < request.timeout_s <= 30
     assert 28 < request.deadline - time.time() <= 30
     line.answer(link_map=np.zeros((2, 8, 8), np.uint8))
     assert (await task).poses[1].link_map.shape == (8, 8)
@@ -408,6 +409,7 @@ async def test_a_batch_may_be_answered_until_the_last_of_its_requests_times_out(
     await line.settle()
     early, late = line.sent
     assert late.count == 2
+    assert late.timeout_s > early.timeout_s - 0.04, "it was sent later, and has a request that came later"
     assert late.deadline > early.deadline + 0.04
     line.answer()
     assert [xs(await task) for task in tasks] == [[1], [2], [3]]
@@ -564,7 +566,8 @@ async def test_message_of_a_late_batch_is_sent_again_once_and_its_answer_counts(
     bench = Line(late_s=0.05)
     asking = bench.ask(7)
     await asyncio.sleep(0.2)
-    assert bench.sent_again == bench.sent
+    assert [request.batch_id for request in bench.sent_again] == [request.batch_id for request in bench.sent]
+    assert bench.sent_again[0].timeout_s < bench.sent[0].timeout_s
     bench.answer()
     assert xs(await asking) == [7]
 

@@ -18,11 +18,13 @@ from service.contract.routing import time_ordered_id
 from service.contract.settings import CommonSettings
 from service.contract.versions.shared import SharedVersions
 from service.contract.versions.store import VersionStore
+from service.estimates import store
 from service.estimates.background import shared_store
 from service.estimates.background.shared_store import SharedEstimates
 from service.estimates.schemas import BackgroundEstimate, EstimateProgress, EstimateStatus
 from service.estimates.store import ID_DIGITS, ClaimLost, EstimateRecord, EstimateStore
 from tests.service.conftest import RESPOND_ASYNC
+from tests.support.clocks import set_clock
 from tests.support.s3 import s3_server
 
 from .test_background import ended
@@ -150,8 +152,8 @@ def test_released_claim_is_free_at_once_with_all_poses_found(machines):
 def test_only_one_of_many_machines_claims(url, tmp_path):
     stores = [SharedEstimates(tmp_path / str(n), Objects(url)) for n in range(6)]
     estimate_id = submit(stores[0]).shown.id
-    for store in stores:
-        store.poll()
+    for machine in stores:
+        machine.poll()
     with ThreadPoolExecutor(6) as pool:
         claims = list(pool.map(lambda store: store._take(estimate_id), stores))
     assert sum(claim is not None for claim in claims) == 1
@@ -248,6 +250,24 @@ def test_what_a_crashed_submission_left_is_swept(machines):
     assert stored(one, "estimate-files")
     other.sweep(1000.0, -1.0)
     assert {name.split("/")[1] for name in stored(one, "estimate-files")} == {kept}
+
+
+@pytest.mark.parametrize("offset_s", [10 * 86_400.0, -10 * 86_400.0])
+@pytest.mark.parametrize("url", [pytest.param("s3", marks=pytest.mark.integration)], indirect=True)
+def test_ages_are_by_the_clock_of_the_store(machines, offset_s, monkeypatch):
+    one, other = machines
+    record, unfinished = submit(one), upload(one, make_record())
+    with one.claim(record.shown.id):
+        one.path(record.shown.id, "result").write_bytes(b"poses")
+        with monkeypatch.context() as elsewhere:
+            set_clock(elsewhere, -offset_s, store)
+            one.end(one.record(record.shown.id), EstimateStatus.SUCCEEDED)
+    one._files.send(unfinished.shown.id, one.path(unfinished.shown.id))
+    other.poll()
+    set_clock(monkeypatch, offset_s, store)
+    assert other.sweep(3600.0, 3600.0) == []
+    assert len({name.split("/")[1] for name in stored(one, "estimate-files")}) == 2
+    assert other.sweep(-1.0, 3600.0) == [record.shown.id]
 
 
 def test_oldest_results_are_deleted_on_all_machines(machines):

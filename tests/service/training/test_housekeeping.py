@@ -9,8 +9,10 @@ import pytest
 import redis
 
 from service.contract import routing
+from service.contract.jobs import record as record_module
 from service.contract.jobs.store import Job, JobRecord, JobStatus, JobStore, NewJob
 from service.training.retention import trim_jobs
+from tests.support.clocks import set_clock
 
 
 @pytest.fixture
@@ -67,5 +69,20 @@ def test_those_that_ended_first_are_trimmed_whenever_they_were_made(store: JobSt
 
     for job, days_ago in zip((*short, long), (30, 20, 10, 0), strict=True):
         store.update(job.id, end(days_ago))
+        redis_client.hdel(routing.job_key(job.id), "ended_at")  # as an earlier release left them
     assert trim_jobs(redis_client, store, 2, 86_400) == [short[0].id, short[1].id]
     assert trim_jobs(redis_client, store, 0, 86_400) == [short[2].id], "the one that has just ended stays"
+
+
+@pytest.mark.parametrize("offset_days", [-30, 30])
+def test_clocks_of_workers_and_gateways_decide_nothing(
+    store: JobStore, redis_client: redis.Redis, offset_days: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = make(store), make(store)
+    for job in (first, second):
+        with monkeypatch.context() as elsewhere:  # on a machine of another clock
+            set_clock(elsewhere, offset_days * 86_400.0, record_module)
+            store.update(job.id, to(JobStatus.FAILED))
+        offset_days = -offset_days
+    assert trim_jobs(redis_client, store, 0, 60) == []
+    assert trim_jobs(redis_client, store, 1, 0) == [first.id]

@@ -24,6 +24,7 @@ from service.contract.jobs.store import JobStatus, JobStore, NewJob
 from service.contract.settings import CommonSettings
 from service.runtime.secrets import webhook_secret
 from service.training.webhooks import WebhookSender
+from tests.support.clocks import set_clock
 
 from .test_train_jobs import GOOD
 
@@ -187,7 +188,7 @@ async def test_pauses_between_attempts_grow_and_end_after_about_a_day(sender, re
     for pause_s in RETRIES_S:
         await deliver_due(sender)
         due = redis_client.zscore(routing.WEBHOOKS, job_id)
-        assert due == pytest.approx(time.time() + pause_s, abs=5)
+        assert due == pytest.approx(redis_client.time()[0] + pause_s, abs=5)
         await deliver_due(sender)  # not due yet
         redis_client.zadd(routing.WEBHOOKS, {job_id: 0})
     await deliver_due(sender)
@@ -195,6 +196,35 @@ async def test_pauses_between_attempts_grow_and_end_after_about_a_day(sender, re
     assert (webhook.status, webhook.attempts) == ("failed", len(RETRIES_S) + 1)
     assert redis_client.zcard(routing.WEBHOOKS) == 0
     assert len(receiver.requests) == len(RETRIES_S) + 1
+
+
+@pytest.mark.parametrize("offset_s", [86_400.0, -86_400.0])
+async def test_clocks_of_machines_neither_delay_nor_hurry_a_webhook(
+    sender, receiver, jobs, redis_client, monkeypatch, offset_s
+):
+    """A job ends on a machine of one clock, and a gateway of another one sends and repeats."""
+    sender = await sender()
+    receiver.answers = [503]
+    with monkeypatch.context() as elsewhere:
+        set_clock(elsewhere, offset_s)
+        job_id = ended(jobs, receiver.url)
+    await deliver_due(sender)
+    assert jobs.get(job_id).webhook.attempts == 1
+    set_clock(monkeypatch, offset_s)
+    await deliver_due(sender)
+    assert jobs.get(job_id).webhook.attempts == 1, "it is due in 5 s"
+    redis_client.zincrby(routing.WEBHOOKS, -5.1, job_id)
+    await deliver_due(sender)
+    assert jobs.get(job_id).webhook.status == "delivered"
+    assert len(receiver.requests) == 2
+
+
+async def test_webhook_postponed_before_the_clock_of_redis_was_set_back_is_sent(sender, receiver, jobs, redis_client):
+    sender = await sender()
+    job_id = ended(jobs, receiver.url)
+    redis_client.zadd(routing.WEBHOOKS, {job_id: redis_client.time()[0] + 30 * 86_400})
+    await deliver_due(sender)
+    assert jobs.get(job_id).webhook.status == "delivered"
 
 
 async def test_receiver_that_is_gone_is_not_asked_again(sender, receiver, jobs, redis_client):

@@ -15,6 +15,7 @@ from model.predictor import Predictor
 from service.contract import routing
 from service.contract.messages import BatchReply, BatchRequest
 from service.contract.versions.store import VersionStore
+from tests.support.clocks import set_clock
 from worker.inference import InferenceEngine, ResidentModels
 from worker.jobs import Stop
 from worker.metrics import InferenceMetrics
@@ -46,6 +47,7 @@ def batch(client: redis.Redis, images: np.ndarray | None = None, **changes: Any)
         count=len(images),
         side=32,
         reply_to=REPLIES,
+        timeout_s=30.0,
         deadline=time.time() + 30,
     )
     return {**request.model_dump(), **changes}
@@ -113,10 +115,32 @@ def test_redelivered_batch_whose_pixels_are_gone_ends_cleanly(
     assert 'outcome="pixels_expired"} 1.0' in metrics.text()
 
 
+@pytest.mark.parametrize("offset_s", [3600.0, -3600.0])
+def test_batch_is_answered_by_a_worker_with_another_clock(
+    engine: InferenceEngine, redis_client: redis.Redis, offset_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = batch(redis_client)
+    set_clock(monkeypatch, offset_s)
+    engine.handle(message)
+    assert reply(redis_client).error is None
+
+
+def test_batch_that_came_too_late_is_not_estimated(
+    engine: InferenceEngine, redis_client: redis.Redis, metrics: InferenceMetrics
+) -> None:
+    message = batch(redis_client)
+    redis_client.pexpire(routing.pixels_key("b1"), 1)
+    time.sleep(0.01)
+    engine.handle(message)
+    error = reply(redis_client).error
+    assert error is not None
+    assert error.code == "pixels_expired"
+    assert "ppl_inference_images_total 0.0" in metrics.text()
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"deadline": 1.0}, "pixels_expired"),
         ({"contract": 99}, "contract_mismatch"),
         ({"count": 0}, "bad_request"),
         ({"count": 4}, "model_failed"),  # fewer pixels than it says

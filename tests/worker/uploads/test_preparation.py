@@ -17,6 +17,8 @@ from service.contract.jobs.store import JobStatus, NewJob
 from service.contract.media.fitting import Frame, fit_square
 from service.contract.media.pictures import open_picture
 from service.contract.media.zip_names import HINT
+from service.contract.versions.store import STAGING
+from tests.support.clocks import set_clock
 from tests.support.media import zero_payload
 from tests.support.tiffs import PREVIEW, tiff_of
 from worker.uploads.media_reader import TrainingSet
@@ -207,6 +209,20 @@ def test_sweep_removes_what_ended_and_keeps_what_may_come(desk: SimpleNamespace)
     desk.files.create("00000000000000000000aa")  # an upload under way: no record yet
     desk.caretaker.sweep()
     assert desk.files.ids() == sorted([waiting.id, "00000000000000000000aa"])
+
+
+def test_upload_under_way_outlives_a_clock_that_jumps(desk: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.files.create("00000000000000000000aa")
+    draft = desk.store.root / "dog" / "versions" / f"{STAGING}20260101T000000-abcdef"
+    draft.mkdir(parents=True)
+    set_clock(monkeypatch, 86_400.0)
+    desk.caretaker.sweep()
+    assert desk.files.ids() == ["00000000000000000000aa"]
+    assert draft.exists()
+    monkeypatch.setattr("service.contract.clocks.WAIT_S", 0.0)  # it stays there: it is taken for right
+    desk.caretaker.sweep()
+    assert desk.files.ids() == []
+    assert not draft.exists()
 
 
 def test_job_whose_record_a_later_release_wrote_stays_and_holds_up_no_other(
