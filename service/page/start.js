@@ -89,13 +89,14 @@ async function showDataset(place, id, query, signal) {
     side.replaceChildren(forget(dataset));
     return;
   }
-  editor.dataset = dataset;
+  editor.setDataset(dataset);
   lead.textContent = describe(dataset.found);
   found.append(...dataset.found.warnings.map((warning) => h("div", { class: "warn" }, h("p", {}, h("strong", {}, "Before you train: "), warning.detail))), ...details(dataset), editor.element);
   side.append(forget(dataset));
   const sheet = await blobUrl(`datasets/${id}/contact-sheet`, {}, signal);
   found.prepend(h("figure", {}, h("img", { class: "sheet", src: sheet, alt: `Pictures spread over the dataset ${dataset.name ?? ""}` }),
-    h("figcaption", { class: "small soft" }, "This overview is cropped to the middle. Training uses the whole picture, or a crop around the object where its position varies or it moves before a fixed camera.")));
+    h("figcaption", { class: "small soft" }, dataset.found.motion?.sure ? "What moves is in a box, as it was found by itself. Training crops to it."
+      : "This overview is cropped to the middle. Training uses the whole picture, or a crop around the object where its position varies or it moves before a fixed camera.")));
 }
 
 function describe(found) {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.support.arena import BODY, encode_film, walk, walk_angles, walker_frame
+import zipfile
+
+from tests.support.arena import BODY, arena_frame, encode_film, walk, walk_angles, walker_frame
 from tests.support.browser import NEEDS_BROWSER, drag
 from tests.support.stack_process import TINY, archive, drawing, within
 
@@ -45,7 +47,7 @@ def test_pictures_become_a_dataset_with_boxes_and_a_training(visit, stack, tmp_p
         {
             "name": "Crosses <b>1</b>.zip",
             "mimeType": "application/zip",
-            "buffer": archive(tmp_path / "a.zip", 60).read_bytes(),
+            "buffer": archive(tmp_path / "a.zip", 60, cameras=2).read_bytes(),
         },
     )
     page.get_by_role("img", name="Pictures spread over the dataset").wait_for()
@@ -129,12 +131,13 @@ def test_boxes_that_motion_found_in_a_video_are_moved_on_its_frames(visit, stack
 
 
 def test_boxes_on_a_few_frames_of_a_new_video_give_each_of_its_frames_one(visit, stack, tmp_path):
-    frames = [walker_frame(place, angle, 0) for place, angle in zip(walk(33), walk_angles(33), strict=True)]
+    frames = [arena_frame((x, y), n, shift=7 * n) for n, (x, y) in enumerate(walk(33))]
     (tmp_path / "hand held.mkv").write_bytes(encode_film(frames))
     with stack.client() as client:
         dataset = client.datasets.create(tmp_path / "hand held.mkv")
     visitor = visit()
     page = visitor.open(f"#/datasets/{dataset.id}")
+    page.get_by_text("Nothing was found by movement (hand held.mkv: ").wait_for()
     page.get_by_text("Where is the thing? Draw boxes").click()
     page.get_by_text("If the camera moves, draw boxes here").wait_for()
     for number, corner in ((1, 0.25), (7, 0.5)):
@@ -164,9 +167,139 @@ def test_boxes_on_a_few_frames_of_a_new_video_give_each_of_its_frames_one(visit,
     visitor.check()
 
 
+def rows_of(text: str) -> dict[str, list[float]]:
+    """Return x, y, width and height of each picture of a CSV of boxes; pictures without a box are left out."""
+    rows = {line.split(",")[0].strip('"'): line.split(",")[1:5] for line in text.splitlines()[1:]}
+    return {name: [float(value) for value in values] for name, values in rows.items() if values[0]}
+
+
+def test_boxes_found_by_motion_are_seen_before_the_training_corrected_and_sent(visit, stack, tmp_path):
+    places = walk(66)
+    frames = [walker_frame(tuple(places[n]), walk_angles(66)[n], n) for n in range(57)]
+    frames += [arena_frame(None, n) for n in range(57, 66)]
+    (tmp_path / "found.mkv").write_bytes(encode_film(frames))
+    with stack.client() as client:
+        dataset = client.datasets.wait(client.datasets.create(tmp_path / "found.mkv").id)
+    shown = [(2 * n + 1) * 66 // 16 for n in range(8)]  # the last one, 61, is empty
+    found = {box.image: [box.x, box.y, box.width, box.height] for box in dataset.found.motion.boxes}
+    assert list(found) == [f"found.mkv#{n:06d}" for n in shown[:7]]
+    visitor = visit()
+    page = visitor.open(f"#/datasets/{dataset.id}")
+    whole = f"Found by its movement in {dataset.found.motion.found} of 40 frames."
+    assert 32 <= dataset.found.motion.found <= 36
+    page.get_by_text(whole).wait_for()
+    page.get_by_text("What moves is in a box, as it was found by itself.").wait_for()
+    visitor.check("found")
+
+    # nothing is sent of what she does not change
+    def start(category: str) -> dict[str, list[float]]:
+        page.get_by_label("What do the pictures show?").fill(category)
+        page.get_by_role("button", name="Start the training").click()
+        page.get_by_role("heading", name=f"Training of {category}").wait_for()
+        with stack.client() as client:
+            job = next(client.jobs(category=category))
+            assert within(60, lambda: client.job(job.id).status != "validating")
+            located = client.job(job.id).metrics["located"]
+            assert located["by"] == ("motion" if category == "unchanged" else "boxes")
+            rows = rows_of(client.boxes(job.id))
+            client.cancel(job.id)
+        return rows
+
+    trained = start("unchanged")
+    assert sorted(trained) == [f"found.mkv#{n:06d}" for n in range(57)]
+    for name, (x, y, width, height) in found.items():  # those seen are those of the training
+        left, top, wide, high = trained[name]
+        assert abs(left + wide / 2 - x - width / 2) < 0.1 * width
+        assert abs(top + high / 2 - y - height / 2) < 0.1 * width
+
+    page = visitor.open(f"#/datasets/{dataset.id}")
+    page.get_by_text("Where is the thing? Draw boxes").click()
+    page.get_by_text("Dashed boxes were found by movement").wait_for()
+    picture, box = page.get_by_role("slider", name="Picture"), page.locator(".stage svg > g:last-child rect")
+
+    def turn_to(number: int) -> None:
+        picture.fill(str(number))
+        page.get_by_text(f"found.mkv#{shown[number]:06d}").wait_for()
+        page.wait_for_function("n => document.querySelector('.stage img')?.dataset.name === n", arg=str(number))
+
+    turn_to(2)
+    box.wait_for()
+    assert box.get_attribute("stroke-dasharray")
+    x, y, width, height = found["found.mkv#000020"]
+    assert abs(float(box.get_attribute("x")) + 0.5 - x) < 0.01
+    assert abs(x + width / 2 - places[20][0]) < 0.1 * BODY
+    middle = (x + width / 2) / 320, (y + height / 2) / 240
+    moved = middle[0] - 16 / 320, middle[1] + 12 / 240
+    page.locator(".stage").scroll_into_view_if_needed()
+    visitor.check("found-boxes")
+    drag(page, middle, moved)
+    page.get_by_text("Boxes of 1 picture changed by you").wait_for()
+    assert not box.get_attribute("stroke-dasharray")
+    page.get_by_text("It moves further than its own size").scroll_into_view_if_needed()
+    visitor.check("found-corrected")
+    page.get_by_role("button", name="Back to the boxes found").click()
+    page.get_by_text(whole).wait_for()
+    assert box.get_attribute("stroke-dasharray")
+
+    drag(page, middle, moved)
+    turn_to(4)
+    page.get_by_text("37. Found by its movement.").wait_for()
+    page.get_by_role("button", name="Remove").click()
+    page.get_by_text("Boxes of 2 pictures changed by you").wait_for()
+    turn_to(7)
+    page.get_by_text("61. No box was found here.").wait_for()
+    turn_to(0)
+    page.locator(".stage").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+ArrowDown")
+    page.get_by_text("Boxes of 3 pictures changed by you").wait_for()
+
+    sent = start("corrected")
+    x0, y0, *size = found["found.mkv#000004"]
+    assert sent["found.mkv#000004"] == [x0 + 3, y0 + 1, *size]  # a hundredth of 320, and a pixel
+    assert sent["found.mkv#000012"] == found["found.mkv#000012"]
+    changed = sent["found.mkv#000020"]
+    assert abs(changed[0] - x + 16) <= 2
+    assert abs(changed[1] - y - 12) <= 2
+    halfway = [(a + b) / 2 for a, b in zip(found["found.mkv#000012"], changed, strict=True)]
+    assert sent["found.mkv#000016"] == halfway
+    # what is nearest to the removed frame and to the empty one is left out
+    left_out = {*range(33, 42), *range(58, 66)}
+    assert sorted(sent) == [f"found.mkv#{n:06d}" for n in range(66) if n not in left_out]
+    visitor.check()
+
+
+def test_boxes_found_by_motion_fit_a_narrow_window(visit, stack, tmp_path):
+    frames = {f"cam/{n:02}.png": walker_frame(tuple(walk(20)[n]), walk_angles(20)[n], n) for n in range(20)}
+    with zipfile.ZipFile(tmp_path / "folder.zip", "w") as packed:
+        for name, image in frames.items():
+            image.save(tmp_path / "one.png")
+            packed.write(tmp_path / "one.png", name)
+    with stack.client() as client:
+        dataset = client.datasets.wait(client.datasets.create(tmp_path / "folder.zip").id)
+    visitor = visit(width=390, theme="dark")
+    page = visitor.open(f"#/datasets/{dataset.id}")
+    page.get_by_text("Found by its movement in 20 of 20 pictures.").click()
+    page.locator(".stage rect[stroke-dasharray]").wait_for()
+    page.get_by_role("button", name="Remove").click()
+    page.get_by_text("19 pictures of 20 with a box; the others would be left out").wait_for()
+    page.get_by_role("button", name="Back to the boxes found").scroll_into_view_if_needed()
+    visitor.check("found-390")
+    page.get_by_label("What do the pictures show?").fill("folder")
+    page.get_by_role("button", name="Start the training").click()
+    page.get_by_role("heading", name="Training of folder").wait_for()
+    with stack.client() as client:
+        job = next(client.jobs(category="folder"))
+        assert within(60, lambda: client.job(job.id).status != "validating")
+        sent = rows_of(client.boxes(job.id))
+        client.cancel(job.id)
+    assert sorted(sent) == sorted(frames)[1:]
+    visitor.check()
+
+
 def test_boxes_of_things_seen_from_above_get_a_heading(visit, stack, tmp_path):
     with stack.client() as client:
-        dataset = client.datasets.create(archive(tmp_path / "above.zip", 9))
+        dataset = client.datasets.create(archive(tmp_path / "above.zip", 9, cameras=2))
     visitor = visit(width=390)
     page = visitor.open(f"#/datasets/{dataset.id}")
     page.get_by_label("Seen from above").check()
