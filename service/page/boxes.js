@@ -64,7 +64,8 @@ export class BoxEditor {
     const taken = [...this.boxes.keys()].filter((name) => name.includes("#") && !known.has(name)), frames = taken.length ? taken : this.dataset.found.frames;
     this.isFresh = !taken.length && frames.length > 0;
     this.pictures = [...listed, ...frames.map((name) => ({ name, isFrame: true }))];
-    if (frames.length && !this.found.size) this.body.append(h("p", { class: "small soft" }, !this.dataset.found.motion && ITSELF, this.isFresh && " If the camera moves, draw boxes here: the frames between two with a box get one in between."));
+    const advice = [!this.dataset.found.motion && ITSELF, this.isFresh && "If the camera moves, draw boxes here: the frames between two with a box get one in between."].filter(Boolean);
+    if (frames.length && !this.found.size && advice.length) this.body.append(h("p", { class: "small soft" }, advice.join(" ")));
     if (!this.pictures.length) return;
     this.message = h("p", { class: "small", "aria-live": "polite" });
     this.warning = h("p", { class: "small warn", hidden: true });
