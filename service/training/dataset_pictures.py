@@ -68,7 +68,7 @@ def read_picture(archive: Path, number: int, limits: ArchiveLimits, picture_limi
 
 
 def read_frame(archive: Path, name: str, file_name: str | None, limits: ArchiveLimits, video: VideoLimits) -> bytes:
-    """Return a frame of a dataset's video as JPEG; it is decoded from the video's start.
+    """Return a frame of a dataset's video as JPEG; it is decoded from a key frame before it on.
 
     Args:
         name: ``VIDEO#NUMBER``, as boxes name it.
@@ -91,9 +91,8 @@ def read_frame(archive: Path, name: str, file_name: str | None, limits: ArchiveL
         else:
             raise UnknownPicture(f"the dataset has no video {wanted[:80]!r}")
         try:
-            # from the first frame in steps to the wanted one, the second
-            frames = held.enter_context(closing(iter_frames(path, _MANY, video, every=max(1, number))))
-            found = next((frame.image for frame in frames if frame.number >= number), None)
+            frames = held.enter_context(closing(iter_frames(path, _MANY, video, every=1, first=number)))
+            found = next((frame.image for frame in frames), None)
         except BadVideo as error:
             raise BadVideoFile(f"{wanted[:60]}: {error}") from error
         except NoDecoder as error:

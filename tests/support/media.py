@@ -91,12 +91,12 @@ def encode_video(
         return Path(file.name).read_bytes()
 
 
-def zero_payload(video: bytes) -> bytes:
-    """Return a video whose container is whole and whose every frame is zeros."""
+def zero_payload(video: bytes, which: Container[int] | None = None) -> bytes:
+    """Return a video whose container is whole and whose frames are zeros: all, or those stored in these places."""
     data = bytearray(video)
     with av.open(io.BytesIO(video)) as container:
-        for packet in container.demux(video=0):
-            if packet.size:
+        for place, packet in enumerate(container.demux(video=0)):
+            if packet.size and (which is None or place in which):
                 at = data.index(bytes(packet))
                 data[at : at + packet.size] = bytes(packet.size)
     return bytes(data)

@@ -69,13 +69,19 @@ def decode(request: DecodeRequest) -> Iterator[DecodedFrame]:
     index = read_index(request)
     if not index.count:
         raise UnusableVideo(index.damage or "it holds no frame")
-    if request.every is not None and (selected := -(-index.count // request.every)) > request.count:
-        raise TooManyFrames(f"{selected} of its {index.count} frames are asked for; at most {request.count} are read")
+    if request.every is not None:
+        if (selected := -(-(index.count - request.first) // request.every)) > request.count:
+            raise TooManyFrames(
+                f"{selected} of its {index.count} frames are asked for; at most {request.count} are read"
+            )
+        if request.first >= index.count:
+            return
     is_empty = True
     with open_video(request) as (container, stream):
         show = _Player(stream, index).show
         if request.every is not None:
-            chosen = _decode_picks(container, stream, show, range(0, request.count * request.every, request.every))
+            picks = range(request.first, request.first + request.count * request.every, request.every)
+            chosen = _decode_picks(container, stream, show, picks, _find_start(index, request.first))
         elif index.count <= request.max_frames:
             chosen = _decode_picks(container, stream, show, space_evenly(request.count, index.count))
         else:
@@ -101,14 +107,34 @@ def _nearest_keys(picks: list[int], keys: list[tuple[int, int]]) -> dict[int, in
     return nearest
 
 
+class _Start(NamedTuple):
+    """Where decoding starts: a key frame's packet position, number and presentation time."""
+
+    at: int = 0
+    number: int = 0
+    time: int | None = None
+
+
+def _find_start(index: Index, first: int) -> _Start:
+    """Return the last key frame but one before a frame, as decoding from one may take until the next to be good."""
+    times = index.times
+    if index.is_reordered or not times:
+        return _Start()  # the frames that come before the key frame would not be known
+    before = [(at, number) for at, number in index.keys if 0 < number <= first and times[number - 1] < times[number]]
+    if len(before) < 2:
+        return _Start()
+    at, number = before[-2]
+    return _Start(at, number, times[number])
+
+
 def _decode_picks(
-    container: InputContainer, stream: VideoStream, show: Show, picks: Iterable[int]
+    container: InputContainer, stream: VideoStream, show: Show, picks: Iterable[int], start: _Start = _Start()
 ) -> Iterator[DecodedFrame]:
-    """Decode from the first frame on and yield those picked, or the next good one."""
+    """Decode from the start on and yield those picked, or the next good one."""
     remaining = iter(picks)
     pick: int | None = next(remaining)
     has_good = False
-    for number, frame in enumerate(_decode_all(container, stream)):
+    for number, frame in enumerate(_decode_all(container, stream, start), start.number):
         if frame.is_corrupt:
             if has_good:
                 raise UnusableVideo(f"it is damaged at frame {number}")
@@ -122,10 +148,23 @@ def _decode_picks(
         pick = next((later for later in remaining if later > number), None)
 
 
-def _decode_all(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Yield every frame. Ignore damage before the first one, raise on damage after it."""
+def _packets_from(container: InputContainer, stream: VideoStream, at: int) -> Iterator[Packet[VideoStream]]:
+    """Yield packets from a position on; the first one of all is decoded before, see :func:`_decode_key_frames`."""
+    position = 0
+    for packet in container.demux(stream):
+        if packet.size:
+            position += 1
+            if position <= at:
+                if position == 1:
+                    _decode_single(stream, packet)
+                continue
+        yield packet
+
+
+def _decode_all(container: InputContainer, stream: VideoStream, start: _Start) -> Iterator[VideoFrame]:
+    """Yield every frame from the start on. Ignore damage before the first one, raise on damage after it."""
     has_frame = False
-    packets = container.demux(stream)
+    packets = _packets_from(container, stream, start.at)
     while True:
         try:
             packet = next(packets, None)
@@ -139,6 +178,9 @@ def _decode_all(container: InputContainer, stream: VideoStream) -> Iterator[Vide
                 raise UnusableVideo(f"it is damaged ({describe(error)})") from error
             continue
         for frame in decoded:
+            # of an open group of pictures, frames come that are shown before its key frame
+            if not has_frame and start.time is not None and (frame.pts is None or frame.pts < start.time):
+                continue
             has_frame = True
             yield frame
 

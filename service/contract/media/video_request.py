@@ -43,12 +43,14 @@ class DecodeRequest(VideoLimits):
     Attributes:
         count: frames evenly spaced; with ``every``, the highest number allowed.
         every: yield one frame in this many, from the first on, instead of frames evenly spaced.
+        first: number of the first frame with ``every``; those long before it are not decoded.
         longer_side: reduce larger frames to this many pixels on their longer side.
     """
 
     path: str
     count: int
     every: int | None
+    first: int = 0
     longer_side: int | None = None
 
 

@@ -88,8 +88,9 @@ def iter_frames(
     check: Callable[[], None] = lambda: None,
     every: int | None = None,
     longer_side: int | None = None,
+    first: int = 0,
 ) -> Generator[TimedFrame]:
-    """Yield up to ``count`` frames evenly spaced over a video; with ``every``, each frame whose number it divides.
+    """Yield up to ``count`` frames evenly spaced over a video; with ``every``, one in so many from ``first`` on.
 
     Frames are rotated and mirrored as the file says, their pixels square. One frame is in memory at a time.
 
@@ -97,6 +98,7 @@ def iter_frames(
         check: called several times a second; what it raises ends the decoding.
         every: a video with more than ``count`` such frames raises TooManyFrames before the first.
         longer_side: reduce a video's larger frames to this many pixels, which makes decoding cheaper.
+        first: decoding starts at a key frame before it where the file has times, so a late one takes no longer.
 
     Raises:
         BadVideo: after the frames before the damage, or before any.
@@ -107,12 +109,14 @@ def iter_frames(
         raise BadVideo(f"the video has {size} bytes; at most {limits.max_bytes} are allowed")
     with path.open("rb") as file:
         if file.read(4).startswith(tiff.STARTS):
-            yield from _iter_pages(file, count, limits, check, every)
+            yield from _iter_pages(file, count, limits, check, every, first)
             return
     if importlib.util.find_spec("av") is None:
         raise NoDecoder(MISSING)
     place = str(path.resolve())
-    request = DecodeRequest(path=place, count=count, every=every, longer_side=longer_side, **asdict(limits))
+    request = DecodeRequest(
+        path=place, count=count, every=every, first=first, longer_side=longer_side, **asdict(limits)
+    )
     with subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
         [sys.executable, "-P", "-m", f"{__package__}.video_decoder", json.dumps(asdict(request))],
         stdin=subprocess.DEVNULL,
@@ -129,12 +133,12 @@ def iter_frames(
 
 
 def _iter_pages(
-    file: BinaryIO, count: int, limits: VideoLimits, check: Callable[[], None], every: int | None
+    file: BinaryIO, count: int, limits: VideoLimits, check: Callable[[], None], every: int | None, first: int
 ) -> Iterator[TimedFrame]:
     """Yield the pages of a stack as :func:`iter_frames` yields frames."""
     try:
         pages = tiff.find_main_pages(file, _MAX_PAGES)
-        numbers = space_evenly(count, len(pages)) if every is None else list(range(0, len(pages), every))
+        numbers = space_evenly(count, len(pages)) if every is None else list(range(first, len(pages), every))
         if len(numbers) > count:
             raise TooManyFrames(f"{len(numbers)} of its {len(pages)} pages are asked for; at most {count} are read")
         seconds = tiff.frame_seconds(file)

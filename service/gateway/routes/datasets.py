@@ -146,7 +146,8 @@ async def get_frame(
 ) -> Response:
     """Return a frame as JPEG of its own size, for example to look at the boxes of a job (`GET /train-jobs/{id}/boxes`).
 
-    The video is decoded up to the frame, which takes some seconds for a late one.
+    The video is decoded from a key frame before it on; where the file has no times, from its start, which takes long
+    for a late frame.
     """
     record = await gateway.threads.io(gateway.datasets.record, dataset_id)
     await gateway.threads.upload(gateway.datasets.complete, dataset_id)

@@ -12,6 +12,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -132,6 +133,22 @@ def test_frames_stored_in_another_order_than_shown_have_their_numbers_and_times(
     assert [frame.number for frame in found] == list(range(24))
     assert [frame.time_s for frame in found] == pytest.approx([number / 25 for number in range(24)], abs=1e-3)
     assert_numbered({frame.number: frame.image for frame in found})
+    # each by itself is the same picture, from whichever key frame it is decoded
+    path = put(kind=kind, codec=codec, frames=60, gop=12, b_frames=2, options=options)
+    for whole in islice(iter_frames(path, MANY, every=1), 13, 60, 23):
+        alone = next(iter_frames(path, MANY, every=1, first=whole.number))
+        assert (alone.number, alone.time_s) == (whole.number, pytest.approx(whole.time_s, abs=1e-3))
+        np.testing.assert_array_equal(np.asarray(alone.image), np.asarray(whole.image))
+    assert list(iter_frames(path, MANY, every=1, first=60)) == []
+
+
+def test_late_frame_is_decoded_without_those_long_before_it(put, video):
+    path = put(zero_payload(video(frames=60, codec="mpeg4", gop=8), range(10, 14)))
+    with pytest.raises(BadVideo, match="damaged"):
+        list(iter_frames(path, MANY, every=1))
+    alone = next(iter_frames(path, MANY, every=1, first=50))
+    assert alone.number == 50
+    assert_numbered({50: alone.image})
 
 
 @pytest.mark.parametrize("kind", ["mkv", "webm"])
