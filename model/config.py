@@ -304,6 +304,7 @@ PRESETS: dict[str, dict[str, Value]] = {
         "skips": "sum",
         "features": "efficientnet_lite0",
         "zoom": "auto",
+        "attention_start": "clusters",
         "token_dim": 128,
         "memory_width": 128,
         "link_width": 7e-4,

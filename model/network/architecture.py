@@ -107,13 +107,12 @@ def regressor(config: PPLConfig) -> Parts:
 
 
 def clusters(config: PPLConfig) -> Block | None:
-    """Return the tensors of the attention from clusters; None with attention_start=random or features=none."""
+    """Return the buffers of the attention from clusters; None with attention_start=random or features=none."""
     if config.attention_start == "random" or config.features == "none":
         return None
     width, keypoints = FEATURE_WIDTHS[config.features][-1], config.num_keypoints
-    normal: Parts = {"mean": Values((width,)), "spread": Values((width,))}
-    trained: Parts = {"directions": Values((keypoints, width)), "log_sharpness": Values((keypoints,))}
-    return Block("network", normal | trained)
+    parts: Parts = {"mean": Values((width,)), "spread": Values((width,)), "directions": Values((keypoints, width))}
+    return Block("network", parts | {"factor": Values(())})
 
 
 def reconstructor(config: PPLConfig) -> Parts:

@@ -1,11 +1,10 @@
 """Attention that starts at clusters of a frozen network's activations, so that keypoints start at parts of the thing.
 
-Not in the paper, whose attention starts at random: there the seed decides which parts get a keypoint.
+Not in the paper, whose attention starts at random: there the seed decides which parts get a keypoint. The clusters fade
+out over the first fifth of a run, so that what was learned decides alone.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor, nn
@@ -20,42 +19,44 @@ FEWEST_PICTURES = 32
 """With fewer, nothing is fitted."""
 
 _CANDIDATES, _ROUNDS, _SAMPLE = 64, 15, 20_000  # clusters to choose from; of the clustering; vectors it is fitted to
-_SHARPNESS = 20.0  # of the softmax over cosines, at the start
+_SHARPNESS = 20.0  # of the softmax over cosines when clusters are chosen
+_START = 10.0  # of the factor: with 20, what is learned hardly moves the attention
 _RIDGE = 0.1
-_SOFTEST_NORM = 0.1  # of a direction: unfitted ones are zero, and still pass a gradient of ordinary size
 
 
 class ClusterAttention(nn.Module):
     """Logits of attention maps: cosines of the frozen network's deepest activations with K directions, times a factor.
 
-    Directions start at the centres of clusters, and are trained like the rest.
+    Nothing in it is trained: directions are the centres of clusters, and the factor only falls.
 
     Attributes:
-        mean, spread: (D,) of the activations; not trained.
-        directions: (K, D); zeros unless fitted.
-        log_sharpness: (K,), logarithm of the factor.
+        mean, spread: (D,) of the activations.
+        directions: (K, D), each of length 1.
+        factor: scalar; 0 before :meth:`fit`, and once the clusters have faded out.
     """
 
     mean: Tensor
     spread: Tensor
+    directions: Tensor
+    factor: Tensor
 
     def __init__(self, config: PPLConfig) -> None:
         super().__init__()
         parts = clusters(config)
         assert parts is not None
-        shapes = {name: values.shape for name, values in parts.parts.items() if isinstance(values, Values)}
-        self.register_buffer("mean", torch.zeros(shapes["mean"]))
-        self.register_buffer("spread", torch.ones(shapes["spread"]))
-        self.directions = nn.Parameter(torch.zeros(shapes["directions"]))
-        self.log_sharpness = nn.Parameter(torch.zeros(shapes["log_sharpness"]))
+        for name, values in parts.parts.items():
+            assert isinstance(values, Values)
+            self.register_buffer(name, torch.zeros(values.shape))
 
+    @torch.no_grad()
     def forward(self, activations: Tensor, side: int) -> Tensor:
         """Return logits (B, K, side²) of activations (B, D, s, s), in full precision."""
-        directions = self.directions / self.directions.norm(dim=1, keepdim=True).clamp_min(_SOFTEST_NORM)
-        with torch.no_grad():
-            vectors = self._describe(activations, side)
-        logits: Tensor = (vectors @ directions.T * self.log_sharpness.exp()).transpose(1, 2)
+        logits: Tensor = (self._describe(activations, side) @ self.directions.T * self.factor).transpose(1, 2)
         return logits
+
+    def weaken(self, share: float) -> None:
+        """Lower the factor to a share of that at the start; it never rises, also where training continues."""
+        self.factor.clamp_(max=share * _START)
 
     @torch.no_grad()
     def fit(self, activations: Tensor, side: int, generator: torch.Generator) -> None:
@@ -76,7 +77,7 @@ class ClusterAttention(nn.Module):
             errors.append(relative_errors(others, positions[:, index : index + 1], _RIDGE))
         chosen = torch.cat(errors).argsort()[: len(self.directions)]
         self.directions.copy_(centres[chosen])
-        self.log_sharpness.fill_(math.log(_SHARPNESS))
+        self.factor.fill_(_START)
 
     def _describe(self, activations: Tensor, side: int) -> Tensor:
         """Return a unit vector for each cell of the attention map, (B, side², D)."""

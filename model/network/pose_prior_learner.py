@@ -55,7 +55,7 @@ class KeypointRegressor(BuiltModule):
 
     Attributes:
         features: the frozen network of the setting ``features``, or None. Its weights are not in the state dict.
-        clusters: what it adds to the attention's logits with ``attention_start=clusters``, or None.
+        clusters: what is added to the attention's logits early in a run with ``attention_start=clusters``, or None.
     """
 
     encoder: ImageEncoder
@@ -256,6 +256,9 @@ class PosePriorLearner(nn.Module):
     def freeze(self) -> None:
         """Prepare for inference only: decode the memory's prior once, and fold the normalisations. Idempotent."""
         self.eval().requires_grad_(False)
+        clusters = self.regressor.clusters
+        if clusters is not None and not clusters.factor:
+            self.regressor.clusters = None  # they have faded out, and add nothing
         if self.memory is not None:
             self.constant_prior = self.memory.keypoint_prior()
         for part in self.modules():

@@ -29,5 +29,5 @@ def fit_clusters(model: PosePriorLearner, images: Images, group: Group = ALONE) 
         deepest = [features(to_tensor(batch, device))[-1].float() for batch in spread_batches(images, _FITTED_TO)]
     with full_precision(device):
         clusters.fit(torch.cat(deepest), model.config.side // 4, step_generator(0, "clusters", 0))
-    for value in (*clusters.parameters(), *clusters.buffers()):
+    for value in clusters.buffers():
         value.copy_(group.total(value if group.rank == 0 else torch.zeros_like(value)))

@@ -6,6 +6,8 @@ import math
 
 from model.config import PPLConfig
 
+_CLUSTERS_GONE = 0.2  # part of the run after which clusters have faded out
+
 
 def learning_rate(config: PPLConfig, step: int) -> float:
     """Return the learning rate of a step, counted from 0."""
@@ -20,3 +22,8 @@ def link_width(config: PPLConfig, step: int) -> float:
     done = min(1.0, step / span) if span > 0 else 1.0
     width: float = config.link_width_start ** (1 - done) * config.link_width**done
     return width
+
+
+def cluster_share(config: PPLConfig, step: int) -> float:
+    """Return the part of their strength at the start that the attention's clusters have at a step."""
+    return max(0.0, 1 - step / config.steps / _CLUSTERS_GONE)

@@ -34,12 +34,12 @@ from .losses import (
     memory_loss,
     reconstruction_loss,
 )
-from .schedules import learning_rate, link_width
+from .schedules import cluster_share, learning_rate, link_width
 from .zoom import crop_pictures, fit_locator
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-# points, colours and directions, not matrices that multiply: they do not decay
-_TABLES = ("own_prior", "link_colours", "regressor.clusters.directions")
+# points and colours, not matrices that multiply: they do not decay
+_TABLES = ("own_prior", "link_colours")
 
 
 class TrainingDivergedError(RuntimeError):
@@ -174,6 +174,8 @@ class Trainer:
         self.model.train()  # an export during the run leaves it in eval mode
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
+        if self.model.regressor.clusters is not None:
+            self.model.regressor.clusters.weaken(cluster_share(config, step))
         # reconstruct the picture from its reference and its pose
         image = self._load(self.batches.at(step))
         small = shrink(image, config.side)

@@ -12,7 +12,7 @@ from model.predictor import Predictor
 from model.training.trainer import Trainer
 
 TINY = {"base_width": 8, "num_keypoints": 4, "num_banks": 2, "bank_size": 4, "token_dim": 8, "memory_width": 8}
-TINY |= {"memory_depth": 1, "steps": 2, "batch_size": 4, "history_snapshots": 0, "precision": "fp32", "zoom": "off"}
+TINY |= {"memory_depth": 1, "steps": 10, "batch_size": 4, "history_snapshots": 0, "precision": "fp32", "zoom": "off"}
 CELLS, WIDTH = 16, 112  # of the grid of activations here; of the network's deepest level
 
 
@@ -51,29 +51,50 @@ def test_keypoints_start_at_parts_that_move_together():
     assert 4 not in distances.argmin(1)
 
 
-def test_every_seed_starts_at_the_same_parts_and_a_version_keeps_what_training_made_of_them(tmp_path):
+def test_every_seed_starts_at_the_same_parts_which_fade_out_and_leave_a_version_as_trained(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (FEWEST_PICTURES, 128, 128, 3), dtype=np.uint8)
     first, second = (Trainer(images, config(seed=seed), "cpu") for seed in (0, 1))
-    start = first.model.regressor.clusters.directions.detach().clone()
+    clusters = first.model.regressor.clusters
+    start = clusters.directions.clone()
     assert start.norm(dim=1).tolist() == pytest.approx([1] * 4, abs=1e-5)
     assert torch.equal(start, second.model.regressor.clusters.directions)
-    list(first.run())
-    assert not torch.equal(start, first.model.regressor.clusters.directions)
+    factors = [clusters.factor.item() for _ in first.run()]
+    assert factors == pytest.approx([10, 5, 0, 0, 0, 0, 0, 0, 0, 0], abs=1e-5)
+    assert torch.equal(start, clusters.directions)
     first.export(tmp_path)
     predictor = Predictor.load(tmp_path, "cpu")
+    assert predictor.model.regressor.clusters is None
     batch = torch.from_numpy(images[:2]).permute(0, 3, 1, 2) / 127.5 - 1
     expected = first.model.eval().locate(batch).keypoints.detach().numpy()
     assert np.abs(predictor.predict(images[:2]).keypoints - expected).max() < 1e-4
 
 
+def test_a_version_made_before_they_have_faded_out_uses_them_and_what_continues_from_it_does_not_start_again(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (FEWEST_PICTURES, 128, 128, 3), dtype=np.uint8)
+    trainer = Trainer(images, config(), "cpu")
+    steps = trainer.run()
+    for _ in range(2):
+        next(steps)
+    trainer.export(tmp_path / "early")
+    predictor = Predictor.load(tmp_path / "early", "cpu")
+    assert predictor.model.regressor.clusters.factor.item() == pytest.approx(5, abs=1e-5)
+    batch = torch.from_numpy(images[:2]).permute(0, 3, 1, 2) / 127.5 - 1
+    expected = trainer.model.eval().locate(batch).keypoints.detach().numpy()
+    assert np.abs(predictor.predict(images[:2]).keypoints - expected).max() < 1e-4
+    list(steps)
+    trainer.export(tmp_path / "whole")
+    for version, factors in (("early", [5, 5, 0, 0, 0, 0, 0, 0, 0, 0]), ("whole", [0] * 10)):
+        more = Trainer(images, config(), "cpu")
+        more.load_weights(tmp_path / version / "weights.safetensors")
+        assert [more.model.regressor.clusters.factor.item() for _ in more.run()] == pytest.approx(factors, abs=1e-5)
+
+
 def test_few_pictures_fit_nothing_and_still_train():
     images = np.random.default_rng(0).integers(0, 255, (FEWEST_PICTURES - 1, 128, 128, 3), dtype=np.uint8)
     trainer = Trainer(images, config(), "cpu")
-    clusters = trainer.model.regressor.clusters
-    assert not clusters.directions.any()
-    assert [np.isfinite(report.losses["total"]) for report in trainer.run()] == [True, True]
-    assert clusters.directions.norm(dim=1).max() < 0.1
+    assert all(np.isfinite(report.losses["total"]) for report in trainer.run())
+    assert trainer.model.regressor.clusters.factor == 0
 
 
 def test_without_features_there_are_no_clusters():

@@ -28,9 +28,9 @@ DIGESTS: list[tuple[dict[str, Any], str]] = [
     ({"keypoint_prior": "random", "keypoint_prior_trainable": True}, "e107c4f947e3"),
     ({"keypoint_prior": "predefined", "connectivity_prior": "predefined"}, "e107c4f947e3"),
     ({"connectivity_prior_trainable": False, "image_size": 128}, "ac5dcaf2f125"),
-    ({"features": "efficientnet_lite0", "zoom": "off"}, "ed0c9091cd5e"),
-    ({"features": "efficientnet_lite0"}, "fa8cbb403cc9"),
-    ({"features": "efficientnet_lite0", "attention_start": "clusters"}, "706368b3c959"),
+    ({"features": "efficientnet_lite0", "attention_start": "random", "zoom": "off"}, "ed0c9091cd5e"),
+    ({"features": "efficientnet_lite0", "attention_start": "random"}, "fa8cbb403cc9"),
+    ({"features": "efficientnet_lite0"}, "ba7f379b36e0"),
 ]
 
 
