@@ -2,15 +2,17 @@
 
 - 429 or 503 with ``Retry-After``: the server did nothing, so any request is sent again.
 - 502, 504 or a broken connection, as of a killed gateway: the server may have acted, so only requests that are safe to
-  repeat are sent again: reads, estimates that do not run in the background, requests with an Idempotency-Key, datasets
-  (known by their content), PUT, DELETE, and what cancels, pauses or resumes. If the server refuses a
-  change because an earlier attempt made it, :attr:`APIError.repeated` is true and the caller checks.
+  repeat are sent again: reads, estimates that do not run in the background, requests with an Idempotency-Key (jobs,
+  background estimates, imports, landmarks, versions of running jobs), datasets (known by their content), PUT, DELETE,
+  and what cancels, pauses or resumes. If the server refuses a change because an earlier attempt made it,
+  :attr:`APIError.repeated` is true and the caller checks.
 - Nothing listens at the address: not sent again, so that the user learns it at once.
 """
 
 from __future__ import annotations
 
 import random
+import uuid
 from collections.abc import Mapping
 
 from .errors import APIError, CannotConnect, Unreachable
@@ -22,6 +24,11 @@ _NOT_PROCESSED = frozenset({429, 503})
 _GATEWAY_FAILED = frozenset({502, 504})
 _REPEATABLE = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 _REPEATABLE_POSTS = ("/datasets", "/cancel", "/pause", "/resume")  # ends of paths
+
+
+def new_idempotency_key(key: str | None = None) -> dict[str, str]:
+    """Return the header that makes a request safe to repeat; its key is random unless one is given."""
+    return {"Idempotency-Key": key or str(uuid.uuid4())}
 
 
 def retry_delay_s(

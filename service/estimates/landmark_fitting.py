@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,8 +10,9 @@ import numpy as np
 from fastapi import Request
 
 from model.scoring.label_fitting import CHOICES
-from service.contract.errors import BadBoxes, BadLabels, NoImages, TooManyImages
-from service.contract.versions.landmarks import check_set_name
+from service.contract.errors import BadBoxes, BadLabels, NameTaken, NoImages, TooManyImages
+from service.contract.versions.landmarks import LandmarkSet, check_set_name
+from service.http.headers import fingerprint
 from service.http.multipart import FileField, check_fields
 from service.http.problems import BadField
 from service.runtime.settings import Settings
@@ -34,6 +36,7 @@ class LandmarkRequest:
         version: None for the active one.
         labels: CSV or JSON.
         labels_fit: exact, or scale for labels that state another size of their pictures.
+        content: 64 hex digits that identify all that was sent.
     """
 
     name: str
@@ -41,6 +44,7 @@ class LandmarkRequest:
     labels: bytes
     uploads: list[Upload]
     labels_fit: str = "exact"
+    content: str = ""
 
     @classmethod
     async def read(cls, request: Request, settings: Settings) -> LandmarkRequest:
@@ -81,26 +85,52 @@ class LandmarkRequest:
             for index, (part, box) in enumerate(zip(pictures, boxes, strict=True))
         ]
         name = check_set_name(sent["name"])
-        return cls(name, sent.get("version"), bytes(labels.data), uploads, labels_fit)
+        parts = [(part.filename, hashlib.sha256(part.data).hexdigest()) for part in (labels, *pictures)]
+        content = fingerprint({"fields": sent, "parts": parts}, ())
+        return cls(name, sent.get("version"), bytes(labels.data), uploads, labels_fit, content)
 
 
 async def fit_landmarks(
-    pipeline: Pipeline, versions: Versions, category: str, request: LandmarkRequest
-) -> FittedLandmarks:
+    pipeline: Pipeline, versions: Versions, category: str, request: LandmarkRequest, digest: str | None = None
+) -> tuple[FittedLandmarks, bool]:
     """Fit landmarks and store them with the version.
 
     The pictures are sent a batch at a time, so that those of other requests go in between.
+
+    Args:
+        digest: names the request, if it may be sent again.
+
+    Returns:
+        The landmarks, and whether the same request fitted them before.
 
     Raises:
         Conflict: the version has a set of that name.
         BadLabels, BadLandmarks: the labels can't be read or fitted.
         PPLError: a picture can't be used, or no worker answers.
     """
-    threads = pipeline.threads
+    threads, additions = pipeline.threads, versions.additions
     version = await threads.io(versions.version, category, request.version)
-    await threads.io(versions.additions.check_free, category, version.name, request.name)
     names = [upload.filename for upload in request.uploads]
     labels, labelled, absent = await threads.decode(read_labelled, request.labels, names)
+
+    def describe(fitted: LandmarkSet) -> FittedLandmarks:
+        return FittedLandmarks(
+            category=category,
+            version=version.name,
+            **fitted.model_dump(),
+            unlabelled_images=len(names) - len(labelled),
+            labels_without_image=absent,
+        )
+
+    async def find_replayed() -> FittedLandmarks | None:
+        place = category, version.name, request.name
+        if digest is None or await threads.io(additions.landmarks_request, *place) != digest:
+            return None
+        return describe(await threads.io(additions.landmarks, *place))
+
+    if replayed := await find_replayed():
+        return replayed, True
+    await threads.io(additions.check_free, category, version.name, request.name)
     estimator = Estimator(pipeline, Query(category, version.name).fit_to(version), version)
     pictures, keypoints = [], []
     batch_limit = pipeline.settings.batch_limit
@@ -110,11 +140,10 @@ async def fit_landmarks(
         keypoints += [pose.keypoints for pose in found.poses]
     stacked = np.stack(keypoints).astype(np.float64)
     fitted = await threads.decode(fit_set, request.name, labels, pictures, stacked, request.labels_fit)
-    await threads.io(versions.additions.put_landmarks, category, version.name, fitted)
-    return FittedLandmarks(
-        category=category,
-        version=version.name,
-        **fitted.model_dump(),
-        unlabelled_images=len(names) - len(labelled),
-        labels_without_image=absent,
-    )
+    try:
+        await threads.io(additions.put_landmarks, category, version.name, fitted, digest)
+    except NameTaken:
+        if replayed := await find_replayed():  # its first attempt went on meanwhile
+            return replayed, True
+        raise
+    return describe(fitted), False

@@ -127,6 +127,26 @@ def idempotency_key(request: Request) -> str | None:
     return key
 
 
+IdempotencyKey = Annotated[
+    str | None,
+    Header(alias=KEY_HEADER, description="names the request, so that it can be sent again: 1 to 255 ASCII characters"),
+]
+"""Parameter of a route, for the API's document; :func:`idempotency_key` checks and returns it."""
+
+
+def request_digest(request: Request, owner: str | None, content: str) -> str | None:
+    """Return 64 hex digits that what a request creates is stored with, so that it is known when it is sent again.
+
+    None without an Idempotency-Key. Raises BadField, as :func:`idempotency_key`.
+
+    Args:
+        owner: id of the sender's API key, if any.
+        content: the request's :func:`fingerprint`.
+    """
+    key = idempotency_key(request)
+    return key and hashlib.sha256(json.dumps([owner, key, content]).encode()).hexdigest()
+
+
 def fingerprint(fields: dict[str, Any], files: Sequence[Path]) -> str:
     """Return 64 hex digits that identify a request by its JSON values and the bytes of its uploaded files.
 

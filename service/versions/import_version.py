@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from service.contract.durable_files import is_disk_full, sha256_of, write_json
+from service.contract.durable_files import is_disk_full, read_json, sha256_of, write_json
 from service.contract.errors import (
     ArchiveTooLarge,
     BadArchive,
     BadVersionFile,
     EncryptedArchive,
     UnsafeArchive,
+    VersionExists,
 )
 from service.contract.jobs.progress import timestamp
 from service.contract.media.archives import ArchiveLimits, Member, detect_kind, iter_members
@@ -42,7 +43,9 @@ _EXPECTED = "expected a zip from GET /priors/{category}/versions/{version}/expor
 _MAX_MANIFEST_BYTES = 2**20
 
 
-def import_version(store: VersionStore, archive: Path, folder: Path, category: str, max_bytes: int) -> str:
+def import_version(
+    store: VersionStore, archive: Path, folder: Path, category: str, max_bytes: int, request: str | None = None
+) -> tuple[str, bool]:
     """Publish the version in a zip.
 
     Args:
@@ -50,9 +53,10 @@ def import_version(store: VersionStore, archive: Path, folder: Path, category: s
         folder: to unpack into; it must not exist yet, and lie on the data root's disk. The caller removes it.
         category: to publish in; it may differ from the category of its origin.
         max_bytes: limit for all unpacked files together.
+        request: names the request, if it may be sent again.
 
     Returns:
-        The version's name, the same as at its origin.
+        The version's name, the same as at its origin, and whether the same request imported it before.
 
     Raises:
         BadVersionFile: the zip is not an exported version, is damaged, or comes from a later release.
@@ -79,12 +83,18 @@ def import_version(store: VersionStore, archive: Path, folder: Path, category: s
         "category": category,
         **info.model_dump(exclude_none=True),
         "settings": config.to_dict(),
-        "imported": {"from": manifest.category, "at": timestamp()},
+        "imported": {"from": manifest.category, "at": timestamp(), **({"request": request} if request else {})},
         "files": {name: manifest.files[name].sha256 for name in _PARTS[1:] if name in manifest.files},
     }
     write_json(folder / "version.json", published)
-    store.publish(folder, category, info.version)
-    return info.version
+    try:
+        store.publish(folder, category, info.version)
+    except VersionExists:
+        there = read_json(store.file(category, info.version, "version.json"))
+        if request is None or there.get("imported", {}).get("request") != request:
+            raise
+        return info.version, True
+    return info.version, False
 
 
 def _read_manifest(archive: Path, limits: ArchiveLimits) -> Manifest:

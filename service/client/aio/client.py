@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from pathlib import Path
@@ -13,7 +12,7 @@ import httpx
 
 from service.client.connection import OnProgress, api_path, given, is_outage
 from service.client.errors import APIError, InputError, Unreachable
-from service.client.retries import RETRIES
+from service.client.retries import RETRIES, new_idempotency_key
 from service.client.types import (
     Checkpoint,
     EventKind,
@@ -121,7 +120,7 @@ class AsyncClient(EstimateCalls):
             if pictures is not None:
                 files["archive"] = await to_thread(stack.enter_context, open_archive([Path(pictures)]))
             # the key makes a retry safe when the response was lost
-            headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+            headers = new_idempotency_key(idempotency_key)
             return await self.request(Job, "POST", "/train-jobs", data=fields, files=files, headers=headers)
 
     async def job(self, job_id: str) -> Job:
@@ -174,7 +173,8 @@ class AsyncClient(EstimateCalls):
         after ``timeout_s``.
         """
         path = api_path("train-jobs", job_id)
-        before = len((await self.request(Job, "POST", f"{path}/publish")).checkpoint_versions)
+        before = len((await self.request(Job, "GET", path)).checkpoint_versions)
+        await self.request(Job, "POST", f"{path}/publish", headers=new_idempotency_key())
         started = time.monotonic()
         while True:
             job = await self.request(Job, "GET", path)

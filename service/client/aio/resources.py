@@ -11,6 +11,7 @@ from typing import Any
 from service.client.batches import boxes_field
 from service.client.connection import OnProgress, api_path, given
 from service.client.errors import APIError, InputError
+from service.client.retries import new_idempotency_key
 from service.client.types import (
     AliasEntry,
     CreatedDataset,
@@ -192,7 +193,8 @@ class VersionCalls(CallGroup):
         with ExitStack() as stack:
             files = {"file": file_part(file, stack)}
             path = api_path("priors", category, "versions", "import")
-            return await self._transport.request(VersionEntry, "POST", path, data=fields, files=files)
+            content = {"data": fields, "files": files, "headers": new_idempotency_key()}
+            return await self._transport.request(VersionEntry, "POST", path, **content)
 
 
 class LandmarkCalls(CallGroup):
@@ -227,7 +229,8 @@ class LandmarkCalls(CallGroup):
             files: list[tuple[str, Any]] = [("labels", file_part(labels, stack))]
             files += [("images", (shown, file_part(path, stack)[1])) for shown, path in named]
             path = api_path("priors", category, "landmarks")
-            return await self._transport.request(FittedLandmarks, "POST", path, data=fields, files=files)
+            content = {"data": fields, "files": files, "headers": new_idempotency_key()}
+            return await self._transport.request(FittedLandmarks, "POST", path, **content)
 
     def list(self, category: str, version: str | None = None) -> AsyncIterator[LandmarksEntry]:
         """Iterate over the landmark sets of a version by name."""

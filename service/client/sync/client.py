@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -14,7 +13,7 @@ import httpx
 
 from service.client.connection import OnProgress, api_path, given, is_outage
 from service.client.errors import APIError, InputError, Unreachable
-from service.client.retries import RETRIES
+from service.client.retries import RETRIES, new_idempotency_key
 from service.client.types import (
     Checkpoint,
     EventKind,
@@ -122,7 +121,7 @@ class Client(EstimateCalls):
             if pictures is not None:
                 files["archive"] = to_thread(stack.enter_context, open_archive([Path(pictures)]))
             # the key makes a retry safe when the response was lost
-            headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+            headers = new_idempotency_key(idempotency_key)
             return self.request(Job, "POST", "/train-jobs", data=fields, files=files, headers=headers)
 
     def job(self, job_id: str) -> Job:
@@ -175,7 +174,8 @@ class Client(EstimateCalls):
         after ``timeout_s``.
         """
         path = api_path("train-jobs", job_id)
-        before = len((self.request(Job, "POST", f"{path}/publish")).checkpoint_versions)
+        before = len((self.request(Job, "GET", path)).checkpoint_versions)
+        self.request(Job, "POST", f"{path}/publish", headers=new_idempotency_key())
         started = time.monotonic()
         while True:
             job = self.request(Job, "GET", path)

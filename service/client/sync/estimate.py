@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import count
@@ -17,7 +16,7 @@ from service.client import batches
 from service.client.batches import Box, Boxes, BoxFile, boxes_field, form_fields
 from service.client.connection import OnProgress, api_path, given
 from service.client.errors import APIError, InputError, Unreachable
-from service.client.retries import retry_delay_s
+from service.client.retries import new_idempotency_key
 from service.client.types import (
     BackgroundEstimate,
     Estimate,
@@ -28,7 +27,6 @@ from service.client.types import (
 )
 from service.client.uploads import AnyPath, Picture, file_part
 
-from .concurrency import sleep
 from .transport import Transport
 
 
@@ -178,7 +176,7 @@ class EstimateCalls(Transport):
         fields = form_fields(category, version, refine_steps, include, landmarks, align)
         fields |= {"format": format} | given(locate=locate)
         fields |= given(smooth=smooth, max_gap=None if max_gap is None else str(max_gap))
-        headers = {"Prefer": "respond-async", "Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        headers = {"Prefer": "respond-async", **new_idempotency_key(idempotency_key)}
         with ExitStack() as stack:
             if video is not None:
                 files: Any = {"video": file_part(video, stack)}
@@ -272,7 +270,4 @@ class EstimateCalls(Transport):
                                 yield line
                 raise APIError({"code": "unexpected_answer", "detail": "the lines broke off before their end"}, 200)
             except Unreachable as failure:  # sent again: the poses are the same
-                delay_s = retry_delay_s(attempt, "POST", "/estimate", None, failure)
-                if delay_s is None or attempt >= self.retries:
-                    raise
-            sleep(delay_s)
+                self._wait_or_raise(failure, attempt, "POST", "/estimate")

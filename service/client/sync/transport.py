@@ -53,11 +53,22 @@ class Transport(Connection):
                 if isinstance(failure, APIError):
                     failure.repeated = may_have_acted
                 may_have_acted = may_have_acted or isinstance(failure, Unreachable)
-                delay_s = retry_delay_s(attempt, method, path, content.get("headers"), failure)
-                if delay_s is None or attempt >= self.retries:
-                    raise
-            sleep(delay_s)
+                self._wait_or_raise(failure, attempt, method, path, content.get("headers"))
         raise AssertionError  # count() never ends
+
+    def _wait_or_raise(
+        self,
+        failure: Unreachable | APIError,
+        attempt: int,
+        method: str,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Wait until a request that failed may be sent again; raise its failure if it may not, or was often enough."""
+        delay_s = retry_delay_s(attempt, method, path, headers, failure)
+        if delay_s is None or attempt >= self.retries:
+            raise failure
+        sleep(delay_s)
 
     def request(self, model: type[Model], method: str, path: str, **content: Any) -> Model:
         """Send a request and parse its response as a model. Raises Unreachable, APIError."""
@@ -120,10 +131,7 @@ class Transport(Connection):
                                 yield new
                 return
             except Unreachable as failure:
-                delay_s = retry_delay_s(attempt, "GET", path, None, failure)
-                if delay_s is None or attempt >= self.retries:
-                    raise
-            sleep(delay_s)
+                self._wait_or_raise(failure, attempt, "GET", path)
 
     def poll(
         self, model: type[Model], path: str, on_progress: OnProgress[Model], poll_s: float, timeout_s: float | None

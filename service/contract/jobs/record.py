@@ -89,6 +89,7 @@ class JobRecord(BaseModel):
         previewed: the step of the last preview.
         pause_wanted: a pause was requested; reset when it is paused or resumed.
         publish_wanted: a version of what it has learned so far was requested; reset when it is made.
+        publish_key: the Idempotency-Key of the last such request.
         ahead: its worker stopped or crashed, so it goes to the head of the queue.
         traceparent: the span of the request that created it.
         pending_events: to write beside those that a change itself implies; not stored.
@@ -102,6 +103,7 @@ class JobRecord(BaseModel):
     previewed: int = -1
     pause_wanted: bool = False
     publish_wanted: bool = False
+    publish_key: str | None = None
     ahead: bool = False
     traceparent: str | None = None
     pending_events: Events = Field(default_factory=list, exclude=True)
@@ -205,15 +207,17 @@ class JobRecord(BaseModel):
             self.move(JobStatus.PAUSED)  # raises JobNotActive
         self.pause_wanted = self.job.status is not JobStatus.PAUSED
 
-    def request_publish(self) -> None:
-        """Request a version of what a running job has learned so far. Raises JobNotActive, Conflict."""
+    def request_publish(self, key: str | None = None) -> None:
+        """Request a version of what a running job has learned so far, once for a key. Raises JobNotActive, Conflict."""
         job = self.job
+        if key and key == self.publish_key:
+            return
         if job.status.ended:
             self.move(JobStatus.RUNNING)  # raises JobNotActive
         if job.status is not JobStatus.RUNNING:
             what = "resume it first" if job.status is JobStatus.PAUSED else "wait until it is running"
             raise Conflict(f"job {job.id} is {job.status}; a version is made of a job that trains: {what}")
-        self.publish_wanted = True
+        self.publish_wanted, self.publish_key = True, key
 
     def publish_checkpoint(self, step: int, version: str) -> None:
         """Record a version that was made of the state after a step."""

@@ -282,12 +282,14 @@ class JobStore:
         status = record.job.status
         return status is JobStatus.PAUSED or (record.pause_wanted and status is JobStatus.RUNNING)
 
-    def request_publish(self, job_id: str) -> Job:
+    def request_publish(self, job_id: str, key: str | None = None) -> Job:
         """Request a version of what a running job has learned so far; its worker makes it within a few steps.
+
+        Idempotent for an Idempotency-Key.
 
         Raises UnknownJob, JobNotActive, and Conflict for a job that is not running.
         """
-        return self.update(job_id, JobRecord.request_publish).job
+        return self.update(job_id, lambda record: record.request_publish(key)).job
 
     def is_publish_requested(self, job_id: str) -> bool:
         """Return whether a version of what the job has learned so far is requested. Raises UnknownJob."""

@@ -98,8 +98,18 @@ class Additions:
         except BadLandmarks as error:
             raise StoreCorrupt(f"landmarks '{name}' of version '{version}' of '{category}' can't be read") from error
 
-    def put_landmarks(self, category: str, version: str, found: LandmarkSet) -> None:
+    def landmarks_request(self, category: str, version: str, name: str) -> str | None:
+        """Return what named the request that a set of landmarks was added for, if anything; None if there is no set."""
+        try:
+            return read_json(self.landmarks_path(category, version, name)).get("request")
+        except FileNotFoundError:
+            return None
+
+    def put_landmarks(self, category: str, version: str, found: LandmarkSet, request: str | None = None) -> None:
         """Add a set of landmarks.
+
+        Args:
+            request: names the request, if it may be sent again.
 
         Raises:
             UnknownCategory, UnknownVersion.
@@ -110,7 +120,8 @@ class Additions:
         def put(state: CategoryFolder) -> None:
             self._store.identity(category, version)
             self.check_free(category, version, found.name)
-            state.put_addition(version, f"landmarks/{found.name}.json", found.model_dump(mode="json"))
+            document = found.model_dump(mode="json") | ({"request": request} if request else {})
+            state.put_addition(version, f"landmarks/{found.name}.json", document)
 
         self._store.change(category, put)
 

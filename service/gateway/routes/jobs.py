@@ -19,7 +19,7 @@ from service.contract.jobs.job import CheckpointList, JobPage
 from service.contract.jobs.progress import MAX_EVENTS, EventPage
 from service.contract.jobs.store import Job, JobStatus
 from service.gateway.gateway import CurrentGateway, Gateway, Limit, new_router
-from service.http.headers import KEY_HEADER, REPLAYED_HEADER, accepted_media_type, media_type
+from service.http.headers import REPLAYED_HEADER, IdempotencyKey, accepted_media_type, idempotency_key, media_type
 from service.http.openapi import TEXT
 from service.http.problems import UnsupportedMedia, responses
 from service.training.event_stream import MAX_ID, MEDIA_TYPE, parse_last_event_id, stream_events
@@ -53,12 +53,7 @@ class WebhookSecret(BaseModel):
 async def create_job(
     request: Request,
     gateway: CurrentGateway,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            alias=KEY_HEADER, description="names the request, so that it can be sent again: 1 to 255 ASCII characters"
-        ),
-    ] = None,
+    key: IdempotencyKey = None,
 ) -> Response:
     """Create a job that learns a category's prior from pictures. The response does not wait for it.
 
@@ -162,15 +157,17 @@ async def resume_job(gateway: CurrentGateway, job_id: str) -> Job:
 
 
 @router.post("/train-jobs/{job_id}/publish", summary="Make a version of a running job", responses=responses(409))
-async def publish_checkpoint(gateway: CurrentGateway, job_id: str) -> Job:
+async def publish_checkpoint(request: Request, gateway: CurrentGateway, job_id: str, key: IdempotencyKey = None) -> Job:
     """Make a version of what a running job has learned so far, to estimate from while the training goes on.
 
     Its worker makes it at its next step, together with a checkpoint: a moment later it is the last of the job's
     `checkpoint_versions`, and the job's events say so. It is a version as any other, with its own `quality`, and stays
     until it is deleted; it does not become active by itself. The job trains on, and publishes its own version at its
     end. A job that is not running is refused with 409.
+
+    Sent again with the same `Idempotency-Key`, the request makes no second version.
     """
-    return await gateway.threads.io(gateway.jobs.request_publish, job_id)
+    return await gateway.threads.io(gateway.jobs.request_publish, job_id, idempotency_key(request))
 
 
 @router.delete("/train-jobs/{job_id}", status_code=204, summary="Forget a training job", responses=responses(409))

@@ -13,6 +13,7 @@ from service.contract.errors import UnknownLandmarks
 from service.contract.versions.landmarks import LandmarkSet
 from service.estimates.landmark_fitting import LandmarkRequest, fit_landmarks
 from service.gateway.gateway import CurrentGateway, Gateway, new_router
+from service.http.headers import REPLAYED_HEADER, IdempotencyKey, idempotency_key, request_digest
 from service.http.problems import responses
 from service.http.requests import body_bytes
 from service.runtime.settings import Settings
@@ -34,7 +35,7 @@ def make_router(settings: Settings) -> APIRouter:
         openapi_extra=landmarks_body(settings.landmarks_max_images),
     )
     async def post_landmarks(
-        request: Request, gateway: CurrentGateway, response: Response, category: str
+        request: Request, gateway: CurrentGateway, response: Response, category: str, key: IdempotencyKey = None
     ) -> FittedLandmarks:
         """Fit your own anatomical points from a few labelled pictures (10 to 50).
 
@@ -42,10 +43,17 @@ def make_router(settings: Settings) -> APIRouter:
         ridge regression, whose strength is chosen by cross-validation. `cross_validation` has the errors on pictures
         left out of the fit, and those of the landmarks' mean position as a baseline. From then on `POST /estimate`
         with `landmarks=NAME` adds these points. They belong to one version: other versions have other keypoints.
+
+        Sent again with the same `Idempotency-Key`, the request returns the set that it fitted before, with
+        `Idempotent-Replayed: true`; otherwise a name that is taken is refused with 409.
         """
+        idempotency_key(request)  # refuses a bad one before the upload
         with gateway.budget.hold(body_bytes(request.scope), key_id_of(request.scope)):
             asked = await LandmarkRequest.read(request, gateway.settings)
-            fitted = await fit_landmarks(gateway.pipeline, gateway.versions, category, asked)
+            digest = request_digest(request, key_id_of(request.scope), asked.content)
+            fitted, replayed = await fit_landmarks(gateway.pipeline, gateway.versions, category, asked, digest)
+        if replayed:
+            response.headers[REPLAYED_HEADER] = "true"
         response.headers["Location"] = f"/priors/{category}/landmarks/{fitted.name}?version={fitted.version}"
         return fitted
 

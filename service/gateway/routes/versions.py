@@ -9,11 +9,21 @@ from typing import Annotated, Any
 from fastapi import Body, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from service.access.guard import key_id_of
 from service.contract.errors import BadVersionFile
 from service.contract.versions.changes import delete_version, move_alias, remove_alias
 from service.contract.versions.store import ACTIVE, check_category
 from service.gateway.gateway import CurrentGateway, Gateway, new_router
-from service.http.headers import IfMatch, etag, precondition
+from service.http.headers import (
+    REPLAYED_HEADER,
+    IdempotencyKey,
+    IfMatch,
+    etag,
+    fingerprint,
+    idempotency_key,
+    precondition,
+    request_digest,
+)
 from service.http.multipart import UploadFile, UploadFolder, check_fields, read_form
 from service.http.openapi import etag_header
 from service.http.problems import BadField, responses
@@ -143,19 +153,27 @@ async def get_export(gateway: CurrentGateway, category: str, version: str) -> Re
     responses=responses(409, 507),
     openapi_extra=import_body(),
 )
-async def post_import(request: Request, gateway: CurrentGateway, category: str) -> Response:
+async def post_import(request: Request, gateway: CurrentGateway, category: str, key: IdempotencyKey = None) -> Response:
     """Create a version from an exported file, under its own name, in this category or in another.
 
     Before it publishes the version, the server checks the format, every checksum, the settings, that the weights fit
     these settings, that their values are such as a training reaches, and that prior and memory follow from them. The
     version becomes active if `activate` is true, or if the category has no active version and `activate` is not given.
+
+    Sent again with the same `Idempotency-Key`, the request returns the version that it imported before, with
+    `Idempotent-Replayed: true`; otherwise a version that is there is refused with 409.
     """
     check_category(category)
+    idempotency_key(request)  # refuses a bad one before the upload
     async with UploadFolder.create_in(gateway.versions.store.root, gateway.threads.upload) as upload:
         archive = upload.file("archive", gateway.settings.version_max_bytes)
         activate = await _receive(request, archive)
-        entry = await gateway.threads.upload(_publish, gateway, archive.path, category, activate)
+        content = await gateway.threads.upload(fingerprint, {"activate": activate}, [archive.path])
+        digest = request_digest(request, key_id_of(request.scope), content)
+        entry, replayed = await gateway.threads.upload(_publish, gateway, archive.path, category, activate, digest)
     headers = {"Location": f"/priors/{category}?version={entry['version']}"}
+    if replayed:
+        headers[REPLAYED_HEADER] = "true"
     return JSONResponse(entry, status_code=201, headers=headers)
 
 
@@ -170,9 +188,11 @@ async def _receive(request: Request, archive: UploadFile) -> bool | None:
     return _TRUTHS[text]
 
 
-def _publish(gateway: Gateway, archive: Path, category: str, activate: bool | None) -> dict[str, Any]:
-    store = gateway.versions.store
-    name = import_version(store, archive, archive.with_name("version"), category, gateway.settings.version_max_bytes)
+def _publish(
+    gateway: Gateway, archive: Path, category: str, activate: bool | None, digest: str | None
+) -> tuple[dict[str, Any], bool]:
+    store, max_bytes = gateway.versions.store, gateway.settings.version_max_bytes
+    name, replayed = import_version(store, archive, archive.with_name("version"), category, max_bytes, digest)
     if activate or (activate is None and ACTIVE not in store.aliases(category)):
         store.activate(category, name)
-    return gateway.versions.version_entry(category, name, store.aliases(category))
+    return gateway.versions.version_entry(category, name, store.aliases(category)), replayed

@@ -6,12 +6,12 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -22,9 +22,11 @@ from .load import Answer, count
 from .proxy import Proxy, proxy_to
 
 PARTS = ("worker-inference", "worker-training", "gateway-1", "valkey")
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
+CLOCK = Path(__file__).resolve().parent / "clock"
+# words of the command lines of parts
+CLOCKS = {"worker inference": "worker-inference", "worker training": "worker-training", "gateway": "the gateways"}
 BLKIO = Path("/sys/fs/cgroup/blkio")
-_SLEEP = "import threading, time; time.sleep(0.01); threading.Event().wait(0.01)"
+_CLOCK_STAYS_S = 5.0
 _REST_S = 1.0
 _WRITES_PER_S = 15  # of the slow disk; fsync of a small file takes several
 
@@ -107,18 +109,6 @@ def cut_redis(arena: Arena, proxy: Proxy, hold_s: float) -> float:
     time.sleep(hold_s)
     proxy.mend()
     return arena.recovery_s(time.monotonic())
-
-
-def jump_clock(arena: Arena, file: Path, offset_s: int) -> float:
-    """Set the clock of all parts forward or back, once and for good."""
-    set_clock(file, offset_s)
-    return arena.recovery_s(time.monotonic())
-
-
-def set_clock(file: Path, offset_s: int) -> None:
-    draft = file.with_name("draft")
-    draft.write_text(f"{offset_s:+d}s\n")
-    draft.replace(file)
 
 
 @contextmanager
@@ -266,38 +256,37 @@ def measure_slow_disk(trials: int) -> list[Result]:
 
 
 def measure_clock(trials: int) -> list[Result]:
-    """Set the clock of all parts an hour forward and back."""
-    if not FAKETIME.exists():
-        raise NotPossibleError("Debian's libfaketime is not installed")
+    """Set the clocks of single parts and of all forward and back, by an hour; Valkey's and ppl's stay right."""
+    results = []
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "clock")
-        set_clock(file, 0)
-        settings = {
-            "LD_PRELOAD": str(FAKETIME),
-            "FAKETIME_TIMESTAMP_FILE": str(file),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
-        try:  # libfaketime 0.9.10 makes clock_nanosleep, which Python sleeps by, fail without faking CLOCK_MONOTONIC
-            _system("env", *(f"{name}={value}" for name, value in settings.items()), sys.executable, "-c", _SLEEP)
-        except NotPossibleError as error:
-            raise NotPossibleError("time.sleep of this Python fails with this libfaketime") from error
+        clocks = Path(folder, "clocks")
+        clocks.mkdir()
+        for part in CLOCKS:
+            set_clock(clocks / part, 0)
+        settings = {"PYTHONPATH": f"{CLOCK}{os.pathsep}{os.getcwd()}", "PPL_TEST_CLOCKS": str(clocks)}
         with _arena(Path(folder), **settings) as arena:
-            results = [
-                run_trials(
-                    arena, f"clock jumps {offset:+d} s", 1, lambda offset=offset: jump_clock(arena, file, offset)
-                )
-                for offset in (3600, 0) * trials
-            ]
+            for name, parts in {**{part: (part,) for part in CLOCKS}, "all parts": CLOCKS}.items():
+                offsets = iter((3600, 0, -3600, 0) * trials)
+                label = f"clock of {CLOCKS.get(name, name)} an hour forward, back, behind and forward"
+                trial = partial(jump_clock, arena, clocks, tuple(parts), offsets)
+                results.append(run_trials(arena, label, 4 * trials, trial))
             arena.close()
-            forward, back = (
-                Result(name, recoveries_s=[]) for name in ("the clock jumps an hour forward", "an hour back")
-            )
-            for place, result in enumerate(results):
-                total = (forward, back)[place % 2]
-                total.trials += 1
-                total.recoveries_s += result.recoveries_s
-                total.answers += result.answers
-                total.accepted += result.accepted
-            back.wrong += arena.faults
-    return [forward, back]
+            results[-1].wrong += arena.faults
+    return results
+
+
+def jump_clock(arena: Arena, clocks: Path, parts: Sequence[str], offsets: Iterator[int]) -> float:
+    """Set the clock of some parts once; it stays there for some seconds."""
+    offset_s = next(offsets)
+    for part in parts:
+        set_clock(clocks / part, offset_s)
+    recovery_s = arena.recovery_s(time.monotonic())
+    time.sleep(_CLOCK_STAYS_S)
+    return recovery_s
+
+
+def set_clock(file: Path, offset_s: int) -> None:
+    """Let a part see a clock that is ahead by some seconds."""
+    draft = file.with_name(f".{file.name}")
+    draft.write_text(str(offset_s))
+    draft.replace(file)

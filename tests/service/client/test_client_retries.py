@@ -110,7 +110,7 @@ def test_training_is_retried_with_the_same_idempotency_key(slept, tmp_path):
 def test_requests_that_are_not_repeatable_are_sent_once(slept, failure):
     server = Server(failure)
     with pytest.raises((Unreachable, APIError)):
-        client(server).publish("0123456789")
+        client(server).send("POST", "/train-jobs/0123456789/publish")  # without an Idempotency-Key
     assert len(server.requests) == 1
 
 
