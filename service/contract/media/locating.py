@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from service.contract.errors import TooFewPictures
 
 from .boxes import BoxFile, FoundBox, parse_box_file
-from .motion import LONGER_SIDE, MotionLocator, Track
+from .motion import LONGER_SIDE, NOTHING_LEAVES, NOTHING_MOVES, MotionLocator, Track
 from .pictures import Picture
 
 _TRIED = 32  # pictures of a folder after which it is judged whether they come from one fixed camera
@@ -128,7 +128,9 @@ class MotionFinder:
         locator = self._clips[clip]
         if locator is not None:
             locator.add(picture.image, picture.size)
-            if len(locator) == _TRIED and not self._is_required and not locator.locate().sure:
+            # of a video all frames are read in any case
+            is_tried = len(locator) == _TRIED and clip == clip_of_picture(name)
+            if is_tried and not self._is_required and not _is_promising(locator.locate()):
                 self._clips[clip] = None
 
     def wants(self, picture: str) -> bool:
@@ -183,6 +185,11 @@ class MotionFinder:
         if self._is_aligned:
             summary["headings"] = sum(each.angle is not None for each in found.values())
         return Locations(motion.boxes, "nothing of the usual size moves in it", summary)
+
+
+def _is_promising(track: Track) -> bool:
+    """Return whether more pictures of a folder may show one thing before a fixed camera: it may sleep at first."""
+    return track.sure or track.reason in (NOTHING_MOVES, NOTHING_LEAVES)
 
 
 def boxes_of_track(track: Track, animal: int | None = None) -> list[FoundBox | None]:

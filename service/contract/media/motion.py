@@ -49,6 +49,7 @@ _SIGMA = 1.5  # frames of the smoothing over time
 
 # reasons why motion is not sure
 NOTHING_MOVES = "nothing moves"
+NOTHING_LEAVES = "nothing leaves its place"
 NOTHING_OF_ONE_SIZE = "nothing of one size moves"
 FILLS_FRAME = "what moves fills most of the frame, or the camera moves"
 
@@ -130,7 +131,7 @@ class MotionLocator:
         if side > WIDEST * max(self._size):
             reason = FILLS_FRAME
         elif np.ptp(blobs[found, 2:4], axis=0).max() * scale < LEAST_WAY * side:
-            reason = "nothing leaves its place"
+            reason = NOTHING_LEAVES
         elif found.mean() < _FOUND or found.sum() < FEWEST_FRAMES:
             reason = f"one thing of one size is found in {found.sum()} of {count} frames only"
         elif np.median(confidence[blobs[:, 0] > 0]) < _SURE:

@@ -17,7 +17,7 @@ from service.contract.jobs.store import Job, JobStatus
 from service.contract.media.boxes import parse_box_file
 from service.contract.media.fitting import fit_square
 from service.contract.media.pictures import open_picture
-from tests.support.arena import BODY, arena_frame, walk, walk_angles, walker_frame
+from tests.support.arena import BODY, arena_frame, encode_film, walk, walk_angles, walker_frame
 from worker.caretaker import Caretaker
 from worker.uploads.preparer import match_job_labels
 
@@ -104,6 +104,20 @@ def test_the_version_keeps_the_boxes_and_whole_pictures_have_none(desk, arena, m
     assert not desk.files.found_boxes(whole.id).exists()
     desk.runner.run(whole.id)
     assert given == [True, False]  # what is cropped around boxes is neither cropped nor rotated again
+
+
+@pytest.mark.parametrize("kind", ["folder", "video"])
+def test_a_thing_that_sleeps_at_first_is_found(desk, kind) -> None:
+    places = [tuple(PLACES[0])] * 40 + [tuple(place) for place in walk(40)]
+    frames = [arena_frame(place, number) for number, place in enumerate(places)]
+    if kind == "folder":
+        files = {f"cam/{number:02}.png": png(frame) for number, frame in enumerate(frames)}
+    else:
+        files = {"cam.mkv": encode_film(frames, 1)}
+    job, info, squares = prepared(desk, desk.upload(files, desk.tiny(frames_per_clip=80)))
+    assert (job.metrics["located"]["by"], job.metrics["located"]["found"], len(squares)) == ("motion", 80, 80)
+    for place, (x0, y0, side) in zip(places, info["frames"], strict=True):
+        assert np.hypot(x0 + side / 2 - place[0], y0 + side / 2 - place[1]) < 0.15 * BODY
 
 
 def test_whole_pictures_are_taken_on_request_and_where_nothing_moves(desk, arena) -> None:
