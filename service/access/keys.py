@@ -25,7 +25,7 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, Field
 
-from service.contract.durable_files import atomic_write
+from service.contract.durable_files import atomic_write, hold_lock
 from service.contract.errors import StoreCorrupt, StoreUnavailable, UnknownKey
 from service.contract.objects import Replaced
 from service.contract.settings import CommonSettings
@@ -160,32 +160,43 @@ class KeyStore:
         """Create a key where there has never been one. Gateways that start concurrently create one together.
 
         Returns:
-            The file with the key in plain text, readable by its owner only; None where keys were created before.
+            The file with the key in plain text, readable by its owner only; None where keys were created before, also
+            by another machine with the same object store, which then has the file.
 
         Raises:
             StoreCorrupt: the file of an earlier start contains no key.
             OSError: a file cannot be written.
         """
-        self.follow()
-        # a damaged file counts too: it must not prevent a start with the other keys
-        if any(_ID.fullmatch(path.stem) for path in self._folder.glob("*.json")):
-            return None
-        text = read_or_create(self.first_key_file, _generate)
-        if not _KEY.fullmatch(text):
-            raise StoreCorrupt(f"{self.first_key_file} contains no key; remove it, and the next start creates one")
-        self._add(text, "first", [Scope.TRAIN])
-        return self.first_key_file
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with hold_lock(self._folder / ".first.lock"):
+            self.follow()
+            # a damaged file counts too: it must not prevent a start with the other keys
+            if any(_ID.fullmatch(path.stem) for path in self._folder.glob("*.json")):
+                return None
+            text = read_or_create(self.first_key_file, _generate)
+            if not _KEY.fullmatch(text):
+                raise StoreCorrupt(f"{self.first_key_file} contains no key; remove it, and the next start creates one")
+            key = _new_key(text, "first", [Scope.TRAIN])
+            self._write(key)
+            return self.first_key_file if self._send_first(key) else None
+
+    def _send_first(self, key: ApiKey) -> bool:
+        """Send a first key; return False and forget it if another machine sent keys before."""
+        if self._shared:
+            try:
+                self._shared.send("keys", self._folder)
+            except Replaced:
+                path = self._folder / f"{key.id}.json"
+                path.unlink()
+                self._cached.pop(key.id, None)
+                self.follow()
+                if not path.exists():  # else an answer was lost, and it was sent
+                    self.first_key_file.unlink(missing_ok=True)
+                    return False
+        return True
 
     def _add(self, text: str, name: str, scopes: Iterable[Scope]) -> ApiKey:
-        name = name.strip()
-        if not 0 < len(name) <= MAX_NAME_LENGTH or not name.isprintable():
-            raise ValueError(f"the name is {name[:100]!r}; it must have 1 to {MAX_NAME_LENGTH} printable characters")
-        chosen = sorted(set(scopes))
-        if not chosen:
-            raise ValueError(f"the key has no scope; give it {' or '.join(Scope)}")
-        key = ApiKey(
-            id=text.split("_")[1], name=name, scopes=chosen, created_at=datetime.now(UTC), sha256=_digest(text)
-        )
+        key = _new_key(text, name, scopes)
         self.follow()
         self._write(key)
         self.send()
@@ -234,6 +245,16 @@ class KeyStore:
 
 def _generate() -> str:
     return f"ppl_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
+
+
+def _new_key(text: str, name: str, scopes: Iterable[Scope]) -> ApiKey:
+    name = name.strip()
+    if not 0 < len(name) <= MAX_NAME_LENGTH or not name.isprintable():
+        raise ValueError(f"the name is {name[:100]!r}; it must have 1 to {MAX_NAME_LENGTH} printable characters")
+    chosen = sorted(set(scopes))
+    if not chosen:
+        raise ValueError(f"the key has no scope; give it {' or '.join(Scope)}")
+    return ApiKey(id=text.split("_")[1], name=name, scopes=chosen, created_at=datetime.now(UTC), sha256=_digest(text))
 
 
 def _digest(text: str) -> str:

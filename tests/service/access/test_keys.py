@@ -8,7 +8,9 @@ import re
 import shutil
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -165,6 +167,40 @@ def test_gateways_that_start_together_make_one_first_key(data_root):
     assert key.allows(Scope.TRAIN)
     assert key.allows(Scope.READ)
     assert [entry.name for entry in data_root.iterdir() if entry.name.startswith(".")] == []
+
+
+def test_machines_that_start_together_make_one_first_key(tmp_path: Path) -> None:
+    """The others have no file that names a key which opens nothing, or a second one that opens all."""
+    count = 6
+    gate = threading.Barrier(count)
+
+    def start(number: int) -> Path | None:
+        store = KeyStore(tmp_path / str(number), SharedFolders(Objects(f"file://{tmp_path}/objects"), "platform"))
+        gate.wait()
+        return store.ensure_first()
+
+    with ThreadPoolExecutor(count) as pool:
+        (path,) = [found for found in pool.map(start, range(count)) if found]
+    assert list(tmp_path.glob("*/first-api-key")) == [path]
+    for number in range(count):
+        store = KeyStore(tmp_path / str(number), SharedFolders(Objects(f"file://{tmp_path}/objects"), "platform"))
+        (key,) = store.keys()
+        assert store.find(path.read_text().strip()) == key
+
+
+def test_first_key_whose_answer_was_lost_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = KeyStore(tmp_path / "a", SharedFolders(Objects(f"file://{tmp_path}/objects"), "platform"))
+    replace = Objects.replace
+
+    def lose_answer(*arguments: Any) -> Any:
+        replace(*arguments)
+        monkeypatch.setattr(Objects, "replace", replace)
+        return replace(*arguments)  # as the client of the object store repeats it
+
+    monkeypatch.setattr(Objects, "replace", lose_answer)
+    path = store.ensure_first()
+    assert path is not None
+    assert store.find(path.read_text().strip())
 
 
 def test_first_key_that_was_written_and_not_registered_is_registered_at_the_next_start(data_root):

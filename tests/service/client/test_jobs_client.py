@@ -22,6 +22,7 @@ from service.contract.jobs.record import JobRecord
 from service.contract.jobs.store import JobStore, NewJob
 from service.contract.versions.store import VersionStore
 from tests.support.cli_process import CommandLine
+from tests.support.jobs import move
 from tests.support.live_gateway import live_gateway
 
 Ppl = Callable[..., subprocess.CompletedProcess[str]]
@@ -62,11 +63,6 @@ def ppl(url: str, tmp_path: Path, command_line: CommandLine) -> Ppl:
         return command_line.run(*arguments, cwd=tmp_path, PPL_URL=url)
 
     return run
-
-
-def move(jobs: JobStore, job_id: str, *statuses: JobStatus) -> None:
-    for status in statuses:
-        jobs.update(job_id, lambda record, status=status: record.move(status))
 
 
 def save(jobs: JobStore, job_id: str, step: int) -> None:

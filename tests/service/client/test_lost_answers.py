@@ -15,6 +15,7 @@ from service.runtime.settings import Settings
 from tests.service.versions.test_landmarks import labelled, truth  # noqa: F401 - fixtures
 from tests.service.versions.test_transfer import version  # noqa: F401 - a fixture
 from tests.support.answer_cutter import AnswerCutter, answer_cutter
+from tests.support.jobs import move
 from tests.support.live_gateway import live_gateway
 
 
@@ -66,9 +67,7 @@ def test_landmarks_are_fitted_once(lossy: AnswerCutter, publish, labelled, tmp_p
 def test_one_version_is_made_of_a_running_job(lossy: AnswerCutter, redis_client, is_made: bool) -> None:
     jobs = JobStore(redis_client)
     job_id = jobs.create(NewJob("dog", {}, 5)).id
-    assert jobs.acquire(job_id, "worker", ttl_s=60)
-    for status in (JobStatus.QUEUED, JobStatus.RUNNING):
-        jobs.update(job_id, lambda record, status=status: record.move(status))
+    move(jobs, job_id, JobStatus.QUEUED, JobStatus.RUNNING)
 
     def publish(record: JobRecord) -> None:  # as the job's worker does
         if record.publish_wanted:

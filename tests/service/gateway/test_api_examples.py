@@ -30,6 +30,7 @@ from service.versions.samples import install_samples
 from tests.service.http.test_errors import every
 from tests.service.training.test_datasets import packed
 from tests.service.versions.test_landmarks import fit, labelled  # noqa: F401 a fixture
+from tests.support.jobs import hold
 
 OLD, NEW = "20251231T235959-0d1e2f", "20260101T000000-abc123"
 # those that answer without a body, or with bytes that are no text
@@ -181,6 +182,7 @@ async def walk(http, data_root, make_picture, labelled, sample: str) -> dict[str
         made = Checkpoint(step=500, saved_at=datetime.now(UTC), size_bytes=9_800_000, losses={"total": 1.83})
         record.checkpoint(made, 145.0)
 
+    hold(jobs, job["id"])
     jobs.update(job["id"], train)
     await ask("GET", f"/train-jobs/{job['id']}", one)
     rows = [("a/0.png", FoundBox((12.5, 30.0, 64.0, 64.0), 0.93)), ("a/1.png", None)]

@@ -16,6 +16,7 @@ from service.contract.jobs.store import JobStatus, NewJob
 from service.training import event_stream
 from service.training.event_stream import stream_events
 from tests.service.gateway.test_server import Server, server  # noqa: F401 - a fixture
+from tests.support.jobs import move as move_job
 
 SSE = {"Accept": "text/event-stream"}
 
@@ -26,8 +27,7 @@ def job_id(http) -> str:
 
 
 def move(http, job_id: str, *statuses: JobStatus) -> None:
-    for status in statuses:
-        http.gateway.jobs.update(job_id, lambda record, status=status: record.move(status))
+    move_job(http.gateway.jobs, job_id, *statuses)
 
 
 def parsed(text: str) -> list[dict[str, str]]:
