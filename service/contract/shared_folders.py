@@ -107,7 +107,10 @@ class SharedFolders:
                     missing.append(file)
                 else:
                     path.unlink(missing_ok=True)
-            _at_once(lambda file: self._download(name, listing.files[file], folder / file), missing)
+            equal: dict[str, list[Path]] = defaultdict(list)
+            for file in missing:
+                equal[listing.files[file]].append(folder / file)
+            _at_once(lambda item: self._download(name, item[0], item[1]), equal.items())
             for file in missing:
                 status = (folder / file).stat()
                 now.seen[file] = status.st_size, status.st_mtime_ns
@@ -157,11 +160,15 @@ class SharedFolders:
         now = self._objects.time() if times else 0.0
         return {name: now - changed_at for name, changed_at in times.items()}
 
-    def _download(self, name: str, digest: str, path: Path) -> None:
+    def _download(self, name: str, digest: str, paths: Sequence[Path]) -> None:
+        first, *others = paths
         try:
-            self._objects.download(self._path(name, digest), path, digest)
+            self._objects.download(self._path(name, digest), first, digest)
         except FileNotFoundError as error:
-            raise StoreCorrupt(f"the object store lacks {path.name} of {name}") from error
+            raise StoreCorrupt(f"the object store lacks {first.name} of {name}") from error
+        for path in others:
+            with atomic_write(path) as file, first.open("rb") as source:
+                shutil.copyfileobj(source, file)
 
     def _read_listing(self, name: str) -> tuple[_Listing, dict[str, str | None]]:
         data, tag = self._objects.read(self._path(name, _LISTING))

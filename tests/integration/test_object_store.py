@@ -174,14 +174,13 @@ def test_estimate_in_the_background_outlives_the_gateway_that_took_it(machines: 
     machines.start("training", "tests.support.worker_process", "training")
     machines.start("inference-1", "worker", "inference")
     assert within(120, answers(first)), machines.logs()
-    many = [drawing(100 + number % 40) for number in range(4000)]
+    many = [drawing(100 + number) for number in range(40)]
     with Client(first) as one:
         job = one.train("cross", archive(tmp_path / "crosses.zip"), "compact", TINY, activate="always")
         assert one.wait(job.id, timeout_s=240).status is JobStatus.SUCCEEDED
+        machines.stop("inference-1")  # so that the estimate can't end here
         begun = one.estimate_async("cross", many)
-        assert within(120, lambda: 0 < one.estimate_job(begun.id).progress.done < len(many)), machines.logs()
-        machines.stop("inference-1")  # so that it can't end here
-        assert one.estimate_job(begun.id).status is EstimateStatus.RUNNING
+        assert within(60, lambda: one.estimate_job(begun.id).status is EstimateStatus.RUNNING), machines.logs()
     machines.stop("gateway-1", signal.SIGKILL)
 
     machines.start("inference-2", "worker", "inference")

@@ -51,6 +51,26 @@ def test_changes_go_from_one_machine_to_another_and_back(folders: SharedFolders,
     assert len(stored) == 3, "the two files and their list; what nothing names is deleted"
 
 
+def test_equal_files_are_sent_and_fetched_once(
+    folders: SharedFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = write(tmp_path / "one", a="same", b="same", c="other"), tmp_path / "other"
+    folders.send("job", one)
+    assert len(list(folders._objects.scan("jobs"))) == 3, "two contents and the list"
+    fetched, download = [], Objects.download
+
+    def count(objects: Objects, name: str, path: Path, sha256: str) -> None:
+        fetched.append(name)
+        download(objects, name, path, sha256)
+
+    monkeypatch.setattr(Objects, "download", count)
+    folders.fetch("job", other)
+    assert read(other) == {"a": "same", "b": "same", "c": "other"}
+    assert len(fetched) == 2
+    (other / "a").write_text("changed here")
+    assert read(other)["b"] == "same"
+
+
 def test_machine_that_knows_no_newest_state_replaces_nothing(folders: SharedFolders, tmp_path: Path) -> None:
     one, other = write(tmp_path / "one", state="1"), tmp_path / "other"
     folders.send("job", one)
@@ -109,9 +129,9 @@ def test_job_is_handed_over_with_and_without_files(folders: SharedFolders, tmp_p
         worker.fetch(job_id)
     assert worker.archive(uploaded).read_text() == "pictures"
     assert read(worker.folder(on_folder)) == {}
-    assert set(gateway.sent_at()) == {uploaded, on_folder}
+    assert set(gateway.seconds_since_sent()) == {uploaded, on_folder}
     worker.remove(uploaded)
-    assert set(gateway.sent_at()) == {on_folder}
+    assert set(gateway.seconds_since_sent()) == {on_folder}
     with pytest.raises(FileNotFoundError):
         gateway.read(uploaded, "archive")
 
