@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from service.contract.settings import CommonSettings
 from service.contract.versions.additions import Additions
 from service.contract.versions.changes import delete_version, move_alias
 from service.contract.versions.shared import SharedVersions, open_versions
+from tests.support.clocks import set_clock
 from tests.support.s3 import s3_server
 
 pytestmark = pytest.mark.integration
@@ -184,7 +184,11 @@ def test_objects_that_no_version_has_are_deleted_after_a_day(
     objects.upload("versions/dog/lost-0123456789abcdef/weights.safetensors", b"w")
     before = {name for name, _, _ in objects.scan("versions")}
     assert store.sweep_objects() == 0
-    monkeypatch.setattr("service.contract.versions.shared.time.time", lambda now=time.time(): now + 25 * 3600)
+    with monkeypatch.context() as here:
+        set_clock(here, 25 * 3600)
+        assert store.sweep_objects() == 0, "the store's clock decides"
+    now = objects.time()
+    monkeypatch.setattr(Objects, "time", lambda objects: now + 25 * 3600)
     assert store.sweep_objects() == 2
     gone = before - {name for name, _, _ in objects.scan("versions")}
     assert {name.split("/")[2].partition("-")[0] for name in gone} == {"lost", V1.partition("-")[0]}
