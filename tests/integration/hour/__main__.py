@@ -16,8 +16,8 @@ from .hour import Endurance, Row, describe
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "operation.md"
 BEGIN, END = "<!-- hour: make hour -->", "<!-- end of hour -->"
 _HEAD = """\
-| | at rest before | at rest after | most | slope an hour | its error | verdict |
-| --- | --- | --- | --- | --- | --- | --- |"""
+| | at rest before | at rest after | most | slope an hour ± its error | verdict |
+| --- | --- | --- | --- | --- | --- |"""
 _REST_S = 150.0  # retention is 60 s, and is looked after every 30 s
 
 
@@ -48,8 +48,7 @@ def main() -> int:
             f"{options.minutes:g} minutes, the first {warm_s / 60:g} left out of the slopes; {len(late)} samples.",
             f"{sent} estimates sent one by one, {right} right; beside them: {done}. Faults: {len(faults)}.",
             "",
-            _HEAD,
-            *map(_format, rows),
+            *tabulate(rows),
         ]
     )
     print(table)
@@ -61,11 +60,17 @@ def main() -> int:
     return bool(faults or [row for row in rows if row.verdict == "grows"])
 
 
+def tabulate(rows: list[Row]) -> list[str]:
+    """Return the lines of a table of what changed, and of a list of what did not."""
+    still = [f"{row.name} {row.before:.0f}" for row in rows if row.before == row.after and not row.trend.error]
+    moving = [row for row in rows if row.before != row.after or row.trend.error]
+    return [_HEAD, *map(_format, moving), "", f"The same in all samples: {', '.join(still)}."]
+
+
 def _format(row: Row) -> str:
-    digits, unit = (1, " MB") if row.unit else (0, "")
-    numbers = (f"{value:.{digits}f}{unit}" for value in (row.before, row.after, row.trend.most))
-    slope = f"{row.trend.slope:+.2f} | {row.trend.error:.2f}"
-    return f"| {row.name} | {' | '.join(numbers)} | {slope} | {row.verdict} |"
+    numbers = (f"{value:.{1 if row.unit else 0}f}" for value in (row.before, row.after, row.trend.most))
+    name = f"{row.name}, {row.unit}" if row.unit else row.name
+    return f"| {name} | {' | '.join(numbers)} | {row.trend.slope:+.2f} ± {row.trend.error:.2f} | {row.verdict} |"
 
 
 if __name__ == "__main__":

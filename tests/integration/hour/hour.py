@@ -150,7 +150,7 @@ def describe(samples: Sequence[Sample], before: Sample, after: Sample) -> list[R
 
     for part in before.processes:
         add(f"{part}: memory", "MB", 5.0, lambda s, part=part: s.processes[part].memory_kb / 1024)
-        add(f"{part}: of it no file's", "MB", 5.0, lambda s, part=part: s.processes[part].own_kb / 1024)
+        add(f"{part}: its own memory", "MB", 5.0, lambda s, part=part: s.processes[part].own_kb / 1024)
         add(f"{part}: descriptors", "", 2.0, lambda s, part=part: s.processes[part].descriptors)
         add(f"{part}: threads", "", 2.0, lambda s, part=part: s.processes[part].threads)
     add("short-lived processes", "", 1.0, lambda s: sum(s.children.values()))
