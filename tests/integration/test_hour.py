@@ -34,8 +34,8 @@ _KEPT_JOBS = 1
 
 
 def test_nothing_is_left_of_a_mixed_load_but_what_retention_keeps(tmp_path: Path) -> None:
-    kept = dict.fromkeys(("PPL_BACKGROUND_KEPT_S", "PPL_STALE_UPLOAD_S", "PPL_IDEMPOTENCY_TTL_S"), "2")
-    endurance = Endurance(tmp_path, **kept, PPL_ENDED_JOBS_KEPT=str(_KEPT_JOBS))
+    kept = {"PPL_BACKGROUND_KEPT_S": "2", "PPL_IDEMPOTENCY_TTL_S": "2", "PPL_ENDED_JOBS_KEPT": str(_KEPT_JOBS)}
+    endurance = Endurance(tmp_path, **kept)
     try:
         endurance.do((*_TWICE, *_ONCE))
         before = _at_rest(endurance)
@@ -48,7 +48,7 @@ def test_nothing_is_left_of_a_mixed_load_but_what_retention_keeps(tmp_path: Path
     assert _keys(after) == _keys(before)
     assert after.keys["ppl:job:*"] == _KEPT_JOBS
     assert after.temporary == before.temporary
-    for folder in ("estimates", "jobs", "datasets"):
+    for folder in ("jobs", "datasets"):
         assert after.disk.get(folder) == before.disk.get(folder), folder
     for part in PARTS:
         was, now = before.processes[part], after.processes[part]
@@ -61,12 +61,14 @@ def test_nothing_is_left_of_a_mixed_load_but_what_retention_keeps(tmp_path: Path
 def _at_rest(endurance: Endurance) -> Sample:
     """Wait until what the platform does by itself is done and what it kept has expired; return a sample."""
 
-    def is_at_rest() -> bool:
+    def unfinished() -> list[str]:
         sample = endurance.sampler.take()
-        estimates = sample.disk["estimates"][0]  # and one lock
-        return estimates == 1 and "ppl:request:*" not in sample.keys and not sample.children
+        found = [f"process {kind}" for kind in sample.children]
+        found += [form for form in ("ppl:request:*", "ppl:jobs:active") if form in sample.keys]
+        with endurance.stack.client() as client:
+            return found + [f"estimate {estimate.id}" for estimate in client.estimates()]
 
-    assert within(30, is_at_rest, every_s=0.5), endurance.sampler.take()
+    assert within(40, lambda: not unfinished(), every_s=0.5), unfinished()
     return endurance.sampler.take()
 
 
