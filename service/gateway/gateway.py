@@ -21,6 +21,7 @@ from service.contract.errors import StoreUnavailable
 from service.contract.jobs.files import JobFiles
 from service.contract.jobs.progress import EventLog, PaceBook
 from service.contract.jobs.store import MAX_PAGE, JobStore
+from service.contract.memory import release_memory
 from service.contract.versions.shared import POLL_EVERY_S, SharedVersions, open_versions
 from service.estimates.background.arrivals import Arrivals
 from service.estimates.background.runner import AT_ONCE, BackgroundRunner
@@ -47,6 +48,7 @@ _REFRESH_EVERY_S = 1.0
 _POLL_EVERY_S = 1.0
 _CLEAN_EVERY_S = 600.0
 _COUNT_EVERY_S = 10.0
+_RELEASE_EVERY_S = 60.0
 _REDIS_METRICS_S = 3.0  # timeout of reading metrics from Redis
 _RESTART_S = 1.0
 # each asks Redis twice a second: 500 take a quarter of a core
@@ -137,6 +139,7 @@ class Gateway:
             ("webhooks", _POLL_EVERY_S, self.webhooks.start_due),
             ("estimates", _POLL_EVERY_S, self.background.start_waiting),
             ("uploads", clean_every_s(self.settings), self._clean),
+            ("memory", _RELEASE_EVERY_S, partial(self.threads.io, release_memory)),
         )
         if self._member:
             loops = (*loops, ("metrics", routing.HEARTBEAT_EVERY_S, partial(self._publish_metrics, self._member)))

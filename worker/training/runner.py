@@ -28,6 +28,7 @@ from service.contract.errors import StoreUnavailable, TrainingFailed
 from service.contract.jobs.files import BOXES, PREVIEW, JobFiles
 from service.contract.jobs.progress import PaceBook
 from service.contract.jobs.store import JobRecord, JobStatus
+from service.contract.memory import release_memory
 from service.contract.versions.quality import Quality
 from service.contract.versions.store import VersionStore, new_version_id
 from worker.jobs import Change, HeldJob, JobTaker
@@ -63,6 +64,7 @@ class TrainingRunner:
         finally:
             self.is_busy = False
             self.taker.metrics.reset_job_gauges()
+            release_memory()  # a third of this worker's, which the next job may need elsewhere
 
     def _work(self, held: HeldJob) -> None:
         job = self.taker.jobs.get(held.job_id)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -108,7 +110,7 @@ class Sampler:
                 others[kind] += 1
         if missing := PARTS.keys() - processes.keys():
             raise RuntimeError(f"no process of {missing}")
-        names = [str(path.relative_to(self._temporary)) for path in self._temporary.rglob("*")]
+        names = [str(path.relative_to(self._temporary)) for path in _walk(self._temporary)]
         keys = Counter(_ID.sub("*", key.decode()) for key in self._redis.scan_iter(count=1000))
         used = int(self._redis.info("memory")["used_memory"])
         disk = _measure_disk(self._stack.data_root)
@@ -156,9 +158,15 @@ def _numbers(file: Path) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"^(\w+):\s+(\d+)\b", file.read_text(), re.MULTILINE)}
 
 
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield all files and folders below one; what is deleted meanwhile is left out."""
+    for parent, folders, files in os.walk(folder):
+        yield from (Path(parent, name) for name in (*folders, *files))
+
+
 def _measure_disk(data_root: Path) -> dict[str, tuple[int, int]]:
     files, sizes = Counter[str](), Counter[str]()
-    for path in data_root.rglob("*"):
+    for path in _walk(data_root):
         with suppress(OSError):  # deleted meanwhile
             if path.is_file():
                 part = path.relative_to(data_root).parts[0]

@@ -29,6 +29,18 @@ libc.malloc_info(0, file)
 libc.fclose(file)
 """
 
+_RELEASE = """
+import re
+from service.contract.memory import release_memory
+def anonymous():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
+kept = [bytes(2000) if place % 100 == 0 else bytearray(2000) for place in range(50_000)]
+kept = [block for block in kept if type(block) is bytes]
+before = anonymous()
+release_memory()
+print(before, anonymous())
+"""
+
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="arenas are glibc's")
 
 
@@ -51,3 +63,9 @@ def test_threads_share_two_arenas() -> None:
 
 def test_setting_of_the_environment_goes_first() -> None:
     assert _count_arenas("limited", MALLOC_ARENA_MAX="3") == 3
+
+
+def test_free_memory_between_blocks_in_use_is_returned() -> None:
+    done = subprocess.run([sys.executable, "-c", _RELEASE], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before - after > 50_000, "of some 100 MB freed"
