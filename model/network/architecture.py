@@ -23,6 +23,10 @@ def named_features(config: PPLConfig) -> dict[str, str] | None:
     return None if name == "none" else {"name": name, "sha256": FEATURE_WEIGHTS[name]}
 
 
+CLUSTERS_START = 10.0
+"""Factor of the attention's clusters at the start of a run; with 20, what is learned hardly moves the attention."""
+
+
 class Values(NamedTuple):
     """A tensor outside of a layer: its shape, and its type as safetensors files name it."""
 

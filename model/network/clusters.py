@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from model.config import PPLConfig
 
-from .architecture import Values, clusters
+from .architecture import CLUSTERS_START, Values, clusters
 from .blocks import pixel_grid
 
 FEWEST_PICTURES = 32
@@ -20,7 +20,6 @@ FEWEST_PICTURES = 32
 
 _CANDIDATES, _ROUNDS, _SAMPLE = 64, 15, 20_000  # clusters to choose from; of the clustering; vectors it is fitted to
 _SHARPNESS = 20.0  # of the softmax over cosines when clusters are chosen
-_START = 10.0  # of the factor: with 20, what is learned hardly moves the attention
 _RIDGE = 0.1
 
 
@@ -31,8 +30,8 @@ class ClusterAttention(nn.Module):
 
     Attributes:
         mean, spread: (D,) of the activations.
-        directions: (K, D), each of length 1.
-        factor: scalar; 0 before :meth:`fit`, and once the clusters have faded out.
+        directions: (K, D), each of length 1; zeros before :meth:`fit`.
+        factor: scalar from 0 to ``CLUSTERS_START``; 0 before :meth:`fit`, and once the clusters have faded out.
     """
 
     mean: Tensor
@@ -56,7 +55,7 @@ class ClusterAttention(nn.Module):
 
     def weaken(self, share: float) -> None:
         """Lower the factor to a share of that at the start; it never rises, also where training continues."""
-        self.factor.clamp_(max=share * _START)
+        self.factor.clamp_(max=share * CLUSTERS_START)
 
     @torch.no_grad()
     def fit(self, activations: Tensor, side: int, generator: torch.Generator) -> None:
@@ -77,7 +76,7 @@ class ClusterAttention(nn.Module):
             errors.append(relative_errors(others, positions[:, index : index + 1], _RIDGE))
         chosen = torch.cat(errors).argsort()[: len(self.directions)]
         self.directions.copy_(centres[chosen])
-        self.factor.fill_(_START)
+        self.factor.fill_(CLUSTERS_START)
 
     def _describe(self, activations: Tensor, side: int) -> Tensor:
         """Return a unit vector for each cell of the attention map, (B, side², D)."""

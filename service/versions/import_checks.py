@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from model.config import PPLConfig
-from model.network.architecture import FEATURE_WIDTHS, expected_tensors, named_features
+from model.network.architecture import CLUSTERS_START, FEATURE_WIDTHS, expected_tensors, named_features
 from model.scoring.presence import Presence
 from model.version.bank_poses import decode
 from model.version.prior_values import PriorValues, read_names, read_prior
@@ -43,6 +43,7 @@ _MAX_PROTOTYPES = 256
 _SURPRISE_SCALES = (1e-6, 1e3)
 _POSE_TOLERANCE = 0.01  # in [-1, 1]; float32 on another machine differs far less
 _WEIGHT_TOLERANCE = 1e-3  # relative
+_LENGTH_TOLERANCE = 1e-3
 
 Tensors = dict[str, NDArray[Any]]
 Model = TypeVar("Model", bound=BaseModel)
@@ -250,8 +251,10 @@ def _check_values(name: str, tensor: NDArray[Any]) -> None:
         tensor, low, high = tensor.view(np.uint8), 0, 1  # torch does not define what other bytes mean
     elif tensor.dtype == np.int64:
         low, high = 0, _MAX_COUNT
-    elif name.endswith(".running_var"):
+    elif name.endswith((".running_var", ".clusters.spread", "memory.hits")):
         low = 0
+    elif name.endswith(".clusters.factor"):  # a negative one would never fade out
+        low, high = 0, CLUSTERS_START
     if not np.isfinite(tensor).all():
         raise BadVersionFile(f"{name} in {WEIGHTS} holds infinity or NaN")
     if tensor.size and not (low <= tensor.min() and tensor.max() <= high):
@@ -259,6 +262,13 @@ def _check_values(name: str, tensor: NDArray[Any]) -> None:
             f"{name} in {WEIGHTS} holds numbers from {tensor.min():g} to {tensor.max():g}; no training reaches such "
             f"ones, expected {low:g} to {high:g}"
         )
+    if name.endswith(".clusters.directions"):
+        lengths = np.linalg.norm(tensor.astype(np.float64), axis=1)
+        wrong = lengths[(lengths != 0) & (np.abs(lengths - 1) > _LENGTH_TOLERANCE)]
+        if wrong.size:
+            raise BadVersionFile(
+                f"{name} in {WEIGHTS} has the length {wrong[0]:g}; expected 1, or 0 if none was fitted"
+            )
 
 
 def check_agreement(tensors: Tensors, documents: Mapping[str, Any], config: PPLConfig) -> None:

@@ -419,6 +419,18 @@ def hurt(files: dict[str, bytes], what: str) -> bytes:
         case "count below zero":
             changes = {"memory.idle_steps": np.full((3, 2), -1)}
             return packed({**files, "weights.safetensors": weights(**changes)})
+        case "hits below zero":
+            changes = {"memory.hits": np.full((3, 2), -1, np.float32)}
+            return packed({**files, "weights.safetensors": weights(**changes)})
+        case "clusters below zero" | "clusters absurd":
+            changes = {"regressor.clusters.factor": np.array(10.5 if what == "clusters absurd" else -10, np.float32)}
+            return packed({**files, "weights.safetensors": weights(**changes)})
+        case "spread of clusters":
+            changes = {"regressor.clusters.spread": np.full(112, -1, np.float32)}
+            return packed({**files, "weights.safetensors": weights(**changes)})
+        case "direction too long":
+            changes = {"regressor.clusters.directions": 3 * np.eye(5, 112, dtype=np.float32)}
+            return packed({**files, "weights.safetensors": weights(**changes)})
         case "truth beyond true":
             data = bytearray(weights(**{"memory.filled": np.array(True)}))
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -479,6 +491,20 @@ def hurt(files: dict[str, bytes], what: str) -> bytes:
     raise AssertionError(what)
 
 
+async def test_version_made_before_its_clusters_had_faded_out_keeps_them(http, there, version):
+    changes = {
+        "regressor.clusters.factor": np.array(10, np.float32),
+        "regressor.clusters.spread": np.ones(112, np.float32),
+    }
+    changes["regressor.clusters.directions"] = np.eye(5, 112, dtype=np.float32)
+    files = {**unpacked((await export(http)).content), "weights.safetensors": weights(**changes)}
+    answer = await bring(there, packed(files))
+    assert answer.status_code == 201, answer.text
+    model = Predictor.load(VersionStore(there.root).path("dog", NAME), "cpu").model
+    assert model.regressor.clusters.factor == 10
+    assert torch.equal(model.regressor.clusters.directions, torch.eye(5, 112))
+
+
 @pytest.mark.parametrize(
     ("what", "said"),
     [
@@ -525,6 +551,11 @@ def hurt(files: dict[str, bytes], what: str) -> bytes:
         ("tensor absurd", "link_logits in weights.safetensors holds numbers from 1e+30 to 1e+30"),
         ("variance below zero", "running_var in weights.safetensors holds numbers from -1"),
         ("count below zero", "idle_steps in weights.safetensors holds numbers from -1"),
+        ("hits below zero", "memory.hits in weights.safetensors holds numbers from -1"),
+        ("clusters below zero", "factor in weights.safetensors holds numbers from -10"),
+        ("clusters absurd", "factor in weights.safetensors holds numbers from 10.5 to 10.5; no training reaches"),
+        ("spread of clusters", "spread in weights.safetensors holds numbers from -1"),
+        ("direction too long", "directions in weights.safetensors has the length 3; expected 1, or 0"),
         ("truth beyond true", "memory.filled in weights.safetensors holds numbers from 7"),
         ("other links", "prior.json has other link weights than weights.safetensors"),
         ("other pose", "prior.json has another pose than weights.safetensors"),
