@@ -174,8 +174,6 @@ class Trainer:
         self.model.train()  # an export during the run leaves it in eval mode
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        if self.model.regressor.clusters is not None:
-            self.model.regressor.clusters.weaken(cluster_share(config, step))
         # reconstruct the picture from its reference and its pose
         image = self._load(self.batches.at(step))
         small = shrink(image, config.side)
@@ -208,6 +206,9 @@ class Trainer:
                 generator=step_generator(config.seed, "revive", step),
                 group=self.group,
             )
+        # now, not before the next step, so that the last step leaves none
+        if self.model.regressor.clusters is not None:
+            self.model.regressor.clusters.weaken(cluster_share(config, step + 1))
         return {name: value.detach() for name, value in {**losses, "total": total}.items()}
 
     def _load(self, images: Images) -> Tensor:

@@ -376,9 +376,19 @@ class _NoHostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("changes", [{}, {"method": "autolink"}, {"augmentation": 0.5, "horizontal_flip": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"method": "autolink"},
+        {"augmentation": 0.5, "horizontal_flip": True},
+        {"features": "efficientnet_lite0", "steps": 20},  # with clusters: there are enough pictures
+    ],
+)
 def test_a_training_step_never_reads_a_result_on_the_host(images, tiny, changes):
-    trainer = Trainer(images, replace(tiny, occlusion_start=0.0, **changes), device="cpu")
+    config = replace(tiny, occlusion_start=0.0, **changes)
+    trainer = Trainer(np.tile(images, (4, 1, 1, 1)), config, device="cpu")
+    assert (trainer.model.regressor.clusters is not None) == ("features" in changes)
     for _ in range(2):  # the first one fills the memory
         with _NoHostReads():
             trainer.train_step()
