@@ -3,10 +3,11 @@
 
 import { blobUrl, pause, request } from "./api.js";
 import { listAll } from "./choose.js";
-import { button, h, plural, slider } from "./dom.js";
+import { button, h, plural, s, slider } from "./dom.js";
 import { BOX_LOOK, Stage, boxShape } from "./stage.js";
 
 const NEEDED = 8; // pictures that a training needs
+const CORNER_PX = 12; // on the screen: how near a corner is dragged
 const COLUMNS = ["image", "x", "y", "width", "height", "angle"]; // the last only of boxes that have one
 const ITSELF = "Where one thing moves before a fixed camera, a training finds it by itself: start one, then follow “Correct its boxes” on its page to see and mend what it found.";
 const FOUND = "Dashed boxes were found by movement. Where they are right, leave them: training finds the box of each of its frames in the same way. Once you correct, add or remove one, your boxes are used, and the found ones of the other pictures shown here.";
@@ -19,7 +20,7 @@ export class BoxEditor {
     Object.assign(this, { dataset, signal, boxes: new Map(), found: new Map(), file: null, at: 0, withHeading: false });
     this.body = h("div", { class: "stack" });
     this.state = h("span", { class: "state", "aria-live": "polite" });
-    this.element = h("details", { class: "card", ontoggle: () => this.open() }, h("summary", {}, h("span", {}, "Where is the thing? Draw boxes"), this.state), this.body);
+    this.element = h("details", { class: "card", ontoggle: () => this.open() }, h("summary", {}, this.title = h("span", {}, "Where is the thing? Draw boxes"), this.state), this.body);
   }
 
   // Take what the inspection found, unless boxes of a job are there.
@@ -27,6 +28,7 @@ export class BoxEditor {
     this.dataset = dataset;
     const { motion } = dataset.found;
     if (motion?.sure && !this.boxes.size) for (const { image, x, y, width, height, angle } of motion.boxes) this.found.set(image, [[x, y, width, height, ...(angle === null ? [] : [angle])]]);
+    if (this.found.size) this.title.textContent = "Where is the thing? See and correct its boxes";
     this.describe();
   }
 
@@ -54,11 +56,12 @@ export class BoxEditor {
   }
 
   async open() {
+    if (this.element.open && this.stage?.width) this.draw(); // its size on the screen is known again
     if (!this.element.open || this.stage) return;
     this.stage = new Stage("A picture of the dataset with its boxes. Arrow keys move a box, plus and minus change its size, Enter draws one.");
     const input = h("input", { type: "file", accept: ".csv,.json", "aria-label": "A file of boxes", onchange: () => { [this.file = null] = input.files; this.describe(); } });
-    this.body.replaceChildren(h("p", { class: "small soft" }, this.found.size ? FOUND : "Optional: boxes are more exact than the crops that training finds itself. Training then sees the boxes alone: pictures without one are left out."),
-      h("label", { class: "field" }, h("span", {}, "A file of boxes (CSV, COCO or MegaDetector)"), input));
+    this.body.replaceChildren(h("p", { class: "small soft" }, this.found.size ? FOUND : "Optional: boxes are more exact than the crops that training finds itself. Training then sees the boxes alone: pictures without one are left out."));
+    const file = h("details", {}, h("summary", {}, "Use a file of boxes"), h("label", { class: "field" }, h("span", {}, "A file of boxes (CSV, COCO or MegaDetector)"), input));
     const listed = await listAll(`datasets/${this.dataset.id}/pictures`, {}, this.signal, 10000), known = new Set(listed.map(({ name }) => name));
     // frames of videos are those that the earlier job took, or else some of each
     const taken = [...this.boxes.keys()].filter((name) => name.includes("#") && !known.has(name)), frames = taken.length ? taken : this.dataset.found.frames;
@@ -66,7 +69,7 @@ export class BoxEditor {
     this.pictures = [...listed, ...frames.map((name) => ({ name, isFrame: true }))];
     const advice = [!this.dataset.found.motion && ITSELF, this.isFresh && "If the camera moves, draw boxes here: the frames between two with a box get one in between."].filter(Boolean);
     if (frames.length && !this.found.size && advice.length) this.body.append(h("p", { class: "small soft" }, advice.join(" ")));
-    if (!this.pictures.length) return;
+    if (!this.pictures.length) { this.body.append(file); return; }
     this.message = h("p", { class: "small", "aria-live": "polite" });
     this.warning = h("p", { class: "small warn", hidden: true });
     this.stage.element.classList.add("painting");
@@ -78,9 +81,9 @@ export class BoxEditor {
     this.back = button("Back to the boxes found", () => { this.boxes.clear(); this.keep(); }, { hidden: true });
     const step = (by) => () => set(Math.min(this.pictures.length - 1, Math.max(0, this.at + by)));
     this.body.append(this.stage.element, element, this.message, this.warning, this.heading.element, h("div", { class: "row" }, button("Previous", step(-1)), button("Next", step(1)),
-      button("Box of the picture before", () => { const before = this.of(this.pictures[this.at - 1]?.name); if (before.length) { this.boxes.set(this.name, copy(before)); this.keep(); } }),
-      button("This box for all pictures", () => { const boxes = this.of(this.name); if (boxes.length) { for (const { name } of this.pictures) this.boxes.set(name, copy(boxes)); this.keep(); } }),
-      button("Remove", () => { if (this.found.size) this.boxes.set(this.name, []); else this.boxes.delete(this.name); this.keep(); }), this.back));
+      this.before = button("Box of the picture before", () => { const before = this.of(this.pictures[this.at - 1]?.name); if (before.length) { this.boxes.set(this.name, copy(before)); this.keep(); } }, { hidden: true }),
+      button("This box for all pictures", () => { const boxes = this.of(this.name); if (boxes.length) { for (const { name } of this.pictures) this.boxes.set(name, copy(boxes)); this.keep(); } }, { hidden: this.found.size > 0 }),
+      button("Remove the box", () => { if (this.found.size) this.boxes.set(this.name, []); else this.boxes.delete(this.name); this.keep(); }), this.back), file);
     await this.show(0);
   }
 
@@ -117,13 +120,25 @@ export class BoxEditor {
     this.keep();
   }
 
-  // Drag a box that is there.
+  // Drag a box that is there, or one of its corners; the opposite corner then stays.
   grab({ x, y }) {
-    const at = this.of(this.name).findIndex(([left, top, width, height]) => x >= left && x <= left + width && y >= top && y <= top + height);
-    if (at < 0) return null;
-    const [left, top] = this.of(this.name)[at];
-    return (dx, dy) => { const box = this.own()[at]; box[0] = Math.round(left + dx); box[1] = Math.round(top + dy); this.keep(); };
+    for (const [at, [left, top, width, height, angle]] of this.of(this.name).entries()) {
+      const change = (...values) => { this.own()[at].splice(0, values.length, ...values.map(Math.round)); this.keep(); };
+      const heading = this.withHeading ? angle ?? 0 : 0, [mx, my] = [left + width / 2, top + height / 2], [u, v] = turned(x - mx, y - my, -heading);
+      if (Math.hypot(Math.abs(u) - width / 2, Math.abs(v) - height / 2) <= Math.min(CORNER_PX * this.scale, width / 4, height / 4)) {
+        const [fx, fy] = turned(-Math.sign(u) * width / 2, -Math.sign(v) * height / 2, heading);
+        return (dx, dy) => {
+          const [px, py] = [x + dx - mx - fx, y + dy - my - fy], [wide, high] = turned(px, py, -heading).map((side) => Math.max(2, Math.abs(side)));
+          change(mx + fx + px / 2 - wide / 2, my + fy + py / 2 - high / 2, wide, high);
+        };
+      }
+      if (Math.abs(u) <= width / 2 && Math.abs(v) <= height / 2) return (dx, dy) => change(left + dx, top + dy);
+    }
+    return null;
   }
+
+  // Pixels of the picture in one of the screen.
+  get scale() { return this.stage.width / (this.stage.element.clientWidth || this.stage.width); }
 
   // Move the first box by a hundredth of the picture, or by a pixel with Shift; draw one in the middle.
   press(event) {
@@ -167,7 +182,11 @@ export class BoxEditor {
     const boxes = this.of(this.name), angle = boxes[0]?.[4], look = this.boxes.has(this.name) ? {} : FOUND_LOOK;
     this.heading.element.hidden = !boxes.length || !this.withHeading;
     this.heading.show(Math.round((angle ?? 0) + 360) % 360);
-    this.stage.draw(...boxes.map((box) => boxShape(this.withHeading ? box : box.slice(0, 4), look)));
+    this.stage.draw(...boxes.map((box) => {
+      const shape = boxShape(this.withHeading ? box : box.slice(0, 4), look), [x, y, width, height] = box;
+      shape.append(...[[0, 0], [1, 0], [0, 1], [1, 1]].map(([right, down]) => s("circle", { cx: x - 0.5 + right * width, cy: y - 0.5 + down * height, r: 5 * this.scale, fill: BOX_LOOK.stroke })));
+      return shape;
+    }));
   }
 
   // Say what was found and what is sent.
@@ -176,11 +195,12 @@ export class BoxEditor {
     if (!this.message) return;
     const count = this.count(), boxes = this.of(this.name), isOwn = this.boxes.has(this.name), isChanged = this.boxes.size > 0;
     this.back.hidden = !this.found.size || !isChanged;
-    const how = boxes.length ? "Drag the box to move it, or drag beside it to draw a new one." : "Drag over the picture to draw one.";
+    this.before.hidden = !this.at;
+    const how = boxes.length ? "Drag the box to move it, a corner to change its size; drag beside it for a new one. Keys: arrows, + and −." : "Drag over the picture to draw one.";
     if (this.file) this.message.textContent = `The boxes of ${this.file.name} are used.`;
     else if (this.found.size && !isOwn) this.message.textContent = `${this.name}. ${boxes.length ? "Found by its movement." : "No box was found here."} ${how}`;
     else if (!count) this.message.textContent = `${this.name}. No boxes yet. Without boxes, training crops to the object itself where its position varies. Drag over the picture to draw one.`;
-    else this.message.textContent = `${this.name}. ${plural(count, "picture")} of ${this.pictures.length} with a box; ${this.isFresh ? "frames between get one in between" : "the others would be left out"}. ${how}`;
+    else this.message.textContent = `${this.name}. ${plural(count, "picture")} of ${this.pictures.length} with a box${this.isFresh ? "; frames between get one in between" : count < this.pictures.length ? "; the others would be left out" : ""}. ${how}`;
     const warnings = isChanged && this.isFresh && !this.file ? this.doubts() : [];
     this.warning.hidden = !warnings.length;
     this.warning.textContent = warnings.join(" ");
@@ -189,7 +209,7 @@ export class BoxEditor {
   describeState() {
     const { motion, videos, clips } = this.dataset.found, changed = this.boxes.size;
     if (this.file) return `The boxes of ${this.file.name} are used.`;
-    if (changed && this.found.size) return `Boxes of ${plural(changed, "picture")} changed by you. They are used, with the found ones of the other pictures shown here${this.isFresh ? ", and frames in between get a box in between" : ""}.`;
+    if (changed && this.found.size) return `Boxes of ${plural(changed, "picture")} changed by you.`; // one line: the picture below stays where it is while a box is dragged
     if (changed || !motion) return "";
     const what = videos ? "frame" : "picture";
     if (motion.sure) return `Found by its movement in ${motion.found.toLocaleString("en")} of ${plural(motion.frames, what)}${motion.clips < Math.max(videos, clips) ? ` of the first ${motion.clips} videos or folders` : ""}.`;
@@ -211,6 +231,7 @@ export class BoxEditor {
 }
 
 const copy = (boxes) => boxes.map((box) => [...box]);
+const turned = (x, y, degrees) => { const [c, d] = [Math.cos, Math.sin].map((of) => of((degrees * Math.PI) / 180)); return [c * x - d * y, d * x + c * y]; };
 const videoOf = (name) => name.slice(0, name.lastIndexOf("#"));
 
 // Boxes for all frames of the videos in which some have one: in between the nearest of those, at the ends as the nearest.

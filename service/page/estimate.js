@@ -12,7 +12,8 @@ const VIDEO = /\.(mp4|m4v|mov|avi|mkv|webm)$/i;
 const isVideo = (file) => file.type.startsWith("video/") || VIDEO.test(file.name);
 
 export async function show(place, { query, signal }) {
-  const priors = (await listAll("priors", {}, signal)).filter((entry) => entry.version);
+  // a category may have versions of which none is active, as while its first training goes on
+  const priors = (await listAll("priors", {}, signal)).filter((entry) => entry.version || entry.category === query.get("category"));
   const head = h("header", {}, h("h1", {}, "Find poses"), h("p", { class: "lead" }, "In pictures or a video, by what was learned before."));
   if (!priors.length) { place.append(head, nothingYet()); return; }
   const view = new Estimate(priors, query, signal);
@@ -274,10 +275,11 @@ class Estimate {
     if (error) { this.message.replaceChildren(h("p", { class: "verdict bad" }, "No pose"), h("p", {}, error.detail)); return; }
     if (!result) { this.message.replaceChildren(h("p", { class: "soft" }, "Looking for the pose …")); this.scores.replaceChildren(); return; }
     const { present, surprise } = result, isThere = present === null || present >= 0.5;
-    this.message.replaceChildren(
+    this.message.replaceChildren(...[
       present !== null && h("p", { class: `verdict ${isThere ? "good" : "bad"}` }, isThere ? `${this.category}: present` : `${this.category}: probably not in this picture`, h("span", { class: "soft number" }, ` ${percent(present)}`)),
       surprise !== null && h("p", { class: "small soft" }, surprise > 1 ? `Surprise ${surprise.toFixed(2)}: above 1, a pose or a thing that was never learned.` : `Surprise ${surprise.toFixed(2)}: below 1, a pose like those of the training pictures.`),
-      item.boxes.length > 0 && h("p", { class: "small soft" }, "Both are computed from the visible part, before refinement."));
+      item.boxes.length > 0 && h("p", { class: "small soft" }, "Both are computed from the visible part, before refinement."),
+    ].filter(Boolean));
     this.scores.replaceChildren(h("table", {}, h("tbody", {}, result.keypoints.map((point) => h("tr", {
       onpointerenter: () => lightUp(this.stage.layer, point.id), onpointerleave: () => lightUp(this.stage.layer, null) },
     h("td", {}, h("span", { class: "swatch", style: { background: colour(point.id) } })), h("td", {}, point.name ?? `keypoint ${point.id}`), h("td", { class: "number" }, point.score.toFixed(2)))))));

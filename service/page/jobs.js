@@ -73,9 +73,9 @@ class JobView {
   }
 
   showProgress({ step, total_steps: total, fraction, eta_s: left }) {
-    this.bar.value = fraction;
+    if (this.job.status === "validating") this.bar.removeAttribute("value"); else this.bar.value = fraction;
     const speed = this.job.metrics.steps_per_s, ended = ENDED.has(this.job.status);
-    this.left.textContent = [`step ${step.toLocaleString("en")} of ${total.toLocaleString("en")}`, !ended && left !== null && `about ${duration(left)} left`, !ended && speed && `${speed.toFixed(1)} steps a second`].filter(Boolean).join(", ") + (ended ? "" : ". You can leave this page: the training goes on.");
+    this.left.textContent = [`step ${step.toLocaleString("en")} of ${total.toLocaleString("en")}`, !ended && left !== null && `about ${duration(left)} left`, !ended && speed && (speed < 0.1 ? `${duration(1 / speed)} a step` : `${speed.toFixed(1)} steps a second`)].filter(Boolean).join(", ") + (ended ? "" : ". You can leave this page: the training goes on.");
   }
 
   showActions() {

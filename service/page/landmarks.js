@@ -31,7 +31,7 @@ class Maker {
     this.setName = h("input", { value: "anatomy", maxlength: 64, autocomplete: "off" });
     this.state = h("p", { class: "small soft", "aria-live": "polite" });
     this.result = h("section", { "aria-live": "polite" });
-    const zone = dropZone({ title: "Drop ten to fifty pictures", hint: "You place the same points on each.", accept: "image/*", onfiles: (files) => this.add(files), signal });
+    const zone = dropZone({ title: "Drop ten to fifty pictures", hint: `You place the same points on each.${prior.training.located ? " This version learned from boxes around the thing: use pictures that are cut out around it, or send boxes with the API." : ""}`, accept: "image/*", onfiles: (files) => this.add(files), signal });
     this.intro = h("div", { class: "stack" }, zone, prior.category === "dog" && h("div", { class: "row centre" }, button("Use sample pictures of a dog", () => this.addSamples())));
     const add = async () => { const name = this.newName.value.trim(); if (name && !this.names.includes(name)) { this.names.push(name); this.active = this.names.length - 1; this.newName.value = ""; this.draw(); } this.newName.focus(); };
     this.newName.addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); add(); } });
@@ -122,6 +122,7 @@ class Maker {
       h("p", { class: `verdict ${better ? "good" : "bad"}` }, `Cross-validated error: ${errors.error_percent.toFixed(1)} % of the side (${errors.error_px.toFixed(1)} pixels)`),
       h("p", { class: "small" }, `Guessing each point's mean place would be off by ${errors.mean_place_percent.toFixed(1)} %. ${better ? "" : "The fit is no better: place points on more pictures, or train a better version. "}Each picture was predicted by a fit without it (${errors.folds} parts).`),
       h("table", {}, h("thead", {}, h("tr", {}, ["Point", "Error", "Visible in"].map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, worst.map((mark) => h("tr", {}, h("td", {}, mark.name), h("td", { class: "number" }, mark.error_percent === null ? "too few pictures" : `${mark.error_percent.toFixed(1)} %`), h("td", {}, plural(mark.visible, "picture")))))),
+      h("p", {}, "They now come with each pose that this version finds. ", h("a", { href: `#/estimate?category=${this.prior.category}&version=${this.prior.version}` }, "Find poses with them")),
       this.worst = h("div", {})));
     this.result.scrollIntoView({ block: "nearest" });
     await this.showWorst(name);

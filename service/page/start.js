@@ -77,12 +77,16 @@ async function showDataset(place, id, query, signal) {
   const editor = new BoxEditor(dataset, signal);
   if (query.has("boxes")) await editor.loadJob(query.get("boxes"));
   side.append(trainCard(dataset, editor, signal));
+  const busy = h("progress", { "aria-label": "Inspection" });
+  if (dataset.status === "inspecting") found.append(busy, h("p", { class: "soft" }, "Here you will see what was found, and can correct it. A training may be started before that."));
   while (dataset.status === "inspecting") {
-    lead.textContent = `A worker is looking at ${plural(dataset.files, "file")}: ${dataset.found.pictures + dataset.found.videos} so far …`;
+    const seen = dataset.found.pictures + dataset.found.videos;
+    lead.textContent = `Reading ${plural(dataset.files, "file")}, and looking for what moves${seen ? `: ${seen.toLocaleString("en")} so far` : ""} …`;
     await pause(700, signal);
     if (signal.aborted) return;
     dataset = await get(`datasets/${id}`, {}, signal);
   }
+  found.replaceChildren();
   if (dataset.status === "failed") {
     lead.textContent = "This dataset can't be used.";
     found.append(h("div", { class: "problem" }, h("p", {}, dataset.error?.detail)));
@@ -95,7 +99,7 @@ async function showDataset(place, id, query, signal) {
   side.append(forget(dataset));
   const sheet = await blobUrl(`datasets/${id}/contact-sheet`, {}, signal);
   found.prepend(h("figure", {}, h("img", { class: "sheet", src: sheet, alt: `Pictures spread over the dataset ${dataset.name ?? ""}` }),
-    h("figcaption", { class: "small soft" }, dataset.found.motion?.sure ? "What moves is in a box, as it was found by itself. Training crops to it."
+    h("figcaption", { class: "small soft" }, dataset.found.motion?.sure ? "What moves is in a box, as it was found by itself. Training crops to it. Is a box wrong? Correct it below."
       : "This overview is cropped to the middle. Training uses the whole picture, or a crop around the object where its position varies or it moves before a fixed camera.")));
 }
 
@@ -126,11 +130,11 @@ export const toCategory = (name) => (name ?? "").toLowerCase().replace(/\.\w+(\.
 function trainCard(dataset, editor, signal) {
   const name = h("input", { required: true, pattern: "[a-z0-9][a-z0-9_\\-]{0,63}", maxlength: 64, autocomplete: "off", spellcheck: "false", value: toCategory(dataset.name), "aria-describedby": "name-hint" });
   const steps = select(LENGTHS, "1500"), keypoints = h("input", { type: "number", min: 4, max: 32, placeholder: "16" });
-  const isAligned = toggle("Seen from above: turn it to face up", editor.hasAngles, () => {}), turn = isAligned.querySelector("input");
+  const isAligned = toggle("Seen from above: turn it to head up", editor.hasAngles, () => {}), turn = isAligned.querySelector("input");
   editor.setHeadings(turn.checked);
   turn.addEventListener("change", () => editor.setHeadings(turn.checked));
   const align = h("div", { class: "field" }, isAligned,
-    h("small", {}, "Head and tail are then not confused. The heading is found where one thing moves before a fixed camera, or comes with boxes that have an angle (the setting align=heading)."));
+    h("small", {}, "For animals filmed from above: each picture is turned so that head and tail are not confused. The heading is found where one thing moves before a fixed camera; else draw boxes and set it."));
   const existing = h("p", { class: "small soft", "aria-live": "polite" });
   const form = h("form", { class: "card stack", novalidate: true, onsubmit: async (event) => {
     event.preventDefault();
@@ -146,7 +150,7 @@ function trainCard(dataset, editor, signal) {
     } catch (error) { if (error.name !== "AbortError") notice(error.detail ?? error.message, "error"); } finally { start.disabled = false; }
   } });
   const start = h("button", { class: "primary", type: "submit" }, "Start the training");
-  form.append(h("h2", {}, "Train"), field("What do the pictures show?", name, h("span", { id: "name-hint" }, "One word, such as dog. New pictures are estimated under this name.")),
+  form.append(h("h2", {}, "Train"), field("What do the pictures show?", name, h("span", { id: "name-hint" }, "One word, such as dog; here from the name of the file. Choose it later to find poses in new pictures.")),
     field("How long?", steps, "The job page shows the time left. You can pause it, and use a version before it ends."), align, h("details", {}, h("summary", {}, "More"), field("Number of keypoints", keypoints, "16 unless you choose. Few for simple things, more for many limbs.")), existing, start);
   const known = listAll("priors", {}, signal).then((priors) => new Set(priors.map((prior) => prior.category)));
   const check = async () => { existing.textContent = (await known).has(name.value) ? `${name.value} has versions already: this makes a new one, which replaces the active one if it is good.` : ""; };

@@ -86,3 +86,14 @@ def drag(page: Any, start: tuple[float, float], end: tuple[float, float]) -> Non
     page.mouse.down()
     page.mouse.move(*places[1], steps=3)
     page.mouse.up()
+
+
+def corners(page: Any) -> list[tuple[float, float]]:
+    """Return where the corners of the boxes on the picture are drawn, as shares of its sides."""
+    places = page.locator(".stage svg > g:last-child circle").evaluate_all(
+        """circles => circles.map((circle) => {
+          const frame = circle.closest(".stage").getBoundingClientRect(), own = circle.getBoundingClientRect();
+          return [(own.x + own.width / 2 - frame.x) / frame.width, (own.y + own.height / 2 - frame.y) / frame.height];
+        })"""
+    )
+    return [(x, y) for x, y in places]

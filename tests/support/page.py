@@ -62,8 +62,15 @@ class Visitor:
         return self.page
 
     def check(self, name: str = "") -> None:
-        """Check that the console is empty, nothing is cut off at the right and axe finds no serious fault."""
+        """Check what each view must hold.
+
+        The console is empty, no value of a script stands in the text, nothing is cut off at the right and axe finds
+        no serious fault.
+        """
         assert not self.console, self.console
+        lines = {line.strip() for line in self.page.locator("main").inner_text().splitlines()}
+        leaked = lines & {"false", "true", "null", "undefined", "NaN", "[object Object]"}
+        assert not leaked, f"values of the script stand in the text: {leaked}"
         width = self.page.evaluate("document.documentElement.scrollWidth")
         assert width <= self.page.viewport_size["width"], "the page is wider than the window"  # type: ignore[index]
         faults = [

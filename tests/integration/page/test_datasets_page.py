@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 
 from tests.support.arena import BODY, arena_frame, encode_film, walk, walk_angles, walker_frame
-from tests.support.browser import NEEDS_BROWSER, drag
+from tests.support.browser import NEEDS_BROWSER, corners, drag
 from tests.support.stack_process import TINY, archive, drawing, within
 
 pytestmark = NEEDS_BROWSER
@@ -213,7 +213,7 @@ def test_boxes_found_by_motion_are_seen_before_the_training_corrected_and_sent(v
         assert abs(top + high / 2 - y - height / 2) < 0.1 * width
 
     page = visitor.open(f"#/datasets/{dataset.id}")
-    page.get_by_text("Where is the thing? Draw boxes").click()
+    page.get_by_text("Where is the thing? See and correct its boxes").click()
     page.get_by_text("Dashed boxes were found by movement").wait_for()
     picture, box = page.get_by_role("slider", name="Picture"), page.locator(".stage svg > g:last-child rect")
 
@@ -237,6 +237,18 @@ def test_boxes_found_by_motion_are_seen_before_the_training_corrected_and_sent(v
     assert not box.get_attribute("stroke-dasharray")
     page.get_by_text("It moves further than its own size").scroll_into_view_if_needed()
     visitor.check("found-corrected")
+
+    # a corner changes the size, also of a box that is turned; the opposite corner stays
+    for is_turned in (False, True):
+        page.get_by_label("Seen from above").set_checked(is_turned)
+        before = corners(page)
+        goal = before[3][0] - 12 / 320, before[3][1] - 8 / 240
+        drag(page, before[3], goal)
+        after = corners(page)
+        for (x1, y1), (x2, y2) in ((after[0], before[0]), (after[3], goal)):
+            assert abs(x1 - x2) * 320 < 1.5
+            assert abs(y1 - y2) * 240 < 1.5
+    page.get_by_label("Seen from above").uncheck()
     page.get_by_role("button", name="Back to the boxes found").click()
     page.get_by_text(whole).wait_for()
     assert box.get_attribute("stroke-dasharray")
