@@ -276,7 +276,8 @@ def _version() -> bytes:
     tensors: dict[str, Any] = {}
     for name, (kind, shape) in expected_tensors(CONFIG).items():
         value = rng.normal(0, 0.05, shape) if kind == "F32" else np.zeros(shape)
-        tensors[name] = np.asarray(np.abs(value) if name.endswith("running_var") else value, dtype=_NUMPY[kind])
+        value = np.abs(value) if name.endswith(("running_var", "hits")) else value
+        tensors[name] = np.asarray(value, dtype=_NUMPY[kind])
     tensors["own_prior"] = np.float32([[0.0, 0.0], [0.5, 0.0], [0.0, 0.5], [-0.5, 0.0]])
     weights = np.logaddexp(0, CONFIG.link_scale * tensors["link_logits"].astype(float)).tolist()
     pairs = list(itertools.combinations(range(4), 2))
