@@ -30,7 +30,7 @@ from service.versions.samples import install_samples
 from tests.service.http.test_errors import every
 from tests.service.training.test_datasets import packed
 from tests.service.versions.test_landmarks import fit, labelled  # noqa: F401 a fixture
-from tests.support.jobs import hold
+from tests.support.jobs import hold, move
 
 OLD, NEW = "20251231T235959-0d1e2f", "20260101T000000-abc123"
 # those that answer without a body, or with bytes that are no text
@@ -195,6 +195,7 @@ async def walk(http, data_root, make_picture, labelled, sample: str) -> dict[str
     await ask("POST", f"/train-jobs/{job['id']}/pause", f"{one}/pause")
     await ask("POST", f"/train-jobs/{job['id']}/resume", f"{one}/resume")
     await ask("POST", f"/train-jobs/{job['id']}/cancel", f"{one}/cancel")
+    move(jobs, job["id"], JobStatus.CANCELLED)  # its events end
     events = await http.get(f"/train-jobs/{job['id']}/events", headers={"Accept": "text/event-stream"})
     text = events.text.split("\n\n")[0] + "\n\n"
     tour.note("GET", f"{one}/events", 200, "text/event-stream", text)
