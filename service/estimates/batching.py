@@ -377,8 +377,7 @@ class Batcher:
 
     def _withdraw(self, ticket: Ticket) -> None:
         """Remove the squares of a ticket that ended from the queue."""
-        waiting = self._queues[ticket.level]
-        queue = waiting.get(ticket.group)
+        queue = (waiting := self._queues[ticket.level]).get(ticket.group)
         if queue and len(ticket.poses) < len(ticket.squares):
             waiting[ticket.group] = deque(item for item in queue if item[0] is not ticket)
             if not waiting[ticket.group]:

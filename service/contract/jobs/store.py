@@ -182,15 +182,14 @@ class JobStore:
 
     def ended_at(self, ids: Iterable[str]) -> dict[str, float]:
         """Return when jobs ended, in seconds since 1970 by Redis' clock, without unfinished and unreadable ones."""
-        records = {record.job.id: record.job for record in self.records(ids)}
+        jobs = [record.job for record in self.records(ids)]
         with self._redis.pipeline(transaction=False) as pipe:
-            for job_id in records:
-                pipe.hget(routing.job_key(job_id), "ended_at")
-            times = dict(zip(records, pipe.execute(), strict=True))
-        # an earlier release did not store it
+            for job in jobs:
+                pipe.hget(routing.job_key(job.id), "ended_at")  # an earlier release did not store it
+            times = pipe.execute()
         return {
-            job_id: float(at) if (at := times[job_id]) else job.finished_at.timestamp()
-            for job_id, job in records.items()
+            job.id: float(at) if at else job.finished_at.timestamp()
+            for job, at in zip(jobs, times, strict=True)
             if job.finished_at is not None
         }
 
@@ -285,9 +284,7 @@ class JobStore:
     def request_publish(self, job_id: str, key: str | None = None) -> Job:
         """Request a version of what a running job has learned so far; its worker makes it within a few steps.
 
-        Idempotent for an Idempotency-Key.
-
-        Raises UnknownJob, JobNotActive, and Conflict for a job that is not running.
+        Idempotent for an Idempotency-Key. Raises UnknownJob, JobNotActive, and Conflict for a job that is not running.
         """
         return self.update(job_id, lambda record: record.request_publish(key)).job
 

@@ -300,7 +300,7 @@ def test_estimates_of_before_the_store_are_sent_to_it(url, tmp_path):
 
 
 def test_store_that_is_away_stops_no_estimate(machines, monkeypatch):
-    """Progress is kept here meanwhile; an end that can't be told raises, and is told later."""
+    """Progress is kept here meanwhile; an end that can't be sent raises, and is sent later."""
     one, other = machines
     estimate_id = submit(one).shown.id
     monkeypatch.setattr(shared_store, "RENEW_EVERY_S", 0.0)
