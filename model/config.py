@@ -150,8 +150,9 @@ class PPLConfig:
     frames_per_clip: int = _setting(200, "frames taken of a video file, evenly spaced", 2, 10_000)
     locate: str = _setting(
         "auto",
-        "where the thing is, if no boxes came: 'motion' cuts out what moves before a fixed camera, in a video or a "
-        "folder of pictures; 'auto' does so where it is sure; 'off' takes whole pictures",
+        "where the thing is, in pictures without a box: 'motion' cuts out what moves before a fixed camera, in a "
+        "video or a folder of pictures; 'auto' does so where it is sure; 'off' takes whole pictures, or only those for "
+        "which boxes came",
         choices=("auto", "motion", "off"),
     )
     align: str = _setting(

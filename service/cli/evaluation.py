@@ -37,9 +37,9 @@ from service.client.types import ImageEstimate, Prior
 from service.contract.errors import BadPicture, PPLError
 from service.contract.media import tiff
 from service.contract.media.archives import ArchiveLimits, Member, find_white, iter_media
-from service.contract.media.boxes import FoundBox, fit_found_box
+from service.contract.media.boxes import FoundBox, fit_found_box, parse_box_file
 from service.contract.media.fitting import Frame, reduction_for_boxes
-from service.contract.media.locating import Locations, MotionFinder, clip_of_picture
+from service.contract.media.locating import Locations, MotionFinder, clip_of_picture, fills_frames
 from service.contract.media.pictures import Picture, PictureLimits, is_picture_name, open_reduced
 from service.contract.media.videos import BadVideo, NoDecoder, frame_name, iter_frames
 
@@ -335,10 +335,14 @@ def _locate(paths: Sequence[Path], frames: int, boxes: Path | None, locate: str,
         for name, video, found in _iter_pictures(paths, frames, finder.reduction):
             if isinstance(found, Picture):
                 names.append(name)
-                if boxes is None and (video or finder.wants(name)):
+                if locate != "off" and (video or finder.wants(name)):
                     finder.keep(found, name, video or clip_of_picture(name))
         try:
-            return finder.locate() if boxes is None else Locations.of_file(boxes, names)
+            if boxes is None:
+                return finder.locate()
+            sent = parse_box_file(boxes.read_bytes())
+            locations = Locations.of_file(sent, names)
+            return locations if locations.names_all or not fills_frames(locate, sent) else finder.locate(locations)
         except (OSError, PPLError) as error:
             raise InputError(f"the boxes can't be used: {getattr(error, 'detail', error)}") from error
 

@@ -243,6 +243,8 @@ def _print_job(job: Job) -> None:
         out.print(f"  {metrics['skipped']} pictures are left out:{escape(files)}")
     if located := metrics.get("located"):
         side = f", {located['side_px']:g} px wide" if "side_px" in located else ""
+        if "sent" in located:
+            side += f" ({located['sent']} frames by boxes, {located['found']} by motion)"
         out.print(
             f"  the thing is located by {located['by']}{side}{escape('; ' + (located.get('note') or '')).rstrip('; ')}"
         )

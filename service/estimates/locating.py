@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -11,8 +11,9 @@ from PIL import Image
 
 from service.contract.errors import PPLError
 from service.contract.media.animals import AnimalLocator
-from service.contract.media.locating import boxes_of_track
-from service.contract.media.motion import LONGER_SIDE
+from service.contract.media.boxes import FoundBox
+from service.contract.media.locating import boxes_of_track, correct_track, take_heading
+from service.contract.media.motion import LONGER_SIDE, Track
 from service.contract.media.pictures import PictureLimits, open_reduced
 
 from .pictures import NOTHING, PictureBoxes, Upload, hold_pixels
@@ -24,26 +25,48 @@ def locate_frames(
     is_required: bool,
     is_aligned: bool = False,
     animals: int = 1,
-) -> dict[int, PictureBoxes] | None:
-    """Return the boxes of each numbered frame; None if motion is not sure, unless it is required.
+    sent: Mapping[int, PictureBoxes] | None = None,
+) -> Mapping[int, PictureBoxes] | None:
+    """Return the boxes of each numbered frame; those that were sent if motion is not sure, unless it is required.
 
     Args:
         frames: number, image, possibly reduced, and full size in pixels.
         is_aligned: whether to find the thing's heading, too.
         animals: the most that there are; of several, each box has the number of its animal.
+        sent: boxes of some frames, which hold there; motion fills the others, see :func:`correct_track`.
     """
+    sizes = list[tuple[int, int]]()
     with tempfile.TemporaryFile() as file:
         locator, numbers = AnimalLocator(file), []
         for number, image, size in frames:
             numbers.append(number)
+            sizes.append(size)
             locator.add(image, size)
         tracks = locator.locate_all(animals, headings=is_aligned)
     if not (is_required or tracks[0].sure):
-        return None
+        return sent
+    if sent is not None:
+        if all(number in sent for number in numbers):
+            return sent
+        return _fill(sent, tracks[0], numbers, sizes)
     boxes = [boxes_of_track(track, None if animals == 1 else animal) for animal, track in enumerate(tracks)]
     return {
         number: PictureBoxes.located(found) if (found := [box for box in of_frame if box]) else NOTHING
         for number, *of_frame in zip(numbers, *boxes, strict=True)
+    }
+
+
+def _fill(
+    sent: Mapping[int, PictureBoxes], track: Track, numbers: Sequence[int], sizes: Sequence[tuple[int, int]]
+) -> dict[int, PictureBoxes]:
+    found, own = boxes_of_track(track), dict[int, list[FoundBox]]()
+    for row, (number, size) in enumerate(zip(numbers, sizes, strict=True)):
+        if number in sent and (regions := sent[number].regions):
+            own[row] = [replace(each, by="boxes") for each in take_heading([*regions(size)], found[row])]
+    boxes = correct_track(found, own)
+    return {
+        number: PictureBoxes.located(own.get(row, [replace(each, by="motion")] if (each := boxes[row]) else []))
+        for row, number in enumerate(numbers)
     }
 
 

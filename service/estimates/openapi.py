@@ -27,13 +27,15 @@ _FIELDS = {
         "null for the whole picture, as in "
         "[[10, 20, 200, 150], [[0, 0, 90, 90], [95, 5, 80, 80]], null]; each box counts as a picture. Or a file: CSV "
         "(image,x,y,width,height, and optionally angle), COCO with bbox or MegaDetector's JSON, of a video with a box "
-        "for each frame; a picture or frame that has none there gets no pose",
+        "for each frame; a picture that has none there gets no pose, nor does a frame unless it is located by motion",
         examples=["[null]"],
     ),
     "locate": field(
         "string",
         "of a video: motion takes what moves before a fixed camera as the thing, auto (the default) where it is sure, "
-        "off takes whole frames. motion is possible for pictures, too, of one fixed camera in their order",
+        "off takes whole frames. With a file of boxes of some frames, these hold there, and motion is for the others; "
+        "region.by of an answer says which; off then leaves the others out. motion is possible for pictures, too, of "
+        "one fixed camera in their order",
         examples=["off"],
         enum=["auto", "motion", "off"],
     ),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -74,12 +74,26 @@ NOTHING = PictureBoxes.located([])
 """What a picture is given in which nothing was found: it has no pose but an error."""
 
 
-def parse_frame_boxes(text: str | None) -> dict[int, PictureBoxes] | None:
+@dataclass(frozen=True)
+class FrameBoxes:
+    """The boxes of a video's frames that came in a file.
+
+    Attributes:
+        of: the boxes by the frame's number.
+        is_complete: see :class:`BoxFile`.
+    """
+
+    of: Mapping[int, PictureBoxes]
+    is_complete: bool
+
+
+def parse_frame_boxes(text: str | None) -> FrameBoxes | None:
     """Parse the form field ``boxes`` of a video, if it is a file with boxes by frame. Raises BadBoxes."""
     if not text or text.lstrip().startswith("["):
         return None
     file = parse_box_file(text)
-    return {number: PictureBoxes.of_file(file, entry) for number, entry in file.by_frame().items()}
+    frames = {number: PictureBoxes.of_file(file, entry) for number, entry in file.by_frame().items()}
+    return FrameBoxes(frames, file.is_complete)
 
 
 def parse_boxes(text: str | None, names: Sequence[str]) -> list[PictureBoxes]:

@@ -169,7 +169,7 @@ class Query:
         names: file names of the pictures; empty if not sent.
         boxes: boxes of each picture; of a video, those of every frame.
         frame_boxes: boxes of a video by the frame's number, if they were sent so.
-        locate: auto, motion or off.
+        locate: auto, motion or off; with boxes of some frames, how the others are located.
         align: off, or heading to rotate what the model sees; None is as the version was trained.
         landmarks: name of a set of landmarks to add.
         every: if the one file is a video, take the first frame and every n-th after it; 0 for pictures.
@@ -220,12 +220,14 @@ class Query:
         if not video and "every" in sent:
             raise BadField("every", "every selects frames of a video, and pictures were sent; leave it out")
         frame_boxes = parse_frame_boxes(sent.get("boxes")) if video else None
-        locate = sent.get("locate", "auto" if video and "boxes" not in sent else "off")
+        is_complete = frame_boxes.is_complete if frame_boxes else "boxes" in sent
+        locate = sent.get("locate", "auto" if video and not is_complete else "off")
         if locate not in LOCATE or (not video and locate == "auto"):
             allowed = LOCATE if video else LOCATE[1:]
             raise BadField("locate", f"locate is {locate[:80]!r}; it must be {' or '.join(allowed)}")
-        if locate != "off" and "boxes" in sent:
-            raise BadField("locate", f"locate is {locate}, and boxes were sent, too; leave one of them out")
+        if locate != "off" and is_complete:
+            detail = "boxes were sent, too, which are of all pictures or frames; leave one of them out"
+            raise BadField("locate", f"locate is {locate}, and {detail}")
         max_animals = _parse_integer(sent, "max_animals", 1, 1, MOST_ANIMALS)
         if max_animals > 1:
             _check_several(max_animals, video, sent, locate)
@@ -243,7 +245,7 @@ class Query:
             boxes=tuple(parse_boxes(None if frame_boxes is not None else sent.get("boxes"), names)),
             landmarks=sent.get("landmarks"),
             every=_parse_integer(sent, "every", 1, 1, _MAX_EVERY) if video else 0,
-            frame_boxes=frame_boxes,
+            frame_boxes=frame_boxes.of if frame_boxes else None,
             locate=locate,
             align=align,
             smoothing=parse_smoothing(sent),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field
 
@@ -68,6 +68,11 @@ class Region(BaseModel):
         None,
         description="from 0 to 1, if motion found the angle: 0.8 means that head and tail are not swapped "
         "with a probability of 0.9",
+    )
+    by: Literal["boxes", "motion"] | None = Field(
+        None,
+        description="of a video with boxes of some frames, where motion filled the others: whether this one was sent "
+        "or found",
     )
 
 

@@ -66,8 +66,13 @@ async def read_frames(
                 for frame in iter_frames(path, count_frames, limits, check_stopped, query.every, LONGER_SIDE):
                     yield frame.number, frame.image, frame.size
 
-        is_required = query.locate == "motion"
-        return locate_frames(read(), is_required=is_required, is_aligned=query.is_aligned, animals=query.max_animals)
+        return locate_frames(
+            read(),
+            is_required=query.locate == "motion",
+            is_aligned=query.is_aligned,
+            animals=query.max_animals,
+            sent=query.frame_boxes,
+        )
 
     def boxes_of(number: int) -> PictureBoxes:
         return query.boxes[0] if boxes is None else boxes.get(number, NOTHING)

@@ -10,7 +10,7 @@ const NEEDED = 8; // pictures that a training needs
 const CORNER_PX = 12; // on the screen: how near a corner is dragged
 const COLUMNS = ["image", "x", "y", "width", "height", "angle"]; // the last only of boxes that have one
 const ITSELF = "Where one thing moves before a fixed camera, a training finds it by itself: start one, then follow “Correct its boxes” on its page to see and mend what it found.";
-const FOUND = "Dashed boxes were found by movement. Where they are right, leave them: training finds the box of each of its frames in the same way. Once you correct, add or remove one, your boxes are used, and the found ones of the other pictures shown here.";
+const FOUND = "Dashed boxes were found by movement. Where they are right, leave them: training finds the box of each of its frames in the same way. A box that you correct, add or remove holds for its picture, and for those beside it as long as what moves stays in its place; all others keep what was found.";
 const FOUND_LOOK = { "stroke-dasharray": "8 5", "fill-opacity": 0.05 };
 const KEYS = { ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowUp: [0, -1, 0], ArrowDown: [0, 1, 0], "+": [-0.5, -0.5, 1], "-": [0.5, 0.5, -1] };
 
@@ -37,11 +37,18 @@ export class BoxEditor {
     if (this.file) return this.file;
     const all = this.all(), count = this.count();
     if (!this.boxes.size || (!count && !this.found.size)) return null;
-    if (!this.isFresh && count < NEEDED) throw new Error(`Only ${plural(count, "picture has", "pictures have")} a box. Pictures without one are left out, and a training needs ${NEEDED}: draw more, or remove them all.`);
+    if (!this.isFresh && !this.found.size && count < NEEDED) throw new Error(`Only ${plural(count, "picture has", "pictures have")} a box. Pictures without one are left out, and a training needs ${NEEDED}: draw more, or remove them all.`);
     if (!count) throw new Error("No picture has a box. Draw one, or go back to the boxes that were found.");
-    const named = this.isFresh ? [...all, ...between(all, this.dataset.found.frames)] : [...all];
-    const rows = named.flatMap(([name, boxes]) => boxes.map(([x, y, width, height, angle = ""]) => [`"${name.replaceAll('"', '""')}"`, x, y, width, height, angle].join(",")));
+    const named = this.found.size ? this.corrections() : this.isFresh ? [...all, ...between(all, this.dataset.found.frames)] : [...all];
+    const rows = named.flatMap(([name, boxes]) => (boxes.length ? boxes : [["", "", "", ""]]).map(([x, y, width, height, angle = ""]) => [`"${name.replaceAll('"', '""')}"`, x, y, width, height, angle].join(",")));
     return new File([[COLUMNS.join(","), ...rows].join("\n")], "boxes.csv", { type: "text/csv" });
+  }
+
+  // What the user changed; motion fills the rest. Of a video in which it found nothing, its boxes go on in between. A file
+  // needs a box: those found are sent as well where the user only removed some.
+  corrections() {
+    const moving = new Set([...this.found.keys()].map(videoOf)), own = [...this.boxes], hasBox = own.some(([, boxes]) => boxes.length);
+    return [...(hasBox ? [] : [...this.found].filter(([name]) => !this.boxes.has(name))), ...own, ...between(own.filter(([name]) => !moving.has(videoOf(name))), this.dataset.found.frames)];
   }
 
   // Take the boxes that an earlier job found or was sent; rows without numbers are pictures without a box.
@@ -50,6 +57,7 @@ export class BoxEditor {
     const [head, ...rows] = text.trim().split("\n").map(splitRow), places = COLUMNS.map((name) => head.indexOf(name));
     for (const row of rows) {
       const [name, ...cells] = places.map((place) => row[place]), box = cells.filter((value) => value?.trim()).map(Number);
+      this.isLoaded = true;
       this.boxes.set(name, [...(this.boxes.get(name) ?? []), ...(box.length >= 4 ? [box] : [])]);
     }
     this.element.open = true;
@@ -83,7 +91,7 @@ export class BoxEditor {
     this.body.append(this.stage.element, element, this.message, this.warning, this.heading.element, h("div", { class: "row" }, button("Previous", step(-1)), button("Next", step(1)),
       this.before = button("Box of the picture before", () => { const before = this.of(this.pictures[this.at - 1]?.name); if (before.length) { this.boxes.set(this.name, copy(before)); this.keep(); } }, { hidden: true }),
       button("This box for all pictures", () => { const boxes = this.of(this.name); if (boxes.length) { for (const { name } of this.pictures) this.boxes.set(name, copy(boxes)); this.keep(); } }, { hidden: this.found.size > 0 }),
-      button("Remove the box", () => { if (this.found.size) this.boxes.set(this.name, []); else this.boxes.delete(this.name); this.keep(); }), this.back), file);
+      button("Remove the box", () => { if (this.found.size || this.isLoaded) this.boxes.set(this.name, []); else this.boxes.delete(this.name); this.keep(); }), this.back), file);
     await this.show(0);
   }
 
@@ -199,6 +207,7 @@ export class BoxEditor {
     const how = boxes.length ? "Drag the box to move it, a corner to change its size; drag beside it for a new one. Keys: arrows, + and −." : "Drag over the picture to draw one.";
     if (this.file) this.message.textContent = `The boxes of ${this.file.name} are used.`;
     else if (this.found.size && !isOwn) this.message.textContent = `${this.name}. ${boxes.length ? "Found by its movement." : "No box was found here."} ${how}`;
+    else if (this.found.size) this.message.textContent = `${this.name}. ${boxes.length ? "Your box." : "You removed its box: it is left out."} ${how}`;
     else if (!count) this.message.textContent = `${this.name}. No boxes yet. Without boxes, training crops to the object itself where its position varies. Drag over the picture to draw one.`;
     else this.message.textContent = `${this.name}. ${plural(count, "picture")} of ${this.pictures.length} with a box${this.isFresh ? "; frames between get one in between" : count < this.pictures.length ? "; the others would be left out" : ""}. ${how}`;
     const warnings = isChanged && this.isFresh && !this.file ? this.doubts() : [];
@@ -219,13 +228,13 @@ export class BoxEditor {
 
   // Where boxes in between would be guesses, and videos that would be left out.
   doubts() {
+    if (this.found.size) return [];
     const { frames, videos } = this.dataset.found, all = this.all(), shown = new Set(frames.map(videoOf)).size;
     const isFar = frames.some((name, index) => {
       const [one, other] = [frames[index - 1], name].map((each) => all.get(each)?.[0]);
       return one && other && videoOf(frames[index - 1]) === videoOf(name) && Math.hypot(...[0, 1].map((axis) => other[axis] + other[axis + 2] / 2 - one[axis] - one[axis + 2] / 2)) > Math.max(one[2], one[3]);
     });
-    const better = this.found.size ? " Better: go back to the boxes found, start the training, and correct the boxes of all of its frames from its page." : "";
-    return [isFar && `It moves further than its own size from one of these frames to the next, so boxes in between are guesses.${better}`,
+    return [isFar && "It moves further than its own size from one of these frames to the next, so boxes in between are guesses.",
       videos > shown && `The ${plural(videos - shown, "video")} not shown here would be left out.`].filter(Boolean);
   }
 }

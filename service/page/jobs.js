@@ -166,8 +166,9 @@ class JobView {
   }
 }
 
-function describeLocated({ by, found, side_px: side, headings }) {
-  if (by !== "motion") return "as the boxes say";
+function describeLocated({ by, found, side_px: side, headings, sent, corrected }) {
+  if (by === "boxes") return "as the boxes say";
+  if (by !== "motion") return `as the boxes say in ${plural(sent, "picture")}; what moves before the camera in ${plural(found, "other", "others")}${corrected ? `, corrected beside your boxes in ${corrected.toLocaleString("en")}` : ""}`;
   return `what moves before the camera: found in ${plural(found, "picture")}, in boxes ${Math.round(side)} pixels wide${headings === undefined ? "" : `, with its heading in ${headings.toLocaleString("en")}`}`;
 }
 

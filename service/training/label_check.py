@@ -26,6 +26,7 @@ from model.scoring.label_matching import hold_out, match_crops
 from model.scoring.labels import Labels, LabelsError
 from service.contract.errors import BadBoxes, BadLabels, BadPicture
 from service.contract.media.archives import ArchiveLimits, detect_kind, iter_members
+from service.contract.media.boxes import parse_box_file
 from service.contract.media.locating import Locations
 from service.contract.media.pictures import read_size
 from service.contract.media.zip_names import HINT
@@ -103,7 +104,7 @@ def _check(
         labelled = np.flatnonzero(rows >= 0)
         if boxes and boxes.exists():
             with suppress(BadBoxes):  # the worker names boxes of other pictures
-                match_crops(found, names, Locations.of_file(boxes, names).with_several())
+                match_crops(found, names, Locations.of_file(parse_box_file(boxes.read_bytes()), names).with_several())
         hold_out(found.rows(rows[labelled]), [names[index] for index in labelled.tolist()])
         row_of = {names[index]: int(rows[index]) for index in labelled.tolist()}
         _check_sizes(found, row_of, pictures, limits, labels_fit)

@@ -23,7 +23,8 @@ _BOXES = file_field(
     "where the thing is in each picture, the only part of it that training sees: CSV (image,x,y,width,height in "
     "pixels, and for align=heading angle in degrees clockwise from up; taken as it is), COCO with bbox, or "
     "MegaDetector's JSON (these get a margin of a tenth on each side). Of several boxes of a picture each is one to "
-    "train on, of a frame of clips the most confident is taken; pictures without one are skipped, and named"
+    "train on, of a frame of clips the most confident is taken. Frames of a fixed camera that it does not name get the "
+    "box of what moves (locate); other pictures without one are skipped, and named"
 )
 
 

@@ -27,9 +27,9 @@ from service.contract.jobs.store import JobRecord, JobStatus
 from service.contract.jobs.warnings import PictureWarning
 from service.contract.media import motion
 from service.contract.media.archives import ArchiveLimits, Member, iter_media, resolve_mode
-from service.contract.media.boxes import FoundBox, fit_found_box, write_csv
+from service.contract.media.boxes import FoundBox, fit_found_box, parse_box_file, write_csv
 from service.contract.media.fitting import Frame, reduction_for_boxes
-from service.contract.media.locating import Locations, MotionFinder
+from service.contract.media.locating import Locations, MotionFinder, fills_frames
 from service.contract.media.pictures import Picture
 from service.contract.media.zip_names import HINT as NAMES_HINT
 from service.contract.media.zip_names import replace_surrogates
@@ -178,7 +178,8 @@ class Preparer:
         several = [replace_surrogates(name) for name in locations.with_several()]
         if several and counts.located is not None:
             taken = "the most confident is taken" if counts.mode == "clips" else "each is a picture to train on"
-            counts.located["note"] = f"of {len(several)} pictures with several boxes, {taken}"
+            note = f"of {len(several)} pictures with several boxes, {taken}"
+            counts.located["note"] = "; ".join(filter(None, (counts.located["note"], note)))
         info = {
             "count": counts.images,
             "side": config.image_size,
@@ -197,11 +198,12 @@ class Preparer:
         return counts
 
     def _locate(self, record: JobRecord, held: HeldJob, config: PPLConfig) -> Locations:
-        """Return where the thing is in each picture, by a pass over all of them if no boxes were sent."""
+        """Return where the thing is in each picture: by boxes that were sent, and by motion in those without one."""
         job_id, source, limits = record.job.id, self._find_source(record), ArchiveLimits.of(self.settings)
         boxes = self.taker.files.boxes(job_id)
         if config.locate == "off" and not boxes.exists():
             return Locations()
+        file_of_boxes = parse_box_file(boxes.read_bytes()) if boxes.exists() else None
         folder, names = self.taker.files.create(job_id), list[str]()
         with tempfile.TemporaryFile(dir=folder) as file:
             is_aligned = config.align == "heading"
@@ -209,8 +211,7 @@ class Preparer:
 
             def keep(picture: Picture, name: str, clip: str) -> None:
                 names.append(name)
-                if not boxes.exists():
-                    finder.keep(picture, name, clip)
+                finder.keep(picture, name, clip)
 
             frames, check = config.frames_per_clip, held.check
             reader = MediaReader(
@@ -221,11 +222,22 @@ class Preparer:
                 check()
                 if isinstance(media, Member):
                     reader.read_video(media, (record.source.name or name) if media.bare_video else name)
-                elif boxes.exists():
+                elif file_of_boxes:
                     names.append(name)
                 elif finder.wants(name):
                     reader.read_picture(media, name)
-            return Locations.of_file(boxes, names) if boxes.exists() else finder.locate()
+            if file_of_boxes is None:
+                return finder.locate()
+            sent = Locations.of_file(file_of_boxes, names)
+            if sent.names_all or not fills_frames(config.locate, file_of_boxes):
+                return sent
+            for name, media in iter_media(
+                source, limits
+            ):  # the pictures, not read before it was known that some lack one
+                check()
+                if not isinstance(media, Member) and finder.wants(name):
+                    reader.read_picture(media, name)
+            return finder.locate(sent)
 
     def _find_source(self, record: JobRecord) -> Path:
         if record.source.kind == "folder":

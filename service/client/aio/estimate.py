@@ -125,13 +125,14 @@ class EstimateCalls(Transport):
         Args:
             every: take the first frame and every n-th after it.
             box: the object's box in every frame, a list of boxes, or a file of boxes by frame.
-            locate: "motion" takes what moves before a fixed camera for the object, "auto" (the default without a box)
-                where it is sure, "off" takes whole frames.
+            locate: "motion" takes what moves before a fixed camera for the object, "auto" (the default without a box
+                for every frame) where it is sure; in frames that a file of boxes names, its boxes hold. "off" takes
+                whole frames, or only those with a box in the file.
             max_animals: the largest number of animals; above 1 they are found by motion, and ``box`` of a pose is
                 the number of its animal in all frames.
         """
         fields = form_fields(category, version, refine_steps, include, landmarks, align)
-        fields |= batches.video_fields(every, box, max_animals)
+        fields |= batches.video_fields(every, box, max_animals) | given(locate=locate)
         with ExitStack() as stack:
             async for line in self._stream_lines(0, fields, {"video": file_part(video, stack)}):
                 yield line

@@ -153,7 +153,8 @@ class Job(BaseModel):
 
     Attributes:
         metrics: once prepared "images", "skipped", the first "skipped_files" ({"name", "reason"}), "mode" (stills or
-            clips), the number of "clips", how the thing was "located" ({"by", "side_px", "note"}) unless pictures are
+            clips), the number of "clips", how the thing was "located" ({"by", "side_px", "note"}: by "boxes",
+            "motion" or "boxes and motion"; of both, the frames "sent", "found" and "corrected") unless pictures are
             taken whole, and with labels the number of pictures "held_out" of training; then the last losses by name
             ("total" is the weighted sum), "steps_per_s" and "device".
         version: the version it published.

@@ -61,6 +61,7 @@ class FoundBox:
         angle: the thing's heading in degrees clockwise from up; None if it is not known.
         angle_confidence: from 0 to 1, see :func:`.heading.find_headings`.
         animal: number of the animal, the same in all frames; None if it is not known.
+        by: "boxes" if it was sent and "motion" if it was found, where motion fills the frames without a sent box.
     """
 
     box: Box
@@ -68,18 +69,20 @@ class FoundBox:
     angle: float | None = None
     angle_confidence: float | None = None
     animal: int | None = None
+    by: str | None = None
 
     @classmethod
     def of_region(cls, region: Mapping[str, Any]) -> FoundBox:
         """Return the box of an answer's region."""
         box = (region["x"], region["y"], region["width"], region["height"])
-        return cls(box, *(region.get(name) for name in ("confidence", *_ANGLE_COLUMNS, _ANIMAL_COLUMN)))
+        return cls(box, *(region.get(name) for name in ("confidence", *_ANGLE_COLUMNS, _ANIMAL_COLUMN, "by")))
 
-    def to_region(self) -> dict[str, float | None]:
+    def to_region(self) -> dict[str, Any]:
         """Return the region of an answer."""
         x, y, width, height = self.box
         angle = {} if self.angle is None else {"angle": self.angle, "angle_confidence": self.angle_confidence}
-        return {"x": x, "y": y, "width": width, "height": height, "confidence": self.confidence, **angle}
+        by = {} if self.by is None else {"by": self.by}
+        return {"x": x, "y": y, "width": width, "height": height, "confidence": self.confidence, **angle, **by}
 
 
 def fit_found_box(
@@ -114,11 +117,14 @@ class BoxFile:
     Attributes:
         relative: whether boxes are shares of the picture's width and height.
         margin: to add on each side, as a share of the longer side.
+        is_complete: whether frames that it does not name have nothing in them: MegaDetector lists of a video only
+            those with a detection, and numbered animals were followed through all of it.
     """
 
     boxes: Mapping[str, Sequence[FoundBox]]
     relative: bool = False
     margin: float = 0.0
+    is_complete: bool = False
 
     def match(self, names: Sequence[str]) -> list[str | None]:
         """Return the name in the file of each picture's boxes, by the same rules as labels; None for one without.
@@ -211,7 +217,7 @@ def _parse_csv(text: str) -> BoxFile:
             confidence, *angle = (cells.get(column) or None for column in ("confidence", *_ANGLE_COLUMNS))
             box = _check(f"row {number} of the boxes", values, confidence, angle, delimiter)
             entry.append(replace(box, animal=_parse_animal(number, cells.get(_ANIMAL_COLUMN), entry)))
-    return BoxFile(_sort(found))
+    return BoxFile(_sort(found), is_complete=any(box.animal is not None for boxes in found.values() for box in boxes))
 
 
 def _parse_json(document: dict[str, Any]) -> BoxFile:
@@ -248,6 +254,7 @@ def _parse_megadetector(images: list[dict[str, Any]], categories: Any) -> BoxFil
         raise BadBoxes(f"detection_categories of the boxes is not an object; {_EXPECTED}")
     animals = {key for key, name in categories.items() if str(name).lower() == _ANIMAL} or set(categories)
     found: dict[str, list[FoundBox]] = {}
+    is_complete = any("frame_rate" in image for image in images)
     for image in images:
         name = image.get("file")
         if not isinstance(name, str):
@@ -269,7 +276,7 @@ def _parse_megadetector(images: list[dict[str, Any]], categories: Any) -> BoxFil
             entry = found.setdefault(frame, [])
             if is_animal and (box.confidence is None or box.confidence >= _LEAST_CONFIDENCE):
                 entry.append(box)
-    return BoxFile(_sort(found), relative=True, margin=MARGIN)
+    return BoxFile(_sort(found), relative=True, margin=MARGIN, is_complete=is_complete)
 
 
 def _check(

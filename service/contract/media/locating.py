@@ -1,21 +1,29 @@
-"""Find where the thing is in an upload's pictures: by boxes that were sent, or by what moves before a fixed camera."""
+"""Find where the thing is in an upload's pictures: by boxes that were sent, or by what moves before a fixed camera.
+
+Where boxes were sent for some frames of a fixed camera, motion fills the others. A sent box holds for the frame that it
+names, and corrects those of motion before and after it for as long as motion's box stays in its place: there motion
+sees the same thing, rightly or wrongly. Frames further away keep what motion found.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from statistics import median
 from typing import Any, BinaryIO
 
 from service.contract.errors import TooFewPictures
 
-from .boxes import BoxFile, FoundBox, parse_box_file
+from .boxes import BoxFile, FoundBox
 from .motion import LONGER_SIDE, NOTHING_LEAVES, NOTHING_MOVES, MotionLocator, Track
 from .pictures import Picture
 
 _TRIED = 32  # pictures of a folder after which it is judged whether they come from one fixed camera
+_NEAR = 0.1  # of its side: motion's box is still in its place
 _SURE_SHARE = 0.8  # of the frames that are in clips of which motion is sure
+_NOTHING_FOUND = "nothing of the usual size moves in it"
 NOT_ONE_CAMERA = "not one thing before a fixed camera"
 
 
@@ -24,9 +32,11 @@ class Locations:
     """The box of each picture of an upload; without boxes all are whole pictures.
 
     Attributes:
-        boxes: by the picture's name, in pixels, with their confidence; None where nothing was found.
+        boxes: found by motion: by the picture's name, in pixels, with their confidence; None where nothing was found.
         missing: why a picture without a box is skipped.
         summary: for the job's metrics.
+        file: boxes that were sent.
+        entries: by the picture's name, that of its boxes in the file; None for a picture that the file does not name.
     """
 
     boxes: Mapping[str, FoundBox | None] | None = None
@@ -42,17 +52,20 @@ class Locations:
 
     def find_most_confident(self, name: str, size: tuple[int, int]) -> FoundBox | None:
         """Return the most confident box of a picture in pixels; None for one without."""
-        if self.file is None:
-            return (self.boxes or {}).get(name)
-        found = self.file.of(self.entries.get(name), size)
+        found = self.find_all(name, size)
         return found[0] if found else None
 
     def find_all(self, name: str, size: tuple[int, int]) -> list[FoundBox]:
         """Return all boxes of a picture in pixels with their confidence, the most confident first."""
-        if self.file is None:
-            found = self.find_most_confident(name, size)
-            return [found] if found else []
-        return self.file.of(self.entries.get(name), size)
+        found, entry = (self.boxes or {}).get(name), self.entries.get(name)
+        if self.file is not None and entry is not None:
+            return take_heading(self.file.of(entry, size), found)
+        return [found] if found else []
+
+    @property
+    def names_all(self) -> bool:
+        """Whether the file of boxes names every picture."""
+        return None not in self.entries.values()
 
     def with_several(self) -> list[str]:
         """Return the names of the pictures with several boxes."""
@@ -60,9 +73,8 @@ class Locations:
         return [name for name, entry in self.entries.items() if len(boxes.get(entry or "", ())) > 1]
 
     @classmethod
-    def of_file(cls, path: Path, names: list[str]) -> Locations:
-        """Read the boxes that were sent. Raises BadBoxes."""
-        file = parse_box_file(path.read_bytes())
+    def of_file(cls, file: BoxFile, names: list[str]) -> Locations:
+        """Match the boxes that were sent with the pictures. Raises BadBoxes."""
         entries = dict(zip(names, file.match(names), strict=True))
         return cls(missing="no box of it came", summary={"by": "boxes", "note": None}, file=file, entries=entries)
 
@@ -118,6 +130,7 @@ class MotionFinder:
         self._is_required, self._is_aligned = is_required, is_aligned
         self._clips: dict[str, MotionLocator | None] = {}  # None for one that motion can't help
         self._names: dict[str, list[str]] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}  # of the frames of a clip that motion is sure of
         self._unread = 0
 
     def keep(self, picture: Picture, name: str, clip: str) -> None:
@@ -125,6 +138,7 @@ class MotionFinder:
         if clip not in self._clips:
             self._clips[clip], self._names[clip] = MotionLocator(self._file), []
         self._names[clip].append(name)
+        self._sizes[clip] = picture.size
         locator = self._clips[clip]
         if locator is not None:
             locator.add(picture.image, picture.size)
@@ -161,14 +175,19 @@ class MotionFinder:
             motion.boxes.update(zip(names, boxes_of_track(track), strict=True))
         return motion
 
-    def locate(self) -> Locations:
+    def locate(self, sent: Locations | None = None) -> Locations:
         """Return the boxes of all frames, or whole pictures where motion is not sure of most.
 
+        Args:
+            sent: boxes of some frames; motion fills the others if it is sure of most, or required.
+
         Raises TooFewPictures if motion is required and nothing moves, or if pictures are to be aligned and motion is
-        not sure.
+        not sure; never with boxes that were sent.
         """
         motion = self.look()
         side, reasons = motion.side_px, motion.reasons
+        if sent:
+            return self._fill(sent, motion)
         if self._is_required and side is None:
             raise TooFewPictures(
                 f"locate is motion, and nothing was found ({'; '.join(reasons[:3])}); send boxes, or set locate to off"
@@ -184,7 +203,96 @@ class MotionFinder:
         summary = {"by": "motion", "side_px": side, "found": len(found), "note": motion.note}
         if self._is_aligned:
             summary["headings"] = sum(each.angle is not None for each in found.values())
-        return Locations(motion.boxes, "nothing of the usual size moves in it", summary)
+        return Locations(motion.boxes, _NOTHING_FOUND, summary)
+
+    def _fill(self, sent: Locations, motion: Motion) -> Locations:
+        """Return the boxes that were sent, with those of motion for the frames that they do not name."""
+        if not (self._is_required or motion.is_sure):
+            why = f"pictures without a box are left out, as motion is not sure ({motion.note or 'nothing was read'})"
+            return replace(sent, summary={"by": "boxes", "note": why})
+        boxes: dict[str, FoundBox | None] = {}
+        for clip, names in self._names.items():
+            found = [motion.boxes.get(name) for name in names]
+            own = {
+                row: sent.find_all(name, self._sizes[clip])
+                for row, name in enumerate(names)
+                if sent.entries.get(name) is not None
+            }
+            boxes.update(zip(names, correct_track(found, own), strict=True))
+        filled = [name for name, box in boxes.items() if box and sent.entries.get(name) is None]
+        missing = f"{sent.missing}, and {_NOTHING_FOUND}"
+        if not filled:
+            return replace(sent, missing=missing)
+        corrected = sum(boxes[name] != motion.boxes[name] for name in motion.found() if name in boxes)
+        summary = {
+            "by": "boxes and motion",
+            "side_px": motion.side_px,
+            "sent": sum(entry is not None for entry in sent.entries.values()),
+            "found": len(filled),
+            "corrected": corrected,
+            "note": motion.note,
+        }
+        return replace(sent, boxes=boxes, missing=missing, summary=summary)
+
+
+def fills_frames(locate: str, file: BoxFile) -> bool:
+    """Return whether motion is looked for in frames that a file of boxes does not name."""
+    return locate == "motion" or (locate == "auto" and not file.is_complete)
+
+
+def correct_track(found: Sequence[FoundBox | None], sent: Mapping[int, Sequence[FoundBox]]) -> list[FoundBox | None]:
+    """Return motion's boxes of a clip's frames, corrected near the frames for which boxes were sent.
+
+    A sent box moves, scales and turns those of the frames before and after it as it does its own frame's, for as long
+    as motion's box stays within a tenth of its side of where it is in the named frame; where nothing is in that frame,
+    those have none. Between two of them the nearer one holds. Several boxes of a frame correct no other.
+
+    Args:
+        sent: the boxes of frames, by number; none where nothing is in a frame. Motion's boxes of these are returned as
+            they are.
+    """
+    corrected, distance = list(found), dict[int, int]()
+    for frame, boxes in sent.items():
+        own = found[frame]
+        if own is None or len(boxes) > 1:
+            continue
+        for step in (-1, 1):
+            at = frame + step
+            while 0 <= at < len(found) and at not in sent and (each := found[at]) and _distance(each, own) <= _NEAR:
+                if abs(at - frame) < distance.get(at, len(found)):
+                    distance[at] = abs(at - frame)
+                    corrected[at] = _move(each, own, boxes[0]) if boxes else None
+                at += step
+    return corrected
+
+
+def _distance(one: FoundBox, other: FoundBox) -> float:
+    """Return the distance between the centres of boxes in sides of the second one."""
+    (x, y, width, height), (other_x, other_y, side, other_height) = one.box, other.box
+    return math.hypot(x - other_x + (width - side) / 2, y - other_y + (height - other_height) / 2) / side
+
+
+def _move(box: FoundBox, start: FoundBox, end: FoundBox) -> FoundBox:
+    """Move, scale and turn a box by what leads from one to another."""
+    values = [value + to - by for value, by, to in zip(box.box, start.box, end.box, strict=True)]
+    angle = box.angle
+    if angle is not None and start.angle is not None and end.angle is not None:
+        angle = round((angle + end.angle - start.angle) % 360, 1)
+    x, y, width, height = (round(value, 2) for value in values)
+    return replace(box, box=(x, y, width, height), angle=angle)
+
+
+def take_heading(sent: list[FoundBox], found: FoundBox | None) -> list[FoundBox]:
+    """Return the boxes that were sent for a frame; one without an angle gets that of what motion found in it."""
+    if found is None or found.angle is None:
+        return sent
+    angle, confidence = found.angle, found.angle_confidence
+    return [
+        replace(each, angle=angle, angle_confidence=confidence)
+        if each.angle is None and _distance(each, found) <= 0.5
+        else each
+        for each in sent
+    ]
 
 
 def _is_promising(track: Track) -> bool:

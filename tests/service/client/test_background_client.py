@@ -90,6 +90,8 @@ def test_several_animals_in_a_video(url, client, tmp_path, make_picture):
     film.write_bytes(encode_film(pair_frame([(60 + 4 * n, 80), (260 - 4 * n, 180)], n) for n in range(20)))
     found = list(client.estimate_video("dog", film, max_animals=2))
     assert sorted((pose.frame, pose.box) for pose in found) == [(n, box) for n in range(20) for box in (0, 1)]
+    whole = client.estimate_video("dog", film, every=10, locate="off")
+    assert sorted((pose.frame, pose.region) for pose in whole) == [(0, None), (10, None)]
     drawn = tmp_path / "drawn.mp4"
     arguments = ("estimate", "dog", str(film), "--max-animals", "2", "--format", "csv", "--overlay", str(drawn))
     done = ppl(url, *arguments)

@@ -102,15 +102,62 @@ async def test_boxes_are_given_as_csv_edited_and_sent_back(http, send, publish, 
     lines[1 + EMPTY] = f"walk.mkv#{EMPTY:06},10,20,60,60,"
     boxes = "\n".join(lines[:-1])  # and the last frame is left out
     sent = {**film, "boxes": ("boxes.csv", boxes.encode())}
-    found = (await send(sent, headers={})).json()
+    found = (await send(sent, headers={}, locate="off")).json()
     assert [image["frame"] for image in found["images"]] == list(range(COUNT - 1))
     edited = found["images"][EMPTY]["region"]
     assert edited == {"x": 10, "y": 20, "width": 60, "height": 60, "confidence": None}
     assert found["images"][0]["region"]["x"] == float(rows[0]["x"])
     assert [error["frame"] for error in found["errors"]] == [COUNT - 1]
-    accepted = await send(sent, headers=RESPOND_ASYNC, format="coco")
+    accepted = await send(sent, headers=RESPOND_ASYNC, format="coco", locate="off")
     coco = (await http.get(f"/estimates/{(await ended(http, accepted.json()['id']))['id']}/result")).json()
     assert coco["annotations"][EMPTY]["bbox"] == [10, 20, 60, 60]
+
+
+async def test_boxes_of_some_frames_hold_there_and_motion_for_the_others(http, send, publish, consumer, film):
+    publish("dog")
+    alone = (await send(film, headers={})).json()["images"]
+    boxes = (
+        f"image,x,y,width,height\nwalk.mkv#000002,10,20,60,60\nwalk.mkv#{EMPTY:06},30,40,50,50\nwalk.mkv#000009,,,,\n"
+    )
+    sent = {**film, "boxes": ("boxes.csv", boxes.encode())}
+    answers = [(await send(sent, headers={})).json(), (await send(sent, headers={}, locate="motion")).json()]
+    accepted = await send(sent, headers=RESPOND_ASYNC)
+    answers.append((await ended(http, accepted.json()["id"]))["result"])
+    kept = {image["frame"]: {**image["region"], "by": "motion"} for image in alone if image["frame"] not in (2, 9)}
+    own = {2: (10, 20, 60, 60), EMPTY: (30, 40, 50, 50)}
+    for found in answers:
+        regions = {image["frame"]: image["region"] for image in found["images"]}
+        assert {frame: region for frame, region in regions.items() if frame not in own} == kept
+        for frame, box in own.items():
+            assert tuple(regions[frame][name] for name in ("x", "y", "width", "height")) == box
+            assert regions[frame]["by"] == "boxes"
+        assert [(error["frame"], error["code"]) for error in found["errors"]] == [(9, "nothing_found")]
+    assert sorted(regions) == [n for n in range(COUNT) if n != 9]
+
+
+async def test_where_motion_is_not_sure_only_frames_with_a_box_have_a_pose(send, publish, consumer):
+    publish("dog")
+    film = encode_film(arena_frame((x, y), n, shift=25 * n) for n, (x, y) in enumerate(PLACES))
+    boxes = b"image,x,y,width,height\nwalk.mkv#000003,10,20,60,60\n"
+    found = (await send({"video": ("walk.mkv", film), "boxes": ("boxes.csv", boxes)}, headers={})).json()
+    assert [image["frame"] for image in found["images"]] == [3]
+    assert found["images"][0]["region"] == {"x": 10, "y": 20, "width": 60, "height": 60, "confidence": None}
+    assert len(found["errors"]) == COUNT - 1
+
+
+async def test_files_that_name_all_frames_with_a_thing_are_not_filled(send, publish, consumer, film, problem):
+    publish("dog")
+    detection = {"category": "1", "conf": 0.9, "bbox": [0.25, 0.25, 0.5, 0.5], "frame_number": 4}
+    document = {
+        "detection_categories": {"1": "animal"},
+        "images": [{"file": "walk.mkv", "frame_rate": 25, "detections": [detection]}],
+    }
+    numbered = b"image,x,y,width,height,animal\nwalk.mkv#000004,80,60,160,120,1\n"
+    for boxes in (json.dumps(document).encode(), numbered):
+        sent = {**film, "boxes": ("boxes", boxes)}
+        assert [image["frame"] for image in (await send(sent, headers={})).json()["images"]] == [4]
+        detail = problem(await send(sent, headers={}, locate="motion"), 422, "bad_request")["detail"]
+        assert "boxes were sent, too, which are of all pictures or frames" in detail
 
 
 async def test_pictures_of_one_camera_are_located_together(http, send, publish, consumer):
@@ -238,6 +285,6 @@ async def test_nothing_is_turned_where_the_way_it_looks_is_not_known(send, publi
         assert "the heading of the thing in it is not known; send its box with an angle, use locate=motion" in detail
     assert len((await send(headers={}, align="off")).json()["images"]) == 3
     boxes = ("b.csv", b"image,x,y,width,height,angle\nw.mkv#0,9,9,60,60,0\nw.mkv#1,9,9,60,60,\n")
-    found = (await send({**film, "boxes": boxes}, headers={})).json()
+    found = (await send({**film, "boxes": boxes}, headers={}, locate="off")).json()
     assert [image["frame"] for image in found["images"]] == [0]
     assert [error["code"] for error in found["errors"]] == ["no_heading"] + ["nothing_found"] * (COUNT - 2)

@@ -14,8 +14,9 @@ from PIL import Image
 from model.training.trainer import Trainer
 from service.contract.jobs.files import BOXES
 from service.contract.jobs.store import Job, JobStatus
-from service.contract.media.boxes import parse_box_file
+from service.contract.media.boxes import FoundBox, parse_box_file
 from service.contract.media.fitting import fit_square
+from service.contract.media.locating import correct_track, take_heading
 from service.contract.media.pictures import open_picture
 from tests.support.arena import BODY, arena_frame, encode_film, walk, walk_angles, walker_frame
 from worker.caretaker import Caretaker
@@ -157,6 +158,73 @@ def test_boxes_that_were_sent_are_cut_out(desk, arena) -> None:
     assert done.metrics["located"]["note"] == "of 1 pictures with several boxes, each is a picture to train on"
     expected = fit_square(open_picture(arena["cam/03.png"]), 32, (30, 20, 64, 32))[0]
     np.testing.assert_array_equal(squares[3], expected)
+
+
+@pytest.mark.parametrize("kind", ["folder", "video"])
+def test_boxes_of_some_frames_hold_there_and_motion_for_the_others(desk, kind) -> None:
+    """The thing sleeps in frames 8 to 13: a correction of one of these holds for all of them."""
+    walked = [tuple(place) for place in walk(24)]
+    places = walked[:8] + [walked[8]] * 6 + walked[9:]
+    frames = [arena_frame(place, number) for number, place in enumerate(places)]
+    if kind == "folder":
+        names, files = [f"cam/{n:02}.png" for n in range(len(frames))], {}
+        files = {name: png(frame) for name, frame in zip(names, frames, strict=True)}
+    else:
+        names, files = [f"cam.mkv#{n:06}" for n in range(len(frames))], {"cam.mkv": encode_film(frames)}
+    _, found, _ = prepared(desk, desk.upload(files, desk.tiny()))
+    assert found["names"] == names
+    x, y, side = found["frames"][10]
+    rows = [f"{names[10]},{x + 6},{y - 9},{side + 4},{side + 4}", f"{names[3]},7,9,50,50", f"{names[20]},,,,"]
+    expected = {name: frame for name, frame in zip(names, found["frames"], strict=True) if name != names[20]}
+    expected |= {names[n]: [a + 6, b - 9, c + 4] for n, (a, b, c) in enumerate(found["frames"]) if 8 <= n < 14}
+    expected[names[3]] = [7, 9, 50]
+    for locate in ("auto", "motion"):
+        job = desk.upload(files, desk.tiny(locate=locate))
+        desk.files.boxes(job.id).write_text("\n".join(["image,x,y,width,height", *rows]))
+        done, info, _ = prepared(desk, job)
+        assert info["names"] == list(expected)
+        np.testing.assert_allclose(info["frames"], list(expected.values()), atol=0.02)
+        located = done.metrics["located"]
+        assert (located["by"], located["sent"], located["found"]) == ("boxes and motion", 3, len(names) - 3)
+        assert located["corrected"] == 5
+        assert done.metrics["skipped_files"] == [
+            {"name": names[20], "reason": "no box of it came, and nothing of the usual size moves in it"}
+        ]
+    alone = desk.upload(files, desk.tiny(locate="off"))
+    desk.files.boxes(alone.id).write_text("\n".join(["image,x,y,width,height", *rows]))
+    desk.caretaker.prepare(alone.id)
+    assert "at least" in desk.jobs.get(alone.id).error.detail, "two pictures are too few"
+
+
+def test_where_motion_is_not_sure_pictures_without_a_box_are_left_out_and_that_is_said(desk) -> None:
+    job = desk.upload({f"{n}.png": desk.picture(n, kind="PNG") for n in range(12)})
+    desk.files.boxes(job.id).write_text(
+        "\n".join(["image,x,y,width,height", *(f"{n}.png,1,2,20,20" for n in range(9))])
+    )
+    done, info, _ = prepared(desk, job)
+    assert info["names"] == [f"{n}.png" for n in range(9)]
+    located = done.metrics["located"]
+    assert located["by"] == "boxes"
+    assert located["note"].startswith("pictures without a box are left out, as motion is not sure (")
+
+
+def test_corrections_end_where_the_thing_moves_on_and_at_the_next_box() -> None:
+    found = [FoundBox((x, 10.0, 40.0, 40.0), 0.9, angle) for x, angle in ((0, 5.0), (1, 6.0), (2, 7.0), (3, 8.0))]
+    found += [None, FoundBox((3.0, 10.0, 40.0, 40.0)), FoundBox((60.0, 10.0, 40.0, 40.0))]
+    turned = FoundBox((10.0, 12.0, 20.0, 20.0), None, 185.0)
+    corrected = correct_track(found, {0: [turned], 3: [], 6: []})
+    assert corrected[0] == found[0], "that of the frame is the caller's"
+    assert corrected[1] == FoundBox((11.0, 12.0, 20.0, 20.0), 0.9, 186.0)
+    assert corrected[2] is None, "nearer to the frame in which nothing is"
+    assert corrected[3:] == found[3:], "a frame without a box ends a correction"
+    assert correct_track(found, {0: [turned, turned]}) == found, "of several boxes it is not known which is meant"
+
+
+def test_sent_boxes_take_their_heading_from_motion_in_the_same_place() -> None:
+    found = FoundBox((0.0, 0.0, 40.0, 40.0), 0.9, 33.0, 0.8)
+    near, far, own = (FoundBox((x, 0.0, 40.0, 40.0), None, angle) for x, angle in ((15, None), (25, None), (0, 7.0)))
+    headed = take_heading([near, far, own], found)
+    assert [(box.angle, box.angle_confidence) for box in headed] == [(33.0, 0.8), (None, None), (7.0, None)]
 
 
 def test_more_boxes_than_pictures_are_allowed_fail_the_job(desk, arena) -> None:
