@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,8 +15,11 @@ import redis
 from service.client import APIError, Client, JobStatus
 from service.client.types import EstimateStatus
 from service.stack.valkey import free_port
+from tests.support.forks import Fork
+from tests.support.gateway_process import serve
 from tests.support.s3 import s3_server
 from tests.support.stack_process import TINY, archive, drawing, within
+from tests.support.worker_process import work
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -35,21 +36,20 @@ class Machines:
             "PPL_DEVICE": "cpu",
             "PPL_INFERENCE_THREADS": "1",
             "PPL_TRAINING_THREADS": "1",
+            "PPL_TRAINING_NICE": "0",
         }
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, Fork] = {}
 
-    def start(self, name: str, *command: str, **more: str) -> None:
-        """Start `python -m` with a data root named like the process."""
+    def start(self, name: str, function: Callable[..., int | None], *arguments: str, **more: str) -> None:
+        """Start a process with a data root named like it."""
         root = self._root / name
         root.mkdir(exist_ok=True)
         environment = {**os.environ, **self._environment, "PPL_DATA_ROOT": str(root), **more}
-        with (self._root / f"{name}.log").open("ab") as log:
-            command = (sys.executable, "-m", *command)
-            self.processes[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        self.processes[name] = Fork(self._root / f"{name}.log", environment, function, *arguments)
 
     def start_gateway(self, name: str) -> str:
         port = free_port()
-        self.start(name, "service.gateway.serve", PPL_HOST="127.0.0.1", PPL_PORT=str(port))
+        self.start(name, serve, PPL_HOST="127.0.0.1", PPL_PORT=str(port))
         return f"http://127.0.0.1:{port}"
 
     def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
@@ -91,9 +91,9 @@ def answers(url: str) -> Callable[[], bool]:
 
 def test_platform_runs_on_machines_that_share_only_redis_and_a_bucket(machines: Machines, tmp_path: Path) -> None:
     urls = [machines.start_gateway("gateway-1"), machines.start_gateway("gateway-2")]
-    machines.start("training-1", "tests.support.worker_process", "training")
-    machines.start("inference-1", "worker", "inference")
-    machines.start("inference-2", "worker", "inference")
+    machines.start("training-1", work, "training")
+    machines.start("inference-1", work, "inference")
+    machines.start("inference-2", work, "inference")
     assert all(within(120, answers(url)) for url in urls), machines.logs()
 
     with Client(urls[0]) as one, Client(urls[1]) as other:
@@ -106,7 +106,7 @@ def test_platform_runs_on_machines_that_share_only_redis_and_a_bucket(machines: 
         machines.stop("training-1", signal.SIGKILL)
         # the newest may have been reported before it was sent
         reached = sorted(checkpoint.step for checkpoint in other.checkpoints(long.id))[-2]
-        machines.start("training-2", "tests.support.worker_process", "training")
+        machines.start("training-2", work, "training")
         assert within(120, lambda: other.job(long.id).progress.step > reached + 20), machines.logs()
         resumed = re.search(r"training from step (\d+)", machines.log("training-2"))
         assert resumed, machines.log("training-2")
@@ -132,7 +132,7 @@ def test_platform_runs_on_machines_that_share_only_redis_and_a_bucket(machines: 
                 background = client.wait_estimate(client.estimate_async("cross", few).id)
                 results.append(background.result)
             assert machines.files(other_worker), "the worker has its own copy of the weights"
-            machines.start(stopped, "worker", "inference")
+            machines.start(stopped, work, "inference")
         assert all(result.images == results[0].images for result in results)
 
         # a dataset that came through one gateway is inspected elsewhere, and trained on through the other
@@ -181,7 +181,7 @@ def _lose_gateways(machines: Machines, url: str) -> None:
         assert within(60, lambda: one.estimate_job(begun.id).status is EstimateStatus.RUNNING), machines.logs()
     machines.stop("gateway-1", signal.SIGKILL)
 
-    machines.start("inference-1", "worker", "inference")
+    machines.start("inference-1", work, "inference")
     second = machines.start_gateway("gateway-2")
     assert within(120, answers(second)), machines.logs()
     with Client(second) as other:
