@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from benchmarks.speed import growth, scale_out, serving, speed, start
+from benchmarks.speed import growth, scale_out, serving, speed, stack, start
 from benchmarks.speed.photos import WIDTH
 from benchmarks.speed.report import Report
 from benchmarks.speed.speed_plot import plot_ratios, plot_serving
+from service.stack.supervisor import Child
+from tests.support.forks import Fork
+from tests.support.worker_process import work
+
+BEAT_S = 0.5
+
+
+class ForkedWorker(Child):
+    """A child that is a fork if it is a worker, as importing torch takes each seconds; its figures come soon."""
+
+    def start(self) -> None:
+        if "worker" not in self.spec.command:
+            return super().start()
+        self.spec.log_path.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, **self.spec.env}
+        self.process = Fork(self.spec.log_path, environment, work, self.spec.command[-1], BEAT_S)  # type: ignore[assignment]
+        return None
+
+
+@pytest.fixture
+def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack, "Child", ForkedWorker)
+    monkeypatch.setattr(scale_out, "_BEAT_S", 4 * BEAT_S)
 
 
 def measured(module: Any, *arguments: object) -> Report:
@@ -47,6 +71,7 @@ def test_start_reports_how_long_each_part_took() -> None:
     assert rows["gateway"]["resident_mb"] > 20
 
 
+@pytest.mark.usefixtures("_forked")
 def test_serving_answers_every_client_beside_the_bare_process() -> None:
     report = measured(serving, "--no-litserve", "--rounds", 1, "--seconds", 0.6, "--clients", 1, 4, "--threads", 1)
     service = [row for row in report.rows if row["contestant"] == "service"]
@@ -58,6 +83,7 @@ def test_serving_answers_every_client_beside_the_bare_process() -> None:
     assert failed.value == 0
 
 
+@pytest.mark.usefixtures("_forked")
 def test_scale_out_accounts_for_every_request() -> None:
     report = measured(scale_out, "--rounds", 1, "--seconds", 0.6, "--clients", 4)
     rows = by(report, "of_each")
