@@ -29,12 +29,13 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     assert within(120, lambda: not belonging_to(tmp_path)), "processes are left"
 
 
-PICTURES = 320  # of 2125: the scoring map has 33 inputs
+PICTURES = 160  # of 2125: the scoring map has 33 inputs
+FEW = 16
 
 
-def start(folder: Path, steps: int) -> subprocess.Popen[str]:
+def start(folder: Path, steps: int, pictures: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "service.demo", "--no-serve", "--folder", str(folder), "--steps", str(steps)]
-    command += ["--pictures", str(PICTURES)]
+    command += ["--pictures", str(pictures)]
     environment = {**os.environ, "PPL_TRAINING_THREADS": "1", "PPL_INFERENCE_THREADS": "1"}
     return subprocess.Popen(
         command,
@@ -59,7 +60,7 @@ def belonging_to(folder: Path) -> list[int]:
 
 
 def test_demo_leaves_a_report_and_a_picture(folder: Path) -> None:
-    demo = start(folder, steps=2)
+    demo = start(folder, steps=2, pictures=PICTURES)
     said, _ = demo.communicate(timeout=600)
 
     assert demo.returncode == 0, said
@@ -80,7 +81,7 @@ def test_demo_leaves_a_report_and_a_picture(folder: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_demo_stops_everything(folder: Path, number: signal.Signals) -> None:
-    demo = start(folder, steps=100_000)
+    demo = start(folder, steps=100_000, pictures=FEW)
     assert demo.stdout is not None
     for line in demo.stdout:
         if line.startswith("running"):
