@@ -130,7 +130,7 @@ def _consistency(model: PosePriorLearner, pictures: Tensor, keypoints: Tensor) -
 def _explained(
     model: PosePriorLearner, pictures: Tensor, keypoints: Tensor, mean_pose: Tensor
 ) -> tuple[float, list[int]]:
-    """Return what the poses explain of the pictures, and the keypoints that explain nothing.
+    """Return the share of the pictures that the poses explain, and the keypoints that explain nothing.
 
     The first is 1 - (error of the reconstruction from a picture's own pose) / (error from the mean pose). A keypoint
     is idle if the reconstruction without its links is as good.
@@ -162,7 +162,7 @@ _IDLE = 5e-4  # of the error: a smaller change is none
 
 
 def _activations(model: PosePriorLearner, image: Tensor) -> list[Tensor]:
-    """Return what two images are compared by: a frozen network's activations where the model has one, and pixels."""
+    """Return the features by which images are compared: pixels, and activations if the model has a frozen network."""
     features = model.regressor.features
     levels = [] if features is None else [level.float() for level in features(image)]
     return [*levels, functional.avg_pool2d(image.float(), 2)]

@@ -1,4 +1,4 @@
-"""How a worker reaches Redis, and what waits while Redis is down."""
+"""Connections of a worker to Redis, and retries while Redis is down."""
 
 from __future__ import annotations
 

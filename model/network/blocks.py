@@ -1,4 +1,4 @@
-"""What the networks share: device and precision, pixel coordinates, and blocks built from the table of layers.
+"""Shared parts of the networks: device and precision, pixel coordinates, and blocks built from the table of layers.
 
 Coordinates are (x, y) in [-1, 1] over the image, y down. The centre of pixel i of S lies at (2i + 1)/S - 1, so the
 image's borders are at -1 and 1 (``align_corners=False``).

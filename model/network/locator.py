@@ -122,8 +122,8 @@ class Locator(nn.Module):
     def fit_angle(self, turned: Tensor) -> bool:
         """Fit the template to pictures at every angle (N, A, D, P), as :func:`describe_angles` gives them.
 
-        Returns False, and stays as it is, if the thing is about as upright in all pictures, or if templates of either
-        half of them disagree about its angle: it is round, or looks too different.
+        Returns False, and stays as it is, if the thing has about the same angle in all pictures, or if templates of
+        either half of them disagree about its angle: it is round, or looks too different.
         """
         inputs, spread = _standardise(turned)
         template = _congeal(inputs)
@@ -138,13 +138,13 @@ class Locator(nn.Module):
 
 
 def is_upright(turned: Tensor) -> bool:
-    """Return whether the thing is about as upright in all of a few pictures (N, A, D, P)."""
+    """Return whether the thing has about the same angle in all pictures, by their activations (N, A, D, P)."""
     inputs, _ = _standardise(turned)
     return _resultant_length(_best_angle(inputs @ _congeal(inputs))) > _UPRIGHT
 
 
 def describe_cells(activations: Sequence[Tensor]) -> Tensor:
-    """Return what the frozen network saw in each cell, float (B, P, C), the cells in rows.
+    """Return the frozen network's activations of each cell, float (B, P, C), the cells in rows.
 
     The deeper level is interpolated to the cells of the other one. A cell's activations belong to its first pixel, see
     :func:`_cell_centres`, not to its middle.
@@ -157,7 +157,7 @@ def describe_cells(activations: Sequence[Tensor]) -> Tensor:
 
 
 def find_squares(marks: Tensor) -> Tensor:
-    """Find the square that holds the most of what is marked, above 0, and the least of what is not.
+    """Find the square with the greatest sum of marks; cells above 0 belong to the thing, others do not.
 
     Args:
         marks: (B, P), the cells in rows.
@@ -191,7 +191,7 @@ def find_squares(marks: Tensor) -> Tensor:
 
 
 def describe_angles(image: Tensor, features: Features) -> Tensor:
-    """Return what the frozen network sees of the round middle of images (B, 3, S, S) at each angle, (B, A, D, P)."""
+    """Return the frozen network's activations (B, A, D, P) of the disc in images (B, 3, S, S), turned by each angle."""
     side = image.shape[-1]
     round_middle = (pixel_grid(side, device=image.device).norm(dim=1) < 1).view(side, side)
     seen, crops = [], image.new_tensor((0.0, 0.0, 1.0, 0.0)).repeat(len(image), 1)
@@ -240,7 +240,7 @@ def _resample(images: Tensor, matrix: Tensor, middle: Tensor, side: int, padding
 
 
 def _best_angle(agreement: Tensor) -> Tensor:
-    """Return the angle (N,) in radians of the greatest of (N, A), between its neighbours by a parabola."""
+    """Return the angle (N,) in radians at which (N, A) peaks, refined by a parabola through the peak's neighbours."""
     count = agreement.shape[1]
     at = agreement.argmax(1, keepdim=True)
     before, top, after = (agreement.gather(1, (at + shift) % count).squeeze(1) for shift in (-1, 0, 1))

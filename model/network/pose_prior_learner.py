@@ -32,7 +32,7 @@ class Located:
         scores: (B, K) in [0, 1], without gradient: the share of a keypoint's attention within ``SCORE_RADIUS`` of
             it. Low where the part is hidden or could be in several places. Says less with the head "affine", whose
             keypoints need not lie where the attention is.
-        evidence: (B, 2 + D), if requested, of whether the thing is there at all: mean score, mean entropy of the
+        evidence: (B, 2 + D), if requested, that the thing is in the picture: mean score, mean entropy of the
             attention, and the mean over the keypoints of what lies under them, the frozen network's deepest activations
             or else the encoder's features.
     """

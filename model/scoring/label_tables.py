@@ -236,7 +236,7 @@ def labels_of_columns(
     """Return labels of a table with a row per picture; pictures without any labelled keypoint are left out.
 
     Args:
-        columns: individual ("" without individuals), body part and coordinate of each; others than x and y count not.
+        columns: individual ("" without individuals), body part and coordinate of each; only x and y are read.
         names: of the N pictures.
         values: (N, columns), NaN where a keypoint is not visible.
 

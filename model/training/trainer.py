@@ -393,6 +393,6 @@ def _sync_batch_norms(model: PosePriorLearner, group: Group, device: torch.devic
 
 
 def _averaged_tensors(model: PosePriorLearner) -> Iterator[Tensor]:
-    """Yield what a group averages at each step: gradients, and the running statistics of batch norms."""
+    """Yield the tensors that a group averages at each step: gradients, and the running statistics of batch norms."""
     yield from (p.grad for p in model.parameters() if p.grad is not None)
     yield from (value for name, value in model.named_buffers() if name.endswith(("running_mean", "running_var")))

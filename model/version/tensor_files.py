@@ -27,7 +27,7 @@ _SKELETON_PICTURES = 256
 
 
 class CheckpointError(ValueError):
-    """A file that is damaged, or of another program or model; the message says which."""
+    """A file that is damaged, or that another program or model wrote; the message says which."""
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:

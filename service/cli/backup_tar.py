@@ -125,7 +125,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def write_tar(draft: Path, stream: IO[bytes]) -> Manifest:
-    """Write what was gathered, and the manifest."""
+    """Write the gathered files and their manifest as a tar, and return the manifest."""
     manifest = Manifest()
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for path in sorted(path for path in draft.rglob("*") if path.is_file()):
@@ -181,7 +181,7 @@ def unpack(stream: IO[bytes], draft: Path) -> None:
 
 
 def restore(settings: CommonSettings, draft: Path) -> Counter[str]:
-    """Add what an unpacked backup has and is missing; return the numbers of what was added. Raises BackupError."""
+    """Add the parts of an unpacked backup that are missing here; return how many of each kind. Raises BackupError."""
     store, datasets, root = open_versions(settings), DatasetFiles.open(settings), settings.data_root
     counts: Counter[str] = Counter()
     for folder in _folders(draft / "categories"):

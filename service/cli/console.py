@@ -129,7 +129,7 @@ def write_file(path: Path, data: bytes) -> Path:
 
 
 def print_warnings(warnings: Iterable[PictureWarning]) -> None:
-    """Print what seems wrong with pictures."""
+    """Print the warnings about pictures."""
     for warning in warnings:
         out.print(f"  [yellow]warning:[/] {escape(warning.detail)} [dim]({warning.code})[/]")
 

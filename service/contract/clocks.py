@@ -15,7 +15,7 @@ WAIT_S = 3600.0
 
 
 class ClockWatch:
-    """Notice that the system's clock was set, by comparing it with the monotonic one at each question.
+    """A watch for changes of the system's clock, which it compares with the monotonic clock at each call.
 
     A clock that is set forward and soon set right again makes nothing old; one that stays there is taken for right.
 

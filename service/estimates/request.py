@@ -293,7 +293,7 @@ class Query:
         return len(self.include & DRAWN)
 
     def list_links_of(self, version: Version) -> Version:
-        """Return the version with the links that answers list: those of its skeleton, or all if they are included."""
+        """Return the version with the links to answer with: its skeleton's, or all if the request includes them."""
         return version.listing_all_links() if "links" in self.include else version
 
     def fit_to(self, version: Version) -> Query:

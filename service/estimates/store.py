@@ -200,7 +200,7 @@ class EstimateStore:
         self._remove_inputs(shown.id)
 
     def _remove_inputs(self, estimate_id: str) -> None:
-        """Remove what an estimate that ended needs no more."""
+        """Remove the files that an estimate no longer needs once it has ended."""
         (self._waiting / estimate_id).unlink(missing_ok=True)
         shutil.rmtree(self.path(estimate_id, "pictures"), ignore_errors=True)
         self._remove_poses(estimate_id)
@@ -295,7 +295,7 @@ class EstimateStore:
         return removed
 
     def _list_results(self) -> dict[str, _Ended]:
-        """Return what is known of the results of all estimates that have ended; each is read once."""
+        """Return the end and the size of all estimates that have ended; read each record once."""
         ids, ended = set(self._ids()) - set(self.list_waiting()), dict(self._ended)
         for estimate_id in ids - ended.keys():
             with suppress(UnknownEstimate, StoreCorrupt):  # being uploaded, or damaged: it must not keep the others
@@ -319,7 +319,7 @@ class EstimateStore:
         """Delete estimates that ended long ago, and stale uploads of a crashed gateway. Returns the ids deleted.
 
         Args:
-            ages_s: seconds since estimates ended, for those of which another clock than this machine's tells it.
+            ages_s: seconds since estimates ended, for those that ended by another machine's clock.
         """
         removed = []
         with suppress(FileNotFoundError):

@@ -67,7 +67,7 @@ class OverlayRequest:
 
 
 class PoseDrawer:
-    """Draw the poses of consecutive frames: boxes, trails, links, keypoints and names."""
+    """A drawer of the poses of consecutive frames: boxes, trails, links, keypoints and names."""
 
     def __init__(self, request: OverlayRequest) -> None:
         self._links = [DrawnLink(int(i), int(j), strength) for i, j, strength in request.links]
@@ -216,7 +216,7 @@ class Sound:
                 self._output.mux(self._stream.encode(part))
 
     def close(self) -> None:
-        """Write what the encoder holds."""
+        """Flush the encoder."""
         if self._resampler is not None:
             self._output.mux(self._stream.encode(None))
 

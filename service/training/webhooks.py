@@ -143,7 +143,7 @@ class WebhookSender:
         log.info("webhook %s: job=%s attempts=%d error=%s", outcome, job_id, attempts, error)
 
     async def _send(self, job: Job) -> tuple[str | None, bool]:
-        """Send a webhook. Return why the receiver did not accept it, if so, and whether the outcome is final."""
+        """Send a webhook. Return the error, or None if the receiver accepted it, and whether the outcome is final."""
         assert job.webhook is not None
         now = datetime.now(UTC)
         data = job.model_dump(mode="json", exclude={"webhook"})

@@ -1,4 +1,4 @@
-"""Check the parts of an imported version, each alone and against the others, as a training here writes them.
+"""Check the parts of an imported version, each alone and against the others: a training must be able to write them.
 
 No number is trusted because it is finite. What prior.json and memory.json state must follow from the weights, so that
 what the API shows is what the model does.
@@ -144,7 +144,7 @@ def check_documents(documents: dict[str, Any], manifest: Manifest) -> tuple[Info
 
 
 def _validate(model: type[Model], document: Any) -> Model:
-    """Check a JSON value as it will be read: text is no number, though a plain validation takes "nan" for one."""
+    """Check a JSON value strictly: text is not a number, though pydantic's default mode reads "nan" as one."""
     return model.model_validate_json(json.dumps(document), strict=True)
 
 

@@ -1,4 +1,4 @@
-"""Look in a dataset for what moves before a fixed camera, in few of its frames, before any training does in more."""
+"""Find the thing that moves before a fixed camera in a few frames of a dataset; a training searches more of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAX_NOTE = 500
 
 
 class MotionSearch:
-    """Collects frames of a dataset's first clips, and finds what moves in them.
+    """A collector of frames of a dataset's first clips, which finds the thing that moves in them.
 
     Args:
         file: a temporary one, for small copies of the frames.
@@ -39,11 +39,11 @@ class MotionSearch:
         self._read = self._count = 0  # pictures read; frames and pictures looked at
 
     def takes(self, clip: str) -> bool:
-        """Return whether frames of this clip are looked at."""
+        """Return whether this clip's frames are searched."""
         return clip in self._clips or len(self._clips) < MOST_CLIPS
 
     def add_picture(self, picture: Picture, name: str, clip: str, *, is_drawn: bool) -> None:
-        """Add the dataset's next picture if it is among those looked at, as those drawn on the contact sheet are."""
+        """Add the dataset's next picture if it is one of those to search, the same as on the contact sheet."""
         self._read += 1
         if (is_drawn or (self._read - 1) % self._step == 0) and self.takes(clip):
             self._clips.add(clip)

@@ -91,7 +91,7 @@ class MotionBox(BaseModel):
 
 
 class MotionFound(BaseModel):
-    """What moves before a fixed camera, as a training with ``locate=auto`` finds it, but from fewer frames.
+    """Boxes of the thing that moves before a fixed camera, found as ``locate=auto`` does, but from fewer frames.
 
     The first dozen videos and folders of pictures are looked at: up to 40 frames of each video, spread over it, and
     some 200 pictures, spread over the dataset.

@@ -91,7 +91,7 @@ class JobFiles:
         return self._shared.read(check_job_id(job_id), name) if self._shared else self._path(job_id, name).read_bytes()
 
     def fetch(self, job_id: str) -> None:
-        """Get what other machines sent of a job's files."""
+        """Fetch the files of a job that other machines sent."""
         if self._shared:
             self._shared.fetch(job_id, self.folder(job_id))
 

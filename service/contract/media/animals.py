@@ -46,7 +46,7 @@ def can_track() -> bool:
 
 
 class AnimalLocator(MotionLocator):
-    """Locates up to a number of animals, each with an identity."""
+    """A locator of up to a number of animals, each with an identity."""
 
     def locate_all(self, animals: int, *, headings: bool = False) -> list[Track]:
         """Return a track for each animal; that of a single one is :meth:`locate`'s.
@@ -111,14 +111,14 @@ class AnimalLocator(MotionLocator):
 
 
 def _shape_of(values: Floats, shape: Shape) -> tuple[float, float, float]:
-    """Return what :func:`.heading.measure_shape` does, of a body without thin parts."""
+    """Return the shape that :func:`.heading.measure_shape` would measure of a body without thin parts."""
     a, b = shape.half_length * np.exp(values[4]), shape.half_width * np.exp(-values[4])
     axis = (values[2] + np.pi / 2) % np.pi - np.pi / 2
     return float(axis), float(abs(a * a - b * b) / (a * a + b * b)), 0.0
 
 
 def _find_blobs(frame: Pixels, difference: Pixels, level: float, area: float, has_shape: bool = False) -> Blobs:
-    """Find what is large enough for an animal; with ``has_shape`` what headings need is kept as well."""
+    """Find the blobs that are large enough for an animal; with ``has_shape``, keep their shapes for headings."""
     closed, labels, stats, left, top = segment(difference, level, area)
     areas: list[float] = []
     points, looks, marks = [], [], []

@@ -117,7 +117,7 @@ class Motion:
 
 
 class MotionFinder:
-    """Locates the thing in each clip, a video or a folder of pictures, by motion.
+    """A locator of the thing in each clip, a video or a folder of pictures, by motion.
 
     Args:
         is_required: whether to use motion where it is not sure, too.

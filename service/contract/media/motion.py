@@ -76,7 +76,7 @@ class Track:
 
 
 class MotionLocator:
-    """Collects the frames of one camera in order of time, and locates the thing in all of them at once.
+    """A collector of one camera's frames in order of time, which locates the thing in all of them at once.
 
     Args:
         file: keeps small copies of the frames until the boxes are found; several locators may share it.

@@ -288,7 +288,7 @@ def _check_jpeg(file: BinaryIO) -> None:
 
 
 def _find_excess(data: bytes) -> str | None:
-    """Return what a JPEG has too much of, if anything. Ignore embedded previews and what follows the picture.
+    """Return the part that a JPEG has too many of, if any. Ignore embedded previews and bytes after the picture.
 
     Each scan costs a pass over the whole picture, however short it is, and segments are read one by one.
     """

@@ -124,7 +124,7 @@ def track(count: int, blobs_of: Callable[[int], Blobs], animals: int, marks: int
 
 
 class _Follower:
-    """Follows animals from frame to frame, forwards or backwards."""
+    """A follower of animals from frame to frame, forwards or backwards."""
 
     def __init__(self, blobs_of: Callable[[int], Blobs], paths: Paths, shape: Shape) -> None:
         self._blobs_of, self._paths, self._shape = blobs_of, paths, shape

@@ -208,7 +208,7 @@ def _decode_single(stream: VideoStream, packet: Packet[VideoStream]) -> VideoFra
 
 
 class _Player:
-    """Show frames as a player does: RGB, square pixels, rotated and mirrored as the file says, at their times."""
+    """A converter of frames to RGB as a player shows them: square pixels, rotated and mirrored as the file says."""
 
     def __init__(self, stream: VideoStream, index: Index) -> None:
         self._times, self._is_reordered = index.times, index.is_reordered

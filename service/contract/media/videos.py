@@ -90,7 +90,7 @@ def iter_frames(
     longer_side: int | None = None,
     first: int = 0,
 ) -> Generator[TimedFrame]:
-    """Yield up to ``count`` frames evenly spaced over a video; with ``every``, one in so many from ``first`` on.
+    """Yield up to ``count`` frames, evenly spaced over a video; with ``every``, each ``every``-th from ``first`` on.
 
     Frames are rotated and mirrored as the file says, their pixels square. One frame is in memory at a time.
 

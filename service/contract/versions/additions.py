@@ -99,7 +99,7 @@ class Additions:
             raise StoreCorrupt(f"landmarks '{name}' of version '{version}' of '{category}' can't be read") from error
 
     def landmarks_request(self, category: str, version: str, name: str) -> str | None:
-        """Return what named the request that a set of landmarks was added for, if anything; None if there is no set."""
+        """Return the name of the request that added a set of landmarks, if it had one; None if there is no set."""
         try:
             return read_json(self.landmarks_path(category, version, name)).get("request")
         except FileNotFoundError:

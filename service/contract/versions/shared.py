@@ -112,7 +112,7 @@ class _Draft(CategoryFolder):
 class SharedVersions(VersionStore):
     """The versions in an object store. Methods raise StoreUnavailable too.
 
-    What is read without a change may be as old as the last :meth:`poll`; what is unknown is looked up at once.
+    Reads may be as old as the last :meth:`poll`; a category or version unknown here is looked up at once.
     """
 
     def __init__(self, data_root: Path, objects: Objects) -> None:

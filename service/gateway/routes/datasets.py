@@ -77,8 +77,8 @@ async def get_datasets(gateway: CurrentGateway, limit: Limit = 50, cursor: str |
 async def get_dataset(gateway: CurrentGateway, dataset_id: str) -> Dataset:
     """Return a dataset: its numbers of pictures and clips, sizes, formats, and the skipped files with reasons.
 
-    `motion` says where a thing that moves before a fixed camera is in the frames looked at, as a training finds it by
-    itself; correct its boxes and send them as `boxes` of `POST /train-jobs`, a row of the CSV for each.
+    `motion` has boxes around the thing that moves before a fixed camera, in some of the frames. A training finds the
+    same by itself; to correct it, send the corrected boxes as `boxes` of `POST /train-jobs`, a row of the CSV for each.
     During the inspection it contains the findings so far. If it failed, `error` is the reason why no job can use it.
     """
     return await gateway.threads.io(gateway.datasets.get, dataset_id)
