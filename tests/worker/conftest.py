@@ -15,6 +15,7 @@ import redis
 import torch
 from PIL import Image
 
+from model import preview
 from model.config import PPLConfig, resolve
 from model.training.trainer import Trainer
 from service.contract.durable_files import write_json
@@ -50,6 +51,13 @@ TINY = {
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _small_previews(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw little at each checkpoint; a preview of the usual size takes a quarter of the time of a tiny training."""
+    monkeypatch.setattr(preview, "PICTURES", 2)
+    monkeypatch.setattr(preview, "_TILE_PX", 16)
 
 
 def tiny(**changes: object) -> PPLConfig:
