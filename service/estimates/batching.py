@@ -44,7 +44,7 @@ _RETRY_S = 5.0
 _URGENT_S = 10.0  # after an urgent ticket, more are expected
 _SMALL_BATCH_S = 0.02  # the model's time for a less urgent batch while urgent tickets are expected
 
-URGENT, STREAMED, BACKGROUND = range(len(routing.PRIORITIES))
+URGENT, STREAMED, BACKGROUND = routing.PRIORITIES
 
 
 @dataclass(eq=False)
@@ -53,7 +53,7 @@ class Ticket:
 
     Attributes:
         deadline: monotonic time.
-        level: URGENT, STREAMED or BACKGROUND, index of routing.PRIORITIES; lower ones go first.
+        priority: URGENT, STREAMED or BACKGROUND; lower ones go first.
         poses: the poses by index of the square.
         model_ms: the model's time on all batches that held a square.
     """
@@ -62,7 +62,7 @@ class Ticket:
     squares: Sequence[Square]
     deadline: float
     done: asyncio.Future[None]
-    level: int = URGENT
+    priority: int = URGENT
     poses: dict[int, Pose] = field(default_factory=dict)
     model_ms: float = 0.0
     created_at: float = field(default_factory=time.monotonic)
@@ -88,9 +88,9 @@ class Flight:
     late: bool = False
 
     @property
-    def level(self) -> int:
-        """The level of its tickets."""
-        return self.items[0][0].level
+    def priority(self) -> int:
+        """The priority of its tickets."""
+        return self.items[0][0].priority
 
     @property
     def requests(self) -> list[str]:
@@ -139,11 +139,11 @@ class Batcher:
         self._timeout_s, self._late_s, self._wait_s = timeout_s, late_s, wait_s
         self._live_workers, self._live_gateways, self._workers_are_gone = live_workers, live_gateways, workers_are_gone
         self._metrics = metrics
-        self._queues: list[dict[Group, deque[Item]]] = [{} for _ in routing.PRIORITIES]  # by level
+        self._queues: dict[int, dict[Group, deque[Item]]] = {priority: {} for priority in routing.PRIORITIES}
         self._flights: dict[str, Flight] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self.pending = 0
-        self._announced = [0 for _ in routing.PRIORITIES]
+        self._announced = dict.fromkeys(routing.PRIORITIES, 0)
         self._urgent_at = float("-inf")
         self._model_s = 0.01  # moving average of the model's time for a picture
         self._timer: asyncio.TimerHandle | None = None
@@ -152,7 +152,7 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Number of pictures that are in no batch yet."""
-        return sum(map(len, chain.from_iterable(queue.values() for queue in self._queues)))
+        return sum(map(len, chain.from_iterable(queue.values() for queue in self._queues.values())))
 
     @property
     def in_flight(self) -> int:
@@ -171,17 +171,17 @@ class Batcher:
             )
 
     @contextmanager
-    def announce(self, count: int, level: int = URGENT) -> Iterator[Callable[[], None]]:
+    def announce(self, count: int, priority: int = URGENT) -> Iterator[Callable[[], None]]:
         """Announce pictures that are being decoded, which batches may wait for.
 
         Yields a function that ends the announcement; otherwise it ends with the block.
         """
         left = count
-        self._announced[level] += left
+        self._announced[priority] += left
 
         def end() -> None:
             nonlocal left
-            self._announced[level] -= left
+            self._announced[priority] -= left
             left = 0
 
         try:
@@ -196,7 +196,7 @@ class Batcher:
         group: Group,
         squares: Sequence[Square],
         on_queued: Callable[[], None] = lambda: None,
-        level: int = URGENT,
+        priority: int = URGENT,
     ) -> Ticket:
         """Wait for the poses of some squares, (S, S, 3) each.
 
@@ -210,11 +210,11 @@ class Batcher:
         """
         self.check_room(len(squares))
         done = asyncio.get_running_loop().create_future()
-        ticket = Ticket(group, squares, time.monotonic() + self._timeout_s, done, level)
-        if level == URGENT:
+        ticket = Ticket(group, squares, time.monotonic() + self._timeout_s, done, priority)
+        if priority == URGENT:
             self._urgent_at = time.monotonic()
         self.pending += len(squares)
-        queue = self._queues[level].setdefault(group, deque())
+        queue = self._queues[priority].setdefault(group, deque())
         queue.extend((ticket, index) for index in range(len(squares)))
         on_queued()
         self.send_batches()
@@ -264,7 +264,7 @@ class Batcher:
     def fail_without_workers(self, since: float) -> None:
         """Fail tickets created before `since` (monotonic seconds) if no worker was seen for 15 s; run each second."""
         if self._workers_are_gone():
-            waiting = chain.from_iterable(chain.from_iterable(queue.values() for queue in self._queues))
+            waiting = chain.from_iterable(chain.from_iterable(queue.values() for queue in self._queues.values()))
             for ticket, _ in [*waiting, *chain.from_iterable(flight.items for flight in self._flights.values())]:
                 if ticket.created_at < since:
                     ticket.fail(no_inference_worker("none was seen lately"))
@@ -282,18 +282,18 @@ class Batcher:
             loop.call_later(self._timeout_s, self._expire, flight.batch_id)
 
     def _next_batch(self) -> list[Item]:
-        """Take the next batch of the most urgent level with pictures; empty if none waits or no worker is free."""
-        level = next((level for level, queue in enumerate(self._queues) if queue), None)
-        if level is None or not self._has_free_worker(level) or self._hold_back(level):
+        """Take the next batch of the most urgent priority with pictures; empty if none waits or no worker is free."""
+        priority = next((priority for priority, queue in self._queues.items() if queue), None)
+        if priority is None or not self._has_free_worker(priority) or self._hold_back(priority):
             return []
         limit = self._batch_limit
-        if level != URGENT and time.monotonic() - self._urgent_at < _URGENT_S:
+        if priority != URGENT and time.monotonic() - self._urgent_at < _URGENT_S:
             limit = max(1, min(limit, int(_SMALL_BATCH_S / self._model_s)))
-        return collect(self._queues[level], limit)
+        return collect(self._queues[priority], limit)
 
-    def _hold_back(self, level: int) -> bool:
+    def _hold_back(self, priority: int) -> bool:
         """Return whether the next batch waits for announced pictures; if so, set a timer."""
-        queue, announced = self._queues[level], self._announced[level]
+        queue, announced = self._queues[priority], self._announced[priority]
         if not announced:
             return False
         first = next(iter(queue.values()))
@@ -305,10 +305,10 @@ class Batcher:
         self._timer = asyncio.get_running_loop().call_later(wait_s, self.send_batches)
         return True
 
-    def _has_free_worker(self, level: int) -> bool:
-        """Return whether batches of this or a more urgent level in flight are fewer than this gateway's share."""
-        ahead = sum(not flight.late and flight.level <= level for flight in self._flights.values())
-        is_full = len(next(iter(self._queues[level].values()))) >= self._batch_limit
+    def _has_free_worker(self, priority: int) -> bool:
+        """Return whether batches of this or a more urgent priority in flight are fewer than this gateway's share."""
+        ahead = sum(not flight.late and flight.priority <= priority for flight in self._flights.values())
+        is_full = len(next(iter(self._queues[priority].values()))) >= self._batch_limit
         return ahead < max(1, math.ceil(self._live_workers() / (1 if is_full else self._live_gateways())))
 
     def _start(self, sending: Coroutine[Any, Any, None]) -> None:
@@ -364,7 +364,7 @@ class Batcher:
             timeout_s=left_s,
             deadline=time.time() + left_s,
             requests=flight.requests,
-            priority=routing.PRIORITIES[flight.level],
+            priority=flight.priority,
             traceparent=tracing.traceparent(),
             **flight.items[0][0].group._asdict(),
         )
@@ -377,7 +377,7 @@ class Batcher:
 
     def _withdraw(self, ticket: Ticket) -> None:
         """Remove the squares of a ticket that ended from the queue."""
-        queue = (waiting := self._queues[ticket.level]).get(ticket.group)
+        queue = (waiting := self._queues[ticket.priority]).get(ticket.group)
         if queue and len(ticket.poses) < len(ticket.squares):
             waiting[ticket.group] = deque(item for item in queue if item[0] is not ticket)
             if not waiting[ticket.group]:

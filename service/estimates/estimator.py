@@ -83,7 +83,7 @@ class Estimator:
             "reconstructions" in query.include,
         )
         self._patient = patient
-        self._level = BACKGROUND if patient else URGENT
+        self._priority = BACKGROUND if patient else URGENT
         self._drawn_pixels = 0
         self._outage: Unavailable | None = None
 
@@ -102,7 +102,7 @@ class Estimator:
 
         At most as many pictures as fill a batch are in progress. If a video ends early, the last outcome says why.
         """
-        self._level = max(self._level, STREAMED)
+        self._priority = max(self._priority, STREAMED)
         unread = sources if isinstance(sources, AsyncGenerator) else _iterate(sources)
         reading: set[asyncio.Task[Any]] = set()
         running: set[asyncio.Task[Any]] = set()
@@ -154,7 +154,7 @@ class Estimator:
             retry_s: how long to retry while the queue is full; if infinite, during outages too.
         """
         started = time.perf_counter()
-        with self._batcher.announce(len(sources), self._level) as end_announcement:
+        with self._batcher.announce(len(sources), self._priority) as end_announcement:
             fitted = await self._fit(sources)
             self._count_drawn(fitted)
             queued = time.perf_counter()
@@ -179,7 +179,7 @@ class Estimator:
         deadline = time.monotonic() + retry_s
         while True:
             try:
-                return await self._batcher.estimate(self._group, squares, end_announcement, self._level)
+                return await self._batcher.estimate(self._group, squares, end_announcement, self._priority)
             except QueueFull:
                 if time.monotonic() >= deadline:
                     raise

@@ -91,9 +91,9 @@ class Line:
         for _ in range(5):
             await asyncio.sleep(0)
 
-    def ask(self, *values: int, group: Group = DOG, level: int = URGENT) -> asyncio.Task:
+    def ask(self, *values: int, group: Group = DOG, priority: int = URGENT) -> asyncio.Task:
         squares = [square(value) for value in values]
-        return asyncio.create_task(self.batcher.estimate(group, squares, level=level))
+        return asyncio.create_task(self.batcher.estimate(group, squares, priority=priority))
 
 
 def xs(ticket) -> list[int]:
@@ -128,9 +128,9 @@ async def test_collects_while_a_batch_is_in_flight():
 
 async def test_pictures_of_a_request_go_before_streams_and_these_before_the_background():
     line = Line()
-    tasks = [line.ask(n, n + 1, n + 2, level=BACKGROUND) for n in (10, 20, 30)]
+    tasks = [line.ask(n, n + 1, n + 2, priority=BACKGROUND) for n in (10, 20, 30)]
     await line.settle()
-    tasks += [line.ask(40, level=STREAMED), line.ask(50), line.ask(60)]
+    tasks += [line.ask(40, priority=STREAMED), line.ask(50), line.ask(60)]
     await line.settle()
     # the worker has a batch of the background: a more urgent one is sent, to be its next
     assert [(request.count, request.priority) for request in line.sent] == [(3, 6), (1, 3), (1, 0)]
@@ -146,7 +146,7 @@ async def test_pictures_of_a_request_go_before_streams_and_these_before_the_back
 
 async def test_background_batches_are_small_only_while_requests_come(monkeypatch):
     line = Line(batch_limit=4)
-    tasks = [line.ask(*range(12), level=BACKGROUND)]
+    tasks = [line.ask(*range(12), priority=BACKGROUND)]
     await line.settle()
     line.answer(timing_ms={"model": 200.0})
     await line.settle()
@@ -177,7 +177,7 @@ async def test_a_request_does_not_wait_for_frames_that_are_being_decoded():
 
 async def test_all_that_waits_fails_when_no_worker_was_seen_for_a_while():
     line = Line()
-    tasks = [line.ask(1), line.ask(2, 3), line.ask(4, level=BACKGROUND)]
+    tasks = [line.ask(1), line.ask(2, 3), line.ask(4, priority=BACKGROUND)]
     await line.settle()
     line.batcher.fail_without_workers(time.monotonic())
     await line.settle()
