@@ -158,8 +158,8 @@ class PPLConfig:
     align: str = _setting(
         "off",
         "for views from above: 'heading' rotates each picture so that the thing faces up in it, by the angle of its "
-        "box, sent or found by motion; 'off' does not rotate pictures",
-        choices=("off", "heading"),
+        "box, sent or found by motion; 'auto' does so where these are sure and turn to all sides; 'off' does not",
+        choices=("off", "auto", "heading"),
     )
     labels_fit: str = _setting(
         "exact",
@@ -305,6 +305,7 @@ PRESETS: dict[str, dict[str, Value]] = {
         "skips": "sum",
         "features": "efficientnet_lite0",
         "zoom": "auto",
+        "align": "auto",
         "attention_start": "clusters",
         "token_dim": 128,
         "memory_width": 128,

@@ -8,16 +8,17 @@ without a setting but the steps, the seed and --align. Then it prints as JSON:
 
 - "inside_percent": frames of which all labels lie in the box, turned if it has an angle, and "side": of the box in body
   lengths, the median distance between the first and the last label;
-- with --align heading, "axis_degrees", the median angle between the box and the line from the last label to the first,
-  and "reversed", the frames in which it is over 90 degrees;
+- of a version that rotates pictures, "axis_degrees", the median angle between the box and the line from the last label
+  to the first, and "reversed", the frames in which it is over 90 degrees;
 - "error_percent": the error of a linear map from the keypoints to the labels in percent of the body length, fitted on
   four of five contiguous blocks of the labelled frames (in the order of their names) and measured on the fifth: by
   ridge regression, as ``ppl landmarks fit`` does it, and "least_squares_percent" without;
 - of the video, which the version never saw, in coordinates of the upright box and unsmoothed: "jumps_percent", pairs of
   consecutive frames in which a keypoint moves by more than a quarter of the box (of all keypoints and pairs, and
   "any_jumps_percent" of pairs with any), and "moves_percent", the root mean square distance of the keypoints from their
-  mean places; with --align heading also "turned_moves_percent", in coordinates of the turned box, "reversals", pairs
-  of consecutive frames between which the box turns by more than 90 degrees, and "no_heading", frames without an angle;
+  mean places; of a version that rotates pictures also "turned_moves_percent", in coordinates of the turned box,
+  "reversals", pairs of consecutive frames between which the box turns by more than 90 degrees, and "no_heading", frames
+  without an angle;
 - the same of a version that was trained on the video alone, with --from-video.
 
 The files are those of DeepLabCut's example project, which the project does not hold.
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     options = _parser().parse_args(arguments)
     with Client(options.url) as client:
-        settings = {"steps": options.steps, "seed": options.seed, "align": options.align}
+        settings = {"steps": options.steps, "seed": options.seed}
+        settings |= {} if options.align is None else {"align": options.align}
         found: dict[str, Any] = dict(settings)
         if options.from_video:
             version = _train(client, options.category, options.video, settings)
@@ -192,7 +194,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--labels", type=Path, required=True, help="their labels")
     parser.add_argument("--video", type=Path, required=True)
     parser.add_argument("--from-video", action="store_true", help="train on the video instead of the frames")
-    parser.add_argument("--align", choices=("off", "heading"), default="off", help="the setting of the training")
+    parser.add_argument(
+        "--align", choices=("off", "auto", "heading"), help="the setting of the training, if not default"
+    )
     parser.add_argument("--category", default="arena-mouse")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0)

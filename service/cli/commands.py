@@ -57,7 +57,14 @@ Align = Annotated[
     Literal["off", "heading"] | None,
     typer.Option(
         help="For views from above: heading rotates what the model sees so that the thing faces up, by the angles of "
-        "the boxes, sent or found by motion; off for training, and as the version was trained, by default.",
+        "the boxes, sent or found by motion; off does not. As the version was trained, by default.",
+    ),
+]
+TrainingAlign = Annotated[
+    Literal["off", "auto", "heading"] | None,
+    typer.Option(
+        help="For views from above: heading rotates pictures so that the thing faces up, by the angles of the boxes, "
+        "sent or found by motion; auto, the default, where these are sure and turn to all sides; off never.",
     ),
 ]
 LabelsFit = Annotated[

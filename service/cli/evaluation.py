@@ -105,7 +105,7 @@ def evaluate_category(
     steps = _choose_steps(prior, refine_steps)
     frames = int(prior.settings.get("frames_per_clip", _FRAMES))
     locate = locate or str(prior.settings.get("locate", "off"))
-    align = align or str(prior.settings.get("align", "off"))
+    align = align or ("heading" if prior.settings.get("align") == "heading" else "off")
     squares = read_squares(paths, int(prior.settings["image_size"]), frames, boxes, locate, align)
     predictions: dict[str, Any] = {
         "pictures": dict.fromkeys(squares.names),
@@ -300,8 +300,7 @@ def read_squares(
     Raises:
         InputError: an unreadable path, a duplicate name, no picture at all, or a video without PyAV.
     """
-    aligned = align == "heading"
-    locations = _locate(paths, frames, boxes, locate, aligned)
+    locations = _locate(paths, frames, boxes, locate, align).align(align)
     squares = Squares(with_several=locations.with_several())
     reduction = reduction_for_boxes(side) if locations.whole else lambda width, height: 1.0
     for name, video, found in _iter_pictures(paths, frames, reduction):
@@ -311,7 +310,7 @@ def read_squares(
             box = locations.find_most_confident(name, found.size)
             if box is None and not locations.whole:
                 raise BadPicture(locations.missing)
-            squares.add(name, found, side, box, aligned=aligned)
+            squares.add(name, found, side, box, aligned=locations.is_aligned)
         except BadPicture as error:
             squares.skipped.append({"name": name, "reason": error.detail})
         else:
@@ -325,13 +324,13 @@ def read_squares(
     return squares
 
 
-def _locate(paths: Sequence[Path], frames: int, boxes: Path | None, locate: str, aligned: bool) -> Locations:
+def _locate(paths: Sequence[Path], frames: int, boxes: Path | None, locate: str, align: str) -> Locations:
     """Return where the thing is in each picture, as a training job finds it."""
     if boxes is None and locate == "off":
         return Locations()
     names = []
     with TemporaryFile(prefix="ppl-") as file:
-        finder = MotionFinder(file, is_required=locate == "motion", is_aligned=aligned)
+        finder = MotionFinder(file, is_required=locate == "motion", align=align)
         for name, video, found in _iter_pictures(paths, frames, finder.reduction):
             if isinstance(found, Picture):
                 names.append(name)

@@ -15,7 +15,7 @@ from service.client import InputError, Job, JobStatus
 from service.client.connection import given
 from service.client.types import Checkpoint, EventKind, JobEvent
 
-from .commands import Align, BoxesFile, Category, LabelsFit, Locate, Session
+from .commands import BoxesFile, Category, LabelsFit, Locate, Session, TrainingAlign
 from .console import (
     duration,
     loss_text,
@@ -64,7 +64,7 @@ def train(
     ] = None,
     boxes: BoxesFile = None,
     locate: Locate = None,
-    align: Align = None,
+    align: TrainingAlign = None,
     labels_fit: LabelsFit = None,
     prior_file: Annotated[
         Path | None, typer.Option("--prior", help="A prior to start from, as `ppl prior --json` prints it.")

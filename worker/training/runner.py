@@ -35,7 +35,7 @@ from worker.jobs import Change, HeldJob, JobTaker
 from worker.metrics import NOT_MEASURED
 from worker.settings import WorkerSettings
 from worker.uploads.media_reader import copy_rows
-from worker.uploads.preparer import load_clips, match_job_labels, parse_config
+from worker.uploads.preparer import load_clips, match_job_labels, prepared_config
 
 from .rank_processes import MultiprocessTrainer, rank_instructions
 from .training_run import ThreadChoice, TrainingRun
@@ -151,7 +151,7 @@ class TrainingRunner:
 
     def _make_trainer(self, record: JobRecord, held: HeldJob) -> Trainer:
         job, settings = record.job, self.settings
-        data, config = load_training_input(self.taker.files, job.id), parse_config(job.settings)
+        data, config = load_training_input(self.taker.files, job.id), prepared_config(self.taker.files, job)
         checkpoint, cropped = self.taker.files.checkpoint(job.id), bool(job.metrics.get("located"))
         given = (data.images, config, settings.device, settings.perceptual_weights)
         if settings.training_processes > 1:

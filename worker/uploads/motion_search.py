@@ -32,7 +32,7 @@ class MotionSearch:
     """
 
     def __init__(self, file: BinaryIO, pictures: int) -> None:
-        self._finder = MotionFinder(file, is_required=False, is_aligned=True)
+        self._finder = MotionFinder(file, is_required=False, align="auto")
         self._step = -(-pictures // MOST_PICTURES) or 1
         self._clips: set[str] = set()
         self._pictures: set[str] = set()
@@ -69,6 +69,7 @@ class MotionSearch:
             found.note = motion.note[:_MAX_NOTE]
         if found.sure:
             found.found, found.side_px = len(motion.found()), motion.side_px
+            found.from_above = motion.is_from_above
             found.boxes = [
                 MotionBox.model_validate({"image": name, **each.to_region()})
                 for name, each in motion.found().items()

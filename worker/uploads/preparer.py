@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from model.scoring.labels import LabelsError
 from service.contract.durable_files import atomic_write, write_json
 from service.contract.errors import BadBoxes, BadLabels, NoHeading, TooFewPictures, TrainingFailed
 from service.contract.jobs.files import JobFiles, training_folder
+from service.contract.jobs.job import Job
 from service.contract.jobs.store import JobRecord, JobStatus
 from service.contract.jobs.warnings import PictureWarning
 from service.contract.media import motion
@@ -118,10 +119,11 @@ class Preparer:
 
         held.on_failure = write_counts
         folder = files.create(job_id)
-        locations, is_aligned = self._locate(record, held, config), config.align == "heading"
+        locations = self._locate(record, held, config).align(config.align)
         counts.located = locations.summary
         pictures, videos, boxes = 0, 0, list[tuple[str, FoundBox | None]]()
         with TrainingSet(files.pictures(job_id), files.clips(job_id), config.image_size) as squares:
+            is_aligned = locations.is_aligned
 
             def keep(picture: Picture, name: str, clip: str) -> str | None:
                 found: list[FoundBox | None] = [*locations.find_all(name, picture.size)]
@@ -184,6 +186,7 @@ class Preparer:
             "count": counts.images,
             "side": config.image_size,
             "mode": counts.mode,
+            "align": "heading" if locations.is_aligned else "off",
             "clips": counts.clips,
             "skipped_count": counts.skipped,
             "skipped": counts.skipped_files,
@@ -206,8 +209,7 @@ class Preparer:
         file_of_boxes = parse_box_file(boxes.read_bytes()) if boxes.exists() else None
         folder, names = self.taker.files.create(job_id), list[str]()
         with tempfile.TemporaryFile(dir=folder) as file:
-            is_aligned = config.align == "heading"
-            finder = MotionFinder(file, is_required=config.locate == "motion", is_aligned=is_aligned)
+            finder = MotionFinder(file, is_required=config.locate == "motion", align=config.align)
 
             def keep(picture: Picture, name: str, clip: str) -> None:
                 names.append(name)
@@ -231,9 +233,8 @@ class Preparer:
             sent = Locations.of_file(file_of_boxes, names)
             if sent.names_all or not fills_frames(config.locate, file_of_boxes):
                 return sent
-            for name, media in iter_media(
-                source, limits
-            ):  # the pictures, not read before it was known that some lack one
+            for name, media in iter_media(source, limits):
+                # the pictures, not read before it was known that some lack one
                 check()
                 if not isinstance(media, Member) and finder.wants(name):
                     reader.read_picture(media, name)
@@ -278,6 +279,13 @@ def _begin(record: JobRecord) -> None:
 
 def _reset_starts(record: JobRecord) -> None:
     record.starts = 0
+
+
+def prepared_config(files: JobFiles, job: Job) -> PPLConfig:
+    """Return the model's settings of a prepared job: ``align`` is no longer "auto"."""
+    info = json.loads(files.pictures_info(job.id).read_text(encoding="utf-8"))
+    config = parse_config(job.settings)
+    return replace(config, align=info.get("align", config.align))
 
 
 def load_clips(files: JobFiles, job_id: str) -> NDArray[np.int64] | None:

@@ -104,6 +104,11 @@ class MotionFound(BaseModel):
     frames: int = Field(description="frames and pictures looked at")
     found: int = Field(default=0, description="of these with a box; 0 if it is not sure")
     side_px: float | None = Field(default=None, description="usual side of the boxes; null if it is not sure")
+    from_above: bool | None = Field(
+        default=None,
+        description="whether the thing seems to be seen from above: a training with ``align=auto`` then rotates "
+        "pictures so that it faces up; null if it is not sure where the thing is",
+    )
     note: str | None = Field(default=None, description="why it is not sure, for the first clips of which it is not")
     boxes: list[MotionBox] = Field(
         default=[],

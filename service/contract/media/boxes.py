@@ -77,6 +77,10 @@ class FoundBox:
         box = (region["x"], region["y"], region["width"], region["height"])
         return cls(box, *(region.get(name) for name in ("confidence", *_ANGLE_COLUMNS, _ANIMAL_COLUMN, "by")))
 
+    def upright(self) -> FoundBox:
+        """Return the box without a heading."""
+        return replace(self, angle=None, angle_confidence=None)
+
     def to_region(self) -> dict[str, Any]:
         """Return the region of an answer."""
         x, y, width, height = self.box

@@ -10,6 +10,7 @@ Angles are in degrees clockwise from up: 0 is up, 90 is right.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -29,6 +30,9 @@ _CONTINUITY = 0.5, 0.9  # mean cosine of twice the axis's rotation, of unrelated
 _FRONT_LENGTHS, _FRONT_SHARE = 2.0, 0.3  # least net and relative movement towards thin parts that lie ahead
 _LONGEST_GAP = 5  # frames between two with the thing, over which it does not turn round
 _SIGMA = 1.5  # of the smoothing over time, in frames
+_KNOWN_SHARE, _SURE = 0.9, 0.8  # of frames with a heading, and their mean confidence, of a thing seen from above
+_MOST_UPRIGHT = 0.6  # resultant length of twice the headings; 1 if the axis never turns
+_FEWEST_FRAMES = 16
 
 
 def measure_shape(foreground: Pixels, body: NDArray[np.bool_]) -> tuple[float, float, float]:
@@ -101,6 +105,22 @@ def find_headings(found: NDArray[np.bool_], shapes: Floats, centres: Floats, len
     known = confidence >= MIN_CONFIDENCE
     angles[known] = np.degrees(np.arctan2(weighted[known, 0], -weighted[known, 1])) % 360
     return angles, confidence.clip(0, 1)
+
+
+def is_seen_from_above(angles: Sequence[float | None], confidence: Sequence[float | None]) -> bool:
+    """Return whether a thing seems to be seen from above: its headings are known, and its axis lies in all directions.
+
+    From the side, the axis of an animal that stands or walks hardly turns.
+
+    Args:
+        angles: of the frames with a box, in degrees; None where the heading is not known.
+        confidence: from 0 to 1; None counts as sure, as of boxes that somebody drew.
+    """
+    known = [angle for angle in angles if angle is not None]
+    sure = [1.0 if each is None else each for angle, each in zip(angles, confidence, strict=True) if angle is not None]
+    if len(known) < max(_FEWEST_FRAMES, _KNOWN_SHARE * len(angles)) or float(np.mean(sure)) < _SURE:
+        return False
+    return bool(abs(np.exp(2j * np.radians(known)).mean()) <= _MOST_UPRIGHT)
 
 
 def _find_side(directions: Floats, lean: Floats, steps: Floats) -> int:

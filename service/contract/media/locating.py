@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from service.contract.errors import TooFewPictures
 
 from .boxes import BoxFile, FoundBox
+from .heading import is_seen_from_above
 from .motion import LONGER_SIDE, NOTHING_LEAVES, NOTHING_MOVES, MotionLocator, Track
 from .pictures import Picture
 
@@ -35,6 +36,7 @@ class Locations:
         boxes: found by motion: by the picture's name, in pixels, with their confidence; None where nothing was found.
         missing: why a picture without a box is skipped.
         summary: for the job's metrics.
+        is_aligned: whether to rotate pictures so that the thing faces up.
         file: boxes that were sent.
         entries: by the picture's name, that of its boxes in the file; None for a picture that the file does not name.
     """
@@ -42,6 +44,7 @@ class Locations:
     boxes: Mapping[str, FoundBox | None] | None = None
     missing: str = ""
     summary: dict[str, Any] | None = None
+    is_aligned: bool = False
     file: BoxFile | None = None
     entries: dict[str, str | None] = field(default_factory=dict)
 
@@ -61,6 +64,19 @@ class Locations:
         if self.file is not None and entry is not None:
             return take_heading(self.file.of(entry, size), found)
         return [found] if found else []
+
+    def align(self, setting: str) -> Locations:
+        """Return these with ``is_aligned`` by the setting of training; motion's boxes are upright unless it is true."""
+        sent = {
+            name: (self.file.boxes[entry] or (None,))[0] for name, entry in self.entries.items() if self.file and entry
+        }
+        boxes = [box for box in {**(self.boxes or {}), **sent}.values() if box]
+        if not is_aligned_by(setting, boxes):
+            upright = {name: box and box.upright() for name, box in self.boxes.items()} if self.boxes else self.boxes
+            return replace(self, boxes=upright, is_aligned=False)
+        headings = sum(box.angle is not None for box in (self.boxes or {}).values() if box)
+        summary = self.summary if self.boxes is None else {**(self.summary or {}), "headings": headings}
+        return replace(self, summary=summary, is_aligned=True)
 
     @property
     def names_all(self) -> bool:
@@ -111,6 +127,11 @@ class Motion:
         """The first reasons."""
         return "; ".join(self.reasons[:3]) or None
 
+    @property
+    def is_from_above(self) -> bool:
+        """Whether the thing seems to be seen from above, so that a training with ``align=auto`` rotates it."""
+        return is_aligned_by("auto", list(self.found().values()))
+
     def found(self) -> dict[str, FoundBox]:
         """Return the boxes without the frames in which nothing was found."""
         return {name: each for name, each in self.boxes.items() if each}
@@ -121,13 +142,13 @@ class MotionFinder:
 
     Args:
         is_required: whether to use motion where it is not sure, too.
-        is_aligned: whether to find the thing's heading, too.
+        align: the setting of training; unless it is "off", the thing's heading is found, too.
         file: a temporary one, for small copies of the frames.
     """
 
-    def __init__(self, file: BinaryIO, *, is_required: bool, is_aligned: bool = False) -> None:
+    def __init__(self, file: BinaryIO, *, is_required: bool, align: str = "off") -> None:
         self._file = file
-        self._is_required, self._is_aligned = is_required, is_aligned
+        self._is_required, self._align = is_required, align
         self._clips: dict[str, MotionLocator | None] = {}  # None for one that motion can't help
         self._names: dict[str, list[str]] = {}
         self._sizes: dict[str, tuple[int, int]] = {}  # of the frames of a clip that motion is sure of
@@ -168,7 +189,7 @@ class MotionFinder:
             if locator is None:
                 motion.reasons.append(f"{clip}: {NOT_ONE_CAMERA}")
                 continue
-            track = locator.locate(headings=self._is_aligned)
+            track = locator.locate(headings=self._align != "off")
             motion.sure += len(names) * track.sure
             if not track.sure:
                 motion.reasons.append(f"{clip}: {track.reason}")
@@ -193,7 +214,7 @@ class MotionFinder:
                 f"locate is motion, and nothing was found ({'; '.join(reasons[:3])}); send boxes, or set locate to off"
             )
         if side is None or (not self._is_required and not motion.is_sure):
-            if self._is_aligned:
+            if self._align == "heading":
                 raise TooFewPictures(
                     f"align is heading, and motion does not show surely where the thing is ({'; '.join(reasons[:3])}); "
                     "send boxes with angles, set locate to motion to use it all the same, or set align to off"
@@ -201,8 +222,6 @@ class MotionFinder:
             return Locations()
         found = motion.found()
         summary = {"by": "motion", "side_px": side, "found": len(found), "note": motion.note}
-        if self._is_aligned:
-            summary["headings"] = sum(each.angle is not None for each in found.values())
         return Locations(motion.boxes, _NOTHING_FOUND, summary)
 
     def _fill(self, sent: Locations, motion: Motion) -> Locations:
@@ -298,6 +317,13 @@ def take_heading(sent: list[FoundBox], found: FoundBox | None) -> list[FoundBox]
 def _is_promising(track: Track) -> bool:
     """Return whether more pictures of a folder may show one thing before a fixed camera: it may sleep at first."""
     return track.sure or track.reason in (NOTHING_MOVES, NOTHING_LEAVES)
+
+
+def is_aligned_by(setting: str, boxes: Sequence[FoundBox]) -> bool:
+    """Return whether to rotate pictures so that the thing faces up, by the setting of training."""
+    if setting != "auto":
+        return setting == "heading"
+    return is_seen_from_above([box.angle for box in boxes], [box.angle_confidence for box in boxes])
 
 
 def boxes_of_track(track: Track, animal: int | None = None) -> list[FoundBox | None]:

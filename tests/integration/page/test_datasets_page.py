@@ -350,9 +350,13 @@ def test_picture_for_a_prior_that_was_turned_to_face_up_needs_a_box_with_a_headi
     frames[5].save(tmp_path / "still.png")
     with stack.client() as client:
         dataset = client.datasets.create(tmp_path / "yard.mkv")
-        job = client.train("strider", dataset=dataset.id, preset="compact", settings={**TINY, "align": "heading"})
+        job = client.train("strider", dataset=dataset.id, preset="compact", settings=TINY)
         version = client.wait(job.id).version
+        assert client.prior("strider", version).settings["align"] == "heading"  # by itself
     visitor = visit()
+    page = visitor.open(f"#/datasets/{dataset.id}")
+    page.get_by_label("What do the pictures show?").wait_for()
+    assert page.get_by_label("Seen from above").is_checked()
     page = visitor.open(f"#/estimate?category=strider&version={version}")
     page.set_input_files("input[accept]", tmp_path / "still.png")
     page.get_by_text("No pose").wait_for()

@@ -20,7 +20,7 @@ from service.contract.media.locating import correct_track, take_heading
 from service.contract.media.pictures import open_picture
 from tests.support.arena import BODY, arena_frame, encode_film, walk, walk_angles, walker_frame
 from worker.caretaker import Caretaker
-from worker.uploads.preparer import match_job_labels
+from worker.uploads.preparer import match_job_labels, prepared_config
 
 PLACES = walk(12)
 
@@ -382,3 +382,29 @@ def test_pictures_that_do_not_come_from_one_camera_cannot_be_aligned(desk) -> No
     assert failed.error is not None
     assert failed.error.code == "too_few_pictures"
     assert "send boxes with angles, set locate to motion to use it all the same" in failed.error.detail
+
+
+def test_a_view_from_above_is_rotated_without_being_asked(desk) -> None:
+    frames = walker(24)
+    job, upright = (desk.upload(frames, desk.tiny(**changes)) for changes in ({}, {"align": "off"}))
+    (done, info, _), (other, other_info, _) = prepared(desk, job), prepared(desk, upright)
+    found = np.array([frame[3] for frame in info["frames"]])
+    assert np.abs((found - walk_angles(24) + 180) % 360 - 180).max() < 6
+    assert (done.metrics["located"]["headings"], info["align"]) == (24, "heading")
+    assert "headings" not in other.metrics["located"]
+    assert (other_info["align"], [len(frame) for frame in other_info["frames"]]) == ("off", [3] * 24)
+    assert [frame[:3] for frame in info["frames"]] == [frame[:3] for frame in other_info["frames"]]
+    # boxes that are sent back are rotated alike; without a rotation there are no angles to send
+    again = desk.upload(frames, desk.tiny())
+    desk.files.boxes(again.id).write_text(desk.files.found_boxes(job.id).read_text())
+    assert prepared(desk, again)[1]["frames"] == info["frames"]
+    assert desk.files.found_boxes(upright.id).read_text().splitlines()[0] == "image,x,y,width,height,confidence"
+    # what training takes, and the version will have
+    assert [prepared_config(desk.files, job).align for job in (done, other)] == ["heading", "off"]
+
+
+def test_a_view_from_the_side_is_not_rotated(desk) -> None:
+    frames = {f"cam/{n:02}.png": png(walker_frame((40 + 10 * n, 120), 90 + 10 * np.sin(n), n)) for n in range(24)}
+    done, info, _ = prepared(desk, desk.upload(frames, desk.tiny()))
+    assert (done.metrics["located"]["found"], info["align"]) == (24, "off")
+    assert [len(frame) for frame in info["frames"]] == [3] * 24

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.contract.media.heading import MIN_CONFIDENCE, find_headings
+from service.contract.media.heading import MIN_CONFIDENCE, find_headings, is_seen_from_above
 from service.contract.media.motion import MotionLocator, Track
 from tests.support.arena import BODY, walk, walk_angles, walker_frame
 
@@ -105,3 +105,23 @@ def test_a_round_blob_has_no_axis_of_its_own(round_one: int) -> None:
     alone, _ = find_headings(np.ones(count, bool), shapes, 9 * BODY * np.arange(2 * count).reshape(-1, 2), BODY)
     assert np.isnan(alone[round_one])
     assert np.isfinite(np.delete(alone, round_one)).all()
+
+
+@pytest.mark.parametrize(
+    ("angles", "confidence", "expected"),
+    [
+        (np.arange(0.0, 360, 15), 0.9, True),
+        (np.arange(90.0, 270, 7.5), 0.9, True),  # towards one half of the arena only
+        (np.arange(0.0, 360, 15), 0.7, False),  # which end is the head is not sure
+        (np.arange(0.0, 360, 24), 0.9, False),  # too few to say
+        ([90.0, 270] * 20, 0.9, False),  # from the side, to the left and to the right
+        ([*range(70, 110), *range(250, 290)], 0.9, False),  # and up and down a slope
+        ([None] * 5 + [*range(0, 360, 9)], 0.9, False),  # rolled up too often
+        ([None] * 3 + [*range(0, 360, 9)], 0.9, True),
+        ([*range(0, 360, 9)], None, True),  # drawn by hand
+    ],
+)
+def test_a_view_from_above_is_one_whose_axis_turns_to_all_sides(
+    angles: Sequence[float | None], confidence: float | None, expected: bool
+) -> None:
+    assert is_seen_from_above(list(angles), [confidence] * len(angles)) is expected
