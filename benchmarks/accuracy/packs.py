@@ -1,4 +1,4 @@
-"""Image sets for measuring: one file a set, with square crops of one category, and labels if it has any.
+"""Sets of pictures for measuring: one file a set, with square crops of one category, and labels if it has any.
 
 A pack is an ``.npz`` with the keys
 
@@ -69,7 +69,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Pack:
-    """An image set, its pictures fitted to the model's square.
+    """A set of pictures, fitted to the model's square.
 
     Attributes:
         name: the file's name without its ending.
@@ -107,7 +107,7 @@ def read_pack(path: Path, side: int) -> Pack:
             f"{path.name} has no {error}; expected the keys that benchmarks/accuracy/packs.py lists"
         ) from error
     except (ValueError, AttributeError) as error:  # not an archive of arrays, or no JSON
-        raise PackError(f"{path.name} is no image pack: {error}") from error
+        raise PackError(f"{path.name} is not a set of pictures: {error}") from error
     count = len(offsets) - 1
     if keypoints.shape != (count, len(names), 2) or visibility.shape != (count, len(names)) or split.shape != (count,):
         raise PackError(

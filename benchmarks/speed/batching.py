@@ -44,7 +44,7 @@ def measure(options: argparse.Namespace) -> Report:
     rows: list[Row] = [
         {
             "batching": name,
-            "images_per_s": loads[name].per_s,
+            "pictures_per_s": loads[name].per_s,
             "p50_ms": loads[name].ms(50),
             "p95_ms": loads[name].ms(95),
             "mean_batch": sizes[name],
@@ -53,7 +53,7 @@ def measure(options: argparse.Namespace) -> Report:
         for name in _LIMITS
     ]
     on, off = rows
-    throughput, p95 = on["images_per_s"] / off["images_per_s"], off["p95_ms"] / on["p95_ms"]
+    throughput, p95 = on["pictures_per_s"] / off["pictures_per_s"], off["p95_ms"] / on["p95_ms"]
     gpu = options.device.startswith("cuda")
     return Report(
         "batching",

@@ -1,7 +1,7 @@
 """How far the platform goes: costs measured on this machine, a simulation held against it, and 10 to 1,000 workers.
 
-python -m benchmarks.speed.capacity measure    what an image and a batch cost each part, into benchmarks/results
-python -m benchmarks.speed.capacity validate   simulated and measured images/s and latencies of the same loads, in turn
+python -m benchmarks.speed.capacity measure    what a picture and a batch cost each part, into benchmarks/results
+python -m benchmarks.speed.capacity validate   pictures/s and latencies of the same loads, simulated and measured
 python -m benchmarks.speed.capacity            the simulation with 1 to 1,000 workers, and what gives out first
 python -m benchmarks.speed.capacity plan       the simulation of the numbers of parts that docs/operation.md advises
 
@@ -70,7 +70,7 @@ _LAYOUTS = (
     ("gpu", 100, 400, 1, False, True),
     ("gpu", 100, 400, 50, True, True),
 )
-_PLANNED = ((250, 1, 1, 1), (1_000, 2, 2, 1), (10_000, 16, 16, 2), (100_000, 160, 160, 16))  # images/s, numbers
+_PLANNED = ((250, 1, 1, 1), (1_000, 2, 2, 1), (10_000, 16, 16, 2), (100_000, 160, 160, 16))  # pictures/s, numbers
 _TRIED = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 _P99_MS = 250.0
 _HOP_S = 0.0001
@@ -98,7 +98,7 @@ class Meter:
         self._stack, self._redis = stack, redis.Redis.from_url(stack.redis_url)
 
     def read(self) -> dict[str, float]:
-        """Return processor seconds and bytes by part, and the counts of images and batches."""
+        """Return processor seconds and bytes by part, and the counts of pictures and batches."""
         pids, traffic = self._stack.pids(), self._redis.info("stats")
         gateways = [pid for name, pid in pids.items() if name.startswith("gateway")]
         loop = sum(map(_main_thread_s, gateways))
@@ -115,7 +115,7 @@ class Meter:
             "others": everything - sum(found.values()),
             "received": traffic["total_net_input_bytes"],
             "sent": traffic["total_net_output_bytes"],
-            "images": self._stack.read_metric("ppl_batch_pictures_sum"),
+            "pictures": self._stack.read_metric("ppl_batch_pictures_sum"),
             "batches": self._stack.read_metric("ppl_batch_pictures_count"),
             "seconds": time.perf_counter(),
         }
@@ -158,7 +158,7 @@ def _used(before: dict[str, float], after: dict[str, float]) -> dict[str, float]
 
 
 def measure_costs(options: argparse.Namespace) -> Report:
-    """Load stacks with batches of several sizes, and split what each part used into a batch's and an image's share."""
+    """Load stacks with batches of several sizes, and split what each part used into a batch's and a picture's share."""
     requests = [post("/estimate", *upload("dog", photo)) for photo in photos(16)]
     fitted = [Measured(clients, limit) for limit in _LIMITS for clients in _CLIENTS[limit]]
     loads = [*fitted, *(Measured(clients, 32, 2, gateways) for gateways in (1, 2) for clients in _TWO)]
@@ -188,26 +188,31 @@ def measure_costs(options: argparse.Namespace) -> Report:
             for size, used_s in _model_s(predictor).items():
                 model_s.setdefault(size, []).append(used_s)
         beat = _measure_heartbeats(stacks[fitted[0].stack])
-    shares = np.array([[load.used["batches"], load.used["images"]] for load in fitted])
+    shares = np.array([[load.used["batches"], load.used["pictures"]] for load in fitted])
     rows: list[Row] = []
     costs: dict[str, dict[str, float]] = {}
     for part in PARTS:
         idle_per_s = 0.0 if part == "client" else idle[part] / idle["seconds"]
         spent = np.array([load.used[part] - idle_per_s * load.used["seconds"] for load in fitted])
-        batch, image = _fit(shares / shares[:, 1:], spent / shares[:, 1])
-        costs[part] = {"batch": batch, "image": image, "idle_per_s": idle_per_s}
+        batch, picture = _fit(shares / shares[:, 1:], spent / shares[:, 1])
+        costs[part] = {"batch": batch, "picture": picture, "idle_per_s": idle_per_s}
         unit = 1.0 if part in ("received", "sent") else 1e3
-        row: Row = {"part": part, "unit": "ms" if unit > 1 else "bytes", "batch": batch * unit, "image": image * unit}
+        row: Row = {
+            "part": part,
+            "unit": "ms" if unit > 1 else "bytes",
+            "batch": batch * unit,
+            "picture": picture * unit,
+        }
         for load, used in zip(fitted, spent, strict=True):
-            row[f"{load.clients}/{load.batch_limit}"] = unit * used / load.used["images"]
+            row[f"{load.clients}/{load.batch_limit}"] = unit * used / load.used["pictures"]
         rows.append(row)
-    sizes = {f"{load.clients}/{load.batch_limit}": load.used["images"] / load.used["batches"] for load in fitted}
-    rows.append({"part": "images a batch", **sizes})
+    sizes = {f"{load.clients}/{load.batch_limit}": load.used["pictures"] / load.used["batches"] for load in fitted}
+    rows.append({"part": "pictures a batch", **sizes})
     medians = {size: statistics.median(taken) for size, taken in model_s.items()}
     of_model = np.array([[1.0, size] for size in medians])
-    batch, image = _fit(of_model / of_model[:, 1:], np.array(list(medians.values())) / of_model[:, 1])
-    costs["model"] = {"batch": batch, "image": image, "idle_per_s": 0.0}
-    rows.append({"part": "model alone", "unit": "ms", "batch": 1e3 * batch, "image": 1e3 * image})
+    batch, picture = _fit(of_model / of_model[:, 1:], np.array(list(medians.values())) / of_model[:, 1])
+    costs["model"] = {"batch": batch, "picture": picture, "idle_per_s": 0.0}
+    rows.append({"part": "model alone", "unit": "ms", "batch": 1e3 * batch, "picture": 1e3 * picture})
     alone = next(load for load in fitted if load.clients == 1)
     found = {
         "picture": "JPEG of 640 x 480, one a request; squares of 64 x 64; preset compact, no refinement",
@@ -221,13 +226,13 @@ def measure_costs(options: argparse.Namespace) -> Report:
     }
     options.costs.write_text(json.dumps(found, indent=1) + "\n")
     notes = [
-        "batch, image: least squares over the columns to the right, in which 16/32 is the use for an image by 16 "
+        "batch, picture: least squares over the columns to the right, in which 16/32 is the use for a picture by 16 "
         "clients with PPL_BATCH_LIMIT=32; what an idle stack uses is taken off",
         "loop, pool: the gateway's main thread and its others; worker: with the model, one thread; valkey: with its "
         "append-only file",
     ]
     return Report(
-        "capacity measure", "what a batch and an image cost each part, preset compact, on cpu", rows, notes=notes
+        "capacity measure", "what a batch and a picture cost each part, preset compact, on cpu", rows, notes=notes
     )
 
 
@@ -286,7 +291,7 @@ def _fit_spread(costs: Costs, alone: Measured) -> float:
 
 
 def _linear(cost: dict[str, float]) -> Linear:
-    return Linear(cost["batch"], cost["image"])
+    return Linear(cost["batch"], cost["picture"])
 
 
 def read_costs(path: Path) -> tuple[Costs, list[Measured]]:
@@ -311,12 +316,12 @@ def validate(options: argparse.Namespace) -> Report:
         row: Row = {"gateways": load.gateways, "workers": load.workers, "limit": load.batch_limit}
         row |= {"clients": load.clients, "cores": left}
         for name, measured, simulated in (
-            ("images_per_s", statistics.median(load.per_s), statistics.fmean(each.per_s for each in runs)),
+            ("pictures_per_s", statistics.median(load.per_s), statistics.fmean(each.per_s for each in runs)),
             ("p50_ms", statistics.median(load.p50_ms), 1e3 * percentile(latencies, 50)),
             ("p99_ms", statistics.median(load.p99_ms), 1e3 * percentile(latencies, 99)),
             (
                 "batch",
-                load.used["images"] / load.used["batches"],
+                load.used["pictures"] / load.used["batches"],
                 statistics.fmean(chain(*(each.batches for each in runs))),
             ),
         ):
@@ -324,7 +329,7 @@ def validate(options: argparse.Namespace) -> Report:
         rows.append(row)
     checks = [
         Check(f"largest difference of {name}, %", max(abs(row[f"{name}_%"]) for row in rows), 15, at_least=False)
-        for name in ("images_per_s", "p50_ms", "p99_ms")
+        for name in ("pictures_per_s", "p50_ms", "p99_ms")
     ]
     return Report(
         "capacity validate", "measured and simulated, on the cores that other programs left", rows, checks=checks
@@ -375,7 +380,7 @@ def _assumed(
     model, beat = _linear(found["costs"]["model"]), found["heartbeat"]
     costs = replace(costs, hop_s=_HOP_S)
     if device == "gpu":
-        rest = Linear(max(0.0, costs.worker.batch - model.batch), max(0.0, costs.worker.image - model.image))
+        rest = Linear(max(0.0, costs.worker.batch - model.batch), max(0.0, costs.worker.picture - model.picture))
         costs = replace(costs, worker=rest, model_s=_GPU_MODEL_S)
     layout = Layout(
         gateways,
@@ -393,7 +398,7 @@ def _assumed(
 
 def _row(device: str, costs: Costs, layout: Layout, done: Simulation) -> Row:
     batch = statistics.fmean(done.batches)
-    model = done.per_s / batch * (costs.model_s.batch + costs.model_s.image * batch) / layout.workers
+    model = done.per_s / batch * (costs.model_s.batch + costs.model_s.picture * batch) / layout.workers
     busy = {
         "valkey_%": 100 * done.load["valkey"],
         "link_%": 100 * done.load["link"] / _LINK,
@@ -404,7 +409,7 @@ def _row(device: str, costs: Costs, layout: Layout, done: Simulation) -> Row:
     row: Row = {"device": device, "workers": layout.workers, "gateways": layout.gateways, "valkeys": layout.shards}
     row |= {"share": "yes" if layout.is_shared else "no", "routed": "yes" if layout.is_routed else "no"}
     p50_ms, p99_ms = (done.ms(percent) if done.latencies_s else None for percent in (50, 99))
-    row |= {"images_per_s": done.per_s, "p50_ms": p50_ms, "p99_ms": p99_ms, "batch": batch}
+    row |= {"pictures_per_s": done.per_s, "p50_ms": p50_ms, "p99_ms": p99_ms, "batch": batch}
     row |= {**busy, "busiest": max(busy, key=busy.__getitem__)[:-2]}
     print(row, flush=True)
     return row
@@ -414,7 +419,7 @@ def _notes() -> list[str]:
     return [
         f"assumed: {1e3 * _HOP_S:g} ms from one machine to another, {_LINK * 8 / 1e9:g} Gbit/s at each Valkey, "
         f"gateways of {_GATEWAY_CORES} cores, workers of one; a GPU needs {1e3 * _GPU_MODEL_S.batch:g} ms a batch "
-        f"and {1e3 * _GPU_MODEL_S.image:g} ms an image; all else is measured",
+        f"and {1e3 * _GPU_MODEL_S.picture:g} ms a picture; all else is measured",
         "share: whether gateways divide the workers among them; routed: whether a proxy sends the requests of a "
         "category to gateways of its own; busiest: the part nearest to its limit",
     ]

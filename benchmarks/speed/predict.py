@@ -70,7 +70,7 @@ def measure(options: argparse.Namespace) -> Report:
         {
             "keypoints": name,
             "ms": 1e3 * taken,
-            "images_per_s": options.batch / taken,
+            "pictures_per_s": options.batch / taken,
             "gflop": flops[name] / 1e9 if name in flops else None,
             "of_bf16_rate": flops[name] / taken / rate if name in flops else None,
         }

@@ -68,14 +68,14 @@ def measure(options: argparse.Namespace) -> Report:
             cpu = {name: taken - before[count][0][name] for name, taken in stack.cpu_s().items()}
             row: Row = {
                 "of_each": count,
-                "images_per_s": load.per_s,
+                "pictures_per_s": load.per_s,
                 "p95_ms": load.ms(95),
                 "sent": load.sent,
                 "answered": len(load.latencies_s),
                 "estimated": stack.read_metric("ppl_inference_images_total", relayed=True) - before[count][1],
             }
             for name, taken in cpu.items():
-                row[f"{name}_cpu_ms_an_image"] = 1e3 * taken / max(1, len(load.latencies_s))
+                row[f"{name}_cpu_ms_a_picture"] = 1e3 * taken / max(1, len(load.latencies_s))
             rows.append(row)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     lost = sum(load.sent - len(load.latencies_s) for load in loads.values())
@@ -95,9 +95,9 @@ def measure(options: argparse.Namespace) -> Report:
             ),
         ],
         notes=[
-            "ratio of images/s, two of each / one"
+            "ratio of pictures/s, two of each / one"
             + ("" if cores >= CORES else f"; its bar needs {CORES} cores, here are {cores}"),
-            "cpu columns: processor time of each process for an image answered; the cost of an added process is the "
+            "cpu columns: processor time of each process for a picture answered; the cost of an added process is the "
             "difference between the sums",
         ],
     )

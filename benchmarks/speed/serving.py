@@ -83,7 +83,7 @@ def measure(options: argparse.Namespace) -> Report:
         {"contestant": name, "clients": clients, **_figures(load)} for (name, clients), load in sorted(loads.items())
     ]
     bare_p50, bare_p95 = 1e3 * statistics.median(alone), 1e3 * percentile(alone, 95)
-    rows.append({"contestant": "bare, batches", "images_per_s": bare_rate})
+    rows.append({"contestant": "bare, batches", "pictures_per_s": bare_rate})
     rows.append({"contestant": "bare, one by one", "p50_ms": bare_p50, "p95_ms": bare_p95})
     most = AT_CLIENTS if AT_CLIENTS in options.clients else max(options.clients)
     service = loads["service", most]
@@ -94,7 +94,7 @@ def measure(options: argparse.Namespace) -> Report:
         checks.append(Check("p95 at 1 client, ms above decode + model", one.ms(95) - bare_p95, P95_MS, at_least=False))
     if options.litserve:
         other = loads["litserve", most]
-        checks.append(Check(f"images/s at {most} clients, service / LitServe", service.per_s / other.per_s, 1.0))
+        checks.append(Check(f"pictures/s at {most} clients, service / LitServe", service.per_s / other.per_s, 1.0))
         checks.append(Check(f"p99 at {most} clients, service / LitServe", service.ms(99) / other.ms(99), 1.0, False))
     return Report(
         "serving",
@@ -104,7 +104,7 @@ def measure(options: argparse.Namespace) -> Report:
         bar=BAR,
         checks=checks,
         notes=[
-            f"ratio of images/s at {most} clients: service / one process that decodes and calls the model in batches "
+            f"ratio of pictures/s at {most} clients: service / one process that decodes and calls the model in batches "
             f"of {_BATCH}",
             f"core split: gateway, worker and load share all cores; the worker's torch threads as set by default or "
             f"--threads ({options.threads or 'default'}), the bare process {threads}, its decoders "
@@ -116,7 +116,7 @@ def measure(options: argparse.Namespace) -> Report:
 
 def _figures(load: Load) -> Row:
     return {
-        "images_per_s": load.per_s,
+        "pictures_per_s": load.per_s,
         "p50_ms": load.ms(50),
         "p95_ms": load.ms(95),
         "p99_ms": load.ms(99),

@@ -119,24 +119,24 @@ class Threads:
 
 @dataclass(frozen=True)
 class Linear:
-    """A cost of a batch: a fixed part, and one for each image."""
+    """A cost of a batch: a fixed part, and one for each picture."""
 
     batch: float
-    image: float
+    picture: float
 
-    def of(self, images: int) -> float:
+    def of(self, pictures: int) -> float:
         """Return the cost of a batch."""
-        return self.batch + self.image * images
+        return self.batch + self.picture * pictures
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Processor seconds, and bytes through Valkey, in batches of one-image requests.
+    """Processor seconds, and bytes through Valkey, in batches of one-picture requests.
 
     Attributes:
         client: the load generator's.
         loop: the gateway's event loop.
-        pool: its threads that decode (an image) and send (a batch).
+        pool: its threads that decode (a picture) and send (a batch).
         worker: with the model, where that runs on the processor.
         model_s: the model's time on a device of its own, which keeps no core busy; a batch.
         received, sent: bytes that Valkey gets and gives.
@@ -246,7 +246,7 @@ class Batch:
     """Images on their way, each with what continues its request."""
 
     lane: Lane
-    images: list[Then]
+    pictures: list[Then]
 
 
 class Simulation:
@@ -255,7 +255,7 @@ class Simulation:
     Attributes:
         latencies_s: of the requests that began and ended after the warm-up.
         per_s, load: requests answered, and processor seconds and bytes used, a second after the warm-up.
-        batches: numbers of images of the batches.
+        batches: numbers of pictures of the batches.
         refused: requests that found no room.
     """
 
@@ -341,15 +341,15 @@ class Simulation:
         lane = self._lane(at, shard % len(self.shards))
         gateway = lane.gateway
         if self.client:
-            yield self.client.work(costs.client.image / 2)
+            yield self.client.work(costs.client.picture / 2)
         yield self._hop
-        yield gateway.loop.work(costs.loop.image / 2)
+        yield gateway.loop.work(costs.loop.picture / 2)
         if lane.pending + lane.announced >= self.layout.queue_limit:
             self.refused += 1
             yield lambda then: self.clock.after(1.0, then)
             return
         lane.announced += 1
-        yield gateway.pool.work(costs.pool.image)
+        yield gateway.pool.work(costs.pool.picture)
 
         def enqueue(then: Then) -> None:
             lane.announced -= 1
@@ -359,10 +359,10 @@ class Simulation:
 
         yield enqueue
         lane.pending -= 1
-        yield gateway.loop.work(costs.loop.image / 2)
+        yield gateway.loop.work(costs.loop.picture / 2)
         yield self._hop
         if self.client:
-            yield self.client.work(costs.client.image / 2)
+            yield self.client.work(costs.client.picture / 2)
         self.answered += self.clock.now >= self._counts_from
         if started >= self._counts_from:
             self.latencies_s.append(self.clock.now - started)
@@ -389,7 +389,7 @@ class Simulation:
             self.clock.start(self._send(batch))
 
     def _send(self, batch: Batch) -> Process:
-        costs, lane, size = self.costs, batch.lane, len(batch.images)
+        costs, lane, size = self.costs, batch.lane, len(batch.pictures)
         yield lane.gateway.loop.work(costs.loop.batch / 2)
         yield lane.sender.work(costs.pool.batch)
         yield self._hop
@@ -402,7 +402,7 @@ class Simulation:
         while True:
             yield shard.wait
             batch = shard.batches.popleft()
-            size = len(batch.images)
+            size = len(batch.pictures)
             yield shard.thread.work(costs.valkey.of(size) / 4)
             yield shard.transfer("sent", costs.sent.of(size))
             yield self._hop
@@ -416,7 +416,7 @@ class Simulation:
         yield self._hop
         yield batch.lane.gateway.loop.work(self.costs.loop.batch / 2)
         batch.lane.in_flight -= 1
-        for then in batch.images:
+        for then in batch.pictures:
             then()
         self._send_batches(batch.lane)
 

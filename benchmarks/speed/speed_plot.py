@@ -52,11 +52,11 @@ def plot_serving(results: Sequence[Result], file: Path) -> bool:
     figure = _figure((7, 3.5))
     axes = figure.subplots()
     for name in dict.fromkeys(row["contestant"] for row in loaded):
-        points = [(row["clients"], row["images_per_s"]) for row in loaded if row["contestant"] == name]
+        points = [(row["clients"], row["pictures_per_s"]) for row in loaded if row["contestant"] == name]
         axes.plot(*zip(*points, strict=True), marker=".", label=name)
     for row in rows:
-        if not row.get("clients") and row.get("images_per_s"):
-            axes.axhline(row["images_per_s"], color="black", linewidth=1, linestyle="--", label=row["contestant"])
+        if not row.get("clients") and row.get("pictures_per_s"):
+            axes.axhline(row["pictures_per_s"], color="black", linewidth=1, linestyle="--", label=row["contestant"])
     axes.set_xscale("log", base=2)
     _plain(axes.xaxis, sorted({row["clients"] for row in loaded}))
     axes.set_xlabel("clients")

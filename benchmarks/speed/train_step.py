@@ -70,7 +70,7 @@ def measure(options: argparse.Namespace) -> Report:
     seconds = time_in_turns(works, options.repeats, device)
     memory = {name: peak_bytes(work, device) for name, work in works.items()} if device.type == "cuda" else {}
     rows: list[Row] = [
-        {"step": name, "ms": 1e3 * taken, "ms_per_image": 1e3 * taken / options.batch}
+        {"step": name, "ms": 1e3 * taken, "ms_per_picture": 1e3 * taken / options.batch}
         for name, taken in seconds.items()
     ]
     for row in rows:

@@ -67,4 +67,4 @@ def test_labels_stay_on_what_they_name(marked, tmp_path, capsys, how):
 def test_a_file_that_is_no_set_is_refused(tmp_path, capsys):
     (tmp_path / "notes.npz").write_text("no arrays")
     assert main(["--set", str(tmp_path / "notes.npz"), "--how", "turned", "--out", str(tmp_path / "out.npz")]) == 2
-    assert "notes.npz is no image pack" in capsys.readouterr().err
+    assert "notes.npz is not a set of pictures" in capsys.readouterr().err

@@ -52,7 +52,7 @@ def _not_square(values):
         (lambda values: values.pop("visibility"), "has no 'visibility'"),
         (lambda values: values.update(split=values["split"][:5]), r"20 pictures .* split \(5,\)"),
         (lambda values: values.update(split=np.array(["train"] * 20)), "no picture of the split 'test'"),
-        (lambda values: values.update(meta=np.array("{")), "is no image pack"),
+        (lambda values: values.update(meta=np.array("{")), "is not a set of pictures"),
         (
             lambda values: values.update(jpeg_blob=values["jpeg_blob"][:100]),
             r"picture \d+ of spoiled.npz can't be read",
@@ -70,5 +70,5 @@ def test_spoiled_pack_is_refused_with_its_name_and_what_is_wrong(spoil, complain
 
 def test_file_that_is_no_archive_is_refused(tmp_path):
     (tmp_path / "pack.npz").write_text(json.dumps({"jpeg_blob": []}))
-    with pytest.raises(PackError, match=r"pack.npz is no image pack"):
+    with pytest.raises(PackError, match=r"pack.npz is not a set of pictures"):
         read_pack(tmp_path / "pack.npz", 32)

@@ -66,6 +66,6 @@ def test_gateways_that_each_count_on_all_workers_send_small_batches():
 def test_simulates_the_loads_that_were_measured():
     rows = validate(argparse.Namespace(costs=COSTS)).rows
     assert len(rows) >= 10
-    assert max(abs(row["images_per_s_%"]) for row in rows) < 15
+    assert max(abs(row["pictures_per_s_%"]) for row in rows) < 15
     assert max(abs(row["p50_ms_%"]) for row in rows) < 15
     assert max(abs(row["batch_%"]) for row in rows) < 30

@@ -53,8 +53,8 @@ def by(report: Report, key: str) -> dict[Any, dict[str, Any]]:
 
 def test_figures_are_plotted(tmp_path: Path) -> None:
     serving = {"subject": "serving", "ratio": 0.4, "bar": 0.8}
-    rows = [{"contestant": "service", "clients": n, "images_per_s": 10.0 * n} for n in (1, 8)]
-    rows.append({"contestant": "bare, batches", "images_per_s": 90.0})
+    rows = [{"contestant": "service", "clients": n, "pictures_per_s": 10.0 * n} for n in (1, 8)]
+    rows.append({"contestant": "bare, batches", "pictures_per_s": 90.0})
     assert plot_ratios([serving, {"subject": "start", "ratio": None, "bar": None}], tmp_path / "a.png")
     assert plot_serving([{**serving, "rows": rows}], tmp_path / "b.png")
     for name in ("a.png", "b.png"):
@@ -76,7 +76,7 @@ def test_serving_answers_every_client_beside_the_bare_process() -> None:
     report = measured(serving, "--no-litserve", "--rounds", 1, "--seconds", 0.6, "--clients", 1, 4, "--threads", 1)
     service = [row for row in report.rows if row["contestant"] == "service"]
     assert [row["clients"] for row in service] == [1, 4]
-    assert all(row["images_per_s"] > 0 for row in service)
+    assert all(row["pictures_per_s"] > 0 for row in service)
     assert report.ratio is not None
     assert report.ratio > 0
     failed = next(check for check in report.checks if check.what == "failed requests")
@@ -88,7 +88,7 @@ def test_scale_out_accounts_for_every_request() -> None:
     report = measured(scale_out, "--rounds", 1, "--seconds", 0.6, "--clients", 4)
     rows = by(report, "of_each")
     assert all(row["sent"] == row["answered"] == row["estimated"] > 0 for row in rows.values())
-    assert rows[2]["worker-1_cpu_ms_an_image"] >= 0
+    assert rows[2]["worker-1_cpu_ms_a_picture"] >= 0
 
 
 def test_scale_out_notices_the_response_of_another_request() -> None:
