@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,17 +33,17 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 
-# most of the time goes into these; the hundreds of small files of tests/service fill the gaps at the end
-_LONG = ("integration", "docs", "worker", "benchmarks", "model")
+# half of the time goes into these; the files of tests/service, those of few tests last, fill the gaps at the end
+_LONG = ("integration", "docker", "worker", "benchmarks", "model")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the long files first, so that no process works on one while the others have nothing left."""
-    here = Path(__file__).parent
+    here, counts = Path(__file__).parent, Counter(item.path for item in items)
 
-    def place(item: pytest.Item) -> int:
+    def place(item: pytest.Item) -> tuple[int, int]:
         part = item.path.relative_to(here).parts[0] if item.path.is_relative_to(here) else ""
-        return _LONG.index(part) if part in _LONG else len(_LONG)
+        return (_LONG.index(part), 0) if part in _LONG else (len(_LONG), -counts[item.path])
 
     items.sort(key=place)
 
