@@ -13,7 +13,7 @@ from rich.text import Text
 from service.client.types import Dataset, DatasetPicture, DatasetStatus, MotionFound
 
 from .commands import Commands, Session
-from .console import out, print_json, print_table, print_warnings, to_json, write_file
+from .console import duration, out, print_json, print_table, print_warnings, to_json, write_file
 
 datasets = Commands(name="datasets", help="Uploaded pictures to train on.", no_args_is_help=True)
 
@@ -146,6 +146,8 @@ def print_dataset(dataset: Dataset) -> None:
     if dataset.status is DatasetStatus.READY:
         out.print(f"look at it:  ppl datasets sheet {dataset.id}")
         out.print(f"train on it: ppl train CATEGORY --dataset {dataset.id}")
+    if dataset.step_s:
+        out.print(f"a thousand steps of training take about {duration(1000 * dataset.step_s)}")
 
 
 def print_datasets(datasets: Iterable[Dataset]) -> None:

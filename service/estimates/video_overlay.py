@@ -27,6 +27,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from model.version.palette import box_rgb
 from service.contract.media.boxes import FoundBox
 from service.contract.media.video_decoder import decode, limit_resources
 from service.contract.media.video_index import UnusableVideo, describe, open_video
@@ -41,7 +42,6 @@ _MAX_SIDE = 3840  # browsers decode no larger H.264
 _TRAIL_S, _MAX_TRAIL = 0.6, 40
 _SHIFT = 4  # cv2 takes coordinates as integers of 1/16 pixel
 _SURE = 0.3  # keypoints of a lower score are rings
-_BOX_COLOURS = ((255, 209, 102), (120, 220, 255), (255, 150, 190), (170, 240, 130))  # of animals in turn
 _DARK = (16, 18, 24)
 
 Pixels = NDArray[np.uint8]
@@ -82,7 +82,7 @@ class PoseDrawer:
         regions = [(pose.get("box"), FoundBox.of_region(pose["region"])) for pose in poses if "region" in pose]
         thickness = max(1, round(min(pixels.shape[:2]) / 400))
         for number, found in regions or [(None, box) for box in self._boxes]:
-            colour = _BOX_COLOURS[(number or 0) % len(_BOX_COLOURS)]
+            colour = box_rgb(number or 0)
             for line in outline_box(found):
                 for start, end in pairwise(line):
                     _line(layer, start, end, colour, thickness)

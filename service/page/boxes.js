@@ -54,12 +54,8 @@ export class BoxEditor {
   // Take the boxes that an earlier job found or was sent; rows without numbers are pictures without a box.
   async loadJob(job) {
     const text = await (await request(`train-jobs/${encodeURIComponent(job)}/boxes`, { signal: this.signal })).text();
-    const [head, ...rows] = text.trim().split("\n").map(splitRow), places = COLUMNS.map((name) => head.indexOf(name));
-    for (const row of rows) {
-      const [name, ...cells] = places.map((place) => row[place]), box = cells.filter((value) => value?.trim()).map(Number);
-      this.isLoaded = true;
-      this.boxes.set(name, [...(this.boxes.get(name) ?? []), ...(box.length >= 4 ? [box] : [])]);
-    }
+    this.boxes = readBoxes(text);
+    this.isLoaded = true;
     this.element.open = true;
   }
 
@@ -270,6 +266,16 @@ function between(boxes, shown) {
         return value + share * (index === 4 ? ((step + 540) % 360) - 180 : step); // an angle turns the short way
       })]]);
     }
+  }
+  return found;
+}
+
+// The boxes of each picture in our CSV; none of a row without numbers.
+export function readBoxes(text) {
+  const found = new Map(), [head, ...rows] = text.trim().split("\n").map(splitRow), places = COLUMNS.map((name) => head.indexOf(name));
+  for (const row of rows) {
+    const [name, ...cells] = places.map((place) => row[place]), box = cells.filter((value) => value?.trim()).map(Number);
+    found.set(name, [...(found.get(name) ?? []), ...(box.length >= 4 ? [box] : [])]);
   }
   return found;
 }

@@ -35,3 +35,6 @@ export async function loadPrior(category, version, signal) {
 
 export const nothingYet = () => h("div", { class: "card empty" }, h("h2", {}, "Nothing has been learned yet"),
   h("p", { style: { margin: "0 auto 1rem" } }, "Train on pictures of your own first, or on the sample."), h("a", { class: "button primary", href: "#/start" }, "Go to Start"));
+
+// What no verdict says: it is measured without labels.
+export const verdictCaveat = () => h("p", { class: "small soft" }, "The verdict judges whether keypoints follow what the pictures show, also by their agreement with a frozen network where that was measured. It does not judge anatomy: look at the skeleton, and at poses in pictures.");

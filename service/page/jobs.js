@@ -2,7 +2,7 @@
 
 import { blobUrl, events, get, pages, send } from "./api.js";
 import { button, duration, h, plural, s, sentence, when } from "./dom.js";
-import { shortVersion } from "./choose.js";
+import { shortVersion, verdictCaveat } from "./choose.js";
 
 const STATUS_WORDS = { validating: "reading its pictures", queued: "waiting", running: "training", paused: "paused", succeeded: "succeeded", failed: "failed", cancelled: "cancelled" };
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);
@@ -99,7 +99,7 @@ class JobView {
     this.messages.replaceChildren(...[
       job.error && h("div", { class: "problem", role: "alert" }, h("h2", {}, "Why it failed"), h("p", {}, sentence(job.error.detail)),
         job.settings.align === "heading" && job.dataset && h("p", {}, "On the page of its dataset you can leave “Seen from above” off, or draw boxes and set the heading of each.")),
-      quality && h("div", { class: "card" }, h("p", { class: `verdict ${quality.verdict}` }, `Quality: ${quality.verdict}`), h("p", {}, sentence(quality.advice))),
+      quality && h("div", { class: "card" }, h("p", { class: `verdict ${quality.verdict}` }, `Quality: ${quality.verdict}`), h("p", {}, sentence(quality.advice)), verdictCaveat()),
       ...job.warnings.map((warning) => h("div", { class: "warn" }, h("p", {}, warning.detail))),
       job.metrics.located?.note && h("p", { class: "soft" }, job.metrics.located.note),
       ...job.checkpoint_versions.map((made) => h("p", {}, `A version of step ${made.step}: `, h("a", { href: `#/estimate?category=${job.category}&version=${made.version}` }, shortVersion(made.version)))),

@@ -1,7 +1,7 @@
 // One prior: its skeleton, history, names, quality and connectivity; its aliases; and how it differs from another.
 
 import { get, request, send } from "./api.js";
-import { givenNames, loadPrior, shortVersion } from "./choose.js";
+import { givenNames, loadPrior, shortVersion, verdictCaveat } from "./choose.js";
 import { button, field, h, notice, percent, plural, s, save, select, sentence, slider, toggle, when } from "./dom.js";
 import { colour, heat, lightUp, poseLayer, skeleton, toPoints } from "./skeleton.js";
 
@@ -59,7 +59,7 @@ function qualityCard({ quality, training, mode, method }) {
   const facts = quality ? [["Agreement with a frozen network", Number.isFinite(quality.agreement) ? percent(quality.agreement) : "not measured"], ["Follows changes of the picture", percent(quality.consistency)], ["Keypoints move by", `${quality.movement_percent.toFixed(1)} % of the side`], ["Explains", `${percent(quality.explained)} of the reconstruction error of the mean pose`],
     ["Idle keypoints", quality.idle_keypoints.length ? quality.idle_keypoints.join(", ") : "none"], ["Mean score", quality.mean_score.toFixed(2)]] : [];
   const made = [["Steps", training.steps?.toLocaleString("en")], ["Learned from", mode], ["Method", method === "ppl" ? null : method]].filter(([, value]) => value);
-  return h("div", { class: "card" }, h("h2", {}, "Quality"), quality ? [h("p", { class: `verdict ${quality.verdict}` }, quality.verdict), h("p", { class: "small" }, sentence(quality.advice))] : h("p", { class: "small soft" }, "This version was not measured."),
+  return h("div", { class: "card" }, h("h2", {}, "Quality"), quality ? [h("p", { class: `verdict ${quality.verdict}` }, quality.verdict), h("p", { class: "small" }, sentence(quality.advice)), verdictCaveat()] : h("p", { class: "small soft" }, "This version was not measured."),
     h("dl", { class: "facts small" }, [...facts, ...made].flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])));
 }
 

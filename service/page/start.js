@@ -2,7 +2,7 @@
 
 import { blobUrl, get, pause, send, upload } from "./api.js";
 import { listAll, loadPrior } from "./choose.js";
-import { button, dropZone, field, h, notice, pathOf, plural, select, size, toggle, when } from "./dom.js";
+import { button, dropZone, duration, field, h, notice, pathOf, plural, select, size, toggle, when } from "./dom.js";
 import { skeleton } from "./skeleton.js";
 
 const PACKED = /\.(zip|tar|tgz|tar\.gz|mp4|m4v|mov|avi|mkv|webm)$/i;
@@ -129,7 +129,7 @@ export const toCategory = (name) => (name ?? "").toLowerCase().replace(/\.\w+(\.
 
 function trainCard(dataset, editor, signal) {
   const name = h("input", { required: true, pattern: "[a-z0-9][a-z0-9_\\-]{0,63}", maxlength: 64, autocomplete: "off", spellcheck: "false", value: toCategory(dataset.name), "aria-describedby": "name-hint" });
-  const steps = select(LENGTHS, "1500"), keypoints = h("input", { type: "number", min: 4, max: 32, placeholder: "16" });
+  const length = h("span", { "aria-live": "polite" }), steps = select(LENGTHS, "1500", () => tellTime()), keypoints = h("input", { type: "number", min: 4, max: 32, placeholder: "16" });
   const isAligned = toggle("Seen from above: turn it to head up", editor.hasAngles || Boolean(dataset.found.motion?.from_above), () => {}), turn = isAligned.querySelector("input");
   editor.setHeadings(turn.checked);
   let isChosen = false; // else the training decides by all of its frames
@@ -152,7 +152,14 @@ function trainCard(dataset, editor, signal) {
   } });
   const start = h("button", { class: "primary", type: "submit" }, "Start the training");
   form.append(h("h2", {}, "Train"), field("What do the pictures show?", name, h("span", { id: "name-hint" }, "One word, such as dog; here from the name of the file. Choose it later to find poses in new pictures.")),
-    field("How long?", steps, "The job page shows the time left. You can pause it, and use a version before it ends."), align, h("details", {}, h("summary", {}, "More"), field("Number of keypoints", keypoints, "16 unless you choose. Few for simple things, more for many limbs.")), existing, start);
+    field("How long?", steps, [length, " You can pause it, and use a version before it ends."]), align, h("details", {}, h("summary", {}, "More"), field("Number of keypoints", keypoints, "16 unless you choose. Few for simple things, more for many limbs.")), existing, start);
+  const tellTime = () => {
+    // another number of keypoints has another pace
+    length.textContent = dataset.step_s && !keypoints.value ? `About ${duration(dataset.step_s * Number(steps.value))}, as the last training here went, and a little for the pictures before and the measurements after.`
+      : "The job page shows the time left: it is not known until the training has begun.";
+  };
+  keypoints.addEventListener("input", tellTime);
+  tellTime();
   const known = listAll("priors", {}, signal).then((priors) => new Set(priors.map((prior) => prior.category)));
   const check = async () => { existing.textContent = (await known).has(name.value) ? `${name.value} has versions already: this makes a new one, which replaces the active one if it is good.` : ""; };
   name.addEventListener("input", check); // not once it is left: the button would move away from the pointer that presses it

@@ -286,6 +286,13 @@ class JobQueue:
             self._expires = ended + (_IDLE_RATIO * (ended - started) if len(places) > _FEW_JOBS else 0.0)
         return [_add_place(job, *places[job.id]) if job.id in places else job for job in jobs]
 
+    def measure_step(self) -> float | None:
+        """Return the seconds that a step took in the last training with default settings; None before there was one."""
+        plan = TrainingPlan.make(None, {}, None)
+        settings = {"preset": plan.preset, **plan.config.to_dict()}
+        pace = self._paces.of(settings)
+        return round(pace.seconds(settings) / plan.config.steps, 4) if pace else None
+
     def _compute_places(self) -> dict[str, tuple[int, float | None]]:
         unfinished = self._jobs.list_unfinished()
         order = {job_id: place for place, job_id in enumerate(self._jobs.waiting_order())}

@@ -213,6 +213,12 @@ class Dataset(BaseModel):
     found: Found
     error: JobError | None = Field(default=None, description="why its inspection failed")
     contact_sheet: str | None = Field(default=None, description="path of an overview picture, once it is ready")
+    step_s: float | None = Field(
+        default=None,
+        description="seconds that a step of a training takes, about, as the last one with the settings that a job has "
+        "by default took here; null before there was one, and in lists. "
+        "`progress.eta_s` of a job says it for its own settings",
+    )
 
     @classmethod
     def of(cls, record: DatasetRecord, findings: Findings) -> Dataset:

@@ -28,7 +28,12 @@ KEPT_CHECKPOINTS = 200
 MAX_EVENTS = 500  # in a page
 KEPT_S = 90 * 24 * 3600  # paces
 # settings that do not change the time of a step
-_IRRELEVANT = ("steps", "seed", "learning_rate", "weight_decay", "occlusion_start", "history_snapshots", "schedule")
+_IRRELEVANT = frozenset(
+    {
+        *("steps", "seed", "learning_rate", "weight_decay", "occlusion_start", "history_snapshots", "schedule"),
+        *("locate", "align", "labels_fit"),
+    }
+)
 
 
 class EventKind(StrEnum):

@@ -20,7 +20,7 @@ from service.contract.errors import DatasetNotReady
 from service.contract.media.archives import ArchiveLimits
 from service.contract.media.pictures import PictureLimits
 from service.estimates.video_frames import video_limits
-from service.gateway.gateway import CurrentGateway, Limit, new_router
+from service.gateway.gateway import CurrentGateway, Gateway, Limit, new_router
 from service.http.problems import responses
 from service.training.dataset_intake import accept_dataset, check_unused
 from service.training.dataset_pictures import list_pictures, read_frame, read_picture
@@ -60,6 +60,7 @@ async def post_dataset(request: Request, gateway: CurrentGateway) -> Response:
     labels are the same dataset: they are stored once, and the response is 200 with `already_there`.
     """
     dataset, is_new = await accept_dataset(gateway.training, request)
+    dataset = await _add_pace(gateway, dataset)
     return JSONResponse(
         {**dataset.model_dump(mode="json"), "already_there": not is_new},
         status_code=201 if is_new else 200,
@@ -81,7 +82,11 @@ async def get_dataset(gateway: CurrentGateway, dataset_id: str) -> Dataset:
     same by itself; to correct it, send the corrected boxes as `boxes` of `POST /train-jobs`, a row of the CSV for each.
     During the inspection it contains the findings so far. If it failed, `error` is the reason why no job can use it.
     """
-    return await gateway.threads.io(gateway.datasets.get, dataset_id)
+    return await _add_pace(gateway, await gateway.threads.io(gateway.datasets.get, dataset_id))
+
+
+async def _add_pace(gateway: Gateway, dataset: Dataset) -> Dataset:
+    return dataset.model_copy(update={"step_s": await gateway.threads.io(gateway.queue.measure_step)})
 
 
 @router.get(

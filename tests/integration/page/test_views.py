@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
+from redis import Redis
 
+from model.config import DEFAULT_PRESET, resolve
+from service.contract.jobs.progress import Pace, PaceBook
 from service.runtime.settings import Settings
+from tests.support.arena import BODY, encode_film, walk, walk_angles, walker_frame
 from tests.support.browser import NEEDS_BROWSER, drag
 from tests.support.stack_process import TINY, archive, drawing, within
 
@@ -306,6 +312,7 @@ def test_landmarks_are_clicked_fitted_and_judged(visit):
         page.get_by_role("button", name="Add").click()
     for number in range(6):
         page.get_by_role("button", name=f"sample{number}.jpg").click()
+        page.locator(".stage").scroll_into_view_if_needed()
         box = page.locator(".stage").bounding_box()
         for x, y in ((0.85, 0.3), (0.15, 0.4)):
             page.mouse.click(box["x"] + x * box["width"] + number, box["y"] + y * box["height"])
@@ -317,3 +324,138 @@ def test_landmarks_are_clicked_fitted_and_judged(visit):
     page.locator(".wall .stage").first.wait_for()
     assert page.get_by_role("cell", name="anatomy").is_visible()
     visitor.check("landmarks")
+
+
+def test_landmarks_are_placed_on_frames_of_a_video_in_their_boxes(visit, stack, tmp_path):
+    places, angles = walk(40), walk_angles(40)
+    frames = [walker_frame(place, angle, n) for n, (place, angle) in enumerate(zip(places, angles, strict=True))]
+    (tmp_path / "arena.mkv").write_bytes(encode_film(frames))
+    with stack.client() as client:
+        dataset = client.datasets.create(tmp_path / "arena.mkv")
+        settings = {**TINY, "align": "heading"}
+        job = client.wait(client.train("seen", dataset=dataset.id, preset="compact", settings=settings).id)
+        rows = csv.DictReader(io.StringIO(client.boxes(job.id)))
+        boxes = {row["image"]: [float(row[name]) for name in ("x", "y", "width", "height", "angle")] for row in rows}
+    points = {"nose": 0.5, "rump": -0.5}
+
+    def place_of(number: int, way: float) -> np.ndarray:
+        ahead = np.array([np.sin(np.radians(angles[number])), -np.cos(np.radians(angles[number]))])
+        return places[number] + way * BODY * ahead
+
+    visitor = visit()
+    page = visitor.open(f"#/priors/seen/landmarks?version={job.version}")
+    page.get_by_text("Choose pictures or frames of a dataset").click()
+    page.get_by_text("40 pictures, each with its box").wait_for()
+    page.get_by_role("slider", name="Picture of the dataset").fill("10")
+    page.get_by_text("arena.mkv#000010", exact=True).wait_for()
+    page.get_by_role("button", name="Use this picture").click()
+    page.get_by_role("button", name="arena.mkv#000010").wait_for()
+    page.get_by_role("button", name="Use 10 spread over it").click()
+    thumbs = page.locator(".thumb")
+    assert within(60, lambda: thumbs.count() == 10), "the one that was taken is among them"
+    for name in points:
+        page.get_by_label("Name of a new point").fill(name)
+        page.get_by_role("button", name="Add").click()
+    for thumb in thumbs.all():
+        thumb.click()
+        number = int(thumb.get_attribute("aria-label").rpartition("#")[2])
+        view = [float(value) for value in thumb.locator("svg").get_attribute("viewBox").split()]
+        x, _, side, *_ = boxes[f"arena.mkv#{number:06d}"]
+        assert view[0] < x + side / 2 < view[0] + view[2] <= 320, "the part of the frame around its box is shown"
+        assert max(view[2:]) < 2 * side
+        page.locator(".two .stage").scroll_into_view_if_needed()
+        stage = page.locator(".two .stage").bounding_box()
+        for way in points.values():
+            left, top = (place_of(number, way) - view[:2]) / view[2:]
+            page.mouse.click(stage["x"] + left * stage["width"], stage["y"] + top * stage["height"])
+    page.get_by_text("10 pictures with points").wait_for()
+    visitor.check("landmarks-frames")
+    page.get_by_role("button", name="Fit the landmarks").click()
+    page.get_by_text("Cross-validated error").wait_for()
+    page.locator(".wall .stage").first.wait_for()
+    visitor.check("landmarks-frames-fitted")
+
+    # turned to head up, these points are in one place: any keypoints find them, in pixels of the whole frame
+    with stack.client() as client:
+        (fitted,) = client.landmarks.list("seen", job.version)
+        assert (fitted.images, fitted.error_percent < 6) == (10, True)
+        frames[23].save(tmp_path / "23.png")
+        box = tuple(boxes["arena.mkv#000023"])
+        (pose,) = client.estimate("seen", [tmp_path / "23.png"], job.version, boxes=[box], landmarks="anatomy").images
+    for mark in pose.landmarks:
+        assert np.hypot(*(place_of(23, points[mark.name]) - (mark.x, mark.y))) < 0.15 * BODY
+
+
+def test_length_of_a_training_is_told_before_it_is_started(visit, stack, tmp_path):
+    with stack.client() as client:
+        dataset = client.datasets.wait(client.datasets.create(archive(tmp_path / "a.zip", 12)).id)
+        assert dataset.step_s is None
+    visitor = visit(width=390)
+    page = visitor.open(f"#/datasets/{dataset.id}")
+    page.get_by_text("it is not known until the training has begun").wait_for()
+    with Redis.from_url(stack.redis_url) as redis:
+        PaceBook(redis).note({"preset": DEFAULT_PRESET, **resolve().to_dict()}, Pace(0.4, 1.0))
+    page = visitor.open("#/start")
+    page = visitor.open(f"#/datasets/{dataset.id}")
+    page.get_by_text("About 10 min, as the last training here went").wait_for()
+    page.get_by_label("How long?").select_option("6000")
+    page.get_by_text("About 40 min, as the last training here went").scroll_into_view_if_needed()
+    visitor.check("length-390")
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("Number of keypoints").fill("12")
+    page.get_by_text("it is not known until the training has begun").wait_for()
+    visitor.check()
+
+
+def test_prior_memory_and_landmarks_fit_a_narrow_window(visit, stack, tmp_path):
+    """Nothing has to be scrolled sideways, and what is pressed can be reached."""
+    with stack.client() as client:
+        client.datasets.wait(client.datasets.create(archive(tmp_path / "narrow.zip", 12)).id)
+    visitor = visit(width=390)
+
+    def reach(*controls) -> None:
+        for control in controls:
+            control.scroll_into_view_if_needed()
+            box = control.bounding_box()
+            assert 0 <= box["x"] < box["x"] + box["width"] <= 390, control
+            assert box["height"] >= 24, "a finger hits it"
+
+    page = visitor.open("#/priors/dog")
+    page.get_by_role("img", name="The skeleton of dog: 15 links").wait_for()
+    page.get_by_text("The verdict judges").wait_for()
+    reach(
+        page.get_by_role("slider", name="Links from"),
+        page.get_by_role("slider", name="Training"),
+        page.get_by_label("Name of keypoint 3", exact=True),
+        page.get_by_label("Name of keypoint 15", exact=True),
+        page.get_by_role("link", name="Landmarks"),
+        page.get_by_role("link", name="Find poses with it"),
+    )
+    page.get_by_role("slider", name="Links from").fill("60")
+    visitor.check("prior-390")
+    page.get_by_role("link", name="Memory").click()
+    page.get_by_role("img", name="The pose with vector 0 of bank 0").wait_for()
+    reach(
+        page.get_by_role("slider", name="Bank"),
+        page.get_by_role("slider", name="Vector"),
+        page.get_by_label("In which pose"),
+    )
+    page.get_by_role("slider", name="Bank").fill("5")
+    page.get_by_role("img", name="The pose with vector 0 of bank 5").wait_for()
+    visitor.check("memory-390")
+    page.get_by_role("link", name="Landmarks").click()
+    page.get_by_role("button", name="Use sample pictures").click()
+    for name in ("nose", "a point with a name as long as a sentence is"):
+        page.get_by_label("Name of a new point").fill(name)
+        page.get_by_role("button", name="Add").click()
+    page.get_by_role("button", name="sample3.jpg").click()
+    stage = page.locator(".two .stage")
+    reach(stage, page.get_by_role("button", name="sample11.jpg"), page.get_by_role("button", name="nose"))
+    stage.scroll_into_view_if_needed()
+    stage.click(position={"x": 300, "y": 100})
+    page.get_by_text("1 picture with points").wait_for()
+    reach(page.get_by_role("button", name="Not visible"), page.get_by_role("button", name="Fit the landmarks"))
+    page.get_by_text("Choose pictures or frames of a dataset").click()
+    page.get_by_role("slider", name="Picture of the dataset").wait_for()
+    reach(page.get_by_role("combobox", name="Dataset"), page.get_by_role("button", name="Use this picture"))
+    visitor.check("landmarks-390")

@@ -13,9 +13,11 @@ import zipfile
 import pytest
 from PIL import Image
 
+from model.config import DEFAULT_PRESET, resolve
 from service.contract.datasets.dataset import DatasetStatus, Findings
 from service.contract.datasets.store import DatasetFiles
 from service.contract.jobs.job import JobError
+from service.contract.jobs.progress import Pace, PaceBook
 from service.contract.jobs.store import JobStatus
 from service.contract.media.archives import check_archive
 
@@ -67,6 +69,18 @@ async def test_dataset_is_kept_as_it_came(post, http, files):
     assert files.labels(dataset["id"]).read_bytes() == LABELS
     shown = (await http.get(answer.headers["location"])).json()
     assert shown == {name: value for name, value in dataset.items() if name != "already_there"}
+
+
+async def test_pace_of_the_last_training_is_told_before_the_next(post, http, redis_client):
+    assert (await post()).json()["step_s"] is None
+    settings = {"preset": DEFAULT_PRESET, **resolve().to_dict()}
+    others = {**settings, "num_keypoints": 30}
+    PaceBook(redis_client).note(others, Pace(9.0, None))
+    PaceBook(redis_client).note({**settings, "steps": 300, "align": "heading"}, Pace(0.2, 2.0))
+    sent = (await post()).json()
+    shown = (await http.get(f"/datasets/{sent['id']}")).json()
+    # of all steps, the last ones take twice as long
+    assert sent["step_s"] == shown["step_s"] == pytest.approx(0.2 * (2 - settings["occlusion_start"]), abs=1e-4)
 
 
 async def test_same_bytes_are_the_same_dataset_and_take_no_room(post, data_root):
