@@ -9,7 +9,8 @@ without a setting but the steps, the seed and --align. Then it prints as JSON:
 - "inside_percent": frames of which all labels lie in the box, turned if it has an angle, and "side": of the box in body
   lengths, the median distance between the first and the last label;
 - of a version that rotates pictures, "axis_degrees", the median angle between the box and the line from the last label
-  to the first, and "reversed", the frames in which it is over 90 degrees;
+  to the first, and "reversed", the frames in which it is over 90 degrees; and both of the angles that are found by
+  trying, "tried_degrees" and "tried_reversed", from the same boxes without angles;
 - "error_percent": the error of a linear map from the keypoints to the labels in percent of the body length, fitted on
   four of five contiguous blocks of the labelled frames (in the order of their names) and measured on the fifth: by
   ridge regression, as ``ppl landmarks fit`` does it, and "least_squares_percent" without;
@@ -50,6 +51,7 @@ Array = NDArray[np.float64]
 
 _BLOCKS = 5
 _JUMP = 0.25
+_AT_ONCE = 8  # pictures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,10 +109,20 @@ def score_frames(client: Client, category: str, version: str, folder: Path, labe
     more: dict[str, Any] = {}
     angles = np.array([_angle(image) for image in images])
     if np.isfinite(angles).any():
-        ahead = points[:, 0] - points[:, -1]
-        apart = np.abs(_difference(angles, np.degrees(np.arctan2(ahead[:, 0], -ahead[:, 1]))))
-        apart = apart[visible[:, [0, -1]].all(1)]
-        more = {"axis_degrees": float(np.median(np.minimum(apart, 180 - apart))), "reversed": int((apart > 90).sum())}
+        ahead, seen = points[:, 0] - points[:, -1], visible[:, [0, -1]].all(1)
+        truth = np.degrees(np.arctan2(ahead[:, 0], -ahead[:, 1]))
+        apart = np.abs(_difference(angles, truth))[seen]
+        pictures, tried = [named[image.index] for image in images], []
+        for first in range(0, len(images), _AT_ONCE):
+            part = slice(first, first + _AT_ONCE)
+            tried += client.estimate(category, pictures[part], version, boxes=boxes[part].tolist()).images
+        apart_tried = np.abs(_difference(np.array([_angle(image) for image in tried]), truth))[seen]
+        more = {
+            "axis_degrees": float(np.median(np.minimum(apart, 180 - apart))),
+            "reversed": int((apart > 90).sum()),
+            "tried_degrees": float(np.median(np.minimum(apart_tried, 180 - apart_tried))),
+            "tried_reversed": int((apart_tried > 90).sum()),
+        }
     return {
         "frames": count,
         "found": len(images),

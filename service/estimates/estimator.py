@@ -157,10 +157,13 @@ class Estimator:
         with self._batcher.announce(len(sources), self._priority) as end_announcement:
             fitted = await self._fit(sources)
             self._count_drawn(fitted)
+            for place, box in enumerate(fitted):
+                if box.directions:
+                    fitted[place] = await self._find_direction(box, end_announcement, retry_s)
             queued = time.perf_counter()
             if not retry_s:
                 self._metrics.decode_seconds.observe(queued - started)
-            ticket = await self._wait([box.square for box in fitted], end_announcement, retry_s)
+            ticket = await self._wait(self._group, [box.square for box in fitted], end_announcement, retry_s)
         waited_ms = 1e3 * (time.perf_counter() - queued)
         timing_ms = (1e3 * (queued - started), max(0.0, waited_ms - ticket.model_ms), ticket.model_ms)
         return FoundPoses(fitted, [ticket.poses[place] for place in range(len(fitted))], timing_ms)
@@ -175,11 +178,20 @@ class Estimator:
             for task in tasks:
                 task.cancel()
 
-    async def _wait(self, squares: list[Square], end_announcement: Callable[[], None], retry_s: float) -> Ticket:
+    async def _find_direction(self, box: FittedBox, end_announcement: Callable[[], None], retry_s: float) -> FittedBox:
+        """Return a box without an angle in the direction in which the model most surely sees the thing."""
+        group = Group(self._version.category, self._version.name, self._version.side, 0, False)
+        squares = [each.square for each in box.directions]
+        ticket = await self._wait(group, squares, end_announcement, retry_s)
+        return box.choose_direction([ticket.poses[place] for place in range(len(squares))])
+
+    async def _wait(
+        self, group: Group, squares: list[Square], end_announcement: Callable[[], None], retry_s: float
+    ) -> Ticket:
         deadline = time.monotonic() + retry_s
         while True:
             try:
-                return await self._batcher.estimate(self._group, squares, end_announcement, self._priority)
+                return await self._batcher.estimate(group, squares, end_announcement, self._priority)
             except QueueFull:
                 if time.monotonic() >= deadline:
                     raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,9 @@ _decoded_pixels = DecodedPixelLimit()
 
 # sides of a box, as a multiple of the picture's longer side: in a larger one the picture is a few pixels of the square
 _MAX_BOX = 8
+# directions that are tried where the heading is not known, and degrees from one to another that is a different one
+_DIRECTIONS = 24
+_SAME_DIRECTION = 60
 _EXPECTED_BOXES = (
     "expected a JSON list with an entry for each picture: [x, y, width, height] in pixels, or with an angle as a fifth "
     "number, a list of such boxes, or null for the whole picture; or a file of boxes: CSV (image,x,y,width,height), "
@@ -169,6 +173,7 @@ class FittedBox:
         number: the box's index, if the picture has a list of boxes, or the number of its animal.
         region: the box, if it was located or comes from a file.
         orientation: EXIF's of the stored picture, which is applied.
+        directions: the same box with an angle for each direction, if the thing's heading is to be found by trying.
     """
 
     index: int
@@ -179,6 +184,23 @@ class FittedBox:
     number: int | None = None
     region: FoundBox | None = None
     orientation: int = 1
+    directions: tuple[FittedBox, ...] = ()
+
+    def choose_direction(self, poses: Sequence[Pose]) -> FittedBox:
+        """Return the box in the direction in which the thing is most surely there, by a pose for each of them.
+
+        Its confidence is tanh(d / 2), d being the log-odds of the thing being there by which it exceeds the best
+        direction more than 60 degrees away.
+        """
+        chances = np.array([pose.scores.mean() if pose.presence is None else pose.presence for pose in poses])
+        chances = chances.astype(np.float64).clip(1e-6, 1 - 1e-6)
+        log_odds = np.log(chances / (1 - chances))
+        best, count = int(chances.argmax()), len(poses)
+        apart = np.abs((np.arange(count) - best + count // 2) % count - count // 2) * 360 / count
+        confidence = math.tanh((log_odds[best] - log_odds[apart > _SAME_DIRECTION].max()) / 2)
+        chosen = self.directions[best]
+        assert chosen.region is not None
+        return replace(chosen, region=replace(chosen.region, angle_confidence=round(confidence, 3)))
 
 
 @dataclass(frozen=True)
@@ -193,6 +215,8 @@ class Upload:
 
     def fit(self, side: int, limits: PictureLimits, aligned: bool = False) -> list[FittedBox]:
         """Decode the picture and cut out the model's square for each of its boxes, rotated if ``aligned``.
+
+        A box without an angle is rotated to all directions then.
 
         Raises:
             BadPicture and its subclasses, BodyTooLarge, BadBoxes: the detail names the picture.
@@ -209,7 +233,7 @@ class Upload:
                     return reduction_for_boxes(side, boxes or (None,))(width, height)
 
                 picture = open_reduced(data, reduction, limits, lambda n: held.enter_context(hold_pixels(n, limits)))
-                return fit_boxes(picture, self.index, self.boxes, side, aligned=aligned)
+                return fit_boxes(picture, self.index, self.boxes, side, aligned=aligned, tries=True)
             except PPLError as error:
                 name = f" ({self.filename[:60]})" if self.filename else ""
                 detail = f"images[{self.index}]{name}: {error.detail}"
@@ -238,8 +262,13 @@ class FrameUpload:
 Source = Upload | FrameUpload
 
 
-def fit_boxes(picture: Picture, index: int, boxes: PictureBoxes, side: int, aligned: bool = False) -> list[FittedBox]:
+def fit_boxes(
+    picture: Picture, index: int, boxes: PictureBoxes, side: int, aligned: bool = False, *, tries: bool = False
+) -> list[FittedBox]:
     """Cut out the model's square for each box of an RGB picture, rotated by its angle if ``aligned``.
+
+    Args:
+        tries: whether a box without an angle gets all ``directions`` if ``aligned``; else it has no heading.
 
     Raises BadBoxes, NothingFound, NoHeading.
     """
@@ -253,17 +282,23 @@ def fit_boxes(picture: Picture, index: int, boxes: PictureBoxes, side: int, alig
     for each in chosen:
         if each:
             _check_box(each.box, *size)
-    return [
-        FittedBox(
+
+    def fit(number: int, each: FoundBox | None) -> FittedBox:
+        if tries and aligned and (each is None or each.angle is None):
+            box = each or FoundBox((0.0, 0.0, float(size[0]), float(size[1])))
+            turned = (replace(box, angle=degrees) for degrees in np.arange(0, 360, 360 / _DIRECTIONS).tolist())
+            directions = tuple(fit(number, one) for one in turned)
+            return replace(directions[0], directions=directions)
+        return FittedBox(
             index,
             *size,
             *fit_found_box(picture, side, each, aligned=aligned),
             _number_of(each, number) if boxes.numbered else None,
-            (each if aligned else replace(each, angle=None)) if regions and each else None,
+            (each if aligned else replace(each, angle=None)) if each and (regions or aligned) else None,
             picture.orientation,
         )
-        for number, each in enumerate(chosen)
-    ]
+
+    return [fit(number, each) for number, each in enumerate(chosen)]
 
 
 def _number_of(box: FoundBox | None, index: int) -> int:

@@ -163,7 +163,7 @@ class Estimate {
   async estimate(all) {
     const items = all.filter((item) => item.place || !this.isAligned);
     for (const item of all.filter((each) => !items.includes(each))) {
-      Object.assign(item, { result: null, error: { detail: `What ${this.category} looks like was learned from boxes that are turned to face up. Draw a box around it here and set its heading, or drop a video: in a video it is found by itself.` } });
+      Object.assign(item, { result: null, error: { detail: `What ${this.category} looks like was learned from boxes that are turned to face up. Draw a box around it here, or drop a video: in a video it is found by itself.` } });
       this.drawThumb(item);
       if (item === this.current) this.draw();
     }
@@ -175,6 +175,7 @@ class Estimate {
           if (line.summary) continue;
           const item = part[line.index];
           Object.assign(item, line.error ? { result: null, error: line.error } : { result: line, error: null });
+          if (this.isAligned && item.place?.length === 4 && line.region) item.place = [...item.place, line.region.angle]; // found by trying; can be corrected
           if (item.error) item.error.detail = item.error.detail?.replace(/^images\[\d+\]( \(.*?\))?: /, ""); // the picture is in view
           if (!item.boxes.length) item.clean = item.result;
           this.drawThumb(item);
@@ -229,7 +230,7 @@ class Estimate {
     this.unhide.hidden = !item?.boxes.length;
     this.describe(item);
     this.heading.element.hidden = !item?.place || !this.isAligned;
-    if (item?.place && this.isAligned) this.heading.show(item.place[4]);
+    if (item?.place && this.isAligned) this.heading.show(Math.round(item.place[4] ?? 0));
     const outline = item?.place && boxShape(item.place, { fill: "none" });
     if (!result || !item.bitmap) { this.stage.draw(outline); this.map.remove(); this.rebuilt.hidden = true; return; }
     const side = item.place ? squareOf(item.place).side : Math.max(result.width, result.height);
@@ -306,7 +307,7 @@ class Estimate {
 
   async mark(box) {
     const item = this.current;
-    item.place = this.isAligned ? [...box, item.place?.[4] ?? 0] : box;
+    item.place = box; // the heading of another one says nothing of this one's
     this.setMarking(false);
     await this.again(item);
   }

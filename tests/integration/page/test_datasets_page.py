@@ -342,7 +342,13 @@ def test_boxes_of_things_seen_from_above_get_a_heading(visit, stack, tmp_path):
     visitor.check()
 
 
-def test_picture_for_a_prior_that_was_turned_to_face_up_needs_a_box_with_a_heading(visit, stack, tmp_path):
+def drawn_box(page) -> list[int]:
+    """Return the box that was drawn around the thing, in pixels."""
+    box = page.locator(".stage rect").evaluate("rect => ['x', 'y', 'width', 'height'].map(n => +rect.getAttribute(n))")
+    return [round(value + 0.5) for value in box[:2]] + [round(value) for value in box[2:]]
+
+
+def test_picture_for_a_prior_that_was_turned_to_face_up_needs_a_box(visit, stack, tmp_path):
     frames = [
         walker_frame(place, angle, n) for n, (place, angle) in enumerate(zip(walk(24), walk_angles(24), strict=True))
     ]
@@ -364,10 +370,13 @@ def test_picture_for_a_prior_that_was_turned_to_face_up_needs_a_box_with_a_headi
     x, y = walk(24)[5] / (320, 240)
     drag(page, (max(0.0, x - 0.12), y - 0.16), (min(1.0, x + 0.12), y + 0.16))
     page.locator(".stage .dot").first.wait_for()
+    with stack.client() as client:
+        tried = client.estimate("strider", [tmp_path / "still.png"], version, boxes=[drawn_box(page)]).images[0].region
+    slider = page.get_by_role("slider", name="Heading")
+    assert within(20, lambda: slider.input_value() == str(round(tried.angle)))
     page.get_by_role("slider", name="Heading").fill("90")
     page.get_by_role("slider", name="Heading").dispatch_event("change")
-    box = page.locator(".stage rect").evaluate("rect => ['x', 'y', 'width', 'height'].map(n => +rect.getAttribute(n))")
-    box = [round(value + 0.5) for value in box[:2]] + [round(value) for value in box[2:]]
+    box = drawn_box(page)
     with stack.client() as client:
         turned, upright = (
             client.estimate("strider", [tmp_path / "still.png"], version, boxes=[(*box, angle)]).images[0].keypoints

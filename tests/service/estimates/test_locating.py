@@ -14,6 +14,7 @@ from model.version.palette import BOX_RGB
 from service.client import png_bytes
 from service.contract.durable_files import write_json
 from service.contract.media.motion import MotionLocator
+from service.contract.messages import BatchReply
 from tests.service.conftest import RESPOND_ASYNC
 from tests.support.arena import BODY, arena_frame, encode_film, walk, walk_angles, walker_frame
 
@@ -278,11 +279,46 @@ async def test_a_version_of_turned_pictures_gets_them_turned(http, send, publish
     assert not any("angle" in image["region"] for image in upright)
 
 
+def see_it_above(reply: BatchReply) -> None:
+    """The thing is surely there where the disc is in the upper half of the square."""
+    reply.presences[:] = 1 / (1 + np.exp(12 * reply.keypoints[:, 0, 1]))
+
+
+async def test_heading_of_a_picture_without_an_angle_is_found_by_trying(
+    send, publish, make_consumer, make_picture, data_root
+):
+    version = publish("dog")
+    train_with(data_root, version, align="heading")
+    consumer = await make_consumer(see_it_above)
+    # the disc is at (48, 32): left of the middle of the first box, right of and below that of the second, and above
+    # that of the whole picture
+    pictures = [
+        ("images", ("a.png", make_picture())),
+        ("images", ("b.png", make_picture(where=(0.5, 0.25)))),
+    ]
+    boxes = json.dumps([[[40, 12, 40, 40], [22, 6, 40, 40]], None])
+    found = (await send(pictures, headers={}, boxes=boxes, refine_steps="2")).json()["images"]
+    assert [image["region"]["angle"] for image in found] == [270, 135, 0]
+    assert [image["region"]["width"] for image in found] == [40, 40, 96]
+    chances = [1 / (1 + np.exp(12 * y)) for y in (-12 / 20, -np.hypot(6, 6) / 20, -16 / 48)]
+    for image, chance, disc in zip(found, chances, ((48, 32), (48, 32), (48, 16)), strict=True):
+        lead = np.log(chance / (1 - chance)) * (1 - np.cos(np.radians(75)))
+        assert image["region"]["angle_confidence"] == pytest.approx(np.tanh(lead / 2), abs=0.1)
+        nose = image["keypoints"][0]
+        assert (nose["x"], nose["y"]) == pytest.approx(disc, abs=0.3)
+        assert image["present"] == pytest.approx(chance, abs=0.05)
+    # 24 directions each without refinement, then the three chosen ones
+    assert sorted(len(pixels) for pixels in consumer.pixels)[-1] <= 32
+    assert sum(len(pixels) for pixels in consumer.pixels) == 3 * 24 + 3
+    # known angles are not tried, and a version of upright pictures is not rotated
+    consumer.pixels.clear()
+    await send(pictures[:1], headers={}, boxes="[[40, 12, 40, 40, 270]]")
+    await send(pictures[:1], headers={}, boxes="[[40, 12, 40, 40]]", align="off")
+    assert sum(len(pixels) for pixels in consumer.pixels) == 2
+
+
 async def test_nothing_is_turned_where_the_way_it_looks_is_not_known(send, publish, consumer, film, data_root, problem):
     train_with(data_root, publish("dog"), align="heading")
-    for fields in ({}, {"boxes": "[[0, 0, 30, 30], null, null]"}):
-        detail = problem(await send(headers={}, **fields), 422, "no_heading")["detail"]
-        assert "the heading of the thing in it is not known; send its box with an angle, use locate=motion" in detail
     assert len((await send(headers={}, align="off")).json()["images"]) == 3
     boxes = ("b.csv", b"image,x,y,width,height,angle\nw.mkv#0,9,9,60,60,0\nw.mkv#1,9,9,60,60,\n")
     found = (await send({**film, "boxes": boxes}, headers={}, locate="off")).json()
