@@ -50,7 +50,8 @@ Locate = Annotated[
     str | None,
     typer.Option(
         metavar="HOW",
-        help="Without boxes: motion cuts out what moves before a fixed camera, auto does where it is sure, or off.",
+        help="In pictures and frames without a box: motion cuts out what moves before a fixed camera, auto does where "
+        "it is sure; off leaves them out where boxes came, and else takes whole pictures.",
     ),
 ]
 Align = Annotated[

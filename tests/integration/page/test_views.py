@@ -152,7 +152,7 @@ def test_picture_is_pasted_once_and_links_that_lead_nowhere_show_a_view(visit):
         visitor.open(f"#/{link}")
         assert heading in page.get_by_role("heading", level=1).inner_text()
     visitor.open("#/priors/dog/constructor")
-    page.get_by_text("Agreement with a frozen network").wait_for()
+    page.get_by_text("Agreement with a frozen network", exact=True).wait_for()
     visitor.console = [text for text in visitor.console if "Failed to load resource" not in text]  # the video's refusal
     visitor.check()
 

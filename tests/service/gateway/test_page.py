@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model.version.palette import BOX_RGB, PALETTE, keypoint_rgb
+from model.version.palette import BOX_RGB, PALETTE, box_rgb, keypoint_rgb
 from service.estimates.drawing import keypoint_colour
 
 PAGE = Path(__file__).resolve().parents[3] / "service" / "page"
@@ -82,6 +82,9 @@ async def test_page_and_overlays_have_the_same_colours(http):
     shown = re.findall("#([0-9a-f]{6})", (await http.get(f"/{folder}/palette.js")).text)
     assert [tuple(bytes.fromhex(text)) for text in shown] == [*map(keypoint_rgb, range(32)), BOX_RGB]
     assert keypoint_colour(33).tolist() == list(PALETTE[1])
+    boxes = [box_rgb(animal) for animal in range(8)]
+    assert boxes[0] == boxes[7] == BOX_RGB
+    assert {*boxes} == {*map(keypoint_rgb, range(7))}, "those that colour-blind people tell apart best"
 
 
 # linear RGB as seen without red and without green cones (Machado, Oliveira and Fernandes 2009)
