@@ -19,7 +19,9 @@ from PIL import Image
 
 from service.cli.evaluation import evaluate_category, read_squares
 from service.client import Client, InputError
+from service.contract.media.fitting import Frame
 from tests.support.api_double import TIMING, ApiDouble, serving
+from tests.support.arena import arena_frame, walk
 from tests.support.cli_process import ROOT, CommandLine
 from tests.support.tiffs import tiff_of
 
@@ -168,6 +170,19 @@ def test_labels_of_a_picture_with_two_boxes_are_refused(api: Seer, photos: tuple
             evaluate_category(client, "bird", [photos[0]], photos[1], boxes=boxes)
         boxes.write_text("\n".join(["image,x,y,width,height", *rows]))
         assert evaluate_category(client, "bird", [photos[0]], photos[1], boxes=boxes)["images"] == 30
+
+
+def test_boxes_of_some_frames_correct_motion_as_in_training(tmp_path: Path) -> None:
+    for number, (x, y) in enumerate(walk(12)):
+        arena_frame((x, y), number).save(tmp_path / f"{number:02}.png")
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("image,x,y,width,height\n03.png,7,9,50,50\n05.png,,,,\n")
+    found = read_squares([tmp_path], SIDE, locate="auto")
+    filled = read_squares([tmp_path], SIDE, boxes=boxes, locate="auto")
+    assert filled.names == [name for name in found.names if name != "05.png"]
+    frames = dict(zip(found.names, found.frames, strict=True)) | {"03.png": Frame(7, 9, 50)}
+    assert filled.frames == [frames[name] for name in filled.names]
+    assert read_squares([tmp_path], SIDE, boxes=boxes).names == ["03.png"]
 
 
 def test_turned_boxes_are_scored_in_their_squares(api: Seer, photos: tuple[Path, Path], tmp_path: Path) -> None:
