@@ -150,9 +150,8 @@ class PPLConfig:
     frames_per_clip: int = _setting(200, "frames taken of a video file, evenly spaced", 2, 10_000)
     locate: str = _setting(
         "auto",
-        "where the thing is, in pictures without a box: 'motion' cuts out what moves before a fixed camera, in a "
-        "video or a folder of pictures; 'auto' does so where it is sure; 'off' takes whole pictures, or only those for "
-        "which boxes came",
+        "pictures without a box: 'motion' cuts out what moves before a fixed camera, in a video or a folder; 'auto' "
+        "does so where it is sure; 'off' takes them whole, or leaves them out if others have a box",
         choices=("auto", "motion", "off"),
     )
     align: str = _setting(

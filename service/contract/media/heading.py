@@ -114,7 +114,7 @@ def is_seen_from_above(angles: Sequence[float | None], confidence: Sequence[floa
 
     Args:
         angles: of the frames with a box, in degrees; None where the heading is not known.
-        confidence: from 0 to 1; None counts as sure, as of boxes that somebody drew.
+        confidence: from 0 to 1; None counts as sure, as of boxes drawn by hand.
     """
     known = [angle for angle in angles if angle is not None]
     sure = [1.0 if each is None else each for angle, each in zip(angles, confidence, strict=True) if angle is not None]

@@ -17,7 +17,8 @@ import pytest
 from fastapi import Request
 from PIL import Image
 
-from service.cli.evaluation import evaluate_category, read_squares
+from service.cli.evaluation import evaluate_category
+from service.cli.squares import read_squares
 from service.client import Client, InputError
 from service.contract.media.fitting import Frame
 from tests.support.api_double import TIMING, ApiDouble, serving
