@@ -283,22 +283,35 @@ def fit_boxes(
         if each:
             _check_box(each.box, *size)
 
-    def fit(number: int, each: FoundBox | None) -> FittedBox:
+    fitted = []
+    for number, each in enumerate(chosen):
+        one = partial(
+            _fit_box, picture, index, side, _number_of(each, number) if boxes.numbered else None, bool(regions), aligned
+        )
         if tries and aligned and (each is None or each.angle is None):
             box = each or FoundBox((0.0, 0.0, float(size[0]), float(size[1])))
-            turned = (replace(box, angle=degrees) for degrees in np.arange(0, 360, 360 / _DIRECTIONS).tolist())
-            directions = tuple(fit(number, one) for one in turned)
-            return replace(directions[0], directions=directions)
-        return FittedBox(
-            index,
-            *size,
-            *fit_found_box(picture, side, each, aligned=aligned),
-            _number_of(each, number) if boxes.numbered else None,
-            (each if aligned else replace(each, angle=None)) if each and (regions or aligned) else None,
-            picture.orientation,
-        )
+            angles = np.arange(0, 360, 360 / _DIRECTIONS).tolist()
+            directions = tuple(one(replace(box, angle=angle)) for angle in angles)
+            fitted.append(replace(directions[0], directions=directions))
+        else:
+            fitted.append(one(each))
+    return fitted
 
-    return [fit(number, each) for number, each in enumerate(chosen)]
+
+def _fit_box(
+    picture: Picture,
+    index: int,
+    side: int,
+    number: int | None,
+    is_located: bool,
+    aligned: bool,
+    box: FoundBox | None,
+) -> FittedBox:
+    square, frame = fit_found_box(picture, side, box, aligned=aligned)
+    region = None
+    if box and (is_located or aligned):
+        region = box if aligned else replace(box, angle=None)
+    return FittedBox(index, picture.width, picture.height, square, frame, number, region, picture.orientation)
 
 
 def _number_of(box: FoundBox | None, index: int) -> int:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from PIL import Image
 
 from service.contract.errors import BadPicture
-from service.contract.media.pictures import PictureLimits
+from service.contract.media.pictures import PictureLimits, open_reduced
 from service.estimates import pictures as images
 from service.runtime.concurrency import DecodedPixelLimit
 
@@ -86,3 +88,26 @@ def test_room_is_given_back_after_a_bad_picture(monkeypatch):
     with pytest.raises(BadPicture):
         upload(png(200, 200)[:-30]).fit(16, PictureLimits())
     assert room.held == 0
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("boxes", ["", "[[1, 2, 9, 9]]", "[[1, 2, 9, 9, 30]]"])
+def test_decoded_picture_is_freed_once_its_squares_are_cut_out(monkeypatch, make_picture, boxes, aligned):
+    opened: list[weakref.ref[object]] = []
+
+    def open_and_note(*more):
+        picture = open_reduced(*more)
+        opened.append(weakref.ref(picture))
+        return picture
+
+    monkeypatch.setattr(images, "open_reduced", open_and_note)
+    data = make_picture()
+    upload = images.Upload(0, "a.png", lambda: data, *images.parse_boxes(boxes, ["a.png"]))
+    gc.collect()
+    gc.disable()  # a circle of references would keep it until the next full collection, many requests later
+    try:
+        fitted = upload.fit(32, PictureLimits(), aligned)
+        assert (len(opened), opened[0]()) == (1, None)
+    finally:
+        gc.enable()
+    assert fitted[0].square.shape == (32, 32, 3)
