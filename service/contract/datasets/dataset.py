@@ -216,7 +216,7 @@ class Dataset(BaseModel):
     step_s: float | None = Field(
         default=None,
         description="seconds that a step of a training takes, about, as the last one with the settings that a job has "
-        "by default took here; null before there was one, and in lists. "
+        "by default took here; null before there was one, in lists, and while Redis does not answer. "
         "`progress.eta_s` of a job says it for its own settings",
     )
 

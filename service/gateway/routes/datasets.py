@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 from fastapi import Path as PathParameter
@@ -22,9 +23,12 @@ from service.contract.media.pictures import PictureLimits
 from service.estimates.video_frames import video_limits
 from service.gateway.gateway import CurrentGateway, Gateway, Limit, new_router
 from service.http.problems import responses
+from service.runtime.redis_clients import QUEUE_ERRORS
 from service.training.dataset_intake import accept_dataset, check_unused
 from service.training.dataset_pictures import list_pictures, read_frame, read_picture
 from service.training.openapi import dataset_body
+
+log = logging.getLogger(__name__)
 
 router = new_router("datasets")
 
@@ -86,7 +90,12 @@ async def get_dataset(gateway: CurrentGateway, dataset_id: str) -> Dataset:
 
 
 async def _add_pace(gateway: Gateway, dataset: Dataset) -> Dataset:
-    return dataset.model_copy(update={"step_s": await gateway.threads.io(gateway.queue.measure_step)})
+    try:
+        step_s = await gateway.threads.io(gateway.queue.measure_step)
+    except QUEUE_ERRORS as error:  # datasets are files, and are stored and shown without Redis
+        log.warning("pace not known, Redis does not answer: dataset=%s: %s", dataset.id, error)
+        step_s = None
+    return dataset.model_copy(update={"step_s": step_s})
 
 
 @router.get(

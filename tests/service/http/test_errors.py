@@ -160,6 +160,10 @@ async def test_redis_away_gives_503_and_is_used_again_when_it_is_back(
     good = {"archive": ("a.zip", packed.getvalue())}
     problem(await http.post("/train-jobs", data={"category": "dog"}, files=good), 503, "redis_unavailable")
     assert list(data_root.glob("jobs/*")) == []
+    # datasets are files; only the pace of a training is not known
+    sent = await http.post("/datasets", files=good)
+    shown = await http.get(f"/datasets/{sent.json()['id']}")
+    assert [(answer.status_code, answer.json()["step_s"]) for answer in (sent, shown)] == [(201, None), (200, None)]
 
     server = ValkeyServer(data_dir=tmp_path / "valkey", port=port, persist=True, config=config)
     server.start()
