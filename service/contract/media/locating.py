@@ -39,6 +39,7 @@ class Locations:
         is_aligned: whether to rotate pictures so that the thing faces up.
         file: boxes that were sent.
         entries: by the picture's name, that of its boxes in the file; None for a picture that the file does not name.
+        sizes: of the pictures, in pixels, where motion filled those that the file does not name.
     """
 
     boxes: Mapping[str, FoundBox | None] | None = None
@@ -47,6 +48,7 @@ class Locations:
     is_aligned: bool = False
     file: BoxFile | None = None
     entries: dict[str, str | None] = field(default_factory=dict)
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def whole(self) -> bool:
@@ -67,16 +69,25 @@ class Locations:
 
     def align(self, setting: str) -> Locations:
         """Return these with ``is_aligned`` by the setting of training; motion's boxes are upright unless it is true."""
-        sent = {
-            name: (self.file.boxes[entry] or (None,))[0] for name, entry in self.entries.items() if self.file and entry
-        }
-        boxes = [box for box in {**(self.boxes or {}), **sent}.values() if box]
+        boxes = self._list_most_confident()
         if not is_aligned_by(setting, boxes):
             upright = {name: box and box.upright() for name, box in self.boxes.items()} if self.boxes else self.boxes
             return replace(self, boxes=upright, is_aligned=False)
-        headings = sum(box.angle is not None for box in (self.boxes or {}).values() if box)
+        headings = sum(box.angle is not None for box in boxes)
         summary = self.summary if self.boxes is None else {**(self.summary or {}), "headings": headings}
         return replace(self, summary=summary, is_aligned=True)
+
+    def _list_most_confident(self) -> list[FoundBox]:
+        """Return the most confident box of each picture that has one; of a file alone, maybe in shares of pictures."""
+        if self.file is None:
+            return [box for box in (self.boxes or {}).values() if box]
+        found = []
+        for name, entry in self.entries.items():
+            if entry is None or name in self.sizes:
+                found.append(self.find_most_confident(name, self.sizes.get(name, (0, 0))))
+            else:
+                found += self.file.boxes[entry][:1]
+        return [box for box in found if box]
 
     @property
     def names_all(self) -> bool:
@@ -251,7 +262,8 @@ class MotionFinder:
             "corrected": corrected,
             "note": motion.note,
         }
-        return replace(sent, boxes=boxes, missing=missing, summary=summary)
+        sizes = {name: self._sizes[clip] for clip, names in self._names.items() for name in names}
+        return replace(sent, boxes=boxes, missing=missing, summary=summary, sizes=sizes)
 
 
 def fills_frames(locate: str, file: BoxFile) -> bool:

@@ -403,6 +403,39 @@ def test_a_view_from_above_is_rotated_without_being_asked(desk) -> None:
     assert [prepared_config(desk.files, job).align for job in (done, other)] == ["heading", "off"]
 
 
+def test_corrections_without_an_angle_do_not_stop_the_rotation(desk) -> None:
+    """They get the heading that motion found in their place; one elsewhere has none, and is left out."""
+    frames = walker(24)
+    job = desk.upload(frames, desk.tiny())
+    _, info, _ = prepared(desk, job)
+    x, y, side, _ = info["frames"][12]
+    rows = [f"{name},{a + 2},{b + 1},{c},{c}" for name, (a, b, c, _) in zip(frames, info["frames"][:4], strict=False)]
+    rows.append(f"cam/12.png,{x + side},{y},{side},{side}")
+    for relative in (False, True):
+        again = desk.upload(frames, desk.tiny())
+        text = "\n".join(["image,x,y,width,height", *rows])
+        if relative:  # as MegaDetector states boxes; they get a margin
+            boxes = {row.split(",")[0]: [float(value) for value in row.split(",")[1:]] for row in rows}
+            shares = {
+                name: [(a + c / 12) / 320, (b + c / 12) / 240, c / 1.2 / 320, c / 1.2 / 240]
+                for name, (a, b, c, _) in boxes.items()
+            }
+            images = [{"file": name, "detections": [{"bbox": box, "conf": 0.9}]} for name, box in shares.items()]
+            text = json.dumps({"images": images})
+        desk.files.boxes(again.id).write_text(text)
+        done, corrected, _ = prepared(desk, again)
+        expected = [[a + 2, b + 1, c, angle] for a, b, c, angle in info["frames"][:4]]
+        expected += info["frames"][4:12] + info["frames"][13:]
+        assert corrected["align"] == "heading"
+        np.testing.assert_allclose(corrected["frames"], expected, atol=0.02)
+        assert done.metrics["located"]["headings"] == 23
+        (skipped,) = done.metrics["skipped_files"]
+        assert (skipped["name"], "the heading of the thing in it is not known" in skipped["reason"]) == (
+            "cam/12.png",
+            True,
+        )
+
+
 def test_a_view_from_the_side_is_not_rotated(desk) -> None:
     frames = {f"cam/{n:02}.png": png(walker_frame((40 + 10 * n, 120), 90 + 10 * np.sin(n), n)) for n in range(24)}
     done, info, _ = prepared(desk, desk.upload(frames, desk.tiny()))
