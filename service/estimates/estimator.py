@@ -23,7 +23,7 @@ from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
 
 from .batching import BACKGROUND, STREAMED, URGENT, Batcher, Square, Ticket
-from .pictures import Answer, FittedBox, Source, describe_pose
+from .pictures import Answer, FittedBox, Source, Upload, describe_pose
 from .replies import Group, Pose
 from .request import Query
 from .results import Outcome
@@ -157,15 +157,18 @@ class Estimator:
         with self._batcher.announce(len(sources), self._priority) as end_announcement:
             fitted = await self._fit(sources)
             self._count_drawn(fitted)
-            for place, box in enumerate(fitted):
-                if box.directions:
-                    fitted[place] = await self._find_direction(box, end_announcement, retry_s)
-            queued = time.perf_counter()
+            decoded = time.perf_counter()
             if not retry_s:
-                self._metrics.decode_seconds.observe(queued - started)
+                self._metrics.decode_seconds.observe(decoded - started)
+            model_ms, by_index = 0.0, {source.index: source for source in sources}
+            for place, box in enumerate(fitted):
+                source = by_index[box.index]
+                if box.is_undirected and isinstance(source, Upload):
+                    fitted[place], tried_ms = await self._find_direction(source, box, end_announcement, retry_s)
+                    model_ms += tried_ms
             ticket = await self._wait(self._group, [box.square for box in fitted], end_announcement, retry_s)
-        waited_ms = 1e3 * (time.perf_counter() - queued)
-        timing_ms = (1e3 * (queued - started), max(0.0, waited_ms - ticket.model_ms), ticket.model_ms)
+        waited_ms, model_ms = 1e3 * (time.perf_counter() - decoded), model_ms + ticket.model_ms
+        timing_ms = (1e3 * (decoded - started), max(0.0, waited_ms - model_ms), model_ms)
         return FoundPoses(fitted, [ticket.poses[place] for place in range(len(fitted))], timing_ms)
 
     async def _fit(self, sources: Sequence[Source]) -> list[FittedBox]:
@@ -178,12 +181,19 @@ class Estimator:
             for task in tasks:
                 task.cancel()
 
-    async def _find_direction(self, box: FittedBox, end_announcement: Callable[[], None], retry_s: float) -> FittedBox:
-        """Return a box without an angle in the direction in which the model most surely sees the thing."""
+    async def _find_direction(
+        self, source: Upload, box: FittedBox, end_announcement: Callable[[], None], retry_s: float
+    ) -> tuple[FittedBox, float]:
+        """Return a box in the direction in which the model most surely sees the thing, and the model's time in ms."""
         group = Group(self._version.category, self._version.name, self._version.side, 0, False)
-        squares = [each.square for each in box.directions]
-        ticket = await self._wait(group, squares, end_announcement, retry_s)
-        return box.choose_direction([ticket.poses[place] for place in range(len(squares))])
+        directions = await self._threads.decode(source.fit_directions, box, self._version.side, self._limits)
+        poses, model_ms, at_once = list[Pose](), 0.0, self._settings.queue_limit
+        for first in range(0, len(directions), at_once):
+            squares = [each.square for each in directions[first : first + at_once]]
+            ticket = await self._wait(group, squares, end_announcement, retry_s)
+            poses += [ticket.poses[place] for place in range(len(squares))]
+            model_ms += ticket.model_ms
+        return FittedBox.choose_direction(directions, poses), model_ms
 
     async def _wait(
         self, group: Group, squares: list[Square], end_announcement: Callable[[], None], retry_s: float

@@ -8,8 +8,8 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -173,7 +173,7 @@ class FittedBox:
         number: the box's index, if the picture has a list of boxes, or the number of its animal.
         region: the box, if it was located or comes from a file.
         orientation: EXIF's of the stored picture, which is applied.
-        directions: the same box with an angle for each direction, if the thing's heading is to be found by trying.
+        is_undirected: whether the thing's heading is to be found by trying; ``square`` is upright until then.
     """
 
     index: int
@@ -184,10 +184,11 @@ class FittedBox:
     number: int | None = None
     region: FoundBox | None = None
     orientation: int = 1
-    directions: tuple[FittedBox, ...] = ()
+    is_undirected: bool = False
 
-    def choose_direction(self, poses: Sequence[Pose]) -> FittedBox:
-        """Return the box in the direction in which the thing is most surely there, by a pose for each of them.
+    @staticmethod
+    def choose_direction(directions: Sequence[FittedBox], poses: Sequence[Pose]) -> FittedBox:
+        """Return the one of a box's directions in which the thing is most surely there, by a pose for each of them.
 
         Its confidence is tanh(d / 2), d being the log-odds of the thing being there by which it exceeds the best
         direction more than 60 degrees away.
@@ -198,7 +199,7 @@ class FittedBox:
         best, count = int(chances.argmax()), len(poses)
         apart = np.abs((np.arange(count) - best + count // 2) % count - count // 2) * 360 / count
         confidence = math.tanh((log_odds[best] - log_odds[apart > _SAME_DIRECTION].max()) / 2)
-        chosen = self.directions[best]
+        chosen = directions[best]
         assert chosen.region is not None
         return replace(chosen, region=replace(chosen.region, angle_confidence=round(confidence, 3)))
 
@@ -216,11 +217,30 @@ class Upload:
     def fit(self, side: int, limits: PictureLimits, aligned: bool = False) -> list[FittedBox]:
         """Decode the picture and cut out the model's square for each of its boxes, rotated if ``aligned``.
 
-        A box without an angle is rotated to all directions then.
+        A box without an angle is undirected then, see :meth:`fit_directions`.
 
         Raises:
             BadPicture and its subclasses, BodyTooLarge, BadBoxes: the detail names the picture.
         """
+        with self._open(side, limits) as picture:
+            return fit_boxes(picture, self.index, self.boxes, side, aligned=aligned, tries=True)
+
+    def fit_directions(self, box: FittedBox, side: int, limits: PictureLimits) -> list[FittedBox]:
+        """Decode the picture again, as the squares of all boxes would take much memory, and rotate one to all sides.
+
+        Raises as :meth:`fit` does.
+        """
+        assert box.region is not None
+        fitted = []
+        with self._open(side, limits) as picture:
+            for angle in np.arange(0, 360, 360 / _DIRECTIONS).tolist():
+                region = replace(box.region, angle=angle)
+                square, frame = fit_found_box(picture, side, region, aligned=True)
+                fitted.append(replace(box, square=square, frame=frame, region=region, is_undirected=False))
+        return fitted
+
+    @contextmanager
+    def _open(self, side: int, limits: PictureLimits) -> Iterator[Picture]:
         with ExitStack() as held:
             try:
                 data = self.read()
@@ -232,8 +252,7 @@ class Upload:
                     boxes = [each.box for each in regions((width, height))] if regions else self.boxes.boxes
                     return reduction_for_boxes(side, boxes or (None,))(width, height)
 
-                picture = open_reduced(data, reduction, limits, lambda n: held.enter_context(hold_pixels(n, limits)))
-                return fit_boxes(picture, self.index, self.boxes, side, aligned=aligned, tries=True)
+                yield open_reduced(data, reduction, limits, lambda n: held.enter_context(hold_pixels(n, limits)))
             except PPLError as error:
                 name = f" ({self.filename[:60]})" if self.filename else ""
                 detail = f"images[{self.index}]{name}: {error.detail}"
@@ -268,7 +287,7 @@ def fit_boxes(
     """Cut out the model's square for each box of an RGB picture, rotated by its angle if ``aligned``.
 
     Args:
-        tries: whether a box without an angle gets all ``directions`` if ``aligned``; else it has no heading.
+        tries: whether a box without an angle is undirected if ``aligned``; else it has no heading.
 
     Raises BadBoxes, NothingFound, NoHeading.
     """
@@ -277,24 +296,19 @@ def fit_boxes(
     if regions is not None and not regions:
         raise NothingFound("no box shows where the thing is in it; send a box, or take it whole with locate=off")
     chosen = [*regions] if regions else [FoundBox(box) if box else None for box in boxes.boxes]
-    if aligned and any(each and each.animal is not None and each.angle is not None for each in chosen):
+    if aligned and not tries and any(each and each.animal is not None and each.angle is not None for each in chosen):
         chosen = [each for each in chosen if each and each.angle is not None]  # the other animals have no pose
     for each in chosen:
         if each:
             _check_box(each.box, *size)
 
+    whole = FoundBox((0.0, 0.0, float(size[0]), float(size[1])))
     fitted = []
     for number, each in enumerate(chosen):
-        one = partial(
-            _fit_box, picture, index, side, _number_of(each, number) if boxes.numbered else None, bool(regions), aligned
-        )
-        if tries and aligned and (each is None or each.angle is None):
-            box = each or FoundBox((0.0, 0.0, float(size[0]), float(size[1])))
-            angles = np.arange(0, 360, 360 / _DIRECTIONS).tolist()
-            directions = tuple(one(replace(box, angle=angle)) for angle in angles)
-            fitted.append(replace(directions[0], directions=directions))
-        else:
-            fitted.append(one(each))
+        is_undirected = tries and aligned and (each is None or each.angle is None)
+        one = each or whole if is_undirected else each
+        own_number = _number_of(each, number) if boxes.numbered else None
+        fitted.append(_fit_box(picture, index, side, own_number, bool(regions), aligned, one, is_undirected))
     return fitted
 
 
@@ -306,12 +320,14 @@ def _fit_box(
     is_located: bool,
     aligned: bool,
     box: FoundBox | None,
+    is_undirected: bool,
 ) -> FittedBox:
-    square, frame = fit_found_box(picture, side, box, aligned=aligned)
+    square, frame = fit_found_box(picture, side, box, aligned=aligned and not is_undirected)
     region = None
     if box and (is_located or aligned):
         region = box if aligned else replace(box, angle=None)
-    return FittedBox(index, picture.width, picture.height, square, frame, number, region, picture.orientation)
+    size = picture.width, picture.height
+    return FittedBox(index, *size, square, frame, number, region, picture.orientation, is_undirected)
 
 
 def _number_of(box: FoundBox | None, index: int) -> int:

@@ -66,8 +66,8 @@ class Region(BaseModel):
     )
     angle_confidence: float | None = Field(
         None,
-        description="from 0 to 1, if motion found the angle: 0.8 means that head and tail are not swapped "
-        "with a probability of 0.9",
+        description="from 0 to 1, if the angle was found: by motion, 0.8 means that head and tail are not swapped "
+        "with a probability of 0.9; of a picture, how much more surely the thing is there than in other directions",
     )
     by: Literal["boxes", "motion"] | None = Field(
         None,

@@ -13,8 +13,12 @@ from PIL import Image
 from model.version.palette import BOX_RGB
 from service.client import png_bytes
 from service.contract.durable_files import write_json
+from service.contract.media.fitting import fit_square
 from service.contract.media.motion import MotionLocator
+from service.contract.media.pictures import PictureLimits, open_picture
 from service.contract.messages import BatchReply
+from service.estimates.pictures import PictureBoxes, Upload
+from service.runtime.settings import Settings
 from tests.service.conftest import RESPOND_ASYNC
 from tests.support.arena import BODY, arena_frame, encode_film, walk, walk_angles, walker_frame
 
@@ -315,6 +319,47 @@ async def test_heading_of_a_picture_without_an_angle_is_found_by_trying(
     await send(pictures[:1], headers={}, boxes="[[40, 12, 40, 40, 270]]")
     await send(pictures[:1], headers={}, boxes="[[40, 12, 40, 40]]", align="off")
     assert sum(len(pixels) for pixels in consumer.pixels) == 2
+
+
+async def test_directions_are_cut_out_a_box_at_a_time(make_picture):
+    data, boxes = make_picture(), ((40.0, 12.0, 40.0, 40.0), (22.0, 6.0, 40.0, 40.0), None)
+    upload, limits = Upload(3, "a.png", lambda: data, PictureBoxes(boxes, numbered=True)), PictureLimits.of(Settings())
+    fitted = upload.fit(64, limits, aligned=True)
+    assert [(each.square.shape, each.is_undirected) for each in fitted] == 3 * [((64, 64, 3), True)]
+    picture = open_picture(data, limits)
+    for number, (box, whole) in enumerate(zip(fitted, (*boxes[:2], (0, 0, 96, 64)), strict=True)):
+        for step, each in enumerate(upload.fit_directions(box, 64, limits)):
+            square, frame = fit_square(picture, 64, whole, 15 * step)
+            np.testing.assert_array_equal(each.square, square)
+            assert (each.frame, each.region.box, each.region.angle) == (frame, whole, 15 * step)
+            assert (each.index, each.number, each.is_undirected) == (3, number, False)
+        assert step == 23
+
+
+async def test_heading_is_found_where_less_pictures_may_wait_than_directions(
+    send, serve, publish, make_consumer, make_picture, data_root
+):
+    train_with(data_root, publish("dog"), align="heading")
+    consumer = await make_consumer(see_it_above)
+    http = await serve(max_images=2, queue_limit=5)
+    picture = {"images": ("a.png", make_picture())}
+    fields = {"category": "dog", "boxes": "[[40, 12, 40, 40]]"}
+    found = (await http.post("/estimate", data=fields, files=picture)).json()
+    assert found["images"][0]["region"]["angle"] == 270
+    assert sum(map(len, consumer.pixels)) == 24 + 1
+    # the model's time in all of these batches, 3 ms each
+    assert found["timing_ms"]["model"] == 3 * len(consumer.batches) == 3 * (5 + 1)
+
+
+async def test_each_animal_of_a_picture_has_a_pose_with_or_without_an_angle(
+    send, publish, make_consumer, make_picture, data_root
+):
+    train_with(data_root, publish("dog"), align="heading")
+    await make_consumer(see_it_above)
+    boxes = b"image,x,y,width,height,angle,animal\na.png,40,12,40,40,,1\na.png,22,6,40,40,90,2\n"
+    sent = {"images": ("a.png", make_picture()), "boxes": ("boxes.csv", boxes)}
+    found = (await send(sent, headers={})).json()["images"]
+    assert [(image["box"], image["region"]["angle"]) for image in found] == [(1, 270), (2, 90)]
 
 
 async def test_nothing_is_turned_where_the_way_it_looks_is_not_known(send, publish, consumer, film, data_root, problem):
