@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 # a few poses are described on the event loop; more, and drawn pictures, in threads
 INLINE_POSES = 4
 _PAUSE_S = 0.5
+# boxes of which the directions are tried at once: one is cut out while another is in the queue, where others need room
+_TRIED_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Estimator:
         self._priority = BACKGROUND if patient else URGENT
         self._drawn_pixels = 0
         self._outage: Unavailable | None = None
+        self._trying = asyncio.Semaphore(_TRIED_AT_ONCE)
 
     async def estimate(self, sources: Sequence[Source]) -> list[Outcome]:
         """Return the outcomes of all pictures, or raise the first error.
@@ -186,13 +189,18 @@ class Estimator:
     ) -> tuple[FittedBox, float]:
         """Return a box in the direction in which the model most surely sees the thing, and the model's time in ms."""
         group = Group(self._version.category, self._version.name, self._version.side, 0, False)
-        directions = await self._threads.decode(source.fit_directions, box, self._version.side, self._limits)
-        poses, model_ms, at_once = list[Pose](), 0.0, self._settings.queue_limit
-        for first in range(0, len(directions), at_once):
-            squares = [each.square for each in directions[first : first + at_once]]
-            ticket = await self._wait(group, squares, end_announcement, retry_s)
-            poses += [ticket.poses[place] for place in range(len(squares))]
-            model_ms += ticket.model_ms
+        if self._trying.locked():
+            end_announcement()  # batches must not wait for squares that come later
+        async with self._trying:
+            if self._outage:
+                raise self._outage
+            directions = await self._threads.decode(source.fit_directions, box, self._version.side, self._limits)
+            poses, model_ms, at_once = list[Pose](), 0.0, self._settings.queue_limit
+            for first in range(0, len(directions), at_once):
+                squares = [each.square for each in directions[first : first + at_once]]
+                ticket = await self._wait(group, squares, end_announcement, retry_s)
+                poses += [ticket.poses[place] for place in range(len(squares))]
+                model_ms += ticket.model_ms
         return FittedBox.choose_direction(directions, poses), model_ms
 
     async def _wait(

@@ -17,6 +17,7 @@ from service.contract.media.fitting import fit_square
 from service.contract.media.motion import MotionLocator
 from service.contract.media.pictures import PictureLimits, open_picture
 from service.contract.messages import BatchReply
+from service.estimates.batching import Batcher
 from service.estimates.pictures import PictureBoxes, Upload
 from service.runtime.settings import Settings
 from tests.service.conftest import RESPOND_ASYNC
@@ -349,6 +350,32 @@ async def test_heading_is_found_where_less_pictures_may_wait_than_directions(
     assert sum(map(len, consumer.pixels)) == 24 + 1
     # the model's time in all of these batches, 3 ms each
     assert found["timing_ms"]["model"] == 3 * len(consumer.batches) == 3 * (5 + 1)
+
+
+async def test_pictures_of_a_stream_leave_room_in_the_queue_while_their_heading_is_found(
+    serve, publish, make_consumer, make_picture, data_root, monkeypatch
+):
+    train_with(data_root, publish("dog"), align="heading")
+    consumer = await make_consumer(see_it_above)
+    consumer.gate.clear()
+    counts, check_room = [], Batcher.check_room
+
+    def note(self, count):
+        counts.append(self.pending + count)
+        if len(counts) == 2:
+            consumer.gate.set()
+        check_room(self, count)
+
+    monkeypatch.setattr(Batcher, "check_room", note)
+    http = await serve()
+    pictures = [("images", (f"{n}.png", make_picture())) for n in range(12)]
+    fields = {"category": "dog", "boxes": json.dumps([[40, 12, 40, 40]] * 12)}
+    headers = {"Accept": "application/jsonl"}
+    *lines, summary = (await http.post("/estimate", data=fields, files=pictures, headers=headers)).text.splitlines()
+    found = {line["index"]: line["region"]["angle"] for line in map(json.loads, lines)}
+    assert found == dict.fromkeys(range(12), 270), summary
+    assert 48 <= max(counts) <= 2 * 24 + 12
+    assert sum(map(len, consumer.pixels)) == 12 * 25
 
 
 async def test_each_animal_of_a_picture_has_a_pose_with_or_without_an_angle(
