@@ -130,9 +130,9 @@ export const toCategory = (name) => (name ?? "").toLowerCase().replace(/\.\w+(\.
 function trainCard(dataset, editor, signal) {
   const name = h("input", { required: true, pattern: "[a-z0-9][a-z0-9_\\-]{0,63}", maxlength: 64, autocomplete: "off", spellcheck: "false", value: toCategory(dataset.name), "aria-describedby": "name-hint" });
   const length = h("span", { "aria-live": "polite" }), steps = select(LENGTHS, "1500", () => tellTime()), keypoints = h("input", { type: "number", min: 4, max: 32, placeholder: "16" });
-  const isAligned = toggle("Seen from above: turn it to head up", editor.hasAngles || Boolean(dataset.found.motion?.from_above), () => {}), turn = isAligned.querySelector("input");
+  let isChosen = editor.hasAngles; // else the training decides by all of its frames, which may be more than those looked at
+  const isAligned = toggle("Seen from above: turn it to head up", isChosen || Boolean(dataset.found.motion?.from_above), () => {}), turn = isAligned.querySelector("input");
   editor.setHeadings(turn.checked);
-  let isChosen = false; // else the training decides by all of its frames
   turn.addEventListener("change", () => { isChosen = true; editor.setHeadings(turn.checked); });
   const align = h("div", { class: "field" }, isAligned,
     h("small", {}, "For animals filmed from above: each picture is turned so that head and tail are not confused. The heading is found where one thing moves before a fixed camera, and this is then set by itself; else draw boxes and set it."));
@@ -142,7 +142,7 @@ function trainCard(dataset, editor, signal) {
     if (!name.checkValidity()) { notice("A name has small letters a to z, digits, - and _, and begins with a letter or digit.", "error"); name.focus(); return; }
     start.disabled = true;
     try {
-      const body = { category: name.value, dataset: dataset.id, steps: Number(steps.value), ...(keypoints.value ? { num_keypoints: Number(keypoints.value) } : {}), ...(turn.checked || isChosen ? { align: turn.checked ? "heading" : "off" } : {}) };
+      const body = { category: name.value, dataset: dataset.id, steps: Number(steps.value), ...(keypoints.value ? { num_keypoints: Number(keypoints.value) } : {}), ...(isChosen ? { align: turn.checked ? "heading" : "off" } : {}) };
       const boxes = editor.toFile(), form = new FormData();
       for (const [field, value] of Object.entries(body)) form.append(field, value);
       if (boxes) form.append("boxes", boxes, boxes.name);

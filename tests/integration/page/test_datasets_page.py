@@ -361,8 +361,14 @@ def test_picture_for_a_prior_that_was_turned_to_face_up_needs_a_box(visit, stack
         assert client.prior("strider", version).settings["align"] == "heading"  # by itself
     visitor = visit()
     page = visitor.open(f"#/datasets/{dataset.id}")
-    page.get_by_label("What do the pictures show?").wait_for()
+    page.get_by_label("What do the pictures show?").fill("strider-again")
     assert page.get_by_label("Seen from above").is_checked()
+    page.get_by_role("button", name="Start the training").click()
+    page.get_by_role("heading", name="Training of strider-again").wait_for()
+    with stack.client() as client:
+        again = next(client.jobs(category="strider-again"))
+        client.cancel(again.id)
+    assert again.settings["align"] == "auto", "the user did not choose it, and motion may be less sure of all frames"
     page = visitor.open(f"#/estimate?category=strider&version={version}")
     page.set_input_files("input[accept]", tmp_path / "still.png")
     page.get_by_text("No pose").wait_for()
