@@ -51,7 +51,8 @@ _FIELDS = {
     "align": field(
         "string",
         "for views from above: heading rotates what the model sees so that the thing faces up, by the angle of its "
-        "box, sent or found by motion; off does not rotate it. By default as the version was trained",
+        "box, sent or found by motion, or in a picture by trying 24 directions; off does not rotate it. By default as "
+        "the version was trained",
         examples=["off"],
         enum=list(ALIGN),
     ),
