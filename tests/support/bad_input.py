@@ -158,6 +158,7 @@ class Runner:
             self._settle()
             time.sleep(0.2)
         self.report.faults += [f"{case}: {path} has not ended" for path, (case, _) in self._pending.items()]
+        self._http.close()
         return self.report
 
     def _one(self, case: Case) -> None:
