@@ -20,8 +20,9 @@ from service.versions.landmarks import MAX_FIT_LABELS_BYTES, FittedPicture, fit_
 from service.versions.reader import Versions
 from service.versions.schemas import FittedLandmarks
 
+from .boxes import parse_boxes
 from .estimator import Estimator, Pipeline
-from .pictures import Upload, parse_boxes
+from .pictures import Upload
 from .request import MAX_BOXES_BYTES, Query, move_boxes, read_form_within
 
 BODY_S = 600.0  # time for a body to arrive

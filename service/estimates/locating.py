@@ -16,7 +16,8 @@ from service.contract.media.locating import boxes_of_track, correct_track, take_
 from service.contract.media.motion import LONGER_SIDE, Track
 from service.contract.media.pictures import PictureLimits, open_reduced
 
-from .pictures import NOTHING, PictureBoxes, Upload, hold_pixels
+from .boxes import NOTHING, PictureBoxes
+from .pictures import Upload, hold_pixels
 
 
 def locate_frames(

@@ -1,4 +1,4 @@
-"""The pictures of an estimate: their boxes, the squares that the model sees, and the poses in pixels.
+"""The pictures of an estimate: the squares that the model sees, and the poses in pixels.
 
 Everything here computes, and runs in the gateway's decoding threads.
 """
@@ -6,27 +6,26 @@ Everything here computes, and runs in the gateway's decoding threads.
 from __future__ import annotations
 
 import base64
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.contract.errors import BadBoxes, BodyTooLarge, NothingFound, PPLError
-from service.contract.media.boxes import BoxFile, FoundBox, check_angle, fit_found_box, parse_box_file
-from service.contract.media.fitting import Box, Frame, reduction_for_boxes, unfit_square
+from service.contract.errors import BodyTooLarge, NothingFound, PPLError
+from service.contract.media.boxes import FoundBox, fit_found_box
+from service.contract.media.fitting import Frame, reduction_for_boxes, unfit_square
 from service.contract.media.pictures import Picture, PictureLimits, open_picture, open_reduced
 from service.runtime.concurrency import DecodedPixelLimit
 from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
 
 from . import drawing
+from .boxes import PictureBoxes, check_box
 from .replies import Pose
 
 Answer = dict[str, Any]  # one pose, as in the response
@@ -36,129 +35,9 @@ PRESENT = 0.5  # below this probability the thing is not there, and has no landm
 _LARGEST_AT_ONCE = 2
 _decoded_pixels = DecodedPixelLimit()
 
-# sides of a box, as a multiple of the picture's longer side: in a larger one the picture is a few pixels of the square
-_MAX_BOX = 8
 # directions that are tried where the heading is not known, and degrees from one to another that is a different one
 _DIRECTIONS = 24
 _SAME_DIRECTION = 60
-_EXPECTED_BOXES = (
-    "expected a JSON list with an entry for each picture: [x, y, width, height] in pixels, or with an angle as a fifth "
-    "number, a list of such boxes, or null for the whole picture; or a file of boxes: CSV (image,x,y,width,height), "
-    "COCO or MegaDetector's JSON"
-)
-
-
-@dataclass(frozen=True)
-class PictureBoxes:
-    """The boxes of one picture; each gets a pose.
-
-    Attributes:
-        boxes: at least one; None is the whole picture.
-        numbered: whether they were sent as a list, so that an answer has the number of its box.
-        regions: returns the boxes for the picture's size instead, if they are located, have angles or come from a file.
-    """
-
-    boxes: tuple[Box | None, ...] = (None,)
-    numbered: bool = False
-    regions: Callable[[tuple[int, int]], Sequence[FoundBox]] | None = None
-
-    @classmethod
-    def located(cls, boxes: Sequence[FoundBox]) -> PictureBoxes:
-        """Return boxes in pixels that were found."""
-        is_numbered = len(boxes) > 1 or any(found.animal is not None for found in boxes)
-        return cls((None,) * max(1, len(boxes)), is_numbered, lambda size: boxes)
-
-    @classmethod
-    def of_file(cls, file: BoxFile, entry: str | None) -> PictureBoxes:
-        """Return the boxes of an entry of a file."""
-        return replace(cls.located(file.boxes.get(entry or "", ())), regions=partial(file.of, entry))
-
-
-NOTHING = PictureBoxes.located([])
-"""What a picture is given in which nothing was found: it has no pose but an error."""
-
-
-@dataclass(frozen=True)
-class FrameBoxes:
-    """The boxes of a video's frames that came in a file.
-
-    Attributes:
-        of: the boxes by the frame's number.
-        is_complete: see :class:`BoxFile`.
-    """
-
-    of: Mapping[int, PictureBoxes]
-    is_complete: bool
-
-
-def parse_frame_boxes(text: str | None) -> FrameBoxes | None:
-    """Parse the form field ``boxes`` of a video, if it is a file with boxes by frame. Raises BadBoxes."""
-    if not text or text.lstrip().startswith("["):
-        return None
-    file = parse_box_file(text)
-    frames = {number: PictureBoxes.of_file(file, entry) for number, entry in file.by_frame().items()}
-    return FrameBoxes(frames, file.is_complete)
-
-
-def parse_boxes(text: str | None, names: Sequence[str]) -> list[PictureBoxes]:
-    """Parse the form field ``boxes`` of pictures; if it is missing or empty, each box is a whole picture.
-
-    Raises:
-        BadBoxes: not JSON, not one entry for each picture, or a box is not four numbers with an area.
-    """
-    count = len(names)
-    if not text or not text.strip():
-        return [PictureBoxes()] * count
-    if not text.lstrip().startswith("["):
-        file = parse_box_file(text)
-        return [PictureBoxes.of_file(file, entry) for entry in file.match(names)]
-    try:
-        entries = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadBoxes(f"boxes is not JSON ({str(error)[:80]}); {_EXPECTED_BOXES}") from error
-    if not isinstance(entries, list):
-        raise BadBoxes(f"boxes is not a list; {_EXPECTED_BOXES}")
-    if len(entries) != count:
-        raise BadBoxes(f"boxes has {len(entries)} entries for {count} pictures; {_EXPECTED_BOXES}")
-    return [_parse_entry(f"boxes[{index}]", entry) for index, entry in enumerate(entries)]
-
-
-def _parse_entry(name: str, entry: Any) -> PictureBoxes:
-    if entry is None:
-        return PictureBoxes()
-    is_list = isinstance(entry, list) and bool(entry) and all(isinstance(box, list) for box in entry)
-    if is_list:
-        boxes = [_parse_box(f"{name}[{number}]", box) for number, box in enumerate(entry)]
-    else:
-        boxes = [_parse_box(name, entry)]
-    if any(each.angle is not None for each in boxes):
-        return replace(PictureBoxes.located(boxes), numbered=is_list)
-    return PictureBoxes(tuple(each.box for each in boxes), numbered=is_list)
-
-
-def _parse_box(name: str, box: Any) -> FoundBox:
-    is_box = isinstance(box, list) and len(box) in (4, 5) and all(type(value) in (int, float) for value in box)
-    if not is_box or not all(abs(value) < 1e9 for value in box):  # false for NaN and infinity too
-        raise BadBoxes(f"{name} is {str(box)[:80]}; {_EXPECTED_BOXES}")
-    x, y, width, height, *angle = map(float, box)
-    if width < 1 or height < 1:
-        raise BadBoxes(f"{name} is {width:g} x {height:g} pixels; each side must have at least 1")
-    return FoundBox((x, y, width, height), angle=check_angle(name, *angle) if angle else None)
-
-
-def _check_box(box: Box, width: int, height: int) -> None:
-    x, y, box_width, box_height = box
-    max_side = _MAX_BOX * max(width, height)
-    if max(box_width, box_height) > max_side:
-        raise BadBoxes(
-            f"the box {list(box)} is larger than {_MAX_BOX} times the longer side of the picture, which is "
-            f"{width} x {height} pixels; a side may have at most {max_side}"
-        )
-    if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
-        raise BadBoxes(
-            f"the box {list(box)} lies outside of the picture, which is {width} x {height} pixels "
-            "with its EXIF orientation applied"
-        )
 
 
 @dataclass(frozen=True)
@@ -300,7 +179,7 @@ def fit_boxes(
         chosen = [each for each in chosen if each and each.angle is not None]  # the other animals have no pose
     for each in chosen:
         if each:
-            _check_box(each.box, *size)
+            check_box(each.box, *size)
 
     whole = FoundBox((0.0, 0.0, float(size[0]), float(size[1])))
     fitted = []

@@ -19,8 +19,8 @@ from service.http.multipart import FileField, Form, Part, Write, check_fields, r
 from service.http.problems import BadField, SlowBody
 from service.versions.reader import Version
 
+from .boxes import PictureBoxes, parse_boxes, parse_frame_boxes
 from .formats.registry import FORMATS, check_format
-from .pictures import PictureBoxes, parse_boxes, parse_frame_boxes
 from .smoothing import Smoothing, parse_smoothing
 from .store import ID_DIGITS, EstimateStore
 

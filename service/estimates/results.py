@@ -19,7 +19,8 @@ from service.contract.media.boxes import FoundBox
 from service.contract.media.videos import frame_name
 from service.versions.reader import Version
 
-from .pictures import Answer, PictureBoxes
+from .boxes import PictureBoxes
+from .pictures import Answer
 
 # names how many pictures lack a pose, for formats that have no place for errors
 ERRORS_HEADER = "PPL-Errors"

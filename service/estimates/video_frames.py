@@ -19,8 +19,9 @@ from service.contract.media.videos import BadVideo, NoDecoder, TooManyFrames, fr
 from service.runtime.concurrency import Threads
 from service.runtime.settings import Settings
 
+from .boxes import NOTHING, PictureBoxes
 from .locating import locate_frames
-from .pictures import NOTHING, FrameUpload, PictureBoxes, Source, fit_boxes
+from .pictures import FrameUpload, Source, fit_boxes
 from .request import Query
 
 _MAX_DURATION_S = 48 * 3600.0

@@ -17,9 +17,9 @@ import sleap_io as sio
 
 from service.client import APIError, Client, InputError
 from service.client.types import FailedPicture, PoseLine
+from service.estimates.boxes import PictureBoxes
 from service.estimates.formats.coco import render_coco
 from service.estimates.formats.deeplabcut import render_deeplabcut, render_frames
-from service.estimates.pictures import PictureBoxes
 from service.estimates.results import Outcome, Results
 from tests.service.conftest import RESPOND_ASYNC
 from tests.support.live_gateway import live_gateway

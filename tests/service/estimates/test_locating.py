@@ -18,7 +18,8 @@ from service.contract.media.motion import MotionLocator
 from service.contract.media.pictures import PictureLimits, open_picture
 from service.contract.messages import BatchReply
 from service.estimates.batching import Batcher
-from service.estimates.pictures import PictureBoxes, Upload
+from service.estimates.boxes import PictureBoxes
+from service.estimates.pictures import Upload
 from service.runtime.settings import Settings
 from tests.service.conftest import RESPOND_ASYNC
 from tests.support.arena import BODY, arena_frame, encode_film, walk, walk_angles, walker_frame

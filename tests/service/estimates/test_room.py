@@ -15,11 +15,12 @@ from PIL import Image
 from service.contract.errors import BadPicture
 from service.contract.media.pictures import PictureLimits, open_reduced
 from service.estimates import pictures as images
+from service.estimates.boxes import PictureBoxes, parse_boxes
 from service.runtime.concurrency import DecodedPixelLimit
 
 
 def upload(data: bytes) -> images.Upload:
-    return images.Upload(0, "a.png", lambda: data, images.PictureBoxes())
+    return images.Upload(0, "a.png", lambda: data, PictureBoxes())
 
 
 def png(width: int, height: int) -> bytes:
@@ -102,7 +103,7 @@ def test_decoded_picture_is_freed_once_its_squares_are_cut_out(monkeypatch, make
 
     monkeypatch.setattr(images, "open_reduced", open_and_note)
     data = make_picture()
-    upload = images.Upload(0, "a.png", lambda: data, *images.parse_boxes(boxes, ["a.png"]))
+    upload = images.Upload(0, "a.png", lambda: data, *parse_boxes(boxes, ["a.png"]))
     gc.collect()
     gc.disable()  # a circle of references would keep it until the next full collection, many requests later
     try:
