@@ -11,11 +11,11 @@ aadaf4 908928 80b8d8 8a5f00 e6bcd3 512400 fbf7ca 573c00 d0eaf9 4e2e3f f1d9e6 002
 PALETTE = tuple(map(bytes.fromhex, _HEX.split()))
 BOX_RGB = (0xF0, 0xE4, 0x42)
 """The colour of a box around the thing, light on most pictures."""
-_BOXES = (2, 4, 3, 5, 6, 0, 1)  # in the palette: of animals in turn, the first as that of a single one
+_BOXES = (2, 4, 3, 5, 6, 0, 1)  # indices into the palette; the first is BOX_RGB
 
 
 def box_rgb(animal: int) -> tuple[int, int, int]:
-    """Return the RGB colour (0 to 255) of an animal's box; seven differ, and keep their order."""
+    """Return the RGB colour (0 to 255) of an animal's box; the eighth animal has that of the first."""
     return keypoint_rgb(_BOXES[animal % len(_BOXES)])
 
 

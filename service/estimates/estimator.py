@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 # a few poses are described on the event loop; more, and drawn pictures, in threads
 INLINE_POSES = 4
 _PAUSE_S = 0.5
-# boxes of which the directions are tried at once: one is cut out while another is in the queue, where others need room
+# boxes whose directions are tried at once: one is cut out while another is in the queue, which has room for others
 _TRIED_AT_ONCE = 2
 
 
@@ -187,7 +187,7 @@ class Estimator:
     async def _find_direction(
         self, source: Upload, box: FittedBox, end_announcement: Callable[[], None], retry_s: float
     ) -> tuple[FittedBox, float]:
-        """Return a box in the direction in which the model most surely sees the thing, and the model's time in ms."""
+        """Return a box in its most probable direction, and the model's time in ms."""
         group = Group(self._version.category, self._version.name, self._version.side, 0, False)
         if self._trying.locked():
             end_announcement()  # batches must not wait for squares that come later

@@ -35,9 +35,8 @@ PRESENT = 0.5  # below this probability the thing is not there, and has no landm
 _LARGEST_AT_ONCE = 2
 _decoded_pixels = DecodedPixelLimit()
 
-# directions that are tried where the heading is not known, and degrees from one to another that is a different one
-_DIRECTIONS = 24
-_SAME_DIRECTION = 60
+_DIRECTIONS = 24  # tried where the heading is not known
+_SAME_DIRECTION = 60  # degrees; the confidence compares the best direction with those further away
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class FittedBox:
         number: the box's index, if the picture has a list of boxes, or the number of its animal.
         region: the box, if it was located or comes from a file.
         orientation: EXIF's of the stored picture, which is applied.
-        is_undirected: whether the thing's heading is to be found by trying; ``square`` is upright until then.
+        is_undirected: whether the thing's heading has yet to be found by trying; ``square`` is upright until then.
     """
 
     index: int
@@ -67,10 +66,10 @@ class FittedBox:
 
     @staticmethod
     def choose_direction(directions: Sequence[FittedBox], poses: Sequence[Pose]) -> FittedBox:
-        """Return the one of a box's directions in which the thing is most surely there, by a pose for each of them.
+        """Return the direction of a box in which the thing is most probably there, by the poses of all directions.
 
-        Its confidence is tanh(d / 2), d being the log-odds of the thing being there by which it exceeds the best
-        direction more than 60 degrees away.
+        Its ``angle_confidence`` is tanh(d / 2), where d is its log-odds of presence minus those of the best direction
+        more than 60 degrees away. Without a presence, the mean score is taken for it.
         """
         chances = np.array([pose.scores.mean() if pose.presence is None else pose.presence for pose in poses])
         chances = chances.astype(np.float64).clip(1e-6, 1 - 1e-6)
@@ -96,7 +95,7 @@ class Upload:
     def fit(self, side: int, limits: PictureLimits, aligned: bool = False) -> list[FittedBox]:
         """Decode the picture and cut out the model's square for each of its boxes, rotated if ``aligned``.
 
-        A box without an angle is undirected then, see :meth:`fit_directions`.
+        If ``aligned``, a box without an angle is undirected, see :meth:`fit_directions`.
 
         Raises:
             BadPicture and its subclasses, BodyTooLarge, BadBoxes: the detail names the picture.
@@ -105,9 +104,9 @@ class Upload:
             return fit_boxes(picture, self.index, self.boxes, side, aligned=aligned, tries=True)
 
     def fit_directions(self, box: FittedBox, side: int, limits: PictureLimits) -> list[FittedBox]:
-        """Decode the picture again, as the squares of all boxes would take much memory, and rotate one to all sides.
+        """Return a box in 24 directions. Raises as :meth:`fit` does.
 
-        Raises as :meth:`fit` does.
+        The picture is decoded again, as holding the squares of all boxes would take much memory.
         """
         assert box.region is not None
         fitted = []
@@ -166,7 +165,7 @@ def fit_boxes(
     """Cut out the model's square for each box of an RGB picture, rotated by its angle if ``aligned``.
 
     Args:
-        tries: whether a box without an angle is undirected if ``aligned``; else it has no heading.
+        tries: whether boxes without an angle are returned as undirected if ``aligned``; else they raise NoHeading.
 
     Raises BadBoxes, NothingFound, NoHeading.
     """

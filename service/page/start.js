@@ -129,7 +129,7 @@ export const toCategory = (name) => (name ?? "").toLowerCase().replace(/\.\w+(\.
 
 function trainCard(dataset, editor, signal) {
   const name = h("input", { required: true, pattern: "[a-z0-9][a-z0-9_\\-]{0,63}", maxlength: 64, autocomplete: "off", spellcheck: "false", value: toCategory(dataset.name), "aria-describedby": "name-hint" });
-  const length = h("span", { "aria-live": "polite" }), steps = select(LENGTHS, "1500", () => tellTime()), keypoints = h("input", { type: "number", min: 4, max: 32, placeholder: "16" });
+  const length = h("span", { "aria-live": "polite" }), steps = select(LENGTHS, "1500", () => showTime()), keypoints = h("input", { type: "number", min: 4, max: 32, placeholder: "16" });
   let isChosen = editor.hasAngles; // else the training decides by all of its frames, which may be more than those looked at
   const isAligned = toggle("Seen from above: turn it to head up", isChosen || Boolean(dataset.found.motion?.from_above), () => {}), turn = isAligned.querySelector("input");
   editor.setHeadings(turn.checked);
@@ -153,13 +153,13 @@ function trainCard(dataset, editor, signal) {
   const start = h("button", { class: "primary", type: "submit" }, "Start the training");
   form.append(h("h2", {}, "Train"), field("What do the pictures show?", name, h("span", { id: "name-hint" }, "One word, such as dog; here from the name of the file. Choose it later to find poses in new pictures.")),
     field("How long?", steps, [length, " You can pause it, and use a version before it ends."]), align, h("details", {}, h("summary", {}, "More"), field("Number of keypoints", keypoints, "16 unless you choose. Few for simple things, more for many limbs.")), existing, start);
-  const tellTime = () => {
+  const showTime = () => {
     // another number of keypoints has another pace
     length.textContent = dataset.step_s && !keypoints.value ? `About ${duration(dataset.step_s * Number(steps.value))}, as the last training here went, and a little for the pictures before and the measurements after.`
       : "The job page shows the time left: it is not known until the training has begun.";
   };
-  keypoints.addEventListener("input", tellTime);
-  tellTime();
+  keypoints.addEventListener("input", showTime);
+  showTime();
   const known = listAll("priors", {}, signal).then((priors) => new Set(priors.map((prior) => prior.category)));
   const check = async () => { existing.textContent = (await known).has(name.value) ? `${name.value} has versions already: this makes a new one, which replaces the active one if it is good.` : ""; };
   name.addEventListener("input", check); // not once it is left: the button would move away from the pointer that presses it

@@ -286,7 +286,7 @@ class JobQueue:
             self._expires = ended + (_IDLE_RATIO * (ended - started) if len(places) > _FEW_JOBS else 0.0)
         return [_add_place(job, *places[job.id]) if job.id in places else job for job in jobs]
 
-    def measure_step(self) -> float | None:
+    def read_step_s(self) -> float | None:
         """Return the seconds that a step took in the last training with default settings; None before there was one."""
         plan = TrainingPlan.make(None, {}, None)
         settings = {"preset": plan.preset, **plan.config.to_dict()}

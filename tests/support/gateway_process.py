@@ -1,4 +1,4 @@
-"""`python -m service.gateway.serve` with short claims: an estimate of a killed gateway is soon another's."""
+"""`python -m service.gateway.serve` with short claims, so that estimates of a killed gateway are soon taken over."""
 
 import sys
 

@@ -215,9 +215,9 @@ class Dataset(BaseModel):
     contact_sheet: str | None = Field(default=None, description="path of an overview picture, once it is ready")
     step_s: float | None = Field(
         default=None,
-        description="seconds that a step of a training takes, about, as the last one with the settings that a job has "
-        "by default took here; null before there was one, in lists, and while Redis does not answer. "
-        "`progress.eta_s` of a job says it for its own settings",
+        description="approximate seconds that a step of a training takes, by the last training here with default "
+        "settings; null before there was one, in lists, and while Redis does not answer. `progress.eta_s` of a job "
+        "is the time left with its own settings",
     )
 
     @classmethod

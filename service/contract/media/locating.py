@@ -68,7 +68,7 @@ class Locations:
         return [found] if found else []
 
     def align(self, setting: str) -> Locations:
-        """Return these with ``is_aligned`` by the setting of training; motion's boxes are upright unless it is true."""
+        """Return a copy with ``is_aligned`` by the setting of training; if it is false, motion's boxes are upright."""
         boxes = self._list_most_confident()
         if not is_aligned_by(setting, boxes):
             upright = {name: box and box.upright() for name, box in self.boxes.items()} if self.boxes else self.boxes
@@ -78,7 +78,7 @@ class Locations:
         return replace(self, summary=summary, is_aligned=True)
 
     def _list_most_confident(self) -> list[FoundBox]:
-        """Return the most confident box of each picture that has one; of a file alone, maybe in shares of pictures."""
+        """Return the most confident box of each picture with any, in pixels or, of a file alone, in its own units."""
         if self.file is None:
             return [box for box in (self.boxes or {}).values() if box]
         found = []
@@ -267,7 +267,7 @@ class MotionFinder:
 
 
 def fills_frames(locate: str, file: BoxFile) -> bool:
-    """Return whether motion is looked for in frames that a file of boxes does not name."""
+    """Return whether motion fills the frames that a file of boxes does not name."""
     return locate == "motion" or (locate == "auto" and not file.is_complete)
 
 
@@ -304,7 +304,7 @@ def _distance(one: FoundBox, other: FoundBox) -> float:
 
 
 def _move(box: FoundBox, start: FoundBox, end: FoundBox) -> FoundBox:
-    """Move, scale and turn a box by what leads from one to another."""
+    """Move, scale and turn a box by the difference between two others, from ``start`` to ``end``."""
     values = [value + to - by for value, by, to in zip(box.box, start.box, end.box, strict=True)]
     angle = box.angle
     if angle is not None and start.angle is not None and end.angle is not None:

@@ -91,7 +91,7 @@ async def get_dataset(gateway: CurrentGateway, dataset_id: str) -> Dataset:
 
 async def _add_pace(gateway: Gateway, dataset: Dataset) -> Dataset:
     try:
-        step_s = await gateway.threads.io(gateway.queue.measure_step)
+        step_s = await gateway.threads.io(gateway.queue.read_step_s)
     except QUEUE_ERRORS as error:  # datasets are files, and are stored and shown without Redis
         log.warning("pace not known, Redis does not answer: dataset=%s: %s", dataset.id, error)
         step_s = None

@@ -23,7 +23,7 @@ BEAT_S = 0.5
 
 
 class ForkedWorker(Child):
-    """A child that is a fork if it is a worker, as importing torch takes each seconds; its figures come soon."""
+    """A child process; workers are forked, as importing torch takes seconds, and send heartbeats often."""
 
     def start(self) -> None:
         if "worker" not in self.spec.command:

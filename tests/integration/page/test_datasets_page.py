@@ -358,7 +358,7 @@ def test_picture_for_a_prior_that_was_turned_to_face_up_needs_a_box(visit, stack
         dataset = client.datasets.create(tmp_path / "yard.mkv")
         job = client.train("strider", dataset=dataset.id, preset="compact", settings=TINY)
         version = client.wait(job.id).version
-        assert client.prior("strider", version).settings["align"] == "heading"  # by itself
+        assert client.prior("strider", version).settings["align"] == "heading"  # by align=auto
     visitor = visit()
     page = visitor.open(f"#/datasets/{dataset.id}")
     page.get_by_label("What do the pictures show?").fill("strider-again")

@@ -386,7 +386,7 @@ def test_landmarks_are_placed_on_frames_of_a_video_in_their_boxes(visit, stack, 
         assert np.hypot(*(place_of(23, points[mark.name]) - (mark.x, mark.y))) < 0.15 * BODY
 
 
-def test_length_of_a_training_is_told_before_it_is_started(visit, stack, tmp_path):
+def test_length_of_a_training_is_shown_before_it_is_started(visit, stack, tmp_path):
     with stack.client() as client:
         dataset = client.datasets.wait(client.datasets.create(archive(tmp_path / "a.zip", 12)).id)
         assert dataset.step_s is None

@@ -123,7 +123,7 @@ def test_several_files_and_folders_are_one_dataset(client: Client, photos: Path,
         client.datasets.create([])
 
 
-def test_motion_that_the_inspection_found_is_told(client: Client, ppl: Callable[..., Any], tmp_path: Path) -> None:
+def test_motion_that_the_inspection_found_is_printed(client: Client, ppl: Callable[..., Any], tmp_path: Path) -> None:
     places = [(x, y) for x, y in walk(48)]
     (tmp_path / "arena.mkv").write_bytes(encode_film(arena_frame(place, n) for n, place in enumerate(places)))
     dataset = client.datasets.wait(client.datasets.create(tmp_path / "arena.mkv").id, timeout_s=60)

@@ -657,7 +657,7 @@ async def test_late_batch_makes_room_also_where_it_cannot_be_sent_again(monkeypa
     assert xs(await first) + xs(await second) == [1, 2]
 
 
-async def test_redis_on_a_full_disk_is_told_as_that():
+async def test_redis_on_a_full_disk_is_reported_as_that():
     line = Line()
     line.broken = redis.exceptions.ResponseError("MISCONF Errors writing to the AOF file: No space left on device")
     with pytest.raises(StorageFull):

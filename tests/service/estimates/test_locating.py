@@ -286,7 +286,7 @@ async def test_a_version_of_turned_pictures_gets_them_turned(http, send, publish
 
 
 def see_it_above(reply: BatchReply) -> None:
-    """The thing is surely there where the disc is in the upper half of the square."""
+    """Set a high presence for squares with the disc in their upper half."""
     reply.presences[:] = 1 / (1 + np.exp(12 * reply.keypoints[:, 0, 1]))
 
 
@@ -338,7 +338,7 @@ async def test_directions_are_cut_out_a_box_at_a_time(make_picture):
         assert step == 23
 
 
-async def test_heading_is_found_where_less_pictures_may_wait_than_directions(
+async def test_heading_is_found_where_fewer_pictures_may_wait_than_directions(
     send, serve, publish, make_consumer, make_picture, data_root
 ):
     train_with(data_root, publish("dog"), align="heading")

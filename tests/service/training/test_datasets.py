@@ -71,7 +71,7 @@ async def test_dataset_is_kept_as_it_came(post, http, files):
     assert shown == {name: value for name, value in dataset.items() if name != "already_there"}
 
 
-async def test_pace_of_the_last_training_is_told_before_the_next(post, http, redis_client):
+async def test_dataset_has_the_pace_of_the_last_training(post, http, redis_client):
     assert (await post()).json()["step_s"] is None
     settings = {"preset": DEFAULT_PRESET, **resolve().to_dict()}
     others = {**settings, "num_keypoints": 30}

@@ -55,7 +55,7 @@ def test_frames_out_of_order_are_told_by_the_tail_each() -> None:
     assert np.nanmax(errors) < 10
 
 
-def test_a_thing_without_thin_parts_is_told_by_the_way_it_goes() -> None:
+def test_heading_of_a_thing_without_thin_parts_is_where_it_moves() -> None:
     errors = apart(track_of(PLACES, ANGLES, [None] * COUNT), ANGLES)
     assert np.isfinite(errors).all()
     assert errors.max() < 12
