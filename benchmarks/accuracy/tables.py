@@ -98,7 +98,7 @@ def _accuracy(members: Sequence[Group]) -> str:
 def _losses(members: Sequence[Group]) -> str:
     names = list(dict.fromkeys(name for group in members for name in group.first.get("losses", {})))
     lines = [[*_budget(g), *(spread(g.values("losses", n), 4) for n in names)] for g in members]
-    note = "No labels: the losses of the last steps tell that it learned, and the pictures what."
+    note = "No labels: the losses of the last steps show that it learned, and the pictures what."
     return f"{note}\n\n" + _table(["row", "steps", "minutes", "seeds", *names], lines)
 
 

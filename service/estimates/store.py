@@ -93,10 +93,10 @@ class EstimateStore:
         """Follow the changes of other machines; there are none."""
 
     def renew(self) -> None:
-        """Tell other machines that this one still works on what it claimed; there are none."""
+        """Renew the claims of this process; there are no other machines that could take them over."""
 
     def complete(self, estimate_id: str) -> None:
-        """Get all files of an estimate here; they are."""
+        """Fetch all files of an estimate; they are here already."""
 
     def file(self, estimate_id: str, name: str) -> Path:
         """Return the path of a result, which may not exist. Raises UnknownEstimate for an invalid id."""

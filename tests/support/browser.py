@@ -22,11 +22,11 @@ NEEDS_BROWSER = [
 ]
 _PAGE = b"""<!doctype html><video src="/video.mp4" muted playsinline></video><script>
 const video = document.querySelector("video")
-const tell = error => fetch("/told", {method: "POST", body: JSON.stringify({error, time_s: video.currentTime,
+const report = error => fetch("/report", {method: "POST", body: JSON.stringify({error, time_s: video.currentTime,
   width: video.videoWidth, height: video.videoHeight, duration_s: video.duration})})
-video.onended = () => tell(null)
-video.onerror = () => tell(video.error.message || "error " + video.error.code)
-video.play().catch(error => tell(String(error)))
+video.onended = () => report(null)
+video.onerror = () => report(video.error.message || "error " + video.error.code)
+video.play().catch(error => report(String(error)))
 </script>"""
 
 
@@ -38,7 +38,7 @@ def play(video: Path, folder: Path, timeout_s: float = 60.0) -> dict[str, Any]:
 
     Raises TimeoutError if the page reports nothing.
     """
-    told: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     done = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -52,7 +52,7 @@ def play(video: Path, folder: Path, timeout_s: float = 60.0) -> dict[str, Any]:
             self.wfile.write(body)
 
         def do_POST(self) -> None:
-            told.update(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            report.update(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(204)
             self.end_headers()
             done.set()
@@ -70,11 +70,11 @@ def play(video: Path, folder: Path, timeout_s: float = 60.0) -> dict[str, Any]:
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as browser:
             try:
                 if not done.wait(timeout_s):
-                    raise TimeoutError(f"the page told nothing within {timeout_s:g} s")
+                    raise TimeoutError(f"the page reported nothing within {timeout_s:g} s")
             finally:
                 browser.kill()
                 server.shutdown()
-    return told
+    return report
 
 
 def drag(page: Any, start: tuple[float, float], end: tuple[float, float]) -> None:

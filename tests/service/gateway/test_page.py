@@ -84,7 +84,7 @@ async def test_page_and_overlays_have_the_same_colours(http):
     assert keypoint_colour(33).tolist() == list(PALETTE[1])
     boxes = [box_rgb(animal) for animal in range(8)]
     assert boxes[0] == boxes[7] == BOX_RGB
-    assert {*boxes} == {*map(keypoint_rgb, range(7))}, "those that colour-blind people tell apart best"
+    assert {*boxes} == {*map(keypoint_rgb, range(7))}, "the colours that colour-blind people distinguish best"
 
 
 # linear RGB as seen without red and without green cones (Machado, Oliveira and Fernandes 2009)

@@ -69,10 +69,10 @@ def after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object
     """after(step, act) does something once that step was reported."""
 
     def arrange(step: int, act: Callable[[], object]) -> None:
-        tell = TrainingRun._report_step
+        report_step = TrainingRun._report_step
 
         def watched(run: TrainingRun, report: StepReport) -> None:
-            tell(run, report)
+            report_step(run, report)
             if report.step == step:
                 act()
 
