@@ -23,6 +23,7 @@ from model.version.tensor_files import CheckpointError
 from service.contract import routing
 from service.contract.errors import ModelFailed, NoMemory, PixelsExpired, PPLError, StoreCorrupt, StoreUnavailable
 from service.contract.logs import bind_ids
+from service.contract.memory import release_memory
 from service.contract.messages import BatchReply, BatchRequest
 from service.contract.routing import Kind
 from service.contract.tracing import span
@@ -146,9 +147,11 @@ class ResidentModels:
             self.models.move_to_end(key)
             return self.models[key]
         while len(self.models) >= self.limit:  # evict before loading, to stay within memory
-            (*evicted, _), _ = self.models.popitem(last=False)
+            oldest = next(iter(self.models))
+            del self.models[oldest]  # no name may keep it while the next one is loaded
+            release_memory()
             self.metrics.evictions.inc()
-            logger.info("model evicted: category=%s version=%s", *evicted)
+            logger.info("model evicted: category=%s version=%s", *oldest[:2])
         self.metrics.resident.set(len(self.models))
         started = time.perf_counter()
         try:

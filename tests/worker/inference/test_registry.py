@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +52,23 @@ def test_least_recently_used_model_leaves_at_the_limit(
     assert len(registry.models) == 2
     assert "ppl_models_evicted_total 2.0" in registry.metrics.text()
     assert "ppl_models_resident 2.0" in registry.metrics.text()
+
+
+def test_evicted_model_is_freed_before_the_next_one_is_loaded(registry: ResidentModels, publish: Publish) -> None:
+    for version in ("v1", "v2", "v3"):
+        publish(version=version)
+    weights = weakref.ref(registry.get("dog", "v1").model.link_logits)
+    registry.get("dog", "v2")
+    load, at_load = registry.load, []
+
+    def look_and_load(folder: Path) -> Predictor:
+        gc.collect()
+        at_load.append(weights())
+        return load(folder)
+
+    registry.load = look_and_load
+    registry.get("dog", "v3")
+    assert at_load == [None]
 
 
 def test_same_version_name_of_two_categories_is_two_models(registry: ResidentModels, publish: Publish) -> None:
