@@ -197,9 +197,12 @@ def test_short_rows_of_a_wide_table_take_no_longer_than_they_are():
             ("coords", ["x", "y"] * 500),
         )
     )
-    began = time.process_time()
-    labels = read(head + "\n" + "".join(f"{number}.png,7,9\n" for number in range(20_000)))
-    assert time.process_time() - began < 2  # 3 s when each was made as long as the header
+    took = []
+    for _ in range(2):  # the first touches memory that the process has not used before
+        began = time.process_time()
+        labels = read(head + "\n" + "".join(f"{number}.png,7,9\n" for number in range(20_000)))
+        took.append(time.process_time() - began)
+    assert min(took) < 2  # 3 s when each was made as long as the header
     assert labels.visibility.sum() == 20_000
     with pytest.raises(LabelsError, match="41000 pictures of 500 keypoints; at most"):
         read(head + "\n" + "".join(f"{number}.png\n" for number in range(41_000)))

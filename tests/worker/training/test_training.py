@@ -185,7 +185,7 @@ def test_cancel_stops_a_running_job_within_a_few_steps(desk: SimpleNamespace, du
     assert time.monotonic() - started < 100  # of hours
     stopped = desk.jobs.get(job.id)
     assert stopped.status is JobStatus.CANCELLED
-    assert 5 <= stopped.progress.step < 1000
+    assert 4 <= stopped.progress.step < 1000  # it may be noticed within the fifth step
     assert desk.files.ids() == []
     assert desk.store.categories() == []
 
