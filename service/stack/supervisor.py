@@ -72,7 +72,7 @@ class RestartPolicy:
     """
 
     first_delay_s: float = 0.25
-    max_delay_s: float = 30.0
+    max_delay_s: float = 10.0
     quick_s: float = 10.0
     quick_limit: int = 5
 

@@ -25,7 +25,8 @@ from .job import (
 
 Events = list[tuple[str, dict[str, Any]]]  # kind and data
 
-MAX_CRASHES_WITHOUT_PROGRESS = 3
+MAX_CRASHES_WITHOUT_PROGRESS = 9
+"""More than a worker is killed in a row by other causes than the job, before its next checkpoint."""
 
 
 class JobSource(BaseModel):

@@ -138,7 +138,7 @@ def test_job_that_kills_every_worker_fails_in_the_end(desk: SimpleNamespace) -> 
     desk.runner.run(job.id)
     code, detail = error_of(desk, job)
     assert code == "abandoned"
-    assert "crashed 4 times" in detail
+    assert "crashed 10 times" in detail
 
 
 def test_prepared_pictures_that_are_gone_fail_the_job(desk: SimpleNamespace) -> None:
