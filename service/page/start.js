@@ -76,7 +76,8 @@ async function showDataset(place, id, query, signal) {
   const { BoxEditor } = await import("./boxes.js"); // not for the first picture of the start
   const editor = new BoxEditor(dataset, signal);
   if (query.has("boxes")) await editor.loadJob(query.get("boxes"));
-  side.append(trainCard(dataset, editor, signal));
+  const card = trainCard(dataset, editor, signal);
+  side.append(card);
   const busy = h("progress", { "aria-label": "Inspection" });
   if (dataset.status === "inspecting") found.append(busy, h("p", { class: "soft" }, "Here you will see what was found, and can correct it. A training may be started before that."));
   while (dataset.status === "inspecting") {
@@ -94,6 +95,7 @@ async function showDataset(place, id, query, signal) {
     return;
   }
   editor.setDataset(dataset);
+  card.presume(dataset.found);
   lead.textContent = describe(dataset.found);
   found.append(...dataset.found.warnings.map((warning) => h("div", { class: "warn" }, h("p", {}, h("strong", {}, "Before you train: "), warning.detail))), ...details(dataset), editor.element);
   side.append(forget(dataset));
@@ -150,6 +152,8 @@ function trainCard(dataset, editor, signal) {
       location.hash = `#/jobs/${job.id}`;
     } catch (error) { if (error.name !== "AbortError") notice(error.detail ?? error.message, "error"); } finally { start.disabled = false; }
   } });
+  // What the inspection found while the form was there already.
+  form.presume = ({ motion }) => { if (!isChosen) { turn.checked = Boolean(motion?.from_above); editor.setHeadings(turn.checked); } };
   const start = h("button", { class: "primary", type: "submit" }, "Start the training");
   form.append(h("h2", {}, "Train"), field("What do the pictures show?", name, h("span", { id: "name-hint" }, "One word, such as dog; here from the name of the file. Choose it later to find poses in new pictures.")),
     field("How long?", steps, [length, " You can pause it, and use a version before it ends."]), align, h("details", {}, h("summary", {}, "More"), field("Number of keypoints", keypoints, "16 unless you choose. Few for simple things, more for many limbs.")), existing, start);
