@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import zipfile
 
 from tests.support.arena import BODY, arena_frame, encode_film, walk, walk_angles, walker_frame
@@ -83,6 +85,33 @@ def test_pictures_become_a_dataset_with_boxes_and_a_training(visit, stack, tmp_p
         job = next(client.jobs(category="cross"))
         assert (job.settings["steps"], job.dataset.name) == (1500, "Crosses <b>1</b>.zip")
         assert job.metrics["located"]["by"] == "boxes"
+    visitor.check()
+
+
+def test_view_from_above_is_ticked_once_it_is_found(visit, stack, tmp_path):
+    frames = [
+        walker_frame(place, angle, n) for n, (place, angle) in enumerate(zip(walk(40), walk_angles(40), strict=True))
+    ]
+    (tmp_path / "seen.mkv").write_bytes(encode_film(frames))
+    visitor = visit()
+    page = visitor.open("#/start")
+    worker = stack.child_pid("worker-training")
+    os.kill(worker, signal.SIGSTOP)  # the form is there before the inspection ends
+    try:
+        page.set_input_files("input[accept]", tmp_path / "seen.mkv")
+        page.get_by_text("A training may be started before that.").wait_for()
+        assert not page.get_by_label("Seen from above").is_checked()
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    page.get_by_role("img", name="Pictures spread over the dataset").wait_for()
+    assert page.get_by_label("Seen from above").is_checked()
+    page.get_by_label("Seen from above").uncheck()
+    page.get_by_role("button", name="Start the training").click()
+    page.get_by_role("heading", name="Training of seen").wait_for()
+    with stack.client() as client:
+        job = next(client.jobs(category="seen"))
+        client.cancel(job.id)
+    assert job.settings["align"] == "off", "the user chose it"
     visitor.check()
 
 
