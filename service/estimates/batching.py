@@ -3,8 +3,9 @@
 As many batches are in flight as workers live, divided by the gateways: if each counted on all workers, many gateways
 would send many small batches. Full ones may exceed that share. Pictures that a request waits for go before streams and
 videos, and these before the background: in the gateway, and in the workers' queue. A worker finishes the batch it has,
-so less urgent batches are small while urgent ones come. While other pictures are being decoded, a batch waits a moment
-for them, until it holds half of all in progress. The queue is bounded, and every ticket ends in time.
+so less urgent batches are small while urgent ones come. As urgent ones may come without end, a less urgent batch takes
+their place every half second. While other pictures are being decoded, a batch waits a moment for them, until it holds
+half of all in progress. The queue is bounded, and every ticket ends in time.
 """
 
 from __future__ import annotations
@@ -17,13 +18,10 @@ import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 import numpy as np
-from asgi_correlation_id import correlation_id
-from numpy.typing import NDArray
 
 from service.contract import routing, tracing
 from service.contract.durable_files import is_disk_full
@@ -34,68 +32,16 @@ from service.runtime.concurrency import cancel_tasks
 from service.runtime.metrics import Metrics
 from service.runtime.redis_clients import QUEUE_ERRORS
 
-from .replies import Group, Pose, check_reply, read_pose
+from .replies import Group, check_reply, read_pose
+from .tickets import URGENT, Flight, Item, Square, Ticket, collect
 
 log = logging.getLogger(__name__)
 
 Send = Callable[[BatchRequest, bytes | None], Awaitable[None]]
-Square = NDArray[np.uint8]  # (S, S, 3)
 _RETRY_S = 5.0
 _URGENT_S = 10.0  # after an urgent ticket, more are expected
 _SMALL_BATCH_S = 0.02  # the model's time for a less urgent batch while urgent tickets are expected
-
-URGENT, STREAMED, BACKGROUND = routing.PRIORITIES
-
-
-@dataclass(eq=False)
-class Ticket:
-    """Squares of one request that wait for their poses, which arrive in any order.
-
-    Attributes:
-        deadline: monotonic time.
-        priority: URGENT, STREAMED or BACKGROUND; lower ones go first.
-        poses: the poses by index of the square.
-        model_ms: the model's time on all batches that held a square.
-    """
-
-    group: Group
-    squares: Sequence[Square]
-    deadline: float
-    done: asyncio.Future[None]
-    priority: int = URGENT
-    poses: dict[int, Pose] = field(default_factory=dict)
-    model_ms: float = 0.0
-    created_at: float = field(default_factory=time.monotonic)
-    request_id: str | None = field(default_factory=correlation_id.get)
-    traceparent: str | None = field(default_factory=tracing.traceparent)
-
-    def fail(self, error: PPLError) -> None:
-        """End with an error, unless it has ended."""
-        if not self.done.done():
-            self.done.set_exception(error)
-
-
-Item = tuple[Ticket, int]  # a ticket and the index of one of its squares
-
-
-@dataclass(eq=False)
-class Flight:
-    """A batch without a reply. A late one no longer counts as in flight."""
-
-    batch_id: str
-    items: list[Item]
-    sent_at: float
-    late: bool = False
-
-    @property
-    def priority(self) -> int:
-        """The priority of its tickets."""
-        return self.items[0][0].priority
-
-    @property
-    def requests(self) -> list[str]:
-        """The ids of its requests."""
-        return sorted({ticket.request_id for ticket, _ in self.items if ticket.request_id})
+_TURN_S = 0.5  # the longest time without a less urgent batch while such pictures wait
 
 
 class Batcher:
@@ -145,6 +91,7 @@ class Batcher:
         self.pending = 0
         self._announced = dict.fromkeys(routing.PRIORITIES, 0)
         self._urgent_at = float("-inf")
+        self._turns = dict.fromkeys(routing.PRIORITIES, float("-inf"))  # when a batch of a priority was last sent
         self._model_s = 0.01  # moving average of the model's time for a picture
         self._timer: asyncio.TimerHandle | None = None
         self._picture_s = 0.05  # moving average of the time between two pictures' replies
@@ -271,25 +218,38 @@ class Batcher:
 
     def send_batches(self) -> None:
         """Send batches while pictures wait and workers are free."""
-        while batch := self._next_batch():
-            flight = Flight(uuid.uuid4().hex, batch, time.monotonic())
+        while (batch := self._next_batch())[0]:
+            flight = Flight(uuid.uuid4().hex, *batch, time.monotonic())
             self._flights[flight.batch_id] = flight
-            self._metrics.batch_size.observe(len(batch))
+            self._metrics.batch_size.observe(len(flight.items))
             self._start(self._launch(flight))
             loop = asyncio.get_running_loop()
             # by id: a timer must not keep the squares of an answered batch in memory
             loop.call_later(self._late_s, self._mark_late, flight.batch_id)
             loop.call_later(self._timeout_s, self._expire, flight.batch_id)
 
-    def _next_batch(self) -> list[Item]:
-        """Take the next batch of the most urgent priority with pictures; empty if none waits or no worker is free."""
-        priority = next((priority for priority, queue in self._queues.items() if queue), None)
-        if priority is None or not self._has_free_worker(priority) or self._hold_back(priority):
-            return []
+    def _next_batch(self) -> tuple[list[Item], int]:
+        """Take the next batch, and its priority; empty if no picture waits or no worker is free.
+
+        It is of the most urgent priority with pictures, or of one whose turn is overdue.
+        """
+        now, waiting = time.monotonic(), [priority for priority, queue in self._queues.items() if queue]
+        if not waiting:
+            return [], URGENT
+        overdue = [priority for priority in waiting if priority != URGENT and self._next_turn(priority) <= now]
+        chosen, urgency = (overdue[0], URGENT) if overdue else (waiting[0], waiting[0])
+        if not self._has_free_worker(chosen, urgency) or self._hold_back(chosen):
+            return [], URGENT
         limit = self._batch_limit
-        if priority != URGENT and time.monotonic() - self._urgent_at < _URGENT_S:
+        if chosen != URGENT and now - self._urgent_at < _URGENT_S:
             limit = max(1, min(limit, int(_SMALL_BATCH_S / self._model_s)))
-        return collect(self._queues[priority], limit)
+        self._turns[chosen] = now
+        return collect(self._queues[chosen], limit), urgency
+
+    def _next_turn(self, priority: int) -> float:
+        """Return the time from which the pictures that wait with a priority are overdue."""
+        since = min(queue[0][0].created_at for queue in self._queues[priority].values())
+        return max(since, self._turns[priority]) + _TURN_S
 
     def _hold_back(self, priority: int) -> bool:
         """Return whether the next batch waits for announced pictures; if so, set a timer."""
@@ -305,9 +265,9 @@ class Batcher:
         self._timer = asyncio.get_running_loop().call_later(wait_s, self.send_batches)
         return True
 
-    def _has_free_worker(self, priority: int) -> bool:
-        """Return whether batches of this or a more urgent priority in flight are fewer than this gateway's share."""
-        ahead = sum(not flight.late and flight.priority <= priority for flight in self._flights.values())
+    def _has_free_worker(self, priority: int, urgency: int) -> bool:
+        """Return whether batches in flight that are as urgent, or more, are fewer than this gateway's share."""
+        ahead = sum(not flight.late and flight.priority <= urgency for flight in self._flights.values())
         is_full = len(next(iter(self._queues[priority].values()))) >= self._batch_limit
         return ahead < max(1, math.ceil(self._live_workers() / (1 if is_full else self._live_gateways())))
 
@@ -320,7 +280,7 @@ class Batcher:
         flight = self._flights.get(batch_id)
         if flight is None:
             return
-        flight.late = True
+        flight.late, flight.priority = True, URGENT  # more urgent ones may have come without cease
         try:
             if any(not ticket.done.done() for ticket, _ in flight.items):
                 self._start(self._launch_again(flight))
@@ -382,19 +342,3 @@ class Batcher:
             waiting[ticket.group] = deque(item for item in queue if item[0] is not ticket)
             if not waiting[ticket.group]:
                 del waiting[ticket.group]
-
-
-def collect(waiting: dict[Group, deque[Item]], limit: int) -> list[Item]:
-    """Take the next batch from the queue, of the group whose first picture has waited longest; empty if none waits.
-
-    `waiting` keeps its groups in the order of their first picture; a group with pictures left goes to the end, so
-    that a busy category does not starve a quiet one.
-    """
-    if not waiting:
-        return []
-    group = next(iter(waiting))
-    queue = waiting.pop(group)
-    items = [queue.popleft() for _ in range(min(limit, len(queue)))]
-    if queue:
-        waiting[group] = queue
-    return items

@@ -22,11 +22,12 @@ from service.runtime.settings import Settings
 from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
 
-from .batching import BACKGROUND, STREAMED, URGENT, Batcher, Square, Ticket
+from .batching import Batcher
 from .pictures import Answer, FittedBox, Source, Upload, describe_pose
 from .replies import Group, Pose
 from .request import Query
 from .results import Outcome
+from .tickets import BACKGROUND, STREAMED, URGENT, Square, Ticket
 
 log = logging.getLogger(__name__)
 

@@ -25,8 +25,9 @@ from service.contract.errors import (
     WorkerUnavailable,
 )
 from service.contract.messages import BatchReply
-from service.estimates.batching import BACKGROUND, STREAMED, URGENT, Batcher, collect
+from service.estimates.batching import Batcher
 from service.estimates.replies import Group
+from service.estimates.tickets import BACKGROUND, STREAMED, URGENT, collect
 from service.http.problems import StorageFull
 from service.runtime.metrics import Metrics
 
@@ -163,6 +164,37 @@ async def test_background_batches_are_small_only_while_requests_come(monkeypatch
     assert line.sent[-1].count == 3
     line.answer()
     await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize("priority", [STREAMED, BACKGROUND])
+async def test_requests_without_end_leave_a_turn_to_others(monkeypatch, priority):
+    monkeypatch.setattr("service.estimates.batching._TURN_S", 0.1)
+    line = Line()
+    tasks = [line.ask(0), line.ask(0), line.ask(1, 2, priority=priority)]
+    started = time.monotonic()
+    while not tasks[2].done():
+        assert time.monotonic() - started < 2, "urgent ones always wait"
+        await asyncio.sleep(0.005)
+        tasks.append(line.ask(0))
+        await line.settle()
+        line.answer()
+        await line.settle()
+    assert time.monotonic() - started >= 0.1
+    assert xs(tasks[2].result()) == [1, 2]
+    assert {request.priority for request in line.sent} == {URGENT}, "a worker would leave it for urgent ones"
+    while line.unanswered:
+        line.answer()
+        await line.settle()
+    await asyncio.gather(*tasks)
+
+
+async def test_late_batch_is_sent_again_as_an_urgent_one():
+    line = Line(late_s=0.05)
+    task = line.ask(3, priority=BACKGROUND)
+    await asyncio.sleep(0.2)
+    assert [request.priority for request in line.sent + line.sent_again] == [BACKGROUND, URGENT]
+    line.answer()
+    assert xs(await task) == [3]
 
 
 async def test_a_request_does_not_wait_for_frames_that_are_being_decoded():
