@@ -1,7 +1,8 @@
 """Score a category's poses on labelled pictures: poses from POST /estimate, scores from :mod:`model.scoring`.
 
 Pictures are fitted to the model's square on this side and sent as squares: parts of the square are hidden for the
-occlusion test, and the server must not fit them again.
+occlusion test, and the server must not fit them again. Only the heading of pictures without an angle is found by an
+estimate of the picture itself.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from model.scoring.skeleton import skeleton_scores
 from model.version.prior_values import read_prior
 from service.client import Client
 from service.client.batches import POSES_A_REQUEST
-from service.client.errors import InputError
+from service.client.errors import APIError, InputError
 from service.client.types import ImageEstimate, Prior
+from service.contract.errors import BadPicture
+from service.contract.media.boxes import FoundBox
 
-from .squares import FRAMES, read_squares
+from .squares import FRAMES, Squares, read_squares
 
 Pixels = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 
@@ -95,12 +98,9 @@ def evaluate_category(
     frames = int(prior.settings.get("frames_per_clip", FRAMES))
     locate = locate or str(prior.settings.get("locate", "off"))
     align = align or ("heading" if prior.settings.get("align") == "heading" else "off")
-    squares = read_squares(paths, int(prior.settings["image_size"]), frames, boxes, locate, align)
-    predictions: dict[str, Any] = {
-        "pictures": dict.fromkeys(squares.names),
-        "sizes": dict(zip(squares.names, squares.sizes, strict=True)),
-        "clips": squares.clips(folders=prior.mode == "clips"),
-    }
+    side, knows_align = int(prior.settings["image_size"]), "align" in prior.settings  # older gateways lack the field
+    squares = read_squares(paths, side, frames, boxes, locate, align, tries=knows_align)
+    predictions = _without_poses(squares, prior)
     with map_scoring_errors():
         known = read_labels(labels)
         match_crops(known, squares.names, squares.with_several)
@@ -108,16 +108,25 @@ def evaluate_category(
             known = squares.fit(known)
         for rows in rows_by_split(predictions, known).values():
             square_labels(known, rows, predictions["sizes"])
-        known = squares.crop(known)
     if skeleton and not known.edges:
         raise InputError("the labels define no skeleton; COCO's category has it in 'skeleton', samples in 'edges'")
+    done, total = 0, len(squares.names) + len(squares.undirected)
 
-    done, total = 0, len(squares.names)
+    def find_angle(data: bytes, found: FoundBox) -> float:
+        nonlocal done
+        done += 1
+        on_done(done, total)
+        return _find_angle(client, prior, data, found)
+
+    squares.direct(paths, side, find_angle)
+    predictions = _without_poses(squares, prior)
+    with map_scoring_errors():
+        known = squares.crop(known)
 
     def estimate(pixels: Pixels, refine_steps: int) -> NDArray[np.float64]:
         nonlocal done
         poses = []
-        upright = "off" if "align" in prior.settings else None  # rotated already; older gateways lack the field
+        upright = "off" if knows_align else None  # rotated already
         for first in range(0, len(pixels), POSES_A_REQUEST):
             pictures = [_encode_png(square) for square in pixels[first : first + POSES_A_REQUEST]]
             answer = client.estimate(category, pictures, prior.version, refine_steps, ["trajectory"], align=upright)
@@ -152,6 +161,29 @@ def evaluate_category(
         with map_scoring_errors():
             answer["occlusion"] = _score_occlusion(paired, hidden, poses_by_level, plot)
     return answer
+
+
+def _without_poses(squares: Squares, prior: Prior) -> dict[str, Any]:
+    """Return what is known of predictions before there are poses."""
+    return {
+        "pictures": dict.fromkeys(squares.names),
+        "sizes": dict(zip(squares.names, squares.sizes, strict=True)),
+        "clips": squares.clips(folders=prior.mode == "clips"),
+    }
+
+
+def _find_angle(client: Client, prior: Prior, data: bytes, found: FoundBox) -> float:
+    """Return the heading that an estimate finds by trying. Raises BadPicture."""
+    try:
+        answer = client.estimate(prior.category, [data], prior.version, boxes=[found.box], align="heading")
+    except APIError as error:
+        if "index" not in error.problem:  # it is not the picture's fault
+            raise
+        raise BadPicture(error.detail) from error
+    region = answer.images[0].region
+    if region is None or region.angle is None:
+        raise BadPicture("the estimate found no heading in it")
+    return region.angle
 
 
 def _to_fractions(image: ImageEstimate) -> NDArray[np.float64]:

@@ -1,12 +1,16 @@
-"""Fit the pictures of an evaluation to the model's square, as a training job does it."""
+"""Fit the pictures of an evaluation to the model's square, as a training job does it.
+
+An estimate finds the heading of a picture without an angle by trying directions, so an evaluation asks it for that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory, TemporaryFile
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +30,9 @@ from service.contract.media.videos import BadVideo, NoDecoder, frame_name, iter_
 FRAMES = 200
 """Most evenly spaced frames of a video, for versions without this setting."""
 
+FindAngle = Callable[[bytes, FoundBox], float]
+"""Returns the heading of the thing in a box of a picture file, in degrees clockwise from up. Raises BadPicture."""
+
 
 @dataclass
 class Squares:
@@ -40,6 +47,7 @@ class Squares:
         frames: where each square lies on its picture.
         orientations: EXIF's of each stored picture.
         with_several: names of pictures with several boxes, whose most confident one is taken.
+        undirected: boxes, by name, of the pictures whose heading is yet to be found; their squares are upright.
     """
 
     names: list[str] = field(default_factory=list)
@@ -50,6 +58,7 @@ class Squares:
     frames: list[Frame] = field(default_factory=list)
     orientations: list[int] = field(default_factory=list)
     with_several: list[str] = field(default_factory=list)
+    undirected: dict[str, FoundBox] = field(default_factory=dict)
 
     def clips(self, *, folders: bool) -> dict[str, str]:
         """Return the clip of each picture by name: its video or, if ``folders`` are clips, its folder."""
@@ -57,14 +66,55 @@ class Squares:
         inside = {name: str(PurePosixPath(name.replace("\\", "/")).parent) for name in stills} if folders else {}
         return self.videos | (inside if len(set(inside.values())) > 1 else {})
 
-    def add(self, name: str, picture: Picture, side: int, found: FoundBox | None, *, aligned: bool) -> None:
-        """Fit a picture, or a box of it, to a square and append it. Raises NoHeading."""
+    def add(
+        self, name: str, picture: Picture, side: int, found: FoundBox | None, *, aligned: bool, tries: bool = False
+    ) -> None:
+        """Fit a picture, or a box of it, to a square and append it.
+
+        Args:
+            tries: whether one without an angle is undirected if ``aligned``; else it raises NoHeading.
+        """
+        if aligned and tries and (found is None or found.angle is None):
+            width, height = picture.size
+            self.undirected[name] = found or FoundBox((0.0, 0.0, float(width), float(height)))
+            aligned = False
         square, frame = fit_found_box(picture, side, found, aligned=aligned)
         self.names.append(name)
         self.sizes.append(picture.size)
         self.pixels.append(square)
         self.frames.append(frame)
         self.orientations.append(picture.orientation)
+
+    def direct(self, paths: Sequence[Path], side: int, find_angle: FindAngle) -> None:
+        """Rotate the squares of undirected pictures to their headings; skip those whose heading can't be found.
+
+        Args:
+            paths, side: as of :func:`read_squares`.
+
+        Raises:
+            InputError: none is left.
+        """
+        rows, failed = {name: row for row, name in enumerate(self.names)}, set[int]()
+        for name, data, picture in _iter_stills(paths, self.undirected, side):
+            row, found = rows[name], self.undirected[name]
+            try:
+                found = replace(found, angle=find_angle(data, found))
+            except BadPicture as error:
+                failed.add(row)
+                self.skipped.append({"name": name, "reason": error.detail})
+            else:
+                self.pixels[row], self.frames[row] = fit_found_box(picture, side, found, aligned=True)
+        self.undirected = {}
+        columns: list[list[Any]] = [self.names, self.sizes, self.pixels, self.frames, self.orientations]
+        for values in columns:
+            values[:] = [value for row, value in enumerate(values) if row not in failed]
+        self.check_any()
+
+    def check_any(self) -> None:
+        """Raise InputError if not one picture could be read."""
+        if not self.names:
+            reasons = "".join(f"; {item['name']}: {item['reason']}" for item in self.skipped[:3])
+            raise InputError(f"no picture could be read{reasons}")
 
     def fit(self, labels: Labels) -> Labels:
         """Scale and turn labels that state another size of their pictures. Raises LabelsError."""
@@ -92,6 +142,8 @@ def read_squares(
     boxes: Path | None = None,
     locate: str = "off",
     align: str = "off",
+    *,
+    tries: bool = False,
 ) -> Squares:
     """Fit pictures to squares of a model's side.
 
@@ -101,6 +153,8 @@ def read_squares(
         frames: taken of each video, the same as in training.
         boxes: a file of where the thing is in each picture.
         locate, align: the settings of training, the first for pictures without boxes.
+        tries: whether headings that are not known are found later, see :meth:`Squares.direct`; those of a video's
+            frames are not.
 
     Raises:
         InputError: an unreadable path, a duplicate name, no picture at all, or a video without PyAV.
@@ -115,14 +169,12 @@ def read_squares(
             box = locations.find_most_confident(name, found.size)
             if box is None and not locations.whole:
                 raise BadPicture(locations.missing)
-            squares.add(name, found, side, box, aligned=locations.is_aligned)
+            squares.add(name, found, side, box, aligned=locations.is_aligned, tries=tries and not video)
         except BadPicture as error:
             squares.skipped.append({"name": name, "reason": error.detail})
         else:
             squares.videos |= {name: video} if video else {}
-    if not squares.names:
-        reasons = "".join(f"; {item['name']}: {item['reason']}" for item in squares.skipped[:3])
-        raise InputError(f"no picture could be read{reasons}")
+    squares.check_any()
     if len(set(squares.names)) < len(squares.names):
         twice = next(name for name in squares.names if squares.names.count(name) > 1)
         raise InputError(f"two pictures are called {twice}; names must be unique, as labels refer to them")
@@ -135,7 +187,8 @@ def _locate(paths: Sequence[Path], frames: int, boxes: Path | None, locate: str,
         return Locations()
     names = []
     with TemporaryFile(prefix="ppl-") as file:
-        finder = MotionFinder(file, is_required=locate == "motion", align=align)
+        # a training with "heading" refuses pictures of which motion is not sure, and an estimate does not
+        finder = MotionFinder(file, is_required=locate == "motion", align="off" if align == "off" else "auto")
         for name, video, found in _iter_pictures(paths, frames, finder.reduction):
             if isinstance(found, Picture):
                 names.append(name)
@@ -155,8 +208,7 @@ def _iter_pictures(
     paths: Sequence[Path], frames: int, reduction: Callable[[int, int], float]
 ) -> Iterator[tuple[str, str | None, Picture | str]]:
     """Yield the name of each picture and frame, the video of a frame, and the picture or why it can't be read."""
-    uploads = (path for path in paths if not is_picture_name(path.name))
-    white = max((find_white(path, ArchiveLimits(), PictureLimits()) for path in uploads if path.exists()), default=0.0)
+    white = _find_white(paths)
     for name, found in _iter_media(paths):
         try:
             if isinstance(found, BadPicture):
@@ -171,6 +223,21 @@ def _iter_pictures(
             yield name, None, error.detail if isinstance(error, BadPicture) else str(error)
         except NoDecoder as error:
             raise InputError("videos need PyAV: pip install 'pose-prior-learner[video]'") from error
+
+
+def _iter_stills(
+    paths: Sequence[Path], boxes: Mapping[str, FoundBox], side: int
+) -> Iterator[tuple[str, bytes, Picture]]:
+    """Yield the name, the file and the content of the pictures with these boxes, which can be read."""
+    white = _find_white(paths)
+    for name, found in _iter_media(paths):
+        if isinstance(found, bytes) and name in boxes:
+            yield name, found, open_reduced(found, reduction_for_boxes(side, [boxes[name].box]), white=white)
+
+
+def _find_white(paths: Sequence[Path]) -> float:
+    uploads = (path for path in paths if not is_picture_name(path.name))
+    return max((find_white(path, ArchiveLimits(), PictureLimits()) for path in uploads if path.exists()), default=0.0)
 
 
 @contextmanager

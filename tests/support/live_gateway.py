@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 
 from service.contract.datasets.store import DatasetFiles
+from service.contract.messages import BatchReply
 from service.gateway.app import create_app
 from service.runtime.settings import Settings
 from tests.service.conftest import Consumer
@@ -20,14 +22,14 @@ from worker.uploads.inspection import Inspector
 
 
 @contextmanager
-def live_gateway(settings: Settings) -> Iterator[str]:
-    """Serve on a free port during the block; yield the address."""
+def live_gateway(settings: Settings, spoil: Callable[[BatchReply], Any] | None = None) -> Iterator[str]:
+    """Serve on a free port during the block; yield the address. ``spoil`` may change the consumer's replies."""
     config = uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_level="error", lifespan="on")
     server = uvicorn.Server(config)
     ready = threading.Event()
 
     async def serve() -> None:
-        consumer = Consumer(settings.redis_url)
+        consumer = Consumer(settings.redis_url, spoil)
         await consumer.start()
         ready.set()
         try:
