@@ -199,7 +199,8 @@ def _locate(paths: Sequence[Path], frames: int, boxes: Path | None, locate: str,
                 return finder.locate()
             sent = parse_box_file(boxes.read_bytes())
             locations = Locations.of_file(sent, names)
-            return locations if locations.names_all or not fills_frames(locate, sent) else finder.locate(locations)
+            is_used = fills_frames(locate, sent) and locations.needs_motion(align)
+            return finder.locate(locations) if is_used else locations
         except (OSError, PPLError) as error:
             raise InputError(f"the boxes can't be used: {getattr(error, 'detail', error)}") from error
 

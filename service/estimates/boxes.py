@@ -51,26 +51,20 @@ NOTHING = PictureBoxes.located([])
 """What a picture is given in which nothing was found: it has no pose but an error."""
 
 
-@dataclass(frozen=True)
-class FrameBoxes:
-    """The boxes of a video's frames that came in a file.
-
-    Attributes:
-        of: the boxes by the frame's number.
-        is_complete: see :class:`BoxFile`.
-    """
-
-    of: Mapping[int, PictureBoxes]
-    is_complete: bool
+def parse_file(text: str | None) -> BoxFile | None:
+    """Parse the form field ``boxes`` if it is a file; None if it is a list or missing. Raises BadBoxes."""
+    is_file = text and text.strip() and not text.lstrip().startswith("[")
+    return parse_box_file(text) if text and is_file else None
 
 
-def parse_frame_boxes(text: str | None) -> FrameBoxes | None:
-    """Parse the form field ``boxes`` of a video, if it is a file with boxes by frame. Raises BadBoxes."""
-    if not text or text.lstrip().startswith("["):
-        return None
-    file = parse_box_file(text)
-    frames = {number: PictureBoxes.of_file(file, entry) for number, entry in file.by_frame().items()}
-    return FrameBoxes(frames, file.is_complete)
+def boxes_by_frame(file: BoxFile) -> Mapping[int, PictureBoxes]:
+    """Return the boxes of a video by the frame's number. Raises BadBoxes."""
+    return {number: PictureBoxes.of_file(file, entry) for number, entry in file.by_frame().items()}
+
+
+def boxes_by_picture(file: BoxFile, names: Sequence[str]) -> list[PictureBoxes]:
+    """Return the boxes of each picture; NOTHING for one that the file does not name. Raises BadBoxes."""
+    return [NOTHING if entry is None else PictureBoxes.of_file(file, entry) for entry in file.match(names)]
 
 
 def parse_boxes(text: str | None, names: Sequence[str]) -> list[PictureBoxes]:
@@ -82,9 +76,8 @@ def parse_boxes(text: str | None, names: Sequence[str]) -> list[PictureBoxes]:
     count = len(names)
     if not text or not text.strip():
         return [PictureBoxes()] * count
-    if not text.lstrip().startswith("["):
-        file = parse_box_file(text)
-        return [PictureBoxes.of_file(file, entry) for entry in file.match(names)]
+    if file := parse_file(text):
+        return boxes_by_picture(file, names)
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError) as error:

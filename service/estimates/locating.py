@@ -47,7 +47,7 @@ def locate_frames(
     if not (is_required or tracks[0].sure):
         return sent
     if sent is not None:
-        if all(number in sent for number in numbers):
+        if not _lacks(sent, numbers, sizes, angles=is_aligned):
             return sent
         return _fill(sent, tracks[0], numbers, sizes)
     boxes = [boxes_of_track(track, None if animals == 1 else animal) for animal, track in enumerate(tracks)]
@@ -55,6 +55,16 @@ def locate_frames(
         number: PictureBoxes.located(found) if (found := [box for box in of_frame if box]) else NOTHING
         for number, *of_frame in zip(numbers, *boxes, strict=True)
     }
+
+
+def _lacks(
+    sent: Mapping[int, PictureBoxes], numbers: Sequence[int], sizes: Sequence[tuple[int, int]], *, angles: bool
+) -> bool:
+    """Return whether frames lack boxes or, if ``angles``, headings."""
+    if not all(number in sent for number in numbers):
+        return True
+    regions = ((sent[number].regions, size) for number, size in zip(numbers, sizes, strict=True))
+    return angles and any(box.angle is None for of, size in regions if of for box in of(size))
 
 
 def _fill(
@@ -72,7 +82,10 @@ def _fill(
 
 
 def locate_pictures(uploads: Sequence[Upload], limits: PictureLimits, is_aligned: bool = False) -> list[Upload]:
-    """Return the pictures with the box of what moves in each; one that can't be read stays as it is."""
+    """Return the pictures with the box of what moves in each; one that can't be read stays as it is.
+
+    Boxes of some of them that came in a file hold there.
+    """
 
     def read() -> Iterator[tuple[int, Image.Image, tuple[int, int]]]:
         for number, upload in enumerate(uploads):
@@ -88,5 +101,7 @@ def locate_pictures(uploads: Sequence[Upload], limits: PictureLimits, is_aligned
                     continue
                 yield number, picture.image, picture.size
 
-    found = locate_frames(read(), is_required=True, is_aligned=is_aligned) or {}
+    boxes = {number: upload.boxes for number, upload in enumerate(uploads)}
+    sent = {number: each for number, each in boxes.items() if each.regions and each is not NOTHING}
+    found = locate_frames(read(), is_required=True, is_aligned=is_aligned, sent=sent or None) or {}
     return [replace(upload, boxes=found.get(number, upload.boxes)) for number, upload in enumerate(uploads)]

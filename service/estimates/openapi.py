@@ -34,8 +34,9 @@ _FIELDS = {
         "string",
         "of a video: motion takes what moves before a fixed camera as the thing, auto (the default) where it is sure, "
         "off takes whole frames. With a file of boxes of some frames, these hold there, and motion is for the others; "
-        "region.by of an answer says which; off then leaves the others out. motion is possible for pictures, too, of "
-        "one fixed camera in their order",
+        "region.by of an answer says which; off then leaves the others out, and so does auto if the file names all "
+        "frames with a thing (MegaDetector's of a video, or CSV with numbered animals, with which motion is refused). "
+        "motion is possible for pictures, too, of one fixed camera in their order",
         examples=["off"],
         enum=["auto", "motion", "off"],
     ),

@@ -12,6 +12,8 @@ from fastapi import Request
 from model.scoring.label_tables import decode_text
 from service.contract.errors import BadBoxes, BodyTooLarge, NoImages, NoMemory, TooManyImages
 from service.contract.media.animals import MOST_ANIMALS, can_track
+from service.contract.media.boxes import BoxFile
+from service.contract.media.locating import fills_frames
 from service.contract.messages import MAX_REFINE_STEPS
 from service.contract.routing import time_ordered_id
 from service.http.headers import responds_async
@@ -19,7 +21,7 @@ from service.http.multipart import FileField, Form, Part, Write, check_fields, r
 from service.http.problems import BadField, SlowBody
 from service.versions.reader import Version
 
-from .boxes import PictureBoxes, parse_boxes, parse_frame_boxes
+from .boxes import PictureBoxes, boxes_by_frame, boxes_by_picture, parse_boxes, parse_file
 from .formats.registry import FORMATS, check_format
 from .smoothing import Smoothing, parse_smoothing
 from .store import ID_DIGITS, EstimateStore
@@ -169,7 +171,7 @@ class Query:
         names: file names of the pictures; empty if not sent.
         boxes: boxes of each picture; of a video, those of every frame.
         frame_boxes: boxes of a video by the frame's number, if they were sent so.
-        locate: auto, motion or off; with boxes of some frames, how the others are located.
+        locate: auto, motion or off; with boxes of some pictures or frames, how the others are located.
         align: off, or heading to rotate what the model sees; None is as the version was trained.
         landmarks: name of a set of landmarks to add.
         every: if the one file is a video, take the first frame and every n-th after it; 0 for pictures.
@@ -219,15 +221,8 @@ class Query:
             )
         if not video and "every" in sent:
             raise BadField("every", "every selects frames of a video, and pictures were sent; leave it out")
-        frame_boxes = parse_frame_boxes(sent.get("boxes")) if video else None
-        is_complete = frame_boxes.is_complete if frame_boxes else "boxes" in sent
-        locate = sent.get("locate", "auto" if video and not is_complete else "off")
-        if locate not in LOCATE or (not video and locate == "auto"):
-            allowed = LOCATE if video else LOCATE[1:]
-            raise BadField("locate", f"locate is {locate[:80]!r}; it must be {' or '.join(allowed)}")
-        if locate != "off" and is_complete:
-            detail = "boxes were sent, too, which are of all pictures or frames; leave one of them out"
-            raise BadField("locate", f"locate is {locate}, and {detail}")
+        file = parse_file(sent.get("boxes"))
+        locate = _choose_locate(sent.get("locate"), file, video=video, boxes_of_all="boxes" in sent and not file)
         max_animals = _parse_integer(sent, "max_animals", 1, 1, MOST_ANIMALS)
         if max_animals > 1:
             _check_several(max_animals, video, sent, locate)
@@ -242,10 +237,10 @@ class Query:
             include=frozenset(filter(None, map(str.strip, sent.get("include", "").split(",")))),
             format=sent.get("format", "native"),
             names=tuple(names),
-            boxes=tuple(parse_boxes(None if frame_boxes is not None else sent.get("boxes"), names)),
+            boxes=tuple(_list_boxes(sent.get("boxes"), file, names, video)),
             landmarks=sent.get("landmarks"),
             every=_parse_integer(sent, "every", 1, 1, _MAX_EVERY) if video else 0,
-            frame_boxes=frame_boxes.of if frame_boxes else None,
+            frame_boxes=boxes_by_frame(file) if file and video else None,
             locate=locate,
             align=align,
             smoothing=parse_smoothing(sent),
@@ -321,6 +316,33 @@ class Query:
                 f"refine_steps is {self.refine_steps}, which needs a memory, and {label}; leave refine_steps out, or "
                 "name a version of the method ppl"
             )
+
+
+def _choose_locate(sent: str | None, file: BoxFile | None, *, video: bool, boxes_of_all: bool) -> str:
+    """Return how to find the thing where no box is.
+
+    Args:
+        file: of boxes, if one came.
+        boxes_of_all: whether a box came for every picture or frame.
+
+    Raises:
+        BadField, BadBoxes.
+    """
+    locate = sent or ("auto" if video and not boxes_of_all else "off")
+    if locate not in LOCATE or (not video and locate == "auto"):
+        allowed = LOCATE if video else LOCATE[1:]
+        raise BadField("locate", f"locate is {locate[:80]!r}; it must be {' or '.join(allowed)}")
+    if boxes_of_all and locate != "off":
+        detail = "boxes were sent, too, which are of all pictures or frames; leave one of them out"
+        raise BadField("locate", f"locate is {locate}, and {detail}")
+    return locate if file is None or fills_frames(locate, file) else "off"
+
+
+def _list_boxes(text: str | None, file: BoxFile | None, names: Sequence[str], video: bool) -> list[PictureBoxes]:
+    """Return the boxes of each picture, or those of all frames of a video. Raises BadBoxes."""
+    if file is None:
+        return parse_boxes(text, names)
+    return [PictureBoxes()] if video else boxes_by_picture(file, names)
 
 
 def _check_several(animals: int, is_video: bool, sent: Mapping[str, str], locate: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fastapi import Request
 
+from model.config import PPLConfig
 from service.access import guard as access
 from service.contract.datasets.dataset import DatasetStatus
 from service.contract.datasets.store import DatasetFiles
@@ -38,6 +39,7 @@ from service.contract.jobs.store import JobSource, JobStore, NamedRequest, NewJo
 from service.contract.jobs.webhooks import check_webhook_url
 from service.contract.media.archives import ArchiveLimits, check_archive
 from service.contract.media.boxes import parse_box_file
+from service.contract.media.locating import fills_frames
 from service.contract.quotas import JobLimits
 from service.contract.versions.store import VersionStore
 from service.http.headers import fingerprint, idempotency_key
@@ -133,8 +135,7 @@ async def _prepare(
     """Check everything that the job needs, and put it on disk durably."""
     plan: TrainingPlan = await parts.threads.io(requested.resolve, parts.versions)
     plan, source = await _find_pictures(parts, requested, plan, upload)
-    if plan.config.align == "heading":
-        await parts.threads.upload(_check_alignable, upload.boxes.path, plan.config.locate)
+    await parts.threads.upload(_check_locatable, upload.boxes.path, plan.config)
     with bad_settings():
         plan.config.check_processes(parts.settings.training_processes)
     if requested.webhook_url is not None:
@@ -170,19 +171,23 @@ async def _find_pictures(
     return plan, source
 
 
-def _check_alignable(boxes: Path, locate: str) -> None:
-    """Raise BadBoxes or BadSetting if the heading of no picture can be known. Blocking."""
+def _check_locatable(boxes: Path, config: PPLConfig) -> None:
+    """Raise BadBoxes or BadSetting if motion can't be used as it must, or no heading can be known. Blocking."""
     if not boxes.exists():
-        if locate == "off":
+        if config.align == "heading" and config.locate == "off":
             raise BadSetting(
                 "align is heading, locate is off and no boxes came, so no heading can be known; send boxes with "
                 "angles, or set locate to auto or motion",
                 extra={"field": "align"},
             )
-    elif not parse_box_file(boxes.read_bytes()).has_angles:
+        return
+    file = parse_box_file(boxes.read_bytes())
+    fills = fills_frames(config.locate, file)
+    if config.align == "heading" and not (fills or file.has_angles):
+        other = "leave the boxes out" if file.has_animals else "set locate to motion"
         raise BadBoxes(
             "align is heading, and no box has an angle; add a column angle to our CSV (the thing's heading in degrees "
-            "clockwise from up), leave the boxes out to find it by motion, or set align to off"
+            f"clockwise from up), {other} to find it by motion before a fixed camera, or set align to off"
         )
 
 

@@ -231,10 +231,10 @@ class Preparer:
             if file_of_boxes is None:
                 return finder.locate()
             sent = Locations.of_file(file_of_boxes, names)
-            if sent.names_all or not fills_frames(config.locate, file_of_boxes):
+            if not (fills_frames(config.locate, file_of_boxes) and sent.needs_motion(config.align)):
                 return sent
             for name, media in iter_media(source, limits):
-                # the pictures, not read before it was known that some lack one
+                # the pictures, not read before it was known that some lack a box or an angle
                 check()
                 if not isinstance(media, Member) and finder.wants(name):
                     reader.read_picture(media, name)

@@ -127,7 +127,7 @@ class EstimateCalls(Transport):
             box: the object's box in every frame, a list of boxes, or a file of boxes by frame.
             locate: "motion" takes what moves before a fixed camera for the object, "auto" (the default without a box
                 for every frame) where it is sure; in frames that a file of boxes names, its boxes hold. "off" takes
-                whole frames, or only those with a box in the file.
+                whole frames, or only those with a box in the file, as "auto" does with MegaDetector's file of a video.
             max_animals: the largest number of animals; above 1 they are found by motion, and ``box`` of a pose is
                 the number of its animal in all frames.
         """

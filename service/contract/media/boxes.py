@@ -151,6 +151,11 @@ class BoxFile:
         return [replace(found, box=self._in_pixels(found.box, size)) for found in self.boxes.get(name or "", ())]
 
     @property
+    def has_animals(self) -> bool:
+        """Whether boxes have the numbers of their animals."""
+        return any(found.animal is not None for boxes in self.boxes.values() for found in boxes)
+
+    @property
     def has_angles(self) -> bool:
         """Whether any box has an angle."""
         return any(found.angle is not None for boxes in self.boxes.values() for found in boxes)

@@ -2,7 +2,8 @@
 
 Where boxes were sent for some frames of a fixed camera, motion fills the others. A sent box holds for the frame that it
 names, and corrects those of motion before and after it for as long as motion's box stays in its place: there motion
-sees the same thing, rightly or wrongly. Frames further away keep what motion found.
+sees the same thing, rightly or wrongly. Frames further away keep what motion found. A sent box without a heading gets
+that of motion.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import PurePosixPath
 from statistics import median
 from typing import Any, BinaryIO
 
-from service.contract.errors import TooFewPictures
+from service.contract.errors import BadBoxes, TooFewPictures
 
 from .boxes import BoxFile, FoundBox
 from .heading import is_seen_from_above
@@ -90,9 +91,23 @@ class Locations:
         return [box for box in found if box]
 
     @property
+    def knows_heading(self) -> bool:
+        """Whether any picture's most confident box has an angle."""
+        return any(box.angle is not None for box in self._list_most_confident())
+
+    @property
     def names_all(self) -> bool:
         """Whether the file of boxes names every picture."""
         return None not in self.entries.values()
+
+    def needs_motion(self, align: str) -> bool:
+        """Return whether motion may add to the file: boxes of pictures, or headings if they may be rotated."""
+        if align == "off" or self.file is None:
+            return not self.names_all
+        boxes = self.file.boxes
+        return not all(
+            entry is not None and all(box.angle is not None for box in boxes[entry]) for entry in self.entries.values()
+        )
 
     def with_several(self) -> list[str]:
         """Return the names of the pictures with several boxes."""
@@ -214,12 +229,19 @@ class MotionFinder:
             sent: boxes of some frames; motion fills the others if it is sure of most, or required.
 
         Raises TooFewPictures if motion is required and nothing moves, or if pictures are to be aligned and motion is
-        not sure; never with boxes that were sent.
+        not sure; with boxes that were sent, BadBoxes if pictures are to be aligned and no heading is known.
         """
         motion = self.look()
         side, reasons = motion.side_px, motion.reasons
         if sent:
-            return self._fill(sent, motion)
+            filled = self._fill(sent, motion)
+            if self._align == "heading" and not filled.knows_heading:
+                raise BadBoxes(
+                    "align is heading, no box has an angle, and motion shows no heading "
+                    f"({motion.note or 'no evidence of which end is the head'}); send boxes with angles, set locate to "
+                    "motion to use it where it is not sure, or set align to off"
+                )
+            return filled
         if self._is_required and side is None:
             raise TooFewPictures(
                 f"locate is motion, and nothing was found ({'; '.join(reasons[:3])}); send boxes, or set locate to off"
@@ -238,6 +260,8 @@ class MotionFinder:
     def _fill(self, sent: Locations, motion: Motion) -> Locations:
         """Return the boxes that were sent, with those of motion for the frames that they do not name."""
         if not (self._is_required or motion.is_sure):
+            if sent.names_all:
+                return sent
             why = f"pictures without a box are left out, as motion is not sure ({motion.note or 'nothing was read'})"
             return replace(sent, summary={"by": "boxes", "note": why})
         boxes: dict[str, FoundBox | None] = {}
@@ -251,8 +275,9 @@ class MotionFinder:
             boxes.update(zip(names, correct_track(found, own), strict=True))
         filled = [name for name, box in boxes.items() if box and sent.entries.get(name) is None]
         missing = f"{sent.missing}, and {_NOTHING_FOUND}"
-        if not filled:
-            return replace(sent, missing=missing)
+        sizes = {name: self._sizes[clip] for clip, names in self._names.items() for name in names}
+        if not filled:  # only headings are added
+            return replace(sent, boxes=boxes, missing=missing, sizes=sizes)
         corrected = sum(boxes[name] != motion.boxes[name] for name in motion.found() if name in boxes)
         summary = {
             "by": "boxes and motion",
@@ -262,12 +287,19 @@ class MotionFinder:
             "corrected": corrected,
             "note": motion.note,
         }
-        sizes = {name: self._sizes[clip] for clip, names in self._names.items() for name in names}
         return replace(sent, boxes=boxes, missing=missing, summary=summary, sizes=sizes)
 
 
 def fills_frames(locate: str, file: BoxFile) -> bool:
-    """Return whether motion fills the frames that a file of boxes does not name."""
+    """Return whether motion fills the frames that a file of boxes does not name, and adds headings.
+
+    Raises BadBoxes if it is required to, and the boxes are of numbered animals.
+    """
+    if locate == "motion" and file.has_animals:
+        raise BadBoxes(
+            "locate is motion, and the boxes number animals: motion finds one thing, and not which of them it is; "
+            "leave locate out, or the column animal"
+        )
     return locate == "motion" or (locate == "auto" and not file.is_complete)
 
 

@@ -184,6 +184,10 @@ def test_boxes_of_some_frames_correct_motion_as_in_training(tmp_path: Path) -> N
     frames = dict(zip(found.names, found.frames, strict=True)) | {"03.png": Frame(7, 9, 50)}
     assert filled.frames == [frames[name] for name in filled.names]
     assert read_squares([tmp_path], SIDE, boxes=boxes).names == ["03.png"]
+    boxes.write_text("image,x,y,width,height,animal\n03.png,7,9,50,50,0\n")
+    assert read_squares([tmp_path], SIDE, boxes=boxes, locate="auto").names == ["03.png"]
+    with pytest.raises(InputError, match="the boxes number animals"):
+        read_squares([tmp_path], SIDE, boxes=boxes, locate="motion")
 
 
 def test_turned_boxes_are_scored_in_their_squares(api: Seer, photos: tuple[Path, Path], tmp_path: Path) -> None:

@@ -30,6 +30,12 @@ COUNT, EMPTY = 12, 7
 PLACES = walk(COUNT)
 
 
+def png(image: Image.Image) -> bytes:
+    data = io.BytesIO()
+    image.save(data, "PNG", compress_level=1)
+    return data.getvalue()
+
+
 def film_of(places, scale: int = 1) -> bytes:
     return encode_film((arena_frame(place, number) for number, place in enumerate(places)), scale)
 
@@ -152,7 +158,10 @@ async def test_where_motion_is_not_sure_only_frames_with_a_box_have_a_pose(send,
     assert len(found["errors"]) == COUNT - 1
 
 
-async def test_files_that_name_all_frames_with_a_thing_are_not_filled(send, publish, consumer, film, problem):
+async def test_files_that_name_all_frames_with_a_thing_are_filled_on_request_alone(
+    send, publish, consumer, film, problem
+):
+    """And not at all by motion if they number animals, of which it finds but one."""
     publish("dog")
     detection = {"category": "1", "conf": 0.9, "bbox": [0.25, 0.25, 0.5, 0.5], "frame_number": 4}
     document = {
@@ -162,9 +171,14 @@ async def test_files_that_name_all_frames_with_a_thing_are_not_filled(send, publ
     numbered = b"image,x,y,width,height,animal\nwalk.mkv#000004,80,60,160,120,1\n"
     for boxes in (json.dumps(document).encode(), numbered):
         sent = {**film, "boxes": ("boxes", boxes)}
-        assert [image["frame"] for image in (await send(sent, headers={})).json()["images"]] == [4]
-        detail = problem(await send(sent, headers={}, locate="motion"), 422, "bad_request")["detail"]
-        assert "boxes were sent, too, which are of all pictures or frames" in detail
+        for asked in ({}, {"locate": "auto"}, {"locate": "off"}):
+            assert [image["frame"] for image in (await send(sent, headers={}, **asked)).json()["images"]] == [4]
+        answer = await send(sent, headers={}, locate="motion")
+        if boxes == numbered:
+            assert "the boxes number animals" in problem(answer, 422, "bad_boxes")["detail"]
+        else:
+            by = {image["frame"]: image["region"]["by"] for image in answer.json()["images"]}
+            assert by == {n: "boxes" if n == 4 else "motion" for n in range(COUNT) if n != EMPTY}
 
 
 async def test_pictures_of_one_camera_are_located_together(http, send, publish, consumer):
@@ -180,6 +194,19 @@ async def test_pictures_of_one_camera_are_located_together(http, send, publish, 
     for found in answers:
         for image, place in zip(found["images"], PLACES, strict=True):
             assert np.linalg.norm(centre(image["region"]) - place) < 0.1 * BODY
+
+
+async def test_boxes_of_some_pictures_of_one_camera_hold_there_and_motion_for_the_others(http, send, publish, consumer):
+    publish("dog")
+    files = [("images", (f"{n}.png", png(arena_frame((x, y), n)))) for n, (x, y) in enumerate(PLACES)]
+    boxes = ("boxes.csv", b"image,x,y,width,height\n3.png,10,20,60,60\n5.png,,,,\n")
+    alone = (await send(files, headers={}, locate="motion")).json()["images"]
+    regions = {image["index"]: {**image["region"], "by": "motion"} for image in alone if image["index"] != 5}
+    regions[3] = {"x": 10, "y": 20, "width": 60, "height": 60, "confidence": None, "by": "boxes"}
+    accepted = await send([*files, ("boxes", boxes)], headers=RESPOND_ASYNC, locate="motion")
+    found = (await ended(http, accepted.json()["id"]))["result"]
+    assert {image["index"]: image["region"] for image in found["images"]} == regions
+    assert [(error["index"], error["code"]) for error in found["errors"]] == [(5, "nothing_found")]
 
 
 async def test_megadetectors_boxes_of_pictures(send, publish, consumer, make_picture, problem):
@@ -388,6 +415,23 @@ async def test_each_animal_of_a_picture_has_a_pose_with_or_without_an_angle(
     sent = {"images": ("a.png", make_picture()), "boxes": ("boxes.csv", boxes)}
     found = (await send(sent, headers={})).json()["images"]
     assert [(image["box"], image["region"]["angle"]) for image in found] == [(1, 270), (2, 90)]
+
+
+@pytest.mark.parametrize("count", [23, 24])
+async def test_boxes_of_all_frames_without_angles_get_the_headings_of_motion(send, publish, consumer, data_root, count):
+    """As those of some frames do."""
+    train_with(data_root, publish("dog"), align="heading")
+    places, angles = walk(24), walk_angles(24)
+    film = {"video": ("walk.mkv", encode_film(map(walker_frame, map(tuple, places), angles, range(24))))}
+    rows = [f"walk.mkv#{n:06},{x - 33:.1f},{y - 30:.1f},66,60" for n, (x, y) in enumerate(places[:count])]
+    boxes = ("boxes.csv", "\n".join(["image,x,y,width,height", *rows]).encode())
+    answer = (await send({**film, "boxes": boxes}, headers={})).json()
+    assert answer["errors"] == []
+    turned = np.array([image["region"]["angle"] for image in answer["images"]])
+    assert np.abs((turned - angles + 180) % 360 - 180).max() < 6
+    assert [image["region"]["width"] for image in answer["images"][:count]] == [66] * count
+    alone = (await send({**film, "boxes": boxes}, headers={}, locate="off")).json()
+    assert (alone["images"], alone["errors"][0]["code"]) == ([], "no_heading")
 
 
 async def test_nothing_is_turned_where_the_way_it_looks_is_not_known(send, publish, consumer, film, data_root, problem):

@@ -187,12 +187,22 @@ async def test_labels_of_a_picture_with_two_boxes_are_refused(http, problem, no_
         check_labels_answer(answer, message, problem, no_trace)
 
 
+FILM_BOXES = json.dumps(
+    {"images": [{"file": "a.mp4", "frame_rate": 9, "detections": [{"bbox": [0, 0, 1, 1], "frame_number": 2}]}]}
+)
+
+
 @pytest.mark.parametrize(
     ("boxes", "settings", "code"),
     [
-        ("image,x,y,width,height\na.jpg,1,2,20,30\n", {}, "bad_boxes"),
-        ("image,x,y,width,height,angle\na.jpg,1,2,20,30,\n", {}, "bad_boxes"),
-        ("image,x,y,width,height,angle\na.jpg,1,2,20,30,90\n", {}, None),
+        ("image,x,y,width,height\na.jpg,1,2,20,30\n", {"locate": "off"}, "bad_boxes"),
+        ("image,x,y,width,height,angle\na.jpg,1,2,20,30,\n", {"locate": "off"}, "bad_boxes"),
+        ("image,x,y,width,height\na.jpg,1,2,20,30\n", {}, None),  # motion may show it
+        ("image,x,y,width,height\na.jpg,1,2,20,30\n", {"locate": "motion"}, None),
+        ("image,x,y,width,height,animal\na.jpg,1,2,20,30,0\n", {}, "bad_boxes"),  # it is not asked
+        (FILM_BOXES, {}, "bad_boxes"),
+        (FILM_BOXES, {"locate": "motion"}, None),
+        ("image,x,y,width,height,angle\na.jpg,1,2,20,30,90\n", {"locate": "off"}, None),
         (None, {"locate": "off"}, "bad_setting"),
         (None, {}, None),
     ],
@@ -207,6 +217,21 @@ async def test_pictures_that_nothing_can_align_are_refused(http, problem, no_tra
     else:
         assert "angle" in problem(answer, 422, code)["detail"]
         no_trace()
+
+
+@pytest.mark.parametrize("kind", ["upload", "dataset"])
+async def test_motion_is_not_asked_for_numbered_animals(http, problem, no_trace, kind):
+    boxes = ("b.csv", b"image,x,y,width,height,animal\na.jpg,1,2,20,30,0\n")
+    form = [("archive", ("a.zip", _zip(*STORED))), ("boxes", boxes)]
+    if kind == "dataset":
+        dataset = (await http.post("/datasets", files=form)).json()["id"]
+        form = [("dataset", (None, dataset))]
+    form.append(("category", (None, "dog")))
+    detail = problem(await http.post("/train-jobs", files=[*form, ("locate", (None, "motion"))]), 422, "bad_boxes")
+    assert "the boxes number animals" in detail["detail"]
+    if kind == "upload":
+        no_trace()
+    assert (await http.post("/train-jobs", files=form)).status_code == 202
 
 
 @pytest.mark.parametrize("path", ["/train-jobs", "/datasets"])

@@ -436,6 +436,54 @@ def test_corrections_without_an_angle_do_not_stop_the_rotation(desk) -> None:
         )
 
 
+@pytest.mark.parametrize("count", [1, 20, 24])
+def test_boxes_without_angles_get_the_headings_of_motion_with_either_setting(desk, count) -> None:
+    frames = walker(24)
+    for align in ("auto", "heading"):
+        alone = prepared(desk, desk.upload(frames, desk.tiny(align=align)))[1]["frames"]
+        rows = [f"{name},{a},{b},{c},{c}" for name, (a, b, c, _) in zip(frames, alone[:count], strict=False)]
+        job = desk.upload(frames, desk.tiny(align=align))
+        desk.files.boxes(job.id).write_text("\n".join(["image,x,y,width,height", *rows]))
+        done, info, _ = prepared(desk, job)
+        assert (info["align"], done.metrics["located"]["headings"]) == ("heading", 24)
+        assert done.metrics["located"]["by"] == ("boxes" if count == 24 else "boxes and motion")
+        np.testing.assert_allclose(info["frames"], alone, atol=0.02)
+    upright = desk.upload(frames, desk.tiny(align="off"))
+    desk.files.boxes(upright.id).write_text("\n".join(["image,x,y,width,height", *rows]))
+    done, info, _ = prepared(desk, upright)
+    assert (info["align"], "headings" in done.metrics["located"]) == ("off", False)
+
+
+def test_boxes_without_angles_where_motion_shows_none_cannot_be_aligned(desk, arena) -> None:
+    stills = {f"{n}.png": desk.picture(n, kind="PNG") for n in range(12)}
+    still_arena = {f"cam/{n:02}.png": png(arena_frame((40, 40), n)) for n in range(12)}
+    for files, why in ((stills, "not one camera"), (still_arena, "nothing moves")):
+        job = desk.upload(files, desk.tiny(align="heading"))
+        rows = [f"{name},1,2,20,20" for name in files]
+        desk.files.boxes(job.id).write_text("\n".join(["image,x,y,width,height", *rows]))
+        desk.caretaker.prepare(job.id)
+        failed = desk.jobs.get(job.id)
+        assert failed.error is not None, why
+        assert failed.error.code == "bad_boxes"
+        assert "no box has an angle, and motion shows no heading" in failed.error.detail
+        assert "send boxes with angles" in failed.error.detail
+        again = desk.upload(files, desk.tiny())
+        desk.files.boxes(again.id).write_text("\n".join(["image,x,y,width,height", *rows]))
+        done, info, _ = prepared(desk, again)
+        assert (info["align"], done.metrics["located"]) == ("off", {"by": "boxes", "note": None})
+
+
+def test_files_that_name_all_frames_with_a_thing_are_filled_on_request_alone(desk) -> None:
+    film = {"cam.mkv": encode_film(arena_frame((x, y), n) for n, (x, y) in enumerate(walk(24)))}
+    detections = [{"category": "1", "conf": 0.9, "bbox": [0, 0, 0.5, 0.5], "frame_number": n} for n in range(10)]
+    images = [{"file": "cam.mkv", "frame_rate": 25, "detections": detections}]
+    for locate, count, by in (("auto", 10, "boxes"), ("motion", 24, "boxes and motion")):
+        job = desk.upload(film, desk.tiny(locate=locate))
+        desk.files.boxes(job.id).write_text(json.dumps({"images": images, "detection_categories": {"1": "animal"}}))
+        done, info, _ = prepared(desk, job)
+        assert (len(info["names"]), done.metrics["located"]["by"]) == (count, by)
+
+
 def test_a_view_from_the_side_is_not_rotated(desk) -> None:
     frames = {f"cam/{n:02}.png": png(walker_frame((40 + 10 * n, 120), 90 + 10 * np.sin(n), n)) for n in range(24)}
     done, info, _ = prepared(desk, desk.upload(frames, desk.tiny()))
