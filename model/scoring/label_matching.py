@@ -116,8 +116,9 @@ def match_labels(
 def match_crops(labels: Labels, names: Sequence[str], with_several: Collection[str]) -> NDArray[np.int64]:
     """Match as :meth:`.Labels.match`; names of pictures ``with_several`` boxes may be there several times.
 
-    Raises LabelsError if one of these has labels, too.
+    Raises LabelsError if one of these has labels, too, or no keypoint is visible.
     """
+    labels.check_visible()
     if not with_several:
         return labels.match(names)
     several = frozenset(with_several)

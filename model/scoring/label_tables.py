@@ -110,6 +110,8 @@ class _Table:
             raise LabelsError(f"has more or fewer fields than the header's {self.width}")
         cells = {name: row[index] if index < len(row) else "" for name, index in self.columns.items()}
         name, joint_name = cells["image"], cells["keypoint"]
+        if all(is_missing(cells[column]) for column in _COLUMNS):  # an empty row, but for columns of others
+            return
         if not name or not joint_name:
             raise LabelsError("image or keypoint is empty")
         place = (

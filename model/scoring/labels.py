@@ -80,6 +80,13 @@ class Labels:
             sizes=None if self.sizes is None else self.sizes[chosen],
         )
 
+    def check_visible(self) -> None:
+        """Raise LabelsError if no keypoint is visible in any picture."""
+        if not self.visibility.any():
+            raise LabelsError(
+                f"no keypoint is labelled in {len(self)} pictures: each has no x and y, or is not visible; label some"
+            )
+
     def match(self, pictures: Sequence[str]) -> NDArray[np.int64]:
         """Return the row of each picture's labels (len(pictures),), -1 for a picture without labels.
 

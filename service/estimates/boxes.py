@@ -77,6 +77,8 @@ def parse_boxes(text: str | None, names: Sequence[str]) -> list[PictureBoxes]:
     if not text or not text.strip():
         return [PictureBoxes()] * count
     if file := parse_file(text):
+        if not file.has_boxes:
+            raise BadBoxes(f"there is no box in the boxes; {_EXPECTED_BOXES}")
         return boxes_by_picture(file, names)
     try:
         entries = json.loads(text)

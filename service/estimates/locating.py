@@ -12,7 +12,8 @@ from PIL import Image
 from service.contract.errors import PPLError
 from service.contract.media.animals import AnimalLocator
 from service.contract.media.boxes import FoundBox
-from service.contract.media.locating import boxes_of_track, correct_track, take_heading
+from service.contract.media.corrections import correct_track, take_heading
+from service.contract.media.locating import boxes_of_track
 from service.contract.media.motion import LONGER_SIDE, Track
 from service.contract.media.pictures import PictureLimits, open_reduced
 

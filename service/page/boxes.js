@@ -44,11 +44,10 @@ export class BoxEditor {
     return new File([[COLUMNS.join(","), ...rows].join("\n")], "boxes.csv", { type: "text/csv" });
   }
 
-  // What the user changed; motion fills the rest. Of a video in which it found nothing, its boxes go on in between. A file
-  // needs a box: those found are sent as well where the user only removed some.
+  // What the user changed; motion fills the rest. Of a video in which it found nothing, its boxes go on in between.
   corrections() {
-    const moving = new Set([...this.found.keys()].map(videoOf)), own = [...this.boxes], hasBox = own.some(([, boxes]) => boxes.length);
-    return [...(hasBox ? [] : [...this.found].filter(([name]) => !this.boxes.has(name))), ...own, ...between(own.filter(([name]) => !moving.has(videoOf(name))), this.dataset.found.frames)];
+    const moving = new Set([...this.found.keys()].map(videoOf)), own = [...this.boxes];
+    return [...own, ...between(own.filter(([name]) => !moving.has(videoOf(name))), this.dataset.found.frames)];
   }
 
   // Take the boxes that an earlier job found or was sent; rows without numbers are pictures without a box.

@@ -91,6 +91,7 @@ def _check(
 ) -> None:
     try:
         found = read_labels(labels)
+        found.check_visible()
         names, videos = _list_names(pictures, limits, video_name)
         media = [*names, *videos]
         try:

@@ -151,6 +151,11 @@ class BoxFile:
         return [replace(found, box=self._in_pixels(found.box, size)) for found in self.boxes.get(name or "", ())]
 
     @property
+    def has_boxes(self) -> bool:
+        """Whether there is any box; a CSV may only say in which pictures nothing is."""
+        return any(self.boxes.values())
+
+    @property
     def has_animals(self) -> bool:
         """Whether boxes have the numbers of their animals."""
         return any(found.animal is not None for boxes in self.boxes.values() for found in boxes)
@@ -180,16 +185,22 @@ class BoxFile:
 
 
 def parse_box_file(data: bytes | str) -> BoxFile:
-    """Return the boxes in a file. Raises BadBoxes: of another form, damaged, or without a box."""
+    """Return the boxes in a file.
+
+    Raises BadBoxes: of another form, damaged, or without a box; a CSV may have names of pictures without a box alone.
+    """
     try:
         text = decode_text(data) if isinstance(data, bytes) else data.removeprefix("\ufeff")
-        found = _parse_json(json.loads(text)) if text.lstrip()[:1] == "{" else _parse_csv(text)
+        is_json = text.lstrip()[:1] == "{"
+        found = _parse_json(json.loads(text)) if is_json else _parse_csv(text)
     except UnicodeDecodeError as error:
         raise BadBoxes(f"the boxes are not UTF-8 text (byte {error.start}); {_EXPECTED}") from error
     except (ValueError, RecursionError) as error:
         raise BadBoxes(f"the boxes are neither valid JSON nor CSV ({str(error)[:80]}); {_EXPECTED}") from error
-    if not any(found.boxes.values()):
-        raise BadBoxes(f"there is no box in the boxes; {_EXPECTED}")
+    if not found.boxes and not is_json:
+        raise BadBoxes(f"the boxes have a header and no row; {_EXPECTED}")
+    if is_json and not found.has_boxes:
+        raise BadBoxes(f"there is no box in the boxes, of {len(found.boxes)} pictures or frames; {_EXPECTED}")
     return found
 
 
@@ -216,9 +227,11 @@ def _parse_csv(text: str) -> BoxFile:
     if missing:
         raise BadBoxes(f"the header of the boxes lacks {', '.join(missing)} or has it twice; {_EXPECTED}")
     found: dict[str, list[FoundBox]] = {}
-    for number, (_, row) in enumerate(rows, 2):
+    for number, row in rows:
         cells = {name: "" if is_missing(cell) else cell for name, cell in zip(header, row, strict=False)}
         name, values = cells.get("image", ""), [cells.get(column, "") for column in _COLUMNS[1:]]
+        if not name and not any(values):  # an empty row, but for columns of others
+            continue
         if not name:
             raise BadBoxes(f"row {number} of the boxes names no image; {_EXPECTED}")
         entry = found.setdefault(name, [])

@@ -1,14 +1,10 @@
 """Find where the thing is in an upload's pictures: by boxes that were sent, or by what moves before a fixed camera.
 
-Where boxes were sent for some frames of a fixed camera, motion fills the others. A sent box holds for the frame that it
-names, and corrects those of motion before and after it for as long as motion's box stays in its place: there motion
-sees the same thing, rightly or wrongly. Frames further away keep what motion found. A sent box without a heading gets
-that of motion.
+Where boxes were sent for some frames of a fixed camera, motion fills the others, see :mod:`.corrections`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -18,12 +14,12 @@ from typing import Any, BinaryIO
 from service.contract.errors import BadBoxes, TooFewPictures
 
 from .boxes import BoxFile, FoundBox
+from .corrections import correct_track, take_heading
 from .heading import is_seen_from_above
 from .motion import LONGER_SIDE, NOTHING_LEAVES, NOTHING_MOVES, MotionLocator, Track
 from .pictures import Picture
 
 _TRIED = 32  # pictures of a folder after which it is judged whether they come from one fixed camera
-_NEAR = 0.1  # of its side: motion's box is still in its place
 _SURE_SHARE = 0.8  # of the frames that are in clips of which motion is sure
 _NOTHING_FOUND = "nothing of the usual size moves in it"
 NOT_ONE_CAMERA = "not one thing before a fixed camera"
@@ -89,6 +85,11 @@ class Locations:
             else:
                 found += self.file.boxes[entry][:1]
         return [box for box in found if box]
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether any picture has a box."""
+        return bool(self._list_most_confident())
 
     @property
     def knows_heading(self) -> bool:
@@ -229,12 +230,18 @@ class MotionFinder:
             sent: boxes of some frames; motion fills the others if it is sure of most, or required.
 
         Raises TooFewPictures if motion is required and nothing moves, or if pictures are to be aligned and motion is
-        not sure; with boxes that were sent, BadBoxes if pictures are to be aligned and no heading is known.
+        not sure; with boxes that were sent, BadBoxes if pictures are to be aligned and no heading is known, or there
+        is no box and motion finds none.
         """
         motion = self.look()
         side, reasons = motion.side_px, motion.reasons
         if sent:
             filled = self._fill(sent, motion)
+            if not filled.has_boxes:
+                raise BadBoxes(
+                    "there is no box in the boxes, and motion does not show surely where the thing is "
+                    f"({motion.note or 'nothing moves'}); send boxes, or set locate to motion to use it all the same"
+                )
             if self._align == "heading" and not filled.knows_heading:
                 raise BadBoxes(
                     "align is heading, no box has an angle, and motion shows no heading "
@@ -293,69 +300,20 @@ class MotionFinder:
 def fills_frames(locate: str, file: BoxFile) -> bool:
     """Return whether motion fills the frames that a file of boxes does not name, and adds headings.
 
-    Raises BadBoxes if it is required to, and the boxes are of numbered animals.
+    Raises BadBoxes if it is required to, and the boxes are of numbered animals; or if it does not, and there is no box.
     """
     if locate == "motion" and file.has_animals:
         raise BadBoxes(
             "locate is motion, and the boxes number animals: motion finds one thing, and not which of them it is; "
             "leave locate out, or the column animal"
         )
-    return locate == "motion" or (locate == "auto" and not file.is_complete)
-
-
-def correct_track(found: Sequence[FoundBox | None], sent: Mapping[int, Sequence[FoundBox]]) -> list[FoundBox | None]:
-    """Return motion's boxes of a clip's frames, corrected near the frames for which boxes were sent.
-
-    A sent box moves, scales and turns those of the frames before and after it as it does its own frame's, for as long
-    as motion's box stays within a tenth of its side of where it is in the named frame; where nothing is in that frame,
-    those have none. Between two of them the nearer one holds. Several boxes of a frame correct no other.
-
-    Args:
-        sent: the boxes of frames, by number; none where nothing is in a frame. Motion's boxes of these are returned as
-            they are.
-    """
-    corrected, distance = list(found), dict[int, int]()
-    for frame, boxes in sent.items():
-        own = found[frame]
-        if own is None or len(boxes) > 1:
-            continue
-        for step in (-1, 1):
-            at = frame + step
-            while 0 <= at < len(found) and at not in sent and (each := found[at]) and _distance(each, own) <= _NEAR:
-                if abs(at - frame) < distance.get(at, len(found)):
-                    distance[at] = abs(at - frame)
-                    corrected[at] = _move(each, own, boxes[0]) if boxes else None
-                at += step
-    return corrected
-
-
-def _distance(one: FoundBox, other: FoundBox) -> float:
-    """Return the distance between the centres of boxes in sides of the second one."""
-    (x, y, width, height), (other_x, other_y, side, other_height) = one.box, other.box
-    return math.hypot(x - other_x + (width - side) / 2, y - other_y + (height - other_height) / 2) / side
-
-
-def _move(box: FoundBox, start: FoundBox, end: FoundBox) -> FoundBox:
-    """Move, scale and turn a box by the difference between two others, from ``start`` to ``end``."""
-    values = [value + to - by for value, by, to in zip(box.box, start.box, end.box, strict=True)]
-    angle = box.angle
-    if angle is not None and start.angle is not None and end.angle is not None:
-        angle = round((angle + end.angle - start.angle) % 360, 1)
-    x, y, width, height = (round(value, 2) for value in values)
-    return replace(box, box=(x, y, width, height), angle=angle)
-
-
-def take_heading(sent: list[FoundBox], found: FoundBox | None) -> list[FoundBox]:
-    """Return the boxes that were sent for a frame; one without an angle gets that of what motion found in it."""
-    if found is None or found.angle is None:
-        return sent
-    angle, confidence = found.angle, found.angle_confidence
-    return [
-        replace(each, angle=angle, angle_confidence=confidence)
-        if each.angle is None and _distance(each, found) <= 0.5
-        else each
-        for each in sent
-    ]
+    fills = locate == "motion" or (locate == "auto" and not file.is_complete)
+    if not (fills or file.has_boxes):
+        raise BadBoxes(
+            f"the boxes name {len(file.boxes)} pictures or frames in which nothing is, and have no box; send boxes of "
+            "the others, or set locate to motion to find it there before a fixed camera"
+        )
+    return fills
 
 
 def _is_promising(track: Track) -> bool:

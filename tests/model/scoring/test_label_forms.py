@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from model.scoring.label_files import parse_labels
+from model.scoring.label_matching import match_labels
 from model.scoring.labels import LabelsError
 from service.contract.media.videos import frame_name
 
@@ -345,6 +346,20 @@ def test_label_studios_annotators_are_not_mixed():
 def test_unusable_tasks_are_refused(tasks, message):
     with pytest.raises(LabelsError, match=message):
         read(tasks)
+
+
+def test_rows_without_content_are_ignored_and_labels_need_a_keypoint():
+    """An index or a remark beside them is no content."""
+    indexed = "".join(f"{number},{line}\n" for number, line in enumerate(PLAIN.splitlines()))
+    indexed = indexed.replace("0,image", ",image", 1) + "7,,,,\n8,NA,NA,NaN,NaN\n"
+    np.testing.assert_array_equal(read(indexed).keypoints, read(PLAIN).keypoints)
+    assert read(indexed).names == read(PLAIN).names
+    for text in ("image,keypoint,x,y\n", "image,keypoint,x,y,\n,,,,1\n,,,,2\n"):
+        with pytest.raises(LabelsError, match="a header and no row"):
+            read(text)
+    for text in ("image,keypoint,x,y\na,nose,,\nb,nose,NaN,NaN\n", "image,keypoint,x,y,visible\na,n,1,2,0\nb,n,3,4,0"):
+        with pytest.raises(LabelsError, match="no keypoint is labelled in 2 pictures"):
+            match_labels(read(text), ["a", "b"], [(9, 9)] * 2)
 
 
 def test_what_is_no_label_file_is_refused_in_words():

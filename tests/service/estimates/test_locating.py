@@ -148,6 +148,19 @@ async def test_boxes_of_some_frames_hold_there_and_motion_for_the_others(http, s
     assert sorted(regions) == [n for n in range(COUNT) if n != 9]
 
 
+async def test_a_file_that_only_says_where_nothing_is_leaves_these_frames_out(send, publish, consumer, film, problem):
+    publish("dog")
+    sent = {**film, "boxes": ("boxes.csv", b"image,x,y,width,height\nwalk.mkv#000009,,,,\nwalk.mkv#000002,,,,\n")}
+    found = (await send(sent, headers={})).json()
+    assert [image["frame"] for image in found["images"]] == [n for n in range(COUNT) if n not in (2, EMPTY, 9)]
+    assert {image["region"]["by"] for image in found["images"]} == {"motion"}
+    detail = problem(await send(sent, headers={}, locate="off"), 422, "bad_boxes")["detail"]
+    assert "name 2 pictures or frames in which nothing is, and have no box" in detail
+    empty = {**film, "boxes": ("boxes.csv", b"image,x,y,width,height\n,,,,\n")}
+    detail = problem(await send(empty, headers={}), 422, "bad_boxes")["detail"]
+    assert "the boxes have a header and no row" in detail
+
+
 async def test_where_motion_is_not_sure_only_frames_with_a_box_have_a_pose(send, publish, consumer):
     publish("dog")
     film = encode_film(arena_frame((x, y), n, shift=25 * n) for n, (x, y) in enumerate(PLACES))
@@ -242,6 +255,7 @@ async def test_megadetectors_boxes_of_pictures(send, publish, consumer, make_pic
         ({"locate": "motion", "boxes": "[null, null, null]"}, "bad_request"),
         ({"boxes": "image,x,y\n"}, "bad_boxes"),
         ({"boxes": "image,x,y,width,height\n"}, "bad_boxes"),
+        ({"boxes": "image,x,y,width,height\n0.png,,,,\n"}, "bad_boxes"),
     ],
 )
 async def test_fields_that_do_not_fit_are_refused(send, publish, consumer, problem, fields, code):

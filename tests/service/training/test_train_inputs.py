@@ -219,6 +219,24 @@ async def test_pictures_that_nothing_can_align_are_refused(http, problem, no_tra
         no_trace()
 
 
+@pytest.mark.parametrize(
+    ("field", "text", "code", "message"),
+    [
+        ("boxes", "image,x,y,width,height\n", "bad_boxes", "the boxes have a header and no row"),
+        ("boxes", "image,x,y,width,height\n,,,,\n,,,,\n", "bad_boxes", "the boxes have a header and no row"),
+        ("boxes", "image,x,y,width,height\na.jpg,,,,\n", "bad_boxes", "in which nothing is, and have no box"),
+        ("labels", "image,keypoint,x,y\n", "bad_labels", "the labels have a header and no row"),
+        ("labels", "image,keypoint,x,y\n,,,\n,,,\n", "bad_labels", "the labels have a header and no row"),
+        ("labels", "image,keypoint,x,y\na.jpg,nose,,\n", "bad_labels", "no keypoint is labelled in 1 pictures"),
+    ],
+)
+async def test_tables_without_content_are_refused_with_what_came(http, problem, no_trace, field, text, code, message):
+    form = [("archive", ("a.zip", _zip(*STORED))), (field, ("t.csv", text.encode()))]
+    form += [("category", (None, "dog")), ("locate", (None, "off"))]
+    assert message in problem(await http.post("/train-jobs", files=form), 422, code)["detail"]
+    no_trace()
+
+
 @pytest.mark.parametrize("kind", ["upload", "dataset"])
 async def test_motion_is_not_asked_for_numbered_animals(http, problem, no_trace, kind):
     boxes = ("b.csv", b"image,x,y,width,height,animal\na.jpg,1,2,20,30,0\n")

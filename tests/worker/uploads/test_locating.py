@@ -15,8 +15,8 @@ from model.training.trainer import Trainer
 from service.contract.jobs.files import BOXES
 from service.contract.jobs.store import Job, JobStatus
 from service.contract.media.boxes import FoundBox, parse_box_file
+from service.contract.media.corrections import correct_track, take_heading
 from service.contract.media.fitting import fit_square
-from service.contract.media.locating import correct_track, take_heading
 from service.contract.media.pictures import open_picture
 from tests.support.arena import BODY, arena_frame, encode_film, walk, walk_angles, walker_frame
 from worker.caretaker import Caretaker
@@ -194,6 +194,27 @@ def test_boxes_of_some_frames_hold_there_and_motion_for_the_others(desk, kind) -
     desk.files.boxes(alone.id).write_text("\n".join(["image,x,y,width,height", *rows]))
     desk.caretaker.prepare(alone.id)
     assert "at least" in desk.jobs.get(alone.id).error.detail, "two pictures are too few"
+
+
+def test_a_file_that_only_says_where_nothing_is_leaves_these_frames_out(desk, arena) -> None:
+    rows = "image,x,y,width,height\n03.png,,,,\n05.png,,,,\n"
+    job = desk.upload(arena, desk.tiny())
+    desk.files.boxes(job.id).write_text(rows)
+    done, info, _ = prepared(desk, job)
+    assert info["names"] == [f"cam/{n:02}.png" for n in range(12) if n not in (3, 5, 11)]
+    assert (done.metrics["located"]["by"], done.metrics["located"]["found"]) == ("boxes and motion", 9)
+    stills = {f"{n:02}.png": desk.picture(n, kind="PNG") for n in range(12)}
+    for files, locate, message in (
+        (arena, "off", "name 2 pictures or frames in which nothing is, and have no box; send boxes of the others, or"),
+        (stills, "auto", "there is no box in the boxes, and motion does not show surely where the thing is (.: not"),
+    ):
+        job = desk.upload(files, desk.tiny(locate=locate))
+        desk.files.boxes(job.id).write_text(rows)
+        desk.caretaker.prepare(job.id)
+        failed = desk.jobs.get(job.id)
+        assert failed.error is not None
+        assert failed.error.code == "bad_boxes"
+        assert message in failed.error.detail
 
 
 def test_where_motion_is_not_sure_pictures_without_a_box_are_left_out_and_that_is_said(desk) -> None:

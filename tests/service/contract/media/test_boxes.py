@@ -128,6 +128,12 @@ def test_long_runs_of_digits_are_no_frame_and_take_no_time() -> None:
     assert list(parse_box_file("image,x,y,width,height\na#000012,1,1,2,2\nframe 7.png,1,1,2,2\n").by_frame()) == [12, 7]
 
 
+def test_a_file_may_only_say_in_which_pictures_nothing_is() -> None:
+    file = parse_box_file("image,x,y,width,height\na,,,,\n,,,,\nb,NA,NA,NA,NA\n")
+    assert (file.boxes, file.has_boxes) == ({"a": [], "b": []}, False)
+    assert parse_box_file("image,x,y,width,height\na,,,,\nb,1,2,3,4\n").has_boxes
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -147,7 +153,12 @@ def test_long_runs_of_digits_are_no_frame_and_take_no_time() -> None:
         ("image,x,y,width,height\na,nan,2,3,4\n", "is not x, y, width and height as numbers"),
         ("image,x,y,width,height\na,inf,2,3,4\n", "not finite"),
         ("image,x,y,width,height\n,1,2,3,4\n", "row 2 of the boxes names no image"),
-        ("image,x,y,width,height\na,,,,\n", "no box"),
+        ("image,x,y,width,height\n", "the boxes have a header and no row; expected CSV with the columns image,x,y"),
+        ("image,x,y,width,height\n,,,,\n\n,,,,\n", "the boxes have a header and no row"),
+        ("image;x;y;width;height;confidence\n;;;;;0,5\n", "the boxes have a header and no row"),
+        ("image,x,y,width,height\n\n,,,,\na,1,2,three,4\n", "row 4 of the boxes"),
+        ('{"images": [{"file": "a"}]}', "there is no box in the boxes, of 1 pictures or frames"),
+        ('{"images": [{"id": 1, "file_name": "a"}], "annotations": []}', "there is no box in the boxes"),
         ("{", "neither valid JSON"),
         ('{"images": 3}', "no list 'images'"),
         ('{"images": [{"file": 3}]}', "has no 'file'"),
