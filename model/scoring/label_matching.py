@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from .label_fitting import CameSize, fit_labels
 from .labels import Labels, LabelsError, from_square, hashed_split
+
+_MOST_OTHERS = 4  # names that are kept: more than a message lists
 
 
 class SquareOnPicture(Protocol):
@@ -33,6 +36,7 @@ class LabelledPictures:
         heldout: bool (n,), whether a picture is held out of training.
         split_from: "labels", or "names" if the split is by a hash of the names.
         without_picture: number of labels that match no picture of the job.
+        others: names of the first of these.
     """
 
     pictures: NDArray[np.int64]
@@ -42,6 +46,7 @@ class LabelledPictures:
     keypoint_names: tuple[str, ...]
     split_from: str
     without_picture: int
+    others: tuple[str, ...] = ()
 
     def save(self, file: IO[bytes]) -> None:
         """Write an .npz."""
@@ -55,7 +60,8 @@ class LabelledPictures:
         with np.load(path, allow_pickle=False) as arrays:
             values = {name: arrays[name] for name in arrays.files}
         facts = json.loads(values.pop("facts").tobytes())
-        return cls(**values, **facts | {"keypoint_names": tuple(facts["keypoint_names"])})
+        listed = {name: tuple(facts[name]) for name in ("keypoint_names", "others") if name in facts}
+        return cls(**values, **facts | listed)
 
 
 def match_labels(
@@ -86,7 +92,7 @@ def match_labels(
         if hint and not all(map(str.isascii, names)):
             raise LabelsError(f"{error}; {hint}") from error
         raise
-    pictures = np.flatnonzero(rows >= 0)
+    pictures, used = np.flatnonzero(rows >= 0), frozenset(rows.tolist())
     known_sizes = {labels.names[rows[index]]: (sizes[index][0], sizes[index][1]) for index in pictures.tolist()}
     matched = labels.rows(rows[pictures])
     if orientations is not None:
@@ -110,6 +116,7 @@ def match_labels(
         matched.keypoint_names,
         "labels" if matched.split else "names",
         len(labels) - len(pictures),
+        tuple(islice((name for row, name in enumerate(labels.names) if row not in used), _MOST_OTHERS)),
     )
 
 

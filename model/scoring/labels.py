@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
@@ -28,6 +29,7 @@ _SLACK = 0.02  # up to this it counts as inside
 _MAX_OUTSIDE_SHARE = 0.2  # of the labels; more are of pictures of another size or orientation
 _FEW_OUTSIDE = 4  # say nothing
 _NAMES_IN_MESSAGE = 3
+_FRAME = re.compile(r"#\d+$")
 ONE_ANIMAL = (
     "expected one labelled animal or person in a picture: leave the labels of one, or cut the animals out into "
     "pictures of their own"
@@ -113,16 +115,17 @@ class Labels:
             rows = whole.get(path) or shorter + longer.get(path, [])
             if len(rows) > 1:
                 names = [self.names[row] + (f" ({self.split[row]})" if self.split else "") for row in rows]
-                raise LabelsError(f"picture '{picture}' fits {len(rows)} labels: {_list_names(names)}")
+                raise LabelsError(f"picture '{picture}' fits {len(rows)} labels: {list_names(names)}")
             for row in rows:
                 if row in picture_of:
                     two = f"'{picture_of[row]}' and '{picture}'"
                     raise LabelsError(f"the label '{self.names[row]}' fits two pictures, {two}")
                 picture_of[row], matched[number] = picture, row
         if not picture_of:
+            hint = "; of a video, some frames are taken (frames_per_clip)" if any(map(_FRAME.search, pictures)) else ""
             raise LabelsError(
-                f"none of the {len(self)} labelled pictures ({_list_names(self.names)}) is among "
-                f"the {len(pictures)} pictures ({_list_names(pictures)})"
+                f"none of the {len(self)} labelled pictures ({list_names(self.names)}) is among "
+                f"the {len(pictures)} pictures ({list_names(pictures)}){hint}"
             )
         return matched
 
@@ -139,7 +142,7 @@ class Labels:
         unknown = [] if self.in_square else [self.names[row] for row in np.flatnonzero((final <= 0).any(1))]
         if unknown:
             raise LabelsError(
-                f"the size of {len(unknown)} labelled pictures is unknown ({_list_names(unknown)}); "
+                f"the size of {len(unknown)} labelled pictures is unknown ({list_names(unknown)}); "
                 "expected columns width and height, or the pictures themselves"
             )
         labels = replace(self, sizes=final)
@@ -281,6 +284,7 @@ def _split_path(name: str) -> tuple[str, ...]:
     return parts or (name,)
 
 
-def _list_names(names: Sequence[str]) -> str:
+def list_names(names: Sequence[str]) -> str:
+    """Return the first names for a message, shortened."""
     listed = ", ".join(f"'{name[:80]}'" for name in names[:_NAMES_IN_MESSAGE])
     return listed + (", …" if len(names) > _NAMES_IN_MESSAGE else "")

@@ -39,6 +39,7 @@ from worker.settings import WorkerSettings
 
 from .media_reader import FileCounts, MediaReader, TrainingSet
 from .placement import find_warnings, shrink, spread_rows
+from .unused import find_unused_boxes, find_unused_labels
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ class Preparer:
         try:
             counts = self._read_counts(job_id) or self._prepare_pictures(record, held)
             labelled = self._check_labels(job_id, counts.images)
+            frames_per_clip = parse_config(record.job.settings).frames_per_clip
+            warnings = [*counts.warnings, *find_unused_labels(labelled, frames_per_clip)]
         except Stopping:
             held.write(_reset_starts)  # an orderly stop is not a crash
             raise
@@ -76,7 +79,7 @@ class Preparer:
         def queue(record: JobRecord) -> None:
             record.move(JobStatus.QUEUED)
             _reset_starts(record)
-            record.job.metrics, record.job.warnings = counts.to_metrics(), counts.warnings
+            record.job.metrics, record.job.warnings = counts.to_metrics(), warnings
             if labelled:
                 record.job.metrics["held_out"] = int(labelled.heldout.sum())
             record.log(f"{counts.images} pictures prepared as {counts.mode}, {counts.skipped} skipped")
@@ -84,7 +87,7 @@ class Preparer:
                 record.log("; ".join(f"{name}: {value}" for name, value in located.items() if value is not None))
             for item in counts.skipped_files:
                 record.log(f"skipped {item['name']}: {item['reason']}")
-            for warning in counts.warnings:
+            for warning in warnings:
                 record.log(f"warning: {warning.detail}")
             record.pause_if_requested()
 
@@ -177,6 +180,7 @@ class Preparer:
             with atomic_write(files.found_boxes(job_id)) as file:
                 file.write(write_csv(boxes).encode())
         counts.warnings = self._look_at_pictures(job_id, squares.clip_names, is_located=not locations.whole)
+        counts.warnings += find_unused_boxes(locations, config.frames_per_clip)
         several = [replace_surrogates(name) for name in locations.with_several()]
         if several and counts.located is not None:
             taken = "the most confident is taken" if counts.mode == "clips" else "each is a picture to train on"

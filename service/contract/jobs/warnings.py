@@ -12,6 +12,8 @@ class WarningCode(StrEnum):
 
     VARYING_PLACE = "varying_place"
     MOVING_THING = "moving_thing"
+    UNUSED_BOXES = "unused_boxes"
+    UNUSED_LABELS = "unused_labels"
 
 
 class PictureWarning(BaseModel):
@@ -19,6 +21,7 @@ class PictureWarning(BaseModel):
 
     code: WarningCode = Field(
         description="`varying_place`: the thing is not of one size and in one place; `moving_thing`: a small thing "
-        "moves before a still background"
+        "moves before a still background; `unused_boxes`, `unused_labels`: some are of pictures or frames that the "
+        "training does not take"
     )
     detail: str = Field(description="what was seen and what to do")

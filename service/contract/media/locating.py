@@ -37,6 +37,7 @@ class Locations:
         file: boxes that were sent.
         entries: by the picture's name, that of its boxes in the file; None for a picture that the file does not name.
         sizes: of the pictures, in pixels, where motion filled those that the file does not name.
+        unused: names in the file, with a box, of which there is no picture.
     """
 
     boxes: Mapping[str, FoundBox | None] | None = None
@@ -46,6 +47,7 @@ class Locations:
     file: BoxFile | None = None
     entries: dict[str, str | None] = field(default_factory=dict)
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    unused: Sequence[str] = ()
 
     @property
     def whole(self) -> bool:
@@ -119,7 +121,10 @@ class Locations:
     def of_file(cls, file: BoxFile, names: list[str]) -> Locations:
         """Match the boxes that were sent with the pictures. Raises BadBoxes."""
         entries = dict(zip(names, file.match(names), strict=True))
-        return cls(missing="no box of it came", summary={"by": "boxes", "note": None}, file=file, entries=entries)
+        used = frozenset(entries.values())
+        unused = [name for name, boxes in file.boxes.items() if boxes and name not in used]
+        summary = {"by": "boxes", "note": None}
+        return cls(missing="no box of it came", summary=summary, file=file, entries=entries, unused=unused)
 
 
 @dataclass
