@@ -33,6 +33,12 @@ _SIGMA = 1.5  # of the smoothing over time, in frames
 _KNOWN_SHARE, _SURE = 0.9, 0.8  # of frames with a heading, and their mean confidence, of a thing seen from above
 _MOST_UPRIGHT = 0.6  # resultant length of twice the headings; 1 if the axis never turns
 _FEWEST_FRAMES = 16
+# of a thing that rears, seen from the side: its steep headings are up, and it goes along the ground
+_STEEP = math.cos(math.radians(45))  # cosine of the angle to the vertical
+_MOST_DOWN = 0.2  # of the steep headings
+_ALONG_GROUND = 0.35  # -1 if it goes up and down only, 1 if to the left and right only, 0 if to all sides
+_FRAMES_APART = 16  # at most, between which the way is measured: rearing moves it up and down in fewer
+_FAR = 2.0  # body lengths; a longer way counts as this
 
 
 def measure_shape(foreground: Pixels, body: NDArray[np.bool_]) -> tuple[float, float, float]:
@@ -107,20 +113,43 @@ def find_headings(found: NDArray[np.bool_], shapes: Floats, centres: Floats, len
     return angles, confidence.clip(0, 1)
 
 
-def is_seen_from_above(angles: Sequence[float | None], confidence: Sequence[float | None]) -> bool:
+def is_seen_from_above(
+    angles: Sequence[float | None], confidence: Sequence[float | None], centres: Floats | None = None
+) -> bool:
     """Return whether a thing seems to be seen from above: its headings are known, and its axis lies in all directions.
 
-    From the side, the axis of an animal that stands or walks hardly turns.
+    From the side, the axis of an animal that stands or walks hardly turns; if it often rears, it does so head up, and
+    goes along the ground.
 
     Args:
         angles: of the frames with a box, in degrees; None where the heading is not known.
         confidence: from 0 to 1; None counts as sure, as of boxes drawn by hand.
+        centres: (N, 2), of the boxes, in body lengths; without them it is not known how the thing goes.
     """
     known = [angle for angle in angles if angle is not None]
     sure = [1.0 if each is None else each for angle, each in zip(angles, confidence, strict=True) if angle is not None]
     if len(known) < max(_FEWEST_FRAMES, _KNOWN_SHARE * len(angles)) or float(np.mean(sure)) < _SURE:
         return False
-    return bool(abs(np.exp(2j * np.radians(known)).mean()) <= _MOST_UPRIGHT)
+    if abs(np.exp(2j * np.radians(known)).mean()) > _MOST_UPRIGHT:
+        return False
+    return centres is None or not (_is_head_up(np.array(known)) and _goes_along_ground(centres))
+
+
+def _is_head_up(angles: Floats) -> bool:
+    """Return whether nearly all steep headings are up."""
+    upwards = np.cos(np.radians(angles))
+    steep = np.abs(upwards) >= _STEEP
+    return bool((upwards[steep] < 0).sum() < _MOST_DOWN * steep.sum())
+
+
+def _goes_along_ground(centres: Floats) -> bool:
+    """Return whether a thing goes to the left and right much more than up and down."""
+    apart = max(1, min(_FRAMES_APART, len(centres) // 8))
+    across, down = (centres[apart:] - centres[:-apart]).T
+    way = np.hypot(across, down)
+    weights = np.minimum(way, _FAR)
+    along = weights * (across**2 - down**2) / np.maximum(way, 1e-9) ** 2
+    return bool(along.sum() >= _ALONG_GROUND * max(weights.sum(), 1e-9))
 
 
 def _find_side(directions: Floats, lean: Floats, steps: Floats) -> int:

@@ -11,6 +11,8 @@ from pathlib import PurePosixPath
 from statistics import median
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from service.contract.errors import BadBoxes, TooFewPictures
 
 from .boxes import BoxFile, FoundBox
@@ -330,7 +332,11 @@ def is_aligned_by(setting: str, boxes: Sequence[FoundBox]) -> bool:
     """Return whether to rotate pictures so that the thing faces up, by the setting of training."""
     if setting != "auto":
         return setting == "heading"
-    return is_seen_from_above([box.angle for box in boxes], [box.angle_confidence for box in boxes])
+    if not boxes:
+        return False
+    places = np.array([box.box for box in boxes])
+    centres = (places[:, :2] + places[:, 2:] / 2) / np.median(places[:, 2:].max(axis=1))
+    return is_seen_from_above([box.angle for box in boxes], [box.angle_confidence for box in boxes], centres)
 
 
 def boxes_of_track(track: Track, animal: int | None = None) -> list[FoundBox | None]:

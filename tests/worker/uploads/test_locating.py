@@ -505,8 +505,13 @@ def test_files_that_name_all_frames_with_a_thing_are_filled_on_request_alone(des
         assert (len(info["names"]), done.metrics["located"]["by"]) == (count, by)
 
 
-def test_a_view_from_the_side_is_not_rotated(desk) -> None:
-    frames = {f"cam/{n:02}.png": png(walker_frame((40 + 10 * n, 120), 90 + 10 * np.sin(n), n)) for n in range(24)}
+@pytest.mark.parametrize("rears", [False, True])
+def test_a_view_from_the_side_is_not_rotated(desk, rears) -> None:
+    frames = {}
+    for n in range(24):
+        is_up = rears and n % 8 > 4
+        place, angle = (40 + 10 * n, 120 - 12 * is_up), 90 - 75 * is_up + 10 * np.sin(n)
+        frames[f"cam/{n:02}.png"] = png(walker_frame(place, angle, n))
     done, info, _ = prepared(desk, desk.upload(frames, desk.tiny()))
     assert (done.metrics["located"]["found"], info["align"]) == (24, "off")
     assert [len(frame) for frame in info["frames"]] == [3] * 24

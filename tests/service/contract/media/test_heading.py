@@ -125,3 +125,29 @@ def test_a_view_from_above_is_one_whose_axis_turns_to_all_sides(
     angles: Sequence[float | None], confidence: float | None, expected: bool
 ) -> None:
     assert is_seen_from_above(list(angles), [confidence] * len(angles)) is expected
+
+
+def reared(share: float, count: int = 60) -> tuple[Floats, Floats]:
+    """Return headings and places, in body lengths, of a thing that goes to and fro along the ground and rears."""
+    steps = np.arange(count)
+    way = np.where(steps // 15 % 2 == 0, 1, -1)
+    rears = steps % 10 < 10 * share
+    tilt = np.where(rears, 50 + 35 * np.sin(steps), 8 * np.sin(steps))
+    places = np.stack([np.cumsum(way) * 0.4, np.where(rears, -0.3, 0) + 0.02 * np.sin(steps)], axis=1)
+    return (way * (90 - tilt)) % 360, places
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.4, 0.5, 0.6])
+def test_a_thing_that_rears_is_not_seen_from_above(share: float) -> None:
+    angles, places = reared(share)
+    assert not is_seen_from_above(list(angles), [0.9] * len(angles), places)
+    by_axis_alone = is_seen_from_above(list(angles), [0.9] * len(angles))
+    assert by_axis_alone is (share >= 0.4)
+
+
+def test_a_thing_that_also_heads_down_or_goes_up_and_down_is_seen_from_above() -> None:
+    angles, places = reared(0.4)
+    turned = np.where(np.arange(len(angles)) % 8 == 0, 180 - angles, angles) % 360
+    for headings, centres in ((turned, places), (angles, walk(len(angles)) / BODY), (angles, places[:, ::-1])):
+        assert is_seen_from_above(list(headings), [0.9] * len(headings), centres)
+    assert is_seen_from_above(list(ANGLES), [0.9] * COUNT, PLACES / BODY)
