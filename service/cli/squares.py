@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from model.scoring.label_fitting import CameSize, fit_labels
 from model.scoring.labels import Labels, from_square
 from service.client.errors import InputError
-from service.contract.errors import BadPicture, PPLError
+from service.contract.errors import BadBoxes, BadPicture, PPLError
 from service.contract.media import tiff
 from service.contract.media.archives import ArchiveLimits, Member, find_white, iter_media
-from service.contract.media.boxes import FoundBox, fit_found_box, parse_box_file
+from service.contract.media.boxes import FoundBox, check_box, fit_found_box, parse_box_file
 from service.contract.media.fitting import Frame, reduction_for_boxes
 from service.contract.media.locating import Locations, MotionFinder, clip_of_picture, fills_frames
 from service.contract.media.pictures import Picture, PictureLimits, is_picture_name, open_reduced
@@ -73,7 +73,12 @@ class Squares:
 
         Args:
             tries: whether one without an angle is undirected if ``aligned``; else it raises NoHeading.
+
+        Raises:
+            BadBoxes: the box lies outside of the picture, or is far larger.
         """
+        if found:
+            check_box(found.box, *picture.size)
         if aligned and tries and (found is None or found.angle is None):
             width, height = picture.size
             self.undirected[name] = found or FoundBox((0.0, 0.0, float(width), float(height)))
@@ -170,7 +175,7 @@ def read_squares(
             if box is None and not locations.whole:
                 raise BadPicture(locations.missing)
             squares.add(name, found, side, box, aligned=locations.is_aligned, tries=tries and not video)
-        except BadPicture as error:
+        except (BadPicture, BadBoxes) as error:
             squares.skipped.append({"name": name, "reason": error.detail})
         else:
             squares.videos |= {name: video} if video else {}

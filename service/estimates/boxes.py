@@ -12,8 +12,6 @@ from service.contract.errors import BadBoxes
 from service.contract.media.boxes import BoxFile, FoundBox, check_angle, parse_box_file
 from service.contract.media.fitting import Box
 
-# sides of a box, as a multiple of the picture's longer side: in a larger one the picture is a few pixels of the square
-_MAX_BOX = 8
 _EXPECTED_BOXES = (
     "expected a JSON list with an entry for each picture: [x, y, width, height] in pixels, or with an angle as a fifth "
     "number, a list of such boxes, or null for the whole picture; or a file of boxes: CSV (image,x,y,width,height), "
@@ -112,19 +110,3 @@ def _parse_box(name: str, box: Any) -> FoundBox:
     if width < 1 or height < 1:
         raise BadBoxes(f"{name} is {width:g} x {height:g} pixels; each side must have at least 1")
     return FoundBox((x, y, width, height), angle=check_angle(name, *angle) if angle else None)
-
-
-def check_box(box: Box, width: int, height: int) -> None:
-    """Raise BadBoxes if a box lies outside of its picture, or is far larger than it; width and height in pixels."""
-    x, y, box_width, box_height = box
-    max_side = _MAX_BOX * max(width, height)
-    if max(box_width, box_height) > max_side:
-        raise BadBoxes(
-            f"the box {list(box)} is larger than {_MAX_BOX} times the longer side of the picture, which is "
-            f"{width} x {height} pixels; a side may have at most {max_side}"
-        )
-    if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
-        raise BadBoxes(
-            f"the box {list(box)} lies outside of the picture, which is {width} x {height} pixels "
-            "with its EXIF orientation applied"
-        )

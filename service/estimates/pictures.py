@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.contract.errors import BodyTooLarge, NothingFound, PPLError
-from service.contract.media.boxes import FoundBox, fit_found_box
+from service.contract.media.boxes import FoundBox, check_box, fit_found_box
 from service.contract.media.fitting import Frame, reduction_for_boxes, unfit_square
 from service.contract.media.pictures import Picture, PictureLimits, open_picture, open_reduced
 from service.runtime.concurrency import DecodedPixelLimit
@@ -25,7 +25,7 @@ from service.versions.landmarks import LandmarkMaps
 from service.versions.reader import Version
 
 from . import drawing
-from .boxes import PictureBoxes, check_box
+from .boxes import PictureBoxes
 from .replies import Pose
 
 Answer = dict[str, Any]  # one pose, as in the response

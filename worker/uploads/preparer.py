@@ -28,7 +28,7 @@ from service.contract.jobs.store import JobRecord, JobStatus
 from service.contract.jobs.warnings import PictureWarning
 from service.contract.media import motion
 from service.contract.media.archives import ArchiveLimits, Member, iter_media, resolve_mode
-from service.contract.media.boxes import FoundBox, fit_found_box, parse_box_file, write_csv
+from service.contract.media.boxes import FoundBox, check_box, fit_found_box, parse_box_file, write_csv
 from service.contract.media.fitting import Frame, reduction_for_boxes
 from service.contract.media.locating import Locations, MotionFinder, fills_frames
 from service.contract.media.pictures import Picture
@@ -144,8 +144,10 @@ class Preparer:
                     boxes.append((replace_surrogates(name), each))
                     if each or locations.whole:
                         try:
+                            if each:
+                                check_box(each.box, *picture.size)
                             square, frame = fit_found_box(picture, config.image_size, each, aligned=is_aligned)
-                        except NoHeading as error:
+                        except (BadBoxes, NoHeading) as error:
                             missing = error.detail
                         else:
                             squares.append(square, name, clip, picture.size, frame, picture.orientation)

@@ -48,6 +48,8 @@ _LEAST_CONFIDENCE = 0.2
 _ANIMAL = "animal"
 _FRAME = re.compile(r"(?<![0-9])([0-9]{1,18})(?:\.\w{1,10})?$")
 _FRAME_CHARACTERS = 64  # searched at a name's end: searching all of a long name takes quadratic time
+# sides of a box, as a multiple of the picture's longer side: in a larger one the picture is a few pixels of the square
+_MAX_BOX = 8
 _MOST_PX = 1e9
 _MOST_DEGREES = 360.0
 
@@ -112,6 +114,22 @@ def fit_found_box(
             "to off"
         )
     return fit_square(picture, side, found.box, found.angle)
+
+
+def check_box(box: Box, width: int, height: int) -> None:
+    """Raise BadBoxes if a box lies outside of its picture, or is far larger than it; width and height in pixels."""
+    x, y, box_width, box_height = box
+    max_side = _MAX_BOX * max(width, height)
+    if max(box_width, box_height) > max_side:
+        raise BadBoxes(
+            f"the box {list(box)} is larger than {_MAX_BOX} times the longer side of the picture, which is "
+            f"{width} x {height} pixels; a side may have at most {max_side}"
+        )
+    if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
+        raise BadBoxes(
+            f"the box {list(box)} lies outside of the picture, which is {width} x {height} pixels "
+            "with its EXIF orientation applied"
+        )
 
 
 @dataclass(frozen=True)

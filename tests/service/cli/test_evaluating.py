@@ -173,6 +173,17 @@ def test_labels_of_a_picture_with_two_boxes_are_refused(api: Seer, photos: tuple
         assert evaluate_category(client, "bird", [photos[0]], photos[1], boxes=boxes)["images"] == 30
 
 
+def test_pictures_whose_box_lies_outside_are_left_out_and_named(photos: tuple[Path, Path], tmp_path: Path) -> None:
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("image,x,y,width,height\n000.png,300,5,40,40\n002.png,1,1,9000,50\n004.png,5,5,40,40\n")
+    found = read_squares([photos[0]], SIDE, boxes=boxes)
+    assert found.names == ["004.png"]
+    reasons = {item["name"]: item["reason"] for item in found.skipped}
+    assert reasons["000.png"].startswith("the box [300.0, 5.0, 40.0, 40.0] lies outside of the picture")
+    assert "is larger than 8 times the longer side of the picture" in reasons["002.png"]
+    assert reasons["006.png"] == "no box of it came"
+
+
 def test_boxes_of_some_frames_correct_motion_as_in_training(tmp_path: Path) -> None:
     for number, (x, y) in enumerate(walk(12)):
         arena_frame((x, y), number).save(tmp_path / f"{number:02}.png")

@@ -160,6 +160,21 @@ def test_boxes_that_were_sent_are_cut_out(desk, arena) -> None:
     np.testing.assert_array_equal(squares[3], expected)
 
 
+def test_pictures_whose_box_lies_outside_are_left_out_and_named(desk, arena) -> None:
+    """As an estimate refuses them: what is cut out there would be grey."""
+    for outside, status in ((2, JobStatus.QUEUED), (12, JobStatus.FAILED)):
+        job = desk.upload(arena, desk.tiny(locate="off"))
+        rows = [f"{n:02}.png,{400 if n < outside else 10},20,64,32" for n in range(12)]
+        desk.files.boxes(job.id).write_text("\n".join(["image,x,y,width,height", *rows]))
+        desk.caretaker.prepare(job.id)
+        done = desk.jobs.get(job.id)
+        assert (done.status, done.metrics["images"], done.metrics["skipped"]) == (status, 12 - outside, outside)
+        reason = "the box [400.0, 20.0, 64.0, 32.0] lies outside of the picture, which is 320 x 240 pixels"
+        for number, item in enumerate(done.metrics["skipped_files"]):
+            assert (item["name"], item["reason"].startswith(reason)) == (f"cam/{number:02}.png", True)
+        assert done.error is None or reason in done.error.detail
+
+
 @pytest.mark.parametrize("kind", ["folder", "video"])
 def test_boxes_of_some_frames_hold_there_and_motion_for_the_others(desk, kind) -> None:
     """The thing sleeps in frames 8 to 13: a correction of one of these holds for all of them."""
