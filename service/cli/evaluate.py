@@ -113,6 +113,10 @@ def _print_evaluation(evaluation: Mapping[str, Any]) -> None:
     out.print("category {category}, version {version}: {images} pictures".format(**evaluation))
     for item in evaluation["skipped_files"]:
         say(f"  could not be read: {item['name']}: {item['reason']}")
+    unused = {"boxes": evaluation["unused_boxes"], "labels": evaluation["scores"]["unpredicted_labels"]}
+    for what, count in unused.items():
+        if count:
+            say(f"  not used: {what} of {count} pictures or frames that were not evaluated")
     print_scores(evaluation["scores"])
     if "occlusion" in evaluation:
         _print_occlusion(evaluation["occlusion"]["rows"])

@@ -38,6 +38,7 @@ from .squares import FRAMES, Squares, read_squares
 
 Pixels = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 
+_LOCATE = ("auto", "motion", "off")
 _REFINE_STEPS = 3  # of the occlusion test, as in the paper's figures
 
 
@@ -86,13 +87,16 @@ def evaluate_category(
         on_done: called with the number of estimated poses and their total.
 
     Returns:
-        "category", "version", "images", "skipped_files", "scores" and optionally "skeleton" and "occlusion".
+        "category", "version", "images", "skipped_files", "unused_boxes", a number, "scores" and optionally "skeleton"
+        and "occlusion".
 
     Raises:
         InputError: unusable pictures or labels, or refinement of a version without memory. And as the client.
     """
     if plot:
         _check_plot(plot, occlusion)
+    if locate is not None and locate not in _LOCATE:
+        raise InputError(f"locate is {locate[:80]!r}; it must be {' or '.join(_LOCATE)}")
     prior = client.prior(category, version)
     steps = _choose_steps(prior, refine_steps)
     frames = int(prior.settings.get("frames_per_clip", FRAMES))
@@ -142,6 +146,7 @@ def evaluate_category(
         "version": prior.version,
         "images": len(squares.names),
         "skipped_files": squares.skipped,
+        "unused_boxes": len(squares.unused_boxes),
     }
     with map_scoring_errors():
         paired = pair(predictions, known)

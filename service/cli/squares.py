@@ -47,6 +47,7 @@ class Squares:
         frames: where each square lies on its picture.
         orientations: EXIF's of each stored picture.
         with_several: names of pictures with several boxes, whose most confident one is taken.
+        unused_boxes: names in the file of boxes of which there is no picture.
         undirected: boxes, by name, of the pictures whose heading is yet to be found; their squares are upright.
     """
 
@@ -58,6 +59,7 @@ class Squares:
     frames: list[Frame] = field(default_factory=list)
     orientations: list[int] = field(default_factory=list)
     with_several: list[str] = field(default_factory=list)
+    unused_boxes: Sequence[str] = ()
     undirected: dict[str, FoundBox] = field(default_factory=dict)
 
     def clips(self, *, folders: bool) -> dict[str, str]:
@@ -165,7 +167,7 @@ def read_squares(
         InputError: an unreadable path, a duplicate name, no picture at all, or a video without PyAV.
     """
     locations = _locate(paths, frames, boxes, locate, align).align(align)
-    squares = Squares(with_several=locations.with_several())
+    squares = Squares(with_several=locations.with_several(), unused_boxes=locations.list_lost())
     reduction = reduction_for_boxes(side) if locations.whole else lambda width, height: 1.0
     for name, video, found in _iter_pictures(paths, frames, reduction):
         try:

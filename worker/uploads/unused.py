@@ -15,9 +15,9 @@ _FRAME = re.compile(r"#\d+$")
 
 
 def find_unused_boxes(locations: Locations, frames_per_clip: int) -> list[PictureWarning]:
-    """Return a warning of boxes that are not used, unless each picture has boxes or the file lists every frame."""
-    names = locations.unused
-    if not names or locations.names_all or (locations.file and locations.file.is_complete):
+    """Return a warning of boxes that are not used."""
+    names = locations.list_lost()
+    if not names:
         return []
     found = f"the boxes name {len(names)} pictures or frames that the training does not take"
     advice = "see which boxes the job used, correct those, or raise frames_per_clip"

@@ -114,6 +114,10 @@ class Locations:
             entry is not None and all(box.angle is not None for box in boxes[entry]) for entry in self.entries.values()
         )
 
+    def list_lost(self) -> Sequence[str]:
+        """Return the unused names of a file, unless each picture has boxes or the file lists every frame."""
+        return () if self.names_all or (self.file and self.file.is_complete) else self.unused
+
     def with_several(self) -> list[str]:
         """Return the names of the pictures with several boxes."""
         boxes = self.file.boxes if self.file else {}

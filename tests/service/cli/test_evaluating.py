@@ -356,6 +356,24 @@ def test_videos_are_read_as_a_training_reads_them(video: Any, tmp_path: Path) ->
     assert [item["name"] for item in packed.skipped] == ["broken.mp4"]
 
 
+def test_boxes_and_labels_of_frames_that_are_not_evaluated_are_counted(
+    api: Seer, ppl: Any, video: Any, tmp_path: Path
+) -> None:
+    api.settings["frames_per_clip"] = 4  # frames 1, 3, 5 and 7 of 8
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(video(8))
+    rows = [f"a.mp4#{n:06d},red,{3 * n + 2},{n + 5},{'test' if n > 4 else 'train'}" for n in range(8)]
+    (tmp_path / "frames.csv").write_text("\n".join(["image,keypoint,x,y,split", *rows]))
+    boxes = [f"a.mp4#{n:06d},0,0,30,30" for n in (0, 1, 2, 3, 5, 6)]
+    (tmp_path / "boxes.csv").write_text("\n".join(["image,x,y,width,height", *boxes]))
+    done = ppl("bird", "videos", "--labels", "frames.csv", "--boxes", "boxes.csv")
+    assert done.returncode == 0, done.stderr
+    assert "not used: boxes of 3 pictures or frames that were not evaluated" in done.stdout
+    assert "not used: labels of 5 pictures or frames that were not evaluated" in done.stdout
+    wrong = ppl("bird", "videos", "--labels", "frames.csv", "--locate", "here", "--json")
+    assert "locate is 'here'; it must be auto or motion or off" in json.loads(wrong.stderr)["detail"]
+
+
 def test_frames_of_a_video_are_held_out_together(api: Seer, video: Any, tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     rows = ["image,keypoint,x,y"]
