@@ -56,6 +56,23 @@ def pytest_runtestloop() -> None:
     gc.enable()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _programs_start_as_forks() -> Iterator[None]:
+    """Start our programs, such as the decoder of a video, as forks of one that has its imports."""
+    from tests.support.program_forks import fork_programs
+
+    with fork_programs():
+        yield
+
+
+@pytest.fixture
+def own_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start our programs in a Python of their own: for what a test says about their start and their memory."""
+    from tests.support.program_forks import START
+
+    monkeypatch.setattr("subprocess._fork_exec", START)
+
+
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Valkey server of our own, a child process on a free port of the loopback.

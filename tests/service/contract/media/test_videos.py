@@ -50,8 +50,8 @@ def put(tmp_path: Path, video: Callable[..., bytes]) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def processes(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
-    """The decoding processes that were started."""
+def processes(own_python: None, monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """The decoding processes that were started, each in a Python of its own."""
     started: list[subprocess.Popen[bytes]] = []
 
     class Noted(subprocess.Popen):  # type: ignore[type-arg]
@@ -313,12 +313,12 @@ def test_of_a_long_video_with_few_key_frames_there_are_fewer_frames(put):
         (VideoLimits(memory_bytes=2**20), "memory|gave it up|crashed"),
     ],
 )
-def test_video_beyond_a_limit_is_refused_with_the_reason(put, limits, reason):
+def test_video_beyond_a_limit_is_refused_with_the_reason(own_python, put, limits, reason):
     with pytest.raises(BadVideo, match=reason):
         list(iter_frames(put(frames=50), 5, limits))
 
 
-def test_frames_that_need_more_memory_than_allowed_do_not_get_it(put):
+def test_frames_that_need_more_memory_than_allowed_do_not_get_it(own_python, put):
     path = put(frames=2, size=(4000, 3000), kind="mov")
     assert len(read(path)[0]) == 2
     found, problem = read(path, limits=VideoLimits(memory_bytes=190 * 2**20))
