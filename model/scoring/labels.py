@@ -44,6 +44,10 @@ class LabelsError(ValueError):
         super().__init__(message if len(message) <= _MAX_MESSAGE else message[: _MAX_MESSAGE - 1] + "…")
 
 
+class NoMatchError(LabelsError):
+    """No picture has a label."""
+
+
 @dataclass(frozen=True)
 class Labels:
     """Labelled keypoints of N pictures, J each.
@@ -123,7 +127,7 @@ class Labels:
                 picture_of[row], matched[number] = picture, row
         if not picture_of:
             hint = "; of a video, some frames are taken (frames_per_clip)" if any(map(_FRAME.search, pictures)) else ""
-            raise LabelsError(
+            raise NoMatchError(
                 f"none of the {len(self)} labelled pictures ({list_names(self.names)}) is among "
                 f"the {len(pictures)} pictures ({list_names(pictures)}){hint}"
             )

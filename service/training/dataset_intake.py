@@ -24,7 +24,7 @@ from service.http.multipart import FileField, Form, InThread, Part, UploadFile, 
 from service.http.problems import BadField
 
 from .job_intake import TrainingParts
-from .label_check import check_labels
+from .label_check import check_boxes, check_labels
 
 MAX_FILES = 10_000  # in one form; more need an archive
 MODES = ("", "auto", "stills", "clips")
@@ -143,6 +143,8 @@ def _describe(form: Form, archive: Path, labels: Path, boxes: Path, limits: Arch
     file_name = PurePosixPath(sent.filename.replace("\\", "/")).name[-_MAX_FILE_NAME_LENGTH:] if sent else ""
     if labels_digest:
         check_labels(labels, archive, limits, summary.mode, file_name or None, boxes=boxes)
+    if boxes_digest:
+        check_boxes(boxes, archive, limits, file_name or None)
     record = DatasetRecord(
         id=dataset_id(digest, labels_digest, summary.mode, boxes_digest),
         name=form.fields.get("name") or file_name or None,

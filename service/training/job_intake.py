@@ -48,7 +48,7 @@ from service.runtime.concurrency import Threads
 from service.runtime.settings import Settings
 
 from .job_request import JobUpload, TrainingPlan, TrainingRequest, bad_settings
-from .label_check import check_labels
+from .label_check import check_boxes, check_labels
 
 Read = Callable[[Request, JobUpload, InThread], Awaitable[TrainingRequest]]
 
@@ -168,6 +168,8 @@ async def _find_pictures(
     summary = await parts.threads.upload(check_archive, pictures, ArchiveLimits.of(parts.settings), plan.config.mode)
     if await parts.threads.io(upload.labels.path.exists):
         await _check_labels(parts, upload, pictures, summary.mode, plan.config.labels_fit)
+    if await parts.threads.io(upload.boxes.path.exists):
+        await _check_boxes(parts, upload, pictures, upload.archive.name or None)
     return plan, source
 
 
@@ -195,6 +197,11 @@ async def _check_labels(parts: TrainingParts, upload: JobUpload, pictures: Path,
     files, limits = (upload.labels.path, pictures), ArchiveLimits.of(parts.settings)
     more = mode, upload.archive.name or None, labels_fit, upload.boxes.path
     await parts.threads.upload(check_labels, *files, limits, *more)
+
+
+async def _check_boxes(parts: TrainingParts, upload: JobUpload, pictures: Path, video_name: str | None) -> None:
+    files = upload.boxes.path, pictures
+    await parts.threads.upload(check_boxes, *files, ArchiveLimits.of(parts.settings), video_name)
 
 
 async def _link_dataset(
@@ -225,6 +232,8 @@ async def _link_dataset(
         if has_labels or (record.labels and has_boxes):
             mode = record.mode if plan.config.mode == "auto" else plan.config.mode
             await _check_labels(parts, upload, datasets.archive(dataset_id), mode, plan.config.labels_fit)
+        if has_boxes:
+            await _check_boxes(parts, upload, datasets.archive(dataset_id), record.file_name)
     except FileNotFoundError as error:
         raise UnknownDataset(
             f"dataset {dataset_id} was deleted during the request; GET /datasets lists the others"

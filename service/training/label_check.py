@@ -1,4 +1,4 @@
-"""Check labels against the pictures of an upload before a job or dataset is accepted. Blocking.
+"""Check labels and boxes against the pictures of an upload before a job or dataset is accepted. Blocking.
 
     python -m service.training.label_check REQUEST
 
@@ -65,6 +65,12 @@ def check_labels(
         _check_apart(labels, pictures, limits, mode, video_name, labels_fit, boxes)
     else:
         _check(labels, pictures, limits, mode, video_name, labels_fit, boxes)
+
+
+def check_boxes(boxes: Path, pictures: Path, limits: ArchiveLimits, video_name: str | None = None) -> None:
+    """Raise BadBoxes if a file of boxes can't be read, or fits no picture or video in an archive or folder."""
+    names, videos = _list_names(pictures, limits, video_name)
+    parse_box_file(boxes.read_bytes()).check_files([*names, *videos])
 
 
 def _check_apart(labels: Path, pictures: Path, limits: ArchiveLimits, *more: str | Path | None) -> None:

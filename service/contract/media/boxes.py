@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.scoring.label_tables import decode_text, is_missing, parse_decimal, split_table
-from model.scoring.labels import Labels, LabelsError
+from model.scoring.labels import Labels, LabelsError, NoMatchError
 from service.contract.errors import BadBoxes, NoHeading
 
 from .fitting import Box, Frame, fit_square
@@ -47,6 +47,7 @@ _EXPECTED = "expected CSV with the columns image,x,y,width,height, COCO JSON wit
 _LEAST_CONFIDENCE = 0.2
 _ANIMAL = "animal"
 _FRAME = re.compile(r"(?<![0-9])([0-9]{1,18})(?:\.\w{1,10})?$")
+_FRAME_OF_VIDEO = re.compile(r"#[0-9]{1,18}$")
 _FRAME_CHARACTERS = 64  # searched at a name's end: searching all of a long name takes quadratic time
 # sides of a box, as a multiple of the picture's longer side: in a larger one the picture is a few pixels of the square
 _MAX_BOX = 8
@@ -155,14 +156,21 @@ class BoxFile:
             BadBoxes: no picture has an entry, or one fits several.
         """
         own = tuple(self.boxes)
-        none = np.zeros((len(own), 0, 2))
         try:
-            rows = Labels(own, (), none, none[..., 0].astype(np.uint8)).match(names)
+            rows = _without_keypoints(own).match(names)
         except LabelsError as error:
-            reason = str(error).replace("labelled pictures", "pictures with boxes").replace("label", "box")
-            hint = "" if all(map(str.isascii, names)) else f"; {HINT}"
-            raise BadBoxes(f"the boxes do not fit the pictures: {reason}{hint}") from error
+            raise _explain(error, names) from error
         return [own[row] if row >= 0 else None for row in rows]
+
+    def check_files(self, names: Sequence[str]) -> None:
+        """Raise BadBoxes if no box is of one of these pictures and videos; which frames are taken is not known yet."""
+        files = tuple(dict.fromkeys(_FRAME_OF_VIDEO.sub("", name) for name in self.boxes))
+        try:
+            _without_keypoints(files).match(names)
+        except NoMatchError as error:
+            raise _explain(error, names) from error
+        except LabelsError:  # several fit one, which may be different frames
+            return
 
     def of(self, name: str | None, size: tuple[int, int]) -> list[FoundBox]:
         """Return the boxes of an entry in pixels of a picture of this size, with their margin."""
@@ -202,6 +210,17 @@ class BoxFile:
         return x - more, y - more, width + 2 * more, height + 2 * more
 
 
+def _without_keypoints(names: tuple[str, ...]) -> Labels:
+    none = np.zeros((len(names), 0, 2))
+    return Labels(names, (), none, none[..., 0].astype(np.uint8))
+
+
+def _explain(error: LabelsError, names: Sequence[str]) -> BadBoxes:
+    reason = str(error).replace("labelled pictures", "pictures with boxes").replace("label", "box")
+    hint = "" if all(map(str.isascii, names)) else f"; {HINT}"
+    return BadBoxes(f"the boxes do not fit the pictures: {reason}{hint}")
+
+
 def parse_box_file(data: bytes | str) -> BoxFile:
     """Return the boxes in a file.
 
@@ -209,6 +228,8 @@ def parse_box_file(data: bytes | str) -> BoxFile:
     """
     try:
         text = decode_text(data) if isinstance(data, bytes) else data.removeprefix("\ufeff")
+        if not text.strip():
+            raise BadBoxes(f"the boxes are empty; {_EXPECTED}")
         is_json = text.lstrip()[:1] == "{"
         found = _parse_json(json.loads(text)) if is_json else _parse_csv(text)
     except UnicodeDecodeError as error:

@@ -188,7 +188,7 @@ async def test_labels_of_a_picture_with_two_boxes_are_refused(http, problem, no_
 
 
 FILM_BOXES = json.dumps(
-    {"images": [{"file": "a.mp4", "frame_rate": 9, "detections": [{"bbox": [0, 0, 1, 1], "frame_number": 2}]}]}
+    {"images": [{"file": "a.jpg", "frame_rate": 9, "detections": [{"bbox": [0, 0, 1, 1], "frame_number": 2}]}]}
 )
 
 
@@ -235,6 +235,32 @@ async def test_tables_without_content_are_refused_with_what_came(http, problem, 
     form += [("category", (None, "dog")), ("locate", (None, "off"))]
     assert message in problem(await http.post("/train-jobs", files=form), 422, code)["detail"]
     no_trace()
+
+
+@pytest.mark.parametrize("path", ["/train-jobs", "/datasets", "dataset"])
+async def test_boxes_of_other_pictures_are_refused_before_a_job_is_accepted(http, problem, no_trace, path, video):
+    """Which frames of a video are taken is not known then."""
+    clip = video(12)
+    archive = [("archive", ("a.zip", _zip(*STORED, ("cam/walk.mp4", clip))))]
+    category = [("category", (None, "dog")), ("mode", (None, "stills"))]
+    if path == "dataset":
+        made = await http.post("/datasets", files=[*archive, ("mode", (None, "stills"))])
+        archive, path = [("dataset", (None, made.json()["id"]))], "/train-jobs"
+    else:
+        category = category if path == "/train-jobs" else category[1:]
+    for name, message in (
+        ("other.jpg", "none of the 1 pictures with boxes ('other.jpg') is among the"),
+        ("run.mp4#3", ""),
+    ):
+        sent = ("boxes", ("b.csv", f"image,x,y,width,height\n{name},1,2,20,30\n".encode()))
+        detail = problem(await http.post(path, files=[*archive, *category, sent]), 422, "bad_boxes")["detail"]
+        assert message in detail
+    if archive[0][0] == "archive":
+        no_trace()
+    for name in ("a.jpg", "walk.mp4#000003", "cam/walk.mp4#999999"):
+        sent = ("boxes", ("b.csv", f"image,x,y,width,height\n{name},1,2,20,30\n".encode()))
+        answer = await http.post(path, files=[*archive, *category, sent])
+        assert answer.status_code in (201, 202), answer.text
 
 
 @pytest.mark.parametrize("kind", ["upload", "dataset"])

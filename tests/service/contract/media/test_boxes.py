@@ -137,7 +137,9 @@ def test_a_file_may_only_say_in_which_pictures_nothing_is() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "lacks image, x, y"),
+        ("", "the boxes are empty; expected CSV"),
+        (" \n", "the boxes are empty; expected CSV"),
+        ("image,x\n", "lacks y, width, height"),
         ("image,x,y,width\na,1,2,3\n", "lacks height"),
         ("image,x,y,width,height\na,1,2,three,4\n", "row 2 of the boxes"),
         ("image,x,y,width,height,angle,angle_confidence\na,1,2,3,4,9,inf\n", "row 2 of the boxes: a confidence is not"),
