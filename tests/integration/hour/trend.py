@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 Verdict = Literal["flat", "grows", "unclear"]
 _BLOCKS = 15
@@ -49,6 +48,8 @@ def fit_trend(times_s: Sequence[float], values: Sequence[float]) -> Trend:
     Raises:
         ValueError: there are less than two samples a block.
     """
+    from scipy import stats  # takes a second: not in each process that collects the tests
+
     times, samples = np.asarray(times_s, float) / 3600, np.asarray(values, float)
     blocks = np.clip((_BLOCKS * (times - times[0]) / (times[-1] - times[0])).astype(int), 0, _BLOCKS - 1)
     counts = np.bincount(blocks, minlength=_BLOCKS)
