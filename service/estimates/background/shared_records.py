@@ -12,6 +12,7 @@ estimates/<id>/.record.lock     locked while record and tag change
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,12 +20,14 @@ from pathlib import Path
 from pydantic_core import from_json, to_json
 
 from service.contract.durable_files import atomic_write, hold_lock
-from service.contract.errors import UnknownEstimate
+from service.contract.errors import StoreUnavailable, UnknownEstimate
 from service.contract.objects import Objects, Replaced
 from service.estimates.store import EstimateRecord, EstimateStore, is_estimate_id, parse_record, unknown_error
 
 Tag = dict[str, str | None] | None
 
+TAKEOVER_S = 2.0
+_LOOK_EVERY_S = 0.02
 _RECORDS, _REQUESTS = "estimates", "estimate-requests"
 _TAG, _LOCK = ".tag.json", ".record.lock"
 
@@ -132,14 +135,20 @@ class RecordCopies(EstimateStore):
         return None
 
     def _take_key(self, request_key: str, estimate_id: str) -> EstimateRecord | None:
-        """Let a key name an estimate; return the one that another gateway submits with it at the same moment."""
+        """Let a key name an estimate; return the one that another gateway submits with it at the same moment.
+
+        That one may still be on its way to the store. If it does not come for TAKEOVER_S, its gateway has crashed.
+        """
+        waited_for, since = "", 0.0
         while True:
-            earlier_id, tag = "", None
-            with suppress(FileNotFoundError):
-                data, tag = self._objects.read(_request(request_key))
-                earlier_id = data.decode()
+            earlier_id, tag = self._read_key(request_key)
             if earlier_id and (earlier := self._find_submitted(request_key)):
                 return earlier
+            if earlier_id != waited_for:
+                waited_for, since = earlier_id, time.monotonic()
+            if earlier_id and time.monotonic() - since < TAKEOVER_S:
+                time.sleep(_LOOK_EVERY_S)
+                continue
             try:
                 tag = self._objects.replace(_request(request_key), estimate_id.encode(), tag)
                 if earlier_id:
@@ -150,6 +159,28 @@ class RecordCopies(EstimateStore):
                 return None
             except Replaced:
                 continue
+
+    def _find_rival(self, request_key: str, estimate_id: str) -> EstimateRecord | None:
+        """Return the estimate that a key names, if another gateway took the key while this one was on its way.
+
+        Raises StoreUnavailable if that one does not come.
+        """
+        since = time.monotonic()
+        while time.monotonic() - since < 2 * TAKEOVER_S:
+            named, _ = self._read_key(request_key)
+            if named in ("", estimate_id):
+                return None
+            if rival := self._find_submitted(request_key):
+                return rival
+            time.sleep(_LOOK_EVERY_S)
+        raise StoreUnavailable("another gateway took this Idempotency-Key and did not go on; send the request again")
+
+    def _read_key(self, request_key: str) -> tuple[str, Tag]:
+        try:
+            data, tag = self._objects.read(_request(request_key))
+        except FileNotFoundError:
+            return "", None
+        return data.decode(), tag
 
     def _sweep_keys(self, stale_s: float) -> None:
         """Remove keys of estimates that do not exist, if they were written longer ago by the store's clock."""

@@ -128,8 +128,8 @@ class SharedEstimates(RecordCopies):
             if request_key and (earlier := self._take_key(request_key, estimate_id)):
                 return check_same(earlier, record)
             self._create(record)
-            if request_key and (earlier := self._find_submitted(request_key)) and earlier.shown.id != estimate_id:
-                return check_same(earlier, record)  # this gateway was so slow that another one took the key
+            if request_key and (rival := self._find_rival(request_key, estimate_id)):
+                return check_same(rival, record)
             self._mark_waiting(estimate_id)
         return record
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from service.contract.settings import CommonSettings
 from service.contract.versions.shared import SharedVersions
 from service.contract.versions.store import VersionStore
 from service.estimates import store
-from service.estimates.background import shared_store
+from service.estimates.background import shared_records, shared_store
 from service.estimates.background.shared_store import SharedEstimates
 from service.estimates.schemas import BackgroundEstimate, EstimateProgress, EstimateStatus
 from service.estimates.store import ID_DIGITS, ClaimLost, EstimateRecord, EstimateStore
@@ -198,12 +199,36 @@ def test_a_key_names_one_estimate_on_all_machines(url, tmp_path):
         submit(stores[3], make_record(2), key="k")
 
 
-def test_a_key_whose_gateway_crashed_before_the_record_is_free(machines):
+def test_a_key_whose_gateway_crashed_before_the_record_is_free(machines, monkeypatch):
+    monkeypatch.setattr(shared_records, "TAKEOVER_S", 0.1)
     one, other = machines
     one._root.mkdir(parents=True)
     assert one._take_key("k", "0" * ID_DIGITS) is None
     record = submit(other, key="k")
     assert one._find_submitted("k").shown.id == record.shown.id
+
+
+@pytest.mark.parametrize("stops_s", [0.0, 0.3])
+def test_gateway_that_stops_between_key_and_record_doubles_no_estimate(machines, monkeypatch, stops_s):
+    """It goes on before the other one takes the key from it, or after."""
+    monkeypatch.setattr(shared_records, "TAKEOVER_S", 0.1)
+    one, other = machines
+    create, stopped, goes_on = one._create, threading.Event(), threading.Event()
+
+    def stop(record: EstimateRecord) -> None:
+        stopped.set()
+        goes_on.wait(10)
+        create(record)
+
+    monkeypatch.setattr(one, "_create", stop)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(submit, one, key="k")
+        assert stopped.wait(10)
+        second = pool.submit(submit, other, key="k")
+        time.sleep(stops_s)
+        goes_on.set()
+        ids = {first.result(20).shown.id, second.result(20).shown.id}
+    assert ids == {other._find_submitted("k").shown.id}
 
 
 def test_removed_on_one_machine_is_removed_on_all(machines):
