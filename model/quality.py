@@ -8,7 +8,6 @@ loss.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -22,12 +21,12 @@ from model.network.clusters import cluster_vectors, relative_errors
 from model.network.links import link_indices
 from model.network.perceptual import feature_network
 from model.network.pose_prior_learner import PosePriorLearner
+from model.network.warps import Warps
 
 from .scoring.quality import judge
 
 _PICTURES = 128  # that keypoints are measured on
 _DRAWN = 16  # that reconstructions are measured on
-_ROTATION, _SCALING, _SHIFT = math.radians(15), 0.15, 0.15  # the most; the shift in units of [-1, 1]
 _INSIDE = 0.9  # keypoints beyond it may leave the warped picture
 _INPUT_SIDE = 128  # of the frozen network's input, in pixels
 _NUM_PARTS, _GRID_SIDE = 32, 16  # clusters of its activations, on a grid of 16 by 16
@@ -112,14 +111,9 @@ def _standardise(level: Tensor) -> Tensor:
 
 def _consistency(model: PosePriorLearner, pictures: Tensor, keypoints: Tensor) -> float:
     """Return 1 - (distance to where the warp takes a keypoint) / (distance that the warp moves it), of the means."""
-    drawn = torch.rand(len(pictures), 4, generator=step_generator(0, "quality", 0)).to(pictures) * 2 - 1
-    angle, scale = drawn[:, 0] * _ROTATION, 1 + drawn[:, 1] * _SCALING
-    rotation = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos()), -1).view(-1, 2, 2)
-    linear, shift = rotation * scale[:, None, None], drawn[:, 2:] * _SHIFT  # from warped to original places
-    grid = functional.affine_grid(torch.cat((linear, shift[..., None]), -1), list(pictures.shape), align_corners=False)
-    warped = functional.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
-    found = model.locate(warped.contiguous(memory_format=torch.channels_last)).keypoints.float()
-    expected = (keypoints - shift[:, None]) @ torch.linalg.inv(linear).transpose(1, 2)
+    warps = Warps.draw(pictures, step_generator(0, "quality", 0))
+    warped = warps.pictures(pictures).contiguous(memory_format=torch.channels_last)
+    found, expected = model.locate(warped).keypoints.float(), warps.places(keypoints)
     inside = (expected.abs().amax(-1) < _INSIDE) & (keypoints.abs().amax(-1) < _INSIDE)
     if not inside.any():
         return 0.0

@@ -14,13 +14,13 @@ from model.config import PPLConfig
 
 from .architecture import CLUSTERS_START, Values, clusters
 from .blocks import pixel_grid
+from .warps import Warps
 
 FEWEST_PICTURES = 32
 """With fewer, nothing is fitted."""
 
 _CANDIDATES, _ROUNDS, _SAMPLE = 64, 15, 20_000  # clusters to choose from; of the clustering; vectors it is fitted to
 _SHARPNESS = 20.0  # of the softmax over cosines when clusters are chosen
-_RIDGE = 0.1
 
 
 class ClusterAttention(nn.Module):
@@ -58,23 +58,24 @@ class ClusterAttention(nn.Module):
         self.factor.clamp_(max=share * CLUSTERS_START)
 
     @torch.no_grad()
-    def fit(self, activations: Tensor, side: int, generator: torch.Generator) -> None:
+    def fit(self, activations: Tensor, warped: Tensor, warps: Warps, side: int, generator: torch.Generator) -> None:
         """Start from clusters of the activations (N, D, s, s) of N pictures, for attention maps of side² cells.
 
-        Of many clusters the K are taken whose mean positions follow best, over the pictures, from those of all others:
-        parts of the thing move together, those of the background do not.
+        Of many clusters the K are taken whose mean positions follow the pictures best when these are warped: parts of
+        the thing do; what fills the background, or is cut off by the edge of a picture, does not.
+
+        Args:
+            warped: activations of the same pictures after ``warps``.
         """
         self.mean.copy_(activations.mean((0, 2, 3)))
         self.spread.copy_(activations.std((0, 2, 3)))
-        vectors = self._describe(activations, side)
+        vectors, grid = self._describe(activations, side), pixel_grid(side, device=activations.device)
         centres = cluster_vectors(vectors.flatten(0, 1), _CANDIDATES, _ROUNDS, _SAMPLE, generator)
-        attention = (vectors @ centres.T * _SHARPNESS).softmax(1).transpose(1, 2)
-        positions = attention @ pixel_grid(side, device=attention.device)
-        errors = []
-        for index in range(len(centres)):
-            others = torch.cat((positions[:, :index], positions[:, index + 1 :]), dim=1)
-            errors.append(relative_errors(others, positions[:, index : index + 1], _RIDGE))
-        chosen = torch.cat(errors).argsort()[: len(self.directions)]
+        places, found = (
+            (cells @ centres.T * _SHARPNESS).softmax(1).transpose(1, 2) @ grid
+            for cells in (vectors, self._describe(warped, side))
+        )
+        chosen = warps.followed(places, found).argsort(descending=True)[: len(self.directions)]
         self.directions.copy_(centres[chosen])
         self.factor.fill_(CLUSTERS_START)
 

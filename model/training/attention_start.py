@@ -8,6 +8,7 @@ from model.data import Images, step_generator, to_tensor
 from model.network.blocks import autocast, full_precision
 from model.network.clusters import FEWEST_PICTURES
 from model.network.pose_prior_learner import PosePriorLearner
+from model.network.warps import Warps
 from model.process_group import ALONE, Group
 
 from .zoom import spread_batches
@@ -25,9 +26,19 @@ def fit_clusters(model: PosePriorLearner, images: Images, group: Group = ALONE) 
     if clusters is None or features is None or len(images) < FEWEST_PICTURES:
         return
     device = clusters.mean.device
+    generator = step_generator(0, "clusters", 1)
+    deepest, deepest_warped, drawn = [], [], []
     with autocast(model.config.precision, device):
-        deepest = [features(to_tensor(batch, device))[-1].float() for batch in spread_batches(images, _FITTED_TO)]
+        for batch in spread_batches(images, _FITTED_TO):
+            pictures = to_tensor(batch, device)
+            warps = Warps.draw(pictures, generator)
+            warped = warps.pictures(pictures).contiguous(memory_format=torch.channels_last)
+            deepest.append(features(pictures)[-1].float())
+            deepest_warped.append(features(warped)[-1].float())
+            drawn.append(warps)
     with full_precision(device):
-        clusters.fit(torch.cat(deepest), model.config.side // 4, step_generator(0, "clusters", 0))
+        warps = Warps(*map(torch.cat, zip(*drawn, strict=True)))
+        side, generator = model.config.side // 4, step_generator(0, "clusters", 0)
+        clusters.fit(torch.cat(deepest), torch.cat(deepest_warped), warps, side, generator)
     for value in clusters.buffers():
         value.copy_(group.total(value if group.rank == 0 else torch.zeros_like(value)))

@@ -8,6 +8,7 @@ import torch
 
 from model.config import resolve
 from model.network.clusters import FEWEST_PICTURES, ClusterAttention
+from model.network.warps import Warps
 from model.predictor import Predictor
 from model.training.trainer import Trainer
 
@@ -20,18 +21,22 @@ def config(**changes):
     return resolve("compact", TINY | {"attention_start": "clusters"} | changes)
 
 
-def moving_parts(count, seed):
-    """Activations of four parts that move as one and one that wanders by itself, in noise; positions (N, 5, 2)."""
-    kinds, rng = np.random.default_rng(0).normal(size=(5, WIDTH)), np.random.default_rng(seed)
-    made = rng.normal(size=(count, CELLS, CELLS, WIDTH))
-    corners = rng.integers(1, CELLS - 7, (count, 1, 2)) + np.array([(0, 0), (0, 4), (4, 0), (4, 4)])
-    corners = np.concatenate((corners, rng.integers(0, CELLS - 1, (count, 1, 2))), axis=1)
+def draw_parts(corners, rng):
+    """Activations (N, D, CELLS, CELLS) of a part at each of the corners (N, 5, 2), row and column, in noise."""
+    kinds, made = np.random.default_rng(0).normal(size=(5, WIDTH)), rng.normal(size=(len(corners), CELLS, CELLS, WIDTH))
     for picture, places in zip(made, corners, strict=True):
-        for kind in (4, 0, 1, 2, 3):  # the wanderer lies below the others
+        for kind in (4, 0, 1, 2, 3):  # the last lies below the others
             row, column = places[kind]
             picture[row : row + 2, column : column + 2] = 6 * kinds[kind] + picture[:2, :2] / 4
-    positions = (corners[..., ::-1] + 1) / CELLS * 2 - 1
-    return torch.from_numpy(made).permute(0, 3, 1, 2).float(), torch.from_numpy(positions.copy()).float()
+    return torch.from_numpy(made).permute(0, 3, 1, 2).float()
+
+
+def parts(count, seed):
+    """Corners of four parts of a thing, and of one that belongs to the background; and their places in [-1, 1]."""
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(3, CELLS - 9, (count, 1, 2)) + np.array([(0, 0), (0, 4), (4, 0), (4, 4)])
+    corners = np.concatenate((corners, rng.integers(0, CELLS - 1, (count, 1, 2))), axis=1)
+    return corners, torch.from_numpy((corners[..., ::-1] + 1) / CELLS * 2 - 1).float(), rng
 
 
 def where(clusters, activations):
@@ -41,11 +46,16 @@ def where(clusters, activations):
     return attention @ grid
 
 
-def test_keypoints_start_at_parts_that_move_together():
+def test_keypoints_start_at_parts_that_follow_the_picture_when_it_is_warped():
+    corners, places, rng = parts(96, seed=1)
+    warps = Warps.draw(torch.zeros(96, 3, 1, 1), torch.Generator().manual_seed(0))
+    moved = ((warps.places(places).numpy()[..., ::-1] + 1) / 2 * CELLS - 1).round().astype(int).clip(0, CELLS - 2)
+    moved[:, 4] = corners[:, 4]  # it stays
     clusters = ClusterAttention(config())
-    clusters.fit(moving_parts(96, seed=1)[0], CELLS, torch.Generator().manual_seed(0))
-    others, places = moving_parts(32, seed=2)
-    found = where(clusters, others).detach()
+    generator = torch.Generator().manual_seed(0)
+    clusters.fit(draw_parts(corners, rng), draw_parts(moved, rng), warps, CELLS, generator)
+    corners, places, rng = parts(32, seed=2)
+    found = where(clusters, draw_parts(corners, rng)).detach()
     distances = torch.cdist(found.transpose(0, 1).flatten(1), places.transpose(0, 1).flatten(1)) / 32**0.5
     assert distances.min(1).values.max() < 0.15
     assert 4 not in distances.argmin(1)
