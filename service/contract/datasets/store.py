@@ -192,7 +192,11 @@ class DatasetFiles:
                     self._shared.send(record.id, staged)
                 except Replaced:  # by the same dataset, through another gateway
                     return False
-            os.rename(staged, final)
+            try:
+                os.rename(staged, final)
+            except OSError:
+                if self._shared is None or not final.exists():  # else poll has fetched it since it was sent
+                    raise
             sync(self.root)
         return True
 

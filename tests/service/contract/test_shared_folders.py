@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from service.contract.datasets.store import DatasetFiles
+from service.contract.datasets.dataset import DatasetRecord
+from service.contract.datasets.store import RECORD, DatasetFiles
 from service.contract.errors import StoreCorrupt, UnknownDataset
 from service.contract.jobs.files import JobFiles
 from service.contract.objects import Objects, Replaced
@@ -141,3 +143,23 @@ def test_unknown_dataset_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UnknownDataset):
         datasets.record("0" * 24)
     assert not datasets.root.exists()
+
+
+def test_dataset_that_a_poll_fetches_while_it_is_stored_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = SharedFolders(Objects(f"file://{tmp_path}/objects"), "datasets")
+    datasets, send = DatasetFiles(tmp_path, shared), shared.send
+
+    def send_and_poll(name: str, folder: Path) -> None:
+        send(name, folder)
+        datasets.poll()  # by the gateway's loop, before the upload is moved to its place
+
+    monkeypatch.setattr(shared, "send", send_and_poll)
+    facts = {"digest": "sha256:0", "mode": "stills", "size_bytes": 8, "pictures": 1, "videos": 0}
+    record = DatasetRecord(id="0" * 24, created_at=datetime(2026, 1, 1, tzinfo=UTC), **facts)
+    staged = write(tmp_path / "staged", **{RECORD: record.model_dump_json(), "archive": "pictures"})
+    assert datasets.add(staged, record, 1000)
+    assert datasets.get(record.id).digest == "sha256:0"
+    datasets.complete(record.id)
+    assert datasets.archive(record.id).read_text() == "pictures"
