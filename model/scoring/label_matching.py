@@ -36,7 +36,7 @@ class LabelledPictures:
         heldout: bool (n,), whether a picture is held out of training.
         split_from: "labels", or "names" if the split is by a hash of the names.
         without_picture: number of labels that match no picture of the job.
-        others: names of the first of these.
+        others: names of the first of these; empty once loaded.
     """
 
     pictures: NDArray[np.int64]
@@ -49,8 +49,8 @@ class LabelledPictures:
     others: tuple[str, ...] = ()
 
     def save(self, file: IO[bytes]) -> None:
-        """Write an .npz."""
-        facts: dict[str, Any] = dict(vars(self))
+        """Write an .npz, without the names of ``others``: earlier releases continue jobs with it."""
+        facts: dict[str, Any] = {name: value for name, value in vars(self).items() if name != "others"}
         arrays = {name: facts.pop(name) for name in ("pictures", "keypoints", "visibility", "heldout")}
         np.savez(file, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **arrays)
 
@@ -60,8 +60,7 @@ class LabelledPictures:
         with np.load(path, allow_pickle=False) as arrays:
             values = {name: arrays[name] for name in arrays.files}
         facts = json.loads(values.pop("facts").tobytes())
-        listed = {name: tuple(facts[name]) for name in ("keypoint_names", "others") if name in facts}
-        return cls(**values, **facts | listed)
+        return cls(**values, **facts | {"keypoint_names": tuple(facts["keypoint_names"])})
 
 
 def match_labels(

@@ -38,4 +38,5 @@ def _warn(code: WarningCode, found: str, names: Sequence[str], frames_per_clip: 
     hint = ""
     if any(map(_FRAME.search, names)):
         hint = f". Of a video, {frames_per_clip} evenly spaced frames are taken: {advice}"
-    return PictureWarning(code=code, detail=replace_surrogates(f"{found} ({list_names(names)}){hint}"))
+    listed = f" ({list_names(names)})" if names else ""
+    return PictureWarning(code=code, detail=replace_surrogates(f"{found}{listed}{hint}"))
