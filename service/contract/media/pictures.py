@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -344,3 +345,24 @@ def _orientation(image: Image.Image) -> int:
 def _damage_error(error: Exception) -> TruncatedImage:
     reason = str(error) or type(error).__name__
     return TruncatedImage(f"the picture ends early or is damaged ({reason}); send the whole file")
+
+
+def iter_pages(
+    file: BinaryIO,
+    pages: Sequence[tiff.Page],
+    numbers: Sequence[int],
+    limits: PictureLimits,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[int, Image.Image]]:
+    """Yield some pages of a TIFF as RGB, by their numbers. Raises BadPicture for the first that cannot be read."""
+    open_page = partial(open_reduced, file, lambda *_: 1, limits)
+    white = 0.0
+    for number in numbers:
+        check()
+        found = open_page(page=pages[number]).white
+        white = max(white, found)
+        if not found:  # all pages of a stack have the same depth
+            break
+    for number in numbers:
+        check()
+        yield number, open_page(white=white, page=pages[number]).image

@@ -24,8 +24,7 @@ from PIL import Image
 from service.contract.errors import BadPicture
 
 from . import tiff
-from .pictures import PictureLimits
-from .stacks import iter_pages
+from .pictures import PictureLimits, iter_pages
 from .video_request import (
     DONE,
     FAILED,
