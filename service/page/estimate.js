@@ -88,20 +88,24 @@ class Estimate {
   async setCategory(category, version = null) {
     this.category = category;
     const { element, control } = await versionSelect(category, version ?? undefined, (name) => this.setVersion(name), this.signal);
+    if (category !== this.category) return; // another one was chosen meanwhile
     this.versionPlace.replaceChildren(element);
     await this.setVersion(control.value);
   }
 
   async setVersion(version) {
+    const { category } = this;
     [this.version, this.landmarks] = [version, ""];
-    this.prior = await loadPrior(this.category, version, this.signal);
+    const prior = await loadPrior(category, version, this.signal);
+    const sets = (await get(`priors/${category}/landmarks`, { version }, this.signal)).items;
+    if (category !== this.category || version !== this.version) return;
+    this.prior = prior;
     this.steps = this.prior.method === "autolink" ? 0 : STEPS;
     this.refineCard.hidden = !this.steps;
     this.marker.hidden = !this.prior.training.located;
     const { located, zoomed } = this.prior.training;
     this.advice.textContent = located ? "In a video the thing is found where it moves before a fixed camera. In a picture you draw a box around it."
       : zoomed ? "One thing in each picture. It is cropped to, as in training." : "One thing in each picture, of about the size it had in training.";
-    const sets = (await get(`priors/${this.category}/landmarks`, { version }, this.signal)).items;
     this.landmarks = sets[0]?.name ?? "";
     this.marks.hidden = !sets.length;
     const control = select([["", "None"], ...sets.map((set) => [set.name, set.name])], this.landmarks, (name) => { this.landmarks = name; this.estimate(this.items); });
@@ -161,19 +165,23 @@ class Estimate {
 
   // Poses come line by line: a picture that can't be read does not affect the others.
   async estimate(all) {
-    const items = all.filter((item) => item.place || !this.isAligned);
+    const items = all.filter((item) => item.place || !this.isAligned), asked = {};
+    for (const item of all) item.asked = asked; // what comes later for an earlier request is not of what is shown
     for (const item of all.filter((each) => !items.includes(each))) {
       Object.assign(item, { result: null, error: { detail: `What ${this.category} looks like was learned from boxes that are turned to face up. Draw a box around it here, or drop a video: in a video it is found by itself.` } });
       this.drawThumb(item);
       if (item === this.current) this.draw();
     }
-    for (const part of parts(items, ({ sent }) => sent.size, 1)) { // the first alone, so that it is there soon
+    for (const all of parts(items, ({ sent }) => sent.size, 1)) { // the first alone, so that it is there soon
+      const part = all.filter((item) => item.asked === asked);
+      if (!part.length) continue;
       // reconstructions are many bytes: of a picture by itself, which is the one that is shown
       const fields = this.steps ? { refine_steps: this.steps, include: part.length > 1 ? "trajectory" : "trajectory,reconstructions" } : {};
       try {
         for await (const line of lines("estimate", { method: "POST", body: this.form(part, fields), signal: this.signal })) {
           if (line.summary) continue;
           const item = part[line.index];
+          if (item.asked !== asked) continue;
           Object.assign(item, line.error ? { result: null, error: line.error } : { result: line, error: null });
           if (this.isAligned && item.place?.length === 4 && line.region) item.place = [...item.place, line.region.angle]; // found by trying; can be corrected
           if (item.error) item.error.detail = item.error.detail?.replace(/^images\[\d+\]( \(.*?\))?: /, ""); // the picture is in view
@@ -183,7 +191,7 @@ class Estimate {
         }
       } catch (error) {
         if (error.name === "AbortError") throw error;
-        for (const item of items.slice(items.indexOf(part[0]))) if (!item.result) { item.error = { detail: explain(error) }; this.drawThumb(item); }
+        for (const item of items.slice(items.indexOf(part[0]))) if (!item.result && item.asked === asked) { item.error = { detail: explain(error) }; this.drawThumb(item); }
         this.draw();
         notice(explain(error), "error");
         return;
@@ -330,10 +338,17 @@ class Estimate {
     item.boxes = boxes;
     const canvas = toCanvas(item.bitmap, boxes);
     this.stage.setPicture(canvas, canvas.width, canvas.height);
-    item.sent = boxes.length ? await toBlob(canvas) : item.file;
+    const sent = boxes.length ? await toBlob(canvas) : item.file;
+    if (item.boxes !== boxes) return; // they were changed meanwhile
+    item.sent = sent;
     item.result = boxes.length ? null : item.clean;
     this.refine.set(0);
-    if (!boxes.length && item.result) return;
+    if (!boxes.length && item.result) { // a request that is under way is of the picture with a box
+      Object.assign(item, { asked: null, error: null });
+      this.drawThumb(item);
+      this.draw();
+      return;
+    }
     await this.estimate([item]);
     for (let step = 0; boxes.length && step <= this.steps && item === this.current && item.boxes === boxes && item.result; step += 1) {
       this.refine.set(step);
