@@ -2,13 +2,13 @@
 
 import { get, request, send } from "./api.js";
 import { givenNames, loadPrior, shortVersion, verdictCaveat } from "./choose.js";
-import { button, field, h, notice, percent, plural, s, save, select, sentence, slider, toggle, when } from "./dom.js";
+import { button, explain, field, h, notice, percent, plural, s, save, select, sentence, slider, toggle, when } from "./dom.js";
 import { colour, heat, lightUp, poseLayer, skeleton, toPoints } from "./skeleton.js";
 
 export async function show(place, { prior, versions, signal }) {
   const { category, version } = prior;
   const [drawing, redraw] = skeletonCard(prior, signal);
-  place.append(h("section", { class: "two" }, drawing, h("div", { class: "stack" }, qualityCard(prior), aliasCard(category, version, versions, signal), fileCard(prior, signal))),
+  place.append(h("section", { class: "two" }, drawing, h("div", { class: "stack" }, qualityCard(prior), aliasCard(category, version, versions, signal), fileCard(prior, versions, signal))),
     h("section", { class: "halves" }, await namesCard(prior, signal, redraw), heatCard(prior)));
   if (versions.length > 1) place.append(compareSection(prior, versions, signal));
 }
@@ -77,7 +77,8 @@ function aliasCard(category, version, versions, signal) {
   }
   async function list() {
     const { items } = await get(`priors/${category}/aliases`, {}, signal);
-    body.replaceChildren(...items.map((entry) => h("tr", {}, h("td", {}, h("strong", {}, entry.alias)), h("td", { class: "small soft" }, entry.version === version ? "this version" : `${shortVersion(entry.version)} ${when(made.get(entry.version))}`),
+    const known = items.some(({ alias }) => alias === "active") ? items : [{ alias: "active", version: null }, ...items];
+    body.replaceChildren(...known.map((entry) => h("tr", {}, h("td", {}, h("strong", {}, entry.alias)), h("td", { class: "small soft" }, entry.version === version ? "this version" : entry.version === null ? "none" : `${shortVersion(entry.version)} ${when(made.get(entry.version))}`),
       h("td", {}, entry.version !== version && button("Move here", () => move(entry.alias, version)), entry.version === version && entry.alias !== "active" && button("Remove", async () => { await send("DELETE", `priors/${category}/aliases/${encodeURIComponent(entry.alias)}`); await list(); }, { class: "quiet" })))));
   }
   list().catch(() => {});
@@ -85,8 +86,8 @@ function aliasCard(category, version, versions, signal) {
     h("div", { class: "row" }, names, button("Add", async () => { const alias = names.value.trim(); if (!alias) return; await move(alias, version); names.value = ""; })));
 }
 
-function fileCard({ category, version }, signal) {
-  const remove = button("Delete this version", async () => { await send("DELETE", `priors/${category}/versions/${version}`); notice("The version is deleted."); location.hash = `#/priors/${category}`; }, { class: "danger" });
+function fileCard({ category, version }, versions, signal) {
+  const remove = button("Delete this version", async () => { await send("DELETE", `priors/${category}/versions/${version}`); notice("The version is deleted."); const next = versions.length > 1 ? `#/priors/${category}` : "#/priors"; if (location.hash === next) window.dispatchEvent(new HashChangeEvent("hashchange")); else location.hash = next; }, { class: "danger" });
   return h("div", { class: "card stack" }, h("h2", {}, "This version"), h("p", { class: "small soft" }, version), h("div", { class: "row" },
     button("Export", async () => save(await (await request(`priors/${category}/versions/${version}/export`, { signal })).blob(), `${category}-${version}.zip`))), h("details", {}, h("summary", {}, "Delete"), h("p", { class: "small" }, "For good. Refused while an alias points to it."), remove));
 }
@@ -102,21 +103,39 @@ async function namesCard(prior, signal, onnamed) {
   };
   await load();
   const message = h("p", { class: "small soft", "aria-live": "polite" }, "Click into a field to name a keypoint.");
-  const rows = names.map((name, id) => {
-    const isDefault = name === `keypoint_${id}`, input = h("input", { value: isDefault ? "" : name, placeholder: `keypoint_${id}`, maxlength: 64, "aria-label": `Name of keypoint ${id}`, autocomplete: "off" });
-    input.addEventListener("change", async () => {
-      const next = names.map((old, index) => (index === id ? input.value.trim() || `keypoint_${id}` : old));
+  const isDefault = (name, id) => name === `keypoint_${id}`, inputs = [], shown = (id) => (isDefault(names[id], id) ? "" : names[id]);
+  // Store one name. Names that were stored elsewhere meanwhile are kept, and shown.
+  async function store(id, typed) {
+    for (let before = names; ;) {
+      const next = names.map((old, index) => (index === id ? typed || `keypoint_${id}` : old));
       try {
         const response = await request(path, { method: "PUT", query, json: { names: next }, headers: { "If-Match": tag }, signal });
         tag = response.headers.get("ETag");
         ({ names } = await response.json());
+        return;
+      } catch (error) {
+        if (error.status !== 412) throw error;
+        await load();
+        names.forEach((name, index) => { if (name !== before[index] && index !== id) inputs[index].value = shown(index); });
+        if (names[id] !== before[id]) throw new Error(`Keypoint ${id} was named “${names[id]}” elsewhere meanwhile. Name it again to replace that.`);
+        before = names;
+      }
+    }
+  }
+  let last = Promise.resolve(); // one after the other: each is stored with the names before it
+  const rows = names.map((name, id) => {
+    const input = inputs[id] = h("input", { value: isDefault(name, id) ? "" : name, placeholder: `keypoint_${id}`, maxlength: 64, "aria-label": `Name of keypoint ${id}`, autocomplete: "off" });
+    input.addEventListener("change", async () => {
+      const typed = input.value.trim();
+      try {
+        await (last = last.catch(() => {}).then(() => store(id, typed)));
         prior.names = givenNames(names);
         onnamed();
         message.textContent = `Keypoint ${id} is now called ${names[id]}.`;
       } catch (error) {
-        if (error.status === 412) await load();
-        notice(error.detail ?? error.message, "error");
-        input.value = names[id];
+        if (error.name === "AbortError") return;
+        notice(explain(error), "error");
+        input.value = shown(id);
       }
     });
     return h("tr", {}, h("td", {}, h("span", { class: "swatch", style: { background: colour(id) } })), h("td", { class: "number" }, id), h("td", {}, input));
