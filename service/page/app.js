@@ -1,6 +1,6 @@
 // Routing by the address, the title of each view, and the theme.
 
-import { explain, h } from "./dom.js";
+import { explain, h, isIncomplete } from "./dom.js";
 
 const VIEWS = {
   start: { title: "Start", load: () => import("./start.js") },
@@ -39,7 +39,7 @@ async function show(isFirst) {
   } catch (error) {
     if (signal.aborted || error.name === "AbortError") return;
     place.append(h("div", { class: "problem", role: "alert" }, h("h2", {}, error.title ?? "This did not work"), h("p", {}, explain(error)),
-      h("button", { type: "button", onclick: () => show() }, "Try again")));
+      h("button", { type: "button", onclick: () => (isIncomplete(error) ? location.reload() : show()) }, "Try again")));
   }
   place.dataset.ready = "true";
 }

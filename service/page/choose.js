@@ -19,7 +19,10 @@ export async function versionSelect(category, chosen, onchange, signal, text = "
   const versions = await listAll(`priors/${category}/versions`, {}, signal);
   const aliases = versions.flatMap((entry) => entry.aliases.map((alias) => [alias, `${alias}: ${shortVersion(entry.version)}`]));
   aliases.sort((a, b) => (b[0] === "active") - (a[0] === "active") || a[0].localeCompare(b[0]));
-  const control = select([...aliases, ...versions.map((entry) => [entry.version, shortVersion(entry.version)])],
+  const options = [...aliases, ...versions.map((entry) => [entry.version, shortVersion(entry.version)])];
+  // one that was deleted stays what was asked for: the server then says so, and no other is shown in its place
+  if (chosen && !options.some(([key]) => key === chosen)) options.push([chosen, `${shortVersion(chosen)}, not there`]);
+  const control = select(options,
     chosen ?? aliases[0]?.[0] ?? versions[0]?.version, onchange);
   return { element: field(text, control), control, versions };
 }

@@ -49,7 +49,11 @@ export function notice(text, kind = "info") {
   if (kind === "info") setTimeout(() => box.remove(), 8000);
 }
 
-export const explain = (error) => error?.detail ?? error?.message ?? String(error);
+// Whether a module of the page did not arrive. Browsers remember that, so only loading the page again helps.
+export const isIncomplete = (error) => error instanceof TypeError && /module/i.test(error.message);
+
+export const explain = (error) => isIncomplete(error) ? "A part of this page did not arrive: the server does not answer, or was updated. Check that it is running, then load the page again."
+  : error?.detail ?? error?.message ?? String(error);
 
 // Run the action of a click once at a time, and show its error.
 export const click = (action) => async (event) => {
@@ -66,7 +70,8 @@ export function field(text, control, hint) {
 }
 
 export function select(options, value, onchange, attributes) {
-  const control = h("select", { onchange: () => onchange?.(control.value), ...attributes },
+  const change = async () => { try { await onchange?.(control.value); } catch (error) { if (error.name !== "AbortError") notice(explain(error), "error"); } };
+  const control = h("select", { onchange: change, ...attributes },
     options.map(([key, text]) => h("option", { value: key }, text)));
   if (value !== undefined) control.value = value;
   return control;
