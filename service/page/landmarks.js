@@ -35,11 +35,12 @@ class Maker {
     this.setName = h("input", { value: "anatomy", maxlength: 64, autocomplete: "off" });
     this.state = h("p", { class: "small soft", "aria-live": "polite" });
     this.result = h("section", { "aria-live": "polite" });
-    const zone = dropZone({ title: "Drop ten to fifty pictures", hint: `You place the same points on each.${prior.training.located ? " This version learned from boxes around the thing: use pictures that are cut out around it, or choose some of a dataset below, with their boxes." : ""}`, accept: "image/*", onfiles: (files) => this.add(files), signal });
+    const choose = (title, hint, small) => dropZone({ title, hint, small, accept: "image/*", onfiles: (files) => this.add(files), signal });
+    const zone = choose("Drop ten to fifty pictures", `You place the same points on each.${prior.training.located ? " This version learned from boxes around the thing: use pictures that are cut out around it, or choose some of a dataset below, with their boxes." : ""}`);
     this.intro = h("div", { class: "stack" }, zone, prior.category === "dog" && h("div", { class: "row centre" }, button("Use sample pictures of a dog", () => this.addSamples())));
     const add = async () => { const name = this.newName.value.trim(); if (name && !this.names.includes(name)) { this.names.push(name); this.active = this.names.length - 1; this.newName.value = ""; this.draw(); } this.newName.focus(); };
     this.newName.addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); add(); } });
-    this.work = h("div", { class: "two", hidden: true }, h("div", {}, this.stage.element, this.thumbs),
+    this.work = h("div", { class: "two", hidden: true }, h("div", {}, this.stage.element, this.thumbs, h("div", { style: { marginTop: "1.2rem" } }, choose("Add more", null, true))),
       h("div", { class: "stack keep" }, h("div", { class: "card stack" }, h("h2", {}, "Points"), this.list, h("div", { class: "row" }, this.newName, button("Add", add))),
         h("div", { class: "card stack" }, h("h2", {}, "Fit"), this.state, field("Name of the set", this.setName), h("button", { type: "button", class: "primary", onclick: click(() => this.fit()) }, "Fit the landmarks"))));
     const picker = new Picker(prior, job, signal, (files, boxes) => this.add(files, boxes));
@@ -111,7 +112,7 @@ class Maker {
 
   async fit() {
     const labelled = this.labelled(), form = new FormData(), quote = (text) => `"${text.replaceAll('"', '""')}"`;
-    const rows = labelled.flatMap(({ file, points }) => [...points].map(([name, { x, y }]) => [quote(file.name), quote(name), x, y].join(",")));
+    const rows = labelled.flatMap(({ file, points }) => [...points].map(([name, { x, y }]) => [quote(sentAs(file.name)), quote(name), x, y].join(",")));
     form.append("name", this.setName.value.trim());
     form.append("version", this.prior.version);
     this.appendPictures(form, labelled);
@@ -163,6 +164,9 @@ class Maker {
     this.worst.replaceChildren(h("h3", {}, "Where the fit is worst"), h("p", { class: "small soft" }, "Rings: where you clicked. Orange: the fitted points of the same pictures."), h("ul", { class: "wall" }, figures));
   }
 }
+
+// The name of a file as a browser writes it into a form.
+const sentAs = (name) => name.replaceAll("\n", "%0D%0A").replaceAll("\r", "%0D%0A").replaceAll('"', "%22");
 
 // The part of a picture around its box, in whole pixels; without a box all of it.
 function viewOf({ width, height }, box) {

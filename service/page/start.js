@@ -6,6 +6,7 @@ import { button, dropZone, duration, field, h, notice, pathOf, plural, select, s
 import { skeleton } from "./skeleton.js";
 
 const PACKED = /\.(zip|tar|tgz|tar\.gz|mp4|m4v|mov|avi|mkv|webm)$/i;
+const ARCHIVE = /\.(zip|tar|tgz|gz)$/i;
 const PICTURE = /\.(jpe?g|png|webp|avif|heic|heif|bmp|tiff?)$/i;
 // steps: in words, and how many
 const LENGTHS = [["300", "A first look: 300 steps"], ["1500", "Good for most: 1,500 steps"], ["6000", "Thorough: 6,000 steps"]];
@@ -53,12 +54,13 @@ export function priorCard(entry, signal) {
 
 function makeForm(files) {
   const form = new FormData(), packed = files.filter((file) => PACKED.test(file.name)), pictures = files.filter((file) => PICTURE.test(file.name));
-  const left = files.length - packed.length - pictures.length;
+  const left = files.length - packed.length - pictures.length, archives = packed.filter((file) => ARCHIVE.test(file.name)).length;
+  if (archives && packed.length + pictures.length > 1) throw new Error("An archive is sent by itself. Drop one archive, or pictures and videos without one.");
   if (packed.length === 1 && !pictures.length) {
     form.append("archive", packed[0], packed[0].name);
     form.append("name", packed[0].name.slice(0, 100));
   } else {
-    const all = [...pictures, ...packed.filter((file) => !/\.(zip|tar|tgz|gz)$/i.test(file.name))];
+    const all = [...pictures, ...packed];
     if (!all.length) throw new Error("These are no pictures, no archive and no video. Drop JPEG, PNG, WebP, HEIC or TIFF pictures, a zip, or a video.");
     for (const file of all) form.append("images", file, pathOf(file));
     const folder = pathOf(all[0]).split("/").slice(0, -1)[0];

@@ -31,8 +31,8 @@ export async function playVideo(place, options) {
 }
 
 class Player {
-  constructor(place, estimate, { file, prior, signal }) {
-    Object.assign(this, { estimate, file, prior, signal, isSmooth: true });
+  constructor(place, estimate, { file, prior, landmarks, signal }) {
+    Object.assign(this, { estimate, file, prior, landmarks, signal, isSmooth: true });
     this.frames = estimate.result.images.filter((frame) => frame.keypoints.length);
     this.names = this.frames[0]?.keypoints.map((point) => point.name ?? `keypoint ${point.id}`) ?? [];
     this.stage = new Stage("The video with the poses that were found");
@@ -59,7 +59,7 @@ class Player {
 
   async downloadAs(format, name) {
     const form = new FormData();
-    for (const [key, value] of Object.entries({ category: this.estimate.category, version: this.estimate.version, smooth: "savgol", format })) form.append(key, value);
+    for (const [key, value] of Object.entries({ category: this.estimate.category, version: this.estimate.version, landmarks: this.landmarks, smooth: "savgol", format })) if (value) form.append(key, value);
     form.append("video", this.file, this.file.name);
     const { id } = await estimateInBackground(form, { signal: this.signal });
     save(await (await request(`estimates/${id}/result`, { signal: this.signal })).blob(), name);
