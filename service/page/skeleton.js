@@ -11,8 +11,8 @@ export const rim = (index) => {
   return 0.3 * red + 0.6 * green + 0.1 * blue < 96 ? "#e8e8ec" : OUTLINE;
 };
 
-// The layer of one pose. `unit` is a hundredth of the side of what the model saw.
-export function poseLayer({ points, links = [], unit, labels = null, marks = [], opacity = 1, dots = true, lines = true, ids = null }) {
+// The layer of one pose. `unit` is a hundredth of the side of what the model saw; names end at `right` at the latest.
+export function poseLayer({ points, links = [], unit, labels = null, marks = [], opacity = 1, dots = true, lines = true, ids = null, right = Infinity }) {
   const layer = s("g", { opacity }), end = (index) => (ids ? ids[index] : index);
   const strongest = Math.max(...links.map((link) => link.weight), 1e-9);
   if (lines) for (const { i, j, weight } of [...links].sort((a, b) => a.weight - b.weight)) {
@@ -28,16 +28,17 @@ export function poseLayer({ points, links = [], unit, labels = null, marks = [],
     layer.append(s("g", { class: "dot", "data-id": end(index) },
       s("circle", { cx: point.x, cy: point.y, r: unit * 1.35, fill: colour(end(index)), stroke: rim(end(index)), "stroke-width": unit * 0.35 })));
   });
-  if (labels) points.forEach((point, index) => point && layer.append(label(point, labels[index], unit)));
+  if (labels) points.forEach((point, index) => point && layer.append(label(point, labels[index], unit, right)));
   for (const mark of marks) {
     layer.append(s("circle", { cx: mark.x, cy: mark.y, r: unit * 1.1, fill: "#fff", stroke: OUTLINE, "stroke-width": unit * 0.35 }),
-      label(mark, mark.name, unit));
+      label(mark, mark.name, unit, right));
   }
   return layer;
 }
 
-function label(point, text, unit) {
-  return s("text", { x: point.x + 1.9 * unit, y: point.y - 1.2 * unit, style: { fontSize: `${3.2 * unit}px` }, "stroke-width": 0.7 * unit }, String(text));
+function label(point, text, unit, right) {
+  const width = 0.6 * 3.2 * unit * String(text).length; // about
+  return s("text", { x: Math.min(point.x + 1.9 * unit, right - width), y: point.y - 1.2 * unit, style: { fontSize: `${3.2 * unit}px` }, "stroke-width": 0.7 * unit }, String(text));
 }
 
 // A pose in the model's square, [-1, 1], is drawn in thousandths of its side: browsers round smaller letters.
@@ -46,7 +47,7 @@ export const toPoints = (pairs) => pairs.map(([x, y]) => ({ x: SCALE * x, y: SCA
 
 export function skeleton(pairs, links, { labels = null, title, ...more } = {}) {
   return s("svg", { class: "skeleton", viewBox: "-540 -540 1080 1080", role: "img", "aria-label": title ?? "Skeleton" },
-    poseLayer({ points: toPoints(pairs), links, unit: 14, labels, ...more }));
+    poseLayer({ points: toPoints(pairs), links, unit: 14, labels, right: 540, ...more }));
 }
 
 // Draw the link map (PPL eq. 3): at each pixel the maximum of weight · exp(-d² / width) over the links.

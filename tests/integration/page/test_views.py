@@ -243,6 +243,8 @@ def test_prior_is_read_named_and_followed_through_its_history(visit):
     field.press("Tab")
     page.get_by_text("Keypoint 3 is now called <b>left paw</b>.").wait_for()
     assert few.locator("text").nth(3).inner_html() == "&lt;b&gt;left paw&lt;/b&gt;"
+    ends = [text.evaluate("text => text.getBBox().x + text.getBBox().width") for text in few.locator("text").all()]
+    assert max(ends) <= 540, "the view box ends there"
     visitor.check("prior")
 
 
