@@ -1,6 +1,6 @@
 // Routing by the address, the title of each view, and the theme.
 
-import { explain, h, isIncomplete } from "./dom.js";
+import { explain, h, isIncomplete, unsaved } from "./dom.js";
 
 const VIEWS = {
   start: { title: "Start", load: () => import("./start.js") },
@@ -10,7 +10,7 @@ const VIEWS = {
   priors: { title: "Priors", load: () => import("./priors.js") },
 };
 const main = document.getElementById("main");
-let left = new AbortController();
+let left = new AbortController(), address = location.hash;
 
 // #/priors/dog/memory?version=… → { view: "priors", path: ["dog", "memory"], query }
 function parse(hash) {
@@ -23,6 +23,8 @@ function parse(hash) {
 async function show(isFirst) {
   left.abort();
   left = new AbortController();
+  unsaved.text = "";
+  address = location.hash;
   const { signal } = left;
   const { view, path, query } = parse(location.hash);
   const { title, load, nav = view } = VIEWS[view];
@@ -56,6 +58,10 @@ let stored = "auto";
 try { stored = localStorage.getItem("ppl-theme") ?? "auto"; } catch { /* as above */ }
 setTheme(THEMES.includes(stored) ? stored : "auto");
 
-window.addEventListener("hashchange", () => show(false));
+window.addEventListener("hashchange", () => {
+  if (unsaved.text && !window.confirm(`${unsaved.text} Leave this page?`)) history.pushState(null, "", address);
+  else show(false);
+});
+window.addEventListener("beforeunload", (event) => { if (unsaved.text) event.preventDefault(); });
 document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
 show(true);

@@ -3,7 +3,7 @@
 
 import { blobUrl, pause, request } from "./api.js";
 import { listAll } from "./choose.js";
-import { button, h, plural, s, slider } from "./dom.js";
+import { button, h, plural, s, slider, unsaved } from "./dom.js";
 import { BOX_LOOK, Stage, boxShape } from "./stage.js";
 
 const NEEDED = 8; // pictures that a training needs
@@ -157,7 +157,11 @@ export class BoxEditor {
     event.preventDefault();
   }
 
-  keep() { this.file = null; this.draw(); }
+  keep() {
+    this.file = null;
+    unsaved.text = this.boxes.size ? "The boxes that you changed are sent with a training; none was started, and they would be lost." : "";
+    this.draw();
+  }
 
   async show(at) {
     this.at = at;

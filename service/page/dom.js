@@ -14,6 +14,9 @@ function fill(element, attributes, children) {
   return element;
 }
 
+// What would be lost by leaving the view, in words; empty if nothing would.
+export const unsaved = { text: "" };
+
 export const h = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
 export const s = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 

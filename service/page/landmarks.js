@@ -1,7 +1,7 @@
 // Landmarks: place named points on a few pictures by clicking, fit them to the keypoints, and see how well that works.
 
 import { get, lines, parts, send, upload } from "./api.js";
-import { button, click, dropZone, field, h, notice, percent, plural, s } from "./dom.js";
+import { button, click, dropZone, field, h, notice, percent, plural, s, unsaved } from "./dom.js";
 import { SAMPLES } from "./palette.js";
 import { Picker } from "./picker.js";
 import { Stage, boxShape, readPicture } from "./stage.js";
@@ -83,6 +83,7 @@ class Maker {
     if (!this.names.length) { notice("Name a point first, at the right."); this.newName.focus(); return; }
     const { x, y } = this.stage.place(event), { view } = this.current, name = this.names[this.active];
     this.current.points.set(name, { x: Math.round((view.x + x - 0.5) * 10) / 10, y: Math.round((view.y + y - 0.5) * 10) / 10 });
+    unsaved.text = "The points that you placed are not fitted yet, and would be lost.";
     const next = this.names.findIndex((other) => !this.current.points.has(other));
     if (next >= 0) this.active = next;
     this.draw();
@@ -118,6 +119,7 @@ class Maker {
     this.appendPictures(form, labelled);
     form.append("labels", new Blob([["image,keypoint,x,y", ...rows].join("\n")], { type: "text/csv" }), "labels.csv");
     const fitted = await upload(`priors/${this.prior.category}/landmarks`, form, { signal: this.signal });
+    unsaved.text = "";
     await Promise.all([this.showErrors(fitted), this.onfitted()]);
   }
 

@@ -2,7 +2,7 @@
 
 import { blobUrl, get, pause, send, upload } from "./api.js";
 import { listAll, loadPrior } from "./choose.js";
-import { button, dropZone, duration, field, h, notice, pathOf, plural, select, size, toggle, when } from "./dom.js";
+import { button, dropZone, duration, field, h, notice, pathOf, plural, select, size, toggle, unsaved, when } from "./dom.js";
 import { skeleton } from "./skeleton.js";
 
 const PACKED = /\.(zip|tar|tgz|tar\.gz|mp4|m4v|mov|avi|mkv|webm)$/i;
@@ -151,6 +151,7 @@ function trainCard(dataset, editor, signal) {
       for (const [field, value] of Object.entries(body)) form.append(field, value);
       if (boxes) form.append("boxes", boxes, boxes.name);
       const job = await upload("train-jobs", form, { headers: { "Idempotency-Key": crypto.randomUUID?.() ?? String(Math.random()) }, signal });
+      unsaved.text = "";
       location.hash = `#/jobs/${job.id}`;
     } catch (error) { if (error.name !== "AbortError") notice(error.detail ?? error.message, "error"); } finally { start.disabled = false; }
   } });

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.browser import NEEDS_BROWSER
+from tests.support.browser import NEEDS_BROWSER, drag
 from tests.support.stack_process import TINY, archive, drawing, within
 
 pytestmark = NEEDS_BROWSER
@@ -118,6 +118,47 @@ def test_archive_beside_other_files_is_refused_rather_than_left_out(visit, tmp_p
         page.get_by_text("An archive is sent by itself.").wait_for()
         page.get_by_role("button", name="Close").click()
     assert page.url.endswith("#/start")
+    visitor.check()
+
+
+def test_points_and_boxes_are_not_left_without_a_question(visit, stack, tmp_path):
+    with stack.client() as client:
+        dataset = client.datasets.wait(client.datasets.create(archive(tmp_path / "left.zip", 12, cameras=2)).id)
+    visitor = visit()
+    questions = []
+
+    def answer(dialog) -> None:
+        questions.append(dialog.message)
+        dialog.accept() if len(questions) % 2 == 0 else dialog.dismiss()
+
+    page = visitor.open("#/priors")
+    page.on("dialog", answer)
+    page = visitor.open("#/priors/dog/landmarks")
+    page.get_by_role("button", name="Use sample pictures of a dog").click()
+    page.get_by_label("Name of a new point").fill("nose")
+    page.get_by_label("Name of a new point").press("Enter")
+    page.locator(".stage").click(position={"x": 60, "y": 60})
+    page.get_by_text("1 picture with points").wait_for()
+    page.get_by_role("link", name="Jobs", exact=True).click()
+    page.get_by_text("1 picture with points").wait_for()
+    assert page.url.endswith("#/priors/dog/landmarks")
+    page.go_back()
+    page.get_by_role("heading", name="Jobs", exact=True).wait_for()
+    assert questions == ["The points that you placed are not fitted yet, and would be lost. Leave this page?"] * 2
+
+    page = visitor.open(f"#/datasets/{dataset.id}")
+    page.get_by_text("Where is the thing? Draw boxes").click()
+    page.locator(".stage img").wait_for()
+    drag(page, (0.25, 0.25), (0.75, 0.75))
+    page.get_by_text("of 12 with a box").wait_for()
+    page.get_by_role("link", name="Jobs", exact=True).click()
+    page.get_by_text("of 12 with a box").wait_for()
+    page.get_by_role("link", name="Jobs", exact=True).click()
+    page.get_by_role("heading", name="Jobs", exact=True).wait_for()
+    assert len(questions) == 4
+    page.get_by_role("link", name="Priors", exact=True).click()
+    page.get_by_role("heading", name="Priors", exact=True).wait_for()
+    assert len(questions) == 4, "nothing is lost any more"
     visitor.check()
 
 
