@@ -6,11 +6,19 @@ import os
 import signal
 import zipfile
 
+from PIL import Image
+
 from tests.support.arena import BODY, arena_frame, encode_film, walk, walk_angles, walker_frame
 from tests.support.browser import NEEDS_BROWSER, corners, drag
 from tests.support.stack_process import TINY, archive, drawing, within
 
 pytestmark = NEEDS_BROWSER
+
+
+def walking(count: int) -> list[Image.Image]:
+    """Return the frames of a thing that walks, seen from above."""
+    path = zip(walk(count), walk_angles(count), strict=True)
+    return [walker_frame(place, angle, number) for number, (place, angle) in enumerate(path)]
 
 
 def test_boxes_of_an_earlier_job_keep_their_angles(visit, stack, tmp_path):
@@ -89,9 +97,7 @@ def test_pictures_become_a_dataset_with_boxes_and_a_training(visit, stack, tmp_p
 
 
 def test_view_from_above_is_ticked_once_it_is_found(visit, stack, tmp_path):
-    frames = [
-        walker_frame(place, angle, n) for n, (place, angle) in enumerate(zip(walk(40), walk_angles(40), strict=True))
-    ]
+    frames = walking(40)
     (tmp_path / "seen.mkv").write_bytes(encode_film(frames))
     visitor = visit()
     page = visitor.open("#/start")
@@ -116,9 +122,7 @@ def test_view_from_above_is_ticked_once_it_is_found(visit, stack, tmp_path):
 
 
 def test_boxes_that_motion_found_in_a_video_are_moved_on_its_frames(visit, stack, tmp_path):
-    frames = [
-        walker_frame(place, angle, n) for n, (place, angle) in enumerate(zip(walk(40), walk_angles(40), strict=True))
-    ]
+    frames = walking(40)
     (tmp_path / "arena.mkv").write_bytes(encode_film(frames))
     with stack.client() as client:
         dataset = client.datasets.create(tmp_path / "arena.mkv")
@@ -378,9 +382,7 @@ def drawn_box(page) -> list[int]:
 
 
 def test_picture_for_a_prior_that_was_turned_to_face_up_needs_a_box(visit, stack, tmp_path):
-    frames = [
-        walker_frame(place, angle, n) for n, (place, angle) in enumerate(zip(walk(24), walk_angles(24), strict=True))
-    ]
+    frames = walking(24)
     (tmp_path / "yard.mkv").write_bytes(encode_film(frames))
     frames[5].save(tmp_path / "still.png")
     with stack.client() as client:

@@ -30,7 +30,7 @@ def test_places_are_where_the_warp_takes_the_picture():
     assert (centre(warps.pictures(dots(points))) - expected).abs().max() < 0.01
 
 
-def test_what_follows_the_warp_is_told_from_what_stays_and_what_wanders():
+def test_what_follows_the_warp_differs_from_what_stays_and_what_wanders():
     rng = np.random.default_rng(1)
     points = torch.from_numpy(rng.uniform(-0.5, 0.5, (200, 3, 2))).float()
     warps = Warps.draw(torch.zeros(200, 3, 1, 1), torch.Generator().manual_seed(0))
